@@ -1,0 +1,74 @@
+# Two commands on a machine that has only Python, pip and make:
+#
+#   make quickstart    pre-train a small VLMo on real pictures and text, then see what it finds
+#   make test          run the tests
+#
+# Both create .venv on the first run and reuse it afterwards. More arguments go through ARGS:
+#
+#   make quickstart ARGS=--help
+#   make test ARGS="tests/model -x"
+#
+# pip's own settings apply. On Linux the default build of torch brings the CUDA libraries; for the smaller CPU build,
+# set PIP_EXTRA_INDEX_URL (an index) or PIP_FIND_LINKS (a folder of wheels) to where you get it from.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# Each test process keeps to one thread, so this is the number of cores in use.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test check format clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+quickstart: $(VENV)/.installed-quickstart  ## all stages on small real data: about ten minutes on two CPU cores
+	$(BIN)/vlmo quickstart $(ARGS)
+
+test: $(VENV)/.installed-dev  ## all tests but those that need a GPU or a browser
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope -m "not gpu and not browser" $(ARGS)
+
+check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling, dependencies
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/deptry src
+
+format: $(VENV)/.installed-dev  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment, caches and build results (runs/ stays)
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is renewed when pyproject.toml changes. `dev` holds everything that `quickstart` needs.
+$(VENV)/.installed-quickstart: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --editable '.[quickstart]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@ $(VENV)/.installed-quickstart
+
+# Debian keeps `ensurepip` in a package of its own; where it is missing, the system's pip fills the environment.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: Python 3.11 or later is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	    echo "       Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv' 2>/dev/null || { \
+	    echo "error: '$(PYTHON)' has no venv module. Install it (on Debian and Ubuntu: apt install python3-venv)." >&2; \
+	    exit 1; }
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+	    $(PYTHON) -m venv $(VENV); \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	    $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; \
+	else \
+	    echo "error: '$(PYTHON)' can make no environment with pip. Install what is missing" \
+	         "(on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; \
+	fi

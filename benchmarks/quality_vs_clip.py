@@ -1,0 +1,166 @@
+"""Retrieval of `vlmo quickstart` against a CLIP of open_clip that is trained from nothing for the same wall time.
+
+    python benchmarks/quality_vs_clip.py --out benchmarks/results/quality_vs_clip.json
+
+Both see the same pairs, pictures (decoded once, same augmentation), word pieces, batch size and precision, and are
+searched by the same code on the drawings that neither saw. Time is that of training alone: of ours the visual tokenizer
+and stages 1 to 3. Building data sets and decoding pictures is counted for neither.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from torch import nn
+
+from clip_peer import Peer, peer_loader, train_peer
+from vlmo.evaluation import RetrievalResult
+from vlmo.recipes import Recipe, build, emoji
+from vlmo.recipes.quickstart import quickstart_recipes
+from vlmo.recipes.retrieval import evaluate_with_progress, load_retrieval_model, read_rows
+from vlmo.training import choose_device
+from vlmo.training.checkpoint import claim_run_folder, newest_state
+
+STAGES = (emoji.TOKENIZER, emoji.STAGE1, emoji.STAGE2, emoji.STAGE3)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Trains our quickstart, then open_clip's CLIP for the same wall time, and lets both find unseen drawings."""
+
+    run: Path = Path("runs/quality_vs_clip")
+    """Folder of our quickstart; stages that have finished there, with the same settings, are taken as they are."""
+    scale: float = 1.0
+    """Share of the steps of each of our stages."""
+    seconds: float | None = None
+    """Training time of the peer; by default what ours took."""
+    clip_lr: tuple[float, ...] = (1e-3,)
+    """Full learning rate of the peer. Several train a peer each, all for the whole time; the best one counts."""
+    clip_context: int | None = None
+    """Length that the peer's texts are padded to (open_clip's default: 77); by default the batch's longest."""
+    clip_precision: Literal["float32", "bf16"] | None = None
+    """Type of the peer's activations; by default that of our stage 3."""
+    threads: int = 2
+    """CPU threads of PyTorch, for both."""
+    out: Path | None = None
+    """JSON file for the result."""
+
+
+def train_ours(recipes: dict[str, Recipe], *, run: Path, console: Console) -> dict[str, dict[str, Any]]:
+    """Steps, samples and seconds of each stage; stages that have finished in `run` are not trained again."""
+    spent = {}
+    for name in STAGES:
+        recipe, folder = recipes[name], run / name
+        claim_run_folder(folder, recipe_json=recipe.to_json(), write=False)  # not a run with other settings
+        saved = newest_state(folder / "state") if (folder / "model").exists() else None
+        if saved is None:
+            result = build(recipe, run_dir=folder, console=console, title=f"ours, {name}").fit()
+            if result.status == "stopped":
+                sys.exit("stopped; the same command goes on")
+            progress = dataclasses.asdict(result)
+        else:
+            progress = saved.progress | {"steps": saved.progress["step"]}
+        spent[name] = {key: progress[key] for key in ("steps", "samples_seen", "seconds")}
+        spent[name]["trained_in_this_call"] = saved is None
+    return spent
+
+
+def surroundings(arguments: Sequence[str]) -> dict[str, Any]:
+    """What the figures depend on beside the settings."""
+    cpu = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    folder = Path(__file__).parent
+    has_git = shutil.which("git") is not None
+    commit = subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=False).stdout if has_git else ""
+    packages = ("vlmo", "torch", "torchvision", "transformers", "open_clip_torch")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "benchmarks/quality_vs_clip.py", *arguments]),
+        "commit": commit.strip() or "unknown",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "hardware": {
+            "cpu": model[1] if model else platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": str(choose_device()),
+        },
+    }
+
+
+def compare(options: Options, *, console: Console) -> dict[str, Any]:
+    """Trains and evaluates ours, then a peer for each learning rate."""
+    recipes = quickstart_recipes(options.run, scale=options.scale)
+    recipe, run = recipes[emoji.STAGE3], options.run
+    longest = recipe.text.max_length
+    if options.clip_context is not None and options.clip_context < longest:
+        raise ValueError(f"--clip-context is {options.clip_context}; texts have up to {longest} tokens: give no less")
+    stages = train_ours(recipes, run=run, console=console)
+    seconds = sum(stage["seconds"] for stage in stages.values())
+    model, processor = load_retrieval_model(run / emoji.STAGE3 / "model")
+    rows = read_rows(recipe.data.source, split="test", processor=processor, quarantine=run / "test.quarantine.jsonl")
+    found = evaluate_with_progress(model, rows, rerank=0, console=console)
+    ours = {"stages": stages, "seconds": seconds} | outcome(model, found)
+
+    loader = peer_loader(recipe, processor, quarantine=run / "peer.quarantine.jsonl")
+    settings: dict[str, Any] = {
+        "seconds": seconds if options.seconds is None else options.seconds,
+        "bf16": (options.clip_precision or recipe.trainer.precision) == "bf16",
+        "console": console,
+    }
+    peers = []
+    for lr in options.clip_lr:
+        torch.manual_seed(recipe.seed)
+        peer = Peer(processor, pad_to=options.clip_context).to(choose_device())
+        training = train_peer(peer, loader, lr=lr, **settings)
+        peers.append(training | outcome(peer, evaluate_with_progress(peer, rows, rerank=0, console=console)))
+    best = max(peers, key=lambda tried: tried["figures"]["ir@1"])
+    recall = best["figures"]["ir@1"]
+    return {
+        "test": {"source": recipe.data.source, "images": len(rows.rows), "texts": len(rows.captions)},
+        "chance": found.chance,
+        "ours": ours,
+        "clip": best,
+        "clip_others": [tried for tried in peers if tried is not best],
+        "ratio_of_ir@1": ours["figures"]["ir@1"] / recall if recall else None,
+    }
+
+
+def outcome(model: nn.Module, found: RetrievalResult) -> dict[str, Any]:
+    """Size, with heads that retrieval does not use, and recalls of a model (fractions)."""
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "figures": found.metrics}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the comparison and prints its result as JSON."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = tyro.cli(Options, args=arguments)
+    console = Console(stderr=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
+    torch.set_num_threads(options.threads)
+    text = json.dumps(surroundings(arguments) | compare(options, console=console), indent=2)
+    print(text)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""The command line: `vlmo quickstart | train | evaluate | recipes`."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import io
+import logging
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import transformers
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+_USAGE_ERROR = 2
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Where a run lives, and the recipe that it follows."""
+
+    recipe: Annotated[Any, tyro.conf.arg(name="")]
+    run: Path
+    """Run folder; a run that was interrupted goes on where it was."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Figures of a model folder."""
+
+    task: Literal["retrieval"] = "retrieval"
+    """What to measure."""
+    source: str = "emoji-pairs"
+    """A built-in name or a path (docs/data.md)."""
+    split: str = "test"
+    """Part of the source."""
+    rerank: int = 16
+    """Candidates of each query that the fusion encoder reorders; 0 leaves it out."""
+    rerank_weight: float | None = None
+    """Share of the matching score in the new order, 0 to 1; by default the model's."""
+    out: Path | None = None
+    """JSON file for the figures."""
+
+
+@dataclass(frozen=True)
+class RecipesOptions:
+    """Cards and settings."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Recipe to show; all by default."""
+    json: bool = False
+    """Print its settings alone, as JSON."""
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """All stages on small real data, figures and a report."""
+
+    run: Path = Path("runs/quickstart")
+    """Folder for all runs and the report; interrupted work goes on where it was."""
+    scale: float = 1.0
+    """Share of the steps of each stage; small values only show that everything works."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; errors of the user are one line on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=_STDERR, show_path=False)]
+    )
+    for noisy in ("httpx", "datasets", "transformers", "filelock", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers.logging.disable_progress_bar()  # "Loading weights" and the like, many times a run
+    try:
+        _dispatch(arguments)
+    except (ValueError, ModuleNotFoundError, FileNotFoundError) as error:
+        _fail(str(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+    except KeyboardInterrupt:
+        _fail("interrupted", code=130)
+
+
+_STDERR = Console(stderr=True)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        Console().print(_overview(), highlight=False)
+        return
+    if arguments[0] == "--version":
+        sys.stdout.write(f"vlmo {version('vlmo')}\n")
+        return
+    name, *rest = arguments
+    if name not in _COMMANDS:
+        raise ValueError(f"no command {name!r}; did you mean {_nearest(name, _COMMANDS)!r}? All: vlmo --help")
+    _COMMANDS[name](rest)
+
+
+def _quickstart(arguments: list[str]) -> None:
+    """All stages on small real data: models, figures and a report in about ten minutes on two CPU cores."""
+    options = _parse(QuickstartOptions(), arguments, prog="vlmo quickstart")
+    from vlmo.recipes.quickstart import run_quickstart
+
+    run_quickstart(options.run, scale=options.scale, console=Console())
+
+
+def _train(arguments: list[str]) -> None:
+    """Train one recipe: vlmo train NAME [--init MODEL_FOLDER] [--run FOLDER] [--optimizer.lr 1e-4 ...]."""
+    from vlmo.recipes import build, find_recipe
+    from vlmo.training import launch
+
+    name, rest = _positional(arguments, what="recipe", command="train", hint="vlmo recipes lists them")
+    recipe_function = find_recipe(name)
+    default = TrainOptions(recipe=recipe_function(), run=Path("runs") / name)
+    card = inspect.getdoc(recipe_function) or name
+    description = f"{card.splitlines()[0]} (The whole card: vlmo recipes {name}.)"
+    options = _parse(default, rest, prog=f"vlmo train {name}", description=description)
+    with launch(options.device):
+        trainer = build(options.recipe, run_dir=options.run, console=Console(), title=name, device=options.device)
+        result = trainer.fit()
+    if result.status == "stopped":
+        sys.exit(0)
+    Console().print(f"{result.status}: {result.steps} steps; model folder {result.model_dir}", highlight=False)
+
+
+def _evaluate(arguments: list[str]) -> None:
+    """Figures of a model folder: vlmo evaluate MODEL_FOLDER --task retrieval [--source NAME] [--rerank K]."""
+    folder, rest = _positional(arguments, what="model folder", command="evaluate", hint="a run leaves one under model/")
+    options = _parse(EvaluateOptions(), rest, prog="vlmo evaluate MODEL_FOLDER")
+    from vlmo.recipes.retrieval import evaluate_folder, figures_table, write_figures
+
+    result = evaluate_folder(
+        folder,
+        source=options.source,
+        split=options.split,
+        rerank=options.rerank,
+        rerank_weight=options.rerank_weight,
+        console=_STDERR,
+    )
+    Console().print(figures_table(result))
+    if options.out is not None:
+        write_figures(result, options.out)
+
+
+def _recipes(arguments: list[str]) -> None:
+    """List every recipe with its card; vlmo recipes NAME shows one with its settings, --json the settings alone."""
+    from vlmo.recipes import RECIPES, find_recipe
+
+    options = _parse(RecipesOptions(), arguments, prog="vlmo recipes")
+    console = Console(soft_wrap=True)
+    if options.json:
+        if options.name is None:
+            raise ValueError("vlmo recipes --json needs the name of a recipe")
+        sys.stdout.write(find_recipe(options.name)().to_json() + "\n")
+        return
+    for name in [options.name] if options.name else RECIPES:
+        card = inspect.getdoc(find_recipe(name)) or ""
+        console.print(f"[bold]{name}[/bold]", highlight=False)
+        console.print(textwrap.indent(card, "  "), markup=False, highlight=False)
+        console.print()
+    if options.name:
+        console.print(find_recipe(options.name)().to_json(), markup=False)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "quickstart": _quickstart,
+    "train": _train,
+    "evaluate": _evaluate,
+    "recipes": _recipes,
+}
+
+
+def _overview() -> str:
+    lines = ["usage: vlmo COMMAND ...", ""]
+    lines += [f"  {name:<12}{inspect.getdoc(command)}".rstrip(".") for name, command in _COMMANDS.items()]
+    return "\n".join([*lines, "", "vlmo COMMAND --help shows the options of a command."]).replace("[", r"\[")
+
+
+def _positional(arguments: list[str], *, what: str, command: str, hint: str) -> tuple[str, list[str]]:
+    if arguments and arguments[0] in {"-h", "--help"}:
+        Console().print(inspect.getdoc(_COMMANDS[command]), markup=False, highlight=False)
+        sys.exit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"vlmo {command} needs a {what} first ({hint})")
+    return arguments[0], arguments[1:]
+
+
+def _parse(default: Options, arguments: list[str], *, prog: str, description: str | None = None) -> Options:
+    """`default` with the options of the command line. Wrong ones raise ValueError with the nearest right one."""
+    parse = {"default": default, "prog": prog, "description": description}
+    if {"-h", "--help"} & set(arguments):
+        tyro.cli(type(default), args=["--help"], **parse)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            options, unknown = tyro.cli(type(default), args=arguments, return_unknown_args=True, **parse)
+    except SystemExit:
+        raise ValueError(f"{prog}: {_first_line(errors.getvalue())}") from None
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        nearest = _nearest(flag, _flags(type(default), parse))
+        raise ValueError(f"{prog}: no option {flag!r}; did you mean {nearest!r}? All: {prog} --help")
+    return options
+
+
+def _first_line(box: str) -> str:
+    """The message inside the frame that tyro draws around an error."""
+    lines = (line.strip("│|+ ╭╮╰╯─-") for line in box.splitlines()[1:])
+    return next((line for line in lines if line), "the options cannot be read")
+
+
+def _flags(kind: type, parse: dict[str, Any]) -> list[str]:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], **parse)
+    return sorted(set(re.findall(r"--[a-z][\w.-]*", text.getvalue())))
+
+
+def _nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=0)[0]
+
+
+def _fail(message: str, *, code: int = _USAGE_ERROR) -> None:
+    sys.stderr.write(f"vlmo: {' '.join(message.split())}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

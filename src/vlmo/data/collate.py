@@ -1,0 +1,60 @@
+"""Single examples to a batch: pictures are stacked, texts padded."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from vlmo.data.masking import IGNORED
+from vlmo.types import Batch
+
+# The same multiple as the processor's, so that training and use see texts of the same shapes.
+PAD_MULTIPLE = 8
+
+
+class Example(TypedDict, total=False):
+    """One row of a batch; all examples of a batch have the same keys."""
+
+    pixel_values: Float[Tensor, "3 height width"]
+    input_ids: Int64[np.ndarray, "text"]
+    mlm_input_ids: Int64[np.ndarray, "text"]
+    mlm_labels: Int64[np.ndarray, "text"]
+    bool_masked_pos: Bool[np.ndarray, "patch"]
+    image_id: int
+    sample_id: int
+
+
+def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
+    """The examples as one batch; texts are padded to the longest of them, rounded up to 8.
+
+    Padding is `pad_token_id` in ids, 0 in `attention_mask` and -100 in `mlm_labels`.
+    """
+    first = examples[0]
+    batch: Batch = {"sample_ids": torch.tensor([example["sample_id"] for example in examples], dtype=torch.int64)}
+    if "image_id" in first:
+        batch["image_ids"] = torch.tensor([example["image_id"] for example in examples], dtype=torch.int64)
+    if "pixel_values" in first:
+        batch["pixel_values"] = torch.stack([example["pixel_values"] for example in examples])
+    if "bool_masked_pos" in first:
+        batch["bool_masked_pos"] = torch.from_numpy(np.stack([example["bool_masked_pos"] for example in examples]))
+    if "input_ids" in first:
+        texts = [example["input_ids"] for example in examples]
+        batch["input_ids"] = pad(texts, value=pad_token_id)
+        batch["attention_mask"] = pad([np.ones_like(text) for text in texts], value=0)
+    if "mlm_labels" in first:
+        batch["mlm_input_ids"] = pad([example["mlm_input_ids"] for example in examples], value=pad_token_id)
+        batch["mlm_labels"] = pad([example["mlm_labels"] for example in examples], value=IGNORED)
+    return batch
+
+
+def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:
+    """Rows filled up on the right with `value`, to the longest one's length rounded up to 8."""
+    longest = max(len(row) for row in rows)
+    padded = np.full((len(rows), -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE), value, dtype=np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded)

@@ -1,0 +1,152 @@
+"""Look at every row once before a run: good ones go on, each bad one leaves a line in a file."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset, Features, List, Value
+
+from vlmo.data.decoding import MAX_PIXELS, decode_image
+from vlmo.data.schema import FEATURES, check_columns, column, select_rows
+
+_VERDICT = Features({"reason": Value("string"), "path": Value("string"), "captions": List(Value("string"))})
+
+
+def keep_good(
+    dataset: Dataset,
+    *,
+    quarantine: Path,
+    max_share: float = 0.01,
+    needs_image: bool = True,
+    needs_caption: bool = True,
+    unique_ids: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    num_proc: int = 1,
+) -> Dataset:
+    """Rows that can be used, in their order; every other row is a JSON line in `quarantine`.
+
+    A line has `kind` ("row": the row is dropped; "caption": only an empty caption was), `row`, `image_id`, `path`,
+    `source` and `reason`. So rows in = rows out + lines of kind "row". The file is written whole or not at all, also
+    when nothing is wrong.
+
+    Args:
+        quarantine: File to write, JSON lines; an older one is replaced.
+        max_share: Share of bad rows, 0 to 1, above which ValueError is raised (after the file is written).
+        needs_image: Decode each image, and drop rows without a picture that can be read.
+        needs_caption: Drop rows that have no caption left.
+        unique_ids: Drop rows whose `image_id` an earlier good row has; off for sets with several rows an image.
+        max_pixels: Largest image that is decoded.
+        num_proc: Processes that look at rows.
+    """
+    check_columns(dataset, name="data set")
+    if not len(dataset):
+        raise ValueError("the data set has no rows; nothing can be trained or tested on it")
+    settings = {"needs_image": needs_image, "needs_caption": needs_caption, "max_pixels": max_pixels}
+    verdicts = _verdicts(dataset, settings=settings, num_proc=num_proc)
+    reasons = _with_repeats(column(verdicts, "reason"), column(dataset, "image_id"), unique_ids=unique_ids)
+    removed = {row: texts for row, texts in enumerate(column(verdicts, "captions")) if texts is not None}
+    _write_lines(_lines(dataset, reasons=reasons, paths=column(verdicts, "path"), removed=removed), path=quarantine)
+    good = [row for row, reason in enumerate(reasons) if reason is None]
+    _check_share(len(dataset) - len(good), total=len(dataset), max_share=max_share, quarantine=quarantine)
+    # Captions are replaced before rows are chosen: afterwards every image would be copied.
+    dataset = _with_captions(dataset, removed) if removed else dataset
+    return dataset if len(good) == len(dataset) else select_rows(dataset, good)
+
+
+def _verdicts(dataset: Dataset, *, settings: dict[str, Any], num_proc: int) -> Dataset:
+    verdicts = dataset.map(
+        _inspect,
+        fn_kwargs=settings,
+        remove_columns=dataset.column_names,
+        features=_VERDICT,
+        # The files behind the paths may have changed since the last look, and nothing is left on the disk.
+        load_from_cache_file=False,
+        keep_in_memory=True,
+        num_proc=num_proc if num_proc > 1 else None,
+        desc="Checking samples",
+    )
+    return cast(Dataset, verdicts)
+
+
+def _with_captions(dataset: Dataset, changed: dict[int, list[str]]) -> Dataset:
+    captions = [changed.get(row, texts) for row, texts in enumerate(column(dataset, "captions"))]
+    others = cast(Dataset, dataset.remove_columns("captions"))
+    replaced = cast(Dataset, others.add_column("captions", captions, feature=FEATURES["captions"]))
+    return cast(Dataset, replaced.select_columns(dataset.column_names))
+
+
+def _inspect(row: dict[str, Any], *, needs_image: bool, needs_caption: bool, max_pixels: int) -> dict[str, Any]:
+    """Why the row is bad (or None), and its captions without empty ones where there were empty ones (or None)."""
+    image, given = row["image"], row["captions"] or []
+    captions = [caption for caption in given if caption and caption.strip()]
+    reasons = []
+    if not row["image_id"]:
+        reasons.append("image_id is empty")
+    if needs_image:
+        try:
+            if image is None:
+                raise ValueError("the row has no image")
+            decode_image(image, max_pixels=max_pixels)
+        except ValueError as error:
+            reasons.append(str(error))
+    if needs_caption and not captions:
+        reasons.append("the row has no caption" if not given else "every caption is empty")
+    return {
+        "reason": "; ".join(reasons) or None,
+        "path": image["path"] if image else None,
+        "captions": captions if len(captions) < len(given) else None,
+    }
+
+
+def _with_repeats(reasons: Iterable[str | None], image_ids: Iterable[str], *, unique_ids: bool) -> list[str | None]:
+    first: dict[str, int] = {}
+    found: list[str | None] = []
+    for row, (reason, image_id) in enumerate(zip(reasons, image_ids, strict=True)):
+        if reason is None and unique_ids and image_id in first:
+            found.append(f"image_id repeats that of row {first[image_id]}")
+            continue
+        if reason is None:
+            first[image_id] = row
+        found.append(reason)
+    return found
+
+
+def _lines(
+    dataset: Dataset, *, reasons: list[str | None], paths: Iterable[str | None], removed: dict[int, list[str]]
+) -> Iterable[dict[str, Any]]:
+    rows = zip(reasons, paths, column(dataset, "image_id"), column(dataset, "source"), strict=True)
+    for row, (reason, path, image_id, source) in enumerate(rows):
+        facts = {"row": row, "image_id": image_id, "path": path, "source": source}
+        if reason is not None:
+            yield {"kind": "row", **facts, "reason": reason}
+        elif row in removed:
+            for number, caption in enumerate(dataset[row]["captions"], start=1):
+                if not caption or not caption.strip():
+                    yield {"kind": "caption", **facts, "reason": f"caption {number} is empty; removed, the row is kept"}
+
+
+def _write_lines(lines: Iterable[dict[str, Any]], *, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _check_share(bad: int, *, total: int, max_share: float, quarantine: Path) -> None:
+    share = bad / total
+    if share > max_share:
+        raise ValueError(
+            f"{bad} of {total} rows are bad ({share:.2%}), more than the allowed {max_share:.2%}. Each has a line with "
+            f"its reason in {quarantine}: repair or remove them, or allow a larger share (max_share)."
+        )
+    if bad == total:
+        raise ValueError(f"all {total} rows are bad, so nothing is left; the reasons are in {quarantine}")

@@ -1,0 +1,87 @@
+"""Which samples make up which step: pure functions of (seed, step), so the step number is the only state.
+
+A data set is read in an endless row of epochs, each in an order of its own. A global batch is a window of that row, so
+no sample is lost or repeated within an epoch; a batch may hold the end of one epoch and the start of the next.
+Processes and accumulation only cut the window into pieces.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+from jaxtyping import Int64
+
+Key = tuple[int, int]
+"""(epoch, row number in the data set)."""
+
+
+def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
+    """The permutation of row numbers that `epoch` reads; read-only."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}: expected at least one sample")
+    return _order(num_samples, seed, epoch)
+
+
+def global_batch(step: int, *, num_samples: int, batch_size: int, seed: int) -> list[Key]:
+    """The (epoch, row) keys of step `step`, over all processes."""
+    if step < 0 or batch_size < 1:
+        raise ValueError(f"step is {step} and batch_size {batch_size}: expected step >= 0 and batch_size >= 1")
+    keys: list[Key] = []
+    position = step * batch_size
+    while len(keys) < batch_size:
+        epoch, first = divmod(position + len(keys), num_samples)
+        rows = order(num_samples, seed=seed, epoch=epoch)[first : first + batch_size - len(keys)]
+        keys += [(epoch, row) for row in rows.tolist()]
+    return keys
+
+
+def micro_batches(keys: list[Key], *, rank: int, world_size: int, accumulation: int) -> list[list[Key]]:
+    """This process's share of a global batch, one list for each micro-step.
+
+    At each micro-step, the shares of all processes in rank order are a contiguous piece of `keys`.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank}: expected 0 to {world_size - 1}, there being {world_size} processes")
+    size, rest = divmod(len(keys), world_size * accumulation)
+    if rest or not size:
+        raise ValueError(
+            f"a global batch of {len(keys)} cannot be cut evenly for {world_size} processes x {accumulation} "
+            "micro-steps: make it a multiple of their product"
+        )
+    starts = [(micro_step * world_size + rank) * size for micro_step in range(accumulation)]
+    return [keys[start : start + size] for start in starts]
+
+
+def sample_seed(seed: int, *, epoch: int, index: int, purpose: str = "") -> int:
+    """A 63-bit number for one visit to one sample; each purpose has its own, so a change to one leaves the others."""
+    return _hash("sample", purpose, seed, epoch, index)
+
+
+def sample_generator(seed: int, *, epoch: int, index: int, purpose: str) -> np.random.Generator:
+    """A generator seeded with `sample_seed`."""
+    return np.random.Generator(np.random.PCG64(sample_seed(seed, epoch=epoch, index=index, purpose=purpose)))
+
+
+def step_seed(seed: int, *, step: int) -> int:
+    """A 63-bit number for one step, the same on every process."""
+    return _hash("step", seed, step)
+
+
+def stable_id(name: str) -> int:
+    """A 63-bit number for a string, the same on every machine."""
+    return _hash("name", name)
+
+
+@lru_cache(maxsize=4)
+def _order(num_samples: int, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
+    permutation = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch))).permutation(num_samples)
+    permutation.setflags(write=False)
+    return permutation
+
+
+def _hash(*parts: str | int) -> int:
+    """63 bits, so that it is a positive int64; lengths keep ("ab", "c") and ("a", "bc") apart."""
+    text = "".join(f"{len(str(part))}:{part}," for part in parts)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,48 @@
+"""The one row layout of every data set, and the hash that splits rows."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from datasets import Dataset, Features, Image, List, Value
+
+FEATURES = Features(
+    {
+        "image": Image(decode=False),
+        "captions": List(Value("string")),
+        "image_id": Value("string"),
+        "source": Value("string"),
+        "licence": Value("string"),
+    }
+)
+
+
+def check_columns(dataset: Dataset, *, name: str) -> None:
+    """Raise ValueError where a column of `FEATURES` is missing; further columns are welcome."""
+    missing = [column for column in FEATURES if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{name}: column(s) {', '.join(missing)} missing; found {', '.join(dataset.column_names)}. "
+            f"A data set needs {', '.join(FEATURES)}."
+        )
+
+
+def column(dataset: Dataset, name: str) -> list[Any]:
+    """Every value of one column; no other column is read."""
+    return list(cast(Iterable[Any], dataset[name]))
+
+
+def select_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
+    """These rows in this order; images are not copied."""
+    # The library's decorators hide the type of what comes back.
+    return cast(Dataset, dataset.select(rows))
+
+
+def hash_share(key: str) -> float:
+    """Number in [0, 1) that depends on `key` alone; the same on every machine."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def text_row(sentence: str, *, image_id: str, source: str, licence: str) -> dict:
+    """Row without an image that holds one sentence."""
+    return {"image": None, "captions": [sentence], "image_id": image_id, "source": source, "licence": licence}

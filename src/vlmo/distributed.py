@@ -1,0 +1,121 @@
+"""Collectives that are exact under differentiation and plain identities without a process group.
+
+Convention: every process holds the same number of rows, and the "global" batch is their concatenation in rank order. A
+loss that each process computes for its own rows, averaged over processes, is the loss of the global batch; data
+parallelism averages gradients in the same way, so an objective never asks how many processes there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+
+def rank() -> int:
+    """Number of this process; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """True on the process that writes files and draws progress."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_reduce(tensor: Shaped[Tensor, "*shape"], *, op: str = "sum") -> Shaped[Tensor, "*shape"]:
+    """Sum, or largest value (`op="max"`), over processes; carries no gradient and leaves its argument alone."""
+    result = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(result, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op])
+    return result
+
+
+def gather(tensor: Shaped[Tensor, "batch *shape"]) -> Shaped[Tensor, "global *shape"]:
+    """Rows of all processes in rank order, without gradient."""
+    if world_size() == 1:
+        return tensor.detach()
+    tensor = tensor.detach().contiguous()
+    rows = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
+    dist.all_gather_into_tensor(rows, tensor)
+    return rows
+
+
+def gather_with_grad(tensor: Float[Tensor, "batch *shape"]) -> Float[Tensor, "global *shape"]:
+    """Rows of all processes in rank order; gradients that any process gives to a row flow back to its owner, summed."""
+    return tensor if world_size() == 1 else _Gather.apply(tensor)
+
+
+def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen"]) -> Shaped[Tensor, "chosen *shape"]:
+    """Rows `wanted` (numbers in the global batch), fetched from the processes that own them.
+
+    Only the chosen rows travel. Differentiable: the gradient of a fetched row returns to its owner.
+    """
+    if world_size() == 1:
+        return tensor[wanted]
+    batch = tensor.shape[0]
+    owners = wanted // batch
+    order = torch.argsort(owners, stable=True)
+    receive = torch.bincount(owners, minlength=world_size())  # rows that come from each process
+    send = torch.empty_like(receive)
+    dist.all_to_all_single(send, receive)
+    receive_splits, send_splits = receive.tolist(), send.tolist()
+    requested = wanted.new_empty(sum(send_splits))
+    dist.all_to_all_single(requested, wanted[order].contiguous(), send_splits, receive_splits)
+    rows = _Exchange.apply(tensor[requested - rank() * batch], receive_splits, send_splits)
+    return rows[torch.argsort(order)]
+
+
+def global_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Mean over the rows of all processes, from this process's sum and number of rows.
+
+    The value is equal on every process; its gradient, averaged over processes, is that of the global mean. 0 if there
+    are no rows at all.
+    """
+    share = total * world_size() / all_reduce(count).clamp(min=1)
+    if world_size() == 1:
+        return share
+    mean = all_reduce(share) / world_size()
+    return mean + (share - share.detach())  # this order leaves the value untouched by rounding
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
+        return gather(tensor)
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> Tensor:
+        # Reduce-scatter, spelled as all-to-all and a sum: gloo has the former only in some versions.
+        received = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, grad.contiguous())
+        return received.unflatten(0, (world_size(), -1)).sum(0)
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, receive_splits: list[int], send_splits: list[int]) -> Tensor:
+        ctx.splits = receive_splits, send_splits
+        received = rows.new_empty((sum(receive_splits), *rows.shape[1:]))
+        dist.all_to_all_single(received, rows.contiguous(), receive_splits, send_splits)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        receive_splits, send_splits = ctx.splits
+        returned = grad.new_empty((sum(send_splits), *grad.shape[1:]))
+        dist.all_to_all_single(returned, grad.contiguous(), send_splits, receive_splits)
+        return returned, None, None

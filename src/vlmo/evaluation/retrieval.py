@@ -1,0 +1,193 @@
+"""Image-text retrieval of a model: dual encoder, then the fusion encoder on a shortlist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlmo.evaluation.recall import chance_metrics, chunked_ranks, chunked_topk, recall_metrics
+from vlmo.evaluation.scoring import Matcher, Progress, RetrievalModel, RetrievalSet, embed_images, embed_texts
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What each query found, on the CPU.
+
+    Attributes:
+        indices: The best candidates, best first.
+        scores: Their scores: cosine similarity, or the mixed score in nats; -inf where the fusion encoder did not look.
+        ranks: Rank, from 1, of the best placed right candidate among all candidates; ties count against the model.
+    """
+
+    indices: Int[Tensor, "query top"]
+    scores: Float[Tensor, "query top"]
+    ranks: Int[Tensor, " query"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rankings:
+    """Both directions of retrieval."""
+
+    image_to_text: Ranking
+    text_to_image: Ranking
+
+    def metrics(self, ks: Sequence[int], *, prefix: str = "") -> dict[str, float]:
+        """`tr@K` and `ir@K`, fractions."""
+        recalls = recall_metrics(text_ranks=self.image_to_text.ranks, image_ranks=self.text_to_image.ranks, ks=ks)
+        return {prefix + name: value for name, value in recalls.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalResult:
+    """Figures and rankings of one evaluation.
+
+    Attributes:
+        metrics: `tr@K` and `ir@K` of the dual encoder, fractions; with a shortlist also `rerank_tr@K`, `rerank_ir@K`.
+        chance: `tr@K` and `ir@K` of a random order.
+        dual: The dual encoder's rankings.
+        reranked: The same after the fusion encoder; None without a shortlist.
+    """
+
+    metrics: dict[str, float]
+    chance: dict[str, float]
+    dual: Rankings
+    reranked: Rankings | None
+
+
+def evaluate_retrieval(
+    model: RetrievalModel,
+    retrieval_set: RetrievalSet,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    rerank: int = 0,
+    rerank_weight: float = 0.5,
+    pair_batch: int = 256,
+    chunk: int = 4096,
+    autocast_dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> RetrievalResult:
+    """Recall of the dual encoder and, if `rerank` > 0, of the fusion encoder on its shortlist.
+
+    The fusion encoder scores the `rerank` best candidates of every query and only these change places:
+
+        mixed = (1 - rerank_weight) * similarity / temperature + rerank_weight * log-odds of a match
+
+    The default weighs both alike, which is what the training makes them mean. ITC learns a softmax over candidates,
+    q(c) ~ exp(similarity / temperature). ITM learns to tell the true pair from hard negatives that are drawn from that
+    same softmax, so its log-odds estimate log p(c) / q(c) up to a constant, and their sum estimates log p(c). A weight
+    of 1 is the fusion encoder alone. Candidates with equal mixed scores keep the order of the dual encoder.
+
+    Args:
+        model: Put in evaluation mode and back again.
+        retrieval_set: Iterated once, and once more for the shortlist: pixels are decoded again rather than kept.
+        ks: The K of recall at K.
+        rerank: Length of the shortlist of each query; 0 for the dual encoder alone.
+        rerank_weight: Weight of the fusion encoder, 0 to 1.
+        pair_batch: Pairs that go through the fusion encoder at a time.
+        chunk: Side of the blocks of the similarity matrix, which is never held whole.
+        autocast_dtype: `torch.bfloat16` runs the model under autocast. Similarities are float32 in any case.
+        progress: Hears of "images", "texts" and "pairs".
+
+    Raises:
+        ValueError: If an option is out of range, the set's parts disagree or the model returns NaN.
+    """
+    if rerank < 0 or not 0 <= rerank_weight <= 1 or pair_batch < 1 or not ks or min(ks) < 1:
+        raise ValueError(
+            f"Expected ks >= 1, rerank >= 0, 0 <= rerank_weight <= 1 and pair_batch >= 1, given ks = {tuple(ks)}, "
+            f"rerank = {rerank}, rerank_weight = {rerank_weight}, pair_batch = {pair_batch}."
+        )
+    images = embed_images(model, retrieval_set, autocast_dtype=autocast_dtype, progress=progress)
+    texts = embed_texts(model, retrieval_set, autocast_dtype=autocast_dtype, progress=progress)
+    top = max(*ks, rerank)
+    dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=top, chunk=chunk)
+    metrics, reranked = dual.metrics(ks), None
+    if rerank:
+        matcher = Matcher(model, retrieval_set, pair_batch=pair_batch, autocast_dtype=autocast_dtype)
+        reranked = _reranked(dual, matcher, shortlist=rerank, weight=rerank_weight, progress=progress)
+        metrics |= reranked.metrics(ks, prefix="rerank_")
+    chance = chance_metrics(retrieval_set.text_to_image, ks=ks)
+    return RetrievalResult(metrics=metrics, chance=chance, dual=dual, reranked=reranked)
+
+
+def _dual_rankings(
+    images: Float[Tensor, "num_images dim"],
+    texts: Float[Tensor, "num_texts dim"],
+    text_to_image: Int[Tensor, " num_texts"],
+    *,
+    top: int,
+    chunk: int,
+) -> Rankings:
+    text_labels = text_to_image.to(images.device)
+    image_labels = torch.arange(len(images), device=images.device)
+
+    def ranking(queries: Tensor, candidates: Tensor, query_labels: Tensor, candidate_labels: Tensor) -> Ranking:
+        scores, indices = chunked_topk(queries, candidates, k=top, chunk=chunk)
+        ranks = chunked_ranks(
+            queries, candidates, query_labels=query_labels, candidate_labels=candidate_labels, chunk=chunk
+        )
+        return Ranking(indices=indices.cpu(), scores=scores.cpu(), ranks=ranks.cpu())
+
+    return Rankings(
+        image_to_text=ranking(images, texts, image_labels, text_labels),
+        text_to_image=ranking(texts, images, text_labels, image_labels),
+    )
+
+
+def _reranked(
+    dual: Rankings, matcher: Matcher, *, shortlist: int, weight: float, progress: Progress | None
+) -> Rankings:
+    text_labels = matcher.retrieval_set.text_to_image.cpu()
+    image_labels = torch.arange(matcher.retrieval_set.num_images)
+    found_texts = dual.image_to_text.indices[:, :shortlist]
+    found_images = dual.text_to_image.indices[:, :shortlist]
+    query_images = image_labels[:, None].expand_as(found_texts)
+    query_texts = torch.arange(len(text_labels))[:, None].expand_as(found_images)
+    # Both directions in one call: they share many pairs.
+    log_odds = matcher(
+        torch.cat([query_images.flatten(), found_images.flatten()]),
+        torch.cat([found_texts.flatten(), query_texts.flatten()]),
+        progress=progress,
+    )
+    text_odds, image_odds = log_odds.split([found_texts.numel(), found_images.numel()])
+    inverse_temperature = float(matcher.model.contrast_head.logit_scale.detach().exp())
+    return Rankings(
+        image_to_text=_rerank(
+            dual.image_to_text,
+            log_odds=text_odds.view_as(found_texts),
+            positive=text_labels[found_texts] == query_images,
+            inverse_temperature=inverse_temperature,
+            weight=weight,
+        ),
+        text_to_image=_rerank(
+            dual.text_to_image,
+            log_odds=image_odds.view_as(found_images),
+            positive=found_images == text_labels[:, None],
+            inverse_temperature=inverse_temperature,
+            weight=weight,
+        ),
+    )
+
+
+def _rerank(dual: Ranking, *, log_odds: Tensor, positive: Tensor, inverse_temperature: float, weight: float) -> Ranking:
+    """Reorder the shortlist, the first columns of `dual`; all arguments are [query, shortlist]."""
+    shortlist = log_odds.shape[1]
+    similarity = dual.scores[:, :shortlist]
+    mixed = (1 - weight) * inverse_temperature * similarity + weight * log_odds
+    # The shortlist comes in the dual encoder's order, and a stable sort keeps it among equals.
+    mixed, order = mixed.sort(dim=1, descending=True, stable=True)
+    similarity, positive = similarity.gather(1, order), positive.gather(1, order)
+    indices = torch.cat([dual.indices[:, :shortlist].gather(1, order), dual.indices[:, shortlist:]], dim=1)
+    scores = F.pad(mixed, (0, dual.scores.shape[1] - shortlist), value=-torch.inf)
+
+    best = positive.int().argmax(dim=1, keepdim=True)
+    best_mixed, best_similarity = mixed.gather(1, best), similarity.gather(1, best)
+    tied = (mixed == best_mixed) & (similarity >= best_similarity)
+    ranks = 1 + (((mixed > best_mixed) | tied) & ~positive).sum(dim=1)
+    # A rank beyond the shortlist stays. That holds too where a tie at its edge let the right one in by luck.
+    ranks = torch.where(dual.ranks <= shortlist, ranks, dual.ranks)
+    return Ranking(indices=indices, scores=scores, ranks=ranks)

@@ -1,0 +1,178 @@
+"""Sizes and variants of the backbone (VLMo, "Multiway Transformer" and "Pre-Training Setup")."""
+
+import math
+from typing import Any, Self
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+_SIZE = (1, math.inf)
+_SHARE = (0, 1)
+_RANGES = {
+    "hidden_size": _SIZE,
+    "num_hidden_layers": _SIZE,
+    "num_attention_heads": _SIZE,
+    "intermediate_size": _SIZE,
+    "image_size": _SIZE,
+    "patch_size": _SIZE,
+    "num_channels": _SIZE,
+    "vocab_size": _SIZE,
+    "max_text_positions": _SIZE,
+    "drop_path_rate": _SHARE,
+    "hidden_dropout_prob": _SHARE,
+    "projection_size": _SIZE,
+    "num_visual_tokens": _SIZE,
+    "num_modality_types": (2, math.inf),
+    "rerank_weight": _SHARE,
+}
+
+
+@strict
+class VLMoConfig(PreTrainedConfig):
+    """Configuration of every VLMo model; the defaults are VLMo-Base.
+
+    Attributes:
+        num_fusion_layers: Number of top blocks that own a `vision_language` expert; 0 leaves the expert out.
+        max_text_positions: Longest text that the position tables can hold, in tokens.
+        position_embedding: `"relative"` (a bias table, base and large) or `"absolute"` (base_plus).
+        layer_scale_init: First value of LayerScale; None leaves LayerScale out (base_plus).
+        hidden_dropout_prob: Dropout on embeddings. The published code ties it to `drop_path_rate`; here it is apart.
+        experts: `"multiway"` or `"shared"` (a standard Transformer: one FFN for all tokens).
+        attention: `"shared"`, or `"separate"` projections and first norm for each modality (attention joins them).
+        contrast_fusion_ending: Whether ITC has a second ending, through the `vision_language` experts.
+        num_visual_tokens: Size of the vocabulary of masked image modelling.
+        num_modality_types: Rows of the modality table: text, image and, for two images, second image.
+        rerank_weight: Share of the matching score when a shortlist is reordered, between 0 and 1.
+    """
+
+    model_type = "vlmo"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    num_fusion_layers: int = 2
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    vocab_size: int = 30522
+    max_text_positions: int = 196
+    position_embedding: str = "relative"
+    layer_scale_init: float | None = 0.1
+    drop_path_rate: float = 0.0
+    hidden_dropout_prob: float = 0.0
+    layer_norm_eps: float = 1e-6
+    text_layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    experts: str = "multiway"
+    attention: str = "shared"
+    contrast_fusion_ending: bool = True
+    projection_size: int | None = None
+    logit_scale_init: float = math.log(1 / 0.07)
+    num_visual_tokens: int = 8192
+    num_modality_types: int = 2
+    rerank_weight: float = 0.5
+    pad_token_id: int | None = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        if self.projection_size is None:
+            self.projection_size = self.hidden_size
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        choices = {
+            "position_embedding": ("relative", "absolute"),
+            "experts": ("multiway", "shared"),
+            "attention": ("shared", "separate"),
+        }
+        for name, allowed in choices.items():
+            if (value := vars(self)[name]) not in allowed:
+                raise ValueError(f"VLMoConfig.{name} is {value!r}; expected one of {', '.join(allowed)}.")
+        for name, (low, high) in _RANGES.items():
+            if not low <= (value := vars(self)[name]) <= high:
+                expected = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+                raise ValueError(f"VLMoConfig.{name} is {value}; expected a number {expected}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
+        if not 0 <= self.num_fusion_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"num_fusion_layers {self.num_fusion_layers} lies outside 0 to num_hidden_layers "
+                f"{self.num_hidden_layers}."
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along height and width at the configured picture size."""
+        return self.image_size // self.patch_size, self.image_size // self.patch_size
+
+    @property
+    def has_fusion_ending(self) -> bool:
+        """Whether ITC is also computed through the `vision_language` experts."""
+        return self.contrast_fusion_ending and self.num_fusion_layers > 0 and self.experts == "multiway"
+
+    @classmethod
+    def base(cls, **changes: Any) -> Self:
+        """VLMo-Base, 175M parameters in the backbone."""
+        return cls(**changes)
+
+    @classmethod
+    def base_plus(cls, **changes: Any) -> Self:
+        """VLMo-Base+, 167M parameters: narrower and deeper, absolute positions, no LayerScale."""
+        sizes: dict[str, Any] = {
+            "hidden_size": 544,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_fusion_layers": 3,
+            "position_embedding": "absolute",
+            "layer_scale_init": None,
+        }
+        return cls(**sizes | changes)
+
+    @classmethod
+    def large(cls, **changes: Any) -> Self:
+        """VLMo-Large, 562M parameters."""
+        sizes: dict[str, Any] = {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_fusion_layers": 3,
+            "layer_scale_init": 1e-5,
+        }
+        return cls(**sizes | changes)
+
+    @classmethod
+    def small(cls, **changes: Any) -> Self:
+        """6 layers of 192 at 64 pixels: trains on two CPU cores."""
+        sizes: dict[str, Any] = {
+            "hidden_size": 192,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 3,
+            "num_fusion_layers": 1,
+            "image_size": 64,
+            "vocab_size": 4000,
+            "max_text_positions": 64,
+            "num_visual_tokens": 1024,
+        }
+        return cls(**sizes | changes)
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """3 layers of 32 at 64 pixels: for tests."""
+        sizes: dict[str, Any] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_fusion_layers": 1,
+            "image_size": 64,
+            "vocab_size": 96,
+            "max_text_positions": 64,
+            "num_visual_tokens": 64,
+        }
+        return cls(**sizes | changes)

@@ -1,0 +1,78 @@
+"""What sits on the backbone during pre-training and retrieval."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmo.model.config import VLMoConfig
+
+MAX_LOGIT_SCALE = 4.6052  # ln 100, the bound of CLIP ("Training", arXiv 2103.00020)
+
+
+class ContrastHead(nn.Module):
+    """Projections of one ending of ITC, and its temperature (VLMo, "Image-Text Contrast")."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__()
+        projection_size = cast("int", config.projection_size)
+        self.image_projection = nn.Linear(config.hidden_size, projection_size, bias=False)
+        self.text_projection = nn.Linear(config.hidden_size, projection_size, bias=False)
+        # One-dimensional, since sharded data parallelism cannot split a scalar.
+        self.logit_scale = nn.Parameter(torch.full((1,), config.logit_scale_init))
+
+    def embed_image(self, state: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch projection"]:
+        """L2-normalised image vectors."""
+        return F.normalize(self.image_projection(state).float(), dim=-1)
+
+    def embed_text(self, state: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch projection"]:
+        """L2-normalised text vectors."""
+        return F.normalize(self.text_projection(state).float(), dim=-1)
+
+    @torch.no_grad()
+    def clamp_logit_scale_(self) -> None:
+        """Keeps the temperature at or above 1/100."""
+        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+class MatchHead(nn.Module):
+    """Whether image and text belong together: two logits, class 1 = match (VLMo, "Image-Text Matching")."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch 2"]:
+        """Logits from the pooled first token of a fused pair."""
+        return self.classifier(pooled)
+
+
+class MaskedLanguageHead(nn.Module):
+    """BERT's prediction head: dense, GELU, LayerNorm, and a decoder that is not tied to the word table."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens vocab"]:
+        """Logits over word pieces, from states after the final norm."""
+        return self.decoder(self.norm(F.gelu(self.dense(hidden))))
+
+
+class MaskedImageHead(nn.Module):
+    """Predicts visual tokens; owns the token that stands in for masked patches (BEiT)."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
+        self.decoder = nn.Linear(config.hidden_size, config.num_visual_tokens)
+
+    def forward(self, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens visual_vocab"]:
+        """Logits over visual tokens, from states after the final norm."""
+        return self.decoder(hidden)

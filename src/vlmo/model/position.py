@@ -1,0 +1,138 @@
+"""Positions of text, image and pair: the relative bias table, absolute tables, and both at another picture size."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.interpolate import make_interp_spline
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmo.model.config import VLMoConfig
+
+_NUM_IMAGE_CLASS_ROWS = 3
+_NUM_CROSS_ROWS = 2
+
+
+def num_offset_rows(grid: tuple[int, int]) -> int:
+    """Number of distinct patch-to-patch offsets on a grid."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # an index first made during an evaluation must serve training too
+def relative_position_index(
+    *, num_text: int, grid: tuple[int, int] | None, max_text: int, table_grid: tuple[int, int]
+) -> Int[Tensor, "seq seq"]:
+    """Row of the bias table for each (query, key).
+
+    The sequence is `num_text` text tokens (0 for an image alone), then the class token and the patches of `grid` row by
+    row (None for a text alone). The table's rows are, in order: patch offsets; image class token to any, any to it, to
+    itself; text to image, image to text; text offsets with their own three class rows at the end.
+    """
+    offsets = num_offset_rows(grid or table_grid)
+    cross = offsets + _NUM_IMAGE_CLASS_ROWS
+    num_image = 0 if grid is None else 1 + grid[0] * grid[1]
+    index = torch.empty(num_text + num_image, num_text + num_image, dtype=torch.long)
+    index[:num_text, num_text:] = cross
+    index[num_text:, :num_text] = cross + 1
+    if num_text:
+        index[:num_text, :num_text] = _text_index(num_text, max_text=max_text, first_row=cross + _NUM_CROSS_ROWS)
+    if grid is not None:
+        index[num_text:, num_text:] = _image_index(grid)
+    return index
+
+
+def _image_index(grid: tuple[int, int]) -> Int[Tensor, "seq seq"]:
+    height, width = grid
+    rows = torch.arange(height).repeat_interleave(width)
+    columns = torch.arange(width).repeat(height)
+    down = rows[:, None] - rows + height - 1
+    right = columns[:, None] - columns + width - 1
+    return _with_class_token(down * (2 * width - 1) + right, first_class_row=num_offset_rows(grid))
+
+
+def _text_index(num_text: int, *, max_text: int, first_row: int) -> Int[Tensor, "text text"]:
+    positions = torch.arange(1, num_text)
+    offsets = first_row + max_text - 2 + positions - positions[:, None]
+    return _with_class_token(offsets, first_class_row=first_row + 2 * max_text - 3)
+
+
+def _with_class_token(index: Int[Tensor, "n n"], *, first_class_row: int) -> Int[Tensor, "n+1 n+1"]:
+    """Adds a class token in front: its row first, its column, then the corner, in the order of published tables."""
+    index = F.pad(index, (1, 0, 1, 0))
+    index[0, :] = first_class_row
+    index[:, 0] = first_class_row + 1
+    index[0, 0] = first_class_row + 2
+    return index
+
+
+class RelativePositionBias(nn.Module):
+    """Learnt bias on attention logits: one table for image, text and pair, one column for each head of each layer."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__()
+        self.grid = config.grid
+        self.max_text = config.max_text_positions
+        self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
+        fixed = _NUM_IMAGE_CLASS_ROWS + _NUM_CROSS_ROWS + 2 * self.max_text
+        self.table = nn.Parameter(torch.zeros(num_offset_rows(self.grid) + fixed, self.num_layers * self.num_heads))
+
+    def forward(self, *, num_text: int, grid: tuple[int, int] | None) -> list[Float[Tensor, "heads seq seq"]]:
+        """Bias of each layer. A grid that differs from the configured one reads a resized table."""
+        table = self.table if grid is None else resize_bias_table(self.table, source=self.grid, target=grid)
+        index = relative_position_index(num_text=num_text, grid=grid, max_text=self.max_text, table_grid=self.grid)
+        bias = F.embedding(index.to(table.device), table)  # seq seq layers*heads
+        return list(bias.permute(2, 0, 1).contiguous().unflatten(0, (self.num_layers, self.num_heads)).unbind(0))
+
+
+def resize_bias_table(
+    table: Float[Tensor, "rows columns"], *, source: tuple[int, int], target: tuple[int, int]
+) -> Float[Tensor, "new_rows columns"]:
+    """The table for another patch grid: offsets by cubic splines on BEiT's geometric positions, the other rows kept."""
+    if source == target:
+        return table
+    count = num_offset_rows(source)
+    offsets = table[:count].unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))
+    down = _spline_matrix(2 * source[0] - 1, 2 * target[0] - 1).to(table)
+    right = _spline_matrix(2 * source[1] - 1, 2 * target[1] - 1).to(table)
+    resized = torch.einsum("ys,xt,stc->yxc", down, right, offsets)
+    return torch.cat([resized.flatten(0, 1), table[count:]])
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(mode=False)
+def _spline_matrix(source: int, target: int) -> Float[Tensor, "target source"]:
+    """Cubic spline interpolation from `source` geometric positions to `target` integers, as a matrix (it is linear)."""
+    positions = _geometric_positions(source, target)
+    # Where the positions fall short of the target's edge, FITPACK's splines repeat their last value.
+    wanted = np.arange(-(target // 2), target // 2 + 1).clip(positions[0], positions[-1])
+    degree = min(3, source - 1)
+    return torch.from_numpy(make_interp_spline(positions, np.eye(source), k=degree)(wanted))
+
+
+def _geometric_positions(source: int, target: int) -> np.ndarray:
+    """Positions 0, +-1, +-(1+q), ... whose last one reaches target // 2; q found by bisection as BEiT does."""
+    low, high, q = 1.01, 1.5, 1.0
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        if sum(q**i for i in range(source // 2)) > target // 2:
+            high = q
+        else:
+            low = q
+    right = np.cumsum([q**i for i in range(source // 2)])
+    return np.concatenate([-right[::-1], [0.0], right])
+
+
+def resize_absolute_positions(
+    table: Float[Tensor, "positions dim"], *, source: tuple[int, int], target: tuple[int, int]
+) -> Float[Tensor, "new_positions dim"]:
+    """Absolute image positions for another patch grid: bicubic, the class token's row kept."""
+    if source == target:
+        return table
+    patches = table[1:].T.unflatten(1, source)[None]
+    resized = F.interpolate(patches.float(), size=target, mode="bicubic", align_corners=False).to(table)
+    return torch.cat([table[:1], resized[0].flatten(1).T])

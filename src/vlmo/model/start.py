@@ -1,0 +1,107 @@
+"""Starts one stage from the model folder of another (VLMo, "Stagewise Pre-Training")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.model.config import VLMoConfig
+from vlmo.model.position import resize_absolute_positions, resize_bias_table
+
+FusionStart = Literal["language", "vision", "random"]
+_BIAS_TABLE = "vlmo.position_bias.table"
+_IMAGE_POSITIONS = "vlmo.image_embeddings.positions"
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """What became of each parameter when a model started from a folder.
+
+    Attributes:
+        loaded: Taken as they were.
+        resized: Position tables brought to another picture size.
+        filled: `vision_language` experts that the folder lacks, and where they came from.
+        missing: Left at their random start.
+        unused: In the folder, without a place in the model.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    filled: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report for people: everything that was not simply loaded, by name."""
+        lines = [f"{len(self.loaded)} tensors loaded"]
+        lines += [f"resized: {name}" for name in self.resized]
+        lines += [f"filled: {name} from {source}" for name, source in self.filled.items()]
+        lines += [f"not in the start folder, left random: {name}" for name in self.missing]
+        return lines + [f"in the start folder, not used: {name}" for name in self.unused]
+
+
+def start_from(
+    model: VLMoPreTrainedModel, folder: str | Path, *, fusion_experts_from: FusionStart = "language"
+) -> StartReport:
+    """Copies what `folder` holds into `model`, in place.
+
+    Args:
+        fusion_experts_from: Which expert of the same layer fills `vision_language` experts that the folder lacks.
+
+    Raises:
+        ValueError: The folder is no model folder, or a tensor has another shape.
+    """
+    folder = Path(folder)
+    weights, config = _read(folder)
+    report = StartReport()
+    state = model.state_dict()
+    for name, tensor in weights.items():
+        if name not in state:
+            report.unused.append(name)
+            continue
+        resized = _resize(name, tensor, source=config.grid, target=model.config.grid)
+        if resized.shape != state[name].shape:
+            raise ValueError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, the model expects {tuple(state[name].shape)}. "
+                "Start from a folder of the same sizes, or change the model's configuration."
+            )
+        (report.loaded if resized is tensor else report.resized).append(name)
+        state[name].copy_(resized)
+    for name in state:
+        if name in weights:
+            continue
+        source = name.replace(".vision_language.", f".{fusion_experts_from}.")
+        if source != name and source in weights and fusion_experts_from != "random":
+            state[name].copy_(state[source])
+            report.filled[name] = source
+        else:
+            report.missing.append(name)
+    return report
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], VLMoConfig]:
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files or not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is no model folder: it needs config.json and model.safetensors. Give the folder that a finished "
+            "run leaves under model/."
+        )
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= load_file(file)
+    return weights, VLMoConfig.from_pretrained(folder)
+
+
+def _resize(name: str, tensor: Tensor, *, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    with torch.no_grad():
+        if name == _BIAS_TABLE:
+            return resize_bias_table(tensor, source=source, target=target)
+        if name == _IMAGE_POSITIONS:
+            return resize_absolute_positions(tensor, source=source, target=target)
+    return tensor

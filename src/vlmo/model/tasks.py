@@ -1,0 +1,224 @@
+"""Backbone plus heads, one class for each use (Hugging Face's names and conventions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.modeling_outputs import MaskedImageModelingOutput, MaskedLMOutput
+from transformers.utils import ModelOutput
+
+from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
+from vlmo.model.config import VLMoConfig
+from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead
+
+
+@dataclass
+class VLMoContrastOutput(ModelOutput):
+    """What a dual encoder returns.
+
+    Attributes:
+        image_embeds: L2-normalised, (images, projection).
+        text_embeds: L2-normalised, (texts, projection).
+        logits_per_image: Similarities over temperature, (images, texts).
+        logits_per_text: The transpose.
+        match_logits: (batch, 2), class 1 = match; with as many images as texts, and when asked for.
+        mlm_logits: (batch, text, vocab) from the fused pair; when asked for.
+    """
+
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    match_logits: Tensor | None = None
+    mlm_logits: Tensor | None = None
+
+
+class _DualEncoder(VLMoPreTrainedModel):
+    """Image and text apart in one space, and the fusion encoder's judgement on a pair."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.vlmo = VLMoModel(config)
+        self.contrast_head = ContrastHead(config)
+        self.match_head = MatchHead(config)
+
+    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """L2-normalised `image_embeds`."""
+        backbone = self.vlmo
+        grid = backbone.image_embeddings.grid_of(pixel_values)
+        sequence = backbone.join(image=backbone.embed_image(pixel_values), grid=grid)
+        return self.contrast_head.embed_image(backbone.norm(backbone.run(sequence, fusion=False)[:, 0]))
+
+    def get_text_features(
+        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """L2-normalised `text_embeds`."""
+        backbone = self.vlmo
+        sequence = backbone.join(text=backbone.embed_text(input_ids), attention_mask=attention_mask)
+        return self.contrast_head.embed_text(backbone.norm(backbone.run(sequence, fusion=False)[:, 0]))
+
+    def match(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        input_ids: Int[Tensor, "batch text"],
+        attention_mask: Int[Tensor, "batch text"] | None = None,
+    ) -> Float[Tensor, "batch 2"]:
+        """Matching logits of the fusion encoder, class 1 = match."""
+        fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        return self.match_head(fused.pooler_output)
+
+    def clamp_logit_scale_(self) -> None:
+        """Keeps every temperature at or above 1/100; called after each update."""
+        for module in self.modules():
+            if isinstance(module, ContrastHead):
+                module.clamp_logit_scale_()
+
+    def _contrast(
+        self, pixel_values: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> VLMoContrastOutput:
+        if pixel_values is None and input_ids is None:
+            raise ValueError("Got neither pixel_values nor input_ids; give images, texts, or both.")
+        images = None if pixel_values is None else self.get_image_features(pixel_values)
+        texts = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
+        if images is None or texts is None:
+            return VLMoContrastOutput(image_embeds=images, text_embeds=texts)
+        logits = self.contrast_head.logit_scale.exp() * images @ texts.T
+        return VLMoContrastOutput(
+            image_embeds=images, text_embeds=texts, logits_per_image=logits, logits_per_text=logits.T
+        )
+
+
+class VLMoForImageTextRetrieval(_DualEncoder):
+    """Dual encoder with the fusion encoder's matching head for reranking. Images and texts may differ in number."""
+
+    # What stage 3 leaves holds two heads more.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"mlm_head\.", r"fusion_contrast_head\."]
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "images 3 height width"] | None = None,
+        input_ids: Int[Tensor, "texts text"] | None = None,
+        attention_mask: Int[Tensor, "texts text"] | None = None,
+        *,
+        output_match_logits: bool = False,
+        return_dict: bool | None = None,
+    ) -> VLMoContrastOutput | tuple[Tensor, ...]:
+        """Embeds what is given and compares all images with all texts; `match_logits` row by row when asked for.
+
+        Raises:
+            ValueError: Nothing to embed, or matching logits were asked of something other than pairs.
+        """
+        output = self._contrast(pixel_values, input_ids, attention_mask)
+        if output_match_logits:
+            if pixel_values is None or input_ids is None:
+                raise ValueError(
+                    "output_match_logits needs pixel_values and input_ids, as many of the one as the other."
+                )
+            output["match_logits"] = self.match(pixel_values, input_ids, attention_mask)
+        return output if return_dict is not False else output.to_tuple()
+
+
+class VLMoForPreTraining(_DualEncoder):
+    """Everything that stage 3 trains: ITC (both endings), ITM and MLM heads."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.fusion_contrast_head = ContrastHead(config) if config.has_fusion_ending else None
+        self.mlm_head = MaskedLanguageHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "images 3 height width"] | None = None,
+        input_ids: Int[Tensor, "texts text"] | None = None,
+        attention_mask: Int[Tensor, "texts text"] | None = None,
+        *,
+        return_dict: bool | None = None,
+    ) -> VLMoContrastOutput | tuple[Tensor, ...]:
+        """Dual encoder and, with as many images as texts, matching and masked-language logits of each pair.
+
+        The losses live in `vlmo.objectives`, which run the same heads with fewer passes.
+        """
+        output = self._contrast(pixel_values, input_ids, attention_mask)
+        if pixel_values is not None and input_ids is not None and len(pixel_values) == len(input_ids):
+            fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+            output["match_logits"] = self.match_head(fused.pooler_output)
+            output["mlm_logits"] = self.mlm_head(fused.text_hidden_state)
+        return output if return_dict is not False else output.to_tuple()
+
+
+class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
+    """Stage 1: predicts the visual tokens of masked patches."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.vlmo = VLMoModel(config, add_pooling_layer=False)
+        self.mim_head = MaskedImageHead(config)
+        self.post_init()
+
+    def encode(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        *,
+        bool_masked_pos: Bool[Tensor, "batch patch"] | None,
+    ) -> Float[Tensor, "batch patch dim"]:
+        """Final hidden states of the patches, with the mask token where `bool_masked_pos` is True."""
+        backbone = self.vlmo
+        image = backbone.embed_image(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mim_head.mask_token)
+        sequence = backbone.join(image=image, grid=backbone.image_embeddings.grid_of(pixel_values))
+        return backbone.norm(backbone.run(sequence, fusion=False)[:, 1:])
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
+        labels: Int[Tensor, "batch patch"] | None = None,
+        *,
+        return_dict: bool | None = None,
+    ) -> MaskedImageModelingOutput | tuple[Tensor, ...]:
+        """Logits over visual tokens for every patch; with `labels` (the visual tokens) the loss at masked patches."""
+        logits = self.mim_head(self.encode(pixel_values, bool_masked_pos=bool_masked_pos))
+        loss = None
+        if labels is not None:
+            chosen = slice(None) if bool_masked_pos is None else bool_masked_pos
+            loss = F.cross_entropy(logits[chosen].flatten(0, -2).float(), labels[chosen].flatten())
+        output = MaskedImageModelingOutput(loss=loss, reconstruction=logits)
+        return output if return_dict is not False else output.to_tuple()
+
+
+class VLMoForMaskedLM(VLMoPreTrainedModel):
+    """Stage 2: predicts masked words of a text; with a picture, of a pair."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.vlmo = VLMoModel(config, add_pooling_layer=False)
+        self.mlm_head = MaskedLanguageHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> None:
+        """None: the decoder is not tied to the word table."""
+        return
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch text"],
+        attention_mask: Int[Tensor, "batch text"] | None = None,
+        pixel_values: Float[Tensor, "batch 3 height width"] | None = None,
+        labels: Int[Tensor, "batch text"] | None = None,
+        *,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | tuple[Tensor, ...]:
+        """Logits over the vocabulary for every token; the loss where `labels` is not -100."""
+        encoded = self.vlmo(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+        logits = self.mlm_head(encoded.text_hidden_state)
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        output = MaskedLMOutput(loss=loss, logits=logits)
+        return output if return_dict is not False else output.to_tuple()

@@ -1,0 +1,269 @@
+"""The three stages as modules: each holds the model, and its forward returns named losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmo import distributed
+from vlmo.model import (
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    language_stage_parameters,
+)
+from vlmo.model.visual_tokenizer import VisualTokenizer
+from vlmo.objectives.itc import caption_keys, itc_loss, same_pairs
+from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
+from vlmo.objectives.mim import mim_loss
+from vlmo.objectives.mlm import mlm_loss
+from vlmo.types import Batch
+
+
+class VisionObjective(nn.Module):
+    """Stage 1: predicts visual tokens at masked patches (VLMo, "Stagewise Pre-Training")."""
+
+    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer) -> None:
+        super().__init__()
+        if tokenizer.num_tokens > model.config.num_visual_tokens:
+            raise ValueError(
+                f"The visual tokenizer has {tokenizer.num_tokens} tokens, the model's head "
+                f"{model.config.num_visual_tokens}; set the model's num_visual_tokens to the former."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses `loss` (= `mim`) and `mim_accuracy`; reads `pixel_values` and `bool_masked_pos`."""
+        pixels, masked = batch["pixel_values"], batch["bool_masked_pos"]
+        grid = self.model.vlmo.image_embeddings.grid_of(pixels)
+        with torch.no_grad():
+            tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
+        logits = self.model.mim_head(self.model.encode(pixels, bool_masked_pos=masked)[masked])
+        loss = mim_loss(logits, tokens)
+        return {"loss": loss, "mim": loss.detach(), "mim_accuracy": _accuracy(logits, tokens)}
+
+
+class LanguageObjective(nn.Module):
+    """Stage 2: predicts masked words with attention and vision experts frozen (VLMo, "Stagewise Pre-Training")."""
+
+    def __init__(self, model: VLMoForMaskedLM, *, freeze: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        if freeze:
+            model.requires_grad_(requires_grad=False)
+            for parameter in [*language_stage_parameters(model), *model.mlm_head.parameters()]:
+                parameter.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses `loss` (= `mlm`) and `mlm_accuracy`; reads `mlm_input_ids`, `attention_mask`, `mlm_labels`."""
+        encoded = self.model.vlmo(input_ids=batch["mlm_input_ids"], attention_mask=batch["attention_mask"])
+        chosen = batch["mlm_labels"] != -100
+        labels = batch["mlm_labels"][chosen]
+        logits = self.model.mlm_head(encoded.text_hidden_state[chosen])
+        loss = mlm_loss(logits, labels)
+        return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": _accuracy(logits, labels)}
+
+
+@dataclass(frozen=True)
+class VisionLanguageConfig:
+    """Weights and switches of stage 3.
+
+    Attributes:
+        mlm_weight: 0.25 in the published code; a weight of 0 leaves the passes out.
+        exclude_same: Rows that share a picture or a caption are never each other's negatives.
+        local_negatives: Draw hard negatives from the process's own rows only (an ablation of the paper).
+        fused_stride: Every n-th row of the global batch takes part in the fused passes (MLM and ITM); 1 = all rows.
+        fused_chunk: Pairs that go through the fusion encoder at once; None = all. The result is the same.
+    """
+
+    itc_weight: float = 1.0
+    mlm_weight: float = 0.25
+    itm_weight: float = 1.0
+    exclude_same: bool = True
+    local_negatives: bool = False
+    fused_stride: int = 1
+    fused_chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Embedded pairs that wait for the fusion encoder."""
+
+    text: Float[Tensor, "pairs text dim"]
+    mask: Int[Tensor, "pairs text"]
+    image: Float[Tensor, "pairs 1+patch dim"]
+
+
+class VisionLanguageObjective(nn.Module):
+    """Stage 3: image-text contrast, masked language modelling and matching with global hard negatives."""
+
+    def __init__(self, model: VLMoForPreTraining, *, config: VisionLanguageConfig | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config or VisionLanguageConfig()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss` and its parts `itc`, `mlm`, `itm`, with accuracies; reads pairs, masked captions and `step_seed`."""
+        config, backbone = self.config, self.model.vlmo
+        batch = _pad_to_global_length(batch)
+        grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
+        image = backbone.embed_image(batch["pixel_values"])
+        text = backbone.embed_text(batch["input_ids"])
+        same = self._same(batch)
+        itc, logits_per_image, logits_per_text = self._contrast(image, text, batch, grid=grid, same=same)
+        losses = {"itc": itc}
+        if config.mlm_weight or config.itm_weight:
+            rows = self._fused_rows(len(image), image.device)
+            groups, labels, valid = self._fused_groups(
+                batch, image, text, rows, same=same, logits=(logits_per_image, logits_per_text)
+            )
+            states = self._fuse(groups, grid=grid)
+            losses |= self._fused_losses(states, batch, rows, labels=labels, valid=valid)
+        total = config.itc_weight * losses["itc"]
+        total = total + config.mlm_weight * losses.get("mlm", 0.0) + config.itm_weight * losses.get("itm", 0.0)
+        temperature = (-self.model.contrast_head.logit_scale.detach()).exp()[0]
+        return {"loss": total} | {name: value.detach() for name, value in losses.items()} | {"temperature": temperature}
+
+    def _same(self, batch: Batch) -> Bool[Tensor, "batch global"]:
+        if self.config.exclude_same:
+            return same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
+        own = torch.arange(len(batch["input_ids"]), device=batch["input_ids"].device)
+        own = own + distributed.rank() * len(own)
+        return own[:, None] == torch.arange(len(own) * distributed.world_size(), device=own.device)
+
+    def _contrast(
+        self, image: Tensor, text: Tensor, batch: Batch, *, grid: tuple[int, int], same: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean ITC loss of the endings, and the first ending's logits (no gradient) for drawing negatives."""
+        backbone, model = self.model.vlmo, self.model
+        images = backbone.contrast_endings(backbone.join(image=image, grid=grid))
+        texts = backbone.contrast_endings(backbone.join(text=text, attention_mask=batch["attention_mask"]))
+        heads = [model.contrast_head]
+        if model.fusion_contrast_head is not None:
+            heads.append(model.fusion_contrast_head)
+        embeds = [(head.embed_image(i), head.embed_text(t)) for head, i, t in zip(heads, images, texts, strict=True)]
+        losses = [
+            itc_loss(i, t, logit_scale=head.logit_scale, same=same if self.config.exclude_same else None)
+            for head, (i, t) in zip(heads, embeds, strict=True)
+        ]
+        with torch.no_grad():
+            image_embeds, text_embeds = embeds[0]
+            scale = heads[0].logit_scale.exp()
+            per_image = scale * image_embeds @ distributed.gather(text_embeds).T
+            per_text = scale * text_embeds @ distributed.gather(image_embeds).T
+        return torch.stack(losses).mean(), per_image, per_text
+
+    def _fused_rows(self, batch: int, device: torch.device) -> Int[Tensor, "rows"]:
+        stride = self.config.fused_stride
+        if batch % stride:
+            raise ValueError(
+                f"fused_stride {stride} does not divide the micro-batch of {batch} pairs; choose a divisor."
+            )
+        return torch.arange(0, batch, stride, device=device)
+
+    def _fused_groups(
+        self,
+        batch: Batch,
+        image: Tensor,
+        text: Tensor,
+        rows: Tensor,
+        *,
+        same: Tensor,
+        logits: tuple[Tensor, Tensor],
+    ) -> tuple[list[_Pairs], Tensor, Tensor]:
+        """Pairs for MLM (first, if it counts), then ITM: positives, negative images, negative texts."""
+        backbone, mask = self.model.vlmo, batch["attention_mask"]
+        groups = []
+        if self.config.mlm_weight:
+            masked_text = backbone.embed_text(batch["mlm_input_ids"][rows])
+            groups.append(_Pairs(masked_text, mask[rows], image[rows]))
+        labels = valid = torch.empty(0, device=image.device)
+        if self.config.itm_weight:
+            uniform = draws(batch["step_seed"], batch=len(image), rounds=2)
+            excluded = same if not self.config.local_negatives else same | ~_local(same)
+            negative_text, text_found = draw_hard_negatives(
+                logits[0][rows], excluded=excluded[rows], uniform=uniform[0, rows]
+            )
+            negative_image, image_found = draw_hard_negatives(
+                logits[1][rows], excluded=excluded[rows], uniform=uniform[1, rows]
+            )
+            other_image = distributed.exchange(image, negative_image)
+            other_ids, other_mask = distributed.exchange(
+                torch.stack([batch["input_ids"], mask], dim=1), negative_text
+            ).unbind(1)
+            groups.append(_Pairs(text[rows], mask[rows], image[rows]))
+            groups.append(_Pairs(text[rows], mask[rows], other_image))
+            groups.append(_Pairs(backbone.embed_text(other_ids), other_mask, image[rows]))
+            labels = torch.ones(3 * len(rows), dtype=torch.long, device=image.device)
+            labels[len(rows) :] = 0
+            valid = torch.cat([torch.ones_like(image_found), image_found, text_found])
+        return groups, labels, valid
+
+    def _fuse(self, groups: list[_Pairs], *, grid: tuple[int, int]) -> Float[Tensor, "pairs text dim"]:
+        """Text part of the fusion encoder's states (before the final norm), all groups in one batch or in chunks."""
+        backbone = self.model.vlmo
+        text, mask = torch.cat([pairs.text for pairs in groups]), torch.cat([pairs.mask for pairs in groups])
+        image = torch.cat([pairs.image for pairs in groups])
+        num_text = text.shape[1]
+        position_bias = backbone.make_position_bias(num_text=num_text, grid=grid)
+        chunk = self.config.fused_chunk or len(text)
+        states = []
+        for t, m, i in zip(text.split(chunk), mask.split(chunk), image.split(chunk), strict=True):
+            sequence = backbone.join(text=t, attention_mask=m, image=i, grid=grid, position_bias=position_bias)
+            states.append(backbone.run(sequence, fusion=True)[:, :num_text])
+        return torch.cat(states)
+
+    def _fused_losses(
+        self, states: Tensor, batch: Batch, rows: Tensor, *, labels: Tensor, valid: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses and accuracies of MLM and ITM; `labels` and `valid` are those of ITM."""
+        backbone, model = self.model.vlmo, self.model
+        losses = {}
+        if self.config.mlm_weight:
+            masked, states = states[: len(rows)], states[len(rows) :]
+            chosen = batch["mlm_labels"][rows] != -100
+            words = batch["mlm_labels"][rows][chosen]
+            logits = model.mlm_head(backbone.norm(masked[chosen]))  # masked positions only
+            losses["mlm"] = mlm_loss(logits, words)
+            losses["mlm_accuracy"] = _accuracy(logits, words)
+        if self.config.itm_weight:
+            assert backbone.pooler is not None  # VLMoForPreTraining always makes one
+            logits = model.match_head(backbone.pooler(backbone.norm(states[:, :1])))
+            losses["itm"] = itm_loss(logits, labels, valid=valid)
+            losses["itm_accuracy"] = _accuracy(logits[valid], labels[valid])
+        return losses
+
+
+def _accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]) -> Float[Tensor, ""]:
+    """Share of right predictions over all processes, for the log."""
+    right = (logits.detach().argmax(dim=-1) == labels).float()
+    return distributed.global_mean(right.sum(), torch.tensor(float(len(labels)), device=right.device))
+
+
+def _local(same: Bool[Tensor, "batch global"]) -> Bool[Tensor, "global"]:
+    """True for global rows that live on this process."""
+    own = torch.zeros(same.shape[1], dtype=torch.bool, device=same.device)
+    start = distributed.rank() * same.shape[0]
+    own[start : start + same.shape[0]] = True
+    return own
+
+
+def _pad_to_global_length(batch: Batch) -> Batch:
+    """Pads texts to the longest of all processes, so that exchanged texts fit (padding changes no result)."""
+    length = batch["input_ids"].shape[1]
+    longest = int(distributed.all_reduce(torch.tensor(length, device=batch["input_ids"].device), op="max"))
+    if longest == length:
+        return batch
+    missing = (0, longest - length)
+    padded = batch.copy()
+    padded["input_ids"] = F.pad(batch["input_ids"], missing)
+    padded["attention_mask"] = F.pad(batch["attention_mask"], missing)
+    if "mlm_labels" in batch:
+        padded["mlm_input_ids"] = F.pad(batch["mlm_input_ids"], missing)
+        padded["mlm_labels"] = F.pad(batch["mlm_labels"], missing, value=-100)
+    return padded

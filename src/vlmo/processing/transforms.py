@@ -1,0 +1,288 @@
+"""Images to tensors: the plain transform that evaluation uses, and training's augmentations.
+
+All randomness comes from the NumPy generator that a call is given, never from a global one, so that an image's
+augmentation can be a pure function of (seed, epoch, sample). Augmentations act on 8-bit pictures of the final size: at
+64 px that is several times faster than on float tensors.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+# 31 bins, as RandAugment in torchvision: magnitude 30 is the strongest.
+MAX_MAGNITUDE = 30
+# Mean and standard deviation are 0.5 of the range 0 to 255.
+_HALF_RANGE = 127.5
+
+Picture = Image.Image | UInt8[np.ndarray, "height width 3"]
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """What becomes of a training image: square resize, flip, RandAugment(2, 9) (VLMo, "Implementation Details").
+
+    Everything below `fill` is off by default. Fields called a probability are in [0, 1].
+    """
+
+    image_size: int = 224
+    """Height and width, in pixels."""
+    rand_augment_ops: int = 2
+    """Operations of RandAugment per image; 0 turns it off."""
+    rand_augment_magnitude: int = 9
+    """Strength of RandAugment, 0 to 30."""
+    horizontal_flip: float = 0.5
+    """Probability. Set 0 where left and right matter to the text."""
+    fill: int = 255
+    """Grey level (0 to 255) of what geometric operations uncover; white suits drawings."""
+    min_crop: float = 1.0
+    """Smallest share of the area that a random crop keeps, in (0, 1]; 1 never crops."""
+    color_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation, in [0, 1]."""
+    grayscale: float = 0.0
+    """Probability of losing colour."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of 2 to 20 % of the area is painted with `fill`."""
+    affine: float = 0.0
+    """Probability of a turn (15 degrees at most), shift (10 %) and scaling (0.8 to 1.2)."""
+    recolor: float = 0.0
+    """Probability of another hue (by 0.08 of the circle at most) and saturation (0.5 to 1.5)."""
+    outline: float = 0.0
+    """Probability that edges are darkened, which makes flat drawings look outlined."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur, standard deviation 0.5 to 2 % of the image size."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.image_size < 1 or self.rand_augment_ops < 0 or not 0 <= self.fill <= 255:
+            raise ValueError(f"image_size must be positive, rand_augment_ops >= 0, fill in 0 to 255; got {self}")
+        if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:
+            raise ValueError(f"rand_augment_magnitude is {self.rand_augment_magnitude}: expected 0 to {MAX_MAGNITUDE}")
+        if not 0 < self.min_crop <= 1:
+            raise ValueError(f"min_crop is {self.min_crop}: expected a share of the area in (0, 1]")
+        shares = ("horizontal_flip", "color_jitter", "grayscale", "random_erasing")
+        for name in (*shares, "affine", "recolor", "outline", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected a number in [0, 1]")
+
+
+def train_transform(config: TransformConfig) -> "TrainTransform":
+    """The augmenting transform: `(picture, generator) -> pixel_values`."""
+    return TrainTransform(config)
+
+
+def eval_transform(config: TransformConfig) -> "EvalTransform":
+    """The plain transform, equal to what `VLMoProcessor` does: `(picture) -> pixel_values`."""
+    return EvalTransform(config)
+
+
+class EvalTransform:
+    """Square bicubic resize and normalisation; ignores the generator it may be given."""
+
+    def __init__(self, config: TransformConfig) -> None:
+        self.config = config
+
+    def resize(self, picture: Picture) -> UInt8[np.ndarray, "size size 3"]:
+        """The part of the transform that never varies, to be kept when images are kept in memory."""
+        return _to_array(_resize(_to_tensor(picture), image_size=self.config.image_size))
+
+    def __call__(self, picture: Picture, generator: np.random.Generator | None = None) -> Float[Tensor, "3 size size"]:
+        """Pixel values in [-1, 1]."""
+        del generator
+        return normalize(_resize(_to_tensor(picture), image_size=self.config.image_size))
+
+
+class TrainTransform:
+    """Crop or resize, flip, style, colour, RandAugment, normalisation, erasing, in this order."""
+
+    def __init__(self, config: TransformConfig) -> None:
+        self.config = config
+
+    def resize(self, picture: Picture) -> UInt8[np.ndarray, "height width 3"]:
+        """The part of the transform that never varies; the whole picture where random crops are on."""
+        if self.config.min_crop < 1:
+            return np.array(picture)
+        return _to_array(_resize(_to_tensor(picture), image_size=self.config.image_size))
+
+    def __call__(self, picture: Picture, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
+        """Pixel values in [-1, 1], a pure function of the picture and the generator's state."""
+        config = self.config
+        if config.min_crop < 1:
+            image = _random_crop(picture, config=config, generator=generator)
+        else:
+            image = Image.fromarray(self.resize(picture))
+        if generator.random() < config.horizontal_flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = _style(image, config=config, generator=generator)
+        image = _color(image, config=config, generator=generator)
+        image = rand_augment(
+            image,
+            num_ops=config.rand_augment_ops,
+            magnitude=config.rand_augment_magnitude,
+            fill=config.fill,
+            generator=generator,
+        )
+        pixel_values = normalize(_to_tensor(image))
+        if generator.random() < config.random_erasing:
+            _erase(pixel_values, fill=config.fill, generator=generator)
+        return pixel_values
+
+
+def normalize(pixels: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
+    """0 to 255 becomes -1 to 1 (mean = std = 0.5)."""
+    floats = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return floats.sub_(_HALF_RANGE).div_(_HALF_RANGE)
+
+
+def rand_augment(
+    image: Image.Image, *, num_ops: int, magnitude: int, fill: int, generator: np.random.Generator
+) -> Image.Image:
+    """`num_ops` operations drawn evenly from torchvision's fourteen, all of one strength (RandAugment, "Methods")."""
+    for _ in range(num_ops):
+        operation = RAND_AUGMENT_OPS[generator.integers(len(RAND_AUGMENT_OPS))]
+        sign = 1 if generator.random() < 0.5 else -1
+        image = _apply(operation, image, level=magnitude / MAX_MAGNITUDE, sign=sign, fill=fill)
+    return image
+
+
+def _to_tensor(picture: Picture) -> UInt8[Tensor, "3 height width"]:
+    # A copy, because PIL's own memory is read-only; in height-width-channel order, in which resizing is faster.
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _to_array(pixels: UInt8[Tensor, "3 height width"]) -> UInt8[np.ndarray, "height width 3"]:
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _resize(pixels: UInt8[Tensor, "3 height width"], *, image_size: int) -> UInt8[Tensor, "3 size size"]:
+    return F.resize(pixels, [image_size, image_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def _random_crop(picture: Picture, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
+    pixels = _to_tensor(picture)
+    height, width = pixels.shape[1:]
+    area = height * width * generator.uniform(config.min_crop, 1)
+    aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+    crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
+    crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
+    top = generator.integers(height - crop_height + 1)
+    left = generator.integers(width - crop_width + 1)
+    crop = pixels[:, top : top + crop_height, left : left + crop_width]
+    return Image.fromarray(_to_array(_resize(crop, image_size=config.image_size)))
+
+
+def _style(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
+    size = config.image_size
+    if generator.random() < config.affine:
+        image = _affine(
+            image,
+            degrees=generator.uniform(-15, 15),
+            scale=generator.uniform(0.8, 1.2),
+            shift=(size * generator.uniform(-0.1, 0.1), size * generator.uniform(-0.1, 0.1)),
+            fill=config.fill,
+        )
+    if generator.random() < config.recolor:
+        image = _turn_hue(image, turn=generator.uniform(-0.08, 0.08))
+        image = ImageEnhance.Color(image).enhance(generator.uniform(0.5, 1.5))
+    if generator.random() < config.outline:
+        image = _outline(image, strength=generator.uniform(0.5, 1))
+    if generator.random() < config.blur:
+        image = image.filter(ImageFilter.GaussianBlur(size * generator.uniform(0.005, 0.02)))
+    return image
+
+
+def _affine(image: Image.Image, *, degrees: float, scale: float, shift: tuple[float, float], fill: int) -> Image.Image:
+    """Turned clockwise and scaled about the centre, then shifted (pixels to the right and down)."""
+    cos, sin = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
+    x, y = image.width / 2, image.height / 2
+    # PIL asks where an output pixel comes from, so this is the inverse map.
+    back_x, back_y = x + shift[0], y + shift[1]
+    matrix = (cos, sin, x - cos * back_x - sin * back_y, -sin, cos, y + sin * back_x - cos * back_y)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR, fillcolor=(fill, fill, fill)
+    )
+
+
+def _turn_hue(image: Image.Image, *, turn: float) -> Image.Image:
+    """Every hue moved by `turn` of the colour circle."""
+    hue, saturation, value = image.convert("HSV").split()
+    moved = hue.point([(level + round(turn * 255)) % 256 for level in range(256)])
+    return Image.merge("HSV", (moved, saturation, value)).convert("RGB")
+
+
+def _outline(image: Image.Image, *, strength: float) -> Image.Image:
+    """Darkens both sides of every edge by its contrast in grey, so that a full edge becomes a line two pixels wide."""
+    grey = np.asarray(image.convert("L")).astype(np.int16)
+    edge = np.zeros_like(grey)
+    across, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))
+    for side, contrast in (
+        (edge[:, :-1], across),
+        (edge[:, 1:], across),
+        (edge[:-1], down),
+        (edge[1:], down),
+    ):
+        np.maximum(side, contrast, out=side)
+    # Twice the contrast: the edge of a pale shape on white should already give a clear line.
+    kept = 255 - strength * np.minimum(2 * edge, 255)
+    return Image.fromarray((np.asarray(image) * (kept[..., None] / 255)).astype(np.uint8))
+
+
+def _color(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
+    if config.color_jitter > 0:
+        for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhancer(image).enhance(1 + generator.uniform(-config.color_jitter, config.color_jitter))
+    if generator.random() < config.grayscale:
+        image = image.convert("L").convert("RGB")
+    return image
+
+
+def _erase(pixel_values: Float[Tensor, "3 size size"], *, fill: int, generator: np.random.Generator) -> None:
+    size = pixel_values.shape[-1]
+    area, aspect = generator.uniform(0.02, 0.2), math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
+    height = min(size, max(1, round(size * math.sqrt(area * aspect))))
+    width = min(size, max(1, round(size * math.sqrt(area / aspect))))
+    top, left = generator.integers(size - height + 1), generator.integers(size - width + 1)
+    pixel_values[:, top : top + height, left : left + width] = fill / _HALF_RANGE - 1
+
+
+def _apply(operation: str, image: Image.Image, *, level: float, sign: int, fill: int) -> Image.Image:
+    """One operation of RandAugment, `level` in [0, 1]; `sign` matters where there are two directions."""
+    if operation in _GEOMETRIC:
+        matrix = _GEOMETRIC[operation](sign * level, image)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=(fill, fill, fill))
+    if operation == "rotate":
+        return image.rotate(sign * 30 * level, fillcolor=(fill, fill, fill))
+    if operation in _ENHANCING:
+        return _ENHANCING[operation](image).enhance(1 + sign * 0.9 * level)
+    return _TONAL[operation](image, level)
+
+
+# Largest strengths, and nearest-neighbour sampling, are those of torchvision's RandAugment.
+_Matrix = tuple[float, float, float, float, float, float]
+_GEOMETRIC: dict[str, Callable[[float, Image.Image], _Matrix]] = {
+    "shear_x": lambda level, _: (1, 0.3 * level, 0, 0, 1, 0),
+    "shear_y": lambda level, _: (1, 0, 0, 0.3 * level, 1, 0),
+    "translate_x": lambda level, image: (1, 0, -int(150 / 331 * level * image.width), 0, 1, 0),
+    "translate_y": lambda level, image: (1, 0, 0, 0, 1, -int(150 / 331 * level * image.height)),
+}
+_ENHANCING = {
+    "brightness": ImageEnhance.Brightness,
+    "color": ImageEnhance.Color,
+    "contrast": ImageEnhance.Contrast,
+    "sharpness": ImageEnhance.Sharpness,
+}
+_TONAL: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "identity": lambda image, _: image,
+    "posterize": lambda image, level: ImageOps.posterize(image, round(8 - 4 * level)),
+    "solarize": lambda image, level: ImageOps.solarize(image, math.ceil(255 * (1 - level))),
+    "auto_contrast": lambda image, _: ImageOps.autocontrast(image),
+    "equalize": lambda image, _: ImageOps.equalize(image),
+}
+RAND_AUGMENT_OPS = (*_GEOMETRIC, "rotate", *_ENHANCING, *_TONAL)

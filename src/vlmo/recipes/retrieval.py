@@ -1,0 +1,160 @@
+"""Retrieval figures of a model folder: where data, processor, model and evaluation meet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+from vlmo.data.quarantine import keep_good
+from vlmo.data.sources import decode_image, open_source
+from vlmo.evaluation import RetrievalModel, RetrievalResult, RetrievalSet, evaluate_retrieval
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
+
+Evaluator = Callable[[nn.Module], dict[str, float]]
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class RetrievalRows:
+    """Pictures and captions to search among, kept by row number."""
+
+    rows: Dataset
+    processor: VLMoProcessor
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions, picture by picture."""
+        return [caption for captions in self.rows["captions"] for caption in captions]
+
+    def picture(self, number: int) -> Image.Image:
+        """One decoded picture."""
+        return decode_image(self.rows[number]["image"])
+
+    def as_set(self) -> RetrievalSet:
+        """What `evaluate_retrieval` reads."""
+        counts = torch.tensor([len(captions) for captions in self.rows["captions"]])
+        return RetrievalSet(
+            image_batches=self._images,
+            text_batches=self._texts,
+            text_to_image=torch.repeat_interleave(torch.arange(len(counts)), counts),
+        )
+
+    def _images(self) -> Iterator[Tensor]:
+        transform = eval_transform(TransformConfig(image_size=self.processor.image_size))
+        for start in range(0, len(self.rows), _BATCH):
+            numbers = range(start, min(start + _BATCH, len(self.rows)))
+            yield torch.stack([transform(self.picture(number)) for number in numbers])
+
+    def _texts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        captions = self.captions
+        for start in range(0, len(captions), _BATCH):
+            encoded = self.processor(text=captions[start : start + _BATCH], return_tensors="pt")
+            yield encoded["input_ids"], encoded["attention_mask"]
+
+
+def read_rows(source: str, *, split: str, processor: VLMoProcessor, quarantine: Path) -> RetrievalRows:
+    """Pairs of a source that can be used; the others are named in `quarantine`."""
+    rows = keep_good(open_source(source, split=split), quarantine=quarantine)
+    return RetrievalRows(rows=rows, processor=processor)
+
+
+def dual_encoder_evaluator(source: str, *, split: str, processor: VLMoProcessor, quarantine: Path) -> Evaluator:
+    """What a run calls to log the dual encoder's recalls on a source."""
+    rows = read_rows(source, split=split, processor=processor, quarantine=quarantine)
+    return lambda model: evaluate_retrieval(cast(RetrievalModel, model), rows.as_set()).metrics
+
+
+def evaluate_folder(
+    folder: str | Path,
+    *,
+    source: str,
+    split: str,
+    rerank: int = 0,
+    rerank_weight: float | None = None,
+    console: Console | None = None,
+) -> RetrievalResult:
+    """Recalls of a model folder on the pairs of a source, with a reranked shortlist if `rerank` is above 0.
+
+    Raises:
+        ValueError: The folder holds no model that retrieves, or the source cannot be read.
+    """
+    model, processor = load_retrieval_model(folder)
+    rows = read_rows(source, split=split, processor=processor, quarantine=Path(folder) / f"{split}.quarantine.jsonl")
+    weight = model.config.rerank_weight if rerank_weight is None else rerank_weight
+    return evaluate_with_progress(model, rows, rerank=rerank, rerank_weight=weight, console=console)
+
+
+def load_retrieval_model(folder: str | Path) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
+    """Dual encoder and processor of a model folder.
+
+    Raises:
+        ValueError: It is no folder of a model that retrieves.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
+    settings = json.loads((folder / "config.json").read_text())
+    able = {"VLMoForPreTraining", "VLMoForImageTextRetrieval"}
+    if not able & set(settings.get("architectures") or []):
+        raise ValueError(
+            f"{folder} holds {settings.get('architectures')}; retrieval needs one of {', '.join(sorted(able))} "
+            "(what stage 3 leaves)."
+        )
+    loaded: Any = VLMoForImageTextRetrieval.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
+    if report["missing_keys"]:
+        raise ValueError(f"{folder} lacks {', '.join(sorted(report['missing_keys']))}")
+    return model.eval(), VLMoProcessor.from_pretrained(folder)
+
+
+def evaluate_with_progress(
+    model: RetrievalModel,
+    rows: RetrievalRows,
+    *,
+    rerank: int,
+    rerank_weight: float = 0.5,
+    console: Console | None = None,
+) -> RetrievalResult:
+    """`evaluate_retrieval` with a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console is None, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(f"evaluating {what}", total=total)
+            bar.update(tasks[what], completed=done)
+
+        return evaluate_retrieval(model, rows.as_set(), rerank=rerank, rerank_weight=rerank_weight, progress=advance)
+
+
+def figures_table(result: RetrievalResult, *, stageless: dict[str, float] | None = None) -> Table:
+    """Figures in percent, chance beside each."""
+    table = Table(title="Retrieval, recall in percent")
+    columns = ["", "dual encoder"] + (["reranked"] if result.reranked else []) + (["stage-less"] if stageless else [])
+    for name in [*columns, "chance"]:
+        table.add_column(name, justify="left" if not name else "right")
+    for name, chance in result.chance.items():
+        values = [result.metrics[name]]
+        values += [result.metrics[f"rerank_{name}"]] if result.reranked else []
+        values += [stageless[name]] if stageless else []
+        table.add_row(name.upper(), *(f"{100 * value:.1f}" for value in values), f"{100 * chance:.1f}")
+    return table
+
+
+def write_figures(result: RetrievalResult, file: Path) -> None:
+    """Figures and chance levels as JSON (fractions)."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"metrics": result.metrics, "chance": result.chance}, indent=2) + "\n")

@@ -1,0 +1,24 @@
+"""The training loop and what it needs: optimizer, schedule, run folder, tracking, processes."""
+
+from vlmo.training.checkpoint import write_folder
+from vlmo.training.optimizer import OptimizerConfig, describe_groups, param_groups
+from vlmo.training.parallel import choose_device, launch
+from vlmo.training.schedule import ScheduleConfig, lr_at
+from vlmo.training.tracking import read_metrics
+from vlmo.training.trainer import Loader, Result, Trainer, TrainerConfig
+
+__all__ = [
+    "Loader",
+    "OptimizerConfig",
+    "Result",
+    "ScheduleConfig",
+    "Trainer",
+    "TrainerConfig",
+    "choose_device",
+    "describe_groups",
+    "launch",
+    "lr_at",
+    "param_groups",
+    "read_metrics",
+    "write_folder",
+]

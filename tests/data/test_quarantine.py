@@ -1,0 +1,173 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Value
+from PIL import Image
+
+from vlmo.data import quarantine as quarantine_module
+from vlmo.data.quarantine import keep_good
+from vlmo.data.schema import FEATURES
+
+
+def png(shade: int) -> dict:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), shade).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": f"{shade}.png"}
+
+
+def row(number: int, **changes) -> dict:
+    good = {"image": png(number), "captions": [f"shade {number}"], "image_id": f"id{number}"}
+    return good | {"source": "test", "licence": "CC0"} | changes
+
+
+def dataset(rows: list[dict]) -> Dataset:
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def mixed() -> Dataset:
+    """Six good rows (one of which loses a caption) among six bad ones."""
+    return dataset(
+        [
+            row(0),
+            row(1, image={"bytes": b"", "path": "empty.png"}),
+            row(2),
+            row(3, captions=["", "  \n"]),
+            row(4, captions=["fine", " "]),
+            row(5, captions=[]),
+            row(6, image=None),
+            row(7, image_id="id0"),
+            row(8, image_id=""),
+            row(9, image={"bytes": png(9)["bytes"][:-30], "path": "cut.png"}),
+            row(10),
+            row(11, image={"bytes": b"I am a text.", "path": "text.png"}, captions=[""]),
+        ]
+    )
+
+
+def test_keep_good_loses_no_row_without_a_line(tmp_path) -> None:
+    file = tmp_path / "deep" / "quarantine.jsonl"
+    good = keep_good(mixed(), quarantine=file, max_share=1.0)
+    assert good["image_id"][:] == ["id0", "id2", "id4", "id10"]
+    assert good["captions"][:] == [["shade 0"], ["shade 2"], ["fine"], ["shade 10"]]
+    assert good.features == FEATURES
+    dropped = [line for line in lines(file) if line["kind"] == "row"]
+    assert len(mixed()) == len(good) + len(dropped)
+    assert [line["row"] for line in dropped] == [1, 3, 5, 6, 7, 8, 9, 11]
+
+
+def test_keep_good_says_path_and_reason(tmp_path) -> None:
+    file = tmp_path / "quarantine.jsonl"
+    keep_good(mixed(), quarantine=file, max_share=1.0)
+    found = {line["row"]: line for line in lines(file)}
+    assert found[1] == {
+        "kind": "row",
+        "row": 1,
+        "image_id": "id1",
+        "path": "empty.png",
+        "source": "test",
+        "reason": "empty.png: empty file (0 bytes)",
+    }
+    assert found[3]["reason"] == "every caption is empty"
+    assert found[5]["reason"] == "the row has no caption"
+    assert found[6]["reason"] == "the row has no image"
+    assert found[7]["reason"] == "image_id repeats that of row 0"
+    assert found[8]["reason"] == "image_id is empty"
+    assert "cut.png: cannot be decoded" in found[9]["reason"]
+    assert found[11]["reason"].endswith("(12 bytes); every caption is empty")
+    assert found[4]["kind"] == "caption"
+    assert found[4]["reason"] == "caption 2 is empty; removed, the row is kept"
+
+
+def test_keep_good_repeat_of_a_bad_row_is_kept(tmp_path) -> None:
+    rows = dataset([row(0, captions=[""]), row(1, image_id="id0"), row(2, image_id="id0")])
+    good = keep_good(rows, quarantine=tmp_path / "q.jsonl", max_share=1.0)
+    assert good["captions"][:] == [["shade 1"]]
+
+
+def test_keep_good_can_allow_several_rows_an_image(tmp_path) -> None:
+    rows = dataset([row(0), row(1, image_id="id0")])
+    assert len(keep_good(rows, quarantine=tmp_path / "q.jsonl", unique_ids=False)) == 2
+
+
+def test_keep_good_text_needs_no_image_and_pictures_no_caption(tmp_path) -> None:
+    text = dataset([row(0, image=None), row(1, image=None)])
+    assert len(keep_good(text, quarantine=tmp_path / "q.jsonl", needs_image=False)) == 2
+    pictures = dataset([row(0, captions=[]), row(1, captions=[])])
+    assert len(keep_good(pictures, quarantine=tmp_path / "q.jsonl", needs_caption=False)) == 2
+    assert lines(tmp_path / "q.jsonl") == []
+
+
+def test_keep_good_without_faults_changes_nothing(tmp_path) -> None:
+    rows = dataset([row(number) for number in range(5)])
+    (tmp_path / "q.jsonl").write_text("of an older run\n")
+    assert keep_good(rows, quarantine=tmp_path / "q.jsonl").to_list() == rows.to_list()
+    assert (tmp_path / "q.jsonl").read_text() == ""
+
+
+def test_keep_good_keeps_further_columns_and_their_order(tmp_path) -> None:
+    rows = dataset([row(0, captions=["a", ""]), row(1, image_id="id0"), row(2)])
+    rows = rows.add_column("answer", ["x", "y", "z"], feature=Value("string"))
+    good = keep_good(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)
+    assert good.column_names == rows.column_names
+    assert good["answer"][:] == ["x", "z"]
+    assert good["captions"][:] == [["a"], ["shade 2"]]
+
+
+def test_keep_good_stops_above_the_share(tmp_path) -> None:
+    rows = dataset([row(number, captions=[""] if number < 2 else ["x"]) for number in range(100)])
+    file = tmp_path / "q.jsonl"
+    with pytest.raises(ValueError, match=r"2 of 100 rows are bad \(2\.00%\), more than the allowed 1\.00%") as caught:
+        keep_good(rows, quarantine=file)
+    assert str(file) in str(caught.value)
+    assert len(lines(file)) == 2
+    assert len(keep_good(rows, quarantine=file, max_share=0.02)) == 98
+
+
+def test_keep_good_of_nothing_is_an_error(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        keep_good(dataset([row(0)]).select([]), quarantine=tmp_path / "q.jsonl")
+    with pytest.raises(ValueError, match="all 1 rows are bad"):
+        keep_good(dataset([row(0, captions=[])]), quarantine=tmp_path / "q.jsonl", max_share=1.0)
+
+
+def test_keep_good_needs_the_schema(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"column\(s\) image_id missing"):
+        keep_good(dataset([row(0)]).remove_columns("image_id"), quarantine=tmp_path / "q.jsonl")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_keep_good_is_equal_on_two_processes(tmp_path) -> None:
+    one = keep_good(mixed(), quarantine=tmp_path / "one.jsonl", max_share=1.0)
+    two = keep_good(mixed(), quarantine=tmp_path / "two.jsonl", max_share=1.0, num_proc=2)
+    assert one.to_list() == two.to_list()
+    assert (tmp_path / "one.jsonl").read_text() == (tmp_path / "two.jsonl").read_text()
+
+
+def test_keep_good_looks_again_at_files_that_changed(tmp_path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(png(1)["bytes"])
+    rows = dataset([row(0), row(1, image={"bytes": None, "path": str(file)})])
+    assert len(keep_good(rows, quarantine=tmp_path / "q.jsonl")) == 2
+    file.write_bytes(b"")
+    assert len(keep_good(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)) == 1
+
+
+def test_quarantine_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "q.jsonl"
+    keep_good(mixed(), quarantine=file, max_share=1.0)
+    before = file.read_text()
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(quarantine_module.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        keep_good(dataset([row(0), row(1)]), quarantine=file)
+    assert file.read_text() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["q.jsonl"]

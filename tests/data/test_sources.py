@@ -1,0 +1,221 @@
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict, Image
+from PIL import Image as PILImage
+
+from vlmo.data.files import split_words
+from vlmo.data.schema import hash_share
+from vlmo.data.sources import FEATURES, decode_image, open_source, source_names
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Forty pictures in two folders, each of its own grey."""
+    root = tmp_path / "pictures"
+    for number in range(40):
+        file = root / ("a" if number % 2 else "b") / f"{number:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (2, 2), (number, number, number)).save(file)
+    return root
+
+
+def everything(path: Path, **options) -> Dataset:
+    """All rows of a path: none is kept for testing."""
+    return open_source(str(path), test_share=0.0, **options)
+
+
+def test_open_source_names_the_nearest_right_name() -> None:
+    with pytest.raises(ValueError, match=r"no data set 'emoji-pair'.*Did you mean 'emoji-pairs'\?") as caught:
+        open_source("emoji-pair")
+    assert all(name in str(caught.value) for name in source_names())
+
+
+def test_open_source_checks_its_arguments(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"test_share 1\.5"):
+        open_source(str(tmp_path), test_share=1.5)
+    with pytest.raises(ValueError, match="max_words 0"):
+        open_source(str(tmp_path), max_words=0)
+
+
+def test_folder_of_pictures_is_image_only(pictures) -> None:
+    (pictures / "notes.txt").write_text("not a caption")
+    (pictures / ".hidden.png").write_bytes(b"left by a file manager")
+    rows = everything(pictures)
+    assert rows.features == FEATURES
+    assert len(rows) == 40
+    assert rows["captions"][0] == []
+    assert rows["image_id"][0] == "a/01.png"
+    assert rows["source"][0] == "pictures"
+    assert decode_image(rows[0]["image"]).getpixel((0, 0)) == (1, 1, 1)
+
+
+def test_split_by_hash_is_a_fixed_partition(pictures) -> None:
+    train = open_source(str(pictures), split="train", test_share=0.3)["image_id"][:]
+    test = open_source(str(pictures), split="test", test_share=0.3)["image_id"][:]
+    assert sorted([*train, *test]) == sorted(everything(pictures)["image_id"])
+    assert test == [image_id for image_id in everything(pictures)["image_id"] if hash_share(image_id) < 0.3]
+    assert 0 < len(test) < len(train)
+    with pytest.raises(ValueError, match="split 'val'"):
+        open_source(str(pictures), split="val")
+
+
+def test_hash_share_is_the_same_everywhere() -> None:
+    # sha256("a") starts with ca978112ca1bbdca.
+    assert hash_share("a") == int("ca978112ca1bbdca", 16) / 2**64
+
+
+def test_empty_split_says_what_to_do(pictures) -> None:
+    with pytest.raises(ValueError, match=r"'test' holds none of the 40 rows.*test_share"):
+        open_source(str(pictures), split="test", test_share=0.0)
+
+
+def test_csv_merges_rows_of_one_picture(pictures) -> None:
+    (pictures / "captions.csv").write_text(
+        'image,caption\na/01.png,"one, dark"\nb/02.png,two\na/01.png,uno\nmissing.png,three\n', encoding="utf-8-sig"
+    )
+    for source in (pictures, pictures / "captions.csv"):
+        rows = everything(source)
+        assert rows["image_id"][:] == ["a/01.png", "b/02.png", "missing.png"]
+        assert rows["captions"][:] == [["one, dark", "uno"], ["two"], ["three"]]
+    assert decode_image(rows[1]["image"]).getpixel((0, 0)) == (2, 2, 2)
+    # A picture that is not there is a bad row, found when rows are looked at, and not an end.
+    with pytest.raises(ValueError, match=r"missing\.png: cannot be read: No such file"):
+        decode_image(rows[2]["image"])
+
+
+def test_jsonl_takes_lists_and_further_columns(pictures) -> None:
+    lines = [
+        {"file_name": "a/01.png", "captions": ["one", "uno"], "image_id": 7, "licence": "CC0", "source": "mine"},
+        {"file_name": "b/02.png", "caption": "two"},
+        {"file_name": "b/04.png", "captions": None},
+    ]
+    table = pictures / "captions.jsonl"
+    table.write_text("\n\n".join(json.dumps(line) for line in lines))
+    rows = everything(table)
+    assert rows["captions"][:] == [["one", "uno"], ["two"], []]
+    assert rows["image_id"][:] == ["7", "b/02.png", "b/04.png"]
+    assert (rows[0]["licence"], rows[0]["source"]) == ("CC0", "mine")
+    assert rows[1]["licence"] == "unknown"
+
+
+def test_tsv_is_split_at_tabs(pictures) -> None:
+    (pictures / "captions.tsv").write_text("file_name\tcaptions\na/01.png\tone, two\n")
+    assert everything(pictures)["captions"][0] == ["one, two"]
+
+
+def test_split_column_is_used(pictures) -> None:
+    (pictures / "captions.csv").write_text(
+        "image,caption,split\na/01.png,one,train\nb/02.png,two,val\na/01.png,uno,train\n"
+    )
+    assert open_source(str(pictures), split="train")["captions"][:] == [["one", "uno"]]
+    assert open_source(str(pictures), split="val")["captions"][:] == [["two"]]
+    with pytest.raises(ValueError, match="no row has split 'test'; found train, val"):
+        open_source(str(pictures), split="test")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("captions.csv", "picture,caption\na.png,x\n", "2: no column image or file_name; found picture, caption"),
+        ("captions.csv", "image,text\na.png,x\n", "2: no column caption or captions; found image, text"),
+        ("captions.csv", "image,caption\na.png,x,y\n", "2: not the 2 fields of the heading.*quotes"),
+        ("captions.csv", "image,caption\na.png\n", "2: not the 2 fields of the heading"),
+        ("captions.csv", "image,caption\n ,x\n", "2: no picture is named"),
+        ("captions.csv", "image,caption\n", "no rows"),
+        ("captions.csv", "", "no rows"),
+        ("captions.csv", "image,caption\n../secret.png,x\n", r"2: \.\./secret\.png lies outside"),
+        ("captions.csv", "image,caption\n/etc/hosts,x\n", "2: /etc/hosts lies outside"),
+        ("captions.csv", "image,caption,split\na,x,train\na,y,test\n", "3: a has split 'test', an earlier line"),
+        ("captions.csv", "image,caption,split\na,x,train\nb,y,\n", "1 pictures have no split, such as b"),
+        ("captions.csv", "image,caption,image_id\na,x,1\nb,y,1\n", "3: 1 has image .*b.*earlier line"),
+        ("captions.jsonl", '{"image": "a.png", "caption": "x"}\n{"image":\n', "2: not JSON"),
+        ("captions.jsonl", "[1]\n", "1: expected an object"),
+        ("captions.jsonl", '{"image": "a.png", "captions": [1]}\n', r"1: captions must be a text or a list.*\[1\]"),
+        ("captions.jsonl", '{"image": 3, "captions": "x"}\n', "1: no picture is named"),
+    ],
+)
+def test_wrong_table_is_named_with_its_line(tmp_path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_link_that_leads_outside_is_refused(tmp_path) -> None:
+    PILImage.new("RGB", (2, 2)).save(tmp_path / "secret.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "data" / "captions.csv").write_text("image,caption\nlink.png,x\n")
+    with pytest.raises(ValueError, match=r"link\.png lies outside"):
+        open_source(str(tmp_path / "data"))
+
+
+def test_table_in_another_encoding_is_named(tmp_path) -> None:
+    (tmp_path / "captions.csv").write_bytes("image,caption\na.png,café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"not UTF-8.*save it as UTF-8"):
+        open_source(str(tmp_path))
+
+
+def test_two_tables_or_nothing_known_are_errors(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"0 files, but none of captions\.csv"):
+        open_source(str(tmp_path))
+    (tmp_path / "data.bin").write_bytes(b"\0")
+    with pytest.raises(ValueError, match=r"expected a \.csv"):
+        open_source(str(tmp_path / "data.bin"))
+    (tmp_path / "captions.csv").touch()
+    (tmp_path / "captions.jsonl").touch()
+    with pytest.raises(ValueError, match=r"captions\.csv and captions\.jsonl; keep one"):
+        open_source(str(tmp_path))
+
+
+def test_text_file_gives_a_row_a_line(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("First line.\n\n  Second line.  \n")
+    rows = everything(tmp_path / "a.txt")
+    assert rows.features == FEATURES
+    assert rows["captions"][:] == [["First line."], ["Second line."]]
+    assert rows["image_id"][:] == ["a.txt:1", "a.txt:3"]
+    assert rows["image"][:] == [None, None]
+
+
+def test_text_folder_cuts_long_lines(tmp_path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("One two. Three four five. Six")
+    (tmp_path / "sub" / "c.txt").write_text("x")
+    rows = everything(tmp_path, max_words=3)
+    assert rows["captions"][:] == [["One two."], ["Three four five."], ["Six"], ["x"]]
+    assert rows["image_id"][:] == ["b.txt:1", "b.txt:1:1", "b.txt:1:2", "sub/c.txt:1"]
+
+
+def test_text_without_a_word_is_an_error(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"a\.txt hold no text"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("max_words", [1, 2, 3, 5, 100])
+def test_split_words_loses_no_word(max_words: int) -> None:
+    line = "A b c. D? E f g h i j k! L m"
+    pieces = split_words(line, max_words=max_words)
+    assert " ".join(pieces) == line
+    assert all(len(piece.split()) <= max_words for piece in pieces)
+
+
+def test_saved_data_set_opens(pictures, tmp_path) -> None:
+    rows = everything(pictures).add_column("area", [4] * 40).cast_column("image", Image())
+    rows.save_to_disk(str(tmp_path / "saved"))
+    again = everything(tmp_path / "saved")
+    assert len(again) == 40
+    assert again[3]["area"] == 4
+    assert set(again[3]["image"]) == {"bytes", "path"}
+    DatasetDict({"train": rows, "dev": rows.select(range(3))}).save_to_disk(str(tmp_path / "dict"))
+    assert len(open_source(str(tmp_path / "dict"), split="dev")) == 3
+    with pytest.raises(ValueError, match="no split 'test'; it has train, dev"):
+        open_source(str(tmp_path / "dict"), split="test")
+
+
+def test_saved_data_set_without_a_column_is_an_error(pictures, tmp_path) -> None:
+    everything(pictures).remove_columns("captions").save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match=r"column\(s\) captions missing; found image"):
+        open_source(str(tmp_path / "saved"))

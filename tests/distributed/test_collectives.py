@@ -1,0 +1,165 @@
+"""Collectives on two and three processes, in values and gradients, against the same sums on one."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.distributed.gloo import run_processes
+from vlmo import distributed
+
+SHARE, WIDTH = 4, 3  # rows of each process, numbers in a row
+# Global rows that each process wants: others' and its own, some twice, in no order; the last process wants none.
+WANTED = {2: ([6, 0, 1, 6, 5], []), 3: ([9, 2, 9, 4], [11, 5, 0], [])}
+ATOL = 1e-6  # float32 sums in another order
+
+
+def rows(world_size: int) -> Tensor:
+    return torch.randn(world_size * SHARE, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def weights(rank: int, count: int) -> Tensor:
+    """What a process multiplies the rows that it sees by, before it sums them up: its gradient."""
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(1 + rank))
+
+
+class Traffic:
+    """Counts the numbers that a process sends while this is on: floats by all-to-all, and all of other kinds."""
+
+    def __init__(self) -> None:
+        self.floats, self.gathers = 0, 0
+
+    def __enter__(self) -> "Traffic":
+        self.originals = dist.all_to_all_single, dist.all_gather_into_tensor
+        dist.all_to_all_single, dist.all_gather_into_tensor = self.all_to_all, self.all_gather
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        dist.all_to_all_single, dist.all_gather_into_tensor = self.originals
+
+    def all_to_all(self, output: Tensor, sent: Tensor, *splits: list[int]) -> None:
+        self.floats += sent.numel() if sent.is_floating_point() else 0
+        self.originals[0](output, sent, *splits)
+
+    def all_gather(self, output: Tensor, sent: Tensor) -> None:
+        self.gathers += 1
+        self.originals[1](output, sent)
+
+
+def everything() -> dict[str, Any]:
+    """What one process gets from each collective."""
+    rank, world_size = distributed.rank(), distributed.world_size()
+    own = rows(world_size)[rank * SHARE : (rank + 1) * SHARE]
+    result: dict[str, Any] = {"rank": rank, "world_size": world_size, "main": distributed.is_main()}
+
+    leaf = own.clone().requires_grad_()
+    gathered = distributed.gather_with_grad(leaf)
+    (gathered * weights(rank, len(gathered))).sum().backward()
+    result |= {"gathered": gathered.detach(), "gathered_gradient": leaf.grad}
+    result["gathered_numbers"] = distributed.gather(torch.arange(2) + 10 * rank)
+
+    leaf = own.clone().requires_grad_()
+    wanted = torch.tensor(WANTED[world_size][rank], dtype=torch.long)
+    with Traffic() as traffic:
+        fetched = distributed.exchange(leaf, wanted)
+        result |= {"sent": traffic.floats, "gathers": traffic.gathers}
+        (fetched * weights(rank, len(wanted))).sum().backward()
+        result["returned"] = traffic.floats - result["sent"]
+    result |= {"fetched": fetched.detach(), "fetched_gradient": leaf.grad}
+    result["fetched_numbers"] = distributed.exchange(10 * rank + torch.arange(SHARE)[:, None], wanted)
+
+    for name, count in (("mean", float(2 * rank)), ("empty_mean", 0.0)):  # the first process has no rows
+        total = torch.tensor(1.0 + rank if count else 0.0, requires_grad=True)
+        mean = distributed.global_mean(total, torch.tensor(count))
+        mean.backward()
+        result |= {name: mean.detach(), f"{name}_gradient": total.grad}
+
+    value = torch.tensor([1.0 + rank, -rank], requires_grad=True)
+    result |= {"sum": distributed.all_reduce(value), "max": distributed.all_reduce(value, op="max")}
+    result["untouched"] = value.detach()
+    distributed.barrier()
+    return result
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def results(request) -> list[dict[str, Any]]:
+    """What each of two, or of three, processes got; they start once."""
+    return run_processes(everything, world_size=request.param)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=ATOL, rtol=0)
+
+
+def test_processes_know_their_place(results):
+    size = len(results)
+    assert [(r["rank"], r["world_size"], r["main"]) for r in results] == [(n, size, n == 0) for n in range(size)]
+
+
+def test_gather_joins_rows_in_rank_order(results):
+    size = len(results)
+    for result in results:
+        assert torch.equal(result["gathered"], rows(size))
+        assert result["gathered_numbers"].tolist() == [10 * rank + i for rank in range(size) for i in range(2)]
+
+
+def test_gather_returns_the_gradients_of_all_processes(results):
+    size = len(results)
+    expected = sum(weights(rank, size * SHARE) for rank in range(size))
+    close(torch.cat([result["gathered_gradient"] for result in results]), expected)
+
+
+def test_exchange_fetches_the_wanted_rows_in_the_wanted_order(results):
+    size = len(results)
+    for rank, result in enumerate(results):
+        wanted = WANTED[size][rank]
+        assert torch.equal(result["fetched"], rows(size)[wanted])
+        assert result["fetched_numbers"].tolist() == [[10 * (row // SHARE) + row % SHARE] for row in wanted]
+
+
+def test_exchange_returns_gradients_to_the_owners(results):
+    size = len(results)
+    leaf = rows(size).requires_grad_()
+    sum((leaf[wanted] * weights(rank, len(wanted))).sum() for rank, wanted in enumerate(WANTED[size])).backward()
+    close(torch.cat([result["fetched_gradient"] for result in results]), leaf.grad)
+
+
+def test_exchange_sends_the_chosen_rows_only(results):
+    wanted = [row for rows_of_one in WANTED[len(results)] for row in rows_of_one]
+    for rank, result in enumerate(results):
+        assert result["sent"] == WIDTH * sum(row // SHARE == rank for row in wanted)
+        assert result["returned"] == WIDTH * len(WANTED[len(results)][rank])
+        assert result["gathers"] == 0
+
+
+def test_global_mean_weighs_processes_by_their_rows(results):
+    # Two processes: 2 over 2 rows. Three: 2 + 3 over 2 + 4 rows. The first total, 0 over no rows, adds nothing.
+    expected, count = {2: (2 / 2, 2), 3: (5 / 6, 6)}[len(results)]
+    for result in results:
+        assert result["mean"].item() == pytest.approx(expected)
+        assert result["mean_gradient"].item() / len(results) == pytest.approx(1 / count)
+        assert result["empty_mean"].item() == 0
+
+
+def test_all_reduce_leaves_its_argument_alone(results):
+    size = len(results)
+    for rank, result in enumerate(results):
+        assert result["sum"].tolist() == [size * (size + 1) / 2, -size * (size - 1) / 2]
+        assert result["max"].tolist() == [size, 0]
+        assert not result["sum"].requires_grad
+        assert result["untouched"].tolist() == [1 + rank, -rank]
+
+
+def test_one_process_needs_no_group():
+    tensor = torch.randn(4, 2, requires_grad=True)
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.gather_with_grad(tensor) is tensor
+    assert torch.equal(distributed.gather(tensor), tensor)
+    assert not distributed.gather(tensor).requires_grad
+    assert torch.equal(distributed.exchange(tensor, torch.tensor([3, 1, 1])), tensor[[3, 1, 1]])
+    assert torch.equal(distributed.all_reduce(tensor, op="max"), tensor)
+    assert distributed.global_mean(torch.tensor(6.0), torch.tensor(4.0)) == 1.5
+    assert distributed.global_mean(torch.tensor(0.0), torch.tensor(0.0)) == 0
+    distributed.barrier()

@@ -1,0 +1,124 @@
+"""Two processes with half the batch each give the losses and gradients of one process with the whole batch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.distributed.gloo import run_processes
+from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch, own_share
+from vlmo import distributed
+from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
+from vlmo.objectives import pretraining
+from vlmo.objectives.pretraining import (
+    LanguageObjective,
+    VisionLanguageConfig,
+    VisionLanguageObjective,
+    VisionObjective,
+)
+
+ATOL = 1e-5  # float32 sums in another order
+TASKS = {
+    "itc": VisionLanguageConfig(mlm_weight=0, itm_weight=0),
+    "mlm": VisionLanguageConfig(itc_weight=0, mlm_weight=1, itm_weight=0),
+    "itm": VisionLanguageConfig(itc_weight=0, mlm_weight=0),
+    "sum": VisionLanguageConfig(),
+    "sum, every second row fused": VisionLanguageConfig(fused_stride=2),
+    "sum, in chunks": VisionLanguageConfig(fused_chunk=5),
+    "sum, same pictures kept": VisionLanguageConfig(exclude_same=False),
+}
+ALL_TASKS = [*TASKS, "mim", "language"]
+
+Result = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def make_objective(task: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = VLMoConfig.tiny(layer_scale_init=1.0, initializer_range=0.2)
+    if task == "mim":
+        return VisionObjective(VLMoForMaskedImageModeling(config), tokenizer=FixedTokens())
+    if task == "language":
+        return LanguageObjective(VLMoForMaskedLM(config))
+    return VisionLanguageObjective(VLMoForPreTraining(config), config=TASKS[task])
+
+
+def losses_and_gradients(task: str) -> Result:
+    """Losses, and gradients averaged over processes as data parallelism does."""
+    objective = make_objective(task)
+    losses = objective(own_share(make_batch(), rank=distributed.rank(), world_size=distributed.world_size()))
+    losses["loss"].backward()
+    gradients = {
+        name: distributed.all_reduce(parameter.grad) / distributed.world_size()
+        for name, parameter in objective.model.named_parameters()
+        if parameter.grad is not None
+    }
+    return {name: value.detach() for name, value in losses.items()}, gradients
+
+
+def drawn_rows(*, local_negatives: bool) -> Tensor:
+    """Global rows that this process draws as negatives, texts and images in turn, in twenty steps."""
+    objective = make_objective("sum")
+    objective.config = VisionLanguageConfig(mlm_weight=0, local_negatives=local_negatives)
+    batch = own_share(make_batch(), rank=distributed.rank(), world_size=distributed.world_size())
+    rows, draw = [], pretraining.draw_hard_negatives
+
+    def noted(similarities: Tensor, **kwargs: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = draw(torch.zeros_like(similarities), **kwargs)
+        rows.append(drawn[0])
+        return drawn
+
+    pretraining.draw_hard_negatives = noted
+    try:
+        with torch.no_grad():
+            for seed in range(20):
+                objective(batch | {"step_seed": torch.tensor(seed)})
+    finally:
+        pretraining.draw_hard_negatives = draw
+    return torch.stack(rows)  # draws batch
+
+
+def everything() -> tuple[dict[str, Result], dict[str, Tensor]]:
+    """All that a process is asked for: processes take seconds to start, so they start once."""
+    drawn = {"local": drawn_rows(local_negatives=True), "global": drawn_rows(local_negatives=False)}
+    return {task: losses_and_gradients(task) for task in ALL_TASKS}, drawn
+
+
+@pytest.fixture(scope="module")
+def processes() -> list[tuple[dict[str, Result], dict[str, Tensor]]]:
+    """Results of two processes."""
+    return run_processes(everything)
+
+
+def named(name: str):
+    return lambda message: f"{name}: {message}"
+
+
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_two_processes_equal_one(task, processes):
+    losses, gradients = losses_and_gradients(task)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients.values()) > 0
+    for results, _ in processes:
+        other_losses, other_gradients = results[task]
+        assert other_losses.keys() == losses.keys()
+        for name in losses:
+            torch.testing.assert_close(other_losses[name], losses[name], atol=ATOL, rtol=0, msg=named(name))
+        assert other_gradients.keys() == gradients.keys()
+        for name in gradients:
+            torch.testing.assert_close(other_gradients[name], gradients[name], atol=ATOL, rtol=1e-4, msg=named(name))
+
+
+def test_chunks_give_the_result_of_one_batch():
+    losses, gradients = losses_and_gradients("sum")
+    chunked_losses, chunked_gradients = losses_and_gradients("sum, in chunks")
+    torch.testing.assert_close(chunked_losses["loss"], losses["loss"], atol=ATOL, rtol=0)
+    for name in gradients:
+        torch.testing.assert_close(chunked_gradients[name], gradients[name], atol=ATOL, rtol=1e-4)
+
+
+def test_negatives_come_from_all_processes_or_from_the_own_one(processes):
+    share, same = GLOBAL_BATCH // 2, {(0, 5), (5, 0)}
+    for rank, (_, drawn) in enumerate(processes):
+        own = set(range(rank * share, (rank + 1) * share))
+        seen = {"local": own, "global": set(range(GLOBAL_BATCH))}
+        for kind, rows in drawn.items():
+            for column, row in enumerate(sorted(own)):
+                assert set(rows[:, column].tolist()) == seen[kind] - {row} - {b for a, b in same if a == row}

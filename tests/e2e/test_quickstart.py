@@ -1,0 +1,73 @@
+"""The whole of `vlmo quickstart`, a handful of steps a stage: all is there, loads, and is not done twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
+from vlmo.cli import main
+from vlmo.data.sources import decode_image, open_source
+
+pytestmark = pytest.mark.slow
+
+SCALE = "0.02"
+STAGES = ("tokenizer", "stage1", "stage2", "stage3", "stageless")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart")
+    main(["quickstart", "--run", str(folder), "--scale", SCALE])
+    return folder
+
+
+def test_run_folders_are_whole(run):
+    for stage in STAGES:
+        assert (run / stage / "model" / "model.safetensors").is_file()
+        for name in ("recipe.json", "metrics.jsonl", "quarantine.jsonl", "state", "tensorboard"):
+            assert (run / stage / name).exists(), f"{stage}/{name}"
+
+
+def test_figures_stand_beside_chance(run):
+    figures = json.loads((run / "figures.json").read_text())
+    assert figures["chance"]["ir@1"] == pytest.approx(1 / 500)
+    assert {"ir@1", "tr@10", "rerank_ir@1"} <= figures["metrics"].keys()
+    assert all(0 <= value <= 1 for value in figures["metrics"].values())
+
+
+def test_report_shows_pictures_curves_and_attention(run):
+    page = (run / "report.html").read_text()
+    for words in ("<svg", "data:image/", "OpenMoji", "CC-BY-SA-4.0", "hance", "Stage 1", "Stage 2", "Stage 3"):
+        assert words in page
+    with Image.open(run / "queries.png") as sheet:
+        assert sheet.width >= 800
+
+
+def test_model_folder_compares_an_image_with_texts(run):
+    folder = run / "stage3" / "model"
+    model, processor = VLMoForImageTextRetrieval.from_pretrained(folder), VLMoProcessor.from_pretrained(folder)
+    picture = decode_image(open_source("emoji-pairs", split="test")[0]["image"])
+    inputs = processor(images=picture, text=["grinning face", "red apple", "sailboat"], return_tensors="pt")
+    with torch.inference_mode():
+        shares = model(**inputs).logits_per_image.softmax(-1)
+    assert shares.shape == (1, 3)
+    assert shares.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_second_run_trains_nothing_again(run, capsys):
+    before = {stage: (run / stage / "metrics.jsonl").read_bytes() for stage in STAGES}
+    weights = (run / "stage3" / "model" / "model.safetensors").read_bytes()
+    main(["quickstart", "--run", str(run), "--scale", SCALE])
+    assert "Retrieval, recall in percent" in capsys.readouterr().out
+    assert {stage: (run / stage / "metrics.jsonl").read_bytes() for stage in STAGES} == before
+    assert (run / "stage3" / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_evaluate_repeats_the_figures(run, tmp_path):
+    out = tmp_path / "figures.json"
+    main(["evaluate", str(run / "stage3" / "model"), "--rerank", "0", "--out", str(out)])
+    again, first = json.loads(out.read_text())["metrics"], json.loads((run / "figures.json").read_text())["metrics"]
+    assert again == {name: first[name] for name in again}

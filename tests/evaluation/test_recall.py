@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vlmo.evaluation.recall import (
+    chance_metrics,
+    chance_recall,
+    chunked_ranks,
+    chunked_topk,
+    positive_ranks,
+    recall_at_k,
+    retrieval_recall,
+)
+
+
+def test_recall_of_one_caption_an_image() -> None:
+    # Rows are images, columns texts, the diagonal is right. Row ranks: 1, 2, 3. Column ranks: 2, 1, 3.
+    similarity = torch.tensor([[0.6, 0.1, 0.5], [0.9, 0.8, 0.7], [0.4, 0.3, 0.2]])
+    metrics = retrieval_recall(similarity, text_to_image=torch.tensor([0, 1, 2]), ks=(1, 2, 3))
+    assert metrics == pytest.approx(
+        {"tr@1": 1 / 3, "tr@2": 2 / 3, "tr@3": 1.0, "ir@1": 1 / 3, "ir@2": 2 / 3, "ir@3": 1.0}
+    )
+
+
+def test_recall_of_several_captions_an_image() -> None:
+    # Texts 0, 1, 2 describe image 0, text 3 describes image 1.
+    text_to_image = torch.tensor([0, 0, 0, 1])
+    similarity = torch.tensor([[0.1, 0.9, 0.2, 0.3], [0.5, 0.4, 0.8, 0.6]])
+    # Image 0: its caption 1 is first. Image 1: text 2 is first, its only caption second.
+    # Texts: 0 -> image 1 first (rank 2), 1 -> 1, 2 -> 2, 3 -> 1.
+    metrics = retrieval_recall(similarity, text_to_image=text_to_image, ks=(1, 2))
+    assert metrics == {"tr@1": 0.5, "tr@2": 1.0, "ir@1": 0.5, "ir@2": 1.0}
+
+
+def test_other_captions_of_an_image_never_stand_in_front() -> None:
+    ranks = positive_ranks(
+        torch.tensor([[0.9, 0.9, 0.8, 0.95]]),
+        query_labels=torch.tensor([0]),
+        candidate_labels=torch.tensor([0, 0, 0, 1]),
+    )
+    assert ranks.tolist() == [2]
+
+
+def test_k_above_the_number_of_candidates_finds_everything() -> None:
+    metrics = retrieval_recall(torch.eye(3).flip(0), text_to_image=torch.arange(3), ks=(10,))
+    assert metrics == {"tr@10": 1.0, "ir@10": 1.0}
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -math.inf])
+def test_constant_similarity_puts_the_right_one_last(value: float) -> None:
+    metrics = retrieval_recall(torch.full((4, 4), value), text_to_image=torch.arange(4), ks=(1, 3, 4))
+    assert metrics == {"tr@1": 0.0, "tr@3": 0.0, "tr@4": 1.0, "ir@1": 0.0, "ir@3": 0.0, "ir@4": 1.0}
+
+
+def test_tie_counts_against_the_model() -> None:
+    # The right text shares its score with one other and is beaten by one.
+    ranks = positive_ranks(
+        torch.tensor([[0.5, 0.9, 0.5, 0.1]]), query_labels=torch.tensor([0]), candidate_labels=torch.arange(4)
+    )
+    assert ranks.tolist() == [3]
+
+
+def test_nan_is_refused() -> None:
+    similarity = torch.zeros(2, 2)
+    similarity[1, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        retrieval_recall(similarity, text_to_image=torch.arange(2))
+    embeds = torch.tensor([[torch.nan, 0.0], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="NaN"):
+        chunked_topk(embeds, torch.eye(2), k=1)
+    with pytest.raises(ValueError, match="NaN"):
+        chunked_ranks(torch.eye(2), embeds, query_labels=torch.arange(2), candidate_labels=torch.arange(2))
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(2, 3\)"):
+        positive_ranks(torch.zeros(2, 3), query_labels=torch.arange(3), candidate_labels=torch.arange(2))
+    with pytest.raises(ValueError, match=r"first: \[2\]"):
+        positive_ranks(torch.zeros(3, 2), query_labels=torch.arange(3), candidate_labels=torch.arange(2))
+    with pytest.raises(ValueError, match="k >= 1"):
+        recall_at_k(torch.tensor([1]), k=0)
+    with pytest.raises(ValueError, match="0 ranks"):
+        recall_at_k(torch.tensor([], dtype=torch.int64), k=1)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        chunked_topk(torch.eye(2), torch.eye(2), k=0)
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        chunked_topk(torch.eye(2), torch.eye(2), k=1, chunk=0)
+    with pytest.raises(ValueError, match="num_positives"):
+        chance_recall(3, k=1, num_positives=4)
+
+
+@pytest.mark.parametrize(
+    ("num_candidates", "k", "num_positives", "expected"),
+    [
+        (500, 1, 1, 1 / 500),
+        (500, 10, 1, 10 / 500),
+        (4, 1, 2, 1 / 2),
+        (4, 2, 2, 1 - 1 / 6),  # only one of the six pairs of candidates holds no right one
+        (5, 4, 2, 1.0),
+        (3, 10, 1, 1.0),
+    ],
+)
+def test_chance_of_a_random_order(num_candidates: int, k: int, num_positives: int, expected: float) -> None:
+    assert chance_recall(num_candidates, k=k, num_positives=num_positives) == pytest.approx(expected, abs=1e-12)
+
+
+def test_chance_metrics_weigh_images_by_their_captions() -> None:
+    # Image 0 has three of the four texts, image 1 one of them.
+    chance = chance_metrics(torch.tensor([0, 0, 0, 1]), ks=(1, 2))
+    assert chance == pytest.approx({"tr@1": (3 / 4 + 1 / 4) / 2, "tr@2": (1 + 1 / 2) / 2, "ir@1": 0.5, "ir@2": 1.0})
+
+
+def test_chance_is_what_random_embeddings_reach() -> None:
+    text_to_image = torch.arange(20).repeat_interleave(3)
+    runs = [retrieval_recall(torch.rand(20, 60), text_to_image=text_to_image, ks=(5,)) for _ in range(200)]
+    chance = chance_metrics(text_to_image, ks=(5,))
+    for name, expected in chance.items():
+        # 4,000 and 12,000 draws: four standard deviations are below 0.03.
+        assert sum(run[name] for run in runs) / len(runs) == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_chunked_topk_equals_the_full_product(chunk: int, k: int) -> None:
+    # Float64 and random: products differ by more than any order of summation.
+    queries, candidates = torch.randn(11, 6, dtype=torch.float64), torch.randn(17, 6, dtype=torch.float64)
+    scores, indices = chunked_topk(queries, candidates, k=k, chunk=chunk)
+    full = (queries @ candidates.T).topk(min(k, 17), dim=1)
+    assert torch.equal(indices, full.indices)
+    torch.testing.assert_close(scores, full.values)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_chunked_topk_keeps_equal_scores_in_order(chunk: int) -> None:
+    candidates = torch.tensor([[1.0], [2.0], [1.0], [2.0], [1.0]])
+    scores, indices = chunked_topk(torch.ones(1, 1), candidates, k=5, chunk=chunk)
+    assert indices.tolist() == [[1, 3, 0, 2, 4]]
+    assert scores.tolist() == [[2.0, 2.0, 1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_chunked_ranks_equal_the_ranks_of_the_full_product(chunk: int) -> None:
+    # Small whole numbers: exact products and many ties.
+    images, texts = torch.randint(-2, 3, (9, 4)).float(), torch.randint(-2, 3, (27, 4)).float()
+    text_to_image = torch.arange(9).repeat(3)
+    similarity = images @ texts.T
+    for queries, candidates, query_labels, candidate_labels, full in (
+        (images, texts, torch.arange(9), text_to_image, similarity),
+        (texts, images, text_to_image, torch.arange(9), similarity.T),
+    ):
+        labels = {"query_labels": query_labels, "candidate_labels": candidate_labels}
+        ranks = chunked_ranks(queries, candidates, chunk=chunk, **labels)
+        assert torch.equal(ranks, positive_ranks(full, **labels))

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vlmo.evaluation import RetrievalSet, embed_images, embed_texts, evaluate_retrieval
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+
+NUM_IMAGES, CAPTIONS = 12, 2
+TEXT_TO_IMAGE = torch.arange(NUM_IMAGES).repeat(CAPTIONS)
+TEMPERATURE = 0.05
+
+
+class FakeModel(nn.Module):
+    """Looks embeddings up by the number that is written into every pixel or into the first token."""
+
+    def __init__(self, *, images: Tensor, texts: Tensor, match: str = "constant") -> None:
+        super().__init__()
+        self.images, self.texts, self.kind = images, texts, match
+        self.frozen = nn.Dropout(0.5)
+        self.frozen.eval()
+        self.contrast_head = SimpleNamespace(logit_scale=torch.tensor([math.log(1 / TEMPERATURE)]))
+        self.device = torch.device("cpu")
+        self.pairs: list[tuple[int, int]] = []
+        self.widths: list[int] = []
+
+    def get_image_features(self, *, pixel_values: Tensor) -> Tensor:
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        return self.images[pixel_values[:, 0, 0, 0].long()]
+
+    def get_text_features(self, *, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        assert not self.training
+        return self.texts[input_ids[:, 0]]
+
+    def match(self, *, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        assert not self.training
+        image, text = pixel_values[:, 0, 0, 0].long(), input_ids[:, 0]
+        self.pairs += zip(image.tolist(), text.tolist(), strict=True)
+        self.widths.append(input_ids.shape[1])
+        # Texts have 1 to 20 tokens: what is cut off must have been padding.
+        assert torch.equal(attention_mask.sum(dim=1), text % 20 + 1)
+        if self.kind == "constant":
+            return torch.zeros(len(image), 2)
+        right = torch.where(TEXT_TO_IMAGE[text] == image, 50.0, -50.0)
+        if self.kind == "nan":
+            right = right * torch.nan
+        return torch.stack([torch.zeros_like(right), right], dim=1)
+
+
+def retrieval_set(*, batch: int = 5, num_images: int = NUM_IMAGES) -> RetrievalSet:
+    pixels = torch.arange(num_images).float()[:, None, None, None].expand(-1, 3, 2, 2)
+    num_texts = len(TEXT_TO_IMAGE)
+
+    def text_batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for numbers in torch.arange(num_texts).split(batch):
+            lengths = numbers % 20 + 1
+            mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+            yield mask * numbers[:, None], mask
+
+    return RetrievalSet(
+        image_batches=lambda: pixels.split(batch), text_batches=text_batches, text_to_image=TEXT_TO_IMAGE
+    )
+
+
+def unit(*shape: int) -> Tensor:
+    return nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+def fake(match: str = "constant") -> FakeModel:
+    return FakeModel(images=unit(NUM_IMAGES, 4), texts=unit(NUM_IMAGES * CAPTIONS, 4), match=match)
+
+
+def test_perfect_embeddings_have_recall_one() -> None:
+    model = FakeModel(images=torch.eye(NUM_IMAGES), texts=torch.eye(NUM_IMAGES)[TEXT_TO_IMAGE])
+    result = evaluate_retrieval(model, retrieval_set(), ks=(1, 5))
+    assert result.metrics == {"tr@1": 1.0, "tr@5": 1.0, "ir@1": 1.0, "ir@5": 1.0}
+    assert result.chance["ir@5"] == pytest.approx(5 / NUM_IMAGES)
+    assert result.reranked is None
+    assert torch.equal(result.dual.text_to_image.indices[:, 0], TEXT_TO_IMAGE)
+    assert (TEXT_TO_IMAGE[result.dual.image_to_text.indices[:, :2]] == torch.arange(NUM_IMAGES)[:, None]).all()
+
+
+@pytest.mark.parametrize("rerank", [0, 3, 100])
+def test_a_model_that_returns_constants_finds_nothing(rerank: int) -> None:
+    model = FakeModel(images=torch.eye(4)[[0] * NUM_IMAGES], texts=torch.eye(4)[[0] * NUM_IMAGES * CAPTIONS])
+    result = evaluate_retrieval(model, retrieval_set(), ks=(1, 5), rerank=rerank)
+    assert set(result.metrics.values()) == {0.0}
+
+
+@pytest.mark.parametrize("shortlist", [1, 4, NUM_IMAGES, 1000])
+@pytest.mark.parametrize("pair_batch", [3, 1000])
+def test_oracle_puts_the_right_one_first_if_it_is_on_the_shortlist(shortlist: int, pair_batch: int) -> None:
+    result = evaluate_retrieval(
+        fake("oracle"), retrieval_set(), ks=(1, shortlist), rerank=shortlist, pair_batch=pair_batch
+    )
+    assert result.reranked is not None
+    for dual, reranked in (
+        (result.dual.image_to_text, result.reranked.image_to_text),
+        (result.dual.text_to_image, result.reranked.text_to_image),
+    ):
+        on_shortlist = dual.ranks <= shortlist
+        assert (reranked.ranks[on_shortlist] == 1).all()
+        assert torch.equal(reranked.ranks[~on_shortlist], dual.ranks[~on_shortlist])
+    assert result.metrics["rerank_ir@1"] == result.metrics[f"ir@{shortlist}"]
+    assert result.metrics["rerank_tr@1"] == result.metrics[f"tr@{shortlist}"]
+    if shortlist >= NUM_IMAGES:
+        assert result.metrics["rerank_ir@1"] == 1.0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_constant_matching_changes_no_order(weight: float) -> None:
+    result = evaluate_retrieval(fake(), retrieval_set(), ks=(1, 10), rerank=5, rerank_weight=weight)
+    assert result.reranked is not None
+    for dual, reranked in (
+        (result.dual.image_to_text, result.reranked.image_to_text),
+        (result.dual.text_to_image, result.reranked.text_to_image),
+    ):
+        assert torch.equal(reranked.indices, dual.indices)
+        assert torch.equal(reranked.ranks, dual.ranks)
+
+
+def test_only_the_shortlist_is_reordered() -> None:
+    result = evaluate_retrieval(fake("oracle"), retrieval_set(), ks=(1, 10), rerank=4)
+    assert result.reranked is not None
+    dual, reranked = result.dual.text_to_image, result.reranked.text_to_image
+    assert torch.equal(reranked.indices[:, 4:], dual.indices[:, 4:])
+    assert torch.equal(reranked.indices[:, :4].sort().values, dual.indices[:, :4].sort().values)
+    assert (reranked.scores[:, 4:] == -torch.inf).all()
+    assert (reranked.scores[:, :4].diff() <= 0).all()
+
+
+def test_mixed_score_is_as_documented() -> None:
+    result = evaluate_retrieval(fake("oracle"), retrieval_set(), ks=(1,), rerank=NUM_IMAGES, rerank_weight=0.25)
+    assert result.reranked is not None
+    dual, reranked = result.dual.text_to_image, result.reranked.text_to_image
+    similarity = torch.empty(NUM_IMAGES * CAPTIONS, NUM_IMAGES).scatter_(1, dual.indices, dual.scores)
+    odds = torch.where(TEXT_TO_IMAGE[:, None] == torch.arange(NUM_IMAGES), 50.0, -50.0)
+    expected = (0.75 * similarity / TEMPERATURE + 0.25 * odds).gather(1, reranked.indices)
+    torch.testing.assert_close(reranked.scores, expected)
+
+
+def test_each_pair_is_matched_once_and_with_little_padding() -> None:
+    model = fake("oracle")
+    seen: list[tuple[str, int, int]] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        seen.append((what, done, total))
+
+    dual = evaluate_retrieval(model, retrieval_set(), rerank=4, pair_batch=6, progress=progress).dual
+    found_texts, found_images = dual.image_to_text.indices[:, :4].tolist(), dual.text_to_image.indices[:, :4].tolist()
+    asked = {(image, text) for image, texts in enumerate(found_texts) for text in texts}
+    asked |= {(image, text) for text, images in enumerate(found_images) for image in images}
+    assert len(model.pairs) == len(set(model.pairs))
+    assert set(model.pairs) == asked
+    assert set(model.widths) <= {8, 16, 20}
+    assert min(model.widths) == 8
+    for what, total in (("images", NUM_IMAGES), ("texts", NUM_IMAGES * CAPTIONS), ("pairs", len(asked))):
+        done = [event[1:] for event in seen if event[0] == what]
+        assert done == sorted(done)
+        assert done[-1] == (total, total)
+
+
+def test_every_module_gets_its_mode_back() -> None:
+    model = fake("oracle").train()
+    model.frozen.eval()
+    evaluate_retrieval(model, retrieval_set(), rerank=2)
+    assert model.training
+    assert not model.frozen.training
+    model = fake("nan").train()
+    with pytest.raises(ValueError, match="matching logits contain NaN"):
+        evaluate_retrieval(model, retrieval_set(), rerank=2)
+    assert model.training
+
+
+def test_wrong_sets_and_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="14 images"):
+        evaluate_retrieval(
+            FakeModel(images=unit(14, 4), texts=unit(NUM_IMAGES * CAPTIONS, 4)), retrieval_set(num_images=14)
+        )
+    with pytest.raises(ValueError, match="every image number"):
+        RetrievalSet(image_batches=list, text_batches=list, text_to_image=torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="rerank = -1"):
+        evaluate_retrieval(fake(), retrieval_set(), rerank=-1)
+    with pytest.raises(ValueError, match="rerank_weight = 2"):
+        evaluate_retrieval(fake(), retrieval_set(), rerank=1, rerank_weight=2)
+    model = FakeModel(images=unit(NUM_IMAGES, 4) * torch.nan, texts=unit(NUM_IMAGES * CAPTIONS, 4))
+    with pytest.raises(ValueError, match="NaN"):
+        evaluate_retrieval(model, retrieval_set())
+
+
+def tiny_model() -> VLMoForImageTextRetrieval:
+    config = VLMoConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_fusion_layers=1,
+        patch_size=4,
+        image_size=8,
+        vocab_size=50,
+        max_text_positions=24,
+    )
+    return VLMoForImageTextRetrieval(config)
+
+
+def tiny_set(model: VLMoForImageTextRetrieval) -> tuple[RetrievalSet, Tensor, Tensor, Tensor]:
+    pixels, ids = torch.randn(6, 3, 8, 8), torch.randint(5, 50, (6, 8))
+    mask = (torch.arange(8) < torch.tensor([8, 3, 5, 8, 2, 6])[:, None]).long()
+    batches = RetrievalSet(
+        image_batches=lambda: pixels.split(4),
+        text_batches=lambda: zip(ids.split(4), mask.split(4), strict=True),
+        text_to_image=torch.arange(6),
+    )
+    return batches, pixels, ids, mask
+
+
+def test_real_model_is_scored_as_pair_by_pair() -> None:
+    model = tiny_model()
+    batches, pixels, ids, mask = tiny_set(model)
+    result = evaluate_retrieval(model, batches, ks=(1,), rerank=6, rerank_weight=1.0)
+    assert result.reranked is not None
+    model.eval()
+    with torch.no_grad():
+        for text in range(6):
+            logits = torch.cat(
+                [
+                    model.match(pixel_values=pixels[[image]], input_ids=ids[[text]], attention_mask=mask[[text]])
+                    for image in result.reranked.text_to_image.indices[text].tolist()
+                ]
+            )
+            # Batches of another size: 1e-5 covers the order of summation in float32.
+            torch.testing.assert_close(
+                result.reranked.text_to_image.scores[text], logits[:, 1] - logits[:, 0], atol=1e-5, rtol=0
+            )
+
+
+def test_autocast_keeps_similarities_in_float32() -> None:
+    model = tiny_model()
+    batches, *_ = tiny_set(model)
+    exact, rounded = embed_images(model, batches), embed_images(model, batches, autocast_dtype=torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    # bfloat16 has three digits; two layers of rounding stay within a few percent of a unit vector.
+    torch.testing.assert_close(exact, rounded, atol=0.05, rtol=0)
+    assert embed_texts(model, batches, autocast_dtype=torch.bfloat16).dtype == torch.float32
+    result = evaluate_retrieval(model, batches, rerank=3, autocast_dtype=torch.bfloat16)
+    assert result.dual.text_to_image.scores.dtype == torch.float32

@@ -1,0 +1,291 @@
+"""The backbone: padding, attention implementations, picture sizes, recomputed activations, and its door."""
+
+import pytest
+import torch
+from tests.toy_model import pictures, texts, toy
+from torch.nn import functional as F
+
+from vlmo.model import (
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoModel,
+    language_stage_parameters,
+)
+
+PADDING_ATOL = 1e-6  # asked of float32; outputs are of size 1
+CALM = 0.05  # shakes weights little, so that rounding stays at a third of that; a leak would be of size 0.2
+IMPLEMENTATION_ATOL = 1e-5  # the two sum in different orders
+POSITIONS = ("relative", "absolute")
+IMPLEMENTATIONS = ("eager", "sdpa")
+
+
+def model_with(implementation: str, **changes) -> VLMoModel:
+    model = toy(VLMoModel, **changes)
+    model.set_attn_implementation(implementation)
+    return model
+
+
+# -------------------------------------------------------------------------------- padding
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("with_image", [False, True])
+@torch.no_grad()
+def test_padding_never_changes_an_embedding(positions, implementation, with_image):
+    model = model_with(implementation, size=CALM, position_embedding=positions)
+    lengths = [5, 16, 1, 9]
+    images = {"pixel_values": pictures(4)} if with_image else {}
+    padded = model(**images, **texts(lengths, padded_to=24))
+    for row, length in enumerate(lengths):
+        image = {"pixel_values": images["pixel_values"][row : row + 1]} if with_image else {}
+        alone = model(**image, input_ids=texts(lengths)["input_ids"][row : row + 1, :length])
+        pairs = [(padded.text_hidden_state[row, :length], alone.text_hidden_state[0])]
+        pairs += [(padded.pooler_output[row], alone.pooler_output[0])]
+        if with_image:
+            pairs += [(padded.image_hidden_state[row], alone.image_hidden_state[0])]
+        for actual, expected in pairs:
+            torch.testing.assert_close(actual, expected, atol=PADDING_ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@torch.no_grad()
+def test_padding_never_changes_a_feature_or_a_match(implementation):
+    model = toy(VLMoForPreTraining, size=CALM)
+    model.set_attn_implementation(implementation)
+    short, long = texts([5, 8]), texts([5, 8], padded_to=32)
+    for actual, expected in [
+        (model.get_text_features(**long), model.get_text_features(**short)),
+        (model.match(pictures(), **long), model.match(pictures(), **short)),
+    ]:
+        torch.testing.assert_close(actual, expected, atol=PADDING_ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@torch.no_grad()
+def test_hidden_words_have_no_influence_at_all(implementation):
+    model = model_with(implementation)
+    text = texts([5, 16])
+    states = model(**text).last_hidden_state
+    text["input_ids"][0, 5:] = 77
+    assert torch.equal(model(**text).last_hidden_state[0, :5], states[0, :5])
+    text["attention_mask"][0, 5] = 1
+    assert not torch.allclose(model(**text).last_hidden_state[0, :5], states[0, :5], atol=1e-3)
+
+
+# -------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_eager_and_sdpa_agree_in_states_and_gradients(positions):
+    given = {"pixel_values": pictures(), **texts([5, 16])}
+    results = []
+    for implementation in IMPLEMENTATIONS:
+        model = model_with(implementation, position_embedding=positions)
+        states = model(**given).last_hidden_state
+        states.square().mean().backward()
+        results.append([states] + [p.grad for p in model.parameters() if p.grad is not None])
+    assert len(results[0]) == len(results[1])
+    for eager, sdpa in zip(*results, strict=True):
+        torch.testing.assert_close(eager, sdpa, atol=IMPLEMENTATION_ATOL, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_weights_are_probabilities_without_padding():
+    model = model_with("eager")
+    attentions = model(pixel_values=pictures(), **texts([5, 8]), output_attentions=True).attentions
+    assert [weights.shape for weights in attentions] == [(2, 2, 8 + 17, 8 + 17)] * 3
+    for weights in attentions:
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 25))
+        assert torch.all(weights[0, :, :, 5:8] == 0)
+        assert torch.all(weights[1] > 0)
+
+
+@torch.no_grad()
+def test_hidden_states_start_with_embeddings_and_end_before_the_norm():
+    model = model_with("sdpa")
+    output = model(**texts([5]), output_hidden_states=True)
+    assert len(output.hidden_states) == 1 + 3
+    assert torch.equal(output.hidden_states[0], model.embed_text(texts([5])["input_ids"]))
+    assert torch.equal(model.norm(output.hidden_states[-1]), output.last_hidden_state)
+    assert output.attentions is None
+    assert model(**texts([5])).hidden_states is None
+
+
+@torch.no_grad()
+def test_output_splits_text_from_image_and_turns_into_a_tuple():
+    model = model_with("sdpa")
+    given = {"pixel_values": pictures(), **texts([5, 5])}
+    output = model(**given)
+    joined = torch.cat([output.text_hidden_state, output.image_hidden_state], dim=1)
+    assert torch.equal(joined, output.last_hidden_state)
+    assert output.text_hidden_state.shape[1] == 5
+    for value, expected in zip(model(**given, return_dict=False), output.to_tuple(), strict=True):
+        assert torch.equal(value, expected)
+    assert model(pixel_values=pictures()).text_hidden_state is None
+    assert model(**texts([5])).image_hidden_state is None
+
+
+@torch.no_grad()
+def test_pair_depends_on_both_parts_and_their_order():
+    model = model_with("sdpa")
+    output = model(pixel_values=pictures(), **texts([5, 5]))
+    other_image = model(pixel_values=pictures(seed=1), **texts([5, 5]))
+    other_text = model(pixel_values=pictures(), **texts([5, 5], seed=1))
+    for name in ("text_hidden_state", "image_hidden_state", "pooler_output"):
+        for other in (other_image, other_text):
+            assert not torch.allclose(output[name], other[name], atol=1e-3)
+
+
+@torch.no_grad()
+def test_contrast_endings_differ_in_the_top_experts_alone():
+    model = model_with("sdpa")
+    image = model.join(image=model.embed_image(pictures()), grid=(4, 4))
+    own, fusion = model.contrast_endings(image)
+    torch.testing.assert_close(own, model(pixel_values=pictures()).last_hidden_state[:, 0])
+    top = model.blocks[-1].experts
+    top["vision_language"].load_state_dict(top["vision"].state_dict())
+    assert not torch.allclose(own, fusion, atol=1e-3)
+    assert torch.equal(*model.contrast_endings(image))
+    assert len(model_with("sdpa", num_fusion_layers=0).contrast_endings(image)) == 1
+
+
+# -------------------------------------------------------------------------------- recomputed activations
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_recomputed_activations_give_the_same_gradients(frozen):
+    gradients = []
+    for recompute in (False, True):
+        model = toy(VLMoModel, drop_path_rate=0.4, hidden_dropout_prob=0.2).train()
+        if frozen:  # as in stage 2
+            model.requires_grad_(False)
+            for parameter in language_stage_parameters(model):
+                parameter.requires_grad_(True)
+        if recompute:
+            model.activation_checkpointing_enable()
+        torch.manual_seed(3)
+        model(pixel_values=pictures(), **texts([5, 8])).last_hidden_state.square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert "position_bias.table" in gradients[0]
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradients[1][name], gradient), name
+
+
+def test_activations_are_recomputed_only_when_asked():
+    def attention_calls(*, recompute: bool) -> int:
+        model = toy(VLMoModel).train()
+        if recompute:
+            model.activation_checkpointing_enable()
+        calls = []
+        for block in model.blocks:
+            block.attention.register_forward_hook(lambda *_: calls.append(1))
+        model(pixel_values=pictures()).last_hidden_state.sum().backward()
+        return len(calls)
+
+    assert attention_calls(recompute=False) == 3
+    assert attention_calls(recompute=True) == 6
+
+
+# -------------------------------------------------------------------------------- picture sizes
+
+
+def soft_pictures(size: int) -> torch.Tensor:
+    """Four drawings that look alike at every size."""
+    noise = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    return F.interpolate(noise, size=(size, size), mode="bicubic")
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@torch.no_grad()
+def test_other_picture_sizes_run_and_recognise_the_same_picture(positions):
+    model = toy(VLMoModel, size=0.1, position_embedding=positions)
+    usual = model(pixel_values=soft_pictures(64)).pooler_output
+    for size in (96, 128):
+        output = model(pixel_values=soft_pictures(size))
+        assert output.last_hidden_state.shape == (4, 1 + (size // 16) ** 2, 32)
+        assert not torch.allclose(output.pooler_output, usual, atol=1e-4)
+        distances = torch.cdist(output.pooler_output, usual)
+        assert torch.equal(distances.argmin(dim=1), torch.arange(4))
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@torch.no_grad()
+def test_picture_sides_may_differ(positions):
+    model = model_with("sdpa", position_embedding=positions)
+    wide = model(pixel_values=pictures(size=(32, 96)), **texts([5, 5])).image_hidden_state
+    high = model(pixel_values=pictures(size=(96, 32)), **texts([5, 5])).image_hidden_state
+    assert wide.shape == high.shape == (2, 1 + 12, 32)
+    flipped = pictures(size=(96, 32)).transpose(2, 3)
+    assert not torch.allclose(model(pixel_values=flipped).last_hidden_state[:, 0], high[:, 0], atol=1e-3)
+
+
+# -------------------------------------------------------------------------------- the door
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "neither pixel_values nor input_ids"),
+        ({"pixel_values": pictures(3), **texts([5, 5])}, "3 images and 2 texts"),
+        ({"pixel_values": pictures(size=(64, 60))}, r"\(2, 3, 64, 60\).*multiples of the patch size 16"),
+        ({"pixel_values": pictures(size=(0, 64))}, r"\(2, 3, 0, 64\)"),
+        ({"pixel_values": pictures()[0]}, r"\(3, 64, 64\); expected \(batch, 3, height, width\)"),
+        ({"pixel_values": pictures()[:, :1]}, r"\(2, 1, 64, 64\); expected \(batch, 3, height, width\)"),
+        ({"input_ids": texts([5])["input_ids"][0]}, r"\(5,\); expected \(batch, text\)"),
+        (texts([5, 5]) | {"attention_mask": torch.ones(2, 4)}, r"attention_mask has shape \(2, 4\); expected \(2, 5\)"),
+        (texts([5, 5]) | {"attention_mask": torch.ones(1, 5)}, r"attention_mask has shape \(1, 5\); expected \(2, 5\)"),
+        (texts([5]) | {"output_attentions": True}, "attn_implementation='eager'"),
+    ],
+)
+def test_door_names_what_is_wrong(given, message):
+    with pytest.raises(ValueError, match=message):
+        model_with("sdpa")(**given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"mask_token": None}, "without a mask_token"), ({"bool_masked_pos": torch.ones(2, 9, dtype=bool)}, r"\(2, 16\)")],
+)
+def test_door_of_masked_images_names_what_is_wrong(changes, message):
+    given = {"bool_masked_pos": torch.ones(2, 16, dtype=torch.bool), "mask_token": torch.zeros(32)}
+    with pytest.raises(ValueError, match=message):
+        model_with("sdpa").embed_image(pictures(), **given | changes)
+
+
+# -------------------------------------------------------------------------------- sets of parameters
+
+
+def test_position_tables_and_class_token_are_never_decayed():
+    token = "vlmo.image_embeddings.cls_token"
+    assert toy(VLMoForPreTraining).no_weight_decay() == {token, "vlmo.position_bias.table"}
+    assert toy(VLMoForMaskedImageModeling, position_embedding="absolute").no_weight_decay() == {
+        token,
+        "vlmo.image_embeddings.positions",
+        "vlmo.text_embeddings.positions",
+    }
+    assert toy(VLMoModel).no_weight_decay() == {"image_embeddings.cls_token", "position_bias.table"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "block_parts"),
+    [
+        ({}, {"experts.language"}),
+        ({"num_fusion_layers": 0}, {"experts.language"}),
+        ({"experts": "shared"}, {"experts.shared"}),
+        (
+            {"attention": "separate"},
+            {"experts.language", "norm1.language", "attention.qkv.language", "attention.projection.language"},
+        ),
+    ],
+)
+def test_language_stage_trains_the_text_side(changes, block_parts):
+    model = toy(VLMoForMaskedLM, **changes)
+    chosen = {id(parameter) for parameter in language_stage_parameters(model)}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    prefixes = [f"vlmo.blocks.{layer}.{part}." for layer in range(3) for part in block_parts]
+    prefixes += ["vlmo.text_embeddings.", "vlmo.modality_types.", "vlmo.norm.", "vlmo.position_bias."]
+    assert names == {name for name, _ in model.named_parameters() if name.startswith(tuple(prefixes))}
+    assert all(any(name.startswith(prefix) for name in names) for prefix in prefixes)

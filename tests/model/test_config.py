@@ -1,0 +1,104 @@
+"""Sizes of the presets, and what a configuration refuses."""
+
+import math
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+
+from vlmo.model import VLMoConfig, VLMoModel
+
+PRESETS = ("base", "base_plus", "large", "small", "tiny")
+
+
+def preset(name: str, **changes) -> VLMoConfig:
+    return getattr(VLMoConfig, name)(**changes)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("base", 175), ("base_plus", 167), ("large", 562)])
+def test_presets_have_the_published_number_of_parameters(name, millions):
+    with torch.device("meta"):
+        model = VLMoModel(preset(name), add_pooling_layer=False)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "heads", "fusion", "grid"),
+    [
+        ("base", 12, 768, 12, 2, 14),
+        ("base_plus", 24, 544, 16, 3, 14),
+        ("large", 24, 1024, 16, 3, 14),
+        ("small", 6, 192, 3, 1, 4),
+        ("tiny", 3, 32, 2, 1, 4),
+    ],
+)
+def test_presets_have_the_published_shape(name, layers, width, heads, fusion, grid):
+    config = preset(name)
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (layers, width, heads)
+    assert (config.num_fusion_layers, config.grid) == (fusion, (grid, grid))
+    assert (config.intermediate_size, config.projection_size) == (4 * width, width)
+    assert math.isclose(math.exp(-config.logit_scale_init), 0.07)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_take_changes(name):
+    config = preset(name, image_size=96, num_fusion_layers=0, intermediate_size=7, projection_size=5)
+    assert (config.grid, config.num_fusion_layers) == ((6, 6), 0)
+    assert (config.intermediate_size, config.projection_size) == (7, 5)
+    assert config.hidden_size == preset(name).hidden_size
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configuration_survives_its_file(name, tmp_path):
+    config = preset(name, drop_path_rate=0.1, experts="shared")
+    config.save_pretrained(tmp_path)
+    assert VLMoConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_fusion_ending_needs_fusion_experts():
+    assert VLMoConfig.tiny().has_fusion_ending
+    assert not VLMoConfig.tiny(contrast_fusion_ending=False).has_fusion_ending
+    assert not VLMoConfig.tiny(num_fusion_layers=0).has_fusion_ending
+    assert not VLMoConfig.tiny(experts="shared").has_fusion_ending
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position_embedding": "sinus"}, "position_embedding is 'sinus'; expected one of relative, absolute"),
+        ({"experts": "many"}, "experts is 'many'; expected one of multiway, shared"),
+        ({"attention": "none"}, "attention is 'none'; expected one of shared, separate"),
+        ({"num_attention_heads": 5}, "hidden_size 32 is not a multiple of num_attention_heads 5"),
+        ({"image_size": 65}, "image_size 65 is not a multiple of patch_size 16"),
+        ({"num_fusion_layers": 4}, "num_fusion_layers 4 lies outside 0 to num_hidden_layers 3"),
+        ({"num_fusion_layers": -1}, "num_fusion_layers -1 lies outside 0"),
+        ({"num_modality_types": 1}, "num_modality_types is 1; expected a number of at least 2"),
+        ({"rerank_weight": 1.5}, "rerank_weight is 1.5; expected a number from 0 to 1"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate is -0.1; expected a number from 0 to 1"),
+        ({"hidden_dropout_prob": math.nan}, "hidden_dropout_prob is nan"),
+        *(
+            ({name: 0}, f"{name} is 0; expected a number of at least 1")
+            for name in (
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "image_size",
+                "patch_size",
+                "num_channels",
+                "vocab_size",
+                "max_text_positions",
+                "projection_size",
+                "num_visual_tokens",
+            )
+        ),
+    ],
+)
+def test_configuration_names_a_bad_value(change, message):
+    with pytest.raises(ValueError, match=message):
+        VLMoConfig.tiny(**change)
+
+
+def test_configuration_names_a_value_of_another_type():
+    with pytest.raises(StrictDataclassFieldValidationError, match="'hidden_size' expected int, got str"):
+        VLMoConfig.tiny(hidden_size="768")

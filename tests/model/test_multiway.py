@@ -1,0 +1,142 @@
+"""Which tokens pass through which expert, in each of the three ways in."""
+
+import pytest
+import torch
+from tests.toy_model import pictures, texts, toy
+from torch import nn
+from torch.nn import functional as F
+
+from vlmo.model import VLMoModel
+from vlmo.model.multiway import MultiwayAttention, Route
+
+WAYS = ("image", "text", "pair")
+NUM_TEXT = 6
+ATOL = 1e-6  # float32 sums in another order
+
+
+def inputs(way: str) -> dict[str, torch.Tensor]:
+    given = {} if way == "text" else {"pixel_values": pictures()}
+    return given if way == "image" else given | texts([NUM_TEXT, NUM_TEXT])
+
+
+@torch.no_grad()
+def changed_tokens(model: VLMoModel, module: nn.Module, *, layer: int, way: str) -> set[str]:
+    """Whether text, image or both differ after `layer` once every parameter of `module` has moved."""
+
+    def states() -> dict[str, torch.Tensor]:
+        hidden = model(**inputs(way), output_hidden_states=True).hidden_states[1 + layer]
+        num_text = 0 if way == "image" else NUM_TEXT
+        return {"text": hidden[:, :num_text], "image": hidden[:, num_text:]}
+
+    before = states()
+    for parameter in module.parameters():
+        parameter.add_(1.0)
+    after = states()
+    for parameter in module.parameters():
+        parameter.sub_(1.0)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    for name in changed:  # a module that acts on a modality acts on all of its tokens
+        assert torch.all((before[name] != after[name]).any(dim=-1))
+    return changed
+
+
+def expected_experts(way: str, *, fused: bool) -> dict[str, set[str]]:
+    if way != "pair":
+        return {"image": {"vision": {"image"}}, "text": {"language": {"text"}}}[way]
+    return {"vision_language": {"text", "image"}} if fused else {"vision": {"image"}, "language": {"text"}}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("num_fusion_layers", [0, 1, 2, 3])
+def test_experts_see_the_tokens_that_the_paper_gives_them(way, num_fusion_layers):
+    model = toy(VLMoModel, num_fusion_layers=num_fusion_layers)
+    for layer, block in enumerate(model.blocks):
+        top = layer >= 3 - num_fusion_layers
+        assert set(block.experts) == {"vision", "language"} | ({"vision_language"} if top else set())
+        expected = expected_experts(way, fused=top)
+        for name, expert in block.experts.items():
+            assert changed_tokens(model, expert, layer=layer, way=way) == expected.get(name, set()), (layer, name)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_shared_expert_sees_every_token(way):
+    model = toy(VLMoModel, experts="shared", num_fusion_layers=2)
+    for layer, block in enumerate(model.blocks):
+        assert list(block.experts) == ["shared"]
+        everything = {"text", "image"} if way == "pair" else {way}
+        assert changed_tokens(model, block.experts["shared"], layer=layer, way=way) == everything
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_separate_attention_has_a_half_for_each_modality_and_joins_them(way):
+    model = toy(VLMoModel, attention="separate")
+    for layer, block in enumerate(model.blocks):
+        for name, own in (("vision", "image"), ("language", "text")):
+            seen = {own} if way in (own, "pair") else set()
+            projection = block.attention.projection[name]
+            assert changed_tokens(model, projection, layer=layer, way=way) == seen
+            for part in (block.norm1[name], block.attention.qkv[name]):  # through keys and values the others see it
+                joined = {"text", "image"} if way == "pair" else seen
+                assert changed_tokens(model, part, layer=layer, way=way) == joined
+
+
+@pytest.mark.parametrize("way", WAYS)
+@torch.no_grad()
+def test_shared_parts_equal_separate_parts_with_the_same_weights(way):
+    shared = toy(VLMoModel, experts="shared", attention="shared")
+    separate = toy(VLMoModel, experts="multiway", attention="separate")
+    state = shared.state_dict()
+    for name in ("vision", "language", "vision_language"):
+        copied = {key.replace(".shared.", f".{name}."): value for key, value in state.items()}
+        separate.load_state_dict(copied, strict=False)
+    torch.testing.assert_close(
+        separate(**inputs(way)).last_hidden_state, shared(**inputs(way)).last_hidden_state, atol=ATOL, rtol=ATOL
+    )
+
+
+@torch.no_grad()
+def test_attention_equals_plain_loops():
+    model = toy(VLMoModel)
+    attention: MultiwayAttention = model.blocks[0].attention
+    hidden, bias = torch.randn(2, 5, 32), torch.randn(1, 2, 5, 5)
+    attended, _ = attention(hidden, route=Route(num_text=5, num_image=0, fusion=False), bias=bias)
+    qkv, projection = attention.qkv["shared"], attention.projection["shared"]
+    query, key, value = (hidden @ weight.T for weight in qkv.weight.split(32))
+    query, value = query + qkv.query_bias, value + qkv.value_bias  # keys have no bias
+    for row in range(2):
+        heads = []
+        for head in range(2):
+            part = slice(16 * head, 16 * head + 16)
+            logits = query[row, :, part] @ key[row, :, part].T / 4 + bias[0, head]
+            heads.append(logits.softmax(dim=-1) @ value[row, :, part])
+        torch.testing.assert_close(attended[row], projection(torch.cat(heads, dim=-1)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer_scale_init", [0.1, None])
+@torch.no_grad()
+def test_block_adds_scaled_attention_then_scaled_expert(layer_scale_init):
+    block = toy(VLMoModel, layer_scale_init=layer_scale_init).blocks[2]
+    hidden, route = torch.randn(2, 5, 32), Route(num_text=2, num_image=3, fusion=True)
+    first, second = (1.0, 1.0) if layer_scale_init is None else (block.gamma_1, block.gamma_2)
+    norm, expert = block.norm1["shared"], block.experts["vision_language"]
+    middle = hidden + first * block.attention(norm(hidden), route=route, bias=None)[0]
+    inner = F.gelu(expert.fc1(expert.norm(middle)))
+    torch.testing.assert_close(block(hidden, None, route=route)[0], middle + second * expert.fc2(inner))
+
+
+def test_drop_path_rises_with_depth_and_is_off_in_evaluation():
+    dropping, plain = toy(VLMoModel, drop_path_rate=0.5), toy(VLMoModel)
+    assert [block.drop_path.drop_prob for block in dropping.blocks] == [0.0, 0.25, 0.5]
+    states = [model(**inputs("pair")).last_hidden_state for model in (dropping, plain)]
+    assert torch.equal(*states)
+    torch.manual_seed(1)
+    assert not torch.allclose(dropping.train()(**inputs("pair")).last_hidden_state, states[1])
+
+
+def test_drop_path_drops_whole_rows_and_scales_the_others():
+    block = toy(VLMoModel, drop_path_rate=0.5).blocks[2].train()
+    hidden = torch.randn(64, 3, 32)
+    ones = torch.ones_like(hidden)
+    dropped = block.drop_path(ones)[:, 0, 0]
+    assert set(dropped.tolist()) == {0.0, 2.0}
+    assert torch.equal(block.drop_path(ones).std(dim=(1, 2)), torch.zeros(64))

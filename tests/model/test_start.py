@@ -1,0 +1,173 @@
+"""Starting one stage from the folder of another."""
+
+import pytest
+import torch
+from tests.toy_model import pictures, shaken, texts
+from torch import nn
+
+from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
+from vlmo.model.position import resize_absolute_positions, resize_bias_table
+from vlmo.model.start import start_from
+
+
+def make(model_class, *, seed: int, **changes) -> nn.Module:
+    """Models of different seeds share no value."""
+    torch.manual_seed(seed)
+    return shaken(model_class(VLMoConfig.tiny(**changes)), seed=seed)
+
+
+def saved(model_class, folder, *, seed: int = 1, **changes) -> nn.Module:
+    model = make(model_class, seed=seed, **changes)
+    model.save_pretrained(folder)
+    return model
+
+
+def copied(model: nn.Module, source: nn.Module, part: str) -> bool:
+    """Whether every parameter with `part` in its name is equal in both."""
+    state, other = model.state_dict(), source.state_dict()
+    names = [name for name in state if part in name]
+    assert names
+    return all(torch.equal(state[name], other[name]) for name in names)
+
+
+def test_stages_hand_on_what_they_have_trained(tmp_path):
+    vision = saved(VLMoForMaskedImageModeling, tmp_path / "1", seed=1, num_fusion_layers=0)
+    language = make(VLMoForMaskedLM, seed=2, num_fusion_layers=0)
+    report = start_from(language, tmp_path / "1")
+    assert copied(language, vision, "vlmo.")
+    assert {name.split(".")[0] for name in report.missing} == {"mlm_head"}
+    assert {name.split(".")[0] for name in report.unused} == {"mim_head"}
+
+    with torch.no_grad():
+        for block in language.vlmo.blocks:
+            for parameter in block.experts["language"].parameters():
+                parameter.add_(1)
+    language.save_pretrained(tmp_path / "2")
+    final = make(VLMoForPreTraining, seed=3)
+    report = start_from(final, tmp_path / "2")
+    assert copied(final, vision, ".attention.")
+    assert copied(final, vision, ".experts.vision.")
+    assert copied(final, language, ".experts.language.")
+    assert copied(final, language, "mlm_head.")
+    assert not copied(final, vision, ".experts.language.")
+    top = final.vlmo.blocks[2].experts
+    for name, value in top["vision_language"].state_dict().items():
+        assert torch.equal(value, top["language"].state_dict()[name])
+    own_heads = {"contrast_head", "fusion_contrast_head", "match_head", "vlmo.pooler"}
+    assert {name for name in report.missing if not name.startswith(tuple(own_heads))} == set()
+    assert report.unused == []
+
+
+@pytest.mark.parametrize("choice", ["language", "vision", "random"])
+def test_fusion_experts_start_from_the_chosen_expert(choice, tmp_path):
+    saved(VLMoForMaskedLM, tmp_path, num_fusion_layers=0)
+    model = make(VLMoForPreTraining, seed=2, num_fusion_layers=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = start_from(model, tmp_path, fusion_experts_from=choice)
+    state = model.state_dict()
+    fused = [name for name in state if ".vision_language." in name]
+    assert len(fused) == 2 * 6
+    for name in fused:
+        source = name.replace(".vision_language.", f".{choice}.")
+        assert torch.equal(state[name], before[name] if choice == "random" else state[source])
+    filled = {name: name.replace(".vision_language.", f".{choice}.") for name in fused}
+    assert report.filled == ({} if choice == "random" else filled)
+    assert set(fused) <= set(report.missing) if choice == "random" else not set(fused) & set(report.missing)
+
+
+def test_fusion_experts_of_the_folder_are_kept(tmp_path):
+    source = saved(VLMoForPreTraining, tmp_path)
+    model = make(VLMoForPreTraining, seed=2)
+    report = start_from(model, tmp_path)
+    assert copied(model, source, "")
+    assert (report.missing, report.unused, report.filled, report.resized) == ([], [], {}, [])
+    assert set(report.loaded) == set(model.state_dict())
+
+
+def test_fusion_experts_are_not_filled_from_an_expert_that_the_folder_lacks(tmp_path):
+    saved(VLMoForMaskedLM, tmp_path, experts="shared")
+    report = start_from(make(VLMoForPreTraining, seed=2), tmp_path)
+    assert report.filled == {}
+    assert any(".vision_language." in name for name in report.missing)
+    assert any(".experts.shared." in name for name in report.unused)
+
+
+def test_report_names_every_tensor_once_and_lists_what_was_not_simply_loaded(tmp_path):
+    source = saved(VLMoForMaskedLM, tmp_path, num_fusion_layers=0, image_size=96)
+    model = make(VLMoForPreTraining, seed=2)
+    report = start_from(model, tmp_path)
+    of_the_model = [*report.loaded, *report.resized, *report.filled, *report.missing]
+    assert sorted(of_the_model) == sorted(model.state_dict())
+    of_the_folder = [*report.loaded, *report.resized, *report.unused]
+    assert sorted(of_the_folder) == sorted(source.state_dict())
+    lines = report.lines()
+    assert lines[0] == f"{len(report.loaded)} tensors loaded"
+    assert "resized: vlmo.position_bias.table" in lines
+    expert = "vlmo.blocks.2.experts.vision_language.fc1.weight"
+    assert f"filled: {expert} from {expert.replace('vision_language', 'language')}" in lines
+    assert "not in the start folder, left random: match_head.classifier.bias" in lines
+    assert len(lines) == 1 + len(report.resized) + len(report.filled) + len(report.missing) + len(report.unused)
+
+
+def test_unused_tensors_are_listed(tmp_path):
+    saved(VLMoForPreTraining, tmp_path)
+    report = start_from(make(VLMoForMaskedImageModeling, seed=2), tmp_path)
+    assert "match_head.classifier.bias" in report.unused
+    assert "in the start folder, not used: match_head.classifier.bias" in report.lines()
+    assert set(report.missing) == {"mim_head.decoder.bias", "mim_head.decoder.weight", "mim_head.mask_token"}
+
+
+@pytest.mark.parametrize("positions", ["relative", "absolute"])
+@torch.no_grad()
+def test_position_tables_are_resized_for_another_picture_size(positions, tmp_path):
+    source = saved(VLMoForPreTraining, tmp_path, position_embedding=positions)
+    model = make(VLMoForPreTraining, seed=2, image_size=96, position_embedding=positions)
+    report = start_from(model, tmp_path)
+    if positions == "relative":
+        assert report.resized == ["vlmo.position_bias.table"]
+        expected = resize_bias_table(source.vlmo.position_bias.table, source=(4, 4), target=(6, 6))
+        assert torch.equal(model.vlmo.position_bias.table, expected)
+    else:
+        assert report.resized == ["vlmo.image_embeddings.positions"]
+        expected = resize_absolute_positions(source.vlmo.image_embeddings.positions, source=(4, 4), target=(6, 6))
+        assert torch.equal(model.vlmo.image_embeddings.positions, expected)
+    # The started model is the old one at the new size, which resizes its table on the way.
+    image, text = pictures(size=(96, 96)), texts([5, 8])
+    torch.testing.assert_close(model.get_image_features(image), source.get_image_features(image))
+    torch.testing.assert_close(model.get_text_features(**text), source.get_text_features(**text))
+    torch.testing.assert_close(model.match(image, **text), source.match(image, **text))
+
+
+def test_sharded_folder_and_half_precision_are_read(tmp_path):
+    source = make(VLMoForMaskedLM, seed=1).to(torch.bfloat16)
+    source.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    model = make(VLMoForMaskedLM, seed=2)
+    assert start_from(model, tmp_path).missing == []
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert copied(model, source.float(), "")
+
+
+def test_started_model_can_be_trained(tmp_path):
+    saved(VLMoForMaskedLM, tmp_path, image_size=96)
+    model = make(VLMoForMaskedLM, seed=2)
+    start_from(model, tmp_path)
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+
+
+def test_other_shape_is_refused_by_name(tmp_path):
+    saved(VLMoForMaskedLM, tmp_path, max_text_positions=32)
+    with pytest.raises(
+        ValueError, match=r"vlmo\.position_bias\.table has shape \(118, 6\), the model expects \(182, 6\)"
+    ):
+        start_from(make(VLMoForMaskedLM, seed=2), tmp_path)
+
+
+@pytest.mark.parametrize("lacking", ["config.json", "model.safetensors"])
+def test_bad_folder_is_refused_by_name(lacking, tmp_path):
+    with pytest.raises(ValueError, match="nowhere is no model folder"):
+        start_from(make(VLMoForMaskedLM, seed=2), tmp_path / "nowhere")
+    saved(VLMoForMaskedLM, tmp_path)
+    (tmp_path / lacking).unlink()
+    with pytest.raises(ValueError, match=r"it needs config\.json and model"):
+        start_from(make(VLMoForMaskedLM, seed=2), tmp_path)

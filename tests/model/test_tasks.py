@@ -1,0 +1,328 @@
+"""The public classes: folders, Auto classes, pipelines, initial weights and losses."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.toy_model import pictures, texts, toy
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedImageModeling,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    pipeline,
+)
+
+from vlmo import (
+    VLMoConfig,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoModel,
+    VLMoProcessor,
+)
+
+AUTO = {
+    VLMoModel: AutoModel,
+    VLMoForPreTraining: AutoModelForPreTraining,
+    VLMoForMaskedImageModeling: AutoModelForMaskedImageModeling,
+    VLMoForMaskedLM: AutoModelForMaskedLM,
+    VLMoForImageTextRetrieval: AutoModelForZeroShotImageClassification,
+}
+CLASSES = list(AUTO)
+VARIANTS = ({}, {"position_embedding": "absolute", "layer_scale_init": None, "experts": "shared"})
+CAPTIONS = ["a red square", "a green circle on white", "two blue squares"]
+
+
+def pair() -> dict[str, torch.Tensor]:
+    return {"pixel_values": pictures(), **texts([5, 8])}
+
+
+def equal_weights(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+    state, expected = model.state_dict(), other.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
+
+
+# -------------------------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("changes", VARIANTS)
+@torch.no_grad()
+def test_saved_model_comes_back_bit_by_bit(model_class, changes, tmp_path):
+    model = toy(model_class, **changes)
+    model.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert equal_weights(loaded, model)
+    assert not loaded.training
+    given = pair() if model_class is not VLMoForMaskedImageModeling else {"pixel_values": pictures()}
+    for value, expected in zip(loaded(**given).to_tuple(), model(**given).to_tuple(), strict=True):
+        assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_auto_class_finds_the_model(model_class, tmp_path):
+    model = toy(model_class)
+    model.save_pretrained(tmp_path)
+    loaded = AUTO[model_class].from_pretrained(tmp_path)
+    assert type(loaded) is model_class
+    assert equal_weights(loaded, model)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is VLMoConfig
+    assert config.architectures == [model_class.__name__]
+
+
+@pytest.mark.parametrize("model_class", [VLMoForPreTraining, VLMoForImageTextRetrieval])
+def test_backbone_loads_from_a_task_folder_and_the_other_way_round(model_class, tmp_path):
+    task = toy(model_class)
+    task.save_pretrained(tmp_path / "task")
+    backbone = VLMoModel.from_pretrained(tmp_path / "task")
+    assert equal_weights(backbone, task.vlmo)
+    backbone.save_pretrained(tmp_path / "backbone")
+    assert equal_weights(model_class.from_pretrained(tmp_path / "backbone").vlmo, backbone)
+
+
+def test_retrieval_loads_from_a_pretraining_folder(tmp_path):
+    pretraining = toy(VLMoForPreTraining)
+    pretraining.save_pretrained(tmp_path)
+    loaded, info = VLMoForImageTextRetrieval.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]  # the heads that retrieval has no use for are expected
+    with torch.no_grad():
+        assert torch.equal(loaded(**pair()).logits_per_image, pretraining(**pair()).logits_per_image)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_what_a_folder_lacks_starts_as_in_a_new_model(model_class, tmp_path, monkeypatch):
+    source = toy(VLMoForMaskedLM)
+    source.save_pretrained(tmp_path)
+    empty_like = torch.empty_like  # what missing parameters are made with: raw memory
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: empty_like(*args, **kwargs).fill_(math.nan))
+    model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    saved, fresh = source.state_dict(), model_class(model.config).state_dict()
+    if model_class is VLMoModel:
+        saved = {name.removeprefix("vlmo."): value for name, value in saved.items()}
+    for name, value in model.state_dict().items():
+        assert (name in info["missing_keys"]) == (name not in saved)
+        if name in saved:
+            assert torch.equal(value, saved[name]), name
+        elif fresh[name].unique().numel() == 1:  # a constant
+            assert torch.equal(value, fresh[name]), name
+        else:
+            assert value.std().item() == pytest.approx(0.02, rel=0.3), name
+
+
+# -------------------------------------------------------------------------------- initial weights
+
+
+@pytest.mark.parametrize("positions", ["relative", "absolute"])
+def test_new_model_starts_as_described(positions):
+    config = VLMoConfig.small(position_embedding=positions, layer_scale_init=0.25, logit_scale_init=2.0)
+    model = VLMoForPreTraining(config)
+    for name, parameter in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if ".norm" in name or name.endswith("logit_scale") or "gamma" in name:
+            value = 0.0 if leaf == "bias" else 2.0 if leaf == "logit_scale" else 0.25 if "gamma" in leaf else 1.0
+            assert torch.all(parameter == value), name
+        elif leaf.endswith("bias") or leaf == "table":
+            assert torch.all(parameter == 0), name
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.15), name
+            assert abs(parameter.mean().item()) < 0.006, name
+    words = model.vlmo.text_embeddings.words.weight
+    assert torch.all(words[0] == 0)
+    assert not torch.any(torch.all(words[1:] == 0, dim=1))
+    assert torch.all(VLMoForMaskedImageModeling(config).mim_head.mask_token == 0)
+
+
+def test_new_models_of_the_same_seed_are_equal():
+    models = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        models.append(VLMoForPreTraining(VLMoConfig.tiny()))
+    assert equal_weights(*models)
+    assert not equal_weights(VLMoForPreTraining(VLMoConfig.tiny()), models[0])
+
+
+# -------------------------------------------------------------------------------- dual encoder
+
+
+@torch.no_grad()
+def test_images_and_texts_may_differ_in_number():
+    model = toy(VLMoForImageTextRetrieval)
+    output = model(pixel_values=pictures(2), **texts([5, 8, 6]))
+    assert output.logits_per_image.shape == (2, 3)
+    torch.testing.assert_close(output.image_embeds.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(output.text_embeds.norm(dim=1), torch.ones(3))
+    expected = model.contrast_head.logit_scale.exp() * output.image_embeds @ output.text_embeds.T
+    torch.testing.assert_close(output.logits_per_image, expected)
+    assert torch.equal(output.logits_per_text, output.logits_per_image.T)
+    assert torch.equal(output.image_embeds, model.get_image_features(pixel_values=pictures(2)))
+    assert torch.equal(output.text_embeds, model.get_text_features(**texts([5, 8, 6])))
+
+
+@pytest.mark.parametrize("model_class", [VLMoForPreTraining, VLMoForImageTextRetrieval])
+@torch.no_grad()
+def test_one_modality_gives_its_vectors_alone(model_class):
+    model = toy(model_class)
+    assert set(model(pixel_values=pictures())) == {"image_embeds"}
+    assert set(model(**texts([5]))) == {"text_embeds"}
+    with pytest.raises(ValueError, match="neither pixel_values nor input_ids"):
+        model()
+
+
+@torch.no_grad()
+def test_matching_logits_come_when_asked_for():
+    model = toy(VLMoForImageTextRetrieval)
+    assert "match_logits" not in model(**pair())
+    logits = model(**pair(), output_match_logits=True).match_logits
+    assert torch.equal(logits, model.match(**pair()))
+    assert torch.equal(logits, model.match_head(model.vlmo(**pair()).pooler_output))
+    with pytest.raises(ValueError, match="output_match_logits needs pixel_values and input_ids"):
+        model(pixel_values=pictures(), output_match_logits=True)
+    with pytest.raises(ValueError, match="2 images and 3 texts"):
+        model(pixel_values=pictures(), **texts([5, 8, 6]), output_match_logits=True)
+
+
+@torch.no_grad()
+def test_pretraining_gives_fused_logits_for_pairs_only():
+    model = toy(VLMoForPreTraining)
+    output = model(**pair())
+    assert output.match_logits.shape == (2, 2)
+    assert output.mlm_logits.shape == (2, 8, 96)
+    assert torch.equal(output.match_logits, model.match(**pair()))
+    assert set(model(pixel_values=pictures(), **texts([5, 8, 6]))) == {
+        "image_embeds",
+        "text_embeds",
+        "logits_per_image",
+        "logits_per_text",
+    }
+
+
+def test_temperature_stays_within_bounds():
+    model = toy(VLMoForPreTraining)
+    for start, expected in ((9.0, math.log(100)), (-1.0, 0.0), (2.5, 2.5)):
+        for head in (model.contrast_head, model.fusion_contrast_head):
+            torch.nn.init.constant_(head.logit_scale, start)
+        model.clamp_logit_scale_()
+        for head in (model.contrast_head, model.fusion_contrast_head):
+            assert head.logit_scale.item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_fusion_layers": 0}, {"contrast_fusion_ending": False}, {"experts": "shared"}]
+)
+def test_second_ending_has_a_head_only_where_there_is_one(changes):
+    assert toy(VLMoForPreTraining, **changes).fusion_contrast_head is None
+    assert toy(VLMoForPreTraining).fusion_contrast_head is not None
+
+
+# -------------------------------------------------------------------------------- masked modelling
+
+
+@torch.no_grad()
+def test_masked_image_loss_counts_masked_patches_only():
+    model = toy(VLMoForMaskedImageModeling)
+    masked = torch.zeros(2, 16, dtype=torch.bool)
+    masked[0, [1, 5]] = masked[1, 9] = True
+    labels = torch.arange(32).view(2, 16)
+    output = model(pictures(), bool_masked_pos=masked, labels=labels)
+    assert output.reconstruction.shape == (2, 16, 64)
+    log_probabilities = output.reconstruction.log_softmax(dim=-1)
+    terms = [log_probabilities[row, patch, labels[row, patch]] for row, patch in ((0, 1), (0, 5), (1, 9))]
+    torch.testing.assert_close(output.loss, -sum(terms) / 3)
+    everywhere = model(pictures(), labels=labels)
+    logits = everywhere.reconstruction.log_softmax(dim=-1)
+    torch.testing.assert_close(everywhere.loss, -logits.gather(2, labels[..., None]).mean())
+    assert model(pictures()).loss is None
+
+
+@torch.no_grad()
+def test_masked_patches_are_replaced_by_the_mask_token():
+    model = toy(VLMoForMaskedImageModeling)
+    masked = torch.zeros(1, 16, dtype=torch.bool)
+    masked[0, 3] = True  # first row, last column
+    images = pictures(1)
+    logits = model(images, bool_masked_pos=masked).reconstruction
+    images[..., :16, 48:] = 9.0
+    assert torch.equal(model(images, bool_masked_pos=masked).reconstruction, logits)
+    assert not torch.allclose(model(images).reconstruction, logits, atol=1e-3)
+    model.mim_head.mask_token.mul_(-3)
+    assert not torch.allclose(model(images, bool_masked_pos=masked).reconstruction, logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+@torch.no_grad()
+def test_masked_language_loss_counts_labelled_words_only(with_image):
+    model = toy(VLMoForMaskedLM)
+    given = pair() if with_image else texts([5, 8])
+    labels = torch.full((2, 8), -100)
+    labels[0, 2], labels[1, 7] = 40, 41
+    output = model(**given, labels=labels)
+    assert output.logits.shape == (2, 8, 96)
+    log_probabilities = output.logits.log_softmax(dim=-1)
+    expected = -(log_probabilities[0, 2, 40] + log_probabilities[1, 7, 41]) / 2
+    torch.testing.assert_close(output.loss, expected)
+    loss, logits = model(**given, labels=labels, return_dict=False)
+    assert torch.equal(loss, output.loss)
+    assert torch.equal(logits, output.logits)
+
+
+# -------------------------------------------------------------------------------- pipelines
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder as training leaves it: weights and processor."""
+    path = tmp_path_factory.mktemp("model")
+    processor = VLMoProcessor.train(CAPTIONS, vocab_size=96, min_frequency=1, image_size=64, max_text_length=16)
+    toy(VLMoForImageTextRetrieval).save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+def drawings(count: int) -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_auto_processor_finds_the_processor(folder):
+    processor = AutoProcessor.from_pretrained(folder)
+    assert type(processor) is VLMoProcessor
+    encoded = processor(images=drawings(1), text=CAPTIONS[:1], return_tensors="pt")
+    assert encoded["pixel_values"].shape == (1, 3, 64, 64)
+    assert encoded["input_ids"].shape == encoded["attention_mask"].shape == (1, 8)
+
+
+@torch.no_grad()
+def test_zero_shot_pipeline_works_on_a_folder(folder):
+    classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu")
+    assert type(classify.model) is VLMoForImageTextRetrieval
+    answers = classify(drawings(2), candidate_labels=CAPTIONS, hypothesis_template="{}")
+    processor = AutoProcessor.from_pretrained(folder)
+    encoded = processor(images=drawings(2), text=CAPTIONS, return_tensors="pt")
+    probabilities = VLMoForImageTextRetrieval.from_pretrained(folder)(**encoded).logits_per_image.softmax(dim=-1)
+    for answer, expected in zip(answers, probabilities, strict=True):
+        scores = {entry["label"]: entry["score"] for entry in answer}
+        assert scores == pytest.approx(dict(zip(CAPTIONS, expected.tolist(), strict=True)), abs=1e-5)
+
+
+@torch.no_grad()
+def test_fill_mask_pipeline_works_on_a_folder(folder, tmp_path):
+    toy(VLMoForMaskedLM).save_pretrained(tmp_path)
+    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
+    fill = pipeline("fill-mask", model=VLMoForMaskedLM.from_pretrained(tmp_path), tokenizer=tokenizer, device="cpu")
+    answers = fill("a red [MASK]", top_k=2)
+    encoded = tokenizer("a red [MASK]", return_tensors="pt")
+    logits = VLMoForMaskedLM.from_pretrained(tmp_path)(encoded["input_ids"], encoded["attention_mask"]).logits
+    best = logits[0, 3].softmax(dim=-1).topk(2)
+    assert [answer["token"] for answer in answers] == best.indices.tolist()
+    assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), abs=1e-5)

@@ -1,0 +1,125 @@
+"""Image-text contrast against plain loops, and which pairs count as the same."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vlmo.objectives.itc import caption_keys, itc_loss, same_pairs
+
+ATOL = 1e-6  # float32 sums in another order
+
+
+def embeds(count: int = 6, *, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def loss_by_loops(images: torch.Tensor, texts: torch.Tensor, scale: float, same: list[list[bool]] | None) -> float:
+    """Mean over rows and both directions of -log(exp(s_ii) / sum_j exp(s_ij)), leaving out what is the same."""
+    total = 0.0
+    for queries, keys in ((images, texts), (texts, images)):
+        for i in range(len(queries)):
+            terms = [
+                math.exp(scale * float(queries[i] @ keys[j]))
+                for j in range(len(keys))
+                if same is None or i == j or not same[i][j]
+            ]
+            total -= math.log(math.exp(scale * float(queries[i] @ keys[i])) / sum(terms))
+    return total / (2 * len(images))
+
+
+SAME = torch.eye(6, dtype=torch.bool)
+SAME[0, 3] = SAME[3, 0] = SAME[1, 2] = SAME[2, 1] = True
+
+
+@pytest.mark.parametrize("same", [None, SAME, torch.eye(6, dtype=torch.bool)])
+def test_itc_equals_plain_loops(same):
+    images, texts = embeds(), embeds(seed=1)
+    loss = itc_loss(images, texts, logit_scale=torch.tensor([2.0]), same=same)
+    expected = loss_by_loops(images, texts, math.exp(2), None if same is None else same.tolist())
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_itc_of_two_pairs_by_hand():
+    # Similarities [[1, 0], [0, 1]] at temperature 1: each row is log(1 + e^-1).
+    identity = torch.eye(2)
+    assert itc_loss(identity, identity, logit_scale=torch.zeros(1)).item() == pytest.approx(math.log(1 + math.exp(-1)))
+    # With the other pair left out nothing remains to tell apart, even for the worst vectors.
+    everything = torch.ones(2, 2, dtype=torch.bool)
+    assert itc_loss(identity, identity.flip(0), logit_scale=torch.zeros(1), same=everything).item() == 0
+
+
+def test_itc_leaves_out_pairs_and_their_gradients():
+    images, texts = embeds().requires_grad_(), embeds(seed=1).requires_grad_()
+    same = torch.eye(6, dtype=torch.bool)
+    same[:5, :5] = True  # the first five are all the same and see only the last
+    itc_loss(images[:5], texts[:5], logit_scale=torch.zeros(1), same=same[:5, :5]).backward()
+    assert torch.all(images.grad == 0)
+    itc_loss(images, texts, logit_scale=torch.zeros(1), same=same).backward()
+    assert torch.all(images.grad.abs().sum(dim=1) > 0)
+    assert torch.isfinite(images.grad).all()
+
+
+@pytest.mark.parametrize("same", [None, SAME])
+def test_itc_does_not_depend_on_the_order_of_pairs(same):
+    images, texts, scale = embeds(), embeds(seed=1), torch.tensor([3.0])
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    reordered = itc_loss(
+        images[order], texts[order], logit_scale=scale, same=None if same is None else same[order][:, order]
+    )
+    torch.testing.assert_close(reordered, itc_loss(images, texts, logit_scale=scale, same=same), atol=ATOL, rtol=0)
+    shuffled = itc_loss(images[order], texts, logit_scale=scale, same=same)
+    assert not torch.allclose(shuffled, reordered, atol=1e-2)
+
+
+def test_itc_is_symmetric_in_images_and_texts():
+    images, texts, scale = embeds(), embeds(seed=1), torch.tensor([3.0])
+    loss = itc_loss(images, texts, logit_scale=scale, same=SAME)
+    torch.testing.assert_close(itc_loss(texts, images, logit_scale=scale, same=SAME), loss, atol=ATOL, rtol=0)
+
+
+def test_itc_gives_the_temperature_a_gradient():
+    scale = torch.tensor([1.0], requires_grad=True)
+    itc_loss(embeds(), embeds(seed=1), logit_scale=scale).backward()
+    step = 1e-2
+    up, down = (itc_loss(embeds(), embeds(seed=1), logit_scale=torch.tensor([1.0 + s])) for s in (step, -step))
+    assert scale.grad.item() == pytest.approx(((up - down) / (2 * step)).item(), abs=1e-3)
+
+
+# -------------------------------------------------------------------------------- the same pair
+
+
+def keys(rows: list[list[int]], *, padded_to: int) -> list[int]:
+    ids = torch.zeros(len(rows), padded_to, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[number, : len(row)] = 1
+    return caption_keys(ids, mask).tolist()
+
+
+def test_caption_keys_by_hand():
+    # Each id plus one, times 1, m, m^2 ... : 5 alone; 3 + 5 m, which wraps around at 2^64.
+    wrapped = 3 + 5 * 6364136223846793005
+    wrapped -= round(wrapped / 2**64) * 2**64
+    assert keys([[4], [2, 4]], padded_to=2) == [5, wrapped]
+
+
+def test_caption_keys_do_not_depend_on_padding():
+    captions = [[2, 7, 9, 3], [2, 3], [2, 50, 3]]
+    assert keys(captions, padded_to=4) == keys(captions, padded_to=8) == keys(captions, padded_to=40)
+    ids, mask = torch.tensor([[2, 7, 3, 99], [2, 7, 3, 0]]), torch.tensor([[1, 1, 1, 0]] * 2)
+    assert caption_keys(ids, mask).unique().numel() == 1  # what stands in the padding does not count
+
+
+def test_caption_keys_tell_captions_apart():
+    captions = [[2, a, b, 3] for a in range(5, 40) for b in range(5, 40)]  # every order of two words
+    captions += [[2, 3], [2, 0, 3], [2, 3, 0], [2], [0], [0, 0], [1], [3, 2]]
+    assert len(set(keys(captions, padded_to=8))) == len(captions)
+
+
+def test_same_pairs_share_a_picture_or_a_caption():
+    images, captions = torch.tensor([1, 2, 1, 3]), torch.tensor([7, 8, 9, 8])
+    assert same_pairs(images, captions).int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]

@@ -1,0 +1,361 @@
+"""The three stages on one process: parts of the losses, what they train, and what must not change them."""
+
+import pytest
+import torch
+from tests.toy_batch import FixedTokens, make_batch
+from tests.toy_model import shaken, toy
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
+from vlmo.objectives import pretraining
+from vlmo.objectives.itc import itc_loss
+from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
+from vlmo.objectives.pretraining import (
+    LanguageObjective,
+    VisionLanguageConfig,
+    VisionLanguageObjective,
+    VisionObjective,
+)
+from vlmo.training.optimizer import OptimizerConfig, build_optimizer
+
+ATOL = 1e-5  # float32 sums in another order
+
+
+def stage_3(*, size: float = 0.1, model: dict | None = None, **config) -> VisionLanguageObjective:
+    return VisionLanguageObjective(
+        toy(VLMoForPreTraining, size=size, **model or {}), config=VisionLanguageConfig(**config)
+    )
+
+
+def close(actual: Tensor, expected: Tensor, atol: float = ATOL) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
+
+
+def gradients(objective: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    objective.zero_grad()
+    objective(batch)["loss"].backward()
+    return {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
+
+
+def train(objective: torch.nn.Module, *, steps: int) -> None:
+    config = OptimizerConfig(lr=1e-2, weight_decay=0.1)
+    optimizer = build_optimizer(objective, config=config)
+    for _ in range(steps):
+        objective(make_batch())["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# -------------------------------------------------------------------------------- stage 1
+
+
+@torch.no_grad()
+def test_vision_stage_predicts_tokens_at_masked_patches():
+    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
+    batch = make_batch()
+    losses = objective(batch)
+    tokens = FixedTokens().tokenize(batch["pixel_values"], grid=(4, 4))
+    full = objective.model(batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"], labels=tokens)
+    close(losses["loss"], full.loss)
+    close(losses["mim"], full.loss)
+    right = (full.reconstruction.argmax(dim=-1) == tokens)[batch["bool_masked_pos"]]
+    close(losses["mim_accuracy"], right.float().mean())
+
+
+def test_vision_stage_trains_the_image_side():
+    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
+    moved = {name for name, gradient in gradients(objective, make_batch()).items() if gradient.any()}
+    text_side = ("vlmo.text_embeddings.", ".experts.language.", ".experts.vision_language.")
+    every = {name for name, _ in objective.model.named_parameters()}
+    assert moved == {name for name in every if not any(part in name for part in text_side)}
+
+
+def test_vision_stage_refuses_more_tokens_than_the_head_has():
+    model = toy(VLMoForMaskedImageModeling, num_visual_tokens=63)
+    with pytest.raises(ValueError, match="tokenizer has 64 tokens, the model's head 63; set the model's num_visual"):
+        VisionObjective(model, tokenizer=FixedTokens())
+
+
+# -------------------------------------------------------------------------------- stage 2
+
+
+@pytest.mark.parametrize("attention", ["shared", "separate"])
+def test_language_stage_moves_only_the_text_side(attention):
+    objective = LanguageObjective(toy(VLMoForMaskedLM, attention=attention).train())
+    before = {name: parameter.clone() for name, parameter in objective.model.named_parameters()}
+    train(objective, steps=3)
+    frozen = ["vlmo.image_embeddings.", ".gamma_", ".norm1.", ".attention.", ".experts.vision."]
+    frozen += [".experts.vision_language."]
+    trained = [".experts.language.", "vlmo.text_embeddings.", "vlmo.modality_types.", "vlmo.norm."]
+    trained += ["vlmo.position_bias.", "mlm_head."]
+    if attention == "separate":
+        trained += [".norm1.language.", ".attention.qkv.language.", ".attention.projection.language."]
+        frozen = [part.replace(".norm1.", ".norm1.vision.") for part in frozen if part != ".attention."]
+        frozen += [".attention.qkv.vision.", ".attention.projection.vision."]
+    for name, parameter in objective.model.named_parameters():
+        is_frozen, is_trained = (any(part in name for part in parts) for parts in (frozen, trained))
+        assert is_frozen != is_trained, name
+        assert parameter.requires_grad == is_trained, name
+        assert torch.equal(parameter, before[name]) == is_frozen, name
+
+
+def test_language_stage_can_train_everything():
+    objective = LanguageObjective(toy(VLMoForMaskedLM), freeze=False)
+    assert all(parameter.requires_grad for parameter in objective.parameters())
+    assert gradients(objective, make_batch())["vlmo.blocks.0.attention.qkv.shared.weight"].any()
+
+
+@torch.no_grad()
+def test_language_stage_computes_masked_positions_only(monkeypatch):
+    objective, batch = LanguageObjective(toy(VLMoForMaskedLM)), make_batch()
+    shapes = []
+    objective.model.mlm_head.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
+    losses = objective(batch)
+    assert shapes == [(4, 32)]  # four masked words in the batch
+    full = objective.model(batch["mlm_input_ids"], batch["attention_mask"], labels=batch["mlm_labels"])
+    close(losses["loss"], full.loss)
+    chosen = batch["mlm_labels"] != -100
+    right = full.logits.argmax(dim=-1)[chosen] == batch["mlm_labels"][chosen]
+    close(losses["mlm_accuracy"], right.float().mean())
+
+
+# -------------------------------------------------------------------------------- stage 3: its parts
+
+
+@torch.no_grad()
+def test_itc_is_the_mean_of_both_endings():
+    objective, batch = stage_3(), make_batch()
+    model, backbone = objective.model, objective.model.vlmo
+    image = backbone.join(image=backbone.embed_image(batch["pixel_values"]), grid=(4, 4))
+    text = backbone.join(text=backbone.embed_text(batch["input_ids"]), attention_mask=batch["attention_mask"])
+    same = torch.eye(8, dtype=torch.bool)
+    same[0, 5] = same[5, 0] = True
+    heads = (model.contrast_head, model.fusion_contrast_head)
+    endings = zip(heads, backbone.contrast_endings(image), backbone.contrast_endings(text), strict=True)
+    expected = [
+        itc_loss(head.embed_image(i), head.embed_text(t), logit_scale=head.logit_scale, same=same)
+        for head, i, t in endings
+    ]
+    losses = objective(batch)
+    close(losses["itc"], sum(expected) / 2)
+    close(losses["temperature"], 1 / model.contrast_head.logit_scale.exp()[0])
+    single = stage_3(model={"contrast_fusion_ending": False})
+    features = (
+        single.model.get_image_features(batch["pixel_values"]),
+        single.model.get_text_features(batch["input_ids"], batch["attention_mask"]),
+    )
+    close(single(batch)["itc"], itc_loss(*features, logit_scale=single.model.contrast_head.logit_scale, same=same))
+
+
+@torch.no_grad()
+def test_mlm_logits_of_masked_positions_equal_the_full_computation():
+    objective, batch = stage_3(itm_weight=0), make_batch()
+    shapes = []
+    objective.model.mlm_head.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
+    losses = objective(batch)
+    assert shapes == [(4, 32)]
+    logits = objective.model(batch["pixel_values"], batch["mlm_input_ids"], batch["attention_mask"]).mlm_logits
+    close(losses["mlm"], F.cross_entropy(logits.flatten(0, 1), batch["mlm_labels"].flatten()))
+
+
+@torch.no_grad()
+def test_itm_judges_pairs_and_drawn_negatives():
+    objective, batch = stage_3(mlm_weight=0), make_batch()
+    model, images = objective.model, batch["pixel_values"]
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    per_image = model(images, ids, mask).logits_per_image
+    excluded = torch.eye(8, dtype=torch.bool)
+    excluded[0, 5] = excluded[5, 0] = True
+    uniform = draws(batch["step_seed"], batch=8, rounds=2)
+    text, _ = draw_hard_negatives(per_image, excluded=excluded, uniform=uniform[0])
+    image, _ = draw_hard_negatives(per_image.T, excluded=excluded, uniform=uniform[1])
+    assert not excluded.gather(1, text[:, None]).any()
+    assert len(set(text.tolist())) > 1
+    logits = model.match(
+        torch.cat([images, images[image], images]),
+        torch.cat([ids, ids, ids[text]]),
+        torch.cat([mask, mask, mask[text]]),
+    )
+    labels = torch.tensor([1] * 8 + [0] * 16)
+    losses = objective(batch)
+    close(losses["itm"], itm_loss(logits, labels))
+    close(losses["itm_accuracy"], (logits.argmax(dim=1) == labels).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("weights", "parts"),
+    [
+        ({}, {"itc": 1, "mlm": 0.25, "itm": 1}),
+        ({"itc_weight": 0.5, "mlm_weight": 2, "itm_weight": 3}, {"itc": 0.5, "mlm": 2, "itm": 3}),
+        ({"mlm_weight": 0}, {"itc": 1, "itm": 1}),
+        ({"itm_weight": 0}, {"itc": 1, "mlm": 0.25}),
+        ({"mlm_weight": 0, "itm_weight": 0}, {"itc": 1}),
+    ],
+)
+def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
+    losses = stage_3(**weights)(make_batch())
+    close(losses["loss"], sum(weight * losses[name] for name, weight in parts.items()))
+    accuracies = {f"{name}_accuracy" for name in parts if name != "itc"}
+    assert set(losses) == {"loss", "temperature", *parts, *accuracies}
+    assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+    assert all(value.shape == () for value in losses.values())
+
+
+def test_parts_that_are_switched_off_need_no_masked_captions():
+    batch = make_batch()
+    expected = stage_3(mlm_weight=0)(batch)["loss"]
+    del batch["mlm_input_ids"], batch["mlm_labels"]
+    close(stage_3(mlm_weight=0)(batch)["loss"], expected)
+
+
+# -------------------------------------------------------------------------------- stage 3: ways to run it
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 8, 1000])
+def test_chunks_change_neither_losses_nor_gradients(chunk):
+    batch = make_batch()
+    whole, chunked = stage_3(), stage_3(fused_chunk=chunk)
+    for name, value in whole(batch).items():
+        close(chunked(batch)[name], value)
+    expected, actual = gradients(whole, batch), gradients(chunked, batch)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], atol=ATOL, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_stride_leaves_rows_out_of_the_fused_passes_only():
+    batch = make_batch()
+    whole, half = stage_3(), stage_3(fused_stride=2)
+    fused = []
+    half.model.vlmo.blocks[-1].experts["vision_language"].register_forward_hook(
+        lambda _, given, __: fused.append(len(given[0]))
+    )
+    losses = half(batch)
+    assert max(fused) == 4 * 4  # MLM and ITM's three groups, four rows each
+    close(losses["itc"], whole(batch)["itc"])
+    rows = slice(0, None, 2)
+    logits = half.model(
+        batch["pixel_values"][rows], batch["mlm_input_ids"][rows], batch["attention_mask"][rows]
+    ).mlm_logits
+    close(losses["mlm"], F.cross_entropy(logits.flatten(0, 1), batch["mlm_labels"][rows].flatten()))
+    with pytest.raises(ValueError, match="fused_stride 3 does not divide the micro-batch of 8 pairs"):
+        stage_3(fused_stride=3)(batch)
+
+
+@torch.no_grad()
+def test_padding_changes_no_loss():
+    objective, batch = stage_3(), make_batch()
+    padded = dict(batch)
+    for name, value in (("input_ids", 0), ("attention_mask", 0), ("mlm_input_ids", 0), ("mlm_labels", -100)):
+        padded[name] = F.pad(batch[name], (0, 8), value=value)
+    for name, value in objective(batch).items():
+        close(objective(padded)[name], value)
+
+
+@torch.no_grad()
+def test_negatives_depend_on_the_step_seed_alone():
+    objective, batch = stage_3(), make_batch()
+    first = objective(batch)
+    torch.manual_seed(99)
+    assert torch.equal(objective(batch)["loss"], first["loss"])
+    other = objective(batch | {"step_seed": torch.tensor(12)})
+    assert torch.equal(other["itc"], first["itc"])
+    assert torch.equal(other["mlm"], first["mlm"])
+    assert not torch.equal(other["itm"], first["itm"])
+
+
+def test_every_parameter_learns():
+    objective = stage_3()
+    learnt = gradients(objective, make_batch())
+    for name, parameter in objective.model.named_parameters():
+        assert parameter.requires_grad
+        assert name in learnt, name
+        assert learnt[name].any(), name
+        assert torch.isfinite(learnt[name]).all(), name
+
+
+@pytest.mark.parametrize("weights", [{"mlm_weight": 1}, {"itm_weight": 1}])
+def test_fused_losses_reach_patches_and_words(weights):
+    objective = stage_3(**{"itc_weight": 0, "mlm_weight": 0, "itm_weight": 0} | weights)
+    learnt = gradients(objective, make_batch())
+    for name in ("image_embeddings.projection.weight", "text_embeddings.words.weight", "position_bias.table"):
+        assert learnt[f"vlmo.{name}"].any(), name
+    heads = [name for name in learnt if not name.startswith("vlmo.") and learnt[name].any()]
+    assert {name.split(".")[0] for name in heads} == {"mlm_head" if "mlm_weight" in weights else "match_head"}
+
+
+# -------------------------------------------------------------------------------- stage 3: the same pair
+
+
+def excluded_rows(objective: VisionLanguageObjective, batch: dict[str, Tensor], monkeypatch) -> tuple[Tensor, Tensor]:
+    """What the objective hides from ITC and from the draw of negatives."""
+    seen = {}
+
+    def contrast(*args: Tensor, same: Tensor | None, **kwargs: Tensor) -> Tensor:
+        seen["itc"] = same
+        return itc_loss(*args, same=same, **kwargs)
+
+    def draw(similarities: Tensor, *, excluded: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        seen["itm"] = excluded
+        return draw_hard_negatives(similarities, excluded=excluded, uniform=uniform)
+
+    monkeypatch.setattr(pretraining, "itc_loss", contrast)
+    monkeypatch.setattr(pretraining, "draw_hard_negatives", draw)
+    objective(batch)
+    return seen["itc"], seen["itm"]
+
+
+@torch.no_grad()
+def test_rows_with_the_same_picture_or_caption_are_never_negatives(monkeypatch):
+    batch = make_batch()
+    batch["input_ids"][7], batch["attention_mask"][7] = batch["input_ids"][1], batch["attention_mask"][1]
+    expected = torch.eye(8, dtype=torch.bool)
+    for row, other in ((0, 5), (1, 7)):  # the same picture, the same caption
+        expected[row, other] = expected[other, row] = True
+    for hidden in excluded_rows(stage_3(), batch, monkeypatch):
+        assert torch.equal(hidden, expected)
+
+
+@torch.no_grad()
+def test_only_the_own_pair_is_hidden_when_same_rows_may_be_negatives(monkeypatch):
+    itc, itm = excluded_rows(stage_3(exclude_same=False), make_batch(), monkeypatch)
+    assert itc is None
+    assert torch.equal(itm, torch.eye(8, dtype=torch.bool))
+
+
+def test_batch_of_one_picture_trains_on_its_true_pairs():
+    objective, batch = stage_3(itc_weight=0, mlm_weight=0), make_batch()
+    batch["image_ids"][:] = 1
+    losses = objective(batch)
+    logits = objective.model.match(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+    close(losses["itm"], F.cross_entropy(logits, torch.ones(8, dtype=torch.long)))
+    close(losses["itm_accuracy"], (logits.argmax(dim=1) == 1).float().mean())
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(objective, batch).values())
+
+
+def test_weights_that_are_not_finite_show_in_the_loss_and_raise_nothing():
+    objective = stage_3()
+    torch.nn.init.constant_(objective.model.contrast_head.image_projection.weight, torch.nan)
+    losses = objective(make_batch())
+    assert not torch.isfinite(losses["loss"])
+    losses["loss"].backward()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"experts": "shared"},
+        {"attention": "separate"},
+        {"num_fusion_layers": 0},
+        {"position_embedding": "absolute", "layer_scale_init": None},
+        {"contrast_fusion_ending": False},
+    ],
+)
+def test_variants_of_the_model_learn(changes):
+    torch.manual_seed(0)
+    objective = VisionLanguageObjective(shaken(VLMoForPreTraining(VLMoConfig.tiny(**changes)), size=0.05))
+    before = objective(make_batch())["loss"].item()
+    train(objective, steps=5)
+    assert objective(make_batch())["loss"].item() < before

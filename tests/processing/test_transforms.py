@@ -1,0 +1,159 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
+from vlmo.processing import transforms as transforms_module
+from vlmo.processing.transforms import MAX_MAGNITUDE, RAND_AUGMENT_OPS, rand_augment
+
+PLAIN = {"horizontal_flip": 0.0, "rand_augment_ops": 0}
+WHITE = [255, 255, 255]
+EXTRAS = ("min_crop", "color_jitter", "grayscale", "random_erasing", "affine", "recolor", "outline", "blur")
+
+
+def blocks(height: int = 64, width: int = 64) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
+
+
+@pytest.fixture
+def processor() -> VLMoProcessor:
+    return VLMoProcessor.train(["a b c"], vocab_size=16, image_size=64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (72, 72), (100, 37), (20, 31), (300, 200)])
+def test_eval_transform_equals_the_processor(processor, height, width):
+    picture = blocks(height, width)
+    expected = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(eval_transform(TransformConfig(image_size=64))(picture), expected)
+
+
+def test_train_transform_without_augmentation_is_the_eval_transform():
+    config, picture = TransformConfig(image_size=64, **PLAIN), blocks(90, 70)
+    pixel_values = train_transform(config)(picture, np.random.default_rng(0))
+    assert torch.equal(pixel_values, eval_transform(config)(picture))
+
+
+@pytest.mark.parametrize("extra", [None, *EXTRAS])
+def test_train_transform_depends_on_the_generator_alone(extra):
+    config = TransformConfig(image_size=32, **({} if extra is None else {extra: 0.6}))
+    transform, picture = train_transform(config), blocks(40, 50)
+    global_numpy, global_torch = np.random.get_state()[1].copy(), torch.get_rng_state()
+    first = [transform(picture, np.random.default_rng(seed)) for seed in range(20)]
+    torch.manual_seed(123)
+    again = [transform(picture, np.random.default_rng(seed)) for seed in range(20)]
+    torch.set_rng_state(global_torch)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not torch.equal(first[0], other) for other in first[1:])
+    assert np.array_equal(global_numpy, np.random.get_state()[1])
+    for pixel_values in first:
+        assert pixel_values.shape == (3, 32, 32)
+        assert pixel_values.dtype == torch.float32
+        assert pixel_values.is_contiguous()
+        assert pixel_values.min() >= -1
+        assert pixel_values.max() <= 1
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_train_transform_extras_change_the_picture(extra):
+    config = TransformConfig(image_size=64, **PLAIN, **{extra: 0.5 if extra in {"min_crop", "color_jitter"} else 1.0})
+    picture = blocks()
+    changed = train_transform(config)(picture, np.random.default_rng(3))
+    assert not torch.equal(changed, eval_transform(config)(picture))
+
+
+def test_train_transform_flips_half_of_the_time():
+    config = TransformConfig(image_size=64, rand_augment_ops=0)
+    picture, generator = blocks(), np.random.default_rng(0)
+    plain = eval_transform(config)(picture)
+    flipped = 0
+    for _ in range(200):
+        pixel_values = train_transform(config)(picture, generator)
+        is_plain, is_mirrored = torch.equal(pixel_values, plain), torch.equal(pixel_values, plain.flip(-1))
+        assert is_plain or is_mirrored
+        flipped += is_mirrored
+    assert 70 < flipped < 130  # four standard deviations
+
+
+def test_train_transform_gives_the_same_from_the_resized_picture():
+    for config in (TransformConfig(image_size=32), TransformConfig(image_size=32, min_crop=0.4)):
+        transform, picture = train_transform(config), blocks(50, 40)
+        kept = transform.resize(picture)
+        direct = transform(picture, np.random.default_rng(5))
+        assert torch.equal(transform(kept, np.random.default_rng(5)), direct)
+
+
+def test_outline_darkens_edges_and_leaves_flat_areas():
+    picture = Image.new("RGB", (64, 64), "white")
+    picture.paste((255, 200, 60), (16, 16, 48, 48))
+    config = TransformConfig(image_size=64, **PLAIN, outline=1.0)
+    change = train_transform(config)(picture, np.random.default_rng(0)) - eval_transform(config)(picture)
+    assert change.max() <= 0
+    assert (change[:, 15:17, 20:40] < -0.05).all()
+    assert change[:, :14].abs().max() < 1 / 127
+    assert change[:, 20:40, 20:40].abs().max() < 2 / 127  # truncation to whole grey levels
+
+
+def reference_operation(name: str, image: Image.Image, level: float, sign: int) -> Image.Image:
+    """Torchvision's functional operations with the strengths of its RandAugment."""
+    amount = sign * level
+    slope, shift = math.degrees(math.atan(0.3 * amount)), int(150 / 331 * 64 * amount)
+    still = {"angle": 0.0, "scale": 1.0, "fill": WHITE}
+    return {
+        "shear_x": lambda: F.affine(image, translate=[0, 0], shear=[slope, 0.0], center=[0, 0], **still),
+        "shear_y": lambda: F.affine(image, translate=[0, 0], shear=[0.0, slope], center=[0, 0], **still),
+        "translate_x": lambda: F.affine(image, translate=[shift, 0], shear=[0.0, 0.0], **still),
+        "translate_y": lambda: F.affine(image, translate=[0, shift], shear=[0.0, 0.0], **still),
+        "rotate": lambda: F.rotate(image, 30 * amount, fill=WHITE),
+        "brightness": lambda: F.adjust_brightness(image, 1 + 0.9 * amount),
+        "color": lambda: F.adjust_saturation(image, 1 + 0.9 * amount),
+        "contrast": lambda: F.adjust_contrast(image, 1 + 0.9 * amount),
+        "sharpness": lambda: F.adjust_sharpness(image, 1 + 0.9 * amount),
+        "identity": lambda: image,
+        "posterize": lambda: F.posterize(image, int((8 - torch.tensor(level * 4)).round())),
+        "solarize": lambda: F.solarize(image, 255 * (1 - level)),
+        "auto_contrast": lambda: F.autocontrast(image),
+        "equalize": lambda: F.equalize(image),
+    }[name]()
+
+
+@pytest.mark.parametrize("magnitude", [0, 9, 30])
+@pytest.mark.parametrize("operation", RAND_AUGMENT_OPS)
+def test_rand_augment_operations_equal_torchvision(monkeypatch, operation, magnitude):
+    monkeypatch.setattr(transforms_module, "RAND_AUGMENT_OPS", (operation,))
+    image, level = blocks(), magnitude / MAX_MAGNITUDE
+    references = [np.asarray(reference_operation(operation, image, level, sign)) for sign in (1, -1)]
+    seen = set()
+    for seed in range(12):
+        changed = np.asarray(
+            rand_augment(image, num_ops=1, magnitude=magnitude, fill=255, generator=np.random.default_rng(seed))
+        )
+        match = [sign for sign, reference in enumerate(references) if np.array_equal(changed, reference)]
+        assert match
+        seen.update(match)
+    assert seen == {0, 1}
+
+
+def test_rand_augment_has_torchvisions_fourteen_operations():
+    assert len(RAND_AUGMENT_OPS) == len(set(RAND_AUGMENT_OPS)) == 14
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_size": 0},
+        {"rand_augment_magnitude": 31},
+        {"rand_augment_ops": -1},
+        {"fill": 256},
+        {"min_crop": 0.0},
+        {"horizontal_flip": 1.5},
+        {"outline": -0.1},
+    ],
+)
+def test_transform_config_rejects_values_out_of_range(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TransformConfig(**wrong)

@@ -1,0 +1,178 @@
+"""Every recipe builds, and trains shrunk; its settings are golden; its card says what a card must say."""
+
+import csv
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from vlmo.model import VLMoConfig
+from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
+from vlmo.recipes import RECIPES, build, find_recipe
+from vlmo.recipes.recipe import (
+    LanguageStage,
+    Recipe,
+    TextConfig,
+    TokenizerStage,
+    VisionLanguageStage,
+    VisionStage,
+    VisualTokenizerConfig,
+    model_config,
+)
+from vlmo.training import read_metrics
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "recipes"
+STEPS = 3
+COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of 32 coloured pictures with captions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    with (folder / "captions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "caption", "split"])
+        for number in range(32):
+            colour = list(COLOURS)[number % 4]
+            pixels = np.full((40, 40, 3), COLOURS[colour], dtype=np.uint8)
+            pixels[number % 30 : number % 30 + 8] = 255
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+            table.writerow([f"{number}.png", f"a {colour} square, number {number}", "train"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def visual_tokenizer(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("visual_tokenizer")
+    config = VQVisualTokenizerConfig(patch_size=16, hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
+    model = VQVisualTokenizer(config).train()
+    model(torch.rand(16, 3, 64, 64) * 2 - 1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def shrunk(recipe: Recipe, *, source: Path, visual_tokenizer: Path) -> Recipe:
+    """The recipe with its own stage, losses, optimizer and schedule, on a tiny model and tiny data."""
+    sizes = VLMoConfig.tiny(
+        position_embedding=recipe.model.position_embedding,
+        layer_scale_init=recipe.model.layer_scale_init,
+        num_fusion_layers=min(1, recipe.model.num_fusion_layers),
+        drop_path_rate=recipe.model.drop_path_rate,
+    )
+    stage = recipe.stage
+    if isinstance(stage, VisionStage):
+        stage = dataclasses.replace(stage, visual_tokenizer=str(visual_tokenizer))
+    if isinstance(stage, TokenizerStage):
+        small = VisualTokenizerConfig(hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
+        stage = dataclasses.replace(stage, tokenizer=small)
+    return dataclasses.replace(
+        recipe,
+        stage=stage,
+        model=model_config(sizes),
+        text=TextConfig(vocab_size=90, learn_from=(str(source),), max_length=16),
+        data=dataclasses.replace(recipe.data, source=str(source)),
+        loader=dataclasses.replace(recipe.loader, global_batch_size=16, num_workers=0),
+        trainer=dataclasses.replace(recipe.trainer, max_steps=STEPS, log_every=1),
+        init=None,
+    )
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, tmp_path):
+    recipe = shrunk(find_recipe(name)(), source=pictures, visual_tokenizer=visual_tokenizer)
+    result = build(recipe, run_dir=tmp_path).fit()
+    assert result.status == "finished"
+    lines = [line for line in read_metrics(tmp_path) if "loss" in line]
+    assert len(lines) == STEPS
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert (result.model_dir / "config.json").is_file()
+    assert load_file(result.model_dir / "model.safetensors")
+    assert json.loads((tmp_path / "recipe.json").read_text())["trainer"]["max_steps"] == STEPS
+    assert (tmp_path / "quarantine.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_settings_are_golden(name):
+    golden = GOLDEN / f"{name}.json"
+    assert find_recipe(name)().to_json() + "\n" == golden.read_text(), (
+        f"the settings of {name} changed; if that is wanted: vlmo recipes {name} --json > {golden}"
+    )
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_card_says_what_it_must(name):
+    card = inspect.getdoc(RECIPES[name])
+    for part in ("Data:", "Run:", "Expect:"):
+        assert part in card
+    assert ("Start:" in card) == (find_recipe(name)().init is not None)
+
+
+def test_paper_settings():
+    stage1, stage2, stage3 = (find_recipe(f"base-stage{number}")() for number in (1, 2, 3))
+    assert (stage1.optimizer.lr, stage1.optimizer.weight_decay, stage1.loader.global_batch_size) == (1.5e-3, 0.05, 2048)
+    assert round(stage1.stage.masked_share * 196) == 75
+    for recipe in (stage2, stage3):
+        assert recipe.optimizer.betas == (0.9, 0.98)
+        assert recipe.optimizer.weight_decay == 0.01
+        assert (recipe.trainer.max_steps, recipe.schedule.warmup_steps) == (200_000, 2500)
+        assert recipe.loader.global_batch_size == 1024
+    assert stage2.stage.freeze
+    assert (stage3.text.max_length, stage3.stage.losses.mlm_weight) == (40, 0.25)
+    rates = {size: find_recipe(f"{size}-stage3")().optimizer.lr for size in ("base", "base-plus", "large")}
+    assert rates == {"base": 2e-4, "base-plus": 1e-4, "large": 5e-5}
+
+
+def test_stages_chain(pictures, visual_tokenizer, tmp_path):
+    """Stage 3 has stage 1's attention and vision experts, bit for bit, and stage 2's language experts."""
+    folders = {}
+    for number in (1, 2, 3):
+        recipe = shrunk(find_recipe(f"emoji-stage{number}")(), source=pictures, visual_tokenizer=visual_tokenizer)
+        init = None if number == 1 else str(folders[number - 1])
+        run = tmp_path / f"stage{number}"
+        trainer = build(dataclasses.replace(recipe, init=init), run_dir=run)
+        if number == 3:
+            start = {name: value.clone() for name, value in trainer.objective.model.state_dict().items()}
+        folders[number] = trainer.fit().model_dir
+    stage1, stage2 = (load_file(folders[number] / "model.safetensors") for number in (1, 2))
+    for name, value in start.items():
+        if ".attention." in name or ".vision." in name or ".norm1." in name:
+            assert torch.equal(value, stage1[name]), name
+            assert torch.equal(value, stage2[name]), name
+        elif ".language." in name:
+            assert torch.equal(value, stage2[name]), name
+            assert not torch.equal(value, stage1[name]) or value.ndim == 1, name
+        elif ".vision_language." in name:
+            assert torch.equal(value, stage2[name.replace("vision_language", "language")]), name
+    report = (tmp_path / "stage3" / "start.txt").read_text()
+    assert "not in the start folder, left random: contrast_head.image_projection.weight" in report
+    assert "filled: vlmo.blocks.2.experts.vision_language.fc1.weight from vlmo.blocks.2.experts.language.fc1" in report
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'base-stage3'"):
+        find_recipe("base-stag3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "nowhere"}, "nowhere"),
+        ({"text": TextConfig(vocabulary="nowhere.txt")}, "no vocabulary at nowhere.txt"),
+    ],
+)
+def test_wrong_folders_are_named(changes, message, pictures, visual_tokenizer, tmp_path):
+    recipe = shrunk(find_recipe("emoji-stage3")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    with pytest.raises(ValueError, match=message):
+        build(dataclasses.replace(recipe, **changes), run_dir=tmp_path)
+
+
+def test_every_stage_has_a_recipe():
+    kinds = {type(find_recipe(name)().stage) for name in RECIPES}
+    assert kinds == {TokenizerStage, VisionStage, LanguageStage, VisionLanguageStage}

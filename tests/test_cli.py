@@ -1,0 +1,89 @@
+"""The command line from outside: one-line errors, exit codes, and commands that do their work."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vlmo.cli import main
+from vlmo.recipes import RECIPES
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vlmo.cli", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["trian"], "'train'"),
+        (["train", "base-stag3"], "'base-stage3'"),
+        (["train", "emoji-stage3", "--optimizer.lrr", "1"], "'--optimizer.lr'"),
+        (["train", "emoji-stage3", "--stage.losses.mlm_wieght", "1"], "'--stage.losses.mlm-weight'"),
+        (["quickstart", "--scalee", "1"], "'--scale'"),
+        (["recipes", "emoji-smal"], "'emoji-small'"),
+    ],
+)
+def test_wrong_words_get_the_nearest_right_one(arguments, nearest, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert nearest in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "needs a recipe"),
+        (["evaluate"], "needs a model folder"),
+        (["evaluate", "nowhere"], "no model folder"),
+        (["train", "emoji-stage3", "--optimizer.lr", "abc"], "--optimizer.lr"),
+        (["train", "emoji-stage3", "--optimizer.lr", "-1"], "lr is -1"),
+        (["train", "emoji-stage3", "--init", "nowhere"], "nowhere"),
+        (["quickstart", "--scale", "0"], "scale is 0"),
+        (["train", "emoji-stage1", "--data.source", "emoji-pear"], "emoji-pairs"),
+    ],
+)
+def test_wrong_values_are_one_line(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_no_traceback_from_outside():
+    ended = run("train", "base-stage9")
+    assert ended.returncode == 2
+    assert ended.stderr == "vlmo: no recipe 'base-stage9'; did you mean 'base-stage3'? All: vlmo recipes\n" or (
+        "did you mean 'base-stage" in ended.stderr and ended.stderr.count("\n") == 1
+    )
+
+
+def test_recipes_lists_every_card(capsys):
+    main(["recipes"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in RECIPES)
+    assert shown.count("Expect:") == len(RECIPES)
+
+
+def test_recipe_as_json(capsys):
+    main(["recipes", "base-stage3", "--json"])
+    assert json.loads(capsys.readouterr().out)["optimizer"]["lr"] == 2e-4
+
+
+def test_train_help_shows_options_with_defaults(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "base-stage3", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("optimizer.lr", "model.hidden-size", "trainer.max-steps", "stage.losses.mlm-weight", "init"):
+        assert f"--{option} " in shown
+    assert "(default: 0.0002)" in shown

@@ -1,0 +1,55 @@
+"""A batch of pairs for every objective, and a visual tokenizer that needs no training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+GLOBAL_BATCH = 8
+
+
+class FixedTokens(torch.nn.Module):
+    """A visual tokenizer that reads the brightness of each patch."""
+
+    num_tokens = 64
+
+    def tokenize(self, pixel_values: Tensor, *, grid: tuple[int, int]) -> Tensor:
+        patches = F.adaptive_avg_pool2d(pixel_values, grid).mean(1).flatten(1)
+        return ((patches + 1) * 32).long().clamp(0, 63)
+
+
+def make_batch() -> dict[str, Tensor]:
+    """Eight pairs; rows 0 and 5 show the same picture, and the first half has the shorter texts."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 96, (GLOBAL_BATCH, 16), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[: GLOBAL_BATCH // 2, 8:] = 0
+    mask[2, 5:] = 0
+    ids = ids * mask
+    labels = torch.full_like(ids, -100)
+    labels[0, 2], labels[1, 3:5], labels[6, 9] = ids[0, 2], ids[1, 3:5], ids[6, 9]  # uneven over the halves
+    masked = ids.clone()
+    masked[labels != -100] = 3
+    patches = torch.rand(GLOBAL_BATCH, 16, generator=generator).argsort(1) < 6
+    return {
+        "pixel_values": torch.randn(GLOBAL_BATCH, 3, 64, 64, generator=generator),
+        "input_ids": ids,
+        "attention_mask": mask,
+        "mlm_input_ids": masked,
+        "mlm_labels": labels,
+        "bool_masked_pos": patches,
+        "image_ids": torch.tensor([1, 2, 3, 4, 5, 1, 7, 8]),
+        "step_seed": torch.tensor(11),
+    }
+
+
+def own_share(batch: dict[str, Tensor], *, rank: int, world_size: int) -> dict[str, Tensor]:
+    """The rows of one process, with texts padded to its own longest."""
+    share = GLOBAL_BATCH // world_size
+    rows = slice(rank * share, (rank + 1) * share)
+    batch = {name: value[rows] if value.ndim else value for name, value in batch.items()}
+    length = int(batch["attention_mask"].sum(1).max())
+    for name in ("input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"):
+        batch[name] = batch[name][:, :length]
+    return batch

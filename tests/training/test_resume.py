@@ -1,0 +1,99 @@
+"""A run that is killed, stopped or cut off is, in the end, the run that never was."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_run import Settings, make_trainer
+
+from vlmo.training import TrainerConfig, read_metrics
+
+SCRIPT = Path(__file__).parent / "toy_run.py"
+STEPS, SAVE_EVERY = 36, 4
+ARGUMENTS = [f"max_steps={STEPS}", "log_every=1", f"save_every={SAVE_EVERY}", "eval_every=6", "accumulation=2"]
+CONFIG = TrainerConfig(max_steps=STEPS, log_every=1, save_every=SAVE_EVERY, eval_every=6)
+PAUSE_S = 0.02  # in each forward: a step is then long enough to be hit
+
+
+def start(run_dir: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), str(run_dir), *ARGUMENTS, f"pause_s={PAUSE_S}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def send_after(run_dir: Path, process: subprocess.Popen[str], *, step: int, number: int) -> None:
+    """Sends a signal while the step after `step` is trained, at a moment that is left to chance."""
+    deadline = time.monotonic() + 60
+    while not any(line["step"] >= step for line in read_metrics(run_dir)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(random.SystemRandom().uniform(0, 2 * PAUSE_S))
+    process.send_signal(number)
+
+
+def reference(run_dir: Path) -> Path:
+    settings = Settings(accumulation=2, pause_s=PAUSE_S)
+    # One pause more or less is no other run, but the recipe holds it; what is never cut off need not wait.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda _: None)
+        trainer = make_trainer(run_dir, settings=settings, config=CONFIG, evaluators=[lambda _: {"toy/one": 1.0}])
+        assert trainer.fit().status == "finished"
+    return run_dir
+
+
+def curve(run_dir: Path) -> list[dict[str, Any]]:
+    """Losses, learning rates, gradient norms and sample ids of each step, and evaluations."""
+    timing = {"seconds", "samples_per_s"}
+    return [{name: value for name, value in line.items() if name not in timing} for line in read_metrics(run_dir)]
+
+
+def is_equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(is_equal, a, b))
+    return a == b
+
+
+def assert_same_run(run_dir: Path, expected: Path) -> None:
+    assert curve(run_dir) == curve(expected)
+    for file in (f"state/step_{STEPS:08d}/tensors.pt", "model/model.pt"):
+        assert is_equal(*(torch.load(folder / file, weights_only=True) for folder in (run_dir, expected))), file
+
+
+@pytest.mark.slow
+def test_run_killed_at_a_random_step_is_bit_equal_to_one_that_was_not(tmp_path) -> None:
+    run_dir, step = tmp_path / "killed", random.SystemRandom().randrange(SAVE_EVERY + 1, STEPS // 2)
+    process = start(run_dir)
+    send_after(run_dir, process, step=step, number=signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, f"meant to be killed after step {step}"
+    assert not (run_dir / "model").exists()
+    output, errors = start(run_dir).communicate(timeout=60)
+    assert output == f"finished {STEPS}\n", errors
+    assert_same_run(run_dir, reference(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_the_step_saves_and_exits_with_0(tmp_path) -> None:
+    run_dir = tmp_path / "stopped"
+    process = start(run_dir)
+    send_after(run_dir, process, step=5, number=signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    status, steps = output.split()
+    assert status == "stopped"
+    assert 5 < int(steps) < STEPS
+    assert (run_dir / "state" / f"step_{int(steps):08d}").exists()
+    reference(run_dir)  # goes on there
+    assert_same_run(run_dir, reference(tmp_path / "whole"))

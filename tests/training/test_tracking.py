@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vlmo.training import tracking
+from vlmo.training.tracking import Tracker, read_metrics
+
+
+def track(run_dir, *, step: int, upto: int, console: Console | None = None) -> None:
+    with Tracker(run_dir, step=step, max_steps=9, title="toy", console=console) as tracker:
+        for number in range(step + 1, upto + 1):
+            tracker.advance(number)
+            tracker.log_training(number, losses={"loss": 1 / number}, figures={"samples_per_s": 12.0})
+            if number % 2 == 0:
+                tracker.log_evaluation(number, {"retrieval/ir_at_1": 0.5, "val/retrieval/tr_at_1": 0.25})
+
+
+def test_each_line_tells_of_one_step(tmp_path) -> None:
+    track(tmp_path, step=0, upto=2)
+    assert read_metrics(tmp_path) == [
+        {"step": 1, "loss": 1.0, "samples_per_s": 12.0},
+        {"step": 2, "loss": 0.5, "samples_per_s": 12.0},
+        {"step": 2, "val/retrieval/ir_at_1": 0.5, "val/retrieval/tr_at_1": 0.25},
+    ]
+
+
+def test_lines_after_the_restored_step_are_removed(tmp_path) -> None:
+    track(tmp_path, step=0, upto=5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # the process died here
+    track(tmp_path, step=3, upto=4)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_tracker_knows_the_newest_evaluation(tmp_path) -> None:
+    track(tmp_path, step=0, upto=5)
+    for step, evaluated in [(5, 4), (3, 2), (1, 0)]:
+        with Tracker(tmp_path, step=step, max_steps=9, title="toy", console=None) as tracker:
+            assert tracker.evaluated_step == evaluated
+
+
+def test_tensorboard_has_each_step_once_after_a_resume(tmp_path) -> None:
+    track(tmp_path, step=0, upto=5)
+    # TensorBoard reads files in the order of their names, which hold whole seconds: a real restart takes longer.
+    (first,) = (tmp_path / "tensorboard").iterdir()
+    first.rename(first.with_name("events.out.tfevents.0000000001.first"))
+    track(tmp_path, step=3, upto=6)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Scalars("val/retrieval/ir_at_1")] == [2, 4, 6]
+
+
+def test_skipped_step_is_valid_json_and_names_its_samples(tmp_path, caplog) -> None:
+    with Tracker(tmp_path, step=0, max_steps=9, title="toy", console=None) as tracker:
+        losses = {"loss": float("nan"), "itc": 1.5}
+        tracker.log_skipped(4, losses=losses, grad_norm=float("inf"), sample_ids=[3, 8], skipped=2)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line == {
+        "step": 4,
+        "skipped": 2,
+        "losses": {"loss": "nan", "itc": 1.5},
+        "grad_norm": "inf",
+        "sample_ids": [3, 8],
+    }
+    assert "step 4 was skipped" in caplog.text
+    assert "[3, 8]" in caplog.text
+
+
+def test_bar_shows_step_losses_speed_and_time_left(tmp_path) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    track(tmp_path, step=0, upto=4, console=terminal)
+    shown = terminal.file.getvalue()
+    for part in ("toy", "4/9", "loss 0.25", "12 samples/s", ":"):
+        assert part in shown
+
+
+def test_lines_stand_in_for_the_bar_without_a_terminal(tmp_path, caplog, monkeypatch) -> None:
+    file = Console(file=io.StringIO(), force_terminal=False)
+    with caplog.at_level(logging.INFO):
+        track(tmp_path, step=0, upto=3, console=file)
+        assert "samples/s" not in caplog.text  # too soon
+        monkeypatch.setattr(tracking, "LINE_EVERY_S", 0.0)
+        track(tmp_path, step=3, upto=4, console=file)
+    assert file.file.getvalue() == ""
+    assert "toy: step 4 of 9, loss 0.25 | 12 samples/s" in caplog.text
+
+
+def test_nothing_is_shown_without_a_console(tmp_path, capfd) -> None:
+    track(tmp_path, step=0, upto=4)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import io
+import os
+import signal
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from toy_run import Objective, Settings, make_loader, make_trainer
+
+from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, lr_at, read_metrics
+from vlmo.training.randomness import step_seed
+from vlmo.types import Batch
+
+CONFIG = TrainerConfig(max_steps=6, log_every=1, save_every=2)
+CALM = Settings(dropout=0.0)
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def is_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def no_loader(start_step: int):
+    pytest.fail("this run has nothing to train")
+
+
+def test_training_is_a_plain_loop(tmp_path) -> None:
+    config, schedule = replace(CONFIG, clip_norm=0.5), ScheduleConfig(warmup_steps=2)
+    trainer = make_trainer(tmp_path, config=config, schedule=schedule)
+    trainer.fit()
+
+    objective = Objective(Settings())
+    groups = [
+        {"params": [p for p in objective.parameters() if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in objective.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True)
+    for step, (batch,) in zip(range(6), make_loader(Settings())(0), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, base_lr=0.05, max_steps=6, config=schedule)
+        torch.manual_seed(step_seed(0, step=step, micro=0, rank=0))
+        objective(batch)["loss"].backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(trainer.objective.state_dict(), objective.state_dict(), rtol=0, atol=1e-6)
+
+
+def test_result_tells_how_the_run_went(tmp_path) -> None:
+    result = make_trainer(tmp_path, evaluators=[lambda _: {"toy/score": 0.5}]).fit()
+    assert (result.status, result.steps, result.samples_seen, result.skipped) == ("finished", 6, 48, 0)
+    assert result.seconds > 0
+    assert result.metrics["step"] == 6
+    assert result.metrics["val/toy/score"] == 0.5
+    assert result.model_dir == tmp_path / "model"
+    assert sorted(path.name for path in result.model_dir.iterdir()) == ["config.json", "model.pt"]
+    kept = {"metrics.jsonl", "model", "recipe.json", "state", "tensorboard"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_every_logged_step_has_losses_and_figures(tmp_path) -> None:
+    make_trainer(tmp_path, config=replace(CONFIG, log_every=4)).fit()
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [4, 6]
+    figures = ["lr", "grad_norm", "samples_per_s", "seconds", "samples_seen", "sample_ids_digest"]
+    assert list(lines[0]) == ["step", "loss", "error", "bonus", *figures]
+
+
+def test_accumulation_takes_the_mean_over_micro_batches(tmp_path) -> None:
+    whole, parts = (
+        make_trainer(tmp_path / str(number), settings=replace(CALM, accumulation=number), config=CONFIG)
+        for number in (1, 4)
+    )
+    whole.fit()
+    parts.fit()
+    expected = {name: value for name, value in whole.objective.state_dict().items() if name != "model.calls"}
+    trained = {name: value for name, value in parts.objective.state_dict().items() if name != "model.calls"}
+    torch.testing.assert_close(trained, expected, rtol=0, atol=1e-6)
+    for line, other in zip(read_metrics(tmp_path / "1"), read_metrics(tmp_path / "4"), strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], abs=1e-5)
+        assert other["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-4)  # AdamW itself ignores their scale
+        assert other["sample_ids_digest"] == line["sample_ids_digest"]
+
+
+def test_randomness_depends_on_the_seed_and_nothing_that_came_before(tmp_path) -> None:
+    losses = []
+    for number, seed in enumerate([1, 1, 2]):
+        trainer = make_trainer(tmp_path / str(number), seed=seed)
+        torch.manual_seed(number)
+        trainer.fit()
+        losses.append([line["loss"] for line in read_metrics(tmp_path / str(number))])
+    assert losses[0] == losses[1]
+    assert all(a != b for a, b in zip(losses[0], losses[2], strict=True))
+
+
+def test_frozen_parameters_do_not_move_by_one_bit(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, settings=Settings(freezes_first=True))
+    before = state_of(trainer.objective)
+    trainer.fit()
+    after = trainer.objective.state_dict()
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {"model.first.weight", "model.first.bias"}
+
+
+def test_rates_follow_the_schedule_and_the_scales(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, lr_scale={"bonus": 10.0}, no_weight_decay={"bonus"})
+    trainer.fit()
+    schedule = ScheduleConfig(warmup_steps=2)
+    expected = [lr_at(step, base_lr=0.05, max_steps=6, config=schedule) for step in range(6)]
+    assert [line["lr"] for line in read_metrics(tmp_path)] == expected
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates == {name: expected[-1] * (10 if "x10" in name else 1) for name in rates}
+    assert "no_decay_x10" in rates
+
+
+def test_after_step_follows_every_update(tmp_path) -> None:
+    calls = []
+    settings = Settings(bad_from=2, bad_to=4)
+    trainer = make_trainer(tmp_path, settings=settings, after_step=lambda: calls.append(trainer.optimizer))
+    trainer.fit()
+    assert len(calls) == 4
+
+
+def test_half_precision_keeps_weights_and_losses_in_float32(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, config=replace(CONFIG, precision="bf16"), settings=CALM)
+    seen = set()
+    trainer.objective.get_submodule("model.last").register_forward_hook(
+        lambda _module, _inputs, output: seen.add(output.dtype)
+    )
+    trainer.fit()
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in trainer.objective.parameters()} == {torch.float32}
+    exact = make_trainer(tmp_path / "exact", config=CONFIG, settings=CALM).fit()
+    assert trainer.fit().metrics["loss"] == pytest.approx(exact.metrics["loss"], rel=0.05)
+
+
+# --------------------------------------------------------------------------------------------- updates that are skipped
+
+
+def test_bad_step_is_skipped_counted_and_named(tmp_path) -> None:
+    config = replace(CONFIG, save_every=1, keep_states=9)
+    result = make_trainer(tmp_path, settings=Settings(bad_from=2, bad_to=4), config=config).fit()
+    assert (result.status, result.skipped) == ("finished", 2)
+    lines = {line["step"]: line for line in read_metrics(tmp_path)}
+    assert [step for step, line in lines.items() if "skipped" in line] == [3, 4]
+    assert lines[4]["skipped"] == 2
+    assert lines[4]["sample_ids"] == list(range(24, 32))
+    assert lines[4]["losses"]["loss"] == "nan"
+    assert lines[4]["grad_norm"] == "nan"
+    # The schedule goes by step number, whatever was skipped.
+    assert lines[5]["lr"] == lr_at(4, base_lr=0.05, max_steps=6, config=ScheduleConfig(warmup_steps=2))
+    states = [torch.load(path / "tensors.pt") for path in sorted((tmp_path / "state").iterdir())]
+    weights = [{name: x for name, x in state["objective"].items() if name != "model.calls"} for state in states]
+    assert [is_same(a, b) for a, b in pairwise(weights)] == [False, True, True, False, False]
+    assert all(x.isfinite().all() for x in weights[-1].values())
+
+
+def test_gradient_that_is_not_finite_is_skipped_although_the_loss_is(tmp_path) -> None:
+    trainer = make_trainer(tmp_path)
+    dict(trainer.objective.named_parameters())["bonus"].register_hook(lambda grad: grad * float("inf"))
+    result = trainer.fit()
+    assert result.skipped == 3  # `bonus` is part of every other loss
+    (line, *_) = [line for line in read_metrics(tmp_path) if "skipped" in line]
+    assert line["grad_norm"] == "inf"
+    assert isinstance(line["losses"]["loss"], float)
+
+
+def test_bad_steps_in_a_row_end_the_run(tmp_path) -> None:
+    config, settings = TrainerConfig(max_steps=40, save_every=5, log_every=1), Settings(bad_from=7, lr=0.01)
+    for _ in range(2):  # the same command comes to the same end
+        with pytest.raises(RuntimeError, match="the last 10 steps, up to step 17") as caught:
+            make_trainer(tmp_path, config=config, settings=settings).fit()
+        assert "'loss': nan" in str(caught.value)
+        assert f"the last good state is {tmp_path}/state/step_00000015" in str(caught.value)
+    assert len([line for line in read_metrics(tmp_path) if "skipped" in line]) == 10
+
+
+def test_good_step_starts_the_count_of_bad_ones_again(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, config=replace(CONFIG, max_bad_steps=3), settings=Settings(bad_from=1, bad_to=3))
+    assert trainer.fit().skipped == 2
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+def test_evaluators_see_the_model_in_evaluation_mode_and_leave_no_trace(tmp_path) -> None:
+    seen = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+        torch.rand(3)  # draws must not change the training
+        seen.append(model)
+        return {"toy/count": float(len(seen))}
+
+    trainer = make_trainer(tmp_path / "with", config=replace(CONFIG, eval_every=4), evaluators=[evaluate])
+    frozen = trainer.objective.get_submodule("model.norm")
+    frozen.eval()
+    trainer.fit()
+    assert seen == [trainer.objective.get_submodule("model")] * 2
+    assert trainer.objective.get_submodule("model.dropout").training
+    assert not frozen.training
+    lines = [line for line in read_metrics(tmp_path / "with") if "val/toy/count" in line]
+    assert lines == [{"step": 4, "val/toy/count": 1.0}, {"step": 6, "val/toy/count": 2.0}]
+    without = make_trainer(tmp_path / "without")
+    without.fit()
+    assert is_same(trainer.objective.state_dict(), without.objective.state_dict())
+
+
+# ------------------------------------------------------------------------------------------------ stopping and resuming
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_lets_the_step_finish_and_the_run_go_on_later(tmp_path, number) -> None:
+    # In step 4, which is followed by an evaluation: that is left to the next start.
+    def interrupt(batch: Batch) -> None:
+        if int(batch["step_seed"]) == 3:
+            os.kill(os.getpid(), number)
+
+    config, evaluators = replace(CONFIG, eval_every=2), [lambda _: {"toy/one": 1.0}]
+    trainer = make_trainer(tmp_path / "stopped", config=config, evaluators=evaluators)
+    trainer.objective.register_forward_pre_hook(lambda _module, inputs: interrupt(*inputs))
+    result = trainer.fit()
+    assert (result.status, result.steps) == ("stopped", 4)
+    assert not result.model_dir.exists()
+    again = make_trainer(tmp_path / "stopped", config=config, evaluators=evaluators)
+    assert again.fit().status == "finished"
+    whole = make_trainer(tmp_path / "whole", config=config, evaluators=evaluators)
+    whole.fit()
+    assert is_same(again.objective.state_dict(), whole.objective.state_dict())
+    for name in ("stopped", "whole"):
+        assert [line["step"] for line in read_metrics(tmp_path / name)] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+
+
+def test_finished_run_is_not_trained_again(tmp_path, caplog) -> None:
+    first = make_trainer(tmp_path).fit()
+    again = make_trainer(tmp_path)
+    again.loader = no_loader
+    with caplog.at_level("INFO"):
+        result = again.fit()
+    assert "has already finished" in caplog.text
+    assert result == replace(first, status="already_finished", seconds=result.seconds)
+    assert is_same(again.objective.get_submodule("model").state_dict(), torch.load(tmp_path / "model" / "model.pt"))
+
+
+def test_run_that_died_while_the_model_folder_was_written_only_writes_it(tmp_path) -> None:
+    def fail(folder) -> None:
+        (folder / "config.json").write_text("{")
+        raise OSError("no space left")
+
+    evaluations = []
+    evaluators = [lambda _: evaluations.append(1) or {"toy/one": 1.0}]
+    with pytest.raises(OSError, match="no space left"):
+        make_trainer(tmp_path, save_model=fail, evaluators=evaluators).fit()
+    assert not (tmp_path / "model").exists()
+    assert make_trainer(tmp_path, evaluators=evaluators).fit().status == "finished"
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.pt"]
+    assert not (tmp_path / "model.aside").exists()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
+    assert len(evaluations) == 1
+
+
+def test_damaged_newest_state_costs_the_steps_since_the_one_before(tmp_path, caplog) -> None:
+    first = make_trainer(tmp_path)
+    first.fit()
+    newest = tmp_path / "state" / "step_00000006" / "tensors.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    again = make_trainer(tmp_path)
+    assert again.fit().status == "finished"
+    assert "step_00000006 is damaged" in caplog.text
+    assert is_same(again.objective.state_dict(), first.objective.state_dict())
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_run_folder_of_another_recipe_is_refused(tmp_path) -> None:
+    make_trainer(tmp_path).fit()
+    with pytest.raises(ValueError, match=r"trainer\.max_steps was 6 and is now 9"):
+        make_trainer(tmp_path, config=replace(CONFIG, max_steps=9)).fit()
+
+
+# ------------------------------------------------------------------------------------------------------------- the rest
+
+
+def test_progress_is_shown_on_the_console_it_is_given(tmp_path, capfd) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    make_trainer(tmp_path / "shown", console=terminal, title="stage 3").fit()
+    assert "stage 3" in terminal.file.getvalue()
+    assert "6/6" in terminal.file.getvalue()
+    make_trainer(tmp_path / "quiet").fit()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_name_that_no_parameter_has_is_refused_before_anything_is_written(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no parameter is called nothing"):
+        make_trainer(tmp_path / "run", no_weight_decay={"nothing"}, optimizer=OptimizerConfig())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("max_steps", 0), ("precision", "fp16"), ("clip_norm", 0.0), ("log_every", 0)],
+        *[("save_every", -1), ("keep_states", 0), ("eval_every", 0), ("max_bad_steps", 0)],
+    ],
+)
+def test_configuration_names_a_wrong_setting(name, value) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value!r}"):
+        replace(CONFIG, **{name: value})

@@ -1,0 +1,128 @@
+"""A training run small enough to be started, killed and compared dozens of times.
+
+As a script: `python toy_run.py RUN_DIR [NAME=VALUE ...]`, with names of `TrainerConfig` or of `Settings`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmo.distributed import rank, world_size
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, launch
+from vlmo.types import Batch
+
+
+@dataclass(frozen=True)
+class Settings:
+    batch: int = 8  # rows of a step, over all processes and micro-batches
+    accumulation: int = 1
+    dropout: float = 0.5
+    pause_s: float = 0.0  # in each step, so that a signal can hit one
+    bad_from: int = 10**9  # steps from here to `bad_to` have a loss that is not a number
+    bad_to: int = 10**9
+    bad_rank: int | None = None  # the only process where that happens
+    bonus_in_first_micro_batch: bool = False  # `bonus` counts there instead of in every other step
+    freezes_first: bool = False  # the first layer is not trained
+    lr: float = 0.05
+
+
+class Model(nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(8)
+        self.last = nn.Linear(8, 1)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return self.last(self.norm(self.dropout(torch.tanh(self.first(x)))))
+
+
+class Objective(nn.Module):
+    """Regression, and a `bonus` that is not always part of the loss, though its value is logged with a graph."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = Model(settings.dropout)
+        self.bonus = nn.Parameter(torch.ones(2, 2))
+        self.model.first.requires_grad_(requires_grad=not settings.freezes_first)
+        self.settings = settings
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        time.sleep(self.settings.pause_s)
+        error = (self.model(batch["pixel_values"]).squeeze(-1) - batch["pixel_values"].sum(-1)).square().mean()
+        bonus = self.bonus.square().mean()
+        step = int(batch["step_seed"])
+        first = int(batch["sample_ids"][0]) == step * self.settings.batch
+        counts = first if self.settings.bonus_in_first_micro_batch else step % 2 == 0
+        loss = error + 0.1 * bonus if counts else error
+        if self.settings.bad_from <= step < self.settings.bad_to and self.settings.bad_rank in {None, rank()}:
+            loss = loss * float("nan")
+        return {"loss": loss, "error": error, "bonus": bonus}
+
+
+def make_loader(settings: Settings) -> Callable[[int], Iterator[list[Batch]]]:
+    def load(start_step: int) -> Iterator[list[Batch]]:
+        step = start_step
+        while True:
+            generator = torch.Generator().manual_seed(step)
+            rows = torch.randn(settings.batch, 4, generator=generator)
+            ids = torch.arange(settings.batch) + step * settings.batch
+            mine = slice(rank() * settings.batch // world_size(), (rank() + 1) * settings.batch // world_size())
+            parts = zip(rows[mine].chunk(settings.accumulation), ids[mine].chunk(settings.accumulation), strict=True)
+            yield [Batch(pixel_values=x, sample_ids=i, step_seed=torch.tensor(step)) for x, i in parts]
+            step += 1
+
+    return load
+
+
+def make_trainer(
+    run_dir: Path, *, settings: Settings | None = None, config: TrainerConfig | None = None, **others: Any
+) -> Trainer:
+    settings = settings or Settings()
+    config = config or TrainerConfig(max_steps=6, log_every=1, save_every=2)
+    objective = Objective(settings)
+
+    def save_model(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        torch.save(objective.model.state_dict(), folder / "model.pt")
+
+    arguments: dict[str, Any] = {
+        "run_dir": run_dir,
+        "recipe_json": json.dumps({"trainer": asdict(config), "settings": asdict(settings)}),
+        "save_model": save_model,
+        "config": config,
+        "optimizer": OptimizerConfig(lr=settings.lr),
+        "schedule": ScheduleConfig(warmup_steps=2),
+        "device": "cpu",
+    }
+    return Trainer(objective, make_loader(settings), **(arguments | others))
+
+
+def main() -> None:
+    changes = {name: json.loads(value) for name, value in (word.split("=") for word in sys.argv[2:])}
+    names = {field.name for field in fields(Settings)}
+    settings = replace(Settings(), **{name: value for name, value in changes.items() if name in names})
+    config = TrainerConfig(**{name: value for name, value in changes.items() if name not in names})
+    with launch("cpu"):
+        result = make_trainer(
+            Path(sys.argv[1]), settings=settings, config=config, evaluators=[lambda _: {"toy/one": 1.0}]
+        ).fit()
+    sys.stdout.write(f"{result.status} {result.steps}\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
