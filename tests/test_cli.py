@@ -45,6 +45,17 @@ def test_wrong_words_get_the_nearest_right_one(arguments, nearest, capsys):
         (["train", "emoji-stage3", "--optimizer.lr", "abc"], "--optimizer.lr"),
         (["train", "emoji-stage3", "--optimizer.lr", "-1"], "lr is -1"),
         (["train", "emoji-stage3", "--init", "nowhere"], "nowhere"),
+        (["train", "emoji-stage3", "--trainer.precision", "fp16"], "bf16"),
+        (["train", "emoji-stage3", "--data.transform.fill", "300"], "fill"),
+        (["train", "emoji-stage3", "--init", "None", "--device", "bogus"], "device is 'bogus'"),
+        (["train", "emoji-stage3", "--init", "None", "--device", "cuda:99"], "CUDA devices"),
+        (["train", "emoji-stage3", "--stage.losses.fused-stride", "0"], "fused_stride is 0"),
+        (["train", "emoji-stage3", "--text.max-length", "128"], "max_text_positions"),
+        (["train", "emoji-stage3", "--data.max-bad-share", "-1"], "max_bad_share -1"),
+        (["train", "emoji-stage3", "--trainer.eval-every", "5"], "evaluate_on"),
+        (["train", "emoji-stage1", "--stage.masked-share", "2"], "masked_share is 2"),
+        (["train", "emoji-tokenizer", "--init", "somewhere"], "starts from nothing"),
+        (["quickstart", "--scale", "inf"], "scale is inf"),
         (["quickstart", "--scale", "0"], "scale is 0"),
         (["train", "emoji-stage1", "--data.source", "emoji-pear"], "emoji-pairs"),
     ],
@@ -87,3 +98,21 @@ def test_train_help_shows_options_with_defaults(capsys):
     for option in ("optimizer.lr", "model.hidden-size", "trainer.max-steps", "stage.losses.mlm-weight", "init"):
         assert f"--{option} " in shown
     assert "(default: 0.0002)" in shown
+
+
+def test_damaged_model_folder_is_one_line(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "vlmo", "architectures": ["VLMoForPreTraining"]}')
+    (tmp_path / "model.safetensors").write_bytes(b"not safe, not tensors")
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_run_folder_that_is_a_file_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "emoji-stage3", "--init", "None", "--run-dir", "file"])
+    assert stopped.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import inspect
 import io
+import itertools
 import logging
 import re
 import sys
@@ -20,6 +21,9 @@ import transformers
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
+from safetensors import SafetensorError
+
+from vlmo.training.errors import TrainingError
 
 _USAGE_ERROR = 2
 Options = TypeVar("Options")
@@ -30,7 +34,7 @@ class TrainOptions:
     """Where a run lives, and the recipe that it follows."""
 
     recipe: Annotated[Any, tyro.conf.arg(name="")]
-    run: Path
+    run_dir: Path
     """Run folder; a run that was interrupted goes on where it was."""
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
@@ -68,7 +72,7 @@ class RecipesOptions:
 class QuickstartOptions:
     """All stages on small real data, figures and a report."""
 
-    run: Path = Path("runs/quickstart")
+    run_dir: Path = Path("runs/quickstart")
     """Folder for all runs and the report; interrupted work goes on where it was."""
     scale: float = 1.0
     """Share of the steps of each stage; small values only show that everything works."""
@@ -85,10 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.logging.disable_progress_bar()  # "Loading weights" and the like, many times a run
     try:
         _dispatch(arguments)
-    except (ValueError, ModuleNotFoundError, FileNotFoundError) as error:
-        _fail(str(error))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
+    except ModuleNotFoundError as error:
+        _fail(f"{error}. Training and evaluating need more packages: pip install 'vlmo[quickstart]'")
+    except (ValueError, OSError, SafetensorError) as error:
+        _fail(str(error))
+    except TrainingError as error:
+        _fail(str(error), code=1)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
 
@@ -114,26 +122,29 @@ def _quickstart(arguments: list[str]) -> None:
     options = _parse(QuickstartOptions(), arguments, prog="vlmo quickstart")
     from vlmo.recipes.quickstart import run_quickstart
 
-    run_quickstart(options.run, scale=options.scale, console=Console())
+    run_quickstart(options.run_dir, scale=options.scale, console=Console())
 
 
 def _train(arguments: list[str]) -> None:
-    """Train one recipe: vlmo train NAME [--init MODEL_FOLDER] [--run FOLDER] [--optimizer.lr 1e-4 ...]."""
+    """Train one recipe: vlmo train NAME [--init MODEL_FOLDER] [--run-dir FOLDER] [--optimizer.lr 1e-4 ...]."""
+    from vlmo.distributed import is_main
     from vlmo.recipes import build, find_recipe
     from vlmo.training import launch
 
     name, rest = _positional(arguments, what="recipe", command="train", hint="vlmo recipes lists them")
     recipe_function = find_recipe(name)
-    default = TrainOptions(recipe=recipe_function(), run=Path("runs") / name)
+    default = TrainOptions(recipe=recipe_function(), run_dir=Path("runs") / name)
     card = inspect.getdoc(recipe_function) or name
     description = f"{card.splitlines()[0]} (The whole card: vlmo recipes {name}.)"
     options = _parse(default, rest, prog=f"vlmo train {name}", description=description)
     with launch(options.device):
-        trainer = build(options.recipe, run_dir=options.run, console=Console(), title=name, device=options.device)
+        trainer = build(options.recipe, run_dir=options.run_dir, console=Console(), title=name, device=options.device)
         result = trainer.fit()
+        writes = is_main()
     if result.status == "stopped":
         sys.exit(0)
-    Console().print(f"{result.status}: {result.steps} steps; model folder {result.model_dir}", highlight=False)
+    if writes:
+        Console().print(f"{result.status}: {result.steps} steps; model folder {result.model_dir}", highlight=False)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -208,7 +219,7 @@ def _parse(default: Options, arguments: list[str], *, prog: str, description: st
         with contextlib.redirect_stderr(errors):
             options, unknown = tyro.cli(type(default), args=arguments, return_unknown_args=True, **parse)
     except SystemExit:
-        raise ValueError(f"{prog}: {_first_line(errors.getvalue())}") from None
+        raise ValueError(f"{prog}: {_message(errors.getvalue())}") from None
     if unknown:
         flag = unknown[0].split("=")[0]
         nearest = _nearest(flag, _flags(type(default), parse))
@@ -216,10 +227,13 @@ def _parse(default: Options, arguments: list[str], *, prog: str, description: st
     return options
 
 
-def _first_line(box: str) -> str:
-    """The message inside the frame that tyro draws around an error."""
-    lines = (line.strip("│|+ ╭╮╰╯─-") for line in box.splitlines()[1:])
-    return next((line for line in lines if line), "the options cannot be read")
+def _message(box: str) -> str:
+    """The message inside the frame that tyro draws around an error: what stands between the title and the next rule."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    rules = [not re.search(r"\w", line) for line in lines]
+    first = rules.index(False) if False in rules else len(lines)
+    message = itertools.takewhile(lambda place: not rules[place], range(first, len(lines)))
+    return " ".join(lines[place] for place in message) or "the options cannot be read"
 
 
 def _flags(kind: type, parse: dict[str, Any]) -> list[str]:

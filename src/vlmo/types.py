@@ -28,4 +28,4 @@ class Batch(TypedDict, total=False):
     sample_ids: Int[Tensor, "batch"]
     """Row numbers in the data set."""
     step_seed: Int[Tensor, ""]
-    """A pure function of (run seed, step), the same on every process; seeds the draw of hard negatives."""
+    """A pure function of (run seed, step, micro-step), the same on every process; seeds the draw of hard negatives."""

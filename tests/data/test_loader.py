@@ -116,7 +116,9 @@ def test_loader_shares_the_same_samples_among_any_number_of_processes(pairs, wor
             for text, row in zip(texts, batch[key], strict=True):  # padding depends on who shares the micro-batch
                 length = min(len(text), len(row))
                 assert torch.equal(text[:length], row[:length])
-        assert {part["step_seed"].item() for part in parts} == {batch["step_seed"].item()}
+        seeds = [{share[number][micro]["step_seed"].item() for share in shares} for micro in range(accumulation)]
+        assert all(len(own) == 1 for own in seeds)  # the same on every process
+        assert len(set.union(*seeds)) == accumulation  # another one in every micro-step
 
 
 def test_loader_follows_the_sampler_and_lists_its_samples(pairs):

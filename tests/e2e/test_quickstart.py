@@ -20,7 +20,7 @@ STAGES = ("tokenizer", "stage1", "stage2", "stage3", "stageless")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
-    main(["quickstart", "--run", str(folder), "--scale", SCALE])
+    main(["quickstart", "--run-dir", str(folder), "--scale", SCALE])
     return folder
 
 
@@ -60,7 +60,7 @@ def test_model_folder_compares_an_image_with_texts(run):
 def test_second_run_trains_nothing_again(run, capsys):
     before = {stage: (run / stage / "metrics.jsonl").read_bytes() for stage in STAGES}
     weights = (run / "stage3" / "model" / "model.safetensors").read_bytes()
-    main(["quickstart", "--run", str(run), "--scale", SCALE])
+    main(["quickstart", "--run-dir", str(run), "--scale", SCALE])
     assert "Retrieval, recall in percent" in capsys.readouterr().out
     assert {stage: (run / stage / "metrics.jsonl").read_bytes() for stage in STAGES} == before
     assert (run / "stage3" / "model" / "model.safetensors").read_bytes() == weights

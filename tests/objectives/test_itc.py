@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlmo.objectives.itc import caption_keys, itc_loss, same_pairs
+from vlmo.objectives.itc import caption_keys, contrast_logits, itc_loss, same_pairs
 
 ATOL = 1e-6  # float32 sums in another order
 
@@ -123,3 +123,12 @@ def test_caption_keys_tell_captions_apart():
 def test_same_pairs_share_a_picture_or_a_caption():
     images, captions = torch.tensor([1, 2, 1, 3]), torch.tensor([7, 8, 9, 8])
     assert same_pairs(images, captions).int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
+
+
+def test_logits_are_float32_under_autocast():
+    images, texts = (torch.nn.functional.normalize(torch.randn(6, 8), dim=-1) for _ in range(2))
+    scale = torch.tensor([4.6])  # logits up to 100, where bfloat16 counts in halves
+    expected = itc_loss(images, texts, logit_scale=scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(itc_loss(images, texts, logit_scale=scale), expected, atol=1e-6, rtol=0)
+        assert contrast_logits(images, texts, logit_scale=scale).dtype == torch.float32

@@ -115,13 +115,13 @@ class Loader:
     def _steps(self, start_step: int) -> Iterator[list[Batch]]:
         micro = self._start_workers(start_step)
         for step in itertools.count(start_step):
-            seed = torch.tensor(step_seed(self._seed, step=step), dtype=torch.int64)
             batches = []
-            for _ in range(self._config.accumulation):
+            for micro_step in range(self._config.accumulation):
                 batch = next(micro)
                 if isinstance(batch, str):
                     raise ValueError(batch)
-                batch["step_seed"] = seed
+                seed = step_seed(self._seed, step=step * self._config.accumulation + micro_step)
+                batch["step_seed"] = torch.tensor(seed, dtype=torch.int64)
                 batches.append(batch)
             yield batches
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -82,6 +83,8 @@ def start_from(
             report.filled[name] = source
         else:
             report.missing.append(name)
+    if not report.loaded and not report.resized:
+        raise ValueError(f"{folder} holds no tensor that this model has; it is a folder of another kind of model.")
     return report
 
 
@@ -92,6 +95,9 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], VLMoConfig]:
             f"{folder} is no model folder: it needs config.json and model.safetensors. Give the folder that a finished "
             "run leaves under model/."
         )
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind != VLMoConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {kind!r}; expected {VLMoConfig.model_type!r}.")
     weights: dict[str, Tensor] = {}
     for file in files:
         weights |= load_file(file)

@@ -30,17 +30,24 @@ def itc_loss(
         process with the whole batch.
     """
     batch = image_embeds.shape[0]
-    scale = logit_scale.exp()
     own = torch.arange(batch, device=image_embeds.device) + distributed.rank() * batch
     losses = []
     for queries, keys in ((image_embeds, text_embeds), (text_embeds, image_embeds)):
-        logits = scale * queries @ distributed.gather_with_grad(keys).T  # batch global
+        logits = contrast_logits(queries, distributed.gather_with_grad(keys), logit_scale=logit_scale)
         if same is not None:
             hidden = same.scatter(1, own[:, None], value=False)
             logits = logits.masked_fill(hidden, float("-inf"))
         losses.append(F.cross_entropy(logits, own, reduction="sum"))
     count = torch.tensor(float(batch), device=image_embeds.device)
     return distributed.global_mean(torch.stack(losses).mean(), count)
+
+
+def contrast_logits(
+    queries: Float[Tensor, "batch dim"], keys: Float[Tensor, "global dim"], *, logit_scale: Float[Tensor, "1"]
+) -> Float[Tensor, "batch global"]:
+    """Similarities over temperature, in float32 also under autocast: bfloat16 would round a logit of 10 to 1/16."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return logit_scale.float().exp() * queries.float() @ keys.float().T
 
 
 def caption_keys(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from vlmo.model import (
     language_stage_parameters,
 )
 from vlmo.model.visual_tokenizer import VisualTokenizer
-from vlmo.objectives.itc import caption_keys, itc_loss, same_pairs
+from vlmo.objectives.itc import caption_keys, contrast_logits, itc_loss, same_pairs
 from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
 from vlmo.objectives.mim import mim_loss
 from vlmo.objectives.mlm import mlm_loss
@@ -89,6 +90,15 @@ class VisionLanguageConfig:
     fused_stride: int = 1
     fused_chunk: int | None = None
 
+    def __post_init__(self) -> None:
+        weights = self.itc_weight, self.mlm_weight, self.itm_weight
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
+        if self.fused_stride < 1 or (self.fused_chunk is not None and self.fused_chunk < 1):
+            raise ValueError(
+                f"fused_stride is {self.fused_stride} and fused_chunk {self.fused_chunk}; give 1 or more (or no chunk)"
+            )
+
 
 @dataclass(frozen=True)
 class _Pairs:
@@ -153,9 +163,9 @@ class VisionLanguageObjective(nn.Module):
         ]
         with torch.no_grad():
             image_embeds, text_embeds = embeds[0]
-            scale = heads[0].logit_scale.exp()
-            per_image = scale * image_embeds @ distributed.gather(text_embeds).T
-            per_text = scale * text_embeds @ distributed.gather(image_embeds).T
+            scale = heads[0].logit_scale
+            per_image = contrast_logits(image_embeds, distributed.gather(text_embeds), logit_scale=scale)
+            per_text = contrast_logits(text_embeds, distributed.gather(image_embeds), logit_scale=scale)
         return torch.stack(losses).mean(), per_image, per_text
 
     def _fused_rows(self, batch: int, device: torch.device) -> Int[Tensor, "rows"]:

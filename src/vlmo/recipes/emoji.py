@@ -47,7 +47,7 @@ def emoji_tokenizer() -> Recipe:
     """A visual tokenizer of 1,024 tokens, the targets of emoji-stage1.
 
     Data:    emoji-images: 7,302 drawings, none of the 500 test drawings among them.
-    Run:     vlmo train emoji-tokenizer --run runs/quickstart/tokenizer
+    Run:     vlmo train emoji-tokenizer --run-dir runs/quickstart/tokenizer
     Expect:  reconstruction error below half of that of the mean colour of each patch, in half a minute.
     """
     return Recipe(
@@ -68,7 +68,7 @@ def emoji_stage1() -> Recipe:
 
     Data:    emoji-images.
     Targets: tokens of emoji-tokenizer.
-    Run:     vlmo train emoji-stage1 --run runs/quickstart/stage1
+    Run:     vlmo train emoji-stage1 --run-dir runs/quickstart/stage1
     Expect:  see docs/log.md.
     """
     return Recipe(
@@ -88,7 +88,7 @@ def emoji_stage2() -> Recipe:
 
     Data:    english-text: sentences of Python's documentation.
     Start:   the model folder of emoji-stage1.
-    Run:     vlmo train emoji-stage2 --run runs/quickstart/stage2
+    Run:     vlmo train emoji-stage2 --run-dir runs/quickstart/stage2
     Expect:  see docs/log.md.
     """
     return Recipe(
@@ -109,7 +109,7 @@ def emoji_stage3() -> Recipe:
 
     Data:    emoji-pairs: 2,933 drawings with their names; 500 OpenMoji drawings are kept for testing.
     Start:   the model folder of emoji-stage2.
-    Run:     vlmo train emoji-stage3 --run runs/quickstart/stage3
+    Run:     vlmo train emoji-stage3 --run-dir runs/quickstart/stage3
     Expect:  see docs/log.md.
     """
     return Recipe(
@@ -122,7 +122,6 @@ def emoji_stage3() -> Recipe:
         schedule=ScheduleConfig(warmup_steps=80),
         trainer=TrainerConfig(max_steps=900, precision="bf16", clip_norm=3.0, log_every=10, save_every=300),
         init=f"{QUICKSTART}/{STAGE2}/model",
-        evaluate_on=TEST_SOURCE,
     )
 
 
@@ -130,16 +129,16 @@ def emoji_stageless() -> Recipe:
     """emoji-stage3 without stages 1 and 2: the same steps from random weights.
 
     Data:    emoji-pairs.
-    Run:     vlmo train emoji-stageless --run runs/quickstart/stageless
+    Run:     vlmo train emoji-stageless --run-dir runs/quickstart/stageless
     Expect:  see docs/log.md.
     """
     return replace(emoji_stage3(), init=None)
 
 
 def emoji_small() -> Recipe:
-    """emoji-stage3 for longer: up to an hour of two CPU cores.
+    """emoji-stage3 for longer and with more drawings: a quarter of an hour of two CPU cores.
 
-    Data:    emoji-pairs.
+    Data:    emoji-pairs-all: 6,720 drawings, with skin tones and other variants; the same 500 are kept for testing.
     Start:   the model folder of emoji-stage2, from `make quickstart`.
     Run:     vlmo train emoji-small
     Expect:  not yet run.
@@ -149,7 +148,9 @@ def emoji_small() -> Recipe:
         recipe,
         stage=VisionLanguageStage(losses=VisionLanguageConfig(fused_stride=8)),
         schedule=ScheduleConfig(warmup_steps=200),
-        trainer=replace(recipe.trainer, max_steps=5000, save_every=500, eval_every=500),
+        data=replace(recipe.data, source="emoji-pairs-all"),
+        trainer=replace(recipe.trainer, max_steps=3500, save_every=500, eval_every=500),
+        evaluate_on=TEST_SOURCE,
     )
 
 

@@ -25,8 +25,8 @@ def base_stage1() -> Recipe:
     """VLMo-Base, stage 1: masked image modelling with BEiT's settings.
 
     Data:    ImageNet-22K as a folder of pictures, `data/imagenet22k`; DALL-E's tokenizer (`FlavaImageCodebook`) in
-             `visual-tokenizer`.
-    Run:     torchrun --nproc-per-node 16 -m vlmo.cli train base-stage1 --run runs/base-stage1
+             `visual-tokenizer`; BERT's vocabulary in `bert-base-uncased`.
+    Run:     torchrun --nproc-per-node 8 -m vlmo.cli train base-stage1 --run-dir runs/base-stage1
     Expect:  not yet run; the paper takes this stage from BEiT's published weights.
     """
     batch, epochs = 2048, 150
@@ -52,8 +52,8 @@ def base_stage2() -> Recipe:
 
     Data:    Wikipedia and BookCorpus, one sentence or document a line, `data/text`; BERT's vocabulary in
              `bert-base-uncased`.
-    Start:   the model folder of base-stage1 (its vision experts also hold BEiT's imported weights).
-    Run:     torchrun --nproc-per-node 16 -m vlmo.cli train base-stage2 --init runs/base-stage1/model
+    Start:   the model folder of base-stage1.
+    Run:     torchrun --nproc-per-node 8 -m vlmo.cli train base-stage2 --init runs/base-stage1/model
     Expect:  not yet run; the paper reports no figure for this stage alone.
     """
     return Recipe(
@@ -74,7 +74,7 @@ def base_stage3() -> Recipe:
 
     Data:    COCO, Visual Genome, SBU and Conceptual Captions, one data set on disk, `data/pairs`.
     Start:   the model folder of base-stage2.
-    Run:     torchrun --nproc-per-node 16 -m vlmo.cli train base-stage3 --init runs/base-stage2/model
+    Run:     torchrun --nproc-per-node 8 -m vlmo.cli train base-stage3 --init runs/base-stage2/model
     Expect:  not yet run; the paper reports, after fine-tuning, COCO TR@1 74.8 / IR@1 57.2, Flickr30K 92.3 / 79.3,
              VQA test-dev 76.64, NLVR2 dev 82.77.
     """
@@ -95,7 +95,7 @@ def base_plus_stage1() -> Recipe:
     """VLMo-Base+, stage 1: as base-stage1, narrower and deeper, with absolute positions and without LayerScale.
 
     Data:    as base-stage1.
-    Run:     torchrun --nproc-per-node 16 -m vlmo.cli train base-plus-stage1 --run runs/base-plus-stage1
+    Run:     torchrun --nproc-per-node 8 -m vlmo.cli train base-plus-stage1 --run-dir runs/base-plus-stage1
     Expect:  not yet run; the paper reports no figure for this stage alone.
     """
     model = model_config(VLMoConfig.base_plus(drop_path_rate=_DROP_PATH, num_fusion_layers=0))
@@ -107,7 +107,7 @@ def base_plus_stage2() -> Recipe:
 
     Data:    as base-stage2.
     Start:   the model folder of base-plus-stage1.
-    Run:     torchrun --nproc-per-node 16 -m vlmo.cli train base-plus-stage2 --init runs/base-plus-stage1/model
+    Run:     torchrun --nproc-per-node 8 -m vlmo.cli train base-plus-stage2 --init runs/base-plus-stage1/model
     Expect:  not yet run; the paper reports no figure for this stage alone.
     """
     model = model_config(VLMoConfig.base_plus(drop_path_rate=_DROP_PATH, num_fusion_layers=0))
@@ -119,7 +119,7 @@ def base_plus_stage3() -> Recipe:
 
     Data:    as base-stage3.
     Start:   the model folder of base-plus-stage2.
-    Run:     torchrun --nproc-per-node 16 -m vlmo.cli train base-plus-stage3 --init runs/base-plus-stage2/model
+    Run:     torchrun --nproc-per-node 8 -m vlmo.cli train base-plus-stage3 --init runs/base-plus-stage2/model
     Expect:  not yet run; the paper reports, after fine-tuning, COCO TR@1 76.3 / IR@1 58.6, Flickr30K 93.2 / 81.8,
              VQA test-dev 78.5, NLVR2 test-P 85.1.
     """
@@ -135,7 +135,7 @@ def large_stage1() -> Recipe:
     """VLMo-Large, stage 1: as base-stage1, with LayerScale starting at 1e-5.
 
     Data:    as base-stage1.
-    Run:     torchrun --nproc-per-node 16 -m vlmo.cli train large-stage1 --run runs/large-stage1
+    Run:     torchrun --nproc-per-node 8 -m vlmo.cli train large-stage1 --run-dir runs/large-stage1
     Expect:  not yet run; the paper takes this stage from BEiT's published weights.
     """
     model = model_config(VLMoConfig.large(drop_path_rate=_DROP_PATH, num_fusion_layers=0))
@@ -147,7 +147,7 @@ def large_stage2() -> Recipe:
 
     Data:    as base-stage2.
     Start:   the model folder of large-stage1.
-    Run:     torchrun --nproc-per-node 16 -m vlmo.cli train large-stage2 --init runs/large-stage1/model
+    Run:     torchrun --nproc-per-node 8 -m vlmo.cli train large-stage2 --init runs/large-stage1/model
     Expect:  not yet run; the paper reports no figure for this stage alone.
     """
     model = model_config(VLMoConfig.large(drop_path_rate=_DROP_PATH, num_fusion_layers=0))
@@ -159,7 +159,7 @@ def large_stage3() -> Recipe:
 
     Data:    as base-stage3.
     Start:   the model folder of large-stage2.
-    Run:     torchrun --nproc-per-node 16 -m vlmo.cli train large-stage3 --init runs/large-stage2/model
+    Run:     torchrun --nproc-per-node 8 -m vlmo.cli train large-stage3 --init runs/large-stage2/model
     Expect:  not yet run; the paper reports, after fine-tuning, COCO TR@1 78.2 / IR@1 60.6, Flickr30K 95.3 / 84.5,
              VQA test-dev 79.94, NLVR2 dev 85.64.
     """

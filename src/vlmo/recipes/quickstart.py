@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 import sys
@@ -108,7 +109,7 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     Raises:
         ValueError: `scale` is not above 0.
     """
-    if scale <= 0:
+    if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; give a number above 0")
     run, console = Path(run), console or Console(quiet=True)
     seconds: dict[str, float] = {}

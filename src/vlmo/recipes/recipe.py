@@ -19,6 +19,7 @@ from vlmo.data.loader import Loader, LoaderConfig
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.data.quarantine import keep_good
 from vlmo.data.sources import open_source
+from vlmo.distributed import is_main
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.start import FusionStart, StartReport, start_from
@@ -32,7 +33,7 @@ from vlmo.objectives.pretraining import (
 from vlmo.objectives.tokenizer import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
 from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
 from vlmo.recipes.retrieval import Evaluator, dual_encoder_evaluator
-from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, claim_run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,13 @@ class DataConfig:
     cache_images: bool = False
     """Keep decoded pictures in memory (small sets)."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.mlm_probability <= 1 or not 0 <= self.max_bad_share <= 1:
+            raise ValueError(
+                f"mlm_probability is {self.mlm_probability} and max_bad_share {self.max_bad_share}; give shares, "
+                "from 0 to 1 (the former above 0)"
+            )
+
 
 @dataclass(frozen=True)
 class TokenizerStage:
@@ -117,6 +125,10 @@ class VisionStage:
     """Model folder of a visual tokenizer, or of DALL-E's (`FlavaImageCodebook`)."""
     masked_share: float = 75 / 196
     """Share of patches that are masked, in blocks."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.masked_share < 1:
+            raise ValueError(f"masked_share is {self.masked_share}; give a share between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -178,9 +190,11 @@ def build(
         ValueError: Something in the recipe cannot be used; the message says what to change.
     """
     run_dir = Path(run_dir)
+    _check(recipe)
+    claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
     torch.manual_seed(recipe.seed)
-    data = _read(recipe, run_dir=run_dir)
     processor = None if isinstance(recipe.stage, TokenizerStage) else build_processor(recipe)
+    data = _read(recipe, run_dir=run_dir)
     objective = _objective(recipe, processor, run_dir=run_dir)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
     loader = Loader(_examples(recipe, data, processor), config=recipe.loader, seed=recipe.seed)
@@ -203,6 +217,21 @@ def build(
         console=console,
         title=title,
     )
+
+
+def _check(recipe: Recipe) -> None:
+    """Settings that contradict each other, or that this stage would not read."""
+    if isinstance(recipe.stage, TokenizerStage) and recipe.init is not None:
+        raise ValueError("init is given, but a visual tokenizer starts from nothing; leave it out")
+    if recipe.evaluate_on is not None and not isinstance(recipe.stage, VisionLanguageStage):
+        raise ValueError("evaluate_on is given, but only stage 3 has a dual encoder to evaluate; leave it out")
+    if recipe.trainer.eval_every is not None and recipe.evaluate_on is None:
+        raise ValueError("trainer.eval_every is given without evaluate_on; name the pairs to evaluate on")
+    if recipe.text.max_length > recipe.model.max_text_positions:
+        raise ValueError(
+            f"text.max_length is {recipe.text.max_length}, but the model's position tables end at "
+            f"model.max_text_positions {recipe.model.max_text_positions}"
+        )
 
 
 def build_processor(recipe: Recipe) -> VLMoProcessor:
@@ -263,6 +292,7 @@ def _objective(recipe: Recipe, processor: VLMoProcessor | None, *, run_dir: Path
     settings = asdict(recipe.model)
     if processor is not None:
         settings["vocab_size"] = processor.vocab_size
+        settings["pad_token_id"] = processor.tokenizer.pad_token_id
     if isinstance(stage, VisionStage):
         tokenizer = load_visual_tokenizer(stage.visual_tokenizer)
         settings["num_visual_tokens"] = tokenizer.num_tokens
@@ -285,8 +315,9 @@ def _start(
     if recipe.init is None:
         return
     report: StartReport = start_from(model, recipe.init, fusion_experts_from=fusion_experts_from)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "start.txt").write_text("\n".join(report.lines()) + "\n")
+    if is_main():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "start.txt").write_text("\n".join(report.lines()) + "\n")
     logger.info(
         "started from %s: %d tensors loaded, %d resized, %d filled, %d not found there (see %s)",
         recipe.init, len(report.loaded), len(report.resized), len(report.filled), len(report.missing),

@@ -1,6 +1,6 @@
 """The training loop and what it needs: optimizer, schedule, run folder, tracking, processes."""
 
-from vlmo.training.checkpoint import write_folder
+from vlmo.training.checkpoint import claim_run_folder, write_folder
 from vlmo.training.optimizer import OptimizerConfig, describe_groups, param_groups
 from vlmo.training.parallel import choose_device, launch
 from vlmo.training.schedule import ScheduleConfig, lr_at
@@ -15,6 +15,7 @@ __all__ = [
     "Trainer",
     "TrainerConfig",
     "choose_device",
+    "claim_run_folder",
     "describe_groups",
     "launch",
     "lr_at",

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from vlmo.training.errors import TrainingError
+
 logger = logging.getLogger(__name__)
 
 TENSORS = "tensors.pt"
@@ -70,7 +72,7 @@ def newest_state(folder: Path) -> SavedState | None:
     saves are removed.
 
     Raises:
-        RuntimeError: There are states, and all of them are damaged.
+        TrainingError: There are states, and all of them are damaged.
     """
     for leftover in [*folder.glob("*.aside"), *folder.glob("*.replaced")]:
         shutil.rmtree(leftover)
@@ -82,7 +84,7 @@ def newest_state(folder: Path) -> SavedState | None:
             logger.warning("training state %s is damaged (%s); going back to the one before it", path, problem)
             damaged.append(_set_aside(path))
     if damaged:
-        raise RuntimeError(
+        raise TrainingError(
             f"every training state in {folder} is damaged: {', '.join(path.name for path in damaged)};"
             " restore one from a backup, or remove the run folder to start from the beginning"
         )

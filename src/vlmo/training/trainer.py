@@ -28,6 +28,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vlmo.distributed import all_reduce, barrier, is_main, rank, world_size
 from vlmo.training.checkpoint import claim_run_folder, newest_state, save_state, state_path, write_folder
+from vlmo.training.errors import TrainingError
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, no_sync, to_device, wrap
 from vlmo.training.randomness import seed_generators, step_seed
@@ -166,7 +167,7 @@ class Trainer:
 
         Raises:
             ValueError: The run folder holds a run with another recipe.
-            RuntimeError: `max_bad_steps` updates in a row were skipped, or every saved state is damaged.
+            TrainingError: `max_bad_steps` updates in a row were skipped, or every saved state is damaged.
         """
         if self._restore():
             logger.info("%s: %s has already finished", self.title, self.run_dir)
@@ -247,7 +248,7 @@ class Trainer:
     def _report(
         self, tracker: Tracker | None, micro_batches: list[Batch], losses: dict[str, Tensor], grad_norm: Tensor
     ) -> None:
-        """Logs the step if it is time or the update was skipped; raises RuntimeError after too many of those."""
+        """Logs the step if it is time or the update was skipped; raises TrainingError after too many of those."""
         progress, config = self._progress, self.config
         if tracker is not None:
             tracker.advance(progress.step)
@@ -261,7 +262,7 @@ class Trainer:
         elif tracker is not None:
             tracker.log_training(progress.step, losses=named, figures=self._figures(norm, ids))
         if progress.bad_in_row >= config.max_bad_steps:
-            raise RuntimeError(
+            raise TrainingError(
                 f"the last {progress.bad_in_row} steps, up to step {progress.step}, had a non-finite loss or gradient:"
                 f" losses {named}, gradient norm {norm}; the last good state is {self._good_state}. Lower the learning"
                 f" rate, clip gradients, or look at the samples that {self.run_dir / 'metrics.jsonl'} names"

@@ -1,0 +1,99 @@
+"""The command line under kill -9 and under torchrun, on a real recipe made small."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.e2e.test_tutorial import write_pictures
+
+pytestmark = pytest.mark.slow
+
+STEPS = 12
+# float32 sums in another order; AdamW turns a last bit of a tiny gradient into a share of its step of 1e-3.
+TOLERANCE = 2e-3
+SMALL = [
+    "--init", "None", "--data.source", "pictures", "--text.learn-from", "pictures", "--evaluate-on", "None",
+    "--loader.global-batch-size", "16", "--stage.losses.fused-stride", "2", "--trainer.precision", "float32",
+    "--trainer.max-steps", str(STEPS), "--trainer.log-every", "1", "--trainer.save-every", "2",
+    "--schedule.warmup-steps", "2", "--model.hidden-size", "32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    write_pictures(folder / "pictures")
+    train(folder, "whole").communicate(timeout=180)
+    return folder
+
+
+def train(folder: Path, run: str, *, processes: int = 1, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start = launcher if processes > 1 else [sys.executable]
+    command = [*start, "-m", "vlmo.cli", "train", "emoji-stage3", "--run-dir", run, *SMALL, *options]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def lines(run: Path) -> list[dict]:
+    """What a run logged, without wall times."""
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in {"seconds", "samples_per_s"}} for line in logged]
+
+
+def test_killed_run_ends_with_the_same_bits(folder):
+    process = train(folder, "killed")
+    deadline = time.monotonic() + 120
+    while not list((folder / "killed" / "state").glob("step_*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(random.Random().uniform(0, 0.5))  # anywhere: in a step, in a save
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "killed" / "model").exists()
+    again = train(folder, "killed")
+    output, _ = again.communicate(timeout=180)
+    assert again.returncode == 0, output
+    assert lines(folder / "killed") == lines(folder / "whole")
+    whole, killed = (load_file(folder / run / "model" / "model.safetensors") for run in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_two_processes_train_as_one(folder):
+    process = train(folder, "two", processes=2)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    for one, two in zip(lines(folder / "whole"), lines(folder / "two"), strict=True):
+        assert one["sample_ids_digest"] == two["sample_ids_digest"]
+        for name in ("loss", "itc", "mlm", "itm"):
+            assert one[name] == pytest.approx(two[name], abs=1e-3), (one["step"], name)
+    whole, two = (load_file(folder / run / "model" / "model.safetensors") for run in ("whole", "two"))
+    assert whole.keys() == two.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(two[name], weight, atol=TOLERANCE, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+    assert (folder / "two" / "quarantine.jsonl").read_text() == ""
+
+
+def test_ended_run_is_not_trained_again(folder):
+    process = train(folder, "whole")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "already" in output
+
+
+def test_other_recipe_in_the_same_folder_is_refused(folder):
+    kept = folder / "whole" / "quarantine.jsonl"
+    kept.write_text("kept\n")
+    process = train(folder, "whole", options=("--optimizer.lr", "0.5"))
+    output, _ = process.communicate(timeout=120)
+    assert kept.read_text() == "kept\n"
+    assert process.returncode == 2
+    assert "optimizer" in output
+    assert "Traceback" not in output
