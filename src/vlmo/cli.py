@@ -8,6 +8,7 @@ import inspect
 import io
 import itertools
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for noisy in ("httpx", "datasets", "transformers", "filelock", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not sys.stderr.isatty():  # bars are for terminals; in a file they are noise
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     transformers.logging.disable_progress_bar()  # "Loading weights" and the like, many times a run
     try:
         _dispatch(arguments)

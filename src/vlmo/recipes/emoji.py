@@ -48,7 +48,7 @@ def emoji_tokenizer() -> Recipe:
 
     Data:    emoji-images: 7,302 drawings, none of the 500 test drawings among them.
     Run:     vlmo train emoji-tokenizer --run-dir runs/quickstart/tokenizer
-    Expect:  reconstruction error below half of that of the mean colour of each patch, in half a minute.
+    Expect:  reconstruction error 0.083, perplexity 622, in 22 s on two CPU cores (docs/log.md).
     """
     return Recipe(
         stage=TokenizerStage(),
@@ -69,7 +69,7 @@ def emoji_stage1() -> Recipe:
     Data:    emoji-images.
     Targets: tokens of emoji-tokenizer.
     Run:     vlmo train emoji-stage1 --run-dir runs/quickstart/stage1
-    Expect:  see docs/log.md.
+    Expect:  a loss of 5.41 nats (chance 6.93), in 50 s on two CPU cores.
     """
     return Recipe(
         stage=VisionStage(visual_tokenizer=f"{QUICKSTART}/{TOKENIZER}/model"),
@@ -89,7 +89,7 @@ def emoji_stage2() -> Recipe:
     Data:    english-text: sentences of Python's documentation.
     Start:   the model folder of emoji-stage1.
     Run:     vlmo train emoji-stage2 --run-dir runs/quickstart/stage2
-    Expect:  see docs/log.md.
+    Expect:  a loss of 5.92 nats, in 26 s on two CPU cores.
     """
     return Recipe(
         stage=LanguageStage(),
@@ -110,7 +110,8 @@ def emoji_stage3() -> Recipe:
     Data:    emoji-pairs: 2,933 drawings with their names; 500 OpenMoji drawings are kept for testing.
     Start:   the model folder of emoji-stage2.
     Run:     vlmo train emoji-stage3 --run-dir runs/quickstart/stage3
-    Expect:  see docs/log.md.
+    Expect:  IR@1 10.2 %, IR@10 44.8 % (chance 0.2 and 2.0), in 3 minutes on two CPU cores. Matching does not learn in so
+             short a run.
     """
     return Recipe(
         stage=VisionLanguageStage(losses=VisionLanguageConfig(fused_stride=16)),
@@ -130,7 +131,7 @@ def emoji_stageless() -> Recipe:
 
     Data:    emoji-pairs.
     Run:     vlmo train emoji-stageless --run-dir runs/quickstart/stageless
-    Expect:  see docs/log.md.
+    Expect:  IR@1 8.8 %, IR@10 39.2 %, in 3 minutes on two CPU cores.
     """
     return replace(emoji_stage3(), init=None)
 
@@ -141,7 +142,8 @@ def emoji_small() -> Recipe:
     Data:    emoji-pairs-all: 6,720 drawings, with skin tones and other variants; the same 500 are kept for testing.
     Start:   the model folder of emoji-stage2, from `make quickstart`.
     Run:     vlmo train emoji-small
-    Expect:  not yet run.
+    Expect:  IR@1 16.0 %, IR@10 51.6 % (chance 0.2 and 2.0), TR@1 13.2 %, reranked 15.6, 52.0 and 14.0 %, in 15 minutes on
+             two CPU cores (AMD EPYC, one seed).
     """
     recipe = emoji_stage3()
     return replace(
