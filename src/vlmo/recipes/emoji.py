@@ -110,8 +110,8 @@ def emoji_stage3() -> Recipe:
     Data:    emoji-pairs: 2,933 drawings with their names; 500 OpenMoji drawings are kept for testing.
     Start:   the model folder of emoji-stage2.
     Run:     vlmo train emoji-stage3 --run-dir runs/quickstart/stage3
-    Expect:  IR@1 10.2 %, IR@10 44.8 % (chance 0.2 and 2.0), in 3 minutes on two CPU cores. Matching does not learn in so
-             short a run.
+    Expect:  IR@1 10.2 %, IR@10 44.8 % (chance 0.2 and 2.0), in 3 minutes on two CPU cores. Matching does not learn in
+             so short a run.
     """
     return Recipe(
         stage=VisionLanguageStage(losses=VisionLanguageConfig(fused_stride=16)),
@@ -142,8 +142,8 @@ def emoji_small() -> Recipe:
     Data:    emoji-pairs-all: 6,720 drawings, with skin tones and other variants; the same 500 are kept for testing.
     Start:   the model folder of emoji-stage2, from `make quickstart`.
     Run:     vlmo train emoji-small
-    Expect:  IR@1 16.0 %, IR@10 51.6 % (chance 0.2 and 2.0), TR@1 13.2 %, reranked 15.6, 52.0 and 14.0 %, in 15 minutes on
-             two CPU cores (AMD EPYC, one seed).
+    Expect:  IR@1 16.0 %, IR@10 51.6 % (chance 0.2 and 2.0), TR@1 13.2 %, reranked 15.6, 52.0 and 14.0 %, in 15 minutes
+             on two CPU cores (AMD EPYC, one seed).
     """
     recipe = emoji_stage3()
     return replace(
