@@ -32,9 +32,10 @@ from torch import nn
 
 from clip_peer import Peer, peer_loader, train_peer
 from vlmo.evaluation import RetrievalResult
+from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.recipes import Recipe, build, emoji
 from vlmo.recipes.quickstart import quickstart_recipes
-from vlmo.recipes.retrieval import evaluate_with_progress, load_retrieval_model, read_rows
+from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
 from vlmo.training import choose_device
 from vlmo.training.checkpoint import claim_run_folder, newest_state
 

@@ -5,9 +5,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from tests.parity.cases import reference_file
+from tests.parity.plain_vlmo import write_vocabulary
 from vlmo.cli import main
 from vlmo.recipes import RECIPES
+
+
+class _ForeignCode:
+    def __reduce__(self):
+        return print, ("this ran",)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -98,6 +106,87 @@ def test_train_help_shows_options_with_defaults(capsys):
     for option in ("optimizer.lr", "model.hidden-size", "trainer.max-steps", "stage.losses.mlm-weight", "init"):
         assert f"--{option} " in shown
     assert "(default: 0.0002)" in shown
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    return str(write_vocabulary(tmp_path / "vocab.txt"))
+
+
+def test_import_and_export_print_what_they_found(tmp_path, vocabulary, capsys):
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps([f"answer {number}" for number in range(17)]))
+    file, folder = str(reference_file("vqa")), str(tmp_path / "model")
+    main(["import", file, folder, "--vocabulary", vocabulary, "--labels", str(answers), "--text-length", "24"])
+    shown = capsys.readouterr().out
+    for words in ("VLMo, fine-tuned on VQA", "VLMoForVisualQuestionAnswering", "64 px", "24 tokens", "17"):
+        assert words in shown
+    assert "without a use: text_embeddings.position_ids" in shown
+    main(["export", folder, "--to", "official", "--out", str(tmp_path / "back.pt")])
+    assert "90 tensors in" in capsys.readouterr().out
+    assert (tmp_path / "back.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (b"", [], "truncated"),
+        (b"PK\x03\x04", [], "truncated"),
+        ({"state_dict": {"bert.weight": torch.ones(2)}}, [], "in no layout that is known"),
+        ({"state_dict": {}}, [], "no named tensors"),
+        (_ForeignCode(), [], "refused: reading it would run code"),
+        ("irtr", ["--kind", "beit"], "not laid out as beit"),
+        ("irtr", ["--image-size", "100"], "patch size"),
+        ("irtr", ["--kind", "clip"], "--kind"),
+        ("irtr", ["--imagesize", "128"], "'--image-size'"),
+    ],
+)
+def test_refused_imports_are_one_line_and_leave_nothing(content, options, words, tmp_path, vocabulary, capsys):
+    file = reference_file(content) if isinstance(content, str) else tmp_path / "checkpoint.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif not isinstance(content, str):
+        torch.save(content, file)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        main(["import", str(file), str(tmp_path / "out"), "--vocabulary", vocabulary, *options])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["import"], "vlmo import FILE OUT"),
+        (["import", "nowhere.pt"], "vlmo import FILE OUT"),
+        (["import", "nowhere.pt", "out"], "no file nowhere.pt"),
+        (["export"], "needs a model folder and --out"),
+        (["export", "nowhere"], "needs a model folder and --out"),
+        (["export", "nowhere", "--out", "file.pt"], "no file nowhere"),
+        (["export", "nowhere", "--out", "file.pt", "--int8"], "belong to --to onnx"),
+        (["export", "nowhere", "--to", "tensorflow", "--out", "file.pt"], "--to"),
+    ],
+)
+def test_incomplete_imports_and_exports_are_one_line(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert not any(tmp_path.iterdir())
+
+
+def test_import_help_shows_options(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["import", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--image-size", "--text-length", "--vocabulary", "--allow-partial"))
 
 
 def test_damaged_model_folder_is_one_line(tmp_path, capsys):

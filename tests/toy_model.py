@@ -10,6 +10,20 @@ from torch import Tensor, nn
 
 from vlmo.model import VLMoConfig
 
+# What sets BEiT-3 apart, with a pooler and a matching head so that every objective applies.
+BEIT3: dict[str, Any] = {
+    "position_embedding": "absolute",
+    "token_order": "image_first",
+    "attention": "separate",
+    "final_norm": "separate",
+    "text_embedding": "plain",
+    "num_modality_types": 0,
+    "key_bias": True,
+    "inner_norm": True,
+    "layer_scale_init": None,
+    "num_fusion_layers": 0,
+}
+
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `vlmo quickstart | train | evaluate | recipes`."""
+"""The command line: `vlmo quickstart | train | evaluate | recipes | import | export`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ import transformers
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
 from safetensors import SafetensorError
 
 from vlmo.training.errors import TrainingError
@@ -57,6 +59,8 @@ class EvaluateOptions:
     """Share of the matching score in the new order, 0 to 1; by default the model's."""
     out: Path | None = None
     """JSON file for the figures."""
+    write_card: bool = False
+    """Put the figures into the folder's README.md."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,46 @@ class RecipesOptions:
     """Recipe to show; all by default."""
     json: bool = False
     """Print its settings alone, as JSON."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Other people's weights as a model folder."""
+
+    file: Annotated[Path | None, tyro.conf.Positional] = None
+    """Checkpoint of VLMo, BEiT or BEiT-3 (.pt, .pth, .safetensors), or a folder with config.json and weights."""
+    out: Annotated[Path | None, tyro.conf.Positional] = None
+    """New model folder."""
+    kind: Literal["auto", "vlmo", "beit", "hf-beit", "beit3"] = "auto"
+    """Layout of the file; by default the one that its keys tell."""
+    image_size: int | None = None
+    """Pixels of a picture's side; position tables are resized to it."""
+    text_length: int | None = None
+    """Longest text in tokens, a multiple of 8; by default that of the file."""
+    num_attention_heads: int | None = None
+    """Where the tensors do not tell it."""
+    vocabulary: Path | None = None
+    """BERT's vocab.txt or a folder with it, by default from the model hub; for BEiT-3 its SentencePiece file."""
+    labels: Path | None = None
+    """Names of the answers or classes: JSON, JSON lines, or one a line."""
+    allow_partial: bool = False
+    """Leave out keys that nobody knows, and start anew what is missing, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """A model folder in another form."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Model folder."""
+    to: Literal["official", "onnx"] = "official"
+    """The published VLMo layout, or ONNX."""
+    out: Path | None = None
+    """New file (official: .pt or .safetensors) or new folder (onnx)."""
+    int8: bool = False
+    """onnx: also write variants with dynamic int8 quantisation."""
+    recall_on: str | None = None
+    """onnx: a source whose recall is measured with each variant, such as emoji-pairs."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=_STDERR, show_path=False)]
     )
-    for noisy in ("httpx", "datasets", "transformers", "filelock", "fsspec"):
+    for noisy in ("httpx", "datasets", "transformers", "filelock", "fsspec", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not sys.stderr.isatty():  # bars are for terminals; in a file they are noise
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -95,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
     except ModuleNotFoundError as error:
-        _fail(f"{error}. Training and evaluating need more packages: pip install 'vlmo[quickstart]'")
+        hint = "" if "pip install" in str(error) else _QUICKSTART_HINT
+        _fail(f"{error}{hint}")
     except (ValueError, OSError, SafetensorError) as error:
         _fail(str(error))
     except TrainingError as error:
@@ -105,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 _STDERR = Console(stderr=True)
+_QUICKSTART_HINT = ". Training and evaluating need more packages: pip install 'vlmo[quickstart]'"
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -138,10 +184,13 @@ def _train(arguments: list[str]) -> None:
     recipe_function = find_recipe(name)
     default = TrainOptions(recipe=recipe_function(), run_dir=Path("runs") / name)
     card = inspect.getdoc(recipe_function) or name
-    description = f"{card.splitlines()[0]} (The whole card: vlmo recipes {name}.)"
+    about = card.splitlines()[0]
+    description = f"{about} (The whole card: vlmo recipes {name}.)"
     options = _parse(default, rest, prog=f"vlmo train {name}", description=description)
     with launch(options.device):
-        trainer = build(options.recipe, run_dir=options.run_dir, console=Console(), title=name, device=options.device)
+        trainer = build(
+            options.recipe, run_dir=options.run_dir, console=Console(), title=name, about=about, device=options.device
+        )
         result = trainer.fit()
         writes = is_main()
     if result.status == "stopped":
@@ -154,7 +203,7 @@ def _evaluate(arguments: list[str]) -> None:
     """Figures of a model folder: vlmo evaluate MODEL_FOLDER --task retrieval [--source NAME] [--rerank K]."""
     folder, rest = _positional(arguments, what="model folder", command="evaluate", hint="a run leaves one under model/")
     options = _parse(EvaluateOptions(), rest, prog="vlmo evaluate MODEL_FOLDER")
-    from vlmo.recipes.retrieval import evaluate_folder, figures_table, write_figures
+    from vlmo.recipes.retrieval import evaluate_folder, figures_table, write_card_figures, write_figures
 
     result = evaluate_folder(
         folder,
@@ -167,6 +216,9 @@ def _evaluate(arguments: list[str]) -> None:
     Console().print(figures_table(result))
     if options.out is not None:
         write_figures(result, options.out)
+    if options.write_card:
+        command = f"`vlmo evaluate --rerank {options.rerank}`"
+        write_card_figures(folder, result, source=options.source, split=options.split, measured_by=command)
 
 
 def _recipes(arguments: list[str]) -> None:
@@ -189,11 +241,64 @@ def _recipes(arguments: list[str]) -> None:
         console.print(find_recipe(options.name)().to_json(), markup=False)
 
 
+def _import(arguments: list[str]) -> None:
+    """Other people's weights as a model folder: vlmo import FILE OUT [--image-size N] [--vocabulary PATH]."""
+    options = _parse(ImportOptions(), arguments, prog="vlmo import")
+    if options.file is None or options.out is None:
+        raise ValueError("vlmo import needs a checkpoint and a new folder: vlmo import FILE OUT (vlmo import --help)")
+    from vlmo.interop.importing import import_checkpoint
+
+    report = import_checkpoint(
+        options.file,
+        options.out,
+        kind=options.kind,
+        image_size=options.image_size,
+        text_length=options.text_length,
+        num_attention_heads=options.num_attention_heads,
+        vocabulary=options.vocabulary,
+        labels=options.labels,
+        allow_partial=options.allow_partial,
+    )
+    console = Console(soft_wrap=True)
+    table = Table(show_header=False)
+    for word, value in report.rows():
+        table.add_row(word, escape(value))
+    console.print(table)
+    console.print("\n".join([*report.lines(), f"model folder {options.out}"]), markup=False, highlight=False)
+
+
+def _export(arguments: list[str]) -> None:
+    """A model folder in another form: vlmo export FOLDER --to official|onnx --out PATH."""
+    options = _parse(ExportOptions(), arguments, prog="vlmo export")
+    if options.folder is None or options.out is None:
+        raise ValueError("vlmo export needs a model folder and --out (vlmo export --help)")
+    console = Console(soft_wrap=True)
+    if options.to == "onnx":
+        try:
+            from vlmo.recipes.onnx_export import export_onnx
+
+            export_onnx(options.folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
+        except ModuleNotFoundError as error:
+            hint = "ONNX needs more packages: pip install 'vlmo[quickstart,onnx]'"
+            raise ModuleNotFoundError(f"{error}. {hint}") from error
+        return
+    if options.int8 or options.recall_on is not None:
+        raise ValueError("--int8 and --recall-on belong to --to onnx")
+    from vlmo.interop.exporting import export_official
+
+    report = export_official(options.folder, options.out)
+    lines = [f"note: {note}" for note in report.notes]
+    lines.append(f"{report.num_tensors} tensors in {report.file}")
+    console.print("\n".join(lines), markup=False, highlight=False)
+
+
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": _quickstart,
     "train": _train,
     "evaluate": _evaluate,
     "recipes": _recipes,
+    "import": _import,
+    "export": _export,
 }
 
 

@@ -38,6 +38,27 @@ def test_figures_stand_beside_chance(run):
     assert all(0 <= value <= 1 for value in figures["metrics"].values())
 
 
+def test_cards_show_figures_data_and_licences(run):
+    figures = json.loads((run / "figures.json").read_text())
+    card = (run / "stage3" / "model" / "README.md").read_text()
+    for metric, value in figures["metrics"].items():
+        name = metric.removeprefix("rerank_").upper()
+        kind = "reranked" if metric.startswith("rerank_") else "dual encoder"
+        chance = figures["chance"][metric.removeprefix("rerank_")]
+        assert f"| {name}, {kind} | {round(100 * value, 2)} % | {round(100 * chance, 2)} % |" in card
+    for words in (
+        "# emoji-stage3\n\nStage 3 on drawings",
+        "openmoji: CC-BY-SA-4.0",
+        "python: PSF-2.0",
+        "easy-vqa: MIT",
+    ):
+        assert words in card
+    for use in ("stage 1", "stage 2", "stage 3", "visual tokenizer", "vocabulary"):
+        assert f"| {use}" in card
+    assert "Not measured." in (run / "stage2" / "model" / "README.md").read_text()
+    assert "TR@1, dual encoder" in (run / "stageless" / "model" / "README.md").read_text()
+
+
 def test_report_shows_pictures_curves_and_attention(run):
     page = (run / "report.html").read_text()
     for words in ("<svg", "data:image/", "OpenMoji", "CC-BY-SA-4.0", "hance", "Stage 1", "Stage 2", "Stage 3"):

@@ -72,7 +72,7 @@ def test_fusion_ending_needs_fusion_experts():
         ({"image_size": 65}, "image_size 65 is not a multiple of patch_size 16"),
         ({"num_fusion_layers": 4}, "num_fusion_layers 4 lies outside 0 to num_hidden_layers 3"),
         ({"num_fusion_layers": -1}, "num_fusion_layers -1 lies outside 0"),
-        ({"num_modality_types": 1}, "num_modality_types is 1; expected a number of at least 2"),
+        ({"num_modality_types": 1}, "num_modality_types is 1; expected 0"),
         ({"rerank_weight": 1.5}, "rerank_weight is 1.5; expected a number from 0 to 1"),
         ({"drop_path_rate": -0.1}, "drop_path_rate is -0.1; expected a number from 0 to 1"),
         ({"hidden_dropout_prob": math.nan}, "hidden_dropout_prob is nan"),

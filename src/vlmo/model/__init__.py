@@ -2,6 +2,12 @@
 
 from vlmo.model.backbone import VLMoModel, VLMoModelOutput, VLMoPreTrainedModel, language_stage_parameters
 from vlmo.model.config import VLMoConfig
+from vlmo.model.downstream import (
+    VLMoForImageClassification,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+)
 from vlmo.model.tasks import (
     VLMoContrastOutput,
     VLMoForImageTextRetrieval,
@@ -13,10 +19,14 @@ from vlmo.model.tasks import (
 __all__ = [
     "VLMoConfig",
     "VLMoContrastOutput",
+    "VLMoForImageClassification",
     "VLMoForImageTextRetrieval",
     "VLMoForMaskedImageModeling",
     "VLMoForMaskedLM",
     "VLMoForPreTraining",
+    "VLMoForSemanticSegmentation",
+    "VLMoForVisualQuestionAnswering",
+    "VLMoForVisualReasoning",
     "VLMoModel",
     "VLMoModelOutput",
     "VLMoPreTrainedModel",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import ImageEmbeddings, TextEmbeddings
 from vlmo.model.heads import ContrastHead, MaskedImageHead
-from vlmo.model.multiway import LANGUAGE, SHARED, MultiwayBlock, QueryKeyValue, Route
+from vlmo.model.multiway import LANGUAGE, SHARED, VISION, MultiwayBlock, QueryKeyValue, Route
 from vlmo.model.position import RelativePositionBias
 
 TEXT_TYPE, IMAGE_TYPE, SECOND_IMAGE_TYPE = 0, 1, 2
@@ -27,7 +27,8 @@ class VLMoModelOutput(ModelOutput):
     """What the backbone returns.
 
     Attributes:
-        last_hidden_state: After the final norm; text tokens first, then `[I_CLS]` and the patches row by row.
+        last_hidden_state: After the final norm; text tokens first, then `[I_CLS]` and the patches row by row (the
+            other way round with token_order `"image_first"`).
         pooler_output: Dense layer and tanh on the first token (None without a pooler).
         text_hidden_state: The text part of `last_hidden_state`.
         image_hidden_state: The image part of `last_hidden_state`.
@@ -48,7 +49,7 @@ class Sequence:
     """Embedded tokens on their way through the blocks; built once, then run as often as an objective needs.
 
     Attributes:
-        hidden: Text tokens first, then image tokens.
+        hidden: Text tokens, then image tokens; the other way round if `image_first`.
         position_bias: Of each layer, or None with absolute positions.
         attention_mask: Over all tokens, True keeps; None keeps all.
     """
@@ -57,6 +58,26 @@ class Sequence:
     num_text: int
     position_bias: list[Float[Tensor, "heads seq seq"]] | None
     attention_mask: Bool[Tensor, "batch seq"] | None
+    image_first: bool = False
+
+    def at(self, hidden: Float[Tensor, "batch seq dim"]) -> Sequence:
+        """The same tokens further on."""
+        return replace(self, hidden=hidden)
+
+    def route(self, *, fusion: bool) -> Route:
+        """Where each token goes; with `fusion`, through the `vision_language` experts of blocks that own one."""
+        num_image = self.hidden.shape[1] - self.num_text
+        return Route(num_text=self.num_text, num_image=num_image, fusion=fusion, image_first=self.image_first)
+
+    def text_part(self, states: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch text dim"]:
+        """The text tokens of states that this sequence has become."""
+        num_image = states.shape[1] - self.num_text
+        return states[:, num_image:] if self.image_first else states[:, : self.num_text]
+
+    def image_part(self, states: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch image dim"]:
+        """The image tokens, `[I_CLS]` first."""
+        num_image = states.shape[1] - self.num_text
+        return states[:, :num_image] if self.image_first else states[:, self.num_text :]
 
 
 class VLMoPreTrainedModel(PreTrainedModel):
@@ -73,15 +94,15 @@ class VLMoPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Conv2d | QueryKeyValue | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # transformers marks loaded tensors and skips them; a row of a loaded table must be left alone too.
             if not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         else:
@@ -91,8 +112,9 @@ class VLMoPreTrainedModel(PreTrainedModel):
         """Parameters of no torch layer. All must be here: what a loaded folder lacks starts as raw memory otherwise."""
         config = self.config
         if isinstance(module, QueryKeyValue):
-            init.zeros_(module.query_bias)
-            init.zeros_(module.value_bias)
+            for bias in (module.query_bias, module.key_bias, module.value_bias):
+                if bias is not None:
+                    init.zeros_(bias)
         elif isinstance(module, RelativePositionBias):
             init.zeros_(module.table)
         elif isinstance(module, ImageEmbeddings | TextEmbeddings):
@@ -144,7 +166,9 @@ class VLMoModel(VLMoPreTrainedModel):
         super().__init__(config)
         self.image_embeddings = ImageEmbeddings(config)
         self.text_embeddings = TextEmbeddings(config)
-        self.modality_types = nn.Embedding(config.num_modality_types, config.hidden_size)
+        self.modality_types = (
+            nn.Embedding(config.num_modality_types, config.hidden_size) if config.num_modality_types else None
+        )
         self.position_bias = RelativePositionBias(config) if config.position_embedding == "relative" else None
         depth = config.num_hidden_layers
         drop_paths = torch.linspace(0, config.drop_path_rate, depth, device="cpu").tolist()
@@ -154,8 +178,9 @@ class VLMoModel(VLMoPreTrainedModel):
             )
             for layer in range(depth)
         )
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = Pooler(config) if add_pooling_layer else None
+        norms = {name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in (VISION, LANGUAGE)}
+        self.norm = nn.ModuleDict(norms) if config.final_norm == "separate" else norms[VISION]
+        self.pooler = Pooler(config) if add_pooling_layer and config.use_pooler else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -176,11 +201,17 @@ class VLMoModel(VLMoPreTrainedModel):
     ) -> Float[Tensor, "batch 1+patch dim"]:
         """Class token and patches with their type embedding."""
         hidden = self.image_embeddings(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=mask_token)
-        return hidden + self.modality_types.weight[modality_type]
+        return self._add_type(hidden, modality_type)
 
     def embed_text(self, input_ids: Int[Tensor, "batch text"]) -> Float[Tensor, "batch text dim"]:
         """Word pieces with their type embedding."""
-        return self.text_embeddings(input_ids) + self.modality_types.weight[TEXT_TYPE]
+        return self._add_type(self.text_embeddings(input_ids), TEXT_TYPE)
+
+    def _add_type(self, hidden: Float[Tensor, "batch seq dim"], kind: int) -> Float[Tensor, "batch seq dim"]:
+        if self.modality_types is None:
+            return hidden
+        # Called, not indexed, as in `TextEmbeddings`.
+        return hidden + self.modality_types(torch.full((), kind, device=hidden.device))
 
     def join(
         self,
@@ -191,12 +222,13 @@ class VLMoModel(VLMoPreTrainedModel):
         grid: tuple[int, int] | None = None,
         position_bias: list[Tensor] | None = None,
     ) -> Sequence:
-        """Puts embedded parts into one sequence, text first. `position_bias` may be handed in to be shared by passes.
+        """Puts embedded parts into one sequence. `position_bias` may be handed in to be shared by passes.
 
         Raises:
             ValueError: `attention_mask` is not of the text's shape.
         """
-        parts = [part for part in (text, image) if part is not None]
+        image_first = self.config.token_order == "image_first"
+        parts = [part for part in ((image, text) if image_first else (text, image)) if part is not None]
         num_text = 0 if text is None else text.shape[1]
         mask = None
         if text is not None and attention_mask is not None:
@@ -206,11 +238,19 @@ class VLMoModel(VLMoPreTrainedModel):
                     "entry for each token."
                 )
             num_image = 0 if image is None else image.shape[1]
-            mask = nn.functional.pad(attention_mask.bool(), (0, num_image), value=True)
+            mask = nn.functional.pad(
+                attention_mask.bool(), (num_image, 0) if image_first else (0, num_image), value=True
+            )
         if position_bias is None:
             position_bias = self.make_position_bias(num_text=num_text, grid=grid)
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return Sequence(hidden=hidden, num_text=num_text, position_bias=position_bias, attention_mask=mask)
+        return Sequence(
+            hidden=hidden,
+            num_text=num_text,
+            position_bias=position_bias,
+            attention_mask=mask,
+            image_first=image_first,
+        )
 
     def make_position_bias(self, *, num_text: int, grid: tuple[int, int] | None) -> list[Tensor] | None:
         """Relative position bias of each layer; None with absolute positions."""
@@ -225,13 +265,28 @@ class VLMoModel(VLMoPreTrainedModel):
             fusion: Whether blocks that own a `vision_language` expert use it; without it, each token keeps its own.
         """
         hidden = sequence.hidden
-        route = Route(num_text=sequence.num_text, num_image=hidden.shape[1] - sequence.num_text, fusion=fusion)
+        route = sequence.route(fusion=fusion)
         for layer in layers if layers is not None else range(len(self.blocks)):
             bias = None if sequence.position_bias is None else sequence.position_bias[layer][None]
             hidden, weights = self.blocks[layer](hidden, _hide_padding(bias, sequence), route=route)
             if record is not None:
                 record.add(hidden, weights)
         return hidden
+
+    def finish(self, states: Float[Tensor, "*tokens dim"], *, modality: str) -> Float[Tensor, "*tokens dim"]:
+        """The final norm on tokens of one modality, `"vision"` or `"language"`."""
+        return self.norm[modality](states) if isinstance(self.norm, nn.ModuleDict) else self.norm(states)
+
+    def pool_pair(self, first: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """The vector of a pair from the state of its first token, before the final norm.
+
+        Raises:
+            ValueError: The model has no pooler.
+        """
+        if self.pooler is None:
+            raise ValueError("This model has no pooler (use_pooler is False), so it has no vector for a whole pair.")
+        leading = VISION if self.config.token_order == "image_first" else LANGUAGE
+        return self.pooler(self.finish(first, modality=leading)[:, None])
 
     def contrast_endings(self, sequence: Sequence) -> list[Float[Tensor, "batch dim"]]:
         """First token of one modality after each of ITC's endings (final norm applied).
@@ -242,16 +297,12 @@ class VLMoModel(VLMoPreTrainedModel):
         """
         depth = len(self.blocks)
         below, top = range(depth - self.config.num_fusion_layers), range(depth - self.config.num_fusion_layers, depth)
-        state = Sequence(
-            hidden=self.run(sequence, layers=below, fusion=False),
-            num_text=sequence.num_text,
-            position_bias=sequence.position_bias,
-            attention_mask=sequence.attention_mask,
-        )
-        own = self.norm(self.run(state, layers=top, fusion=False)[:, 0])
+        state = sequence.at(self.run(sequence, layers=below, fusion=False))
+        modality = LANGUAGE if sequence.num_text else VISION
+        own = self.finish(self.run(state, layers=top, fusion=False)[:, 0], modality=modality)
         if not self.config.has_fusion_ending:
             return [own]
-        return [own, self.norm(self.run(state, layers=top, fusion=True)[:, 0])]
+        return [own, self.finish(self.run(state, layers=top, fusion=True)[:, 0], modality=modality)]
 
     def forward(
         self,
@@ -283,12 +334,14 @@ class VLMoModel(VLMoPreTrainedModel):
         )
         record = _Record(sequence.hidden)
         fusion = pixel_values is not None and input_ids is not None
-        hidden = self.norm(self.run(sequence, fusion=fusion, record=record))
+        hidden = self.run(sequence, fusion=fusion, record=record)
+        norm = self.norm
+        hidden = sequence.route(fusion=False)(norm, hidden) if isinstance(norm, nn.ModuleDict) else norm(hidden)
         output = VLMoModelOutput(
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),
-            text_hidden_state=None if input_ids is None else hidden[:, : sequence.num_text],
-            image_hidden_state=None if pixel_values is None else hidden[:, sequence.num_text :],
+            text_hidden_state=None if input_ids is None else sequence.text_part(hidden),
+            image_hidden_state=None if pixel_values is None else sequence.image_part(hidden),
             hidden_states=tuple(record.hidden) if output_hidden_states else None,
             attentions=tuple(record.attentions) if output_attentions else None,
         )
@@ -326,13 +379,14 @@ def language_stage_parameters(model: VLMoPreTrainedModel) -> Iterable[nn.Paramet
     modules: list[nn.Module | None] = [
         backbone.text_embeddings,
         backbone.modality_types,
-        backbone.norm,
+        backbone.norm[LANGUAGE] if isinstance(backbone.norm, nn.ModuleDict) else backbone.norm,
         backbone.position_bias,
     ]
     for block in backbone.modules():
         if isinstance(block, MultiwayBlock):
             modules.append(block.experts[SHARED if SHARED in block.experts else LANGUAGE])
             # Separate attention has a language half, which stage 1 has not trained.
-            parts = (block.norm1, block.attention.qkv, block.attention.projection)
-            modules += [part[LANGUAGE] for part in parts if LANGUAGE in part]
+            attention = block.attention
+            parts = (block.norm1, attention.qkv, attention.inner_norm, attention.projection)
+            modules += [part[LANGUAGE] for part in parts if part is not None and LANGUAGE in part]
     return [parameter for module in modules if module is not None for parameter in module.parameters()]

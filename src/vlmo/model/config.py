@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 _SIZE = (1, math.inf)
+_NUM_LEVELS = 4
 _SHARE = (0, 1)
 _RANGES = {
     "hidden_size": _SIZE,
@@ -22,7 +23,8 @@ _RANGES = {
     "hidden_dropout_prob": _SHARE,
     "projection_size": _SIZE,
     "num_visual_tokens": _SIZE,
-    "num_modality_types": (2, math.inf),
+    "num_modality_types": (0, math.inf),
+    "segmentation_channels": _SIZE,
     "rerank_weight": _SHARE,
 }
 
@@ -41,8 +43,18 @@ class VLMoConfig(PreTrainedConfig):
         attention: `"shared"`, or `"separate"` projections and first norm for each modality (attention joins them).
         contrast_fusion_ending: Whether ITC has a second ending, through the `vision_language` experts.
         num_visual_tokens: Size of the vocabulary of masked image modelling.
-        num_modality_types: Rows of the modality table: text, image and, for two images, second image.
+        num_modality_types: Rows of the modality table: text, image and, for two images, second image; 0: no table.
         rerank_weight: Share of the matching score when a shortlist is reordered, between 0 and 1.
+        token_order: `"text_first"`, or `"image_first"` (BEiT-3; absolute positions only).
+        final_norm: `"shared"`, or `"separate"` norms after the last block for vision and language (BEiT-3).
+        text_embedding: `"bert"` (word, segment, position, LayerNorm) or `"plain"` (word and position, BEiT-3).
+        key_bias: Whether keys carry a bias. It cancels in the softmax unless `attention` is separate (BEiT-3).
+        inner_norm: Whether a LayerNorm stands before the attention's output projection and inside each expert (BEiT-3).
+        use_pooler: Whether the backbone has a pooler.
+        use_match_head: Whether a retrieval model has the head that judges pairs; it needs the pooler.
+        segmentation_layers: After how many blocks the four feature levels of segmentation are taken; None: after
+            each third of the lower two thirds and at the top, as BEiT does.
+        segmentation_channels: Width of the segmentation head.
     """
 
     model_type = "vlmo"
@@ -73,6 +85,15 @@ class VLMoConfig(PreTrainedConfig):
     num_modality_types: int = 2
     rerank_weight: float = 0.5
     pad_token_id: int | None = 0
+    token_order: str = "text_first"
+    final_norm: str = "shared"
+    text_embedding: str = "bert"
+    key_bias: bool = False
+    inner_norm: bool = False
+    use_pooler: bool = True
+    use_match_head: bool = True
+    segmentation_layers: list[int] | None = None
+    segmentation_channels: int = 512
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None:
@@ -87,6 +108,9 @@ class VLMoConfig(PreTrainedConfig):
             "position_embedding": ("relative", "absolute"),
             "experts": ("multiway", "shared"),
             "attention": ("shared", "separate"),
+            "token_order": ("text_first", "image_first"),
+            "final_norm": ("shared", "separate"),
+            "text_embedding": ("bert", "plain"),
         }
         for name, allowed in choices.items():
             if (value := vars(self)[name]) not in allowed:
@@ -106,6 +130,34 @@ class VLMoConfig(PreTrainedConfig):
                 f"num_fusion_layers {self.num_fusion_layers} lies outside 0 to num_hidden_layers "
                 f"{self.num_hidden_layers}."
             )
+        if self.num_modality_types == 1:
+            raise ValueError("num_modality_types is 1; expected 0 (no table), 2, or 3 (two images).")
+        if self.token_order == "image_first" and self.position_embedding != "absolute":
+            raise ValueError(
+                "token_order 'image_first' needs position_embedding 'absolute': the relative table puts text first."
+            )
+        if self.use_match_head and not self.use_pooler:
+            raise ValueError("use_match_head needs use_pooler: the head reads the pooled first token.")
+        self._check_segmentation_layers()
+
+    def _check_segmentation_layers(self) -> None:
+        layers = self.segmentation_layers
+        if layers is None:
+            return
+        ordered = list(layers) == sorted(set(layers))
+        if len(layers) != _NUM_LEVELS or not ordered or not all(1 <= n <= self.num_hidden_layers for n in layers):
+            raise ValueError(
+                f"segmentation_layers is {layers}; expected {_NUM_LEVELS} rising block counts from 1 to "
+                f"{self.num_hidden_layers}."
+            )
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """After how many blocks the feature levels of segmentation are taken: (4, 6, 8, 12) with twelve blocks."""
+        if self.segmentation_layers is not None:
+            return tuple(self.segmentation_layers)
+        depth = self.num_hidden_layers
+        return (max(1, depth // 3), max(1, depth // 2), max(1, 2 * depth // 3), depth)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -146,6 +198,36 @@ class VLMoConfig(PreTrainedConfig):
             "layer_scale_init": 1e-5,
         }
         return cls(**sizes | changes)
+
+    @classmethod
+    def beit3_base(cls, **changes: Any) -> Self:
+        """BEiT-3 Base (arXiv 2208.10442): this backbone with two branches for all but the attention itself."""
+        sizes: dict[str, Any] = {
+            "vocab_size": 64010,
+            "pad_token_id": 1,
+            "max_text_positions": 1022,
+            "position_embedding": "absolute",
+            "num_fusion_layers": 0,
+            "contrast_fusion_ending": False,
+            "layer_scale_init": None,
+            "layer_norm_eps": 1e-5,
+            "attention": "separate",
+            "final_norm": "separate",
+            "text_embedding": "plain",
+            "token_order": "image_first",
+            "key_bias": True,
+            "inner_norm": True,
+            "num_modality_types": 0,
+            "use_pooler": False,
+            "use_match_head": False,
+        }
+        return cls(**sizes | changes)
+
+    @classmethod
+    def beit3_large(cls, **changes: Any) -> Self:
+        """BEiT-3 Large."""
+        sizes: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+        return cls.beit3_base(**sizes | changes)
 
     @classmethod
     def small(cls, **changes: Any) -> Self:

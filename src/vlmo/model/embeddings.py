@@ -73,19 +73,20 @@ class ImageEmbeddings(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """BERT's embeddings: word, segment 0 and, with absolute positions, position; then LayerNorm."""
+    """BERT's embeddings: word, segment 0 and, with absolute positions, position; then LayerNorm. Or the plain sum."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
         self.max_text_positions = config.max_text_positions
         self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.segments = nn.Embedding(2, config.hidden_size)
+        plain = config.text_embedding == "plain"
+        self.segments = None if plain else nn.Embedding(2, config.hidden_size)
         self.positions = (
             nn.Parameter(torch.zeros(config.max_text_positions, config.hidden_size))
             if config.position_embedding == "absolute"
             else None
         )
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
+        self.norm = None if plain else nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Int[Tensor, "batch text"]) -> Float[Tensor, "batch text dim"]:
@@ -99,7 +100,10 @@ class TextEmbeddings(nn.Module):
                 f"input_ids have shape {tuple(input_ids.shape)}; expected (batch, text) with at most "
                 f"{self.max_text_positions} tokens (max_text_positions). Truncate the texts (VLMoProcessor)."
             )
-        hidden = self.words(input_ids) + self.segments.weight[0]
+        hidden = self.words(input_ids)
+        if self.segments is not None:
+            # Called, not indexed: what brings weights from disk (a device map) acts at a call.
+            hidden = hidden + self.segments(torch.zeros((), dtype=torch.long, device=hidden.device))
         if self.positions is not None:
             hidden = hidden + self.positions[: input_ids.shape[1]]
-        return self.dropout(self.norm(hidden))
+        return self.dropout(hidden if self.norm is None else self.norm(hidden))

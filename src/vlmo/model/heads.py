@@ -33,6 +33,12 @@ class ContrastHead(nn.Module):
         """L2-normalised text vectors."""
         return F.normalize(self.text_projection(state).float(), dim=-1)
 
+    def forward(
+        self, images: Float[Tensor, "images projection"], texts: Float[Tensor, "texts projection"]
+    ) -> Float[Tensor, "images texts"]:
+        """Similarities over temperature, from L2-normalised vectors."""
+        return self.logit_scale.exp() * images @ texts.T
+
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
         """Keeps the temperature at or above 1/100."""
@@ -76,3 +82,37 @@ class MaskedImageHead(nn.Module):
     def forward(self, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens visual_vocab"]:
         """Logits over visual tokens, from states after the final norm."""
         return self.decoder(hidden)
+
+
+class TaskHead(nn.Module):
+    """Linear layer, LayerNorm, GELU, linear layer to the answers (VLMo, "Vision-Language Classification")."""
+
+    def __init__(self, num_inputs: int, *, width: int, num_labels: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(num_inputs, width)
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, num_labels)
+
+    def forward(self, pooled: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch labels"]:
+        """Logits from the vector of a pair, or of two pairs joined."""
+        return self.classifier(F.gelu(self.norm(self.dense(pooled))))
+
+
+class FeaturePyramid(nn.Module):
+    """Four levels out of states on one grid: four and two times finer, as it is, two times coarser (as BEiT does)."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.finest = nn.Sequential(
+            nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
+            nn.BatchNorm2d(dim),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
+        )
+        self.finer = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+
+    def forward(self, levels: list[Float[Tensor, "batch dim height width"]]) -> list[Tensor]:
+        """The levels from fine to coarse."""
+        first, second, third, fourth = levels
+        return [self.finest(first), self.finer(second), third, F.max_pool2d(fourth, kernel_size=2, stride=2)]

@@ -24,11 +24,12 @@ class Route:
     num_text: int
     num_image: int
     fusion: bool
+    image_first: bool = False
 
     def __call__(
         self, modules: nn.ModuleDict, hidden: Float[Tensor, "batch seq dim"]
     ) -> Float[Tensor, "batch seq new_dim"]:
-        """Sends each token through the module of its modality; text comes first in the sequence."""
+        """Sends each token through the module of its modality."""
         if SHARED in modules:
             return modules[SHARED](hidden)
         if self.fusion and VISION_LANGUAGE in modules:
@@ -37,38 +38,50 @@ class Route:
             return modules[LANGUAGE](hidden)
         if self.num_text == 0:
             return modules[VISION](hidden)
+        if self.image_first:
+            image, text = hidden.split([self.num_image, self.num_text], dim=1)
+            return torch.cat([modules[VISION](image), modules[LANGUAGE](text)], dim=1)
         text, image = hidden.split([self.num_text, self.num_image], dim=1)
         return torch.cat([modules[LANGUAGE](text), modules[VISION](image)], dim=1)
 
 
 class Expert(nn.Module):
-    """Feed-forward network with its own norm in front."""
+    """Feed-forward network with its own norm in front, and with `inner_norm` another one before its second layer."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         intermediate_size = cast("int", config.intermediate_size)
         self.fc1 = nn.Linear(config.hidden_size, intermediate_size)
+        self.inner_norm = nn.LayerNorm(intermediate_size, eps=config.layer_norm_eps) if config.inner_norm else None
         self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
         """What the block adds to `hidden`."""
-        return self.fc2(F.gelu(self.fc1(self.norm(hidden))))
+        inner = F.gelu(self.fc1(self.norm(hidden)))
+        return self.fc2(inner if self.inner_norm is None else self.inner_norm(inner))
 
 
-class QueryKeyValue(nn.Module):
-    """Joint projection to queries, keys and values; keys carry no bias (it would cancel in the softmax)."""
+class QueryKeyValue(nn.Linear):
+    """Joint projection to queries, keys and values; keys usually carry no bias (it would cancel in the softmax).
+
+    A linear layer by type, so that adapters which look for linear layers (LoRA) find it.
+    """
 
     def __init__(self, config: VLMoConfig) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(3 * config.hidden_size, config.hidden_size))
-        self.query_bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.value_bias = nn.Parameter(torch.zeros(config.hidden_size))
+        dim = config.hidden_size
+        super().__init__(dim, 3 * dim, bias=False)
+        self.query_bias = nn.Parameter(torch.zeros(dim))
+        self.key_bias = nn.Parameter(torch.zeros(dim)) if config.key_bias else None
+        self.value_bias = nn.Parameter(torch.zeros(dim))
+
+    def reset_parameters(self) -> None:
+        """Nothing: `_init_weights` fills the weight, and random numbers drawn here would move all that come after."""
 
     def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq 3*dim"]:
         """Queries, keys and values, in this order."""
-        bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        return F.linear(hidden, self.weight, bias)
+        key_bias = torch.zeros_like(self.query_bias) if self.key_bias is None else self.key_bias
+        return F.linear(hidden, self.weight, torch.cat([self.query_bias, key_bias, self.value_bias]))
 
 
 class MultiwayAttention(nn.Module):
@@ -79,6 +92,11 @@ class MultiwayAttention(nn.Module):
         self.config = config
         names = (SHARED,) if config.attention == "shared" else (VISION, LANGUAGE)
         self.qkv = nn.ModuleDict({name: QueryKeyValue(config) for name in names})
+        self.inner_norm = (
+            nn.ModuleDict({name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in names})
+            if config.inner_norm
+            else None
+        )
         self.projection = nn.ModuleDict({name: nn.Linear(config.hidden_size, config.hidden_size) for name in names})
 
     def forward(
@@ -99,7 +117,10 @@ class MultiwayAttention(nn.Module):
             weights = None
             bias = None if bias is None else bias.to(query.dtype)
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return route(self.projection, attended.transpose(1, 2).flatten(2)), weights
+        attended = attended.transpose(1, 2).flatten(2)
+        if self.inner_norm is not None:
+            attended = route(self.inner_norm, attended)
+        return route(self.projection, attended), weights
 
 
 class MultiwayBlock(GradientCheckpointingLayer):

@@ -17,6 +17,7 @@ from vlmo.model.position import resize_absolute_positions, resize_bias_table
 
 FusionStart = Literal["language", "vision", "random"]
 _BIAS_TABLE = "vlmo.position_bias.table"
+_WORDS = "vlmo.text_embeddings.words.weight"
 _IMAGE_POSITIONS = "vlmo.image_embeddings.positions"
 
 
@@ -62,6 +63,11 @@ def start_from(
     weights, config = _read(folder)
     report = StartReport()
     state = model.state_dict()
+    has_words = (folder / "tokenizer_config.json").is_file()
+    if not has_words and _WORDS in state and _WORDS in weights and weights[_WORDS].shape != state[_WORDS].shape:
+        # A model of images alone, such as an imported BEiT: its word table belongs to no words.
+        report.unused.append(_WORDS)
+        del weights[_WORDS]
     for name, tensor in weights.items():
         if name not in state:
             report.unused.append(name)

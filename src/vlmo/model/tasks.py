@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead
+from vlmo.model.multiway import LANGUAGE, VISION
 
 
 @dataclass
@@ -44,14 +45,15 @@ class _DualEncoder(VLMoPreTrainedModel):
         super().__init__(config)
         self.vlmo = VLMoModel(config)
         self.contrast_head = ContrastHead(config)
-        self.match_head = MatchHead(config)
+        self.match_head = MatchHead(config) if config.use_match_head else None
 
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """L2-normalised `image_embeds`."""
         backbone = self.vlmo
         grid = backbone.image_embeddings.grid_of(pixel_values)
         sequence = backbone.join(image=backbone.embed_image(pixel_values), grid=grid)
-        return self.contrast_head.embed_image(backbone.norm(backbone.run(sequence, fusion=False)[:, 0]))
+        first = backbone.run(sequence, fusion=False)[:, 0]
+        return self.contrast_head.embed_image(backbone.finish(first, modality=VISION))
 
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
@@ -59,7 +61,8 @@ class _DualEncoder(VLMoPreTrainedModel):
         """L2-normalised `text_embeds`."""
         backbone = self.vlmo
         sequence = backbone.join(text=backbone.embed_text(input_ids), attention_mask=attention_mask)
-        return self.contrast_head.embed_text(backbone.norm(backbone.run(sequence, fusion=False)[:, 0]))
+        first = backbone.run(sequence, fusion=False)[:, 0]
+        return self.contrast_head.embed_text(backbone.finish(first, modality=LANGUAGE))
 
     def match(
         self,
@@ -67,9 +70,25 @@ class _DualEncoder(VLMoPreTrainedModel):
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"] | None = None,
     ) -> Float[Tensor, "batch 2"]:
-        """Matching logits of the fusion encoder, class 1 = match."""
+        """Matching logits of the fusion encoder, class 1 = match.
+
+        Raises:
+            ValueError: The model has no matching head.
+        """
         fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-        return self.match_head(fused.pooler_output)
+        return self.judge(fused.pooler_output)
+
+    def judge(self, pooled: Float[Tensor, "batch dim"] | None) -> Float[Tensor, "batch 2"]:
+        """Matching logits from pooled pairs.
+
+        Raises:
+            ValueError: The model has no matching head.
+        """
+        if self.match_head is None or pooled is None:
+            raise ValueError(
+                "This model has no matching head (use_match_head is False): it embeds, but judges and reranks no pairs."
+            )
+        return self.match_head(pooled)
 
     def clamp_logit_scale_(self) -> None:
         """Keeps every temperature at or above 1/100; called after each update."""
@@ -86,7 +105,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         texts = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
         if images is None or texts is None:
             return VLMoContrastOutput(image_embeds=images, text_embeds=texts)
-        logits = self.contrast_head.logit_scale.exp() * images @ texts.T
+        logits = self.contrast_head(images, texts)
         return VLMoContrastOutput(
             image_embeds=images, text_embeds=texts, logits_per_image=logits, logits_per_text=logits.T
         )
@@ -130,6 +149,8 @@ class VLMoForPreTraining(_DualEncoder):
     """Everything that stage 3 trains: ITC (both endings), ITM and MLM heads."""
 
     def __init__(self, config: VLMoConfig) -> None:
+        if not config.use_match_head:
+            raise ValueError("VLMoForPreTraining trains the matching head; its configuration has use_match_head False.")
         super().__init__(config)
         self.fusion_contrast_head = ContrastHead(config) if config.has_fusion_ending else None
         self.mlm_head = MaskedLanguageHead(config)
@@ -150,7 +171,7 @@ class VLMoForPreTraining(_DualEncoder):
         output = self._contrast(pixel_values, input_ids, attention_mask)
         if pixel_values is not None and input_ids is not None and len(pixel_values) == len(input_ids):
             fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-            output["match_logits"] = self.match_head(fused.pooler_output)
+            output["match_logits"] = self.judge(fused.pooler_output)
             output["mlm_logits"] = self.mlm_head(fused.text_hidden_state)
         return output if return_dict is not False else output.to_tuple()
 
@@ -174,7 +195,7 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         backbone = self.vlmo
         image = backbone.embed_image(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mim_head.mask_token)
         sequence = backbone.join(image=image, grid=backbone.image_embeddings.grid_of(pixel_values))
-        return backbone.norm(backbone.run(sequence, fusion=False)[:, 1:])
+        return backbone.finish(backbone.run(sequence, fusion=False)[:, 1:], modality=VISION)
 
     def forward(
         self,

@@ -17,6 +17,7 @@ from vlmo.model import (
     VLMoForPreTraining,
     language_stage_parameters,
 )
+from vlmo.model.multiway import LANGUAGE
 from vlmo.model.visual_tokenizer import VisualTokenizer
 from vlmo.objectives.itc import caption_keys, contrast_logits, itc_loss, same_pairs
 from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
@@ -132,8 +133,11 @@ class VisionLanguageObjective(nn.Module):
             groups, labels, valid = self._fused_groups(
                 batch, image, text, rows, same=same, logits=(logits_per_image, logits_per_text)
             )
-            states = self._fuse(groups, grid=grid)
-            losses |= self._fused_losses(states, batch, rows, labels=labels, valid=valid)
+            text_states, first = self._fuse(groups, grid=grid)
+            if self.config.mlm_weight:
+                losses |= self._masked_language_losses(text_states[: len(rows)], batch, rows)
+            if self.config.itm_weight:
+                losses |= self._matching_losses(first[-len(labels) :], labels=labels, valid=valid)
         total = config.itc_weight * losses["itc"]
         total = total + config.mlm_weight * losses.get("mlm", 0.0) + config.itm_weight * losses.get("itm", 0.0)
         temperature = (-self.model.contrast_head.logit_scale.detach()).exp()[0]
@@ -214,39 +218,43 @@ class VisionLanguageObjective(nn.Module):
             valid = torch.cat([torch.ones_like(image_found), image_found, text_found])
         return groups, labels, valid
 
-    def _fuse(self, groups: list[_Pairs], *, grid: tuple[int, int]) -> Float[Tensor, "pairs text dim"]:
-        """Text part of the fusion encoder's states (before the final norm), all groups in one batch or in chunks."""
+    def _fuse(
+        self, groups: list[_Pairs], *, grid: tuple[int, int]
+    ) -> tuple[Float[Tensor, "pairs text dim"], Float[Tensor, "pairs dim"]]:
+        """Text part and first token of the fused states (before the final norm), in one batch or in chunks."""
         backbone = self.model.vlmo
         text, mask = torch.cat([pairs.text for pairs in groups]), torch.cat([pairs.mask for pairs in groups])
         image = torch.cat([pairs.image for pairs in groups])
         num_text = text.shape[1]
         position_bias = backbone.make_position_bias(num_text=num_text, grid=grid)
         chunk = self.config.fused_chunk or len(text)
-        states = []
+        texts, firsts = [], []
         for t, m, i in zip(text.split(chunk), mask.split(chunk), image.split(chunk), strict=True):
             sequence = backbone.join(text=t, attention_mask=m, image=i, grid=grid, position_bias=position_bias)
-            states.append(backbone.run(sequence, fusion=True)[:, :num_text])
-        return torch.cat(states)
+            states = backbone.run(sequence, fusion=True)
+            texts.append(sequence.text_part(states))
+            firsts.append(states[:, 0])
+        return torch.cat(texts), torch.cat(firsts)
 
-    def _fused_losses(
-        self, states: Tensor, batch: Batch, rows: Tensor, *, labels: Tensor, valid: Tensor
+    def _masked_language_losses(
+        self, text_states: Float[Tensor, "rows text dim"], batch: Batch, rows: Tensor
     ) -> dict[str, Tensor]:
-        """Losses and accuracies of MLM and ITM; `labels` and `valid` are those of ITM."""
-        backbone, model = self.model.vlmo, self.model
-        losses = {}
-        if self.config.mlm_weight:
-            masked, states = states[: len(rows)], states[len(rows) :]
-            chosen = batch["mlm_labels"][rows] != -100
-            words = batch["mlm_labels"][rows][chosen]
-            logits = model.mlm_head(backbone.norm(masked[chosen]))  # masked positions only
-            losses["mlm"] = mlm_loss(logits, words)
-            losses["mlm_accuracy"] = _accuracy(logits, words)
-        if self.config.itm_weight:
-            assert backbone.pooler is not None  # VLMoForPreTraining always makes one
-            logits = model.match_head(backbone.pooler(backbone.norm(states[:, :1])))
-            losses["itm"] = itm_loss(logits, labels, valid=valid)
-            losses["itm_accuracy"] = _accuracy(logits[valid], labels[valid])
-        return losses
+        """Loss and accuracy of MLM."""
+        chosen = batch["mlm_labels"][rows] != -100
+        words = batch["mlm_labels"][rows][chosen]
+        states = self.model.vlmo.finish(text_states[chosen], modality=LANGUAGE)  # masked positions only
+        logits = self.model.mlm_head(states)
+        return {"mlm": mlm_loss(logits, words), "mlm_accuracy": _accuracy(logits, words)}
+
+    def _matching_losses(
+        self, first: Float[Tensor, "pairs dim"], *, labels: Tensor, valid: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss and accuracy of ITM."""
+        logits = self.model.judge(self.model.vlmo.pool_pair(first))
+        return {
+            "itm": itm_loss(logits, labels, valid=valid),
+            "itm_accuracy": _accuracy(logits[valid], labels[valid]),
+        }
 
 
 def _accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]) -> Float[Tensor, ""]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -9,9 +10,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, ViTImageProcessor
+from transformers import BatchFeature, BeitImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
+from vlmo.processing.sentencepiece import load_sentencepiece
 from vlmo.processing.wordpiece import build_tokenizer, load_vocabulary, train_vocabulary
 
 # 8 keeps matrix shapes friendly to tensor cores, and the number of distinct shapes small.
@@ -19,16 +21,35 @@ PAD_MULTIPLE = 8
 _TEXT_DEFAULTS = {"padding": True, "truncation": True, "pad_to_multiple_of": PAD_MULTIPLE}
 
 
+def image_processor_for(image_size: int) -> BeitImageProcessor:
+    """What `VLMoProcessor` does to images, alone: `save_pretrained` writes it for a model that reads no text.
+
+    Raises:
+        ValueError: `image_size` is not positive.
+    """
+    if image_size < 1:
+        raise ValueError(f"image_size is {image_size}: expected a positive number of pixels")
+    return BeitImageProcessor(  # ViT's does the same to pictures, but cannot make segments of logits
+        do_convert_rgb=True,
+        size={"height": image_size, "width": image_size},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
 class VLMoProcessor(ProcessorMixin):
-    """Square resize for images, lower-cased WordPiece for texts (VLMo, "Input Representations").
+    """Square resize for images, WordPiece (VLMo, "Input Representations") or SentencePiece (BEiT-3) for texts.
 
     `processor(images=..., text=..., return_tensors="pt")` gives `pixel_values`, `input_ids` and `attention_mask`.
     Images are resized by bicubic interpolation without a crop, mean = std = 0.5; transparency is put on white. Texts
-    are cut to `max_text_length` tokens (`[CLS]` and `[SEP]` stay) and padded to the longest one, rounded up to 8.
+    are cut to `max_text_length` tokens (the first and the last one stay: `[CLS]` and `[SEP]`, or `<s>` and `</s>`) and
+    padded to the longest one, rounded up to 8. WordPiece lower-cases, SentencePiece does not.
 
     Args:
-        image_processor: A `ViTImageProcessor` or one that gives the same keys.
-        tokenizer: A `BertTokenizer`; its `model_max_length` is `max_text_length`, a multiple of 8.
+        image_processor: A `BeitImageProcessor` or one that gives the same keys.
+        tokenizer: A `BertTokenizer` or what `load_sentencepiece` gives; its `model_max_length` is `max_text_length`, a
+            multiple of 8.
     """
 
     def __init__(self, image_processor: Any, tokenizer: Any) -> None:
@@ -41,7 +62,23 @@ class VLMoProcessor(ProcessorMixin):
         Raises:
             ValueError: the vocabulary or a size cannot be used.
         """
-        return cls._from_tokens(load_vocabulary(path), image_size=image_size, max_text_length=max_text_length)
+        _check_text_length(max_text_length)
+        tokenizer = build_tokenizer(load_vocabulary(path), max_text_length=max_text_length)
+        return cls(image_processor_for(image_size), tokenizer)
+
+    @classmethod
+    def from_sentencepiece(cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 64) -> Self:
+        """A processor with BEiT-3's tokenizer, from `beit3.spm`; see `load_sentencepiece`.
+
+        The model's word table may have more rows than there are tokens: BEiT-3's has 64,010 for 64,002.
+
+        Raises:
+            ValueError: the file or a size cannot be used.
+            ModuleNotFoundError: `protobuf` is not installed.
+        """
+        _check_text_length(max_text_length)
+        tokenizer = load_sentencepiece(path, max_text_length=max_text_length)
+        return cls(image_processor_for(image_size), tokenizer)
 
     @classmethod
     def train(
@@ -54,28 +91,19 @@ class VLMoProcessor(ProcessorMixin):
         max_text_length: int = 40,
     ) -> Self:
         """A processor whose WordPiece vocabulary is learnt from `corpus`; see `train_vocabulary`."""
+        _check_text_length(max_text_length)
         vocabulary = train_vocabulary(corpus, vocab_size=vocab_size, min_frequency=min_frequency)
-        return cls._from_tokens(vocabulary, image_size=image_size, max_text_length=max_text_length)
+        tokenizer = build_tokenizer(vocabulary, max_text_length=max_text_length)
+        return cls(image_processor_for(image_size), tokenizer)
 
     def with_sizes(self, *, image_size: int, max_text_length: int) -> Self:
-        """The same vocabulary with another image size and text length."""
-        return self._from_tokens(self.tokenizer.get_vocab(), image_size=image_size, max_text_length=max_text_length)
-
-    @classmethod
-    def _from_tokens(cls, vocabulary: dict[str, int], *, image_size: int, max_text_length: int) -> Self:
-        if image_size < 1:
-            raise ValueError(f"image_size is {image_size}: expected a positive number of pixels")
-        if max_text_length < 1 or max_text_length % PAD_MULTIPLE:
-            # Otherwise padding could make a text longer than the model has positions for.
-            raise ValueError(f"max_text_length is {max_text_length}: expected a multiple of {PAD_MULTIPLE}")
-        image_processor = ViTImageProcessor(
-            do_convert_rgb=True,
-            size={"height": image_size, "width": image_size},
-            resample=Image.Resampling.BICUBIC,
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
-        )
-        return cls(image_processor, build_tokenizer(vocabulary, max_text_length=max_text_length))
+        """The same tokenizer with another image size and text length."""
+        _check_text_length(max_text_length)
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.model_max_length = max_text_length
+        # What a saved tokenizer was last asked for; it would win over the new length.
+        tokenizer.init_kwargs.pop("max_length", None)
+        return type(self)(image_processor_for(image_size), tokenizer)
 
     @property
     def image_size(self) -> int:
@@ -84,7 +112,7 @@ class VLMoProcessor(ProcessorMixin):
 
     @property
     def max_text_length(self) -> int:
-        """The most tokens of a text, `[CLS]` and `[SEP]` included."""
+        """The most tokens of a text, the first and the last one included."""
         return self.tokenizer.model_max_length
 
     @property
@@ -111,6 +139,15 @@ class VLMoProcessor(ProcessorMixin):
         defaults = {key: value for key, value in _TEXT_DEFAULTS.items() if key not in kwargs}
         text_kwargs: Any = {**defaults, **kwargs.pop("text_kwargs", {})}
         return super().__call__(images=images, text=text, text_kwargs=text_kwargs, **kwargs)
+
+
+def _check_text_length(max_text_length: int) -> None:
+    """Refuses lengths that are no multiple of 8: padding could make a text longer than the model has positions for."""
+    if max_text_length < 1 or max_text_length % PAD_MULTIPLE:
+        nearest = max(PAD_MULTIPLE, PAD_MULTIPLE * ((max_text_length + PAD_MULTIPLE // 2) // PAD_MULTIPLE))
+        raise ValueError(
+            f"max_text_length is {max_text_length}: expected a multiple of {PAD_MULTIPLE}; the nearest is {nearest}"
+        )
 
 
 def _check_images(images: Any) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import BertTokenizer
+from transformers import BertTokenizer, PreTrainedTokenizerBase
+
+from vlmo.processing.sentencepiece import WORD_START
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION_PREFIX = "##"
@@ -85,15 +87,19 @@ def build_tokenizer(vocabulary: dict[str, int], *, max_text_length: int) -> Bert
     )
 
 
-def continuation_flags(tokenizer: BertTokenizer) -> Bool[np.ndarray, "vocab"]:
-    """True for ids whose token continues a word (`##...`)."""
+def continuation_flags(tokenizer: PreTrainedTokenizerBase) -> Bool[np.ndarray, "vocab"]:
+    """True for ids whose token continues a word: `##...` of WordPiece, or no leading space mark of SentencePiece."""
     flags = np.zeros(len(tokenizer), dtype=bool)
+    wordpiece = isinstance(tokenizer, BertTokenizer)
     for token, number in tokenizer.get_vocab().items():
-        flags[number] = token.startswith(CONTINUATION_PREFIX) and len(token) > len(CONTINUATION_PREFIX)
-    return flags
+        if wordpiece:
+            flags[number] = token.startswith(CONTINUATION_PREFIX) and len(token) > len(CONTINUATION_PREFIX)
+        else:
+            flags[number] = not token.startswith(WORD_START)
+    return flags & ~special_flags(tokenizer)
 
 
-def special_flags(tokenizer: BertTokenizer) -> Bool[np.ndarray, "vocab"]:
+def special_flags(tokenizer: PreTrainedTokenizerBase) -> Bool[np.ndarray, "vocab"]:
     """True for ids of special tokens (padding, unknown, first, last, mask)."""
     flags = np.zeros(len(tokenizer), dtype=bool)
     flags[tokenizer.all_special_ids] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import os
 import platform
@@ -34,16 +35,17 @@ from vlmo.evaluation import (
     text_queries,
     write_report,
 )
+from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
-from vlmo.recipes import emoji
+from vlmo.recipes import emoji, find_recipe
 from vlmo.recipes.recipe import Recipe, VisionStage, build
 from vlmo.recipes.retrieval import (
     RetrievalRows,
     evaluate_with_progress,
     figures_table,
-    load_retrieval_model,
     read_rows,
+    write_card_figures,
     write_figures,
 )
 from vlmo.training import Result, read_metrics
@@ -119,6 +121,12 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
         seconds[name] = result.seconds
     stage3, rows, result = _evaluate(run / emoji.STAGE3 / "model", rerank=RERANK, console=console, seconds=seconds)
     _, _, stageless = _evaluate(run / emoji.STAGELESS / "model", rerank=0, console=console, seconds=seconds)
+    for name, measured, by in (
+        (emoji.STAGE3, result, f"`vlmo quickstart`, shortlist of {RERANK}"),
+        (emoji.STAGELESS, stageless, "`vlmo quickstart`"),
+    ):
+        folder = run / name / "model"
+        write_card_figures(folder, measured, source=emoji.TEST_SOURCE, split="test", measured_by=by)
     write_figures(result, run / "figures.json")
     report = _report(run, stage3, rows, result, stageless=stageless.metrics, seconds=seconds)
     path = write_report(run / "report.html", report)
@@ -151,7 +159,9 @@ def _timed(name: str, seconds: dict[str, float], work: Callable[[], Any]) -> Any
 
 
 def _train(name: str, recipe: Recipe, *, run_dir: Path, console: Console) -> Result:
-    trainer = build(recipe, run_dir=run_dir, console=console, title=name)
+    title = f"emoji-{name}"
+    about = (inspect.getdoc(find_recipe(title)) or title).splitlines()[0]
+    trainer = build(recipe, run_dir=run_dir, console=console, title=title, about=about)
     result = trainer.fit()
     if result.status == "stopped":
         console.print("stopped; the same command goes on")

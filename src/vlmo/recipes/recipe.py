@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 import tyro
@@ -20,6 +20,7 @@ from vlmo.data.masking import BlockMaskConfig
 from vlmo.data.quarantine import keep_good
 from vlmo.data.sources import open_source
 from vlmo.distributed import is_main
+from vlmo.folder import write_card
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.start import FusionStart, StartReport, start_from
@@ -32,12 +33,15 @@ from vlmo.objectives.pretraining import (
 )
 from vlmo.objectives.tokenizer import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
 from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
-from vlmo.recipes.retrieval import Evaluator, dual_encoder_evaluator
+from vlmo.recipes.card import run_card
+from vlmo.recipes.retrieval import Evaluator, last_measurements, read_rows
+from vlmo.recipes.vocabulary import LEARN_VOCABULARY, build_processor, num_word_rows
 from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, claim_run_folder
 
 logger = logging.getLogger(__name__)
 
-LEARN_VOCABULARY = "learn"
+# What no pre-training stage reads.
+_NOT_PRE_TRAINED = ("use_pooler", "use_match_head", "segmentation_layers", "segmentation_channels")
 
 
 def _declared(config_class: type, *, leave_out: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:
@@ -52,7 +56,10 @@ def _declared(config_class: type, *, leave_out: Iterable[str] = ()) -> list[tupl
 
 # Plain dataclasses with the fields of the Hugging Face configurations: those cannot be frozen, nor shown as options.
 ModelConfig: Any = dataclasses.make_dataclass(
-    "ModelConfig", _declared(VLMoConfig, leave_out=("pad_token_id",)), frozen=True, namespace={"__module__": __name__}
+    "ModelConfig",
+    _declared(VLMoConfig, leave_out=("pad_token_id", *_NOT_PRE_TRAINED)),
+    frozen=True,
+    namespace={"__module__": __name__},
 )
 VisualTokenizerConfig: Any = dataclasses.make_dataclass(
     "VisualTokenizerConfig", _declared(VQVisualTokenizerConfig), frozen=True, namespace={"__module__": __name__}
@@ -111,6 +118,7 @@ class DataConfig:
 class TokenizerStage:
     """Trains the visual tokenizer whose tokens stage 1 predicts."""
 
+    title: ClassVar[str] = "visual tokenizer"
     tokenizer: VisualTokenizerConfig = VisualTokenizerConfig()
     """Sizes of the tokenizer."""
     losses: VisualTokenizerObjectiveConfig = VisualTokenizerObjectiveConfig()
@@ -121,6 +129,7 @@ class TokenizerStage:
 class VisionStage:
     """Stage 1, masked image modelling."""
 
+    title: ClassVar[str] = "stage 1, masked image modelling"
     visual_tokenizer: str
     """Model folder of a visual tokenizer, or of DALL-E's (`FlavaImageCodebook`)."""
     masked_share: float = 75 / 196
@@ -135,6 +144,7 @@ class VisionStage:
 class LanguageStage:
     """Stage 2, masked language modelling."""
 
+    title: ClassVar[str] = "stage 2, masked language modelling"
     freeze: bool = True
     """Keep attention and vision experts as stage 1 left them."""
 
@@ -143,6 +153,7 @@ class LanguageStage:
 class VisionLanguageStage:
     """Stage 3, contrast, masked language modelling and matching."""
 
+    title: ClassVar[str] = "stage 3, contrast, masked language modelling and matching"
     losses: VisionLanguageConfig = VisionLanguageConfig()
     """Weights and switches."""
     fusion_experts_from: FusionStart = "language"
@@ -181,10 +192,15 @@ def build(
     *,
     run_dir: str | Path,
     console: Console | None = None,
-    title: str = "training",
+    title: str | None = None,
+    about: str = "",
     device: str | None = None,
 ) -> Trainer:
     """The trainer of a recipe, ready to `fit`; runs that exist in `run_dir` are gone on with.
+
+    Args:
+        title: Name of the recipe, before the progress bar and on the card of the model.
+        about: First line of the recipe's card.
 
     Raises:
         ValueError: Something in the recipe cannot be used; the message says what to change.
@@ -198,11 +214,22 @@ def build(
     objective = _objective(recipe, processor, run_dir=run_dir)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
     loader = Loader(_examples(recipe, data, processor), config=recipe.loader, seed=recipe.seed)
+    evaluators = _evaluators(recipe, processor, run_dir=run_dir)
+    targets = recipe.stage.visual_tokenizer if isinstance(recipe.stage, VisionStage) else None
+    # Now, so that what is wrong with the card of a start folder is told before the training.
+    card = run_card(recipe, data, title=title, about=about, targets=targets, has_words=processor is not None)
+
+    def save_model(folder: Path) -> None:
+        model.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        write_card(folder, dataclasses.replace(card, figures=last_measurements(evaluators, run_dir=run_dir)))
+
     return Trainer(
         objective,
         loader,
         run_dir=run_dir,
-        save_model=lambda folder: _save(model, processor, folder),
+        save_model=save_model,
         config=recipe.trainer,
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
@@ -210,12 +237,12 @@ def build(
         no_weight_decay={f"model.{name}" for name in model.no_weight_decay()}
         if isinstance(model, VLMoPreTrainedModel)
         else (),
-        evaluators=_evaluators(recipe, processor, run_dir=run_dir),
+        evaluators=evaluators,
         after_step=model.clamp_logit_scale_ if isinstance(model, VLMoForPreTraining) else None,
         recipe_json=recipe.to_json(),
         device=device,
         console=console,
-        title=title,
+        title=title or "training",
     )
 
 
@@ -234,19 +261,6 @@ def _check(recipe: Recipe) -> None:
         )
 
 
-def build_processor(recipe: Recipe) -> VLMoProcessor:
-    """The start folder's vocabulary if there is one, else the recipe's."""
-    sizes = {"image_size": recipe.model.image_size, "max_text_length": recipe.text.max_length}
-    if recipe.init is not None:
-        if not (Path(recipe.init) / "config.json").is_file():
-            raise ValueError(f"init: {recipe.init} is no model folder (no config.json); a run leaves one under model/")
-        return VLMoProcessor.from_pretrained(recipe.init).with_sizes(**sizes)
-    if recipe.text.vocabulary != LEARN_VOCABULARY:
-        return VLMoProcessor.from_vocabulary(recipe.text.vocabulary, **sizes)
-    captions = (text for name in recipe.text.learn_from for texts in open_source(name)["captions"] for text in texts)
-    return VLMoProcessor.train(captions, vocab_size=recipe.text.vocab_size, **sizes)
-
-
 def _read(recipe: Recipe, *, run_dir: Path) -> Dataset:
     """The rows that can be used; the others are named in the run folder's quarantine.jsonl."""
     return keep_good(
@@ -262,7 +276,8 @@ def _evaluators(recipe: Recipe, processor: VLMoProcessor | None, *, run_dir: Pat
     if recipe.evaluate_on is None or processor is None or not isinstance(recipe.stage, VisionLanguageStage):
         return []
     quarantine = run_dir / "test.quarantine.jsonl"
-    return [dual_encoder_evaluator(recipe.evaluate_on, split="test", processor=processor, quarantine=quarantine)]
+    rows = read_rows(recipe.evaluate_on, split="test", processor=processor, quarantine=quarantine)
+    return [Evaluator(rows, source=recipe.evaluate_on, split="test")]
 
 
 def _examples(recipe: Recipe, data: Dataset, processor: VLMoProcessor | None) -> Examples:
@@ -291,7 +306,7 @@ def _objective(recipe: Recipe, processor: VLMoProcessor | None, *, run_dir: Path
         return VisualTokenizerObjective(model, config=stage.losses)
     settings = asdict(recipe.model)
     if processor is not None:
-        settings["vocab_size"] = processor.vocab_size
+        settings["vocab_size"] = num_word_rows(recipe, processor)
         settings["pad_token_id"] = processor.tokenizer.pad_token_id
     if isinstance(stage, VisionStage):
         tokenizer = load_visual_tokenizer(stage.visual_tokenizer)
@@ -323,9 +338,3 @@ def _start(
         recipe.init, len(report.loaded), len(report.resized), len(report.filled), len(report.missing),
         run_dir / "start.txt",
     )  # fmt: skip
-
-
-def _save(model: PreTrainedModel, processor: VLMoProcessor | None, folder: Path) -> None:
-    model.save_pretrained(folder)
-    if processor is not None:
-        processor.save_pretrained(folder)

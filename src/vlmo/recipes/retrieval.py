@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +19,20 @@ from torch import Tensor, nn
 
 from vlmo.data.quarantine import keep_good
 from vlmo.data.sources import decode_image, open_source
-from vlmo.evaluation import RetrievalModel, RetrievalResult, RetrievalSet, evaluate_retrieval
-from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.evaluation import RetrievalModel, RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
+from vlmo.folder import Measurement, add_figures
+from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
+from vlmo.recipes.card import data_name
+from vlmo.training import read_metrics
 
-Evaluator = Callable[[nn.Module], dict[str, float]]
 _BATCH = 256
+_RERANKED = "rerank_"
+_LOGGED = "val/"
+_MEANINGS = {
+    "ir": "share of captions whose own image has rank {k} or better among all images of the split",
+    "tr": "share of images with one of their captions at rank {k} or better among all captions of the split",
+}
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,68 @@ def read_rows(source: str, *, split: str, processor: VLMoProcessor, quarantine: 
     return RetrievalRows(rows=rows, processor=processor)
 
 
-def dual_encoder_evaluator(source: str, *, split: str, processor: VLMoProcessor, quarantine: Path) -> Evaluator:
-    """What a run calls to log the dual encoder's recalls on a source."""
-    rows = read_rows(source, split=split, processor=processor, quarantine=quarantine)
-    return lambda model: evaluate_retrieval(cast(RetrievalModel, model), rows.as_set()).metrics
+@dataclass(frozen=True)
+class Evaluator:
+    """What a run calls to measure the dual encoder on the pairs of a source."""
+
+    rows: RetrievalRows
+    source: str
+    split: str
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Recalls, fractions."""
+        return evaluate_retrieval(cast(RetrievalModel, model), self.rows.as_set()).metrics
+
+    def measurements(self, metrics: Mapping[str, float], *, measured_by: str) -> list[Measurement]:
+        """Recalls that this evaluator gave, as the model's card shows them."""
+        ks = sorted({int(name.partition("@")[2]) for name in metrics})
+        chance = chance_metrics(self.rows.as_set().text_to_image, ks=ks)
+        return retrieval_measurements(metrics, chance, source=self.source, split=self.split, measured_by=measured_by)
+
+
+def last_measurements(evaluators: Sequence[Evaluator], *, run_dir: Path) -> tuple[Measurement, ...]:
+    """What a run's last evaluation gave, if it had one."""
+    lines = [line for line in read_metrics(run_dir) if any(name.startswith(_LOGGED) for name in line)]
+    if not lines:
+        return ()
+    metrics = {name.removeprefix(_LOGGED): value for name, value in lines[-1].items() if name.startswith(_LOGGED)}
+    measured_by = f"last evaluation of the run, step {lines[-1]['step']}"
+    return tuple(figure for each in evaluators for figure in each.measurements(metrics, measured_by=measured_by))
+
+
+def retrieval_measurements(
+    metrics: Mapping[str, float], chance: Mapping[str, float], *, source: str, split: str, measured_by: str
+) -> list[Measurement]:
+    """Recalls as a model's card shows them, dated today."""
+    measurements = []
+    for metric, value in metrics.items():
+        plain = metric.removeprefix(_RERANKED)
+        direction, _, k = plain.partition("@")
+        reranked = metric.startswith(_RERANKED)
+        measurements.append(
+            Measurement(
+                metric=metric,
+                name=f"{plain.upper()}, {'reranked' if reranked else 'dual encoder'}",
+                value=value,
+                chance=chance[plain],
+                meaning=_MEANINGS[direction].format(k=k) + (", reordered by the fusion encoder" if reranked else ""),
+                data=data_name(source),
+                split=split,
+                measured_by=measured_by,
+                date=datetime.date.today().isoformat(),
+            )
+        )
+    return measurements
+
+
+def write_card_figures(
+    folder: str | Path, result: RetrievalResult, *, source: str, split: str, measured_by: str
+) -> Path:
+    """Puts the figures of an evaluation into the card of a model folder; the rest of the card stays."""
+    return add_figures(
+        folder,
+        retrieval_measurements(result.metrics, result.chance, source=source, split=split, measured_by=measured_by),
+    )
 
 
 def evaluate_folder(
@@ -94,29 +161,6 @@ def evaluate_folder(
     rows = read_rows(source, split=split, processor=processor, quarantine=Path(folder) / f"{split}.quarantine.jsonl")
     weight = model.config.rerank_weight if rerank_weight is None else rerank_weight
     return evaluate_with_progress(model, rows, rerank=rerank, rerank_weight=weight, console=console)
-
-
-def load_retrieval_model(folder: str | Path) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
-    """Dual encoder and processor of a model folder.
-
-    Raises:
-        ValueError: It is no folder of a model that retrieves.
-    """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
-    settings = json.loads((folder / "config.json").read_text())
-    able = {"VLMoForPreTraining", "VLMoForImageTextRetrieval"}
-    if not able & set(settings.get("architectures") or []):
-        raise ValueError(
-            f"{folder} holds {settings.get('architectures')}; retrieval needs one of {', '.join(sorted(able))} "
-            "(what stage 3 leaves)."
-        )
-    loaded: Any = VLMoForImageTextRetrieval.from_pretrained(folder, output_loading_info=True)
-    model, report = loaded
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} lacks {', '.join(sorted(report['missing_keys']))}")
-    return model.eval(), VLMoProcessor.from_pretrained(folder)
 
 
 def evaluate_with_progress(

@@ -1,6 +1,6 @@
 """The training loop and what it needs: optimizer, schedule, run folder, tracking, processes."""
 
-from vlmo.training.checkpoint import claim_run_folder, write_folder
+from vlmo.training.checkpoint import claim_run_folder
 from vlmo.training.optimizer import OptimizerConfig, describe_groups, param_groups
 from vlmo.training.parallel import choose_device, launch
 from vlmo.training.schedule import ScheduleConfig, lr_at
@@ -21,5 +21,4 @@ __all__ = [
     "lr_at",
     "param_groups",
     "read_metrics",
-    "write_folder",
 ]

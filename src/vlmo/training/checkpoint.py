@@ -6,19 +6,18 @@ all. A training state also carries checksums: one that the disk damaged later is
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vlmo.folder import write_file, write_folder
 from vlmo.training.errors import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -110,38 +109,6 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
         write_file(path, recipe_json)
 
 
-@contextlib.contextmanager
-def write_folder(target: Path) -> Iterator[Path]:
-    """Yields a new empty folder, which takes the name `target` when the block ends well, in the place of any before it.
-
-    A crash at any moment leaves `target` as it was, missing at worst (only when one folder replaces another, for the
-    time between two renames), never in part. An exception in the block leaves `target` as it was.
-    """
-    aside, replaced = target.with_name(f"{target.name}.aside"), target.with_name(f"{target.name}.replaced")
-    for leftover in (aside, replaced):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    aside.mkdir(parents=True)
-    yield aside
-    for path in [*aside.rglob("*"), aside]:
-        _flush_to_disk(path)
-    if target.exists():
-        target.replace(replaced)  # a folder that holds files cannot be replaced in one go
-    aside.replace(target)
-    _flush_to_disk(target.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Puts `text` into `path`: a crash leaves the old content or the new."""
-    aside = path.with_name(f"{path.name}.aside")
-    aside.write_text(text)
-    _flush_to_disk(aside)
-    aside.replace(path)
-    _flush_to_disk(path.parent)
-
-
 def _states(folder: Path) -> list[Path]:
     """Complete states, oldest first."""
     return sorted(path for path in folder.glob("step_*") if not path.suffix)
@@ -167,15 +134,6 @@ def _set_aside(path: Path) -> Path:
         shutil.rmtree(damaged)
     path.replace(damaged)
     return damaged
-
-
-def _flush_to_disk(path: Path) -> None:
-    """Returns when the file, or the names in the folder, have reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

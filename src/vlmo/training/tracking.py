@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vlmo.training.checkpoint import write_file
+from vlmo.folder import write_file
 
 logger = logging.getLogger(__name__)
 

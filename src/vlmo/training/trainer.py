@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vlmo.distributed import all_reduce, barrier, is_main, rank, world_size
-from vlmo.training.checkpoint import claim_run_folder, newest_state, save_state, state_path, write_folder
+from vlmo.folder import write_folder
+from vlmo.training.checkpoint import claim_run_folder, newest_state, save_state, state_path
 from vlmo.training.errors import TrainingError
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, no_sync, to_device, wrap

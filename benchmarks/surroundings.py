@@ -1,0 +1,36 @@
+"""What the figures of a benchmark depend on beside its settings."""
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def surroundings(script: str, arguments: Sequence[str], *, packages: Sequence[str]) -> dict[str, Any]:
+    """Date, command, commit, versions of `packages` and machine, ready for JSON."""
+    cpu = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    folder = Path(__file__).parent
+    has_git = shutil.which("git") is not None
+    commit = subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=False).stdout if has_git else ""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", f"benchmarks/{script}", *arguments]),
+        "commit": commit.strip() or "unknown",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "hardware": {
+            "cpu": model[1] if model else platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }

@@ -1,0 +1,16 @@
+"""Folders that are whole or not there, and the card of a model folder."""
+
+from vlmo.folder.card import add_figures, read_data, write_card
+from vlmo.folder.contents import DataSource, Measurement, ModelCard
+from vlmo.folder.whole import write_file, write_folder
+
+__all__ = [
+    "DataSource",
+    "Measurement",
+    "ModelCard",
+    "add_figures",
+    "read_data",
+    "write_card",
+    "write_file",
+    "write_folder",
+]

@@ -1,0 +1,55 @@
+"""Folders and files that are whole or not there, whatever interrupts their writing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def write_folder(target: Path) -> Iterator[Path]:
+    """Yields a new empty folder, which takes the name `target` when the block ends well, in the place of any before it.
+
+    A crash at any moment leaves `target` as it was, missing at worst (only when one folder replaces another, for the
+    time between two renames), never in part. An exception in the block leaves `target` as it was,
+    and nothing beside it.
+    """
+    aside, replaced = target.with_name(f"{target.name}.aside"), target.with_name(f"{target.name}.replaced")
+    for leftover in (aside, replaced):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # it may have filled the disk
+        raise
+    for path in [*aside.rglob("*"), aside]:
+        _flush_to_disk(path)
+    if target.exists():
+        target.replace(replaced)  # a folder that holds files cannot be replaced in one go
+    aside.replace(target)
+    _flush_to_disk(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Puts `text` into `path`: a crash leaves the old content or the new."""
+    aside = path.with_name(f"{path.name}.aside")
+    aside.write_text(text, encoding="utf-8")
+    _flush_to_disk(aside)
+    aside.replace(path)
+    _flush_to_disk(path.parent)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Returns when the file, or the names in the folder, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

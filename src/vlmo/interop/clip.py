@@ -1,0 +1,150 @@
+"""A model folder for programs that expect a CLIP of open_clip, among them clip_benchmark.
+
+Neither package is needed here: both call what they are handed. Only `register` imports clip_benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from vlmo.interop.retrieval_model import load_retrieval_model
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.processing import VLMoProcessor
+from vlmo.processing.processor import PAD_MULTIPLE
+
+MODEL_TYPE = "vlmo"
+"""The name of our models in clip_benchmark, after `register`."""
+
+
+class ClipModel(nn.Module):
+    """The dual encoder with open_clip's methods.
+
+    Both encoders return vectors of length one whatever `normalize` says: VLMo compares no others.
+
+    Args:
+        model: What `from_pretrained` gives.
+        pad_token_id: Fills up short texts; the attention mask is read off it.
+    """
+
+    def __init__(self, model: VLMoForImageTextRetrieval, *, pad_token_id: int) -> None:
+        super().__init__()
+        self.model = model
+        self.pad_token_id = pad_token_id
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """Natural logarithm of the inverse temperature, a scalar as in open_clip."""
+        return self.model.contrast_head.logit_scale[0]
+
+    def encode_image(
+        self, image: Float[Tensor, "batch 3 height width"], *, normalize: bool = False
+    ) -> Float[Tensor, "batch dim"]:
+        """L2-normalised embeddings of what `preprocess` gives."""
+        del normalize
+        return self.model.get_image_features(image.to(self.model.dtype))
+
+    def encode_text(self, text: Int[Tensor, "batch text"], *, normalize: bool = False) -> Float[Tensor, "batch dim"]:
+        """L2-normalised embeddings of what `tokenizer` gives."""
+        del normalize
+        attention_mask = self._attention_mask(text)
+        # Columns that are padding in every row change nothing and cost time.
+        longest = int(attention_mask.sum(dim=1).max())
+        width = min(text.shape[1], -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE)
+        return self.model.get_text_features(text[:, :width], attention_mask[:, :width])
+
+    def forward(
+        self, image: Float[Tensor, "images 3 height width"] | None = None, text: Int[Tensor, "texts text"] | None = None
+    ) -> tuple[Float[Tensor, "images dim"] | None, Float[Tensor, "texts dim"] | None, Float[Tensor, ""]]:
+        """Embeddings of what is given, and the inverse temperature."""
+        images = None if image is None else self.encode_image(image)
+        texts = None if text is None else self.encode_text(text)
+        return images, texts, self.logit_scale.exp()
+
+    def _attention_mask(self, text: Int[Tensor, "batch text"]) -> Bool[Tensor, "batch text"]:
+        # Up to the last token that is no padding: a text may itself spell "[PAD]".
+        places = torch.arange(text.shape[1], device=text.device)
+        lengths = ((places + 1) * (text != self.pad_token_id)).amax(dim=1)
+        return places < lengths[:, None]
+
+
+class ClipPreprocess:
+    """Picture to `pixel_values`, exactly as the processor of the folder does it; takes the place of a transform."""
+
+    def __init__(self, processor: VLMoProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
+        """Square resize and normalisation; transparency becomes white."""
+        return self.processor(images=picture, return_tensors="pt")["pixel_values"][0]
+
+
+class ClipTokenizer:
+    """Texts to token ids, all of the same length.
+
+    Attributes:
+        context_length: Tokens in a row, `[CLS]`, `[SEP]` and padding included.
+    """
+
+    def __init__(self, processor: VLMoProcessor) -> None:
+        self.processor = processor
+        self.context_length = processor.max_text_length
+
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Int[Tensor, "batch text"]:
+        """Token ids, cut or filled up to `context_length` (by default the one of the folder)."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        encoded = self.processor(
+            text=texts,
+            padding="max_length",
+            truncation=True,
+            max_length=context_length or self.context_length,
+            pad_to_multiple_of=None,
+            return_tensors="pt",
+        )
+        return encoded["input_ids"]
+
+
+def load_open_clip(
+    folder: str | Path, *, device: str | torch.device = "cpu"
+) -> tuple[ClipModel, ClipPreprocess, ClipTokenizer]:
+    """Model, preprocess and tokenizer of a model folder, in the order of clip_benchmark's loaders.
+
+    Raises:
+        ValueError: The folder holds no model that retrieves.
+    """
+    model, processor = load_retrieval_model(folder)
+    adapted = ClipModel(model, pad_token_id=processor.tokenizer.pad_token_id).to(device).eval()
+    return adapted, ClipPreprocess(processor), ClipTokenizer(processor)
+
+
+def register() -> None:
+    """Teaches clip_benchmark the model type `vlmo`, whose `pretrained` is a model folder.
+
+    Its command line then takes `--model_type vlmo --pretrained FOLDER`, in the same process.
+
+    Raises:
+        ImportError: clip_benchmark is not installed.
+    """
+    try:
+        from clip_benchmark import models
+    except ImportError as error:
+        raise ImportError("register needs clip_benchmark: pip install 'vlmo[clip-benchmark]'") from error
+    loaders: dict[str, Any] = models.TYPE2FUNC
+    loaders[MODEL_TYPE] = _load_for_clip_benchmark
+    # The command line holds this very list.
+    if MODEL_TYPE not in models.MODEL_TYPES:
+        models.MODEL_TYPES.append(MODEL_TYPE)
+
+
+def _load_for_clip_benchmark(
+    model_name: str, pretrained: str, cache_dir: str | None, device: str | torch.device
+) -> tuple[ClipModel, ClipPreprocess, ClipTokenizer]:
+    """clip_benchmark names the arguments; `model_name` only labels its results, and nothing is downloaded."""
+    del model_name, cache_dir
+    return load_open_clip(pretrained, device=device)

@@ -1,0 +1,128 @@
+"""An exported folder in ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vlmo.interop.onnx_graphs import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER
+
+DESCRIPTION = "onnx.json"
+
+
+class OnnxSession:
+    """A graph in ONNX Runtime on the CPU, with tensors in and out.
+
+    Args:
+        num_threads: Of one operation; by default as many as PyTorch uses.
+    """
+
+    def __init__(self, file: str | Path, *, num_threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.inputs = {tensor.name: _description(tensor) for tensor in self.session.get_inputs()}
+        self.outputs = {tensor.name: _description(tensor) for tensor in self.session.get_outputs()}
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        """Outputs for inputs in the order of the graph."""
+        given = {name: tensor.numpy() for name, tensor in zip(self.inputs, tensors, strict=True)}
+        return [torch.from_numpy(np.asarray(output)) for output in self.session.run(None, given)]
+
+
+def _description(tensor: Any) -> dict[str, Any]:
+    return {"type": tensor.type, "shape": list(tensor.shape)}
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """ITC's temperature, where `evaluate_retrieval` looks for it."""
+
+    logit_scale: Float[Tensor, "1"]
+
+
+class OnnxRetrievalModel:
+    """Dual encoder and, if it was exported, fusion encoder of a folder.
+
+    It has the methods of `VLMoForImageTextRetrieval` that `evaluate_retrieval` calls, which takes it as a model.
+
+    Args:
+        folder: Written by `write_onnx`.
+        int8: Whether to run the quantised files.
+
+    Raises:
+        ValueError: The folder holds no dual encoder, or no quantised files.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: str | Path, *, int8: bool = False, num_threads: int | None = None) -> None:
+        folder = Path(folder)
+        description = read_description(folder)
+        graphs = description["graphs"]
+        if description["logit_scale"] is None:
+            raise ValueError(
+                f"{folder} holds a {description['model_class']}, which does not search; export a retrieval model."
+            )
+        variant = "int8" if int8 else "float32"
+        if any(graph[variant] is None for graph in graphs.values()):
+            raise ValueError(f"{folder} holds no int8 files; export it again with int8.")
+        self.sessions = {
+            name: OnnxSession(folder / graph[variant]["file"], num_threads=num_threads)
+            for name, graph in graphs.items()
+        }
+        self.contrast_head = Temperature(torch.tensor([description["logit_scale"]]))
+
+    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """L2-normalised image vectors."""
+        return self.sessions[IMAGE_ENCODER](pixel_values)[0]
+
+    def get_text_features(
+        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"]
+    ) -> Float[Tensor, "batch dim"]:
+        """L2-normalised text vectors."""
+        return self.sessions[TEXT_ENCODER](input_ids, attention_mask)[0]
+
+    def match(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        input_ids: Int[Tensor, "batch text"],
+        attention_mask: Int[Tensor, "batch text"],
+    ) -> Float[Tensor, "batch 2"]:
+        """Matching logits, class 1 = match.
+
+        Raises:
+            ValueError: There is no fusion encoder in the folder.
+        """
+        if FUSION_ENCODER not in self.sessions:
+            raise ValueError("This folder holds no fusion encoder: its model has no matching head.")
+        return self.sessions[FUSION_ENCODER](pixel_values, input_ids, attention_mask)[0]
+
+    def modules(self) -> Iterator[nn.Module]:
+        """None: nothing here has a mode."""
+        return iter(())
+
+    def eval(self) -> OnnxRetrievalModel:
+        """Itself."""
+        return self
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `write_onnx` says about a folder.
+
+    Raises:
+        ValueError: It has not written this one.
+    """
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        raise ValueError(f"{folder} is no ONNX export: it has no {DESCRIPTION}; write one with vlmo export.")
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -1,0 +1,286 @@
+"""Pipelines for two tasks that transformers has none for: questions about a picture, and whether a text fits it.
+
+`import vlmo` registers both, so `transformers.pipeline("visual-question-answering", model=FOLDER)` works as for any
+other task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from transformers import (
+    AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotImageClassification,
+    BatchFeature,
+    PreTrainedModel,
+    pipelines,
+)
+from transformers.image_utils import load_image
+from transformers.models.auto import modeling_auto
+from transformers.pipelines.base import ChunkPipeline, Pipeline
+from transformers.processing_utils import ProcessorMixin
+
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageTextRetrieval,
+    VLMoForPreTraining,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoPreTrainedModel,
+)
+from vlmo.processing import VLMoProcessor
+
+QUESTION_TASK = "visual-question-answering"
+MATCHING_TASK = "image-text-matching"
+
+# A PIL image, a local path, or a string that transformers' `load_image` takes (an address or base64).
+Picture = Image.Image | str | Path
+
+
+class _Complete:
+    """Refuses a folder that lacks tensors of the model: a head that is left random gives answers all the same."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str, *args: Any, **options: Any) -> PreTrainedModel:
+        """The model, all of it out of the folder.
+
+        Raises:
+            LookupError: Tensors are missing. (transformers would bury a ValueError under its own attempts to load.)
+        """
+        loader: Any = super()
+        model, report = loader.from_pretrained(folder, *args, output_loading_info=True, **options)
+        if missing := sorted(report["missing_keys"]):
+            raise LookupError(
+                f"{folder} lacks {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...): it holds a "
+                "model for another purpose. Train one for this task from it first."
+            )
+        return model
+
+
+class _QuestionModel(_Complete, AutoModelForVisualQuestionAnswering):
+    """Loads the model of a folder for questions."""
+
+
+class _MatchingModel(_Complete, AutoModelForZeroShotImageClassification):
+    """Loads the model of a folder for matching."""
+
+
+class _PairPipeline(Pipeline):
+    """What both pipelines share: a processor, and inputs that are an image with a text.
+
+    Args:
+        model: A model of one of `model_classes`.
+        processor: By default that of the folder which the model came from.
+        options: As in any pipeline: `device`, `batch_size`, and what a call takes.
+    """
+
+    _load_processor = None
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+
+    model: Any
+    processor: Any
+    model_classes: tuple[type[PreTrainedModel], ...] = ()
+    text_key = ""
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **options: Any) -> None:
+        # A wrapper, such as PEFT's, is none of ours and hands on what it wraps.
+        if isinstance(model, VLMoPreTrainedModel) and not isinstance(model, self.model_classes):
+            wanted = " or ".join(each.__name__ for each in self.model_classes)
+            raise ValueError(f"{type(self).__name__} got a {type(model).__name__}: expected {wanted}")
+        super().__init__(model, processor=processor or _processor_of(model), **options)
+
+    def _pair(self, image: Any, text: Any) -> Any:
+        """One pair as a dictionary; a list, generator or data set of such dictionaries goes through."""
+        if text is not None:
+            return {"image": image, self.text_key: text}
+        if image is None or isinstance(image, Image.Image | str | Path):
+            raise ValueError(f"got an image without {self.text_key}: give both, or a list of dictionaries with both")
+        return image
+
+    def _open_pair(self, pair: Any, *, timeout: float | None) -> tuple[Image.Image, Any]:
+        if not isinstance(pair, dict) or not {"image", self.text_key} <= pair.keys():
+            raise ValueError(f"got {pair!r:.120}: expected a dictionary with 'image' and '{self.text_key}'")
+        return open_picture(pair["image"], timeout=timeout), pair[self.text_key]
+
+
+class VisualQuestionAnsweringPipeline(_PairPipeline):
+    """Answers to a question about a picture, out of the fixed set `model.config.id2label`, best first.
+
+    ```python
+    answer = pipeline("visual-question-answering", model="FOLDER")
+    answer("cat.png", question="what color is the cat?", top_k=2)
+    # [{"score": 0.93, "answer": "black"}, {"score": 0.21, "answer": "white"}]
+    answer([{"image": "cat.png", "question": "how many cats?"}, ...], batch_size=8)
+    ```
+
+    A score is the sigmoid of an answer's logit: several answers may be right, and the scores need not add up to one.
+    """
+
+    model_classes = (VLMoForVisualQuestionAnswering,)
+    text_key = "question"
+
+    def __call__(self, image: Any = None, *, question: str | None = None, **options: Any) -> Any:
+        """A list of `{"score", "answer"}`; for several pairs, a list (or iterator) of such lists.
+
+        Args:
+            image: A PIL image, a local path or what transformers' `load_image` takes; or, without `question`, a list,
+                generator or data set of `{"image": ..., "question": ...}`.
+            options: `top_k` (5 by default), `timeout` in seconds for images that are fetched, `batch_size`.
+
+        Raises:
+            ValueError: No question, no image, or `top_k` below 1.
+        """
+        return super().__call__(self._pair(image, question), **options)
+
+    def _sanitize_parameters(
+        self, *, top_k: int | None = None, timeout: float | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}: expected the number of answers to return, from 1 up")
+        return _given(timeout=timeout), {}, _given(top_k=top_k)
+
+    def preprocess(self, pair: Any, timeout: float | None = None) -> BatchFeature:
+        """Tensors of one pair."""
+        image, question = self._open_pair(pair, timeout=timeout)
+        return self.processor(images=image, text=question, return_tensors="pt").to(self.dtype)
+
+    def _forward(self, model_inputs: BatchFeature) -> dict[str, torch.Tensor]:
+        return {"logits": self.model(**model_inputs).logits}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor], top_k: int = 5) -> list[dict[str, Any]]:
+        """The best answers of one pair."""
+        scores = model_outputs["logits"][0].float().sigmoid()
+        best = scores.topk(min(top_k, len(scores)))
+        answers = self.model.config.id2label
+        return [
+            {"score": score, "answer": answers[number]}
+            for score, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
+    """Whether each of some texts describes a picture, by the fusion encoder's matching head, best first.
+
+    ```python
+    match = pipeline("image-text-matching", model="FOLDER")
+    match("cat.png", text=["a black cat", "a dog"], batch_size=8)
+    # [{"text": "a black cat", "score": 0.98}, {"text": "a dog", "score": 0.01}]
+    match([{"image": "cat.png", "text": "a black cat"}, {"image": "dog.png", "text": ["a dog", "a fox"]}])
+    ```
+
+    A score is the softmax share of "match" for that one pair, so the scores of several texts do not compete. For
+    many texts the task `zero-shot-image-classification` is faster: it embeds each text once. `batch_size` counts pairs.
+    """
+
+    model_classes = (VLMoForImageTextRetrieval, VLMoForPreTraining)
+    text_key = "text"
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **options: Any) -> None:
+        super().__init__(model, processor, **options)
+        if not self.model.config.use_match_head:
+            raise ValueError("this model has no matching head (use_match_head is False), so it judges no pairs")
+
+    def __call__(self, image: Any = None, *, text: str | list[str] | None = None, **options: Any) -> Any:
+        """A list of `{"text", "score"}`; for several images, a list (or iterator) of such lists.
+
+        Args:
+            image: A PIL image, a local path or what transformers' `load_image` takes; or, without `text`, a list,
+                generator or data set of `{"image": ..., "text": ...}`.
+            text: A text or several.
+            options: `timeout` in seconds for images that are fetched, `batch_size`.
+
+        Raises:
+            ValueError: No text or no image.
+        """
+        return super().__call__(self._pair(image, text), **options)
+
+    def _sanitize_parameters(
+        self, *, timeout: float | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return _given(timeout=timeout), {}, {}
+
+    def preprocess(self, pair: Any, timeout: float | None = None) -> Iterator[dict[str, Any]]:
+        """Tensors of the image with each of its texts in turn."""
+        image, texts = self._open_pair(pair, timeout=timeout)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise ValueError("text is an empty list: expected at least one text for each image")
+        pixels = self.processor(images=image, return_tensors="pt").to(self.dtype)
+        for number, text in enumerate(texts, start=1):
+            tokens = self.processor(text=text, return_tensors="pt")
+            yield {"is_last": number == len(texts), "text": text, **pixels, **tokens}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        is_last, text = model_inputs.pop("is_last"), model_inputs.pop("text")
+        return {"is_last": is_last, "text": text, "logits": self.model.match(**model_inputs)}
+
+    def postprocess(self, model_outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The texts of one image."""
+        scored = [
+            {"text": output["text"], "score": output["logits"][0].float().softmax(dim=-1)[1].item()}
+            for output in model_outputs
+        ]
+        return sorted(scored, key=lambda entry: -entry["score"])
+
+
+def register() -> None:
+    """Makes `transformers.pipeline` know both tasks. Calling it again changes nothing."""
+    # transformers 5 has dropped a pipeline of this name, and refuses the name before it looks for a registered one.
+    vars(pipelines).get("REMOVED_TASKS", {}).pop(QUESTION_TASK, None)
+    # Not by `register_pipeline`: what it registers makes `Pipeline.save_pretrained` copy this file into the folder, and
+    # the folder then asks for `trust_remote_code`.
+    for task, pipeline_class, loader in (
+        (QUESTION_TASK, VisualQuestionAnsweringPipeline, _QuestionModel),
+        (MATCHING_TASK, ImageTextMatchingPipeline, _MatchingModel),
+    ):
+        entry = {"impl": pipeline_class, "pt": (loader,), "type": "multimodal"}
+        pipelines.PIPELINE_REGISTRY.supported_tasks[task] = entry
+    # The pipeline for segmentation looks into a copy of this table, which lacks registered classes, and logs an error
+    # for ours although they work.
+    names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+    names[VLMoConfig.model_type] = VLMoForSemanticSegmentation.__name__
+
+
+def open_picture(image: Picture, *, timeout: float | None = None) -> Image.Image:
+    """The picture, the right way up. Transparency is kept where it can be: the processor puts it on white.
+
+    Raises:
+        ValueError: It is no PIL image, no path, and nothing that transformers' `load_image` takes.
+        OSError: The file cannot be read, or is no picture.
+    """
+    if not isinstance(image, Image.Image | str | Path):
+        raise ValueError(f"image is a {type(image).__name__}: expected a PIL image, a path, an address or base64")
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image)
+    if isinstance(image, Path) or _is_file(image):
+        with Image.open(image) as opened:
+            return ImageOps.exif_transpose(opened)
+    return load_image(image, timeout=timeout)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a base64 string is too long for a name
+        return False
+
+
+def _given(**parameters: Any) -> dict[str, Any]:
+    """Without what is None: a pipeline must be able to tell what a call has set from what it has not."""
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _processor_of(model: PreTrainedModel) -> ProcessorMixin:
+    folder = model.name_or_path or ""
+    try:
+        return VLMoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        where = f"in {folder}" if folder else "for a model that came from no folder"
+        raise ValueError(f"there is no processor {where}: pass processor=..., or a folder that holds one") from error

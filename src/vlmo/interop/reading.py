@@ -1,0 +1,244 @@
+"""Reads other people's files without running anything that is inside them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import pickletools
+import re
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_WRAPPERS = ("state_dict", "module", "model")
+_PARALLEL_PREFIX = "module."
+_INDEX_SUFFIX = ".index.json"
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+# How torch names what it refused to call.
+_REFUSED = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)")
+# A damaged pickle can end in any of these, depending on the byte where it breaks.
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    OSError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights were found.
+
+    Attributes:
+        wrapper: Key that they lay under in the file; empty at the top.
+        beside: Entries of the file that are no weights, such as `epoch`.
+        config: `config.json` of a folder.
+    """
+
+    path: Path
+    wrapper: str = ""
+    beside: list[str] = field(default_factory=list)
+    config: dict[str, Any] | None = None
+
+
+def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Origin]:
+    """Named tensors of a torch file, a safetensors file, or a folder with one of these, maybe in shards.
+
+    Tensors of large files stay on the disk until they are used.
+
+    Raises:
+        ValueError: No such file, no weights in it, a damaged file, or one that could only be read by running its code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected a checkpoint, or a folder with config.json and weights")
+    content = _read_file(path)
+    weights, wrapper, beside = _unwrap(content, path)
+    return weights, Origin(path, wrapper=wrapper, beside=beside)
+
+
+def read_labels(path: str | Path, *, count: int) -> list[str]:
+    """Names of `count` answers or classes, in the order of their numbers.
+
+    The file is a JSON list, a JSON object {answer: number} or {number: answer}, JSON lines with `answer` and `label`,
+    or text with one answer a line.
+
+    Raises:
+        ValueError: None of these forms, or the numbers are not 0 to `count` - 1.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected a list of answers")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text; expected answers as JSON, JSON lines or one a line") from None
+    numbered = _parse_labels(text.strip(), path)
+    if sorted(numbered) != list(range(count)):
+        raise ValueError(
+            f"{path} names {len(numbered)} answers; the checkpoint has {count}, numbered from 0. Give the list of"
+            " answers that it was trained with"
+        )
+    return [numbered[number] for number in range(count)]
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], Origin]:
+    for name in _FOLDER_FILES:
+        for file in (folder / name, folder / f"{name}{_INDEX_SUFFIX}"):
+            if not file.is_file():
+                continue
+            config_file = folder / "config.json"
+            config = _read_json(config_file) if config_file.is_file() else None
+            if config is not None and not isinstance(config, dict):
+                raise ValueError(f"{config_file} holds no JSON object; expected the configuration of a model")
+            weights: dict[str, Tensor] = {}
+            beside: list[str] = []
+            for shard in _shards(file) if file.name.endswith(_INDEX_SUFFIX) else [file]:
+                part, _, others = _unwrap(_read_file(shard), shard)
+                weights |= part
+                beside += others
+            return weights, Origin(folder, beside=beside, config=config)
+    raise ValueError(
+        f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, or shards of one with their index"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    content = _read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index} has no weight_map; expected the index of a sharded model")
+    # Only names, so that an index cannot point outside its folder.
+    return [index.with_name(Path(str(name)).name) for name in sorted(set(map(str, names.values())))]
+
+
+def _read_file(path: Path) -> object:
+    if not path.is_file():
+        raise ValueError(f"no file {path}, which the index of the folder names; the download is incomplete")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as problem:
+            raise ValueError(f"{path} is truncated, damaged or no safetensors file ({_short(problem)})") from None
+    return _read_pickle(path)
+
+
+def _read_pickle(path: Path) -> object:
+    """What a torch file holds: tensors and plain containers only, nothing that would run."""
+    zipped = _is_zip(path)  # the form before torch 1.6 cannot be mapped into memory
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the form of the pickle; what cannot be read fails below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as problem:
+        if (culprit := _foreign_code(str(problem), path)) is None:
+            raise ValueError(_damaged(path)) from None
+        raise ValueError(
+            f"{path} was refused: reading it would run code ({culprit}). If you trust its author, re-save its weights"
+            " alone where it was made: torch.save({'state_dict': model.state_dict()}, FILE)"
+        ) from None
+    except _DAMAGED:
+        raise ValueError(_damaged(path)) from None
+
+
+def _foreign_code(message: str, path: Path) -> str | None:
+    """What torch refused to call, by its message or, where that names nothing, by the first name in a bare pickle."""
+    if found := re.search(
+        r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)", message
+    ):
+        return found[1] or found[2]
+    strings: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for operation, value, _ in pickletools.genops(file):
+                if operation.name == "GLOBAL":
+                    return str(value).replace(" ", ".")
+                if operation.name == "STACK_GLOBAL":
+                    return ".".join(strings[-2:])
+                if isinstance(value, str):
+                    strings.append(value)
+    except _DAMAGED:
+        return None
+    return None
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} cannot be read: it is truncated, damaged, or no checkpoint of torch ({path.stat().st_size} bytes)"
+
+
+def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The weights in what a file holds, the key they lay under, and the names of all else."""
+    wrapper, beside = "", []
+    if isinstance(content, Mapping):
+        for name in _WRAPPERS:
+            if isinstance(inner := content.get(name), Mapping):
+                wrapper, beside = name, [str(key) for key in content if key != name]
+                content = inner
+                break
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors")
+    weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise ValueError(
+            f"{path} holds no named tensors, neither at the top nor under {', '.join(_WRAPPERS)}; it is no checkpoint"
+        )
+    beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
+        weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
+    return weights, wrapper, beside
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise ValueError(f"{path} is no JSON ({_short(problem)})") from None
+
+
+def _parse_labels(text: str, path: Path) -> dict[int, str]:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    try:
+        if isinstance(content, list):
+            return {number: str(answer) for number, answer in enumerate(content)}
+        if isinstance(content, dict) and not {"answer", "label"} <= content.keys():
+            if all(isinstance(value, int) for value in content.values()):
+                return {number: answer for answer, number in content.items()}
+            return {int(number): str(answer) for number, answer in content.items()}
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines and lines[0].startswith("{"):
+            rows = [json.loads(line) for line in lines]
+            return {int(row["label"]): str(row["answer"]) for row in rows}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} is no list of answers; expected a JSON list, JSON {{answer: number}} or {{number: answer}}, JSON"
+            " lines with answer and label, or one answer a line"
+        ) from None
+    return dict(enumerate(lines))
+
+
+def _short(problem: Exception) -> str:
+    return " ".join(str(problem).split())[:200]

@@ -1,0 +1,299 @@
+"""A model folder in sentence-transformers: one space for pictures and texts, and the fusion encoder as a cross-encoder.
+
+`SentenceTransformer.save` leaves a folder that is a model folder too. It names the classes below in `modules.json`, and
+sentence-transformers (6 and later) imports classes of others only with `trust_remote_code=True`; the two `load_`
+functions here need no such trust, for they import nothing that a folder names.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from vlmo.interop.retrieval_model import check_model_folder, load_by_name
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.processing import VLMoProcessor
+from vlmo.processing.processor import PAD_MULTIPLE
+
+try:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers.base.modality import is_image_url_or_path
+    from sentence_transformers.base.modules import InputModule
+except ImportError as error:
+    raise ImportError(
+        "vlmo.interop.sentence_transformer needs sentence-transformers 6: pip install 'vlmo[sentence-transformers]'"
+    ) from error
+
+Features = dict[str, Any]
+"""Tensors by name, handed from module to module."""
+Device = str | torch.device | None
+"""None: the first accelerator that sentence-transformers finds, or the CPU."""
+
+_SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
+_ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": nn.Identity,
+    "torch.nn.modules.activation.Sigmoid": nn.Sigmoid,
+}
+
+
+class _FolderModule(InputModule, ABC):
+    """What both modules share: a model and its processor, kept in the root of the folder."""
+
+    def __init__(self, model: VLMoForImageTextRetrieval, processor: VLMoProcessor) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of the processor."""
+        return self.processor.tokenizer
+
+    @property
+    def max_seq_length(self) -> int:
+        """The most tokens of a text."""
+        return self.processor.max_text_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        longest = self.model.config.max_text_positions // PAD_MULTIPLE * PAD_MULTIPLE
+        if value % PAD_MULTIPLE or not 0 < value <= longest:
+            raise ValueError(f"max_seq_length is {value}: expected a multiple of {PAD_MULTIPLE} up to {longest}.")
+        self.processor.tokenizer.model_max_length = value
+
+    def save(self, output_path: str, *, safe_serialization: bool = True) -> None:
+        """Writes a model folder; always safetensors."""
+        del safe_serialization
+        self.model.save_pretrained(output_path)
+        self.processor.save_pretrained(output_path)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        *,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        model_kwargs: Mapping[str, Any] | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        config_kwargs: Mapping[str, Any] | None = None,
+        backend: str = "torch",
+        **kwargs: Any,
+    ) -> Self:
+        """What sentence-transformers calls; the arguments are its own.
+
+        Raises:
+            ValueError: The folder holds no model that retrieves, or an argument is not supported.
+        """
+        del kwargs  # `trust_remote_code` and the like: no code is loaded here.
+        if backend != "torch" or processor_kwargs or config_kwargs:
+            raise ValueError(
+                f"VLMo loads with backend 'torch' and without processor_kwargs and config_kwargs; got {backend!r}, "
+                f"{processor_kwargs} and {config_kwargs}. Change the folder's files instead."
+            )
+        hub = {
+            "subfolder": subfolder,
+            "token": token,
+            "cache_dir": cache_folder,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
+        return cls(*load_by_name(model_name_or_path, hub=hub, settings=model_kwargs))
+
+    def _pixel_values(self, pictures: Sequence[Any]) -> Features:
+        return dict(self.processor(images=list(pictures), return_tensors="pt"))
+
+    def _tokens(self, texts: Sequence[str], *, prompt: str | None) -> Features:
+        prompted = [(prompt or "") + text for text in texts]
+        # A saved tokenizer remembers the length that it was last used with, and transformers prefers that.
+        return dict(self.processor(text=prompted, max_length=self.max_seq_length, return_tensors="pt"))
+
+
+class VLMoEmbedder(_FolderModule):
+    """The dual encoder: strings and pictures, in one list if need be, to L2-normalised vectors of one space."""
+
+    @property
+    def modalities(self) -> list[Any]:
+        """Strings and pictures. `message` lets lists of both pass; chat messages themselves are refused."""
+        return ["text", "image", "message"]
+
+    def get_embedding_dimension(self) -> int | None:
+        """Length of a vector."""
+        return self.model.config.projection_size
+
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, *, task: str | None = None, **kwargs: Any
+    ) -> Features:
+        """Tokens of the strings and pixel values of the pictures; `order` where there are both.
+
+        Args:
+            inputs: Strings, pictures (PIL, arrays or tensors), or `{"text": ...}` and `{"image": ...}`.
+            prompt: Put in front of each string.
+            task: `query` or `document`; both are embedded alike.
+
+        Raises:
+            ValueError: An input is neither string nor picture, or an argument is not supported.
+        """
+        del task
+        _refuse(kwargs)
+        kinds, values = zip(*map(_classify, inputs), strict=True)
+        rows = {kind: [row for row, given in enumerate(kinds) if given == kind] for kind in ("image", "text")}
+        features: Features = {}
+        if rows["image"]:
+            features |= self._pixel_values([values[row] for row in rows["image"]])
+        if rows["text"]:
+            features |= self._tokens([values[row] for row in rows["text"]], prompt=prompt)
+        if rows["image"] and rows["text"]:
+            # Where each input stands when all pictures come before all texts.
+            features["order"] = torch.tensor(rows["image"] + rows["text"]).argsort()
+        return features
+
+    def forward(self, features: Features) -> Features:
+        """Adds `sentence_embedding`, (batch, dim)."""
+        model, parts = self.model, []
+        if "pixel_values" in features:
+            parts.append(model.get_image_features(features["pixel_values"].to(model.dtype)))
+        if "input_ids" in features:
+            parts.append(model.get_text_features(features["input_ids"], features["attention_mask"]))
+        embeddings = parts[0] if len(parts) == 1 else torch.cat(parts)[features["order"]]
+        return features | {"sentence_embedding": embeddings}
+
+
+class VLMoPairScorer(_FolderModule):
+    """The fusion encoder: log-odds that a string and a picture belong together."""
+
+    def __init__(self, model: VLMoForImageTextRetrieval, processor: VLMoProcessor) -> None:
+        super().__init__(model, processor)
+        if model.match_head is None:
+            raise ValueError("This model has no matching head: it embeds, but judges no pairs.")
+
+    @property
+    def modalities(self) -> list[Any]:
+        """A picture with a string; neither alone."""
+        return [("image", "text")]
+
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, *, task: str | None = None, **kwargs: Any
+    ) -> Features:
+        """Pixel values and tokens of pairs; `image_rows` says which picture each pair has.
+
+        Args:
+            inputs: (string, picture) or (picture, string), or `{"text": ..., "image": ...}`.
+            prompt: Put in front of each string.
+            task: Without meaning here.
+
+        Raises:
+            ValueError: An input is no such pair, or an argument is not supported.
+        """
+        del task
+        _refuse(kwargs)
+        pairs = [_as_pair(pair) for pair in inputs]
+        # One picture against many texts is how shortlists are judged: it is resized once.
+        pictures = {id(picture): picture for picture, _ in pairs}
+        numbers = {key: number for number, key in enumerate(pictures)}
+        features = self._pixel_values(list(pictures.values())) | self._tokens(
+            [text for _, text in pairs], prompt=prompt
+        )
+        features["image_rows"] = torch.tensor([numbers[id(picture)] for picture, _ in pairs])
+        return features
+
+    def forward(self, features: Features) -> Features:
+        """Adds `scores`, (batch, 1): log-odds of a match."""
+        pixel_values = features["pixel_values"].to(self.model.dtype)[features["image_rows"]]
+        logits = self.model.match(pixel_values, features["input_ids"], features["attention_mask"]).float()
+        return features | {"scores": logits[:, 1:] - logits[:, :1]}
+
+
+def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> SentenceTransformer:
+    """The dual encoder of a model folder, or of one that `SentenceTransformer.save` left.
+
+    Raises:
+        ValueError: The folder holds no model that retrieves, or modules besides `VLMoEmbedder`.
+    """
+    folder = check_model_folder(folder)
+    settings = _saved_settings(folder, VLMoEmbedder)
+    chosen = {name: settings[name] for name in _SETTINGS if name in settings}
+    return SentenceTransformer(modules=[VLMoEmbedder.load(str(folder))], device=_name(device), **chosen)
+
+
+def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEncoder:
+    """The fusion encoder of a model folder, or of one that `CrossEncoder.save` left.
+
+    Scores are log-odds of a match, as in `vlmo evaluate`: they keep apart what a probability in float32 rounds to 1.
+    `predict(..., activation_fn=torch.nn.Sigmoid())` gives the probability.
+
+    Raises:
+        ValueError: The folder holds no model that judges pairs, or modules besides `VLMoPairScorer`.
+    """
+    folder = check_model_folder(folder)
+    settings = _saved_settings(folder, VLMoPairScorer)
+    chosen = {name: settings[name] for name in _SETTINGS[:2] if name in settings}
+    activation = settings.get("activation_fn", "torch.nn.modules.linear.Identity")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"{folder} asks for the activation {activation}; expected one of {', '.join(_ACTIVATIONS)}.")
+    return CrossEncoder(
+        modules=[VLMoPairScorer.load(str(folder))],
+        device=_name(device),
+        activation_fn=_ACTIVATIONS[activation](),
+        **chosen,
+    )
+
+
+def _saved_settings(folder: Path, module: type[_FolderModule]) -> dict[str, Any]:
+    """What sentence-transformers kept beside a model with `module`; nothing where it did not write the folder."""
+    listing = folder / "modules.json"
+    if not listing.is_file():
+        return {}
+    types = [entry["type"] for entry in json.loads(listing.read_text())]
+    ours = [f"{known.__module__}.{known.__name__}" for known in (VLMoEmbedder, VLMoPairScorer)]
+    if len(types) != 1 or types[0] not in ours:
+        raise ValueError(
+            f"{listing} names {', '.join(types)}; expected {ours[0]} or {ours[1]} alone. If you trust the folder, load "
+            "it by sentence-transformers itself, with trust_remote_code=True."
+        )
+    if types[0] != f"{module.__module__}.{module.__name__}":
+        return {}  # The same weights, saved in the other role.
+    return json.loads((folder / "config_sentence_transformers.json").read_text())
+
+
+def _classify(entry: Any) -> tuple[Literal["image", "text"], Any]:
+    named = isinstance(entry, dict) and len(entry) == 1
+    kind, value = next(iter(entry.items())) if named else (None, entry)
+    if isinstance(value, str) and kind in {None, "text"}:
+        if kind is None and is_image_url_or_path(value):
+            # Elsewhere in sentence-transformers such a string stands for the picture itself.
+            raise ValueError(f"{value!r:.80} names a picture file: open it with PIL, or give {{'text': ...}} if not.")
+        return "text", value
+    if isinstance(value, (Image.Image, np.ndarray, Tensor)) and kind in {None, "image"}:
+        return "image", value
+    raise ValueError(f"Got {entry!r:.80}: expected a string, a PIL image, an array or a tensor.")
+
+
+def _as_pair(pair: Any) -> tuple[Any, str]:
+    parts = [{kind: value} for kind, value in pair.items()] if isinstance(pair, dict) else pair
+    if isinstance(parts, (list, tuple)) and len(parts) == 2:
+        found = dict(map(_classify, parts))
+        if len(found) == 2:
+            return found["image"], found["text"]
+    raise ValueError(f"Got {pair!r:.80}: expected one string and one picture.")
+
+
+def _refuse(arguments: Mapping[str, Any]) -> None:
+    if given := sorted(name for name, value in arguments.items() if value is not None):
+        raise ValueError(f"Got {', '.join(given)}, which VLMo does not support: its processor decides.")
+
+
+def _name(device: Device) -> str | None:
+    return None if device is None else str(device)

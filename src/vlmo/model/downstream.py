@@ -1,0 +1,214 @@
+"""Backbone plus the head of a downstream task (VLMo, "Fine-Tuning VLMo on Downstream Tasks")."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import UperNetConfig
+from transformers.modeling_outputs import (
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+    SequenceClassifierOutput,
+)
+from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+
+from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoModel, VLMoPreTrainedModel
+from vlmo.model.config import VLMoConfig
+from vlmo.model.heads import FeaturePyramid, TaskHead
+
+# Of mmsegmentation's UPerNet with BEiT: the auxiliary head reads the third level and weighs 0.4.
+_AUXILIARY_LEVEL, _AUXILIARY_CHANNELS, _AUXILIARY_WEIGHT = 2, 256, 0.4
+IGNORED_CLASS = 255
+
+
+class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
+    """Fusion encoder and a classifier over a fixed set of answers, `config.id2label`."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        _need_pooler(config, "VLMoForVisualQuestionAnswering")
+        super().__init__(config)
+        self.vlmo = VLMoModel(config)
+        self.answer_head = TaskHead(config.hidden_size, width=2 * config.hidden_size, num_labels=_num_labels(config))
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        input_ids: Int[Tensor, "batch text"],
+        attention_mask: Int[Tensor, "batch text"] | None = None,
+        labels: Float[Tensor, "batch answers"] | None = None,
+        *,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """Logits of each answer; a sigmoid makes them scores.
+
+        Args:
+            labels: Score of each answer, 0 to 1 (VQAv2: from ten annotators). The loss is binary cross-entropy, summed
+                over answers, mean over the batch.
+        """
+        fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        logits = self.answer_head(fused.pooler_output)
+        loss = None
+        if labels is not None:
+            if labels.shape != logits.shape:
+                raise ValueError(
+                    f"labels have shape {tuple(labels.shape)}; expected {tuple(logits.shape)}, a score from 0 to 1 for "
+                    "each answer."
+                )
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum") / len(logits)
+        output = SequenceClassifierOutput(loss=loss, logits=logits)
+        return output if return_dict is not False else output.to_tuple()
+
+
+class VLMoForVisualReasoning(VLMoPreTrainedModel):
+    """NLVR2: whether a sentence about two pictures is true. Each picture is fused with the sentence apart."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        _need_pooler(config, "VLMoForVisualReasoning")
+        if config.num_modality_types <= SECOND_IMAGE_TYPE:
+            raise ValueError(
+                f"num_modality_types is {config.num_modality_types}; VLMoForVisualReasoning needs "
+                f"{SECOND_IMAGE_TYPE + 1}, the last for the second picture."
+            )
+        super().__init__(config)
+        self.vlmo = VLMoModel(config)
+        width = 2 * config.hidden_size
+        self.reasoning_head = TaskHead(width, width=width, num_labels=_num_labels(config))
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "batch 2 3 height width"],
+        input_ids: Int[Tensor, "batch text"],
+        attention_mask: Int[Tensor, "batch text"] | None = None,
+        labels: Int[Tensor, "batch"] | None = None,
+        *,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """Logits of false (0) and true (1); with `labels` the cross-entropy.
+
+        Raises:
+            ValueError: There are not two pictures for each sentence.
+        """
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+            raise ValueError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}; expected (batch, 2, 3, height, width), two "
+                "pictures for each sentence."
+            )
+        backbone = self.vlmo
+        grid = backbone.image_embeddings.grid_of(pixel_values[:, 0])
+        text = backbone.embed_text(input_ids)
+        bias = backbone.make_position_bias(num_text=text.shape[1], grid=grid)
+        pooled = []
+        for number, kind in enumerate((SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE)):
+            image = backbone.embed_image(pixel_values[:, number], modality_type=kind)
+            pair = backbone.join(text=text, attention_mask=attention_mask, image=image, grid=grid, position_bias=bias)
+            pooled.append(backbone.pool_pair(backbone.run(pair, fusion=True)[:, 0]))
+        logits = self.reasoning_head(torch.cat(pooled, dim=-1))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        output = SequenceClassifierOutput(loss=loss, logits=logits)
+        return output if return_dict is not False else output.to_tuple()
+
+
+class VLMoForImageClassification(VLMoPreTrainedModel):
+    """Image encoder and a linear classifier on the mean of the patches (BEiT's recipe).
+
+    The mean is taken of states before the final norm and has a norm of its own; the backbone's final norm is kept for
+    other tasks, unused and frozen.
+    """
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.vlmo = VLMoModel(config, add_pooling_layer=False)
+        self.vlmo.norm.requires_grad_(False)
+        self.classifier_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, _num_labels(config))
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        labels: Int[Tensor, "batch"] | Float[Tensor, "batch classes"] | None = None,
+        *,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput | tuple[Tensor, ...]:
+        """Logits of each class; with `labels` (class numbers, or shares as mixup makes them) the cross-entropy."""
+        backbone = self.vlmo
+        grid = backbone.image_embeddings.grid_of(pixel_values)
+        sequence = backbone.join(image=backbone.embed_image(pixel_values), grid=grid)
+        patches = backbone.run(sequence, fusion=False)[:, 1:]
+        logits = self.classifier(self.classifier_norm(patches.mean(dim=1)))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        output = ImageClassifierOutput(loss=loss, logits=logits)
+        return output if return_dict is not False else output.to_tuple()
+
+
+class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
+    """Image encoder and UPerNet on four levels of its states, `config.feature_layers`, as BEiT does.
+
+    The backbone's final norm is kept for other tasks, unused and frozen.
+    """
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.vlmo = VLMoModel(config, add_pooling_layer=False)
+        self.vlmo.norm.requires_grad_(False)
+        self.pyramid = FeaturePyramid(config)
+        settings = UperNetConfig(
+            hidden_size=config.segmentation_channels,
+            auxiliary_channels=_AUXILIARY_CHANNELS,
+            auxiliary_in_channels=config.hidden_size,
+        )
+        settings.num_labels = _num_labels(config)
+        levels = [config.hidden_size] * len(config.feature_layers)
+        self.decode_head = UperNetHead(settings, in_channels=levels)
+        self.auxiliary_head = UperNetFCNHead(settings, in_channels=levels, in_index=_AUXILIARY_LEVEL)
+        self.post_init()
+
+    def levels(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch dim h w"]]:
+        """States of the patches after each of `config.feature_layers` blocks, on their grid."""
+        backbone = self.vlmo
+        grid = backbone.image_embeddings.grid_of(pixel_values)
+        sequence = backbone.join(image=backbone.embed_image(pixel_values), grid=grid)
+        levels, start = [], 0
+        for stop in self.config.feature_layers:
+            hidden = backbone.run(sequence, layers=range(start, stop), fusion=False)
+            sequence, start = sequence.at(hidden), stop
+            levels.append(hidden[:, 1:].transpose(1, 2).unflatten(2, grid))
+        return levels
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        labels: Int[Tensor, "batch height width"] | None = None,
+        *,
+        return_dict: bool | None = None,
+    ) -> SemanticSegmenterOutput | tuple[Tensor, ...]:
+        """Logits of each class at the picture's size; with `labels` the cross-entropy, 255 ignored."""
+        levels = self.pyramid(self.levels(pixel_values))
+        size: Any = pixel_values.shape[-2:]
+        logits = _resize(self.decode_head(levels), size)
+        loss = None
+        if labels is not None:
+            auxiliary = _resize(self.auxiliary_head(levels), size)
+            loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_CLASS)
+            loss = loss + _AUXILIARY_WEIGHT * F.cross_entropy(auxiliary.float(), labels, ignore_index=IGNORED_CLASS)
+        output = SemanticSegmenterOutput(loss=loss, logits=logits)
+        return output if return_dict is not False else output.to_tuple()
+
+
+def _resize(logits: Float[Tensor, "batch classes h w"], size: tuple[int, int]) -> Tensor:
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def _num_labels(config: VLMoConfig) -> int:
+    return cast("int", config.num_labels)
+
+
+def _need_pooler(config: VLMoConfig, name: str) -> None:
+    if not config.use_pooler:
+        raise ValueError(f"{name} reads the pooled first token; its configuration has use_pooler False.")

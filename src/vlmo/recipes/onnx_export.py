@@ -1,0 +1,65 @@
+"""ONNX export with the recall of each variant: where a model folder, its graphs and data meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vlmo.evaluation import RetrievalResult
+from vlmo.interop.onnx import OnnxReport, add_recalls, write_onnx
+from vlmo.interop.onnx_session import OnnxRetrievalModel
+from vlmo.interop.retrieval_model import load_retrieval_model
+from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
+
+
+def export_onnx(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    int8: bool = False,
+    recall_on: str | None = None,
+    split: str = "test",
+    console: Console | None = None,
+) -> OnnxReport:
+    """`write_onnx` and, with `recall_on`, what each variant finds among the pairs of that source.
+
+    Args:
+        recall_on: Name of a source, as in `vlmo evaluate`. Its recalls go into the folder's description too.
+        console: Where differences and recalls are printed.
+
+    Raises:
+        ValueError: As `write_onnx`; or `recall_on` was given for a model that does not search.
+    """
+    rows = None
+    if recall_on is not None:  # before the work, as this may fail
+        _, processor = load_retrieval_model(folder)
+        quarantine = Path(folder) / f"{split}.quarantine.jsonl"
+        rows = read_rows(recall_on, split=split, processor=processor, quarantine=quarantine)
+    report = write_onnx(folder, out, int8=int8)
+    if console is not None:
+        console.print("\n".join(report.lines()), markup=False, highlight=False)
+    if rows is not None:
+        variants = ["float32", "int8"] if int8 else ["float32"]
+        results = {
+            name: evaluate_with_progress(OnnxRetrievalModel(out, int8=name == "int8"), rows, rerank=0, console=console)
+            for name in variants
+        }
+        report = add_recalls(report, {name: result.metrics for name, result in results.items()}, source=str(recall_on))
+        if console is not None:
+            console.print(recall_table(results, source=str(recall_on)))
+    return report
+
+
+def recall_table(results: dict[str, RetrievalResult], *, source: str) -> Table:
+    """Recalls of the dual encoder in percent, what int8 loses in points, and chance."""
+    float32, int8 = results["float32"], results.get("int8")
+    table = Table(title=f"ONNX Runtime on {source}, recall in percent")
+    for name in ["", *results, *(["int8 loses"] if int8 else []), "chance"]:
+        table.add_column(name, justify="right" if name else "left")
+    for name, chance in float32.chance.items():
+        values = [result.metrics[name] for result in results.values()]
+        values += [float32.metrics[name] - int8.metrics[name]] if int8 else []
+        table.add_row(name.upper(), *(f"{100 * value:.1f}" for value in [*values, chance]))
+    return table

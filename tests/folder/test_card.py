@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import metadata_load
+from PIL import Image
+from tests.toy_model import toy
+from transformers import PreTrainedModel
+
+import vlmo
+from vlmo import VLMoProcessor
+from vlmo.folder import DataSource, Measurement, ModelCard, add_figures, read_data, write_card
+from vlmo.folder.usage import USAGES
+from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
+
+DATA = (
+    DataSource("emoji-pairs", "stage 3", ("CC-BY-4.0", "CC-BY-SA-4.0")),
+    DataSource("my | pictures", "vocabulary"),
+)
+
+
+def measurement(metric: str = "ir@1", *, value: float = 0.1234, **changes: Any) -> Measurement:
+    facts = {
+        "name": f"{metric.upper()}, dual encoder",
+        "chance": 0.002,
+        "meaning": "the right image comes first",
+        "data": "emoji-pairs",
+        "split": "test",
+        "measured_by": "vlmo evaluate",
+        "date": "2026-02-03",
+    }
+    return Measurement(metric=metric, value=value, **(facts | changes))
+
+
+def build(kind: str) -> PreTrainedModel:
+    if kind == "VQVisualTokenizer":
+        sizes = {"patch_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_tokens": 16, "code_size": 4}
+        tokenizer = VQVisualTokenizer(VQVisualTokenizerConfig(**sizes)).train()
+        tokenizer(torch.rand(16, 3, 32, 32) * 2 - 1)  # starts its codebook
+        return tokenizer
+    changes = {"num_modality_types": 3} if kind == "VLMoForVisualReasoning" else {}
+    return toy(getattr(vlmo, kind), **changes)
+
+
+def save(folder: Path, kind: str) -> Path:
+    """A model folder with a processor whose vocabulary fits the tiny model."""
+    build(kind).save_pretrained(folder)
+    words = ["a red heart", "what colour is it", "both pictures show a sailing boat"]
+    processor = VLMoProcessor.train(words, vocab_size=96, min_frequency=1, image_size=64, max_text_length=24)
+    assert processor.vocab_size <= 96
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return save(tmp_path / "model", "VLMoForImageTextRetrieval")
+
+
+def section(card: Path, title: str) -> str:
+    """What stands below a headline."""
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert found is not None, title
+    return found[1].strip()
+
+
+@pytest.mark.parametrize("kind", USAGES)
+def test_card_of_every_class_shows_code_that_runs(kind, tmp_path, monkeypatch):
+    folder = save(tmp_path / "model", kind)
+    card = write_card(folder, ModelCard(recipe="toy"))
+    (code,) = re.findall(r"```python\n(.*?)```", section(card, "How to use"), flags=re.DOTALL)
+    assert 5 <= len(code.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("picture.png")
+    names: dict[str, Any] = {}
+    exec(code.replace("path/to/this/folder", str(folder)), names)
+    last = code.splitlines()[-1].split(" = ")[0]
+    assert names[last] is not None
+    assert type(names["model"]).__name__ in (kind, "VLMoForImageTextRetrieval")
+
+
+def test_every_model_class_has_a_usage():
+    kinds = {name for name in vlmo.__all__ if name.startswith("VLMoFor") or name == "VLMoModel"}
+    assert kinds | {"VQVisualTokenizer"} == set(USAGES)
+
+
+def test_front_matter_is_what_the_hub_reads(folder):
+    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, figures=(measurement(),)))
+    loaded = huggingface_hub.ModelCard.load(card)
+    front = loaded.data
+    assert (front.license, front.library_name) == ("unknown", "transformers")
+    assert front.pipeline_tag == "zero-shot-image-classification"
+    assert "vlmo" in front.tags
+    assert front.datasets == ["emoji-pairs", "my-pictures"]
+    assert front.model_name == "emoji-stage3"
+    (result,) = front.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("ir@1", 12.34, "emoji-pairs")
+    assert (result.dataset_split, result.task_type) == ("test", "image-text-retrieval")
+    assert result.metric_args["chance"] == 0.2
+    assert "model-index" in metadata_load(card)
+
+
+def test_card_says_what_is_in_the_folder(folder):
+    model = build("VLMoForImageTextRetrieval")
+    facts = section(write_card(folder, ModelCard(stage="Stage 3")), "What it is")
+    assert "`VLMoForImageTextRetrieval`, which finds texts for images" in facts
+    assert "Stage: Stage 3" in facts
+    config = model.config
+    assert f"{config.num_hidden_layers} blocks, {config.hidden_size} wide, {config.num_attention_heads} heads" in facts
+    assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters" in facts
+    assert "64 x 64 pixels, patches of 16" in facts
+    assert "at most 24 tokens" in facts
+
+
+def test_card_says_where_the_model_comes_from(folder):
+    card = write_card(
+        folder,
+        ModelCard(
+            recipe="emoji-stage3",
+            about="Stage 3 on drawings.",
+            settings="recipe.json of the run",
+            start="stage2/model",
+            data=DATA,
+            licence="apache-2.0",
+            licence_note="Ask first.",
+            limits=("Matching is weak.",),
+        ),
+    )
+    assert "# emoji-stage3\n\nStage 3 on drawings.\n" in card.read_text()
+    recipe = section(card, "Recipe")
+    assert recipe == "- Recipe: `emoji-stage3`\n- Settings: recipe.json of the run\n- Start: stage2/model"
+    rows = section(card, "Data").splitlines()[2:]
+    assert rows == [
+        "| `emoji-pairs` | stage 3 | CC-BY-4.0, CC-BY-SA-4.0 |",
+        r"| `my \| pictures` | vocabulary | not stated: as its owner states |",
+    ]
+    licence = section(card, "Licence")
+    assert "under apache-2.0" in licence
+    assert "Ask first." in licence
+    assert section(card, "Limits").startswith("- Matching is weak.\n- Images are resized")
+
+
+def test_card_without_facts_says_so(folder):
+    card = write_card(folder, ModelCard())
+    assert "# VLMoForImageTextRetrieval\n" in card.read_text()
+    assert section(card, "Recipe") == "- Recipe: not known\n- Settings: not known\n- Start: not known"
+    assert section(card, "Data") == "Training data: not known."
+    assert "not stated" in section(card, "Licence")
+    assert section(card, "Figures") == "Not measured."
+    front = metadata_load(card)
+    assert not {"model-index", "model_name", "datasets", "data_sources"} & front.keys()
+    assert section(write_card(folder, ModelCard(recipe="x")), "Recipe").endswith("- Start: random weights")
+
+
+def test_figures_stand_beside_chance_meaning_and_source(folder):
+    card = write_card(folder, ModelCard(figures=(measurement(), measurement("accuracy", value=1, chance=None))))
+    rows = section(card, "Figures").splitlines()
+    assert rows[0] == "| figure | value | chance | what it says | measured on | source |"
+    expected = "the right image comes first | `emoji-pairs`, test | vlmo evaluate, 2026-02-03 |"
+    assert rows[2:] == [
+        f"| IR@1, dual encoder | 12.34 % | 0.2 % | {expected}",
+        f"| ACCURACY, dual encoder | 100 % | not known | {expected}",
+    ]
+
+
+def test_added_figures_replace_equal_ones_and_keep_the_rest(folder):
+    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, figures=(measurement(), measurement("tr@1"))))
+    mine = card.read_text().replace("## Limits\n", "## Thanks\n\nTo the artists.\n\n## Limits\n")
+    mine = mine.replace("tags:\n", "thumbnail: café.png\ntags:\n").replace("- vlmo\n", "- vlmo\n- mine\n")
+    card.write_text(mine, encoding="utf-8")
+    add_figures(folder, [measurement(value=0.5), measurement(value=0.25, split="train")])
+    rows = section(card, "Figures").splitlines()[2:]
+    assert [re.findall(r"[TI]R@1|[\d.]+ %|test|train", row) for row in rows] == [
+        ["TR@1", "12.34 %", "0.2 %", "test"],
+        ["IR@1", "50.0 %", "0.2 %", "test"],
+        ["IR@1", "25.0 %", "0.2 %", "train"],
+    ]
+    front = metadata_load(card)
+    assert (front["thumbnail"], front["tags"]) == ("café.png", ["vlmo", "mine"])
+    values = [metric["value"] for result in front["model-index"][0]["results"] for metric in result["metrics"]]
+    assert values == [12.34, 50.0, 25.0]
+    figures = re.compile(r"## Figures\n.*?(?=## Thanks)", flags=re.DOTALL)
+    body = card.read_text(encoding="utf-8").split("---\n", 2)[2]
+    assert figures.sub("", body) == figures.sub("", mine.split("---\n", 2)[2])
+    before = card.read_bytes()
+    add_figures(folder, [measurement(value=0.5), measurement(value=0.25, split="train")])
+    assert card.read_bytes() == before
+    assert read_data(folder) == DATA
+
+
+def test_figures_are_added_to_cards_that_others_wrote(folder, caplog):
+    card = folder / "README.md"
+    front = (
+        "model-index:\n- name: theirs\n  results:\n  - task: {type: t}\n    dataset: {type: d, name: D}\n    metrics: "
+    )
+    card.write_text(f"---\n{front}[{{type: bleu, value: 20.0 ± 1.2}}]\n---\n# Theirs\n\nWords.\n", encoding="utf-8")
+    add_figures(folder, [measurement()])
+    text = card.read_text(encoding="utf-8")
+    assert "# Theirs\n\nWords.\n\n## Figures\n" in text
+    assert "| bleu | 20.0 ± 1.2 | not known | not known | `D`, split not known | not known |" in text
+    assert "| IR@1, dual encoder | 12.34 %" in text
+    card.write_text("# No front matter\n")
+    with caplog.at_level(logging.CRITICAL):
+        add_figures(folder, [measurement()])
+    assert metadata_load(card)["model-index"][0]["name"] == "No front matter"
+
+
+def test_figures_of_a_folder_without_a_card_start_one(folder):
+    card = add_figures(folder, [measurement()])
+    assert "12.34 %" in section(card, "Figures")
+    assert section(card, "Data") == "Training data: not known."
+
+
+def test_card_is_replaced_whole_or_not_at_all(folder, monkeypatch):
+    card = write_card(folder, ModelCard(recipe="old"))
+    before = card.read_bytes()
+
+    def crashing(path: Path, to: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", crashing)
+    with pytest.raises(OSError, match="no space left"):
+        add_figures(folder, [measurement()])
+    assert card.read_bytes() == before
+
+
+def test_data_is_read_back(folder):
+    assert read_data(folder) == ()
+    write_card(folder, ModelCard(data=DATA))
+    assert read_data(folder) == DATA
+    write_card(folder, ModelCard())
+    assert read_data(folder) == ()
+
+
+@pytest.mark.parametrize(
+    ("front", "message"),
+    [
+        ("a: [1", "front matter cannot be read"),
+        ("- a list", "front matter cannot be read"),
+        ("data_sources: [{name: x}]", "data_sources in its front matter cannot be read"),
+        ("data_sources: 3", "data_sources in its front matter cannot be read"),
+    ],
+)
+def test_damaged_front_matter_is_named(folder, front, message):
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# x\n")
+    with pytest.raises(ValueError, match=rf"README\.md: (its )?{message}"):
+        read_data(folder)
+
+
+def test_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"is no model folder: it has no config\.json"):
+        write_card(tmp_path, ModelCard())

@@ -1,0 +1,220 @@
+"""`export_official`: imported files come back bit by bit, and models trained here are readable there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.parity.cases import reference_file
+from tests.parity.plain_vlmo import PlainVLMo, Sizes, random_checkpoint, write_vocabulary
+from tests.toy_model import pictures, texts, toy
+from torch import Tensor
+
+from vlmo.interop.exporting import export_official
+from vlmo.interop.importing import import_checkpoint
+from vlmo.interop.reading import read_state_dict
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForPreTraining,
+    VLMoModel,
+)
+from vlmo.processing import VLMoProcessor
+
+ATOL = 1e-6  # the same model; tables of other sizes are read in the same order
+NUM_MODEL_ROWS, NUM_TABLE_ROWS = 64, 196  # text positions of the toy model, and of every published table
+
+
+def bit_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for key, tensor in found.items():
+        assert (tensor.dtype, tensor.shape) == (expected[key].dtype, expected[key].shape), key
+        assert torch.equal(tensor.reshape(-1).view(torch.uint8), expected[key].reshape(-1).view(torch.uint8)), key
+
+
+def there_and_back(file: Path, folder: Path, *, suffix: str = ".pt", **options: int) -> dict[str, Tensor]:
+    vocabulary = write_vocabulary(folder / "vocab.txt")
+    import_checkpoint(file, folder / "model", vocabulary=vocabulary, **options)
+    exported = export_official(folder / "model", folder / f"exported{suffix}")
+    assert exported.notes == [] or options
+    return read_state_dict(exported.file)[0]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", ["pretrain", "vqa", "nlvr2", "irtr"])
+def test_imported_file_comes_back_bit_by_bit(tmp_path, name, suffix):
+    back = there_and_back(reference_file(name), tmp_path, suffix=suffix)
+    bit_equal(back, load_file(reference_file(name)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "heads"),
+    [
+        (Sizes(), ("pooler", "itc", "itm")),
+        (Sizes(relative=True, fusion_layers=0, text_rows=196), ("pooler", "mlm")),
+        (Sizes(relative=True), ()),
+    ],
+    ids=["absolute", "stage_2", "backbone"],
+)
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_other_states_come_back_bit_by_bit(tmp_path, sizes, heads, with_ids):
+    weights = random_checkpoint(sizes, *heads) | {"relative_position_index": torch.arange(9).reshape(3, 3)}
+    if not with_ids:
+        del weights["text_embeddings.position_ids"]
+    torch.save({"module": {f"module.{key}": tensor for key, tensor in weights.items()}}, tmp_path / "file.pt")
+    bit_equal(there_and_back(tmp_path / "file.pt", tmp_path, num_attention_heads=sizes.heads), weights)
+
+
+def test_half_precision_comes_back_bit_by_bit(tmp_path):
+    weights = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in _irtr().items()}
+    save_file(weights, tmp_path / "half.safetensors")
+    bit_equal(there_and_back(tmp_path / "half.safetensors", tmp_path), weights)
+
+
+def test_torch_file_holds_the_weights_under_state_dict(tmp_path):
+    there_and_back(reference_file("irtr"), tmp_path)
+    assert torch.load(tmp_path / "exported.pt", weights_only=True).keys() == {"state_dict"}
+
+
+def test_resized_model_is_exported_at_its_new_size(tmp_path):
+    back = there_and_back(reference_file("irtr"), tmp_path, image_size=128, text_length=24)
+    assert back["relative_position_bias_table"].shape == (15**2 + 397, 6)
+    assert back["text_embeddings.position_embeddings.weight"].shape == (24, 32)
+    assert back["text_embeddings.position_ids"].shape == (1, 24)
+
+
+def saved(model, folder: Path, *, text_length: int | None = 40) -> Path:
+    """A model folder as a run leaves it."""
+    model.save_pretrained(folder)
+    if text_length is not None:
+        vocabulary = write_vocabulary(folder.with_suffix(".txt"))
+        VLMoProcessor.from_vocabulary(vocabulary, image_size=64, max_text_length=text_length).save_pretrained(folder)
+    return folder
+
+
+def outputs(model: VLMoForPreTraining) -> list[Tensor]:
+    words = texts([40, 17], padded_to=NUM_MODEL_ROWS)
+    with torch.no_grad():
+        output = model(pixel_values=pictures(), **words)
+    kept = words["attention_mask"].bool()
+    return [output.image_embeds, output.text_embeds, output.match_logits, output.mlm_logits[kept]]
+
+
+@pytest.mark.parametrize("changes", [{}, {"position_embedding": "absolute", "layer_scale_init": None}])
+def test_model_trained_here_is_read_back_with_the_same_outputs(tmp_path, changes):
+    model = toy(VLMoForPreTraining, **changes)
+    report = export_official(saved(model, tmp_path / "model"), tmp_path / "file.pt")
+    heads = {"num_attention_heads": 2} if changes else {}
+    imported = import_checkpoint(tmp_path / "file.pt", tmp_path / "back", vocabulary=tmp_path / "model.txt", **heads)
+    assert imported.model_class == "VLMoForPreTraining"
+    back = VLMoForPreTraining.from_pretrained(tmp_path / "back").eval()
+    assert back.config.max_text_positions == (NUM_MODEL_ROWS if changes else NUM_TABLE_ROWS)
+    for actual, expected in zip(outputs(back), outputs(model), strict=True):
+        torch.testing.assert_close(actual, expected, atol=ATOL, rtol=0)
+    told = "\n".join(report.notes)
+    assert ("heads" in told) if changes else ("zeros for longer ones" in told)
+
+
+def test_text_rows_lie_where_the_published_layout_reads_them(tmp_path):
+    model = toy(VLMoForPreTraining)
+    export_official(saved(model, tmp_path / "model"), tmp_path / "file.safetensors")
+    published = load_file(tmp_path / "file.safetensors")["relative_position_bias_table"]
+    ours, rows = model.vlmo.position_bias.table.detach(), len(published)
+    first, our_first = 7**2 + 5, 7**2 + 5
+    assert rows == first + 2 * NUM_TABLE_ROWS
+    assert torch.equal(published[:first], ours[:our_first])
+    assert torch.equal(published[-3:], ours[-3:])  # the class token's
+    for offset in range(-(NUM_TABLE_ROWS - 2), NUM_TABLE_ROWS - 1):
+        row = published[first + NUM_TABLE_ROWS - 2 + offset]
+        if abs(offset) <= NUM_MODEL_ROWS - 2:
+            assert torch.equal(row, ours[our_first + NUM_MODEL_ROWS - 2 + offset])
+        else:
+            assert not row.any()
+
+
+def test_what_published_files_hold_beside_is_made_up(tmp_path):
+    report = export_official(saved(toy(VLMoForPreTraining), tmp_path / "model", text_length=24), tmp_path / "file.pt")
+    found = read_state_dict(tmp_path / "file.pt")[0]
+    assert found["text_embeddings.position_embeddings.weight"].shape == (24, 32)
+    assert not found["text_embeddings.position_embeddings.weight"].any()
+    assert torch.equal(found["text_embeddings.position_ids"], torch.arange(24)[None])
+    assert found["logit_scale"].shape == ()
+    assert found.keys() == load_file(reference_file("pretrain")).keys()
+    assert sum("made up" in note for note in report.notes) == 2
+
+
+def test_exported_absolute_model_is_what_the_plain_implementation_reads(tmp_path):
+    model = toy(VLMoForImageTextRetrieval, position_embedding="absolute", layer_scale_init=None)
+    export_official(saved(model, tmp_path / "model"), tmp_path / "file.pt")
+    plain = PlainVLMo(
+        read_state_dict(tmp_path / "file.pt")[0],
+        Sizes(width=32, layers=3, heads=2, fusion_layers=1, intermediate=128, patch=16, grid=4, text_rows=64),
+    )
+    words = texts([9, 5])
+    with torch.no_grad():
+        found = model.match(pictures(), **words)
+    expected = plain.match(pictures(), words["input_ids"], words["attention_mask"])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)  # two implementations that sum in different orders
+
+
+def test_backbone_and_stage_1_are_exported_without_what_has_no_place(tmp_path):
+    report = export_official(saved(toy(VLMoModel), tmp_path / "model", text_length=None), tmp_path / "backbone.pt")
+    assert not any("left out" in note for note in report.notes)
+    report = export_official(saved(toy(VLMoForMaskedImageModeling), tmp_path / "stage1"), tmp_path / "stage1.pt")
+    assert any("left out: mim_head.decoder.bias" in note for note in report.notes)
+    for name in ("backbone", "stage1"):
+        imported = import_checkpoint(
+            tmp_path / f"{name}.pt", tmp_path / f"{name}-back", vocabulary=tmp_path / "stage1.txt"
+        )
+        assert imported.model_class == "VLMoModel"
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "message"),
+    [
+        (VLMoForPreTraining, VLMoConfig.tiny(experts="shared"), "experts 'shared'"),
+        (VLMoForPreTraining, VLMoConfig.tiny(attention="separate"), "attention 'separate'"),
+        (VLMoForPreTraining, VLMoConfig.tiny(max_text_positions=197), "197 text positions"),
+        (VLMoForImageClassification, VLMoConfig.tiny(), "no place for classifier.bias"),
+        (
+            VLMoForImageTextRetrieval,
+            VLMoConfig.beit3_base(
+                hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32
+            ),
+            "token_order 'image_first'.*no modality types",
+        ),
+    ],
+)
+def test_model_that_the_layout_cannot_hold_is_refused(tmp_path, model_class, config, message):
+    saved(model_class(config), tmp_path / "model", text_length=None)
+    with pytest.raises(ValueError, match=message) as refused:
+        export_official(tmp_path / "model", tmp_path / "file.pt")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "file.pt").exists()
+
+
+def test_files_that_cannot_be_written_are_refused(tmp_path):
+    saved(toy(VLMoModel), tmp_path / "model", text_length=None)
+    (tmp_path / "file.pt").write_text("mine")
+    with pytest.raises(ValueError, match="exists"):
+        export_official(tmp_path / "model", tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").read_text() == "mine"
+    with pytest.raises(ValueError, match=r"expected \.pt or \.safetensors"):
+        export_official(tmp_path / "model", tmp_path / "file.onnx")
+
+
+def test_folders_of_other_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no file"):
+        export_official(tmp_path / "nothing", tmp_path / "file.pt")
+    (tmp_path / "config.json").write_text('{"model_type": "vlmo_vq_tokenizer"}')
+    save_file(_irtr(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="no model folder of this project"):
+        export_official(tmp_path, tmp_path / "file.pt")
+
+
+def _irtr() -> dict[str, Tensor]:
+    return load_file(reference_file("irtr"))

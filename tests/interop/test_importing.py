@@ -1,0 +1,412 @@
+"""`import_checkpoint`: what a folder holds, what is reported, and that a refusal leaves nothing behind."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from tests.parity import plain_beit3
+from tests.parity.cases import reference_file
+from tests.parity.plain_vlmo import Sizes, random_checkpoint, write_vocabulary
+from tests.processing.test_sentencepiece import train as train_sentencepiece
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, BeitConfig, BeitModel, BertConfig, BertModel
+
+import vlmo  # noqa: F401 (registers the Auto classes)
+from vlmo.interop import text
+from vlmo.interop.importing import PUBLISHED_EXTRAS, import_checkpoint
+from vlmo.interop.report import grouped
+from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForVisualQuestionAnswering, VLMoModel
+from vlmo.processing import VLMoProcessor
+
+RELATIVE = Sizes(relative=True)
+ABSOLUTE = Sizes()
+
+
+@pytest.fixture
+def vocabulary(tmp_path) -> Path:
+    return write_vocabulary(tmp_path / "vocab.txt")
+
+
+def write(weights: dict[str, Tensor], folder: Path) -> Path:
+    file = folder / "checkpoint.pt"
+    torch.save({"state_dict": weights}, file)
+    return file
+
+
+def loaded(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_folder_holds_model_processor_card_and_what_was_not_used(tmp_path, vocabulary):
+    report = import_checkpoint(reference_file("pretrain"), tmp_path / "out", vocabulary=vocabulary)
+    model = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert isinstance(processor, VLMoProcessor)
+    assert (processor.image_size, processor.max_text_length, processor.vocab_size) == (64, 40, 96)
+    tokens = processor(text="word1 word2", return_tensors="pt")["input_ids"][0, :4].tolist()
+    assert tokens == [1, 6, 7, 2]
+    assert model.get_text_features(torch.tensor([tokens])).shape == (1, 32)
+    assert "tiny_rel.pretrain.weights.safetensors" in (tmp_path / "out" / "README.md").read_text()
+    assert report.unused == ["text_embeddings.position_embeddings.weight", "text_embeddings.position_ids"]
+    assert load_file(tmp_path / "out" / PUBLISHED_EXTRAS).keys() == set(report.unused)
+    assert (report.left_out, report.created, report.resized) == ([], [], [])
+    assert report.num_loaded + len(report.unused) == len(load_file(reference_file("pretrain")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "vocab.txt"]
+
+
+def test_report_names_every_unused_key_and_what_was_found(tmp_path, vocabulary):
+    report = import_checkpoint(reference_file("vqa"), tmp_path / "out", vocabulary=vocabulary)
+    lines = "\n".join(report.lines())
+    assert all(key in lines for key in report.unused)
+    found = dict(report.rows())
+    assert found["found"] == "VLMo, fine-tuned on VQA"
+    assert found["answers"] == "17"
+    assert found["text"] == "40 tokens, vocabulary of 96"
+    assert found["picture"].startswith("64 px")
+
+
+def test_empty_folder_is_filled(tmp_path, vocabulary):
+    (tmp_path / "out").mkdir()
+    import_checkpoint(reference_file("irtr"), tmp_path / "out", vocabulary=vocabulary)
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_backbone_alone_loads_under_its_own_names(tmp_path, vocabulary):
+    weights = random_checkpoint(RELATIVE, "pooler")
+    report = import_checkpoint(write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary)
+    model, loading = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert isinstance(model, VLMoModel)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert torch.equal(model.blocks[1].gamma_2, weights["transformer.blocks.1.gamma_2"])
+    assert report.model_class == "VLMoModel"
+
+
+def test_labels_become_answers(tmp_path, vocabulary):
+    answers = [f"answer {number}" for number in range(17)]
+    (tmp_path / "answers.txt").write_text("\n".join(answers))
+    options = {"vocabulary": vocabulary, "labels": tmp_path / "answers.txt"}
+    report = import_checkpoint(reference_file("vqa"), tmp_path / "out", **options)
+    model = VLMoForVisualQuestionAnswering.from_pretrained(tmp_path / "out")
+    assert [model.config.id2label[number] for number in range(17)] == answers
+    assert model.config.label2id["answer 3"] == 3
+    assert not any("LABEL_0" in note for note in report.notes)
+
+
+def test_answers_without_names_are_said(tmp_path, vocabulary):
+    report = import_checkpoint(reference_file("vqa"), tmp_path / "out", vocabulary=vocabulary)
+    assert any("LABEL_0" in note for note in report.notes)
+
+
+def test_stage_2_keeps_192_of_196_positions_and_says_so(tmp_path, vocabulary):
+    weights = random_checkpoint(Sizes(relative=True, fusion_layers=0, text_rows=196), "pooler", "mlm")
+    report = import_checkpoint(write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary)
+    assert report.model_class == VLMoForMaskedLM.__name__
+    assert report.text_length == 192
+    assert AutoProcessor.from_pretrained(tmp_path / "out").max_text_length == 192
+    assert any("192" in note and "196" in note for note in report.notes)
+
+
+def test_shorter_texts_keep_the_first_absolute_positions(tmp_path, vocabulary):
+    weights = random_checkpoint(ABSOLUTE, "pooler", "itc")
+    report = import_checkpoint(
+        write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary, num_attention_heads=5, text_length=16
+    )
+    positions = loaded(tmp_path / "out")["vlmo.text_embeddings.positions"]
+    assert torch.equal(positions, weights["text_embeddings.position_embeddings.weight"][:16])
+    assert report.config.max_text_positions == report.text_length == 16
+    model = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "out")
+    assert model.get_text_features(torch.full((1, 16), 7)).shape == (1, 30)
+
+
+@pytest.mark.parametrize(("text_length", "kept"), [(16, 16), (64, 40)])
+def test_another_text_length_leaves_the_table_alone(tmp_path, vocabulary, text_length, kept):
+    import_checkpoint(reference_file("irtr"), tmp_path / "out", vocabulary=vocabulary, text_length=text_length)
+    source, extras = load_file(reference_file("irtr")), load_file(tmp_path / "out" / PUBLISHED_EXTRAS)
+    assert torch.equal(loaded(tmp_path / "out")["vlmo.position_bias.table"], source["relative_position_bias_table"])
+    assert AutoProcessor.from_pretrained(tmp_path / "out").max_text_length == text_length
+    positions = extras["text_embeddings.position_embeddings.weight"]
+    assert len(positions) == text_length
+    assert torch.equal(positions[:kept], source["text_embeddings.position_embeddings.weight"][:kept])
+    assert torch.equal(extras["text_embeddings.position_ids"], torch.arange(text_length)[None])
+
+
+def test_absolute_image_positions_are_resized_bicubically_without_the_class_token(tmp_path, vocabulary):
+    weights = random_checkpoint(ABSOLUTE, "itc")
+    report = import_checkpoint(
+        write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary, num_attention_heads=5, image_size=40
+    )
+    found, old = loaded(tmp_path / "out")["vlmo.image_embeddings.positions"], weights["transformer.pos_embed"][0]
+    patches = old[1:].reshape(3, 3, 30).permute(2, 0, 1)[None]
+    resized = F.interpolate(patches, size=(5, 5), mode="bicubic")[0].permute(1, 2, 0).reshape(25, 30)
+    torch.testing.assert_close(found, torch.cat([old[:1], resized]))
+    assert report.resized == ["vlmo.image_embeddings.positions"]
+    assert AutoProcessor.from_pretrained(tmp_path / "out").image_size == report.config.image_size == 40
+
+
+def test_half_precision_stays_and_a_mixture_becomes_float32(tmp_path, vocabulary):
+    weights = {
+        key: tensor.half() if tensor.is_floating_point() else tensor
+        for key, tensor in random_checkpoint(RELATIVE, "pooler", "itc").items()
+    }
+    report = import_checkpoint(write(weights, tmp_path), tmp_path / "half", vocabulary=vocabulary)
+    assert report.dtype == "float16"
+    assert {tensor.dtype for tensor in loaded(tmp_path / "half").values()} == {torch.float16}
+    weights["logit_scale"] = weights["logit_scale"].float()
+    report = import_checkpoint(write(weights, tmp_path), tmp_path / "mixed", vocabulary=vocabulary)
+    assert report.dtype == "float32"
+    assert any("mixes float16, float32" in note for note in report.notes)
+    assert {tensor.dtype for tensor in loaded(tmp_path / "mixed").values()} == {torch.float32}
+
+
+def test_tensors_that_share_memory_in_the_file_are_both_saved(tmp_path, vocabulary):
+    weights = random_checkpoint(Sizes(relative=True, fusion_layers=0), "mlm")
+    weights["mlm_score.decoder.weight"] = weights["text_embeddings.word_embeddings.weight"]
+    import_checkpoint(write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary)
+    found = loaded(tmp_path / "out")
+    assert torch.equal(found["mlm_head.decoder.weight"], weights["text_embeddings.word_embeddings.weight"])
+    assert torch.equal(found["vlmo.text_embeddings.words.weight"], weights["text_embeddings.word_embeddings.weight"])
+
+
+def test_partial_files_are_completed_only_when_that_is_allowed_and_always_the_same(tmp_path, vocabulary):
+    weights = random_checkpoint(RELATIVE, "pooler", "itc")
+    del weights["transformer.blocks.1.mlp_text.fc1.weight"], weights["transformer.blocks.2.mlp_text.fc1.weight"]
+    weights["ema.decay"] = torch.ones(1)
+    file = write(weights, tmp_path)
+    with pytest.raises(ValueError, match=r"ema\.decay") as refused:
+        import_checkpoint(file, tmp_path / "out", vocabulary=vocabulary)
+    assert "transformer.blocks.{1-2}.mlp_text.fc1.weight" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+    reports = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(reports))
+        state = torch.get_rng_state()
+        reports.append(import_checkpoint(file, tmp_path / name, vocabulary=vocabulary, allow_partial=True))
+        assert torch.equal(torch.get_rng_state(), state)
+    created = [f"vlmo.blocks.{layer}.experts.language.fc1.weight" for layer in (1, 2)]
+    assert reports[0].created == created
+    assert reports[0].left_out == ["ema.decay"]
+    one, two = loaded(tmp_path / "one"), loaded(tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert 0 < one[created[0]].std() < 0.03  # as a new model, not as the file's weights
+    lines = "\n".join(reports[0].lines())
+    assert "not in the file, started anew: vlmo.blocks.{1-2}.experts.language.fc1.weight" in lines
+    assert "not known, left out: ema.decay" in lines
+    assert "vlmo.blocks.{1-2}" in (tmp_path / "one" / "README.md").read_text()
+
+
+def test_weights_of_no_use_beside_them_are_said(tmp_path, vocabulary):
+    torch.save({"state_dict": load_file(reference_file("irtr")), "optimizer": {}, "epoch": 3}, tmp_path / "file.pt")
+    report = import_checkpoint(tmp_path / "file.pt", tmp_path / "out", vocabulary=vocabulary)
+    assert any("epoch, optimizer" in note for note in report.notes)
+
+
+def without(key: str) -> dict[str, Tensor]:
+    weights = load_file(reference_file("irtr"))
+    del weights[key]
+    return weights
+
+
+def bert() -> dict[str, Tensor]:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    return BertModel(BertConfig(vocab_size=20, **sizes)).state_dict()
+
+
+FAILURES = {
+    "unknown_key": (lambda: load_file(reference_file("irtr")) | {"who": torch.ones(1)}, {}, "does not have: who"),
+    "missing_key": (lambda: without("transformer.norm.bias"), {}, r"missing: transformer\.norm\.bias"),
+    "other_head": (lambda: load_file(reference_file("vqa")) | {"itm_score.fc.bias": torch.ones(2)}, {}, "itm_score"),
+    "wrong_shape": (
+        lambda: load_file(reference_file("irtr")) | {"transformer.norm.bias": torch.ones(31)},
+        {},
+        r"\(31,\), expected \(32,\)",
+    ),
+    "integers": (
+        lambda: load_file(reference_file("irtr")) | {"transformer.norm.bias": torch.ones(32, dtype=torch.int8)},
+        {},
+        "no floating-point",
+    ),
+    "other_model": (bert, {}, "in no layout that is known"),
+    "other_kind": (lambda: load_file(reference_file("irtr")), {"kind": "beit3"}, "not laid out as beit3, but as vlmo"),
+    "no_kind": (lambda: load_file(reference_file("irtr")), {"kind": "clip"}, "expected auto, vlmo"),
+    "wrong_heads": (lambda: load_file(reference_file("irtr")), {"num_attention_heads": 3}, "of 3 heads"),
+    "picture_no_multiple": (lambda: load_file(reference_file("irtr")), {"image_size": 100}, "patch size 16"),
+    "picture_negative": (lambda: load_file(reference_file("irtr")), {"image_size": -16}, "patch size 16"),
+    "text_no_multiple": (lambda: load_file(reference_file("irtr")), {"text_length": 20}, "multiple of 8"),
+    "text_beyond_table": (lambda: load_file(reference_file("irtr")), {"text_length": 200}, "196 positions"),
+    "text_beyond_positions": (
+        lambda: random_checkpoint(ABSOLUTE, "itc"),
+        {"text_length": 48, "num_attention_heads": 5},
+        "longer than the 40 positions",
+    ),
+    "labels_without_classes": (lambda: load_file(reference_file("irtr")), {"labels": "answers"}, "no classifier"),
+    "labels_missing": (lambda: load_file(reference_file("vqa")), {"labels": "answers"}, "no file answers"),
+    "vocabulary_missing": (lambda: load_file(reference_file("irtr")), {"vocabulary": "none.txt"}, "no vocabulary"),
+    "vocabulary_not_given": (lambda: load_file(reference_file("irtr")), {"vocabulary": None}, "96 rows, not BERT's"),
+}
+
+
+@pytest.mark.parametrize("existing", [False, True], ids=["new", "empty"])
+@pytest.mark.parametrize("name", FAILURES)
+def test_refusal_is_one_line_and_leaves_nothing(tmp_path, vocabulary, name, existing):
+    weights, options, message = FAILURES[name]
+    file, out = write(weights(), tmp_path), tmp_path / "out"
+    if existing:
+        out.mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message) as refused:
+        import_checkpoint(file, out, **{"vocabulary": vocabulary} | options)
+    assert "\n" not in str(refused.value)
+    assert str(file) in str(refused.value)
+    assert sorted(tmp_path.iterdir()) == before
+    assert not existing or not any(out.iterdir())
+
+
+def test_folder_that_is_not_empty_is_left_as_it_is(tmp_path, vocabulary):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        import_checkpoint(reference_file("irtr"), out, vocabulary=vocabulary)
+    with pytest.raises(ValueError, match="is a file"):
+        import_checkpoint(reference_file("irtr"), out / "notes.txt", vocabulary=vocabulary)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_folder_of_ours_is_refused(tmp_path, vocabulary):
+    import_checkpoint(reference_file("irtr"), tmp_path / "out", vocabulary=vocabulary)
+    with pytest.raises(ValueError, match="model folder of this project already"):
+        import_checkpoint(tmp_path / "out", tmp_path / "again", vocabulary=vocabulary)
+
+
+def test_vocabulary_must_be_as_large_as_the_word_table(tmp_path):
+    vocabulary = write_vocabulary(tmp_path / "vocab.txt", size=95)
+    with pytest.raises(ValueError, match=r"95 tokens.*96 rows"):
+        import_checkpoint(reference_file("irtr"), tmp_path / "out", vocabulary=vocabulary)
+
+
+def test_vocabulary_that_pads_elsewhere_is_refused(tmp_path, vocabulary):
+    tokens = vocabulary.read_text().splitlines()
+    vocabulary.write_text("\n".join([*tokens[1:], tokens[0]]) + "\n")
+    with pytest.raises(ValueError, match="padding is number 95"):
+        import_checkpoint(reference_file("irtr"), tmp_path / "out", vocabulary=vocabulary)
+
+
+@pytest.fixture
+def with_berts_words(tmp_path) -> Path:
+    return write(random_checkpoint(Sizes(relative=True, vocabulary=30522), "itc"), tmp_path)
+
+
+def test_berts_vocabulary_comes_from_the_hub(tmp_path, with_berts_words, monkeypatch):
+    asked = []
+
+    def fetch(repository: str, file: str) -> str:
+        asked.append((repository, file))
+        return str(write_vocabulary(tmp_path / "fetched.txt", size=30522))
+
+    monkeypatch.setattr(text, "hf_hub_download", fetch)
+    import_checkpoint(with_berts_words, tmp_path / "out")
+    assert asked == [("google-bert/bert-base-uncased", "vocab.txt")]
+    assert AutoProcessor.from_pretrained(tmp_path / "out").vocab_size == 30522
+
+
+def test_hub_that_cannot_be_reached_is_one_line(tmp_path, with_berts_words, monkeypatch):
+    def fail(repository: str, file: str) -> str:
+        raise LocalEntryNotFoundError("no network\nand no cache")
+
+    monkeypatch.setattr(text, "hf_hub_download", fail)
+    with pytest.raises(ValueError, match=r"could not be fetched.*--vocabulary") as refused:
+        import_checkpoint(with_berts_words, tmp_path / "out")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def beit_folder(folder: Path) -> Path:
+    config = BeitConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=24,
+        patch_size=8,
+        use_relative_position_bias=True,
+    )
+    BeitModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def test_beit_without_a_vocabulary_gets_a_processor_of_pictures_only(tmp_path):
+    report = import_checkpoint(beit_folder(tmp_path / "beit"), tmp_path / "out", image_size=32)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").size["height"] == 32
+    assert not (tmp_path / "out" / "tokenizer_config.json").exists()
+    assert report.text_length is None
+    assert any("pictures only" in note for note in report.notes)
+    assert not (tmp_path / "out" / PUBLISHED_EXTRAS).exists()
+    with pytest.raises(ValueError, match="no text side"):
+        import_checkpoint(tmp_path / "beit", tmp_path / "again", text_length=40)
+
+
+def test_beit_with_a_vocabulary_gets_a_word_table_of_its_size(tmp_path, vocabulary):
+    report = import_checkpoint(
+        beit_folder(tmp_path / "beit"), tmp_path / "out", kind="hf-beit", vocabulary=vocabulary, text_length=24
+    )
+    assert loaded(tmp_path / "out")["vlmo.text_embeddings.words.weight"].shape == (96, 16)
+    assert AutoProcessor.from_pretrained(tmp_path / "out").max_text_length == 24
+    assert "vlmo.text_embeddings.words.weight" in report.created
+
+
+def test_beit3_takes_its_sentencepiece_file_and_keeps_spare_rows_of_its_word_table(tmp_path):
+    spm = train_sentencepiece(tmp_path / "toy.spm")
+    tokens = VLMoProcessor.from_sentencepiece(spm).vocab_size
+    for spare in (8, 9, -1):
+        sizes = plain_beit3.Sizes(vocabulary=tokens + spare)
+        file, out = tmp_path / f"{spare}.pth", tmp_path / f"out{spare}"
+        torch.save({"model": plain_beit3.random_weights(sizes, contrast=True)}, file)
+        with pytest.raises(ValueError, match=r"--vocabulary beit3\.spm"):
+            import_checkpoint(file, out, num_attention_heads=4)
+        options = {"vocabulary": spm, "num_attention_heads": 4, "text_length": 16}
+        if spare != 8:
+            with pytest.raises(ValueError, match=f"{tokens + spare} rows"):
+                import_checkpoint(file, out, **options)
+            continue
+        report = import_checkpoint(file, out, **options)
+        assert report.config.vocab_size == tokens + 8
+        assert loaded(out)["vlmo.text_embeddings.positions"].shape == (16, 32)
+        assert AutoProcessor.from_pretrained(out)(text="a b")["input_ids"][0] == 0
+    assert dict(report.rows())["experts"] == "72 wide; no vision_language"
+
+
+def test_shards_with_a_configuration_are_read_like_one_file(tmp_path):
+    beit_folder(tmp_path / "beit")
+    whole = load_file(tmp_path / "beit" / "model.safetensors")
+    shutil.copytree(tmp_path / "beit", tmp_path / "bin")
+    (tmp_path / "bin" / "model.safetensors").unlink()
+    torch.save(whole, tmp_path / "bin" / "pytorch_model.bin")
+    for name in ("beit", "bin"):
+        import_checkpoint(tmp_path / name, tmp_path / f"from-{name}")
+    one, two = loaded(tmp_path / "from-beit"), loaded(tmp_path / "from-bin")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_names_are_grouped_by_block():
+    names = [f"a.blocks.{layer}.norm" for layer in (0, 1, 2, 5)] + ["a.blocks.7.other", "b"]
+    assert grouped(names) == ["a.blocks.7.other", "a.blocks.{0-2,5}.norm", "b"]
+    assert grouped([]) == []
+
+
+def test_safetensors_and_torch_files_give_the_same_folder(tmp_path, vocabulary):
+    weights = random_checkpoint(RELATIVE, "pooler", "itc", "itm")
+    save_file(weights, tmp_path / "checkpoint.safetensors")
+    for file in (write(weights, tmp_path), tmp_path / "checkpoint.safetensors"):
+        import_checkpoint(file, tmp_path / file.suffix[1:], vocabulary=vocabulary)
+    one, two = loaded(tmp_path / "pt"), loaded(tmp_path / "safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -1,0 +1,198 @@
+"""The published layout: names there and back, and what tensors tell about sizes and task."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+from tests.parity.cases import reference_file
+from tests.parity.plain_vlmo import BASE, BASE_PLUS, LARGE, Sizes, checkpoint_shapes
+from torch import Tensor
+
+from vlmo.interop import official
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+    VLMoModel,
+)
+
+STAGE_3 = ("pooler", "itc", "itc_vl", "itm", "mlm")
+TEXT_LEFTOVERS = {"text_embeddings.position_embeddings.weight", "text_embeddings.position_ids"}
+
+
+def on_meta(sizes: Sizes, *heads: str, classes: int = 2) -> dict[str, Tensor]:
+    """A checkpoint that has shapes only."""
+    shapes = checkpoint_shapes(sizes, *heads, classes=classes)
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def reference_keys(name: str) -> list[str]:
+    with safe_open(reference_file(name), framework="pt") as file:
+        return list(file.keys())
+
+
+@pytest.mark.parametrize("name", ["pretrain", "vqa", "nlvr2", "irtr"])
+def test_names_go_there_and_back(name):
+    unnamed = set()
+    for key in reference_keys(name):
+        ours = official.our_name(key)
+        if ours is None:
+            unnamed.add(key)
+        else:
+            assert official.published_name(ours) == key
+    assert unnamed == {"text_embeddings.position_ids"}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "changes"),
+    [
+        (VLMoForPreTraining, {}),
+        (VLMoForPreTraining, {"position_embedding": "absolute", "layer_scale_init": None}),
+        (VLMoForVisualQuestionAnswering, {}),
+        (VLMoForVisualReasoning, {"num_modality_types": 3}),
+    ],
+)
+def test_every_parameter_has_one_published_name(model_class, changes):
+    with torch.device("meta"):
+        names = list(model_class(VLMoConfig.tiny(**changes)).state_dict())
+    published = [official.published_name(name) for name in names]
+    assert None not in published
+    assert len(set(published)) == len(names)
+    assert [official.our_name(key) for key in published] == names
+
+
+def test_other_names_have_no_counterpart():
+    assert official.our_name("transformer.blocks.0.mlp_other.fc1.weight") is None
+    assert official.published_name("vlmo.blocks.0.experts.shared.fc1.weight") is None
+    assert official.published_name("vlmo.blocks.0.attention.inner_norm.vision.weight") is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "preset", "image_size"),
+    [
+        (BASE, VLMoConfig.base, 224),
+        (BASE, VLMoConfig.base, 384),
+        (BASE, VLMoConfig.base, 480),
+        (BASE_PLUS, VLMoConfig.base_plus, 224),
+        (LARGE, VLMoConfig.large, 224),
+        (LARGE, VLMoConfig.large, 384),
+    ],
+)
+def test_published_sizes_are_our_presets(sizes, preset, image_size):
+    sizes = Sizes(**vars(sizes) | {"grid": image_size // 16})
+    conversion = official.convert(on_meta(sizes, *STAGE_3))
+    changes = {} if sizes.relative else {"max_text_positions": 40}
+    assert conversion.config.to_dict() == preset(image_size=image_size, **changes).to_dict()
+    assert conversion.model_class is VLMoForPreTraining
+    assert conversion.unknown == []
+    with torch.device("meta"):
+        needed = {name: tensor.shape for name, tensor in VLMoForPreTraining(conversion.config).state_dict().items()}
+    assert {name: tensor.shape for name, tensor in conversion.weights.items()} == needed
+
+
+def test_table_of_base_has_the_rows_of_the_layout():
+    assert on_meta(BASE)["relative_position_bias_table"].shape == (1126, 144)
+
+
+@pytest.mark.parametrize(
+    ("heads", "model_class", "expected"),
+    [
+        (STAGE_3, VLMoForPreTraining, {"contrast_fusion_ending": True, "use_match_head": True}),
+        (("pooler", "itc", "itm", "mlm"), VLMoForPreTraining, {"contrast_fusion_ending": False}),
+        (("pooler", "itc"), VLMoForImageTextRetrieval, {"use_match_head": False, "use_pooler": True}),
+        (("pooler", "itc", "itm"), VLMoForImageTextRetrieval, {"use_match_head": True}),
+        (("itc",), VLMoForImageTextRetrieval, {"use_match_head": False, "use_pooler": False}),
+        (("pooler", "vqa"), VLMoForVisualQuestionAnswering, {"num_labels": 7, "use_pooler": True}),
+        (("pooler",), VLMoModel, {"use_pooler": True, "use_match_head": False}),
+        ((), VLMoModel, {"use_pooler": False}),
+    ],
+)
+def test_heads_tell_the_task(heads, model_class, expected):
+    conversion = official.convert(on_meta(BASE, *heads, classes=7))
+    assert conversion.model_class is model_class
+    assert {name: vars(conversion.config).get(name, conversion.config.num_labels) for name in expected} == expected
+    assert conversion.unknown == []
+
+
+def test_nlvr2_has_three_modality_types_and_two_named_classes():
+    conversion = official.convert(on_meta(Sizes(modality_types=3, relative=True), "pooler", "nlvr2"))
+    assert conversion.model_class is VLMoForVisualReasoning
+    assert conversion.config.num_modality_types == 3
+    assert conversion.config.id2label == {0: "False", 1: "True"}
+
+
+def test_stage_2_has_no_fusion_experts_and_its_pooler_has_no_use():
+    sizes = Sizes(relative=True, fusion_layers=0, text_rows=196)
+    conversion = official.convert(on_meta(sizes, "pooler", "mlm"))
+    assert conversion.model_class is VLMoForMaskedLM
+    assert conversion.config.num_fusion_layers == 0
+    assert conversion.max_text_length == 196
+    assert conversion.unused.keys() == {
+        "pooler.dense.weight",
+        "pooler.dense.bias",
+        "text_embeddings.position_embeddings.weight",
+    }
+
+
+def test_index_buffers_are_known_and_unused():
+    state = on_meta(BASE, "pooler", "itc")
+    buffers = {
+        name: torch.empty(3, 3, device="meta")
+        for name in (
+            "relative_position_index",
+            "text_relative_position_index",
+            "text_imag_relative_position_index",
+            "transformer.relative_position_index",
+        )
+    }
+    conversion = official.convert(state | buffers)
+    assert conversion.unused.keys() == buffers.keys() | {"text_embeddings.position_embeddings.weight"}
+    assert conversion.unknown == []
+
+
+def test_heads_of_another_task_and_foreign_keys_are_unknown():
+    state = on_meta(BASE, "pooler", "vqa", "mlm") | {"ema.decay": torch.empty(1, device="meta")}
+    unknown = official.convert(state).unknown
+    assert "ema.decay" in unknown
+    assert "mlm_score.bias" in unknown
+    assert len(unknown) == 7
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes", "arguments", "message"),
+    [
+        (BASE, {"relative_position_bias_table": (1125, 144)}, {}, "1125 rows"),
+        (BASE, {"relative_position_bias_table": (401, 144)}, {}, "401 rows"),
+        (BASE, {"relative_position_bias_table": (3, 144)}, {}, "3 rows"),
+        (BASE, {"relative_position_bias_table": (1126, 145)}, {}, "145 columns, which do not fit 12 layers"),
+        (BASE, {}, {"num_attention_heads": 16}, "144 columns, which do not fit 12 layers of 16 heads"),
+        (BASE, {"relative_position_bias_table": None}, {}, "neither"),
+        (BASE_PLUS, {"transformer.pos_embed": (1, 200, 544)}, {}, "200 positions"),
+        (Sizes(), {}, {}, "--num-attention-heads"),
+        (BASE, {"transformer.patch_embed.proj.weight": None}, {}, r"patch_embed\.proj\.weight is not there"),
+        (BASE, {"transformer.patch_embed.proj.weight": (768, 3, 16)}, {}, "expected 4 axes"),
+        (BASE, {"text_embeddings.word_embeddings.weight": None}, {}, r"word_embeddings\.weight is not there"),
+        (BASE, {"transformer.blocks.13.norm1.weight": (768,)}, {}, "without gaps"),
+        (BASE, {"transformer.blocks.3.mlp_vl.fc1.weight": (3072, 768)}, {}, "the top ones"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(sizes, changes, arguments, message):
+    state = on_meta(sizes, "pooler", "itc")
+    for key, shape in changes.items():
+        if shape is None:
+            del state[key]
+        else:
+            state[key] = torch.empty(shape, device="meta")
+    with pytest.raises(ValueError, match=message):
+        official.convert(state, **arguments)
+
+
+def test_recognises_its_own_names_only():
+    assert official.recognises(on_meta(BASE))
+    assert official.recognises(on_meta(BASE_PLUS))
+    assert not official.recognises({"transformer.resblocks.0.mlp.fc1.weight": torch.empty(1)})
+    assert not official.recognises({"blocks.0.mlp.fc1.weight": torch.empty(1), "cls_token": torch.empty(1)})

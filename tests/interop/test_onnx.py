@@ -1,0 +1,416 @@
+"""ONNX graphs of every class: what they give, and that they give it for any batch and any text length."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tests.interop.toy_gallery import CAPTIONS, drawings, retrieval_set
+from tests.toy_model import BEIT3, pictures, texts, toy
+from torch import Tensor
+
+import vlmo
+from vlmo import (
+    VLMoConfig,
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+    VLMoModel,
+    VLMoProcessor,
+)
+from vlmo.evaluation import evaluate_retrieval
+from vlmo.interop import onnx as onnx_export
+from vlmo.interop import onnx_conversion
+from vlmo.interop.onnx import write_onnx
+from vlmo.interop.onnx_graphs import AnyLengthPositionBias
+from vlmo.interop.onnx_session import OnnxRetrievalModel, OnnxSession
+from vlmo.model.position import RelativePositionBias
+from vlmo.processing import image_processor_for
+
+LONGEST = 24
+# Another order of float32 sums; measured: 4e-7 on vectors, 2e-6 on hidden states.
+CLOSE = 1e-5
+# Seven bits of weight and eight of activation in three layers of a shaken model; measured: 0.9993.
+INT8_COSINE = 0.995
+# Logits of the same, which reach 2; measured: 0.013.
+INT8_LOGITS = 0.1
+# Pillow and torchvision round resized pictures to eight bits apart, by one step of 255 at most; measured: 5e-4.
+RESIZED = 5e-3
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
+
+
+def words() -> list[str]:
+    return [caption for captions in CAPTIONS for caption in captions]
+
+
+@pytest.fixture(scope="module")
+def processor() -> VLMoProcessor:
+    return VLMoProcessor.train(words() * 2, vocab_size=96, image_size=64, max_text_length=16)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, processor) -> SimpleNamespace:
+    """A dual encoder with fusion encoder, in PyTorch and as graphs of both precisions."""
+    folder = tmp_path_factory.mktemp("onnx")
+    model = toy(VLMoForPreTraining, max_text_positions=LONGEST)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    report = write_onnx(folder / "model", folder / "exported", int8=True)
+    return SimpleNamespace(model=model, source=folder / "model", folder=folder / "exported", report=report)
+
+
+@pytest.fixture
+def graph(exported):
+    """Opens one graph of the exported folder."""
+    return lambda name: OnnxSession(exported.folder / f"{name}.onnx")
+
+
+def close(actual: Tensor, expected: Tensor, *, atol: float = CLOSE) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=atol)
+
+
+def text_of(lengths: list[int], *, padded_to: int | None = None) -> tuple[Tensor, Tensor]:
+    made = texts(lengths, padded_to=padded_to)
+    return made["input_ids"], made["attention_mask"]
+
+
+# Neither batch nor length is one that the export itself used.
+@pytest.mark.parametrize("lengths", [[5], [2, 2, 2, 2, 2], [3, 17], [LONGEST, 9, 4, 2]])
+@torch.no_grad()
+def test_encoders_give_what_pytorch_gives_for_any_batch_and_text_length(exported, graph, lengths):
+    pixels, text = pictures(len(lengths)), text_of(lengths)
+    close(graph("image_encoder")(pixels)[0], exported.model.get_image_features(pixels))
+    close(graph("text_encoder")(*text)[0], exported.model.get_text_features(*text))
+    close(graph("fusion_encoder")(pixels, *text)[0], exported.model.match(pixels, *text))
+
+
+def test_padding_changes_no_text_vector(graph):
+    encoder = graph("text_encoder")
+    alone = torch.cat([encoder(*text_of([5]))[0], encoder(*text_of([5, 9]))[0][1:]])
+    close(encoder(*text_of([5, 9], padded_to=16))[0], alone)
+    close(encoder(*text_of([5, 9], padded_to=LONGEST))[0], alone)
+
+
+def test_vectors_are_normalised_and_differ(graph):
+    vectors = graph("text_encoder")(*text_of([5, 9, 11]))[0]
+    close(vectors.norm(dim=1), torch.ones(3))
+    assert (vectors[0] - vectors[1]).abs().max() > 10 * CLOSE
+
+
+def test_batch_and_text_length_are_free_and_the_picture_size_is_not(graph):
+    session = graph("fusion_encoder")
+    assert {name: tensor["shape"] for name, tensor in session.inputs.items()} == {
+        "pixel_values": ["batch", 3, 64, 64],
+        "input_ids": ["batch", "text"],
+        "attention_mask": ["batch", "text"],
+    }
+    assert session.outputs == {"match_logits": {"type": "tensor(float)", "shape": ["batch", 2]}}
+
+
+@pytest.mark.parametrize("name", ["image_encoder", "text_encoder", "fusion_encoder"])
+def test_graph_is_valid_in_the_current_opset(exported, name):
+    model = onnx.load(exported.folder / f"{name}.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 23)]
+    assert Counter(node.op_type for node in model.graph.node)["Attention"] == exported.model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "fusion_encoder"])
+def test_padding_reaches_the_attention_as_a_float_mask(exported, name):
+    model = onnx.shape_inference.infer_shapes(onnx.load(exported.folder / f"{name}.onnx"))
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    masks = [node.input[3] for node in model.graph.node if node.op_type == "Attention"]
+    assert {types[mask] for mask in masks} == {onnx.TensorProto.FLOAT}
+
+
+def test_files_hold_no_paths_of_this_machine(exported):
+    for file in exported.folder.glob("*.onnx"):
+        content = file.read_bytes()
+        assert str(Path(vlmo.__file__).parent).encode() not in content
+        assert b"site-packages" not in content
+
+
+def test_folder_holds_all_that_is_needed(exported, processor):
+    description = json.loads((exported.folder / "onnx.json").read_text())
+    assert description["image"] == {
+        "size": [64, 64],
+        "resample": "bicubic",
+        "transparency": "on white",
+        "rescale": pytest.approx(1 / 255),
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
+    assert description["text"] == {
+        "max_positions": LONGEST,
+        "pad_token_id": 0,
+        "tokenizer": "tokenizer.json",
+        "max_length": 16,
+    }
+    assert description["logit_scale"] == pytest.approx(float(exported.model.contrast_head.logit_scale.detach()))
+    assert (description["opset"], description["labels"]) == (23, None)
+    assert description["model_class"] == "VLMoForPreTraining"
+    assert list(description["graphs"]) == ["image_encoder", "text_encoder", "fusion_encoder"]
+    for entry in description["graphs"].values():
+        for variant in ("float32", "int8"):
+            assert (exported.folder / entry[variant]["file"]).stat().st_size == entry[variant]["num_bytes"]
+        assert 0 < entry["float32"]["largest_difference"] < CLOSE
+    read = VLMoProcessor.from_pretrained(exported.folder)
+    assert read(text=words())["input_ids"] == processor(text=words())["input_ids"]
+
+
+def test_report_says_sizes_and_differences(exported):
+    lines = exported.report.lines()
+    assert len(lines) == 6
+    assert re.fullmatch(r"image_encoder\.onnx: 0\.\d MB, largest difference to PyTorch \d\.\de-07", lines[0])
+    assert lines[1].startswith("image_encoder.int8.onnx: ")
+
+
+@torch.no_grad()
+def test_int8_files_multiply_in_int8_and_agree_roughly(exported):
+    counts = Counter(node.op_type for node in onnx.load(exported.folder / "text_encoder.int8.onnx").graph.node)
+    # Four in each layer and the projection. What is left multiplies activations.
+    assert counts["MatMulInteger"] == 4 * exported.model.config.num_hidden_layers + 1
+    assert not counts["MatMul"]
+    assert not counts["Gemm"]
+    quantised = OnnxRetrievalModel(exported.folder, int8=True)
+    pixels, text = pictures(4), text_of([3, 7, 12, LONGEST])
+    for actual, expected in (
+        (quantised.get_image_features(pixels), exported.model.get_image_features(pixels)),
+        (quantised.get_text_features(*text), exported.model.get_text_features(*text)),
+    ):
+        cosines = (actual * expected).sum(dim=1)
+        assert INT8_COSINE < cosines.min() < 1 - CLOSE
+    close(quantised.match(pixels, *text), exported.model.match(pixels, *text), atol=INT8_LOGITS)
+    graphs = exported.report.graphs.values()
+    assert all(graph.int8.num_bytes < 0.75 * graph.float32.num_bytes for graph in graphs)
+
+
+def test_retrieval_model_finds_what_pytorch_finds(exported, processor):
+    gallery = retrieval_set(processor)
+    expected = evaluate_retrieval(exported.model, gallery, rerank=4)
+    actual = evaluate_retrieval(OnnxRetrievalModel(exported.folder), gallery, rerank=4)
+    assert actual.metrics == expected.metrics
+    close(actual.reranked.text_to_image.scores, expected.reranked.text_to_image.scores)
+
+
+def test_example_of_the_document_runs_without_pytorch(exported, processor, tmp_path):
+    for name, drawing in zip(("one", "two"), drawings()[::5], strict=False):
+        drawing.save(tmp_path / f"{name}.png")
+    (tmp_path / "exported").symlink_to(exported.folder)
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    check = "import sys\nassert not {'torch', 'transformers', 'vlmo'} & set(sys.modules)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", example + check], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    similarities = torch.tensor([float(number) for number in re.findall(r"-?\d\.\d+(?:e-\d+)?", done.stdout)])
+    inputs = processor(images=drawings()[:6:5], text=["a red square", "the green circle"], return_tensors="pt")
+    with torch.no_grad():
+        output = exported.model(**inputs)
+    close(similarities.view(2, 2), output.text_embeds @ output.image_embeds.T, atol=RESIZED)
+
+
+GRID = (4, 4)
+
+
+@pytest.mark.parametrize(("num_text", "grid"), [(0, GRID), (2, None), (7, None), (LONGEST, None), (2, GRID), (9, GRID)])
+@torch.no_grad()
+def test_position_bias_of_any_length_is_that_of_the_model(num_text, grid):
+    bias = RelativePositionBias(VLMoConfig.tiny(max_text_positions=LONGEST))
+    bias.table.normal_()
+    expected = bias(num_text=num_text, grid=grid)
+    actual = AnyLengthPositionBias(bias)(num_text=num_text, grid=grid)
+    assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
+
+
+def test_position_bias_refuses_another_grid():
+    bias = AnyLengthPositionBias(RelativePositionBias(VLMoConfig.tiny(max_text_positions=LONGEST)))
+    with pytest.raises(ValueError, match=r"\(8, 8\) patches.*\(4, 4\)"):
+        bias(num_text=2, grid=(8, 8))
+
+
+# One layer keeps the export short; segmentation takes its levels from four.
+SMALL = {"num_hidden_layers": 1, "max_text_positions": LONGEST}
+NO_POOLER = {"use_pooler": False, "use_match_head": False}
+HALF_MASKED = torch.arange(16).remainder(2).bool().expand(2, -1)
+
+
+def export(model_class, tmp_path: Path, **changes) -> tuple[torch.nn.Module, dict[str, OnnxSession]]:
+    model = toy(model_class, **SMALL | changes)
+    model.save_pretrained(tmp_path / "model")
+    report = write_onnx(tmp_path / "model", tmp_path / "exported")
+    return model, {name: OnnxSession(tmp_path / "exported" / f"{name}.onnx") for name in report.graphs}
+
+
+def inputs_of(name: str) -> tuple[Tensor, ...]:
+    text = text_of([4, 11])
+    return {"image_encoder": (pictures(2),), "text_encoder": text, "fusion_encoder": (pictures(2), *text)}[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_class", "changes", "name"),
+    [
+        (VLMoForVisualQuestionAnswering, {"num_labels": 5}, "fusion_encoder"),
+        (VLMoForVisualReasoning, {"num_modality_types": 3}, "fusion_encoder"),
+        (VLMoForImageClassification, {"num_labels": 4}, "image_encoder"),
+        (
+            VLMoForSemanticSegmentation,
+            {"num_labels": 3, "segmentation_channels": 8, "num_hidden_layers": 4},
+            "image_encoder",
+        ),
+    ],
+)
+@torch.no_grad()
+def test_task_heads_give_the_logits_of_pytorch(tmp_path, model_class, changes, name):
+    model, sessions = export(model_class, tmp_path, **changes)
+    inputs = inputs_of(name)
+    if model_class is VLMoForVisualReasoning:
+        inputs = (pictures(4).unflatten(0, (2, 2)), *inputs[1:])
+    assert list(sessions) == [name]
+    assert list(sessions[name].outputs) == ["logits"]
+    close(sessions[name](*inputs)[0], model(*inputs).logits)
+    labels = json.loads((tmp_path / "exported" / "onnx.json").read_text())["labels"]
+    assert len(labels) == model.config.num_labels
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_masked_image_modelling_gives_visual_tokens_of_masked_patches(tmp_path):
+    model, sessions = export(VLMoForMaskedImageModeling, tmp_path)
+    (logits,) = sessions["image_encoder"](pictures(2), HALF_MASKED)
+    close(logits, model(pictures(2), HALF_MASKED).reconstruction)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_masked_words_of_texts_and_of_pairs(tmp_path):
+    model, sessions = export(VLMoForMaskedLM, tmp_path)
+    text = text_of([4, 11])
+    close(sessions["text_encoder"](*text)[0], model(*text).logits)
+    close(sessions["fusion_encoder"](pictures(2), *text)[0], model(*text, pictures(2)).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, BEIT3 | NO_POOLER])
+@torch.no_grad()
+def test_backbone_gives_hidden_states(tmp_path, changes):
+    model, sessions = export(VLMoModel, tmp_path, **changes)
+    assert list(sessions) == ["image_encoder", "text_encoder", "fusion_encoder"]
+    for name, session in sessions.items():
+        named = dict(zip(session.inputs, inputs_of(name), strict=True))
+        expected = model(**named)
+        assert ("pooler_output" in session.outputs) == (model.pooler is not None)
+        for output, actual in zip(session.outputs, session(*named.values()), strict=True):
+            close(actual, expected[output])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        BEIT3 | NO_POOLER,
+        {"position_embedding": "absolute", "layer_scale_init": None},
+        {"experts": "shared", "attention": "separate"},
+    ],
+    ids=["beit3", "absolute positions", "shared expert"],
+)
+@torch.no_grad()
+def test_dual_encoders_of_other_configurations(tmp_path, changes):
+    model, sessions = export(VLMoForImageTextRetrieval, tmp_path, **changes)
+    text = text_of([3, 6, LONGEST])
+    close(sessions["image_encoder"](pictures(3))[0], model.get_image_features(pictures(3)))
+    close(sessions["text_encoder"](*text)[0], model.get_text_features(*text))
+    assert ("fusion_encoder" in sessions) == (model.match_head is not None)
+    if model.match_head is not None:
+        close(sessions["fusion_encoder"](pictures(3), *text)[0], model.match(pictures(3), *text))
+    else:
+        with pytest.raises(ValueError, match="no matching head"):
+            OnnxRetrievalModel(tmp_path / "exported").match(pictures(3), *text)
+
+
+@pytest.fixture
+def classifier(tmp_path) -> Path:
+    """A model folder with one graph, without a tokenizer."""
+    toy(VLMoForImageClassification, **SMALL, num_labels=2).save_pretrained(tmp_path / "model")
+    image_processor_for(64).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_difference_leaves_nothing_behind_and_an_earlier_export_as_it_was(classifier, tmp_path, monkeypatch):
+    write_onnx(classifier, tmp_path / "exported")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "exported").iterdir()}
+    assert set(before) == {"image_encoder.onnx", "onnx.json", "preprocessor_config.json"}
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
+    for out in (tmp_path / "exported", tmp_path / "new"):
+        with pytest.raises(ValueError, match=r"image_encoder\.onnx differs from PyTorch by .*, more than -1e\+00"):
+            write_onnx(classifier, out)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "exported").iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "exported"}
+
+
+def test_weights_that_are_not_numbers_are_refused(classifier, tmp_path):
+    model = VLMoForImageClassification.from_pretrained(classifier)
+    with torch.no_grad():
+        model.classifier.bias[0] = torch.nan
+    model.save_pretrained(classifier)
+    with pytest.raises(ValueError, match="differs from PyTorch by nan"):
+        write_onnx(classifier, tmp_path / "exported")
+
+
+def test_large_weights_lie_beside_the_graph(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_conversion, "_MAX_SINGLE_FILE", 1000)
+    report = write_onnx(classifier, tmp_path / "exported", int8=True)
+    moved = (tmp_path / "exported").replace(tmp_path / "moved")
+    for variant in (report.graphs["image_encoder"].float32, report.graphs["image_encoder"].int8):
+        sizes = [(moved / f"{variant.file}{suffix}").stat().st_size for suffix in ("", ".data")]
+        assert sum(sizes) == variant.num_bytes
+        assert np.isfinite(OnnxSession(moved / variant.file)(pictures(2))[0]).all()
+
+
+def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_path):
+    with pytest.raises(ValueError, match="is no model folder"):
+        write_onnx(tmp_path, tmp_path / "exported")
+    with pytest.raises(ValueError, match="exists and is no ONNX export"):
+        write_onnx(classifier, classifier)
+    with pytest.raises(ValueError, match="is no ONNX export"):
+        OnnxRetrievalModel(classifier)
+    config = json.loads((classifier / "config.json").read_text())
+    (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["VLMoForVisualQuestionAnswering"]}))
+    with pytest.raises(ValueError, match=r"lacks answer_head\.classifier"):
+        write_onnx(classifier, tmp_path / "exported")
+    (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["SomebodyElse"]}))
+    with pytest.raises(ValueError, match=r"holds SomebodyElse; expected .* VLMoFor"):
+        write_onnx(classifier, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_retrieval_asks_for_what_was_exported(classifier, tmp_path):
+    write_onnx(classifier, tmp_path / "exported")
+    with pytest.raises(ValueError, match="holds a VLMoForImageClassification, which does not search"):
+        OnnxRetrievalModel(tmp_path / "exported")
+    description = json.loads((tmp_path / "exported" / "onnx.json").read_text())
+    (tmp_path / "exported" / "onnx.json").write_text(json.dumps(description | {"logit_scale": 1.0}))
+    with pytest.raises(ValueError, match="holds no int8 files"):
+        OnnxRetrievalModel(tmp_path / "exported", int8=True)
+
+
+def test_a_missing_package_is_named(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match="onnxscript"):
+        write_onnx(classifier, tmp_path / "exported")

@@ -1,0 +1,210 @@
+"""Other people's files: what is read, and that nothing in them is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlmo.interop.reading import read_labels, read_state_dict
+from vlmo.model import VLMoConfig, VLMoModel
+
+WEIGHTS = {"first.weight": torch.arange(6.0).reshape(2, 3), "second": torch.tensor([7], dtype=torch.int64)}
+
+
+class Leaves:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor, expected[name])
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before_1.6"])
+@pytest.mark.parametrize("wrapper", ["state_dict", "module", "model", ""])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_are_found_under_every_wrapper(tmp_path, zipped, wrapper, prefix):
+    weights = {f"{prefix}{name}": tensor for name, tensor in WEIGHTS.items()}
+    content = {wrapper: weights, "epoch": 3, "optimizer": {"state": {}}} if wrapper else {**weights, "epoch": 3}
+    file = tmp_path / "checkpoint.pt"
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    found, origin = read_state_dict(file)
+    same(found, WEIGHTS)
+    assert origin.wrapper == wrapper
+    assert sorted(origin.beside) == (["epoch", "optimizer"] if wrapper else ["epoch"])
+
+
+def test_prefix_stays_where_only_some_keys_have_it(tmp_path):
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "checkpoint.pt")
+    assert set(read_state_dict(tmp_path / "checkpoint.pt")[0]) == {"module.a", "b"}
+
+
+def test_safetensors_file(tmp_path):
+    save_file(WEIGHTS, tmp_path / "weights.safetensors")
+    same(read_state_dict(tmp_path / "weights.safetensors")[0], WEIGHTS)
+
+
+@pytest.mark.parametrize("form", ["zip", "before_1.6", "bare_pickle"])
+def test_pickle_that_would_run_code_is_refused_by_name(tmp_path, form):
+    witness, file = tmp_path / "witness", tmp_path / "checkpoint.pt"
+    content = {"state_dict": WEIGHTS, "callback": Leaves(witness)}
+    if form == "bare_pickle":
+        file.write_bytes(pickle.dumps(Leaves(witness)))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(ValueError, match=r"refused: reading it would run code \(posix\.system\).*re-save") as refused:
+        read_state_dict(file)
+    assert "\n" not in str(refused.value)
+    assert not witness.exists()
+    if form != "bare_pickle":
+        torch.load(file, weights_only=False)
+        assert witness.exists()  # it would have run
+
+
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), {"state_dict": WEIGHTS, "size": Path("here")}])
+def test_pickle_with_other_classes_is_refused_by_name(tmp_path, content):
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"would run code \((torch\.nn\.modules\.linear\.Linear|pathlib\.\w+)\)"):
+        read_state_dict(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("form", ["zip", "before_1.6", "safetensors"])
+def test_truncated_file_is_one_clear_line(tmp_path, form, share):
+    file = tmp_path / ("weights.safetensors" if form == "safetensors" else "checkpoint.pt")
+    weights = {f"weight{number}": torch.randn(64) for number in range(8)}
+    if form == "safetensors":
+        save_file(weights, file)
+    else:
+        torch.save({"state_dict": weights}, file, _use_new_zipfile_serialization=form == "zip")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match="truncated") as refused:
+        read_state_dict(file)
+    assert str(file) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello\n", b"PK\x03\x04 and no more", b"\x80\x02}q\x00.", b"<!doctype html>"]
+)
+def test_file_of_another_kind_is_one_clear_line(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"no checkpoint|no named tensors") as refused:
+        read_state_dict(tmp_path / "checkpoint.pt")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.ones(3), "holds a Tensor"),
+        ([torch.ones(3)], "holds a list"),
+        ({"epoch": 3}, "no named tensors"),
+        ({"state_dict": {}}, "no named tensors"),
+    ],
+)
+def test_torch_file_without_named_tensors_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=message):
+        read_state_dict(tmp_path / "checkpoint.pt")
+
+
+def test_no_file_and_no_weights_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no file"):
+        read_state_dict(tmp_path / "nothing.pt")
+    with pytest.raises(ValueError, match="holds no weights"):
+        read_state_dict(tmp_path)
+
+
+def test_folder_in_shards_is_read_with_its_configuration(tmp_path):
+    model = VLMoModel(VLMoConfig.tiny())
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    found, origin = read_state_dict(tmp_path)
+    same(found, model.state_dict())
+    assert origin.config["model_type"] == "vlmo"
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(ValueError, match="download is incomplete"):
+        read_state_dict(tmp_path)
+
+
+def test_index_cannot_point_outside_its_folder(tmp_path):
+    save_file(WEIGHTS, tmp_path / "secret.safetensors")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
+    with pytest.raises(ValueError, match="no file"):
+        read_state_dict(folder)
+
+
+def test_folder_with_a_torch_file_is_read(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text("{}")
+    found, origin = read_state_dict(tmp_path)
+    same(found, WEIGHTS)
+    assert origin.config == {}
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.json", "{"), ("config.json", "[]")])
+def test_damaged_json_of_a_folder_is_one_line(tmp_path, name, text):
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        read_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["yes", "no", "2"]',
+        '{"yes": 0, "no": 1, "2": 2}',
+        '{"0": "yes", "2": "2", "1": "no"}',
+        '{"answer": "no", "label": 1}\n{"answer": "yes", "label": 0}\n\n{"answer": "2", "label": 2}\n',
+        "yes\nno\n2\n",
+    ],
+)
+def test_labels_in_every_form(tmp_path, text):
+    (tmp_path / "labels").write_text(text)
+    assert read_labels(tmp_path / "labels", count=3) == ["yes", "no", "2"]
+
+
+def test_single_line_of_json_lines_is_one_label(tmp_path):
+    (tmp_path / "labels").write_text('{"answer": "yes", "label": 0}\n')
+    assert read_labels(tmp_path / "labels", count=1) == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'["yes", "no"]', "names 2 answers; the checkpoint has 3"),
+        (b'{"yes": 0, "no": 1, "2": 3}', "names 3 answers"),
+        (b'{"answer": "yes"}\n{"answer": "no"}\n', "no list of answers"),
+        (b'{"a": "yes", "b": "no"}', "no list of answers"),
+        (b"\xff\xfe", "no text"),
+        (b"", "names 0 answers"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, content, message):
+    (tmp_path / "labels").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_labels(tmp_path / "labels", count=3)
+
+
+def test_labels_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no file"):
+        read_labels(tmp_path / "labels", count=3)

@@ -1,0 +1,379 @@
+"""Pictures and texts through sentence-transformers itself: embeddings, folders, evaluators, training, cross-encoder."""
+
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.util import semantic_search
+from tests.interop.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set, trained_folder
+from tests.toy_model import toy
+
+from vlmo import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoProcessor
+from vlmo.evaluation import evaluate_retrieval
+from vlmo.interop.sentence_transformer import (
+    VLMoEmbedder,
+    VLMoPairScorer,
+    load_cross_encoder,
+    load_sentence_transformer,
+)
+
+# Batches of other sizes and padding; sums come in another order. Measured: 1e-7 on vectors of length one.
+SAME = 1e-6
+# The same on log-odds of up to 3.5. Measured: 4e-7.
+SAME_ODDS = 5e-6
+TEXTS = [captions[0] for captions in CAPTIONS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return trained_folder(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> SentenceTransformer:
+    return load_sentence_transformer(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scorer(folder) -> CrossEncoder:
+    return load_cross_encoder(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    return VLMoForImageTextRetrieval.from_pretrained(folder), VLMoProcessor.from_pretrained(folder)
+
+
+@torch.no_grad()
+def image_features(ours, pictures) -> np.ndarray:
+    model, processor = ours
+    return model.get_image_features(**processor(images=pictures, return_tensors="pt")).numpy()
+
+
+@torch.no_grad()
+def text_features(ours, texts) -> np.ndarray:
+    model, processor = ours
+    return model.get_text_features(**processor(text=texts, return_tensors="pt")).numpy()
+
+
+@torch.no_grad()
+def log_odds(ours, pictures, texts) -> np.ndarray:
+    model, processor = ours
+    logits = model.match(**processor(images=pictures, text=texts, return_tensors="pt"))
+    return (logits[:, 1] - logits[:, 0]).numpy()
+
+
+# -------------------------------------------------------------------------------- one space
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_embeddings_are_our_features_at_every_batch_size(model, ours, batch_size):
+    images = model.encode(drawings(), batch_size=batch_size)
+    texts = model.encode(TEXTS, batch_size=batch_size)
+    assert np.abs(images - image_features(ours, drawings())).max() < SAME
+    assert np.abs(texts - text_features(ours, TEXTS)).max() < SAME
+    assert np.abs(np.linalg.norm(images, axis=1) - 1).max() < SAME
+
+
+def test_mixed_lists_keep_their_order(model, ours):
+    pictures = drawings()
+    mixed = [TEXTS[0], pictures[3], pictures[1], TEXTS[7], {"image": pictures[2]}, {"text": TEXTS[5]}]
+    expected = np.stack(
+        [
+            text_features(ours, TEXTS[:1])[0],
+            *image_features(ours, [pictures[3], pictures[1]]),
+            text_features(ours, TEXTS[7:8])[0],
+            image_features(ours, pictures[2:3])[0],
+            text_features(ours, TEXTS[5:6])[0],
+        ]
+    )
+    for batch_size in (2, 6):
+        assert np.abs(model.encode(mixed, batch_size=batch_size) - expected).max() < SAME
+
+
+def test_arrays_and_tensors_are_pictures(model, ours):
+    picture = drawings()[1]
+    array = np.array(picture)
+    expected = image_features(ours, [picture])[0]
+    assert np.abs(model.encode(picture) - expected).max() < SAME
+    assert np.abs(model.encode([array])[0] - expected).max() < SAME
+    assert np.abs(model.encode([torch.from_numpy(array).permute(2, 0, 1)])[0] - expected).max() < SAME
+
+
+def test_model_says_what_it_is(model, ours):
+    assert model.get_embedding_dimension() == ours[0].config.projection_size == model.encode("a red bar").shape[0]
+    assert model.supports("text")
+    assert model.supports("image")
+    assert not model.supports("audio")
+    assert model.max_seq_length == 16
+    assert model.device.type == "cpu"
+    assert model.tokenizer.get_vocab() == ours[1].tokenizer.get_vocab()
+
+
+def test_similarity_of_queries_and_documents_finds_pictures(model, ours):
+    queries, documents = model.encode_query(TEXTS[::2]), model.encode_document(drawings()[::2])
+    similarity = model.similarity(queries, documents)
+    expected = text_features(ours, TEXTS[::2]) @ image_features(ours, drawings()[::2]).T
+    assert np.abs(similarity.numpy() - expected).max() < SAME
+    found = similarity.argmax(dim=1)
+    assert (found == torch.arange(len(found))).float().mean() > 0.8  # these pairs it has seen
+    hits = semantic_search(queries, documents, top_k=1)
+    assert [hit[0]["corpus_id"] for hit in hits] == found.tolist()
+
+
+def test_prompt_is_put_before_texts_only(model, ours):
+    prompted = model.encode(["red bar", drawings()[0]], prompt="a ")
+    assert np.abs(prompted[0] - text_features(ours, ["a red bar"])[0]).max() < SAME
+    assert np.abs(prompted[1] - image_features(ours, drawings()[:1])[0]).max() < SAME
+
+
+def test_longest_text_can_be_set(folder, ours):
+    model = load_sentence_transformer(folder, device="cpu")
+    model.max_seq_length = 8
+    words = "a red square in a blue circle in a bar"
+    assert model.preprocess([words])["input_ids"].shape == (1, 8)
+    for wrong in (0, 12, 72):
+        with pytest.raises(ValueError, match="multiple of 8 up to 64"):
+            model.max_seq_length = wrong
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([{"text": "a", "image": 1}], "expected a string"),
+        ([("a", "b")], "expected a string"),
+        ([[{"role": "user", "content": "hi"}]], "expected a string"),
+        ([3], "expected a string"),
+        (["data:image/png;base64,AAAA"], "open it with PIL"),
+        ([{"image": "cat.png"}], "expected a string"),
+    ],
+)
+def test_other_inputs_are_refused(model, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        model.encode(inputs)
+
+
+def test_name_of_a_picture_file_is_no_text_unless_said_so(model, ours, tmp_path):
+    path = str(tmp_path / "red.png")
+    drawings()[0].save(path)
+    with pytest.raises(ValueError, match="open it with PIL"):
+        model.encode([path])
+    assert np.abs(model.encode([{"text": path}]) - text_features(ours, [path])).max() < SAME
+
+
+def test_options_of_other_processors_are_refused(model, folder):
+    with pytest.raises(ValueError, match="processing_kwargs"):
+        model.encode(["a"], processing_kwargs={"text": {"max_length": 4}})
+    with pytest.raises(ValueError, match="backend 'torch'"):
+        VLMoEmbedder.load(str(folder), backend="onnx")
+
+
+# -------------------------------------------------------------------------------- folders
+
+
+def test_saved_folder_comes_back_and_is_a_model_folder(folder, tmp_path, ours):
+    model = load_sentence_transformer(folder, device="cpu")
+    model.prompts["query"] = "a "
+    model.similarity_fn_name = "dot"
+    model.save(str(tmp_path), create_model_card=False)
+    listing = json.loads((tmp_path / "modules.json").read_text())
+    assert [entry["type"] for entry in listing] == ["vlmo.interop.sentence_transformer.VLMoEmbedder"]
+
+    inputs = [*TEXTS[:3], *drawings()[:3]]
+    trusted = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=True, local_files_only=True)
+    for again in (load_sentence_transformer(tmp_path, device="cpu"), trusted):
+        assert np.array_equal(again.encode(inputs), model.encode(inputs))
+        assert again.similarity_fn_name == "dot"
+        assert again.prompts["query"] == "a "
+        assert np.array_equal(again.encode_query("red bar"), model.encode("a red bar"))
+
+    weights = VLMoForImageTextRetrieval.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in ours[0].state_dict().items())
+
+
+def test_sentence_transformers_asks_for_trust(folder, tmp_path):
+    load_sentence_transformer(folder, device="cpu").save(str(tmp_path), create_model_card=False)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True)
+
+
+def test_folder_in_half_precision(folder):
+    module = VLMoEmbedder.load(str(folder), model_kwargs={"dtype": torch.bfloat16})
+    half = SentenceTransformer(modules=[module], device="cpu")
+    assert half.dtype == torch.bfloat16
+    whole = load_sentence_transformer(folder, device="cpu")
+    inputs = [*TEXTS, *drawings()]
+    # Eight bits of mantissa through three blocks.
+    assert np.abs(half.encode(inputs) - whole.encode(inputs)).max() < 0.1
+
+
+def test_folder_with_other_modules_is_refused(folder, tmp_path):
+    modules = [VLMoEmbedder.load(str(folder)), Dense(32, 8)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path), create_model_card=False)
+    with pytest.raises(ValueError, match=r"Dense; expected vlmo\.interop"):
+        load_sentence_transformer(tmp_path)
+    again = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=True, local_files_only=True)
+    assert again.encode(["a", drawings()[0]]).shape == (2, 8)
+
+
+def test_folder_without_contrast_is_refused(tmp_path):
+    toy(VLMoForMaskedLM).save_pretrained(tmp_path)
+    for load in (load_sentence_transformer, load_cross_encoder):
+        with pytest.raises(ValueError, match="retrieval needs one of VLMoForImageTextRetrieval"):
+            load(tmp_path)
+        with pytest.raises(ValueError, match=r"no config\.json"):
+            load(tmp_path / "nothing")
+
+
+# -------------------------------------------------------------------------------- evaluators and training
+
+
+def test_information_retrieval_evaluator_gives_our_recall(model, ours):
+    captions = [caption for pair in CAPTIONS for caption in pair]
+    evaluator = InformationRetrievalEvaluator(
+        queries={f"q{row}": caption for row, caption in enumerate(captions)},
+        corpus={f"d{row}": picture for row, picture in enumerate(drawings())},
+        relevant_docs={f"q{row}": {f"d{row // 2}"} for row in range(len(captions))},
+        accuracy_at_k=[1, 5, 10],
+        write_csv=False,
+    )
+    found = evaluator(model)
+    recall = evaluate_retrieval(ours[0], retrieval_set(ours[1])).metrics
+    for k in (1, 5, 10):
+        assert found[f"cosine_accuracy@{k}"] == pytest.approx(recall[f"ir@{k}"])
+    assert 0.3 < recall["ir@1"] < 0.9  # neither chance (1/24) nor all of them: the figures can differ
+
+
+def test_loss_of_sentence_transformers_trains_the_model(folder):
+    model = load_sentence_transformer(folder, device="cpu")
+    columns = [model.preprocess(drawings()), model.preprocess(TEXTS)]
+    loss = MultipleNegativesRankingLoss(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        value = loss(columns, None)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(value.detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_mixed_batch_has_gradients_of_both_ways(folder):
+    model = load_sentence_transformer(folder, device="cpu")
+    features = model.preprocess([TEXTS[0], drawings()[0], TEXTS[1]])
+    model(features)["sentence_embedding"][0, 0].backward()
+    head = model[0].model.contrast_head
+    assert head.text_projection.weight.grad.abs().sum() > 0
+    assert head.image_projection.weight.grad is None or head.image_projection.weight.grad.abs().sum() == 0
+
+
+# -------------------------------------------------------------------------------- cross-encoder
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_scores_are_log_odds_of_a_match(scorer, ours, batch_size):
+    pictures, shifted = drawings(), TEXTS[3:] + TEXTS[:3]
+    expected = log_odds(ours, pictures, shifted)
+    scores = scorer.predict(list(zip(shifted, pictures, strict=True)), batch_size=batch_size)
+    assert np.abs(scores - expected).max() < SAME_ODDS
+    turned = scorer.predict(list(zip(pictures, shifted, strict=True)), batch_size=batch_size)
+    assert np.abs(turned - expected).max() < SAME_ODDS
+
+
+def test_sigmoid_gives_the_probability(scorer, ours):
+    pairs = [(TEXTS[0], drawings()[0]), (TEXTS[0], drawings()[5])]
+    model, processor = ours
+    inputs = processor(images=[picture for _, picture in pairs], text=[text for text, _ in pairs], return_tensors="pt")
+    with torch.no_grad():
+        expected = model.match(**inputs).softmax(dim=1)[:, 1].numpy()
+    assert np.abs(scorer.predict(pairs, activation_fn=torch.nn.Sigmoid()) - expected).max() < SAME
+
+
+def test_one_pair_and_dictionaries(scorer, ours):
+    expected = log_odds(ours, drawings()[:1], TEXTS[:1])[0]
+    assert scorer.predict((TEXTS[0], drawings()[0])) == pytest.approx(expected, abs=SAME_ODDS)
+    assert scorer.predict({"text": TEXTS[0], "image": drawings()[0]}) == pytest.approx(expected, abs=SAME_ODDS)
+
+
+def test_rank_puts_pictures_in_the_order_of_their_scores(scorer, ours):
+    pictures = drawings()[::2]
+    expected = log_odds(ours, pictures, [TEXTS[4]] * len(pictures))
+    ranking = scorer.rank(TEXTS[4], pictures, top_k=3, return_documents=True)
+    assert [entry["corpus_id"] for entry in ranking] == np.argsort(-expected)[:3].tolist()
+    assert ranking[0]["corpus_id"] == 2  # a pair that it has seen
+    assert ranking[0]["text"] is pictures[2]
+
+
+def test_picture_of_many_pairs_is_prepared_once(scorer, ours):
+    picture = drawings()[4]
+    features = scorer.preprocess([(text, picture) for text in TEXTS])
+    assert features["pixel_values"].shape[0] == 1
+    ranking = scorer.rank(picture, TEXTS)
+    expected = log_odds(ours, [picture] * len(TEXTS), TEXTS)
+    scores = {entry["corpus_id"]: entry["score"] for entry in ranking}
+    assert max(abs(scores[row] - expected[row]) for row in range(len(TEXTS))) < SAME_ODDS
+
+
+def test_reranking_evaluator_reads_text_to_picture(scorer, ours):
+    pictures = drawings()[::2]
+    samples = [
+        {"query": text, "positive": [pictures[row]], "negative": pictures[:row] + pictures[row + 1 :]}
+        for row, text in enumerate(TEXTS[::2])
+    ]
+    found = CrossEncoderRerankingEvaluator(samples=samples, write_csv=False)(scorer)
+    ranks = []
+    for row, text in enumerate(TEXTS[::2]):
+        scores = log_odds(ours, pictures, [text] * len(pictures))
+        ranks.append(1 + int((scores > scores[row]).sum()))
+    assert found["mrr@10"] == pytest.approx(np.mean([1 / rank if rank <= 10 else 0 for rank in ranks]))
+    assert found["mrr@10"] > 0.6
+
+
+def test_saved_cross_encoder_comes_back(scorer, tmp_path):
+    scorer.save(str(tmp_path), create_model_card=False)
+    pairs = list(zip(TEXTS, drawings(), strict=True))
+    trusted = CrossEncoder(str(tmp_path), device="cpu", trust_remote_code=True, local_files_only=True)
+    for again in (load_cross_encoder(tmp_path, device="cpu"), trusted):
+        assert np.array_equal(again.predict(pairs), scorer.predict(pairs))
+        assert isinstance(again.activation_fn, torch.nn.Identity)
+    # The other role of the same weights.
+    assert load_sentence_transformer(tmp_path, device="cpu").encode(TEXTS).shape == (NUM_PICTURES, 32)
+
+
+def test_saved_activation_is_kept_or_refused(folder, tmp_path):
+    scorer = load_cross_encoder(folder, device="cpu")
+    scorer.activation_fn = torch.nn.Sigmoid()
+    scorer.save(str(tmp_path), create_model_card=False)
+    assert isinstance(load_cross_encoder(tmp_path, device="cpu").activation_fn, torch.nn.Sigmoid)
+    settings = tmp_path / "config_sentence_transformers.json"
+    settings.write_text(settings.read_text().replace("torch.nn.modules.activation.Sigmoid", "os.getcwd"))
+    with pytest.raises(ValueError, match=r"activation os\.getcwd"):
+        load_cross_encoder(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("pair", [("a", "b"), ("a",), ("a", 3), ("a", "b", "c")])
+def test_other_pairs_are_refused(scorer, pair):
+    with pytest.raises(ValueError, match=r"one string and one picture|expected a string|not supported"):
+        scorer.predict([pair])
+
+
+def test_model_without_matching_head_judges_no_pairs(folder):
+    model = toy(VLMoForImageTextRetrieval, use_match_head=False)
+    with pytest.raises(ValueError, match="no matching head"):
+        VLMoPairScorer(model, VLMoProcessor.from_pretrained(folder))
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    monkeypatch.delitem(sys.modules, "vlmo.interop.sentence_transformer")
+    with pytest.raises(ImportError, match=r"pip install 'vlmo\[sentence-transformers\]'"):
+        importlib.import_module("vlmo.interop.sentence_transformer")

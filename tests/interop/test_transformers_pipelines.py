@@ -1,0 +1,137 @@
+"""transformers' pipelines on model folders: each gives what the model gives when it is called directly."""
+
+import numpy as np
+import pytest
+import torch
+from tests.interop.toy_folder import CAPTIONS, drawings, folder_writer, logged_errors, text_processor
+from torch import nn
+from transformers import BeitImageProcessor, pipeline
+
+from vlmo import (
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedLM,
+    VLMoForSemanticSegmentation,
+    VLMoModel,
+    VLMoProcessor,
+)
+
+CLASSES = {0: "wall", 1: "floor", 2: "sky", 3: "cat"}
+
+# Only the order of float32 sums differs: single pictures and batches, and padding to other lengths.
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def processor() -> VLMoProcessor:
+    return text_processor()
+
+
+@pytest.fixture
+def make(processor, tmp_path):
+    return folder_writer(tmp_path, processor)
+
+
+@pytest.fixture
+def errors():
+    with logged_errors() as records:
+        yield records
+
+
+@torch.no_grad()
+def test_zero_shot_image_classification(make, processor, errors):
+    folder, model = make(VLMoForImageTextRetrieval)
+    classify = pipeline("zero-shot-image-classification", model=folder, device="cpu")
+    encoded = processor(images=drawings(3), text=CAPTIONS, return_tensors="pt")
+    expected = model(**encoded).logits_per_image.softmax(dim=-1)
+    for batch_size in (1, 2):
+        answers = classify(drawings(3), candidate_labels=CAPTIONS, hypothesis_template="{}", batch_size=batch_size)
+        for answer, shares in zip(answers, expected, strict=True):
+            scores = {entry["label"]: entry["score"] for entry in answer}
+            assert scores == pytest.approx(dict(zip(CAPTIONS, shares.tolist(), strict=True)), abs=CLOSE)
+            assert answer[0]["score"] == max(scores.values())
+    assert not errors
+
+
+@torch.no_grad()
+def test_image_feature_extraction(make, processor, errors):
+    folder, model = make(VLMoModel)
+    extract = pipeline("image-feature-extraction", model=folder, device="cpu")
+    expected = model(pixel_values=processor(images=drawings(3), return_tensors="pt")["pixel_values"])
+    for batch_size in (1, 2):
+        states = torch.cat(extract(drawings(3), return_tensors=True, batch_size=batch_size))
+        assert states.shape == (3, 17, 32)
+        torch.testing.assert_close(states, expected.last_hidden_state, rtol=0, atol=CLOSE)
+        pooled = torch.cat(extract(drawings(3), return_tensors=True, pool=True, batch_size=batch_size))
+        torch.testing.assert_close(pooled, expected.pooler_output, rtol=0, atol=CLOSE)
+    assert not errors
+
+
+@torch.no_grad()
+def test_feature_extraction_of_texts(make, processor, errors):
+    folder, model = make(VLMoModel)
+    extract = pipeline("feature-extraction", model=folder, device="cpu")
+    for batch_size in (1, 2):
+        answers = extract(CAPTIONS, return_tensors=True, batch_size=batch_size)
+        for caption, states in zip(CAPTIONS, answers, strict=True):
+            encoded = processor(text=caption, return_tensors="pt")
+            length = int(encoded["attention_mask"].sum())
+            expected = model(**encoded).last_hidden_state[0, :length]
+            torch.testing.assert_close(states[0, :length], expected, rtol=0, atol=CLOSE)
+    assert not errors
+
+
+@torch.no_grad()
+def test_fill_mask(make, processor, errors):
+    folder, model = make(VLMoForMaskedLM)
+    fill = pipeline("fill-mask", model=folder, device="cpu")
+    texts = ["a red [MASK]", "a [MASK] circle on white", "[MASK] blue squares"]
+    for batch_size in (1, 2):
+        for text, answers in zip(texts, fill(texts, top_k=4, batch_size=batch_size), strict=True):
+            encoded = processor(text=text, return_tensors="pt")
+            masked = encoded["input_ids"][0] == processor.tokenizer.mask_token_id
+            best = model(**encoded).logits[0, masked][0].softmax(dim=-1).topk(4)
+            assert [answer["token"] for answer in answers] == best.indices.tolist()
+            assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), abs=CLOSE)
+            assert answers[0]["token_str"] == processor.tokenizer.decode(best.indices[0]).replace(" ", "")
+    assert not errors
+
+
+@torch.no_grad()
+def test_image_classification(make, processor, errors):
+    folder, model = make(VLMoForImageClassification, id2label=CLASSES)
+    classify = pipeline("image-classification", model=folder, device="cpu")
+    expected = model(**processor(images=drawings(3), return_tensors="pt")).logits.softmax(dim=-1)
+    for batch_size in (1, 2):
+        answers = classify(drawings(3), batch_size=batch_size)
+        for answer, shares in zip(answers, expected, strict=True):
+            scores = {entry["label"]: entry["score"] for entry in answer}
+            assert scores == pytest.approx(dict(zip(CLASSES.values(), shares.tolist(), strict=True)), abs=CLOSE)
+            assert answer[0]["score"] == max(scores.values())
+    assert not errors
+
+
+@torch.no_grad()
+def test_image_segmentation(make, processor, errors):
+    """The image processor must know how to make a segmentation map of logits: BEiT's does."""
+    folder, model = make(VLMoForSemanticSegmentation, id2label=CLASSES)
+    beit = BeitImageProcessor.from_dict(processor.image_processor.to_dict())
+    VLMoProcessor(beit, processor.tokenizer).save_pretrained(folder)
+    segment = pipeline("image-segmentation", model=folder, device="cpu")
+    pixel_values = processor(images=drawings(3), return_tensors="pt")["pixel_values"]
+    assert torch.equal(beit(images=drawings(3), return_tensors="pt")["pixel_values"], pixel_values)
+    logits = model(pixel_values=pixel_values).logits
+    seen = set()
+    for batch_size in (1, 2):
+        for number, answer in enumerate(segment(drawings(3), batch_size=batch_size)):
+            width, height = drawings(3)[number].size
+            resized = nn.functional.interpolate(logits[number][None], size=(height, width), mode="bilinear")
+            expected = resized[0].argmax(dim=0).numpy()
+            masks = {entry["label"]: np.asarray(entry["mask"]) for entry in answer}
+            assert masks.keys() == {CLASSES[label] for label in np.unique(expected)}
+            for label, name in CLASSES.items():
+                if name in masks:
+                    assert np.array_equal(masks[name] == 255, expected == label)
+            seen |= masks.keys()
+    assert len(seen) > 1
+    assert not errors

@@ -1,0 +1,204 @@
+import math
+
+import pytest
+import torch
+from tests.toy_model import pictures, shaken, texts
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageClassification,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+)
+
+ATOL = 1e-5  # float32, sums in another order
+STEPS, RATE = 60, 3e-3  # enough for each head to learn four samples by heart
+
+TEXTS = {count: texts([5, 8, 3, 8][:count]) for count in (2, 4)}
+
+
+def two_pictures(count: int) -> Tensor:
+    return torch.stack([pictures(count, seed=1), pictures(count, seed=2)], dim=1)
+
+
+def learns(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
+    losses = []
+    for _ in range(STEPS):
+        loss = model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
+
+
+@pytest.fixture
+def answers() -> VLMoForVisualQuestionAnswering:
+    return shaken(VLMoForVisualQuestionAnswering(VLMoConfig.tiny(num_labels=5))).eval()
+
+
+@torch.no_grad()
+def test_answer_logits_come_from_the_pooled_pair(answers):
+    fused = answers.vlmo(pixel_values=pictures(4), **TEXTS[4])
+    head = answers.answer_head
+    hidden = F.gelu(F.layer_norm(head.dense(fused.pooler_output), (64,), head.norm.weight, head.norm.bias, 1e-5))
+    torch.testing.assert_close(answers(pictures(4), **TEXTS[4]).logits, head.classifier(hidden), atol=ATOL, rtol=0)
+
+
+@torch.no_grad()
+def test_answer_loss_is_summed_over_answers_and_a_mean_over_the_batch(answers):
+    for parameter in answers.answer_head.classifier.parameters():
+        parameter.zero_()  # every logit is 0, every term ln 2
+    labels = torch.tensor([[1.0, 0.3, 0, 0, 0], [0, 0, 0.6, 0, 0]])
+    loss = answers(pictures(2), **TEXTS[2], labels=labels).loss
+    assert loss.item() == pytest.approx(5 * math.log(2))
+
+
+def test_answer_labels_of_another_shape_are_refused(answers):
+    with pytest.raises(ValueError, match=r"labels have shape \(2,\); expected \(2, 5\)"):
+        answers(pictures(2), **TEXTS[2], labels=torch.tensor([1, 2]))
+
+
+def test_answers_are_learnt():
+    model = VLMoForVisualQuestionAnswering(VLMoConfig.tiny(num_labels=5))
+    labels = torch.eye(5)[[0, 1, 2, 3]]
+    first, last = learns(model, {"pixel_values": pictures(4), **TEXTS[4], "labels": labels})
+    assert last < 0.1 * first
+    assert model.eval()(pictures(4), **TEXTS[4]).logits.argmax(-1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["VLMoForVisualQuestionAnswering", "VLMoForVisualReasoning"])
+def test_pair_tasks_need_a_pooler(name):
+    config = VLMoConfig.tiny(use_pooler=False, use_match_head=False, num_modality_types=3)
+    kind = {c.__name__: c for c in (VLMoForVisualQuestionAnswering, VLMoForVisualReasoning)}[name]
+    with pytest.raises(ValueError, match=f"{name} reads the pooled first token"):
+        kind(config)
+
+
+@pytest.fixture
+def reasoning() -> VLMoForVisualReasoning:
+    return shaken(VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))).eval()
+
+
+@torch.no_grad()
+def test_reasoning_fuses_the_sentence_with_each_picture_apart(reasoning):
+    types = reasoning.vlmo.modality_types.weight
+    images = two_pictures(4)
+    first = reasoning.vlmo(pixel_values=images[:, 0], **TEXTS[4]).pooler_output
+    with_second_type = reasoning(images, **TEXTS[4]).logits
+    types[1] = types[2]  # so that the plain pass also uses the second picture's type
+    second = reasoning.vlmo(pixel_values=images[:, 1], **TEXTS[4]).pooler_output
+    expected = reasoning.reasoning_head(torch.cat([first, second], dim=-1))
+    torch.testing.assert_close(with_second_type, expected, atol=ATOL, rtol=0)
+    assert not torch.allclose(reasoning(images, **TEXTS[4]).logits, with_second_type, atol=1e-3)
+
+
+def test_reasoning_is_learnt():
+    model = VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))
+    images, labels = two_pictures(4), torch.tensor([0, 1, 1, 0])
+    first, last = learns(model, {"pixel_values": images, **TEXTS[4], "labels": labels})
+    assert last < 0.1 * first
+    assert model.eval()(images, **TEXTS[4]).logits.argmax(-1).tolist() == labels.tolist()
+
+
+def test_reasoning_names_what_it_needs():
+    with pytest.raises(ValueError, match="num_modality_types is 2; VLMoForVisualReasoning needs 3"):
+        VLMoForVisualReasoning(VLMoConfig.tiny(num_labels=2))
+    model = VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))
+    with pytest.raises(ValueError, match="two pictures for each sentence"):
+        model(pictures(4), **TEXTS[4])
+
+
+@torch.no_grad()
+def test_classes_come_from_the_mean_of_the_patches_before_the_final_norm():
+    model = shaken(VLMoForImageClassification(VLMoConfig.tiny(num_labels=7))).eval()
+    states = model.vlmo(pixel_values=pictures(3), output_hidden_states=True).hidden_states[-1]
+    mean = states[:, 1:].mean(dim=1)
+    norm = model.classifier_norm
+    expected = model.classifier(F.layer_norm(mean, (32,), norm.weight, norm.bias, 1e-6))
+    torch.testing.assert_close(model(pictures(3)).logits, expected, atol=ATOL, rtol=0)
+
+
+def test_class_labels_may_be_numbers_or_shares():
+    model = shaken(VLMoForImageClassification(VLMoConfig.tiny(num_labels=3))).eval()
+    numbers = model(pictures(2), labels=torch.tensor([2, 0])).loss
+    shares = model(pictures(2), labels=torch.tensor([[0.0, 0, 1], [1, 0, 0]])).loss
+    assert numbers.item() == pytest.approx(shares.item(), rel=1e-6)
+
+
+def test_classes_are_learnt_and_every_trained_image_parameter_gets_a_gradient():
+    model = VLMoForImageClassification(VLMoConfig.tiny(num_labels=4))
+    model(pictures(2), labels=torch.tensor([0, 1])).loss.backward()
+    assert not model.vlmo.norm.weight.requires_grad
+    without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert all("language" in name or "text_embeddings" in name for name in without)
+    labels = torch.tensor([3, 1, 2, 0])
+    first, last = learns(model, {"pixel_values": pictures(4), "labels": labels})
+    assert last < 0.1 * first
+    assert model.eval()(pictures(4)).logits.argmax(-1).tolist() == labels.tolist()
+
+
+@torch.no_grad()
+def test_segmentation_reads_the_states_after_its_layers():
+    config = VLMoConfig.tiny(num_hidden_layers=6, num_labels=3, segmentation_layers=[1, 2, 4, 6])
+    model = shaken(VLMoForSemanticSegmentation(config)).eval()
+    states = model.vlmo(pixel_values=pictures(2), output_hidden_states=True).hidden_states
+    for level, layers in zip(model.levels(pictures(2)), (1, 2, 4, 6), strict=True):
+        expected = states[layers][:, 1:].reshape(2, 4, 4, 32).permute(0, 3, 1, 2)
+        torch.testing.assert_close(level, expected, atol=ATOL, rtol=0)
+
+
+def test_segmentation_layers_are_those_of_beit():
+    assert VLMoConfig.base().feature_layers == (4, 6, 8, 12)
+    assert VLMoConfig.large().feature_layers == (8, 12, 16, 24)
+    with pytest.raises(ValueError, match="expected 4 rising block counts from 1 to 12"):
+        VLMoConfig.base(segmentation_layers=[4, 6, 8, 13])
+
+
+def test_segmentation_ignores_255_and_learns_where_things_are():
+    config = VLMoConfig.tiny(
+        num_hidden_layers=4, num_labels=2, segmentation_layers=[1, 2, 3, 4], segmentation_channels=16
+    )
+    model = VLMoForSemanticSegmentation(config)
+    images = pictures(4)
+    labels = torch.zeros(4, 64, 64, dtype=torch.long)
+    labels[:2, :, 32:] = 1
+    labels[2:, 32:] = 1
+    labels[:, :4] = 255
+    first, last = learns(model, {"pixel_values": images, "labels": labels})
+    assert last < 0.3 * first
+    predicted = model.eval()(images).logits.argmax(1)
+    assert predicted.shape == labels.shape
+    assert (predicted == labels)[labels != 255].float().mean() > 0.95
+    with torch.no_grad():
+        kept = labels != 255
+        levels = model.pyramid(model.levels(images))
+        logits = [
+            F.interpolate(head(levels), size=(64, 64), mode="bilinear").permute(0, 2, 3, 1)[kept]
+            for head in (model.decode_head, model.auxiliary_head)
+        ]
+        main, auxiliary = (F.cross_entropy(values, labels[kept]) for values in logits)
+        loss = model(images, labels=labels).loss
+    torch.testing.assert_close(loss, main + 0.4 * auxiliary, atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (VLMoForVisualQuestionAnswering, {"num_labels": 5}),
+        (VLMoForVisualReasoning, {"num_labels": 2, "num_modality_types": 3}),
+        (VLMoForImageClassification, {"num_labels": 5}),
+        (VLMoForSemanticSegmentation, {"num_labels": 5, "segmentation_layers": [1, 2, 3, 4], "num_hidden_layers": 4}),
+    ],
+)
+def test_task_models_come_back_from_their_folder(tmp_path, kind, changes):
+    model = shaken(kind(VLMoConfig.tiny(**changes)))
+    model.save_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path)
+    assert again.config.id2label == model.config.id2label
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name

@@ -1,0 +1,178 @@
+"""What imported checkpoints compute, beside what they must: cases for the tests and for `benchmarks/parity.py`.
+
+Each case is the name of an output, what our model gives and what another implementation gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from tests.parity.plain_vlmo import PlainVLMo, Sizes, random_checkpoint, write_vocabulary
+from torch import Tensor
+
+from vlmo.interop.importing import import_checkpoint
+from vlmo.model import (
+    VLMoForImageTextRetrieval,
+    VLMoForPreTraining,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+)
+from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.objectives.itc import itc_loss
+from vlmo.objectives.itm import itm_loss
+from vlmo.objectives.mlm import mlm_loss
+
+REFERENCE = Path(__file__).parent / "reference"
+ABSOLUTE = Sizes()
+Case = tuple[str, Tensor, Tensor]
+Model = TypeVar("Model", bound=VLMoPreTrainedModel)
+
+
+def reference_file(name: str) -> Path:
+    """A checkpoint of the published code."""
+    return REFERENCE / f"tiny_rel.{name}.weights.safetensors"
+
+
+def imported(model_class: type[Model], file: Path, folder: Path, **options: int) -> Model:
+    """The model that `vlmo import` makes of a file, loaded from its folder."""
+    folder.mkdir(exist_ok=True)
+    vocabulary = write_vocabulary(folder / "vocab.txt")
+    out = folder / file.name.replace(".", "-")
+    import_checkpoint(file, out, vocabulary=vocabulary, **options)
+    return model_class.from_pretrained(out).eval()
+
+
+def outputs() -> dict[str, Tensor]:
+    """Inputs (`in.*`) and outputs of the published code."""
+    return load_file(REFERENCE / "tiny_rel.cases.safetensors")
+
+
+@torch.no_grad()
+def pretraining_cases(model: VLMoForPreTraining) -> Iterator[Case]:
+    """The checkpoint of stage 3."""
+    known = outputs()
+    pixels, ids, mask = known["in.pixel_values"], known["in.input_ids"], known["in.attention_mask"]
+    yield from _states(model, known)
+    yield from _contrast(model, known)
+    fused = model.vlmo(pixel_values=pixels, input_ids=known["in.mlm_input_ids"], attention_mask=mask)
+    logits, labels = model.mlm_head(fused.text_hidden_state), known["in.mlm_labels"]
+    yield "mlm.logits", logits, known["mlm.logits"]
+    hidden = labels != -100
+    yield "mlm.loss_times_quarter", mlm_loss(logits[hidden], labels[hidden]) * 0.25, known["mlm.loss_times_quarter"]
+    image, text = known["in.itm_negative_image"], known["in.itm_negative_text"]
+    logits = model.match(
+        torch.cat([pixels, pixels[image], pixels]),
+        torch.cat([ids, ids, ids[text]]),
+        torch.cat([mask, mask, mask[text]]),
+    )
+    yield "itm.logits", logits, known["itm.logits"]
+    yield "itm.loss", itm_loss(logits, torch.tensor([1] * 4 + [0] * 8)), known["itm.loss"]
+
+
+def _states(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Iterator[Case]:
+    pixels, text = known["in.pixel_values"], _text(known)
+    yield "image.hidden", model.vlmo(pixel_values=pixels).last_hidden_state, known["image.hidden"]
+    yield "text.hidden", model.vlmo(**text).last_hidden_state, known["text.hidden"]
+    fused = model.vlmo(pixel_values=pixels, **text)
+    yield "fused.text_hidden", fused.text_hidden_state, known["fused.text_hidden"]
+    yield "fused.image_hidden", fused.image_hidden_state, known["fused.image_hidden"]
+    yield "fused.pooled", fused.pooler_output, known["fused.pooled"]
+
+
+def _contrast(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Iterator[Case]:
+    backbone, pixels, text = model.vlmo, known["in.pixel_values"], _text(known)
+    images = backbone.contrast_endings(backbone.join(image=backbone.embed_image(pixels), grid=(4, 4)))
+    texts = backbone.contrast_endings(
+        backbone.join(text=backbone.embed_text(text["input_ids"]), attention_mask=text["attention_mask"])
+    )
+    losses = []
+    for image, words, head, name in zip(
+        images, texts, (model.contrast_head, model.fusion_contrast_head), ("itc", "itc_vl"), strict=True
+    ):
+        assert head is not None
+        image_vector, text_vector = head.embed_image(image), head.embed_text(words)
+        yield f"image.{name}", image_vector, known[f"image.{name}"]
+        yield f"text.{name}", text_vector, known[f"text.{name}"]
+        losses.append(itc_loss(image_vector, text_vector, logit_scale=head.logit_scale))
+    yield "itc.loss", sum(losses) / 2, known["itc.loss"]
+    yield "itc.logits_per_image", model(pixel_values=pixels, **text).logits_per_image, known["itc.logits_per_image"]
+
+
+@torch.no_grad()
+def vqa_cases(model: VLMoForVisualQuestionAnswering) -> Iterator[Case]:
+    """The checkpoint that was fine-tuned on VQA."""
+    known = outputs()
+    yield "vqa.logits", model(known["in.pixel_values"], **_text(known)).logits, known["vqa.logits"]
+
+
+@torch.no_grad()
+def nlvr2_cases(model: VLMoForVisualReasoning) -> Iterator[Case]:
+    """The checkpoint that was fine-tuned on NLVR2."""
+    known = outputs()
+    pixels = torch.stack([known["nlvr2.in.pixel_values_0"], known["nlvr2.in.pixel_values_1"]], dim=1)
+    logits = model(pixels, known["nlvr2.in.input_ids"], known["nlvr2.in.attention_mask"]).logits
+    yield "nlvr2.logits", logits, known["nlvr2.logits"]
+
+
+@torch.no_grad()
+def retrieval_cases(model: VLMoForImageTextRetrieval) -> Iterator[Case]:
+    """The checkpoint that was fine-tuned for retrieval."""
+    known = outputs()
+    output = model(pixel_values=known["in.pixel_values"], **_text(known))
+    yield "irtr.image", output.image_embeds, known["irtr.image"]
+    yield "irtr.text", output.text_embeds, known["irtr.text"]
+    loss = itc_loss(output.image_embeds, output.text_embeds, logit_scale=model.contrast_head.logit_scale)
+    yield "irtr.loss", loss, known["irtr.loss"]
+
+
+@torch.no_grad()
+def resize_cases(model: VLMoForImageTextRetrieval) -> Iterator[Case]:
+    """The same at 128 px; `model` was imported with that picture size."""
+    known = load_file(REFERENCE / "tiny_rel.resize128.cases.safetensors")
+    position_bias = model.vlmo.position_bias
+    assert position_bias is not None
+    yield "resize128.table", position_bias.table, known["relative_position_bias_table"]
+    yield "resize128.image", model.get_image_features(known["in.pixel_values"]), known["irtr.image"]
+    yield (
+        "resize128.text",
+        model.get_text_features(known["in.input_ids"], known["in.attention_mask"]),
+        known["irtr.text"],
+    )
+
+
+def write_absolute(folder: Path) -> Path:
+    """A retrieval checkpoint with absolute positions, random weights and a matching head."""
+    torch.manual_seed(0)
+    file = folder / "absolute.safetensors"
+    save_file(random_checkpoint(ABSOLUTE, "pooler", "itc", "itm"), file)
+    return file
+
+
+@torch.no_grad()
+def absolute_cases(model: VLMoForImageTextRetrieval, file: Path) -> Iterator[Case]:
+    """Beside the plain implementation of `plain_vlmo`; `file` is what `model` was imported from."""
+    plain = PlainVLMo(load_file(file), ABSOLUTE)
+    torch.manual_seed(1)
+    side = ABSOLUTE.grid * ABSOLUTE.patch
+    pixels = torch.randn(3, 3, side, side)
+    ids = torch.randint(4, ABSOLUTE.vocabulary, (3, 11))
+    kept = torch.arange(11) < torch.tensor([11, 6, 1])[:, None]
+    ids, mask = ids.masked_fill(~kept, 0), kept.long()
+    yield "absolute.image", model.vlmo(pixel_values=pixels).last_hidden_state, plain.image(pixels)
+    text = model.vlmo(input_ids=ids, attention_mask=mask).last_hidden_state
+    yield "absolute.text", text[kept], plain.text(ids, mask)[kept]
+    everything = torch.cat([kept, torch.ones(3, ABSOLUTE.grid**2 + 1, dtype=torch.bool)], dim=1)
+    fused = model.vlmo(pixel_values=pixels, input_ids=ids, attention_mask=mask).last_hidden_state
+    yield "absolute.fused", fused[everything], plain.fused(pixels, ids, mask)[everything]
+    output = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, output_match_logits=True)
+    yield "absolute.image_vector", output.image_embeds, plain.image_vector(pixels)
+    yield "absolute.text_vector", output.text_embeds, plain.text_vector(ids, mask)
+    yield "absolute.match", output.match_logits, plain.match(pixels, ids, mask)
+
+
+def _text(known: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"input_ids": known["in.input_ids"], "attention_mask": known["in.attention_mask"]}

@@ -1,0 +1,164 @@
+"""The card of the folder that a run leaves, and the figures that evaluations put into it."""
+
+import csv
+import dataclasses
+import datetime
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from huggingface_hub import metadata_load
+from PIL import Image
+from tests.recipes.toy_recipes import STEPS, shrunk
+
+from vlmo.data.sources import open_source
+from vlmo.folder import DataSource, read_data
+from vlmo.recipes import build, find_recipe
+from vlmo.recipes.card import data_source
+from vlmo.recipes.recipe import Recipe
+from vlmo.recipes.retrieval import evaluate_folder, write_card_figures
+
+TODAY = datetime.date.today().isoformat()
+NOT_STATED = "not stated: as its owner states"
+
+
+def section(folder: Path, title: str) -> str:
+    """What stands below a headline of the folder's card."""
+    text = (folder / "README.md").read_text()
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert found is not None, title
+    return found[1].strip()
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+
+
+@pytest.fixture(scope="module")
+def test_pairs(tmp_path_factory) -> Path:
+    """Four pictures, each with two captions, of which all are for testing."""
+    folder = tmp_path_factory.mktemp("pairs") / "private way" / "my pairs"
+    folder.mkdir(parents=True)
+    with (folder / "captions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "caption", "split", "licence", "source"])
+        for number, licence in enumerate(("CC0-1.0", "CC-BY-4.0", "CC0-1.0", "CC0-1.0")):
+            pixels = np.full((40, 40, 3), 60 * number, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+            for caption in ("a square", "square"):
+                row = [f"{number}.png", f"{caption} {number}", "test", licence, "my pairs" if number else "museum"]
+                table.writerow(row)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int, Path]:
+    """Model folders of the three stages, each from the one before; stage 3 is evaluated at its end."""
+    root, folders = tmp_path_factory.mktemp("chain"), {}
+    for number in (1, 2, 3):
+        recipe = shrunk(find_recipe(f"emoji-stage{number}")(), source=pictures, visual_tokenizer=visual_tokenizer)
+        recipe = dataclasses.replace(
+            recipe,
+            init=str(folders[number - 1]) if folders else None,
+            evaluate_on=str(test_pairs) if number == 3 else None,
+        )
+        title = f"emoji-stage{number}"
+        trainer = build(recipe, run_dir=root / f"stage{number}", title=title, about=f"About stage {number}.")
+        folders[number] = trainer.fit().model_dir
+    return folders
+
+
+def test_card_names_recipe_settings_and_start(chain):
+    assert "# emoji-stage3\n\nAbout stage 3.\n" in (chain[3] / "README.md").read_text()
+    settings = f"`recipe.json` in the run folder; {STEPS} steps of 16 examples, seed 0"
+    assert section(chain[1], "Recipe").splitlines()[1:] == [f"- Settings: {settings}", "- Start: random weights"]
+    start = f"{chain[2].parents[1].name}/stage2/model"
+    assert section(chain[3], "Recipe").splitlines() == [
+        "- Recipe: `emoji-stage3`",
+        f"- Settings: {settings}",
+        f"- Start: `{start}`",
+    ]
+    assert "Stage: stage 3, contrast, masked language modelling and matching" in section(chain[3], "What it is")
+    assert "VLMoForImageTextRetrieval.from_pretrained" in section(chain[3], "How to use")
+
+
+def test_card_gathers_the_data_of_all_stages(chain, pictures, visual_tokenizer):
+    name = f"`{pictures.name}`"
+    targets = "/".join(visual_tokenizer.parts[-3:])
+    first = [
+        [name, "stage 1, masked image modelling", NOT_STATED],
+        [name, "vocabulary", NOT_STATED],
+        [f"`{targets}`", f"whatever `{targets}` was trained on: its card does not say", NOT_STATED],
+    ]
+    second = [[name, "stage 2, masked language modelling", NOT_STATED], *first]
+    third = [[name, "stage 3, contrast, masked language modelling and matching", NOT_STATED], *second]
+    assert [cells(section(chain[number], "Data")) for number in (1, 2, 3)] == [first, second, third]
+    assert [source.use for source in read_data(chain[3])] == [row[1] for row in third]
+
+
+def test_card_shows_the_last_evaluation_beside_chance(chain, test_pairs):
+    assert section(chain[1], "Figures") == "Not measured."
+    rows = {row[0]: row[1:] for row in cells(section(chain[3], "Figures"))}
+    assert {name: row[1] for name, row in rows.items()} == {
+        "TR@1, dual encoder": "25.0 %",
+        "TR@5, dual encoder": "89.29 %",  # two of eight captions are right: 1 - C(6, 5) / C(8, 5) = 1 - 6 / 56
+        "TR@10, dual encoder": "100.0 %",
+        "IR@1, dual encoder": "25.0 %",
+        "IR@5, dual encoder": "100.0 %",
+        "IR@10, dual encoder": "100.0 %",
+    }
+    value, _, meaning, measured_on, source = rows["IR@1, dual encoder"]
+    assert 0 <= float(value.removesuffix(" %")) <= 100
+    assert meaning == "share of captions whose own image has rank 1 or better among all images of the split"
+    assert measured_on == "`my pairs`, test"
+    assert source == f"last evaluation of the run, step {STEPS}, {TODAY}"
+    assert "private way" not in (chain[3] / "README.md").read_text()
+
+
+def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
+    folder, before = chain[3], section(chain[3], "Data")
+    result = evaluate_folder(folder, source=str(test_pairs), split="test", rerank=2)
+    write_card_figures(folder, result, source=str(test_pairs), split="test", measured_by="`vlmo evaluate`")
+    rows = {row[0]: row[1:] for row in cells(section(folder, "Figures"))}
+    assert len(rows) == 12
+    for metric, value in result.metrics.items():
+        plain = metric.removeprefix("rerank_")
+        row = rows[f"{plain.upper()}, {'reranked' if metric.startswith('rerank_') else 'dual encoder'}"]
+        assert row[:2] == [f"{round(100 * value, 2)} %", f"{round(100 * result.chance[plain], 2)} %"]
+        assert row[2].endswith("reordered by the fusion encoder") == metric.startswith("rerank_")
+        assert row[4] == f"`vlmo evaluate`, {TODAY}"
+    results = metadata_load(folder / "README.md")["model-index"][0]["results"]
+    assert {metric["type"] for entry in results for metric in entry["metrics"]} == set(result.metrics)
+    assert section(folder, "Data") == before
+
+
+def test_card_of_a_visual_tokenizer_names_no_vocabulary(pictures, visual_tokenizer, tmp_path):
+    recipe = shrunk(find_recipe("emoji-tokenizer")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    folder = build(recipe, run_dir=tmp_path).fit().model_dir
+    assert read_data(folder) == (DataSource(pictures.name, "visual tokenizer"),)
+    assert "# VQVisualTokenizer\n" in (folder / "README.md").read_text()
+
+
+def test_licences_are_those_of_the_rows(test_pairs):
+    rows = open_source(str(test_pairs), split="test")
+    expected = DataSource("my pairs", "testing", ("museum: CC0-1.0", "CC-BY-4.0", "CC0-1.0"))
+    assert data_source(str(test_pairs), rows, use="testing") == expected
+
+
+def test_long_lists_of_licences_are_cut():
+    rows = Dataset.from_dict({"source": [f"{number:02}" for number in range(25)], "licence": ["MIT"] * 25})
+    licences = data_source("mine", rows, use="testing").licences
+    assert (licences[0], licences[-2:]) == ("00: MIT", ("19: MIT", "and 5 more"))
+
+
+def test_damaged_card_of_a_start_folder_is_told_before_training(chain, pictures, visual_tokenizer, tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    for file in chain[2].iterdir():
+        (start / file.name).write_bytes(file.read_bytes())
+    (start / "README.md").write_text("---\na: [\n---\n")
+    recipe: Recipe = shrunk(find_recipe("emoji-stage3")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    with pytest.raises(ValueError, match=r"README\.md: its front matter cannot be read"):
+        build(dataclasses.replace(recipe, init=str(start)), run_dir=tmp_path / "run")

@@ -1,0 +1,62 @@
+"""Which words a run reads, by what its start folder holds."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tests.recipes.toy_recipes import shrunk
+
+from vlmo import VLMoConfig, VLMoForMaskedImageModeling, VLMoForPreTraining, VLMoProcessor
+from vlmo.processing import image_processor_for
+from vlmo.recipes import build, find_recipe
+from vlmo.recipes.recipe import Recipe, TextConfig, model_config
+from vlmo.recipes.vocabulary import build_processor
+
+WORDS = ["a red green blue yellow square, number 0123456789"] * 2
+
+
+@pytest.fixture
+def recipe(pictures, visual_tokenizer) -> Recipe:
+    return shrunk(find_recipe("emoji-stage3")(), source=pictures, visual_tokenizer=visual_tokenizer)
+
+
+def sizes(recipe: Recipe, **changes: object) -> VLMoConfig:
+    return VLMoConfig(**dataclasses.asdict(dataclasses.replace(recipe.model, num_fusion_layers=0, **changes)))
+
+
+def test_start_without_words_takes_those_of_the_recipe(recipe, tmp_path):
+    """As from an imported image model: its folder holds an image processor and no tokenizer."""
+    given = VLMoProcessor.train(WORDS, vocab_size=60, min_frequency=1)
+    words = [word for word, _ in sorted(given.tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    start = tmp_path / "start"
+    VLMoForMaskedImageModeling(sizes(recipe, vocab_size=given.vocab_size)).save_pretrained(start)
+    image_processor_for(recipe.model.image_size).save_pretrained(start)
+    recipe = dataclasses.replace(
+        recipe, init=str(start), text=TextConfig(vocabulary=str(tmp_path / "vocab.txt"), max_length=16)
+    )
+    folder = build(recipe, run_dir=tmp_path / "run").fit().model_dir
+    processor = VLMoProcessor.from_pretrained(folder)
+    assert (processor.image_size, processor.max_text_length) == (64, 16)
+    assert processor.tokenizer.get_vocab() == given.tokenizer.get_vocab()
+    learning = dataclasses.replace(recipe.text, vocabulary="learn", vocab_size=90, learn_from=(recipe.data.source,))
+    assert build_processor(dataclasses.replace(recipe, text=learning)).vocab_size > given.vocab_size
+
+
+def test_start_without_words_needs_those_of_the_recipe(recipe, tmp_path):
+    VLMoForMaskedImageModeling(sizes(recipe)).save_pretrained(tmp_path)
+    text = TextConfig(vocabulary="nowhere", max_length=16)
+    with pytest.raises(ValueError, match="no vocabulary at nowhere"):
+        build_processor(dataclasses.replace(recipe, init=str(tmp_path), text=text))
+
+
+def test_word_table_keeps_rows_that_no_token_has(recipe, tmp_path):
+    start: Path = tmp_path / "start"
+    processor = VLMoProcessor.train(WORDS, vocab_size=60, min_frequency=1, image_size=64, max_text_length=16)
+    VLMoForPreTraining(sizes(recipe, vocab_size=processor.vocab_size + 8)).save_pretrained(start)
+    processor.save_pretrained(start)
+    recipe = dataclasses.replace(recipe, init=str(start), model=model_config(sizes(recipe)))
+    folder = build(recipe, run_dir=tmp_path / "run").fit().model_dir
+    assert VLMoProcessor.from_pretrained(folder).vocab_size == processor.vocab_size
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == processor.vocab_size + 8
