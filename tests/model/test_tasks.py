@@ -1,11 +1,9 @@
-"""The public classes: folders, Auto classes, pipelines, initial weights and losses."""
+"""The public classes: folders, Auto classes, initial weights and losses."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tests.toy_model import pictures, texts, toy
 from transformers import (
     AutoConfig,
@@ -14,8 +12,6 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-    pipeline,
 )
 
 from vlmo import (
@@ -25,7 +21,6 @@ from vlmo import (
     VLMoForMaskedLM,
     VLMoForPreTraining,
     VLMoModel,
-    VLMoProcessor,
 )
 
 AUTO = {
@@ -37,7 +32,6 @@ AUTO = {
 }
 CLASSES = list(AUTO)
 VARIANTS = ({}, {"position_embedding": "absolute", "layer_scale_init": None, "experts": "shared"})
-CAPTIONS = ["a red square", "a green circle on white", "two blue squares"]
 
 
 def pair() -> dict[str, torch.Tensor]:
@@ -274,55 +268,3 @@ def test_masked_language_loss_counts_labelled_words_only(with_image):
     loss, logits = model(**given, labels=labels, return_dict=False)
     assert torch.equal(loss, output.loss)
     assert torch.equal(logits, output.logits)
-
-
-# -------------------------------------------------------------------------------- pipelines
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model folder as training leaves it: weights and processor."""
-    path = tmp_path_factory.mktemp("model")
-    processor = VLMoProcessor.train(CAPTIONS, vocab_size=96, min_frequency=1, image_size=64, max_text_length=16)
-    toy(VLMoForImageTextRetrieval).save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
-
-
-def drawings(count: int) -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(count)]
-
-
-def test_auto_processor_finds_the_processor(folder):
-    processor = AutoProcessor.from_pretrained(folder)
-    assert type(processor) is VLMoProcessor
-    encoded = processor(images=drawings(1), text=CAPTIONS[:1], return_tensors="pt")
-    assert encoded["pixel_values"].shape == (1, 3, 64, 64)
-    assert encoded["input_ids"].shape == encoded["attention_mask"].shape == (1, 8)
-
-
-@torch.no_grad()
-def test_zero_shot_pipeline_works_on_a_folder(folder):
-    classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu")
-    assert type(classify.model) is VLMoForImageTextRetrieval
-    answers = classify(drawings(2), candidate_labels=CAPTIONS, hypothesis_template="{}")
-    processor = AutoProcessor.from_pretrained(folder)
-    encoded = processor(images=drawings(2), text=CAPTIONS, return_tensors="pt")
-    probabilities = VLMoForImageTextRetrieval.from_pretrained(folder)(**encoded).logits_per_image.softmax(dim=-1)
-    for answer, expected in zip(answers, probabilities, strict=True):
-        scores = {entry["label"]: entry["score"] for entry in answer}
-        assert scores == pytest.approx(dict(zip(CAPTIONS, expected.tolist(), strict=True)), abs=1e-5)
-
-
-@torch.no_grad()
-def test_fill_mask_pipeline_works_on_a_folder(folder, tmp_path):
-    toy(VLMoForMaskedLM).save_pretrained(tmp_path)
-    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
-    fill = pipeline("fill-mask", model=VLMoForMaskedLM.from_pretrained(tmp_path), tokenizer=tokenizer, device="cpu")
-    answers = fill("a red [MASK]", top_k=2)
-    encoded = tokenizer("a red [MASK]", return_tensors="pt")
-    logits = VLMoForMaskedLM.from_pretrained(tmp_path)(encoded["input_ids"], encoded["attention_mask"]).logits
-    best = logits[0, 3].softmax(dim=-1).topk(2)
-    assert [answer["token"] for answer in answers] == best.indices.tolist()
-    assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), abs=1e-5)

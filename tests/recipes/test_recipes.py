@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tests.recipes.toy_recipes import STEPS, shrunk
 
 from vlmo.recipes import RECIPES, build, find_recipe
-from vlmo.recipes.recipe import LanguageStage, TextConfig, TokenizerStage, VisionLanguageStage, VisionStage
+from vlmo.recipes.configs import TextConfig
+from vlmo.recipes.pretraining_stages import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
 from vlmo.training import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recipes"

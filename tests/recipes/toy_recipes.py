@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from vlmo.model import VLMoConfig
-from vlmo.recipes.recipe import Recipe, TextConfig, TokenizerStage, VisionStage, VisualTokenizerConfig, model_config
+from vlmo.recipes.configs import TextConfig, VisualTokenizerConfig, model_config
+from vlmo.recipes.pretraining_stages import TokenizerStage, VisionStage
+from vlmo.recipes.recipe import Recipe
 
 STEPS = 3
 

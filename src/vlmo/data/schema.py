@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from datasets import Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 FEATURES = Features(
     {
@@ -15,6 +15,35 @@ FEATURES = Features(
         "licence": Value("string"),
     }
 )
+
+QUESTION_FEATURES = Features(
+    {
+        **FEATURES,
+        "question": Value("string"),
+        "question_id": Value("string"),
+        "question_type": Value("string"),
+        "answer_type": Value("string"),
+        "answers": List(Value("string")),
+        "answer_labels": List(Value("int32")),
+        "answer_scores": List(Value("float32")),
+    }
+)
+"""A row a question, so `image_id` repeats. `answers` are the annotators' own words; `answer_labels` are numbers in the
+set's list of answers, each with its soft score. All three are empty where the answer is not known."""
+
+REASONING_FEATURES = Features(
+    {**FEATURES, "second_image": Image(decode=False), "label": Value("int64"), "sentence_group": Value("string")}
+)
+"""A sentence (the only caption) about two pictures: `label` 1 true, 0 false, -1 not known. Rows of one `sentence_group`
+share their sentence."""
+
+SEGMENT_FEATURES = Features({**FEATURES, "mask": Image(decode=False)})
+"""A picture with the number of a class for each pixel, 255 where none counts."""
+
+
+def class_features(names: Sequence[str]) -> Features:
+    """Features of pictures that have one of these classes."""
+    return Features({**FEATURES, "label": ClassLabel(names=list(names))})
 
 
 def check_columns(dataset: Dataset, *, name: str) -> None:

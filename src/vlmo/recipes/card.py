@@ -18,26 +18,22 @@ _MOST_LICENCES = 20
 _CHUNK = 10_000
 
 
-def run_card(
-    recipe: Recipe, rows: Dataset, *, title: str | None, about: str, targets: str | None, has_words: bool
-) -> ModelCard:
+def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str) -> ModelCard:
     """The card of a run's model, without figures.
 
     Args:
         rows: What the run trains on.
         title: Name of the recipe.
         about: First line of the recipe's card.
-        targets: Folder of the model that makes the targets.
-        has_words: Whether the model has a vocabulary.
 
     Raises:
         ValueError: The card of a folder that the run starts from cannot be read.
     """
     stage, trainer = recipe.stage, recipe.trainer
     data = [data_source(recipe.data.source, rows, use=stage.title)]
-    if has_words and recipe.text.vocabulary == LEARN_VOCABULARY and start_with_words(recipe) is None:
+    if stage.reads_text and recipe.text.vocabulary == LEARN_VOCABULARY and start_with_words(recipe) is None:
         data += [data_source(name, open_source(name), use="vocabulary") for name in recipe.text.learn_from]
-    for folder in (recipe.init, targets):
+    for folder in (recipe.init, stage.targets):
         data += [] if folder is None else _inherited(folder)
     return ModelCard(
         stage=stage.title,

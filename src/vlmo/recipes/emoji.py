@@ -9,16 +9,9 @@ from vlmo.data.loader import LoaderConfig
 from vlmo.model import VLMoConfig
 from vlmo.objectives.pretraining import VisionLanguageConfig
 from vlmo.processing import TransformConfig
-from vlmo.recipes.recipe import (
-    DataConfig,
-    LanguageStage,
-    Recipe,
-    TextConfig,
-    TokenizerStage,
-    VisionLanguageStage,
-    VisionStage,
-    model_config,
-)
+from vlmo.recipes.configs import DataConfig, TextConfig, model_config
+from vlmo.recipes.pretraining_stages import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
+from vlmo.recipes.recipe import Recipe
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 TOKENIZER, STAGE1, STAGE2, STAGE3, STAGELESS = "tokenizer", "stage1", "stage2", "stage3", "stageless"

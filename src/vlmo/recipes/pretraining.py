@@ -5,15 +5,9 @@ from dataclasses import replace
 from vlmo.data.loader import LoaderConfig
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
-from vlmo.recipes.recipe import (
-    DataConfig,
-    LanguageStage,
-    Recipe,
-    TextConfig,
-    VisionLanguageStage,
-    VisionStage,
-    model_config,
-)
+from vlmo.recipes.configs import DataConfig, TextConfig, model_config
+from vlmo.recipes.pretraining_stages import LanguageStage, VisionLanguageStage, VisionStage
+from vlmo.recipes.recipe import Recipe
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _BERT = TextConfig(vocabulary="bert-base-uncased", max_length=40)

@@ -39,7 +39,8 @@ from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import emoji, find_recipe
-from vlmo.recipes.recipe import Recipe, VisionStage, build
+from vlmo.recipes.pretraining_stages import VisionStage
+from vlmo.recipes.recipe import Recipe, build
 from vlmo.recipes.retrieval import (
     RetrievalRows,
     evaluate_with_progress,

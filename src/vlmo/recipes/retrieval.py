@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,11 +24,9 @@ from vlmo.folder import Measurement, add_figures
 from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.recipes.card import data_name
-from vlmo.training import read_metrics
 
 _BATCH = 256
 _RERANKED = "rerank_"
-_LOGGED = "val/"
 _MEANINGS = {
     "ir": "share of captions whose own image has rank {k} or better among all images of the split",
     "tr": "share of images with one of their captions at rank {k} or better among all captions of the split",
@@ -80,7 +78,7 @@ def read_rows(source: str, *, split: str, processor: VLMoProcessor, quarantine: 
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class RetrievalEvaluator:
     """What a run calls to measure the dual encoder on the pairs of a source."""
 
     rows: RetrievalRows
@@ -96,16 +94,6 @@ class Evaluator:
         ks = sorted({int(name.partition("@")[2]) for name in metrics})
         chance = chance_metrics(self.rows.as_set().text_to_image, ks=ks)
         return retrieval_measurements(metrics, chance, source=self.source, split=self.split, measured_by=measured_by)
-
-
-def last_measurements(evaluators: Sequence[Evaluator], *, run_dir: Path) -> tuple[Measurement, ...]:
-    """What a run's last evaluation gave, if it had one."""
-    lines = [line for line in read_metrics(run_dir) if any(name.startswith(_LOGGED) for name in line)]
-    if not lines:
-        return ()
-    metrics = {name.removeprefix(_LOGGED): value for name, value in lines[-1].items() if name.startswith(_LOGGED)}
-    measured_by = f"last evaluation of the run, step {lines[-1]['step']}"
-    return tuple(figure for each in evaluators for figure in each.measurements(metrics, measured_by=measured_by))
 
 
 def retrieval_measurements(

@@ -1,0 +1,75 @@
+"""The speed script: it times what it says, and compares engines turn by turn."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+
+import onnx_speed
+from vlmo.interop.onnx_conversion import noise
+from vlmo.interop.onnx_graphs import graphs_of
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+
+# The clock of a busy machine: a sleep may last longer, never shorter.
+SLOWER = 0.2
+
+
+def test_rate_counts_rows_of_whole_calls() -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(time.sleep(0.02))
+
+    found = onnx_speed.rate(call, rows=8, seconds=0.1)
+    assert SLOWER * 8 / 0.02 < found <= 8 / 0.02
+    assert 2 <= len(calls) <= 6  # one to warm up
+    assert onnx_speed.rate(call, rows=1, seconds=0.0) <= 1 / 0.02
+
+
+def test_ratio_is_the_median_of_the_turns(monkeypatch) -> None:
+    rates = iter([10.0, 20.0, 30.0, 90.0, 40.0, 40.0])  # PyTorch first, then the other first, and so on
+    monkeypatch.setattr(onnx_speed, "rate", lambda *_, **__: next(rates))
+    calls = {onnx_speed.TORCH: lambda: None, onnx_speed.FLOAT32: lambda: None}
+    found = onnx_speed.by_turns(calls, rows=1, turns=3, seconds=0.0)
+    assert found[onnx_speed.TORCH] == {"rows_per_second": 40.0, "ratio_to_pytorch": 1.0, "turns": [10.0, 90.0, 40.0]}
+    assert found[onnx_speed.FLOAT32] == {"rows_per_second": 30.0, "ratio_to_pytorch": 1.0, "turns": [20.0, 30.0, 40.0]}
+
+
+def test_inputs_have_no_padding() -> None:
+    config = VLMoConfig.tiny()
+    graph = graphs_of(VLMoForImageTextRetrieval(config))[1]
+    ids, mask = onnx_speed.full_inputs(graph, config, batch=4, length=9)
+    assert ids.shape == mask.shape == (4, 9)
+    assert mask.all()
+    assert not noise(graph, config, batch=4, length=9, seed=0)[1].all()
+
+
+@pytest.mark.slow
+def test_every_graph_is_timed_and_the_result_written(tmp_path, capsys, monkeypatch) -> None:
+    one_layer = VLMoConfig.tiny(num_hidden_layers=1)  # quicker to export
+    monkeypatch.setattr(VLMoConfig, "tiny", lambda: one_layer)
+    out = tmp_path / "results" / "speed.json"
+    arguments = ["--preset", "tiny", "--batches", "1", "3", "--turns", "1", "--seconds", "0", "--threads", "1"]
+    onnx_speed.main([*arguments, "--text-length", "8", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert list(result["graphs"]) == ["image_encoder", "text_encoder", "fusion_encoder"]
+    for graph in result["graphs"].values():
+        assert graph["float32"]["largest_difference"] < 1e-5
+        for batch in ("batch 1", "batch 3"):
+            assert set(graph[batch]) == {"pytorch", "onnxruntime", "onnxruntime_int8"}
+            assert graph[batch]["pytorch"]["ratio_to_pytorch"] == 1
+            assert all(engine["rows_per_second"] > 0 for engine in graph[batch].values())
+    assert (result["model"]["opset"], result["hardware"]["threads"], result["recall"]) == (23, 1, None)
+    assert torch.get_num_threads() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 3 * 2
+    assert lines[-1].startswith("| fusion_encoder | 3 | ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--preset", "tiny", "--folder", "somewhere"]])
+def test_a_folder_or_a_preset_is_needed(arguments) -> None:
+    with pytest.raises(SystemExit, match="one of them"):
+        onnx_speed.main(arguments)
