@@ -53,8 +53,8 @@ class EvaluateOptions:
     """A built-in name or a path (docs/data.md)."""
     split: str = "test"
     """Part of the source."""
-    rerank: int = 16
-    """Candidates of each query that the fusion encoder reorders; 0 leaves it out."""
+    rerank: int | None = None
+    """Candidates of each query that the fusion encoder reorders, 0 for none; by default 16 if the model can judge."""
     rerank_weight: float | None = None
     """Share of the matching score in the new order, 0 to 1; by default the model's."""
     out: Path | None = None
@@ -189,7 +189,13 @@ def _train(arguments: list[str]) -> None:
     options = _parse(default, rest, prog=f"vlmo train {name}", description=description)
     with launch(options.device):
         trainer = build(
-            options.recipe, run_dir=options.run_dir, console=Console(), title=name, about=about, device=options.device
+            options.recipe,
+            run_dir=options.run_dir,
+            console=Console(),
+            title=name,
+            about=about,
+            original=default.recipe,
+            device=options.device,
         )
         result = trainer.fit()
         writes = is_main()
@@ -217,7 +223,12 @@ def _evaluate(arguments: list[str]) -> None:
     if options.out is not None:
         write_figures(result, options.out)
     if options.write_card:
-        command = f"`vlmo evaluate --rerank {options.rerank}`"
+        given = [
+            f" --{name} {value}"
+            for name, value in (("rerank", options.rerank), ("rerank-weight", options.rerank_weight))
+            if value is not None
+        ]
+        command = f"`vlmo evaluate --split {options.split}{''.join(given)}`"
         write_card_figures(folder, result, source=options.source, split=options.split, measured_by=command)
 
 

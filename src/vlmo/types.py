@@ -23,6 +23,9 @@ class Batch(TypedDict, total=False):
     """The true id where a prediction is asked for, -100 elsewhere."""
     bool_masked_pos: Bool[Tensor, "batch patch"]
     """True where masked image modelling hides the patch."""
+    labels: Tensor
+    """What is to be predicted in a downstream task: a class for each row, a score for each answer, or a class for each
+    pixel."""
     image_ids: Int[Tensor, "batch"]
     """Equal for rows that show the same picture."""
     sample_ids: Int[Tensor, "batch"]

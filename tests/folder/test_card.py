@@ -114,7 +114,8 @@ def test_card_says_what_is_in_the_folder(folder):
     assert "`VLMoForImageTextRetrieval`, which finds texts for images" in facts
     assert "Stage: Stage 3" in facts
     config = model.config
-    assert f"{config.num_hidden_layers} blocks, {config.hidden_size} wide, {config.num_attention_heads} heads" in facts
+    sizes = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+    assert "blocks: {}, width: {}, heads: {}".format(*sizes) in facts
     assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters" in facts
     assert "64 x 64 pixels, patches of 16" in facts
     assert "at most 24 tokens" in facts

@@ -53,3 +53,11 @@ def test_file_that_fails_leaves_the_one_before_it(tmp_path, monkeypatch) -> None
     assert (tmp_path / "a.txt").read_text() == "old"
     write_file(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_folder_comes_back_after_a_crash_between_the_two_renames(tmp_path) -> None:
+    (tmp_path / "model.replaced").mkdir()
+    (tmp_path / "model.replaced" / "old.txt").write_text("old")
+    with pytest.raises(CrashError), write_folder(tmp_path / "model"):
+        raise CrashError
+    assert (tmp_path / "model" / "old.txt").read_text() == "old"

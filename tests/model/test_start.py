@@ -184,3 +184,22 @@ def test_word_table_without_a_vocabulary_is_left_out_when_it_does_not_fit(tmp_pa
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"words\.weight has shape \(50, 32\), the model expects \(96, 32\)"):
         start_from(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "new", "message"),
+    [
+        ({"position_embedding": "absolute", "num_attention_heads": 4}, {}, "num_attention_heads 4, the model 2"),
+        ({"token_order": "image_first"}, {}, "token_order 'image_first', the model 'text_first'"),
+    ],
+)
+def test_settings_that_no_shape_shows_must_agree(tmp_path, start, new, message):
+    saved(VLMoForMaskedLM, tmp_path, **{"position_embedding": "absolute"} | start)
+    with pytest.raises(ValueError, match=message):
+        start_from(make(VLMoForMaskedLM, seed=2, **{"position_embedding": "absolute"} | new), tmp_path)
+
+
+def test_another_eps_is_noted(tmp_path):
+    saved(VLMoForMaskedLM, tmp_path, layer_norm_eps=1e-12)
+    report = start_from(make(VLMoForMaskedLM, seed=2), tmp_path)
+    assert "note: layer_norm_eps is 1e-06, in the start folder 1e-12" in report.lines()

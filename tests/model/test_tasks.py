@@ -268,3 +268,33 @@ def test_masked_language_loss_counts_labelled_words_only(with_image):
     loss, logits = model(**given, labels=labels, return_dict=False)
     assert torch.equal(loss, output.loss)
     assert torch.equal(logits, output.logits)
+
+
+@pytest.mark.parametrize("kind", [VLMoForMaskedLM, VLMoForPreTraining])
+def test_more_words_grow_the_decoder_too_and_stay_apart_from_it(tmp_path, kind):
+    model = toy(kind)
+    model.resize_token_embeddings(100)
+    model.save_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path)
+    decoder, words = again.mlm_head.decoder, again.vlmo.text_embeddings.words
+    assert decoder.weight.shape == words.weight.shape == (100, 32)
+    assert decoder.bias.shape == (100,)
+    assert torch.equal(decoder.weight, model.mlm_head.decoder.weight)
+    assert not torch.equal(decoder.weight, words.weight)
+
+
+@torch.no_grad()
+def test_contrast_logits_are_float32_under_autocast():
+    model = toy(VLMoForImageTextRetrieval)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(pixel_values=pictures(), **texts([5, 8]))
+    assert output.logits_per_image.dtype == torch.float32
+    expected = model.contrast_head.logit_scale.exp() * output.image_embeds @ output.text_embeds.T
+    torch.testing.assert_close(output.logits_per_image, expected, atol=1e-5, rtol=0)
+
+
+def test_judging_without_a_head_is_refused_before_the_work(monkeypatch):
+    model = toy(VLMoForImageTextRetrieval, use_match_head=False)
+    monkeypatch.setattr(model.vlmo, "forward", None)
+    with pytest.raises(ValueError, match="no matching head"):
+        model.match(pictures(), **texts([5, 8]))

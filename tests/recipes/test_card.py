@@ -65,7 +65,10 @@ def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int,
             evaluate_on=str(test_pairs) if number == 3 else None,
         )
         title = f"emoji-stage{number}"
-        trainer = build(recipe, run_dir=root / f"stage{number}", title=title, about=f"About stage {number}.")
+        original = find_recipe(title)() if number == 2 else None
+        trainer = build(
+            recipe, run_dir=root / f"stage{number}", title=title, about=f"About stage {number}.", original=original
+        )
         folders[number] = trainer.fit().model_dir
     return folders
 
@@ -82,6 +85,14 @@ def test_card_names_recipe_settings_and_start(chain):
     ]
     assert "Stage: stage 3, contrast, masked language modelling and matching" in section(chain[3], "What it is")
     assert "VLMoForImageTextRetrieval.from_pretrained" in section(chain[3], "How to use")
+
+
+def test_card_tells_changed_settings_and_makes_no_claim_of_the_recipe(chain):
+    named = section(chain[2], "Recipe").splitlines()[0]
+    assert named.startswith("- Recipe: derived from `emoji-stage2`, with other settings: `data.")
+    assert "`data.source`" in named
+    assert "`init`" not in named
+    assert "About stage 2." not in (chain[2] / "README.md").read_text()
 
 
 def test_card_gathers_the_data_of_all_stages(chain, pictures, visual_tokenizer):

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from tests.recipes.toy_recipes import STEPS, shrunk
 
-from vlmo.recipes import RECIPES, build, find_recipe
+from vlmo.recipes import RECIPES, build, emoji, find_recipe
 from vlmo.recipes.configs import TextConfig
 from vlmo.recipes.pretraining_stages import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
+from vlmo.recipes.recipe import changed_settings
 from vlmo.training import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recipes"
@@ -111,3 +112,12 @@ def test_wrong_folders_are_named(changes, message, pictures, visual_tokenizer, t
 def test_every_stage_has_a_recipe():
     kinds = {type(find_recipe(name)().stage) for name in RECIPES}
     assert kinds == {TokenizerStage, VisionStage, LanguageStage, VisionLanguageStage}
+
+
+def test_changed_settings_are_named_but_for_folders_and_the_seed():
+    recipe = emoji.emoji_stage3()
+    trainer = dataclasses.replace(recipe.trainer, max_steps=7)
+    stage = dataclasses.replace(recipe.stage, losses=dataclasses.replace(recipe.stage.losses, mlm_weight=0))
+    changed = dataclasses.replace(recipe, trainer=trainer, stage=stage, init="elsewhere", seed=5)
+    assert changed_settings(recipe, changed) == ["stage.losses.mlm_weight", "trainer.max_steps"]
+    assert changed_settings(recipe, recipe) == []

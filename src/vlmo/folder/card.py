@@ -46,8 +46,8 @@ def write_card(folder: str | Path, card: ModelCard) -> Path:
         license=card.licence or "unknown",
         library_name="transformers",
         pipeline_tag=usage.pipeline if usage else None,
-        tags=["vlmo", *(["beit3"] if config.get("inner_norm") else [])],
-        datasets=sorted({_identifier(source.name) for source in card.data}) or None,
+        tags=["vlmo", *(["beit3"] if _is_beit3(config) else [])],
+        datasets=sorted({_identifier(source.name) for source in card.data if source.is_data}) or None,
         model_name=title if results else None,  # the hub reads it as the name in model-index only
         eval_results=results or None,
         data_sources=[_plain(source) for source in card.data] or None,
@@ -60,7 +60,7 @@ def write_card(folder: str | Path, card: ModelCard) -> Path:
         f"## Data\n\n{_data_table(card.data)}",
         f"## Licence\n\n{_licence(card)}",
         f"{_FIGURES}\n\n{_figures_table(results)}",
-        f"## Limits\n\n{_bullets(card.limits + _LIMITS)}",
+        f"## Limits\n\n{_bullets(card.limits + _limits(folder))}",
     ]
     path = folder / CARD
     write_file(path, f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
@@ -105,7 +105,10 @@ def read_data(folder: str | Path) -> tuple[DataSource, ...]:
         return ()
     try:
         entries = _load(path).data.get("data_sources", [])
-        return tuple(DataSource(entry["name"], entry["use"], tuple(entry["licences"])) for entry in entries)
+        return tuple(
+            DataSource(entry["name"], entry["use"], tuple(entry["licences"]), is_data=entry.get("is_data", True))
+            for entry in entries
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: data_sources in its front matter cannot be read ({error!r}); mend it") from error
 
@@ -161,14 +164,17 @@ def _percent(value: float) -> float:
 def _facts(folder: Path, config: dict[str, Any], *, kind: str, usage: Usage | None, stage: str) -> list[str]:
     """Class, stage and sizes."""
     words = {
-        "num_hidden_layers": "{} blocks",
-        "hidden_size": "{} wide",
-        "num_attention_heads": "{} heads",
+        "num_hidden_layers": "blocks: {}",
+        "hidden_size": "width: {}",
+        "num_attention_heads": "heads: {}",
         "num_fusion_layers": "vision-language experts in the top {}",
         "num_tokens": "{} visual tokens",
     }
     sizes = [form.format(config[key]) for key, form in words.items() if config.get(key)]
-    facts = [f"Class: `{kind}`" + (f", which {usage.purpose}." if usage else "."), f"Stage: {stage}"]
+    purpose = usage.purpose if usage else ""
+    if not config.get("use_match_head", True) and kind == "VLMoForImageTextRetrieval":
+        purpose = "finds texts for images and images for texts; it has no head that judges pairs"
+    facts = [f"Class: `{kind}`" + (f", which {purpose}." if purpose else "."), f"Stage: {stage}"]
     facts.append(f"Sizes: {', '.join(sizes) or UNKNOWN}; {_num_parameters(folder)} parameters.")
     if "image_size" in config:
         facts.append(
@@ -192,8 +198,11 @@ def _num_parameters(folder: Path) -> str:
 
 
 def _recipe_facts(card: ModelCard) -> list[str]:
+    named = f"`{card.recipe}`" if card.recipe else UNKNOWN
+    if card.changed:
+        named = f"derived from {named}, with other settings: {', '.join(f'`{name}`' for name in card.changed)}"
     return [
-        f"Recipe: `{card.recipe}`" if card.recipe else f"Recipe: {UNKNOWN}",
+        f"Recipe: {named}",
         f"Settings: {card.settings or UNKNOWN}",
         f"Start: {card.start or 'random weights' if card.recipe or card.start else UNKNOWN}",
     ]
@@ -208,7 +217,8 @@ def _data_table(data: Sequence[DataSource]) -> str:
 
 def _licence(card: ModelCard) -> str:
     known = f"The weights are under {card.licence}." if card.licence else "The weights' licence is not stated."
-    return " ".join([known, *([card.licence_note] if card.licence_note else []), "The data's terms stand above."])
+    lines = [known, card.licence_note, "The data's terms stand above." if card.data else ""]
+    return " ".join(line for line in lines if line)
 
 
 def _figures_table(results: Sequence[EvalResult]) -> str:
@@ -249,7 +259,15 @@ def _title(text: str) -> str | None:
     return found[1].strip() if found else None
 
 
-_LIMITS = (
-    "Images are resized to a square without a crop, and longer texts are cut.",
-    "Only what stands under Figures was measured; how it does on other data, and which prejudices it repeats, was not.",
+def _limits(folder: Path) -> tuple[str, ...]:
+    cut = ", and longer texts are cut" if (folder / "tokenizer_config.json").is_file() else ""
+    return (f"Images are resized to a square without a crop{cut}.", _MEASURED)
+
+
+def _is_beit3(config: dict[str, Any]) -> bool:
+    return bool(config.get("inner_norm")) and config.get("token_order") == "image_first"
+
+
+_MEASURED = (
+    "Only what stands under Figures was measured; how it does on other data, and which prejudices it repeats, was not."
 )

@@ -15,11 +15,13 @@ class DataSource:
         name: Of the data set; of a person's own, the name of its file or folder, without the way there.
         use: What it was for, such as "stage 3" or "vocabulary".
         licences: Its terms; none if they are not stated.
+        is_data: False for a model folder that stands for data which its card does not tell.
     """
 
     name: str
     use: str
     licences: tuple[str, ...] = ()
+    is_data: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class ModelCard:
         title: Headline; by default the recipe's name, or the class.
         stage: Which part of the training it comes from, such as "Stage 3: contrast, masked words, matching".
         recipe: Name of the recipe.
+        changed: Settings that are not those of that recipe.
         about: First line of the recipe's card, or where an imported folder comes from.
         settings: File with every setting of the run.
         start: Folder that the weights started from.
@@ -72,6 +75,7 @@ class ModelCard:
     title: str | None = None
     stage: str = UNKNOWN
     recipe: str | None = None
+    changed: tuple[str, ...] = ()
     about: str = ""
     settings: str | None = None
     start: str | None = None

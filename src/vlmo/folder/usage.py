@@ -131,7 +131,9 @@ USAGES = {
     ),
     "VLMoForMaskedLM": Usage("fills in masked words", _MASKED_WORDS, "fill-mask"),
     "VLMoForMaskedImageModeling": Usage(
-        "predicts the visual tokens of masked patches; a start for other models", _PATCHES, "image-feature-extraction"
+        "predicts the visual tokens of masked patches; a start for other models (stage 1 does not train its text side)",
+        _PATCHES,
+        "image-feature-extraction",
     ),
     "VLMoModel": Usage("gives states of images, texts or pairs", _STATES, "image-feature-extraction"),
     "VLMoForVisualQuestionAnswering": Usage(

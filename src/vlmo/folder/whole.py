@@ -18,6 +18,8 @@ def write_folder(target: Path) -> Iterator[Path]:
     and nothing beside it.
     """
     aside, replaced = target.with_name(f"{target.name}.aside"), target.with_name(f"{target.name}.replaced")
+    if replaced.exists() and not target.exists():
+        replaced.replace(target)  # the last write ended between its two renames
     for leftover in (aside, replaced):
         if leftover.exists():
             shutil.rmtree(leftover)

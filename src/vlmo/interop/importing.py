@@ -141,14 +141,16 @@ def _card(report: ImportReport, path: Path) -> ModelCard:
     return ModelCard(
         title=report.kind,
         stage=report.kind,
-        about=f"Imported from `{path.name}`, a published checkpoint, by `vlmo import`.",
+        about=f"Imported from `{path.name}` by `vlmo import`.",
         start=f"`{path.name}`",
-        licence_note="The terms of the published file hold for this copy of it.",
+        licence_note="The terms of that file hold for this copy of it.",
         limits=tuple(limits),
     )
 
 
 def _check_out(out: Path) -> None:
+    if out.resolve() == Path.cwd().resolve():
+        raise ValueError("OUT is the folder that you are in; give the name of a new folder")
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; give the name of a new folder")
     if out.exists() and not out.is_dir():

@@ -105,6 +105,10 @@ class VLMoPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+            if isinstance(module, nn.BatchNorm2d):
+                init.zeros_(cast("Tensor", module.running_mean))
+                init.ones_(cast("Tensor", module.running_var))
+                init.zeros_(cast("Tensor", module.num_batches_tracked))
         else:
             self._init_own_weights(module)
 
@@ -332,7 +336,7 @@ class VLMoModel(VLMoPreTrainedModel):
             image=None if pixel_values is None else self.embed_image(pixel_values),
             grid=None if pixel_values is None else self.image_embeddings.grid_of(pixel_values),
         )
-        record = _Record(sequence.hidden)
+        record = _Record(sequence.hidden) if output_hidden_states or output_attentions else None
         fusion = pixel_values is not None and input_ids is not None
         hidden = self.run(sequence, fusion=fusion, record=record)
         norm = self.norm
@@ -342,8 +346,8 @@ class VLMoModel(VLMoPreTrainedModel):
             pooler_output=None if self.pooler is None else self.pooler(hidden),
             text_hidden_state=None if input_ids is None else sequence.text_part(hidden),
             image_hidden_state=None if pixel_values is None else sequence.image_part(hidden),
-            hidden_states=tuple(record.hidden) if output_hidden_states else None,
-            attentions=tuple(record.attentions) if output_attentions else None,
+            hidden_states=tuple(record.hidden) if record and output_hidden_states else None,
+            attentions=tuple(record.attentions) if record and output_attentions else None,
         )
         return output if return_dict is not False else output.to_tuple()
 

@@ -94,6 +94,7 @@ class VLMoConfig(PreTrainedConfig):
     use_match_head: bool = True
     segmentation_layers: list[int] | None = None
     segmentation_channels: int = 512
+    tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None:

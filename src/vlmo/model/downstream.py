@@ -50,6 +50,8 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
             labels: Score of each answer, 0 to 1 (VQAv2: from ten annotators). The loss is binary cross-entropy, summed
                 over answers, mean over the batch.
         """
+        if pixel_values is None or input_ids is None:
+            raise ValueError("A question needs pixel_values and input_ids, a picture for each question.")
         fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
         logits = self.answer_head(fused.pooler_output)
         loss = None
@@ -118,13 +120,12 @@ class VLMoForImageClassification(VLMoPreTrainedModel):
     """Image encoder and a linear classifier on the mean of the patches (BEiT's recipe).
 
     The mean is taken of states before the final norm and has a norm of its own; the backbone's final norm is kept for
-    other tasks, unused and frozen.
+    other tasks, unused.
     """
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__(config)
         self.vlmo = VLMoModel(config, add_pooling_layer=False)
-        self.vlmo.norm.requires_grad_(False)
         self.classifier_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(config.hidden_size, _num_labels(config))
         self.post_init()
@@ -150,13 +151,17 @@ class VLMoForImageClassification(VLMoPreTrainedModel):
 class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
     """Image encoder and UPerNet on four levels of its states, `config.feature_layers`, as BEiT does.
 
-    The backbone's final norm is kept for other tasks, unused and frozen.
+    The backbone's final norm is kept for other tasks, unused.
     """
 
     def __init__(self, config: VLMoConfig) -> None:
+        if not 2 <= _num_labels(config) <= IGNORED_CLASS:
+            raise ValueError(
+                f"num_labels is {config.num_labels}; segmentation needs 2 to {IGNORED_CLASS} classes (the number "
+                f"{IGNORED_CLASS} marks pixels that do not count)."
+            )
         super().__init__(config)
         self.vlmo = VLMoModel(config, add_pooling_layer=False)
-        self.vlmo.norm.requires_grad_(False)
         self.pyramid = FeaturePyramid(config)
         settings = UperNetConfig(
             hidden_size=config.segmentation_channels,
@@ -188,7 +193,15 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
         *,
         return_dict: bool | None = None,
     ) -> SemanticSegmenterOutput | tuple[Tensor, ...]:
-        """Logits of each class at the picture's size; with `labels` the cross-entropy, 255 ignored."""
+        """Logits of each class at the picture's size; with `labels` the cross-entropy, 255 ignored.
+
+        Raises:
+            ValueError: The picture is less than two patches high or wide.
+        """
+        if min(self.vlmo.image_embeddings.grid_of(pixel_values)) < 2:
+            raise ValueError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}; expected two patches a side or more."
+            )
         levels = self.pyramid(self.levels(pixel_values))
         size: Any = pixel_values.shape[-2:]
         logits = _resize(self.decode_head(levels), size)

@@ -36,8 +36,9 @@ class ContrastHead(nn.Module):
     def forward(
         self, images: Float[Tensor, "images projection"], texts: Float[Tensor, "texts projection"]
     ) -> Float[Tensor, "images texts"]:
-        """Similarities over temperature, from L2-normalised vectors."""
-        return self.logit_scale.exp() * images @ texts.T
+        """Similarities over temperature, from L2-normalised vectors; float32 under autocast too."""
+        with torch.autocast(device_type=images.device.type, enabled=False):
+            return self.logit_scale.float().exp() * images.float() @ texts.float().T
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:

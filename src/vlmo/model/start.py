@@ -17,6 +17,8 @@ from vlmo.model.position import resize_absolute_positions, resize_bias_table
 
 FusionStart = Literal["language", "vision", "random"]
 _BIAS_TABLE = "vlmo.position_bias.table"
+_MUST_AGREE = ("num_attention_heads", "token_order")
+_SHOULD_AGREE = ("layer_norm_eps", "text_layer_norm_eps")
 _WORDS = "vlmo.text_embeddings.words.weight"
 _IMAGE_POSITIONS = "vlmo.image_embeddings.positions"
 
@@ -31,6 +33,7 @@ class StartReport:
         filled: `vision_language` experts that the folder lacks, and where they came from.
         missing: Left at their random start.
         unused: In the folder, without a place in the model.
+        notes: Settings that differ and that no tensor's shape shows.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -38,6 +41,7 @@ class StartReport:
     filled: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The report for people: everything that was not simply loaded, by name."""
@@ -45,7 +49,8 @@ class StartReport:
         lines += [f"resized: {name}" for name in self.resized]
         lines += [f"filled: {name} from {source}" for name, source in self.filled.items()]
         lines += [f"not in the start folder, left random: {name}" for name in self.missing]
-        return lines + [f"in the start folder, not used: {name}" for name in self.unused]
+        lines += [f"in the start folder, not used: {name}" for name in self.unused]
+        return lines + [f"note: {note}" for note in self.notes]
 
 
 def start_from(
@@ -61,7 +66,7 @@ def start_from(
     """
     folder = Path(folder)
     weights, config = _read(folder)
-    report = StartReport()
+    report = StartReport(notes=_compare(config, model.config, folder=folder))
     state = model.state_dict()
     has_words = (folder / "tokenizer_config.json").is_file()
     if not has_words and _WORDS in state and _WORDS in weights and weights[_WORDS].shape != state[_WORDS].shape:
@@ -108,6 +113,22 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], VLMoConfig]:
     for file in files:
         weights |= load_file(file)
     return weights, VLMoConfig.from_pretrained(folder)
+
+
+def _compare(start: VLMoConfig, new: VLMoConfig, *, folder: Path) -> list[str]:
+    """Notes on settings that change what the weights compute, although every tensor fits.
+
+    Raises:
+        ValueError: They make other weights of them.
+    """
+    for name in _MUST_AGREE:
+        if (before := vars(start)[name]) != (after := vars(new)[name]):
+            raise ValueError(f"{folder} has {name} {before!r}, the model {after!r}; its weights mean nothing there.")
+    return [
+        f"{name} is {vars(new)[name]}, in the start folder {vars(start)[name]}"
+        for name in _SHOULD_AGREE
+        if vars(start)[name] != vars(new)[name]
+    ]
 
 
 def _resize(name: str, tensor: Tensor, *, source: tuple[int, int], target: tuple[int, int]) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import MaskedImageModelingOutput, MaskedLMOutput
 from transformers.utils import ModelOutput
@@ -36,6 +36,11 @@ class VLMoContrastOutput(ModelOutput):
     logits_per_text: Tensor | None = None
     match_logits: Tensor | None = None
     mlm_logits: Tensor | None = None
+
+
+_NO_MATCH_HEAD = (
+    "This model has no matching head (use_match_head is False): it embeds, but judges and reranks no pairs."
+)
 
 
 class _DualEncoder(VLMoPreTrainedModel):
@@ -75,6 +80,8 @@ class _DualEncoder(VLMoPreTrainedModel):
         Raises:
             ValueError: The model has no matching head.
         """
+        if self.match_head is None:
+            raise ValueError(_NO_MATCH_HEAD)
         fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
         return self.judge(fused.pooler_output)
 
@@ -85,9 +92,7 @@ class _DualEncoder(VLMoPreTrainedModel):
             ValueError: The model has no matching head.
         """
         if self.match_head is None or pooled is None:
-            raise ValueError(
-                "This model has no matching head (use_match_head is False): it embeds, but judges and reranks no pairs."
-            )
+            raise ValueError(_NO_MATCH_HEAD)
         return self.match_head(pooled)
 
     def clamp_logit_scale_(self) -> None:
@@ -155,6 +160,14 @@ class VLMoForPreTraining(_DualEncoder):
         self.fusion_contrast_head = ContrastHead(config) if config.has_fusion_ending else None
         self.mlm_head = MaskedLanguageHead(config)
         self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder, which grows with the word table but is not tied to it."""
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replaces the decoder."""
+        self.mlm_head.decoder = value
 
     def forward(
         self,
@@ -224,9 +237,13 @@ class VLMoForMaskedLM(VLMoPreTrainedModel):
         self.mlm_head = MaskedLanguageHead(config)
         self.post_init()
 
-    def get_output_embeddings(self) -> None:
-        """None: the decoder is not tied to the word table."""
-        return
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder, which grows with the word table but is not tied to it."""
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replaces the decoder."""
+        self.mlm_head.decoder = value
 
     def forward(
         self,

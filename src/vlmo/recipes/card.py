@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,13 +19,14 @@ _MOST_LICENCES = 20
 _CHUNK = 10_000
 
 
-def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str) -> ModelCard:
+def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str, changed: Sequence[str] = ()) -> ModelCard:
     """The card of a run's model, without figures.
 
     Args:
         rows: What the run trains on.
         title: Name of the recipe.
-        about: First line of the recipe's card.
+        about: First line of the recipe's card; it is left out where settings were changed.
+        changed: Names of settings that are not those of the recipe called `title`.
 
     Raises:
         ValueError: The card of a folder that the run starts from cannot be read.
@@ -38,7 +40,8 @@ def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str) ->
     return ModelCard(
         stage=stage.title,
         recipe=title,
-        about=about,
+        about="" if changed else about,
+        changed=tuple(changed),
         settings=f"`recipe.json` in the run folder; {trainer.max_steps} steps of {recipe.loader.global_batch_size} "
         f"examples, seed {recipe.seed}",
         start="random weights" if recipe.init is None else f"`{_folder_name(recipe.init)}`",
@@ -69,7 +72,8 @@ def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
 def _inherited(folder: str) -> tuple[DataSource, ...]:
     """What went into the model of a folder; where no card tells, that is said."""
     name = _folder_name(folder)
-    return read_data(folder) or (DataSource(name, f"whatever `{name}` was trained on: its card does not say"),)
+    unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say", is_data=False)
+    return read_data(folder) or (unknown,)
 
 
 def _folder_name(folder: str) -> str:

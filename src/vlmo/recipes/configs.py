@@ -11,7 +11,13 @@ from vlmo.processing import TransformConfig
 from vlmo.recipes.vocabulary import LEARN_VOCABULARY
 
 # What no pre-training stage reads.
-_NOT_PRE_TRAINED = ("use_pooler", "use_match_head", "segmentation_layers", "segmentation_channels")
+_NOT_PRE_TRAINED = (
+    "use_pooler",
+    "use_match_head",
+    "segmentation_layers",
+    "segmentation_channels",
+    "tie_word_embeddings",
+)
 
 
 def _declared(config_class: type, *, leave_out: Iterable[str] = ()) -> list[tuple[str, Any, Any]]:

@@ -162,7 +162,7 @@ def _timed(name: str, seconds: dict[str, float], work: Callable[[], Any]) -> Any
 def _train(name: str, recipe: Recipe, *, run_dir: Path, console: Console) -> Result:
     title = f"emoji-{name}"
     about = (inspect.getdoc(find_recipe(title)) or title).splitlines()[0]
-    trainer = build(recipe, run_dir=run_dir, console=console, title=title, about=about)
+    trainer = build(recipe, run_dir=run_dir, console=console, title=title, about=about, original=find_recipe(title)())
     result = trainer.fit()
     if result.status == "stopped":
         console.print("stopped; the same command goes on")

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 import tyro
@@ -26,6 +27,7 @@ from vlmo.recipes.stage import Run, last_measurements
 from vlmo.recipes.vocabulary import build_processor
 from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, claim_run_folder
 
+_TOLD_ANYWAY = {"init", "seed", "stage.visual_tokenizer"}
 AnyStage = TokenizerStage | VisionStage | LanguageStage | VisionLanguageStage
 
 
@@ -62,6 +64,7 @@ def build(
     console: Console | None = None,
     title: str | None = None,
     about: str = "",
+    original: Recipe | None = None,
     device: str | None = None,
 ) -> Trainer:
     """The trainer of a recipe, ready to `fit`; runs that exist in `run_dir` are gone on with.
@@ -69,6 +72,7 @@ def build(
     Args:
         title: Name of the recipe, before the progress bar and on the card of the model.
         about: First line of the recipe's card.
+        original: The recipe of that name, where `recipe` may differ from it; the model's card then says so.
 
     Raises:
         ValueError: Something in the recipe cannot be used; the message says what to change.
@@ -85,7 +89,7 @@ def build(
     loader = Loader(stage.examples(run), config=recipe.loader, seed=recipe.seed)
     evaluators = stage.evaluators(run)
     # Now, so that what is wrong with the card of a start folder is told before the training.
-    card = run_card(recipe, run.rows, title=title, about=about)
+    card = run_card(recipe, run.rows, title=title, about=about, changed=changed_settings(original or recipe, recipe))
 
     def save_model(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -117,6 +121,20 @@ def build(
         console=console,
         title=title or "training",
     )
+
+
+def changed_settings(original: Recipe, recipe: Recipe) -> list[str]:
+    """Dotted names of settings that differ, but for folders and the seed, which a card tells anyway."""
+    return sorted(name for name in _differing(asdict(original), asdict(recipe)) if name not in _TOLD_ANYWAY)
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in old.keys() | new.keys():
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differing(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}"
 
 
 def _check(recipe: Recipe) -> None:

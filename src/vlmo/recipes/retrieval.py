@@ -26,6 +26,7 @@ from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.recipes.card import data_name
 
 _BATCH = 256
+_RERANK = 16
 _RERANKED = "rerank_"
 _MEANINGS = {
     "ir": "share of captions whose own image has rank {k} or better among all images of the split",
@@ -136,16 +137,24 @@ def evaluate_folder(
     *,
     source: str,
     split: str,
-    rerank: int = 0,
+    rerank: int | None = None,
     rerank_weight: float | None = None,
     console: Console | None = None,
 ) -> RetrievalResult:
     """Recalls of a model folder on the pairs of a source, with a reranked shortlist if `rerank` is above 0.
 
+    Args:
+        rerank: Candidates of each query that the fusion encoder reorders; by default 16, and none for a model without
+            a matching head.
+
     Raises:
         ValueError: The folder holds no model that retrieves, or the source cannot be read.
     """
     model, processor = load_retrieval_model(folder)
+    if rerank is None:
+        rerank = 0 if model.match_head is None else _RERANK
+    if rerank and model.match_head is None:
+        raise ValueError(f"{folder} has no matching head, so nothing can be reranked; leave rerank out, or give 0")
     rows = read_rows(source, split=split, processor=processor, quarantine=Path(folder) / f"{split}.quarantine.jsonl")
     weight = model.config.rerank_weight if rerank_weight is None else rerank_weight
     return evaluate_with_progress(model, rows, rerank=rerank, rerank_weight=weight, console=console)
