@@ -37,7 +37,7 @@ def test_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> 
     monkeypatch.setattr(Path, "replace", lambda path, to: (events.append(f"rename {to.name}"), real_replace(path, to)))
     with write_folder(tmp_path / "model") as aside:
         (aside / "a.txt").write_text("a")
-    assert events == ["a.txt", "model.aside", "rename model", tmp_path.name]
+    assert events == ["a.txt", ".model.vlmo-aside", "rename model", tmp_path.name]
 
 
 def test_file_that_fails_leaves_the_one_before_it(tmp_path, monkeypatch) -> None:
@@ -56,8 +56,47 @@ def test_file_that_fails_leaves_the_one_before_it(tmp_path, monkeypatch) -> None
 
 
 def test_folder_comes_back_after_a_crash_between_the_two_renames(tmp_path) -> None:
-    (tmp_path / "model.replaced").mkdir()
-    (tmp_path / "model.replaced" / "old.txt").write_text("old")
+    (tmp_path / ".model.vlmo-replaced").mkdir()
+    (tmp_path / ".model.vlmo-replaced" / "old.txt").write_text("old")
     with pytest.raises(CrashError), write_folder(tmp_path / "model"):
         raise CrashError
     assert (tmp_path / "model" / "old.txt").read_text() == "old"
+
+
+def test_folders_that_only_have_a_similar_name_stay(tmp_path) -> None:
+    for name in ("model.aside", "model.replaced", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text(name)
+    with write_folder(tmp_path / "model") as aside:
+        (aside / "new.txt").touch()
+    assert (tmp_path / "model.aside" / "mine.txt").exists()
+    assert (tmp_path / "model.replaced" / "mine.txt").exists()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new.txt"]
+
+
+def test_link_to_a_folder_stays_a_link(tmp_path) -> None:
+    (tmp_path / "real").mkdir()
+    for name, target in (("link", "real"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        with write_folder(tmp_path / name) as aside:
+            (aside / "a.txt").touch()
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / target / "a.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "link", "nowhere", "real"]
+
+
+def test_failure_at_the_last_rename_brings_the_folder_back(tmp_path, monkeypatch) -> None:
+    with write_folder(tmp_path / "model") as aside:
+        (aside / "old.txt").touch()
+    real_replace = Path.replace
+
+    def fails(path, to):
+        if path.name.endswith("aside"):
+            raise OSError("busy")
+        return real_replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="busy"), write_folder(tmp_path / "model") as aside:
+        (aside / "new.txt").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["old.txt"]

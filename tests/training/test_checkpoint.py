@@ -94,8 +94,8 @@ def test_save_that_is_cut_off_by_truncation_never_gets_its_name(tmp_path, monkey
     with pytest.raises(CrashError):
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
-    (tmp_path / "step_00000002.aside").mkdir()  # what a kill leaves
-    (tmp_path / "step_00000002.aside" / "tensors.pt").write_bytes(b"half")
+    (tmp_path / ".step_00000002.vlmo-aside").mkdir()  # what a kill leaves
+    (tmp_path / ".step_00000002.vlmo-aside" / "tensors.pt").write_bytes(b"half")
     assert load(tmp_path) == (1, 1.0)
 
 

@@ -263,7 +263,7 @@ def test_run_that_died_while_the_model_folder_was_written_only_writes_it(tmp_pat
     assert not (tmp_path / "model").exists()
     assert make_trainer(tmp_path, evaluators=evaluators).fit().status == "finished"
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.pt"]
-    assert not (tmp_path / "model.aside").exists()
+    assert not (tmp_path / ".model.vlmo-aside").exists()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
     assert len(evaluations) == 1
 

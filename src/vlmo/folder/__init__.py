@@ -2,7 +2,7 @@
 
 from vlmo.folder.card import add_figures, read_data, write_card
 from vlmo.folder.contents import DataSource, Measurement, ModelCard
-from vlmo.folder.whole import write_file, write_folder
+from vlmo.folder.whole import remove_folder, remove_leftovers, write_file, write_folder
 
 __all__ = [
     "DataSource",
@@ -10,6 +10,8 @@ __all__ = [
     "ModelCard",
     "add_figures",
     "read_data",
+    "remove_folder",
+    "remove_leftovers",
     "write_card",
     "write_file",
     "write_folder",

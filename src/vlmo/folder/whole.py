@@ -8,16 +8,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+_ASIDE, _REPLACED, _REMOVED = ".vlmo-aside", ".vlmo-replaced", ".vlmo-removed"
+
 
 @contextlib.contextmanager
 def write_folder(target: Path) -> Iterator[Path]:
     """Yields a new empty folder, which takes the name `target` when the block ends well, in the place of any before it.
 
     A crash at any moment leaves `target` as it was, missing at worst (only when one folder replaces another, for the
-    time between two renames), never in part. An exception in the block leaves `target` as it was,
-    and nothing beside it.
+    time between two renames; the next write brings it back), never in part. What a crash leaves beside it begins with a
+    dot. An exception leaves `target` as it was, and nothing beside it.
     """
-    aside, replaced = target.with_name(f"{target.name}.aside"), target.with_name(f"{target.name}.replaced")
+    target = target.resolve()  # a link to a folder stays a link
+    aside, replaced = _hidden(target, _ASIDE), _hidden(target, _REPLACED)
     if replaced.exists() and not target.exists():
         replaced.replace(target)  # the last write ended between its two renames
     for leftover in (aside, replaced):
@@ -26,17 +29,37 @@ def write_folder(target: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
+        for path in [*aside.rglob("*"), aside]:
+            _flush_to_disk(path)
+        if target.exists():
+            target.replace(replaced)  # a folder that holds files cannot be replaced in one go
+        aside.replace(target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # it may have filled the disk
+        if replaced.exists() and not target.exists():
+            replaced.replace(target)
         raise
-    for path in [*aside.rglob("*"), aside]:
-        _flush_to_disk(path)
-    if target.exists():
-        target.replace(replaced)  # a folder that holds files cannot be replaced in one go
-    aside.replace(target)
     _flush_to_disk(target.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
+
+
+def remove_folder(target: Path) -> None:
+    """Removes a folder in such an order that a crash never leaves half of it under its name."""
+    doomed = _hidden(target, _REMOVED)
+    target.replace(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Removes what crashes of the two functions above have left in `parent`."""
+    for suffix in (_ASIDE, _REPLACED, _REMOVED):
+        for leftover in parent.glob(f".*{suffix}"):
+            shutil.rmtree(leftover)
+
+
+def _hidden(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}{suffix}")
 
 
 def write_file(path: Path, text: str) -> None:

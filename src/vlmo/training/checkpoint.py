@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from vlmo.folder import write_file, write_folder
+from vlmo.folder import remove_folder, remove_leftovers, write_file, write_folder
 from vlmo.training.errors import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -58,9 +58,7 @@ def save_state(folder: Path, *, tensors: Mapping[str, Any], progress: Mapping[st
         manifest = {"files": {TENSORS: _fingerprint(aside / TENSORS)}, "progress": dict(progress)}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for old in _states(folder)[:-keep]:
-        doomed = old.with_name(f"{old.name}.replaced")
-        old.replace(doomed)  # half a state must not look like a damaged one
-        shutil.rmtree(doomed)
+        remove_folder(old)  # half a state must not look like a damaged one
     return target
 
 
@@ -73,8 +71,7 @@ def newest_state(folder: Path) -> SavedState | None:
     Raises:
         TrainingError: There are states, and all of them are damaged.
     """
-    for leftover in [*folder.glob("*.aside"), *folder.glob("*.replaced")]:
-        shutil.rmtree(leftover)
+    remove_leftovers(folder)
     damaged = sorted(folder.glob("*.damaged"))
     for path in reversed(_states(folder)):
         try:
