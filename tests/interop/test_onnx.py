@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -44,12 +44,10 @@ from vlmo.processing import image_processor_for
 LONGEST = 24
 # Another order of float32 sums; measured: 4e-7 on vectors, 2e-6 on hidden states.
 CLOSE = 1e-5
-# Seven bits of weight and eight of activation in three layers of a shaken model; measured: 0.9993.
+# Seven bits of weight and eight of activation in two layers of a shaken model; measured: 0.9992.
 INT8_COSINE = 0.995
-# Logits of the same, which reach 2; measured: 0.013.
-INT8_LOGITS = 0.1
-# Pillow and torchvision round resized pictures to eight bits apart, by one step of 255 at most; measured: 5e-4.
-RESIZED = 5e-3
+# Logits of the same, which reach 1.4; measured: 0.053.
+INT8_LOGITS = 0.2
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
 
@@ -67,7 +65,7 @@ def processor() -> VLMoProcessor:
 def exported(tmp_path_factory, processor) -> SimpleNamespace:
     """A dual encoder with fusion encoder, in PyTorch and as graphs of both precisions."""
     folder = tmp_path_factory.mktemp("onnx")
-    model = toy(VLMoForPreTraining, max_text_positions=LONGEST)
+    model = toy(VLMoForPreTraining, num_hidden_layers=2, max_text_positions=LONGEST)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     report = write_onnx(folder / "model", folder / "exported", int8=True)
@@ -81,7 +79,7 @@ def graph(exported):
 
 
 def close(actual: Tensor, expected: Tensor, *, atol: float = CLOSE) -> None:
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=atol)
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
 def text_of(lengths: list[int], *, padded_to: int | None = None) -> tuple[Tensor, Tensor]:
@@ -222,7 +220,8 @@ def test_example_of_the_document_runs_without_pytorch(exported, processor, tmp_p
     inputs = processor(images=drawings()[:6:5], text=["a red square", "the green circle"], return_tensors="pt")
     with torch.no_grad():
         output = exported.model(**inputs)
-    close(similarities.view(2, 2), output.text_embeds @ output.image_embeds.T, atol=RESIZED)
+    # Pillow, which the example calls, and the processor resize these drawings to the same bits.
+    close(similarities.view(2, 2), output.text_embeds @ output.image_embeds.T)
 
 
 GRID = (4, 4)
@@ -284,7 +283,8 @@ def test_task_heads_give_the_logits_of_pytorch(tmp_path, model_class, changes, n
         inputs = (pictures(4).unflatten(0, (2, 2)), *inputs[1:])
     assert list(sessions) == [name]
     assert list(sessions[name].outputs) == ["logits"]
-    close(sessions[name](*inputs)[0], model(*inputs).logits)
+    expected = model(*inputs).logits
+    close(sessions[name](*inputs)[0], expected, atol=CLOSE * float(expected.abs().max().clamp(min=1)))
     labels = json.loads((tmp_path / "exported" / "onnx.json").read_text())["labels"]
     assert len(labels) == model.config.num_labels
 
@@ -373,14 +373,16 @@ def test_weights_that_are_not_numbers_are_refused(classifier, tmp_path):
         write_onnx(classifier, tmp_path / "exported")
 
 
-def test_large_weights_lie_beside_the_graph(classifier, tmp_path, monkeypatch):
+def test_large_weights_lie_beside_the_graph(classifier, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(onnx_conversion, "_MAX_SINGLE_FILE", 1000)
-    report = write_onnx(classifier, tmp_path / "exported", int8=True)
+    with caplog.at_level(logging.INFO):
+        report = write_onnx(classifier, tmp_path / "exported", int8=True)
+    assert not [record for record in caplog.records if record.name == "root"]  # the quantiser's chatter
     moved = (tmp_path / "exported").replace(tmp_path / "moved")
     for variant in (report.graphs["image_encoder"].float32, report.graphs["image_encoder"].int8):
         sizes = [(moved / f"{variant.file}{suffix}").stat().st_size for suffix in ("", ".data")]
         assert sum(sizes) == variant.num_bytes
-        assert np.isfinite(OnnxSession(moved / variant.file)(pictures(2))[0]).all()
+        assert OnnxSession(moved / variant.file)(pictures(2))[0].isfinite().all()
 
 
 def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_path):

@@ -15,7 +15,7 @@ from vlmo.interop.onnx_session import OnnxRetrievalModel
 from vlmo.model import VLMoForImageClassification, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes.onnx_export import export_onnx
-from vlmo.recipes.retrieval import evaluate_folder, read_rows
+from vlmo.recipes.retrieval import read_rows
 
 NUM_PICTURES = 32
 
@@ -38,10 +38,11 @@ def test_recall_of_both_variants_is_printed_and_kept(folder, pictures, tmp_path)
     out = tmp_path / "exported"
     report = export_onnx(folder, out, int8=True, recall_on=str(pictures), split="train", console=console)
     float32, int8 = report.recalls["float32"], report.recalls["int8"]
-    assert float32 == evaluate_folder(folder, source=str(pictures), split="train", rerank=0).metrics
     rows = read_rows(
         str(pictures), split="train", processor=VLMoProcessor.from_pretrained(out), quarantine=tmp_path / "quarantine"
     )
+    # Not PyTorch's: these pictures are so alike that the last digit decides some ranks.
+    assert float32 == evaluate_retrieval(OnnxRetrievalModel(out), rows.as_set()).metrics
     assert int8 == evaluate_retrieval(OnnxRetrievalModel(out, int8=True), rows.as_set()).metrics
     kept = json.loads((out / "onnx.json").read_text())["recall"]
     assert kept == {"source": str(pictures), "float32": float32, "int8": int8}

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor
+from transformers import AutoImageProcessor
 
 import vlmo.model
 from vlmo.folder import write_file, write_folder
@@ -126,25 +126,20 @@ def write_onnx(folder: str | Path, out: str | Path, *, int8: bool = False) -> On
         raise ModuleNotFoundError("No module named 'onnxscript'")
     if out.exists() and not (out / DESCRIPTION).is_file():
         raise ValueError(f"{out} exists and is no ONNX export; give a new folder.")
-    model = _load(folder)
+    model = load_model(folder)
     graphs = graphs_of(model)
     # Before the model is changed for the exporter, so that the comparison sees that change too.
     comparisons = {graph.name: _comparisons(model, graph) for graph in graphs}
     free_text_length(model)
     with write_folder(out) as aside:
-        try:
-            written = {
-                graph.name: _write_graph(model, graph, comparisons[graph.name], folder=aside, int8=int8)
-                for graph in graphs
-            }
-            for name in _PROCESSOR_FILES:
-                if (folder / name).is_file():
-                    shutil.copy2(folder / name, aside / name)
-            report = OnnxReport(out, model_class=type(model).__name__, graphs=written)
-            (aside / DESCRIPTION).write_text(_json(_describe(model, folder, report)), encoding="utf-8")
-        except BaseException:
-            shutil.rmtree(aside)
-            raise
+        written = {
+            graph.name: _write_graph(model, graph, comparisons[graph.name], folder=aside, int8=int8) for graph in graphs
+        }
+        for name in _PROCESSOR_FILES:
+            if (folder / name).is_file():
+                shutil.copy2(folder / name, aside / name)
+        report = OnnxReport(out, model_class=type(model).__name__, graphs=written)
+        (aside / DESCRIPTION).write_text(_json(_describe(model, folder, report)), encoding="utf-8")
     return report
 
 
@@ -156,8 +151,12 @@ def add_recalls(report: OnnxReport, recalls: Mapping[str, Mapping[str, float]], 
     return replace(report, recalls=kept)
 
 
-def _load(folder: Path) -> VLMoPreTrainedModel:
-    """The model, by the class that wrote it, in float32 and evaluation mode."""
+def load_model(folder: Path) -> VLMoPreTrainedModel:
+    """The model of a folder, by the class that wrote it, in float32 and evaluation mode.
+
+    Raises:
+        ValueError: It is no model folder, or lacks weights.
+    """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -232,20 +231,14 @@ def _largest_difference(session: OnnxSession, comparisons: Sequence[_Comparison]
 def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> dict[str, Any]:
     """All that who runs the graphs needs to know beside the tokenizer's file."""
     config = model.config
-    processor = _processor(folder)
     image: dict[str, Any] = {"size": [config.image_size, config.image_size]}
-    if processor is not None:
-        images = processor.image_processor if isinstance(processor, VLMoProcessor) else processor
-        image |= {
-            "resample": _RESAMPLING[int(images.resample)],
-            "transparency": "on white",
-            "rescale": images.rescale_factor,
-            "mean": list(images.image_mean),
-            "std": list(images.image_std),
-        }
     text: dict[str, Any] = {"max_positions": config.max_text_positions, "pad_token_id": config.pad_token_id}
-    if isinstance(processor, VLMoProcessor):
+    if (folder / "processor_config.json").is_file():
+        processor = VLMoProcessor.from_pretrained(folder)
+        image |= _preparation(processor.image_processor)
         text |= {"tokenizer": "tokenizer.json", "max_length": min(processor.max_text_length, config.max_text_positions)}
+    elif (folder / "preprocessor_config.json").is_file():  # of a model that reads no text
+        image |= _preparation(AutoImageProcessor.from_pretrained(folder))
     searches = isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval)
     labels = {str(number): label for number, label in (config.id2label or {}).items()}
     return {
@@ -260,11 +253,15 @@ def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> d
     }
 
 
-def _processor(folder: Path) -> Any:
-    """The processor of images and texts, or of images alone; None where the folder has none."""
-    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        return None
-    return AutoProcessor.from_pretrained(folder)
+def _preparation(processor: Any) -> dict[str, Any]:
+    """How a picture becomes `pixel_values`."""
+    return {
+        "resample": _RESAMPLING[int(processor.resample)],
+        "transparency": "on white",
+        "rescale": processor.rescale_factor,
+        "mean": list(processor.image_mean),
+        "std": list(processor.image_std),
+    }
 
 
 def _json(description: dict[str, Any]) -> str:

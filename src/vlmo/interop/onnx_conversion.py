@@ -70,6 +70,10 @@ def convert(model: VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
         )
     if exported is None:  # only where the older exporter writes a file itself
         raise TypeError("torch.onnx.export gave no program")
+    if (opset := exported.model.opset_imports[""]) != OPSET:
+        raise ValueError(
+            f"torch {torch.__version__} writes ONNX opset {opset}; expected {OPSET}. Install a newer torch."
+        )
     exported.model.ir_version = IR_VERSION
     _tidy(exported.model, graph)
     weights = [value.const_value for value in exported.model.graph.initializers.values()]
@@ -79,20 +83,19 @@ def convert(model: VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
 
 
 def _tidy(model: Any, graph: Graph) -> None:
-    """Gives free axes their names, and drops the exporter's notes, which hold paths of this machine."""
+    """Gives free axes their names, and drops notes: those of the exporter hold paths of this machine."""
     names = {
         str(value.shape[axis].value): name
         for value, free in zip(model.graph.inputs, graph.dynamic_axes, strict=True)
         for axis, name in free.items()
     }
-    nodes = list(model.graph)
-    values = [
-        *model.graph.inputs,
-        *model.graph.initializers.values(),
-        *(value for node in nodes for value in node.outputs),
-    ]
-    for part in (model, model.graph, *nodes, *values):
+    nodes, weights = list(model.graph), list(model.graph.initializers.values())
+    values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs)]
+    for part in (model, model.graph, *nodes, *weights, *values):
         part.metadata_props.clear()
+    for weight in weights:
+        # Says nothing new, and stays behind when ONNX Runtime (1.26, for one) turns a matrix around to quantise it.
+        weight.shape = weight.type = None
     for value in values:
         for axis, size in enumerate(value.shape or ()):
             if not isinstance(size, int) and size.value is not None:
@@ -101,8 +104,9 @@ def _tidy(model: Any, graph: Graph) -> None:
 
 def quantise(source: Path, target: Path, *, large: bool) -> None:
     """Writes a graph whose linear layers multiply in int8, with scales of activations taken at run time."""
-    logger = logging.getLogger()  # where the library advises to optimise graphs first, which its sessions do anyway
-    logger.addFilter(_no_advice)
+    # The library logs there itself: a line for each tensor, and the advice to optimise first, which its sessions do.
+    root = logging.getLogger()
+    root.addFilter(_is_error)
     try:
         onnxruntime.quantization.quantize_dynamic(
             source,
@@ -115,8 +119,8 @@ def quantise(source: Path, target: Path, *, large: bool) -> None:
             use_external_data_format=large,
         )
     finally:
-        logger.removeFilter(_no_advice)
+        root.removeFilter(_is_error)
 
 
-def _no_advice(record: logging.LogRecord) -> bool:
-    return "pre-processing before quantization" not in record.getMessage()
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
