@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -136,15 +138,130 @@ def test_text_rows_lie_where_the_published_layout_reads_them(tmp_path):
             assert not row.any()
 
 
-def test_what_published_files_hold_beside_is_made_up(tmp_path):
-    report = export_official(saved(toy(VLMoForPreTraining), tmp_path / "model", text_length=24), tmp_path / "file.pt")
+@pytest.mark.parametrize(("text_length", "rows"), [(24, 40), (56, 56)])
+def test_what_published_files_hold_beside_is_made_up(tmp_path, text_length, rows):
+    model = toy(VLMoForPreTraining)
+    report = export_official(saved(model, tmp_path / "model", text_length=text_length), tmp_path / "file.pt")
     found = read_state_dict(tmp_path / "file.pt")[0]
-    assert found["text_embeddings.position_embeddings.weight"].shape == (24, 32)
+    assert found["text_embeddings.position_embeddings.weight"].shape == (rows, 32)
     assert not found["text_embeddings.position_embeddings.weight"].any()
-    assert torch.equal(found["text_embeddings.position_ids"], torch.arange(24)[None])
+    assert torch.equal(found["text_embeddings.position_ids"], torch.arange(rows)[None])
     assert found["logit_scale"].shape == ()
-    assert found.keys() == load_file(reference_file("pretrain")).keys()
-    assert sum("made up" in note for note in report.notes) == 2
+    assert found.keys() == load_file(reference_file("pretrain")).keys() | INDICES
+    told = "\n".join(report.notes)
+    assert all(name in told for name in INDICES)
+    assert f"max_text_len {rows}" in told
+
+
+INDICES = {"relative_position_index", "text_relative_position_index", "text_imag_relative_position_index"}
+
+
+def check_indices(found: dict[str, Tensor], *, grid: int, text_length: int) -> None:
+    """Every entry as the published layout says, written down a second time."""
+    image, text, pair = (found[name] for name in sorted(INDICES, key=lambda name: (len(name), name)))
+    offsets = (2 * grid - 1) ** 2
+    rows = len(found["relative_position_bias_table"])
+    num_image = grid**2 + 1
+    assert image.shape == (num_image, num_image)
+    assert text.shape == (text_length, text_length)
+    for query in range(1, num_image):
+        for key in range(1, num_image):
+            down, right = ((query - 1) // grid - (key - 1) // grid, (query - 1) % grid - (key - 1) % grid)
+            assert image[query, key] == (down + grid - 1) * (2 * grid - 1) + right + grid - 1
+    for index, first in ((image, offsets), (text, rows - 3)):
+        assert index[0, 0] == first + 2
+        assert (index[0, 1:] == first).all()
+        assert (index[1:, 0] == first + 1).all()
+    for query in range(1, text_length):
+        for key in range(1, text_length):
+            assert text[query, key] == offsets + 5 + NUM_TABLE_ROWS - 2 + key - query
+    assert torch.equal(pair[:text_length, :text_length], text)
+    assert torch.equal(pair[text_length:, text_length:], image)
+    assert (pair[:text_length, text_length:] == offsets + 3).all()
+    assert (pair[text_length:, :text_length] == offsets + 4).all()
+
+
+def test_index_buffers_are_those_of_the_layout(tmp_path):
+    export_official(saved(toy(VLMoForPreTraining), tmp_path / "model"), tmp_path / "file.pt")
+    check_indices(read_state_dict(tmp_path / "file.pt")[0], grid=4, text_length=40)
+
+
+def test_index_buffers_of_a_resized_model_are_those_of_its_size(tmp_path):
+    check_indices(there_and_back(reference_file("irtr"), tmp_path, image_size=96), grid=6, text_length=40)
+    weights = _irtr() | {"text_relative_position_index": torch.zeros(40, 40)}
+    save_file(weights, tmp_path / "file.safetensors")
+    (tmp_path / "shorter").mkdir()
+    found = there_and_back(tmp_path / "file.safetensors", tmp_path / "shorter", text_length=16)
+    check_indices(found, grid=4, text_length=16)
+
+
+def test_constants_and_widths_that_the_published_code_does_not_have_are_said(tmp_path):
+    model = toy(VLMoForPreTraining, layer_norm_eps=1e-5, text_layer_norm_eps=1e-6, projection_size=16)
+    told = "\n".join(export_official(saved(model, tmp_path / "model"), tmp_path / "file.pt").notes)
+    assert "layer_norm_eps 1e-06; this model was made with 1e-05" in told
+    assert "text_layer_norm_eps 1e-12; this model was made with 1e-06" in told
+    assert "contrast vectors have 16 numbers" in told
+
+
+def without(key: str, folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor for name, tensor in weights.items() if key not in name}, folder / "model.safetensors")
+
+
+def with_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: without("words", folder), r"broken: .* without vlmo\.text_embeddings\.words\.weight"),
+        (lambda folder: without("vlmo.norm.", folder), r"without vlmo\.norm\.bias, vlmo\.norm\.weight"),
+        (lambda folder: without("table", folder), r"without vlmo\.position_bias\.table"),
+        (lambda folder: with_config(folder, num_hidden_layers=2), r"with vlmo\.blocks\.2\..*does not have"),
+        (lambda folder: with_config(folder, vocab_size=95), "other shapes"),
+        (lambda folder: with_config(folder, hidden_size="x"), r"config\.json is no configuration"),
+        (lambda folder: with_config(folder, hidden_size=None), r"config\.json is no configuration"),
+        (lambda folder: with_config(folder, num_attention_heads=0), r"config\.json is no configuration"),
+        (lambda folder: with_config(folder, architectures=["Other"]), "names no model class"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{"), r"tokenizer_config\.json is no JSON"),
+        (lambda folder: (folder / "published_extras.safetensors").write_text("{"), "published_extras.*damaged"),
+    ],
+)
+def test_broken_folder_is_refused_in_one_line(tmp_path, harm, message):
+    harm(saved(toy(VLMoForPreTraining), tmp_path / "model"))
+    with pytest.raises(ValueError, match=message) as refused:
+        export_official(tmp_path / "model", tmp_path / "file.pt")
+    assert "\n" not in str(refused.value)
+    assert str(tmp_path / "model") in str(refused.value)
+    assert not list(tmp_path.glob("*file.pt*"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_target_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, suffix):
+    folder = saved(toy(VLMoModel), tmp_path / "model")
+    (tmp_path / "a_file").write_text("mine")
+    with pytest.raises(OSError, match=r"a_file/out.* cannot be written"):
+        export_official(folder, tmp_path / "a_file" / f"out{suffix}")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a full disk
+    try:
+        with pytest.raises(OSError, match="cannot be written") as refused:
+            export_official(folder, tmp_path / f"out{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_others_can_read_what_is_written(tmp_path, suffix):
+    there_and_back(reference_file("irtr"), tmp_path, suffix=suffix)
+    (tmp_path / "plain").write_text("")
+    usual = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / f"exported{suffix}").stat().st_mode == usual
+    assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {usual}
 
 
 def test_exported_absolute_model_is_what_the_plain_implementation_reads(tmp_path):

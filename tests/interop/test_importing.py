@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
+import httpx2
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -12,13 +18,24 @@ from safetensors.torch import load_file, save_file
 from tests.parity import plain_beit3
 from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import Sizes, random_checkpoint, write_vocabulary
+from tests.parity.test_beit import beit_config, published_keys, with_random_weights
 from tests.processing.test_sentencepiece import train as train_sentencepiece
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, BeitConfig, BeitModel, BertConfig, BertModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoProcessor,
+    BeitConfig,
+    BeitForImageClassification,
+    BeitForMaskedImageModeling,
+    BeitModel,
+    BertConfig,
+    BertModel,
+)
 
 import vlmo  # noqa: F401 (registers the Auto classes)
-from vlmo.interop import text
+from vlmo.interop import importing, text
 from vlmo.interop.importing import PUBLISHED_EXTRAS, import_checkpoint
 from vlmo.interop.report import grouped
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForVisualQuestionAnswering, VLMoModel
@@ -269,6 +286,87 @@ def test_refusal_is_one_line_and_leaves_nothing(tmp_path, vocabulary, name, exis
     assert not existing or not any(out.iterdir())
 
 
+def _beit_weights(**changes: object) -> dict[str, Tensor]:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = BeitConfig(**sizes, image_size=24, patch_size=8, num_labels=5, vocab_size=7, **changes)
+    return dict(BeitForImageClassification(config).state_dict())
+
+
+MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = {
+    "vlmo": (lambda: load_file(reference_file("pretrain")), {}),
+    "vlmo_absolute": (lambda: random_checkpoint(ABSOLUTE, "pooler", "itc"), {"num_attention_heads": 5}),
+    "beit": (
+        lambda: published_keys(with_random_weights(BeitForMaskedImageModeling(beit_config()))),
+        {"vocabulary": None},
+    ),
+    "hf-beit": (lambda: _beit_weights(use_relative_position_bias=True), {"vocabulary": None}),
+    "hf-beit_shared": (lambda: _beit_weights(use_shared_relative_position_bias=True), {"vocabulary": None}),
+    "hf-beit_absolute": (
+        lambda: _beit_weights(use_relative_position_bias=False, use_absolute_position_embeddings=True),
+        {"vocabulary": None, "num_attention_heads": 2},
+    ),
+    "beit3": (lambda: plain_beit3.random_weights(plain_beit3.Sizes(), contrast=True), {"num_attention_heads": 4}),
+}
+MUTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "no_axis": lambda _: torch.tensor(1.0),
+    "one_axis": lambda _: torch.zeros(5),
+    "empty": lambda _: torch.zeros(0),
+    "no_rows": lambda tensor: tensor[:0] if tensor.ndim else tensor,
+    "one_row": lambda tensor: tensor[:1] if tensor.ndim else tensor,
+    "last_axis": lambda tensor: tensor[..., :1] if tensor.ndim else tensor,
+    "one_axis_more": lambda tensor: torch.stack([tensor, tensor]),
+    "integers": lambda tensor: torch.zeros(tensor.shape, dtype=torch.long),
+    "complex": lambda tensor: torch.zeros(tensor.shape, dtype=torch.complex64),
+}
+
+
+# Of no use to the model, or of any size that the others follow (a shared table: one head).
+FREE = re.compile(
+    r".*(position_ids|position_embeddings|mask_token|position_index|lm_head|logit_|words?_emb|shared_position).*"
+)
+STRIDE = 4  # of all cases, and prime to the number of mutations: each tensor is met, and each mutation
+
+
+def mutations(weights: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Names of cases, and the weights with one tensor of block 0 or outside of blocks in another shape or type."""
+    names = [name for name in weights if not re.search(r"\.(blocks|layers|layer)\.[1-9]|^blocks\.[1-9]", name)]
+    for name, label in list(itertools.product(names, MUTATIONS))[::STRIDE]:
+        mutated = MUTATIONS[label](weights[name])
+        if (mutated.shape, mutated.dtype) != (weights[name].shape, weights[name].dtype):
+            yield f"{name} {label}", weights | {name: mutated}
+
+
+class AcceptedError(Exception):
+    """Where an import would start to write."""
+
+
+@pytest.mark.parametrize("kind", MUTATED)
+def test_tensor_of_any_other_shape_is_one_line(tmp_path, vocabulary, monkeypatch, capfd, kind):
+    make, options = MUTATED[kind]
+    origin = importing.Origin(tmp_path / "file.pt")
+    monkeypatch.setattr(importing, "make_processor", lambda *_, **__: None)  # slow, and not what is asked here
+    monkeypatch.setattr(importing, "write_folder", Mock(side_effect=AcceptedError))
+    cases = dict(mutations(make()))
+    assert len(cases) > 30
+    for case, weights in cases.items():
+        monkeypatch.setattr(importing, "read_state_dict", Mock(return_value=(weights, origin)))
+        with pytest.raises((ValueError, AcceptedError)) as ended:
+            import_checkpoint("file.pt", tmp_path / "out", **{"vocabulary": vocabulary} | options)
+        assert ended.type is ValueError or FREE.fullmatch(case), f"accepted: {case}"
+        assert "\n" not in str(ended.value)
+        assert "do not make a model" not in str(ended.value), f"nobody thought of: {case}"
+    assert capfd.readouterr().err == ""
+
+
+def test_what_nobody_thought_of_is_one_line_too(tmp_path, vocabulary, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("sizes of\ntensors")
+
+    monkeypatch.setattr(importing, "_fit", fail)
+    with pytest.raises(ValueError, match=r"irtr.*do not make a model \(RuntimeError: sizes of tensors\)"):
+        import_checkpoint(reference_file("irtr"), tmp_path / "out", vocabulary=vocabulary)
+
+
 def test_folder_that_is_not_empty_is_left_as_it_is(tmp_path, vocabulary):
     out = tmp_path / "out"
     out.mkdir()
@@ -305,27 +403,74 @@ def with_berts_words(tmp_path) -> Path:
     return write(random_checkpoint(Sizes(relative=True, vocabulary=30522), "itc"), tmp_path)
 
 
+def test_long_lists_of_names_are_cut_and_control_characters_written_out(tmp_path, vocabulary):
+    weights = load_file(reference_file("irtr")) | {f"who{number:04}": torch.ones(1) for number in range(2000)}
+    with pytest.raises(ValueError, match="who0018 and 1981 more") as refused:
+        import_checkpoint(write(weights | {"a\nb\x1b[31m": torch.ones(1)}, tmp_path), tmp_path / "out")
+    assert r"a\nb\x1b[31m, who0000" in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+def test_report_shows_both_sizes_of_a_resized_model(tmp_path, vocabulary):
+    report = import_checkpoint(reference_file("irtr"), tmp_path / "out", vocabulary=vocabulary, image_size=96)
+    assert dict(report.rows())["picture"].startswith("96 px (64 in the file)")
+
+
+def test_folder_that_lost_its_top_block_is_refused(tmp_path):
+    folder = beit_folder(tmp_path / "beit")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not re.search(r"layers?\.1\.", name)}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="says num_hidden_layers 2, the weights 1"):
+        import_checkpoint(folder, tmp_path / "out")
+
+
 def test_berts_vocabulary_comes_from_the_hub(tmp_path, with_berts_words, monkeypatch):
     asked = []
 
-    def fetch(repository: str, file: str) -> str:
-        asked.append((repository, file))
+    def fetch(repository: str, file: str, **options: object) -> str:
+        asked.append((repository, file, *options))
+        if "local_files_only" in options:
+            raise LocalEntryNotFoundError("not in the cache")
         return str(write_vocabulary(tmp_path / "fetched.txt", size=30522))
 
     monkeypatch.setattr(text, "hf_hub_download", fetch)
+    monkeypatch.setattr(text, "get_hf_file_metadata", lambda url, **_: asked.append((url.rpartition("/")[2],)))
     import_checkpoint(with_berts_words, tmp_path / "out")
-    assert asked == [("google-bert/bert-base-uncased", "vocab.txt")]
+    model = ("google-bert/bert-base-uncased", "vocab.txt")
+    assert asked == [(*model, "local_files_only"), ("vocab.txt",), (*model, "etag_timeout")]
     assert AutoProcessor.from_pretrained(tmp_path / "out").vocab_size == 30522
 
 
-def test_hub_that_cannot_be_reached_is_one_line(tmp_path, with_berts_words, monkeypatch):
-    def fail(repository: str, file: str) -> str:
+@pytest.mark.parametrize("fails", ["metadata", "download"])
+def test_hub_that_cannot_be_reached_is_one_line(tmp_path, with_berts_words, monkeypatch, capfd, fails):
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    library = logging.getLogger("huggingface_hub")
+    stream, level = logging.StreamHandler(), library.level
+    library.addHandler(stream)
+
+    def fetch(repository: str, file: str, **options: object) -> str:
+        logger.warning("Retrying in 1s")
+        logger.error("no route")
         raise LocalEntryNotFoundError("no network\nand no cache")
 
-    monkeypatch.setattr(text, "hf_hub_download", fail)
-    with pytest.raises(ValueError, match=r"could not be fetched.*--vocabulary") as refused:
-        import_checkpoint(with_berts_words, tmp_path / "out")
+    def look(url: str, timeout: float) -> None:
+        assert timeout <= 10
+        if fails == "metadata":
+            logger.warning("thrown while requesting")
+            raise httpx2.ConnectError("no name")
+
+    monkeypatch.setattr(text, "hf_hub_download", fetch)
+    monkeypatch.setattr(text, "get_hf_file_metadata", look)
+    try:
+        with pytest.raises(ValueError, match=r"could not be fetched.*--vocabulary") as refused:
+            import_checkpoint(with_berts_words, tmp_path / "out")
+    finally:
+        library.removeHandler(stream)
     assert "\n" not in str(refused.value)
+    assert capfd.readouterr().err == ""
+    assert library.level == level
     assert not (tmp_path / "out").exists()
 
 

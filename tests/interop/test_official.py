@@ -171,6 +171,9 @@ def test_heads_of_another_task_and_foreign_keys_are_unknown():
         (BASE, {"relative_position_bias_table": (1126, 145)}, {}, "145 columns, which do not fit 12 layers"),
         (BASE, {}, {"num_attention_heads": 16}, "144 columns, which do not fit 12 layers of 16 heads"),
         (BASE, {"relative_position_bias_table": None}, {}, "neither"),
+        (BASE, {"logit_scale": (5,)}, {}, "logit_scale has shape .* one number"),
+        (BASE, {"text_embeddings.position_embeddings.weight": ()}, {}, "expected 2 axes"),
+        (BASE_PLUS, {"transformer.pos_embed": (2, 197, 544)}, {}, "positions, width"),
         (BASE_PLUS, {"transformer.pos_embed": (1, 200, 544)}, {}, "200 positions"),
         (Sizes(), {}, {}, "--num-attention-heads"),
         (BASE, {"transformer.patch_embed.proj.weight": None}, {}, r"patch_embed\.proj\.weight is not there"),
@@ -189,6 +192,17 @@ def test_sizes_that_do_not_fit_are_refused_by_name(sizes, changes, arguments, me
             state[key] = torch.empty(shape, device="meta")
     with pytest.raises(ValueError, match=message):
         official.convert(state, **arguments)
+
+
+@pytest.mark.parametrize(("lost", "message"), [(9, "16 heads; .* have 12"), (10, "do not fit 10 layers")])
+def test_base_that_lost_its_top_blocks_is_refused(lost, message):
+    state = on_meta(BASE, "pooler", "itc")
+    for layer in range(lost, 12):
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(f"transformer.blocks.{layer}.")}
+    with pytest.raises(ValueError, match=message):
+        official.convert(state)
+    if lost == 9:
+        assert official.convert(state, num_attention_heads=16).config.num_attention_heads == 16
 
 
 def test_recognises_its_own_names_only():

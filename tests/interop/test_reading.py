@@ -99,6 +99,40 @@ def test_truncated_file_is_one_clear_line(tmp_path, form, share):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("share", range(2, 60))
+def test_bare_pickle_cut_at_any_byte_is_truncated_and_no_code(tmp_path, share):
+    file = tmp_path / "checkpoint.pt"
+    torch.save({"state_dict": WEIGHTS}, file, _use_new_zipfile_serialization=False)
+    whole = file.read_bytes()
+    first_name = whole.index(b"ctorch")
+    file.write_bytes(whole[: first_name + share])
+    with pytest.raises(ValueError, match="truncated"):
+        read_state_dict(file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x.", b"\x80\x04\x8d" + (2**62).to_bytes(8, "little") + b"x."],
+)
+def test_lengths_beyond_any_memory_are_one_line(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="truncated"):
+        read_state_dict(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("odd", ["sparse", "meta", "nested"])
+def test_tensors_that_are_no_plain_numbers_are_refused_by_name(tmp_path, odd):
+    make = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "meta": lambda: torch.empty(3, 3, device="meta"),
+        "nested": lambda: torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged),
+    }
+    torch.save(WEIGHTS | {"odd": make[odd]()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"odd\. Save them dense|cannot be read|would run code") as refused:
+        read_state_dict(tmp_path / "checkpoint.pt")
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"hello\n", b"PK\x03\x04 and no more", b"\x80\x02}q\x00.", b"<!doctype html>"]
 )
@@ -160,7 +194,9 @@ def test_folder_with_a_torch_file_is_read(tmp_path):
     assert origin.config == {}
 
 
-@pytest.mark.parametrize(("name", "text"), [("config.json", "{"), ("config.json", "[]")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("config.json", "{"), ("config.json", "[]"), ("config.json", "[" * 100_000)]
+)
 def test_damaged_json_of_a_folder_is_one_line(tmp_path, name, text):
     save_file(WEIGHTS, tmp_path / "model.safetensors")
     (tmp_path / name).write_text(text)
@@ -192,7 +228,16 @@ def test_single_line_of_json_lines_is_one_label(tmp_path):
     ("content", "message"),
     [
         (b'["yes", "no"]', "names 2 answers; the checkpoint has 3"),
-        (b'{"yes": 0, "no": 1, "2": 3}', "names 3 answers"),
+        (b'{"yes": 0, "no": 1, "2": 3}', "names 3 answers, numbered 0-1,3"),
+        (b'{"yes": -1, "no": 0, "2": 1}', "numbered -1-1"),
+        (b'{"yes": 0, "no": 0, "2": 1, "3": 2}', "names 4 answers"),
+        (b'{"yes": 0, "no": 1, "2": 1}', "numbered 0-1"),
+        (b'{"yes": 0, "yes": 1, "2": 2}', "names yes more than once"),
+        (b'["yes", "no", "yes"]', "names yes more than once"),
+        (b'{"yes": true, "no": 0, "2": 2}', "no list of answers"),
+        (b'["yes", "no", ["2"]]', "no list of answers"),
+        (b"[" * 100_000, "no list of answers"),
+        (b'["yes", "no", "2"', "names 1 answers"),
         (b'{"answer": "yes"}\n{"answer": "no"}\n', "no list of answers"),
         (b'{"a": "yes", "b": "no"}', "no list of answers"),
         (b"\xff\xfe", "no text"),

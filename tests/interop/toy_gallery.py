@@ -72,7 +72,10 @@ def retrieval_set(processor: VLMoProcessor) -> RetrievalSet:
     pixel_values = processor(images=drawings(), return_tensors="pt")["pixel_values"]
     tokens = processor(text=[caption for captions in CAPTIONS for caption in captions], return_tensors="pt")
     return RetrievalSet(
-        image_batches=lambda: [pixel_values],
-        text_batches=lambda: [(tokens["input_ids"], tokens["attention_mask"])],
+        read_images=lambda numbers: pixel_values[numbers.start : numbers.stop],
+        read_texts=lambda numbers: (
+            tokens["input_ids"][numbers.start : numbers.stop],
+            tokens["attention_mask"][numbers.start : numbers.stop],
+        ),
         text_to_image=torch.arange(NUM_PICTURES).repeat_interleave(2),
     )

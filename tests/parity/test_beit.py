@@ -351,6 +351,53 @@ def test_what_cannot_be_converted_is_refused_by_name(what, message):
         beit.convert(weights, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 4}, "num_hidden_layers 4, the weights 3"),
+        ({"hidden_size": 64}, "hidden_size 64, the weights 32"),
+        ({"intermediate_size": 49}, "intermediate_size 49, the weights 48"),
+        ({"image_size": 224}, "image_size 224, the weights 40"),
+        ({"image_size": [40, 48]}, r"image_size \[40, 48\]; expected a whole number"),
+        ({"patch_size": 4}, "patch_size 4, the weights 8"),
+        ({"num_attention_heads": 2}, "have 4 columns; expected 2"),
+        ({"num_attention_heads": "x"}, "num_attention_heads 'x'"),
+        ({"vocab_size": True}, "vocab_size True"),
+        ({"layer_norm_eps": "x"}, "layer_norm_eps 'x'; expected a number above 0"),
+        ({"layer_norm_eps": 0}, "above 0"),
+        ({"layer_norm_eps": None}, "above 0"),
+        ({"layer_norm_eps": -1.0}, "above 0"),
+        ({"layer_scale_init_value": [1]}, "of at least 0"),
+        ({"model_type": None}, "type None"),
+        ({"id2label": ["a"]}, "does not name the 7 classes"),
+        ({"id2label": {"a": "b"}}, "does not name the 7 classes"),
+        ({"id2label": {"0": "x"}}, "does not name the 7 classes"),
+        ({"id2label": {str(number + 1): "x" for number in range(7)}}, "does not name the 7 classes"),
+        ({"id2label": {str(number): number for number in range(7)}}, "does not name the 7 classes"),
+    ],
+)
+def test_configuration_that_does_not_fit_the_weights_is_refused(changes, message):
+    theirs = with_random_weights(BeitForImageClassification(beit_config(num_labels=7)))
+    with pytest.raises(ValueError, match=message):
+        beit.convert(theirs.state_dict(), config=theirs.config.to_dict() | changes)
+
+
+def test_equal_sides_and_names_that_are_not_given_are_taken():
+    theirs = with_random_weights(BeitForImageClassification(beit_config(num_labels=7)))
+    said = theirs.config.to_dict() | {"image_size": [40, 40], "patch_size": [8, 8], "id2label": None}
+    config = beit.convert(theirs.state_dict(), config=said).config
+    assert (config.image_size, config.patch_size, config.num_labels) == (40, 8, 7)
+
+
+def test_lost_blocks_of_a_published_width_are_said():
+    for depth, said in ((11, True), (12, False)):
+        tensors = released_shapes(depth=depth, width=768, heads=12, classes=3)
+        assert any("is it whole" in note for note in beit.convert(tensors).notes) == said
+    tensors = released_shapes(depth=12, width=768, heads=16, classes=3)
+    with pytest.raises(ValueError, match="16 columns; expected 12"):
+        beit.convert(tensors)
+
+
 def test_fine_tuned_result_starts_the_next_stage(tmp_path):
     theirs = with_random_weights(BeitForImageClassification(beit_config(num_labels=7)))
     conversion = beit.convert(published_keys(theirs))

@@ -138,6 +138,15 @@ def test_recognises_beit3_and_nothing_else():
         ({}, {}, "32 wide"),
         ({"beit3.encoder.embed_positions.B.weight": None}, {"num_attention_heads": 4}, r"embed_positions\.B\.weight"),
         ({"beit3.encoder.embed_positions.A.weight": torch.zeros(25, 32)}, {"num_attention_heads": 4}, "22 patches"),
+        ({"beit3.encoder.embed_positions.A.weight": torch.zeros(2, 32)}, {"num_attention_heads": 4}, "-1 patches"),
+        (
+            {"beit3.encoder.embed_positions.B.weight": torch.zeros(2, 32)},
+            {"num_attention_heads": 4},
+            "0 text positions",
+        ),
+        ({"beit3.text_embed.weight": torch.zeros(1, 32)}, {"num_attention_heads": 4}, "1 words"),
+        ({"beit3.encoder.layers.4.ffn.A.fc1.bias": torch.zeros(72)}, {"num_attention_heads": 4}, "0-2,4; .* gaps"),
+        ({"logit_scale": torch.zeros(5)}, {"num_attention_heads": 4}, "one number"),
         ({}, {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
     ],
 )
@@ -145,3 +154,10 @@ def test_what_cannot_be_converted_is_refused_by_name(changes, arguments, message
     weights = random_weights(SIZES, contrast=False) | changes
     with pytest.raises(ValueError, match=message):
         beit3.convert({key: tensor for key, tensor in weights.items() if tensor is not None}, **arguments)
+
+
+def test_lost_blocks_of_a_published_width_are_said():
+    for layers, said in ((12, False), (11, True)):
+        sizes = Sizes(**vars(BASE) | {"layers": layers})
+        tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes(sizes, contrast=False).items()}
+        assert any("is it whole" in note for note in beit3.convert(tensors).notes) == said

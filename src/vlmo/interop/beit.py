@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +10,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlmo.interop.beit_config import check_sizes, checked_config, class_names
+from vlmo.interop.beit_names import SHARED_TABLE, TABLE, from_hugging_face, is_hugging_face
 from vlmo.interop.conversion import Conversion
+from vlmo.interop.shapes import (
+    MAX_TEXT_POSITIONS,
+    NUM_CLASS_ROWS,
+    NUM_CROSS_ROWS,
+    check_alike,
+    count_blocks,
+    shape_of,
+    square_side,
+    without_batch,
+)
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForMaskedImageModeling
 
-_MAX_TEXT_POSITIONS = 196  # of every published VLMo table
-_NUM_CLASS_ROWS = 3
-_NUM_CROSS_ROWS = 2
 _LARGE_DEPTH = 24
 _NUM_HEADS = {768: 12, 1024: 16}  # base and large, where no table tells
+_DEPTHS = {768: 12, 1024: 24}
 _NORM_EPS = 1e-6
 _HUGGING_FACE_NORM_EPS = 1e-12  # BeitConfig's default
-_TABLE = "relative_position_bias_table"
-_SHARED_TABLE = f"rel_pos_bias.{_TABLE}"
 _NEEDED = {"cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"}
 _CLASSIFIER = {"fc_norm.weight", "head.weight"}
 _LEFTOVERS = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked)")
@@ -47,48 +54,13 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"head\.(weight|bias)", r"classifier.\1"),
 )
 
-# Hugging Face's names, without `beit.` and `.weight` or `.bias`, -> published names. Where there are two for one thing,
-# the first is in files and the second in a model of transformers 5.
-_HUGGING_FACE = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.mask_token": "mask_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    f"encoder.relative_position_bias.{_TABLE}": _SHARED_TABLE,
-    f"shared_position_bias.{_TABLE}": _SHARED_TABLE,
-    "layernorm": "norm",
-    "pooler.layernorm": "fc_norm",
-    "lm_head": "lm_head",
-    "classifier": "head",
-}
-_HUGGING_FACE_BLOCK = {
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "lambda_1": "gamma_1",
-    "lambda_2": "gamma_2",
-    "attention.attention.query": "attn.q",
-    "attention.q_proj": "attn.q",
-    "attention.attention.key": "attn.k",
-    "attention.k_proj": "attn.k",
-    "attention.attention.value": "attn.v",
-    "attention.v_proj": "attn.v",
-    "attention.output.dense": "attn.proj",
-    "attention.o_proj": "attn.proj",
-    "intermediate.dense": "mlp.fc1",
-    "mlp.fc1": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "mlp.fc2": "mlp.fc2",
-    f"attention.attention.relative_position_bias.{_TABLE}": f"attn.{_TABLE}",
-    f"relative_position_bias.{_TABLE}": f"attn.{_TABLE}",
-}
-
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether these are the keys of BEiT, in the published layout or in one of Hugging Face's two.
 
     A plain vision Transformer, whose keys carry a bias, is not one.
     """
-    return _is_published(state_dict) or _is_hugging_face(state_dict)
+    return _is_published(state_dict) or is_hugging_face(state_dict)
 
 
 def convert(
@@ -107,15 +79,15 @@ def convert(
     Raises:
         ValueError: The file is of an architecture that VLMo does not have, or its sizes do not fit together.
     """
-    given = config or {}
-    _check_config(given)
+    given = checked_config(config or {})
     original = _is_published(state_dict)
-    published, sources = (dict(state_dict), {}) if original else _from_hugging_face(state_dict)
+    published, sources = (dict(state_dict), {}) if original else from_hugging_face(state_dict)
     if missing := _NEEDED - published.keys():
         raise ValueError(f"this BEiT has no {', '.join(sorted(missing))}; the file is incomplete or of another model.")
     fine_tuned = published.keys() >= _CLASSIFIER
     table = _join_tables(published)
     ours = _config(published, table, given=given, num_attention_heads=num_attention_heads, original=original)
+    check_sizes(given, ours)
     named = {key: name for key in published if (name := _our_name(key)) is not None}
     foreign = "mim_head." if fine_tuned else "classifier"
     weights = {name: _reshaped(name, published[key]) for key, name in named.items() if not name.startswith(foreign)}
@@ -124,6 +96,9 @@ def convert(
     # A truncated file must not pass for one of these, whose last norm is that of the pooled vector.
     mean_pooled = "fc_norm.weight" in published or bool(given.get("use_mean_pooling"))
     neutral, notes = _neutral(weights, ours, without_norm=mean_pooled and "lm_head.weight" not in published)
+    usual = _DEPTHS.get(ours.hidden_size, ours.num_hidden_layers)
+    if ours.num_hidden_layers != usual:
+        notes.append(f"The BEiT of this width has {usual} blocks, this file {ours.num_hidden_layers}: is it whole?")
     if "head.weight" in published and not fine_tuned:
         notes.append("Its classifier reads [I_CLS] and ours the mean of the patches, so it was left out.")
     others = published.keys() - named.keys() - _table_keys(published)
@@ -150,48 +125,6 @@ def _is_published(state_dict: Mapping[str, Tensor]) -> bool:
     } <= state_dict.keys()
 
 
-def _is_hugging_face(state_dict: Mapping[str, Tensor]) -> bool:
-    keys = {key.removeprefix("beit.") for key in state_dict}
-    first_layers = ("encoder.layer.0.attention.attention.{}", "layers.0.attention.{}")
-    return "embeddings.cls_token" in keys and any(
-        layer.format(f"{query}.weight") in keys and layer.format(f"{key}.bias") not in keys
-        for layer, query, key in zip(first_layers, ("query", "q_proj"), ("key", "k_proj"), strict=True)
-    )
-
-
-def _from_hugging_face(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The same tensors under published names, and the key of each in the file. A key without such a name stays."""
-    published: dict[str, Tensor] = {}
-    sources: dict[str, str] = {}
-    for key, tensor in state_dict.items():
-        name = _published_name(key.removeprefix("beit.")) or key
-        if name in published:
-            raise ValueError(
-                f"{key} is a second tensor for {name}. With use_mean_pooling False, BeitForMaskedImageModeling norms "
-                "twice at the end, which VLMo does not; import the BeitModel inside it (model.beit.save_pretrained)."
-            )
-        published[name], sources[name] = tensor, key
-    blocks = [key.removesuffix("k.weight") for key in published if re.fullmatch(r"blocks\.\d+\.attn\.k\.weight", key)]
-    for block in blocks:
-        parts = [f"{block}{part}.weight" for part in "qkv"]
-        if all(part in published for part in parts):
-            published[f"{block}qkv.weight"] = torch.cat([published.pop(part) for part in parts])
-    return published, sources
-
-
-def _published_name(key: str) -> str | None:
-    match = re.fullmatch(r"(?:(?:encoder\.layer|layers)\.(\d+)\.)?(.+?)(\.weight|\.bias)?", key)
-    if match is None:
-        return None
-    layer, stem, kind = match[1], match[2], match[3] or ""
-    name = _HUGGING_FACE.get(stem) if layer is None else _HUGGING_FACE_BLOCK.get(stem)
-    if name is None:
-        return None
-    if kind == ".bias" and name in ("attn.q", "attn.v"):
-        name, kind = f"{name}_bias", ""
-    return f"{name}{kind}" if layer is None else f"blocks.{layer}.{name}{kind}"
-
-
 def _our_name(key: str) -> str | None:
     for pattern, replacement in _PATTERNS:
         if match := re.fullmatch(pattern, key):
@@ -202,16 +135,16 @@ def _our_name(key: str) -> str | None:
 def _reshaped(name: str, tensor: Tensor) -> Tensor:
     if name == "mim_head.mask_token":
         return tensor.flatten()
-    return tensor[0] if name == "vlmo.image_embeddings.positions" else tensor
+    return without_batch("pos_embed", tensor) if name == "vlmo.image_embeddings.positions" else tensor
 
 
 def _depth(published: Mapping[str, Tensor]) -> int:
-    return 1 + max(int(match[1]) for key in published if (match := re.match(r"blocks\.(\d+)\.", key)))
+    return count_blocks(int(match[1]) for key in published if (match := re.match(r"blocks\.(\d+)\.", key)))
 
 
 def _table_keys(published: Mapping[str, Tensor]) -> set[str]:
-    layers = {f"blocks.{layer}.attn.{_TABLE}" for layer in range(_depth(published))}
-    return published.keys() & (layers | {_SHARED_TABLE})
+    layers = {f"blocks.{layer}.attn.{TABLE}" for layer in range(_depth(published))}
+    return published.keys() & (layers | {SHARED_TABLE})
 
 
 def _join_tables(published: Mapping[str, Tensor]) -> Float[Tensor, "rows layers*heads"] | None:
@@ -229,10 +162,11 @@ def _join_tables(published: Mapping[str, Tensor]) -> Float[Tensor, "rows layers*
             "the other, so it cannot be imported."
         )
     depth = _depth(published)
-    shared = published.get(_SHARED_TABLE)
-    own = [published[key] for layer in range(depth) if (key := f"blocks.{layer}.attn.{_TABLE}") in keys]
+    shared = published.get(SHARED_TABLE)
+    check_alike({key: published[key] for key in sorted(keys)})
+    own = [published[key] for layer in range(depth) if (key := f"blocks.{layer}.attn.{TABLE}") in keys]
     if own and len(own) != depth:
-        raise ValueError(f"{len(own)} of {depth} blocks have a {_TABLE}; expected all or none. The file is incomplete.")
+        raise ValueError(f"{len(own)} of {depth} blocks have a {TABLE}; expected all or none. The file is incomplete.")
     if shared is not None:
         own = [shared + table for table in own] or [shared] * depth
     return torch.cat(own, dim=1)
@@ -240,15 +174,8 @@ def _join_tables(published: Mapping[str, Tensor]) -> Float[Tensor, "rows layers*
 
 def _whole_table(table: Float[Tensor, "image_rows columns"]) -> Float[Tensor, "rows columns"]:
     """The image's rows, and zeros for those of text and pair."""
-    num_new = _NUM_CROSS_ROWS + 2 * _MAX_TEXT_POSITIONS
+    num_new = NUM_CROSS_ROWS + 2 * MAX_TEXT_POSITIONS
     return torch.cat([table, table.new_zeros(num_new, table.shape[1])])
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    if (kind := config.get("model_type", "beit")) != "beit":
-        raise ValueError(f"config.json is of a model of type {kind!r}; expected 'beit'.")
-    if (activation := config.get("hidden_act", "gelu")) != "gelu":
-        raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
 
 
 def _config(
@@ -259,25 +186,27 @@ def _config(
     num_attention_heads: int | None,
     original: bool,
 ) -> VLMoConfig:
-    projection = published["patch_embed.proj.weight"]
-    width, depth, patch_size = len(projection), _depth(published), projection.shape[-1]
+    width, channels, patch_size, _ = shape_of(published, "patch_embed.proj.weight", axes=4)
+    depth = _depth(published)
     scaled = "blocks.0.gamma_1" in published
     default_scale = 1e-5 if depth >= _LARGE_DEPTH else 0.1
-    head = published.get("lm_head.weight")
+    num_visual_tokens = given.get("vocab_size", 8192)
+    if "lm_head.weight" in published:
+        num_visual_tokens = shape_of(published, "lm_head.weight", axes=2)[0]
     return VLMoConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=_num_heads(table, width=width, depth=depth, given=given, asked=num_attention_heads),
-        intermediate_size=len(published["blocks.0.mlp.fc1.weight"]),
+        intermediate_size=shape_of(published, "blocks.0.mlp.fc1.weight", axes=2)[0],
         num_fusion_layers=0,  # stage 3 makes them, from the expert that its recipe names
         image_size=patch_size * _grid_side(published, table, given=given, patch_size=patch_size),
         patch_size=patch_size,
-        num_channels=projection.shape[1],
-        max_text_positions=_MAX_TEXT_POSITIONS,
+        num_channels=channels,
+        max_text_positions=MAX_TEXT_POSITIONS,
         position_embedding="absolute" if "pos_embed" in published else "relative",
         layer_scale_init=float(given.get("layer_scale_init_value", default_scale)) if scaled else None,
         layer_norm_eps=_NORM_EPS if original else float(given.get("layer_norm_eps", _HUGGING_FACE_NORM_EPS)),
-        num_visual_tokens=given.get("vocab_size", 8192) if head is None else len(head),
+        num_visual_tokens=num_visual_tokens,
         **_labels(published, given=given),
     )
 
@@ -285,19 +214,27 @@ def _config(
 def _labels(published: Mapping[str, Tensor], *, given: Mapping[str, Any]) -> dict[str, Any]:
     if not published.keys() >= _CLASSIFIER:
         return {}
-    if "id2label" not in given:
-        return {"num_labels": len(published["head.weight"])}
-    names = {int(number): name for number, name in given["id2label"].items()}
-    return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    return class_names(given, count=shape_of(published, "head.weight", axes=2)[0])
 
 
 def _num_heads(table: Tensor | None, *, width: int, depth: int, given: Mapping[str, Any], asked: int | None) -> int:
-    found = given.get("num_attention_heads", _NUM_HEADS.get(width)) if table is None else table.shape[1] // depth
-    if found is None and asked is None:
-        raise ValueError(f"no position table tells how many attention heads this BEiT of width {width} has; give it.")
-    if asked is not None and table is not None and asked != found:
+    told = given.get("num_attention_heads", _NUM_HEADS.get(width)) if asked is None else asked
+    if table is None:
+        if told is None:
+            raise ValueError(
+                f"no position table tells how many attention heads this BEiT of width {width} has; give it"
+                " (--num-attention-heads)."
+            )
+        return told
+    found = table.shape[1] // depth
+    if asked is not None and asked != found:
         raise ValueError(f"num_attention_heads is {asked}, but the position tables of this BEiT have {found} columns.")
-    return asked or found
+    if told is not None and told != found:
+        raise ValueError(
+            f"the position tables of this BEiT of width {width} have {found} columns; expected {told}, one for each"
+            " attention head. Is the file whole?"
+        )
+    return found
 
 
 def _grid_side(
@@ -305,18 +242,18 @@ def _grid_side(
 ) -> int:
     """Patches along a side, by the position table."""
     if table is not None:
-        side = math.isqrt(offsets := len(table) - _NUM_CLASS_ROWS)
-        if side**2 == offsets and side % 2:
+        side = square_side(len(table) - NUM_CLASS_ROWS)
+        if side is not None and side % 2:
             return (side + 1) // 2
         raise ValueError(f"a position table of {len(table)} rows is not of a square picture; VLMo needs one.")
     if "pos_embed" in published:
-        side = math.isqrt(count := published["pos_embed"].shape[1] - 1)
-        if side**2 == count:
+        count = shape_of(published, "pos_embed", axes=3)[1] - 1
+        if (side := square_side(count)) is not None:
             return side
         raise ValueError(f"pos_embed has {count} patches, which is not of a square picture; VLMo needs one.")
-    if not isinstance(size := given.get("image_size"), int):
+    if "image_size" not in given:
         raise ValueError("no position table tells the picture size of this BEiT; give its folder, with config.json.")
-    return size // patch_size
+    return given["image_size"] // patch_size
 
 
 def _neutral(
@@ -328,7 +265,7 @@ def _neutral(
     neutral = {"vlmo.modality_types.weight": like.new_zeros(config.num_modality_types, width)}
     notes = ["BEiT has no modality types: they start at zero."]
     if config.position_embedding == "relative" and "vlmo.position_bias.table" not in weights:
-        rows = (2 * config.grid[0] - 1) ** 2 + _NUM_CLASS_ROWS
+        rows = (2 * config.grid[0] - 1) ** 2 + NUM_CLASS_ROWS
         columns = config.num_hidden_layers * config.num_attention_heads
         neutral["vlmo.position_bias.table"] = _whole_table(like.new_zeros(rows, columns))
         notes.append("It has no positions: the position table starts at zero.")

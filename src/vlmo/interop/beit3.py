@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from vlmo.interop.conversion import Conversion
+from vlmo.interop.shapes import count_blocks, joined, one_number, shape_of, square_side
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel
 
 _NUM_UNUSED_POSITIONS = 2  # in front of both position tables
+_PADDING = 1  # number of the padding token
 _NUM_HEADS = {768: 12, 1024: 16}  # base and large; no tensor tells
+_DEPTHS = {768: 12, 1024: 24}
 _MAX_TEXT_LENGTH = 64  # `--num_max_bpe_tokens` of the published fine-tuning commands
 _IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 _TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
@@ -99,6 +100,10 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         else:
             weights[name] = _reshaped(name, tensor)
     _join_projections(weights)
+    notes = ["BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and judges no pair."]
+    usual = _DEPTHS.get(config.hidden_size, config.num_hidden_layers)
+    if config.num_hidden_layers != usual:
+        notes.append(f"The BEiT-3 of this width has {usual} blocks, this file {config.num_hidden_layers}: is it whole?")
     unused = {key: state_dict[key] for key in others if _UNUSED.fullmatch(key)}
     return Conversion(
         kind="BEiT-3, with contrast heads" if contrast else "BEiT-3, without a head",
@@ -109,35 +114,42 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         unknown=[key for key in others if key not in unused],
         max_text_length=min(_MAX_TEXT_LENGTH, config.max_text_positions),
         text="sentencepiece",
-        notes=["BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and judges no pair."],
+        notes=notes,
     )
 
 
 def _config(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None) -> VLMoConfig:
-    projection = state_dict[_PATCHES]
-    width, patch_size = len(projection), projection.shape[-1]
+    width, channels, patch_size, _ = shape_of(state_dict, _PATCHES, axes=4)
     heads = num_attention_heads or _NUM_HEADS.get(width)
     if heads is None:
         raise ValueError(
             f"this BEiT-3 is {width} wide; base is 768 and large 1024. Its tensors do not tell the number of attention "
-            "heads: give it."
+            "heads: give it (--num-attention-heads)."
         )
-    patches = len(state_dict[_IMAGE_POSITIONS]) - _NUM_UNUSED_POSITIONS - 1
-    if (side := math.isqrt(patches)) ** 2 != patches:
+    patches = shape_of(state_dict, _IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS - 1
+    if (side := square_side(patches)) is None:
         raise ValueError(f"{_IMAGE_POSITIONS} has {patches} patches, which is not of a square picture; VLMo needs one.")
-    layers = [int(match[1]) for key in state_dict if (match := re.match(r"beit3\.encoder\.layers\.(\d+)\.", key))]
-    head = state_dict.get("vision_head.weight")
+    texts = shape_of(state_dict, _TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
+    words = shape_of(state_dict, _WORDS, axes=2)[0]
+    if texts < 1 or words <= _PADDING:
+        raise ValueError(
+            f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and {_PADDING + 1}."
+        )
+    layers = (int(match[1]) for key in state_dict if (match := re.match(r"beit3\.encoder\.layers\.(\d+)\.", key)))
+    projection = width
+    if "vision_head.weight" in state_dict:
+        projection = shape_of(state_dict, "vision_head.weight", axes=2)[0]
     return VLMoConfig.beit3_base(
         hidden_size=width,
-        num_hidden_layers=1 + max(layers),
+        num_hidden_layers=count_blocks(layers),
         num_attention_heads=heads,
-        intermediate_size=len(state_dict[_FIRST_LAYER]),
+        intermediate_size=shape_of(state_dict, _FIRST_LAYER, axes=2)[0],
         image_size=patch_size * side,
         patch_size=patch_size,
-        num_channels=projection.shape[1],
-        vocab_size=len(state_dict[_WORDS]),
-        max_text_positions=len(state_dict[_TEXT_POSITIONS]) - _NUM_UNUSED_POSITIONS,
-        projection_size=width if head is None else len(head),
+        num_channels=channels,
+        vocab_size=words,
+        max_text_positions=texts,
+        projection_size=projection,
     )
 
 
@@ -154,7 +166,7 @@ def _our_name(key: str) -> str | None:
 def _reshaped(name: str, tensor: Tensor) -> Tensor:
     if name.endswith(".positions"):
         return tensor[_NUM_UNUSED_POSITIONS:]
-    return tensor.reshape(1) if name == "contrast_head.logit_scale" else tensor
+    return one_number("logit_scale", tensor) if name == "contrast_head.logit_scale" else tensor
 
 
 def _join_projections(weights: dict[str, Tensor]) -> None:
@@ -163,5 +175,5 @@ def _join_projections(weights: dict[str, Tensor]) -> None:
     for name in names:
         parts = [name.replace(".attention.q.", f".attention.{part}.") for part in "qkv"]
         if all(part in weights for part in parts):
-            joined = torch.cat([weights.pop(part) for part in parts])
-            weights[name.replace(".attention.q.", ".attention.qkv.")] = joined
+            matrices = {part: weights.pop(part) for part in parts}
+            weights[name.replace(".attention.q.", ".attention.qkv.")] = joined(matrices, axis=0)

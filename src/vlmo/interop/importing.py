@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BeitImageProcessor
@@ -17,8 +18,9 @@ from transformers import BeitImageProcessor
 from vlmo.folder import ModelCard, write_card, write_folder
 from vlmo.interop import beit, beit3, official
 from vlmo.interop.conversion import Conversion
+from vlmo.interop.extras import fit_unused
 from vlmo.interop.reading import Origin, read_labels, read_state_dict
-from vlmo.interop.report import ImportReport, grouped
+from vlmo.interop.report import ImportReport, listed, one_line, printable
 from vlmo.interop.text import fit_text, make_processor
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForVisualQuestionAnswering, VLMoModel
 from vlmo.model.backbone import VLMoPreTrainedModel
@@ -30,6 +32,8 @@ PUBLISHED_EXTRAS = "published_extras.safetensors"
 VLMO_LAYOUT = "vlmo"
 
 _SEED = 0
+# What tensors of shapes that nobody thought of can end in.
+_UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
 _PREFIX = "vlmo."
 _TABLE, _IMAGE_POSITIONS = "vlmo.position_bias.table", "vlmo.image_embeddings.positions"
 
@@ -108,6 +112,11 @@ def import_checkpoint(
         model, created = _build(conversion, fitted)
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
+    except _UNFORESEEN as problem:
+        raise ValueError(
+            f"{path}: its tensors do not make a model ({type(problem).__name__}: {one_line(problem)}). Is the file"
+            " whole?"
+        ) from None
     report = ImportReport(
         folder=out,
         kind=conversion.kind,
@@ -121,23 +130,34 @@ def import_checkpoint(
         left_out=left_out,
         created=created,
         resized=fitted.resized,
+        file_image_size=conversion.config.image_size,
         notes=conversion.notes,
     )
     with write_folder(out) as aside:
         model.save_pretrained(aside)
         fitted.processor.save_pretrained(aside)
         if official.recognises(state_dict):
-            extras = official.fit_unused(conversion.unused, resized=bool(fitted.resized), text_length=text_length)
+            extras = fit_unused(
+                conversion.unused, config=fitted.config, resized=bool(fitted.resized), text_length=text_length
+            )
             tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in extras.items()}
             save_file(tensors, aside / PUBLISHED_EXTRAS, metadata={"layout": VLMO_LAYOUT})
         write_card(aside, _card(report, path))
+        _let_others_read(aside)
     return report
+
+
+def _let_others_read(folder: Path) -> None:
+    """Gives files the rights that new ones get here: those of safetensors are for their owner alone."""
+    usual = folder.stat().st_mode & 0o666
+    for path in folder.iterdir():
+        path.chmod(path.stat().st_mode | usual)
 
 
 def _card(report: ImportReport, path: Path) -> ModelCard:
     limits = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in report.notes]
     if report.created:
-        limits.insert(0, f"Not in the file, random until it is trained: {', '.join(grouped(report.created))}.")
+        limits.insert(0, f"Not in the file, random until it is trained: {listed(report.created)}.")
     return ModelCard(
         title=report.kind,
         stage=report.kind,
@@ -166,17 +186,14 @@ def _convert(
         raise ValueError("this is a model folder of this project already; load it with from_pretrained")
     fitting = [name for name, candidate in KINDS.items() if candidate.recognises(state_dict)]
     if not fitting:
-        first = ", ".join(sorted(state_dict)[:3])
+        first = ", ".join(map(printable, sorted(state_dict)[:3]))
         raise ValueError(
             f"{len(state_dict)} tensors ({first}, ...) in no layout that is known; expected one of {', '.join(KINDS)}"
         )
     if kind != "auto" and kind not in fitting:
         raise ValueError(f"this is not laid out as {kind}, but as {', '.join(fitting)}")
     chosen = fitting[0] if kind == "auto" else kind
-    try:
-        return KINDS[chosen].convert(state_dict, origin, num_attention_heads)
-    except KeyError as problem:
-        raise ValueError(f"{problem.args[0]} is not there; the model cannot be told without it") from None
+    return KINDS[chosen].convert(state_dict, origin, num_attention_heads)
 
 
 def _complete(
@@ -197,10 +214,10 @@ def _complete(
     left_out = sorted([*conversion.unknown, *homeless])
     problems = []
     if left_out:
-        problems.append(f"keys that this kind ({conversion.kind}) does not have: {', '.join(grouped(left_out))}")
+        problems.append(f"keys that this kind ({conversion.kind}) does not have: {listed(left_out)}")
     if missing:
-        names = grouped(_published(name, state_dict) for name in missing)
-        problems.append(f"keys that are missing: {', '.join(names)}")
+        names = listed(_published(name, state_dict) for name in missing)
+        problems.append(f"keys that are missing: {names}")
     if problems and not allow_partial:
         raise ValueError(
             f"{'; '.join(problems)}. Is the file whole, and of this kind? --allow-partial leaves out what is unknown"
@@ -226,7 +243,7 @@ def _shapes(conversion: Conversion, config: VLMoConfig) -> dict[str, torch.Size]
 def _notes_on(origin: Origin) -> list[str]:
     if not origin.beside:
         return []
-    return [f"the file also holds what is no weight, which was not read: {', '.join(grouped(origin.beside))}"]
+    return [f"the file also holds what is no weight, which was not read: {listed(origin.beside)}"]
 
 
 def _fit(
@@ -292,7 +309,7 @@ def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:
     dtypes = {tensor.dtype for tensor in weights.values()}
     if any(not dtype.is_floating_point for dtype in dtypes):
         wrong = sorted(name for name, tensor in weights.items() if not tensor.is_floating_point())
-        raise ValueError(f"weights are no floating-point numbers: {', '.join(grouped(wrong))}")
+        raise ValueError(f"weights are no floating-point numbers: {listed(wrong)}")
     if len(dtypes) == 1:
         dtype = dtypes.pop()
         if dtype != torch.float32:

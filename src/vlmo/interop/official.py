@@ -5,13 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from vlmo.interop.conversion import Conversion
+from vlmo.interop.report import spans
+from vlmo.interop.shapes import (
+    DEFAULT_TEXT_LENGTH,
+    MAX_TEXT_POSITIONS,
+    NUM_CLASS_ROWS,
+    NUM_CROSS_ROWS,
+    count_blocks,
+    one_number,
+    shape_of,
+    square_side,
+    without_batch,
+)
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageTextRetrieval,
@@ -28,16 +38,15 @@ TABLE, TEXT_POSITIONS, POSITION_IDS = (
     "text_embeddings.position_embeddings.weight",
     "text_embeddings.position_ids",
 )
-# Rows of a published table that do not depend on the picture: M = 196 text positions, three image class rows and two
-# between the modalities.
-MAX_TEXT_POSITIONS = 196
-NUM_FIXED_ROWS = 3 + 2 + 2 * MAX_TEXT_POSITIONS
+# Rows of a published table that do not depend on the picture.
+NUM_FIXED_ROWS = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * MAX_TEXT_POSITIONS
 
 # By (width, depth): base, base_plus and large. With absolute positions no tensor tells the number.
 NUM_HEADS = {(768, 12): 12, (544, 24): 16, (1024, 24): 16}
 
-_DEFAULT_TEXT_LENGTH = 40
-_INDEX = re.compile(r"(transformer\.)?(text_|text_imag_)?relative_position_index")
+_HEADS_OF_WIDTH = {width: heads for (width, _), heads in NUM_HEADS.items()}
+
+INDEX = re.compile(r"(transformer\.)?(text_|text_imag_)?relative_position_index")
 
 # Published name and ours. Braces stand for the same part of both; an expert is called otherwise here and there.
 _NAMES: tuple[tuple[str, str], ...] = (
@@ -132,7 +141,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     for key, tensor in state_dict.items():
         name = names.get(key)
         if name is None:
-            if _INDEX.fullmatch(key) or key == POSITION_IDS:
+            if INDEX.fullmatch(key) or key == POSITION_IDS:
                 unused[key] = tensor
             else:
                 unknown.append(key)
@@ -142,7 +151,9 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
             unknown.append(key)
         else:
             weights[name] = _in_our_shape(name, tensor)
-    positions = state_dict.get(TEXT_POSITIONS)
+    text_length = DEFAULT_TEXT_LENGTH
+    if TEXT_POSITIONS in state_dict:
+        text_length = shape_of(state_dict, TEXT_POSITIONS, axes=2)[0]
     return Conversion(
         kind=f"VLMo, {state.kind}",
         model_class=state.model_class,
@@ -150,24 +161,9 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         weights=weights,
         unused=unused,
         unknown=unknown,
-        max_text_length=_DEFAULT_TEXT_LENGTH if positions is None else len(positions),
+        max_text_length=text_length,
         text="wordpiece",
     )
-
-
-def fit_unused(unused: Mapping[str, Tensor], *, resized: bool, text_length: int | None) -> dict[str, Tensor]:
-    """Unused tensors for a model of other sizes: text positions of the new length, no index buffers of the old one."""
-    fitted = dict(unused)
-    if resized or text_length is not None:
-        fitted = {key: tensor for key, tensor in fitted.items() if not _INDEX.fullmatch(key)}
-    if text_length is not None:
-        if TEXT_POSITIONS in fitted:
-            old = fitted[TEXT_POSITIONS]
-            kept = old[:text_length]
-            fitted[TEXT_POSITIONS] = torch.cat([kept, old.new_zeros(text_length - len(kept), old.shape[1])])
-        if POSITION_IDS in fitted:
-            fitted[POSITION_IDS] = torch.arange(text_length)[None]
-    return fitted
 
 
 def our_name(key: str) -> str | None:
@@ -189,8 +185,10 @@ def in_published_shape(name: str, tensor: Tensor) -> Tensor:
 
 def _in_our_shape(name: str, tensor: Tensor) -> Tensor:
     if name.endswith("logit_scale"):
-        return tensor.reshape(1)
-    return tensor[0] if name == "vlmo.image_embeddings.positions" else tensor
+        return one_number(published_name(name) or name, tensor)
+    if name == "vlmo.image_embeddings.positions":
+        return without_batch(published_name(name) or name, tensor)
+    return tensor
 
 
 def _renamed(key: str, *, source: Literal[0, 1]) -> str | None:
@@ -238,35 +236,35 @@ def _has_no_place(name: str, state: _State, config: VLMoConfig) -> bool:
 
 
 def _config(state_dict: Mapping[str, Tensor], state: _State, *, num_attention_heads: int | None) -> VLMoConfig:
-    width, channels, patch, _ = _shape(state_dict, "transformer.patch_embed.proj.weight", axes=4)
+    width, channels, patch, _ = shape_of(state_dict, "transformer.patch_embed.proj.weight", axes=4)
     depth, num_fusion_layers = _depth(state_dict)
     image, heads = _positions(state_dict, width=width, depth=depth, num_attention_heads=num_attention_heads)
     optional: dict[str, Any] = {}
     if "itc_image_proj.fc.weight" in state_dict:
-        optional["projection_size"] = _shape(state_dict, "itc_image_proj.fc.weight", axes=2)[0]
+        optional["projection_size"] = shape_of(state_dict, "itc_image_proj.fc.weight", axes=2)[0]
     if state in {_VQA, _NLVR2}:
         head = "vqa_classifier" if state is _VQA else "nlvr2_classifier"
-        optional["num_labels"] = _shape(state_dict, f"{head}.3.weight", axes=2)[0]
+        optional["num_labels"] = shape_of(state_dict, f"{head}.3.weight", axes=2)[0]
         if state is _NLVR2 and optional["num_labels"] == 2:
             optional = {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}}
     if image["position_embedding"] == "absolute":
-        optional["max_text_positions"] = _shape(state_dict, TEXT_POSITIONS, axes=2)[0]
+        optional["max_text_positions"] = shape_of(state_dict, TEXT_POSITIONS, axes=2)[0]
     pooled = any(key.startswith("pooler.") for key in state_dict) and state is not _LANGUAGE
     return VLMoConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=heads,
-        intermediate_size=_shape(state_dict, "transformer.blocks.0.mlp_imag.fc1.weight", axes=2)[0],
+        intermediate_size=shape_of(state_dict, "transformer.blocks.0.mlp_imag.fc1.weight", axes=2)[0],
         num_fusion_layers=num_fusion_layers,
         image_size=image["grid"] * patch,
         patch_size=patch,
         num_channels=channels,
-        vocab_size=_shape(state_dict, "text_embeddings.word_embeddings.weight", axes=2)[0],
+        vocab_size=shape_of(state_dict, "text_embeddings.word_embeddings.weight", axes=2)[0],
         position_embedding=image["position_embedding"],
         # Of BEiT's base and large; only a model that starts anew reads it.
         layer_scale_init=(0.1 if depth <= 12 else 1e-5) if "transformer.blocks.0.gamma_1" in state_dict else None,
         contrast_fusion_ending="itc_vl_image_proj.fc.weight" in state_dict,
-        num_modality_types=_shape(state_dict, "token_type_embeddings.weight", axes=2)[0],
+        num_modality_types=shape_of(state_dict, "token_type_embeddings.weight", axes=2)[0],
         use_pooler=pooled or state in {_VQA, _NLVR2, _PRETRAINED},
         use_match_head=state is _PRETRAINED or any(key.startswith("itm_score.") for key in state_dict),
         **optional,
@@ -278,22 +276,29 @@ def _positions(
 ) -> tuple[dict[str, Any], int]:
     """Kind of positions and patches along a side; number of heads."""
     if TABLE in state_dict:
-        rows, columns = _shape(state_dict, TABLE, axes=2)
-        side = isqrt(max(rows - NUM_FIXED_ROWS, 0))
-        if side * side != rows - NUM_FIXED_ROWS or side % 2 == 0:
+        rows, columns = shape_of(state_dict, TABLE, axes=2)
+        side = square_side(rows - NUM_FIXED_ROWS)
+        if side is None or side % 2 == 0:
             raise ValueError(
                 f"{TABLE} has {rows} rows; expected (2w-1)^2 + {NUM_FIXED_ROWS} for a picture of w x w patches"
             )
         heads = columns // depth
         if columns % depth or num_attention_heads not in {None, heads}:
             asked = "" if num_attention_heads is None else f" of {num_attention_heads} heads"
-            raise ValueError(f"{TABLE} has {columns} columns, which do not fit {depth} layers{asked}")
+            raise ValueError(
+                f"{TABLE} has {columns} columns, which do not fit {depth} layers{asked}. Is the file whole?"
+            )
+        usual = _HEADS_OF_WIDTH.get(width, heads)
+        if heads != usual and num_attention_heads is None:
+            raise ValueError(
+                f"{TABLE} has {columns} columns for {depth} layers, so {heads} heads; published models of width {width}"
+                f" have {usual}. Is the file whole? Give --num-attention-heads {heads} if it is"
+            )
         return {"position_embedding": "relative", "grid": (side + 1) // 2}, heads
     if "transformer.pos_embed" not in state_dict:
         raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")
-    rows = _shape(state_dict, "transformer.pos_embed", axes=3)[1]
-    grid = isqrt(rows - 1)
-    if grid * grid != rows - 1:
+    rows = shape_of(state_dict, "transformer.pos_embed", axes=3)[1]
+    if (grid := square_side(rows - 1)) is None:
         raise ValueError(f"transformer.pos_embed has {rows} positions; expected w^2 + 1 for a picture of w x w patches")
     heads = NUM_HEADS.get((width, depth)) if num_attention_heads is None else num_attention_heads
     if heads is None:
@@ -312,19 +317,10 @@ def _depth(state_dict: Mapping[str, Tensor]) -> tuple[int, int]:
             layers.add(int(match[1]))
             if match[2]:
                 fused.add(int(match[1]))
-    depth = len(layers)
-    if layers != set(range(depth)) or fused != set(range(depth - len(fused), depth)):
+    depth = count_blocks(layers)
+    if fused != set(range(depth - len(fused), depth)):
         raise ValueError(
-            f"blocks are numbered {sorted(layers)}, those with mlp_vl {sorted(fused)}; expected 0 and on without gaps,"
-            " and the top ones. The file is incomplete"
+            f"of blocks 0-{depth - 1}, those with mlp_vl are {spans(fused)}; expected the top ones. The file is"
+            " incomplete"
         )
     return depth, len(fused)
-
-
-def _shape(state_dict: Mapping[str, Tensor], key: str, *, axes: int) -> tuple[int, ...]:
-    if key not in state_dict:
-        raise ValueError(f"{key} is not there; the sizes of the model cannot be read without it")
-    shape = tuple(state_dict[key].shape)
-    if len(shape) != axes or 0 in shape:
-        raise ValueError(f"{key} has shape {shape}; expected {axes} axes")
-    return shape

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import pickletools
 import re
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +19,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlmo.interop.report import listed, one_line, printable, spans
+
 _WRAPPERS = ("state_dict", "module", "model")
 _PARALLEL_PREFIX = "module."
 _INDEX_SUFFIX = ".index.json"
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # How torch names what it refused to call.
-_REFUSED = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)")
+_CULPRIT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)")
 # A damaged pickle can end in any of these, depending on the byte where it breaks.
 _DAMAGED = (
     RuntimeError,
@@ -35,6 +39,7 @@ _DAMAGED = (
     OverflowError,
     OSError,
     struct.error,
+    MemoryError,  # a length of 2 to the 62nd
 )
 
 
@@ -88,13 +93,30 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text; expected answers as JSON, JSON lines or one a line") from None
-    numbered = _parse_labels(text.strip(), path)
-    if sorted(numbered) != list(range(count)):
+    pairs = _parse_labels(text.strip(), path)
+    numbers = sorted(number for number, _ in pairs)
+    if numbers != list(range(count)):
+        held = f", numbered {spans(set(numbers))}" if len(numbers) == count else ""
         raise ValueError(
-            f"{path} names {len(numbered)} answers; the checkpoint has {count}, numbered from 0. Give the list of"
-            " answers that it was trained with"
+            f"{path} names {len(pairs)} answers{held}; the checkpoint has {count}, each with one number from 0. Give"
+            " the list of answers that it was trained with"
         )
+    if twice := [name for name, times in Counter(name for _, name in pairs).items() if times > 1]:
+        raise ValueError(f"{path} names {listed(twice)} more than once; give each answer a name of its own")
+    numbered = dict(pairs)
     return [numbered[number] for number in range(count)]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f"{path} is no JSON ({one_line(problem)})") from None
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], Origin]:
@@ -103,7 +125,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], Origin]:
             if not file.is_file():
                 continue
             config_file = folder / "config.json"
-            config = _read_json(config_file) if config_file.is_file() else None
+            config = read_json(config_file) if config_file.is_file() else None
             if config is not None and not isinstance(config, dict):
                 raise ValueError(f"{config_file} holds no JSON object; expected the configuration of a model")
             weights: dict[str, Tensor] = {}
@@ -119,7 +141,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], Origin]:
 
 
 def _shards(index: Path) -> list[Path]:
-    content = _read_json(index)
+    content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index} has no weight_map; expected the index of a sharded model")
@@ -135,7 +157,7 @@ def _read_file(path: Path) -> object:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as problem:
-            raise ValueError(f"{path} is truncated, damaged or no safetensors file ({_short(problem)})") from None
+            raise ValueError(f"{path} is truncated, damaged or no safetensors file ({one_line(problem)})") from None
     return _read_pickle(path)
 
 
@@ -159,10 +181,9 @@ def _read_pickle(path: Path) -> object:
 
 def _foreign_code(message: str, path: Path) -> str | None:
     """What torch refused to call, by its message or, where that names nothing, by the first name in a bare pickle."""
-    if found := re.search(
-        r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)", message
-    ):
-        return found[1] or found[2]
+    if found := _CULPRIT.search(message):
+        culprit = printable(found[1] or found[2])
+        return None if _is_cut(culprit, path) else culprit
     strings: list[str] = []
     try:
         with path.open("rb") as file:
@@ -176,6 +197,16 @@ def _foreign_code(message: str, path: Path) -> str | None:
     except _DAMAGED:
         return None
     return None
+
+
+def _is_cut(name: str, path: Path) -> bool:
+    """Whether a file breaks off inside this name: torch takes what is left, less a last byte, for the whole of it."""
+    if name.endswith("."):
+        return True
+    last = name.rpartition(".")[2].encode()
+    with path.open("rb") as file:
+        file.seek(-min(len(last) + 1, path.stat().st_size), os.SEEK_END)
+        return file.read()[:-1] == last
 
 
 def _is_zip(path: Path) -> bool:
@@ -203,42 +234,65 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str, list[s
         raise ValueError(
             f"{path} holds no named tensors, neither at the top nor under {', '.join(_WRAPPERS)}; it is no checkpoint"
         )
+    if foreign := [key for key, tensor in weights.items() if not _is_plain(tensor)]:
+        raise ValueError(
+            f"{path} holds tensors that are not stored as plain numbers (but sparse, nested, quantised or without"
+            f" data): {listed(foreign)}. Save them dense"
+        )
     beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
     return weights, wrapper, beside
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        raise ValueError(f"{path} is no JSON ({_short(problem)})") from None
+def _is_plain(tensor: Tensor) -> bool:
+    stored = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return stored and not tensor.is_nested and not tensor.is_quantized
 
 
-def _parse_labels(text: str, path: Path) -> dict[int, str]:
+def _parse_labels(text: str, path: Path) -> list[tuple[int, str]]:
+    """Numbers and names, in the order of the file."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        content = json.loads(text)
-    except ValueError:
-        content = None
-    try:
+        try:
+            content = json.loads(text, object_pairs_hook=_Pairs)
+        except ValueError:
+            if not lines or not lines[0].startswith("{"):
+                return list(enumerate(lines))
+            content = [json.loads(line) for line in lines]
+            return [(_number(row["label"]), _name(row["answer"])) for row in content]
+        if isinstance(content, _Pairs):
+            return _numbered(content)
         if isinstance(content, list):
-            return {number: str(answer) for number, answer in enumerate(content)}
-        if isinstance(content, dict) and not {"answer", "label"} <= content.keys():
-            if all(isinstance(value, int) for value in content.values()):
-                return {number: answer for answer, number in content.items()}
-            return {int(number): str(answer) for number, answer in content.items()}
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if lines and lines[0].startswith("{"):
-            rows = [json.loads(line) for line in lines]
-            return {int(row["label"]): str(row["answer"]) for row in rows}
-    except (ValueError, KeyError, TypeError, AttributeError):
+            return [(number, _name(answer)) for number, answer in enumerate(content)]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(
             f"{path} is no list of answers; expected a JSON list, JSON {{answer: number}} or {{number: answer}}, JSON"
             " lines with answer and label, or one answer a line"
         ) from None
-    return dict(enumerate(lines))
+    return list(enumerate(lines))
 
 
-def _short(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:200]
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with every key that was written, also one that was written twice."""
+
+
+def _numbered(pairs: _Pairs) -> list[tuple[int, str]]:
+    row = dict(pairs)
+    if {"answer", "label"} <= row.keys():  # JSON lines with one line
+        return [(_number(row["label"]), _name(row["answer"]))]
+    if all(type(value) is int for value in row.values()):
+        return [(number, answer) for answer, number in pairs]
+    return [(_number(number), _name(answer)) for number, answer in pairs]
+
+
+def _number(value: Any) -> int:
+    if type(value) not in {int, str}:
+        raise TypeError("no whole number")
+    return int(value)
+
+
+def _name(value: Any) -> str:
+    if type(value) not in {int, float, str}:
+        raise TypeError("no name")
+    return str(value)

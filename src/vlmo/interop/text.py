@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import BeitImageProcessor
 
 from vlmo.interop.conversion import Conversion
+from vlmo.interop.shapes import DEFAULT_TEXT_LENGTH
 from vlmo.model import VLMoConfig
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.processor import PAD_MULTIPLE
 
 _BERT_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt", 30522)
-_DEFAULT_TEXT_LENGTH = 40
+_PATIENCE = 5.0  # seconds until the hub has answered
 # BEiT-3's table has 64,010 rows for the 64,002 tokens of its file.
 _MAX_SPARE_ROWS = 8
 _TEXT_POSITIONS, _WORDS = "vlmo.text_embeddings.positions", "vlmo.text_embeddings.words.weight"
@@ -40,7 +45,7 @@ def fit_text(
         return None
     limit = config.max_text_positions
     if asked is None:
-        wanted = min(conversion.max_text_length or _DEFAULT_TEXT_LENGTH, limit)
+        wanted = min(conversion.max_text_length or DEFAULT_TEXT_LENGTH, limit)
         length = wanted - wanted % PAD_MULTIPLE
         if length != wanted:
             notes.append(f"texts of up to {length} tokens: of {wanted} in the file, the multiple of {PAD_MULTIPLE}")
@@ -101,9 +106,31 @@ def _hub_vocabulary(config: VLMoConfig) -> Path:
             " (--vocabulary)"
         )
     try:
-        return Path(hf_hub_download(repository, file))
-    except OSError as problem:
+        with _quiet_hub():
+            return Path(_fetch(repository, file))
+    except (OSError, HTTPError) as problem:
         raise ValueError(
             f"{file} of {repository} could not be fetched ({type(problem).__name__}): give BERT's vocab.txt, or a"
             " folder that holds it (--vocabulary)"
         ) from None
+
+
+def _fetch(repository: str, file: str) -> str:
+    """The file out of the cache, or else from the hub, if that answers at once: a download tries for half a minute."""
+    try:
+        return hf_hub_download(repository, file, local_files_only=True)
+    except LocalEntryNotFoundError:
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=_PATIENCE)
+        return hf_hub_download(repository, file, etag_timeout=_PATIENCE)
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keeps the hub's library from logging each try; what comes of them is raised."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
