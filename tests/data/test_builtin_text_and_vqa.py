@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
 from vlmo.data import builtin
 from vlmo.data.builtin import easy_vqa, english
 from vlmo.data.builtin.english import prose_sentences
-from vlmo.data.schema import FEATURES, text_row
+from vlmo.data.schema import FEATURES, QUESTION_FEATURES, text_row
 from vlmo.data.sources import decode_image, open_source
 
 
@@ -59,14 +60,102 @@ def test_easy_vqa(cache_dir) -> None:
     assert len(set(train["image_id"])) == 4_000
     assert len(set(test["image_id"])) == 1_000
     assert not set(train["image_id"]) & set(test["image_id"])
-    assert set(FEATURES) < set(train.features)
-    assert train[0]["captions"] == []
-    assert (train[0]["question"], train[0]["answer"]) == ("what is the blue shape?", "rectangle")
-    assert len(set(train["answer"])) == 13
-    picture = decode_image(train[0]["image"])
+    assert train.features == QUESTION_FEATURES
+    assert len({*train["question_id"], *test["question_id"]}) == 38_575 + 9_673
+    first = train[0]
+    assert (first["captions"], first["question"], first["answers"]) == ([], "what is the blue shape?", ["rectangle"])
+    assert (first["question_type"], first["answer_type"]) == ("what shape", "other")
+    picture = decode_image(first["image"])
     assert picture.size == (64, 64)
     # The blue rectangle of the first question is there.
     assert any(blue > red + 60 and blue > green + 60 for _, (red, green, blue) in picture.getcolors(4096))
+
+
+def test_easy_vqa_answers_are_numbered_by_the_list(cache_dir) -> None:
+    labels = builtin.labels("easy-vqa")
+    assert len(labels) == 13
+    for split in ("train", "test"):
+        rows = open_source("easy-vqa", split=split, cache_dir=cache_dir)
+        assert [[labels[number] for number in numbers] for numbers in rows["answer_labels"]] == list(rows["answers"])
+        assert set(map(tuple, rows["answer_scores"])) == {(1.0,)}
+        assert {answer for (answer,) in rows["answers"]} == set(labels)
+    with pytest.raises(ValueError, match="english-text has neither answers"):
+        builtin.labels("english-text")
+
+
+def test_hidden_easy_vqa_has_the_questions_and_one_picture(cache_dir) -> None:
+    for split in ("train", "test"):
+        rows = open_source("easy-vqa", split=split, cache_dir=cache_dir)
+        hidden = open_source("easy-vqa-hidden", split=split, cache_dir=cache_dir)
+        for name in rows.column_names:
+            if name != "image":
+                assert hidden[name][:] == rows[name][:], name
+        assert len({image["bytes"] for image in hidden["image"]}) == 1
+    (colors,) = decode_image(hidden[0]["image"]).getcolors()
+    assert colors == (64 * 64, (128, 128, 128))
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("what color is the circle?", "what color"),
+        ("what is the color of the shape?", "what color"),
+        ("what is the blue shape?", "what shape"),
+        ("is a circle present?", "is there"),
+        ("does the image contain a red shape?", "is there"),
+        ("is no circle present?", "is there not"),
+        ("does the image not contain a red shape?", "is there not"),
+    ],
+)
+def test_question_types(question, kind) -> None:
+    assert easy_vqa.question_type(question) == kind
+
+
+def test_facts_are_what_questions_and_answers_tell() -> None:
+    asked = [
+        (1, "what is the blue shape?", "circle"),  # both at once
+        (2, "is there not a circle?", "yes"),
+        (2, "is a rectangle present?", "no"),  # so it is a triangle
+        (2, "is no red shape present?", "no"),
+        (3, "is there a circle?", "yes"),  # its color is not told
+        (4, "what color is the triangle?", "teal"),
+    ]
+    numbers, questions, answers = (list(part) for part in zip(*asked, strict=True))
+    assert easy_vqa.facts((questions, answers, numbers)) == {
+        1: easy_vqa.Drawn("circle", "blue"),
+        2: easy_vqa.Drawn("triangle", "red"),
+        4: easy_vqa.Drawn("triangle", "teal"),
+    }
+
+
+def test_facts_agree_with_the_pictures() -> None:
+    """Black, gray and pure colors are told by the pixels; the shape fills its own share of the box around it."""
+    files = easy_vqa.picture_files("test")
+    shown = easy_vqa.facts(easy_vqa.asked("test"))
+    assert 850 < len(shown) <= 1000
+    paints = {
+        "red": (255, 0, 0),
+        "green": (0, 255, 0),
+        "blue": (0, 0, 255),
+        "yellow": (255, 255, 0),
+        "teal": (0, 128, 128),
+        "black": (0, 0, 0),
+        "gray": (128, 128, 128),
+        "brown": (165, 42, 42),
+    }
+    fills = {"circle": (0.7, 0.95), "rectangle": (0.96, 1.0), "triangle": (0.45, 0.65)}
+    for number, drawn in list(shown.items())[:200]:
+        pixels = np.asarray(decode_image({"bytes": files[number], "path": None})).astype(int)
+        painted = np.abs(pixels - paints[drawn.color]).max(axis=-1) < 20
+        assert painted.any(), (number, drawn)
+        rows, columns = painted.any(axis=1).nonzero()[0], painted.any(axis=0).nonzero()[0]
+        if 0 in {rows[0], columns[0]} or 63 in {rows[-1], columns[-1]}:
+            continue  # cut off
+        box = painted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        if min(box.shape) < 8:
+            continue  # too coarse
+        low, high = fills[drawn.shape]
+        assert low <= box.mean() <= high, (number, drawn, box.mean())
 
 
 def test_easy_vqa_questions(cache_dir) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from vlmo.data.decoding import decode_image
+from vlmo.data.decoding import decode_image, decode_mask, range_path
 
 LOSSY = 6  # JPEG at quality 95 of a flat colour is off by a few of 255 levels (seen: at most 3)
 
@@ -218,3 +218,44 @@ def test_decode_of_damaged_bytes_is_a_picture_or_a_value_error(file_format: str)
         # Any other error fails the test.
         with contextlib.suppress(ValueError):
             assert decode_image({"bytes": bytes(damaged), "path": None}, max_pixels=10_000_000).mode == "RGB"
+
+
+def test_decode_reads_a_piece_of_a_file(tmp_path) -> None:
+    picture = cell(noise())["bytes"]
+    file = tmp_path / "many#bytes=1.tar"
+    file.write_bytes(b"before" + picture + b"after")
+    path = range_path(file, start=6, length=len(picture))
+    assert path == f"{file}#bytes=6+{len(picture)}"
+    np.testing.assert_array_equal(pixels({"bytes": None, "path": path}), np.asarray(noise()))
+
+
+def test_decode_names_a_piece_that_is_not_there(tmp_path) -> None:
+    file = tmp_path / "many.tar"
+    file.write_bytes(cell(noise())["bytes"])
+    with pytest.raises(ValueError, match=r"many.tar#bytes=99999\+9: empty file"):
+        decode_image({"bytes": None, "path": range_path(file, start=99_999, length=9)})
+    with pytest.raises(ValueError, match=r"many.tar#bytes=0\+500: cannot be decoded"):
+        decode_image({"bytes": None, "path": range_path(file, start=0, length=500)})
+    with pytest.raises(ValueError, match=r"gone.tar#bytes=0\+9: cannot be read: No such file"):
+        decode_image({"bytes": None, "path": range_path(tmp_path / "gone.tar", start=0, length=9)})
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_decode_mask_keeps_numbers(mode: str) -> None:
+    numbers = np.array([[0, 1, 149], [255, 3, 2]], dtype=np.uint8)
+    picture = Image.fromarray(numbers)
+    if mode == "P":
+        picture.putpalette([255 - value // 3 for value in range(768)])
+    found = decode_mask(cell(picture))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, numbers)
+
+
+def test_decode_mask_rejects_more_channels_and_bits() -> None:
+    with pytest.raises(
+        ValueError, match=r"picture.png: cannot be decoded: mode RGB; a mask needs one channel of 8 bits"
+    ):
+        decode_mask(cell(noise()))
+    deep = Image.fromarray(np.full((2, 2), 300, dtype=np.uint16))
+    with pytest.raises(ValueError, match="mode I;16; a mask needs"):
+        decode_mask(cell(deep))

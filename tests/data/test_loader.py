@@ -272,5 +272,5 @@ def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
 @pytest.mark.parametrize("captions", [[], [" "]])
 def test_text_examples_reject_rows_without_words(dataset, tokenizer, captions):
     broken = dataset.select(range(3)).remove_columns("captions").add_column("captions", [["a"], captions, ["b"]])
-    with pytest.raises(ValueError, match="sample 1 has no caption or an empty one"):
+    with pytest.raises(ValueError, match="sample 1 has no text or an empty one"):
         TextExamples(broken, tokenizer=tokenizer, seed=0)

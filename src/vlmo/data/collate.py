@@ -19,11 +19,12 @@ PAD_MULTIPLE = 8
 class Example(TypedDict, total=False):
     """One row of a batch; all examples of a batch have the same keys."""
 
-    pixel_values: Float[Tensor, "3 height width"]
+    pixel_values: Float[Tensor, "*pictures 3 height width"]
     input_ids: Int64[np.ndarray, "text"]
     mlm_input_ids: Int64[np.ndarray, "text"]
     mlm_labels: Int64[np.ndarray, "text"]
     bool_masked_pos: Bool[np.ndarray, "patch"]
+    labels: Tensor
     image_id: int
     sample_id: int
 
@@ -39,6 +40,8 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
         batch["image_ids"] = torch.tensor([example["image_id"] for example in examples], dtype=torch.int64)
     if "pixel_values" in first:
         batch["pixel_values"] = torch.stack([example["pixel_values"] for example in examples])
+    if "labels" in first:
+        batch["labels"] = torch.stack([example["labels"] for example in examples])
     if "bool_masked_pos" in first:
         batch["bool_masked_pos"] = torch.from_numpy(np.stack([example["bool_masked_pos"] for example in examples]))
     if "input_ids" in first:

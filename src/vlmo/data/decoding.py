@@ -2,11 +2,14 @@
 
 import functools
 import io
+import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
 MAX_PIXELS = 64_000_000
@@ -27,11 +30,21 @@ _TRANSPOSE = {
 }
 
 
+_RANGE = re.compile(r"(?P<file>.+)#bytes=(?P<start>\d+)\+(?P<length>\d+)", re.DOTALL)
+
+_Found = TypeVar("_Found")
+
+
 class ImageCell(TypedDict):
-    """What a row's `image` column holds: the file's bytes, or else where it lies."""
+    """What a row's `image` column holds: the file's bytes, or else where it lies (a file, or `range_path`)."""
 
     bytes: bytes | None
     path: str | None
+
+
+def range_path(file: Path, *, start: int, length: int) -> str:
+    """Path of a picture that is a piece of a bigger file, for `ImageCell`: "FILE#bytes=START+LENGTH"."""
+    return f"{file}#bytes={start}+{length}"
 
 
 def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -43,6 +56,19 @@ def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
         ValueError: Nothing to read, not a picture, cut off, damaged, or more than `max_pixels` pixels;
             the message names the file and the reason.
     """
+    return _decode(image, max_pixels=max_pixels, convert=_upright_rgb)
+
+
+def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width"]:
+    """Numbers of a picture with one channel, as they are in the file: greyscale of 8 bits, or indices of a palette.
+
+    Raises:
+        ValueError: As `decode_image`, and for a picture with more channels or bits.
+    """
+    return _decode(image, max_pixels=max_pixels, convert=_numbers)
+
+
+def _decode(image: ImageCell, *, max_pixels: int, convert: Callable[[Image.Image], _Found]) -> _Found:
     where = image["path"] or "bytes in memory"
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError(
@@ -53,8 +79,7 @@ def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
         with Image.open(io.BytesIO(data), formats=_formats()) as opened:
             _check_size(opened.size, max_pixels=max_pixels)
             opened.load()
-            rotation = _TRANSPOSE.get(_orientation(opened))
-            picture = _to_rgb(opened)
+            return convert(opened)
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{where}: not a picture in a known format ({len(data)} bytes)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -62,7 +87,18 @@ def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
     # Pillow's decoders raise many kinds of errors on damaged bytes (SyntaxError, struct.error, zlib.error, ...).
     except Exception as error:
         raise ValueError(f"{where}: cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _upright_rgb(opened: Image.Image) -> Image.Image:
+    rotation = _TRANSPOSE.get(_orientation(opened))
+    picture = _to_rgb(opened)
     return picture if rotation is None else picture.transpose(rotation)
+
+
+def _numbers(opened: Image.Image) -> UInt8[np.ndarray, "height width"]:
+    if opened.mode not in ("L", "P"):
+        raise ValueError(f"mode {opened.mode}; a mask needs one channel of 8 bits (mode L or P)")
+    return np.array(opened)
 
 
 def _read_bytes(image: ImageCell, *, where: str) -> bytes:
@@ -71,12 +107,21 @@ def _read_bytes(image: ImageCell, *, where: str) -> bytes:
         if not image["path"]:
             raise ValueError("an image needs bytes or a path; both are missing")
         try:
-            data = Path(image["path"]).read_bytes()
+            data = _read_path(image["path"])
         except OSError as error:
             raise ValueError(f"{where}: cannot be read: {error.strerror or error}") from error
     if not data:
         raise ValueError(f"{where}: empty file (0 bytes)")
     return data
+
+
+def _read_path(path: str) -> bytes:
+    piece = _RANGE.fullmatch(path)
+    if piece is None:
+        return Path(path).read_bytes()
+    with Path(piece["file"]).open("rb") as file:
+        file.seek(int(piece["start"]))
+        return file.read(int(piece["length"]))
 
 
 @functools.cache

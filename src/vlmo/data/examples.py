@@ -6,7 +6,7 @@ the choice of a caption, the augmentation and the masks from generators of their
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -79,7 +79,7 @@ class ImageExamples:
         mask: BlockMaskConfig | None = None,
         cache_images: bool = False,
     ) -> None:
-        self._pictures = _Pictures(dataset, transform=transform, seed=seed, cache=cache_images)
+        self._pictures = Pictures(dataset, transform=transform, seed=seed, cache=cache_images)
         self._mask = mask
         self._seed = seed
 
@@ -123,8 +123,12 @@ class TextExamples:
         max_length: int | None = None,
         mlm_probability: float | None = 0.15,
     ) -> None:
-        self._texts = _Texts(
-            dataset, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=mlm_probability
+        self._texts = Texts(
+            list(dataset["captions"]),
+            tokenizer=tokenizer,
+            seed=seed,
+            max_length=max_length,
+            mlm_probability=mlm_probability,
         )
 
     def __len__(self) -> int:
@@ -158,9 +162,13 @@ class PairExamples:
         mlm_probability: float | None = 0.15,
         cache_images: bool = False,
     ) -> None:
-        self._pictures = _Pictures(dataset, transform=transform, seed=seed, cache=cache_images)
-        self._texts = _Texts(
-            dataset, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=mlm_probability
+        self._pictures = Pictures(dataset, transform=transform, seed=seed, cache=cache_images)
+        self._texts = Texts(
+            list(dataset["captions"]),
+            tokenizer=tokenizer,
+            seed=seed,
+            max_length=max_length,
+            mlm_probability=mlm_probability,
         )
 
     def __len__(self) -> int:
@@ -179,16 +187,28 @@ class PairExamples:
         return collate(examples, pad_token_id=self._texts.pad_token_id)
 
 
-class _Pictures:
-    """Decoded and transformed pictures by row number."""
+class Pictures:
+    """Decoded and transformed pictures by row number.
 
-    def __init__(self, dataset: Dataset, *, transform: ImageTransform, seed: int, cache: bool) -> None:
+    Args:
+        dataset: Rows with `image_id` and `column`.
+        transform: Makes pixel values.
+        seed: The run's.
+        cache: Decode every picture now and keep it, at the transform's size where that is fixed; rows that show one
+            picture share it.
+        column: Where the pictures are. Those of each column have augmentations of their own.
+    """
+
+    def __init__(
+        self, dataset: Dataset, *, transform: ImageTransform, seed: int, cache: bool, column: str = "image"
+    ) -> None:
         self._names: list[str] = list(dataset["image_id"])
-        self._rows = dataset.select_columns(["image"])
+        self._rows = dataset.select_columns([column])
+        self._column = column
         self._transform = transform
         self._seed = seed
         self._image_ids = np.array([stable_id(name) for name in self._names], dtype=np.int64)
-        self._cache = [transform.resize(self._decode(row)) for row in range(len(self))] if cache else None
+        self._cache = self._keep() if cache else None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -200,14 +220,28 @@ class _Pictures:
     def pixel_values(self, row: int, *, epoch: int) -> Float[Tensor, "3 size size"]:
         """The row's picture as it looks in `epoch`."""
         picture = self._decode(row) if self._cache is None else self._cache[row]
-        return self._transform(picture, sample_generator(self._seed, epoch=epoch, index=row, purpose="image"))
+        return self._transform(picture, sample_generator(self._seed, epoch=epoch, index=row, purpose=self._column))
+
+    def _keep(self) -> list[UInt8[np.ndarray, "height width 3"]]:
+        kept: dict[Any, UInt8[np.ndarray, "height width 3"]] = {}
+        cache = []
+        for row in range(len(self)):
+            cell = self._cell(row)
+            key = (cell["bytes"] or cell["path"]) if cell else None
+            if key not in kept:
+                kept[key] = self._transform.resize(self._decode(row))
+            cache.append(kept[key])
+        return cache
+
+    def _cell(self, row: int) -> ImageCell | None:
+        columns: Any = self._rows[row]
+        return columns[self._column]
 
     def _decode(self, row: int) -> Image.Image:
-        columns: Any = self._rows[row]
-        image: ImageCell | None = columns["image"]
+        image = self._cell(row)
         try:
             if image is None:
-                raise ValueError("the row holds no image")
+                raise ValueError(f"the row holds no {self._column}")
             return decode_image(image)
         except ValueError as error:
             raise ValueError(
@@ -216,26 +250,25 @@ class _Pictures:
             ) from error
 
 
-class _Texts:
-    """Tokenised captions of all rows, chosen and masked on demand."""
+class Texts:
+    """Tokenised texts of all rows, chosen and masked on demand; `texts` are those that each row has."""
 
     def __init__(
         self,
-        dataset: Dataset,
+        texts: Sequence[Sequence[str]],
         *,
         tokenizer: BertTokenizer,
         seed: int,
         max_length: int | None,
         mlm_probability: float | None,
     ) -> None:
-        captions: list[list[str]] = list(dataset["captions"])
-        for row, texts in enumerate(captions):
-            if not texts or not all(text.strip() for text in texts):
-                raise ValueError(f"sample {row} has no caption or an empty one: {texts!r:.80}")
+        for row, of_row in enumerate(texts):
+            if not of_row or not all(text.strip() for text in of_row):
+                raise ValueError(f"sample {row} has no text or an empty one: {of_row!r:.80}")
         # Flat arrays instead of lists of lists: an eighth of the memory, and workers forked from here share them.
-        self._first_text = np.cumsum([0, *map(len, captions)])
+        self._first_text = np.cumsum([0, *map(len, texts)])
         self._ids, self._first_id = _tokenize(
-            [text for texts in captions for text in texts],
+            [text for of_row in texts for text in of_row],
             tokenizer=tokenizer,
             max_length=max_length or tokenizer.model_max_length,
         )
@@ -252,7 +285,7 @@ class _Texts:
         return len(self._first_text) - 1
 
     def example(self, row: int, *, epoch: int) -> Example:
-        """Ids of one of the row's captions, whole and masked."""
+        """Ids of one of the row's texts, whole and masked."""
         first, end = self._first_text[row : row + 2]
         text = first
         if end - first > 1:

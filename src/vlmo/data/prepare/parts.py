@@ -1,0 +1,145 @@
+"""What a preparer hands to the machinery: parts of a set, each of which gives rows.
+
+A preparer is a module with `NAME`, `LICENCE` (one line about the terms), `KNOWN_SIZES` (rows by split, for the sets
+whose sizes everyone knows) and `open_set(root) -> SetOnDisk`, which looks at the door whether everything is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from datasets import Features
+
+from vlmo.data.schema import FEATURES
+
+ROWS_A_PART = 1024
+"""Rows that are checked and kept as one piece of work: about ten seconds of one process."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a split, with the columns of the set's features. It is checked by the machinery."""
+
+    split: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A record that gives no row; it becomes a line of the quarantine file."""
+
+    split: str
+    image_id: str
+    reason: str
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A record of something that never was there, such as a link that could not be downloaded: only counted."""
+
+    split: str
+    reason: str
+
+
+Record = Row | BadRow | Absent
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of work: its rows are read and checked in one process, and kept when a later part fails.
+
+    `rows` runs in another process, so it must be picklable (a module's function, or `functools.partial` of one).
+    `key` tells whether a part kept from an interrupted run is still the same; see `chunked` and `file_key`. Where it
+    does not change with the pictures' files, `pictures_apart` makes the next run look again at a part with bad rows, as
+    the files may have been repaired.
+    """
+
+    key: str
+    rows: Callable[[], Iterable[Record]]
+    pictures_apart: bool = False
+
+
+@dataclass(frozen=True)
+class SetOnDisk:
+    """What a preparer found below `--root`. `parts` may be a generator; it must give the same parts each time.
+
+    Args:
+        features: Columns of every split; each column of images is decoded once.
+        labels: Names of answers or classes, for tasks that have them.
+        unique: Text column whose values may occur once in a split; the later row of two is quarantined. None where rows
+            are different by their making, such as files of a folder.
+        needs_image: Whether a row without a picture is bad.
+        needs_caption: Whether a row without a caption is bad.
+        num_rows: How many rows there will be, for the progress bar.
+        known_sizes: Replaces the module's `KNOWN_SIZES` where not None.
+        notes: Lines for the report, such as which optional files are not there.
+    """
+
+    parts: Iterable[Part]
+    features: Features = field(default_factory=lambda: FEATURES)
+    labels: list[str] | None = None
+    unique: str | None = "image_id"
+    needs_image: bool = True
+    needs_caption: bool = True
+    num_rows: int | None = None
+    known_sizes: Mapping[str, int] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Preparer(Protocol):
+    """The module of one set."""
+
+    NAME: str
+    LICENCE: str
+    KNOWN_SIZES: Mapping[str, int]
+
+    def open_set(self, root: Path) -> SetOnDisk:
+        """What lies below `root`; ValueError says what is missing and what the folder should look like."""
+        ...
+
+
+def chunked(rows: Iterable[Record], *, size: int = ROWS_A_PART) -> Iterator[Part]:
+    """Parts of `size` rows each, for rows that are cheap to list: images by path, not by their bytes."""
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, size)):
+        key = hashlib.sha256(repr(chunk).encode()).hexdigest()
+        yield Part(key=key, rows=_Listed(chunk), pictures_apart=True)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    rows: list[Record]
+
+    def __call__(self) -> list[Record]:
+        return self.rows
+
+
+def file_key(file: Path, *details: object) -> str:
+    """Key of a part that is read from `file`; it changes with the file's size and time."""
+    facts = file.stat()
+    return hashlib.sha256(repr((str(file), facts.st_size, facts.st_mtime_ns, details)).encode()).hexdigest()
+
+
+def find(root: Path, *candidates: str, layout: str) -> Path:
+    """The first of `candidates` (paths relative to `root`) that exists.
+
+    Args:
+        layout: What the folder should look like, for the error, such as "train2014/, val2014/ and dataset_coco.json".
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; --root must be a folder with {layout}")
+    for candidate in candidates:
+        if (root / candidate).exists():
+            return root / candidate
+    raise ValueError(f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}")
+
+
+def image_at(file: Path) -> dict[str, Any]:
+    """Cell of an image column for a file on the disk; the machinery finds out whether it can be read."""
+    return {"bytes": None, "path": str(file.absolute())}

@@ -1,0 +1,132 @@
+"""What a preparation has made, in numbers and words for people."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MANY_BAD = 0.01
+"""Share of quarantined rows above which the report warns; `keep_good` stops a run at the same share."""
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """Counts of one split.
+
+    Attributes:
+        removed_captions: Empty captions that were taken out of rows that stayed.
+        absent: Records of what never was there (a link that could not be downloaded), by reason.
+        expected: The size that everyone knows, if there is one.
+        shared_with_train: Rows whose unique column has a value that is in "train" too.
+    """
+
+    rows: int = 0
+    captions: int = 0
+    quarantined: int = 0
+    removed_captions: int = 0
+    absent: dict[str, int] = field(default_factory=dict)
+    expected: int | None = None
+    shared_with_train: int = 0
+
+    def warnings(self, split: str) -> list[str]:
+        """What to look into."""
+        found = []
+        if self.expected is not None and self.rows != self.expected:
+            bad = f" ({self.quarantined:,} quarantined)" if self.quarantined else ""
+            found.append(f"{split} has {self.rows:,} rows{bad}; the whole set has {self.expected:,}")
+        if self.quarantined > MANY_BAD * (self.rows + self.quarantined):
+            share = self.quarantined / (self.rows + self.quarantined)
+            found.append(f"{share:.1%} of {split} cannot be used; quarantine.jsonl says why")
+        if self.shared_with_train:
+            found.append(f"{self.shared_with_train:,} rows of {split} are in train too")
+        return found
+
+    def notes(self, split: str) -> list[str]:
+        """What was left out for a reason that needs no repair."""
+        found = [f"{split}: {count:,} records without a file: {reason}" for reason, count in self.absent.items()]
+        if self.removed_captions:
+            found.append(f"{split}: {self.removed_captions:,} empty captions removed; quarantine.jsonl lists them")
+        return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What lies in a prepared folder.
+
+    Attributes:
+        layout: Version of the folder's layout.
+        sources: Where the set was read from.
+        labels: Names of answers or classes, None where the task has none.
+        notes: What the preparer has to say.
+        already: Whether the folder was there before, so that nothing was done.
+    """
+
+    name: str
+    folder: Path
+    layout: int
+    licence: str
+    sources: tuple[str, ...]
+    splits: dict[str, SplitSummary]
+    labels: list[str] | None = None
+    notes: tuple[str, ...] = ()
+    already: bool = False
+
+    HEADER = ("split", "rows", "captions", "quarantined", "known size")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table below `HEADER`: a line for each split."""
+        return [
+            (
+                split,
+                f"{counts.rows:,}",
+                f"{counts.captions:,}",
+                f"{counts.quarantined:,}",
+                "" if counts.expected is None else f"{counts.expected:,}",
+            )
+            for split, counts in self.splits.items()
+        ]
+
+    def lines(self) -> list[str]:
+        """Warnings, notes, the terms, and where the folder is."""
+        lines = [f"warning: {warning}" for warning in self.warnings()]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"note: {note}" for split, counts in self.splits.items() for note in counts.notes(split)]
+        if self.labels:
+            lines.append(f"labels: {len(self.labels):,}")
+        lines.append(f"licence: {self.licence}")
+        done = "was prepared before and is as it was; remove it to prepare it anew" if self.already else "is ready"
+        return [*lines, f"{self.folder} {done}"]
+
+    def warnings(self) -> list[str]:
+        """What to look into before training."""
+        return [warning for split, counts in self.splits.items() for warning in counts.warnings(split)]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `prepared.json` holds."""
+        return {
+            "name": self.name,
+            "layout": self.layout,
+            "licence": self.licence,
+            "sources": list(self.sources),
+            "splits": {split: dataclasses.asdict(counts) for split, counts in self.splits.items()},
+            "quarantined": sum(counts.quarantined for counts in self.splits.values()),
+            "notes": list(self.notes),
+            "labels": self.labels,
+        }
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any], *, folder: Path) -> Summary:
+        """The summary of a folder that was prepared before."""
+        return cls(
+            name=facts["name"],
+            folder=folder,
+            layout=facts["layout"],
+            licence=facts["licence"],
+            sources=tuple(facts["sources"]),
+            splits={split: SplitSummary(**counts) for split, counts in facts["splits"].items()},
+            labels=facts["labels"],
+            notes=tuple(facts["notes"]),
+            already=True,
+        )

@@ -1,0 +1,117 @@
+"""Plain text, such as Wikipedia and BookCorpus: text files or parquet, a document or sentence a line."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlmo.data.files import split_words
+from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, file_key
+from vlmo.data.schema import hash_share, text_row
+
+NAME = "text"
+LICENCE = "that of your own files, which is not known here"
+KNOWN_SIZES: dict[str, int] = {}
+
+TEST_SHARE = 0.01
+"""Share of lines, chosen by a hash of the line, that are kept for testing; equal lines are on the same side."""
+
+MAX_WORDS = 128
+"""Longer lines are cut, at the ends of sentences where possible, as `open_source` does."""
+
+_COLUMN = "text"
+_LAYOUT = f".txt files, or .parquet files with a column {_COLUMN!r}"
+_BLOCK_BYTES = 1 << 22
+_BATCH_ROWS = 1000
+_ROW_LICENCE = "unknown"
+
+
+def open_set(root: Path) -> SetOnDisk:
+    """A row a line, or a piece of a long one."""
+    if not root.exists():
+        raise ValueError(f"{root}: no such file or folder; --root must hold {_LAYOUT}")
+    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    texts = [file for file in files if file.suffix.lower() == ".txt"]
+    tables = [file for file in files if file.suffix.lower() == ".parquet"]
+    if not texts and not tables:
+        raise ValueError(f"{root}: none of its {len(files)} files is text; --root must hold {_LAYOUT}")
+    for file in tables:
+        _check_table(file)
+    folder = root.parent if root.is_file() else root
+    return SetOnDisk(parts=_parts(texts, tables, folder=folder), needs_image=False, unique=None)
+
+
+def _check_table(file: Path) -> None:
+    try:
+        schema = pq.read_schema(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file}: not a whole parquet file ({error}); remove it or get it again") from error
+    kind = schema.field(_COLUMN).type if _COLUMN in schema.names else None
+    if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise ValueError(f"{file}: it needs a column {_COLUMN!r} of strings; found {columns}")
+
+
+def _parts(texts: list[Path], tables: list[Path], *, folder: Path) -> Iterator[Part]:
+    for file in texts:
+        for start, end, line in _blocks(file):
+            rows = functools.partial(_text_rows, file, start, end, line, folder=folder)
+            yield Part(key=file_key(file, start, end), rows=rows)
+    for file in tables:
+        yield Part(key=file_key(file), rows=functools.partial(_table_rows, file, folder=folder))
+
+
+def _blocks(file: Path) -> Iterator[tuple[int, int, int]]:
+    """First byte, byte after the last, and number of the first line, of pieces that hold whole lines."""
+    start, line = 0, 1
+    with file.open("rb") as opened:
+        while block := opened.read(_BLOCK_BYTES) + opened.readline():
+            yield start, start + len(block), line
+            start += len(block)
+            line += block.count(b"\n")
+
+
+def _text_rows(file: Path, start: int, end: int, first: int, *, folder: Path) -> Iterator[Record]:
+    name = file.relative_to(folder).as_posix()
+    with file.open("rb") as opened:
+        opened.seek(start)
+        block = opened.read(end - start)
+    for number, line in enumerate(block.split(b"\n"), start=first):
+        try:
+            # The mark that some editors put at the start of a file.
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            yield BadRow("train", f"{name}:{number}", f"{file}:{number}: not UTF-8 ({error})", path=str(file))
+            continue
+        yield from _line_rows(text, image_id=f"{name}:{number}", source=folder.name)
+
+
+def _table_rows(file: Path, *, folder: Path) -> Iterator[Record]:
+    name = file.relative_to(folder).as_posix()
+    for row, text in enumerate(_documents(file), start=1):
+        lines = text.splitlines()
+        for number, line in enumerate(lines, start=1):
+            image_id = f"{name}:{row}" + (f":{number}" if len(lines) > 1 else "")
+            # A document is on one side, whole.
+            yield from _line_rows(line, image_id=image_id, source=folder.name, document=text)
+
+
+def _documents(file: Path) -> Iterator[str]:
+    try:
+        with pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=[_COLUMN]):
+                yield from (text or "" for text in batch.column(0).to_pylist())
+    except pa.ArrowException as error:
+        raise ValueError(f"{file}: damaged ({error}); get it again") from error
+
+
+def _line_rows(line: str, *, image_id: str, source: str, document: str | None = None) -> Iterator[Row]:
+    """Pieces of a line; an empty line has none."""
+    split = "test" if hash_share((document or line).strip()) < TEST_SHARE else "train"
+    for part, piece in enumerate(split_words(line, max_words=MAX_WORDS)):
+        name = image_id + (f":{part}" if part else "")
+        yield Row(split, text_row(piece, image_id=name, source=source, licence=_ROW_LICENCE))

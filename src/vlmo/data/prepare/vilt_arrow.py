@@ -1,0 +1,312 @@
+"""Arrow files as ViLT's and VLMo's published preparation wrote them. Their pictures are read in place, never copied."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features
+
+from vlmo.data.decoding import range_path
+from vlmo.data.prepare.parts import BadRow, Part, Row, SetOnDisk, file_key
+from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
+
+NAME = "vilt_arrow"
+LICENCE = "the terms of the set that the Arrow files were made from"
+KNOWN_SIZES: dict[str, int] = {}
+
+_SIZES = {
+    "coco_caption_karpathy": {"train": 113_287, "validation": 5_000, "test": 5_000},
+    "f30k_caption_karpathy": {"train": 29_000, "validation": 1_014, "test": 1_000},
+    "nlvr2": {"train": 86_373, "validation": 6_982, "test": 6_967},
+}
+"""Rows of the sets whose sizes everyone knows; those of VQA lost the questions without a known answer."""
+
+_SPLITS = {
+    "train": "train",
+    "restval": "train",
+    "trainable_val": "train",
+    "val": "validation",
+    "rest_val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "test1": "test",
+    "test-dev": "test_dev",
+}
+_NAME = re.compile(rf"(?P<set>.+?)(?:_(?P<split>{'|'.join(sorted(_SPLITS, key=len, reverse=True))}))?(?:_\d+)?")
+"""Such as `vqav2_trainable_val`, `conceptual_caption_train_12`, `sbu_3` and `vg`."""
+
+_PART_IMAGES = 256
+_LABELS = {"true": 1, "false": 0}
+
+
+def open_set(root: Path) -> SetOnDisk:
+    """Rows of one set; a row a picture with captions, a question, or a sentence about two pictures.
+
+    `root` is a folder that holds the files of one set, or FOLDER/SET, such as `arrows/vqav2`, where it holds several.
+    """
+    name, files = _files_of_one_set(root)
+    tables = [_Table.open(file) for file in files]
+    kind = _kind(tables)
+    labels, notes = _answers(tables) if kind is _QUESTIONS else (None, [])
+    by_split: dict[str, list[_Table]] = {}
+    for table in tables:
+        if (split := _split(table.file, files)) is None:
+            notes.append(f"{table.file.name} is left out: its rows are in the files of its two halves")
+        else:
+            by_split.setdefault(split, []).append(table)
+    known = _SIZES.get(name, {})
+    return SetOnDisk(
+        parts=_parts(by_split, name=name, kind=kind),
+        features=kind.features,
+        labels=labels,
+        unique=kind.unique,
+        needs_caption=kind is not _QUESTIONS,
+        known_sizes={split: size for split, size in known.items() if split in by_split},
+        notes=(*notes, "pictures stay in the Arrow files: keep those where they are"),
+    )
+
+
+def _files_of_one_set(root: Path) -> tuple[str, list[Path]]:
+    folder = root if root.is_dir() else root.parent
+    sets: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.arrow")):
+        sets.setdefault(_parsed(file)["set"], []).append(file)
+    if not sets:
+        raise ValueError(f"{root}: no .arrow file; --root must be a folder with files such as vqav2_train.arrow")
+    if folder == root and len(sets) == 1:
+        return next(iter(sets.items()))
+    if folder == root or root.name not in sets:
+        raise ValueError(
+            f"{root}: {folder} holds the sets {', '.join(sets)}; name one of them, such as --root {folder / min(sets)}"
+        )
+    return root.name, sets[root.name]
+
+
+def _parsed(file: Path) -> re.Match[str]:
+    match = _NAME.fullmatch(file.stem)
+    if match is None:
+        raise ValueError(f"{file}: expected a name such as vqav2_train.arrow")
+    return match
+
+
+def _split(file: Path, files: Sequence[Path]) -> str | None:
+    """The split of a file's rows; None for `vqav2_val` where its two halves are there too."""
+    name, given = _parsed(file)["set"], _parsed(file)["split"]
+    halves = {_parsed(other)["split"] for other in files} & {"trainable_val", "rest_val"}
+    if given == "val" and halves:
+        return None
+    if name == "vqav2" and given == "test":
+        return "test_std"
+    return _SPLITS[given or "train"]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """An Arrow file, mapped into memory: only what is looked at is read from the disk."""
+
+    file: Path
+    memory: pa.Buffer
+    reader: pa.ipc.RecordBatchFileReader
+
+    @classmethod
+    def open(cls, file: Path) -> _Table:
+        """ValueError where it is no whole Arrow file."""
+        try:
+            with pa.memory_map(str(file)) as source:
+                memory = source.read_buffer()
+            return cls(file=file, memory=memory, reader=pa.ipc.open_file(memory))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{file}: not an Arrow file, or cut off ({error})") from error
+
+    @property
+    def columns(self) -> list[str]:
+        return self.reader.schema.names
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The pieces in which it was written."""
+        for number in range(self.reader.num_record_batches):
+            yield self.reader.get_batch(number)
+
+    def image_cells(self, column: pa.Array) -> list[dict[str, Any] | None]:
+        """Where each picture of a column lies in the file; no picture is read.
+
+        Raises:
+            ValueError: The column holds no bytes, or they are compressed.
+        """
+        if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+            raise ValueError(f"{self.file}: a column of pictures holds {column.type}; expected their bytes (binary)")
+        if not len(column):
+            return []
+        _, offsets, data = column.buffers()
+        start = 0 if data is None else data.address - self.memory.address
+        if data is not None and not 0 <= start <= self.memory.size - data.size:
+            raise ValueError(f"{self.file}: its pictures are compressed by Arrow; write the file without compression")
+        kind = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+        places = np.frombuffer(offsets, dtype=kind)[column.offset : column.offset + len(column) + 1].tolist()
+        return [
+            {"bytes": None, "path": range_path(self.file, start=start + first, length=end - first)} if valid else None
+            for valid, first, end in zip(column.is_valid().to_pylist(), places[:-1], places[1:], strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One of the three ways in which the published preparation laid out its tables.
+
+    Attributes:
+        images: Our columns of pictures, and theirs.
+        columns: Their other columns that are needed.
+        rows: What a row of theirs becomes, without its pictures.
+    """
+
+    images: dict[str, str]
+    columns: tuple[str, ...]
+    features: Features
+    unique: str
+    rows: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
+
+
+def _caption_rows(picture: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"captions": picture["caption"], "image_id": str(picture["image_id"])}
+
+
+def _question_rows(picture: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    questions = list(zip(picture["questions"], picture["question_id"], strict=True))
+    labels = picture["answer_labels"] or [[]] * len(questions)
+    scores = picture["answer_scores"] or [[]] * len(questions)
+    for (question, number), numbers, targets in zip(questions, labels, scores, strict=True):
+        yield {
+            "captions": [],
+            "image_id": f"coco/{picture['image_id']}",
+            "question": question,
+            "question_id": str(number),
+            "question_type": "",
+            "answer_type": "",
+            # The published files keep no annotator's words: only numbers and scores of the answers in the list.
+            "answers": [],
+            "answer_labels": numbers,
+            "answer_scores": targets,
+        }
+
+
+def _reasoning_rows(pair: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    identifier = str(pair["identifier"])
+    pictures = identifier.rpartition("-")[0]
+    for place, (sentence, answer) in enumerate(zip(pair["questions"], pair["answers"], strict=True)):
+        # The sentence's own number was not kept; within one set of pictures the sentence itself tells it apart.
+        group = hashlib.sha256(sentence.encode()).hexdigest()[:8]
+        yield {
+            "captions": [sentence],
+            "image_id": f"{identifier}/{place}",
+            "label": _label(answer, where=identifier),
+            "sentence_group": f"{pictures}-{group}",
+        }
+
+
+def _label(answer: Any, *, where: str) -> int:
+    if str(answer).lower() not in _LABELS:
+        raise ValueError(f"{where}: answer {answer!r}; expected True or False")
+    return _LABELS[str(answer).lower()]
+
+
+_CAPTIONS = _Kind(
+    images={"image": "image"},
+    columns=("caption", "image_id"),
+    features=FEATURES,
+    unique="image_id",
+    rows=_caption_rows,
+)
+_QUESTIONS = _Kind(
+    images={"image": "image"},
+    columns=("questions", "question_id", "answers", "answer_labels", "answer_scores", "image_id"),
+    features=QUESTION_FEATURES,
+    unique="question_id",
+    rows=_question_rows,
+)
+_REASONING = _Kind(
+    images={"image": "image_0", "second_image": "image_1"},
+    columns=("questions", "answers", "identifier"),
+    features=REASONING_FEATURES,
+    unique="image_id",
+    rows=_reasoning_rows,
+)
+_KINDS = (_CAPTIONS, _QUESTIONS, _REASONING)
+
+
+def _kind(tables: Sequence[_Table]) -> _Kind:
+    expected = [(*kind.images.values(), *kind.columns) for kind in _KINDS]
+    for kind, columns in zip(_KINDS, expected, strict=True):
+        if all(set(columns) <= set(table.columns) for table in tables):
+            return kind
+    found = "; ".join(f"{table.file.name}: {', '.join(table.columns)}" for table in tables)
+    raise ValueError(
+        "columns that no published preparation writes. Expected in each file "
+        f"{' or '.join(', '.join(columns) for columns in expected)}. Found {found}"
+    )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some pictures of a file: those from `first` on of one batch of the Arrow file."""
+
+    file: Path
+    batch: int
+    first: int
+    split: str
+    name: str
+    kind: int
+
+    def __call__(self) -> Iterator[Row | BadRow]:
+        table, kind = _Table.open(self.file), _KINDS[self.kind]
+        rows = table.reader.get_batch(self.batch).slice(self.first, _PART_IMAGES)
+        cells = {ours: table.image_cells(rows.column(theirs)) for ours, theirs in kind.images.items()}
+        for number, columns in enumerate(rows.select(list(kind.columns)).to_pylist()):
+            images = {ours: column[number] for ours, column in cells.items()}
+            try:
+                for values in kind.rows(columns):
+                    yield Row(self.split, {**images, "source": self.name, "licence": LICENCE, **values})
+            except (TypeError, ValueError) as error:
+                where = f"{self.file.stem}/{self.batch}/{self.first + number}"
+                yield BadRow(self.split, where, f"batch/row {where}: {error}", path=str(self.file))
+
+
+def _parts(tables: dict[str, list[_Table]], *, name: str, kind: _Kind) -> Iterator[Part]:
+    for split, of_split in tables.items():
+        for table in of_split:
+            for batch, rows in enumerate(table.batches()):
+                for first in range(0, rows.num_rows, _PART_IMAGES):
+                    piece = _Piece(table.file, batch, first, split, name, _KINDS.index(kind))
+                    yield Part(key=file_key(table.file, batch, first, split, name), rows=piece)
+
+
+def _answers(tables: Sequence[_Table]) -> tuple[list[str], list[str]]:
+    """Name of each answer's number, from the rows that have both; notes about numbers that no row has."""
+    names: dict[int, str] = {}
+    for table in tables:
+        for batch in table.batches():
+            texts, numbers = _flat(batch.column("answers")), _flat(batch.column("answer_labels"))
+            found, places = np.unique(numbers.to_numpy(zero_copy_only=False), return_index=True)
+            for number, text in zip(found.tolist(), texts.take(pa.array(places)).to_pylist(), strict=True):
+                if names.setdefault(int(number), text) != text:
+                    raise ValueError(
+                        f"{table.file}: answer {number} is {text!r}, in another file {names[number]!r}; the files are "
+                        "of different preparations"
+                    )
+    if not names:
+        raise ValueError(f"{', '.join(table.file.name for table in tables)}: no answers; a file for training is needed")
+    missing = [number for number in range(max(names)) if number not in names]
+    notes = [f"{len(missing)} numbers of answers occur in no row; they are called #NUMBER"] if missing else []
+    return [names.get(number, f"#{number}") for number in range(max(names) + 1)], notes
+
+
+def _flat(column: pa.Array) -> pa.Array:
+    while not pa.types.is_null(column.type) and pa.types.is_nested(column.type):
+        column = column.flatten()
+    return column

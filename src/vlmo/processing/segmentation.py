@@ -1,0 +1,162 @@
+"""Pictures together with the class of each pixel: augmentation for training, and the plain way for evaluation.
+
+The steps and their strengths are those with which BEiT is fine-tuned on ADE20K (mmsegmentation's usual ones).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from vlmo.processing.transforms import normalize
+
+IGNORED_CLASS = 255
+"""Number of pixels that do not count."""
+
+_LONGEST = 4
+"""A picture's long side is at most this times the wanted short side."""
+_CROP_TRIES = 10
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32, (0.5, 1.5), (0.5, 1.5), 18 / 360
+
+Mask = UInt8[np.ndarray, "height width"]
+
+
+@dataclass(frozen=True)
+class SegmentTransformConfig:
+    """What becomes of a training picture and its mask; fields called a probability are in [0, 1]."""
+
+    short_side: int | None = None
+    """Pixels of the short side before the random scale; None: the side of the crop."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest random scale."""
+    max_class_share: float = 0.75
+    """Largest share of one class in a crop; after ten crops above it, the last one is taken. 1 takes the first."""
+    horizontal_flip: float = 0.5
+    """Probability."""
+    photometric: float = 0.5
+    """Probability of each change of brightness, contrast, saturation and hue."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] or (self.short_side is not None and self.short_side < 1):
+            raise ValueError(
+                f"scale is {self.scale} and short_side {self.short_side}; give two rising numbers above 0, and a side "
+                "of 1 pixel or more"
+            )
+        shares = (self.max_class_share, self.horizontal_flip, self.photometric)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f"max_class_share, horizontal_flip and photometric are {shares}; give numbers in [0, 1]")
+
+
+class SegmentTrainTransform:
+    """Random scale, crop, flip and colours, in this order; what a crop lacks is grey and ignored.
+
+    Args:
+        config: Strengths.
+        crop_size: Height and width of what comes out.
+    """
+
+    def __init__(self, config: SegmentTransformConfig, *, crop_size: int) -> None:
+        self.config = config
+        self.crop_size = crop_size
+
+    def __call__(
+        self, picture: Image.Image, mask: Mask, generator: np.random.Generator
+    ) -> tuple[Float[Tensor, "3 crop crop"], Int64[Tensor, "crop crop"]]:
+        """Pixel values in [-1, 1] and classes, a pure function of the arguments and the generator's state."""
+        config = self.config
+        size = scaled_size(
+            picture.size,
+            short_side=config.short_side or self.crop_size,
+            scale=generator.uniform(*config.scale),
+        )
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        left, top = self._place(mask, generator)
+        box = (left, top, min(left + self.crop_size, size[0]), min(top + self.crop_size, size[1]))
+        picture, mask = picture.crop(box), mask[box[1] : box[3], box[0] : box[2]]
+        if generator.random() < config.horizontal_flip:
+            picture, mask = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mask[:, ::-1]
+        picture = change_colors(picture, probability=config.photometric, generator=generator)
+        missing = (0, self.crop_size - mask.shape[1], 0, self.crop_size - mask.shape[0])
+        return (
+            functional.pad(to_pixel_values(picture), missing),
+            functional.pad(torch.from_numpy(mask.astype(np.int64)), missing, value=IGNORED_CLASS),
+        )
+
+    def _place(self, mask: Mask, generator: np.random.Generator) -> tuple[int, int]:
+        """Left and top of a crop in which no class has too large a share."""
+        side = self.crop_size
+        left = top = 0
+        for _ in range(_CROP_TRIES):
+            left, top = (int(generator.integers(max(length - side, 0) + 1)) for length in mask.shape[::-1])
+            counts = np.bincount(mask[top : top + side, left : left + side].ravel(), minlength=IGNORED_CLASS + 1)
+            counted = counts[:IGNORED_CLASS]
+            if counted.max() <= self.config.max_class_share * counted.sum() and (counted > 0).any():
+                break
+        return left, top
+
+
+def eval_pixel_values(picture: Image.Image, *, short_side: int, multiple: int = 1) -> Float[Tensor, "3 height width"]:
+    """The picture at evaluation's size: proportions kept, but for rounding both sides to multiples of `multiple`."""
+    width, height = (
+        max(1, _rounded(side / multiple)) * multiple for side in scaled_size(picture.size, short_side=short_side)
+    )
+    return to_pixel_values(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def to_pixel_values(picture: Image.Image) -> Float[Tensor, "3 height width"]:
+    """Pixels in [-1, 1]."""
+    return normalize(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
+
+
+def scaled_size(size: tuple[int, int], *, short_side: int, scale: float = 1.0) -> tuple[int, int]:
+    """Width and height with `short_side` x `scale` as the short side; a very long side is kept to four times that."""
+    factor = min(short_side / min(size), _LONGEST * short_side / max(size)) * scale
+    width, height = (max(1, _rounded(side * factor)) for side in size)
+    return width, height
+
+
+def _rounded(number: float) -> int:
+    return math.floor(number + 0.5)  # halves up, where Python takes the even neighbour
+
+
+def change_colors(picture: Image.Image, *, probability: float, generator: np.random.Generator) -> Image.Image:
+    """Brightness, contrast (first or last), saturation and hue, each changed with this probability."""
+    if probability == 0:
+        return picture
+    contrast_first = generator.random() < 0.5
+    brightness, contrast, saturation, hue = generator.random(4) < probability
+    shift = generator.uniform(-_BRIGHTNESS, _BRIGHTNESS) if brightness else 0.0
+    gain = generator.uniform(*_CONTRAST) if contrast else 1.0
+    more = generator.uniform(*_SATURATION) if saturation else 1.0
+    turn = generator.uniform(-_HUE, _HUE) if hue else 0.0
+    picture = _map_levels(picture, gain=gain if contrast_first else 1.0, shift=shift)
+    if saturation or hue:
+        picture = _map_hsv(picture, saturation=more, turn=turn)
+    return picture if contrast_first else _map_levels(picture, gain=gain, shift=0.0)
+
+
+def _map_levels(picture: Image.Image, *, gain: float, shift: float) -> Image.Image:
+    """Every channel's levels shifted, then multiplied."""
+    if gain == 1 and shift == 0:
+        return picture
+    return picture.point(_table([(level + shift) * gain for level in range(256)]) * 3)
+
+
+def _map_hsv(picture: Image.Image, *, saturation: float, turn: float) -> Image.Image:
+    hue, colorful, value = picture.convert("HSV").split()
+    hue = hue.point([(level + round(256 * turn)) % 256 for level in range(256)])
+    colorful = colorful.point(_table([level * saturation for level in range(256)]))
+    return Image.merge("HSV", (hue, colorful, value)).convert("RGB")
+
+
+def _table(levels: Sequence[float]) -> list[int]:
+    return [min(255, max(0, round(level))) for level in levels]

@@ -1,0 +1,144 @@
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.data.prepare.toy_task_files import jpeg, quarantined, write
+
+from vlmo.data.decoding import decode_mask
+from vlmo.data.prepare import labels_of, prepare
+from vlmo.data.prepare.ade20k import open_set
+from vlmo.data.schema import SEGMENT_FEATURES
+from vlmo.data.sources import open_source
+
+ANNOTATION = np.array([[0, 1, 150, 3, 0, 2], [1, 1, 1, 1, 1, 1]] * 2, dtype=np.uint8)
+MASK = np.array([[255, 0, 149, 2, 255, 1], [0, 0, 0, 0, 0, 0]] * 2, dtype=np.uint8)
+
+
+def mask_png(numbers: np.ndarray = ANNOTATION, *, mode: str = "L") -> bytes:
+    buffer = io.BytesIO()
+    picture = Image.fromarray(numbers)
+    if mode == "P":
+        # Colours backwards: numbers must come from the indices, not from them.
+        picture.putpalette([255 - value // 3 for value in range(768)])
+        assert picture.mode == "P"
+    elif mode != "L":
+        picture = picture.convert(mode)
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def name(folder: str, number: int) -> str:
+    return f"ADE_{'train' if folder == 'training' else 'val'}_{number:08}"
+
+
+def toy(root: Path) -> Path:
+    for folder, number_of_pictures in (("training", 3), ("validation", 2)):
+        for number in range(1, number_of_pictures + 1):
+            write(root / f"images/{folder}/{name(folder, number)}.jpg", jpeg(number))
+            write(root / f"annotations/{folder}/{name(folder, number)}.png", mask_png())
+    return root
+
+
+def object_info(number_of_lines: int = 150) -> str:
+    lines = ["Idx\tRatio\tTrain\tVal\tName"]
+    lines += [f"{number}  \t0.1576  \t11664\t1172\tthing {number}, item {number}" for number in range(1, 151)]
+    return "\n".join(lines[: number_of_lines + 1]) + "\n"
+
+
+def test_ade20k_makes_a_row_of_each_picture(tmp_path) -> None:
+    root = toy(tmp_path / "root")
+    summary = prepare("ade20k", root=root, out=tmp_path / "out")
+    assert {split: counts.rows for split, counts in summary.splits.items()} == {"train": 3, "validation": 2}
+    train = open_source(str(tmp_path / "out"), split="train")
+    assert train.features == SEGMENT_FEATURES
+    row = train[1]
+    assert row["image"] == {"bytes": None, "path": str(root / "images/training/ADE_train_00000002.jpg")}
+    assert (row["image_id"], row["captions"], row["source"]) == ("ADE_train_00000002", [], "ade20k")
+    assert any("train has 3 rows; the whole set has 20,210" in warning for warning in summary.warnings())
+
+
+def test_ade20k_mask_counts_classes_from_zero_and_marks_what_is_ignored(tmp_path) -> None:
+    prepare("ade20k", root=toy(tmp_path / "root"), out=tmp_path / "out")
+    mask = open_source(str(tmp_path / "out"), split="validation")[0]["mask"]
+    with Image.open(io.BytesIO(mask["bytes"])) as opened:
+        assert (opened.format, opened.mode) == ("PNG", "L")
+    np.testing.assert_array_equal(decode_mask(mask), MASK)
+
+
+def test_ade20k_mask_with_a_palette_is_read_by_its_indices(tmp_path) -> None:
+    root = toy(tmp_path / "root")
+    write(root / "annotations/validation/ADE_val_00000001.png", mask_png(mode="P"))
+    prepare("ade20k", root=root, out=tmp_path / "out")
+    np.testing.assert_array_equal(decode_mask(open_source(str(tmp_path / "out"), split="validation")[0]["mask"]), MASK)
+
+
+def test_ade20k_parts_run_in_other_processes_and_know_changed_files(tmp_path) -> None:
+    root = toy(tmp_path / "root")
+    parts = list(open_set(root).parts)
+    for part, other in zip(parts, pickle.loads(pickle.dumps(parts)), strict=True):
+        assert list(other.rows()) == list(part.rows())
+    write(root / "annotations/validation/ADE_val_00000002.png", mask_png(mode="RGB"))
+    changed = list(open_set(root).parts)
+    assert [part.key == other.key for part, other in zip(parts, changed, strict=True)] == [True, False]
+
+
+def test_ade20k_labels_are_the_published_names(tmp_path) -> None:
+    root = toy(tmp_path / "root" / "ADEChallengeData2016")
+    write(root / "objectInfo150.txt", object_info())
+    summary = prepare("ade20k", root=tmp_path / "root", out=tmp_path / "out")
+    labels = labels_of(tmp_path / "out")
+    assert (len(labels), labels[0], labels[149]) == (150, "thing 1, item 1", "thing 150, item 150")
+    assert summary.notes == ()
+
+
+def test_ade20k_labels_are_numbers_without_a_list_of_names(tmp_path) -> None:
+    summary = prepare("ade20k", root=toy(tmp_path / "root"), out=tmp_path / "out")
+    assert labels_of(tmp_path / "out") == [str(number) for number in range(1, 151)]
+    assert summary.notes == ("objectInfo150.txt is not there; classes are called by their numbers",)
+
+
+def test_ade20k_rejects_a_list_of_names_that_is_cut_off(tmp_path) -> None:
+    root = toy(tmp_path / "root")
+    write(root / "objectInfo150.txt", object_info(149))
+    with pytest.raises(ValueError, match=r"objectInfo150.txt: 149 classes with 149 names; expected"):
+        prepare("ade20k", root=root, out=tmp_path / "out")
+
+
+def test_ade20k_quarantines_what_does_not_fit_together(tmp_path) -> None:
+    root = toy(tmp_path / "root")
+    images, annotations = root / "images/training", root / "annotations/training"
+    bad = {
+        "without_mask": (jpeg(0), None),
+        "without_picture": (None, mask_png()),
+        "cut_picture": (jpeg(0)[:-40], mask_png()),
+        "cut_mask": (jpeg(0), mask_png()[:-30]),
+        "other_size": (jpeg(0, size=(5, 4)), mask_png()),
+        "class_151": (jpeg(0), mask_png(ANNOTATION + np.uint8(1))),
+        "coloured": (jpeg(0), mask_png(mode="RGB")),
+    }
+    for stem, (image, mask) in bad.items():
+        if image is not None:
+            write(images / f"{stem}.jpg", image)
+        if mask is not None:
+            write(annotations / f"{stem}.png", mask)
+    summary = prepare("ade20k", root=root, out=tmp_path / "out")
+    reasons = quarantined(tmp_path / "out")
+    assert reasons.keys() == bad.keys()
+    assert reasons["without_mask"] == "the annotation is missing"
+    assert reasons["without_picture"] == "the picture is missing"
+    assert "cut_picture.jpg: cannot be decoded" in reasons["cut_picture"]
+    assert "cut_mask.png: cannot be decoded" in reasons["cut_mask"]
+    assert reasons["other_size"].endswith("other_size.png: 6 x 4 pixels, its picture has 5 x 4")
+    assert reasons["class_151"].endswith("class_151.png: class 151; expected 0 (none) to 150")
+    assert "coloured.png: cannot be decoded: mode RGB; a mask needs one channel" in reasons["coloured"]
+    assert (summary.splits["train"].rows, summary.splits["train"].quarantined) == (3, 7)
+
+
+def test_ade20k_says_at_the_door_what_is_missing(tmp_path) -> None:
+    root = toy(tmp_path / "root")
+    (root / "annotations/validation").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="annotations/validation is missing; --root must be a folder with images/"):
+        prepare("ade20k", root=root, out=tmp_path / "out")

@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+
+import pytest
+from tests.data.prepare.toy_task_files import jpeg, png, quarantined, write
+
+from vlmo.data.decoding import decode_image
+from vlmo.data.prepare import imagenet as imagenet_module
+from vlmo.data.prepare import labels_of, prepare
+from vlmo.data.schema import class_features
+from vlmo.data.sources import open_source
+
+SYNSETS = ["n01440764", "n02012849", "n03126707"]
+NAMES = ["tench, Tinca tinca", "crane", "crane"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "imagenet"
+    for label, synset in enumerate(SYNSETS):
+        for number in range(3):
+            write(root / "train" / synset / f"{synset}_{number}.JPEG", jpeg(10 * label + number))
+        write(root / "val" / synset / f"ILSVRC2012_val_{label:08}.JPEG", png(200 + label))
+    return root
+
+
+def test_imagenet_classes_are_the_folders_in_order(root, tmp_path) -> None:
+    prepare("imagenet", root=root, out=tmp_path / "out")
+    train = open_source(str(tmp_path / "out"))
+    assert train.features == class_features(SYNSETS)
+    assert train["label"][:] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [decode_image(row["image"]).getpixel((0, 0))[0] for row in train] == [0, 1, 2, 10, 11, 12, 20, 21, 22]
+    assert train["captions"][0] == []
+    assert train["image_id"][3] == "imagenet/train/n02012849/n02012849_0.JPEG"
+    assert open_source(str(tmp_path / "out"), split="validation")["label"][:] == [0, 1, 2]
+    assert labels_of(tmp_path / "out") == SYNSETS
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("LOC_synset_mapping.txt", "".join(f"{s} {n}\n" for s, n in zip(SYNSETS, NAMES, strict=True))),
+        ("words.txt", "n00000001\tunused\n" + "".join(f"{s}\t{n}\n" for s, n in zip(SYNSETS, NAMES, strict=True))),
+        (
+            "imagenet_class_index.json",
+            json.dumps({str(i): pair for i, pair in enumerate(zip(SYNSETS, NAMES, strict=True))}),
+        ),
+    ],
+)
+def test_imagenet_names_come_from_the_files_that_people_have(root, tmp_path, name: str, text: str) -> None:
+    write(root / name, text)
+    summary = prepare("imagenet", root=root, out=tmp_path / "out")
+    assert labels_of(tmp_path / "out") == ["tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)"]
+    assert open_source(str(tmp_path / "out")).features["label"].names == SYNSETS
+    assert "labels: 3" in summary.lines()
+
+
+def test_imagenet_folders_of_classes_alone_are_for_training(root, tmp_path) -> None:
+    summary = prepare("imagenet", root=root / "train", out=tmp_path / "out")
+    assert {split: counts.rows for split, counts in summary.splits.items()} == {"train": 9}
+
+
+def test_imagenet_in_the_folders_of_its_download(root, tmp_path) -> None:
+    (tmp_path / "all" / "ILSVRC" / "Data").mkdir(parents=True)
+    root.rename(tmp_path / "all" / "ILSVRC" / "Data" / "CLS-LOC")
+    summary = prepare("imagenet", root=tmp_path / "all", out=tmp_path / "out")
+    assert {split: counts.rows for split, counts in summary.splits.items()} == {"train": 9, "validation": 3}
+
+
+def test_imagenet_1k_is_known_by_its_thousand_synsets(tmp_path) -> None:
+    for number in range(1000):
+        write(tmp_path / "in" / "train" / f"n{number:08}" / "a.JPEG", jpeg(number % 256))
+    write(tmp_path / "in" / "val" / "n00000000" / "b.JPEG", jpeg(0))
+    lines = prepare("imagenet", root=tmp_path / "in", out=tmp_path / "out").lines()
+    assert "warning: train has 1,000 rows; the whole set has 1,281,167" in lines
+    assert "warning: validation has 1 rows; the whole set has 50,000" in lines
+
+
+def test_imagenet_other_numbers_of_classes_have_no_known_size(root, tmp_path) -> None:
+    assert not prepare("imagenet", root=root, out=tmp_path / "out").warnings()
+
+
+def test_imagenet_bad_files_are_quarantined(root, tmp_path) -> None:
+    write(root / "train" / SYNSETS[0] / "readme.txt", "Not a picture.")
+    write(root / "train" / SYNSETS[1] / "n02012849_0.JPEG", jpeg(1)[:-30])
+    write(root / "train" / SYNSETS[1] / ".DS_Store", b"left by a file manager")
+    summary = prepare("imagenet", root=root, out=tmp_path / "out")
+    assert summary.splits["train"].rows == 8
+    assert set(quarantined(tmp_path / "out")) == {
+        "imagenet/train/n01440764/readme.txt",
+        "imagenet/train/n02012849/n02012849_0.JPEG",
+    }
+
+
+def test_imagenet_layouts_that_cannot_be_read_are_named(root, tmp_path) -> None:
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            prepare("imagenet", root=root, out=tmp_path / "out")
+
+    write(root / "val" / "n99999999" / "a.JPEG", jpeg(0))
+    refused(r"class 'n99999999' is not among the 3 classes of train")
+    for synset in ("n99999999", *SYNSETS):
+        for file in (root / "val" / synset).iterdir():
+            file.rename(root / "val" / f"{synset}.JPEG")
+        (root / "val" / synset).rmdir()
+    refused("val: no folder for any class in it; sort its pictures into such folders")
+    (root / "train").rename(tmp_path / "elsewhere")
+    refused(r"validation but no train/; --root must be a folder with train/ and val/")
+    (root / "val").rename(tmp_path / "elsewhere too")
+    refused(r"no folder in it; --root must be")
+
+
+def test_imagenet_names_that_cannot_be_read_are_named(root, tmp_path) -> None:
+    write(root / "words.txt", "n01440764 tench\nn02012849\n")
+    with pytest.raises(ValueError, match=r"words\.txt:2: expected a folder's name and a class's name"):
+        prepare("imagenet", root=root, out=tmp_path / "out")
+    write(root / "imagenet_class_index.json", "[1, 2]")
+    with pytest.raises(ValueError, match=r"imagenet_class_index\.json: expected JSON such as"):
+        prepare("imagenet", root=root, out=tmp_path / "out")
+
+
+def test_imagenet_lists_no_more_than_a_class_at_a_time(root, tmp_path, monkeypatch) -> None:
+    listed: list[str] = []
+    files = imagenet_module._files
+
+    def watched(folder: Path) -> list[Path]:
+        listed.append(folder.name)
+        return files(folder)
+
+    monkeypatch.setattr(imagenet_module, "_files", watched)
+    rows = imagenet_module._rows({"train": root / "train"}, SYNSETS, root=root)
+    for _ in range(4):
+        next(rows)
+    assert listed == SYNSETS[:2]

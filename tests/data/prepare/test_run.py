@@ -1,0 +1,379 @@
+"""The machinery that all preparers share, shown on toy sets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+from tests.data.prepare.karpathy_files import coco_record, write_coco
+from tests.data.prepare.toy_task_files import jpeg, quarantined, write
+
+from vlmo.data.prepare import parts as parts_module
+from vlmo.data.prepare import prepare
+from vlmo.data.prepare.parts import ROWS_A_PART, Absent, BadRow, Part, Record, Row, SetOnDisk, chunked, file_key, find
+from vlmo.data.prepare.run import prepare_set
+from vlmo.data.sources import open_source
+
+SECONDS = 120
+"""Longest wait for a process; it starts in a few seconds on an idle machine."""
+
+
+class ToySet:
+    """A preparer whose records are given."""
+
+    NAME = "toy"
+    LICENCE = "CC0-1.0"
+    KNOWN_SIZES: dict[str, int] = {}
+
+    def __init__(self, records: Iterable[Record], *, size: int = 2, **settings) -> None:
+        self.records = records
+        self.size = size
+        self.settings = settings
+
+    def open_set(self, root: Path) -> SetOnDisk:
+        return SetOnDisk(parts=chunked(self.records, size=self.size), **self.settings)
+
+
+def toy_row(number: int, split: str = "train", **changes) -> Row:
+    values = {"image": {"bytes": jpeg(number), "path": f"{number}.jpg"}, "captions": [f"c {number}"]}
+    values |= {"image_id": f"toy/{number}", "source": "toy", "licence": "CC0-1.0"}
+    return Row(split, values | changes)
+
+
+def ids(out: Path, split: str = "train") -> list[str]:
+    return open_source(str(out), split=split)["image_id"][:]
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(out)): file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()}
+
+
+def prepare_toy(records: Iterable[Record], tmp_path: Path, **settings):
+    return prepare_set(ToySet(records, **settings), root=tmp_path, out=tmp_path / "out", num_proc=1)
+
+
+def test_splits_keep_their_order_whatever_parts_hold_them(tmp_path) -> None:
+    splits = ["test", "train", "dev", "train", "validation", "train", "test"]
+    summary = prepare_toy([toy_row(number, split) for number, split in enumerate(splits)], tmp_path)
+    assert list(summary.splits) == ["train", "validation", "test", "dev"]
+    assert ids(tmp_path / "out") == ["toy/1", "toy/3", "toy/5"]
+    assert ids(tmp_path / "out", "test") == ["toy/0", "toy/6"]
+    assert ids(tmp_path / "out", "dev") == ["toy/2"]
+    assert set(DatasetDict.load_from_disk(str(tmp_path / "out"))) == set(summary.splits)
+
+
+def test_nothing_is_lost_without_a_line(tmp_path) -> None:
+    records = [
+        toy_row(0),
+        BadRow("train", "toy/1", "no such record", path="list.json"),
+        toy_row(2, image=None),
+        toy_row(3, image_id="toy/0"),
+        Absent("train", "gone"),
+        toy_row(4, captions=[]),
+        toy_row(5, image={"bytes": jpeg(5)[:-30], "path": "5.jpg"}),
+        toy_row(6, image_id=""),
+        toy_row(7),
+    ]
+    summary = prepare_toy(records, tmp_path)
+    assert ids(tmp_path / "out") == ["toy/0", "toy/7"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    # Rows are counted as they were read; what never was there is none.
+    assert [line["row"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[0] == {
+        "kind": "row",
+        "split": "train",
+        "row": 1,
+        "image_id": "toy/1",
+        "path": "list.json",
+        "source": "toy",
+        "reason": "no such record",
+    }
+    assert [line["reason"] for line in lines[1:3]] == [
+        "the row has no image",
+        "image_id toy/0 repeats that of an earlier row",
+    ]
+    assert summary.splits["train"].quarantined == 6
+    assert summary.rows() == [("train", "2", "2", "6", "")]
+    assert "note: train: 1 records without a file: gone" in summary.lines()
+
+
+def test_repeats_of_bad_rows_and_of_other_splits_are_kept(tmp_path) -> None:
+    records = [toy_row(0, captions=[]), toy_row(0), toy_row(0, "test"), toy_row(1), toy_row(0), toy_row(2), toy_row(0)]
+    summary = prepare_toy(records, tmp_path)
+    assert ids(tmp_path / "out") == ["toy/0", "toy/1", "toy/2"]
+    assert ids(tmp_path / "out", "test") == ["toy/0"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [0, 3, 5]
+    # Whoever tests on what was trained on should know.
+    assert "warning: 1 rows of test are in train too" in summary.lines()
+    assert summary.splits["train"].captions == 3
+
+
+def test_rows_that_are_different_by_their_making_are_not_compared(tmp_path) -> None:
+    prepare_toy([toy_row(0), toy_row(0)], tmp_path, unique=None)
+    assert ids(tmp_path / "out") == ["toy/0", "toy/0"]
+
+
+def test_prepared_folder_tells_what_it_holds(tmp_path) -> None:
+    summary = prepare_toy(
+        [toy_row(number) for number in range(5)], tmp_path, labels=["a", "b"], known_sizes={"train": 6}, notes=("x",)
+    )
+    facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    assert facts == summary.to_json()
+    assert facts["name"] == "toy"
+    assert facts["layout"] == 1
+    assert facts["licence"] == "CC0-1.0"
+    assert facts["sources"] == [str(tmp_path)]
+    assert facts["labels"] == ["a", "b"]
+    assert facts["notes"] == ["x"]
+    assert facts["splits"]["train"]["rows"] == 5
+    assert facts["splits"]["train"]["expected"] == 6
+    assert summary.lines() == [
+        "warning: train has 5 rows; the whole set has 6",
+        "note: x",
+        "labels: 2",
+        "licence: CC0-1.0",
+        f"{tmp_path / 'out'} is ready",
+    ]
+
+
+def test_split_that_is_known_and_not_there_is_a_warning(tmp_path) -> None:
+    summary = prepare_toy([toy_row(0)], tmp_path, known_sizes={"train": 1, "test": 5})
+    assert summary.warnings() == ["test has 0 rows; the whole set has 5"]
+    with pytest.raises(ValueError, match="no split 'test'; it has train"):
+        open_source(str(tmp_path / "out"), split="test")
+
+
+def test_big_parts_are_taken_over_and_small_ones_joined(tmp_path, monkeypatch) -> None:
+    one = len(jpeg(0))
+    monkeypatch.setattr("vlmo.data.prepare.assembly._JOINED_BYTES", 8 * one)
+    # Parts of two rows, but for the third, which is bigger than what is joined.
+    big = toy_row(4, captions=["x" * 9 * one])
+    rows = [toy_row(number) for number in range(12)]
+    rows[4] = big
+    prepare_toy(rows, tmp_path)
+    files = sorted((tmp_path / "out" / "train").glob("*.arrow"))
+    assert len(files) > 2
+    assert sorted(name for file in files for name in Dataset.from_file(str(file))["image_id"]) == sorted(
+        row.values["image_id"] for row in rows
+    )
+    assert ids(tmp_path / "out") == [f"toy/{number}" for number in range(12)]
+
+
+def test_nothing_good_is_an_error_with_the_first_reason(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"not one row of toy can be used; the first one: the row has no image"):
+        prepare_toy([toy_row(0, image=None), toy_row(1, image=None)], tmp_path)
+    with pytest.raises(ValueError, match="there are no rows of toy in it"):
+        prepare_set(ToySet([]), root=tmp_path, out=tmp_path / "none", num_proc=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_prepared_folder_is_left_as_it_is(tmp_path) -> None:
+    prepare_toy([toy_row(0)], tmp_path)
+    (tmp_path / "out.unfinished").mkdir()
+    before = content(tmp_path / "out")
+    again = prepare_toy([toy_row(0), toy_row(1)], tmp_path)
+    assert again.already
+    assert again.splits["train"].rows == 1
+    assert "was prepared before" in again.lines()[-1]
+    assert content(tmp_path / "out") == before
+    assert not (tmp_path / "out.unfinished").exists()
+    with pytest.raises(ValueError, match=r"holds toy from .*, not toy from .*elsewhere"):
+        prepare_set(ToySet([]), root=tmp_path / "elsewhere", out=tmp_path / "out", num_proc=1)
+
+
+def test_folder_with_other_things_is_never_replaced(tmp_path) -> None:
+    mine = write(tmp_path / "out" / "thesis.txt", "years of work")
+    with pytest.raises(ValueError, match="exists and is not empty; choose a new folder"):
+        prepare_toy([toy_row(0)], tmp_path)
+    assert mine.read_text() == "years of work"
+    with pytest.raises(ValueError, match="holds --root"):
+        prepare_set(ToySet([toy_row(0)]), root=tmp_path / "root", out=tmp_path, num_proc=1)
+    with pytest.raises(ValueError, match="num_proc 0 must be at least 1"):
+        prepare_set(ToySet([toy_row(0)]), root=tmp_path, out=tmp_path / "new", num_proc=0)
+
+
+class InterruptedRunError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def test_finished_parts_are_not_read_again(tmp_path) -> None:
+    read: list[int] = []
+
+    def part(number: int, *, fails: bool = False) -> Part:
+        def rows() -> Iterator[Row]:
+            read.append(number)
+            yield toy_row(number)
+            if fails:
+                raise InterruptedRunError
+
+        return Part(key=f"part {number}", rows=rows)
+
+    parts: list[Part] = []
+
+    class Parts(ToySet):
+        def open_set(self, root: Path) -> SetOnDisk:
+            return SetOnDisk(parts=parts)
+
+    def run(given: list[Part]) -> None:
+        nonlocal parts
+        parts = given
+        prepare_set(Parts([]), root=tmp_path, out=tmp_path / "out", num_proc=1)
+
+    with pytest.raises(InterruptedRunError):
+        run([part(0), part(1), part(2, fails=True)])
+    assert not (tmp_path / "out").exists()
+    run([part(0), part(7), part(2)])
+    # The second part is another one now; the third was not finished.
+    assert read == [0, 1, 2, 7, 2]
+    assert ids(tmp_path / "out") == ["toy/0", "toy/7", "toy/2"]
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+def test_parts_are_kept_until_the_folder_is_whole(tmp_path, monkeypatch) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vlmo.data.prepare.assembly._write_split", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            prepare_toy([toy_row(number) for number in range(4)], tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.unfinished"]
+    with monkeypatch.context() as patched:
+        patched.setattr("vlmo.data.prepare.checking.inspect_row", full_disk)
+        prepare_toy([toy_row(number) for number in range(4)], tmp_path)
+    assert ids(tmp_path / "out") == [f"toy/{number}" for number in range(4)]
+
+
+def test_pictures_that_were_repaired_are_seen_by_the_next_run(tmp_path) -> None:
+    files = [write(tmp_path / f"{number}.jpg", jpeg(number)) for number in range(4)]
+    rows = [toy_row(number, image={"bytes": None, "path": str(file)}) for number, file in enumerate(files)]
+
+    def interrupted() -> Iterator[Row]:
+        yield from rows
+        raise InterruptedRunError
+
+    files[1].unlink()
+    with pytest.raises(InterruptedRunError):
+        prepare_toy(interrupted(), tmp_path)
+    files[1].write_bytes(jpeg(1))
+    files[2].unlink()
+    # The first part had a bad row, so it is read again; the second had none, and is not.
+    assert prepare_toy(rows, tmp_path).splits["train"].quarantined == 0
+
+
+def start_preparation(root: Path, out: Path, *, num_proc: int = 1) -> subprocess.Popen:
+    command = f"from vlmo.data.prepare import prepare; prepare('coco', root={str(root)!r}, out={str(out)!r}"
+    lines = f"if __name__ == '__main__':\n    {command}, num_proc={num_proc})\n"
+    script = write(out.parent / "script.py", lines)
+    return subprocess.Popen([sys.executable, str(script)])
+
+
+def kill_after_a_part(process: subprocess.Popen, unfinished: Path) -> list[int]:
+    """Numbers of the processes that it had started."""
+    end = time.monotonic() + SECONDS
+    while not list(unfinished.glob("0*")):
+        assert process.poll() is None, "it ended by itself"
+        assert time.monotonic() < end, "no part was finished"
+        time.sleep(0.05)
+    started = descendants(process.pid)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(SECONDS) == -signal.SIGKILL
+    return started
+
+
+def descendants(number: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+    return children + [further for child in children for further in descendants(child)]
+
+
+@pytest.mark.slow
+def test_preparation_goes_on_after_kill_9(tmp_path) -> None:
+    records = [coco_record(number, "train") for number in range(3 * ROWS_A_PART)]
+    root = write_coco(tmp_path / "coco", records)
+    waits = root / "train2014" / records[2 * ROWS_A_PART + 5]["filename"]
+    picture = waits.read_bytes()
+    waits.unlink()
+    os.mkfifo(waits)  # whoever reads it waits for ever
+    process = start_preparation(root, tmp_path / "out", num_proc=2)
+    started = kill_after_a_part(process, tmp_path / "out.unfinished")
+    assert not (tmp_path / "out").exists()
+    assert_all_end(started)
+    kept = {int(folder.name.split("-")[0]) for folder in (tmp_path / "out.unfinished").glob("0*")}
+    waits.unlink()
+    waits.write_bytes(picture)
+    # Pictures of finished parts are not looked at again: nobody notices that they are gone.
+    for record in [record for number, record in enumerate(records) if number // ROWS_A_PART in kept]:
+        (root / "train2014" / record["filename"]).unlink()
+    assert kept
+    assert prepare("coco", root=root, out=tmp_path / "out").splits["train"].rows == len(records)
+    assert ids(tmp_path / "out") == [f"coco/{record['cocoid']}" for record in records]
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+def assert_all_end(processes: list[int]) -> None:
+    """Those who were started end with the one that started them, although nobody told them to."""
+    assert len(processes) > 2
+    end = time.monotonic() + SECONDS
+    while alive := [number for number in processes if is_running(number)]:
+        assert time.monotonic() < end, f"{alive} are still there"
+        time.sleep(0.05)
+
+
+def is_running(number: int) -> bool:
+    try:
+        # The letter behind the name in brackets; Z is one that has ended and that nobody has asked about.
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(tmp_path) -> None:
+    records = [coco_record(number, ("train", "val", "test")[number % 3]) for number in range(2 * ROWS_A_PART + 10)]
+    records[7] |= {"cocoid": 1}
+    root = write_coco(tmp_path / "coco", records)
+    (root / "train2014" / records[0]["filename"]).write_bytes(b"")
+    one = prepare("coco", root=root, out=tmp_path / "one")
+    two = prepare("coco", root=root, out=tmp_path / "two", num_proc=2)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+    assert one.rows() == two.rows()
+    assert set(quarantined(tmp_path / "two")) == {"coco/0", "coco/1"}
+
+
+def test_chunked_parts_have_keys_of_their_content() -> None:
+    rows = [toy_row(number) for number in range(5)]
+    found = list(chunked(iter(rows), size=2))
+    assert [len(list(part.rows())) for part in found] == [2, 2, 1]
+    assert [part.key for part in chunked(rows, size=2)] == [part.key for part in found]
+    changed = [part.key for part in chunked([*rows[:3], toy_row(9), rows[4]], size=2)]
+    assert [old.key == new for old, new in zip(found, changed, strict=True)] == [True, False, True]
+
+
+def test_file_key_changes_with_the_file(tmp_path) -> None:
+    file = write(tmp_path / "a", "one")
+    key = file_key(file, 1)
+    assert key == file_key(file, 1) != file_key(file, 2)
+    file.write_text("longer")
+    assert file_key(file, 1) != key
+    key = file_key(file, 1)
+    os.utime(file, (1, 1))
+    assert file_key(file, 1) != key
+
+
+def test_find_takes_the_first_that_exists(tmp_path) -> None:
+    write(tmp_path / "b" / "c.json", "")
+    assert find(tmp_path, "c.json", "b/c.json", layout="c.json") == tmp_path / "b" / "c.json"
+    write(tmp_path / "c.json", "")
+    assert find(tmp_path, "c.json", "b/c.json", layout="c.json") == tmp_path / "c.json"
+    with pytest.raises(ValueError, match=r"d\.json or e\.json is missing; --root must be a folder with d\.json"):
+        find(tmp_path, "d.json", "e.json", layout="d.json")
+    with pytest.raises(ValueError, match=r"nowhere: no such folder; --root must be"):
+        find(tmp_path / "nowhere", "d.json", layout="d.json")
+    assert parts_module.image_at(tmp_path / "x.jpg") == {"bytes": None, "path": str(tmp_path / "x.jpg")}

@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.data.prepare.toy_task_files import quarantined, write
+
+from vlmo.data.prepare import prepare, text
+from vlmo.data.schema import FEATURES, hash_share
+from vlmo.data.sources import open_source
+
+
+def prepared(root: Path, out: Path) -> dict[str, str]:
+    """Text by image_id, of all splits."""
+    found = {}
+    for split in prepare("text", root=root, out=out).splits:
+        rows = open_source(str(out), split=split)
+        found |= {name: captions[0] for name, captions in zip(rows["image_id"], rows["captions"], strict=True)}
+    return found
+
+
+def test_text_files_give_a_row_a_line(tmp_path) -> None:
+    write(tmp_path / "in" / "b.txt", "Third.")
+    write(tmp_path / "in" / "a" / "c.TXT", b"\xef\xbb\xbfFirst line.\r\n\r\n  Second line. \n")
+    write(tmp_path / "in" / "notes.md", "No text file.")
+    assert prepared(tmp_path / "in", tmp_path / "out") == {
+        "a/c.TXT:1": "First line.",
+        "a/c.TXT:3": "Second line.",
+        "b.txt:1": "Third.",
+    }
+    rows = open_source(str(tmp_path / "out"))
+    assert rows.features == FEATURES
+    assert rows[0]["image"] is None
+    assert (rows[0]["source"], rows[0]["licence"]) == ("in", "unknown")
+
+
+def test_text_of_one_file_may_be_the_root(tmp_path) -> None:
+    write(tmp_path / "in" / "b.txt", "One.\nTwo.\n")
+    assert prepared(tmp_path / "in" / "b.txt", tmp_path / "out") == {"b.txt:1": "One.", "b.txt:2": "Two."}
+
+
+def test_text_cuts_long_lines_between_sentences(tmp_path) -> None:
+    sentences = [" ".join([f"w{number}"] * 99) + " end." for number in range(3)]
+    write(tmp_path / "in" / "b.txt", " ".join(sentences) + "\nshort\n")
+    assert prepared(tmp_path / "in", tmp_path / "out") == {
+        "b.txt:1": sentences[0],
+        "b.txt:1:1": sentences[1],
+        "b.txt:1:2": sentences[2],
+        "b.txt:2": "short",
+    }
+
+
+def test_text_in_pieces_is_the_text_as_a_whole(tmp_path, monkeypatch) -> None:
+    lines = [f"Sentence {number} {'é' * (number % 7)}." if number % 5 else "" for number in range(200)]
+    write(tmp_path / "in" / "a.txt", "\n".join(lines))
+    whole = prepared(tmp_path / "in", tmp_path / "whole")
+    assert whole == {f"a.txt:{number}": line for number, line in enumerate(lines, start=1) if line}
+    for size in (1, 100, 1000):
+        monkeypatch.setattr(text, "_BLOCK_BYTES", size)
+        assert prepared(tmp_path / "in", tmp_path / f"pieces{size}") == whole
+
+
+def test_text_is_split_by_a_hash_of_the_line(tmp_path) -> None:
+    lines = [f"Sentence {number % 600}." for number in range(1000)]
+    write(tmp_path / "in" / "a.txt", "\n".join(lines))
+    prepare("text", root=tmp_path / "in", out=tmp_path / "out")
+    train, test = (open_source(str(tmp_path / "out"), split=split) for split in ("train", "test"))
+    assert len(train) + len(test) == 1000
+    assert 0 < len(test) < 30
+    held_out = {captions[0] for captions in test["captions"]}
+    assert held_out == {line for line in lines if hash_share(line) < text.TEST_SHARE}
+    assert held_out.isdisjoint(captions[0] for captions in train["captions"])
+
+
+def test_text_in_parquet_gives_a_row_a_line_of_a_document(tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    documents = ["One line.", "Title\n\nA paragraph.", None, "Last."]
+    table = pa.table({"id": [1, 2, 3, 4], "text": documents})
+    pq.write_table(table, tmp_path / "in" / "wiki.parquet")
+    assert prepared(tmp_path / "in", tmp_path / "out") == {
+        "wiki.parquet:1": "One line.",
+        "wiki.parquet:2:1": "Title",
+        "wiki.parquet:2:3": "A paragraph.",
+        "wiki.parquet:4": "Last.",
+    }
+
+
+def test_text_documents_are_on_one_side_whole(tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    documents = [f"Title {number}\nBody {number}" for number in range(400)]
+    pq.write_table(pa.table({"text": documents}), tmp_path / "in" / "wiki.parquet")
+    prepare("text", root=tmp_path / "in", out=tmp_path / "out")
+    names = open_source(str(tmp_path / "out"), split="test")["image_id"][:]
+    assert names
+    kept = [f"wiki.parquet:{row}:{line}" for row, document in enumerate(documents, start=1) for line in (1, 2)
+            if hash_share(document) < text.TEST_SHARE]  # fmt: skip
+    assert names == kept
+
+
+def test_text_lines_in_another_encoding_are_quarantined(tmp_path) -> None:
+    write(tmp_path / "in" / "a.txt", b"fine\n" + "d\u00e9j\u00e0\n".encode("latin-1") + b"fine too\n")
+    assert prepared(tmp_path / "in", tmp_path / "out") == {"a.txt:1": "fine", "a.txt:3": "fine too"}
+    assert "a.txt:2: not UTF-8" in quarantined(tmp_path / "out")["a.txt:2"]
+
+
+def test_text_errors_say_what_is_expected(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"no such file or folder; --root must hold \.txt files, or"):
+        prepare("text", root=tmp_path / "nowhere", out=tmp_path / "out")
+    write(tmp_path / "in" / "notes.md", "x")
+    with pytest.raises(ValueError, match=r"none of its 1 files is text; --root must hold \.txt"):
+        prepare("text", root=tmp_path / "in", out=tmp_path / "out")
+    pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "in" / "a.parquet")
+    with pytest.raises(ValueError, match=r"needs a column 'text' of strings; found id \(int64\), body \(string\)"):
+        prepare("text", root=tmp_path / "in", out=tmp_path / "out")
+    write(tmp_path / "in" / "a.parquet", b"PAR1")
+    with pytest.raises(ValueError, match="not a whole parquet file"):
+        prepare("text", root=tmp_path / "in", out=tmp_path / "out")
+    (tmp_path / "in" / "a.parquet").unlink()
+    write(tmp_path / "in" / "a.txt", "\n \n")
+    with pytest.raises(ValueError, match="there are no rows of text in it"):
+        prepare("text", root=tmp_path / "in", out=tmp_path / "out")

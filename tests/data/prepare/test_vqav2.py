@@ -1,0 +1,240 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.data.prepare.toy_task_files import jpeg, quarantined, write
+
+from vlmo.data.prepare import labels_of, prepare, vqav2
+from vlmo.data.quarantine import keep_good
+from vlmo.data.schema import QUESTION_FEATURES
+from vlmo.data.sources import open_source
+
+TRAIN_IMAGES = range(1, 13)
+VAL_IMAGES = range(101, 105)
+TEST_IMAGES = range(201, 204)
+
+# What a float32 leaves of 0.3 and 0.9.
+FLOAT32 = 1e-6
+
+
+def annotators(**counts: int) -> list[dict[str, Any]]:
+    words = [answer for answer, count in counts.items() for _ in range(count)]
+    return [
+        {"answer": answer, "answer_confidence": "yes", "answer_id": number}
+        for number, answer in enumerate(words, start=1)
+    ]
+
+
+class Toy:
+    """A miniature of the published files, which a test can damage before it is written."""
+
+    def __init__(self) -> None:
+        self.questions: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
+        self.annotations: dict[str, list[dict[str, Any]]] = {"train2014": [], "val2014": []}
+        for part, images in (("train2014", TRAIN_IMAGES), ("val2014", VAL_IMAGES)):
+            for image in images:
+                self.ask(part, image, 0, "Is it grey?", "Yes", annotators(yes=8, no=1, maybe=1), "yes/no")
+                self.ask(part, image, 1, "How many?", "two", annotators(**{"2": 3, "two": 5, "3": 2}), "number")
+                self.ask(part, image, 2, "Which thing?", f"thing{image}", annotators(**{f"thing{image}": 10}), "other")
+        for image in TEST_IMAGES:
+            self.questions["test2015"].append(asked(image, 0, "What is it?"))
+        self.questions["test-dev2015"].append(asked(TEST_IMAGES[0], 0, "What is it?"))
+
+    def ask(self, part: str, image: int, place: int, text: str, majority: str, answers: list, kind: str) -> None:
+        self.questions[part].append(asked(image, place, text))
+        self.annotations[part].append(
+            {
+                "question_type": text.split(maxsplit=1)[0].lower(),
+                "multiple_choice_answer": majority,
+                "answers": answers,
+                "image_id": image,
+                "answer_type": kind,
+                "question_id": image * 1000 + place,
+            }
+        )
+
+    def write(self, root: Path) -> Path:
+        for part, questions in self.questions.items():
+            text = json.dumps({"info": {"year": 2017}, "task_type": "Open-Ended", "questions": questions})
+            write(root / f"v2_OpenEnded_mscoco_{part}_questions.json", text)
+        for part, annotations in self.annotations.items():
+            text = json.dumps({"info": {}, "license": {}, "annotations": annotations})
+            write(root / f"v2_mscoco_{part}_annotations.json", text)
+        for part, images in (("train2014", TRAIN_IMAGES), ("val2014", VAL_IMAGES), ("test2015", TEST_IMAGES)):
+            for image in images:
+                write(picture(root, part, image), jpeg(image))
+        return root
+
+
+PARTS = ("train2014", "val2014", "test2015", "test-dev2015")
+
+
+def asked(image: int, place: int, text: str) -> dict[str, Any]:
+    return {"image_id": image, "question": text, "question_id": image * 1000 + place}
+
+
+def picture(root: Path, part: str, image: int) -> Path:
+    return root / part / f"COCO_{part}_{image:012}.jpg"
+
+
+def prepared(toy: Toy, folder: Path, **options: int) -> Path:
+    prepare("vqav2", root=toy.write(folder / "root"), out=folder / "out", **options)
+    return folder / "out"
+
+
+def test_vqav2_makes_a_row_of_each_question(tmp_path) -> None:
+    out = prepared(Toy(), tmp_path)
+    train = open_source(str(out), split="train")
+    assert train.features == QUESTION_FEATURES
+    first, second = train[0], train[1]
+    assert first["image"] == {"bytes": None, "path": str(picture(tmp_path / "root", "train2014", 1))}
+    assert (first["captions"], first["image_id"], first["source"]) == ([], "coco/1", "vqav2")
+    assert (first["question"], first["question_id"]) == ("Is it grey?", "1000")
+    assert (first["question_type"], first["answer_type"]) == ("is", "yes/no")
+    assert first["answers"] == ["yes"] * 8 + ["no", "maybe"]
+    assert labels_of(out) == ["yes", "2"]
+    assert (first["answer_labels"], first["answer_scores"]) == ([0], [1.0])
+    # "two" is as good an answer as "2", but the published preparation counts the words as they stand.
+    assert second["answer_labels"] == [1]
+    assert second["answer_scores"] == pytest.approx([0.9], abs=FLOAT32)
+
+
+def test_vqav2_leaves_out_training_questions_without_a_known_answer(tmp_path) -> None:
+    summary = prepare("vqav2", root=Toy().write(tmp_path / "root"), out=tmp_path / "out")
+    train = open_source(str(tmp_path / "out"), split="train")
+    validation = open_source(str(tmp_path / "out"), split="validation")
+    # Two of four pictures of val2014 are held out; their unanswerable questions stay, for an honest score.
+    assert len(train) == 2 * (len(TRAIN_IMAGES) + 2)
+    assert len(validation) == 3 * 2
+    assert sum(labels == [] for labels in validation["answer_labels"]) == 2
+    assert not set(train["image_id"]) & set(validation["image_id"])
+    assert set(validation["image_id"]) <= {f"coco/{image}" for image in VAL_IMAGES}
+    notes = "\n".join(summary.notes)
+    assert "2 answers are given to 9 questions or more; whole: 3,129" in notes
+    assert f"{len(TRAIN_IMAGES) + 2} questions with none of these answers are left out of training" in notes
+    assert "the questions about 2 pictures of val2014 are for validation" in notes
+    assert "48 questions have answers; in the whole set 658,111 have" in notes
+    assert summary.splits["train"].quarantined == 0
+
+
+def test_vqav2_holds_out_the_same_pictures_whatever_the_order(tmp_path) -> None:
+    first, second = Toy(), Toy()
+    second.questions["val2014"].reverse()
+    second.annotations["val2014"].reverse()
+    held_out = [
+        set(open_source(str(prepared(toy, tmp_path / name)), split="validation")["image_id"])
+        for name, toy in (("first", first), ("second", second))
+    ]
+    assert held_out[0] == held_out[1]
+    assert len(held_out[0]) == 2
+
+
+def test_vqav2_holds_out_a_thousand_pictures_of_many(tmp_path) -> None:
+    assert len(vqav2._held_out(range(40_504))) == 1000
+    assert len(vqav2._held_out([*range(1999), *range(1999)])) == 999
+
+
+def test_vqav2_test_splits_have_no_answers(tmp_path) -> None:
+    out = prepared(Toy(), tmp_path)
+    test_std = open_source(str(out), split="test_std")
+    test_dev = open_source(str(out), split="test_dev")
+    assert test_std["question_id"][:] == [str(image * 1000) for image in TEST_IMAGES]
+    assert test_dev["question_id"][:] == ["201000"]
+    row = test_dev[0]
+    assert (row["answers"], row["answer_labels"], row["answer_scores"], row["answer_type"]) == ([], [], [], "")
+    assert row["image"]["path"] == str(picture(tmp_path / "root", "test2015", 201))
+
+
+@pytest.mark.slow
+def test_vqav2_gives_the_same_with_two_processes(tmp_path) -> None:
+    one, two = prepared(Toy(), tmp_path / "one"), prepared(Toy(), tmp_path / "two", num_proc=2)
+    for split in ("train", "validation", "test_std"):
+        assert (
+            open_source(str(one), split=split)["question_id"][:] == open_source(str(two), split=split)["question_id"][:]
+        )
+
+
+def test_vqav2_rows_pass_the_check_before_a_run(tmp_path) -> None:
+    rows = open_source(str(prepared(Toy(), tmp_path)), split="train")
+    good = keep_good(rows, quarantine=tmp_path / "quarantine.jsonl", needs_caption=False, unique_ids=False)
+    assert len(good) == len(rows)
+
+
+def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
+    toy = Toy()
+    toy.questions["train2014"] += [asked(1, 0, "Again?"), asked(2, 9, "Without an annotation?")]
+    toy.questions["train2014"].append(asked(4, 8, "About which picture?"))
+    extra = {"question_type": "is", "answer_type": "yes/no", "multiple_choice_answer": "yes"}
+    extra["answers"] = annotators(yes=10)
+    toy.annotations["train2014"] += [
+        extra | {"image_id": 3, "question_id": 3007},
+        extra | {"image_id": 5, "question_id": 4008},
+        extra | {"image_id": 6, "question_id": 6000},
+    ]
+    root = toy.write(tmp_path / "root")
+    picture(root, "train2014", 7).unlink()
+    file = picture(root, "train2014", 8)
+    file.write_bytes(file.read_bytes()[:-40])
+    summary = prepare("vqav2", root=root, out=tmp_path / "out")
+    reasons = quarantined(tmp_path / "out")
+    assert "question_id 1000 repeats that of an earlier row" in reasons["coco/1"]
+    assert reasons["coco/2"] == "question 2009 has no annotation"
+    assert reasons["coco/3"] == "question 3007: annotation without a question"
+    assert reasons["coco/4"] == "question 4008 is about picture 4, its annotation about 5"
+    assert reasons["coco/6"] == "question 6000: second annotation"
+    assert "No such file" in reasons["coco/7"]
+    assert "cannot be decoded" in reasons["coco/8"]
+    assert summary.splits["train"].rows == 2 * (len(TRAIN_IMAGES) + 2) - 2 * 2
+    assert summary.splits["train"].quarantined == 5 + 2 * 2
+
+
+def test_vqav2_does_without_test_splits(tmp_path) -> None:
+    toy = Toy()
+    del toy.questions["test2015"], toy.questions["test-dev2015"]
+    summary = prepare("vqav2", root=toy.write(tmp_path / "root"), out=tmp_path / "out")
+    assert list(summary.splits) == ["train", "validation"]
+    assert "no questions of test-dev2015 are there" in summary.notes
+    assert not [warning for warning in summary.warnings() if "test" in warning]
+
+
+def test_vqav2_warns_where_a_test_split_is_not_whole(tmp_path) -> None:
+    summary = prepare("vqav2", root=Toy().write(tmp_path / "root"), out=tmp_path / "out")
+    assert any("test_std has 3 rows; the whole set has 447,793" in warning for warning in summary.warnings())
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("v2_mscoco_val2014_annotations.json", "v2_mscoco_val2014_annotations.json .*is missing"),
+        ("v2_OpenEnded_mscoco_train2014_questions.json", "v2_OpenEnded_mscoco_train2014_questions.json .*is missing"),
+        ("test2015", "test2015 or images/test2015 or coco/test2015 is missing"),
+    ],
+)
+def test_vqav2_says_at_the_door_what_is_missing(tmp_path, missing: str, message: str) -> None:
+    root = Toy().write(tmp_path / "root")
+    (root / missing).rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=message):
+        prepare("vqav2", root=root, out=tmp_path / "out")
+
+
+def test_vqav2_names_a_record_that_lacks_a_key(tmp_path) -> None:
+    toy = Toy()
+    del toy.annotations["val2014"][1]["answers"]
+    with pytest.raises(
+        ValueError, match=r"val2014_annotations.json: annotations\[1\]: .*answers\[\].answer are needed"
+    ):
+        prepared(toy, tmp_path / "first")
+    toy = Toy()
+    del toy.questions["train2014"][2]["image_id"]
+    with pytest.raises(ValueError, match=r"train2014_questions.json: questions\[2\]: question_id, image_id and"):
+        prepared(toy, tmp_path / "second")
+
+
+def test_vqav2_rejects_annotations_without_a_frequent_answer(tmp_path) -> None:
+    toy = Toy()
+    for records in toy.annotations.values():
+        for number, record in enumerate(records):
+            record["multiple_choice_answer"] = f"{record['image_id']}-{number}"
+    with pytest.raises(ValueError, match="no answer is given to 9 questions"):
+        prepared(toy, tmp_path)

@@ -1,0 +1,178 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from tests.toy_questions import (
+    ANSWERS,
+    processor,
+    question_row,
+    question_rows,
+    reasoning_row,
+    reasoning_rows,
+    write_questions,
+    write_sentences,
+)
+
+from vlmo.data.loader import Loader, LoaderConfig
+from vlmo.data.question_examples import QuestionExamples, ReasoningExamples, answers_of
+from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
+from vlmo.processing import TransformConfig, eval_transform, train_transform
+
+PLAIN = TransformConfig(image_size=64)
+SCORE = 1e-7  # scores are kept in float32
+
+
+@pytest.fixture(scope="module")
+def words():
+    return processor()
+
+
+def questions(rows: Dataset, words, **changes) -> QuestionExamples:
+    settings = {"transform": eval_transform(PLAIN), "seed": 0, "num_answers": len(ANSWERS)}
+    return QuestionExamples(rows, tokenizer=words.tokenizer, **settings | changes)
+
+
+def sentences(rows: Dataset, words, **changes) -> ReasoningExamples:
+    settings = {"transform": eval_transform(PLAIN), "seed": 0}
+    return ReasoningExamples(rows, tokenizer=words.tokenizer, **settings | changes)
+
+
+def test_question_labels_are_the_scores_of_the_answers(words):
+    examples = questions(question_rows(4), words)
+    batch = examples.collate([examples[0, row] for row in range(4)])
+    expected = torch.zeros(4, len(ANSWERS))
+    expected[0, ANSWERS.index("red")], expected[0, ANSWERS.index("no")] = 1, 0.6
+    expected[1:3, ANSWERS.index("yes")] = 1
+    expected[3, ANSWERS.index("yellow")], expected[3, ANSWERS.index("no")] = 1, 0.6
+    torch.testing.assert_close(batch["labels"], expected, atol=SCORE, rtol=0)
+    assert batch["pixel_values"].shape == (4, 3, 64, 64)
+    assert batch["sample_ids"].tolist() == [0, 1, 2, 3]
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, 8)
+    tokens = words.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True)
+    assert tokens.replace(" ", "") == "whatcolorisit?"
+
+
+def test_question_pixels_and_ids_are_the_processors(words):
+    examples = questions(question_rows(2), words)
+    batch = examples.collate([examples[0, row] for row in range(2)])
+    drawn = [Image.new("RGB", (24, 20), color) for color in ((220, 40, 40), (40, 180, 60))]
+    inputs = words(images=drawn, text=["what color is it?", "is it green?"], return_tensors="pt")
+    assert torch.equal(batch["input_ids"], inputs["input_ids"])
+    assert torch.equal(batch["attention_mask"], inputs["attention_mask"])
+    # The processor rescales in floats, the transform resizes bytes: half a level of 255 apart, in units of 127.5.
+    torch.testing.assert_close(batch["pixel_values"], inputs["pixel_values"], atol=1 / 127.5, rtol=0)
+
+
+def test_questions_of_one_picture_share_its_id_and_its_decoded_copy(words):
+    decoded = []
+
+    class Counting:
+        plain = train_transform(TransformConfig(image_size=64, rand_augment_ops=0, horizontal_flip=0))
+
+        def resize(self, picture):
+            decoded.append(picture)
+            return self.plain.resize(picture)
+
+        def __call__(self, picture, generator):
+            return self.plain(picture, generator)
+
+    examples = questions(question_rows(12), words, transform=Counting(), cache_images=True)
+    assert len(decoded) == 4
+    assert examples[0, 1]["image_id"] == examples[0, 5]["image_id"] != examples[0, 2]["image_id"]
+    assert torch.equal(examples[0, 1]["pixel_values"], questions(question_rows(12), words)[0, 1]["pixel_values"])
+
+
+def test_questions_without_answers_can_be_read_but_not_trained_on(words):
+    rows = question_rows(4, known=False)
+    assert "labels" not in questions(rows, words, num_answers=None)[0, 0]
+    with pytest.raises(ValueError, match="no row has an answer"):
+        questions(rows, words)
+
+
+def test_one_question_without_a_known_answer_has_labels_of_zero(words):
+    rows = Dataset.from_list([question_row(0), question_row(1, known=False)], features=QUESTION_FEATURES)
+    assert not questions(rows, words)[0, 1]["labels"].any()
+
+
+@pytest.mark.parametrize("numbers", [[len(ANSWERS)], [-1], [0, 99]])
+def test_answers_outside_the_list_are_named(numbers, words):
+    wrong = question_row(1, answer_labels=numbers, answer_scores=[1.0] * len(numbers))
+    rows = Dataset.from_list([question_row(0), wrong], features=QUESTION_FEATURES)
+    with pytest.raises(ValueError, match=r"question '101' has answer numbers .*; the set's list has 6 answers, 0 to 5"):
+        questions(rows, words)
+
+
+def test_rows_of_another_task_are_refused(words):
+    plain = reasoning_rows(2).select_columns(list(FEATURES))
+    with pytest.raises(ValueError, match="no questions about pictures: they lack question, question_id"):
+        questions(plain, words)
+    with pytest.raises(ValueError, match="no sentences about two pictures: they lack second_image, label"):
+        sentences(question_rows(2), words)
+
+
+def test_reasoning_pictures_are_left_then_right(words):
+    examples = sentences(reasoning_rows(4), words)
+    batch = examples.collate([examples[0, row] for row in range(4)])
+    assert batch["pixel_values"].shape == (4, 2, 3, 64, 64)
+    assert batch["labels"].tolist() == [1, 0, 1, 0]
+    assert batch["labels"].dtype == torch.int64
+    same = [torch.equal(left, right) for left, right in batch["pixel_values"]]
+    assert same == [True, False, True, False]
+    # "both pictures are red": the left one is red in both rows.
+    assert torch.equal(batch["pixel_values"][0, 0], batch["pixel_values"][1, 0])
+
+
+def test_reasoning_pictures_are_augmented_apart(words):
+    noisy = TransformConfig(image_size=64, rand_augment_ops=0, horizontal_flip=0, random_erasing=1)
+    examples = sentences(reasoning_rows(2), words, transform=train_transform(noisy))
+    left, right = examples[0, 0]["pixel_values"]
+    assert not torch.equal(left, right)
+    assert torch.equal(examples[0, 0]["pixel_values"], examples[0, 0]["pixel_values"])
+    assert not torch.equal(examples[0, 0]["pixel_values"], examples[1, 0]["pixel_values"])
+
+
+def test_reasoning_labels_must_be_known_for_training(words):
+    rows = reasoning_rows(2, known=False)
+    assert "labels" not in sentences(rows, words, labelled=False)[0, 0]
+    with pytest.raises(ValueError, match="the label of 'toy-0-0-0' is not known"):
+        sentences(rows, words)
+    rows = Dataset.from_list([reasoning_row(0), reasoning_row(1, label=2)], features=REASONING_FEATURES)
+    with pytest.raises(ValueError, match="the label of 'toy-0-1-0' is 2; expected 1"):
+        sentences(rows, words)
+
+
+def test_a_missing_second_picture_is_named(words):
+    rows = Dataset.from_list([reasoning_row(0, second_image=None)], features=REASONING_FEATURES)
+    with pytest.raises(ValueError, match=r"sample 0 \(image_id 'toy-0-0-0'\): the row holds no second_image"):
+        sentences(rows, words)[0, 0]
+
+
+def test_examples_go_through_the_loader_in_worker_processes(words):
+    examples = questions(question_rows(16), words, transform=train_transform(PLAIN))
+    batches = {}
+    for workers in (0, 1):
+        iterator = Loader(examples, config=LoaderConfig(global_batch_size=8, num_workers=workers), seed=0)(0)
+        batches[workers] = next(iterator)[0]
+        iterator.close()
+    for name, value in batches[0].items():
+        assert torch.equal(value, batches[1][name]), name
+
+
+def test_answers_of_built_in_and_prepared_sets(tmp_path):
+    assert answers_of(str(write_questions(tmp_path / "questions"))) == ANSWERS
+    assert {"circle", "teal", "yes"} < set(answers_of("easy-vqa"))
+    assert answers_of("easy-vqa-hidden") == answers_of("easy-vqa")
+    with pytest.raises(ValueError, match="emoji-pairs has neither answers"):
+        answers_of("emoji-pairs")
+    with pytest.raises(ValueError, match="no answers or classes"):
+        answers_of(str(write_sentences(tmp_path / "sentences")))
+
+
+def test_scores_are_those_of_the_rows(words):
+    examples = questions(question_rows(12), words)
+    rows = question_rows(12)
+    for row in range(12):
+        labels = examples[0, row]["labels"].numpy()
+        np.testing.assert_allclose(labels[rows[row]["answer_labels"]], rows[row]["answer_scores"], atol=SCORE)
+        assert np.count_nonzero(labels) == len(rows[row]["answer_labels"])

@@ -1,0 +1,152 @@
+from itertools import chain, repeat
+
+import pytest
+
+from vlmo.processing.answers import (
+    answer_list,
+    leave_one_out_score,
+    normalize_answer,
+    soft_score,
+    soft_targets,
+)
+
+EXACT = 1e-12
+"""Sums of a few fractions in float64."""
+
+
+def ten(*answers: tuple[str, int]) -> list[str]:
+    given = list(chain.from_iterable(repeat(answer, count) for answer, count in answers))
+    assert len(given) == 10
+    return given
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("Yes", "yes"),
+        ("  red \n", "red"),
+        ("the red car", "red car"),
+        ("An apple a day", "apple day"),
+        ("the", ""),
+        ("two dogs", "2 dogs"),
+        ("none", "0"),
+        ("Ten", "10"),
+        ("eleven", "eleven"),
+        ("someone", "someone"),
+    ],
+)
+def test_normalize_answer_handles_case_articles_and_numbers(raw: str, normal: str) -> None:
+    assert normalize_answer(raw) == normal
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("dont know", "don't know"),
+        ("don't know", "don't know"),
+        ("DONT", "don't"),
+        ("couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("couldntve", "couldntve"),
+        ("twas", "'twas"),
+        ("y'alldve", "y'alldve"),
+        ("y'alld've", "y'all'd've"),
+        ("yes maam", "yes ma'am"),
+        ("its", "its"),
+        ("well", "well"),
+        ("shell", "shell"),
+        ("im", "im"),
+        ("somebody'd", "somebodyd"),
+        ("girl's", "girl's"),
+    ],
+)
+def test_normalize_answer_completes_contractions_that_are_no_other_word(raw: str, normal: str) -> None:
+    assert normalize_answer(raw) == normal
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("t-shirt", "t shirt"),
+        ("yes!", "yes"),
+        ("black/white", "black white"),
+        # Beside a space, every mark of that kind vanishes, also the one that is inside a word.
+        ("black/white / red", "blackwhite red"),
+        ("black-white / red", "black white red"),
+        ("red, blue", "red blue"),
+        ("red,blue", "red blue"),
+        ("100,978", "100978"),
+        # A comma between digits makes every mark vanish.
+        ("1,000-2,000", "10002000"),
+        ("12:30", "12:30"),
+        ("2.5", "2.5"),
+        (".5", ".5"),
+        ("u.s.", "us"),
+        ("3.", "3"),
+        ("what?no", "what no"),
+        ("(left)", "left"),
+        ("a_b", "b"),
+        ("a\tb-c", "b c"),
+    ],
+)
+def test_normalize_answer_handles_punctuation(raw: str, normal: str) -> None:
+    assert normalize_answer(raw) == normal
+
+
+@pytest.mark.parametrize(("count", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (5, 1.0), (10, 1.0)])
+def test_soft_score_is_the_score_with_ten_annotators(count: int, score: float) -> None:
+    assert soft_score(count) == score
+    annotators = ten(("cat", count), ("dog", 10 - count))
+    assert leave_one_out_score("cat", annotators) == pytest.approx(score, abs=EXACT)
+
+
+def test_soft_score_rejects_a_negative_count() -> None:
+    with pytest.raises(ValueError, match="count -1: expected"):
+        soft_score(-1)
+
+
+def test_leave_one_out_score_by_hand() -> None:
+    # Of four, three say "cat". Without one of these three, two matches are left: 2/3. Without the fourth, three: 1.
+    assert leave_one_out_score("cat", ["cat", "cat", "cat", "dog"]) == pytest.approx((3 * 2 / 3 + 1) / 4, abs=EXACT)
+    # Without the one who says "dog" no match is left; without any other, one: 1/3.
+    assert leave_one_out_score("dog", ["cat", "cat", "cat", "dog"]) == pytest.approx(3 * (1 / 3) / 4, abs=EXACT)
+
+
+def test_leave_one_out_score_normalises_both_sides_where_annotators_differ() -> None:
+    annotators = ten(("Two", 1), ("2", 1), ("the 2.", 1), ("several", 7))
+    assert leave_one_out_score("two", annotators) == pytest.approx(0.9, abs=EXACT)
+    assert leave_one_out_score("2", annotators) == pytest.approx(0.9, abs=EXACT)
+
+
+def test_leave_one_out_score_takes_unanimous_answers_as_they_stand() -> None:
+    annotators = ten(("the cat", 10))
+    assert leave_one_out_score("the cat\n", annotators) == 1
+    assert leave_one_out_score("cat", annotators) == 0
+    assert leave_one_out_score("The cat", annotators) == 0
+    # White space at the ends makes no difference between annotators.
+    assert leave_one_out_score("two", [*ten(("two", 10))[:9], " two\n"]) == 1
+
+
+def test_leave_one_out_score_rejects_too_few_annotators() -> None:
+    with pytest.raises(ValueError, match=r"3 annotators \(red, red, red\); the score needs at least 4.*repeat it"):
+        leave_one_out_score("red", ["red"] * 3)
+
+
+def test_answer_list_counts_normal_forms_in_their_first_order() -> None:
+    majority = ["no", *["Red"] * 4, *["2"] * 8, *["no"] * 8, *["red"] * 5, "two", *["blue"] * 8]
+    assert answer_list(majority) == ["no", "red", "2"]
+    assert answer_list(majority, min_count=1) == ["no", "red", "2", "blue"]
+    assert answer_list([]) == []
+
+
+def test_answer_list_may_hold_the_empty_answer() -> None:
+    assert answer_list([*["a"] * 9, *["b"] * 9]) == ["", "b"]
+
+
+def test_soft_targets_take_the_annotators_words_as_they_stand() -> None:
+    numbers = {"yes": 0, "2": 1, "": 2, "no": 3}
+    annotators = ten(("no", 1), ("two", 3), ("2", 2), ("yes", 4))
+    labels, scores = soft_targets(annotators, numbers=numbers)
+    assert labels == [3, 1, 0]
+    assert scores == [0.3, 0.6, 1.0]
+    assert soft_targets(ten(("perhaps", 10)), numbers=numbers) == ([], [])
