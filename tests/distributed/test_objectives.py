@@ -7,7 +7,13 @@ from torch import Tensor
 from tests.distributed.gloo import run_processes
 from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch, own_share
 from vlmo import distributed
-from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+)
 from vlmo.objectives import pretraining
 from vlmo.objectives.pretraining import (
     LanguageObjective,
@@ -26,7 +32,11 @@ TASKS = {
     "sum, in chunks": VisionLanguageConfig(fused_chunk=5),
     "sum, same pictures kept": VisionLanguageConfig(exclude_same=False),
 }
-ALL_TASKS = [*TASKS, "mim", "language"]
+RETRIEVAL = {
+    "retrieval": VisionLanguageConfig(mlm_weight=0, itm_weight=0),
+    "retrieval, with matching": VisionLanguageConfig(mlm_weight=0),
+}
+ALL_TASKS = [*TASKS, *RETRIEVAL, "mim", "language"]
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 
@@ -38,6 +48,8 @@ def make_objective(task: str) -> torch.nn.Module:
         return VisionObjective(VLMoForMaskedImageModeling(config), tokenizer=FixedTokens())
     if task == "language":
         return LanguageObjective(VLMoForMaskedLM(config))
+    if task in RETRIEVAL:
+        return VisionLanguageObjective(VLMoForImageTextRetrieval(config), config=RETRIEVAL[task])
     return VisionLanguageObjective(VLMoForPreTraining(config), config=TASKS[task])
 
 

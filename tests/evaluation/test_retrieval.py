@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -53,19 +53,17 @@ class FakeModel(nn.Module):
         return torch.stack([torch.zeros_like(right), right], dim=1)
 
 
-def retrieval_set(*, batch: int = 5, num_images: int = NUM_IMAGES) -> RetrievalSet:
-    pixels = torch.arange(num_images).float()[:, None, None, None].expand(-1, 3, 2, 2)
-    num_texts = len(TEXT_TO_IMAGE)
+def retrieval_set() -> RetrievalSet:
+    def read_images(numbers: range) -> Tensor:
+        return torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 2, 2)
 
-    def text_batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for numbers in torch.arange(num_texts).split(batch):
-            lengths = numbers % 20 + 1
-            mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-            yield mask * numbers[:, None], mask
+    def read_texts(numbers: range) -> tuple[Tensor, Tensor]:
+        first = torch.tensor(numbers)
+        lengths = first % 20 + 1
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        return mask * first[:, None], mask
 
-    return RetrievalSet(
-        image_batches=lambda: pixels.split(batch), text_batches=text_batches, text_to_image=TEXT_TO_IMAGE
-    )
+    return RetrievalSet(read_images=read_images, read_texts=read_texts, text_to_image=TEXT_TO_IMAGE)
 
 
 def unit(*shape: int) -> Tensor:
@@ -97,7 +95,7 @@ def test_a_model_that_returns_constants_finds_nothing(rerank: int) -> None:
 @pytest.mark.parametrize("pair_batch", [3, 1000])
 def test_oracle_puts_the_right_one_first_if_it_is_on_the_shortlist(shortlist: int, pair_batch: int) -> None:
     result = evaluate_retrieval(
-        fake("oracle"), retrieval_set(), ks=(1, shortlist), rerank=shortlist, pair_batch=pair_batch
+        fake("oracle"), retrieval_set(), ks=(1, shortlist), rerank=shortlist, batch=5, pair_batch=pair_batch
     )
     assert result.reranked is not None
     for dual, reranked in (
@@ -152,7 +150,7 @@ def test_each_pair_is_matched_once_and_with_little_padding() -> None:
     def progress(what: str, done: int, total: int) -> None:
         seen.append((what, done, total))
 
-    dual = evaluate_retrieval(model, retrieval_set(), rerank=4, pair_batch=6, progress=progress).dual
+    dual = evaluate_retrieval(model, retrieval_set(), rerank=4, batch=5, pair_batch=6, progress=progress).dual
     found_texts, found_images = dual.image_to_text.indices[:, :4].tolist(), dual.text_to_image.indices[:, :4].tolist()
     asked = {(image, text) for image, texts in enumerate(found_texts) for text in texts}
     asked |= {(image, text) for text, images in enumerate(found_images) for image in images}
@@ -179,12 +177,11 @@ def test_every_module_gets_its_mode_back() -> None:
 
 
 def test_wrong_sets_and_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="14 images"):
-        evaluate_retrieval(
-            FakeModel(images=unit(14, 4), texts=unit(NUM_IMAGES * CAPTIONS, 4)), retrieval_set(num_images=14)
-        )
+    short = dataclasses.replace(retrieval_set(), read_images=lambda numbers: torch.zeros(len(numbers) - 1, 3, 2, 2))
+    with pytest.raises(ValueError, match="gave 11 images for numbers 0 to 11"):
+        evaluate_retrieval(fake(), short)
     with pytest.raises(ValueError, match="every image number"):
-        RetrievalSet(image_batches=list, text_batches=list, text_to_image=torch.tensor([0, 2]))
+        dataclasses.replace(short, text_to_image=torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="rerank = -1"):
         evaluate_retrieval(fake(), retrieval_set(), rerank=-1)
     with pytest.raises(ValueError, match="rerank_weight = 2"):
@@ -211,18 +208,18 @@ def tiny_model() -> VLMoForImageTextRetrieval:
 def tiny_set(model: VLMoForImageTextRetrieval) -> tuple[RetrievalSet, Tensor, Tensor, Tensor]:
     pixels, ids = torch.randn(6, 3, 8, 8), torch.randint(5, 50, (6, 8))
     mask = (torch.arange(8) < torch.tensor([8, 3, 5, 8, 2, 6])[:, None]).long()
-    batches = RetrievalSet(
-        image_batches=lambda: pixels.split(4),
-        text_batches=lambda: zip(ids.split(4), mask.split(4), strict=True),
+    pairs = RetrievalSet(
+        read_images=lambda numbers: pixels[numbers.start : numbers.stop],
+        read_texts=lambda numbers: (ids[numbers.start : numbers.stop], mask[numbers.start : numbers.stop]),
         text_to_image=torch.arange(6),
     )
-    return batches, pixels, ids, mask
+    return pairs, pixels, ids, mask
 
 
 def test_real_model_is_scored_as_pair_by_pair() -> None:
     model = tiny_model()
-    batches, pixels, ids, mask = tiny_set(model)
-    result = evaluate_retrieval(model, batches, ks=(1,), rerank=6, rerank_weight=1.0)
+    pairs, pixels, ids, mask = tiny_set(model)
+    result = evaluate_retrieval(model, pairs, batch=4, ks=(1,), rerank=6, rerank_weight=1.0)
     assert result.reranked is not None
     model.eval()
     with torch.no_grad():
@@ -241,12 +238,12 @@ def test_real_model_is_scored_as_pair_by_pair() -> None:
 
 def test_autocast_keeps_similarities_in_float32() -> None:
     model = tiny_model()
-    batches, *_ = tiny_set(model)
-    exact, rounded = embed_images(model, batches), embed_images(model, batches, autocast_dtype=torch.bfloat16)
+    pairs, *_ = tiny_set(model)
+    exact, rounded = embed_images(model, pairs), embed_images(model, pairs, autocast_dtype=torch.bfloat16)
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
     # bfloat16 has three digits; two layers of rounding stay within a few percent of a unit vector.
     torch.testing.assert_close(exact, rounded, atol=0.05, rtol=0)
-    assert embed_texts(model, batches, autocast_dtype=torch.bfloat16).dtype == torch.float32
-    result = evaluate_retrieval(model, batches, rerank=3, autocast_dtype=torch.bfloat16)
+    assert embed_texts(model, pairs, autocast_dtype=torch.bfloat16).dtype == torch.float32
+    result = evaluate_retrieval(model, pairs, rerank=3, autocast_dtype=torch.bfloat16)
     assert result.dual.text_to_image.scores.dtype == torch.float32

@@ -5,7 +5,13 @@ import torch
 from tests.toy_model import pictures, shaken, texts
 from torch import nn
 
-from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoForVisualReasoning,
+)
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.model.start import start_from
 
@@ -203,3 +209,22 @@ def test_another_eps_is_noted(tmp_path):
     saved(VLMoForMaskedLM, tmp_path, layer_norm_eps=1e-12)
     report = start_from(make(VLMoForMaskedLM, seed=2), tmp_path)
     assert "note: layer_norm_eps is 1e-06, in the start folder 1e-12" in report.lines()
+
+
+def test_second_picture_starts_as_the_first(tmp_path):
+    source = saved(VLMoForPreTraining, tmp_path)
+    model = make(VLMoForVisualReasoning, seed=2, num_modality_types=3, num_labels=2)
+    report = start_from(model, tmp_path)
+    old, new = (state["vlmo.modality_types.weight"] for state in (source.state_dict(), model.state_dict()))
+    assert torch.equal(new, torch.stack([old[0], old[1], old[1]]))
+    assert "vlmo.modality_types.weight" in report.resized
+    assert copied(model, source, "vlmo.blocks.")
+    assert {name.split(".")[0] for name in report.missing} == {"reasoning_head"}
+
+
+def test_a_third_modality_type_is_taken_as_it_is(tmp_path):
+    source = saved(VLMoForVisualReasoning, tmp_path, num_modality_types=3, num_labels=2)
+    model = make(VLMoForVisualReasoning, seed=2, num_modality_types=3, num_labels=2)
+    report = start_from(model, tmp_path)
+    assert copied(model, source, "vlmo.modality_types.weight")
+    assert report.resized == []

@@ -7,7 +7,13 @@ from tests.toy_model import BEIT3, shaken, toy
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+)
 from vlmo.objectives import pretraining
 from vlmo.objectives.itc import itc_loss
 from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
@@ -209,6 +215,63 @@ def test_parts_that_are_switched_off_need_no_masked_captions():
     expected = stage_3(mlm_weight=0)(batch)["loss"]
     del batch["mlm_input_ids"], batch["mlm_labels"]
     close(stage_3(mlm_weight=0)(batch)["loss"], expected)
+
+
+# -------------------------------------------------------------------------------- fine-tuning for retrieval
+
+
+def retrieval(*, model: dict | None = None, **config) -> VisionLanguageObjective:
+    config = {"mlm_weight": 0, "itm_weight": 0} | config
+    return VisionLanguageObjective(
+        toy(VLMoForImageTextRetrieval, size=0.1, **model or {}), config=VisionLanguageConfig(**config)
+    )
+
+
+@pytest.mark.parametrize("model", [{}, {"use_match_head": False}, BEIT3])
+@torch.no_grad()
+def test_retrieval_contrasts_what_the_model_embeds(model):
+    objective, batch = retrieval(model=model), make_batch()
+    passes = []
+    objective.model.vlmo.blocks[0].register_forward_hook(lambda _, given, __: passes.append(given[0].shape[0]))
+    losses = objective(batch)
+    assert passes == [8, 8]  # pictures, texts: no fused pass, and no block of a second ending
+    model = objective.model
+    features = (
+        model.get_image_features(batch["pixel_values"]),
+        model.get_text_features(batch["input_ids"], batch["attention_mask"]),
+    )
+    same = torch.eye(8, dtype=torch.bool)
+    same[0, 5] = same[5, 0] = True
+    close(losses["itc"], itc_loss(*features, logit_scale=model.contrast_head.logit_scale, same=same))
+    close(losses["loss"], losses["itc"])
+    assert set(losses) == {"loss", "itc", "temperature"}
+
+
+@torch.no_grad()
+def test_retrieval_has_the_contrast_and_matching_of_stage_3():
+    batch = make_batch()
+    whole = stage_3(mlm_weight=0, model={"contrast_fusion_ending": False})
+    alone = retrieval(itm_weight=1)
+    alone.model.load_state_dict(whole.model.state_dict(), strict=False)
+    expected = whole(batch)
+    for name, value in alone(batch).items():
+        close(value, expected[name])
+
+
+def test_retrieval_trains_without_masked_captions():
+    batch = make_batch()
+    del batch["mlm_input_ids"], batch["mlm_labels"]
+    moved = {name for name, value in gradients(retrieval(itm_weight=1), batch).items() if value.any()}
+    assert {"match_head.classifier.weight", "contrast_head.logit_scale", "vlmo.pooler.dense.weight"} <= moved
+    moved = {name for name, value in gradients(retrieval(), batch).items() if value.any()}
+    assert not any(name.startswith(("match_head.", "vlmo.pooler.")) or ".vision_language." in name for name in moved)
+
+
+def test_losses_without_a_head_are_refused():
+    with pytest.raises(ValueError, match=r"mlm_weight is 0\.25, but VLMoForImageTextRetrieval has no head for words"):
+        VisionLanguageObjective(toy(VLMoForImageTextRetrieval))
+    with pytest.raises(ValueError, match="itm_weight is 1, but the model has no matching head"):
+        retrieval(itm_weight=1, model={"use_match_head": False})
 
 
 # -------------------------------------------------------------------------------- stage 3: ways to run it

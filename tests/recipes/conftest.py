@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.recipes.toy_vision import write_class_set, write_segment_set
+from tests.toy_questions import write_questions, write_sentences
 
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
+from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
+from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 
@@ -37,3 +41,15 @@ def visual_tokenizer(tmp_path_factory) -> Path:
     model(torch.rand(16, 3, 64, 64) * 2 - 1)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def task_sets(tmp_path_factory) -> dict[type, Path]:
+    """Data of the stages that need more than captions."""
+    folder = tmp_path_factory.mktemp("task_sets")
+    return {
+        QuestionStage: write_questions(folder / "questions"),
+        ReasoningStage: write_sentences(folder / "sentences"),
+        ClassificationStage: write_class_set(folder / "classes"),
+        SegmentationStage: write_segment_set(folder / "segments"),
+    }

@@ -18,7 +18,7 @@ from vlmo.folder import DataSource, read_data
 from vlmo.recipes import build, find_recipe
 from vlmo.recipes.card import data_source
 from vlmo.recipes.recipe import Recipe
-from vlmo.recipes.retrieval import evaluate_folder, write_card_figures
+from vlmo.recipes.retrieval import evaluate_folder
 
 TODAY = datetime.date.today().isoformat()
 NOT_STATED = "not stated: as its owner states"
@@ -131,13 +131,13 @@ def test_card_shows_the_last_evaluation_beside_chance(chain, test_pairs):
 def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
     folder, before = chain[3], section(chain[3], "Data")
     result = evaluate_folder(folder, source=str(test_pairs), split="test", rerank=2)
-    write_card_figures(folder, result, source=str(test_pairs), split="test", measured_by="`vlmo evaluate`")
+    result.write_card(folder, measured_by="`vlmo evaluate`")
     rows = {row[0]: row[1:] for row in cells(section(folder, "Figures"))}
     assert len(rows) == 12
     for metric, value in result.metrics.items():
         plain = metric.removeprefix("rerank_")
         row = rows[f"{plain.upper()}, {'reranked' if metric.startswith('rerank_') else 'dual encoder'}"]
-        assert row[:2] == [f"{round(100 * value, 2)} %", f"{round(100 * result.chance[plain], 2)} %"]
+        assert row[:2] == [f"{round(100 * value, 2)} %", f"{round(100 * result.chance[metric], 2)} %"]
         assert row[2].endswith("reordered by the fusion encoder") == metric.startswith("rerank_")
         assert row[4] == f"`vlmo evaluate`, {TODAY}"
     results = metadata_load(folder / "README.md")["model-index"][0]["results"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, Features, Value
 
 from vlmo.data.schema import FEATURES, check_columns, column, hash_share, select_rows, text_row
 
@@ -29,9 +29,9 @@ def open_path(path: Path, *, split: str, test_share: float, max_words: int) -> D
         ValueError: Nothing there that is understood; the message says what was expected.
     """
     if (path / "dataset_dict.json").is_file():
-        return _one_of(DatasetDict.load_from_disk(str(path)), split=split, path=path)
+        return _one_of(path, split=split)
     if (path / "state.json").is_file():
-        dataset = _checked(Dataset.load_from_disk(str(path)), path=path)
+        dataset = _saved(path)
     else:
         try:
             dataset = _read(path, max_words=max_words)
@@ -193,15 +193,20 @@ def split_words(line: str, *, max_words: int) -> list[str]:
     return [" ".join(piece) for piece in pieces]
 
 
-def _checked(dataset: Dataset, *, path: Path) -> Dataset:
+def _one_of(path: Path, *, split: str) -> Dataset:
+    splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    if split not in splits:
+        raise ValueError(f"{path}: no split {split!r}; it has {', '.join(splits)}")
+    return _saved(path / split)
+
+
+def _saved(path: Path) -> Dataset:
+    """What `save_to_disk` wrote; of no rows it writes no file, and cannot read that itself."""
+    if not json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+        raise ValueError(f"{path}: the set is empty, it has no row")
+    dataset = Dataset.load_from_disk(str(path))
     check_columns(dataset, name=str(path))
     return cast(Dataset, dataset.cast_column("image", FEATURES["image"]))
-
-
-def _one_of(datasets: DatasetDict, *, split: str, path: Path) -> Dataset:
-    if split not in datasets:
-        raise ValueError(f"{path}: no split {split!r}; it has {', '.join(map(str, datasets))}")
-    return _checked(datasets[split], path=path)
 
 
 def _choose(dataset: Dataset, *, split: str, test_share: float, path: Path) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo.evaluation.recall import chance_metrics, chunked_ranks, chunked_topk, recall_metrics
-from vlmo.evaluation.scoring import Matcher, Progress, RetrievalModel, RetrievalSet, embed_images, embed_texts
+from vlmo.evaluation.scoring import BATCH, Matcher, Progress, RetrievalModel, RetrievalSet, embed_images, embed_texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,8 @@ def evaluate_retrieval(
     ks: Sequence[int] = (1, 5, 10),
     rerank: int = 0,
     rerank_weight: float = 0.5,
-    pair_batch: int = 256,
+    batch: int = BATCH,
+    pair_batch: int = BATCH,
     chunk: int = 4096,
     autocast_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -82,12 +84,16 @@ def evaluate_retrieval(
     same softmax, so its log-odds estimate log p(c) / q(c) up to a constant, and their sum estimates log p(c). A weight
     of 1 is the fusion encoder alone. Candidates with equal mixed scores keep the order of the dual encoder.
 
+    Where there are several processes, all of them must call this. They share the encoding of images, texts and pairs,
+    and all return the figures that one process would.
+
     Args:
         model: Put in evaluation mode and back again.
-        retrieval_set: Iterated once, and once more for the shortlist: pixels are decoded again rather than kept.
+        retrieval_set: Read once, and once more for the shortlist: pixels are decoded again rather than kept.
         ks: The K of recall at K.
         rerank: Length of the shortlist of each query; 0 for the dual encoder alone.
         rerank_weight: Weight of the fusion encoder, 0 to 1.
+        batch: Images or texts that are embedded at a time.
         pair_batch: Pairs that go through the fusion encoder at a time.
         chunk: Side of the blocks of the similarity matrix, which is never held whole.
         autocast_dtype: `torch.bfloat16` runs the model under autocast. Similarities are float32 in any case.
@@ -96,18 +102,20 @@ def evaluate_retrieval(
     Raises:
         ValueError: If an option is out of range, the set's parts disagree or the model returns NaN.
     """
-    if rerank < 0 or not 0 <= rerank_weight <= 1 or pair_batch < 1 or not ks or min(ks) < 1:
+    if rerank < 0 or not 0 <= rerank_weight <= 1 or min(batch, pair_batch) < 1 or not ks or min(ks) < 1:
         raise ValueError(
-            f"Expected ks >= 1, rerank >= 0, 0 <= rerank_weight <= 1 and pair_batch >= 1, given ks = {tuple(ks)}, "
-            f"rerank = {rerank}, rerank_weight = {rerank_weight}, pair_batch = {pair_batch}."
+            f"Expected ks >= 1, rerank >= 0, 0 <= rerank_weight <= 1, batch >= 1 and pair_batch >= 1, given ks = "
+            f"{tuple(ks)}, rerank = {rerank}, rerank_weight = {rerank_weight}, batch = {batch}, "
+            f"pair_batch = {pair_batch}."
         )
-    images = embed_images(model, retrieval_set, autocast_dtype=autocast_dtype, progress=progress)
-    texts = embed_texts(model, retrieval_set, autocast_dtype=autocast_dtype, progress=progress)
+    numerics: dict[str, Any] = {"batch": batch, "autocast_dtype": autocast_dtype}
+    images = embed_images(model, retrieval_set, **numerics, progress=progress)
+    texts = embed_texts(model, retrieval_set, **numerics, progress=progress)
     top = max(*ks, rerank)
     dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=top, chunk=chunk)
     metrics, reranked = dual.metrics(ks), None
     if rerank:
-        matcher = Matcher(model, retrieval_set, pair_batch=pair_batch, autocast_dtype=autocast_dtype)
+        matcher = Matcher(model, retrieval_set, **numerics, pair_batch=pair_batch)
         reranked = _reranked(dual, matcher, shortlist=rerank, weight=rerank_weight, progress=progress)
         metrics |= reranked.metrics(ks, prefix="rerank_")
     chance = chance_metrics(retrieval_set.text_to_image, ks=ks)

@@ -12,8 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlmo import distributed
+
+BATCH = 256
+"""Images, texts or pairs that go through a model at a time."""
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done and how much there is."""
+"""Called with what is being done, how much of it is done and how much there is, of this process's share."""
 
 
 class ContrastHead(Protocol):
@@ -64,13 +68,13 @@ class RetrievalSet:
     """Images and texts to be found by each other.
 
     Attributes:
-        image_batches: Starts a pass over the images, `pixel_values` batch by batch, in the same order each time.
-        text_batches: Starts a pass over the texts, (`input_ids`, `attention_mask`) batch by batch, padded at the end.
+        read_images: `pixel_values` of the images with these numbers.
+        read_texts: `input_ids` and `attention_mask` of the texts with these numbers, padded at the end.
         text_to_image: Number of the image that each text describes. Every image needs at least one text.
     """
 
-    image_batches: Callable[[], Iterable[Float[Tensor, "batch 3 height width"]]]
-    text_batches: Callable[[], Iterable[tuple[Int[Tensor, "batch text"], Int[Tensor, "batch text"]]]]
+    read_images: Callable[[range], Float[Tensor, "batch 3 height width"]]
+    read_texts: Callable[[range], tuple[Int[Tensor, "batch text"], Int[Tensor, "batch text"]]]
     text_to_image: Int[Tensor, " num_texts"]
 
     def __post_init__(self) -> None:
@@ -89,44 +93,97 @@ class RetrievalSet:
         """How many images there are."""
         return int(self.text_to_image.max()) + 1
 
+    def images(self, numbers: range) -> Float[Tensor, "batch 3 height width"]:
+        """`read_images`, whose answer must have a row for each number."""
+        pixel_values = self.read_images(numbers)
+        _check_count("images", len(pixel_values), numbers)
+        return pixel_values
+
+    def texts(self, numbers: range) -> tuple[Int[Tensor, "batch text"], Int[Tensor, "batch text"]]:
+        """`read_texts`, likewise."""
+        input_ids, attention_mask = self.read_texts(numbers)
+        _check_count("texts", len(input_ids), numbers)
+        return input_ids, attention_mask
+
 
 def embed_images(
     model: RetrievalModel,
     retrieval_set: RetrievalSet,
     *,
+    batch: int = BATCH,
     autocast_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Float[Tensor, "num_images dim"]:
-    """L2-normalised image embeddings, float32, on the model's device."""
-    embeds: list[Tensor] = []
-    with _evaluating(model):
-        for pixel_values in retrieval_set.image_batches():
-            with _autocast(model.device, autocast_dtype):
-                features = model.get_image_features(pixel_values=pixel_values.to(model.device))
-            embeds.append(features.float())
-            _report(progress, "images", sum(map(len, embeds)), retrieval_set.num_images)
-    _check_count("images", sum(map(len, embeds)), retrieval_set.num_images)
-    return torch.cat(embeds)
+    """L2-normalised image embeddings, float32, on the model's device; each process embeds its share for all."""
+
+    def embed(numbers: range) -> Tensor:
+        return model.get_image_features(pixel_values=retrieval_set.images(numbers).to(model.device))
+
+    batches = own_batches(retrieval_set.num_images, batch=batch)
+    return _embed_all("images", embed, model, batches, autocast_dtype=autocast_dtype, progress=progress)
 
 
 def embed_texts(
     model: RetrievalModel,
     retrieval_set: RetrievalSet,
     *,
+    batch: int = BATCH,
     autocast_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Float[Tensor, "num_texts dim"]:
-    """L2-normalised text embeddings, float32, on the model's device."""
+    """L2-normalised text embeddings, float32, on the model's device; each process embeds its share for all."""
+
+    def embed(numbers: range) -> Tensor:
+        input_ids, attention_mask = (part.to(model.device) for part in retrieval_set.texts(numbers))
+        return model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+
+    batches = own_batches(retrieval_set.num_texts, batch=batch)
+    return _embed_all("texts", embed, model, batches, autocast_dtype=autocast_dtype, progress=progress)
+
+
+def own_batches(total: int, *, batch: int) -> list[range]:
+    """The batches of rows that this process works on.
+
+    Rows are cut in the same places however many processes there are, so that each row has the same neighbours and, to
+    the last bit, the same result.
+    """
+    batches = [range(start, min(start + batch, total)) for start in range(0, total, batch)]
+    rank, world_size = distributed.rank(), distributed.world_size()
+    return batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size]
+
+
+def _embed_all(
+    what: str,
+    embed: Callable[[range], Float[Tensor, "batch dim"]],
+    model: RetrievalModel,
+    batches: list[range],
+    *,
+    autocast_dtype: torch.dtype | None,
+    progress: Progress | None,
+) -> Float[Tensor, "total dim"]:
     embeds: list[Tensor] = []
+    done, total = 0, sum(map(len, batches))
     with _evaluating(model):
-        for batch in retrieval_set.text_batches():
-            input_ids, attention_mask = (part.to(model.device) for part in batch)
+        for numbers in batches:
             with _autocast(model.device, autocast_dtype):
-                features = model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+                features = embed(numbers)
             embeds.append(features.float())
-            _report(progress, "texts", sum(map(len, embeds)), retrieval_set.num_texts)
-    _check_count("texts", sum(map(len, embeds)), retrieval_set.num_texts)
-    return torch.cat(embeds)
+            done += len(numbers)
+            _report(progress, what, done, total)
+    return _gather_rows(embeds, device=model.device)
+
+
+def _gather_rows(parts: list[Float[Tensor, "_ dim"]], *, device: torch.device) -> Float[Tensor, "total dim"]:
+    """The rows of all processes in rank order; a process may have none."""
+    if distributed.world_size() == 1:
+        return torch.cat(parts)
+    shape = torch.tensor([sum(map(len, parts)), parts[0].shape[1] if parts else 0], device=device)
+    counts, widths = distributed.gather(shape[None]).T.tolist()
+    padded = torch.zeros(max(counts), max(widths), device=device)
+    if parts:
+        padded[: counts[distributed.rank()]] = torch.cat(parts)
+    gathered = distributed.gather(padded).split(max(counts))
+    return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
 
 class Matcher:
@@ -137,42 +194,46 @@ class Matcher:
         model: RetrievalModel,
         retrieval_set: RetrievalSet,
         *,
-        pair_batch: int,
-        autocast_dtype: torch.dtype | None,
+        batch: int = BATCH,
+        pair_batch: int = BATCH,
+        autocast_dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.retrieval_set = retrieval_set
+        self.batch = batch
         self.pair_batch = pair_batch
         self.autocast_dtype = autocast_dtype
-        self.input_ids, self.attention_mask = _padded_texts(retrieval_set)
+        self.input_ids, self.attention_mask = _padded_texts(retrieval_set, batch=batch)
         positions = torch.arange(1, self.attention_mask.shape[1] + 1)
         self.lengths = (self.attention_mask * positions).amax(dim=1)
 
     def __call__(
-        self, images: Int[Tensor, " pair"], texts: Int[Tensor, " pair"], *, progress: Progress | None
+        self, images: Int[Tensor, " pair"], texts: Int[Tensor, " pair"], *, progress: Progress | None = None
     ) -> Float[Tensor, " pair"]:
         """Log-odds of a match for each pair; a pair that is asked for twice is computed once.
 
-        Pairs are taken image batch by image batch, so that each image is decoded once and never kept.
+        Pairs are taken image batch by image batch, so that each image is decoded once and never kept. Several processes
+        are asked for the same pairs; each computes those of its own images and is told the others.
         """
         num_texts = self.retrieval_set.num_texts
         pairs, asked = torch.unique(images * num_texts + texts, return_inverse=True)
         images, texts = pairs // num_texts, pairs % num_texts
-        log_odds = torch.full(pairs.shape, torch.nan)
-        first = done = 0
+        batches = own_batches(self.retrieval_set.num_images, batch=self.batch)
+        chosen = [((images >= own.start) & (images < own.stop)).nonzero().flatten() for own in batches]
+        log_odds = torch.zeros(pairs.shape)
+        done, total = 0, sum(map(len, chosen))
         with _evaluating(self.model):
-            for pixel_values in self.retrieval_set.image_batches():
-                stop = first + len(pixel_values)
-                chosen = ((images >= first) & (images < stop)).nonzero().flatten()
+            for own, places in zip(batches, chosen, strict=True):
+                if not len(places):
+                    continue
+                pixel_values = self.retrieval_set.images(own).to(self.model.device)
                 # Neighbours in length share a batch, so little of it is padding.
-                chosen = chosen[self.lengths[texts[chosen]].argsort()]
-                pixel_values = pixel_values.to(self.model.device)
-                for part in chosen.split(self.pair_batch) if len(chosen) else ():
-                    log_odds[part] = self._log_odds(pixel_values, images[part] - first, texts[part])
+                for part in places[self.lengths[texts[places]].argsort()].split(self.pair_batch):
+                    log_odds[part] = self._log_odds(pixel_values, images[part] - own.start, texts[part])
                     done += len(part)
-                    _report(progress, "pairs", done, len(pairs))
-                first = stop
-        _check_count("images of the second pass", first, self.retrieval_set.num_images)
+                    _report(progress, "pairs", done, total)
+        # The others' places hold 0, so that the sum is whole. It is taken on the device, where every backend can.
+        log_odds = distributed.all_reduce(log_odds.to(self.model.device)).cpu()
         if log_odds.isnan().any():
             raise ValueError("The matching logits contain NaN; check the weights of the model.")
         return log_odds[asked]
@@ -190,8 +251,11 @@ class Matcher:
         return (logits[:, 1].float() - logits[:, 0].float()).cpu()
 
 
-def _padded_texts(retrieval_set: RetrievalSet) -> tuple[Int[Tensor, "num_texts text"], Int[Tensor, "num_texts text"]]:
-    batches = list(retrieval_set.text_batches())
+def _padded_texts(
+    retrieval_set: RetrievalSet, *, batch: int
+) -> tuple[Int[Tensor, "num_texts text"], Int[Tensor, "num_texts text"]]:
+    total = retrieval_set.num_texts
+    batches = [retrieval_set.texts(range(start, min(start + batch, total))) for start in range(0, total, batch)]
     longest = max(input_ids.shape[1] for input_ids, _ in batches)
 
     def joined(parts: Iterable[Tensor]) -> Tensor:
@@ -217,9 +281,9 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _check_count(what: str, given: int, expected: int) -> None:
-    if given != expected:
-        raise ValueError(f"The set gave {given} {what}, text_to_image asks for {expected}; they must agree.")
+def _check_count(what: str, given: int, numbers: range) -> None:
+    if given != len(numbers):
+        raise ValueError(f"The set gave {given} {what} for numbers {numbers.start} to {numbers.stop - 1}.")
 
 
 def _report(progress: Progress | None, what: str, done: int, total: int) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 
@@ -20,6 +21,7 @@ _BIAS_TABLE = "vlmo.position_bias.table"
 _MUST_AGREE = ("num_attention_heads", "token_order")
 _SHOULD_AGREE = ("layer_norm_eps", "text_layer_norm_eps")
 _WORDS = "vlmo.text_embeddings.words.weight"
+_MODALITY_TYPES = "vlmo.modality_types.weight"
 _IMAGE_POSITIONS = "vlmo.image_embeddings.positions"
 
 
@@ -29,7 +31,7 @@ class StartReport:
 
     Attributes:
         loaded: Taken as they were.
-        resized: Position tables brought to another picture size.
+        resized: Position tables brought to another picture size, or a modality table with a row more (second picture).
         filled: `vision_language` experts that the folder lacks, and where they came from.
         missing: Left at their random start.
         unused: In the folder, without a place in the model.
@@ -78,6 +80,8 @@ def start_from(
             report.unused.append(name)
             continue
         resized = _resize(name, tensor, source=config.grid, target=model.config.grid)
+        if name == _MODALITY_TYPES and len(tensor) == SECOND_IMAGE_TYPE < len(state[name]):
+            resized = _with_second_image(tensor)
         if resized.shape != state[name].shape:
             raise ValueError(
                 f"{folder}: {name} has shape {tuple(tensor.shape)}, the model expects {tuple(state[name].shape)}. "
@@ -138,3 +142,8 @@ def _resize(name: str, tensor: Tensor, *, source: tuple[int, int], target: tuple
         if name == _IMAGE_POSITIONS:
             return resize_absolute_positions(tensor, source=source, target=target)
     return tensor
+
+
+def _with_second_image(types: Float[Tensor, "2 dim"]) -> Float[Tensor, "3 dim"]:
+    """The second picture's row starts as the picture's, as in the published code (docs/reproduction.md)."""
+    return torch.cat([types, types[SECOND_IMAGE_TYPE - 1 :]])

@@ -1,4 +1,4 @@
-"""The three stages as modules: each holds the model, and its forward returns named losses."""
+"""The three stages, and fine-tuning for retrieval, as modules: each holds the model and returns named losses."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torch.nn import functional as F
 
 from vlmo import distributed
 from vlmo.model import (
+    VLMoForImageTextRetrieval,
     VLMoForMaskedImageModeling,
     VLMoForMaskedLM,
     VLMoForPreTraining,
     language_stage_parameters,
 )
-from vlmo.model.multiway import LANGUAGE
+from vlmo.model.backbone import Sequence
+from vlmo.model.heads import ContrastHead
+from vlmo.model.multiway import LANGUAGE, VISION
 from vlmo.model.visual_tokenizer import VisualTokenizer
 from vlmo.objectives.itc import caption_keys, contrast_logits, itc_loss, same_pairs
 from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
@@ -111,12 +114,31 @@ class _Pairs:
 
 
 class VisionLanguageObjective(nn.Module):
-    """Stage 3: image-text contrast, masked language modelling and matching with global hard negatives."""
+    """Image-text contrast, masked language modelling and matching with global hard negatives.
 
-    def __init__(self, model: VLMoForPreTraining, *, config: VisionLanguageConfig | None = None) -> None:
+    On `VLMoForPreTraining` this is stage 3. On `VLMoForImageTextRetrieval` it is fine-tuning for retrieval: contrast of
+    the first ending, which is what the dual encoder embeds with, and matching if there is a head for it.
+
+    Raises:
+        ValueError: A loss has a weight, but the model lacks its head.
+    """
+
+    def __init__(
+        self, model: VLMoForPreTraining | VLMoForImageTextRetrieval, *, config: VisionLanguageConfig | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config or VisionLanguageConfig()
+        if self.config.mlm_weight and not isinstance(model, VLMoForPreTraining):
+            raise ValueError(
+                f"mlm_weight is {self.config.mlm_weight}, but {type(model).__name__} has no head for words; set the "
+                "weight to 0."
+            )
+        if self.config.itm_weight and model.match_head is None:
+            raise ValueError(
+                f"itm_weight is {self.config.itm_weight}, but the model has no matching head (use_match_head is "
+                "False); set the weight to 0, or use_match_head to True."
+            )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` and its parts `itc`, `mlm`, `itm`, with accuracies; reads pairs, masked captions and `step_seed`."""
@@ -154,12 +176,10 @@ class VisionLanguageObjective(nn.Module):
         self, image: Tensor, text: Tensor, batch: Batch, *, grid: tuple[int, int], same: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean ITC loss of the endings, and the first ending's logits (no gradient) for drawing negatives."""
-        backbone, model = self.model.vlmo, self.model
-        images = backbone.contrast_endings(backbone.join(image=image, grid=grid))
-        texts = backbone.contrast_endings(backbone.join(text=text, attention_mask=batch["attention_mask"]))
-        heads = [model.contrast_head]
-        if model.fusion_contrast_head is not None:
-            heads.append(model.fusion_contrast_head)
+        backbone = self.model.vlmo
+        heads = self._contrast_heads()
+        images = self._endings(backbone.join(image=image, grid=grid), count=len(heads))
+        texts = self._endings(backbone.join(text=text, attention_mask=batch["attention_mask"]), count=len(heads))
         embeds = [(head.embed_image(i), head.embed_text(t)) for head, i, t in zip(heads, images, texts, strict=True)]
         losses = [
             itc_loss(i, t, logit_scale=head.logit_scale, same=same if self.config.exclude_same else None)
@@ -171,6 +191,19 @@ class VisionLanguageObjective(nn.Module):
             per_image = contrast_logits(image_embeds, distributed.gather(text_embeds), logit_scale=scale)
             per_text = contrast_logits(text_embeds, distributed.gather(image_embeds), logit_scale=scale)
         return torch.stack(losses).mean(), per_image, per_text
+
+    def _contrast_heads(self) -> list[ContrastHead]:
+        """The head of each ending of ITC."""
+        second = self.model.fusion_contrast_head if isinstance(self.model, VLMoForPreTraining) else None
+        return [self.model.contrast_head] if second is None else [self.model.contrast_head, second]
+
+    def _endings(self, sequence: Sequence, *, count: int) -> list[Float[Tensor, "batch dim"]]:
+        """First token after each ending; the blocks of a second one are not run where there is no head for it."""
+        backbone = self.model.vlmo
+        if count > 1:
+            return backbone.contrast_endings(sequence)
+        modality = LANGUAGE if sequence.num_text else VISION
+        return [backbone.finish(backbone.run(sequence, fusion=False)[:, 0], modality=modality)]
 
     def _fused_rows(self, batch: int, device: torch.device) -> Int[Tensor, "rows"]:
         stride = self.config.fused_stride
@@ -240,6 +273,7 @@ class VisionLanguageObjective(nn.Module):
         self, text_states: Float[Tensor, "rows text dim"], batch: Batch, rows: Tensor
     ) -> dict[str, Tensor]:
         """Loss and accuracy of MLM."""
+        assert isinstance(self.model, VLMoForPreTraining)  # others have been refused an mlm_weight
         chosen = batch["mlm_labels"][rows] != -100
         words = batch["mlm_labels"][rows][chosen]
         states = self.model.vlmo.finish(text_states[chosen], modality=LANGUAGE)  # masked positions only

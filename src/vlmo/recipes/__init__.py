@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from vlmo.recipes import emoji, pretraining
+from vlmo.recipes import easy_vqa, emoji, finetuning, finetuning_vision, pretraining, vision_small
 from vlmo.recipes.recipe import Recipe, build
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -17,6 +17,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         emoji.emoji_stage3,
         emoji.emoji_stageless,
         emoji.emoji_small,
+        easy_vqa.easy_vqa,
+        easy_vqa.easy_vqa_question_only,
+        easy_vqa.easy_vqa_pairs,
         pretraining.base_stage1,
         pretraining.base_stage2,
         pretraining.base_stage3,
@@ -26,6 +29,33 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         pretraining.large_stage1,
         pretraining.large_stage2,
         pretraining.large_stage3,
+        finetuning.base_vqa,
+        finetuning.base_plus_vqa,
+        finetuning.large_vqa,
+        finetuning.base_nlvr2,
+        finetuning.base_plus_nlvr2,
+        finetuning.large_nlvr2,
+        finetuning.base_coco_retrieval,
+        finetuning.base_plus_coco_retrieval,
+        finetuning.large_coco_retrieval,
+        finetuning.base_flickr30k_retrieval,
+        finetuning.base_plus_flickr30k_retrieval,
+        finetuning.large_flickr30k_retrieval,
+        finetuning_vision.base_imagenet,
+        finetuning_vision.base_plus_imagenet,
+        finetuning_vision.large_imagenet,
+        finetuning_vision.base_imagenet_384,
+        finetuning_vision.base_plus_imagenet_384,
+        finetuning_vision.large_imagenet_384,
+        finetuning_vision.base_ade20k,
+        finetuning_vision.base_plus_ade20k,
+        finetuning_vision.large_ade20k,
+        vision_small.digits,
+        vision_small.digits_from_nothing,
+        vision_small.emoji_kinds,
+        vision_small.emoji_kinds_from_nothing,
+        vision_small.scenes,
+        vision_small.scenes_from_nothing,
     )
 }
 

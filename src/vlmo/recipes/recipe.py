@@ -20,15 +20,28 @@ from vlmo.folder import write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import image_processor_for
+from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
 from vlmo.recipes.card import run_card
 from vlmo.recipes.configs import DataConfig, ModelConfig, TextConfig
 from vlmo.recipes.pretraining_stages import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
+from vlmo.recipes.retrieval_stage import RetrievalStage
 from vlmo.recipes.stage import Run, last_measurements
+from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
 from vlmo.recipes.vocabulary import build_processor
 from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, claim_run_folder
 
 _TOLD_ANYWAY = {"init", "seed", "stage.visual_tokenizer"}
-AnyStage = TokenizerStage | VisionStage | LanguageStage | VisionLanguageStage
+AnyStage = (
+    TokenizerStage
+    | VisionStage
+    | LanguageStage
+    | VisionLanguageStage
+    | RetrievalStage
+    | QuestionStage
+    | ReasoningStage
+    | ClassificationStage
+    | SegmentationStage
+)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,16 +20,21 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from vlmo.data.quarantine import keep_good
-from vlmo.data.sources import decode_image, open_source
+from vlmo.data.schema import column, select_rows
+from vlmo.data.sources import ImageCell, decode_image, open_source
 from vlmo.evaluation import RetrievalModel, RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
+from vlmo.evaluation.scoring import BATCH
 from vlmo.folder import Measurement, add_figures
 from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
-from vlmo.recipes.card import data_name
+from vlmo.recipes.task_result import Prediction, TaskResult, task_measurements
+from vlmo.training import choose_device
 
-_BATCH = 256
 _RERANK = 16
+RETRIEVAL = "retrieval"
+RERANK = 16
 _RERANKED = "rerank_"
+_SHOWN = 10
 _MEANINGS = {
     "ir": "share of captions whose own image has rank {k} or better among all images of the split",
     "tr": "share of images with one of their captions at rank {k} or better among all captions of the split",
@@ -41,7 +48,7 @@ class RetrievalRows:
     rows: Dataset
     processor: VLMoProcessor
 
-    @property
+    @cached_property
     def captions(self) -> list[str]:
         """All captions, picture by picture."""
         return [caption for captions in self.rows["captions"] for caption in captions]
@@ -54,27 +61,40 @@ class RetrievalRows:
         """What `evaluate_retrieval` reads."""
         counts = torch.tensor([len(captions) for captions in self.rows["captions"]])
         return RetrievalSet(
-            image_batches=self._images,
-            text_batches=self._texts,
+            read_images=self._images,
+            read_texts=self._texts,
             text_to_image=torch.repeat_interleave(torch.arange(len(counts)), counts),
         )
 
-    def _images(self) -> Iterator[Tensor]:
+    def _images(self, numbers: range) -> Tensor:
         transform = eval_transform(TransformConfig(image_size=self.processor.image_size))
-        for start in range(0, len(self.rows), _BATCH):
-            numbers = range(start, min(start + _BATCH, len(self.rows)))
-            yield torch.stack([transform(self.picture(number)) for number in numbers])
+        cells: list[ImageCell] = self.rows[numbers.start : numbers.stop]["image"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing run beside each other
+            return torch.stack(list(pool.map(lambda cell: transform(decode_image(cell)), cells)))
 
-    def _texts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        captions = self.captions
-        for start in range(0, len(captions), _BATCH):
-            encoded = self.processor(text=captions[start : start + _BATCH], return_tensors="pt")
-            yield encoded["input_ids"], encoded["attention_mask"]
+    def _texts(self, numbers: range) -> tuple[Tensor, Tensor]:
+        encoded = self.processor(text=self.captions[numbers.start : numbers.stop], return_tensors="pt")
+        return encoded["input_ids"], encoded["attention_mask"]
 
 
-def read_rows(source: str, *, split: str, processor: VLMoProcessor, quarantine: Path) -> RetrievalRows:
-    """Pairs of a source that can be used; the others are named in `quarantine`."""
-    rows = keep_good(open_source(source, split=split), quarantine=quarantine)
+def read_rows(
+    source: str, *, split: str, processor: VLMoProcessor, quarantine: Path, limit: int | None = None
+) -> RetrievalRows:
+    """Pairs of a source that can be used; the others are named in `quarantine`.
+
+    Args:
+        limit: Read the first rows only.
+
+    Raises:
+        ValueError: No row can be used.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; give the number of rows to read, from 1 up, or none for all")
+    rows = open_source(source, split=split)
+    rows = rows if limit is None else select_rows(rows, range(min(limit, len(rows))))
+    rows = keep_good(rows, quarantine=quarantine)
+    if not len(rows):
+        raise ValueError(f"{source}, {split}: no picture with a caption is there to search among")
     return RetrievalRows(rows=rows, processor=processor)
 
 
@@ -101,25 +121,16 @@ def retrieval_measurements(
     metrics: Mapping[str, float], chance: Mapping[str, float], *, source: str, split: str, measured_by: str
 ) -> list[Measurement]:
     """Recalls as a model's card shows them, dated today."""
-    measurements = []
-    for metric, value in metrics.items():
-        plain = metric.removeprefix(_RERANKED)
-        direction, _, k = plain.partition("@")
-        reranked = metric.startswith(_RERANKED)
-        measurements.append(
-            Measurement(
-                metric=metric,
-                name=f"{plain.upper()}, {'reranked' if reranked else 'dual encoder'}",
-                value=value,
-                chance=chance[plain],
-                meaning=_MEANINGS[direction].format(k=k) + (", reordered by the fusion encoder" if reranked else ""),
-                data=data_name(source),
-                split=split,
-                measured_by=measured_by,
-                date=datetime.date.today().isoformat(),
-            )
-        )
-    return measurements
+    return task_measurements(
+        metrics,
+        task=RETRIEVAL,
+        chance={metric: chance[metric.removeprefix(_RERANKED)] for metric in metrics},
+        meanings={metric: _meaning(metric) for metric in metrics},
+        names={metric: _name(metric) for metric in metrics},
+        source=source,
+        split=split,
+        measured_by=measured_by,
+    )
 
 
 def write_card_figures(
@@ -139,25 +150,90 @@ def evaluate_folder(
     split: str,
     rerank: int | None = None,
     rerank_weight: float | None = None,
+    limit: int | None = None,
+    batch_size: int = BATCH,
+    device: str | None = None,
     console: Console | None = None,
-) -> RetrievalResult:
-    """Recalls of a model folder on the pairs of a source, with a reranked shortlist if `rerank` is above 0.
+) -> TaskResult:
+    """Recalls of a model folder on the pairs of a source. Several processes, if there are, share the work.
 
     Args:
-        rerank: Candidates of each query that the fusion encoder reorders; by default 16, and none for a model without
-            a matching head.
+        rerank: Length of the shortlist that the fusion encoder reorders; None: 16 where it has a matching head.
+        rerank_weight: Share of the matching score; None: the model's.
+        limit: Read the first rows only.
+        device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
+        console: Where the progress bar goes; None shows nothing.
 
     Raises:
         ValueError: The folder holds no model that retrieves, or the source cannot be read.
     """
     model, processor = load_retrieval_model(folder)
+    module: nn.Module = model
+    module.to(choose_device(device))
     if rerank is None:
-        rerank = 0 if model.match_head is None else _RERANK
+        rerank = 0 if model.match_head is None else RERANK
     if rerank and model.match_head is None:
-        raise ValueError(f"{folder} has no matching head, so nothing can be reranked; leave rerank out, or give 0")
-    rows = read_rows(source, split=split, processor=processor, quarantine=Path(folder) / f"{split}.quarantine.jsonl")
+        raise ValueError(
+            f"{folder}: this model has no matching head, so that nothing can be reordered; give --rerank 0"
+        )
+    quarantine = Path(folder) / f"{split}.quarantine.jsonl"
+    rows = read_rows(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
     weight = model.config.rerank_weight if rerank_weight is None else rerank_weight
-    return evaluate_with_progress(model, rows, rerank=rerank, rerank_weight=weight, console=console)
+    result = evaluate_with_progress(
+        model, rows, rerank=rerank, rerank_weight=weight, batch_size=batch_size, console=console
+    )
+    settings = {"rerank": rerank, "rerank_weight": weight} if rerank else {"rerank": 0}
+    return task_result(result, rows, source=source, split=split, settings=settings)
+
+
+def task_result(
+    result: RetrievalResult, rows: RetrievalRows, *, source: str, split: str, settings: Mapping[str, Any]
+) -> TaskResult:
+    """An evaluation in the form of every task: a row for each caption that is looked for, then for each picture."""
+    metrics = result.metrics
+    return TaskResult(
+        task=RETRIEVAL,
+        source=source,
+        split=split,
+        metrics=metrics,
+        chance={metric: result.chance[metric.removeprefix(_RERANKED)] for metric in metrics},
+        meanings={metric: _meaning(metric) for metric in metrics},
+        names={metric: _name(metric) for metric in metrics},
+        predictions=_predictions(result, rows),
+        settings=dict(settings),
+    )
+
+
+def _predictions(result: RetrievalResult, rows: RetrievalRows) -> list[Prediction]:
+    image_ids = column(rows.rows, "image_id")
+    own = rows.as_set().text_to_image.tolist()
+    captions = [
+        {"query": "caption", "caption": text, "image_id": image_ids[own[n]]} for n, text in enumerate(rows.captions)
+    ]
+    pictures: list[Prediction] = [{"query": "image", "image_id": image_id} for image_id in image_ids]
+    for prefix, rankings in (("", result.dual), (_RERANKED, result.reranked)):
+        if rankings is None:
+            continue
+        for queries, ranking, names in (
+            (captions, rankings.text_to_image, image_ids),
+            (pictures, rankings.image_to_text, rows.captions),
+        ):
+            found = ranking.indices[:, :_SHOWN].tolist()
+            for row, rank, best in zip(queries, ranking.ranks.tolist(), found, strict=True):
+                row[f"{prefix}rank"] = rank
+                row[f"{prefix}found"] = [names[number] for number in best]
+    return [*captions, *pictures]
+
+
+def _name(metric: str) -> str:
+    reranked = metric.startswith(_RERANKED)
+    return f"{metric.removeprefix(_RERANKED).upper()}, {'reranked' if reranked else 'dual encoder'}"
+
+
+def _meaning(metric: str) -> str:
+    direction, _, k = metric.removeprefix(_RERANKED).partition("@")
+    reordered = ", reordered by the fusion encoder" if metric.startswith(_RERANKED) else ""
+    return _MEANINGS[direction].format(k=k) + reordered
 
 
 def evaluate_with_progress(
@@ -166,6 +242,7 @@ def evaluate_with_progress(
     *,
     rerank: int,
     rerank_weight: float = 0.5,
+    batch_size: int = BATCH,
     console: Console | None = None,
 ) -> RetrievalResult:
     """`evaluate_retrieval` with a progress bar."""
@@ -178,7 +255,9 @@ def evaluate_with_progress(
                 tasks[what] = bar.add_task(f"evaluating {what}", total=total)
             bar.update(tasks[what], completed=done)
 
-        return evaluate_retrieval(model, rows.as_set(), rerank=rerank, rerank_weight=rerank_weight, progress=advance)
+        return evaluate_retrieval(
+            model, rows.as_set(), rerank=rerank, rerank_weight=rerank_weight, batch=batch_size, progress=advance
+        )
 
 
 def figures_table(result: RetrievalResult, *, stageless: dict[str, float] | None = None) -> Table:

@@ -119,7 +119,7 @@ class Trainer:
         seed: Of dropout and whatever else the objective draws.
         no_weight_decay: Parameters of two or more dimensions that are not decayed, by their names in the objective.
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
-        evaluators: Called on the main process with `model` in evaluation mode, without gradients; they return figures,
+        evaluators: Called on every process with `model` in evaluation mode, without gradients; they return figures,
             which are logged as "val/...".
         after_step: Called after each update; for what keeps parameters in their range.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
@@ -288,10 +288,10 @@ class Trainer:
         return time.monotonic() - self._began
 
     def _evaluate_if_due(self, tracker: Tracker | None) -> None:
-        """Evaluates on the main process, unless this step's evaluation is already in metrics.jsonl."""
+        """Evaluates on every process, unless this step's evaluation is already in metrics.jsonl."""
         step, every = self._progress.step, self.config.eval_every
         due = step == self.config.max_steps or (every is not None and step > 0 and step % every == 0)
-        if tracker is None or not due or not self.evaluators or tracker.evaluated_step == step:
+        if not due or not self.evaluators or _evaluated_step(tracker) == step:
             return
         model = self.objective.get_submodule("model")
         modes = [(module, module.training) for module in model.modules()]
@@ -300,7 +300,8 @@ class Trainer:
             figures = {name: value for evaluate in self.evaluators for name, value in evaluate(model).items()}
         for module, training in modes:
             module.training = training
-        tracker.log_evaluation(step, figures)
+        if tracker is not None:
+            tracker.log_evaluation(step, figures)
 
     def _save(self, tracker: Tracker | None) -> None:
         self._progress.seconds = self._seconds()
@@ -341,6 +342,11 @@ class Trainer:
             metrics={name: value for line in read_metrics(self.run_dir) for name, value in line.items()},
             model_dir=self.model_dir,
         )
+
+
+def _evaluated_step(tracker: Tracker | None) -> int | None:
+    """The last step that was evaluated, as the main process knows it."""
+    return from_main(None if tracker is None else tracker.evaluated_step)
 
 
 def _num_rows(batch: Batch) -> int:

@@ -1,0 +1,228 @@
+"""Classification and segmentation on small real data: from the quickstart's model, from nothing, and plain baselines.
+
+    python benchmarks/vision_tasks.py --out benchmarks/results/vision-tasks.json
+
+All are measured on the same test rows. Baselines know pixels alone: logistic regression on small pictures for classes
+(its penalty chosen on training rows), and for the pixels of a scene the most frequent class, and the class that each
+colour has most often in the training scenes.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.logging import RichHandler
+
+from surroundings import surroundings
+from vlmo.data.label_examples import SegmentRows
+from vlmo.data.sources import decode_image
+from vlmo.evaluation.classification import NAME_ALONE, fit_linear_probe
+from vlmo.evaluation.segmentation import SegmentationMeter
+from vlmo.processing.segmentation import IGNORED_CLASS
+from vlmo.recipes import Recipe, build, find_recipe
+from vlmo.recipes.task_result import TaskResult
+from vlmo.recipes.vision_sets import ClassSet, SegmentSet, read_classes, read_segments
+from vlmo.recipes.vision_tasks import (
+    evaluate_classification,
+    evaluate_linear_probe,
+    evaluate_segmentation,
+    evaluate_zero_shot,
+)
+from vlmo.training.checkpoint import newest_state
+
+CLASS_RECIPES = {"digits": 8, "emoji-kinds": 16}
+"""Recipes for classification, and the side of the pictures that the baseline reads."""
+SEGMENT_RECIPE = "scenes"
+FROM_NOTHING = "-from-nothing"
+_COLOUR_LEVELS = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """Trains the small recipes of the vision tasks and measures them beside plain baselines."""
+
+    run: Path = Path("runs/vision_tasks")
+    """Folder of the runs; those that have finished there are taken as they are."""
+    start: Path = Path("runs/quickstart/stage3/model")
+    """Model folder of the quickstart."""
+    tasks: tuple[str, ...] = (*CLASS_RECIPES, SEGMENT_RECIPE)
+    """Recipes to run, each from `start` and from nothing."""
+    scale: float = 1.0
+    """Share of the steps of each recipe; small values only show that everything works."""
+    seed: int = 0
+    """Of every run."""
+    threads: int = 2
+    """CPU threads of PyTorch."""
+    out: Path | None = None
+    """JSON file for the result."""
+
+
+def train(name: str, options: Options, *, console: Console) -> tuple[Path, dict[str, Any]]:
+    """Model folder of a recipe, and what it took; the time is that of the run, whenever it was."""
+    recipe, folder = settings_of(name, options), options.run / name
+    found = newest_state(folder / "state") if (folder / "model").exists() else None
+    if found is None:
+        result = build(recipe, run_dir=folder, console=console, title=name, original=find_recipe(name)()).fit()
+        if result.status == "stopped":
+            sys.exit("stopped; the same command goes on")
+        progress = dataclasses.asdict(result)
+    else:
+        progress = found.progress | {"steps": found.progress["step"]}
+    spent = {key: progress[key] for key in ("steps", "samples_seen", "seconds")}
+    return folder / "model", spent | {"trained_in_this_call": found is None}
+
+
+def settings_of(name: str, options: Options) -> Recipe:
+    """The recipe with this call's start folder, seed and share of the steps."""
+    recipe = find_recipe(name)()
+    steps = max(1, round(recipe.trainer.max_steps * options.scale))
+    return dataclasses.replace(
+        recipe,
+        init=None if recipe.init is None else str(options.start),
+        seed=options.seed,
+        schedule=dataclasses.replace(recipe.schedule, warmup_steps=min(recipe.schedule.warmup_steps, steps // 2)),
+        trainer=dataclasses.replace(recipe.trainer, max_steps=steps),
+    )
+
+
+def classification(name: str, options: Options, *, console: Console) -> dict[str, Any]:
+    """Fine-tuned, probed and zero-shot figures, and logistic regression on pixels."""
+    source = settings_of(name, options).evaluate_on or name
+    rows = {
+        split: read_classes(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
+        for split in ("train", "test")
+    }
+    where: dict[str, Any] = {"source": source, "split": "test"}
+    models: dict[str, Any] = {}
+    for recipe in (name, name + FROM_NOTHING):
+        folder, spent = train(recipe, options, console=console)
+        models[recipe] = spent | figures(evaluate_classification(folder, **where))
+    began = time.monotonic()
+    baseline = logistic_regression(rows["train"], rows["test"], side=CLASS_RECIPES[name])
+    models["logistic regression on pixels"] = {"seconds": time.monotonic() - began} | figures(baseline)
+    for features in ("mean", "class"):
+        probe = evaluate_linear_probe(options.start, features=features, **where)
+        models[f"linear probe of the start, {features}"] = figures(probe)
+    models["zero-shot of the start, prompts"] = figures(evaluate_zero_shot(options.start, **where))
+    names_alone = evaluate_zero_shot(options.start, prompts=NAME_ALONE, **where)
+    models["zero-shot of the start, names alone"] = figures(names_alone)
+    counts = rows["train"].labels.bincount(minlength=len(rows["train"].names))
+    frequent = (rows["test"].labels == counts.argmax()).double().mean().item()
+    models["most frequent class"] = {"metrics": {"top1": frequent}}
+    return _result(source, rows, chance=baseline.chance, models=models)
+
+
+def segmentation(name: str, options: Options, *, console: Console) -> dict[str, Any]:
+    """Fine-tuned figures by windows and whole pictures, and what colours alone tell."""
+    source = settings_of(name, options).evaluate_on or name
+    rows = {
+        split: read_segments(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
+        for split in ("train", "test")
+    }
+    models: dict[str, Any] = {}
+    for recipe in (name, name + FROM_NOTHING):
+        folder, spent = train(recipe, options, console=console)
+        for inference in ("slide", "whole"):
+            found = evaluate_segmentation(folder, source=source, split="test", inference=inference)
+            models[f"{recipe}, {inference}"] = spent | figures(found)
+    began = time.monotonic()
+    colours = colour_table(rows["train"])
+    baseline = segment_by_colour(rows["test"], colours)
+    models["class of each colour"] = {"seconds": time.monotonic() - began} | figures(baseline)
+    models["most frequent class"] = {"metrics": baseline.chance}
+    return _result(source, rows, chance=baseline.chance, models=models)
+
+
+def logistic_regression(train_rows: ClassSet, test_rows: ClassSet, *, side: int) -> TaskResult:
+    """A linear classifier on pictures of `side` pixels."""
+    vectors = [pixel_vectors(rows, side=side) for rows in (train_rows, test_rows)]
+    probe = fit_linear_probe(vectors[0], train_rows.labels, num_classes=len(train_rows.names))
+    return test_rows.score(probe(vectors[1]), settings={"method": "logistic regression on pixels", "l2": probe.l2})
+
+
+def pixel_vectors(rows: ClassSet, *, side: int) -> torch.Tensor:
+    """Each picture as one row of `side` x `side` x 3 numbers."""
+    cells: Any = rows.rows["image"]
+    pictures = [decode_image(cell).resize((side, side), Image.Resampling.BOX) for cell in cells]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).flatten(1) / 255
+
+
+def colour_table(rows: SegmentSet) -> np.ndarray:
+    """The most frequent class of each colour (16 levels a channel); the most frequent of all for colours never seen."""
+    counts = np.zeros((_COLOUR_LEVELS**3, len(rows.names)), dtype=np.int64)
+    pictures = SegmentRows(rows.rows, num_classes=len(rows.names))
+    for row in range(len(pictures)):
+        picture, mask = pictures[row]
+        counted = mask != IGNORED_CLASS
+        np.add.at(counts, (_colours(picture)[counted], mask[counted]), 1)
+    table = counts.argmax(axis=1)
+    table[counts.sum(axis=1) == 0] = counts.sum(axis=0).argmax()
+    return table
+
+
+def segment_by_colour(rows: SegmentSet, table: np.ndarray) -> TaskResult:
+    """Figures of a table of colours."""
+    pictures = SegmentRows(rows.rows, num_classes=len(rows.names))
+    predictions = []
+    for row, name in enumerate(pictures.names):
+        picture, mask = pictures[row]
+        meter = SegmentationMeter(len(rows.names))
+        meter.add(torch.from_numpy(table[_colours(picture)]), torch.from_numpy(mask))
+        counts = meter.counts()
+        cells = [[true, given, int(counts[true, given])] for true, given in counts.nonzero().tolist()]
+        predictions.append({"image_id": name, "pixels": cells})
+    return rows.score(predictions)
+
+
+def figures(result: TaskResult) -> dict[str, Any]:
+    """What is kept of a result."""
+    return {"metrics": result.metrics} | ({"settings": result.settings} if result.settings else {})
+
+
+def _colours(picture: Image.Image) -> np.ndarray:
+    red, green, blue = np.moveaxis(np.asarray(picture) // (256 // _COLOUR_LEVELS), -1, 0).astype(np.int64)
+    return (red * _COLOUR_LEVELS + green) * _COLOUR_LEVELS + blue
+
+
+def _result(source: str, rows: dict[str, Any], *, chance: dict[str, float], models: dict[str, Any]) -> dict[str, Any]:
+    counts = {split: len(part.rows) for split, part in rows.items()}
+    return {"data": source, "rows": counts, "classes": len(rows["test"].names), "chance": chance, "models": models}
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the tasks, prints the result as JSON and returns it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = tyro.cli(Options, args=arguments)
+    console = Console(stderr=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
+    unknown = sorted(set(options.tasks) - {*CLASS_RECIPES, SEGMENT_RECIPE})
+    if unknown:
+        sys.exit(f"no task {', '.join(unknown)}; there are {', '.join((*CLASS_RECIPES, SEGMENT_RECIPE))}")
+    torch.set_num_threads(options.threads)
+    packages = ("vlmo", "torch", "torchvision", "transformers", "timm", "torchmetrics", "scikit-learn", "scikit-image")
+    result = surroundings("vision_tasks.py", arguments, packages=packages) | {"seed": options.seed}
+    result["tasks"] = {
+        name: (segmentation if name == SEGMENT_RECIPE else classification)(name, options, console=console)
+        for name in options.tasks
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""`vlmo import` and `vlmo export`: model folders from and to other forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vlmo.cli.parsing import parse_options
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Other people's weights as a model folder."""
+
+    file: Annotated[Path | None, tyro.conf.Positional] = None
+    """Checkpoint of VLMo, BEiT or BEiT-3 (.pt, .pth, .safetensors), or a folder with config.json and weights."""
+    out: Annotated[Path | None, tyro.conf.Positional] = None
+    """New model folder."""
+    kind: Literal["auto", "vlmo", "beit", "hf-beit", "beit3"] = "auto"
+    """Layout of the file; by default the one that its keys tell."""
+    image_size: int | None = None
+    """Pixels of a picture's side; position tables are resized to it."""
+    text_length: int | None = None
+    """Longest text in tokens, a multiple of 8; by default that of the file."""
+    num_attention_heads: int | None = None
+    """Where the tensors do not tell it."""
+    vocabulary: Path | None = None
+    """BERT's vocab.txt or a folder with it, by default from the model hub; for BEiT-3 its SentencePiece file."""
+    labels: Path | None = None
+    """Names of the answers or classes: JSON, JSON lines, or one a line."""
+    allow_partial: bool = False
+    """Leave out keys that nobody knows, and start anew what is missing, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """A model folder in another form."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Model folder."""
+    to: Literal["official", "onnx"] = "official"
+    """The published VLMo layout, or ONNX."""
+    out: Path | None = None
+    """New file (official: .pt or .safetensors) or new folder (onnx)."""
+    int8: bool = False
+    """onnx: also write variants with dynamic int8 quantisation."""
+    recall_on: str | None = None
+    """onnx: a source whose recall is measured with each variant, such as emoji-pairs."""
+
+
+def import_command(arguments: list[str]) -> None:
+    """Other people's weights as a model folder: vlmo import FILE OUT [--image-size N] [--vocabulary PATH]."""
+    options = parse_options(ImportOptions(), arguments, prog="vlmo import")
+    if options.file is None or options.out is None:
+        raise ValueError("vlmo import needs a checkpoint and a new folder: vlmo import FILE OUT (vlmo import --help)")
+    from vlmo.interop.importing import import_checkpoint
+
+    report = import_checkpoint(
+        options.file,
+        options.out,
+        kind=options.kind,
+        image_size=options.image_size,
+        text_length=options.text_length,
+        num_attention_heads=options.num_attention_heads,
+        vocabulary=options.vocabulary,
+        labels=options.labels,
+        allow_partial=options.allow_partial,
+    )
+    console = Console(soft_wrap=True)
+    table = Table(show_header=False)
+    for word, value in report.rows():
+        table.add_row(word, escape(value))
+    console.print(table)
+    console.print("\n".join([*report.lines(), f"model folder {options.out}"]), markup=False, highlight=False)
+
+
+def export_command(arguments: list[str]) -> None:
+    """A model folder in another form: vlmo export FOLDER --to official|onnx --out PATH."""
+    options = parse_options(ExportOptions(), arguments, prog="vlmo export")
+    if options.folder is None or options.out is None:
+        raise ValueError("vlmo export needs a model folder and --out (vlmo export --help)")
+    console = Console(soft_wrap=True)
+    if options.to == "onnx":
+        try:
+            from vlmo.recipes.onnx_export import export_onnx
+
+            export_onnx(options.folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
+        except ModuleNotFoundError as error:
+            hint = "ONNX needs more packages: pip install 'vlmo[quickstart,onnx]'"
+            raise ModuleNotFoundError(f"{error}. {hint}") from error
+        return
+    if options.int8 or options.recall_on is not None:
+        raise ValueError("--int8 and --recall-on belong to --to onnx")
+    from vlmo.interop.exporting import export_official
+
+    report = export_official(options.folder, options.out)
+    lines = [f"note: {note}" for note in report.notes]
+    lines.append(f"{report.num_tensors} tensors in {report.file}")
+    console.print("\n".join(lines), markup=False, highlight=False)

@@ -1,0 +1,70 @@
+"""Reads the options of a command; what cannot be read is one line with the nearest right word."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+Options = TypeVar("Options")
+
+
+def parse_options(default: Options, arguments: list[str], *, prog: str, description: str | None = None) -> Options:
+    """`default` with the options of the command line.
+
+    Raises:
+        ValueError: An option is unknown, and the nearest right one is named; or a value cannot be read.
+    """
+    parse = {"default": default, "prog": prog, "description": description}
+    if {"-h", "--help"} & set(arguments):
+        tyro.cli(type(default), args=["--help"], **parse)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            options, unknown = tyro.cli(type(default), args=arguments, return_unknown_args=True, **parse)
+    except SystemExit:
+        raise ValueError(f"{prog}: {_message(errors.getvalue())}") from None
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        likely = nearest(flag, _flags(type(default), parse))
+        raise ValueError(f"{prog}: no option {flag!r}; did you mean {likely!r}? All: {prog} --help")
+    return options
+
+
+def _message(box: str) -> str:
+    """The message inside the frame that tyro draws around an error: what stands between the title and the next rule."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    rules = [not re.search(r"\w", line) for line in lines]
+    first = rules.index(False) if False in rules else len(lines)
+    message = itertools.takewhile(lambda place: not rules[place], range(first, len(lines)))
+    return " ".join(lines[place] for place in message) or "the options cannot be read"
+
+
+def _flags(kind: type, parse: dict[str, Any]) -> list[str]:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], **parse)
+    return sorted(set(re.findall(r"--[a-z][\w.-]*", text.getvalue())))
+
+
+def nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """The known word that is most like `word`."""
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=0)[0]
+
+
+def need_folder(folder: Path | None, *, command: str) -> Path:
+    """The model folder that a command cannot do without.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if folder is None:
+        raise ValueError(f"vlmo {command} needs a model folder first (a run leaves one under model/)")
+    return folder

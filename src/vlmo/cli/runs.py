@@ -1,0 +1,110 @@
+"""`vlmo quickstart`, `vlmo train` and `vlmo recipes`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from vlmo.cli.parsing import parse_options
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Where a run lives, and the recipe that it follows."""
+
+    recipe: Annotated[Any, tyro.conf.arg(name="")]
+    run_dir: Path
+    """Run folder; a run that was interrupted goes on where it was."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class RecipesOptions:
+    """Cards and settings."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Recipe to show; all by default."""
+    json: bool = False
+    """Print its settings alone, as JSON."""
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """All stages on small real data, figures and a report."""
+
+    run_dir: Path = Path("runs/quickstart")
+    """Folder for all runs and the report; interrupted work goes on where it was."""
+    scale: float = 1.0
+    """Share of the steps of each stage; small values only show that everything works."""
+
+
+def quickstart_command(arguments: list[str]) -> None:
+    """All stages on small real data: models, figures and a report in about ten minutes on two CPU cores."""
+    options = parse_options(QuickstartOptions(), arguments, prog="vlmo quickstart")
+    from vlmo.recipes.quickstart import run_quickstart
+
+    run_quickstart(options.run_dir, scale=options.scale, console=Console())
+
+
+def train_command(arguments: list[str]) -> None:
+    """Train one recipe: vlmo train NAME [--init MODEL_FOLDER] [--run-dir FOLDER] [--optimizer.lr 1e-4 ...]."""
+    from vlmo.distributed import is_main
+    from vlmo.recipes import build, find_recipe
+    from vlmo.training import launch
+
+    if arguments and arguments[0] in {"-h", "--help"}:
+        Console().print(inspect.getdoc(train_command), markup=False, highlight=False)
+        return
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError("vlmo train needs a recipe first (vlmo recipes lists them)")
+    name, *rest = arguments
+    recipe_function = find_recipe(name)
+    default = TrainOptions(recipe=recipe_function(), run_dir=Path("runs") / name)
+    card = inspect.getdoc(recipe_function) or name
+    about = card.splitlines()[0]
+    description = f"{about} (The whole card: vlmo recipes {name}.)"
+    options = parse_options(default, rest, prog=f"vlmo train {name}", description=description)
+    with launch(options.device):
+        trainer = build(
+            options.recipe,
+            run_dir=options.run_dir,
+            console=Console(),
+            title=name,
+            about=about,
+            original=default.recipe,
+            device=options.device,
+        )
+        result = trainer.fit()
+        writes = is_main()
+    if result.status == "stopped":
+        sys.exit(0)
+    if writes:
+        Console().print(f"{result.status}: {result.steps} steps; model folder {result.model_dir}", highlight=False)
+
+
+def recipes_command(arguments: list[str]) -> None:
+    """List every recipe with its card; vlmo recipes NAME shows one with its settings, --json the settings alone."""
+    from vlmo.recipes import RECIPES, find_recipe
+
+    options = parse_options(RecipesOptions(), arguments, prog="vlmo recipes")
+    console = Console(soft_wrap=True)
+    if options.json:
+        if options.name is None:
+            raise ValueError("vlmo recipes --json needs the name of a recipe")
+        sys.stdout.write(find_recipe(options.name)().to_json() + "\n")
+        return
+    for name in [options.name] if options.name else RECIPES:
+        card = inspect.getdoc(find_recipe(name)) or ""
+        console.print(f"[bold]{name}[/bold]", highlight=False)
+        console.print(textwrap.indent(card, "  "), markup=False, highlight=False)
+        console.print()
+    if options.name:
+        console.print(find_recipe(options.name)().to_json(), markup=False)

@@ -1,0 +1,194 @@
+"""`vlmo evaluate`, `vlmo predict` and `vlmo data`: what a model folder is worth, what it says, and data for it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vlmo.cli.parsing import nearest, need_folder, parse_options
+
+if TYPE_CHECKING:
+    from vlmo.recipes.task_result import TaskResult
+
+_STDERR = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Figures of a model folder."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Model folder."""
+    task: Literal["retrieval", "vqa", "nlvr2", "classification", "segmentation"] | None = None
+    """What to measure; by default what the model is for."""
+    data: Annotated[str | None, tyro.conf.arg(aliases=["--source"])] = None
+    """A built-in name or a path (docs/data.md), such as a folder of vlmo data prepare; retrieval: emoji-pairs."""
+    split: str = "test"
+    """Part of the data."""
+    limit: int | None = None
+    """Read the first rows only."""
+    batch_size: int | None = None
+    """Rows that go through the model at a time; by default the task's."""
+    rerank: int | None = None
+    """retrieval: candidates of each query that the fusion encoder reorders (16; 0 leaves it out)."""
+    rerank_weight: float | None = None
+    """retrieval: share of the matching score in the new order, 0 to 1; by default the model's."""
+    method: Literal["head", "linear-probe", "zero-shot"] | None = None
+    """classification: the model's own classifier (head), one fitted on the split train, or the classes' names."""
+    inference: Literal["slide", "whole"] | None = None
+    """segmentation: windows (slide) or whole pictures."""
+    submission: Path | None = None
+    """vqa, nlvr2: write the file that the evaluation server takes instead of measuring."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    out: Path | None = None
+    """JSON file for figures and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder."""
+    write_card: bool = False
+    """Put the figures into the folder's README.md."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What a model folder says about own pictures and texts."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Model folder."""
+    image: tuple[Path, ...] = ()
+    """Picture; two for a sentence about two, any number for retrieval."""
+    question: str | None = None
+    """About the picture."""
+    text: tuple[str, ...] = ()
+    """Sentence about two pictures, or texts to compare with pictures."""
+    top: int = 5
+    """Answers, classes, or texts of a picture that are shown."""
+    save: Path | None = None
+    """PNG file: what the question looked at, or the classes of the pixels."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """A published data set, from the files that people have to a folder that every command reads."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, imagenet, ade20k, text, vilt_arrow."""
+    root: Path | None = None
+    """Folder with the set's files as its publisher gives them."""
+    out: Path | None = None
+    """New folder."""
+    num_proc: int = 1
+    """Processes that read and decode."""
+
+
+def evaluate_command(arguments: list[str]) -> None:
+    """Figures of a model folder: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
+    options = parse_options(EvaluateOptions(), arguments, prog="vlmo evaluate")
+    folder = need_folder(options.folder, command="evaluate")
+    from vlmo.distributed import is_main
+    from vlmo.recipes.evaluating import TaskOptions, evaluate_task, write_submission
+    from vlmo.training import launch
+
+    with launch(options.device) as device:
+        where: dict[str, Any] = {"task": options.task, "source": options.data, "split": options.split}
+        where |= {"device": str(device), "console": _STDERR if is_main() else None}
+        if options.submission is not None:
+            _check_submission(options)
+            number = write_submission(folder, options.submission, **where)
+            if is_main():
+                Console(soft_wrap=True).print(f"{number} predictions in {options.submission}", highlight=False)
+            return
+        given = TaskOptions(
+            rerank=options.rerank,
+            rerank_weight=options.rerank_weight,
+            method=options.method,
+            inference=options.inference,
+        )
+        result = evaluate_task(folder, **where, limit=options.limit, batch_size=options.batch_size, options=given)
+        if is_main():
+            _show(result, folder=folder, options=options)
+
+
+def predict_command(arguments: list[str]) -> None:
+    """What a model says of own inputs: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ...]."""
+    options = parse_options(PredictOptions(), arguments, prog="vlmo predict")
+    folder = need_folder(options.folder, command="predict")
+    from vlmo.recipes.predicting import Inputs, predict
+
+    inputs = Inputs(images=options.image, texts=options.text, question=options.question)
+    found = predict(folder, inputs, top=options.top, save=options.save, device=options.device)
+    if options.json:
+        sys.stdout.write(json.dumps(found.rows, indent=1, ensure_ascii=False) + "\n")
+        return
+    console = Console(soft_wrap=True)
+    console.print(found.table())
+    if found.picture is not None:
+        console.print(f"picture {found.picture}", markup=False, highlight=False)
+
+
+def data_command(arguments: list[str]) -> None:
+    """Published data sets from their own files: vlmo data prepare NAME --root DIR --out DIR [--num-proc N]."""
+    if arguments and arguments[0] in {"-h", "--help"}:
+        arguments = ["prepare", "--help"]
+    if not arguments or arguments[0] != "prepare":
+        given = f"; did you mean {nearest(arguments[0], ['prepare'])!r}?" if arguments else ""
+        raise ValueError(f"vlmo data needs what to do: vlmo data prepare NAME --root DIR --out DIR{given}")
+    options = parse_options(PrepareOptions(), arguments[1:], prog="vlmo data prepare")
+    if options.name is None or options.root is None or options.out is None:
+        raise ValueError("vlmo data prepare needs a set, its files and a new folder: NAME --root DIR --out DIR")
+    from vlmo.data.prepare import prepare
+
+    summary = prepare(options.name, root=options.root, out=options.out, num_proc=options.num_proc)
+    table = Table(title=summary.name)
+    for number, name in enumerate(summary.HEADER):
+        table.add_column(name, justify="right" if number else "left")
+    for row in summary.rows():
+        table.add_row(*map(escape, row))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print("\n".join(summary.lines()), markup=False, highlight=False)
+
+
+def _check_submission(options: EvaluateOptions) -> None:
+    """What measures nothing reads no option of measuring.
+
+    Raises:
+        ValueError: One is given.
+    """
+    default = EvaluateOptions()
+    read = {"folder", "task", "data", "split", "submission", "device"}
+    given = [field.name for field in fields(options) if vars(options)[field.name] != vars(default)[field.name]]
+    if unread := [name for name in given if name not in read]:
+        raise ValueError(f"--submission writes predictions and measures nothing; leave out --{_flag(unread[0])}")
+
+
+def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None:
+    console = Console(soft_wrap=True)
+    Console().print(result.table())
+    out = options.out or folder / f"evaluation_{result.task}_{_plain(result.source)}_{_plain(result.split)}.json"
+    result.write_json(out, folder=folder)
+    console.print(f"figures and {len(result.predictions)} predictions in {out}", markup=False, highlight=False)
+    if options.write_card:
+        names = ("rerank", "rerank_weight", "method", "inference", "limit")
+        given = [f" --{_flag(name)} {value}" for name in names if (value := vars(options)[name]) is not None]
+        result.write_card(folder, measured_by=f"`vlmo evaluate --split {options.split}{''.join(given)}`")
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _plain(name: str) -> str:
+    """The last name of a path, in letters that every file system takes."""
+    return re.sub(r"[^\w.-]+", "-", Path(name).name)

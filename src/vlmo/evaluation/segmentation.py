@@ -1,0 +1,166 @@
+"""Classes of pixels: sliding-window and whole-picture inference, mIoU, aAcc and mAcc."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from vlmo.evaluation.inference import evaluating
+from vlmo.model import VLMoForSemanticSegmentation
+from vlmo.model.downstream import IGNORED_CLASS
+
+Inference = Literal["slide", "whole"]
+
+_STRIDE = 2 / 3
+"""Share of a window between the beginnings of two neighbours, as mmsegmentation has it for ADE20K (341 of 512)."""
+
+
+def segment(
+    model: VLMoForSemanticSegmentation,
+    pixel_values: Float[Tensor, "3 height width"],
+    *,
+    inference: Inference = "slide",
+    window: int | None = None,
+    stride: int | None = None,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 16,
+) -> Float[Tensor, "classes out_height out_width"]:
+    """Logits of each pixel, on the model's device.
+
+    Args:
+        inference: `"slide"`: windows of the training crop's size, logits averaged where they overlap; `"whole"`: the
+            picture at once, its sides being multiples of the patch size.
+        window: Side of a window; by default `config.image_size`.
+        stride: Pixels between windows; by default two thirds of `window`.
+        size: Height and width of what comes out; by default the picture's.
+        batch_size: Windows that go through the model at a time.
+
+    Raises:
+        ValueError: The stride is not from 1 to the window, or the model returns NaN.
+    """
+    pixel_values = pixel_values.to(model.device)
+    with evaluating(model):
+        if inference == "whole":
+            logits = model(pixel_values[None]).logits[0].float()
+        else:
+            window = window or model.config.image_size
+            stride = max(1, int(window * _STRIDE)) if stride is None else stride
+            logits = _slide(model, pixel_values, window=window, stride=stride, batch_size=batch_size)
+        if logits.isnan().any():
+            raise ValueError("the logits contain NaN; check the weights of the model")
+        if size is not None and size != logits.shape[1:]:
+            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+        return logits
+
+
+def window_starts(length: int, *, window: int, stride: int) -> list[int]:
+    """Where windows begin on one side: every `stride` pixels, the last one moved back to end at the edge."""
+    if not 1 <= stride <= window:
+        raise ValueError(f"the stride is {stride}; expected 1 to {window}, the window's side, so that none is left out")
+    count = max(0, -(-(length - window) // stride)) + 1
+    return [max(0, min(number * stride, length - window)) for number in range(count)]
+
+
+def _slide(
+    model: VLMoForSemanticSegmentation,
+    pixel_values: Float[Tensor, "3 height width"],
+    *,
+    window: int,
+    stride: int,
+    batch_size: int,
+) -> Float[Tensor, "classes height width"]:
+    height, width = pixel_values.shape[1:]
+    # A picture smaller than a window is filled up with grey, as crops are in training.
+    padded = F.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
+    corners = [
+        (top, left)
+        for top in window_starts(padded.shape[1], window=window, stride=stride)
+        for left in window_starts(padded.shape[2], window=window, stride=stride)
+    ]
+    total = padded.new_zeros(cast("int", model.config.num_labels), *padded.shape[1:])
+    count = padded.new_zeros(padded.shape[1:])
+    for start in range(0, len(corners), batch_size):
+        chunk = corners[start : start + batch_size]
+        windows = torch.stack([padded[:, top : top + window, left : left + window] for top, left in chunk])
+        for (top, left), logits in zip(chunk, model(windows).logits.float(), strict=True):
+            total[:, top : top + window, left : left + window] += logits
+            count[top : top + window, left : left + window] += 1
+    return (total / count)[:, :height, :width]
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """How well pixels were told apart, as mmsegmentation counts; fractions.
+
+    Attributes:
+        miou: Mean over classes of intersection over union.
+        aacc: Share of pixels that are right.
+        macc: Mean over classes of the share of their pixels that are right.
+        iou: Of each class; None for one that neither occurs nor was predicted. It is left out of the mean.
+        accuracy: Of each class; None for one that does not occur.
+    """
+
+    miou: float
+    aacc: float
+    macc: float
+    iou: tuple[float | None, ...]
+    accuracy: tuple[float | None, ...]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The three means by name."""
+        return {"miou": self.miou, "aacc": self.aacc, "macc": self.macc}
+
+
+class SegmentationMeter:
+    """Counts pixels, picture by picture; those of class 255 do not count."""
+
+    def __init__(self, num_classes: int) -> None:
+        # Evaluations run on one process: waiting for the others would last for ever.
+        self._matrix = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED_CLASS, sync_on_compute=False)
+
+    def add(self, predicted: Int[Tensor, "height width"], target: Int[Tensor, "height width"]) -> None:
+        """Counts one picture."""
+        self._matrix.update(predicted.cpu().long(), target.cpu().long())
+
+    def counts(self) -> Int[Tensor, "true predicted"]:
+        """Pixels by true and predicted class."""
+        return self._matrix.confmat.clone()
+
+    def compute(self) -> SegmentationScores:
+        """Scores of all pictures together.
+
+        Raises:
+            ValueError: No pixel counted.
+        """
+        return scores_of(self.counts())
+
+
+def scores_of(counts: Int[Tensor, "true predicted"]) -> SegmentationScores:
+    """Scores from pixels by true and predicted class.
+
+    Raises:
+        ValueError: There are no pixels.
+    """
+    if not int(counts.sum()):
+        raise ValueError("no pixel counts: there are no pictures, or every pixel is ignored")
+    counts = counts.double()
+    right, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
+    iou, accuracy = right / (true + predicted - right), right / true  # 0 / 0 is NaN: the class does not count
+    return SegmentationScores(
+        miou=iou.nanmean().item(),
+        aacc=(right.sum() / counts.sum()).item(),
+        macc=accuracy.nanmean().item(),
+        iou=_known(iou),
+        accuracy=_known(accuracy),
+    )
+
+
+def _known(values: Float[Tensor, "classes"]) -> tuple[float | None, ...]:
+    return tuple(None if value != value else value for value in values.tolist())

@@ -1,0 +1,146 @@
+"""Fine-tuning of the image encoder: the class of a picture, and the class of each pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from jaxtyping import Float, Int
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmo.distributed import global_mean
+from vlmo.model import VLMoForImageClassification, VLMoForSemanticSegmentation
+from vlmo.model.downstream import IGNORED_CLASS
+from vlmo.types import Batch
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """How pictures and classes are mixed; the defaults are those of BEiT's recipe for ImageNet."""
+
+    mixup: float = 0.8
+    """Alpha of mixup, which adds pictures; 0 leaves it out."""
+    cutmix: float = 1.0
+    """Alpha of cutmix, which puts a part of one picture into another; 0 leaves it out."""
+    mix_probability: float = 1.0
+    """Share of the micro-batches that are mixed."""
+    cutmix_share: float = 0.5
+    """Share of cutmix among them, where mixup is on too."""
+    label_smoothing: float = 0.1
+    """Share of a label that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(f"mixup is {self.mixup} and cutmix {self.cutmix}; give numbers from 0 up")
+        shares = (self.mix_probability, self.cutmix_share, self.label_smoothing)
+        if not all(0 <= share <= 1 for share in shares) or self.label_smoothing == 1:
+            raise ValueError(
+                f"mix_probability, cutmix_share and label_smoothing are {shares}; give shares from 0 to 1 (the last "
+                "below 1)"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed at all."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
+
+
+class ClassificationObjective(nn.Module):
+    """Cross-entropy of classes, with mixup and cutmix while training (BEiT's recipe)."""
+
+    def __init__(self, model: VLMoForImageClassification, *, config: ClassificationConfig | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config = config or ClassificationConfig()
+        self._mixup = Mixup(
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            prob=config.mix_probability,
+            switch_prob=config.cutmix_share,
+            label_smoothing=config.label_smoothing,
+            num_classes=cast("int", model.config.num_labels),
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss` and `accuracy`, of mixed pictures the share whose larger part is recognised; reads `labels`.
+
+        Every process has equally many rows, so the mean over processes of each value is that of the global batch.
+        Mixed are rows of one micro-batch of one process.
+
+        Raises:
+            ValueError: The rows cannot be mixed in pairs.
+        """
+        pixels, labels = batch["pixel_values"], batch["labels"]
+        targets = self._smoothed(labels)
+        if self.training and self.config.mixes:
+            if len(pixels) % 2:
+                raise ValueError(
+                    f"a micro-batch has {len(pixels)} pictures; mixup and cutmix need an even number. Change "
+                    "loader.global_batch_size, or set losses.mixup and losses.cutmix to 0"
+                )
+            pixels, targets = self._mixup(pixels.clone(), labels)  # it writes into what it is given
+        output = self.model(pixel_values=pixels, labels=targets)
+        right = output.logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
+        return {"loss": output.loss, "accuracy": right.float().mean()}
+
+    def _smoothed(self, labels: Int[Tensor, "batch"]) -> Float[Tensor, "batch classes"]:
+        share, classes = self.config.label_smoothing, cast("int", self.model.config.num_labels)
+        return F.one_hot(labels, classes) * (1 - share) + share / classes
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """Weights of the losses."""
+
+    auxiliary_weight: float = 0.4
+    """Of the auxiliary head, which reads the third level and is not used afterwards."""
+
+    def __post_init__(self) -> None:
+        if self.auxiliary_weight < 0:
+            raise ValueError(f"auxiliary_weight is {self.auxiliary_weight}; give a number from 0 up")
+
+
+class SegmentationObjective(nn.Module):
+    """Cross-entropy of each pixel's class, in the main and the auxiliary head; pixels of class 255 do not count.
+
+    Processes may have different numbers of pixels that count. Batch normalisation is over the rows of one process, and
+    over those of all on GPUs.
+    """
+
+    def __init__(self, model: VLMoForSemanticSegmentation, *, config: SegmentationConfig | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config or SegmentationConfig()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`; reads `labels`."""
+        labels, model = batch["labels"], self.model
+        levels = model.pyramid(model.levels(batch["pixel_values"]))
+        logits = _resize(model.decode_head(levels), labels)
+        counted = labels != IGNORED_CLASS
+        count = counted.sum().to(logits)
+        losses = {"segmentation": _cross_entropy(logits, labels, count)}
+        loss = losses["segmentation"]
+        if self.config.auxiliary_weight:
+            losses["auxiliary"] = _cross_entropy(_resize(model.auxiliary_head(levels), labels), labels, count)
+            loss = loss + self.config.auxiliary_weight * losses["auxiliary"]
+        right = ((logits.detach().argmax(dim=1) == labels) & counted).sum().to(count)
+        named = {name: value.detach() for name, value in losses.items()}
+        return {"loss": loss, **named, "pixel_accuracy": global_mean(right, count)}
+
+
+def _resize(logits: Float[Tensor, "batch classes h w"], labels: Int[Tensor, "batch height width"]) -> Tensor:
+    size = (labels.shape[1], labels.shape[2])
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "batch classes height width"],
+    labels: Int[Tensor, "batch height width"],
+    count: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Mean over the pixels of all processes that count."""
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORED_CLASS, reduction="sum")
+    return global_mean(total, count)

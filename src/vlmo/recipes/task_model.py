@@ -1,0 +1,46 @@
+"""The model of a folder for one task, or one line that says why it is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.training import choose_device
+
+Model = TypeVar("Model", bound=VLMoPreTrainedModel)
+
+
+def load_task_model(
+    folder: str | Path, model_class: type[Model], *, task: str, recipe: str, device: str | None = None
+) -> Model:
+    """The model, in evaluation mode, on its device.
+
+    Args:
+        model_class: What the task needs.
+        task: Name of the task, for errors.
+        recipe: A recipe that trains for the task, for errors.
+        device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
+
+    Raises:
+        ValueError: It is no model folder, or one for another task.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
+    wanted = model_class.__name__
+    kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    if wanted not in kinds:
+        raise ValueError(
+            f"{folder} holds {', '.join(kinds) or 'no named class'}; the task {task} needs {wanted}. Train one from "
+            f"it: vlmo train {recipe} --init {folder}"
+        )
+    loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{folder} lacks {len(missing)} tensors of {wanted} ({', '.join(missing[:3])}, ...): write it anew with "
+            "save_pretrained"
+        )
+    return model.to(choose_device(device)).eval()

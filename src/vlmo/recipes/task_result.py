@@ -1,0 +1,189 @@
+"""What an evaluation of a task gives: figures with chance beside them, and the predictions they were scored from."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from vlmo.folder import Measurement, add_figures, write_file
+from vlmo.recipes.card import data_name
+
+Prediction = dict[str, Any]
+"""One row of an evaluation, ready for JSON: an identifier, what was predicted and, where known, what is right."""
+
+HUB_TASKS = {
+    "retrieval": "image-text-retrieval",
+    "vqa": "visual-question-answering",
+    "nlvr2": "visual-reasoning",
+    "classification": "image-classification",
+    "segmentation": "image-segmentation",
+}
+"""Hugging Face's name of each task, or one like it."""
+_PACKAGES = ("vlmo", "torch", "transformers", "datasets")
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Figures of a model folder on one split of a data set.
+
+    Attributes:
+        task: One of `HUB_TASKS`.
+        source: The data, a built-in name or a path.
+        split: Part of it.
+        metrics: Fractions by name, in the order in which they are shown.
+        chance: What a guess without a look reaches, by the same names; a name may be missing.
+        meanings: A sentence for each metric.
+        names: How people call a metric, where not by its own name.
+        predictions: A row for each example, with its identifier.
+        settings: What else the figures depend on, such as the length of a shortlist.
+    """
+
+    task: str
+    source: str
+    split: str
+    metrics: dict[str, float]
+    chance: dict[str, float] = field(default_factory=dict)
+    meanings: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    predictions: list[Prediction] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def table(self) -> Table:
+        """Figures in percent, chance and meaning beside each."""
+        table = Table(
+            title=escape(f"{self.task}, {data_name(self.source)} {self.split}, {len(self.predictions)} rows, percent")
+        )
+        table.add_column("")
+        table.add_column("model", justify="right")
+        table.add_column("chance", justify="right")
+        table.add_column("meaning", no_wrap=True, overflow="ellipsis")  # write_json has the whole sentence
+        for name, value in self.metrics.items():
+            chance = f"{100 * self.chance[name]:.1f}" if name in self.chance else ""
+            words = escape(self.names.get(name, name)), escape(self.meanings.get(name, ""))
+            table.add_row(words[0], f"{100 * value:.1f}", chance, words[1])
+        return table
+
+    def write_json(self, path: str | Path, *, folder: str | Path, predictions: bool = True) -> Path:
+        """Writes figures, predictions and all that they depend on: everything needed to score again.
+
+        Args:
+            folder: The model folder that was measured. Where it lies in a run folder, the run's recipe is written too.
+            predictions: Leave out only where the file is to be kept small.
+        """
+        content = {
+            "task": self.task,
+            "data": data_name(self.source),
+            "split": self.split,
+            "metrics": self.metrics,
+            "chance": self.chance,
+            "meanings": self.meanings,
+            "settings": self.settings,
+            "num_predictions": len(self.predictions),
+            **circumstances(folder),
+            **({"predictions": self.predictions} if predictions else {}),
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return path
+
+    def measurements(self, *, measured_by: str) -> list[Measurement]:
+        """The figures as a model's card shows them, dated today."""
+        return task_measurements(
+            self.metrics,
+            task=self.task,
+            chance=self.chance,
+            meanings=self.meanings,
+            source=self.source,
+            split=self.split,
+            measured_by=measured_by,
+            names=self.names,
+        )
+
+    def write_card(self, folder: str | Path, *, measured_by: str) -> Path:
+        """Puts the figures into the card of a model folder; the rest of the card stays."""
+        return add_figures(folder, self.measurements(measured_by=measured_by))
+
+
+def task_measurements(
+    metrics: Mapping[str, float],
+    *,
+    task: str,
+    chance: Mapping[str, float],
+    meanings: Mapping[str, str],
+    source: str,
+    split: str,
+    measured_by: str,
+    names: Mapping[str, str] | None = None,
+) -> list[Measurement]:
+    """Figures as a model's card shows them, dated today; for what `Evaluator.measurements` gives too.
+
+    Args:
+        task: One of `HUB_TASKS`.
+        names: How a metric is called in the card, where not by its own name.
+    """
+    today = datetime.date.today().isoformat()
+    return [
+        Measurement(
+            metric=metric,
+            name=(names or {}).get(metric, metric),
+            value=value,
+            chance=chance.get(metric),
+            meaning=meanings.get(metric, ""),
+            data=data_name(source),
+            split=split,
+            measured_by=measured_by,
+            date=today,
+            task=HUB_TASKS[task],
+        )
+        for metric, value in metrics.items()
+    ]
+
+
+def circumstances(folder: str | Path, *, packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
+    """Model folder, recipe of its run, commit, versions, machine and date, ready for JSON."""
+    folder = Path(folder).absolute()
+    recipe = folder.parent / "recipe.json"
+    cpu = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
+    return {
+        "model": "/".join(folder.parts[-3:]).lstrip("/"),
+        "recipe": json.loads(recipe.read_text()) if recipe.is_file() else None,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "hardware": {
+            "cpu": model[1] if model else platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this package's checkout; None where it is installed without one."""
+    git, folder = shutil.which("git"), Path(__file__).parent
+    if git is None:
+        return None
+    describe = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    listed = [git, "ls-files", "--error-unmatch", Path(__file__).parents[1] / "__init__.py"]
+    if subprocess.run(
+        listed, cwd=folder, capture_output=True, check=False
+    ).returncode:  # an installed package inside somebody else's checkout
+        return None
+    return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=False).stdout.strip() or None

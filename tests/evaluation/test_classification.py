@@ -1,0 +1,150 @@
+"""Accuracy, the linear probe and zero-shot classes."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from tests.toy_model import pictures, toy
+from torch import Tensor
+
+from vlmo.evaluation.classification import (
+    PROMPTS,
+    chance_accuracy,
+    embed_pictures,
+    encode_pictures,
+    fit_linear_probe,
+    predict_classes,
+    topk_accuracy,
+    zero_shot_classifier,
+)
+from vlmo.model import VLMoForImageClassification, VLMoForImageTextRetrieval, VLMoModel
+
+PROBE_ATOL = 2e-3  # L-BFGS of two programs stops at slightly different points
+
+
+def test_topk_by_hand() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 1.0, 0.0]])
+    labels = torch.tensor([0, 1, 2, 0])
+    # The last row ties, which counts against the model.
+    assert topk_accuracy(logits, labels, ks=(1, 2)) == {"top1": 0.25, "top2": 0.75}
+    assert chance_accuracy(3, ks=(1, 2)) == {"top1": 1 / 3, "top2": 2 / 3}
+
+
+def test_topk_leaves_out_what_is_always_one() -> None:
+    assert list(topk_accuracy(torch.eye(5), torch.arange(5))) == ["top1"]
+    assert list(chance_accuracy(5)) == ["top1"]
+    assert list(chance_accuracy(6)) == ["top1", "top5"]
+
+
+def test_equal_logits_are_never_right() -> None:
+    assert topk_accuracy(torch.zeros(4, 6), torch.arange(4)) == {"top1": 0.0, "top5": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), "at least one row"),
+        (torch.zeros(1, 3), torch.tensor([3]), "labels from 0 to 2"),
+        (torch.zeros(1, 3), torch.tensor([-1]), "labels from 0 to 2"),
+        (torch.full((1, 3), torch.nan), torch.tensor([0]), "NaN"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(logits, labels, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        topk_accuracy(logits, labels)
+
+
+def test_batches_do_not_change_predictions() -> None:
+    model = toy(VLMoForImageClassification, num_labels=4).train()
+    pixels = pictures(5)
+    seen: list[int] = []
+    whole = predict_classes(model, [pixels])
+    parts = predict_classes(model, [pixels[:3], pixels[3:]], advance=seen.append)
+    torch.testing.assert_close(parts, whole)
+    assert whole.shape == (5, 4)
+    assert seen == [3, 5]
+    assert model.training  # its own mode is back
+    with pytest.raises(ValueError, match="no rows"):
+        predict_classes(model, [])
+
+
+def test_features_are_patches_or_class_token_after_the_norm() -> None:
+    model = toy(VLMoModel)
+    pixels = pictures(3)
+    with torch.no_grad():
+        states = model(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(encode_pictures(model, [pixels], features="class"), states[:, 0])
+    torch.testing.assert_close(encode_pictures(model, [pixels]), states[:, 1:].mean(dim=1))
+
+
+def clouds(*, per_class: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Three overlapping clouds in five dimensions of very different scale."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(3 * per_class) % 3
+    centres = torch.tensor([[0.0, 0, 0, 0, 0], [2, 0, 0, 0, 1], [0, 2, 0, 0, -1]])
+    vectors = centres[labels] + torch.randn(len(labels), 5, generator=generator)
+    return vectors * torch.tensor([1.0, 10, 0.1, 1, 1]) + 3, labels
+
+
+def test_probe_equals_logistic_regression() -> None:
+    vectors, labels = clouds()
+    l2 = 0.01
+    probe = fit_linear_probe(vectors, labels, num_classes=3, l2=l2)
+    standardised = ((vectors - probe.mean) / probe.deviation).double().numpy()
+    # scikit-learn sums the losses and halves the squared weights: C = 1 / (l2 x rows).
+    peer = LogisticRegression(C=1 / (l2 * len(labels)), tol=1e-8, max_iter=1000).fit(standardised, labels.numpy())
+    found = probe(vectors).softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, peer.predict_proba(standardised), atol=PROBE_ATOL)
+
+
+def test_probe_generalises_and_chooses_a_penalty() -> None:
+    vectors, labels = clouds()
+    others, other_labels = clouds(seed=1)
+    probe = fit_linear_probe(vectors, labels, num_classes=3)
+    assert probe.l2 in (1e-4, 1e-3, 1e-2, 1e-1)
+    assert topk_accuracy(probe(others), other_labels, ks=(1,))["top1"] > 0.7
+
+
+def test_probe_knows_classes_that_do_not_occur() -> None:
+    vectors, labels = clouds()
+    assert fit_linear_probe(vectors, labels, num_classes=7, l2=0.01)(vectors).shape[1] == 7
+
+
+def test_probe_is_fitted_inside_an_evaluation_too() -> None:
+    vectors, labels = clouds()
+    with torch.no_grad():
+        probe = fit_linear_probe(vectors, labels, num_classes=3, l2=0.01)
+    assert not probe.weight.requires_grad
+    assert probe.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "l2", "message"), [(3, 4, None, "equally many"), (1, 1, 0.1, "two"), (4, 4, None, "too few")]
+)
+def test_probe_refuses_too_few_rows(rows, labels, l2, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_linear_probe(torch.randn(rows, 2), torch.zeros(labels, dtype=torch.long), num_classes=2, l2=l2)
+
+
+def test_zero_shot_classes_are_means_of_their_sentences() -> None:
+    known = {"a cat": [1.0, 0.0], "the cat": [0.0, 1.0], "a dog": [0.0, -1.0], "the dog": [0.0, -1.0]}
+    found = zero_shot_classifier(
+        lambda texts: torch.tensor([known[text] for text in texts]), ["cat", "dog"], prompts=("a {}", "the {}")
+    )
+    half = 0.5**0.5
+    torch.testing.assert_close(found, torch.tensor([[half, half], [0.0, -1.0]]))
+
+
+def test_every_prompt_has_one_place_for_the_name() -> None:
+    assert all(prompt.count("{}") == 1 for prompt in PROMPTS)
+    for prompts in ((), ("a cat",), ("{} {}",)):
+        with pytest.raises(ValueError, match="where the name goes"):
+            zero_shot_classifier(lambda texts: torch.ones(len(texts), 2), ["cat"], prompts=prompts)
+
+
+def test_pictures_are_embedded_by_the_dual_encoder() -> None:
+    model = toy(VLMoForImageTextRetrieval)
+    pixels = pictures(3)
+    with torch.no_grad():
+        expected = model.get_image_features(pixel_values=pixels)
+    torch.testing.assert_close(embed_pictures(model, [pixels[:1], pixels[1:]]), expected)

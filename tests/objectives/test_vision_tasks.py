@@ -1,0 +1,193 @@
+"""Losses of classification and segmentation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.toy_model import pictures, toy
+from torch.nn import functional as F
+
+from vlmo.model import VLMoForImageClassification, VLMoForSemanticSegmentation
+from vlmo.objectives.vision_tasks import (
+    ClassificationConfig,
+    ClassificationObjective,
+    SegmentationConfig,
+    SegmentationObjective,
+)
+
+CLASSES = 4
+IGNORED = 255
+PLAIN = ClassificationConfig(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
+BATCHES = 200
+
+
+def class_batch(count: int = 4):
+    return {"pixel_values": pictures(count), "labels": torch.arange(count) % CLASSES}
+
+
+def classifier(config: ClassificationConfig | None = None) -> ClassificationObjective:
+    return ClassificationObjective(toy(VLMoForImageClassification, num_labels=CLASSES), config=config)
+
+
+class Listener:
+    """Stands in for the model: notes what it is given, and always gives the same logits."""
+
+    def __init__(self, objective: ClassificationObjective) -> None:
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        objective.model.forward = self.forward
+
+    def forward(self, pixel_values, labels):
+        self.seen.append((pixel_values, labels))
+        logits = torch.zeros(len(pixel_values), CLASSES, requires_grad=True)
+        return type("Output", (), {"loss": F.cross_entropy(logits, labels), "logits": logits})
+
+
+def test_plain_loss_is_cross_entropy() -> None:
+    objective, batch = classifier(PLAIN), class_batch()
+    with torch.no_grad():
+        logits = objective.model(pixel_values=batch["pixel_values"]).logits
+    values = objective.train()(batch)
+    torch.testing.assert_close(values["loss"], F.cross_entropy(logits, batch["labels"]))
+    assert values["accuracy"] == (logits.argmax(dim=1) == batch["labels"]).float().mean()
+
+
+def test_smoothing_is_that_of_torch() -> None:
+    smoothed = ClassificationConfig(mixup=0.0, cutmix=0.0, label_smoothing=0.1)
+    objective, batch = classifier(smoothed), class_batch()
+    with torch.no_grad():
+        logits = objective.model(pixel_values=batch["pixel_values"]).logits
+    expected = F.cross_entropy(logits, batch["labels"], label_smoothing=0.1)
+    torch.testing.assert_close(objective(batch)["loss"], expected)
+
+
+def test_nothing_is_mixed_in_evaluation() -> None:
+    objective, batch = classifier(ClassificationConfig(label_smoothing=0.0)).eval(), class_batch()
+    plain = classifier(PLAIN)(batch)
+    torch.testing.assert_close(objective(batch)["loss"], plain["loss"])
+
+
+def test_mixup_adds_pictures_and_labels_alike() -> None:
+    objective = classifier(ClassificationConfig(cutmix=0.0)).train()
+    listener, batch = Listener(objective), class_batch()
+    before = batch["pixel_values"].clone()
+    objective(batch)
+    assert torch.equal(batch["pixel_values"], before)  # the loader's tensors stay as they are
+    mixed, targets = listener.seen[0]
+    # Row 0 is mixed with row 3; smoothing puts 0.025 on every class.
+    share = ((targets[0, 0] - 0.025) / 0.9).item()
+    assert 0 < share < 1
+    torch.testing.assert_close(mixed[0], share * before[0] + (1 - share) * before[3])
+    torch.testing.assert_close(targets[0, 3], torch.tensor(0.025 + 0.9 * (1 - share)))
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
+
+
+def test_cutmix_labels_by_area() -> None:
+    objective = classifier(ClassificationConfig(mixup=0.0)).train()
+    listener, batch = Listener(objective), class_batch()
+    for _ in range(5):
+        objective(batch)
+    shares = set()
+    for mixed, targets in listener.seen:
+        foreign = (mixed[0] == batch["pixel_values"][3]).all(dim=0).float().mean().item()
+        assert ((mixed[0] == batch["pixel_values"][0]) | (mixed[0] == batch["pixel_values"][3])).all()
+        torch.testing.assert_close(targets[0, 3].item(), 0.025 + 0.9 * foreign, atol=1e-6, rtol=0)
+        shares.add(round(foreign, 3))
+    assert len(shares) > 1
+
+
+def test_share_of_mixed_batches() -> None:
+    objective = classifier(ClassificationConfig(mix_probability=0.3)).train()
+    listener, batch = Listener(objective), class_batch()
+    for _ in range(BATCHES):
+        objective(batch)
+    mixed = np.mean([not torch.equal(pixels, batch["pixel_values"]) for pixels, _ in listener.seen])
+    assert abs(mixed - 0.3) < 4 * math.sqrt(0.3 * 0.7 / BATCHES)
+
+
+def test_mixing_repeats_with_the_seed() -> None:
+    """The trainer seeds NumPy's global generator at each step, which is what timm draws from."""
+    batch, found = class_batch(), []
+    for seed in (1, 1, 2):
+        objective = classifier().train()
+        listener = Listener(objective)
+        np.random.seed(seed)
+        objective(batch)
+        found.append(listener.seen[0][0])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_odd_batches_cannot_be_mixed() -> None:
+    with pytest.raises(ValueError, match="3 pictures; mixup and cutmix need an even number"):
+        classifier().train()(class_batch(3))
+    assert classifier(PLAIN).train()(class_batch(3))["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mixup": -1.0}, {"cutmix": -0.1}, {"mix_probability": 2.0}, {"label_smoothing": 1.0}]
+)
+def test_wrong_mixing_is_refused(settings) -> None:
+    with pytest.raises(ValueError, match="give"):
+        ClassificationConfig(**settings)
+
+
+def segment_batch(count: int = 2):
+    labels = torch.randint(0, CLASSES, (count, 64, 64), generator=torch.Generator().manual_seed(0))
+    labels[0, :32] = IGNORED
+    return {"pixel_values": pictures(count), "labels": labels}
+
+
+def segmenter(config: SegmentationConfig | None = None) -> SegmentationObjective:
+    model = toy(VLMoForSemanticSegmentation, num_labels=CLASSES, segmentation_channels=8)
+    return SegmentationObjective(model, config=config)
+
+
+def test_segmentation_loss_is_the_models() -> None:
+    objective, batch = segmenter(), segment_batch()
+    with torch.no_grad():
+        expected = objective.model(**batch)
+    values = objective(batch)
+    torch.testing.assert_close(values["loss"], expected.loss)
+    torch.testing.assert_close(values["loss"], values["segmentation"] + 0.4 * values["auxiliary"])
+    counted = batch["labels"] != IGNORED
+    right = expected.logits.argmax(dim=1)[counted] == batch["labels"][counted]
+    torch.testing.assert_close(values["pixel_accuracy"], right.float().mean())
+
+
+def test_ignored_pixels_carry_no_gradient() -> None:
+    batch = segment_batch()
+    gradients = []
+    for label in (IGNORED, 0):
+        objective = segmenter()
+        labels = batch["labels"].clone()
+        labels[1] = label
+        objective({**batch, "labels": labels})["loss"].backward()
+        gradients.append(objective.model.decode_head.classifier.weight.grad)
+    assert not torch.allclose(*gradients)
+    # With the second picture ignored, what it shows is without consequence (batch statistics are fixed here).
+    objective = segmenter()
+    labels = batch["labels"].clone()
+    labels[1] = IGNORED
+    pixels = batch["pixel_values"].clone()
+    pixels[1] += 1
+    objective({"pixel_values": pixels, "labels": labels})["loss"].backward()
+    torch.testing.assert_close(objective.model.decode_head.classifier.weight.grad, gradients[0])
+
+
+def test_batch_in_which_nothing_counts_gives_zero() -> None:
+    objective, batch = segmenter(), segment_batch()
+    values = objective({**batch, "labels": torch.full_like(batch["labels"], IGNORED)})
+    assert values["loss"] == 0
+    values["loss"].backward()
+    assert all(p.grad is None or p.grad.abs().sum() == 0 for p in objective.model.parameters())
+
+
+def test_auxiliary_head_can_be_left_out() -> None:
+    objective = segmenter(SegmentationConfig(auxiliary_weight=0.0))
+    values = objective(segment_batch())
+    assert "auxiliary" not in values
+    values["loss"].backward()
+    assert all(parameter.grad is None for parameter in objective.model.auxiliary_head.parameters())
+    with pytest.raises(ValueError, match="auxiliary_weight"):
+        SegmentationConfig(auxiliary_weight=-1)

@@ -1,0 +1,248 @@
+"""Fine-tuning on questions and on sentences about two pictures, from a recipe to figures, submissions and answers."""
+
+import dataclasses
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tests.distributed.gloo import run_processes
+from tests.toy_model import shaken
+from tests.toy_questions import ANSWERS, COLORS, processor, write_questions, write_sentences
+
+from vlmo.data.loader import LoaderConfig
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.recipes import answering
+from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
+from vlmo.recipes.configs import DataConfig, TextConfig, model_config
+from vlmo.recipes.recipe import Recipe, build
+from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
+
+HERE = {"device": "cpu"}
+STEPS = 40
+PERCENT = 0.005  # the card has two decimals
+
+
+def recipe(stage, source, **changes) -> Recipe:
+    settings = Recipe(
+        stage=stage,
+        model=model_config(VLMoConfig.tiny(initializer_range=0.2, layer_scale_init=None)),
+        data=DataConfig(source=str(source), cache_images=True),
+        loader=LoaderConfig(global_batch_size=16, num_workers=0),
+        trainer=TrainerConfig(max_steps=STEPS, log_every=1),
+        text=TextConfig(max_length=16),
+        optimizer=OptimizerConfig(lr=3e-3),
+        schedule=ScheduleConfig(warmup_steps=4),
+        evaluate_on=str(source),
+    )
+    transform = dataclasses.replace(settings.data.transform, rand_augment_ops=0, horizontal_flip=0)
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, transform=transform))
+    return dataclasses.replace(settings, **changes)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model folder of stage 3's kind."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(0)
+    words = processor()
+    config = VLMoConfig.tiny(vocab_size=words.vocab_size, initializer_range=0.2, layer_scale_init=None)
+    shaken(VLMoForImageTextRetrieval(config)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return {"vqa": write_questions(folder / "questions"), "nlvr2": write_sentences(folder / "sentences")}
+
+
+@pytest.fixture(scope="module")
+def runs(start, sources, tmp_path_factory):
+    """A finished run of each task."""
+    stages = {"vqa": QuestionStage(head_lr_scale=2), "nlvr2": ReasoningStage()}
+    done = {}
+    for task, stage in stages.items():
+        folder = tmp_path_factory.mktemp(task)
+        result = build(recipe(stage, sources[task], init=str(start)), run_dir=folder, title=task, **HERE).fit()
+        assert result.status == "finished"
+        done[task] = folder
+    return done
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    file = tmp_path_factory.mktemp("pictures") / "red.png"
+    Image.new("RGB", (30, 20), COLORS["red"]).save(file)
+    return file
+
+
+@pytest.mark.parametrize(("task", "figure"), [("vqa", "vqa_score"), ("nlvr2", "nlvr2_accuracy")])
+def test_training_learns_and_measures(task, figure, runs):
+    lines = read_metrics(runs[task])
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert figure in lines[0]
+    evaluated = [line for line in lines if "val/accuracy" in line]
+    assert len(evaluated) == 1
+    assert not any("[" in name for name in evaluated[0])
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sources):
+    evaluate = {"vqa": answering.evaluate_vqa, "nlvr2": answering.evaluate_nlvr2}[task]
+    result = evaluate(runs[task] / "model", source=str(sources[task]), split="test", batch_size=5, **HERE)
+    line = next(line for line in read_metrics(runs[task]) if "val/accuracy" in line)
+    assert result.metrics["accuracy"] == line["val/accuracy"]
+    assert result.metrics.keys() == result.chance.keys() == result.meanings.keys()
+    assert len(result.predictions) == 16
+    card = huggingface_hub.ModelCard.load(runs[task] / "model" / "README.md")
+    figures = {figure.metric_type: figure for figure in card.data.eval_results}
+    assert figures["accuracy"].metric_value == pytest.approx(100 * result.metrics["accuracy"], abs=PERCENT)
+    json.dumps(result.predictions)
+
+
+def test_head_has_a_learning_rate_of_its_own(start, sources, tmp_path):
+    for task, stage, head in (
+        ("vqa", QuestionStage(), "answer_head"),
+        ("nlvr2", ReasoningStage(head_lr_scale=5), "reasoning_head"),
+    ):
+        trainer = build(recipe(stage, sources[task], init=str(start)), run_dir=tmp_path / task, **HERE)
+        scales = {id(p): group["lr_scale"] for group in trainer.optimizer.param_groups for p in group["params"]}
+        for name, parameter in trainer.objective.model.named_parameters():
+            expected = stage.head_lr_scale if name.startswith(f"{head}.") else 1
+            assert scales[id(parameter)] == expected, name
+
+
+def test_answers_are_those_of_the_set(runs):
+    config = VLMoConfig.from_pretrained(runs["vqa"] / "model")
+    assert config.id2label == dict(enumerate(ANSWERS))
+    assert config.label2id == {answer: number for number, answer in enumerate(ANSWERS)}
+
+
+def test_second_picture_starts_with_the_type_of_the_first(start, sources, tmp_path):
+    trainer = build(recipe(ReasoningStage(), sources["nlvr2"], init=str(start)), run_dir=tmp_path, **HERE)
+    types = trainer.objective.model.state_dict()["vlmo.modality_types.weight"]
+    old = load_file(start / "model.safetensors")["vlmo.modality_types.weight"]
+    assert torch.equal(types, torch.stack([old[0], old[1], old[1]]))
+    assert "resized: vlmo.modality_types.weight" in (tmp_path / "start.txt").read_text()
+
+
+def test_scores_can_be_told_from_the_predictions(runs, sources):
+    result = answering.evaluate_vqa(runs["vqa"] / "model", source=str(sources["vqa"]), split="test", **HERE)
+    scores = [row["score"] for row in result.predictions]
+    assert sum(scores) / len(scores) == pytest.approx(result.metrics["accuracy"], abs=1e-4)  # rows are rounded
+    first = result.predictions[0]
+    assert (first["question_id"], first["question"]) == ("100", "what color is it?")
+    assert first["annotators"] == ["red"] * 8 + ["no"] * 2
+    result = answering.evaluate_nlvr2(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
+    right = [row["prediction"] == row["label"] for row in result.predictions]
+    assert sum(right) / len(right) == result.metrics["accuracy"]
+
+
+def test_limit_reads_the_first_rows(runs, sources):
+    task = {"source": str(sources["vqa"]), "split": "test", **HERE}
+    result = answering.evaluate_vqa(runs["vqa"] / "model", limit=3, **task)
+    assert [row["question_id"] for row in result.predictions] == ["100", "101", "102"]
+    with pytest.raises(ValueError, match="limit is 0"):
+        answering.evaluate_vqa(runs["vqa"] / "model", limit=0, **task)
+
+
+def test_submissions_need_no_answers(runs, sources, tmp_path):
+    vqa, nlvr2 = tmp_path / "new" / "vqa.json", tmp_path / "new" / "nlvr2.csv"
+    part = {"split": "test_dev", **HERE}
+    assert answering.write_vqa_submission(runs["vqa"] / "model", vqa, source=str(sources["vqa"]), **part) == 4
+    rows = json.loads(vqa.read_text())
+    assert [row["question_id"] for row in rows] == [100, 101, 102, 103]
+    assert all(row.keys() == {"question_id", "answer"} and row["answer"] in ANSWERS for row in rows)
+    assert answering.write_nlvr2_submission(runs["nlvr2"] / "model", nlvr2, source=str(sources["nlvr2"]), **part) == 4
+    lines = [line.split(",") for line in nlvr2.read_text().splitlines()]
+    assert [line[0] for line in lines] == ["toy-0-0-0", "toy-0-1-0", "toy-1-0-0", "toy-1-1-0"]
+    assert {line[1] for line in lines} <= {"True", "False"}
+
+
+def test_identifiers_that_are_no_numbers_are_submitted_as_they_are():
+    assert json.loads(answering.vqa_submission([{"question_id": "a-1", "answer": "yes"}])) == [
+        {"question_id": "a-1", "answer": "yes"}
+    ]
+
+
+def test_a_split_without_answers_cannot_be_measured(runs, sources):
+    with pytest.raises(ValueError, match="none of 4 questions has a known answer"):
+        answering.evaluate_vqa(runs["vqa"] / "model", source=str(sources["vqa"]), split="test_dev", **HERE)
+    with pytest.raises(ValueError, match="the label of none of 4 sentences"):
+        answering.evaluate_nlvr2(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test_dev", **HERE)
+
+
+def test_other_models_and_other_rows_are_refused(runs, sources, start):
+    with pytest.raises(ValueError, match="the task vqa needs VLMoForVisualQuestionAnswering"):
+        answering.evaluate_vqa(start, source=str(sources["vqa"]), split="test", **HERE)
+    with pytest.raises(ValueError, match="no questions about pictures"):
+        answering.evaluate_vqa(runs["vqa"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
+    with pytest.raises(ValueError, match="no sentences about two pictures"):
+        answering.evaluate_nlvr2(runs["nlvr2"] / "model", source=str(sources["vqa"]), split="test", **HERE)
+
+
+def test_questions_are_answered_and_what_was_looked_at_is_drawn(runs, picture, tmp_path):
+    model, drawn = runs["vqa"] / "model", tmp_path / "new" / "attention.png"
+    answers = answering.predict_vqa(model, image=picture, question="what color is it?", top=3, picture=drawn, **HERE)
+    assert len({row["answer"] for row in answers}) == 3
+    assert answers[0]["confidence"] >= answers[1]["confidence"] >= answers[2]["confidence"]
+    with Image.open(drawn) as image:
+        assert image.size == (384, 384)
+    assert len(answering.predict_vqa(model, image=picture, question="is it red?", top=99, **HERE)) == len(ANSWERS)
+    with pytest.raises(ValueError, match="give a question"):
+        answering.predict_vqa(model, image=picture, question=" ", **HERE)
+    with pytest.raises(ValueError, match=r"nowhere\.png"):
+        answering.predict_vqa(model, image=tmp_path / "nowhere.png", question="is it red?", **HERE)
+
+
+def test_sentences_about_two_pictures_are_judged(runs, picture, tmp_path):
+    model = runs["nlvr2"] / "model"
+    judged = answering.predict_nlvr2(model, left=picture, right=picture, sentence="both pictures are red", **HERE)
+    assert judged["prediction"] == (judged["confidence"] > 0.5)
+    with pytest.raises(ValueError, match="the sentence is empty"):
+        answering.predict_nlvr2(model, left=picture, right=picture, sentence="", **HERE)
+
+
+def test_training_needs_labels(start, sources, tmp_path):
+    for task, stage, message in (
+        ("vqa", QuestionStage(), "no row has an answer"),
+        ("nlvr2", ReasoningStage(), "is not known"),
+    ):
+        settings = recipe(stage, sources[task], init=str(start))
+        data = dataclasses.replace(settings.data, split="test_dev")
+        loader = dataclasses.replace(settings.loader, global_batch_size=2)
+        with pytest.raises(ValueError, match=message):
+            build(dataclasses.replace(settings, data=data, loader=loader), run_dir=tmp_path / task, **HERE)
+
+
+def evaluate_both(folders: dict[str, str], sources: dict[str, str]) -> list:
+    """Figures and predictions of both tasks on an odd number of rows, ready to be sent to another process."""
+    vqa = answering.evaluate_vqa(folders["vqa"], source=sources["vqa"], split="test", limit=5, batch_size=2, **HERE)
+    nlvr2 = answering.evaluate_nlvr2(
+        folders["nlvr2"], source=sources["nlvr2"], split="test", limit=5, batch_size=2, **HERE
+    )
+    return [(result.metrics, result.predictions) for result in (vqa, nlvr2)]
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_rows_and_give_the_figures_of_one(runs, sources):
+    arguments = {task: str(run / "model") for task, run in runs.items()}, {name: str(p) for name, p in sources.items()}
+    alone = evaluate_both(*arguments)
+    for shared in run_processes(evaluate_both, *arguments):
+        assert shared == alone
+
+
+@pytest.mark.slow
+def test_more_processes_than_rows_are_no_mishap(runs, sources):
+    arguments = str(runs["vqa"] / "model"), str(sources["vqa"])
+    alone = predict_one(*arguments)
+    assert run_processes(predict_one, *arguments) == [alone, alone]
+
+
+def predict_one(folder: str, source: str) -> list:
+    return answering.evaluate_vqa(folder, source=source, split="test", limit=1, **HERE).predictions

@@ -1,0 +1,161 @@
+"""Any folder is measured by its task; what belongs to another task is refused by name."""
+
+import json
+
+import pytest
+from tests.recipes.toy_folders import TASKS, write_folders
+from tests.recipes.toy_vision import write_class_set, write_segment_set
+from tests.toy_questions import write_questions, write_sentences
+
+from vlmo.recipes.evaluating import TaskOptions, evaluate_task, task_of, write_submission
+from vlmo.recipes.retrieval import read_rows
+
+FIRST = {
+    "retrieval": "tr@1",
+    "vqa": "accuracy",
+    "nlvr2": "accuracy",
+    "classification": "top1",
+    "segmentation": "miou",
+}
+SPLITS = {"retrieval": "train"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_folders(tmp_path_factory.mktemp("folders"))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, pictures):
+    root = tmp_path_factory.mktemp("sources")
+    return {
+        "retrieval": pictures,
+        "vqa": write_questions(root / "questions"),
+        "nlvr2": write_sentences(root / "sentences"),
+        "classification": write_class_set(root / "classes"),
+        "segmentation": write_segment_set(root / "segments"),
+    }
+
+
+def evaluated(task, folders, sources, **options):
+    split = SPLITS.get(task, "test")
+    return evaluate_task(folders[task], source=str(sources[task]), split=split, device="cpu", **options)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_folder_tells_its_task(task, folders, sources, tmp_path):
+    result = evaluated(task, folders, sources)
+    assert result.task == task_of(folders[task]) == task
+    assert next(iter(result.metrics)) == FIRST[task]
+    assert set(result.chance) <= set(result.metrics)
+    assert all(0 <= value <= 1 for value in [*result.metrics.values(), *result.chance.values()])
+    assert FIRST[task] in result.meanings
+    read = json.loads(result.write_json(tmp_path / "figures.json", folder=folders[task]).read_text())
+    assert read["metrics"] == result.metrics
+    assert len(read["predictions"]) == read["num_predictions"] > 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_limit_reads_the_first_rows(task, folders, sources):
+    rows = evaluated(task, folders, sources, limit=3, batch_size=2).predictions
+    assert len(rows) == (6 if task == "retrieval" else 3)  # three captions, three pictures
+    with pytest.raises(ValueError, match="limit is 0"):
+        evaluated(task, folders, sources, limit=0)
+
+
+def test_retrieval_can_be_scored_again_from_its_rows(folders, sources):
+    result = evaluated("retrieval", folders, sources, options=TaskOptions(rerank=4, rerank_weight=1.0))
+    assert result.settings == {"rerank": 4, "rerank_weight": 1.0}
+    for prefix in ("", "rerank_"):
+        for direction, query in (("ir", "caption"), ("tr", "image")):
+            ranks = [row[f"{prefix}rank"] for row in result.predictions if row["query"] == query]
+            assert len(ranks) == 32
+            for k in (1, 5, 10):
+                assert sum(rank <= k for rank in ranks) / 32 == result.metrics[f"{prefix}{direction}@{k}"]
+    for row in result.predictions:
+        right = row["image_id"] if row["query"] == "caption" else f"number {row['image_id'].partition('.')[0]}"
+        for prefix in ("", "rerank_"):
+            found = row[f"{prefix}found"]
+            places = [place for place, name in enumerate(found, 1) if name.endswith(right)]
+            assert len(found) == 10
+            # Ties count against the model: the rank may be behind the place, never before it.
+            assert not places or row[f"{prefix}rank"] >= places[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "words"),
+    [
+        ("vqa", {"rerank": 4}, "--rerank belongs to the task retrieval; this is vqa"),
+        ("retrieval", {"method": "zero-shot"}, "--method belongs to the task classification; this is retrieval"),
+        ("classification", {"inference": "whole"}, "--inference belongs to the task segmentation"),
+        ("retrieval", {"rerank": -1}, "rerank >= 0"),
+        ("retrieval", {"rerank_weight": 1.5}, "rerank_weight"),
+    ],
+)
+def test_options_of_other_tasks_are_refused(task, options, words, folders, sources):
+    with pytest.raises(ValueError, match=words):
+        evaluated(task, folders, sources, options=TaskOptions(**options))
+
+
+def test_classes_can_be_told_without_a_classifier(folders, sources):
+    for method, folder in (("zero-shot", "retrieval"), ("linear-probe", "vqa")):
+        result = evaluate_task(
+            folders[folder],
+            task="classification",
+            source=str(sources["classification"]),
+            device="cpu",
+            options=TaskOptions(method=method),
+        )
+        assert result.settings["method"] == method.replace("-", " " if method == "linear-probe" else "-")
+        assert result.metrics.keys() == {"top1", "top5"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_folder_of_another_task_is_refused(task, folders, sources):
+    other = "vqa" if task == "retrieval" else "retrieval"
+    with pytest.raises(ValueError, match=r"holds VLMoFor\w+; .*needs"):
+        evaluate_task(folders[other], task=task, source=str(sources[task]), device="cpu")
+
+
+def test_folder_for_no_task_is_refused(folders, tmp_path):
+    with pytest.raises(ValueError, match="holds VLMoForMaskedLM, which is for none of the tasks retrieval, vqa"):
+        evaluate_task(folders["words"])
+    with pytest.raises(ValueError, match=r"is no model folder: it has no config\.json"):
+        evaluate_task(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        task_of(tmp_path)
+
+
+@pytest.mark.parametrize("task", TASKS[1:])
+def test_data_must_be_named(task, folders):
+    with pytest.raises(ValueError, match=f"the task {task} needs data: give --data"):
+        evaluate_task(folders[task])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_data_of_another_task_are_refused(task, folders, sources):
+    other = "vqa" if task != "vqa" else "classification"
+    with pytest.raises(ValueError, match=r"\w"):
+        evaluate_task(folders[task], source=str(sources[other]), split="test", device="cpu")
+
+
+def test_empty_set_is_refused(folders, tmp_path, pictures):
+    lines = (pictures / "captions.csv").read_text().splitlines()
+    (tmp_path / "captions.csv").write_text(lines[0] + "\n" + "missing.png,a square,test\n")
+    with pytest.raises(ValueError, match="missing"):
+        evaluate_task(folders["dual"], source=str(tmp_path))
+    rows = {"split": "train", "quarantine": tmp_path / "quarantine.jsonl", "processor": None}
+    with pytest.raises(ValueError, match="limit is -1"):
+        read_rows(str(pictures), limit=-1, **rows)
+
+
+def test_submissions_are_for_two_tasks(folders, sources, tmp_path):
+    for task, file in (("vqa", "answers.json"), ("nlvr2", "answers.csv")):
+        count = write_submission(
+            folders[task], tmp_path / file, source=str(sources[task]), split="test_dev", device="cpu"
+        )
+        assert count == 4
+        assert (tmp_path / file).read_text().strip()
+    with pytest.raises(ValueError, match="a submission is for the tasks vqa and nlvr2; this is segmentation"):
+        write_submission(folders["segmentation"], tmp_path / "x", source="scenes")

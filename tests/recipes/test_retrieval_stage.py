@@ -1,0 +1,114 @@
+"""Fine-tuning for retrieval: where it starts, what it trains, and what its folder can do."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.recipes.toy_recipes import shrunk
+
+from vlmo.interop.retrieval_model import load_retrieval_model
+from vlmo.objectives.pretraining import VisionLanguageConfig
+from vlmo.recipes import build, find_recipe
+from vlmo.recipes.retrieval import evaluate_folder
+from vlmo.recipes.retrieval_stage import RetrievalStage
+from vlmo.training import read_metrics
+
+WITH_MATCHING = VisionLanguageConfig(mlm_weight=0.0, itm_weight=1.0)
+
+
+@pytest.fixture(scope="module")
+def stage3(pictures, visual_tokenizer, tmp_path_factory):
+    """The folder of a stage 3 with all its heads."""
+    recipe = shrunk(find_recipe("base-stage3")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    return build(recipe, run_dir=tmp_path_factory.mktemp("stage3")).fit().model_dir
+
+
+@pytest.fixture
+def recipe(pictures, visual_tokenizer, stage3):
+    small = shrunk(find_recipe("base-coco-retrieval")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    return dataclasses.replace(small, init=str(stage3))
+
+
+def trained(recipe, run_dir):
+    trainer = build(recipe, run_dir=run_dir)
+    start = {name: value.clone() for name, value in trainer.objective.model.state_dict().items()}
+    return start, trainer.fit().model_dir
+
+
+def test_starts_as_stage_3_left_it_and_drops_what_retrieval_does_not_use(recipe, stage3, tmp_path):
+    start, folder = trained(recipe, tmp_path)
+    before = load_file(stage3 / "model.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in start.items())
+    dropped = set(before) - set(start)
+    assert {name.split(".")[0] for name in dropped} == {"fusion_contrast_head", "match_head", "mlm_head"}
+    model, _ = load_retrieval_model(folder)
+    assert model.match_head is None
+    report = (tmp_path / "start.txt").read_text()
+    assert "in the start folder, not used: match_head.classifier.weight" in report
+    assert "left random" not in report
+
+
+def test_contrast_alone_moves_the_dual_encoder_alone(recipe, tmp_path):
+    start, folder = trained(recipe, tmp_path)
+    after = load_file(folder / "model.safetensors")
+    still = {name for name, value in start.items() if torch.equal(value, after[name])}
+    assert all(".vision_language." in name or ".pooler." in name for name in still)
+    assert any(".vision_language." in name for name in still)
+    lines = [line for line in read_metrics(tmp_path) if "loss" in line]
+    assert all(line["loss"] == line["itc"] and "itm" not in line and "mlm" not in line for line in lines)
+    assert "val/ir@1" in read_metrics(tmp_path)[-1]
+
+
+def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_path):
+    start, folder = trained(dataclasses.replace(recipe, stage=RetrievalStage(losses=WITH_MATCHING)), tmp_path)
+    after = load_file(folder / "model.safetensors")
+    moved = {name for name, value in start.items() if not torch.equal(value, after[name])}
+    assert any(".vision_language." in name for name in moved)
+    assert "match_head.classifier.weight" in moved
+    line = [line for line in read_metrics(tmp_path) if "loss" in line][-1]
+    assert line["loss"] == pytest.approx(line["itc"] + line["itm"], abs=1e-5)  # logged as float32
+    result = evaluate_folder(folder, source=str(pictures), split="train", device="cpu")
+    assert result.settings == {"rerank": 16, "rerank_weight": 0.5}
+    assert "rerank_ir@1" in result.metrics
+
+
+def test_goes_on_from_a_folder_of_retrieval_at_another_size(recipe, tmp_path):
+    _, folder = trained(recipe, tmp_path / "first")
+    larger = dataclasses.replace(recipe, init=str(folder), model=dataclasses.replace(recipe.model, image_size=96))
+    start, again = trained(larger, tmp_path / "second")
+    resized = {line for line in (tmp_path / "second" / "start.txt").read_text().splitlines() if "resized" in line}
+    assert resized == {"resized: vlmo.position_bias.table"}
+    before = load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, before[n]) for n, value in start.items() if n != "vlmo.position_bias.table")
+    assert json.loads((again / "config.json").read_text())["image_size"] == 96
+    assert load_retrieval_model(again)[1].image_size == 96
+
+
+def test_each_visit_reads_another_caption(recipe, tmp_path, pictures):
+    lines = (pictures / "captions.csv").read_text().splitlines()
+    table = tmp_path / "captions.csv"
+    more = [line.replace("a ", "one more ") for line in lines[1:]]
+    table.write_text("\n".join([*lines, *more]) + "\n")
+    for file in pictures.glob("*.png"):
+        shutil.copy(file, tmp_path)
+    data = dataclasses.replace(recipe.data, source=str(tmp_path))
+    trainer = build(dataclasses.replace(recipe, data=data, evaluate_on=str(tmp_path)), run_dir=tmp_path / "run")
+    examples = trainer.loader._examples
+    seen = {tuple(examples[epoch, 0]["input_ids"].tolist()) for epoch in range(8)}
+    assert len(seen) == 2
+    assert "mlm_labels" not in examples[0, 0]
+
+
+def test_masked_words_are_refused():
+    with pytest.raises(ValueError, match=r"mlm_weight is 0\.25; fine-tuning for retrieval masks no words"):
+        RetrievalStage(losses=VisionLanguageConfig())
+
+
+def test_reranking_without_a_matching_head_is_refused(recipe, pictures, tmp_path):
+    _, folder = trained(recipe, tmp_path)
+    assert evaluate_folder(folder, source=str(pictures), split="train").settings == {"rerank": 0}
+    with pytest.raises(ValueError, match="has no matching head, so that nothing can be reordered"):
+        evaluate_folder(folder, source=str(pictures), split="train", rerank=4)

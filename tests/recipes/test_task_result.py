@@ -1,0 +1,92 @@
+"""What an evaluation leaves: a table, a file to score again from, and figures for the card."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.toy_model import toy
+
+from vlmo.folder import write_card
+from vlmo.folder.contents import ModelCard
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.recipes import task_result
+from vlmo.recipes.task_result import TaskResult, circumstances
+
+RESULT = TaskResult(
+    task="vqa",
+    source="/private/way/questions",
+    split="test",
+    metrics={"accuracy": 0.75, "accuracy[other]": 0.5},
+    chance={"accuracy": 0.25},
+    meanings={"accuracy": "share of questions that get the right answer"},
+    names={"accuracy": "VQA accuracy"},
+    predictions=[{"question_id": "1", "answer": "café"}, {"question_id": "2", "answer": "no"}],
+    settings={"top": 1},
+)
+
+
+def test_table_shows_percent_chance_and_meaning():
+    console = Console(width=160)
+    with console.capture() as shown:
+        console.print(RESULT.table())
+    lines = [line for line in shown.get().splitlines() if "75.0" in line or "50.0" in line]
+    assert [cell.strip() for cell in lines[0].strip("│").split("│")] == [
+        "VQA accuracy",
+        "75.0",
+        "25.0",
+        "share of questions that get the right answer",
+    ]
+    assert [cell.strip() for cell in lines[1].strip("│").split("│")] == ["accuracy[other]", "50.0", "", ""]
+    assert "vqa, questions test, 2 rows, percent" in shown.get()
+    assert "private" not in shown.get()
+
+
+def test_file_holds_what_it_takes_to_score_again(tmp_path):
+    run = tmp_path / "runs" / "mine"
+    (run / "model").mkdir(parents=True)
+    (run / "recipe.json").write_text('{"seed": 3}')
+    file = RESULT.write_json(tmp_path / "new" / "figures.json", folder=run / "model")
+    read = json.loads(file.read_text())
+    assert read["predictions"] == RESULT.predictions
+    assert read["metrics"] == RESULT.metrics
+    assert read["chance"] == RESULT.chance
+    assert (read["task"], read["data"], read["split"], read["settings"]) == ("vqa", "questions", "test", {"top": 1})
+    assert read["recipe"] == {"seed": 3}
+    assert read["model"] == "runs/mine/model"
+    assert read["versions"].keys() >= {"python", "vlmo", "torch"}
+    assert read["hardware"]["cores"] > 0
+    assert "private" not in file.read_text()
+    small = json.loads(RESULT.write_json(tmp_path / "small.json", folder=run / "model", predictions=False).read_text())
+    assert small["num_predictions"] == 2
+    assert "predictions" not in small
+
+
+def test_commit_is_that_of_this_checkout():
+    folder = Path(task_result.__file__).parent
+    head = ["git", "rev-parse", "HEAD"]
+    described = subprocess.run(head, cwd=folder, capture_output=True, text=True, check=False)
+    commit = circumstances("nowhere")["commit"]
+    if described.returncode:  # a package without its repository
+        assert commit is None
+    else:
+        assert commit.removesuffix("-dirty") == described.stdout.strip()
+    assert circumstances("nowhere")["recipe"] is None
+
+
+def test_numbers_that_are_none_are_refused(tmp_path):
+    bad = TaskResult(task="vqa", source="x", split="test", metrics={"accuracy": float("nan")})
+    with pytest.raises(ValueError, match="JSON"):
+        bad.write_json(tmp_path / "figures.json", folder=tmp_path)
+    assert not (tmp_path / "figures.json").exists()
+
+
+def test_card_takes_the_figures(tmp_path):
+    toy(VLMoForImageTextRetrieval).save_pretrained(tmp_path)
+    write_card(tmp_path, ModelCard())
+    card = RESULT.write_card(tmp_path, measured_by="`vlmo evaluate`").read_text()
+    assert (
+        "| VQA accuracy | 75.0 % | 25.0 % | share of questions that get the right answer | `questions`, test |" in card
+    )
+    assert "visual-question-answering" in card

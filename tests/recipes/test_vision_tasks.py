@@ -1,0 +1,214 @@
+"""Figures and predictions of model folders for classes of pictures and of pixels."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.recipes.toy_vision import NAMES, PIXELS, class_rows, segment_rows, write_class_set, write_segment_set
+from tests.toy_model import toy
+
+from vlmo.evaluation.segmentation import scores_of
+from vlmo.model import (
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForSemanticSegmentation,
+)
+from vlmo.processing import VLMoProcessor
+from vlmo.recipes.vision_tasks import (
+    evaluate_classification,
+    evaluate_linear_probe,
+    evaluate_segmentation,
+    evaluate_zero_shot,
+    predict_classification,
+    predict_segmentation,
+)
+
+
+def labels(names: list[str]) -> dict:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
+@pytest.fixture(scope="module")
+def class_set(tmp_path_factory) -> str:
+    return str(write_class_set(tmp_path_factory.mktemp("classes") / "colours"))
+
+
+@pytest.fixture(scope="module")
+def segment_set(tmp_path_factory) -> str:
+    return str(write_segment_set(tmp_path_factory.mktemp("segments") / "squares"))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    toy(VLMoForImageClassification, **labels(NAMES)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("segmenter")
+    toy(VLMoForSemanticSegmentation, segmentation_channels=8, **labels(PIXELS)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def retrieval(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("retrieval")
+    toy(VLMoForImageTextRetrieval).save_pretrained(folder)
+    words = [f"a {name} square" for name in NAMES]
+    VLMoProcessor.train(words, vocab_size=96, image_size=64).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    file = tmp_path / "picture.png"
+    file.write_bytes(segment_rows("test", 1)[0]["image"]["bytes"])
+    return file
+
+
+def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
+    result = evaluate_classification(classifier, source=class_set, split="test", batch_size=3)
+    assert list(result.metrics) == ["top1"]  # five of three classes would always be right
+    assert result.chance == {"top1": 1 / 3}
+    rows = result.predictions
+    assert [row["image_id"] for row in rows] == [f"test/{number}" for number in range(8)]
+    assert [row["label"] for row in rows] == [NAMES[number % 3] for number in range(8)]
+    assert result.metrics["top1"] == np.mean([row["prediction"] == row["label"] for row in rows])
+    assert all(sorted(row["guesses"]) == sorted(NAMES) and row["guesses"][0] == row["prediction"] for row in rows)
+    assert evaluate_classification(classifier, source=class_set, split="test", limit=2).predictions == rows[:2]
+
+
+def test_scored_result_is_written_whole(classifier, class_set, tmp_path) -> None:
+    result = evaluate_classification(classifier, source=class_set, split="test")
+    content = json.loads(result.write_json(tmp_path / "figures.json", folder=classifier).read_text())
+    assert content["task"] == "classification"
+    assert len(content["predictions"]) == 8
+
+
+def test_linear_probe_tells_colours_apart(retrieval, class_set) -> None:
+    """Any encoder shows which of three colours fills a picture, whatever else it was trained for."""
+    result = evaluate_linear_probe(retrieval, source=class_set, split="test")
+    assert result.metrics["top1"] == 1.0
+    assert result.settings["method"] == "linear probe"
+    assert result.settings["features"] == "mean"
+    assert result.settings["l2"] > 0
+    fixed = evaluate_linear_probe(retrieval, source=class_set, split="test", features="class", l2=0.01)
+    assert fixed.settings["l2"] == 0.01
+
+
+def test_linear_probe_takes_every_kind_of_folder(classifier, class_set) -> None:
+    assert evaluate_linear_probe(classifier, source=class_set, split="test").metrics["top1"] == 1.0
+
+
+def test_zero_shot_compares_with_sentences(retrieval, class_set) -> None:
+    result = evaluate_zero_shot(retrieval, source=class_set, split="test", prompts=("a {} square", "{}"))
+    assert result.settings["prompts"] == ["a {} square", "{}"]
+    model = VLMoForImageTextRetrieval.from_pretrained(retrieval).eval()
+    processor = VLMoProcessor.from_pretrained(retrieval)
+    with torch.no_grad():
+        vectors = torch.stack(
+            [
+                model.get_text_features(**processor(text=[f"a {name} square", name], return_tensors="pt")).mean(dim=0)
+                for name in NAMES
+            ]
+        )
+        pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in class_rows("test", 8)]
+        images = model.get_image_features(**processor(images=pictures, return_tensors="pt"))
+    expected = (images @ torch.nn.functional.normalize(vectors, dim=-1).T).argmax(dim=1)
+    assert [row["prediction"] for row in result.predictions] == [NAMES[number] for number in expected.tolist()]
+
+
+def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
+    result = evaluate_segmentation(segmenter, source=segment_set, split="test", stride=32)
+    assert list(result.metrics)[:3] == ["miou", "aacc", "macc"]
+    assert {name for name in result.metrics if "[" in name} <= {f"iou[{name}]" for name in PIXELS}
+    counts = torch.zeros(4, 4, dtype=torch.long)
+    for row in result.predictions:
+        for true, predicted, pixels in row["pixels"]:
+            counts[true, predicted] += pixels
+    assert scores_of(counts).metrics == {name: result.metrics[name] for name in ("miou", "aacc", "macc")}
+    assert int(counts.sum()) == 8 * 63 * 80  # the first row of each mask does not count
+    background = 1 - 8 * 32 * 32 / (8 * 63 * 80)
+    assert result.chance["aacc"] == pytest.approx(background, abs=0.01)
+    assert result.chance["macc"] == 0.25
+    assert result.chance["miou"] == pytest.approx(result.chance["aacc"] / 4)
+    assert result.settings == {"inference": "slide", "stride": 32, "short_side": None}
+
+
+def test_whole_pictures_and_other_sizes(segmenter, segment_set) -> None:
+    whole = evaluate_segmentation(segmenter, source=segment_set, split="test", inference="whole", limit=3)
+    assert len(whole.predictions) == 3
+    small = evaluate_segmentation(segmenter, source=segment_set, split="test", short_side=40, limit=3)
+    totals = [sum(cell[2] for cell in row["pixels"]) for row in (*whole.predictions, *small.predictions)]
+    assert set(totals) == {63 * 80}  # counted at the mask's size, whatever the model saw
+
+
+def test_classes_of_a_picture(classifier, picture) -> None:
+    rows = predict_classification(classifier, image=picture)
+    assert sorted(row["class"] for row in rows) == sorted(NAMES)
+    assert sum(row["confidence"] for row in rows) == pytest.approx(1, abs=1e-3)
+    assert [row["confidence"] for row in rows] == sorted((row["confidence"] for row in rows), reverse=True)
+    assert len(predict_classification(classifier, image=picture, top=1)) == 1
+    with pytest.raises(ValueError, match="top is 0"):
+        predict_classification(classifier, image=picture, top=0)
+
+
+def test_pixels_of_a_picture(segmenter, picture, tmp_path) -> None:
+    drawn, mask = tmp_path / "new" / "drawn.png", tmp_path / "mask.png"
+    rows = predict_segmentation(segmenter, image=picture, picture=drawn, mask=mask)
+    with Image.open(mask) as opened:
+        numbers = np.array(opened)
+    assert numbers.shape == (64, 80)
+    assert rows[0]["class"] == PIXELS[np.bincount(numbers.ravel()).argmax()]
+    assert rows[0]["share"] == pytest.approx(np.bincount(numbers.ravel()).max() / numbers.size, abs=1e-4)
+    assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-3)
+    with Image.open(drawn) as shown:
+        assert shown.width == 80
+        assert shown.height > 64
+    predict_segmentation(segmenter, image=picture, inference="whole")
+
+
+def test_folders_of_another_task_are_refused(
+    classifier, segmenter, retrieval, class_set, segment_set, tmp_path
+) -> None:
+    with pytest.raises(ValueError, match="task classification needs VLMoForImageClassification"):
+        evaluate_classification(segmenter, source=class_set, split="test")
+    with pytest.raises(ValueError, match="task segmentation needs VLMoForSemanticSegmentation"):
+        evaluate_segmentation(classifier, source=segment_set, split="test")
+    with pytest.raises(ValueError, match="VLMoForImageClassification; retrieval needs"):
+        evaluate_zero_shot(classifier, source=class_set, split="test")
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        evaluate_linear_probe(tmp_path, source=class_set, split="test")
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(ValueError, match="BertModel; a linear probe needs a VLMo model"):
+        evaluate_linear_probe(tmp_path, source=class_set, split="test")
+
+
+def test_data_of_another_task_is_refused(classifier, segmenter, retrieval, class_set, segment_set) -> None:
+    with pytest.raises(ValueError, match="these rows have no classes"):
+        evaluate_classification(classifier, source=segment_set, split="test")
+    with pytest.raises(ValueError, match="these rows have no masks"):
+        evaluate_segmentation(segmenter, source=class_set, split="test")
+
+
+def test_other_classes_are_refused(classifier, segmenter, class_set) -> None:
+    with pytest.raises(ValueError, match=r"the model has 3 classes \(red, .*\), digits has 10 \(zero, "):
+        evaluate_classification(classifier, source="digits", split="test", limit=2)
+
+
+def test_limit_of_zero_is_refused(classifier, class_set) -> None:
+    with pytest.raises(ValueError, match="limit is 0"):
+        evaluate_classification(classifier, source=class_set, split="test", limit=0)
+
+
+def test_damaged_pictures_are_named(classifier, tmp_path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"broken\.png: not a picture"):
+        predict_classification(classifier, image=broken)

@@ -1,0 +1,44 @@
+"""A model folder for each task, untrained."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.recipes.toy_vision import NAMES, PIXELS
+from tests.toy_model import toy
+from tests.toy_questions import ANSWERS, processor
+
+from vlmo.model import (
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedLM,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+)
+from vlmo.processing import image_processor_for
+
+TASKS = ("retrieval", "vqa", "nlvr2", "classification", "segmentation")
+
+
+def labels(names: list[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
+def write_folders(root: Path) -> dict[str, Path]:
+    """Folders by task; beside them `dual`, which embeds only, and `words`, which is for no task."""
+    words = processor()
+    text = {"vocab_size": words.vocab_size}
+    models = {
+        "retrieval": toy(VLMoForImageTextRetrieval, **text),
+        "dual": toy(VLMoForImageTextRetrieval, use_match_head=False, **text),
+        "vqa": toy(VLMoForVisualQuestionAnswering, **text, **labels(ANSWERS)),
+        "nlvr2": toy(VLMoForVisualReasoning, num_modality_types=3, **text, **labels(["false", "true"])),
+        "classification": toy(VLMoForImageClassification, **labels(NAMES)),
+        "segmentation": toy(VLMoForSemanticSegmentation, segmentation_channels=16, **labels(PIXELS)),
+        "words": toy(VLMoForMaskedLM, **text),
+    }
+    for name, model in models.items():
+        model.save_pretrained(root / name)
+        images_only = name in {"classification", "segmentation"}
+        (image_processor_for(64) if images_only else words).save_pretrained(root / name)
+    return {name: root / name for name in models}

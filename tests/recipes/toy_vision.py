@@ -1,0 +1,89 @@
+"""Small sets for classification and segmentation, in the form that `vlmo data prepare` leaves."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from PIL import Image
+
+from vlmo.data.schema import SEGMENT_FEATURES, class_features
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220)}
+NAMES = list(COLOURS)
+PIXELS = ["background", *NAMES]
+IGNORED = 255
+SIDE = 64
+COUNTS = {"train": 24, "test": 8}
+
+
+def png(pixels: np.ndarray) -> dict:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def class_rows(split: str, count: int) -> list[dict]:
+    """Pictures of one colour each, with a little noise."""
+    noise = np.random.default_rng(len(split))
+    rows = []
+    for number in range(count):
+        name = NAMES[number % len(NAMES)]
+        pixels = np.clip(COLOURS[name] + noise.integers(-20, 21, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+        rows.append(
+            {
+                "image": png(pixels),
+                "captions": [],
+                "image_id": f"{split}/{number}",
+                "source": "toy",
+                "licence": "CC0-1.0",
+                "label": NAMES.index(name),
+            }
+        )
+    return rows
+
+
+def segment_rows(split: str, count: int) -> list[dict]:
+    """Grey pictures with a square of one colour; the first row of pixels is ignored."""
+    draws = np.random.default_rng(len(split))
+    rows = []
+    for number in range(count):
+        name = NAMES[number % len(NAMES)]
+        pixels = np.full((SIDE, SIDE + 16, 3), 128, dtype=np.uint8)
+        mask = np.zeros((SIDE, SIDE + 16), dtype=np.uint8)
+        top, left = draws.integers(0, 32, size=2)
+        pixels[top : top + 32, left : left + 32] = COLOURS[name]
+        mask[top : top + 32, left : left + 32] = PIXELS.index(name)
+        mask[0] = IGNORED
+        rows.append(
+            {
+                "image": png(pixels),
+                "captions": [],
+                "image_id": f"{split}/{number}",
+                "source": "toy",
+                "licence": "CC0-1.0",
+                "mask": png(mask),
+            }
+        )
+    return rows
+
+
+def write_class_set(folder: Path) -> Path:
+    features = class_features(NAMES)
+    parts = {split: Dataset.from_list(class_rows(split, count), features=features) for split, count in COUNTS.items()}
+    return _write(parts, folder=folder, labels=NAMES)
+
+
+def write_segment_set(folder: Path) -> Path:
+    parts = {
+        split: Dataset.from_list(segment_rows(split, count), features=SEGMENT_FEATURES)
+        for split, count in COUNTS.items()
+    }
+    return _write(parts, folder=folder, labels=PIXELS)
+
+
+def _write(parts: dict[str, Dataset], *, folder: Path, labels: list[str]) -> Path:
+    DatasetDict(parts).save_to_disk(str(folder))
+    (folder / "prepared.json").write_text(json.dumps({"labels": labels}))
+    return folder
