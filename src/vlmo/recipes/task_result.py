@@ -70,7 +70,7 @@ class TaskResult:
         table.add_column("")
         table.add_column("model", justify="right")
         table.add_column("chance", justify="right")
-        table.add_column("meaning", no_wrap=True, overflow="ellipsis")  # write_json has the whole sentence
+        table.add_column("meaning")
         for name, value in self.metrics.items():
             chance = f"{100 * self.chance[name]:.1f}" if name in self.chance else ""
             words = escape(self.names.get(name, name)), escape(self.meanings.get(name, ""))

@@ -1,0 +1,145 @@
+"""Own pictures and texts: each task asks for what it needs, and answers in rows, a table and a picture."""
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from tests.recipes.toy_folders import TASKS, write_folders
+from tests.recipes.toy_vision import NAMES, PIXELS
+from tests.toy_questions import ANSWERS, COLORS
+
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.processing import VLMoProcessor
+from vlmo.recipes.predicting import Inputs, predict
+
+ATOL = 1e-4  # rows are rounded to four decimals
+SENTENCE = "both pictures are red"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_folders(tmp_path_factory.mktemp("folders"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for name, colour in COLORS.items():
+        Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in COLORS}
+
+
+def inputs_for(task, files) -> Inputs:
+    images = (files["red"], files["blue"])
+    return {
+        "retrieval": Inputs(images=images, texts=("is it red", "is it blue", "what color")),
+        "vqa": Inputs(images=images[:1], question="what color is it?"),
+        "nlvr2": Inputs(images=images, texts=(SENTENCE,)),
+        "classification": Inputs(images=images[:1]),
+        "segmentation": Inputs(images=images[:1]),
+    }[task]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_answers(task, folders, files):
+    found = predict(folders[task], inputs_for(task, files), top=2, device="cpu")
+    assert found.task == task
+    first = found.rows[0]
+    known = {
+        "vqa": ("answer", ANSWERS),
+        "nlvr2": ("prediction", [True, False]),
+        "classification": ("class", NAMES),
+        "segmentation": ("class", PIXELS),
+        "retrieval": ("text", ["is it red", "is it blue", "what color"]),
+    }
+    name, values = known[task]
+    assert first[name] in values
+    assert len(found.rows) <= 4
+    if task in {"vqa", "classification"}:
+        assert [row["confidence"] for row in found.rows] == sorted((r["confidence"] for r in found.rows), reverse=True)
+    with (console := Console(width=100)).capture() as shown:
+        console.print(found.table())
+    assert str(first[name]) in shown.get()
+    assert "%" in shown.get()
+
+
+def test_pairs_are_those_of_the_model(folders, files):
+    given = inputs_for("retrieval", files)
+    rows = predict(folders["retrieval"], given, top=3, device="cpu").rows
+    model = VLMoForImageTextRetrieval.from_pretrained(folders["retrieval"]).eval()
+    processor = VLMoProcessor.from_pretrained(folders["retrieval"])
+    pictures = [Image.new("RGB", (40, 30), COLORS[file.stem]) for file in given.images]
+    inputs = processor(images=pictures, text=list(given.texts), return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+        similarity = output.image_embeds @ output.text_embeds.T
+    assert len(rows) == 6
+    for image, of_image in enumerate((rows[:3], rows[3:])):
+        assert [row["similarity"] for row in of_image] == sorted((r["similarity"] for r in of_image), reverse=True)
+        for row in of_image:
+            text = given.texts.index(row["text"])
+            assert row["image"] == str(given.images[image])
+            assert row["similarity"] == pytest.approx(similarity[image, text].item(), abs=ATOL)
+            with torch.no_grad():
+                logits = model.match(
+                    inputs["pixel_values"][[image]], inputs["input_ids"][[text]], inputs["attention_mask"][[text]]
+                )
+            assert row["match"] == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=ATOL)
+
+
+def test_one_text_finds_the_best_pictures(folders, files):
+    rows = predict(folders["dual"], Inputs(tuple(files.values()), texts=("is it red",)), top=3, device="cpu").rows
+    assert len(rows) == 3
+    assert [row["similarity"] for row in rows] == sorted((row["similarity"] for row in rows), reverse=True)
+    assert "match" not in rows[0]
+
+
+@pytest.mark.parametrize("task", ["vqa", "segmentation"])
+def test_result_is_drawn(task, folders, files, tmp_path):
+    found = predict(folders[task], inputs_for(task, files), save=tmp_path / "new" / "seen.png", device="cpu")
+    assert found.picture == tmp_path / "new" / "seen.png"
+    with Image.open(found.picture) as drawn:
+        assert drawn.format == "PNG"
+        assert len(drawn.convert("RGB").getcolors(maxcolors=1 << 24)) > 1  # the picture itself has one
+
+
+def wrong_inputs(files) -> list[tuple[str, Inputs, str]]:
+    one, two = (files["red"],), (files["red"], files["blue"])
+    lacks_answers = "is for {} and has no head for answers. .*vlmo train base-vqa --init"
+    return [
+        *((task, Inputs(one, question="why?"), lacks_answers.format(task)) for task in TASKS if task != "vqa"),
+        (
+            "vqa",
+            Inputs(one),
+            "is for vqa and needs one --image and a --question; given were 1 pictures, 0 texts and no",
+        ),
+        ("vqa", Inputs(two, question="why?"), "given were 2 pictures"),
+        ("vqa", Inputs(one, question=" "), "give a question"),
+        ("nlvr2", Inputs(one, texts=(SENTENCE,)), "needs two pictures after --image and one --text"),
+        ("classification", Inputs(()), "needs one --image; given were 0 pictures"),
+        ("classification", Inputs(one, texts=("red",)), "needs one --image"),
+        ("segmentation", Inputs(two), "needs one --image"),
+        ("retrieval", Inputs(one), "needs pictures after --image and texts after --text"),
+        ("retrieval", Inputs(one, texts=("red", "")), "give at least one of each"),
+        ("words", Inputs(one), "VLMoForMaskedLM, which is for none of the tasks"),
+    ]
+
+
+def test_inputs_that_do_not_fit_are_refused(folders, files):
+    for task, inputs, words in wrong_inputs(files):
+        with pytest.raises(ValueError, match=words):
+            predict(folders[task], inputs, device="cpu")
+
+
+def test_other_mistakes_are_told(folders, files, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"--save draws for vqa and segmentation; the model of .* is for classification"
+    ):
+        predict(folders["classification"], inputs_for("classification", files), save=tmp_path / "x.png")
+    with pytest.raises(ValueError, match="top is 0"):
+        predict(folders["vqa"], inputs_for("vqa", files), top=0)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    for name in ("broken.png", "missing.png"):
+        with pytest.raises(ValueError, match=name):
+            predict(folders["classification"], Inputs((tmp_path / name,)), device="cpu")
+    assert not (tmp_path / "x.png").exists()

@@ -1,0 +1,201 @@
+"""`vlmo evaluate`, `vlmo predict` and `vlmo data` as people type them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.recipes.toy_folders import write_folders
+from tests.recipes.toy_vision import write_class_set
+from tests.toy_questions import ANSWERS, COLORS, write_questions, write_sentences
+from vlmo.cli import main
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {name: str(folder) for name, folder in write_folders(tmp_path_factory.mktemp("folders")).items()}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Six pictures with a caption each."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = ["file_name,caption,split"]
+    for number, colour in enumerate([*COLORS.values(), (0, 0, 0), (90, 90, 90)]):
+        Image.new("RGB", (30, 30), colour).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,picture number {number},test")
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    return str(write_questions(tmp_path_factory.mktemp("questions") / "asked"))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    file = tmp_path_factory.mktemp("pictures") / "red.png"
+    Image.new("RGB", (40, 30), COLORS["red"]).save(file)
+    return str(file)
+
+
+def refused(arguments, capsys) -> str:
+    """The one line of a command that ends with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("vlmo: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in error
+    return lines[0]
+
+
+def test_evaluate_prints_a_table_and_writes_what_it_takes_to_score_again(folders, questions, capsys, tmp_path):
+    out = tmp_path / "figures.json"
+    main(["evaluate", folders["vqa"], "--task", "vqa", "--data", questions, "--out", str(out), "--device", "cpu"])
+    shown = capsys.readouterr().out
+    assert "vqa, asked test, 16 rows, percent" in shown
+    assert "accuracy" in shown
+    read = json.loads(out.read_text())
+    assert read["metrics"]["accuracy"] >= 0
+    assert len(read["predictions"]) == 16
+    assert {"recipe", "commit", "versions", "hardware", "date"} <= set(read)
+
+
+def test_source_is_another_name_of_data(folders, pairs, capsys, tmp_path):
+    found = []
+    for option in ("--data", "--source"):
+        out = tmp_path / f"figures{option}.json"
+        main(["evaluate", folders["retrieval"], option, pairs, "--rerank", "2", "--out", str(out)])
+        found.append(json.loads(out.read_text()))
+        assert "IR@1, reranked" in capsys.readouterr().out
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert found[0]["settings"] == {"rerank": 2, "rerank_weight": 0.5}
+
+
+def test_evaluate_writes_into_the_folder_and_its_card(folders, pairs, tmp_path):
+    main(["evaluate", folders["dual"], "--data", pairs, "--write-card", "--limit", "4"])
+    folder = Path(folders["dual"])
+    read = json.loads((folder / f"evaluation_retrieval_{Path(pairs).name}_test.json").read_text())
+    assert read["settings"] == {"rerank": 0}
+    card = (folder / "README.md").read_text()
+    assert "| IR@1, dual encoder |" in card
+    assert "`vlmo evaluate --split test --limit 4`" in card
+
+
+def test_submission_is_written_instead_of_figures(folders, questions, capsys, tmp_path):
+    file = tmp_path / "answers.json"
+    main(["evaluate", folders["vqa"], "--data", questions, "--split", "test_dev", "--submission", str(file)])
+    assert f"4 predictions in {file}" in capsys.readouterr().out
+    assert [row["question_id"] for row in json.loads(file.read_text())] == [100, 101, 102, 103]
+
+
+def test_predict_answers_a_question_and_draws_what_it_looked_at(folders, picture, capsys, tmp_path):
+    saved = tmp_path / "seen.png"
+    main(["predict", folders["vqa"], "--image", picture, "--question", "what color is it?", "--save", str(saved)])
+    shown = capsys.readouterr().out
+    assert any(answer in shown for answer in ANSWERS)
+    assert f"picture {saved}" in shown
+    with Image.open(saved) as drawn:
+        assert drawn.format == "PNG"
+
+
+def test_predict_gives_json(folders, picture, capsys):
+    main(["predict", folders["nlvr2"], "--image", picture, picture, "--text", "both pictures are red", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0].keys() == {"prediction", "confidence"}
+    main(["predict", folders["retrieval"], "--image", picture, "--text", "is it red", "is it blue", "--json"])
+    assert [row["image"] for row in json.loads(capsys.readouterr().out)] == [picture, picture]
+
+
+def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_path):
+    classes = str(write_class_set(tmp_path / "classes"))
+    sentences = str(write_sentences(tmp_path / "sentences"))
+    out = ["--out", str(tmp_path / "never.json")]
+    for arguments, words in (
+        (["predict"], "needs a model folder first"),
+        (["predict", "nowhere", "--image", picture], "is no model folder"),
+        (["predict", folders["retrieval"], "--image", picture, "--question", "why?"], "has no head for answers"),
+        (["predict", folders["classification"], "--image", str(tmp_path / "x.png")], "x.png"),
+        (["predict", folders["vqa"], "--image", picture, "--question", "why?", "--tpo", "2"], "'--top'"),
+        (["evaluate", folders["vqa"], "--task", "nlvr2", "--data", questions, *out], "needs VLMoForVisualReasoning"),
+        (["evaluate", folders["vqa"], *out], "needs data: give --data"),
+        (["evaluate", folders["vqa"], "--data", "nothing-here", *out], "no data set 'nothing-here'"),
+        (["evaluate", folders["vqa"], "--data", questions, "--split", "dev", *out], "no split 'dev'"),
+        (["evaluate", folders["vqa"], "--data", questions, "--split", "test_dev", *out], "answer"),
+        (["evaluate", folders["nlvr2"], "--data", questions, *out], "no sentences about two pictures"),
+        (["evaluate", folders["segmentation"], "--data", classes, *out], "no masks"),
+        (["evaluate", folders["classification"], "--data", sentences, *out], "no classes"),
+        (["evaluate", folders["dual"], "--data", pairs, "--rerank", "4", *out], "no matching head"),
+        (["evaluate", folders["vqa"], "--data", questions, "--rerank", "4", *out], "belongs to the task retrieval"),
+        (["evaluate", folders["vqa"], "--data", questions, "--task", "vqaa", *out], "--task"),
+        (["evaluate", folders["vqa"], "--data", questions, "--device", "bogus", *out], "device is 'bogus'"),
+        (["evaluate", folders["vqa"], "--data", questions, "--submission", "x", "--limit", "3"], "leave out --limit"),
+        (["evaluate", folders["retrieval"], "--data", pairs, "--submission", "x"], "for the tasks vqa and nlvr2"),
+        (["data"], "vlmo data prepare NAME --root DIR --out DIR"),
+        (["data", "prepair"], "'prepare'"),
+        (["data", "prepare", "coco"], "NAME --root DIR --out DIR"),
+        (["data", "prepare", "cocoa", "--root", ".", "--out", "x"], "'coco'"),
+        (["data", "prepare", "coco", "--root", str(tmp_path), "--out", str(tmp_path / "new")], "dataset_coco.json"),
+    ):
+        assert words in refused(arguments, capsys), arguments
+    assert not (tmp_path / "never.json").exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_labels_outside_the_range_are_one_line(folders, capsys, tmp_path):
+    folder = write_questions(tmp_path / "questions")
+    (folder / "prepared.json").write_text(json.dumps({"labels": ANSWERS[:2]}))
+    run = ["--run-dir", str(tmp_path / "run"), "--init", folders["retrieval"], "--data.source", str(folder)]
+    sizes = ["--model.hidden-size", "32", "--model.num-hidden-layers", "3", "--evaluate-on", str(folder)]
+    line = refused(["train", "easy-vqa", *run, *sizes, "--model.initializer-range", "0.02"], capsys)
+    assert "answer" in line
+
+
+def test_data_are_prepared(tmp_path, capsys):
+    for split, count in (("train", 3), ("val", 2)):
+        for name, colour in (("n01440764", "red"), ("n01443537", "blue")):
+            folder = tmp_path / "root" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (20, 20), COLORS[colour]).save(folder / f"{number}.png")
+    command = ["data", "prepare", "imagenet", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]
+    main(command)
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines() if "│" in line]
+    assert [row[:2] for row in rows] == [["train", "6"], ["validation", "4"]]
+    assert "licence: ImageNet" in shown
+    assert (tmp_path / "out" / "prepared.json").is_file()
+    main(command)
+    assert "was prepared before" in capsys.readouterr().out
+
+
+def test_help_shows_options(capsys):
+    for command, option in (("evaluate", "--rerank-weight"), ("predict", "--question"), ("data", "--num-proc")):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert stopped.value.code == 0
+        assert option in capsys.readouterr().out
+
+
+def test_processes_share_an_evaluation(folders, pairs, tmp_path):
+    """Under torchrun with two processes: one table, one file, the figures of one process."""
+    figures = {}
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.json"
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        options = ["--data", pairs, "--batch-size", "2", "--rerank", "3", "--out", str(out), "--device", "cpu"]
+        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "vlmo.cli", "evaluate"]
+        ended = subprocess.run(
+            [*command, folders["retrieval"], *options], capture_output=True, text=True, timeout=240, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("12 rows, percent") == 1
+        figures[processes] = json.loads(out.read_text())
+    assert figures[1]["metrics"] == figures[2]["metrics"]
+    assert figures[1]["predictions"] == figures[2]["predictions"]
