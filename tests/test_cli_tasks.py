@@ -138,7 +138,7 @@ def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_p
         (["evaluate", folders["vqa"], "--data", questions, "--submission", "x", "--limit", "3"], "leave out --limit"),
         (["evaluate", folders["retrieval"], "--data", pairs, "--submission", "x"], "for the tasks vqa and nlvr2"),
         (["data"], "vlmo data prepare NAME --root DIR --out DIR"),
-        (["data", "prepair"], "'prepare'"),
+        (["data", "prepar"], "'prepare'"),
         (["data", "prepare", "coco"], "NAME --root DIR --out DIR"),
         (["data", "prepare", "cocoa", "--root", ".", "--out", "x"], "'coco'"),
         (["data", "prepare", "coco", "--root", str(tmp_path), "--out", str(tmp_path / "new")], "dataset_coco.json"),
