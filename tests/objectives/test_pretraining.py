@@ -267,6 +267,25 @@ def test_retrieval_trains_without_masked_captions():
     assert not any(name.startswith(("match_head.", "vlmo.pooler.")) or ".vision_language." in name for name in moved)
 
 
+@torch.no_grad()
+def test_sharpness_says_how_hard_negatives_are(monkeypatch):
+    batch, drawn = make_batch(), {}
+
+    def noted(similarities, *, excluded, uniform):
+        drawn.setdefault(sharpness, []).append(similarities)
+        return draw_hard_negatives(similarities, excluded=excluded, uniform=uniform)
+
+    monkeypatch.setattr(pretraining, "draw_hard_negatives", noted)
+    for sharpness in (1.0, 0.5, 0.0):
+        retrieval(itm_weight=1, negative_sharpness=sharpness)(batch)
+    for whole, half, none in zip(*drawn.values(), strict=True):
+        close(half, whole / 2)
+        assert whole.std() > 0
+        assert not none.any()
+    with pytest.raises(ValueError, match="negative_sharpness is -1"):
+        VisionLanguageConfig(negative_sharpness=-1)
+
+
 def test_losses_without_a_head_are_refused():
     with pytest.raises(ValueError, match=r"mlm_weight is 0\.25, but VLMoForImageTextRetrieval has no head for words"):
         VisionLanguageObjective(toy(VLMoForImageTextRetrieval))

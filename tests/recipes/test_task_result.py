@@ -47,6 +47,8 @@ def test_file_holds_what_it_takes_to_score_again(tmp_path):
     run = tmp_path / "runs" / "mine"
     (run / "model").mkdir(parents=True)
     (run / "recipe.json").write_text('{"seed": 3}')
+    lines = [{"step": 10, "loss": 1.0, "seconds": 2.5}, {"step": 20, "loss": 0.5, "seconds": 5.5}, {"step": 20}]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     file = RESULT.write_json(tmp_path / "new" / "figures.json", folder=run / "model")
     read = json.loads(file.read_text())
     assert read["predictions"] == RESULT.predictions
@@ -54,10 +56,12 @@ def test_file_holds_what_it_takes_to_score_again(tmp_path):
     assert read["chance"] == RESULT.chance
     assert (read["task"], read["data"], read["split"], read["settings"]) == ("vqa", "questions", "test", {"top": 1})
     assert read["recipe"] == {"seed": 3}
+    assert read["training"] == {"step": 20, "seconds": 5.5}
     assert read["model"] == "runs/mine/model"
     assert read["versions"].keys() >= {"python", "vlmo", "torch"}
     assert read["hardware"]["cores"] > 0
     assert "private" not in file.read_text()
+    assert '\n  {"question_id": "1", "answer": "café"},\n' in file.read_text()  # a line each
     small = json.loads(RESULT.write_json(tmp_path / "small.json", folder=run / "model", predictions=False).read_text())
     assert small["num_predictions"] == 2
     assert "predictions" not in small
@@ -72,7 +76,7 @@ def test_commit_is_that_of_this_checkout():
         assert commit is None
     else:
         assert commit.removesuffix("-dirty") == described.stdout.strip()
-    assert circumstances("nowhere")["recipe"] is None
+    assert circumstances("nowhere")["recipe"] is circumstances("nowhere")["training"] is None
 
 
 def test_numbers_that_are_none_are_refused(tmp_path):

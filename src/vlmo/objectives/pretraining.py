@@ -82,6 +82,8 @@ class VisionLanguageConfig:
         mlm_weight: 0.25 in the published code; a weight of 0 leaves the passes out.
         exclude_same: Rows that share a picture or a caption are never each other's negatives.
         local_negatives: Draw hard negatives from the process's own rows only (an ablation of the paper).
+        negative_sharpness: Hard negatives are drawn by the softmax of ITC's logits times this. 1 is the paper's way; 0
+            draws evenly, which small data need to learn any matching at all.
         fused_stride: Every n-th row of the global batch takes part in the fused passes (MLM and ITM); 1 = all rows.
         fused_chunk: Pairs that go through the fusion encoder at once; None = all. The result is the same.
     """
@@ -91,6 +93,7 @@ class VisionLanguageConfig:
     itm_weight: float = 1.0
     exclude_same: bool = True
     local_negatives: bool = False
+    negative_sharpness: float = 1.0
     fused_stride: int = 1
     fused_chunk: int | None = None
 
@@ -98,6 +101,8 @@ class VisionLanguageConfig:
         weights = self.itc_weight, self.mlm_weight, self.itm_weight
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
+        if not 0 <= self.negative_sharpness < math.inf:
+            raise ValueError(f"negative_sharpness is {self.negative_sharpness}; give a number from 0 up")
         if self.fused_stride < 1 or (self.fused_chunk is not None and self.fused_chunk < 1):
             raise ValueError(
                 f"fused_stride is {self.fused_stride} and fused_chunk {self.fused_chunk}; give 1 or more (or no chunk)"
@@ -233,11 +238,12 @@ class VisionLanguageObjective(nn.Module):
         if self.config.itm_weight:
             uniform = draws(batch["step_seed"], batch=len(image), rounds=2)
             excluded = same if not self.config.local_negatives else same | ~_local(same)
+            per_image, per_text = (part[rows] * self.config.negative_sharpness for part in logits)
             negative_text, text_found = draw_hard_negatives(
-                logits[0][rows], excluded=excluded[rows], uniform=uniform[0, rows]
+                per_image, excluded=excluded[rows], uniform=uniform[0, rows]
             )
             negative_image, image_found = draw_hard_negatives(
-                logits[1][rows], excluded=excluded[rows], uniform=uniform[1, rows]
+                per_text, excluded=excluded[rows], uniform=uniform[1, rows]
             )
             other_image = distributed.exchange(image, negative_image)
             other_ids, other_mask = distributed.exchange(

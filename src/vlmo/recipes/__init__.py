@@ -17,6 +17,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         emoji.emoji_stage3,
         emoji.emoji_stageless,
         emoji.emoji_small,
+        emoji.emoji_retrieval,
         easy_vqa.easy_vqa,
         easy_vqa.easy_vqa_question_only,
         easy_vqa.easy_vqa_pairs,

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from vlmo.folder import Measurement, add_figures, write_file
 from vlmo.recipes.card import data_name
+from vlmo.training import read_metrics
 
 Prediction = dict[str, Any]
 """One row of an evaluation, ready for JSON: an identifier, what was predicted and, where known, what is right."""
@@ -94,11 +95,14 @@ class TaskResult:
             "settings": self.settings,
             "num_predictions": len(self.predictions),
             **circumstances(folder),
-            **({"predictions": self.predictions} if predictions else {}),
         }
+        text = _json(content, indent=1)
+        if predictions:
+            rows = ",\n  ".join(_json(row) for row in self.predictions)  # a row a line, however many cells it has
+            text = text.removesuffix("\n}") + f',\n "predictions": [\n  {rows}\n ]\n}}'
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_file(path, text + "\n")
         return path
 
     def measurements(self, *, measured_by: str) -> list[Measurement]:
@@ -155,14 +159,16 @@ def task_measurements(
 
 
 def circumstances(folder: str | Path, *, packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
-    """Model folder, recipe of its run, commit, versions, machine and date, ready for JSON."""
+    """Model folder, recipe and wall time of its run, commit, versions, machine and date, ready for JSON."""
     folder = Path(folder).absolute()
     recipe = folder.parent / "recipe.json"
+    trained = [line for line in read_metrics(folder.parent) if "seconds" in line]
     cpu = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
     return {
         "model": "/".join(folder.parts[-3:]).lstrip("/"),
         "recipe": json.loads(recipe.read_text()) if recipe.is_file() else None,
+        "training": {name: trained[-1][name] for name in ("step", "seconds")} if trained else None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
@@ -173,6 +179,10 @@ def circumstances(folder: str | Path, *, packages: Sequence[str] = _PACKAGES) ->
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _json(value: Any, *, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def _commit() -> str | None:
