@@ -10,7 +10,7 @@ import easy_vqa
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from vlmo.data.schema import FEATURES, QUESTION_FEATURES, column, hash_share, text_row
+from vlmo.data.schema import FEATURES, QUESTION_FEATURES, column, hash_share, select_rows, text_row
 
 PACKAGES = ("easy-vqa",)
 LICENCE = "MIT"
@@ -50,12 +50,12 @@ def build() -> dict[str, DatasetDict]:
     questions ask for a yes or no about a colour; `easy-vqa-balanced` has fewer of these to train on, and the same test.
     """
     questions = sorted(distinct_questions())
-    rows = {split: _rows(split, files=picture_files(split)) for split in ("train", "test")}
+    train, test = (_rows(split, files=picture_files(split)) for split in ("train", "test"))
     grey = _grey()
     hidden = defaultdict(lambda: grey)
     return {
-        "easy-vqa": DatasetDict(rows),
-        "easy-vqa-balanced": DatasetDict(rows | {"train": rows["train"].select(_balanced(rows["train"]))}),
+        "easy-vqa": DatasetDict({"train": train, "test": test}),
+        "easy-vqa-balanced": DatasetDict({"train": _balanced(train), "test": test}),
         "easy-vqa-hidden": DatasetDict({"train": _rows("train", files=hidden), "test": _rows("test", files=hidden)}),
         "easy-vqa-questions": DatasetDict(
             {
@@ -151,14 +151,15 @@ def _rows(split: str, *, files: Mapping[int, bytes]) -> Dataset:
     return Dataset.from_list(rows, features=QUESTION_FEATURES)
 
 
-def _balanced(rows: Dataset) -> list[int]:
-    """Rows that stay when yes-or-no questions about colours are thinned out, whatever their answers."""
+def _balanced(rows: Dataset) -> Dataset:
+    """The rows with yes-or-no questions about colours thinned out, whatever their answers."""
     texts, kinds, names = (column(rows, name) for name in ("question", "answer_type", "question_id"))
-    return [
+    kept = [
         row
         for row, (text, kind, name) in enumerate(zip(texts, kinds, names, strict=True))
         if kind != "yes/no" or _named(text, COLORS) is None or hash_share(name) < BALANCED_SHARE
     ]
+    return select_rows(rows, kept)
 
 
 def _grey() -> bytes:
