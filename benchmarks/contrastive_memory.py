@@ -43,7 +43,7 @@ class Options:
 
     batches: tuple[int, ...] = (256, 1024, 3072)
     """Pairs of a step, the smallest first."""
-    chunk: int = 16
+    chunk: int = 32
     """Pairs whose activations are in memory (`cache_chunk`)."""
     matching: bool = False
     """Adds image-text matching with hard negatives drawn from the whole batch."""
@@ -136,7 +136,7 @@ def measure(pairs: int, options: Options) -> dict[str, Any]:
         "picture_bytes": batch["pixel_values"].nbytes,
         "peak_bytes": highest,
         "peak_above_state_bytes": highest - before,
-        "losses": {name: float(value) for name, value in losses.items()},
+        "losses": {name: float(value.detach()) for name, value in losses.items()},
         "gradient_norm": float(norm),
     }
 
