@@ -59,6 +59,13 @@ def nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     return difflib.get_close_matches(word, list(known), n=1, cutoff=0)[0]
 
 
+def hide_loading_bars() -> None:
+    """Silences transformers' "Loading weights" and the like, many times a run; imports it, so call it late."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+
+
 def need_folder(folder: Path | None, *, command: str) -> Path:
     """The model folder that a command cannot do without.
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import nearest, need_folder, parse_options
+from vlmo.cli.parsing import hide_loading_bars, nearest, need_folder, parse_options
 
 if TYPE_CHECKING:
     from vlmo.recipes.task_result import TaskResult
@@ -96,6 +96,7 @@ def evaluate_command(arguments: list[str]) -> None:
     """Figures of a model folder: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
     options = parse_options(EvaluateOptions(), arguments, prog="vlmo evaluate")
     folder = need_folder(options.folder, command="evaluate")
+    hide_loading_bars()
     from vlmo.distributed import is_main
     from vlmo.recipes.evaluating import TaskOptions, evaluate_task, write_submission
     from vlmo.training import launch
@@ -124,6 +125,7 @@ def predict_command(arguments: list[str]) -> None:
     """What a model says of own inputs: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ...]."""
     options = parse_options(PredictOptions(), arguments, prog="vlmo predict")
     folder = need_folder(options.folder, command="predict")
+    hide_loading_bars()
     from vlmo.recipes.predicting import Inputs, predict
 
     inputs = Inputs(images=options.image, texts=options.text, question=options.question)
