@@ -11,6 +11,7 @@ from torch import nn
 
 from vlmo.data.examples import Examples, ImageExamples, PairExamples, TextExamples
 from vlmo.data.masking import BlockMaskConfig
+from vlmo.data.stream import StreamExamples
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
 from vlmo.model.start import FusionStart
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig, load_visual_tokenizer
@@ -49,6 +50,10 @@ class TokenizerStage(BaseStage):
         """Pictures."""
         return ImageExamples(run.rows, **pictures(run))
 
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """Pictures."""
+        return StreamExamples(**streamed(run, texts={}))
+
 
 @dataclass(frozen=True)
 class VisionStage(BaseStage):
@@ -79,10 +84,16 @@ class VisionStage(BaseStage):
 
     def examples(self, run: Run) -> Examples:
         """Pictures with masks."""
+        return ImageExamples(run.rows, **pictures(run), mask=self._mask(run))
+
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """Pictures with masks."""
+        return StreamExamples(**streamed(run, texts={}), mask=self._mask(run))
+
+    def _mask(self, run: Run) -> BlockMaskConfig:
         side = run.recipe.model.image_size // run.recipe.model.patch_size
         mask = BlockMaskConfig.for_grid(side, width=side)
-        mask = dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))
-        return ImageExamples(run.rows, **pictures(run), mask=mask)
+        return dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,10 @@ class LanguageStage(BaseStage):
     def examples(self, run: Run) -> Examples:
         """Texts with masks."""
         return TextExamples(run.rows, **texts(run))
+
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """Texts with masks."""
+        return StreamExamples(**texts(run))
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,10 @@ class VisionLanguageStage(BaseStage):
     def examples(self, run: Run) -> Examples:
         """Pairs with masks over the text."""
         return PairExamples(run.rows, **texts(run), **pictures(run, seeded=False))
+
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """Pairs with masks over the text."""
+        return StreamExamples(**streamed(run, texts=texts(run)))
 
     def evaluators(self, run: Run) -> Sequence[RetrievalEvaluator]:
         """The dual encoder's recall."""
@@ -154,6 +173,13 @@ def pictures(run: Run, *, seeded: bool = True) -> dict[str, Any]:
     transform = train_transform(dataclasses.replace(config.transform, image_size=run.recipe.model.image_size))
     arguments: dict[str, Any] = {"transform": transform, "cache_images": config.cache_images}
     return arguments | ({"seed": run.recipe.seed} if seeded else {})
+
+
+def streamed(run: Run, *, texts: dict[str, Any]) -> dict[str, Any]:
+    """How the recipe reads streamed pictures, and texts where they are given, as arguments of `StreamExamples`."""
+    if run.recipe.data.cache_images:
+        raise ValueError("data.cache_images is set, but the pictures of data.streams are not kept; leave it out")
+    return {name: value for name, value in pictures(run).items() if name != "cache_images"} | texts
 
 
 def texts(run: Run) -> dict[str, Any]:
