@@ -12,8 +12,10 @@ from vlmo.data.stream.records import Bad, Offset, Sample, read_shard
 
 KEYS = [f"long/folder/{'name' * 40}{number}" for number in range(7)]  # longer than a plain header holds
 
+START = Offset()
 
-def read(shard, start=Offset(), **settings):
+
+def read(shard, start=START, **settings):
     return [record for record, _ in read_shard(str(shard), start=start, **settings)]
 
 
@@ -143,13 +145,13 @@ def test_remote_shards_are_opened_again_where_the_network_fails(monkeypatch, tmp
     monkeypatch.setattr(records.fsspec, "open", unsteady)
     assert [record.key for record in read("memory://net/0.tar")] == ["a", "b", "c", "d"]
     assert waits == [1.0]
-    monkeypatch.setattr(records.fsspec, "open", lambda shard, mode: _fail())
+    monkeypatch.setattr(records.fsspec, "open", _fail)
     (bad,) = read("memory://net/0.tar")
     assert waits == [1.0, 1.0, 4.0, 16.0]
     assert bad.reason == "it cannot be read: the network is away"
 
 
-def _fail():
+def _fail(*_):
     raise TimeoutError("the network is away")
 
 

@@ -255,8 +255,7 @@ class Lane:
         """
         stream = self._streams[self._draw_source()]
         begun: int | None = None
-        passed = 0
-        for epoch, record in stream:
+        for passed, (epoch, record) in enumerate(stream, start=1):
             begun = epoch if begun is None else begun
             found = self._example(record, epoch)
             if not isinstance(found, Bad):
@@ -264,7 +263,6 @@ class Lane:
                 return found
             bad.append(found)
             self._bad += found.kind == "row"
-            passed += 1
             if epoch >= begun + _BARREN_EPOCHS or passed >= _BARREN_RECORDS:
                 raise ValueError(
                     f"streams: lane {self._lane} finds nothing that can be used, in {passed} records; the last one is "

@@ -165,8 +165,7 @@ def _tar_records(file: IO[bytes], shard: str, *, start: Offset) -> Iterator[tupl
     parts: dict[str, bytes] = {}
     place, end = start, start.byte
     try:
-        opened: Any = tarfile.open(fileobj=file, mode="r|", tarinfo=_Member, bufsize=_BUFFER)
-        with opened as tar:
+        with cast(Any, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member, bufsize=_BUFFER)) as tar:
             while (member := tar.next()) is not None:
                 end = start.byte + tar.offset
                 tar.members = []  # else all of them are kept
