@@ -33,6 +33,7 @@ class TokenizerStage(BaseStage):
     """Trains the visual tokenizer whose tokens stage 1 predicts."""
 
     title: ClassVar[str] = "visual tokenizer"
+    can_stream: ClassVar[bool] = True
     reads_text: ClassVar[bool] = False
     can_start: ClassVar[bool] = False
     tokenizer: VisualTokenizerConfig = VisualTokenizerConfig()
@@ -60,6 +61,7 @@ class VisionStage(BaseStage):
     """Stage 1, masked image modelling."""
 
     title: ClassVar[str] = "stage 1, masked image modelling"
+    can_stream: ClassVar[bool] = True
     visual_tokenizer: str
     """Model folder of a visual tokenizer, or of DALL-E's (`FlavaImageCodebook`)."""
     masked_share: float = 75 / 196
@@ -101,6 +103,7 @@ class LanguageStage(BaseStage):
     """Stage 2, masked language modelling."""
 
     title: ClassVar[str] = "stage 2, masked language modelling"
+    can_stream: ClassVar[bool] = True
     needs_image: ClassVar[bool] = False
     needs_caption: ClassVar[bool] = True
     freeze: bool = True
@@ -126,6 +129,7 @@ class VisionLanguageStage(BaseStage):
     """Stage 3, contrast, masked language modelling and matching."""
 
     title: ClassVar[str] = "stage 3, contrast, masked language modelling and matching"
+    can_stream: ClassVar[bool] = True
     needs_caption: ClassVar[bool] = True
     can_evaluate: ClassVar[bool] = True
     losses: VisionLanguageConfig = VisionLanguageConfig()

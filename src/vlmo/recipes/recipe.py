@@ -162,6 +162,8 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(
             f"evaluate_on is given, but {stage.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
         )
+    if recipe.data.streams.patterns and not stage.can_stream:
+        raise ValueError(f"data.streams is given, but {stage.title} does not read streams; name a data.source instead")
     if recipe.trainer.eval_every is not None and recipe.evaluate_on is None:
         raise ValueError("trainer.eval_every is given without evaluate_on; name the data to evaluate on")
     if recipe.text.max_length > recipe.model.max_text_positions:
@@ -191,7 +193,7 @@ def _read(recipe: Recipe, *, run_dir: Path) -> Dataset:
     """The rows that can be used; the others are named in the run folder's quarantine.jsonl. Of streams, no rows."""
     stage = recipe.stage
     if recipe.data.streams.patterns:
-        return Dataset.from_list([], features=FEATURES)
+        return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     return keep_good(
         open_source(recipe.data.source, split=recipe.data.split),
         quarantine=run_dir / _QUARANTINE,

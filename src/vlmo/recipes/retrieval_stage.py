@@ -25,6 +25,7 @@ class RetrievalStage(BaseStage):
     """Fine-tuning for retrieval: contrast, and matching for a fusion encoder that reorders what the contrast found."""
 
     title: ClassVar[str] = "fine-tuning for retrieval"
+    can_stream: ClassVar[bool] = True
     needs_caption: ClassVar[bool] = True
     can_evaluate: ClassVar[bool] = True
     losses: VisionLanguageConfig = CONTRAST_ALONE

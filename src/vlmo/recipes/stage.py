@@ -114,6 +114,9 @@ class BaseStage(ABC):
     can_evaluate: ClassVar[bool] = False
     """Whether `evaluate_on` means something to it."""
 
+    can_stream: ClassVar[bool] = False
+    """Whether it reads `data.streams`."""
+
     @property
     def targets(self) -> str | None:
         """Folder of the model that makes the targets, if one does."""
@@ -128,13 +131,8 @@ class BaseStage(ABC):
         """What the loader reads."""
 
     def stream_examples(self, run: Run) -> StreamExamples:
-        """The same, where it reads streams.
-
-        Raises:
-            ValueError: This stage needs rows.
-        """
-        del run
-        raise ValueError(f"data.streams is given, but {self.title} does not read streams; name a data.source")
+        """The same out of streams, where `can_stream`."""
+        raise NotImplementedError
 
     def evaluators(self, run: Run) -> Sequence[Evaluator]:
         """What measures the model during the run and at its end."""
