@@ -4,9 +4,10 @@ Step numbers count finished steps: item t of the loader leads from step t to ste
 with step 6 tells of item 5. A step whose update was skipped counts too.
 
 Nothing but the weights, the optimizer and the counters is carried from one step to the next. The loader's items are a
-pure function of the step, and so is randomness: before each forward all generators are seeded with a hash of (seed,
-step, micro-batch, rank). So a run that is killed and started again repeats what it would have done, bit for bit, on the
-same hardware and number of processes (on a GPU: as far as its kernels are deterministic).
+pure function of the step (or of a cursor that is saved as a counter, see `CursorLoader`), and so is randomness: before
+each forward all generators are seeded with a hash of (seed, step, micro-batch, rank). So a run that is killed and
+started again repeats what it would have done, bit for bit, on the same hardware and number of processes (on a GPU: as
+far as its kernels are deterministic).
 """
 
 import contextlib

@@ -142,3 +142,11 @@ def test_a_lane_without_any_good_sample_ends_with_a_reason(source, tmp_path):
     empty = Source(tuple(map(str, write_tars(tmp_path / "empty", [0, 0]))))
     with pytest.raises(ValueError, match=r"lane 0 of 1 finds no record in its share of 2 shards"):
         lane([empty]).draw([])
+
+
+def test_a_lane_gives_up_before_an_epoch_of_missing_shards_has_gone_by(tmp_path):
+    missing = Source(tuple(str(tmp_path / f"{number}.tar") for number in range(200)))
+    bad = []
+    with pytest.raises(ValueError, match="lane 0 finds nothing that can be used, in 32 records"):
+        lane([missing]).draw(bad)
+    assert len(bad) == 32

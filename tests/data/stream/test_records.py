@@ -1,3 +1,4 @@
+import errno
 import io
 import tarfile
 
@@ -172,3 +173,12 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(monkeypatch):
     monkeypatch.setattr(records.fsspec, "open", lambda shard, mode: Unsteady(plain(shard, mode).open().read()))
     assert [record.key for record in read("memory://net/1.tar")] == [str(number) for number in range(200)]
     assert breaks == []
+
+
+def test_a_process_with_too_many_open_files_is_no_reason_to_lose_a_shard(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(records.fsspec, "open", full)
+    with pytest.raises(ValueError, match=r"too many open files; raise .* or lower streams.lanes"):
+        read(tmp_path / "0.tar")

@@ -26,6 +26,8 @@ def test_patterns_of_other_file_systems():
     assert list_shards("memory://patterns/*.tar") == urls
     assert list_shards("memory://patterns/{0..2}.tar") == urls
     assert list_shards("memory://patterns") == urls
+    hub = tuple(f"hf://datasets/owner/name/data/{number}.parquet" for number in range(2))
+    assert list_shards("hf://datasets/owner/name/data/{0..1}.parquet") == hub  # nothing is asked there
 
 
 @pytest.mark.parametrize(

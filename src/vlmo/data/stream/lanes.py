@@ -21,9 +21,10 @@ from vlmo.data.sampler import sample_seed
 from vlmo.data.stream.records import Bad, Offset, Record, Sample, read_shard, sample_id
 from vlmo.data.stream.shards import Source
 
-# Epochs and bad records without a good one after which a lane gives up. A lane of one shard may meet a missing one in
-# several epochs, so one epoch would not do.
+# Epochs, shards that cannot be read, and bad records, without a good one between them, after which a lane gives up: a
+# network that is down must not cost an epoch. A lane of one shard may meet a missing one in several epochs.
 _BARREN_EPOCHS = 16
+_BARREN_SHARDS = 32
 _BARREN_RECORDS = 10_000
 
 
@@ -251,10 +252,11 @@ class Lane:
         """The next good sample; what was passed over on the way is appended to `bad`.
 
         Raises:
-            ValueError: Thousands of records, or several epochs, hold no good sample.
+            ValueError: Many shards, thousands of records, or several epochs hold no good sample.
         """
         stream = self._streams[self._draw_source()]
         begun: int | None = None
+        lost_shards = 0
         for passed, (epoch, record) in enumerate(stream, start=1):
             begun = epoch if begun is None else begun
             found = self._example(record, epoch)
@@ -263,7 +265,8 @@ class Lane:
                 return found
             bad.append(found)
             self._bad += found.kind == "row"
-            if epoch >= begun + _BARREN_EPOCHS or passed >= _BARREN_RECORDS:
+            lost_shards += found.kind == "shard"
+            if epoch >= begun + _BARREN_EPOCHS or lost_shards >= _BARREN_SHARDS or passed >= _BARREN_RECORDS:
                 raise ValueError(
                     f"streams: lane {self._lane} finds nothing that can be used, in {passed} records; the last one is "
                     f"in {found.shard}: {found.reason}"

@@ -6,6 +6,7 @@ an exception: the run goes on with what follows.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import tarfile
@@ -89,6 +90,9 @@ def read_shard(shard: str, *, start: Offset = _FIRST, pictures: bool = True) -> 
     Args:
         shard: Path or URL that ends in .tar or .parquet.
         pictures: Whether the pictures are wanted; parquet files without them are read faster.
+
+    Raises:
+        ValueError: The process has too many open files.
     """
     waits = iter(() if is_local(shard) else _WAITS)
     while True:
@@ -101,6 +105,8 @@ def read_shard(shard: str, *, start: Offset = _FIRST, pictures: bool = True) -> 
                     start = after
             return
         except _failures() as error:
+            if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
+                raise ValueError(f"{shard}: too many open files; raise `ulimit -n` or lower streams.lanes") from error
             pause = (
                 None
                 if isinstance(error, FileNotFoundError | PermissionError | pa.ArrowException)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import fsspec
 from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
 
 from vlmo import distributed
 from vlmo.data.sampler import order, sample_seed
@@ -64,7 +65,9 @@ def list_shards(pattern: str) -> tuple[str, ...]:
     Raises:
         ValueError: Nothing matches, or something other than a shard does.
     """
-    found = [shard for alternative in _alternatives(pattern) for shard in _matches(alternative, pattern=pattern)]
+    urls = _alternatives(pattern)
+    files = _file_system(urls[0], pattern=pattern)  # one for all: there may be a hundred thousand of them
+    found = [shard for url in urls for shard in _matches(url, files, pattern=pattern)]
     others = [shard for shard in found if not shard.endswith(SHARD_SUFFIXES)]
     if others:
         raise ValueError(f"streams: {pattern} names {others[0]}; shards end with {' or '.join(SHARD_SUFFIXES)}")
@@ -98,19 +101,26 @@ def _alternatives(pattern: str) -> list[str]:
         raise ValueError(f"streams: {pattern}: its braces do not match ({error})") from error
 
 
-def _matches(url: str, *, pattern: str) -> list[str]:
+def _matches(url: str, files: fsspec.AbstractFileSystem, *, pattern: str) -> list[str]:
+    path = str(files._strip_protocol(url))
     try:
-        files, path = fsspec.core.url_to_fs(url)
-        is_local = isinstance(files, fsspec.implementations.local.LocalFileSystem)
-        if _MAGIC.isdisjoint(path):
-            paths = [path] if path.endswith(SHARD_SUFFIXES) else _below(files, path)
-        else:
+        if not _MAGIC.isdisjoint(path):
             paths = files.glob(path)
-    except (ImportError, OSError, ValueError) as error:
+        else:
+            paths = [path] if path.endswith(SHARD_SUFFIXES) else _below(files, path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"streams: {pattern} cannot be listed: {error}") from error
     if not paths:
         raise ValueError(f"streams: {pattern} matches nothing; give shards that are there (.tar or .parquet)")
+    is_local = isinstance(files, LocalFileSystem)
     return [str(path) if is_local else files.unstrip_protocol(path) for path in paths]
+
+
+def _file_system(url: str, *, pattern: str) -> fsspec.AbstractFileSystem:
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except (ImportError, OSError, ValueError) as error:
+        raise ValueError(f"streams: {pattern} cannot be listed: {error}") from error
 
 
 def _below(files: fsspec.AbstractFileSystem, folder: str) -> list[str]:
