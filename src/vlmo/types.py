@@ -29,6 +29,6 @@ class Batch(TypedDict, total=False):
     image_ids: Int[Tensor, "batch"]
     """Equal for rows that show the same picture."""
     sample_ids: Int[Tensor, "batch"]
-    """Row numbers in the data set."""
+    """Row numbers in the data set; of streams, hashes of shard and place."""
     step_seed: Int[Tensor, ""]
     """A pure function of (run seed, step, micro-step), the same on every process; seeds the draw of hard negatives."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+from torch.nn.functional import pad as pad_to
 from torch.utils.data import default_collate
 
 from vlmo.data.masking import IGNORED
@@ -72,3 +73,19 @@ def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return torch.from_numpy(padded)
+
+
+def merge(parts: list[Batch], *, pad_token_id: int = 0) -> Batch:
+    """The rows of several batches as one, padded to the longest text."""
+    if len(parts) == 1:
+        return parts[0]
+    fills = {"input_ids": pad_token_id, "mlm_input_ids": pad_token_id, "attention_mask": 0, "mlm_labels": IGNORED}
+    tensors = cast(list[dict[str, Tensor]], parts)
+    merged: dict[str, Tensor] = {}
+    for name in tensors[0]:
+        columns = [part[name] for part in tensors]
+        if name in fills:
+            longest = max(column.shape[1] for column in columns)
+            columns = [pad_to(column, (0, longest - column.shape[1]), value=fills[name]) for column in columns]
+        merged[name] = torch.cat(columns)
+    return cast(Batch, merged)

@@ -280,13 +280,8 @@ class Texts:
             tokenizer=tokenizer,
             max_length=max_length or tokenizer.model_max_length,
         )
-        self._vocabulary = MaskingVocabulary(
-            special=special_flags(tokenizer),
-            continuation=continuation_flags(tokenizer),
-            mask_token_id=tokenizer.mask_token_id,
-        )
+        self._words = WordMasks(tokenizer, probability=mlm_probability, seed=seed)
         self.pad_token_id: int = tokenizer.pad_token_id
-        self._mlm_probability = mlm_probability
         self._seed = seed
 
     def __len__(self) -> int:
@@ -299,13 +294,30 @@ class Texts:
         if end - first > 1:
             text += sample_generator(self._seed, epoch=epoch, index=row, purpose="caption").integers(end - first)
         input_ids = self._ids[self._first_id[text] : self._first_id[text + 1]].astype(np.int64)
+        return self._words.example(input_ids, epoch=epoch, index=row)
+
+
+class WordMasks:
+    """Ids of a text, and their masked copy; `probability=None` leaves the copy out."""
+
+    def __init__(self, tokenizer: BertTokenizer, *, probability: float | None, seed: int) -> None:
+        self._vocabulary = MaskingVocabulary(
+            special=special_flags(tokenizer),
+            continuation=continuation_flags(tokenizer),
+            mask_token_id=tokenizer.mask_token_id,
+        )
+        self._probability = probability
+        self._seed = seed
+
+    def example(self, input_ids: Int64[np.ndarray, "token"], *, epoch: int, index: int) -> Example:
+        """The ids as they are, and as visit `epoch` to sample `index` masks them."""
         example = Example(input_ids=input_ids)
-        if self._mlm_probability is not None:
+        if self._probability is not None:
             example["mlm_input_ids"], example["mlm_labels"] = whole_word_mask(
                 input_ids,
                 vocabulary=self._vocabulary,
-                probability=self._mlm_probability,
-                generator=sample_generator(self._seed, epoch=epoch, index=row, purpose="words"),
+                probability=self._probability,
+                generator=sample_generator(self._seed, epoch=epoch, index=index, purpose="words"),
             )
         return example
 

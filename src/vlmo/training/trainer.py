@@ -4,9 +4,10 @@ Step numbers count finished steps: item t of the loader leads from step t to ste
 with step 6 tells of item 5. A step whose update was skipped counts too.
 
 Nothing but the weights, the optimizer and the counters is carried from one step to the next. The loader's items are a
-pure function of the step, and so is randomness: before each forward all generators are seeded with a hash of (seed,
-step, micro-batch, rank). So a run that is killed and started again repeats what it would have done, bit for bit, on the
-same hardware and number of processes (on a GPU: as far as its kernels are deterministic).
+pure function of the step (or of a cursor that is saved as a counter, see `CursorLoader`), and so is randomness: before
+each forward all generators are seeded with a hash of (seed, step, micro-batch, rank). So a run that is killed and
+started again repeats what it would have done, bit for bit, on the same hardware and number of processes (on a GPU: as
+far as its kernels are deterministic).
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,19 @@ class Loader(Protocol):
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Items `start_step`, `start_step` + 1, ..."""
+
+
+@runtime_checkable
+class CursorLoader(Protocol):
+    """A loader whose items depend on more than t; its cursor is saved with the training state."""
+
+    def cursor(self, step: int) -> dict[str, Any]:
+        """This process's part of what must be known to go on after the first `step` steps; ready for JSON."""
+        ...
+
+    def go_on_from(self, step: int, cursor: dict[str, Any]) -> None:
+        """Is told the parts of all processes, as one dictionary, before it is called with `step`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,7 @@ class _Progress:
     skipped: int = 0
     bad_in_row: int = 0
     seconds: float = 0.0
+    cursor: dict[str, Any] | None = None  # of a loader that has one
 
 
 class Trainer:
@@ -305,11 +320,19 @@ class Trainer:
 
     def _save(self, tracker: Tracker | None) -> None:
         self._progress.seconds = self._seconds()
+        self._progress.cursor = self._cursor()
         self._good_state = state_path(self.state_dir, self._progress.step)
         if tracker is not None:
             tracker.flush()  # first, so that a restored state never lacks lines
             tensors = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
             save_state(self.state_dir, tensors=tensors, progress=asdict(self._progress), keep=self.config.keep_states)
+
+    def _cursor(self) -> dict[str, Any] | None:
+        """The loader's cursor, of all processes."""
+        if not isinstance(self.loader, CursorLoader):
+            return None
+        parts = gather_objects(self.loader.cursor(self._progress.step))
+        return {name: value for part in parts for name, value in part.items()}
 
     def _restore(self) -> bool:
         """Goes to the newest state, if there is one; True if the run has finished."""
@@ -321,6 +344,8 @@ class Trainer:
             self.objective.load_state_dict(tensors["objective"])
             self.optimizer.load_state_dict(tensors["optimizer"])
             self._progress, self._good_state = _Progress(**saved.progress), saved.path
+            if isinstance(self.loader, CursorLoader):
+                self.loader.go_on_from(self._progress.step, self._progress.cursor or {})
             logger.info("%s: going on from %s", self.title, saved.path)
         self._began = time.monotonic() - self._progress.seconds
         return self._progress.step >= self.config.max_steps and from_main(self.model_dir.exists())
