@@ -66,5 +66,6 @@ def easy_vqa_pairs() -> Recipe:
         recipe,
         stage=ReasoningStage(),
         data=replace(recipe.data, source="easy-vqa-pairs"),
+        init="runs/easy-vqa/model",
         evaluate_on="easy-vqa-pairs",
     )
