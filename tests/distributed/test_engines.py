@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from tests.distributed.gloo import run_processes
 from tests.distributed.toy_engines import STOP_AFTER, one_update, run
+from vlmo.distributed import rank
 from vlmo.training import EngineConfig, read_metrics
+from vlmo.training.checkpoint import StateStore, newest_state
+from vlmo.training.errors import TrainingError
 
 ATOL = 1e-5  # float32 sums in another order
 BF16_ATOL = 0.05  # bf16 keeps 8 bits; on sharded blocks norms and scales have no more of them than matrices
@@ -28,12 +32,32 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def two_processes(folder: str) -> dict[str, dict[str, dict[str, Tensor]]]:
+def failed_save(folder: Path) -> dict[str, str]:
+    """What each process is told when the disk of the second one is full."""
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    store, fsync = StateStore(folder, keep=1, in_background=True), os.fsync
+    try:
+        if rank() == 1:
+            os.fsync = full_disk
+        store.save({"w": torch.ones(4)}, progress={"step": 1})
+        store.wait()
+    except TrainingError as error:
+        return {"message": str(error)}
+    finally:
+        os.fsync = fsync
+    return {}
+
+
+def two_processes(folder: str) -> dict[str, dict[str, Any]]:
     """All that two processes are asked for: they take seconds to start, so they start once."""
     for name, engine in (("ddp", DDP), ("fsdp", FSDP)):
         result = run(Path(folder) / name, engine=engine, stops=True)
         assert (result.status, result.steps) == ("stopped", STOP_AFTER)
-    return {name: one_update(**case) for name, case in CASES.items()}
+    updates = {name: one_update(**case) for name, case in CASES.items()}
+    return updates | {"failed save": failed_save(Path(folder) / "failed")}
 
 
 def go_on(folder: str) -> None:
@@ -47,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def processes(folder) -> list[dict[str, dict[str, dict[str, Tensor]]]]:
+def processes(folder) -> list[dict[str, dict[str, Any]]]:
     """Results of two processes, which also leave stopped runs in `folder`."""
     return run_processes(two_processes, str(folder))
 
@@ -101,3 +125,20 @@ def test_each_process_writes_its_share_of_a_state(processes, folder) -> None:
         assert {path.name for path in state.iterdir()} == {".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json"}
         shares = [(state / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
         assert min(shares) > max(shares) / 3
+
+
+def test_state_that_lacks_the_share_of_one_process_is_not_used(processes, folder, tmp_path, caplog) -> None:
+    states = shutil.copytree(folder / "fsdp" / "state", tmp_path / "state")
+    (states / f"step_{STOP_AFTER:08d}" / "__1_0.distcp").unlink()
+    with caplog.at_level(logging.WARNING):
+        state = newest_state(states)
+    assert state is not None
+    assert state.path.name == "step_00000002"
+    assert f"step_{STOP_AFTER:08d} is damaged" in caplog.text
+
+
+def test_process_that_cannot_write_its_share_is_named_on_all(processes, folder) -> None:
+    for process in processes:
+        message = process["failed save"]["message"]
+        assert "could not be written by process 1 (OSError: [Errno 28] No space left on device)" in message
+    assert not list((folder / "failed").iterdir())
