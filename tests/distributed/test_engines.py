@@ -104,6 +104,7 @@ def resumed(processes, folder) -> dict[int, Path]:
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 4])
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_run_saved_by_two_processes_goes_on_with_another_number(resumed, tmp_path, name, world_size) -> None:
