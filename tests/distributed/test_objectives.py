@@ -21,7 +21,7 @@ from vlmo.objectives.pretraining import (
     VisionLanguageObjective,
     VisionObjective,
 )
-from vlmo.training.parallel import wrap
+from vlmo.training.engine import Engine
 
 ATOL = 1e-5  # float32 sums in another order
 TASKS = {
@@ -80,7 +80,7 @@ def parallel_gradients(task: str) -> dict[str, Tensor]:
     """Gradients of one backward pass under data parallelism, which averages them itself."""
     objective = make_objective(task)
     share = own_share(make_batch(), rank=distributed.rank(), world_size=distributed.world_size())
-    wrapped = wrap(objective)  # kept, as its hooks live with it
+    wrapped = Engine(objective)  # kept, as its hooks live with it
     wrapped(share)["loss"].backward()
     return {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
 

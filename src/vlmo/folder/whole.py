@@ -20,7 +20,7 @@ def write_folder(target: Path) -> Iterator[Path]:
     dot. An exception leaves `target` as it was, and nothing beside it.
     """
     target = target.resolve()  # a link to a folder stays a link
-    aside, replaced = _hidden(target, _ASIDE), _hidden(target, _REPLACED)
+    aside, replaced = path_aside(target), _hidden(target, _REPLACED)
     if replaced.exists() and not target.exists():
         replaced.replace(target)  # the last write ended between its two renames
     for leftover in (aside, replaced):
@@ -42,6 +42,11 @@ def write_folder(target: Path) -> Iterator[Path]:
     _flush_to_disk(target.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
+
+
+def path_aside(target: Path) -> Path:
+    """Where `write_folder` lets a folder grow; for other processes that write into it."""
+    return _hidden(target.resolve(), _ASIDE)
 
 
 def remove_folder(target: Path) -> None:

@@ -107,8 +107,8 @@ def build(
     # Now, so that what is wrong with the card of a start folder is told before the training.
     card = run_card(recipe, run.rows, title=title, about=about, changed=changed_settings(original or recipe, recipe))
 
-    def save_model(folder: Path) -> None:
-        model.save_pretrained(folder)
+    def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        model.save_pretrained(folder, state_dict=weights)
         if processor is not None:
             processor.save_pretrained(folder)
         elif isinstance(model, VLMoPreTrainedModel):

@@ -17,7 +17,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -25,14 +25,15 @@ import torch
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from vlmo.distributed import all_reduce, barrier, is_main, rank, world_size
 from vlmo.folder import write_folder
-from vlmo.training.checkpoint import claim_run_folder, newest_state, save_state, state_path
+from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
+from vlmo.training.engine import Engine, EngineConfig, gradient_norm
 from vlmo.training.errors import TrainingError
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
-from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, no_sync, to_device, wrap
+from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, to_device
 from vlmo.training.randomness import seed_generators, step_seed
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import Tracker, read_metrics
@@ -69,6 +70,8 @@ class TrainerConfig:
     """Number of optimizer updates, skipped ones included."""
     precision: Literal["float32", "bf16"] = "float32"
     """Type of the activations (autocast); weights, losses and the optimizer are float32."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """How processes share the work, and what is traded for memory and time."""
     clip_norm: float | None = None
     """Largest norm of the gradient of all parameters; None leaves it alone."""
     log_every: int = 10
@@ -77,6 +80,8 @@ class TrainerConfig:
     """Steps between training states; there is always one at the end."""
     keep_states: int = 2
     """Number of training states that are kept."""
+    async_save: bool = True
+    """Write training states in the background, from a copy in the memory of the CPU."""
     eval_every: int | None = None
     """Steps between evaluations; None evaluates at the end only."""
     max_bad_steps: int = 10
@@ -130,7 +135,8 @@ class Trainer:
     Args:
         objective: `objective(batch)` returns named scalars, of which "loss" is minimised; it holds a module `model`.
         recipe_json: All settings of the run, as a JSON object; a run folder holds runs of one recipe only.
-        save_model: Writes the files of the model folder into the empty folder it is given.
+        save_model: Writes the files of the model folder into the empty folder it is given, with the weights it is
+            given (a state dictionary of `model`).
         seed: Of dropout and whatever else the objective draws.
         no_weight_decay: Parameters of two or more dimensions that are not decayed, by their names in the objective.
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
@@ -149,7 +155,7 @@ class Trainer:
         *,
         run_dir: str | Path,
         recipe_json: str,
-        save_model: Callable[[Path], None],
+        save_model: Callable[[Path, dict[str, Tensor]], None],
         config: TrainerConfig,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
@@ -164,6 +170,7 @@ class Trainer:
     ) -> None:
         self.device = choose_device(device)
         self.objective = objective.to(self.device).train()
+        self._engine = Engine(self.objective, config=config.engine, precision=config.precision)
         self.loader, self.run_dir, self.save_model = loader, Path(run_dir), save_model
         self.config, self.schedule, self.seed, self.base_lr = config, schedule, seed, optimizer.lr
         self.optimizer = build_optimizer(
@@ -172,6 +179,7 @@ class Trainer:
         self.evaluators, self.after_step, self.recipe_json = evaluators, after_step, recipe_json
         self.console, self.title = console, title
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
+        self._states = StateStore(self.state_dir, keep=config.keep_states, in_background=config.async_save)
         self._progress, self._began = _Progress(), 0.0
         self._good_state: Path | None = None
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
@@ -190,37 +198,41 @@ class Trainer:
             return self._result("already_finished")
         with StopSignal() as stop, self._open_tracker() as tracker:
             finished = self._train(tracker, stop)
-            if finished and is_main():
-                with write_folder(self.model_dir) as aside:
-                    self.save_model(aside)
+            if finished:
+                self._write_model()
         barrier()  # every process finds the whole run folder when it returns
         return self._result("finished" if finished else "stopped")
+
+    def _write_model(self) -> None:
+        weights = self._engine.weights()
+        if is_main():
+            with write_folder(self.model_dir) as aside:
+                self.save_model(aside, weights)
 
     def _train(self, tracker: Tracker | None, stop: StopSignal) -> bool:
         """The loop; True if it got to the end."""
         progress, config = self._progress, self.config
-        wrapped = wrap(self.objective)
         self._evaluate_if_due(tracker)  # if it was cut off after the step was saved
         batches = self.loader(progress.step)
         while progress.step < config.max_steps:
-            stopping = self._train_step(wrapped, batches, tracker, stop)
+            stopping = self._train_step(batches, tracker, stop)
             if stopping or progress.step % config.save_every == 0 or progress.step == config.max_steps:
                 self._save(tracker)
             if stopping:
+                self._states.wait()
                 logger.warning("%s: stopped after step %d; the same command goes on", self.title, progress.step)
                 return False
             self._evaluate_if_due(tracker)
+        self._states.wait()
         return True
 
-    def _train_step(
-        self, wrapped: nn.Module, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal
-    ) -> bool:
+    def _train_step(self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal) -> bool:
         """One step; True if any process was asked to stop."""
         progress, began = self._progress, time.monotonic()
         micro_batches = next(batches)
-        losses = self._accumulate_gradients(wrapped, micro_batches)
+        losses = self._accumulate_gradients(micro_batches)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        grad_norm = get_total_norm([p.grad for p in parameters])
+        grad_norm = gradient_norm(parameters)
         bad = not (losses["loss"].isfinite() & grad_norm.isfinite()).item()
         flags = torch.tensor([int(bad), int(stop.requested), sum(map(_num_rows, micro_batches))], device=self.device)
         num_bad, num_stopping, num_rows = all_reduce(flags).tolist()  # all processes do alike
@@ -237,15 +249,15 @@ class Trainer:
         self._report(tracker, micro_batches, losses, grad_norm)
         return num_stopping > 0
 
-    def _accumulate_gradients(self, wrapped: nn.Module, micro_batches: list[Batch]) -> dict[str, Float[Tensor, ""]]:
+    def _accumulate_gradients(self, micro_batches: list[Batch]) -> dict[str, Float[Tensor, ""]]:
         """Gradients of the mean loss over micro-batches and processes; returns this process's mean losses."""
         values = defaultdict(list)
         for micro, batch in enumerate(micro_batches):
             seed_generators(step_seed(self.seed, step=self._progress.step, micro=micro, rank=rank()))
             batch = to_device(batch, self.device)
-            with no_sync(wrapped, last=micro == len(micro_batches) - 1):
+            with self._engine.synchronized(last=micro == len(micro_batches) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                    losses = wrapped(batch)
+                    losses = self._engine(batch)
                 (losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
                 values[name].append(value.detach())
@@ -272,12 +284,16 @@ class Trainer:
             return
         means = (all_reduce(torch.stack(list(losses.values()))) / world_size()).tolist()
         named, norm = dict(zip(losses, means, strict=True)), grad_norm.item()
-        ids = [number for part in gather_objects(_sample_ids(micro_batches)) for number in part]
+        # In the order of the global batch, which any number of processes cuts by micro-batch first.
+        ids = [
+            n for parts in zip(*gather_objects(_sample_ids(micro_batches)), strict=True) for part in parts for n in part
+        ]
         if tracker is not None and progress.bad_in_row:
             tracker.log_skipped(progress.step, losses=named, grad_norm=norm, sample_ids=ids, skipped=progress.skipped)
         elif tracker is not None:
             tracker.log_training(progress.step, losses=named, figures=self._figures(norm, ids))
         if progress.bad_in_row >= config.max_bad_steps:
+            self._states.wait()
             raise TrainingError(
                 f"the last {progress.bad_in_row} steps, up to step {progress.step}, had a non-finite loss or gradient:"
                 f" losses {named}, gradient norm {norm}; the last good state is {self._good_state}. Lower the learning"
@@ -308,13 +324,9 @@ class Trainer:
         due = step == self.config.max_steps or (every is not None and step > 0 and step % every == 0)
         if not due or not self.evaluators or _evaluated_step(tracker) == step:
             return
-        model = self.objective.get_submodule("model")
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        with torch.no_grad():
-            figures = {name: value for evaluate in self.evaluators for name, value in evaluate(model).items()}
-        for module, training in modes:
-            module.training = training
+        figures = self._engine.evaluate(
+            lambda model: {name: value for evaluate in self.evaluators for name, value in evaluate(model).items()}
+        )
         if tracker is not None:
             tracker.log_evaluation(step, figures)
 
@@ -324,8 +336,7 @@ class Trainer:
         self._good_state = state_path(self.state_dir, self._progress.step)
         if tracker is not None:
             tracker.flush()  # first, so that a restored state never lacks lines
-            tensors = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
-            save_state(self.state_dir, tensors=tensors, progress=asdict(self._progress), keep=self.config.keep_states)
+        self._states.save(self._engine.training_state(self.optimizer), progress=asdict(self._progress))
 
     def _cursor(self) -> dict[str, Any] | None:
         """The loader's cursor, of all processes."""
@@ -340,9 +351,7 @@ class Trainer:
         # One process chooses, so that all go on from the same state.
         saved = from_main(newest_state(self.state_dir) if is_main() else None)
         if saved is not None:
-            tensors = saved.tensors()
-            self.objective.load_state_dict(tensors["objective"])
-            self.optimizer.load_state_dict(tensors["optimizer"])
+            self._states.load(saved, self.objective, self.optimizer)
             self._progress, self._good_state = _Progress(**saved.progress), saved.path
             if isinstance(self.loader, CursorLoader):
                 self.loader.go_on_from(self._progress.step, self._progress.cursor or {})
@@ -378,5 +387,5 @@ def _num_rows(batch: Batch) -> int:
     return next(len(tensor) for tensor in cast(dict[str, Tensor], batch).values() if tensor.ndim > 0)
 
 
-def _sample_ids(micro_batches: list[Batch]) -> list[int]:
-    return [number for batch in micro_batches if "sample_ids" in batch for number in batch["sample_ids"].tolist()]
+def _sample_ids(micro_batches: list[Batch]) -> list[list[int]]:
+    return [batch["sample_ids"].tolist() for batch in micro_batches if "sample_ids" in batch]
