@@ -38,8 +38,8 @@ def keep_good(
     Args:
         quarantine: File to write, JSON lines; an older one is replaced.
         max_share: Share of bad rows, 0 to 1, above which ValueError is raised (after the file is written).
-        needs_image: Decode each column of images (a second picture or a mask too), and drop rows where one is missing or
-            cannot be read.
+        needs_image: Decode each column of images (second pictures and masks too), and drop rows where one is missing
+            or cannot be read.
         needs_caption: Drop rows that have no caption left.
         unique_ids: Drop rows whose `image_id` an earlier good row has; off for sets with several rows an image.
         max_pixels: Largest image that is decoded.

@@ -98,7 +98,9 @@ def open_prepared(out: Path, *, name: str, root: Path) -> Summary | None:
         raise ValueError(
             f"{out / SUMMARY_FILE} is no summary of a prepared folder ({error!r}); choose another --out, or remove it"
         ) from error
-    raise ValueError(f"{out} holds {held}, not {name} from {root} (layout {LAYOUT}); choose another --out, or remove it")
+    raise ValueError(
+        f"{out} holds {held}, not {name} from {root} (layout {LAYOUT}); choose another --out, or remove it"
+    )
 
 
 def assemble(

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from vlmo.data.prepare.assembly import LAYOUT, assemble, check_target, open_prepared
 from vlmo.data.prepare.checking import Rules, Tally, check_part
-from vlmo.data.prepare.parts import Part, Preparer
+from vlmo.data.prepare.parts import Part, Preparer, SetOnDisk
 from vlmo.data.prepare.summary import Summary
 
 _LOCK_FILE = ".lock"
