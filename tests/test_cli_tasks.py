@@ -244,7 +244,7 @@ def test_folders_that_are_damaged_are_one_line(folders, questions, pairs, capsys
     for folder, data, words in (
         (cut, questions, "cannot be loaded"),
         (damaged(vqa, tmp_path / "empty", remove="model.safetensors"), questions, "cannot be loaded"),
-        (damaged(vqa, tmp_path / "wordless", remove="tokenizer.json"), questions, "cannot be loaded"),
+        (damaged(vqa, tmp_path / "wordless", remove="tokenizer.json"), questions, "knows no words"),
         (damaged(vqa, tmp_path / "wide", hidden_size=48), questions, "other shapes than its config.json says"),
         (damaged(retrieval, tmp_path / "deep", hidden_size=48), pairs, "other shapes than its config.json says"),
         (damaged(vqa, tmp_path / "odd", architectures="A"), questions, "expected a list of names"),
