@@ -12,7 +12,7 @@ class Batch(TypedDict, total=False):
     """One micro-batch; every objective reads the keys it needs. Names are those of Hugging Face."""
 
     pixel_values: Float[Tensor, "batch 3 height width"]
-    """Pictures, normalised with mean = std = 0.5."""
+    """Pictures, normalised with mean = std = 0.5; on the way to the device still 8-bit levels (uint8, 0 to 255)."""
     input_ids: Int[Tensor, "batch text"]
     """WordPiece ids, padded to the longest text of the batch, rounded up to 8."""
     attention_mask: Int[Tensor, "batch text"]

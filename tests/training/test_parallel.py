@@ -13,7 +13,7 @@ from torch import nn
 from toy_processes import EQUAL, PARTLY_USED, SHORT
 from toy_run import make_trainer
 
-from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, launch, wrap
+from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, launch, to_device, wrap
 from vlmo.training.randomness import step_seed
 from vlmo.training.tracking import read_metrics
 
@@ -130,6 +130,13 @@ def test_device_is_a_gpu_if_there_is_one(monkeypatch) -> None:
         choose_device("cuda:4")
     with pytest.raises(ValueError, match="give 'cpu', 'cuda' or 'cuda:N'"):
         choose_device("bogus")
+
+
+def test_pictures_are_normalised_on_the_device() -> None:
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    found = to_device({"pixel_values": pixels, "sample_ids": torch.tensor([4])}, torch.device("cpu"))
+    assert found["pixel_values"].flatten().tolist() == pytest.approx([-1, -0.6, 1])
+    assert found["sample_ids"].tolist() == [4]
 
 
 def test_wrapped_objective_leads_back_from_the_loss_alone() -> None:

@@ -74,6 +74,13 @@ def check_new_file(file: Path | None, *, option: str) -> None:
         raise ValueError(f"{option} {file}: {above} is no folder")
 
 
+def hide_loading_bars() -> None:
+    """Silences transformers' "Loading weights" and the like, many times a run; imports it, so call it late."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+
+
 def need_folder(folder: Path | None, *, command: str) -> Path:
     """The model folder that a command cannot do without.
 

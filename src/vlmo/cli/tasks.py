@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import check_new_file, nearest, need_folder, parse_options
+from vlmo.cli.parsing import check_new_file, hide_loading_bars, nearest, need_folder, parse_options
 
 if TYPE_CHECKING:
     from vlmo.recipes.task_result import TaskResult
@@ -99,6 +99,7 @@ def evaluate_command(arguments: list[str]) -> None:
     folder = need_folder(options.folder, command="evaluate")
     check_new_file(options.out, option="--out")
     check_new_file(options.submission, option="--submission")
+    hide_loading_bars()
     from vlmo.distributed import is_main
     from vlmo.recipes.evaluating import TaskOptions, evaluate_task, write_submission
     from vlmo.training import launch
@@ -128,6 +129,7 @@ def predict_command(arguments: list[str]) -> None:
     options = parse_options(PredictOptions(), arguments, prog="vlmo predict")
     folder = need_folder(options.folder, command="predict")
     check_new_file(options.save, option="--save")
+    hide_loading_bars()
     from vlmo.recipes.predicting import Inputs, predict
 
     inputs = Inputs(images=options.image, texts=options.text, question=options.question)

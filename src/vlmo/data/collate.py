@@ -6,8 +6,9 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from vlmo.data.masking import IGNORED
 from vlmo.types import Batch
@@ -19,7 +20,7 @@ PAD_MULTIPLE = 8
 class Example(TypedDict, total=False):
     """One row of a batch; all examples of a batch have the same keys."""
 
-    pixel_values: Float[Tensor, "*pictures 3 height width"]
+    pixel_values: UInt8[Tensor, "*pictures 3 height width"] | Float[Tensor, "*pictures 3 height width"]
     input_ids: Int64[np.ndarray, "text"]
     mlm_input_ids: Int64[np.ndarray, "text"]
     mlm_labels: Int64[np.ndarray, "text"]
@@ -39,7 +40,7 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
     if "image_id" in first:
         batch["image_ids"] = torch.tensor([example["image_id"] for example in examples], dtype=torch.int64)
     if "pixel_values" in first:
-        batch["pixel_values"] = torch.stack([example["pixel_values"] for example in examples])
+        batch["pixel_values"] = _stack([example["pixel_values"] for example in examples])
     if "labels" in first:
         batch["labels"] = torch.stack([example["labels"] for example in examples])
     if "bool_masked_pos" in first:
@@ -52,6 +53,16 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
         batch["mlm_input_ids"] = pad([example["mlm_input_ids"] for example in examples], value=pad_token_id)
         batch["mlm_labels"] = pad([example["mlm_labels"] for example in examples], value=IGNORED)
     return batch
+
+
+def _stack(pictures: list[Tensor]) -> Tensor:
+    """The pictures as they lie in memory, 8-bit ones with channels last; a worker puts them into shared memory at once.
+
+    Whoever normalises them brings the channels forward in the same pass.
+    """
+    if pictures[0].dtype != torch.uint8:
+        return default_collate(pictures)
+    return default_collate([picture.movedim(-3, -1) for picture in pictures]).movedim(-1, -3)
 
 
 def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:
