@@ -70,9 +70,12 @@ def _hidden(target: Path, suffix: str) -> Path:
 def write_file(path: Path, text: str) -> None:
     """Puts `text` into `path`: a crash leaves the old content or the new."""
     aside = path.with_name(f"{path.name}.aside")
-    aside.write_text(text, encoding="utf-8")
-    _flush_to_disk(aside)
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _flush_to_disk(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     _flush_to_disk(path.parent)
 
 

@@ -66,6 +66,7 @@ def easy_vqa_pairs() -> Recipe:
         recipe,
         stage=ReasoningStage(),
         data=replace(recipe.data, source="easy-vqa-pairs"),
+        trainer=replace(recipe.trainer, max_steps=1200),
         init="runs/easy-vqa/model",
         evaluate_on="easy-vqa-pairs",
     )

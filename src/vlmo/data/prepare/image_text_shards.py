@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from vlmo.data.decoding import range_path
 from vlmo.data.files import PICTURE_SUFFIXES
-from vlmo.data.prepare.parts import Absent, BadRow, Part, Record, Row, SetOnDisk, file_key
+from vlmo.data.prepare.parts import Absent, BadRow, Part, Record, Row, SetOnDisk, file_key, text_of
 from vlmo.data.stream.records import CAPTION_COLUMNS, IMAGE_COLUMNS, split_name
 
 _SPLIT = "train"
@@ -126,7 +126,7 @@ def _tar_record(shard: _Shard, tar: tarfile.TarFile, key: str, members: dict[str
         return BadRow(_SPLIT, shard.image_id(key), f"{shard.file}: {key} has no picture, only {found}")
     try:
         caption = _tar_caption(tar, members)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         return BadRow(_SPLIT, shard.image_id(key), f"{shard.file}: the caption of {key} cannot be read: {error}")
     path = range_path(shard.file.absolute(), start=picture.offset_data, length=picture.size)
     return shard.row(key, image={"bytes": None, "path": path}, caption=caption)
@@ -138,7 +138,8 @@ def _tar_caption(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> s
         if opened is None:
             continue
         text = opened.read().decode()
-        return text if suffix == ".txt" else json.loads(text).get("caption")
+        caption = text if suffix == ".txt" else json.loads(text).get("caption")
+        return None if caption is None else text_of(caption)
     return None
 
 
@@ -168,6 +169,12 @@ def _table_records(file: Path) -> Iterator[dict[str, Any]]:
 def _table_record(shard: _Shard, key: str, record: dict[str, Any]) -> Record:
     if record.get("status", "success") != "success":
         return Absent(_SPLIT, record["status"])
-    data = record["image"]["bytes"] if isinstance(record["image"], dict) else record["image"]
+    data, caption = record["image"], record["caption"]
+    data = data.get("bytes") if isinstance(data, dict) else data
+    if not isinstance(data, bytes | None) or not isinstance(caption, str | None):
+        found = f"{type(data).__name__} and {type(caption).__name__}"
+        return BadRow(
+            _SPLIT, shard.image_id(key), f"{shard.file}: {key} has {found}; expected a picture's bytes and text"
+        )
     image = None if data is None else {"bytes": data, "path": f"{shard.file.name}/{key}"}
-    return shard.row(key, image=image, caption=record["caption"])
+    return shard.row(key, image=image, caption=caption)
