@@ -20,7 +20,7 @@ from vlmo.model import (
 )
 from vlmo.model.backbone import Sequence
 from vlmo.model.heads import ContrastHead
-from vlmo.model.multiway import LANGUAGE, VISION
+from vlmo.model.multiway import LANGUAGE, VISION, wanted_places
 from vlmo.model.visual_tokenizer import VisualTokenizer
 from vlmo.objectives.itc import caption_keys, contrast_logits, itc_loss, same_pairs
 from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
@@ -48,7 +48,7 @@ class VisionObjective(nn.Module):
         grid = self.model.vlmo.image_embeddings.grid_of(pixels)
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
-        logits = self.model.mim_head(self.model.encode(pixels, bool_masked_pos=masked)[masked])
+        logits = self.model.mim_head(self.model.encode_masked(pixels, bool_masked_pos=masked))
         loss = mim_loss(logits, tokens)
         return {"loss": loss, "mim": loss.detach(), "mim_accuracy": _accuracy(logits, tokens)}
 
@@ -66,10 +66,13 @@ class LanguageObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses `loss` (= `mlm`) and `mlm_accuracy`; reads `mlm_input_ids`, `attention_mask`, `mlm_labels`."""
-        encoded = self.model.vlmo(input_ids=batch["mlm_input_ids"], attention_mask=batch["attention_mask"])
-        chosen = batch["mlm_labels"] != -100
+        backbone, chosen = self.model.vlmo, batch["mlm_labels"] != -100
+        text = backbone.embed_text(batch["mlm_input_ids"])
+        sequence = backbone.join(text=text, attention_mask=batch["attention_mask"])
+        places, filled = wanted_places(chosen)
+        states = backbone.run(sequence, fusion=False, kept=sequence.keep(words=places))[:, 1:][filled]
         labels = batch["mlm_labels"][chosen]
-        logits = self.model.mlm_head(encoded.text_hidden_state[chosen])
+        logits = self.model.mlm_head(backbone.finish(states, modality=LANGUAGE))
         loss = mlm_loss(logits, labels)
         return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": _accuracy(logits, labels)}
 
@@ -116,6 +119,8 @@ class _Pairs:
     text: Float[Tensor, "pairs text dim"]
     mask: Int[Tensor, "pairs text"]
     image: Float[Tensor, "pairs 1+patch dim"]
+    words: Bool[Tensor, "pairs text"]
+    """Whose states are wanted beside that of the first token."""
 
 
 class VisionLanguageObjective(nn.Module):
@@ -160,9 +165,9 @@ class VisionLanguageObjective(nn.Module):
             groups, labels, valid = self._fused_groups(
                 batch, image, text, rows, same=same, logits=(logits_per_image, logits_per_text)
             )
-            text_states, first = self._fuse(groups, grid=grid)
+            words, first = self._fuse(groups, grid=grid)
             if self.config.mlm_weight:
-                losses |= self._masked_language_losses(text_states[: len(rows)], batch, rows)
+                losses |= self._masked_language_losses(words, batch, rows)
             if self.config.itm_weight:
                 losses |= self._matching_losses(first[-len(labels) :], labels=labels, valid=valid)
         total = config.itc_weight * losses["itc"]
@@ -208,7 +213,7 @@ class VisionLanguageObjective(nn.Module):
         if count > 1:
             return backbone.contrast_endings(sequence)
         modality = LANGUAGE if sequence.num_text else VISION
-        return [backbone.finish(backbone.run(sequence, fusion=False)[:, 0], modality=modality)]
+        return [backbone.finish(backbone.run_to_first(sequence, fusion=False), modality=modality)]
 
     def _fused_rows(self, batch: int, device: torch.device) -> Int[Tensor, "rows"]:
         stride = self.config.fused_stride
@@ -230,10 +235,10 @@ class VisionLanguageObjective(nn.Module):
     ) -> tuple[list[_Pairs], Tensor, Tensor]:
         """Pairs for MLM (first, if it counts), then ITM: positives, negative images, negative texts."""
         backbone, mask = self.model.vlmo, batch["attention_mask"]
-        groups = []
+        groups, none = [], torch.zeros_like(mask[rows], dtype=torch.bool)
         if self.config.mlm_weight:
             masked_text = backbone.embed_text(batch["mlm_input_ids"][rows])
-            groups.append(_Pairs(masked_text, mask[rows], image[rows]))
+            groups.append(_Pairs(masked_text, mask[rows], image[rows], batch["mlm_labels"][rows] != -100))
         labels = valid = torch.empty(0, device=image.device)
         if self.config.itm_weight:
             uniform = draws(batch["step_seed"], batch=len(image), rounds=2)
@@ -249,9 +254,9 @@ class VisionLanguageObjective(nn.Module):
             other_ids, other_mask = distributed.exchange(
                 torch.stack([batch["input_ids"], mask], dim=1), negative_text
             ).unbind(1)
-            groups.append(_Pairs(text[rows], mask[rows], image[rows]))
-            groups.append(_Pairs(text[rows], mask[rows], other_image))
-            groups.append(_Pairs(backbone.embed_text(other_ids), other_mask, image[rows]))
+            groups.append(_Pairs(text[rows], mask[rows], image[rows], none))
+            groups.append(_Pairs(text[rows], mask[rows], other_image, none))
+            groups.append(_Pairs(backbone.embed_text(other_ids), other_mask, image[rows], none))
             labels = torch.ones(3 * len(rows), dtype=torch.long, device=image.device)
             labels[len(rows) :] = 0
             valid = torch.cat([torch.ones_like(image_found), image_found, text_found])
@@ -259,31 +264,29 @@ class VisionLanguageObjective(nn.Module):
 
     def _fuse(
         self, groups: list[_Pairs], *, grid: tuple[int, int]
-    ) -> tuple[Float[Tensor, "pairs text dim"], Float[Tensor, "pairs dim"]]:
-        """Text part and first token of the fused states (before the final norm), in one batch or in chunks."""
+    ) -> tuple[Float[Tensor, "words dim"], Float[Tensor, "pairs dim"]]:
+        """Fused states of the wanted words and of first tokens (before the final norm), in one batch or in chunks."""
         backbone = self.model.vlmo
         text, mask = torch.cat([pairs.text for pairs in groups]), torch.cat([pairs.mask for pairs in groups])
         image = torch.cat([pairs.image for pairs in groups])
-        num_text = text.shape[1]
-        position_bias = backbone.make_position_bias(num_text=num_text, grid=grid)
+        places, filled = wanted_places(torch.cat([pairs.words for pairs in groups]))
+        position_bias = backbone.make_position_bias(num_text=text.shape[1], grid=grid)
         chunk = self.config.fused_chunk or len(text)
-        texts, firsts = [], []
-        for t, m, i in zip(text.split(chunk), mask.split(chunk), image.split(chunk), strict=True):
+        states = []
+        for t, m, i, p in zip(*(part.split(chunk) for part in (text, mask, image, places)), strict=True):
             sequence = backbone.join(text=t, attention_mask=m, image=i, grid=grid, position_bias=position_bias)
-            states = backbone.run(sequence, fusion=True)
-            texts.append(sequence.text_part(states))
-            firsts.append(states[:, 0])
-        return torch.cat(texts), torch.cat(firsts)
+            states.append(backbone.run(sequence, fusion=True, kept=sequence.keep(words=p)))
+        kept = torch.cat(states)
+        return kept[:, 1:][filled], kept[:, 0]
 
     def _masked_language_losses(
-        self, text_states: Float[Tensor, "rows text dim"], batch: Batch, rows: Tensor
+        self, states: Float[Tensor, "masked dim"], batch: Batch, rows: Tensor
     ) -> dict[str, Tensor]:
         """Loss and accuracy of MLM."""
         assert isinstance(self.model, VLMoForPreTraining)  # others have been refused an mlm_weight
-        chosen = batch["mlm_labels"][rows] != -100
-        words = batch["mlm_labels"][rows][chosen]
-        states = self.model.vlmo.finish(text_states[chosen], modality=LANGUAGE)  # masked positions only
-        logits = self.model.mlm_head(states)
+        labels = batch["mlm_labels"][rows]
+        words = labels[labels != -100]
+        logits = self.model.mlm_head(self.model.vlmo.finish(states, modality=LANGUAGE))  # masked positions only
         return {"mlm": mlm_loss(logits, words), "mlm_accuracy": _accuracy(logits, words)}
 
     def _matching_losses(
