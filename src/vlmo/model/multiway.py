@@ -79,13 +79,14 @@ class Kept:
 def wanted_places(
     wanted: Bool[Tensor, "batch tokens"],
 ) -> tuple[Int[Tensor, "batch places"], Bool[Tensor, "batch places"]]:
-    """Places of the wanted tokens of each row in rising order, and where these are no mere filling up.
+    """Places of the wanted tokens of each row in rising order, and which of them are not filled up (with place 0).
 
     As many columns as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes.
     """
     columns = min(-(-int(wanted.sum(dim=1).amax()) // 8) * 8, wanted.shape[1]) if len(wanted) else 0
     places = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
-    return places, wanted.gather(1, places)
+    filled = wanted.gather(1, places)
+    return places.masked_fill(~filled, 0), filled
 
 
 class Expert(nn.Module):

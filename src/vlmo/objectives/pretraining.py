@@ -88,7 +88,8 @@ class VisionLanguageConfig:
         negative_sharpness: Hard negatives are drawn by the softmax of ITC's logits times this. 1 is the paper's way; 0
             draws evenly, which small data need to learn any matching at all.
         fused_stride: Every n-th row of the global batch takes part in the fused passes (MLM and ITM); 1 = all rows.
-        fused_chunk: Pairs that go through the fusion encoder at once; None = all. The result is the same.
+        fused_chunk: Pairs that go through the fusion encoder at once, sorted by the length of their captions; None =
+            all. The result is the same; chunks hold less padding, which saves time where they are large enough.
     """
 
     itc_weight: float = 1.0
@@ -265,18 +266,31 @@ class VisionLanguageObjective(nn.Module):
     def _fuse(
         self, groups: list[_Pairs], *, grid: tuple[int, int]
     ) -> tuple[Float[Tensor, "words dim"], Float[Tensor, "pairs dim"]]:
-        """Fused states of the wanted words and of first tokens (before the final norm), in one batch or in chunks."""
+        """Fused states of the wanted words and of first tokens (before the final norm), in one batch or in chunks.
+
+        Chunks hold captions of like length, and none pads its captions further than its own longest.
+        """
         backbone = self.model.vlmo
         text, mask = torch.cat([pairs.text for pairs in groups]), torch.cat([pairs.mask for pairs in groups])
         image = torch.cat([pairs.image for pairs in groups])
         places, filled = wanted_places(torch.cat([pairs.words for pairs in groups]))
-        position_bias = backbone.make_position_bias(num_text=text.shape[1], grid=grid)
-        chunk = self.config.fused_chunk or len(text)
-        states = []
-        for t, m, i, p in zip(*(part.split(chunk) for part in (text, mask, image, places)), strict=True):
-            sequence = backbone.join(text=t, attention_mask=m, image=i, grid=grid, position_bias=position_bias)
-            states.append(backbone.run(sequence, fusion=True, kept=sequence.keep(words=p)))
-        kept = torch.cat(states)
+        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
+        rising, order = lengths.sort(stable=True)
+        position_bias: dict[int, list[Tensor] | None] = {}
+        states, chunk = [], self.config.fused_chunk or len(text)
+        for rows, longest in zip(order.split(chunk), (part[-1] for part in rising.cpu().split(chunk)), strict=True):
+            length = int(longest)
+            if length not in position_bias:
+                position_bias[length] = backbone.make_position_bias(num_text=length, grid=grid)
+            sequence = backbone.join(
+                text=text.index_select(0, rows)[:, :length],
+                attention_mask=mask[rows, :length],
+                image=image.index_select(0, rows),
+                grid=grid,
+                position_bias=position_bias[length],
+            )
+            states.append(backbone.run(sequence, fusion=True, kept=sequence.keep(words=places[rows])))
+        kept = torch.cat(states)[order.argsort()]
         return kept[:, 1:][filled], kept[:, 0]
 
     def _masked_language_losses(
