@@ -22,6 +22,8 @@ class Pairs:
     text: Float[Tensor, "pairs text dim"]
     mask: Int[Tensor, "pairs text"]
     image: Float[Tensor, "pairs 1+patch dim"]
+    words: Bool[Tensor, "pairs text"]
+    """Whose states are wanted beside that of the first token."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,14 @@ class WaitingPairs:
 
     ids: Int[Tensor, "pairs text"]
     mask: Int[Tensor, "pairs text"]
+    words: Bool[Tensor, "pairs text"]
     pictures: Tensor
     places: Int[Tensor, "pairs"]
 
     def embedded(self, rows: slice, backbone: VLMoModel) -> Pairs:
         """Some of them, ready for the fusion encoder."""
         image = backbone.embed_image(as_floats(self.pictures[self.places[rows]]))
-        return Pairs(backbone.embed_text(self.ids[rows]), self.mask[rows], image)
+        return Pairs(backbone.embed_text(self.ids[rows]), self.mask[rows], image, self.words[rows])
 
 
 @dataclass(frozen=True)

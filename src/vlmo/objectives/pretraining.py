@@ -21,7 +21,7 @@ from vlmo.model import (
 )
 from vlmo.model.backbone import Sequence
 from vlmo.model.heads import ContrastHead
-from vlmo.model.multiway import LANGUAGE, VISION
+from vlmo.model.multiway import LANGUAGE, VISION, wanted_places
 from vlmo.model.visual_tokenizer import VisualTokenizer
 from vlmo.objectives.chunks import equal_blocks, recomputed, row_blocks
 from vlmo.objectives.itc import SamePairs, caption_keys, contrast_logits, itc_loss, own_pairs, same_pairs
@@ -51,7 +51,7 @@ class VisionObjective(nn.Module):
         grid = self.model.vlmo.image_embeddings.grid_of(pixels)
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
-        logits = self.model.mim_head(self.model.encode(pixels, bool_masked_pos=masked)[masked])
+        logits = self.model.mim_head(self.model.encode_masked(pixels, bool_masked_pos=masked))
         loss = mim_loss(logits, tokens)
         return {"loss": loss, "mim": loss.detach(), "mim_accuracy": _accuracy(logits, tokens)}
 
@@ -69,10 +69,13 @@ class LanguageObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses `loss` (= `mlm`) and `mlm_accuracy`; reads `mlm_input_ids`, `attention_mask`, `mlm_labels`."""
-        encoded = self.model.vlmo(input_ids=batch["mlm_input_ids"], attention_mask=batch["attention_mask"])
-        chosen = batch["mlm_labels"] != -100
+        backbone, chosen = self.model.vlmo, batch["mlm_labels"] != -100
+        text = backbone.embed_text(batch["mlm_input_ids"])
+        sequence = backbone.join(text=text, attention_mask=batch["attention_mask"])
+        places, filled = wanted_places(chosen)
+        states = backbone.run(sequence, fusion=False, kept=sequence.keep(words=places))[:, 1:][filled]
         labels = batch["mlm_labels"][chosen]
-        logits = self.model.mlm_head(encoded.text_hidden_state[chosen])
+        logits = self.model.mlm_head(backbone.finish(states, modality=LANGUAGE))
         loss = mlm_loss(logits, labels)
         return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": _accuracy(logits, labels)}
 
@@ -88,8 +91,9 @@ class VisionLanguageConfig:
         negative_sharpness: Hard negatives are drawn by the softmax of ITC's logits times this. 1 is the paper's way; 0
             draws evenly, which small data need to learn any matching at all.
         fused_stride: Every n-th row of the global batch takes part in the fused passes (MLM and ITM); 1 = all rows.
-        fused_chunk: Pairs that go through the fusion encoder at once; None = all, or `cache_chunk`. The result is the
-            same.
+        fused_chunk: Pairs that go through the fusion encoder at once, sorted by the length of their captions; None =
+            all, or `cache_chunk`. The result is the same; chunks hold less padding, which saves time where they are
+            large enough.
         cache_chunk: Pairs that any encoder holds activations of; None = all. The contrast, and the choice of hard
             negatives, are over the whole batch all the same: backward computes each chunk again (a gradient cache).
     """
@@ -168,9 +172,9 @@ class VisionLanguageObjective(nn.Module):
         itc, negatives = self._contrast(embeds, batch, rows)
         losses = {"itc": itc}
         if config.mlm_weight or config.itm_weight:
-            text_states, first = self._fuse(self._fused_groups(batch, image, text, rows, negatives), grid=grid)
+            words, first = self._fuse(self._fused_groups(batch, image, text, rows, negatives), grid=grid)
             if config.mlm_weight:
-                losses |= self._masked_language_losses(text_states[: len(rows)], batch, rows)
+                losses |= self._masked_language_losses(words, batch, rows)
             if negatives is not None:
                 losses |= self._matching_losses(self._judge(first[-3 * len(rows) :]), negatives)
         return losses
@@ -212,16 +216,17 @@ class VisionLanguageObjective(nn.Module):
 
         if config.mlm_weight:
             labels = batch["mlm_labels"][rows]
-            pairs = WaitingPairs(batch["mlm_input_ids"][rows], mask[rows], pixels, rows)
-            sums = fused(pairs, lambda part, states, _: self._masked_language_sums(states, labels[part]))
+            pairs = WaitingPairs(batch["mlm_input_ids"][rows], mask[rows], labels != -100, pixels, rows)
+            sums = fused(pairs, lambda part, words, _: self._masked_language_sums(words, labels[part]))
             losses |= _means("mlm", torch.stack(sums).sum(0), count=(labels != -100).sum())
         if negatives is not None:
             others, places = distributed.borrow(pixels, negatives.image)
             other_ids, other_mask = self._other_texts(batch, negatives)
+            none = torch.zeros_like(mask[rows], dtype=torch.bool)
             groups = [
-                WaitingPairs(ids[rows], mask[rows], pixels, rows),
-                WaitingPairs(ids[rows], mask[rows], others, places),
-                WaitingPairs(other_ids, other_mask, pixels, rows),
+                WaitingPairs(ids[rows], mask[rows], none, pixels, rows),
+                WaitingPairs(ids[rows], mask[rows], none, others, places),
+                WaitingPairs(other_ids, other_mask, none, pixels, rows),
             ]
             logits = [part for pairs in groups for part in fused(pairs, lambda _, __, first: self._judge(first))]
             losses |= self._matching_losses(torch.cat(logits), negatives)
@@ -283,7 +288,7 @@ class VisionLanguageObjective(nn.Module):
         if count > 1:
             return backbone.contrast_endings(sequence)
         modality = LANGUAGE if sequence.num_text else VISION
-        return [backbone.finish(backbone.run(sequence, fusion=False)[:, 0], modality=modality)]
+        return [backbone.finish(backbone.run_to_first(sequence, fusion=False), modality=modality)]
 
     def _fused_rows(self, batch: int, device: torch.device) -> Int[Tensor, "rows"]:
         stride = self.config.fused_stride
@@ -298,15 +303,15 @@ class VisionLanguageObjective(nn.Module):
     ) -> list[Pairs]:
         """Pairs for MLM (first, if it counts), then ITM: positives, negative images, negative texts."""
         backbone, mask = self.model.vlmo, batch["attention_mask"]
-        groups = []
+        groups, none = [], torch.zeros_like(mask[rows], dtype=torch.bool)
         if self.config.mlm_weight:
             masked_text = backbone.embed_text(batch["mlm_input_ids"][rows])
-            groups.append(Pairs(masked_text, mask[rows], image[rows]))
+            groups.append(Pairs(masked_text, mask[rows], image[rows], batch["mlm_labels"][rows] != -100))
         if negatives is not None:
             other_ids, other_mask = self._other_texts(batch, negatives)
-            groups.append(Pairs(text[rows], mask[rows], image[rows]))
-            groups.append(Pairs(text[rows], mask[rows], distributed.exchange(image, negatives.image)))
-            groups.append(Pairs(backbone.embed_text(other_ids), other_mask, image[rows]))
+            groups.append(Pairs(text[rows], mask[rows], image[rows], none))
+            groups.append(Pairs(text[rows], mask[rows], distributed.exchange(image, negatives.image), none))
+            groups.append(Pairs(backbone.embed_text(other_ids), other_mask, image[rows], none))
         return groups
 
     def _other_texts(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Tensor]:
@@ -317,38 +322,49 @@ class VisionLanguageObjective(nn.Module):
 
     def _fuse(
         self, groups: list[Pairs], *, grid: tuple[int, int], position_bias: list[Tensor] | None = None
-    ) -> tuple[Float[Tensor, "pairs text dim"], Float[Tensor, "pairs dim"]]:
-        """Text part and first token of the fused states (before the final norm), in one batch or in chunks."""
+    ) -> tuple[Float[Tensor, "words dim"], Float[Tensor, "pairs dim"]]:
+        """Fused states of the wanted words and of first tokens (before the final norm), in one batch or in chunks.
+
+        Chunks hold captions of like length, and none pads its captions further than its own longest, unless the
+        `position_bias` of the whole length is handed in.
+        """
         backbone = self.model.vlmo
         text, mask = torch.cat([pairs.text for pairs in groups]), torch.cat([pairs.mask for pairs in groups])
         image = torch.cat([pairs.image for pairs in groups])
-        num_text = text.shape[1]
-        position_bias = position_bias or backbone.make_position_bias(num_text=num_text, grid=grid)
-        chunk = self.config.fused_chunk or len(text)
-        texts, firsts = [], []
-        for t, m, i in zip(text.split(chunk), mask.split(chunk), image.split(chunk), strict=True):
-            sequence = backbone.join(text=t, attention_mask=m, image=i, grid=grid, position_bias=position_bias)
-            states = backbone.run(sequence, fusion=True)
-            texts.append(sequence.text_part(states))
-            firsts.append(states[:, 0])
-        return torch.cat(texts), torch.cat(firsts)
+        places, filled = wanted_places(torch.cat([pairs.words for pairs in groups]))
+        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
+        rising, order = lengths.sort(stable=True)
+        biases: dict[int, list[Tensor] | None] = {}
+        states, chunk = [], self.config.fused_chunk or len(text)
+        for rows, longest in zip(order.split(chunk), (part[-1] for part in rising.cpu().split(chunk)), strict=True):
+            length = int(longest) if position_bias is None else text.shape[1]
+            if length not in biases:
+                biases[length] = position_bias or backbone.make_position_bias(num_text=length, grid=grid)
+            sequence = backbone.join(
+                text=text.index_select(0, rows)[:, :length],
+                attention_mask=mask[rows, :length],
+                image=image.index_select(0, rows),
+                grid=grid,
+                position_bias=biases[length],
+            )
+            states.append(backbone.run(sequence, fusion=True, kept=sequence.keep(words=places[rows])))
+        kept = torch.cat(states)[order.argsort()]
+        return kept[:, 1:][filled], kept[:, 0]
 
     def _masked_language_losses(
-        self, text_states: Float[Tensor, "rows text dim"], batch: Batch, rows: Tensor
+        self, states: Float[Tensor, "masked dim"], batch: Batch, rows: Tensor
     ) -> dict[str, Tensor]:
         """Loss and accuracy of MLM."""
         labels = batch["mlm_labels"][rows]
-        return _means("mlm", self._masked_language_sums(text_states, labels), count=(labels != -100).sum())
+        return _means("mlm", self._masked_language_sums(states, labels), count=(labels != -100).sum())
 
     def _masked_language_sums(
-        self, text_states: Float[Tensor, "rows text dim"], labels: Int[Tensor, "rows text"]
+        self, states: Float[Tensor, "masked dim"], labels: Int[Tensor, "rows text"]
     ) -> Float[Tensor, "2"]:
         """Sum of the losses of masked tokens, and number of right predictions."""
         assert isinstance(self.model, VLMoForPreTraining)  # others have been refused an mlm_weight
-        chosen = labels != -100
-        words = labels[chosen]
-        states = self.model.vlmo.finish(text_states[chosen], modality=LANGUAGE)  # masked positions only
-        logits = self.model.mlm_head(states)
+        words = labels[labels != -100]
+        logits = self.model.mlm_head(self.model.vlmo.finish(states, modality=LANGUAGE))  # masked positions only
         right = (logits.detach().argmax(dim=-1) == words).float().sum()
         return torch.stack([F.cross_entropy(logits.float(), words, reduction="sum"), right])
 
