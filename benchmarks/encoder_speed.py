@@ -334,9 +334,9 @@ def table(result: dict[str, Any]) -> str:
     """The same in Markdown."""
     lines = ["| precision | batch | what | vlmo | open_clip | transformers | ratio to the best |", "|" + " --- |" * 7]
     for precision, figures in result["precisions"].items():
-        for batch, whats in figures.items():
+        for batch, kinds in figures.items():
             if batch.startswith("batch "):
-                for what, found in whats.items():
+                for what, found in kinds.items():
                     rates = " | ".join(f"{found['a_second'][name]:,.2f}" for name in (OURS, *PEERS))
                     ratio = f"{found['ratio_to_best_peer']:.2f}"
                     lines.append(f"| {precision} | {batch.removeprefix('batch ')} | {what} | {rates} | {ratio} |")

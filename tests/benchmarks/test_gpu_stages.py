@@ -20,8 +20,12 @@ def _on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler reads it
-def test_every_stage_is_timed_and_the_result_names_the_device(tmp_path, capsys) -> None:
+def test_every_stage_is_timed_and_the_result_names_the_device(tmp_path, capsys, monkeypatch) -> None:
+    one_layer = VLMoConfig.tiny  # quicker to compile
+    monkeypatch.setattr(VLMoConfig, "tiny", lambda **changes: one_layer(num_hidden_layers=1, **changes))
+    monkeypatch.setattr(gpu_stages, "matmul_flops", lambda *_, **__: 1e9)
     out = tmp_path / "results" / "gpu_stages.json"
     small = ["--presets", "tiny", "--attentions", "sdpa", "--batch", "2", "--steps", "1", "--warmup", "1"]
     gpu_stages.main([*small, "--backend", "eager", "--out", str(out)])
