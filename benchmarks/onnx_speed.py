@@ -13,8 +13,7 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from surroundings import surroundings
+from timing import Call, rates_by_turns
 from vlmo.interop.onnx import OnnxGraph, load_model
 from vlmo.interop.onnx_conversion import noise
 from vlmo.interop.onnx_graphs import Graph, graphs_of
@@ -33,10 +33,7 @@ from vlmo.interop.onnx_session import OnnxSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.recipes.onnx_export import export_onnx
 
-Call = Callable[[], Any]
 TORCH, FLOAT32, INT8 = "pytorch", "onnxruntime", "onnxruntime_int8"
-# Threads of the engine whose turn is over spin for a while.
-_PAUSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,26 +60,9 @@ class Options:
     """JSON file for the result."""
 
 
-def rate(call: Call, *, rows: int, seconds: float) -> float:
-    """Rows a second of a call, over at least `seconds` after one call to warm up."""
-    call()
-    start, done, elapsed = time.perf_counter(), 0, 0.0
-    while elapsed < seconds or not done:
-        call()
-        done += rows
-        elapsed = time.perf_counter() - start
-    return done / elapsed
-
-
 def by_turns(calls: dict[str, Call], *, rows: int, turns: int, seconds: float) -> dict[str, Any]:
     """Rates of each engine, and its ratio to PyTorch; in each turn another one is first."""
-    rates: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for turn in range(turns):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            time.sleep(_PAUSE)
-            rates[name].append(rate(calls[name], rows=rows, seconds=seconds))
+    rates = rates_by_turns(calls, rows=rows, turns=turns, seconds=seconds)
     return {
         name: {
             "rows_per_second": statistics.median(own),

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 import torch
 
 import onnx_speed
+import timing
 from vlmo.interop.onnx_conversion import noise
 from vlmo.interop.onnx_graphs import graphs_of
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
-# The clock of a busy machine: a sleep may last longer, never shorter.
-SLOWER = 0.2
-
-
-def test_rate_counts_rows_of_whole_calls() -> None:
-    calls = []
-
-    def call() -> None:
-        calls.append(time.sleep(0.02))
-
-    found = onnx_speed.rate(call, rows=8, seconds=0.1)
-    assert SLOWER * 8 / 0.02 < found <= 8 / 0.02
-    assert 2 <= len(calls) <= 6  # one to warm up
-    assert onnx_speed.rate(call, rows=1, seconds=0.0) <= 1 / 0.02
-
 
 def test_ratio_is_the_median_of_the_turns(monkeypatch) -> None:
     rates = iter([10.0, 20.0, 30.0, 90.0, 40.0, 40.0])  # PyTorch first, then the other first, and so on
-    monkeypatch.setattr(onnx_speed, "rate", lambda *_, **__: next(rates))
+    monkeypatch.setattr(timing, "rate", lambda *_, **__: next(rates))
     calls = {onnx_speed.TORCH: lambda: None, onnx_speed.FLOAT32: lambda: None}
     found = onnx_speed.by_turns(calls, rows=1, turns=3, seconds=0.0)
     assert found[onnx_speed.TORCH] == {"rows_per_second": 40.0, "ratio_to_pytorch": 1.0, "turns": [10.0, 90.0, 40.0]}

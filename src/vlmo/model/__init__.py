@@ -8,6 +8,7 @@ from vlmo.model.downstream import (
     VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
 )
+from vlmo.model.inference import DualEncoderForInference
 from vlmo.model.tasks import (
     VLMoContrastOutput,
     VLMoForImageTextRetrieval,
@@ -17,6 +18,7 @@ from vlmo.model.tasks import (
 )
 
 __all__ = [
+    "DualEncoderForInference",
     "VLMoConfig",
     "VLMoContrastOutput",
     "VLMoForImageClassification",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +15,7 @@ from transformers.utils import ModelOutput
 from vlmo.model.backbone import Sequence, VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead
+from vlmo.model.inference import DualEncoderForInference
 from vlmo.model.multiway import LANGUAGE, VISION, wanted_places
 
 
@@ -94,6 +96,14 @@ class _DualEncoder(VLMoPreTrainedModel):
         if self.match_head is None or pooled is None:
             raise ValueError(_NO_MATCH_HEAD)
         return self.match_head(pooled)
+
+    def for_inference(self, *, dtype: torch.dtype | None = None, int8: bool = False) -> DualEncoderForInference:
+        """The dual encoder alone, ready to embed quickly; see there for the arguments. This model stays as it is.
+
+        Raises:
+            ValueError: int8 on another device than a CPU.
+        """
+        return DualEncoderForInference.of(self.vlmo, self.contrast_head, dtype=dtype, int8=int8)
 
     def clamp_logit_scale_(self) -> None:
         """Keeps every temperature at or above 1/100; called after each update."""

@@ -1,0 +1,64 @@
+"""Dual against fusion encoder at tiny size: what was measured is told from what was not, and crossings are right."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import dual_vs_fusion
+from dual_vs_fusion import Clock
+
+
+def test_times_and_crossings_are_written(tmp_path, capsys) -> None:
+    out = tmp_path / "results" / "dual_vs_fusion.json"
+    small = ["--preset", "tiny", "--counts", "2", "3", "5", "--shortlist", "2", "--batch", "4", "--threads", "1"]
+    dual_vs_fusion.main([*small, "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert result["rows_measured"] == {"images": 5, "texts": 5, "pairs": 25}
+    assert [row["count"] for row in result["rows"]] == [2, 3, 5]
+    for row in result["rows"]:
+        assert {row[way]["kind"] for way in ("dual", "fusion", "rerank")} == {"measured"}
+        assert row["dual"]["seconds"] < row["rerank"]["seconds"]
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3 + 4
+
+
+def test_out_of_time_the_rest_is_extrapolated(tmp_path, capsys) -> None:
+    out = tmp_path / "dual_vs_fusion.json"
+    small = ["--preset", "tiny", "--counts", "2", "1000", "--batch", "2", "--threads", "1", "--seconds", "0"]
+    dual_vs_fusion.main([*small, "--out", str(out)])
+    small, large = json.loads(out.read_text())["rows"]
+    assert (small["dual"]["kind"], small["fusion"]["kind"]) == ("measured", "extrapolated")  # 2 images, 4 pairs
+    assert (large["dual"]["kind"], large["fusion"]["kind"]) == ("extrapolated", "extrapolated")
+    assert "~" in capsys.readouterr().out
+
+
+def test_clock_reads_the_first_time_at_which_enough_was_done() -> None:
+    clock = Clock([2, 4, 5], [1.0, 2.0, 4.0])
+    assert clock.at(2) == (1.0, "measured")
+    assert clock.at(3) == (2.0, "measured")
+    assert clock.at(10) == (8.0, "extrapolated")
+
+
+def test_calls_end_at_each_mark() -> None:
+    calls: list[int] = []
+    clock = dual_vs_fusion.timed(calls.append, marks=[3, 8], batch=4, seconds=60.0)
+    assert calls == [4, 3, 4, 1]  # the first one to warm up
+    assert clock.done == [3, 7, 8]
+
+
+def test_crossing_points_by_hand() -> None:
+    found = dual_vs_fusion.crossings(image=3.0, text=1.0, pair=3.0, product=1.0, shortlist=5)
+    assert found == {
+        "dual_faster_than_fusion_from": 3,  # at 2 both take 12
+        "rerank_faster_than_fusion_from": 10,  # at 9: 36 + 135 + 81 = 252 > 243; at 10: 40 + 150 + 100 < 300
+        "product_longer_than_embedding_from": 5,
+        "reranking_longer_than_embedding_from_shortlist": 2,
+    }
+    never = dual_vs_fusion.crossings(image=1.0, text=1.0, pair=1.0, product=1.0, shortlist=1)
+    assert never["dual_faster_than_fusion_from"] is None
+
+
+def test_counts_below_one_are_refused() -> None:
+    with pytest.raises(SystemExit, match="1 or more"):
+        dual_vs_fusion.main(["--counts", "0"])

@@ -1,0 +1,124 @@
+"""The dual encoder for inference: the same vectors, with fewer operations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.toy_model import BEIT3, pictures, texts, toy
+
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
+from vlmo.model.inference import Int8Linear
+
+VARIANTS = {
+    "plain": {},
+    "absolute": {"position_embedding": "absolute", "layer_scale_init": None},
+    "one expert": {"experts": "shared"},
+    "beit3": BEIT3,
+    "one layer": {"num_hidden_layers": 1},
+}
+# The same sums with factors in other places; vectors have length one.
+FLOAT32_TOLERANCE = 2e-6
+# Eight bits of mantissa, rounded after each operation.
+BFLOAT16_COSINE = 0.998
+# Scales for each output and each token leave about one part in 127 of the largest value.
+INT8_COSINE = 0.99
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def captions() -> dict[str, torch.Tensor]:
+    return texts([5, 8, 3], padded_to=16)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("model_class", [VLMoForImageTextRetrieval, VLMoForPreTraining])
+def test_vectors_are_those_of_the_model(model_class, changes):
+    model = toy(model_class, **changes)
+    encoder = model.for_inference()
+    images = model.get_image_features(pictures(3))
+    assert (images[0] - images[1]).abs().max() > 100 * FLOAT32_TOLERANCE
+    torch.testing.assert_close(encoder.get_image_features(pictures(3)), images, atol=FLOAT32_TOLERANCE, rtol=0)
+    vectors = model.get_text_features(**captions())
+    assert (vectors[0] - vectors[1]).abs().max() > 100 * FLOAT32_TOLERANCE
+    torch.testing.assert_close(encoder.get_text_features(**captions()), vectors, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{}, VARIANTS["absolute"]], ids=["relative", "absolute"])
+def test_other_sizes_and_lengths_in_any_order(changes):
+    model = toy(VLMoForImageTextRetrieval, **changes)
+    encoder = model.for_inference()
+    for size in ((64, 64), (32, 96), (64, 64)):
+        given = pictures(2, size=size)
+        expected = model.get_image_features(given)
+        torch.testing.assert_close(encoder.get_image_features(given), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+    for length in (7, 20, 4):
+        ids = texts([length, length])["input_ids"]
+        expected = model.get_text_features(ids)
+        torch.testing.assert_close(encoder.get_text_features(ids), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{}, VARIANTS["beit3"]], ids=["plain", "beit3"])
+def test_bfloat16_and_int8_stay_close(changes):
+    model = toy(VLMoForImageTextRetrieval, hidden_size=64, size=0.05, **changes)
+    images, vectors = model.get_image_features(pictures(3)), model.get_text_features(**captions())
+    half = model.for_inference(dtype=torch.bfloat16)
+    eighth = model.for_inference(int8=True)
+    for encoder, least in ((half, BFLOAT16_COSINE), (eighth, INT8_COSINE)):
+        found = encoder.get_image_features(pictures(3)), encoder.get_text_features(**captions())
+        for rows, expected in zip(found, (images, vectors), strict=True):
+            assert rows.dtype == torch.float32
+            assert (rows * expected).sum(dim=1).min() > least
+            assert not torch.equal(rows, expected)
+    assert half.dtype == torch.bfloat16
+
+
+def test_int8_layer_rounds_to_the_scales_of_outputs_and_tokens():
+    layer = Int8Linear(torch.tensor([[127.0, -63.6], [1.0, 0.0]]), torch.tensor([0.5, 0.0]))
+    # Weights become [127, -64] and [127, 0]; the second token is 100 times the first, which changes no rounding.
+    given = torch.tensor([[[2.0, 1.0], [200.0, 100.0]]])
+    first = 2 / 127 * (127 * 127 - 64 * 64)
+    expected = torch.tensor([[[first + 0.5, 2.0], [100 * first + 0.5, 200.0]]])
+    torch.testing.assert_close(layer(given), expected)
+
+
+def test_int8_layer_takes_tokens_of_zeros():
+    layer = Int8Linear(torch.zeros(4, 4), torch.arange(4.0))
+    assert torch.equal(layer(torch.zeros(2, 3, 4)), torch.arange(4.0).expand(2, 3, 4))
+
+
+def test_shared_weights_are_held_once_and_the_model_is_left_alone():
+    model = toy(VLMoForImageTextRetrieval)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    encoder = model.for_inference()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert encoder.images.layers[0].query is encoder.texts.layers[0].query
+    assert encoder.images.layers[0].fc1 is not encoder.texts.layers[0].fc1
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    expected = encoder.get_image_features(pictures())
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert torch.equal(encoder.get_image_features(pictures()), expected)
+
+
+def test_kept_biases_follow_a_change_of_type():
+    encoder = toy(VLMoForImageTextRetrieval).for_inference()
+    encoder.get_image_features(pictures())
+    encoder.get_text_features(**captions())
+    assert encoder.to(torch.bfloat16).get_image_features(pictures()).isfinite().all()
+    assert encoder.get_text_features(**captions()).isfinite().all()
+
+
+def test_wrong_inputs_are_named():
+    model = toy(VLMoForImageTextRetrieval)
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 3\); expected \(2, 3\)"):
+        model.for_inference().get_text_features(torch.ones(2, 3, dtype=torch.long), torch.ones(1, 3))
+    with pytest.raises(ValueError, match="pixel_values have shape"):
+        model.for_inference().get_image_features(torch.zeros(1, 3, 30, 64))
+    with torch.device("meta"):
+        elsewhere = VLMoForImageTextRetrieval(VLMoConfig.tiny())
+    with pytest.raises(ValueError, match="int8 runs on a CPU, and the model is on meta"):
+        elsewhere.for_inference(int8=True)
