@@ -113,7 +113,7 @@ def test_saved_adapter_comes_back(variant, tmp_path):
     check_equal(outputs(loaded), expected)
     with loaded.disable_adapter():
         # In the last block a plain layer projects the tokens that are used, an adapted one all of them.
-        check_equal(outputs(loaded), outputs(before), atol=1e-6)
+        check_equal(outputs(loaded), outputs(before), atol=1e-5)
     # transformers' own way in.
     base = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "base")
     base.load_adapter(str(tmp_path / "adapter"))
