@@ -21,10 +21,12 @@ _FLIPS = TransformConfig(image_size=_PIXELS, rand_augment_ops=0)
 def easy_vqa() -> Recipe:
     """Questions about pictures of one drawn shape, 13 answers.
 
-    Data:    easy-vqa: 38,575 questions about 4,000 pictures; 9,673 about 1,000 other pictures are for testing.
+    Data:    easy-vqa-balanced: 24,190 of the 38,575 questions about 4,000 pictures; all 9,673 about 1,000 other
+             pictures are for testing.
     Start:   the model folder of emoji-stage3, from `make quickstart`.
     Run:     vlmo train easy-vqa
-    Expect:  not yet run.
+    Expect:  accuracy 99.5 % (without the pictures 67.1, one answer to all 37.3), in 14 minutes on one of two busy CPU
+             cores (AMD EPYC, one seed; docs/log.md).
     """
     base = emoji.emoji_stage3()
     return Recipe(
@@ -47,7 +49,7 @@ def easy_vqa_question_only() -> Recipe:
     Data:    easy-vqa-hidden: the same questions, one grey picture for all.
     Start:   the model folder of emoji-stage3.
     Run:     vlmo train easy-vqa-question-only
-    Expect:  not yet run.
+    Expect:  accuracy 67.1 %.
     """
     recipe = easy_vqa()
     return replace(recipe, data=replace(recipe.data, source="easy-vqa-hidden"), evaluate_on="easy-vqa-hidden")
@@ -59,7 +61,8 @@ def easy_vqa_pairs() -> Recipe:
     Data:    easy-vqa-pairs: 24,000 pairs of pictures with 6,000 sentences; 2,000 pairs of others are for testing.
     Start:   the model folder of easy-vqa.
     Run:     vlmo train easy-vqa-pairs
-    Expect:  not yet run.
+    Expect:  accuracy 91.3 % (chance 50), consistency 72.8 % (chance 6.2), in 9 minutes on one of two busy CPU cores
+             (AMD EPYC, one seed).
     """
     recipe = easy_vqa()
     return replace(
