@@ -24,6 +24,8 @@ class TrainOptions:
     """Run folder; a run that was interrupted goes on where it was."""
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    hang_seconds: float = 1800.0
+    """With several processes: after how long without a sign of life or progress one is reported, and the others end."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def train_command(arguments: list[str]) -> None:
             about=about,
             original=default.recipe,
             device=options.device,
+            hang_seconds=options.hang_seconds,
         )
         result = trainer.fit()
         writes = is_main()

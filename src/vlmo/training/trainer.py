@@ -29,12 +29,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from vlmo.distributed import all_reduce, barrier, is_main, rank, world_size
 from vlmo.folder import write_folder
 from vlmo.training.checkpoint import claim_run_folder, newest_state, save_state, state_path
-from vlmo.training.errors import TrainingError
+from vlmo.training.errors import TrainingError, describe_fault
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, no_sync, to_device, wrap
 from vlmo.training.randomness import seed_generators, step_seed
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import Tracker, read_metrics
+from vlmo.training.watchdog import HANG_SECONDS, Watchdog, is_lost_contact
 from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class Trainer:
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         console: Where the progress bar goes; None shows nothing.
         title: Stands before the progress bar.
+        hang_seconds: With several processes: after how long without a sign of life or progress one counts as hanging.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class Trainer:
         device: str | None = None,
         console: Console | None = None,
         title: str = "training",
+        hang_seconds: float = HANG_SECONDS,
     ) -> None:
         self.device = choose_device(device)
         self.objective = objective.to(self.device).train()
@@ -159,6 +162,7 @@ class Trainer:
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
         self._progress, self._began = _Progress(), 0.0
         self._good_state: Path | None = None
+        self._watchdog = Watchdog(hang_seconds)
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
 
     def fit(self) -> Result:
@@ -168,13 +172,19 @@ class Trainer:
 
         Raises:
             ValueError: The run folder holds a run with another recipe.
-            TrainingError: `max_bad_steps` updates in a row were skipped, or every saved state is damaged.
+            TrainingError: `max_bad_steps` updates in a row were skipped, every saved state is damaged, nothing can be
+                written, data or their workers are gone, or another process is.
         """
+        with self._watchdog, self._explained_faults():
+            return self._fit()
+
+    def _fit(self) -> Result:
         if self._restore():
             logger.info("%s: %s has already finished", self.title, self.run_dir)
             return self._result("already_finished")
         with StopSignal() as stop, self._open_tracker() as tracker:
             finished = self._train(tracker, stop)
+            self._watchdog.at("writing the model folder", timed=False)
             if finished and is_main():
                 with write_folder(self.model_dir) as aside:
                     self.save_model(aside)
@@ -202,6 +212,7 @@ class Trainer:
     ) -> bool:
         """One step; True if any process was asked to stop."""
         progress, began = self._progress, time.monotonic()
+        self._watchdog.at(f"reading the batch of step {progress.step + 1}")
         micro_batches = next(batches)
         losses = self._accumulate_gradients(wrapped, micro_batches)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -228,6 +239,7 @@ class Trainer:
         for micro, batch in enumerate(micro_batches):
             seed_generators(step_seed(self.seed, step=self._progress.step, micro=micro, rank=rank()))
             batch = to_device(batch, self.device)
+            self._watchdog.at(f"in step {self._progress.step + 1}")
             with no_sync(wrapped, last=micro == len(micro_batches) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                     losses = wrapped(batch)
@@ -293,6 +305,7 @@ class Trainer:
         due = step == self.config.max_steps or (every is not None and step > 0 and step % every == 0)
         if not due or not self.evaluators or _evaluated_step(tracker) == step:
             return
+        self._watchdog.at(f"in the evaluation after step {step}", timed=False)
         model = self.objective.get_submodule("model")
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
@@ -305,11 +318,12 @@ class Trainer:
 
     def _save(self, tracker: Tracker | None) -> None:
         self._progress.seconds = self._seconds()
-        self._good_state = state_path(self.state_dir, self._progress.step)
+        self._watchdog.at(f"saving step {self._progress.step}", timed=False)
         if tracker is not None:
             tracker.flush()  # first, so that a restored state never lacks lines
             tensors = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
             save_state(self.state_dir, tensors=tensors, progress=asdict(self._progress), keep=self.config.keep_states)
+        self._good_state = state_path(self.state_dir, self._progress.step)
 
     def _restore(self) -> bool:
         """Goes to the newest state, if there is one; True if the run has finished."""
@@ -324,6 +338,30 @@ class Trainer:
             logger.info("%s: going on from %s", self.title, saved.path)
         self._began = time.monotonic() - self._progress.seconds
         return self._progress.step >= self.config.max_steps and from_main(self.model_dir.exists())
+
+    @contextlib.contextmanager
+    def _explained_faults(self) -> Iterator[None]:
+        """Faults of the machine as one line that says where the run stands."""
+        try:
+            yield
+        except (TrainingError, BrokenPipeError):
+            raise
+        except (OSError, RuntimeError) as error:
+            if (fault := self._fault(error)) is None:
+                raise
+            saved = max(self.state_dir.glob("step_????????"), default=None)
+            stands = f"the last saved state is {saved}" if saved else "nothing was saved yet"
+            raise TrainingError(
+                f"{self.title}: step {self._progress.step}: {fault}; {stands}, and the same command goes on from there"
+            ) from error
+
+    def _fault(self, error: OSError | RuntimeError) -> str | None:
+        if is_lost_contact(error):
+            gone = ", ".join(map(str, self._watchdog.missing())) or "of unknown number"
+            return (
+                f"process {rank()} has lost process {gone}, which has ended or was killed (its own output may say why)"
+            )
+        return describe_fault(error, run_dir=self.run_dir)
 
     def _open_tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
         if not is_main():
