@@ -5,8 +5,10 @@ Processes come from a fork server that has imported everything once, so that eac
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,12 +19,15 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 import toy_run
+from tests.rights import ordinary_rights
 from toy_run import Settings, make_trainer
 
+from vlmo.data.loader import Loader, LoaderConfig
 from vlmo.training import TrainerConfig, launch
 from vlmo.training.errors import TrainingError
+from vlmo.types import Batch
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0  # a busy machine may take minutes to start Python
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,11 @@ def _train(
     pause: Pause | None = None,
     hang_seconds: float = 60.0,
     evaluation_s: float = 0.0,
+    ordinary: bool = False,
+    num_workers: int | None = None,
+    kills_worker_in_step: int | None = None,
 ) -> None:
+    """Trains; if `ordinary`, without root's right to write anywhere; with `num_workers`, by the real loader."""
     if pause is not None and pause.rank in {None, rank}:
         _arm(folder, pause)
 
@@ -153,12 +162,39 @@ def _train(
         time.sleep(evaluation_s * (rank == 0))
         return {"toy/one": 1.0}
 
-    with launch("cpu"):
+    load = None if num_workers is None else _loader(num_workers=num_workers, kills_in_step=kills_worker_in_step)
+    with ordinary_rights() if ordinary else contextlib.nullcontext(), launch("cpu"):
         trainer = make_trainer(
-            folder / "run", settings=Settings(), config=config, hang_seconds=hang_seconds, evaluators=[evaluate]
+            folder / "run", load=load, config=config, hang_seconds=hang_seconds, evaluators=[evaluate]
         )
         result = trainer.fit()
     os.write(1, f"{result.status} {result.steps}\n".encode())
+
+
+class Rows:
+    """Rows of which one has its worker killed, as the system does when memory runs out."""
+
+    trap: int | None = None
+
+    def __len__(self) -> int:
+        return 128
+
+    def __getitem__(self, key: tuple[int, int]) -> int:
+        if key[1] == self.trap:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return key[1]
+
+    def collate(self, examples: list[int]) -> Batch:
+        rows = torch.tensor(examples)
+        return Batch(pixel_values=torch.sin(rows[:, None] + torch.arange(4.0)), sample_ids=rows)
+
+
+def _loader(*, num_workers: int, kills_in_step: int | None) -> Loader:
+    rows = Rows()
+    loader = Loader(rows, config=LoaderConfig(global_batch_size=8, num_workers=num_workers), seed=0)
+    if kills_in_step is not None:
+        rows.trap = loader.sample_ids(kills_in_step - 1)[0]
+    return loader
 
 
 def _arm(folder: Path, pause: Pause) -> None:

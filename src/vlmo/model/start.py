@@ -124,9 +124,9 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], VLMoConfig]:
 def _need_finite(weights: Mapping[str, Tensor], *, folder: Path) -> None:
     spoilt = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if spoilt:
-        more = f" and {len(spoilt) - 1} more tensors" if len(spoilt) > 1 else ""
+        more = f", as in {len(spoilt) - 1} more tensors" if len(spoilt) > 1 else ""
         raise ValueError(
-            f"{folder}: {spoilt[0]}{more} holds numbers that are not finite; a run from there would train nothing. "
+            f"{folder}: {spoilt[0]} holds numbers that are not finite{more}; a run from there would train nothing. "
             "Start from another folder."
         )
 

@@ -14,17 +14,16 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where it stands and what to do."""
 
 
-def describe_fault(error: OSError | RuntimeError, *, run_dir: Path) -> str | None:
+def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path) -> str | None:
     """What the machine did to a run and what to do about it, in one phrase; None for errors of another kind."""
     text = str(error)
-    if "DataLoader worker" in text:
+    broken_pipe_of_a_worker = isinstance(error, ConnectionError | EOFError)
+    if "DataLoader worker" in text or broken_pipe_of_a_worker:
         reason = re.search(r"killed by signal: \w+|exited unexpectedly", text)
         return (
-            f"a worker that prepares batches is gone ({reason[0] if reason else text.splitlines()[0]}), most often"
-            " because memory ran out: give the machine more, or lower loader.num_workers in a new run"
+            f"a worker that prepares batches is gone ({reason[0] if reason else text}), most often because memory ran"
+            " out: give the machine more, or lower loader.num_workers in a new run"
         )
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in text:  # hides the system's reason
-        return f"{run_dir} could not be written ({text.splitlines()[0]}); is the disk full? Free space there"
     if not isinstance(error, OSError):
         return None
     if error.errno in _NO_ROOM:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -322,7 +323,14 @@ class Trainer:
         if tracker is not None:
             tracker.flush()  # first, so that a restored state never lacks lines
             tensors = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
-            save_state(self.state_dir, tensors=tensors, progress=asdict(self._progress), keep=self.config.keep_states)
+            try:
+                save_state(
+                    self.state_dir, tensors=tensors, progress=asdict(self._progress), keep=self.config.keep_states
+                )
+            except RuntimeError as error:  # PyTorch hides the system's reason
+                raise OSError(
+                    f"no state could be written in {self.state_dir} ({error}); is the disk full? Free space there"
+                ) from error
         self._good_state = state_path(self.state_dir, self._progress.step)
 
     def _restore(self) -> bool:
@@ -346,16 +354,20 @@ class Trainer:
             yield
         except (TrainingError, BrokenPipeError):
             raise
-        except (OSError, RuntimeError) as error:
-            if (fault := self._fault(error)) is None:
+        except (OSError, EOFError, RuntimeError) as error:
+            with StopSignal():  # a launcher terminates those that are left, who should first say what they know
+                fault = self._fault(error)
+            if fault is None:
                 raise
+            # Drops what the stopped frames hold: a loader left alive raises again at the end of each of its workers.
+            traceback.clear_frames(error.__traceback__)
             saved = max(self.state_dir.glob("step_????????"), default=None)
             stands = f"the last saved state is {saved}" if saved else "nothing was saved yet"
             raise TrainingError(
                 f"{self.title}: step {self._progress.step}: {fault}; {stands}, and the same command goes on from there"
             ) from error
 
-    def _fault(self, error: OSError | RuntimeError) -> str | None:
+    def _fault(self, error: OSError | EOFError | RuntimeError) -> str | None:
         if is_lost_contact(error):
             gone = ", ".join(map(str, self._watchdog.missing())) or "of unknown number"
             return (

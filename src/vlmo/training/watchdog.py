@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self, cast
 
 import torch.distributed as dist
 
@@ -119,7 +119,7 @@ class Watchdog:
     def __enter__(self) -> Self:
         if world_size() > 1:
             # A connection of its own: the main thread may be waiting on the group's. PyTorch has no public name for it.
-            store = dist.distributed_c10d._get_default_store().clone()
+            store = cast(Any, dist.distributed_c10d)._get_default_store().clone()
             store = dist.PrefixStore("vlmo/watchdog", store)
             store.set_timeout(timedelta(seconds=self._hang_seconds))
             store.set(str(rank()), json.dumps(asdict(self._word)))
