@@ -1,6 +1,7 @@
 """`vlmo evaluate`, `vlmo predict` and `vlmo data` as people type them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,8 @@ def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_p
         (["evaluate", folders["classification"], "--data", sentences, *out], "no classes"),
         (["evaluate", folders["dual"], "--data", pairs, "--rerank", "4", *out], "no matching head"),
         (["evaluate", folders["vqa"], "--data", questions, "--rerank", "4", *out], "belongs to the task retrieval"),
+        (["evaluate", folders["dual"], "--data", pairs, "--rerank-weight", "0.5", *out], "nothing is reordered"),
+        (["evaluate", folders["retrieval"], "--data", pairs, "--rerank", "-1", *out], "rerank is -1"),
         (["evaluate", folders["vqa"], "--data", questions, "--task", "vqaa", *out], "--task"),
         (["evaluate", folders["vqa"], "--data", questions, "--device", "bogus", *out], "device is 'bogus'"),
         (["evaluate", folders["vqa"], "--data", questions, "--submission", "x", "--limit", "3"], "leave out --limit"),
@@ -199,3 +202,53 @@ def test_processes_share_an_evaluation(folders, pairs, tmp_path):
         figures[processes] = json.loads(out.read_text())
     assert figures[1]["metrics"] == figures[2]["metrics"]
     assert figures[1]["predictions"] == figures[2]["predictions"]
+
+
+def test_methods_do_not_write_over_each_others_figures(folders, tmp_path):
+    classes = str(write_class_set(tmp_path / "classes"))
+    folder = Path(folders["classification"])
+    for method in ("head", "linear-probe"):
+        main(["evaluate", str(folder), "--data", classes, "--method", method])
+        assert (folder / f"evaluation_classification_classes_test_{method}.json").is_file()
+
+
+def test_places_that_cannot_be_written_are_told_before_the_work(folders, questions, picture, capsys, tmp_path):
+    evaluate = ["evaluate", folders["vqa"], "--data", questions]
+    asks = ["predict", folders["vqa"], "--image", picture, "--question", "why?", "--save"]
+    for arguments, words in (
+        ([*evaluate, "--out", str(tmp_path)], "is a folder; name a file"),
+        ([*evaluate, "--out", f"{picture}/figures.json"], "is no folder"),
+        ([*evaluate, "--submission", str(tmp_path)], "is a folder; name a file"),
+        ([*asks, str(tmp_path)], "is a folder; name a file"),
+        ([*asks, str(tmp_path / "seen.jpg")], "a name that ends with .png"),
+        ([*evaluate, "--batch-size", "0"], "batch_size is 0"),
+    ):
+        assert words in refused(arguments, capsys), arguments
+    assert not list(tmp_path.iterdir())
+
+
+def damaged(folder: str, to: Path, *, remove: str = "", **changes) -> str:
+    shutil.copytree(folder, to)
+    if remove:
+        (to / remove).unlink()
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | changes))
+    return str(to)
+
+
+def test_folders_that_are_damaged_are_one_line(folders, questions, pairs, capsys, tmp_path):
+    vqa, retrieval = folders["vqa"], folders["retrieval"]
+    cut = damaged(vqa, tmp_path / "cut")
+    weights = (tmp_path / "cut" / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:-100])
+    for folder, data, words in (
+        (cut, questions, "cannot be loaded"),
+        (damaged(vqa, tmp_path / "empty", remove="model.safetensors"), questions, "cannot be loaded"),
+        (damaged(vqa, tmp_path / "wordless", remove="tokenizer.json"), questions, "knows no words"),
+        (damaged(vqa, tmp_path / "wide", hidden_size=48), questions, "other shapes than its config.json says"),
+        (damaged(retrieval, tmp_path / "deep", hidden_size=48), pairs, "other shapes than its config.json says"),
+        (damaged(vqa, tmp_path / "odd", architectures="A"), questions, "expected a list of names"),
+    ):
+        line = refused(["evaluate", folder, "--data", data], capsys)
+        assert words in line
+        assert Path(folder).name in line

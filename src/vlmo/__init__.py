@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForSemanticSegmentation,
-    AutoModelForVisualQuestionAnswering,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from vlmo.interop.pipelines import register as _register_pipelines
-from vlmo.model import (
-    VLMoConfig,
-    VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
-    VLMoForMaskedImageModeling,
-    VLMoForMaskedLM,
-    VLMoForPreTraining,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-    VLMoModel,
-)
-from vlmo.processing import VLMoProcessor
+from vlmo.registration import register, register_when_transformers_is_imported
+
+if TYPE_CHECKING:
+    from vlmo.model import (
+        VLMoConfig,
+        VLMoForImageClassification,
+        VLMoForImageTextRetrieval,
+        VLMoForMaskedImageModeling,
+        VLMoForMaskedLM,
+        VLMoForPreTraining,
+        VLMoForSemanticSegmentation,
+        VLMoForVisualQuestionAnswering,
+        VLMoForVisualReasoning,
+        VLMoModel,
+    )
+    from vlmo.processing import VLMoProcessor
 
 __version__ = "0.1.0"
 
@@ -46,14 +38,18 @@ __all__ = [
     "VLMoProcessor",
 ]
 
-AutoConfig.register(VLMoConfig.model_type, VLMoConfig)
-AutoModel.register(VLMoConfig, VLMoModel)
-AutoModelForPreTraining.register(VLMoConfig, VLMoForPreTraining)
-AutoModelForMaskedImageModeling.register(VLMoConfig, VLMoForMaskedImageModeling)
-AutoModelForMaskedLM.register(VLMoConfig, VLMoForMaskedLM)
-AutoModelForZeroShotImageClassification.register(VLMoConfig, VLMoForImageTextRetrieval)
-AutoModelForVisualQuestionAnswering.register(VLMoConfig, VLMoForVisualQuestionAnswering)
-AutoModelForImageClassification.register(VLMoConfig, VLMoForImageClassification)
-AutoModelForSemanticSegmentation.register(VLMoConfig, VLMoForSemanticSegmentation)
-AutoProcessor.register(VLMoConfig, VLMoProcessor)
-_register_pipelines()
+register_when_transformers_is_imported()
+
+
+def __getattr__(name: str) -> Any:
+    """Public classes are imported when they are asked for: torch and transformers take seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    register()
+    room = "vlmo.processing" if name == "VLMoProcessor" else "vlmo.model"
+    found = globals()[name] = getattr(importlib.import_module(room), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

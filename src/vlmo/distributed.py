@@ -79,6 +79,15 @@ def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen
     return rows[torch.argsort(order)]
 
 
+def borrow(
+    tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen"]
+) -> tuple[Shaped[Tensor, "rows *shape"], Int[Tensor, "chosen"]]:
+    """`rows` and `places`, such that `rows[places]` are what `exchange` fetches; a process alone copies nothing."""
+    if world_size() == 1:
+        return tensor, wanted
+    return exchange(tensor, wanted), torch.arange(len(wanted), device=wanted.device)
+
+
 def global_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Mean over the rows of all processes, from this process's sum and number of rows.
 

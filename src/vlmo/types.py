@@ -12,7 +12,7 @@ class Batch(TypedDict, total=False):
     """One micro-batch; every objective reads the keys it needs. Names are those of Hugging Face."""
 
     pixel_values: Float[Tensor, "batch 3 height width"]
-    """Pictures, normalised with mean = std = 0.5."""
+    """Pictures, normalised with mean = std = 0.5; on the way to the device still 8-bit levels (uint8, 0 to 255)."""
     input_ids: Int[Tensor, "batch text"]
     """WordPiece ids, padded to the longest text of the batch, rounded up to 8."""
     attention_mask: Int[Tensor, "batch text"]
@@ -29,6 +29,6 @@ class Batch(TypedDict, total=False):
     image_ids: Int[Tensor, "batch"]
     """Equal for rows that show the same picture."""
     sample_ids: Int[Tensor, "batch"]
-    """Row numbers in the data set."""
+    """Row numbers in the data set; of streams, hashes of shard and place."""
     step_seed: Int[Tensor, ""]
     """A pure function of (run seed, step, micro-step), the same on every process; seeds the draw of hard negatives."""

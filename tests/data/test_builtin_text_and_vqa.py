@@ -95,6 +95,26 @@ def test_hidden_easy_vqa_has_the_questions_and_one_picture(cache_dir) -> None:
     assert colors == (64 * 64, (128, 128, 128))
 
 
+def test_balanced_easy_vqa_thins_questions_for_a_yes_about_colours(cache_dir) -> None:
+    whole, thinned = (
+        open_source(name, split="train", cache_dir=cache_dir) for name in ("easy-vqa", "easy-vqa-balanced")
+    )
+    kept = set(thinned["question_id"])
+    colours = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
+    rows = zip(*(whole[name] for name in ("question_id", "question", "answers")), strict=True)
+    shares = {"yes": [], "no": []}
+    for name, question, (answer,) in rows:
+        if answer in shares and colours & set(question.rstrip("?").split()):
+            shares[answer].append(name in kept)
+        else:
+            assert name in kept, question
+    assert len(kept) == len(thinned) < len(whole)
+    for answer, thinning in shares.items():  # the answer has no say in what goes
+        assert np.mean(thinning) == pytest.approx(0.3, abs=0.02), answer
+    test = [open_source(name, split="test", cache_dir=cache_dir) for name in ("easy-vqa", "easy-vqa-balanced")]
+    assert list(test[0]["question_id"]) == list(test[1]["question_id"])
+
+
 @pytest.mark.parametrize(
     ("question", "kind"),
     [

@@ -50,3 +50,11 @@ def test_collate_stacks_pictures_and_masks():
     assert batch["pixel_values"][1].eq(1).all()
     assert batch["bool_masked_pos"].tolist() == [[True, False]] * 2
     assert batch["image_ids"].tolist() == [2**63 - 1] * 2
+
+
+def test_collate_keeps_pictures_8_bit_with_channels_last_in_memory():
+    pictures = [torch.randint(256, (4, 5, 3), dtype=torch.uint8).movedim(-1, -3) for _ in range(3)]
+    batch = collate([Example(sample_id=row, pixel_values=picture) for row, picture in enumerate(pictures)])
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert torch.equal(batch["pixel_values"], torch.stack(pictures))
+    assert batch["pixel_values"].movedim(-3, -1).is_contiguous()

@@ -1,4 +1,6 @@
 import contextlib
+import dataclasses
+import importlib.resources
 import io
 import struct
 import warnings
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from vlmo.data.decoding import decode_image, decode_mask, range_path
+from vlmo.data.decoding import EncodedPicture, decode_image, decode_mask, range_path
+from vlmo.processing import TransformConfig, train_transform
 
 LOSSY = 6  # JPEG at quality 95 of a flat colour is off by a few of 255 levels (seen: at most 3)
 
@@ -259,3 +262,57 @@ def test_decode_mask_rejects_more_channels_and_bits() -> None:
     deep = Image.fromarray(np.full((2, 2), 300, dtype=np.uint16))
     with pytest.raises(ValueError, match="mode I;16; a mask needs"):
         decode_mask(cell(deep))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_encoded_jpeg_knows_its_size_and_decodes_at_a_smaller_scale(orientation: int, reduction: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.new("RGB", (101, 67), (200, 30, 90))
+    encoded = EncodedPicture(cell(stored, "JPEG", quality=95, exif=exif))
+    size = (67, 101) if orientation == 6 else (101, 67)
+    assert encoded.size == size
+    picture = encoded.decode(reduction)
+    assert picture.mode == "RGB"
+    assert picture.size == tuple(-(-side // reduction) for side in size)
+    assert np.abs(np.asarray(picture).astype(int) - (200, 30, 90)).max() <= LOSSY
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF"])
+def test_encoded_picture_of_another_format_comes_whole(file_format: str) -> None:
+    image = cell(Image.new("RGB", (101, 67)), file_format)
+    encoded = EncodedPicture(image)
+    assert encoded.size == encoded.decode(4).size == (101, 67)
+
+
+@pytest.mark.parametrize("reduction", [1, 4])
+def test_encoded_jpeg_that_is_cut_is_refused(reduction: int) -> None:
+    image = cell(noise(), "JPEG")
+    image["bytes"] = image["bytes"][: len(image["bytes"]) // 2]
+    with pytest.raises(ValueError, match=r"picture\.jpeg: cannot be decoded"):
+        EncodedPicture(image).decode(reduction)
+
+
+# Levels of 255, mean over a picture; seen on this photograph: 2.4 and 4.1 (docs/scaling.md). The second is mostly the
+# shift of the crop by less than half a reduced pixel.
+REDUCED_WHOLE, REDUCED_CROP = 3.5, 6.0
+
+
+@pytest.mark.parametrize(("min_crop", "bound"), [(1.0, REDUCED_WHOLE), (0.9, REDUCED_CROP)])
+@pytest.mark.parametrize("image_size", [64, 128])
+def test_reduced_decoding_of_a_photograph_is_near_the_plain_one(min_crop: float, bound: float, image_size: int) -> None:
+    photograph = importlib.resources.files("sklearn") / "datasets" / "images" / "china.jpg"
+    image = {"bytes": photograph.read_bytes(), "path": "china.jpg"}
+    config = TransformConfig(image_size=image_size, min_crop=min_crop)
+    plain = dataclasses.replace(config, reduced_decoding=False)
+    for seed in range(3):
+        reduced, whole = (
+            train_transform(kind).pixels(EncodedPicture(image), np.random.default_rng(seed)).float()
+            for kind in (
+                dataclasses.replace(config, rand_augment_ops=0),
+                dataclasses.replace(plain, rand_augment_ops=0),
+            )
+        )
+        difference = (reduced - whole).abs().mean()
+        assert 0 < difference < bound

@@ -7,8 +7,8 @@ from datasets import Dataset, Value
 from PIL import Image
 
 from vlmo.data import quarantine as quarantine_module
-from vlmo.data.quarantine import keep_good
-from vlmo.data.schema import FEATURES
+from vlmo.data.quarantine import PictureCheck, keep_good
+from vlmo.data.schema import FEATURES, REASONING_FEATURES
 
 
 def png(shade: int) -> dict:
@@ -171,3 +171,44 @@ def test_quarantine_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -
         keep_good(dataset([row(0), row(1)]), quarantine=file)
     assert file.read_text() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["q.jsonl"]
+
+
+def test_a_picture_of_many_rows_is_decoded_once(tmp_path, monkeypatch) -> None:
+    decoded = []
+    true = quarantine_module.decode_image
+    monkeypatch.setattr(
+        quarantine_module, "decode_image", lambda cell, **more: (decoded.append(cell["path"]), true(cell, **more))[1]
+    )
+    file = tmp_path / "broken.jpg"
+    file.write_bytes(b"no picture")
+    broken = {"bytes": None, "path": str(file)}
+    rows = [row(number, image=image) for number, image in enumerate([png(1), png(1), broken, broken, png(2), png(1)])]
+    good = keep_good(dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=0.5)
+    assert good["image_id"][:] == ["id0", "id1", "id4", "id5"]
+    assert decoded == ["1.png", str(file), "2.png"]
+    # Each row has a line of its own, whoever was looked at.
+    assert [line["row"] for line in lines(tmp_path / "q.jsonl")] == [2, 3]
+
+
+def test_verdicts_are_those_of_the_bytes_and_forgotten_in_time(monkeypatch) -> None:
+    check = PictureCheck()
+    assert check(png(1) | {"path": "same.png"}) is None
+    assert check({"bytes": b"other", "path": "same.png"}) == "same.png: not a picture in a known format (5 bytes)"
+    monkeypatch.setattr(quarantine_module, "_REMEMBERED", 2)
+    for shade in range(5):
+        assert check(png(shade)) is None
+    assert len(check._known) == 2
+
+
+def test_second_pictures_are_looked_at_too(tmp_path) -> None:
+    more = {"label": 1, "sentence_group": "g"}
+    rows = [
+        row(0, second_image=png(5), **more),
+        row(1, second_image={"bytes": b"x", "path": "right.png"}, **more),
+        row(2, second_image=None, **more),
+    ]
+    pairs = Dataset.from_list(rows, features=REASONING_FEATURES)
+    good = keep_good(pairs, quarantine=tmp_path / "q.jsonl", max_share=1.0)
+    assert good["image_id"][:] == ["id0"]
+    reasons = [line["reason"] for line in lines(tmp_path / "q.jsonl")]
+    assert reasons == ["right.png: not a picture in a known format (1 bytes)", "the row has no second_image"]

@@ -18,6 +18,7 @@ from vlmo.data.loader import Loader, LoaderConfig
 from vlmo.data.question_examples import QuestionExamples, ReasoningExamples, answers_of
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.processing import TransformConfig, eval_transform, train_transform
+from vlmo.processing.transforms import normalized
 
 PLAIN = TransformConfig(image_size=64)
 SCORE = 1e-7  # scores are kept in float32
@@ -61,7 +62,7 @@ def test_question_pixels_and_ids_are_the_processors(words):
     assert torch.equal(batch["input_ids"], inputs["input_ids"])
     assert torch.equal(batch["attention_mask"], inputs["attention_mask"])
     # The processor rescales in floats, the transform resizes bytes: half a level of 255 apart, in units of 127.5.
-    torch.testing.assert_close(batch["pixel_values"], inputs["pixel_values"], atol=1 / 127.5, rtol=0)
+    torch.testing.assert_close(normalized(batch)["pixel_values"], inputs["pixel_values"], atol=1 / 127.5, rtol=0)
 
 
 def test_questions_of_one_picture_share_its_id_and_its_decoded_copy(words):
@@ -74,8 +75,8 @@ def test_questions_of_one_picture_share_its_id_and_its_decoded_copy(words):
             decoded.append(picture)
             return self.plain.resize(picture)
 
-        def __call__(self, picture, generator):
-            return self.plain(picture, generator)
+        def pixels(self, picture, generator):
+            return self.plain.pixels(picture, generator)
 
     examples = questions(question_rows(12), words, transform=Counting(), cache_images=True)
     assert len(decoded) == 4

@@ -21,6 +21,7 @@ from vlmo.objectives.pretraining import (
     VisionLanguageObjective,
     VisionObjective,
 )
+from vlmo.training.engine import Engine
 
 ATOL = 1e-5  # float32 sums in another order
 TASKS = {
@@ -31,10 +32,19 @@ TASKS = {
     "sum, every second row fused": VisionLanguageConfig(fused_stride=2),
     "sum, in chunks": VisionLanguageConfig(fused_chunk=5),
     "sum, same pictures kept": VisionLanguageConfig(exclude_same=False),
+    "sum, cached": VisionLanguageConfig(cache_chunk=3),
+    "sum, cached, every second row fused": VisionLanguageConfig(fused_stride=2, cache_chunk=1),
 }
 RETRIEVAL = {
     "retrieval": VisionLanguageConfig(mlm_weight=0, itm_weight=0),
     "retrieval, with matching": VisionLanguageConfig(mlm_weight=0),
+    "retrieval, cached": VisionLanguageConfig(mlm_weight=0, itm_weight=0, cache_chunk=2),
+}
+# What each task in chunks is to be equal to, on one process without chunks.
+UNCACHED = {
+    "sum, cached": "sum",
+    "sum, cached, every second row fused": "sum, every second row fused",
+    "retrieval, cached": "retrieval",
 }
 ALL_TASKS = [*TASKS, *RETRIEVAL, "mim", "language"]
 
@@ -66,6 +76,15 @@ def losses_and_gradients(task: str) -> Result:
     return {name: value.detach() for name, value in losses.items()}, gradients
 
 
+def parallel_gradients(task: str) -> dict[str, Tensor]:
+    """Gradients of one backward pass under data parallelism, which averages them itself."""
+    objective = make_objective(task)
+    share = own_share(make_batch(), rank=distributed.rank(), world_size=distributed.world_size())
+    wrapped = Engine(objective)  # kept, as its hooks live with it
+    wrapped(share)["loss"].backward()
+    return {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
+
+
 def drawn_rows(*, local_negatives: bool) -> Tensor:
     """Global rows that this process draws as negatives, texts and images in turn, in twenty steps."""
     objective = make_objective("sum")
@@ -88,14 +107,14 @@ def drawn_rows(*, local_negatives: bool) -> Tensor:
     return torch.stack(rows)  # draws batch
 
 
-def everything() -> tuple[dict[str, Result], dict[str, Tensor]]:
+def everything() -> tuple[dict[str, Result], dict[str, Tensor], dict[str, Tensor]]:
     """All that a process is asked for: processes take seconds to start, so they start once."""
     drawn = {"local": drawn_rows(local_negatives=True), "global": drawn_rows(local_negatives=False)}
-    return {task: losses_and_gradients(task) for task in ALL_TASKS}, drawn
+    return {task: losses_and_gradients(task) for task in ALL_TASKS}, drawn, parallel_gradients("sum, cached")
 
 
 @pytest.fixture(scope="module")
-def processes() -> list[tuple[dict[str, Result], dict[str, Tensor]]]:
+def processes() -> list[tuple[dict[str, Result], dict[str, Tensor], dict[str, Tensor]]]:
     """Results of two processes."""
     return run_processes(everything)
 
@@ -106,9 +125,9 @@ def named(name: str):
 
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_two_processes_equal_one(task, processes):
-    losses, gradients = losses_and_gradients(task)
+    losses, gradients = losses_and_gradients(UNCACHED.get(task, task))
     assert sum(float(gradient.abs().sum()) for gradient in gradients.values()) > 0
-    for results, _ in processes:
+    for results, _, _ in processes:
         other_losses, other_gradients = results[task]
         assert other_losses.keys() == losses.keys()
         for name in losses:
@@ -116,6 +135,14 @@ def test_two_processes_equal_one(task, processes):
         assert other_gradients.keys() == gradients.keys()
         for name in gradients:
             torch.testing.assert_close(other_gradients[name], gradients[name], atol=ATOL, rtol=1e-4, msg=named(name))
+
+
+def test_chunks_go_through_data_parallelism_in_one_backward_pass(processes):
+    _, gradients = losses_and_gradients("sum")
+    for _, _, averaged in processes:
+        assert averaged.keys() == gradients.keys()
+        for name in gradients:
+            torch.testing.assert_close(averaged[name], gradients[name], atol=ATOL, rtol=1e-4, msg=named(name))
 
 
 def test_chunks_give_the_result_of_one_batch():
@@ -128,7 +155,7 @@ def test_chunks_give_the_result_of_one_batch():
 
 def test_negatives_come_from_all_processes_or_from_the_own_one(processes):
     share, same = GLOBAL_BATCH // 2, {(0, 5), (5, 0)}
-    for rank, (_, drawn) in enumerate(processes):
+    for rank, (_, drawn, _) in enumerate(processes):
         own = set(range(rank * share, (rank + 1) * share))
         seen = {"local": own, "global": set(range(GLOBAL_BATCH))}
         for kind, rows in drawn.items():

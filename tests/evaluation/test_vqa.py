@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from tests.evaluation.toy_pair_model import LookUp, batches
@@ -90,3 +92,19 @@ def test_answers_are_named_and_sorted():
     assert [answer.answer for answer in first] == ["dog", "cat"]
     assert [answer.answer for answer in second] == ["cat", "bird"]
     assert first[1].confidence == 0.5
+
+
+def test_score_without_the_annotators_words_is_the_answers_own():
+    asked = dataclasses.replace(question("1", []), soft_scores={"cat": 0.6, "dog": 1.0})
+    assert [asked.score(answer) for answer in ("cat", "dog", "bird")] == [0.6, 1.0, 0.0]
+    other = dataclasses.replace(question("2", []), soft_scores={"cat": 0.9})
+    unknown = question("3", [])
+    metrics = vqa_metrics([asked, other, unknown], ["dog", "dog", "dog"])
+    assert metrics["accuracy"] == pytest.approx(0.5, abs=EXACT)
+    # "cat" has 0.6 and 0.9, "dog" 1.
+    assert guessed_metrics([asked, other, unknown])["accuracy"] == pytest.approx(0.75, abs=EXACT)
+
+
+def test_score_keeps_to_the_annotators_where_there_are_both():
+    asked = dataclasses.replace(question("1", ["cat"] * 10), soft_scores={"dog": 1.0})
+    assert (asked.score("cat"), asked.score("dog")) == (1, 0)

@@ -100,3 +100,10 @@ def test_failure_at_the_last_rename_brings_the_folder_back(tmp_path, monkeypatch
         (aside / "new.txt").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["old.txt"]
+
+
+def test_write_file_leaves_nothing_beside_a_place_that_cannot_be_written(tmp_path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_file(tmp_path / "taken", "text")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]

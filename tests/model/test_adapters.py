@@ -64,7 +64,8 @@ def trained(model: nn.Module, loss_of, *, steps: int = 30) -> list[float]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_lora_trains_attention_and_experts_and_nothing_else(variant):
     model, before = adapted(variant, lora_dropout=0.1)
-    check_equal(outputs(model.eval()), outputs(before))  # adapters start at zero
+    # Adapters start at zero; in the last block their layers compute more at once, which sums in another order.
+    check_equal(outputs(model.eval()), outputs(before), atol=1e-5)
     wanted = {
         name
         for name, _ in before.named_modules()

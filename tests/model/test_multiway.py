@@ -98,7 +98,7 @@ def test_shared_parts_equal_separate_parts_with_the_same_weights(way):
 def test_attention_equals_plain_loops():
     model = toy(VLMoModel)
     attention: MultiwayAttention = model.blocks[0].attention
-    hidden, bias = torch.randn(2, 5, 32), torch.randn(1, 2, 5, 5)
+    hidden, bias = torch.randn(2, 5, 32), torch.randn(2, 5, 5)
     attended, _ = attention(hidden, route=Route(num_text=5, num_image=0, fusion=False), bias=bias)
     qkv, projection = attention.qkv["shared"], attention.projection["shared"]
     query, key, value = (hidden @ weight.T for weight in qkv.weight.split(32))
@@ -107,7 +107,7 @@ def test_attention_equals_plain_loops():
         heads = []
         for head in range(2):
             part = slice(16 * head, 16 * head + 16)
-            logits = query[row, :, part] @ key[row, :, part].T / 4 + bias[0, head]
+            logits = query[row, :, part] @ key[row, :, part].T / 4 + bias[head]
             heads.append(logits.softmax(dim=-1) @ value[row, :, part])
         torch.testing.assert_close(attended[row], projection(torch.cat(heads, dim=-1)), atol=1e-5, rtol=1e-5)
 

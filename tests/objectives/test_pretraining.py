@@ -378,7 +378,7 @@ def excluded_rows(objective: VisionLanguageObjective, batch: dict[str, Tensor], 
     seen = {}
 
     def contrast(*args: Tensor, same: Tensor | None, **kwargs: Tensor) -> Tensor:
-        seen["itc"] = same
+        seen["itc"] = same if same is None else same[:]
         return itc_loss(*args, same=same, **kwargs)
 
     def draw(similarities: Tensor, *, excluded: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

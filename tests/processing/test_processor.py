@@ -147,3 +147,10 @@ def test_processor_loads_through_auto_processor_once_registered(processor, tmp_p
         AutoProcessor.register(StandInConfig, VLMoProcessor, exist_ok=True)
     processor.save_pretrained(tmp_path)
     assert type(AutoProcessor.from_pretrained(tmp_path)) is VLMoProcessor
+
+
+def test_folder_without_its_vocabulary_is_refused(tmp_path) -> None:
+    VLMoProcessor.train(["a red apple"] * 3, vocab_size=40, image_size=32, max_text_length=8).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="knows no words beside its 5 special tokens"):
+        VLMoProcessor.from_pretrained(tmp_path)

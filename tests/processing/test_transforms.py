@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as F
 
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
 from vlmo.processing import transforms as transforms_module
-from vlmo.processing.transforms import MAX_MAGNITUDE, RAND_AUGMENT_OPS, rand_augment
+from vlmo.processing.transforms import MAX_MAGNITUDE, RAND_AUGMENT_OPS, crop_box, normalize, normalized, rand_augment
 
 PLAIN = {"horizontal_flip": 0.0, "rand_augment_ops": 0}
 WHITE = [255, 255, 255]
@@ -85,6 +85,87 @@ def test_train_transform_gives_the_same_from_the_resized_picture():
         kept = transform.resize(picture)
         direct = transform(picture, np.random.default_rng(5))
         assert torch.equal(transform(kept, np.random.default_rng(5)), direct)
+
+
+def test_transform_pixels_are_8_bit_and_normalised_to_the_pixel_values():
+    config, picture = TransformConfig(image_size=32, random_erasing=1.0, fill=100), blocks(50, 40)
+    pixels = train_transform(config).pixels(picture, np.random.default_rng(1))
+    assert pixels.dtype == torch.uint8
+    assert (pixels == 100).all(dim=0).sum() >= 0.02 * 32 * 32  # what is erased
+    assert torch.equal(normalize(pixels), train_transform(config)(picture, np.random.default_rng(1)))
+    assert torch.equal(normalize(eval_transform(config).pixels(picture)), eval_transform(config)(picture))
+
+
+def test_normalized_batch_is_the_same_for_any_order_in_memory():
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3)[: 2 * 5 * 4 * 3].view(2, 5, 4, 3).movedim(-1, -3)
+    batch = {"pixel_values": pixels, "sample_ids": torch.arange(2)}
+    found = normalized(batch)
+    assert torch.equal(found["pixel_values"], (pixels.float() - 127.5) / 127.5)
+    assert found["pixel_values"].is_contiguous()
+    assert found["sample_ids"] is batch["sample_ids"]
+    assert batch["pixel_values"] is pixels
+    assert normalized(found) is found
+    assert normalized({"sample_ids": torch.arange(2)}).keys() == {"sample_ids"}
+
+
+def test_crop_box_is_pinned():
+    """The boxes of these seeds since the first release: a change to them changes what every run sees."""
+    config = TransformConfig(min_crop=0.3)
+    boxes = [crop_box((640, 427), config=config, generator=np.random.default_rng(seed)) for seed in range(4)]
+    assert boxes == [(67, 0, 490, 427), (22, 1, 505, 374), (242, 17, 585, 402), (280, 16, 571, 354)]
+
+
+class Stored:
+    """A picture that notes at which scale it is asked for, in which each pixel tells its place."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.size = (width, height)
+        self.reduction = 0
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        self.reduction = reduction
+        width, height = (-(-side // reduction) for side in self.size)
+        columns = np.broadcast_to(np.linspace(0, 255, width), (height, width))
+        rows = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
+        return Image.fromarray(np.stack([columns, rows, rows], axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "reduction"),
+    [((500, 333), 1), ((640, 446), 1), ((640, 447), 2), ((893, 900), 2), ((896, 2000), 4), ((4000, 1792), 8)],
+)
+def test_reduced_decoding_leaves_the_target_size(size, reduction):
+    stored = Stored(*size)
+    train_transform(TransformConfig(**PLAIN)).pixels(stored, np.random.default_rng(0))
+    assert stored.reduction == reduction
+    train_transform(TransformConfig(**PLAIN, reduced_decoding=False)).pixels(stored, np.random.default_rng(0))
+    assert stored.reduction == 1
+
+
+def test_evaluation_never_decodes_at_a_smaller_scale():
+    stored = Stored(2000, 2000)
+    eval_transform(TransformConfig(image_size=32)).pixels(stored)
+    assert stored.reduction == 1
+
+
+# Each pixel tells its place in levels of 255. Edges move by half a pixel of the reduced picture at most, and 61 or more
+# of those make up a crop; then rounding down to whole levels, twice.
+MOVED = 255 * 0.5 / 61 + 2
+
+
+def test_reduced_decoding_keeps_the_crop_box():
+    config = TransformConfig(image_size=61, min_crop=0.2, **PLAIN)
+    plain = TransformConfig(image_size=61, min_crop=0.2, reduced_decoding=False, **PLAIN)
+    seen = set()
+    for seed in range(60):
+        stored = Stored(601, 499)
+        generators = [np.random.default_rng(seed) for _ in range(2)]
+        reduced = train_transform(config).pixels(stored, generators[0]).int()
+        seen.add(stored.reduction)
+        whole = train_transform(plain).pixels(Stored(601, 499), generators[1]).int()
+        assert (reduced - whole).abs().max() <= MOVED
+        assert generators[0].random() == generators[1].random()
+    assert seen == {2, 4, 8}
 
 
 def test_outline_darkens_edges_and_leaves_flat_areas():

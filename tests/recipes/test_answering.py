@@ -6,15 +6,25 @@ import json
 import huggingface_hub
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from safetensors.torch import load_file
 from tests.distributed.gloo import run_processes
 from tests.toy_model import shaken
-from tests.toy_questions import ANSWERS, COLORS, processor, write_questions, write_sentences
+from tests.toy_questions import (
+    ANSWERS,
+    COLORS,
+    processor,
+    question_row,
+    reasoning_row,
+    write_questions,
+    write_sentences,
+)
 
 from vlmo.data.loader import LoaderConfig
+from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
-from vlmo.recipes import answering
+from vlmo.recipes import answering, answering_sets
 from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
 from vlmo.recipes.configs import DataConfig, TextConfig, model_config
 from vlmo.recipes.recipe import Recipe, build
@@ -246,3 +256,54 @@ def test_more_processes_than_rows_are_no_mishap(runs, sources):
 
 def predict_one(folder: str, source: str) -> list:
     return answering.evaluate_vqa(folder, source=source, split="test", limit=1, **HERE).predictions
+
+
+def changed(folder, rows, *, kind, features):
+    parts = {"test": Dataset.from_list(rows, features=features)}
+    DatasetDict(parts).save_to_disk(str(folder))
+    (folder / "prepared.json").write_text(json.dumps({"labels": ANSWERS if kind == "vqa" else None}))
+    return str(folder)
+
+
+def test_sets_without_the_annotators_words_are_scored_by_their_labels(runs, tmp_path):
+    """As those of ViLT's and VLMo's Arrow files are."""
+    rows = [question_row(number, answers=[]) for number in range(12)]
+    rows.append(question_row(12, known=False))
+    source = changed(tmp_path / "soft", rows, kind="vqa", features=QUESTION_FEATURES)
+    result = answering.evaluate_vqa(runs["vqa"] / "model", source=source, split="test", **HERE)
+    scores = [row["soft_scores"].get(row["answer"], 0.0) for row in result.predictions[:12]]
+    assert [row["score"] for row in result.predictions[:12]] == scores
+    assert result.metrics["accuracy"] == pytest.approx(sum(scores) / 12)
+    assert result.metrics["accuracy"] > 0
+    assert result.predictions[0]["soft_scores"] == {"red": 1.0, "no": 0.6}
+    assert "score" not in result.predictions[12]
+    assert "words are not in it" in result.meanings["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "words"),
+    [
+        ("vqa", {"answers": ["yes", "no", "no"]}, r"question '101' has 3 answers \(yes, no, no\)"),
+        ("vqa", {"answer_labels": [6], "answer_scores": [1.0]}, r"question '101' has answer numbers \[6\]"),
+        ("nlvr2", {"label": 7}, r"the label of 'toy-0-1-0' is 7; expected 1 \(true\) or 0 \(false\)"),
+    ],
+)
+def test_labels_outside_the_range_are_named_before_any_work(task, change, words, runs, tmp_path, monkeypatch):
+    make, features = {
+        "vqa": (question_row, QUESTION_FEATURES),
+        "nlvr2": (reasoning_row, REASONING_FEATURES),
+    }[task]
+    source = changed(tmp_path / "odd", [make(0), make(1, **change)], kind=task, features=features)
+    monkeypatch.setattr(answering_sets, "keep_good", lambda *_, **__: pytest.fail("pictures were looked at"))
+    evaluate = {"vqa": answering.evaluate_vqa, "nlvr2": answering.evaluate_nlvr2}[task]
+    with pytest.raises(ValueError, match=words):
+        evaluate(runs[task] / "model", source=source, split="test", **HERE)
+
+
+def test_second_pictures_that_cannot_be_read_are_quarantined(runs, tmp_path):
+    rows = [reasoning_row(number) for number in range(120)]
+    rows[5]["second_image"] = {"bytes": b"no picture", "path": "right.png"}
+    source = changed(tmp_path / "broken", rows, kind="nlvr2", features=REASONING_FEATURES)
+    result = answering.evaluate_nlvr2(runs["nlvr2"] / "model", source=source, split="test", **HERE)
+    assert len(result.predictions) == 119
+    assert "right.png" in (runs["nlvr2"] / "model" / "test.quarantine.jsonl").read_text()

@@ -61,6 +61,11 @@ def test_paper_settings():
         assert recipe.loader.global_batch_size == 1024
     assert stage2.stage.freeze
     assert (stage3.text.max_length, stage3.stage.losses.mlm_weight) == (40, 0.25)
+    parts = [find_recipe(f"large-plusplus-stage3{part}")() for part in ("", "-32k")]
+    assert [part.loader.global_batch_size for part in parts] == [16_384, 32_768]
+    assert all(part.loader.accumulation == 1 for part in parts)  # the contrast sees the whole batch
+    assert parts[0].init == stage3.init.replace("base", "large")
+    assert parts[1].init == "runs/large-plusplus-stage3/model"
     rates = {size: find_recipe(f"{size}-stage3")().optimizer.lr for size in ("base", "base-plus", "large")}
     assert rates == {"base": 2e-4, "base-plus": 1e-4, "large": 5e-5}
 

@@ -1,9 +1,13 @@
 """Recipes made small enough to train in a test."""
 
+import csv
 import dataclasses
+import io
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from vlmo.data.stream import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.recipes.configs import TextConfig, VisualTokenizerConfig, model_config
 from vlmo.recipes.pretraining_stages import TokenizerStage, VisionStage
@@ -37,15 +41,36 @@ def shrunk(
     if isinstance(stage, SegmentationStage):
         stage = dataclasses.replace(stage, channels=16)
     data = (task_sets or {}).get(type(stage), source)
+    streams = StreamConfig()
+    if recipe.data.streams.patterns:
+        streams = StreamConfig(patterns=(str(write_shards(source)),), lanes=2, shuffle=8)
     return dataclasses.replace(
         recipe,
         stage=stage,
         model=model_config(sizes),
         text=TextConfig(vocab_size=90, learn_from=(str(source),), max_length=16),
-        data=dataclasses.replace(recipe.data, source=str(data)),
+        data=dataclasses.replace(recipe.data, source=str(data), streams=streams),
         loader=dataclasses.replace(recipe.loader, global_batch_size=16, num_workers=0),
         trainer=dataclasses.replace(recipe.trainer, max_steps=STEPS, log_every=1),
         init=None,
         evaluate_on=None if recipe.evaluate_on is None else str(data),
         evaluate_split=recipe.evaluate_split if recipe.evaluate_on is None else "train",
     )
+
+
+def write_shards(source: Path, *, count: int = 4) -> Path:
+    """The pictures of a folder with captions.csv as tars, in a folder beside it."""
+    folder = source.with_name(f"{source.name}-shards")
+    if folder.exists():
+        return folder
+    folder.mkdir()
+    rows = list(csv.DictReader((source / "captions.csv").read_text().splitlines()))
+    for shard in range(count):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for row in rows[shard::count]:
+                tar.add(source / row["file_name"], row["file_name"])
+                caption = row["caption"].encode()
+                member = tarfile.TarInfo(row["file_name"].replace(".png", ".txt"))
+                member.size = len(caption)
+                tar.addfile(member, io.BytesIO(caption))
+    return folder

@@ -3,27 +3,50 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from saved_tensors import saved_tensors
+from torch import nn
 
-from vlmo.training.checkpoint import claim_run_folder, newest_state, save_state
+from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, training_tensors
+from vlmo.training.errors import TrainingError
+
+FILES = [".metadata", "__0_0.distcp", "manifest.json"]
 
 
 class CrashError(Exception):
     """Stands for the power cord: whatever the code does, it does no more."""
 
 
-def save(folder: Path, step: int, *, keep: int = 2) -> Path:
-    return save_state(folder, tensors={"w": torch.full((3,), float(step))}, progress={"step": step}, keep=keep)
+def save(folder: Path, step: int, *, keep: int = 2, in_background: bool = False) -> Path:
+    store = StateStore(folder, keep=keep, in_background=in_background)
+    store.save({"w": torch.full((3,), float(step))}, progress={"step": step})
+    store.wait()
+    return folder / f"step_{step:08d}"
 
 
 def load(folder: Path) -> tuple[int, float]:
     state = newest_state(folder)
     assert state is not None
-    return state.progress["step"], state.tensors()["w"][0].item()
+    return state.progress["step"], saved_tensors(state.path)["w"][0].item()
+
+
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def full_disk(_descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, call: int) -> None:
@@ -42,14 +65,64 @@ def test_run_without_a_state_has_none(tmp_path) -> None:
     assert newest_state(tmp_path / "state") is None
 
 
-def test_state_comes_back(tmp_path) -> None:
-    tensors = {"a": {"b": torch.randn(2, 3)}, "groups": [{"lr": 0.1, "name": "x"}]}
-    path = save_state(tmp_path, tensors=tensors, progress={"step": 7, "skipped": 1}, keep=1)
+def trained(*, steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A module of which only `first` is ever used."""
+    torch.manual_seed(steps)
+    module = nn.ModuleDict({"first": nn.Linear(3, 2), "second": nn.Linear(3, 2)})
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1 * (steps + 1))
+    for _ in range(steps):
+        module["first"](torch.ones(3)).sum().backward()
+        optimizer.step()
+    return module, optimizer
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_state_comes_back(tmp_path, steps, in_background) -> None:
+    module, optimizer = trained(steps=steps)
+    expected = {name: value.clone() for name, value in module.state_dict().items()}
+    store = StateStore(tmp_path, keep=1, in_background=in_background)
+    store.save(training_tensors(module, optimizer), progress={"step": 7, "skipped": 1})
+    with torch.no_grad():
+        module["first"].weight.zero_()  # what comes after a save is not in it
+    store.wait()
     state = newest_state(tmp_path)
     assert state is not None
-    assert (state.path, state.progress) == (path, {"step": 7, "skipped": 1})
-    assert torch.equal(state.tensors()["a"]["b"], tensors["a"]["b"])
-    assert state.tensors()["groups"] == tensors["groups"]
+    assert (state.path, state.progress) == (tmp_path / "step_00000007", {"step": 7, "skipped": 1})
+    other, other_optimizer = trained(steps=0)
+    StateStore(tmp_path, keep=1, in_background=False).load(state, other, other_optimizer)
+    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+    assert other_optimizer.param_groups[0]["lr"] == 0.1  # the run's, not the state's
+    for parameter, other_parameter in zip(module.parameters(), other.parameters(), strict=True):
+        moments, other_moments = optimizer.state[parameter], other_optimizer.state[other_parameter]
+        assert other_moments.keys() == moments.keys()
+        assert all(torch.equal(moments[name], other_moments[name]) for name in moments)
+    assert bool(other_optimizer.state[other["first"].weight]) == bool(steps)
+    assert not other_optimizer.state[other["second"].weight]
+
+
+def test_state_of_another_model_is_refused(tmp_path) -> None:
+    store = StateStore(tmp_path, keep=1, in_background=False)
+    store.save(training_tensors(*trained(steps=1)), progress={"step": 1})
+    state = newest_state(tmp_path)
+    assert state is not None
+    module = nn.ModuleDict({"first": nn.Linear(3, 2)})
+    with pytest.raises(TrainingError, match=r"2 of them, such as objective\.second\.bias \(only in the state\)"):
+        store.load(state, module, torch.optim.AdamW(module.parameters()))
+
+
+def test_save_that_fails_in_the_background_is_told_by_the_next_one(tmp_path, monkeypatch) -> None:
+    save(tmp_path, 1)
+    store = StateStore(tmp_path, keep=2, in_background=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        store.save({"w": torch.zeros(3)}, progress={"step": 2})
+        with pytest.raises(TrainingError, match=r"No space left on device.*the newest one is .*step_00000001"):
+            store.save({"w": torch.zeros(3)}, progress={"step": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"], "nothing is left of it"
+    store.save({"w": torch.full((3,), 4.0)}, progress={"step": 4})
+    store.wait()
+    assert load(tmp_path) == (4, 4.0)
 
 
 def test_newest_states_are_kept(tmp_path) -> None:
@@ -61,8 +134,9 @@ def test_newest_states_are_kept(tmp_path) -> None:
 
 STAGES = [
     (torch, "save", 0),  # nothing written
-    (Path, "write_text", 0),  # no manifest
-    *[(os, "fsync", call) for call in range(4)],  # two files and their folder, then the parent after the rename
+    (Path, "write_text", 0),  # no checksums
+    (Path, "write_text", 1),  # no manifest
+    *[(os, "fsync", call) for call in range(6)],  # tensors, contents, all files and their folder, then the parent
     (Path, "replace", 0),  # the new state
     (Path, "replace", 1),  # the oldest state, before it is removed
     (shutil, "rmtree", 0),  # the oldest state, half removed
@@ -75,7 +149,7 @@ def test_crash_at_any_stage_of_a_save_leaves_a_loadable_state(tmp_path, monkeypa
     save(tmp_path, 2)
     with monkeypatch.context() as patch:
         crash_at(patch, owner, name, call=call)
-        with pytest.raises(CrashError):
+        with pytest.raises(TrainingError, match="CrashError"):
             save(tmp_path, 3)
     assert load(tmp_path) in [(2, 2.0), (3, 3.0)]
     assert all(not path.suffix for path in tmp_path.iterdir()), "leftovers are cleaned up"
@@ -83,33 +157,33 @@ def test_crash_at_any_stage_of_a_save_leaves_a_loadable_state(tmp_path, monkeypa
     assert load(tmp_path) == (4, 4.0)
 
 
-def test_save_that_is_cut_off_by_truncation_never_gets_its_name(tmp_path, monkeypatch) -> None:
-    save(tmp_path, 1)
-
-    def half(value, path):
-        path.write_bytes(b"half")
-        raise CrashError
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(CrashError):
-        save(tmp_path, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
-    (tmp_path / ".step_00000002.vlmo-aside").mkdir()  # what a kill leaves
-    (tmp_path / ".step_00000002.vlmo-aside" / "tensors.pt").write_bytes(b"half")
+def test_half_written_state_is_not_used(tmp_path) -> None:
+    path = save(tmp_path, 1)
+    half = tmp_path / ".step_00000002.vlmo-aside"  # what a kill leaves: one share of two, and no contents
+    half.mkdir()
+    shutil.copy(path / "__0_0.distcp", half)
     assert load(tmp_path) == (1, 1.0)
+    assert not half.exists()
+    half.mkdir()
+    (half / "__1_0.distcp").write_bytes(b"half")
+    save(tmp_path, 2)  # a store that does not look for states first
+    assert load(tmp_path) == (2, 2.0)
+    assert sorted(path.name for path in (tmp_path / "step_00000002").iterdir()) == FILES
 
 
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
-        ("tensors.pt", lambda content: content[: len(content) // 2]),
-        ("tensors.pt", lambda content: content[:-9] + b"x" + content[-8:]),
+        ("__0_0.distcp", lambda content: content[: len(content) // 2]),
+        ("__0_0.distcp", lambda content: content[:-9] + b"x" + content[-8:]),
         ("manifest.json", lambda content: content[:5]),
         ("manifest.json", lambda content: b"\0" * len(content)),
-        ("tensors.pt", None),
+        ("__0_0.distcp", None),
+        (".metadata", lambda content: content[:-9]),
+        (".metadata", None),
         ("manifest.json", None),
     ],
-    ids=["cut", "flipped", "cut manifest", "zeros", "gone", "manifest gone"],
+    ids=["cut", "flipped", "cut manifest", "zeros", "gone", "cut contents", "contents gone", "manifest gone"],
 )
 def test_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog, file, damage) -> None:
     save(tmp_path, 1)
@@ -128,18 +202,22 @@ def test_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, cap
 
 
 def test_run_whose_states_are_all_damaged_is_not_started_again_in_silence(tmp_path) -> None:
-    (save(tmp_path, 1) / "tensors.pt").write_bytes(b"")
+    (save(tmp_path, 1) / "__0_0.distcp").write_bytes(b"")
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"every training state .* is damaged: step_00000001"):
             newest_state(tmp_path)
 
 
 def test_state_runs_no_pickled_code(tmp_path) -> None:
-    save_state(tmp_path, tensors={"w": CrashError()}, progress={"step": 1}, keep=1)
+    module, optimizer = trained(steps=1)
+    store = StateStore(tmp_path, keep=1, in_background=False)
+    store.save(training_tensors(module, optimizer), progress={"step": 1})
     state = newest_state(tmp_path)
     assert state is not None
-    with pytest.raises(Exception, match="Weights only load failed"):
-        state.tensors()
+    (state.path / ".metadata").write_bytes(pickle.dumps(Runs(str(tmp_path / "ran"))))
+    with pytest.raises(pickle.UnpicklingError, match=r"\.mkdir does not belong into a training state"):
+        store.load(state, module, optimizer)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_run_folder_keeps_its_recipe(tmp_path) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 from toy_processes import EQUAL, PARTLY_USED, SHORT
 from toy_run import make_trainer
 
-from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, launch, wrap
+from vlmo.training.engine import Engine
+from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, launch, to_device
 from vlmo.training.randomness import step_seed
 from vlmo.training.tracking import read_metrics
 
@@ -103,8 +104,7 @@ def test_processes_hold_the_same_weights(runs) -> None:
 
 
 @pytest.mark.slow
-def test_only_the_main_process_writes(runs) -> None:
-    assert not list(runs.glob("*.other"))
+def test_only_the_main_process_logs(runs) -> None:
     assert len(list((runs / "equal" / "tensorboard").iterdir())) == 1
     assert sorted(path.name for path in (runs / "equal" / "state").iterdir()) == ["step_00000002", "step_00000003"]
 
@@ -132,7 +132,14 @@ def test_device_is_a_gpu_if_there_is_one(monkeypatch) -> None:
         choose_device("bogus")
 
 
-def test_wrapped_objective_leads_back_from_the_loss_alone() -> None:
+def test_pictures_are_normalised_on_the_device() -> None:
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    found = to_device({"pixel_values": pixels, "sample_ids": torch.tensor([4])}, torch.device("cpu"))
+    assert found["pixel_values"].flatten().tolist() == pytest.approx([-1, -0.6, 1])
+    assert found["sample_ids"].tolist() == [4]
+
+
+def test_run_objective_leads_back_from_the_loss_alone() -> None:
     class Objective(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -141,7 +148,7 @@ def test_wrapped_objective_leads_back_from_the_loss_alone() -> None:
         def forward(self, batch):
             return {"loss": self.weight * 2, "other": self.weight * 3}
 
-    values = wrap(Objective())({})
+    values = Engine(Objective())({})
     assert values["loss"].requires_grad
     assert not values["other"].requires_grad
     assert {value.dtype for value in values.values()} == {torch.float32}

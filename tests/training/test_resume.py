@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from saved_tensors import saved_tensors
 from toy_run import Settings, make_trainer
 
 from vlmo.training import TrainerConfig, read_metrics
@@ -67,8 +68,8 @@ def is_equal(a: Any, b: Any) -> bool:
 
 def assert_same_run(run_dir: Path, expected: Path) -> None:
     assert curve(run_dir) == curve(expected)
-    for file in (f"state/step_{STEPS:08d}/tensors.pt", "model/model.pt"):
-        assert is_equal(*(torch.load(folder / file, weights_only=True) for folder in (run_dir, expected))), file
+    assert is_equal(*(saved_tensors(folder / "state" / f"step_{STEPS:08d}") for folder in (run_dir, expected)))
+    assert is_equal(*(torch.load(folder / "model" / "model.pt", weights_only=True) for folder in (run_dir, expected)))
 
 
 @pytest.mark.slow

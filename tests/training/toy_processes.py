@@ -21,7 +21,7 @@ BAD_ON_ONE = Settings(bad_from=1, bad_to=2, bad_rank=1)
 
 
 def run(folder: Path, *, settings: Settings, config: TrainerConfig, stop_after: int | None = None) -> Result:
-    """Trains in `folder`; a process other than the main one is given a folder where nothing should ever appear."""
+    """Trains in `folder`, which all processes share."""
     updates = 0
 
     def after_step() -> None:
@@ -30,8 +30,7 @@ def run(folder: Path, *, settings: Settings, config: TrainerConfig, stop_after: 
         if updates == stop_after and rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    own = folder if rank() == 0 else folder.with_name(f"{folder.name}.other")
-    trainer = make_trainer(own, settings=settings, config=config, after_step=after_step)
+    trainer = make_trainer(folder, settings=settings, config=config, after_step=after_step)
     result = trainer.fit()
     keep_weights(trainer, folder)
     return result

@@ -100,9 +100,9 @@ def make_trainer(
     config = config or TrainerConfig(max_steps=6, log_every=1, save_every=2)
     objective = Objective(settings)
 
-    def save_model(folder: Path) -> None:
+    def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
         (folder / "config.json").write_text("{}")
-        torch.save(objective.model.state_dict(), folder / "model.pt")
+        torch.save(weights, folder / "model.pt")
 
     arguments: dict[str, Any] = {
         "run_dir": run_dir,

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
-import transformers
 from rich.console import Console
 from rich.logging import RichHandler
 from safetensors import SafetensorError
@@ -18,7 +17,6 @@ from vlmo.cli.folders import export_command, import_command
 from vlmo.cli.parsing import nearest
 from vlmo.cli.runs import quickstart_command, recipes_command, train_command
 from vlmo.cli.tasks import data_command, evaluate_command, predict_command
-from vlmo.training.errors import TrainingError
 
 _USAGE_ERROR = 2
 _STDERR = Console(stderr=True)
@@ -45,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not sys.stderr.isatty():  # bars are for terminals; in a file they are noise
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    transformers.logging.disable_progress_bar()  # "Loading weights" and the like, many times a run
     try:
         _dispatch(arguments)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -55,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error}{hint}")
     except (ValueError, OSError, SafetensorError) as error:
         _fail(str(error))
-    except TrainingError as error:
+    except RuntimeError as error:
+        if not _ends_a_run(error):
+            raise
         _fail(str(error), code=1)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
@@ -78,6 +77,13 @@ def _overview() -> str:
     lines = ["usage: vlmo COMMAND ...", ""]
     lines += [f"  {name:<12}{inspect.getdoc(command)}".rstrip(".") for name, command in _COMMANDS.items()]
     return "\n".join([*lines, "", "vlmo COMMAND --help shows the options of a command."]).replace("[", r"\[")
+
+
+def _ends_a_run(error: RuntimeError) -> bool:
+    """Whether it is a TrainingError; looked up only now, because it lives beside torch."""
+    from vlmo.training.errors import TrainingError
+
+    return isinstance(error, TrainingError)
 
 
 def _fail(message: str, *, code: int = _USAGE_ERROR) -> None:

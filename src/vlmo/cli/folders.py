@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import parse_options
+from vlmo.cli.parsing import hide_loading_bars, parse_options
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def import_command(arguments: list[str]) -> None:
     options = parse_options(ImportOptions(), arguments, prog="vlmo import")
     if options.file is None or options.out is None:
         raise ValueError("vlmo import needs a checkpoint and a new folder: vlmo import FILE OUT (vlmo import --help)")
+    hide_loading_bars()
     from vlmo.interop.importing import import_checkpoint
 
     report = import_checkpoint(
@@ -85,6 +86,7 @@ def export_command(arguments: list[str]) -> None:
     options = parse_options(ExportOptions(), arguments, prog="vlmo export")
     if options.folder is None or options.out is None:
         raise ValueError("vlmo export needs a model folder and --out (vlmo export --help)")
+    hide_loading_bars()
     console = Console(soft_wrap=True)
     if options.to == "onnx":
         try:

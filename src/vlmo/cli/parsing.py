@@ -59,6 +59,28 @@ def nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     return difflib.get_close_matches(word, list(known), n=1, cutoff=0)[0]
 
 
+def check_new_file(file: Path | None, *, option: str) -> None:
+    """Looks before the work whether its result can be written.
+
+    Raises:
+        ValueError: `file` is a folder, or what should be its folder is a file.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise ValueError(f"{option} {file} is a folder; name a file")
+    above = next(parent for parent in file.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f"{option} {file}: {above} is no folder")
+
+
+def hide_loading_bars() -> None:
+    """Silences transformers' "Loading weights" and the like, many times a run; imports it, so call it late."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+
+
 def need_folder(folder: Path | None, *, command: str) -> Path:
     """The model folder that a command cannot do without.
 

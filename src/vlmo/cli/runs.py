@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import parse_options
+from vlmo.cli.parsing import hide_loading_bars, parse_options
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class QuickstartOptions:
 def quickstart_command(arguments: list[str]) -> None:
     """All stages on small real data: models, figures and a report in about ten minutes on two CPU cores."""
     options = parse_options(QuickstartOptions(), arguments, prog="vlmo quickstart")
+    hide_loading_bars()
     from vlmo.recipes.quickstart import run_quickstart
 
     run_quickstart(options.run_dir, scale=options.scale, console=Console())
@@ -65,15 +66,16 @@ def quickstart_command(arguments: list[str]) -> None:
 
 def train_command(arguments: list[str]) -> None:
     """Train one recipe: vlmo train NAME [--init MODEL_FOLDER] [--run-dir FOLDER] [--optimizer.lr 1e-4 ...]."""
-    from vlmo.distributed import is_main
-    from vlmo.recipes import build, find_recipe
-    from vlmo.training import launch
-
     if arguments and arguments[0] in {"-h", "--help"}:
         Console().print(inspect.getdoc(train_command), markup=False, highlight=False)
         return
     if not arguments or arguments[0].startswith("-"):
         raise ValueError("vlmo train needs a recipe first (vlmo recipes lists them)")
+    hide_loading_bars()
+    from vlmo.distributed import is_main
+    from vlmo.recipes import build, find_recipe
+    from vlmo.training import launch
+
     name, *rest = arguments
     recipe_function = find_recipe(name)
     default = TrainOptions(recipe=recipe_function(), run_dir=Path("runs") / name)
@@ -119,9 +121,9 @@ def _tell_needs(name: str, options: TrainOptions) -> None:
 
 def recipes_command(arguments: list[str]) -> None:
     """List every recipe with its card; vlmo recipes NAME shows one with its settings, --json the settings alone."""
+    options = parse_options(RecipesOptions(), arguments, prog="vlmo recipes")
     from vlmo.recipes import RECIPES, find_recipe
 
-    options = parse_options(RecipesOptions(), arguments, prog="vlmo recipes")
     console = Console(soft_wrap=True)
     if options.json:
         if options.name is None:

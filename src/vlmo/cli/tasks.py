@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import nearest, need_folder, parse_options
+from vlmo.cli.parsing import check_new_file, hide_loading_bars, nearest, need_folder, parse_options
 
 if TYPE_CHECKING:
     from vlmo.recipes.task_result import TaskResult
@@ -51,7 +51,8 @@ class EvaluateOptions:
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
     out: Path | None = None
-    """JSON file for figures and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder."""
+    """JSON file for figures and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, with the
+    method or inference in its name where one is given."""
     write_card: bool = False
     """Put the figures into the folder's README.md."""
 
@@ -96,6 +97,9 @@ def evaluate_command(arguments: list[str]) -> None:
     """Figures of a model folder: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
     options = parse_options(EvaluateOptions(), arguments, prog="vlmo evaluate")
     folder = need_folder(options.folder, command="evaluate")
+    check_new_file(options.out, option="--out")
+    check_new_file(options.submission, option="--submission")
+    hide_loading_bars()
     from vlmo.distributed import is_main
     from vlmo.recipes.evaluating import TaskOptions, evaluate_task, write_submission
     from vlmo.training import launch
@@ -124,6 +128,8 @@ def predict_command(arguments: list[str]) -> None:
     """What a model says of own inputs: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ...]."""
     options = parse_options(PredictOptions(), arguments, prog="vlmo predict")
     folder = need_folder(options.folder, command="predict")
+    check_new_file(options.save, option="--save")
+    hide_loading_bars()
     from vlmo.recipes.predicting import Inputs, predict
 
     inputs = Inputs(images=options.image, texts=options.text, question=options.question)
@@ -176,7 +182,8 @@ def _check_submission(options: EvaluateOptions) -> None:
 def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None:
     console = Console(soft_wrap=True)
     Console().print(result.table())
-    out = options.out or folder / f"evaluation_{result.task}_{_plain(result.source)}_{_plain(result.split)}.json"
+    parts = [result.task, _plain(result.source), _plain(result.split), options.method, options.inference]
+    out = options.out or folder / f"evaluation_{'_'.join(part for part in parts if part)}.json"
     result.write_json(out, folder=folder)
     console.print(f"figures and {len(result.predictions)} predictions in {out}", markup=False, highlight=False)
     if options.write_card:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+from torch.nn.functional import pad as pad_to
+from torch.utils.data import default_collate
 
 from vlmo.data.masking import IGNORED
 from vlmo.types import Batch
@@ -19,7 +21,7 @@ PAD_MULTIPLE = 8
 class Example(TypedDict, total=False):
     """One row of a batch; all examples of a batch have the same keys."""
 
-    pixel_values: Float[Tensor, "*pictures 3 height width"]
+    pixel_values: UInt8[Tensor, "*pictures 3 height width"] | Float[Tensor, "*pictures 3 height width"]
     input_ids: Int64[np.ndarray, "text"]
     mlm_input_ids: Int64[np.ndarray, "text"]
     mlm_labels: Int64[np.ndarray, "text"]
@@ -39,7 +41,7 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
     if "image_id" in first:
         batch["image_ids"] = torch.tensor([example["image_id"] for example in examples], dtype=torch.int64)
     if "pixel_values" in first:
-        batch["pixel_values"] = torch.stack([example["pixel_values"] for example in examples])
+        batch["pixel_values"] = _stack([example["pixel_values"] for example in examples])
     if "labels" in first:
         batch["labels"] = torch.stack([example["labels"] for example in examples])
     if "bool_masked_pos" in first:
@@ -54,6 +56,16 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
     return batch
 
 
+def _stack(pictures: list[Tensor]) -> Tensor:
+    """The pictures as they lie in memory, 8-bit ones with channels last; a worker puts them into shared memory at once.
+
+    Whoever normalises them brings the channels forward in the same pass.
+    """
+    if pictures[0].dtype != torch.uint8:
+        return default_collate(pictures)
+    return default_collate([picture.movedim(-3, -1) for picture in pictures]).movedim(-1, -3)
+
+
 def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:
     """Rows filled up on the right with `value`, to the longest one's length rounded up to 8."""
     longest = max(len(row) for row in rows)
@@ -61,3 +73,19 @@ def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return torch.from_numpy(padded)
+
+
+def merge(parts: list[Batch], *, pad_token_id: int = 0) -> Batch:
+    """The rows of several batches as one, padded to the longest text."""
+    if len(parts) == 1:
+        return parts[0]
+    fills = {"input_ids": pad_token_id, "mlm_input_ids": pad_token_id, "attention_mask": 0, "mlm_labels": IGNORED}
+    tensors = cast(list[dict[str, Tensor]], parts)
+    merged: dict[str, Tensor] = {}
+    for name in tensors[0]:
+        columns = [part[name] for part in tensors]
+        if name in fills:
+            longest = max(column.shape[1] for column in columns)
+            columns = [pad_to(column, (0, longest - column.shape[1]), value=fills[name]) for column in columns]
+        merged[name] = torch.cat(columns)
+    return cast(Batch, merged)

@@ -1,12 +1,13 @@
 """Bytes or a file to an RGB picture, or a ValueError that says why not."""
 
+import contextlib
 import functools
 import io
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,11 +29,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
+_SIDEWAYS = {5, 6, 7, 8}
 
 _RANGE = re.compile(r"(?P<file>.+)#bytes=(?P<start>\d+)\+(?P<length>\d+)", re.DOTALL)
-
-_Found = TypeVar("_Found")
 
 
 class ImageCell(TypedDict):
@@ -47,6 +46,49 @@ def range_path(file: Path, *, start: int, length: int) -> str:
     return f"{file}#bytes={start}+{length}"
 
 
+class EncodedPicture:
+    """A picture of which the header has been read; `decode` makes pixels of it, once.
+
+    Only JPEG waits for that: other formats cannot be decoded at a smaller scale, and are decoded at once.
+
+    Args:
+        image: The file.
+        max_pixels: The most pixels that a picture may have.
+
+    Raises:
+        ValueError: As `decode_image`, for what the header tells.
+    """
+
+    def __init__(self, image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> None:
+        self._where = image["path"] or "bytes in memory"
+        data = _read_bytes(image, where=self._where)
+        with _reasons(self._where, data):
+            opened = _open(data, max_pixels=max_pixels)
+            self._data = data
+            self._picture = opened if opened.format == "JPEG" else _loaded(opened)
+            self.size = _upright_size(opened) if opened.format == "JPEG" else self._picture.size
+
+    size: tuple[int, int]
+    """Width and height, EXIF orientation applied."""
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        """The picture as `decode_image` gives it; a JPEG at 1 / `reduction` of its size (1, 2, 4 or 8), rounded up.
+
+        The smaller scale is taken out of the file itself, which costs less than decoding all and resizing. A pixel is
+        then about the mean of reduction x reduction pixels.
+
+        Raises:
+            ValueError: Cut off or damaged.
+        """
+        opened = self._picture
+        if opened.format != "JPEG":
+            return opened
+        with _reasons(self._where, self._data):
+            if reduction > 1:
+                opened.draft(None, (max(1, opened.width // reduction), max(1, opened.height // reduction)))
+            return _loaded(opened)
+
+
 def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Picture in mode RGB: first frame, EXIF orientation applied, transparency put on white.
 
@@ -56,7 +98,7 @@ def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
         ValueError: Nothing to read, not a picture, cut off, damaged, or more than `max_pixels` pixels;
             the message names the file and the reason.
     """
-    return _decode(image, max_pixels=max_pixels, convert=_upright_rgb)
+    return EncodedPicture(image, max_pixels=max_pixels).decode()
 
 
 def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width"]:
@@ -65,21 +107,18 @@ def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.n
     Raises:
         ValueError: As `decode_image`, and for a picture with more channels or bits.
     """
-    return _decode(image, max_pixels=max_pixels, convert=_numbers)
-
-
-def _decode(image: ImageCell, *, max_pixels: int, convert: Callable[[Image.Image], _Found]) -> _Found:
     where = image["path"] or "bytes in memory"
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so that cut files would look whole; set it to False."
-        )
     data = _read_bytes(image, where=where)
+    with _reasons(where, data), _open(data, max_pixels=max_pixels) as opened:
+        opened.load()
+        return _numbers(opened)
+
+
+@contextlib.contextmanager
+def _reasons(where: str, data: bytes) -> Iterator[None]:
+    """Turns whatever Pillow raises into a ValueError that names the file."""
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as opened:
-            _check_size(opened.size, max_pixels=max_pixels)
-            opened.load()
-            return convert(opened)
+        yield
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{where}: not a picture in a known format ({len(data)} bytes)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -87,6 +126,23 @@ def _decode(image: ImageCell, *, max_pixels: int, convert: Callable[[Image.Image
     # Pillow's decoders raise many kinds of errors on damaged bytes (SyntaxError, struct.error, zlib.error, ...).
     except Exception as error:
         raise ValueError(f"{where}: cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _open(data: bytes, *, max_pixels: int) -> ImageFile.ImageFile:
+    opened = Image.open(io.BytesIO(data), formats=_formats())
+    _check_size(opened.size, max_pixels=max_pixels)
+    return opened
+
+
+def _loaded(opened: Image.Image) -> Image.Image:
+    with opened:
+        opened.load()
+        return _upright_rgb(opened)
+
+
+def _upright_size(opened: Image.Image) -> tuple[int, int]:
+    width, height = opened.size
+    return (height, width) if _orientation(opened) in _SIDEWAYS else (width, height)
 
 
 def _upright_rgb(opened: Image.Image) -> Image.Image:
@@ -102,6 +158,10 @@ def _numbers(opened: Image.Image) -> UInt8[np.ndarray, "height width"]:
 
 
 def _read_bytes(image: ImageCell, *, where: str) -> bytes:
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so that cut files would look whole; set it to False."
+        )
     data = image["bytes"]
     if data is None:
         if not image["path"]:
@@ -150,7 +210,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode == "1":
         image = image.convert("L")
     canvas = Image.new("RGBA", image.size, "white")

@@ -6,19 +6,20 @@ the choice of a caption, the augmentation and the masks from generators of their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from datasets import Dataset
-from jaxtyping import Float, Int64, UInt8
-from PIL import Image
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from vlmo.data.collate import Example, collate
-from vlmo.data.decoding import ImageCell, decode_image
+from vlmo.data.decoding import EncodedPicture, ImageCell
 from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, whole_word_mask
 from vlmo.data.sampler import Key, sample_generator, stable_id
+from vlmo.processing.transforms import Encoded, Picture
 from vlmo.processing.wordpiece import continuation_flags, special_flags
 from vlmo.types import Batch
 
@@ -30,16 +31,14 @@ _CHUNK = 10_000
 
 
 class ImageTransform(Protocol):
-    """A picture to pixel values, as `train_transform` and `eval_transform` make them."""
+    """A picture to pixels, as `train_transform` and `eval_transform` make them."""
 
-    def resize(self, picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    def resize(self, picture: Picture | Encoded) -> UInt8[np.ndarray, "height width 3"]:
         """The part that never varies."""
         ...
 
-    def __call__(
-        self, picture: Image.Image | UInt8[np.ndarray, "height width 3"], generator: np.random.Generator
-    ) -> Float[Tensor, "3 size size"]:
-        """The whole transform, on a decoded picture or on what `resize` gave."""
+    def pixels(self, picture: Picture | Encoded, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
+        """All but the normalisation, on a picture or on what `resize` gave."""
         ...
 
 
@@ -217,10 +216,13 @@ class Pictures:
         """Hash of the row's `image_id`."""
         return int(self._image_ids[row])
 
-    def pixel_values(self, row: int, *, epoch: int) -> Float[Tensor, "3 size size"]:
-        """The row's picture as it looks in `epoch`."""
-        picture = self._decode(row) if self._cache is None else self._cache[row]
-        return self._transform(picture, sample_generator(self._seed, epoch=epoch, index=row, purpose=self._column))
+    def pixel_values(self, row: int, *, epoch: int) -> UInt8[Tensor, "3 size size"]:
+        """The row's picture as it looks in `epoch`, not yet normalised."""
+        generator = sample_generator(self._seed, epoch=epoch, index=row, purpose=self._column)
+        if self._cache is not None:
+            return self._transform.pixels(self._cache[row], generator)
+        with self._naming(row):
+            return self._transform.pixels(self._open(row), generator)
 
     def _keep(self) -> list[UInt8[np.ndarray, "height width 3"]]:
         kept: dict[Any, UInt8[np.ndarray, "height width 3"]] = {}
@@ -229,7 +231,8 @@ class Pictures:
             cell = self._cell(row)
             key = (cell["bytes"] or cell["path"]) if cell else None
             if key not in kept:
-                kept[key] = self._transform.resize(self._decode(row))
+                with self._naming(row):
+                    kept[key] = self._transform.resize(self._open(row))
             cache.append(kept[key])
         return cache
 
@@ -237,12 +240,17 @@ class Pictures:
         columns: Any = self._rows[row]
         return columns[self._column]
 
-    def _decode(self, row: int) -> Image.Image:
+    def _open(self, row: int) -> EncodedPicture:
         image = self._cell(row)
+        if image is None:
+            raise ValueError(f"the row holds no {self._column}")
+        return EncodedPicture(image)
+
+    @contextlib.contextmanager
+    def _naming(self, row: int) -> Iterator[None]:
+        """Adds the row to what is said of its picture."""
         try:
-            if image is None:
-                raise ValueError(f"the row holds no {self._column}")
-            return decode_image(image)
+            yield
         except ValueError as error:
             raise ValueError(
                 f"sample {row} (image_id {self._names[row]!r}): {error}. "
@@ -272,13 +280,8 @@ class Texts:
             tokenizer=tokenizer,
             max_length=max_length or tokenizer.model_max_length,
         )
-        self._vocabulary = MaskingVocabulary(
-            special=special_flags(tokenizer),
-            continuation=continuation_flags(tokenizer),
-            mask_token_id=tokenizer.mask_token_id,
-        )
+        self._words = WordMasks(tokenizer, probability=mlm_probability, seed=seed)
         self.pad_token_id: int = tokenizer.pad_token_id
-        self._mlm_probability = mlm_probability
         self._seed = seed
 
     def __len__(self) -> int:
@@ -291,13 +294,30 @@ class Texts:
         if end - first > 1:
             text += sample_generator(self._seed, epoch=epoch, index=row, purpose="caption").integers(end - first)
         input_ids = self._ids[self._first_id[text] : self._first_id[text + 1]].astype(np.int64)
+        return self._words.example(input_ids, epoch=epoch, index=row)
+
+
+class WordMasks:
+    """Ids of a text, and their masked copy; `probability=None` leaves the copy out."""
+
+    def __init__(self, tokenizer: BertTokenizer, *, probability: float | None, seed: int) -> None:
+        self._vocabulary = MaskingVocabulary(
+            special=special_flags(tokenizer),
+            continuation=continuation_flags(tokenizer),
+            mask_token_id=tokenizer.mask_token_id,
+        )
+        self._probability = probability
+        self._seed = seed
+
+    def example(self, input_ids: Int64[np.ndarray, "token"], *, epoch: int, index: int) -> Example:
+        """The ids as they are, and as visit `epoch` to sample `index` masks them."""
         example = Example(input_ids=input_ids)
-        if self._mlm_probability is not None:
+        if self._probability is not None:
             example["mlm_input_ids"], example["mlm_labels"] = whole_word_mask(
                 input_ids,
                 vocabulary=self._vocabulary,
-                probability=self._mlm_probability,
-                generator=sample_generator(self._seed, epoch=epoch, index=row, purpose="words"),
+                probability=self._probability,
+                generator=sample_generator(self._seed, epoch=epoch, index=index, purpose="words"),
             )
         return example
 

@@ -126,24 +126,36 @@ class Loader:
             yield batches
 
     def _start_workers(self, start_step: int) -> Iterator[Batch | str]:
-        workers = self._config.num_workers
-        loader = DataLoader(
-            _Reader(self._examples),
-            sampler=self._micro_batch_keys(start_step),
-            batch_size=None,  # the sampler's items are whole micro-batches
-            num_workers=workers,
-            collate_fn=_unchanged,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_trainer,
-            multiprocessing_context=_start_method() if workers else None,
-            # Of its own, so that starting a loader takes nothing from the global generator.
-            generator=torch.Generator().manual_seed(0),
+        keys = self._micro_batch_keys(start_step)
+        return start_workers(
+            _Reader(self._examples), sampler=keys, num_workers=self._config.num_workers, pin=torch.cuda.is_available()
         )
-        with warnings.catch_warnings():
-            # From Python 3.12 on, any process with threads warns when it forks. A worker never enters what its
-            # parent's threads may hold: PyTorch runs it on one thread, and it calls PIL, NumPy and small operations.
-            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            return iter(loader)
+
+
+def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | None = None, pin: bool = False) -> Any:
+    """Iterator over the items of `dataset`, in order, each made whole by one of the worker processes.
+
+    Args:
+        sampler: What the items are asked for by; None for an iterable data set.
+        pin: Put what comes back into pinned memory.
+    """
+    loader = DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,  # an item is a whole micro-batch
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_trainer,
+        multiprocessing_context=_start_method() if num_workers else None,
+        # Of its own, so that starting a loader takes nothing from the global generator.
+        generator=torch.Generator().manual_seed(0),
+    )
+    with warnings.catch_warnings():
+        # From Python 3.12 on, any process with threads warns when it forks. A worker never enters what its
+        # parent's threads may hold: PyTorch runs it on one thread, and it calls PIL, NumPy and small operations.
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+        return iter(loader)
 
 
 class _Reader(Dataset):

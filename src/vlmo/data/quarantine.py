@@ -1,17 +1,21 @@
 """Look at every row once before a run: good ones go on, each bad one leaves a line in a file."""
 
+import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Image, List, Value
 
-from vlmo.data.decoding import MAX_PIXELS, decode_image
+from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.schema import FEATURES, check_columns, column, select_rows
 
 _VERDICT = Features({"reason": Value("string"), "path": Value("string"), "captions": List(Value("string"))})
+_REMEMBERED = 64
+"""Pictures whose verdict is kept: rows about one picture stand together, or nearly so."""
 
 
 def keep_good(
@@ -34,7 +38,8 @@ def keep_good(
     Args:
         quarantine: File to write, JSON lines; an older one is replaced.
         max_share: Share of bad rows, 0 to 1, above which ValueError is raised (after the file is written).
-        needs_image: Decode each image, and drop rows without a picture that can be read.
+        needs_image: Decode each column of images (second pictures and masks too), and drop rows where one is missing
+            or cannot be read.
         needs_caption: Drop rows that have no caption left.
         unique_ids: Drop rows whose `image_id` an earlier good row has; off for sets with several rows an image.
         max_pixels: Largest image that is decoded.
@@ -43,7 +48,11 @@ def keep_good(
     check_columns(dataset, name="data set")
     if not len(dataset):
         raise ValueError("the data set has no rows; nothing can be trained or tested on it")
-    settings = {"needs_image": needs_image, "needs_caption": needs_caption, "max_pixels": max_pixels}
+    settings = {
+        "needs_caption": needs_caption,
+        "pictures": PictureCheck(max_pixels) if needs_image else None,
+        "images": _image_columns(dataset),
+    }
     verdicts = _verdicts(dataset, settings=settings, num_proc=num_proc)
     reasons = _with_repeats(column(verdicts, "reason"), column(dataset, "image_id"), unique_ids=unique_ids)
     removed = {row: texts for row, texts in enumerate(column(verdicts, "captions")) if texts is not None}
@@ -53,6 +62,12 @@ def keep_good(
     # Captions are replaced before rows are chosen: afterwards every image would be copied.
     dataset = _with_captions(dataset, removed) if removed else dataset
     return dataset if len(good) == len(dataset) else select_rows(dataset, good)
+
+
+def _image_columns(dataset: Dataset) -> list[str]:
+    """`image`, and other columns of files that nothing has decoded yet."""
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, Image) and not feature.decode]
+    return ["image", *(name for name in found if name != "image")]
 
 
 def _verdicts(dataset: Dataset, *, settings: dict[str, Any], num_proc: int) -> Dataset:
@@ -77,17 +92,49 @@ def _with_captions(dataset: Dataset, changed: dict[int, list[str]]) -> Dataset:
     return cast(Dataset, replaced.select_columns(dataset.column_names))
 
 
+class PictureCheck:
+    """Says of pictures why they cannot be decoded.
+
+    The last verdicts are remembered, as several rows of questions show the same picture. Make a new one for each look
+    at a data set: files may have been repaired since.
+
+    Args:
+        max_pixels: Largest picture that is decoded.
+    """
+
+    def __init__(self, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = max_pixels
+        self._known: OrderedDict[tuple[str | None, bytes | None], str | None] = OrderedDict()
+
+    def __call__(self, cell: ImageCell) -> str | None:
+        """The reason; None of a good picture."""
+        data = cell["bytes"]
+        key = cell["path"], None if data is None else hashlib.sha256(data).digest()
+        if key not in self._known:
+            self._known[key] = self._decoded(cell)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+    def _decoded(self, cell: ImageCell) -> str | None:
+        try:
+            decode_image(cell, max_pixels=self._max_pixels)
+        except ValueError as error:
+            return str(error)
+        return None
+
+
 def inspect_row(
     row: dict[str, Any],
     *,
-    needs_image: bool,
     needs_caption: bool,
-    max_pixels: int = MAX_PIXELS,
+    pictures: PictureCheck | None,
     images: Sequence[str] = ("image",),
 ) -> dict[str, Any]:
     """Why the row is bad (or None), and its captions without empty ones where there were empty ones (or None).
 
     Args:
+        pictures: None leaves pictures out.
         images: Columns whose pictures are decoded; `path` is that of the first.
     """
     given = row["captions"] or []
@@ -95,13 +142,9 @@ def inspect_row(
     reasons = []
     if not row["image_id"]:
         reasons.append("image_id is empty")
-    for name in images if needs_image else ():
-        try:
-            if row[name] is None:
-                raise ValueError(f"the row has no {name}")
-            decode_image(row[name], max_pixels=max_pixels)
-        except ValueError as error:
-            reasons.append(str(error))
+    if pictures is not None:
+        found = [f"the row has no {name}" if row[name] is None else pictures(row[name]) for name in images]
+        reasons += [reason for reason in found if reason is not None]
     if needs_caption and not captions:
         reasons.append("the row has no caption" if not given else "every caption is empty")
     first = row[images[0]]

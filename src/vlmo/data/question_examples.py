@@ -57,7 +57,7 @@ class QuestionExamples:
         self._labels: list[list[int]] = column(dataset, "answer_labels")
         self._scores: list[list[float]] = column(dataset, "answer_scores")
         if num_answers is not None:
-            _check_answers(dataset, self._labels, num_answers=num_answers)
+            check_answers(dataset, self._labels, num_answers=num_answers)
         questions = [[question] for question in column(dataset, "question")]
         self._texts = Texts(questions, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=None)
         self._pictures = Pictures(dataset, transform=transform, seed=seed, cache=cache_images)
@@ -113,7 +113,7 @@ class ReasoningExamples:
         cache_images: bool = False,
     ) -> None:
         check_task(dataset, REASONING_FEATURES, task="sentences about two pictures")
-        self._labels = _true_or_false(dataset) if labelled else None
+        self._labels = check_truth(dataset) if labelled else None
         captions = column(dataset, "captions")
         self._texts = Texts(captions, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=None)
         self._pictures = [
@@ -158,7 +158,8 @@ def check_task(dataset: Dataset, features: Iterable[str], *, task: str) -> None:
         )
 
 
-def _check_answers(dataset: Dataset, labels: Sequence[Sequence[int]], *, num_answers: int) -> None:
+def check_answers(dataset: Dataset, labels: Sequence[Sequence[int]], *, num_answers: int) -> None:
+    """Raises ValueError where an answer's number is not in the list of `num_answers`, or no row has an answer."""
     if not any(labels):
         raise ValueError("no row has an answer of the set's list; give a part of the set that has answers")
     for row, numbers in enumerate(labels):
@@ -170,10 +171,18 @@ def _check_answers(dataset: Dataset, labels: Sequence[Sequence[int]], *, num_ans
             )
 
 
-def _true_or_false(dataset: Dataset) -> list[int]:
+def check_truth(dataset: Dataset, *, needs_all: bool = True) -> list[int]:
+    """The label of each sentence: 1 true, 0 false.
+
+    Args:
+        needs_all: Whether -1, which stands for a label that is not known, is refused.
+
+    Raises:
+        ValueError: A label is something else.
+    """
     labels: list[int] = column(dataset, "label")
     for row, label in enumerate(labels):
-        if label not in {0, 1}:
+        if label not in ({0, 1} if needs_all else {0, 1, _UNKNOWN}):
             name = column(dataset, "image_id")[row]
             known = "is not known" if label == _UNKNOWN else f"is {label}"
             raise ValueError(

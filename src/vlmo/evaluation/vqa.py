@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,6 +22,7 @@ class Question:
 
     Attributes:
         answers: The annotators' own words: ten in VQA, one where a set has one right answer, none in a test split.
+        soft_scores: Score of each answer of a set that keeps no annotators' words; read where `answers` is empty.
     """
 
     question_id: str
@@ -30,13 +31,23 @@ class Question:
     question_type: str = ""
     answer_type: str = ""
     answers: tuple[str, ...] = ()
+    soft_scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether an answer can be scored."""
+        return bool(self.answers or self.soft_scores)
 
     def score(self, answer: str) -> float:
         """Official accuracy of an answer, 0 to 1; where there is one right answer, whether it is that one.
 
+        Without the annotators' words it is the answer's soft score, 0 for an answer that has none.
+
         Raises:
-            ValueError: There are no answers, or too few for VQA's accuracy.
+            ValueError: There are too few answers for VQA's accuracy, or none.
         """
+        if not self.answers and self.soft_scores:
+            return self.soft_scores.get(answer, 0.0)
         times = _ONE_ANSWER_STANDS_FOR if len(self.answers) == 1 else 1
         return leave_one_out_score(answer, self.answers * times)
 
@@ -79,7 +90,7 @@ def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> dict[s
     scored = [
         (question, question.score(answer))
         for question, answer in zip(questions, answers, strict=True)
-        if question.answers
+        if question.is_known
     ]
     if not scored:
         raise ValueError(
@@ -97,11 +108,14 @@ def guessed_metrics(questions: Sequence[Question]) -> dict[str, float]:
     """What `vqa_metrics` gives to the answer that is most frequent in each part, the same for all its questions."""
     parts = defaultdict(list)
     for question in questions:
-        for part in _parts(question) if question.answers else ():
+        for part in _parts(question) if question.is_known else ():
             parts[part].append(question)
     guessed = {}
     for part, members in sorted(parts.items(), key=_order):
-        given = Counter(normalize_answer(answer) for question in members for answer in question.answers)
+        given: Counter[str] = Counter()
+        for question in members:
+            given.update(normalize_answer(answer) for answer in question.answers)
+            given.update({} if question.answers else question.soft_scores)
         most_frequent = given.most_common(1)[0][0]
         guessed[part] = sum(question.score(most_frequent) for question in members) / len(members)
     return guessed

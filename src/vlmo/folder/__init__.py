@@ -2,7 +2,14 @@
 
 from vlmo.folder.card import add_figures, read_data, write_card
 from vlmo.folder.contents import DataSource, Measurement, ModelCard
-from vlmo.folder.whole import need_writable, remove_folder, remove_leftovers, write_file, write_folder
+from vlmo.folder.whole import (
+    need_writable,
+    path_aside,
+    remove_folder,
+    remove_leftovers,
+    write_file,
+    write_folder,
+)
 
 __all__ = [
     "DataSource",
@@ -10,6 +17,7 @@ __all__ = [
     "ModelCard",
     "add_figures",
     "need_writable",
+    "path_aside",
     "read_data",
     "remove_folder",
     "remove_leftovers",

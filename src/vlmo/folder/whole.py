@@ -20,7 +20,7 @@ def write_folder(target: Path) -> Iterator[Path]:
     dot. An exception leaves `target` as it was, and nothing beside it.
     """
     target = target.resolve()  # a link to a folder stays a link
-    aside, replaced = _hidden(target, _ASIDE), _hidden(target, _REPLACED)
+    aside, replaced = path_aside(target), _hidden(target, _REPLACED)
     if replaced.exists() and not target.exists():
         replaced.replace(target)  # the last write ended between its two renames
     for leftover in (aside, replaced):
@@ -44,6 +44,11 @@ def write_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(replaced)
 
 
+def path_aside(target: Path) -> Path:
+    """Where `write_folder` lets a folder grow; for other processes that write into it."""
+    return _hidden(target.resolve(), _ASIDE)
+
+
 def remove_folder(target: Path) -> None:
     """Removes a folder in such an order that a crash never leaves half of it under its name."""
     doomed = _hidden(target, _REMOVED)
@@ -65,9 +70,12 @@ def _hidden(target: Path, suffix: str) -> Path:
 def write_file(path: Path, text: str) -> None:
     """Puts `text` into `path`: a crash leaves the old content or the new."""
     aside = path.with_name(f"{path.name}.aside")
-    aside.write_text(text, encoding="utf-8")
-    _flush_to_disk(aside)
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _flush_to_disk(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     _flush_to_disk(path.parent)
 
 

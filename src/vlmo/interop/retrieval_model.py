@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.model.loading import loading
 from vlmo.processing import VLMoProcessor
 
 _ABLE = {"VLMoForPreTraining", "VLMoForImageTextRetrieval"}
@@ -36,16 +37,18 @@ def load_by_name(
         ValueError: The folder holds no model that retrieves.
     """
     where = dict(hub or {})
-    loaded: Any = VLMoForImageTextRetrieval.from_pretrained(
-        name, output_loading_info=True, **where, **dict(settings or {})
-    )
+    with loading(name):
+        loaded: Any = VLMoForImageTextRetrieval.from_pretrained(
+            name, output_loading_info=True, **where, **dict(settings or {})
+        )
+        processor = VLMoProcessor.from_pretrained(name, **where)
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} tensors ({', '.join(missing[:3])}, ...): expected a model that retrieves, "
             "which stage 3 or fine-tuning for retrieval leaves."
         )
-    return model.eval(), VLMoProcessor.from_pretrained(name, **where)
+    return model.eval(), processor
 
 
 def check_model_folder(folder: str | Path) -> Path:
@@ -58,7 +61,9 @@ def check_model_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
-    kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    with loading(folder):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kinds = config.get("architectures") or [] if isinstance(config, dict) else []
     if not _ABLE & set(kinds):
         raise ValueError(
             f"{folder} holds {', '.join(kinds) or 'no named class'}; retrieval needs one of "

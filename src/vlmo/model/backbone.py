@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import ImageEmbeddings, TextEmbeddings
 from vlmo.model.heads import ContrastHead, MaskedImageHead
-from vlmo.model.multiway import LANGUAGE, SHARED, VISION, MultiwayBlock, QueryKeyValue, Route
+from vlmo.model.multiway import LANGUAGE, SHARED, VISION, Kept, MultiwayBlock, QueryKeyValue, Route
 from vlmo.model.position import RelativePositionBias
 
 TEXT_TYPE, IMAGE_TYPE, SECOND_IMAGE_TYPE = 0, 1, 2
@@ -78,6 +78,22 @@ class Sequence:
         """The image tokens, `[I_CLS]` first."""
         num_image = states.shape[1] - self.num_text
         return states[:, :num_image] if self.image_first else states[:, self.num_text :]
+
+    def keep(
+        self, *, words: Int[Tensor, "batch words"] | None = None, patches: Int[Tensor, "batch patches"] | None = None
+    ) -> Kept:
+        """The first token, then `words` (places in the text) or `patches` (places in the image, class token 0)."""
+        batch, seq, _ = self.hidden.shape
+        num_image = seq - self.num_text
+        first = torch.zeros(batch, 1, dtype=torch.long, device=self.hidden.device)
+        leading_text = int(self.num_text > 0 and not (self.image_first and num_image))
+        if words is not None:
+            words = words + num_image if self.image_first else words
+            return Kept(torch.cat([first, words], dim=1), num_text=leading_text + words.shape[1])
+        if patches is not None:
+            patches = patches if self.image_first else patches + self.num_text
+            return Kept(torch.cat([first, patches], dim=1), num_text=leading_text)
+        return Kept(first, num_text=leading_text)
 
 
 class VLMoPreTrainedModel(PreTrainedModel):
@@ -261,21 +277,41 @@ class VLMoModel(VLMoPreTrainedModel):
         return None if self.position_bias is None else self.position_bias(num_text=num_text, grid=grid)
 
     def run(
-        self, sequence: Sequence, *, layers: range | None = None, fusion: bool, record: _Record | None = None
-    ) -> Float[Tensor, "batch seq dim"]:
+        self,
+        sequence: Sequence,
+        *,
+        layers: range | None = None,
+        fusion: bool,
+        kept: Kept | None = None,
+        record: _Record | None = None,
+    ) -> Float[Tensor, "batch kept dim"]:
         """Hidden states after `layers` (all by default), before the final norm.
 
         Args:
             fusion: Whether blocks that own a `vision_language` expert use it; without it, each token keeps its own.
+            kept: The tokens whose states are returned (all by default); the last block computes no others.
         """
         hidden = sequence.hidden
         route = sequence.route(fusion=fusion)
-        for layer in layers if layers is not None else range(len(self.blocks)):
-            bias = None if sequence.position_bias is None else sequence.position_bias[layer][None]
-            hidden, weights = self.blocks[layer](hidden, _hide_padding(bias, sequence), route=route)
+        layers = range(len(self.blocks)) if layers is None else layers
+        for layer in layers:
+            bias = None if sequence.position_bias is None else sequence.position_bias[layer]
+            hidden, weights = self.blocks[layer](
+                hidden,
+                bias,
+                route=route,
+                attention_mask=sequence.attention_mask,
+                kept=kept if layer == layers[-1] else None,
+            )
             if record is not None:
                 record.add(hidden, weights)
-        return hidden
+        return hidden if layers or kept is None else kept.of(hidden)
+
+    def run_to_first(
+        self, sequence: Sequence, *, layers: range | None = None, fusion: bool
+    ) -> Float[Tensor, "batch dim"]:
+        """State of the first token alone, as `run` returns it."""
+        return self.run(sequence, layers=layers, fusion=fusion, kept=sequence.keep())[:, 0]
 
     def finish(self, states: Float[Tensor, "*tokens dim"], *, modality: str) -> Float[Tensor, "*tokens dim"]:
         """The final norm on tokens of one modality, `"vision"` or `"language"`."""
@@ -299,14 +335,16 @@ class VLMoModel(VLMoPreTrainedModel):
         `num_fusion_layers` blocks with the `vision_language` expert, from the state below them (a detail of the
         published code).
         """
+        modality = LANGUAGE if sequence.num_text else VISION
+        if not self.config.has_fusion_ending:
+            return [self.finish(self.run_to_first(sequence, fusion=False), modality=modality)]
         depth = len(self.blocks)
         below, top = range(depth - self.config.num_fusion_layers), range(depth - self.config.num_fusion_layers, depth)
         state = sequence.at(self.run(sequence, layers=below, fusion=False))
-        modality = LANGUAGE if sequence.num_text else VISION
-        own = self.finish(self.run(state, layers=top, fusion=False)[:, 0], modality=modality)
-        if not self.config.has_fusion_ending:
-            return [own]
-        return [own, self.finish(self.run(state, layers=top, fusion=True)[:, 0], modality=modality)]
+        return [
+            self.finish(self.run_to_first(state, layers=top, fusion=fusion), modality=modality)
+            for fusion in (False, True)
+        ]
 
     def forward(
         self,
@@ -350,15 +388,6 @@ class VLMoModel(VLMoPreTrainedModel):
             attentions=tuple(record.attentions) if record and output_attentions else None,
         )
         return output if return_dict is not False else output.to_tuple()
-
-
-def _hide_padding(bias: Tensor | None, sequence: Sequence) -> Tensor | None:
-    """The bias with padded keys at the lowest finite value, so that the softmax gives them exactly zero."""
-    if sequence.attention_mask is None:
-        return bias
-    if bias is None:
-        bias = sequence.hidden.new_zeros(1, 1, 1, 1)
-    return bias.masked_fill(~sequence.attention_mask[:, None, None, :], torch.finfo(bias.dtype).min)
 
 
 class _Record:

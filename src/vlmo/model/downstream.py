@@ -109,7 +109,7 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         for number, kind in enumerate((SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE)):
             image = backbone.embed_image(pixel_values[:, number], modality_type=kind)
             pair = backbone.join(text=text, attention_mask=attention_mask, image=image, grid=grid, position_bias=bias)
-            pooled.append(backbone.pool_pair(backbone.run(pair, fusion=True)[:, 0]))
+            pooled.append(backbone.pool_pair(backbone.run_to_first(pair, fusion=True)))
         logits = self.reasoning_head(torch.cat(pooled, dim=-1))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits)

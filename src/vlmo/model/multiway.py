@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from vlmo.model.attention import chunked_attention
 from vlmo.model.config import VLMoConfig
 
 SHARED, VISION, LANGUAGE, VISION_LANGUAGE = "shared", "vision", "language", "vision_language"
+ALL, QUERY, KEY_VALUE = slice(0, 3), slice(0, 1), slice(1, 3)
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,64 @@ class Route:
     image_first: bool = False
 
     def __call__(
-        self, modules: nn.ModuleDict, hidden: Float[Tensor, "batch seq dim"]
+        self, modules: nn.ModuleDict, hidden: Float[Tensor, "batch seq dim"], **options: Any
     ) -> Float[Tensor, "batch seq new_dim"]:
         """Sends each token through the module of its modality."""
         if SHARED in modules:
-            return modules[SHARED](hidden)
+            return modules[SHARED](hidden, **options)
         if self.fusion and VISION_LANGUAGE in modules:
-            return modules[VISION_LANGUAGE](hidden)
+            return modules[VISION_LANGUAGE](hidden, **options)
         if self.num_image == 0:
-            return modules[LANGUAGE](hidden)
+            return modules[LANGUAGE](hidden, **options)
         if self.num_text == 0:
-            return modules[VISION](hidden)
+            return modules[VISION](hidden, **options)
         if self.image_first:
             image, text = hidden.split([self.num_image, self.num_text], dim=1)
-            return torch.cat([modules[VISION](image), modules[LANGUAGE](text)], dim=1)
+            return torch.cat([modules[VISION](image, **options), modules[LANGUAGE](text, **options)], dim=1)
         text, image = hidden.split([self.num_text, self.num_image], dim=1)
-        return torch.cat([modules[LANGUAGE](text), modules[VISION](image)], dim=1)
+        return torch.cat([modules[LANGUAGE](text, **options), modules[VISION](image, **options)], dim=1)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The tokens of a sequence whose states are wanted after the last block: the same number of each row.
+
+    Attributes:
+        places: Where they stand, in the order of the sequence's modalities; a token may be named more than once.
+        num_text: How many of them are words.
+    """
+
+    places: Int[Tensor, "batch kept"]
+    num_text: int
+
+    def of(self, states: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch kept dim"]:
+        """The states of these tokens."""
+        return states.gather(1, self.places[..., None].expand(-1, -1, states.shape[-1]))
+
+    def bias_of(self, bias: Float[Tensor, "#heads seq seq"]) -> Float[Tensor, "batch #heads kept seq"]:
+        """The rows of these queries."""
+        return bias[:, self.places].transpose(0, 1)
+
+    def route(self, route: Route) -> Route:
+        """Where these tokens go when all tokens go by `route`."""
+        return replace(route, num_text=self.num_text, num_image=self.places.shape[1] - self.num_text)
+
+    def rows(self, rows: slice) -> Kept:
+        """The same for some rows of the batch."""
+        return replace(self, places=self.places[rows])
+
+
+def wanted_places(
+    wanted: Bool[Tensor, "batch tokens"],
+) -> tuple[Int[Tensor, "batch places"], Bool[Tensor, "batch places"]]:
+    """Places of the wanted tokens of each row in rising order, and which of them are not filled up (with place 0).
+
+    As many columns as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes.
+    """
+    columns = min(-(-int(wanted.sum(dim=1).amax()) // 8) * 8, wanted.shape[1]) if len(wanted) else 0
+    places = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
+    filled = wanted.gather(1, places)
+    return places.masked_fill(~filled, 0), filled
 
 
 class Expert(nn.Module):
@@ -78,10 +122,14 @@ class QueryKeyValue(nn.Linear):
     def reset_parameters(self) -> None:
         """Nothing: `_init_weights` fills the weight, and random numbers drawn here would move all that come after."""
 
-    def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq 3*dim"]:
-        """Queries, keys and values, in this order."""
+    def forward(
+        self, hidden: Float[Tensor, "batch seq dim"], *, part: slice = ALL
+    ) -> Float[Tensor, "batch seq parts*dim"]:
+        """Queries, keys and values, in this order, or a `part` of these three."""
         key_bias = torch.zeros_like(self.query_bias) if self.key_bias is None else self.key_bias
-        return F.linear(hidden, self.weight, torch.cat([self.query_bias, key_bias, self.value_bias]))
+        bias = torch.cat([self.query_bias, key_bias, self.value_bias][part])
+        weight = self.weight if part == ALL else self.weight.unflatten(0, (3, -1))[part].flatten(0, 1)
+        return F.linear(hidden, weight, bias)
 
 
 class MultiwayAttention(nn.Module):
@@ -104,23 +152,74 @@ class MultiwayAttention(nn.Module):
         hidden: Float[Tensor, "batch seq dim"],
         *,
         route: Route,
-        bias: Float[Tensor, "#batch #heads seq seq"] | None,
-    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch heads seq seq"] | None]:
-        """Attends. `bias` is added to the scaled logits; the weights come back with the eager implementation only."""
-        heads = self.config.num_attention_heads
-        query, key, value = route(self.qkv, hidden).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.config._attn_implementation == "eager":
-            logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-            weights = (logits if bias is None else logits + bias).softmax(dim=-1)
-            attended = weights.to(value.dtype) @ value
+        bias: Float[Tensor, "#heads seq seq"] | None,
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        kept: Kept | None = None,
+    ) -> tuple[Float[Tensor, "batch kept dim"], Float[Tensor, "batch heads kept seq"] | None]:
+        """Attends from the `kept` tokens (all by default) to all that `attention_mask` does not hide.
+
+        `bias` is added to the scaled logits; the weights come back with the eager implementation only.
+        """
+        eager = self.config._attn_implementation == "eager"
+        weights = None
+        if kept is None and not eager and _trains_on_cpu(hidden):
+            hidden_keys = None if attention_mask is None else ~attention_mask
+            qkv = route(self.qkv, hidden).unflatten(-1, (3, self.config.num_attention_heads, -1))
+            attended = chunked_attention(qkv, bias=bias, hidden_keys=hidden_keys).flatten(2)
         else:
-            weights = None
-            bias = None if bias is None else bias.to(query.dtype)
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        attended = attended.transpose(1, 2).flatten(2)
+            query, key, value = self._project(hidden, route=route, kept=kept)
+            mask = _additive_mask(bias, attention_mask, kept=kept, dtype=query.dtype if bias is None else bias.dtype)
+            if eager:
+                logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+                weights = (logits if mask is None else logits + mask).softmax(dim=-1)
+                attended = weights.to(value.dtype) @ value
+            else:
+                mask = None if mask is None else mask.to(query.dtype)
+                attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            attended = attended.transpose(1, 2).flatten(2)
+        route = route if kept is None else kept.route(route)
         if self.inner_norm is not None:
             attended = route(self.inner_norm, attended)
         return route(self.projection, attended), weights
+
+    def _project(
+        self, hidden: Float[Tensor, "batch seq dim"], *, route: Route, kept: Kept | None
+    ) -> tuple[
+        Float[Tensor, "batch heads kept d"], Float[Tensor, "batch heads seq d"], Float[Tensor, "batch heads seq d"]
+    ]:
+        """Queries of the kept tokens, keys and values of all."""
+        heads = self.config.num_attention_heads
+        if kept is not None and all(isinstance(module, QueryKeyValue) for module in self.qkv.values()):
+            query = kept.route(route)(self.qkv, kept.of(hidden), part=QUERY).unflatten(-1, (heads, -1))
+            pair = route(self.qkv, hidden, part=KEY_VALUE).unflatten(-1, (2, heads, -1))
+            key, value = pair.permute(2, 0, 3, 1, 4)
+            return query.transpose(1, 2), key, value
+        joint = route(self.qkv, hidden)  # an adapter around the layer has no parts
+        query, key, value = joint.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        if kept is not None:
+            query = kept.of(query.transpose(1, 2).flatten(2)).unflatten(-1, (heads, -1)).transpose(1, 2)
+        return query, key, value
+
+
+def _trains_on_cpu(hidden: Tensor) -> bool:
+    """Whether attention has gradients to compute where no fused kernel of PyTorch gives that of a bias."""
+    return hidden.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _additive_mask(
+    bias: Float[Tensor, "#heads seq seq"] | None,
+    attention_mask: Bool[Tensor, "batch seq"] | None,
+    *,
+    kept: Kept | None,
+    dtype: torch.dtype,
+) -> Float[Tensor, "#batch #heads #kept seq"] | None:
+    """The bias of the kept queries, with padded keys at the lowest finite value: their softmax is exactly zero."""
+    rows = None if bias is None else bias[None] if kept is None else kept.bias_of(bias)
+    if attention_mask is None:
+        return rows
+    if rows is None:
+        rows = attention_mask.new_zeros(1, 1, 1, 1, dtype=dtype)
+    return rows.masked_fill(~attention_mask[:, None, None, :], torch.finfo(dtype).min)
 
 
 class MultiwayBlock(GradientCheckpointingLayer):
@@ -145,12 +244,22 @@ class MultiwayBlock(GradientCheckpointingLayer):
     def forward(
         self,
         hidden: Float[Tensor, "batch seq dim"],
-        bias: Float[Tensor, "#batch #heads seq seq"] | None,
+        bias: Float[Tensor, "#heads seq seq"] | None,
         *,
         route: Route,
-    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch heads seq seq"] | None]:
-        """One layer; `bias` is added to the attention logits (positions and padding)."""
-        attended, weights = self.attention(route(self.norm1, hidden), route=route, bias=bias)
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        kept: Kept | None = None,
+    ) -> tuple[Float[Tensor, "batch kept dim"], Float[Tensor, "batch heads kept seq"] | None]:
+        """One layer; `bias` is added to the attention logits, and padding is hidden.
+
+        Args:
+            kept: The tokens whose new states are wanted; keys and values are computed for all of them.
+        """
+        attended, weights = self.attention(
+            route(self.norm1, hidden), route=route, bias=bias, attention_mask=attention_mask, kept=kept
+        )
+        if kept is not None:
+            hidden, route = kept.of(hidden), kept.route(route)
         hidden = hidden + self.drop_path(attended if self.gamma_1 is None else self.gamma_1 * attended)
         changed = route(self.experts, hidden)
         return hidden + self.drop_path(changed if self.gamma_2 is None else self.gamma_2 * changed), weights

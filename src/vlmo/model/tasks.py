@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import MaskedImageModelingOutput, MaskedLMOutput
 from transformers.utils import ModelOutput
 
-from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
+from vlmo.model.backbone import Sequence, VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead
-from vlmo.model.multiway import LANGUAGE, VISION
+from vlmo.model.multiway import LANGUAGE, VISION, wanted_places
 
 
 @dataclass
@@ -57,7 +57,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         backbone = self.vlmo
         grid = backbone.image_embeddings.grid_of(pixel_values)
         sequence = backbone.join(image=backbone.embed_image(pixel_values), grid=grid)
-        first = backbone.run(sequence, fusion=False)[:, 0]
+        first = backbone.run_to_first(sequence, fusion=False)
         return self.contrast_head.embed_image(backbone.finish(first, modality=VISION))
 
     def get_text_features(
@@ -66,7 +66,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         """L2-normalised `text_embeds`."""
         backbone = self.vlmo
         sequence = backbone.join(text=backbone.embed_text(input_ids), attention_mask=attention_mask)
-        first = backbone.run(sequence, fusion=False)[:, 0]
+        first = backbone.run_to_first(sequence, fusion=False)
         return self.contrast_head.embed_text(backbone.finish(first, modality=LANGUAGE))
 
     def match(
@@ -205,10 +205,27 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         bool_masked_pos: Bool[Tensor, "batch patch"] | None,
     ) -> Float[Tensor, "batch patch dim"]:
         """Final hidden states of the patches, with the mask token where `bool_masked_pos` is True."""
+        sequence = self._sequence(pixel_values, bool_masked_pos=bool_masked_pos)
+        return self.vlmo.finish(self.vlmo.run(sequence, fusion=False)[:, 1:], modality=VISION)
+
+    def encode_masked(
+        self, pixel_values: Float[Tensor, "batch 3 height width"], *, bool_masked_pos: Bool[Tensor, "batch patch"]
+    ) -> Float[Tensor, "masked dim"]:
+        """What `encode` returns of the masked patches, row by row, with nothing computed for others in vain."""
+        sequence = self._sequence(pixel_values, bool_masked_pos=bool_masked_pos)
+        places, filled = wanted_places(bool_masked_pos)
+        states = self.vlmo.run(sequence, fusion=False, kept=sequence.keep(patches=1 + places))[:, 1:]
+        return self.vlmo.finish(states[filled], modality=VISION)
+
+    def _sequence(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        *,
+        bool_masked_pos: Bool[Tensor, "batch patch"] | None,
+    ) -> Sequence:
         backbone = self.vlmo
         image = backbone.embed_image(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mim_head.mask_token)
-        sequence = backbone.join(image=image, grid=backbone.image_embeddings.grid_of(pixel_values))
-        return backbone.finish(backbone.run(sequence, fusion=False)[:, 1:], modality=VISION)
+        return backbone.join(image=image, grid=backbone.image_embeddings.grid_of(pixel_values))
 
     def forward(
         self,

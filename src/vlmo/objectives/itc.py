@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
+from vlmo.objectives.chunks import recomputed, row_blocks
+
+
+@dataclass(frozen=True)
+class SamePairs:
+    """True where a row and a row of the global batch have a number in common; a matrix that is made block by block.
+
+    Attributes:
+        own: Numbers of this process's rows, such as that of the picture and that of the caption.
+        every: Those of all processes' rows.
+    """
+
+    own: Int[Tensor, "batch numbers"]
+    every: Int[Tensor, "global numbers"]
+
+    def __getitem__(self, rows: slice | Int[Tensor, "rows"]) -> Bool[Tensor, "rows global"]:
+        return (self.own[rows, None] == self.every).any(dim=-1)
 
 
 def itc_loss(
@@ -15,31 +34,56 @@ def itc_loss(
     text_embeds: Float[Tensor, "batch dim"],
     *,
     logit_scale: Float[Tensor, "1"],
-    same: Bool[Tensor, "batch global"] | None = None,
+    same: Bool[Tensor, "batch global"] | SamePairs | None = None,
+    keys: tuple[Float[Tensor, "global dim"], Float[Tensor, "global dim"]] | None = None,
 ) -> Float[Tensor, ""]:
     """Symmetric contrastive loss over all pairs of all processes (VLMo, "Image-Text Contrast").
+
+    Each process compares its own rows with all others, some rows at a time: no matrix of all pairs is ever in memory.
+    Logits that do not fit into one block are computed again in the backward pass.
 
     Args:
         image_embeds: L2-normalised; row i belongs with row i of `text_embeds`.
         logit_scale: Natural logarithm of the inverse temperature.
         same: True where a row and a global row share picture or caption (`same_pairs`); such rows are left out of
             each other's softmax. None leaves nothing out.
+        keys: Image and text vectors of all processes (`gather_with_grad`), if the caller has them already.
 
     Returns:
         Mean of both directions, in nats, equal on every process. Its gradient, averaged over processes, is that of one
         process with the whole batch.
     """
-    batch = image_embeds.shape[0]
-    own = torch.arange(batch, device=image_embeds.device) + distributed.rank() * batch
-    losses = []
-    for queries, keys in ((image_embeds, text_embeds), (text_embeds, image_embeds)):
-        logits = contrast_logits(queries, distributed.gather_with_grad(keys), logit_scale=logit_scale)
+    image_keys, text_keys = keys or (
+        distributed.gather_with_grad(image_embeds),
+        distributed.gather_with_grad(text_embeds),
+    )
+    total = _sum_of_losses(image_embeds, text_keys, logit_scale=logit_scale, same=same)
+    total = total + _sum_of_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)
+    count = torch.tensor(float(len(image_embeds)), device=image_embeds.device)
+    return distributed.global_mean(total / 2, count)
+
+
+def _sum_of_losses(
+    queries: Float[Tensor, "batch dim"],
+    keys: Float[Tensor, "global dim"],
+    *,
+    logit_scale: Float[Tensor, "1"],
+    same: Bool[Tensor, "batch global"] | SamePairs | None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of each own row against all rows, summed."""
+    own = torch.arange(len(queries), device=queries.device) + distributed.rank() * len(queries)
+
+    def of(rows: slice) -> Tensor:
+        logits = contrast_logits(queries[rows], keys, logit_scale=logit_scale)
         if same is not None:
-            hidden = same.scatter(1, own[:, None], value=False)
+            hidden = same[rows].scatter(1, own[rows, None], value=False)
             logits = logits.masked_fill(hidden, float("-inf"))
-        losses.append(F.cross_entropy(logits, own, reduction="sum"))
-    count = torch.tensor(float(batch), device=image_embeds.device)
-    return distributed.global_mean(torch.stack(losses).mean(), count)
+        return F.cross_entropy(logits, own[rows], reduction="sum")
+
+    blocks = row_blocks(len(queries), width=len(keys))
+    if len(blocks) == 1:
+        return of(blocks[0])
+    return torch.stack([recomputed(of, rows, device=queries.device) for rows in blocks]).sum()
 
 
 def contrast_logits(
@@ -62,7 +106,14 @@ def caption_keys(
     return ((input_ids + 1) * attention_mask * powers).sum(dim=1)
 
 
-def same_pairs(image_ids: Int[Tensor, "batch"], captions: Int[Tensor, "batch"]) -> Bool[Tensor, "batch global"]:
+def same_pairs(image_ids: Int[Tensor, "batch"], captions: Int[Tensor, "batch"]) -> SamePairs:
     """True where a row shares its picture or its caption with a row of the global batch (itself included)."""
-    same_image = image_ids[:, None] == distributed.gather(image_ids)
-    return same_image | (captions[:, None] == distributed.gather(captions))
+    own = torch.stack([image_ids, captions], dim=1)
+    return SamePairs(own, distributed.gather(own))
+
+
+def own_pairs(batch: int, *, device: torch.device) -> SamePairs:
+    """True where a row of the global batch is the row itself."""
+    every = torch.arange(batch * distributed.world_size(), device=device)[:, None]
+    start = distributed.rank() * batch
+    return SamePairs(every[start : start + batch], every)

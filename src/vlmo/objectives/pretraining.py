@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +21,14 @@ from vlmo.model import (
 )
 from vlmo.model.backbone import Sequence
 from vlmo.model.heads import ContrastHead
-from vlmo.model.multiway import LANGUAGE, VISION
+from vlmo.model.multiway import LANGUAGE, VISION, wanted_places
 from vlmo.model.visual_tokenizer import VisualTokenizer
-from vlmo.objectives.itc import caption_keys, contrast_logits, itc_loss, same_pairs
+from vlmo.objectives.chunks import equal_blocks, recomputed, row_blocks
+from vlmo.objectives.itc import SamePairs, caption_keys, contrast_logits, itc_loss, own_pairs, same_pairs
 from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
 from vlmo.objectives.mim import mim_loss
 from vlmo.objectives.mlm import mlm_loss
+from vlmo.objectives.pairs import Negatives, Pairs, WaitingPairs, as_floats, pad_to_global_length
 from vlmo.types import Batch
 
 
@@ -48,7 +51,7 @@ class VisionObjective(nn.Module):
         grid = self.model.vlmo.image_embeddings.grid_of(pixels)
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
-        logits = self.model.mim_head(self.model.encode(pixels, bool_masked_pos=masked)[masked])
+        logits = self.model.mim_head(self.model.encode_masked(pixels, bool_masked_pos=masked))
         loss = mim_loss(logits, tokens)
         return {"loss": loss, "mim": loss.detach(), "mim_accuracy": _accuracy(logits, tokens)}
 
@@ -66,10 +69,13 @@ class LanguageObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses `loss` (= `mlm`) and `mlm_accuracy`; reads `mlm_input_ids`, `attention_mask`, `mlm_labels`."""
-        encoded = self.model.vlmo(input_ids=batch["mlm_input_ids"], attention_mask=batch["attention_mask"])
-        chosen = batch["mlm_labels"] != -100
+        backbone, chosen = self.model.vlmo, batch["mlm_labels"] != -100
+        text = backbone.embed_text(batch["mlm_input_ids"])
+        sequence = backbone.join(text=text, attention_mask=batch["attention_mask"])
+        places, filled = wanted_places(chosen)
+        states = backbone.run(sequence, fusion=False, kept=sequence.keep(words=places))[:, 1:][filled]
         labels = batch["mlm_labels"][chosen]
-        logits = self.model.mlm_head(encoded.text_hidden_state[chosen])
+        logits = self.model.mlm_head(backbone.finish(states, modality=LANGUAGE))
         loss = mlm_loss(logits, labels)
         return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": _accuracy(logits, labels)}
 
@@ -85,7 +91,11 @@ class VisionLanguageConfig:
         negative_sharpness: Hard negatives are drawn by the softmax of ITC's logits times this. 1 is the paper's way; 0
             draws evenly, which small data need to learn any matching at all.
         fused_stride: Every n-th row of the global batch takes part in the fused passes (MLM and ITM); 1 = all rows.
-        fused_chunk: Pairs that go through the fusion encoder at once; None = all. The result is the same.
+        fused_chunk: Pairs that go through the fusion encoder at once, sorted by the length of their captions; None =
+            all, or `cache_chunk`. The result is the same; chunks hold less padding, which saves time where they are
+            large enough.
+        cache_chunk: Pairs that any encoder holds activations of; None = all. The contrast, and the choice of hard
+            negatives, are over the whole batch all the same: backward computes each chunk again (a gradient cache).
     """
 
     itc_weight: float = 1.0
@@ -96,6 +106,7 @@ class VisionLanguageConfig:
     negative_sharpness: float = 1.0
     fused_stride: int = 1
     fused_chunk: int | None = None
+    cache_chunk: int | None = None
 
     def __post_init__(self) -> None:
         weights = self.itc_weight, self.mlm_weight, self.itm_weight
@@ -103,19 +114,14 @@ class VisionLanguageConfig:
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
         if not 0 <= self.negative_sharpness < math.inf:
             raise ValueError(f"negative_sharpness is {self.negative_sharpness}; give a number from 0 up")
-        if self.fused_stride < 1 or (self.fused_chunk is not None and self.fused_chunk < 1):
+        if min(self.fused_stride, self.fused_chunk or 1, self.cache_chunk or 1) < 1 or 0 in (
+            self.fused_chunk,
+            self.cache_chunk,
+        ):
             raise ValueError(
-                f"fused_stride is {self.fused_stride} and fused_chunk {self.fused_chunk}; give 1 or more (or no chunk)"
+                f"fused_stride is {self.fused_stride}, fused_chunk {self.fused_chunk} and cache_chunk "
+                f"{self.cache_chunk}; give 1 or more (or no chunk)"
             )
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Embedded pairs that wait for the fusion encoder."""
-
-    text: Float[Tensor, "pairs text dim"]
-    mask: Int[Tensor, "pairs text"]
-    image: Float[Tensor, "pairs 1+patch dim"]
 
 
 class VisionLanguageObjective(nn.Module):
@@ -147,55 +153,129 @@ class VisionLanguageObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` and its parts `itc`, `mlm`, `itm`, with accuracies; reads pairs, masked captions and `step_seed`."""
-        config, backbone = self.config, self.model.vlmo
-        batch = _pad_to_global_length(batch)
-        grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
-        image = backbone.embed_image(batch["pixel_values"])
-        text = backbone.embed_text(batch["input_ids"])
-        same = self._same(batch)
-        itc, logits_per_image, logits_per_text = self._contrast(image, text, batch, grid=grid, same=same)
-        losses = {"itc": itc}
-        if config.mlm_weight or config.itm_weight:
-            rows = self._fused_rows(len(image), image.device)
-            groups, labels, valid = self._fused_groups(
-                batch, image, text, rows, same=same, logits=(logits_per_image, logits_per_text)
-            )
-            text_states, first = self._fuse(groups, grid=grid)
-            if self.config.mlm_weight:
-                losses |= self._masked_language_losses(text_states[: len(rows)], batch, rows)
-            if self.config.itm_weight:
-                losses |= self._matching_losses(first[-len(labels) :], labels=labels, valid=valid)
+        config = self.config
+        batch = pad_to_global_length(batch)
+        losses = self._losses(batch) if config.cache_chunk is None else self._cached_losses(batch, config.cache_chunk)
         total = config.itc_weight * losses["itc"]
         total = total + config.mlm_weight * losses.get("mlm", 0.0) + config.itm_weight * losses.get("itm", 0.0)
         temperature = (-self.model.contrast_head.logit_scale.detach()).exp()[0]
         return {"loss": total} | {name: value.detach() for name, value in losses.items()} | {"temperature": temperature}
 
-    def _same(self, batch: Batch) -> Bool[Tensor, "batch global"]:
-        if self.config.exclude_same:
-            return same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
-        own = torch.arange(len(batch["input_ids"]), device=batch["input_ids"].device)
-        own = own + distributed.rank() * len(own)
-        return own[:, None] == torch.arange(len(own) * distributed.world_size(), device=own.device)
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """All pairs at once."""
+        config, backbone, mask = self.config, self.model.vlmo, batch["attention_mask"]
+        grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
+        image = backbone.embed_image(as_floats(batch["pixel_values"]))
+        text = backbone.embed_text(batch["input_ids"])
+        embeds = self._embeds(backbone.join(image=image, grid=grid), backbone.join(text=text, attention_mask=mask))
+        rows = self._fused_rows(len(image), image.device)
+        itc, negatives = self._contrast(embeds, batch, rows)
+        losses = {"itc": itc}
+        if config.mlm_weight or config.itm_weight:
+            words, first = self._fuse(self._fused_groups(batch, image, text, rows, negatives), grid=grid)
+            if config.mlm_weight:
+                losses |= self._masked_language_losses(words, batch, rows)
+            if negatives is not None:
+                losses |= self._matching_losses(self._judge(first[-3 * len(rows) :]), negatives)
+        return losses
+
+    def _cached_losses(self, batch: Batch, chunk: int) -> dict[str, Tensor]:
+        """The same losses, with activations of `chunk` pairs in memory."""
+        config, backbone = self.config, self.model.vlmo
+        pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
+        grid, num_text = backbone.image_embeddings.grid_of(pixels), ids.shape[1]
+        image_bias = backbone.make_position_bias(num_text=0, grid=grid)
+        text_bias = backbone.make_position_bias(num_text=num_text, grid=None)
+
+        def embeds_of(rows: slice) -> list[tuple[Tensor, Tensor]]:
+            image = backbone.embed_image(as_floats(pixels[rows]))
+            text = backbone.embed_text(ids[rows])
+            return self._embeds(
+                backbone.join(image=image, grid=grid, position_bias=image_bias),
+                backbone.join(text=text, attention_mask=mask[rows], position_bias=text_bias),
+            )
+
+        chunks = [recomputed(embeds_of, part, device=ids.device) for part in equal_blocks(len(ids), size=chunk)]
+        embeds = [
+            (torch.cat(images), torch.cat(texts))
+            for images, texts in (zip(*each, strict=True) for each in zip(*chunks, strict=True))
+        ]
+        rows = self._fused_rows(len(ids), ids.device)
+        itc, negatives = self._contrast(embeds, batch, rows)
+        losses = {"itc": itc}
+        if not (config.mlm_weight or config.itm_weight):
+            return losses
+        pair_bias = backbone.make_position_bias(num_text=num_text, grid=grid)
+
+        def fused(pairs: WaitingPairs, judge: Callable[[slice, Tensor, Tensor], Tensor]) -> list[Tensor]:
+            def of(rows: slice) -> Tensor:
+                return judge(rows, *self._fuse([pairs.embedded(rows, backbone)], grid=grid, position_bias=pair_bias))
+
+            blocks = equal_blocks(len(pairs.ids), size=config.fused_chunk or chunk)
+            return [recomputed(of, part, device=ids.device) for part in blocks]
+
+        if config.mlm_weight:
+            labels = batch["mlm_labels"][rows]
+            pairs = WaitingPairs(batch["mlm_input_ids"][rows], mask[rows], labels != -100, pixels, rows)
+            sums = fused(pairs, lambda part, words, _: self._masked_language_sums(words, labels[part]))
+            losses |= _means("mlm", torch.stack(sums).sum(0), count=(labels != -100).sum())
+        if negatives is not None:
+            others, places = distributed.borrow(pixels, negatives.image)
+            other_ids, other_mask = self._other_texts(batch, negatives)
+            none = torch.zeros_like(mask[rows], dtype=torch.bool)
+            groups = [
+                WaitingPairs(ids[rows], mask[rows], none, pixels, rows),
+                WaitingPairs(ids[rows], mask[rows], none, others, places),
+                WaitingPairs(other_ids, other_mask, none, pixels, rows),
+            ]
+            logits = [part for pairs in groups for part in fused(pairs, lambda _, __, first: self._judge(first))]
+            losses |= self._matching_losses(torch.cat(logits), negatives)
+        return losses
+
+    def _embeds(self, images: Sequence, texts: Sequence) -> list[tuple[Tensor, Tensor]]:
+        """Image and text vectors of each ending."""
+        heads = self._contrast_heads()
+        endings = [self._endings(sequence, count=len(heads)) for sequence in (images, texts)]
+        return [(head.embed_image(i), head.embed_text(t)) for head, i, t in zip(heads, *endings, strict=True)]
 
     def _contrast(
-        self, image: Tensor, text: Tensor, batch: Batch, *, grid: tuple[int, int], same: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean ITC loss of the endings, and the first ending's logits (no gradient) for drawing negatives."""
-        backbone = self.model.vlmo
-        heads = self._contrast_heads()
-        images = self._endings(backbone.join(image=image, grid=grid), count=len(heads))
-        texts = self._endings(backbone.join(text=text, attention_mask=batch["attention_mask"]), count=len(heads))
-        embeds = [(head.embed_image(i), head.embed_text(t)) for head, i, t in zip(heads, images, texts, strict=True)]
+        self, embeds: list[tuple[Tensor, Tensor]], batch: Batch, rows: Tensor
+    ) -> tuple[Tensor, Negatives | None]:
+        """Mean ITC loss of the endings, and hard negatives of `rows` if ITM counts."""
+        same = self._same(batch)
+        keys = [(distributed.gather_with_grad(i), distributed.gather_with_grad(t)) for i, t in embeds]
         losses = [
-            itc_loss(i, t, logit_scale=head.logit_scale, same=same if self.config.exclude_same else None)
-            for head, (i, t) in zip(heads, embeds, strict=True)
+            itc_loss(i, t, logit_scale=head.logit_scale, same=same if self.config.exclude_same else None, keys=every)
+            for head, (i, t), every in zip(self._contrast_heads(), embeds, keys, strict=True)
         ]
-        with torch.no_grad():
-            image_embeds, text_embeds = embeds[0]
-            scale = heads[0].logit_scale
-            per_image = contrast_logits(image_embeds, distributed.gather(text_embeds), logit_scale=scale)
-            per_text = contrast_logits(text_embeds, distributed.gather(image_embeds), logit_scale=scale)
-        return torch.stack(losses).mean(), per_image, per_text
+        negatives = None
+        if self.config.itm_weight:
+            uniform = draws(batch["step_seed"], batch=len(batch["input_ids"]), rounds=2)[:, rows]
+            (images, texts), (image_keys, text_keys) = embeds[0], keys[0]
+            text, text_found = self._draw(images[rows], text_keys, uniform=uniform[0], same=same, rows=rows)
+            image, image_found = self._draw(texts[rows], image_keys, uniform=uniform[1], same=same, rows=rows)
+            negatives = Negatives(text=text, image=image, text_found=text_found, image_found=image_found)
+        return torch.stack(losses).mean(), negatives
+
+    @torch.no_grad()
+    def _draw(
+        self, queries: Tensor, keys: Tensor, *, uniform: Tensor, same: SamePairs, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One global row for each query, by the first ending's logits, some queries at a time."""
+        scale, drawn = self.model.contrast_head.logit_scale, []
+        for part in row_blocks(len(queries), width=len(keys)):
+            logits = contrast_logits(queries[part], keys, logit_scale=scale) * self.config.negative_sharpness
+            excluded = same[rows[part]]
+            if self.config.local_negatives:
+                excluded = excluded | ~_local(len(same.own), len(keys), device=keys.device)
+            drawn.append(draw_hard_negatives(logits, excluded=excluded, uniform=uniform[part]))
+        chosen, found = zip(*drawn, strict=True)
+        return torch.cat(chosen), torch.cat(found)
+
+    def _same(self, batch: Batch) -> SamePairs:
+        if self.config.exclude_same:
+            return same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
+        return own_pairs(len(batch["input_ids"]), device=batch["input_ids"].device)
 
     def _contrast_heads(self) -> list[ContrastHead]:
         """The head of each ending of ITC."""
@@ -208,7 +288,7 @@ class VisionLanguageObjective(nn.Module):
         if count > 1:
             return backbone.contrast_endings(sequence)
         modality = LANGUAGE if sequence.num_text else VISION
-        return [backbone.finish(backbone.run(sequence, fusion=False)[:, 0], modality=modality)]
+        return [backbone.finish(backbone.run_to_first(sequence, fusion=False), modality=modality)]
 
     def _fused_rows(self, batch: int, device: torch.device) -> Int[Tensor, "rows"]:
         stride = self.config.fused_stride
@@ -219,82 +299,95 @@ class VisionLanguageObjective(nn.Module):
         return torch.arange(0, batch, stride, device=device)
 
     def _fused_groups(
-        self,
-        batch: Batch,
-        image: Tensor,
-        text: Tensor,
-        rows: Tensor,
-        *,
-        same: Tensor,
-        logits: tuple[Tensor, Tensor],
-    ) -> tuple[list[_Pairs], Tensor, Tensor]:
+        self, batch: Batch, image: Tensor, text: Tensor, rows: Tensor, negatives: Negatives | None
+    ) -> list[Pairs]:
         """Pairs for MLM (first, if it counts), then ITM: positives, negative images, negative texts."""
         backbone, mask = self.model.vlmo, batch["attention_mask"]
-        groups = []
+        groups, none = [], torch.zeros_like(mask[rows], dtype=torch.bool)
         if self.config.mlm_weight:
             masked_text = backbone.embed_text(batch["mlm_input_ids"][rows])
-            groups.append(_Pairs(masked_text, mask[rows], image[rows]))
-        labels = valid = torch.empty(0, device=image.device)
-        if self.config.itm_weight:
-            uniform = draws(batch["step_seed"], batch=len(image), rounds=2)
-            excluded = same if not self.config.local_negatives else same | ~_local(same)
-            per_image, per_text = (part[rows] * self.config.negative_sharpness for part in logits)
-            negative_text, text_found = draw_hard_negatives(
-                per_image, excluded=excluded[rows], uniform=uniform[0, rows]
-            )
-            negative_image, image_found = draw_hard_negatives(
-                per_text, excluded=excluded[rows], uniform=uniform[1, rows]
-            )
-            other_image = distributed.exchange(image, negative_image)
-            other_ids, other_mask = distributed.exchange(
-                torch.stack([batch["input_ids"], mask], dim=1), negative_text
-            ).unbind(1)
-            groups.append(_Pairs(text[rows], mask[rows], image[rows]))
-            groups.append(_Pairs(text[rows], mask[rows], other_image))
-            groups.append(_Pairs(backbone.embed_text(other_ids), other_mask, image[rows]))
-            labels = torch.ones(3 * len(rows), dtype=torch.long, device=image.device)
-            labels[len(rows) :] = 0
-            valid = torch.cat([torch.ones_like(image_found), image_found, text_found])
-        return groups, labels, valid
+            groups.append(Pairs(masked_text, mask[rows], image[rows], batch["mlm_labels"][rows] != -100))
+        if negatives is not None:
+            other_ids, other_mask = self._other_texts(batch, negatives)
+            groups.append(Pairs(text[rows], mask[rows], image[rows], none))
+            groups.append(Pairs(text[rows], mask[rows], distributed.exchange(image, negatives.image), none))
+            groups.append(Pairs(backbone.embed_text(other_ids), other_mask, image[rows], none))
+        return groups
+
+    def _other_texts(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Tensor]:
+        """Token ids and masks of the negative texts."""
+        texts = torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1)
+        ids, mask = distributed.exchange(texts, negatives.text).unbind(1)
+        return ids, mask
 
     def _fuse(
-        self, groups: list[_Pairs], *, grid: tuple[int, int]
-    ) -> tuple[Float[Tensor, "pairs text dim"], Float[Tensor, "pairs dim"]]:
-        """Text part and first token of the fused states (before the final norm), in one batch or in chunks."""
+        self, groups: list[Pairs], *, grid: tuple[int, int], position_bias: list[Tensor] | None = None
+    ) -> tuple[Float[Tensor, "words dim"], Float[Tensor, "pairs dim"]]:
+        """Fused states of the wanted words and of first tokens (before the final norm), in one batch or in chunks.
+
+        Chunks hold captions of like length, and none pads its captions further than its own longest, unless the
+        `position_bias` of the whole length is handed in.
+        """
         backbone = self.model.vlmo
         text, mask = torch.cat([pairs.text for pairs in groups]), torch.cat([pairs.mask for pairs in groups])
         image = torch.cat([pairs.image for pairs in groups])
-        num_text = text.shape[1]
-        position_bias = backbone.make_position_bias(num_text=num_text, grid=grid)
-        chunk = self.config.fused_chunk or len(text)
-        texts, firsts = [], []
-        for t, m, i in zip(text.split(chunk), mask.split(chunk), image.split(chunk), strict=True):
-            sequence = backbone.join(text=t, attention_mask=m, image=i, grid=grid, position_bias=position_bias)
-            states = backbone.run(sequence, fusion=True)
-            texts.append(sequence.text_part(states))
-            firsts.append(states[:, 0])
-        return torch.cat(texts), torch.cat(firsts)
+        places, filled = wanted_places(torch.cat([pairs.words for pairs in groups]))
+        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
+        rising, order = lengths.sort(stable=True)
+        biases: dict[int, list[Tensor] | None] = {}
+        states, chunk = [], self.config.fused_chunk or len(text)
+        for rows, longest in zip(order.split(chunk), (part[-1] for part in rising.cpu().split(chunk)), strict=True):
+            length = int(longest) if position_bias is None else text.shape[1]
+            if length not in biases:
+                biases[length] = position_bias or backbone.make_position_bias(num_text=length, grid=grid)
+            sequence = backbone.join(
+                text=text.index_select(0, rows)[:, :length],
+                attention_mask=mask[rows, :length],
+                image=image.index_select(0, rows),
+                grid=grid,
+                position_bias=biases[length],
+            )
+            states.append(backbone.run(sequence, fusion=True, kept=sequence.keep(words=places[rows])))
+        kept = torch.cat(states)[order.argsort()]
+        return kept[:, 1:][filled], kept[:, 0]
 
     def _masked_language_losses(
-        self, text_states: Float[Tensor, "rows text dim"], batch: Batch, rows: Tensor
+        self, states: Float[Tensor, "masked dim"], batch: Batch, rows: Tensor
     ) -> dict[str, Tensor]:
         """Loss and accuracy of MLM."""
-        assert isinstance(self.model, VLMoForPreTraining)  # others have been refused an mlm_weight
-        chosen = batch["mlm_labels"][rows] != -100
-        words = batch["mlm_labels"][rows][chosen]
-        states = self.model.vlmo.finish(text_states[chosen], modality=LANGUAGE)  # masked positions only
-        logits = self.model.mlm_head(states)
-        return {"mlm": mlm_loss(logits, words), "mlm_accuracy": _accuracy(logits, words)}
+        labels = batch["mlm_labels"][rows]
+        return _means("mlm", self._masked_language_sums(states, labels), count=(labels != -100).sum())
 
-    def _matching_losses(
-        self, first: Float[Tensor, "pairs dim"], *, labels: Tensor, valid: Tensor
-    ) -> dict[str, Tensor]:
+    def _masked_language_sums(
+        self, states: Float[Tensor, "masked dim"], labels: Int[Tensor, "rows text"]
+    ) -> Float[Tensor, "2"]:
+        """Sum of the losses of masked tokens, and number of right predictions."""
+        assert isinstance(self.model, VLMoForPreTraining)  # others have been refused an mlm_weight
+        words = labels[labels != -100]
+        logits = self.model.mlm_head(self.model.vlmo.finish(states, modality=LANGUAGE))  # masked positions only
+        right = (logits.detach().argmax(dim=-1) == words).float().sum()
+        return torch.stack([F.cross_entropy(logits.float(), words, reduction="sum"), right])
+
+    def _judge(self, first: Float[Tensor, "pairs dim"]) -> Float[Tensor, "pairs 2"]:
+        """Matching logits from the state of the first token."""
+        return self.model.judge(self.model.vlmo.pool_pair(first))
+
+    def _matching_losses(self, logits: Float[Tensor, "pairs 2"], negatives: Negatives) -> dict[str, Tensor]:
         """Loss and accuracy of ITM."""
-        logits = self.model.judge(self.model.vlmo.pool_pair(first))
+        labels, valid = negatives.labels, negatives.valid
         return {
             "itm": itm_loss(logits, labels, valid=valid),
             "itm_accuracy": _accuracy(logits[valid], labels[valid]),
         }
+
+
+def _means(name: str, sums: Float[Tensor, "2"], *, count: Tensor) -> dict[str, Tensor]:
+    """Loss and accuracy over all processes, from this one's sums over `count` predictions."""
+    loss, right = sums.unbind()
+    return {
+        name: distributed.global_mean(loss, count.float()),
+        f"{name}_accuracy": distributed.global_mean(right.detach(), count.float()),
+    }
 
 
 def _accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]) -> Float[Tensor, ""]:
@@ -303,25 +396,9 @@ def _accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]
     return distributed.global_mean(right.sum(), torch.tensor(float(len(labels)), device=right.device))
 
 
-def _local(same: Bool[Tensor, "batch global"]) -> Bool[Tensor, "global"]:
+def _local(batch: int, total: int, *, device: torch.device) -> Bool[Tensor, "global"]:
     """True for global rows that live on this process."""
-    own = torch.zeros(same.shape[1], dtype=torch.bool, device=same.device)
-    start = distributed.rank() * same.shape[0]
-    own[start : start + same.shape[0]] = True
+    own = torch.zeros(total, dtype=torch.bool, device=device)
+    start = distributed.rank() * batch
+    own[start : start + batch] = True
     return own
-
-
-def _pad_to_global_length(batch: Batch) -> Batch:
-    """Pads texts to the longest of all processes, so that exchanged texts fit (padding changes no result)."""
-    length = batch["input_ids"].shape[1]
-    longest = int(distributed.all_reduce(torch.tensor(length, device=batch["input_ids"].device), op="max"))
-    if longest == length:
-        return batch
-    missing = (0, longest - length)
-    padded = batch.copy()
-    padded["input_ids"] = F.pad(batch["input_ids"], missing)
-    padded["attention_mask"] = F.pad(batch["attention_mask"], missing)
-    if "mlm_labels" in batch:
-        padded["mlm_input_ids"] = F.pad(batch["mlm_input_ids"], missing)
-        padded["mlm_labels"] = F.pad(batch["mlm_labels"], missing, value=-100)
-    return padded

@@ -11,7 +11,7 @@ MIN_COUNT = 9
 
 _SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
-_MIN_ANNOTATORS = 4
+MIN_ANNOTATORS = 4
 """With fewer, three others can never agree with an answer, so that no answer can score 1."""
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
@@ -92,9 +92,9 @@ def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
         ValueError: Fewer than four annotators: no answer could score 1.
     """
     number = len(annotators)
-    if number < _MIN_ANNOTATORS:
+    if number < MIN_ANNOTATORS:
         raise ValueError(
-            f"{number} annotators ({', '.join(annotators)}); the score needs at least {_MIN_ANNOTATORS}. Where a "
+            f"{number} annotators ({', '.join(annotators)}); the score needs at least {MIN_ANNOTATORS}. Where a "
             "question has one answer, repeat it ten times"
         )
     annotators = [_tidy(given) for given in annotators]

@@ -50,9 +50,18 @@ class VLMoProcessor(ProcessorMixin):
         image_processor: A `BeitImageProcessor` or one that gives the same keys.
         tokenizer: A `BertTokenizer` or what `load_sentencepiece` gives; its `model_max_length` is `max_text_length`, a
             multiple of 8.
+
+    Raises:
+        ValueError: The tokenizer has special tokens alone. transformers makes one of a folder whose vocabulary file is
+            missing, without a word.
     """
 
     def __init__(self, image_processor: Any, tokenizer: Any) -> None:
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError(
+                f"the tokenizer knows no words beside its {len(tokenizer)} special tokens; its vocabulary "
+                "(tokenizer.json or vocab.txt) is missing"
+            )
         super().__init__(image_processor, tokenizer)
 
     @classmethod

@@ -1,13 +1,15 @@
 """Images to tensors: the plain transform that evaluation uses, and training's augmentations.
 
 All randomness comes from the NumPy generator that a call is given, never from a global one, so that an image's
-augmentation can be a pure function of (seed, epoch, sample). Augmentations act on 8-bit pictures of the final size: at
-64 px that is several times faster than on float tensors.
+augmentation can be a pure function of (seed, epoch, sample). Augmentations act on 8-bit pictures of the final size, and
+batches stay 8-bit until they are on the model's device: that is several times faster than float tensors.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,12 +19,31 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from vlmo.types import Batch
+
 # 31 bins, as RandAugment in torchvision: magnitude 30 is the strongest.
 MAX_MAGNITUDE = 30
 # Mean and standard deviation are 0.5 of the range 0 to 255.
 _HALF_RANGE = 127.5
 
+# The scales at which JPEG can be decoded, the smallest first.
+_REDUCTIONS = (8, 4, 2)
+
 Picture = Image.Image | UInt8[np.ndarray, "height width 3"]
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom edge in pixels."""
+_Edit = Callable[[Image.Image], Image.Image]
+
+
+class Encoded(Protocol):
+    """A picture that is not decoded yet, as `vlmo.data.decoding.EncodedPicture`."""
+
+    size: tuple[int, int]
+    """Width and height."""
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        """The picture, at 1 / `reduction` of its size where its format can do that, else whole."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,9 @@ class TransformConfig:
     """Grey level (0 to 255) of what geometric operations uncover; white suits drawings."""
     min_crop: float = 1.0
     """Smallest share of the area that a random crop keeps, in (0, 1]; 1 never crops."""
+    reduced_decoding: bool = True
+    """Decode JPEG at 1/2, 1/4 or 1/8 where the crop still has `image_size` pixels each way (docs/scaling.md has the
+    difference of pixels). Evaluation never does."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation, in [0, 1]."""
     grayscale: float = 0.0
@@ -89,72 +113,133 @@ class EvalTransform:
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
 
-    def resize(self, picture: Picture) -> UInt8[np.ndarray, "size size 3"]:
+    def resize(self, picture: Picture | Encoded) -> UInt8[np.ndarray, "size size 3"]:
         """The part of the transform that never varies, to be kept when images are kept in memory."""
-        return _to_array(_resize(_to_tensor(picture), image_size=self.config.image_size))
+        return _to_array(self.pixels(picture))
 
-    def __call__(self, picture: Picture, generator: np.random.Generator | None = None) -> Float[Tensor, "3 size size"]:
-        """Pixel values in [-1, 1]."""
+    def pixels(
+        self, picture: Picture | Encoded, generator: np.random.Generator | None = None
+    ) -> UInt8[Tensor, "3 size size"]:
+        """What `normalize` takes."""
         del generator
-        return normalize(_resize(_to_tensor(picture), image_size=self.config.image_size))
+        return _resize(_to_tensor(_decoded(picture)), image_size=self.config.image_size)
+
+    def __call__(
+        self, picture: Picture | Encoded, generator: np.random.Generator | None = None
+    ) -> Float[Tensor, "3 size size"]:
+        """Pixel values in [-1, 1]."""
+        return normalize(self.pixels(picture, generator))
 
 
 class TrainTransform:
-    """Crop or resize, flip, style, colour, RandAugment, normalisation, erasing, in this order."""
+    """Crop or resize, flip, style, colour, RandAugment, erasing, normalisation, in this order."""
 
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
 
-    def resize(self, picture: Picture) -> UInt8[np.ndarray, "height width 3"]:
+    def resize(self, picture: Picture | Encoded) -> UInt8[np.ndarray, "height width 3"]:
         """The part of the transform that never varies; the whole picture where random crops are on."""
         if self.config.min_crop < 1:
-            return np.array(picture)
-        return _to_array(_resize(_to_tensor(picture), image_size=self.config.image_size))
+            return np.array(_decoded(picture))
+        return _to_array(_cut(picture, box=None, config=self.config))
 
-    def __call__(self, picture: Picture, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
-        """Pixel values in [-1, 1], a pure function of the picture and the generator's state."""
+    def pixels(self, picture: Picture | Encoded, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
+        """All but the normalisation, a pure function of the picture and the generator's state."""
         config = self.config
-        if config.min_crop < 1:
-            image = _random_crop(picture, config=config, generator=generator)
-        else:
-            image = Image.fromarray(self.resize(picture))
+        box = crop_box(_size(picture), config=config, generator=generator) if config.min_crop < 1 else None
+        pixels = _cut(picture, box=box, config=config)
         if generator.random() < config.horizontal_flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        image = _style(image, config=config, generator=generator)
-        image = _color(image, config=config, generator=generator)
-        image = rand_augment(
-            image,
-            num_ops=config.rand_augment_ops,
-            magnitude=config.rand_augment_magnitude,
-            fill=config.fill,
-            generator=generator,
-        )
-        pixel_values = normalize(_to_tensor(image))
+            pixels = pixels.flip(-1)
+        edits = [
+            *_style(config, generator=generator),
+            *_color(config, generator=generator),
+            *_drawn_operations(
+                config.rand_augment_ops,
+                magnitude=config.rand_augment_magnitude,
+                fill=config.fill,
+                generator=generator,
+            ),
+        ]
+        if edits:
+            image = Image.fromarray(_to_array(pixels))
+            for edit in edits:
+                image = edit(image)
+            pixels = _to_tensor(image)
         if generator.random() < config.random_erasing:
-            _erase(pixel_values, fill=config.fill, generator=generator)
-        return pixel_values
+            _erase(pixels, fill=config.fill, generator=generator)
+        return pixels
+
+    def __call__(self, picture: Picture | Encoded, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
+        """Pixel values in [-1, 1]: `pixels`, normalised."""
+        return normalize(self.pixels(picture, generator))
 
 
-def normalize(pixels: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
-    """0 to 255 becomes -1 to 1 (mean = std = 0.5)."""
+def normalize(pixels: UInt8[Tensor, "*pictures 3 height width"]) -> Float[Tensor, "*pictures 3 height width"]:
+    """0 to 255 becomes -1 to 1 (mean = std = 0.5), in memory order."""
     floats = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     return floats.sub_(_HALF_RANGE).div_(_HALF_RANGE)
+
+
+def normalized(batch: Batch) -> Batch:
+    """The batch with `pixel_values` in [-1, 1], where they were still 8-bit; on the device where they are."""
+    pixels = batch.get("pixel_values")
+    if pixels is None or pixels.dtype != torch.uint8:
+        return batch
+    return cast(Batch, {**batch, "pixel_values": normalize(pixels)})
+
+
+def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator) -> Box:
+    """A random part of a picture: share of the area from `min_crop` to 1, aspect from 3/4 to 4/3, place.
+
+    Args:
+        size: Width and height of the picture.
+        config: Says how small the part may be.
+        generator: Draws it.
+    """
+    width, height = size
+    area = height * width * generator.uniform(config.min_crop, 1)
+    aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+    crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
+    crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
+    top = int(generator.integers(height - crop_height + 1))
+    left = int(generator.integers(width - crop_width + 1))
+    return left, top, left + crop_width, top + crop_height
 
 
 def rand_augment(
     image: Image.Image, *, num_ops: int, magnitude: int, fill: int, generator: np.random.Generator
 ) -> Image.Image:
     """`num_ops` operations drawn evenly from torchvision's fourteen, all of one strength (RandAugment, "Methods")."""
-    for _ in range(num_ops):
-        operation = RAND_AUGMENT_OPS[generator.integers(len(RAND_AUGMENT_OPS))]
-        sign = 1 if generator.random() < 0.5 else -1
-        image = _apply(operation, image, level=magnitude / MAX_MAGNITUDE, sign=sign, fill=fill)
+    for edit in _drawn_operations(num_ops, magnitude=magnitude, fill=fill, generator=generator):
+        image = edit(image)
     return image
 
 
-def _to_tensor(picture: Picture) -> UInt8[Tensor, "3 height width"]:
+def _drawn_operations(num_ops: int, *, magnitude: int, fill: int, generator: np.random.Generator) -> list[_Edit]:
+    operations = []
+    for _ in range(num_ops):
+        operation = RAND_AUGMENT_OPS[generator.integers(len(RAND_AUGMENT_OPS))]
+        sign = 1 if generator.random() < 0.5 else -1
+        operations.append(partial(_apply, operation, level=magnitude / MAX_MAGNITUDE, sign=sign, fill=fill))
+    return operations
+
+
+def _decoded(picture: Picture | Encoded) -> Picture:
+    return picture if isinstance(picture, (Image.Image, np.ndarray)) else picture.decode()
+
+
+def _size(picture: Picture | Encoded) -> tuple[int, int]:
+    """Width and height."""
+    return (picture.shape[1], picture.shape[0]) if isinstance(picture, np.ndarray) else picture.size
+
+
+def _to_tensor(picture: Picture, *, box: Box | None = None) -> UInt8[Tensor, "3 height width"]:
+    pixels = np.asarray(picture)
+    if box is not None:
+        left, top, right, bottom = box
+        pixels = pixels[top:bottom, left:right]
     # A copy, because PIL's own memory is read-only; in height-width-channel order, in which resizing is faster.
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)
 
 
 def _to_array(pixels: UInt8[Tensor, "3 height width"]) -> UInt8[np.ndarray, "height width 3"]:
@@ -165,37 +250,65 @@ def _resize(pixels: UInt8[Tensor, "3 height width"], *, image_size: int) -> UInt
     return F.resize(pixels, [image_size, image_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def _random_crop(picture: Picture, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
-    pixels = _to_tensor(picture)
-    height, width = pixels.shape[1:]
-    area = height * width * generator.uniform(config.min_crop, 1)
-    aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
-    crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
-    crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
-    top = generator.integers(height - crop_height + 1)
-    left = generator.integers(width - crop_width + 1)
-    crop = pixels[:, top : top + crop_height, left : left + crop_width]
-    return Image.fromarray(_to_array(_resize(crop, image_size=config.image_size)))
+def _cut(
+    picture: Picture | Encoded, *, box: Box | None, config: TransformConfig
+) -> UInt8[Tensor, "3 image_size image_size"]:
+    """The part of the picture in `box`, or all of it, resized; decoded no larger than that needs."""
+    if not isinstance(picture, (Image.Image, np.ndarray)):
+        reduction, reduced = 1, box
+        if config.reduced_decoding:
+            reduction, reduced = _reduced(picture.size, box=box, image_size=config.image_size)
+        whole, picture = picture.size, picture.decode(reduction)
+        # Formats other than JPEG come whole, whatever they are asked for.
+        box = reduced if picture.size != whole else box
+    return _resize(_to_tensor(picture, box=box), image_size=config.image_size)
 
 
-def _style(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
-    size = config.image_size
-    if generator.random() < config.affine:
-        image = _affine(
-            image,
-            degrees=generator.uniform(-15, 15),
-            scale=generator.uniform(0.8, 1.2),
-            shift=(size * generator.uniform(-0.1, 0.1), size * generator.uniform(-0.1, 0.1)),
-            fill=config.fill,
+def _reduced(size: tuple[int, int], *, box: Box | None, image_size: int) -> tuple[int, Box | None]:
+    """The strongest reduction that leaves the box `image_size` pixels each way, and the box at that scale.
+
+    Its edges are the nearest to the true ones: at most half a pixel of the reduced picture beside them.
+    """
+    left, top, right, bottom = box or (0, 0, *size)
+    for reduction in _REDUCTIONS:
+        near = (_nearest(left, reduction), _nearest(top, reduction))
+        far = (
+            min(_nearest(right, reduction), -(-size[0] // reduction)),
+            min(_nearest(bottom, reduction), -(-size[1] // reduction)),
         )
+        if min(far[0] - near[0], far[1] - near[1]) >= image_size:
+            return reduction, (*near, *far) if box else None
+    return 1, box
+
+
+def _nearest(length: int, reduction: int) -> int:
+    """`length / reduction`, halves up: every edge of a picture that is reduced rounds alike."""
+    return (2 * length + reduction) // (2 * reduction)
+
+
+def _style(config: TransformConfig, *, generator: np.random.Generator) -> list[_Edit]:
+    size = config.image_size
+    edits: list[_Edit] = []
+    if generator.random() < config.affine:
+        degrees, scale = generator.uniform(-15, 15), generator.uniform(0.8, 1.2)
+        shift = (size * generator.uniform(-0.1, 0.1), size * generator.uniform(-0.1, 0.1))
+        edits.append(partial(_affine, degrees=degrees, scale=scale, shift=shift, fill=config.fill))
     if generator.random() < config.recolor:
-        image = _turn_hue(image, turn=generator.uniform(-0.08, 0.08))
-        image = ImageEnhance.Color(image).enhance(generator.uniform(0.5, 1.5))
+        edits.append(partial(_turn_hue, turn=generator.uniform(-0.08, 0.08)))
+        edits.append(partial(_enhance, ImageEnhance.Color, factor=generator.uniform(0.5, 1.5)))
     if generator.random() < config.outline:
-        image = _outline(image, strength=generator.uniform(0.5, 1))
+        edits.append(partial(_outline, strength=generator.uniform(0.5, 1)))
     if generator.random() < config.blur:
-        image = image.filter(ImageFilter.GaussianBlur(size * generator.uniform(0.005, 0.02)))
-    return image
+        edits.append(partial(_blur, radius=size * generator.uniform(0.005, 0.02)))
+    return edits
+
+
+def _enhance(enhancer: Callable[[Image.Image], Any], image: Image.Image, *, factor: float) -> Image.Image:
+    return enhancer(image).enhance(factor)
+
+
+def _blur(image: Image.Image, *, radius: float) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(radius))
 
 
 def _affine(image: Image.Image, *, degrees: float, scale: float, shift: tuple[float, float], fill: int) -> Image.Image:
@@ -234,22 +347,28 @@ def _outline(image: Image.Image, *, strength: float) -> Image.Image:
     return Image.fromarray((np.asarray(image) * (kept[..., None] / 255)).astype(np.uint8))
 
 
-def _color(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
+def _color(config: TransformConfig, *, generator: np.random.Generator) -> list[_Edit]:
+    edits: list[_Edit] = []
     if config.color_jitter > 0:
         for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = enhancer(image).enhance(1 + generator.uniform(-config.color_jitter, config.color_jitter))
+            factor = 1 + generator.uniform(-config.color_jitter, config.color_jitter)
+            edits.append(partial(_enhance, enhancer, factor=factor))
     if generator.random() < config.grayscale:
-        image = image.convert("L").convert("RGB")
-    return image
+        edits.append(_without_color)
+    return edits
 
 
-def _erase(pixel_values: Float[Tensor, "3 size size"], *, fill: int, generator: np.random.Generator) -> None:
-    size = pixel_values.shape[-1]
+def _without_color(image: Image.Image) -> Image.Image:
+    return image.convert("L").convert("RGB")
+
+
+def _erase(pixels: UInt8[Tensor, "3 size size"], *, fill: int, generator: np.random.Generator) -> None:
+    size = pixels.shape[-1]
     area, aspect = generator.uniform(0.02, 0.2), math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
     height = min(size, max(1, round(size * math.sqrt(area * aspect))))
     width = min(size, max(1, round(size * math.sqrt(area / aspect))))
     top, left = generator.integers(size - height + 1), generator.integers(size - width + 1)
-    pixel_values[:, top : top + height, left : left + width] = fill / _HALF_RANGE - 1
+    pixels[:, top : top + height, left : left + width] = fill
 
 
 def _apply(operation: str, image: Image.Image, *, level: float, sign: int, fill: int) -> Image.Image:

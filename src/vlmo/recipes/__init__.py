@@ -30,6 +30,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         pretraining.large_stage1,
         pretraining.large_stage2,
         pretraining.large_stage3,
+        pretraining.large_plusplus_stage3,
+        pretraining.large_plusplus_stage3_32k,
         finetuning.base_vqa,
         finetuning.base_plus_vqa,
         finetuning.large_vqa,

@@ -20,7 +20,6 @@ from vlmo.evaluation.inference import Advance
 from vlmo.evaluation.pictures import attention_over_patches, heat_map
 from vlmo.folder import write_file
 from vlmo.model import VLMoForVisualQuestionAnswering, VLMoForVisualReasoning
-from vlmo.processing import VLMoProcessor
 from vlmo.recipes.answering_sets import (
     BATCH_SIZE,
     NLVR2,
@@ -30,7 +29,7 @@ from vlmo.recipes.answering_sets import (
     read_questions,
     read_sentences,
 )
-from vlmo.recipes.task_model import load_task_model
+from vlmo.recipes.task_model import load_processor, load_task_model
 from vlmo.recipes.task_result import Prediction, TaskResult
 
 _VQA_RECIPE, _NLVR2_RECIPE = "easy-vqa", "easy-vqa-pairs"
@@ -155,11 +154,11 @@ def predict_vqa(
         )
     opened = _open(image)
     model = load_task_model(folder, VLMoForVisualQuestionAnswering, task=VQA, recipe=_VQA_RECIPE, device=device)
-    inputs = VLMoProcessor.from_pretrained(folder)(images=opened, text=question, return_tensors="pt").to(model.device)
+    inputs = load_processor(folder)(images=opened, text=question, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         scores = model(**inputs).logits[0].float().sigmoid()
     if picture is not None:
-        _draw_attention(model, inputs=inputs, picture=opened).save(_parent_of(picture))
+        _draw_attention(model, inputs=inputs, picture=opened).save(_parent_of(picture), format="PNG")
     best = scores.topk(min(top, len(scores)))
     names: Any = model.config.id2label
     return [
@@ -180,7 +179,7 @@ def predict_nlvr2(
         raise ValueError("the sentence is empty; give one about two pictures")
     opened = [_open(left), _open(right)]
     model = load_task_model(folder, VLMoForVisualReasoning, task=NLVR2, recipe=_NLVR2_RECIPE, device=device)
-    inputs = VLMoProcessor.from_pretrained(folder)(images=opened, text=sentence, return_tensors="pt").to(model.device)
+    inputs = load_processor(folder)(images=opened, text=sentence, return_tensors="pt").to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"][None]
     with torch.inference_mode():
         shares = model(**inputs).logits[0].float().softmax(dim=-1).tolist()
@@ -223,7 +222,7 @@ def _judgements(
 def _part(folder: str | Path, *, split: str, limit: int | None) -> dict[str, Any]:
     return {
         "split": split,
-        "processor": VLMoProcessor.from_pretrained(folder),
+        "processor": load_processor(folder),
         "quarantine": Path(folder) / f"{split}.quarantine.jsonl",
         "limit": limit,
     }

@@ -13,7 +13,14 @@ from torch import nn
 
 from vlmo.data.examples import Examples
 from vlmo.data.quarantine import keep_good
-from vlmo.data.question_examples import QuestionExamples, ReasoningExamples, check_task
+from vlmo.data.question_examples import (
+    QuestionExamples,
+    ReasoningExamples,
+    answers_of,
+    check_answers,
+    check_task,
+    check_truth,
+)
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, column, select_rows
 from vlmo.data.sources import open_source
 from vlmo.distributed import rank, world_size
@@ -21,6 +28,8 @@ from vlmo.evaluation import nlvr2, vqa
 from vlmo.evaluation.inference import Advance, PairModel
 from vlmo.folder import Measurement
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
+from vlmo.processing.answers import MIN_ANNOTATORS
+from vlmo.processing.transforms import normalized
 from vlmo.recipes.task_result import Prediction, TaskResult, task_measurements
 from vlmo.training.parallel import gather_objects
 from vlmo.types import Batch
@@ -29,6 +38,7 @@ VQA, NLVR2 = "vqa", "nlvr2"
 BATCH_SIZE = 256
 _QUESTIONS = "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out each of them"
 _ONE_ANSWER = "share of questions that get the one right answer"
+_SOFT = "mean score that the set gives to the answer (0, 0.3, 0.6, 0.9, 1); the ten people's words are not in it"
 _NLVR2_MEANINGS = {
     nlvr2.ACCURACY: "share of sentences that are rightly judged true or false of their two pictures",
     nlvr2.CONSISTENCY: "share of sentences that are judged rightly of all pairs of pictures that share them",
@@ -49,7 +59,7 @@ class QuestionSet:
     def questions(self) -> list[vqa.Question]:
         """What is known of each."""
         names = ("question_id", "image_id", "question", "question_type", "answer_type", "answers")
-        columns = zip(*(column(self.rows, name) for name in names), strict=True)
+        columns = zip(*(column(self.rows, name) for name in names), self._soft_scores(), strict=True)
         return [
             vqa.Question(
                 question_id=question_id,
@@ -58,8 +68,24 @@ class QuestionSet:
                 question_type=question_type or "",
                 answer_type=answer_type or "",
                 answers=tuple(answers or ()),
+                soft_scores=soft_scores,
             )
-            for question_id, image_id, question, question_type, answer_type, answers in columns
+            for question_id, image_id, question, question_type, answer_type, answers, soft_scores in columns
+        ]
+
+    def _soft_scores(self) -> list[dict[str, float]]:
+        """Score of each answer by name, for rows that have no annotators' words."""
+        parts = (column(self.rows, name) for name in ("answers", "answer_labels", "answer_scores"))
+        rows = [
+            ([], []) if answers else (labels or [], scores or [])
+            for answers, labels, scores in zip(*parts, strict=True)
+        ]
+        if not any(labels for labels, _ in rows):
+            return [{} for _ in rows]
+        names = answers_of(self.source)
+        return [
+            {names[label]: round(score, 4) for label, score in zip(labels, scores, strict=True)}
+            for labels, scores in rows
         ]
 
     def batches(self, *, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
@@ -172,7 +198,9 @@ def read_questions(
     """
     rows = open_source(source, split=split)
     check_task(rows, QUESTION_FEATURES, task="questions about pictures")
-    rows = keep_good(_first(rows, limit), quarantine=quarantine, needs_caption=False, unique_ids=False)
+    rows = _first(rows, limit)
+    _check_questions(rows, source=source)
+    rows = keep_good(rows, quarantine=quarantine, needs_caption=False, unique_ids=False)
     return QuestionSet(rows, processor=processor, source=source, split=split)
 
 
@@ -182,7 +210,9 @@ def read_sentences(
     """Sentences of a source that can be used, as `read_questions`."""
     rows = open_source(source, split=split)
     check_task(rows, REASONING_FEATURES, task="sentences about two pictures")
-    rows = keep_good(_first(rows, limit), quarantine=quarantine)
+    rows = _first(rows, limit)
+    check_truth(rows, needs_all=False)
+    rows = keep_good(rows, quarantine=quarantine)
     return ReasoningSet(rows, processor=processor, source=source, split=split)
 
 
@@ -237,12 +267,30 @@ def in_batches(examples: Examples, *, batch_size: int) -> Iterator[Batch]:
     """Examples in their order, as they are in epoch 0."""
     for start in range(0, len(examples), batch_size):
         stop = min(start + batch_size, len(examples))
-        yield examples.collate([examples[0, row] for row in range(start, stop)])
+        yield normalized(examples.collate([examples[0, row] for row in range(start, stop)]))
 
 
 def _reading(processor: VLMoProcessor) -> dict[str, Any]:
     transform = eval_transform(TransformConfig(image_size=processor.image_size))
     return {"transform": transform, "tokenizer": processor.tokenizer, "seed": 0}
+
+
+def _check_questions(rows: Dataset, *, source: str) -> None:
+    """Refuses answers that could not be scored once the model has given its own.
+
+    Raises:
+        ValueError: A question has two or three annotators, or the number of an answer that the set's list lacks.
+    """
+    names = column(rows, "question_id")
+    for name, answers in zip(names, column(rows, "answers"), strict=True):
+        if answers and 1 < len(answers) < MIN_ANNOTATORS:
+            raise ValueError(
+                f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); expected ten of ten people, one "
+                "that is right, or none"
+            )
+    labels = column(rows, "answer_labels")
+    if any(labels):
+        check_answers(rows, labels, num_answers=len(answers_of(source)))
 
 
 def _first(rows: Dataset, limit: int | None) -> Dataset:
@@ -260,8 +308,10 @@ def _answered(question: vqa.Question, given: vqa.Answer) -> Prediction:
         "confidence": round(given.confidence, 4),
     }
     if question.answers:
-        row |= {"annotators": list(question.answers), "score": round(question.score(given.answer), 4)}
-    return row
+        row["annotators"] = list(question.answers)
+    elif question.soft_scores:
+        row["soft_scores"] = dict(question.soft_scores)
+    return row | {"score": round(question.score(given.answer), 4)} if question.is_known else row
 
 
 def _judged(sentence: nlvr2.Sentence, given: nlvr2.Judgement) -> Prediction:
@@ -276,6 +326,7 @@ def _judged(sentence: nlvr2.Sentence, given: nlvr2.Judgement) -> Prediction:
 
 def _meaning(metric: str, questions: list[vqa.Question]) -> str:
     meaning = _QUESTIONS if any(len(question.answers) > 1 for question in questions) else _ONE_ANSWER
+    meaning = _SOFT if any(question.soft_scores for question in questions) else meaning
     _, bracket, part = metric.partition("[")
     kind, _, name = part.rstrip("]").partition(": ")
     return f"{meaning}; {_GUESS}" if not bracket else f"of these, {kind} type {name!r}"

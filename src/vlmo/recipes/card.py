@@ -32,7 +32,9 @@ def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str, ch
         ValueError: The card of a folder that the run starts from cannot be read.
     """
     stage, trainer = recipe.stage, recipe.trainer
-    data = [data_source(recipe.data.source, rows, use=stage.title)]
+    streams = recipe.data.streams.patterns
+    data = [DataSource(_stream_name(pattern), stage.title, ()) for pattern in streams]
+    data += [] if streams else [data_source(recipe.data.source, rows, use=stage.title)]
     if stage.reads_text and recipe.text.vocabulary == LEARN_VOCABULARY and start_with_words(recipe) is None:
         data += [data_source(name, open_source(name), use="vocabulary") for name in recipe.text.learn_from]
     for folder in (recipe.init, stage.targets):
@@ -52,6 +54,11 @@ def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str, ch
 def data_name(source: str) -> str:
     """How a card names a source: a person's own data by its last name, as the way there is nobody else's business."""
     return source if source in source_names() else Path(source).expanduser().absolute().name
+
+
+def _stream_name(pattern: str) -> str:
+    """The end of the way to the shards: their folder and how they are called."""
+    return "/".join(pattern.rsplit("://", maxsplit=1)[-1].split("/")[-2:])
 
 
 def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:

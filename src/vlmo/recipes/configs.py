@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vlmo.data.stream import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.model.visual_tokenizer import VQVisualTokenizerConfig
 from vlmo.processing import TransformConfig
@@ -69,7 +70,7 @@ class TextConfig:
 class DataConfig:
     """What is read, and how it is made ready."""
 
-    source: str
+    source: str = ""
     """A built-in name or a path (docs/data.md)."""
     split: str = "train"
     """Part of the source."""
@@ -78,11 +79,15 @@ class DataConfig:
     mlm_probability: float = 0.15
     """Share of text tokens that are masked, as whole words."""
     max_bad_share: float = 0.01
-    """Share of unreadable samples above which the run does not start."""
+    """Share of unreadable samples above which the run does not start; of streams, above which it ends."""
     cache_images: bool = False
     """Keep decoded pictures in memory (small sets)."""
+    streams: StreamConfig = StreamConfig()
+    """Shards to read instead of `source`, for pre-training and fine-tuning for retrieval (docs/data.md, "Streams")."""
 
     def __post_init__(self) -> None:
+        if not self.source and not self.streams.patterns:
+            raise ValueError("data.source is empty, and data.streams.patterns too; name what is to be read")
         if not 0 < self.mlm_probability <= 1 or not 0 <= self.max_bad_share <= 1:
             raise ValueError(
                 f"mlm_probability is {self.mlm_probability} and max_bad_share {self.max_bad_share}; give shares, "

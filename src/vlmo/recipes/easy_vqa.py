@@ -31,7 +31,7 @@ def easy_vqa() -> Recipe:
         stage=QuestionStage(head_lr_scale=1.0),
         model=replace(base.model, image_size=_PIXELS),
         text=base.text,
-        data=DataConfig(source="easy-vqa", transform=_FLIPS, cache_images=True),
+        data=DataConfig(source="easy-vqa-balanced", transform=_FLIPS, cache_images=True),
         loader=LoaderConfig(global_batch_size=64, num_workers=0),
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05),
         schedule=ScheduleConfig(warmup_steps=200),
@@ -66,5 +66,7 @@ def easy_vqa_pairs() -> Recipe:
         recipe,
         stage=ReasoningStage(),
         data=replace(recipe.data, source="easy-vqa-pairs"),
+        trainer=replace(recipe.trainer, max_steps=1200),
+        init="runs/easy-vqa/model",
         evaluate_on="easy-vqa-pairs",
     )

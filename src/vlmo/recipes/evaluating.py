@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from vlmo.evaluation.segmentation import Inference
 from vlmo.recipes.answering import evaluate_nlvr2, evaluate_vqa, write_nlvr2_submission, write_vqa_submission
 from vlmo.recipes.retrieval import evaluate_folder
+from vlmo.recipes.task_model import architectures
 from vlmo.recipes.task_result import TaskResult
 from vlmo.recipes.vision_tasks import (
     evaluate_classification,
@@ -76,21 +76,6 @@ def task_of(folder: str | Path) -> Task:
     )
 
 
-def architectures(folder: str | Path) -> list[str]:
-    """Classes that `config.json` names.
-
-    Raises:
-        ValueError: There is no such file, or it cannot be read.
-    """
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
-    try:
-        return json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
-    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-
-
 def evaluate_task(
     folder: str | Path,
     *,
@@ -115,6 +100,8 @@ def evaluate_task(
     Raises:
         ValueError: The folder is one of another task, an option belongs to another task, or the data cannot be used.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give the number of rows that go through the model, from 1 up")
     task = task or task_of(folder)
     given = _given(options or TaskOptions(), task=task)
     where: dict[str, Any] = {"source": _source(source, task=task), "split": split, "limit": limit, "device": device}

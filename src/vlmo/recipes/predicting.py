@@ -183,6 +183,8 @@ def _check(inputs: Inputs, *, task: Task, folder: str | Path, save: str | Path |
         raise ValueError(f"the model of {folder} is for {task} and needs {_NEEDS[task]}; given were {given}")
     if save is not None and task not in _DRAWS:
         raise ValueError(f"--save draws for {' and '.join(_DRAWS)}; the model of {folder} is for {task}")
+    if save is not None and Path(save).suffix.lower() != ".png":
+        raise ValueError(f"--save {save}: the picture is a PNG file; give a name that ends with .png")
 
 
 def _open(file: str | Path) -> Image.Image:

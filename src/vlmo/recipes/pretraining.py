@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from vlmo.data.loader import LoaderConfig
+from vlmo.data.stream import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.configs import DataConfig, TextConfig, model_config
@@ -162,4 +163,43 @@ def large_stage3() -> Recipe:
         model=model_config(VLMoConfig.large(drop_path_rate=_DROP_PATH)),
         optimizer=OptimizerConfig(lr=5e-5),
         init="runs/large-stage2/model",
+    )
+
+
+def large_plusplus_stage3() -> Recipe:
+    """VLMo-Large++, stage 3, first part: as large-stage3 on a billion noisy pairs, 16,384 of them in each contrast.
+
+    Data:    a billion pairs of the web as img2dataset leaves them, 100,000 tars of 10,000 pairs, `data/noisy-pairs`;
+             they are streams, so URLs will do: --data.streams.patterns 's3://bucket/{00000..99999}.tar'.
+    Start:   the model folder of large-stage2.
+    Run:     torchrun --nnodes 32 --nproc-per-node 8 -m vlmo.cli train large-plusplus-stage3
+    Expect:  not yet run; the paper names the data and the batch. Steps and learning rate are those of large-stage3.
+    """
+    recipe = large_stage3()
+    return replace(
+        recipe,
+        data=replace(
+            recipe.data,
+            source="",
+            streams=StreamConfig(patterns=("data/noisy-pairs/{00000..99999}.tar",), lanes=1024, shuffle=262_144),
+            max_bad_share=0.1,
+        ),
+        loader=replace(recipe.loader, global_batch_size=16_384),
+    )
+
+
+def large_plusplus_stage3_32k() -> Recipe:
+    """VLMo-Large++, stage 3, second part: the same with 32,768 pairs in each contrast.
+
+    Data:    as large-plusplus-stage3, in another order.
+    Start:   the model folder of large-plusplus-stage3.
+    Run:     torchrun --nnodes 64 --nproc-per-node 8 -m vlmo.cli train large-plusplus-stage3-32k
+    Expect:  not yet run; the paper names the data and the batch. Steps and learning rate are those of large-stage3.
+    """
+    recipe = large_plusplus_stage3()
+    return replace(
+        recipe,
+        loader=replace(recipe.loader, global_batch_size=32_768),
+        init="runs/large-plusplus-stage3/model",
+        seed=1,
     )

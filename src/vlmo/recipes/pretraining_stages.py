@@ -11,6 +11,7 @@ from torch import nn
 
 from vlmo.data.examples import Examples, ImageExamples, PairExamples, TextExamples
 from vlmo.data.masking import BlockMaskConfig
+from vlmo.data.stream import StreamExamples
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
 from vlmo.model.start import FusionStart
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig, load_visual_tokenizer
@@ -32,6 +33,7 @@ class TokenizerStage(BaseStage):
     """Trains the visual tokenizer whose tokens stage 1 predicts."""
 
     title: ClassVar[str] = "visual tokenizer"
+    can_stream: ClassVar[bool] = True
     reads_text: ClassVar[bool] = False
     can_start: ClassVar[bool] = False
     tokenizer: VisualTokenizerConfig = VisualTokenizerConfig()
@@ -49,12 +51,17 @@ class TokenizerStage(BaseStage):
         """Pictures."""
         return ImageExamples(run.rows, **pictures(run))
 
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """Pictures."""
+        return StreamExamples(**streamed(run, texts={}))
+
 
 @dataclass(frozen=True)
 class VisionStage(BaseStage):
     """Stage 1, masked image modelling."""
 
     title: ClassVar[str] = "stage 1, masked image modelling"
+    can_stream: ClassVar[bool] = True
     visual_tokenizer: str
     """Model folder of a visual tokenizer, or of DALL-E's (`FlavaImageCodebook`)."""
     masked_share: float = 75 / 196
@@ -79,10 +86,16 @@ class VisionStage(BaseStage):
 
     def examples(self, run: Run) -> Examples:
         """Pictures with masks."""
+        return ImageExamples(run.rows, **pictures(run), mask=self._mask(run))
+
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """Pictures with masks."""
+        return StreamExamples(**streamed(run, texts={}), mask=self._mask(run))
+
+    def _mask(self, run: Run) -> BlockMaskConfig:
         side = run.recipe.model.image_size // run.recipe.model.patch_size
         mask = BlockMaskConfig.for_grid(side, width=side)
-        mask = dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))
-        return ImageExamples(run.rows, **pictures(run), mask=mask)
+        return dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,7 @@ class LanguageStage(BaseStage):
     """Stage 2, masked language modelling."""
 
     title: ClassVar[str] = "stage 2, masked language modelling"
+    can_stream: ClassVar[bool] = True
     needs_image: ClassVar[bool] = False
     needs_caption: ClassVar[bool] = True
     freeze: bool = True
@@ -105,12 +119,17 @@ class LanguageStage(BaseStage):
         """Texts with masks."""
         return TextExamples(run.rows, **texts(run))
 
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """Texts with masks."""
+        return StreamExamples(**texts(run))
+
 
 @dataclass(frozen=True)
 class VisionLanguageStage(BaseStage):
     """Stage 3, contrast, masked language modelling and matching."""
 
     title: ClassVar[str] = "stage 3, contrast, masked language modelling and matching"
+    can_stream: ClassVar[bool] = True
     needs_caption: ClassVar[bool] = True
     can_evaluate: ClassVar[bool] = True
     losses: VisionLanguageConfig = VisionLanguageConfig()
@@ -127,6 +146,10 @@ class VisionLanguageStage(BaseStage):
     def examples(self, run: Run) -> Examples:
         """Pairs with masks over the text."""
         return PairExamples(run.rows, **texts(run), **pictures(run, seeded=False))
+
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """Pairs with masks over the text."""
+        return StreamExamples(**streamed(run, texts=texts(run)))
 
     def evaluators(self, run: Run) -> Sequence[RetrievalEvaluator]:
         """The dual encoder's recall."""
@@ -154,6 +177,13 @@ def pictures(run: Run, *, seeded: bool = True) -> dict[str, Any]:
     transform = train_transform(dataclasses.replace(config.transform, image_size=run.recipe.model.image_size))
     arguments: dict[str, Any] = {"transform": transform, "cache_images": config.cache_images}
     return arguments | ({"seed": run.recipe.seed} if seeded else {})
+
+
+def streamed(run: Run, *, texts: dict[str, Any]) -> dict[str, Any]:
+    """How the recipe reads streamed pictures, and texts where they are given, as arguments of `StreamExamples`."""
+    if run.recipe.data.cache_images:
+        raise ValueError("data.cache_images is set, but the pictures of data.streams are not kept; leave it out")
+    return {name: value for name, value in pictures(run).items() if name != "cache_images"} | texts
 
 
 def texts(run: Run) -> dict[str, Any]:

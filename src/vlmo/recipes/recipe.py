@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 from vlmo.data.loader import Loader, LoaderConfig
 from vlmo.data.quarantine import keep_good
+from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
+from vlmo.data.stream import StreamLoader, open_sources
 from vlmo.distributed import is_main
 from vlmo.folder import need_writable, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
@@ -31,6 +33,7 @@ from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
 from vlmo.recipes.vocabulary import build_processor
 from vlmo.training import HANG_SECONDS, OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, claim_run_folder
 
+_QUARANTINE = "quarantine.jsonl"
 _TOLD_ANYWAY = {"init", "seed", "stage.visual_tokenizer"}
 AnyStage = (
     TokenizerStage
@@ -104,13 +107,13 @@ def build(
     run = Run(recipe, folder=run_dir, processor=processor, rows=_read(recipe, run_dir=run_dir))
     objective = stage.objective(run)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
-    loader = Loader(stage.examples(run), config=recipe.loader, seed=recipe.seed)
+    loader = _loader(run)
     evaluators = stage.evaluators(run)
     # Now, so that what is wrong with the card of a start folder is told before the training.
     card = run_card(recipe, run.rows, title=title, about=about, changed=changed_settings(original or recipe, recipe))
 
-    def save_model(folder: Path) -> None:
-        model.save_pretrained(folder)
+    def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        model.save_pretrained(folder, state_dict=weights)
         if processor is not None:
             processor.save_pretrained(folder)
         elif isinstance(model, VLMoPreTrainedModel):
@@ -165,6 +168,8 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(
             f"evaluate_on is given, but {stage.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
         )
+    if recipe.data.streams.patterns and not stage.can_stream:
+        raise ValueError(f"data.streams is given, but {stage.title} does not read streams; name a data.source instead")
     if recipe.trainer.eval_every is not None and recipe.evaluate_on is None:
         raise ValueError("trainer.eval_every is given without evaluate_on; name the data to evaluate on")
     if recipe.text.max_length > recipe.model.max_text_positions:
@@ -174,12 +179,30 @@ def _check(recipe: Recipe) -> None:
         )
 
 
+def _loader(run: Run) -> Loader | StreamLoader:
+    recipe, data = run.recipe, run.recipe.data
+    if not data.streams.patterns:
+        return Loader(recipe.stage.examples(run), config=recipe.loader, seed=recipe.seed)
+    examples = recipe.stage.stream_examples(run)
+    return StreamLoader(
+        open_sources(data.streams.patterns, weights=data.streams.weights, folder=run.folder),
+        examples,
+        config=data.streams,
+        loader=recipe.loader,
+        seed=recipe.seed,
+        quarantine=run.folder / _QUARANTINE,
+        max_bad_share=data.max_bad_share,
+    )
+
+
 def _read(recipe: Recipe, *, run_dir: Path) -> Dataset:
-    """The rows that can be used; the others are named in the run folder's quarantine.jsonl."""
+    """The rows that can be used; the others are named in the run folder's quarantine.jsonl. Of streams, no rows."""
     stage = recipe.stage
+    if recipe.data.streams.patterns:
+        return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     return keep_good(
         open_source(recipe.data.source, split=recipe.data.split),
-        quarantine=run_dir / "quarantine.jsonl",
+        quarantine=run_dir / _QUARANTINE,
         max_share=recipe.data.max_bad_share,
         needs_image=stage.needs_image,
         needs_caption=stage.needs_caption,

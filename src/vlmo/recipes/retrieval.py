@@ -176,6 +176,13 @@ def evaluate_folder(
         raise ValueError(
             f"{folder}: this model has no matching head, so that nothing can be reordered; give --rerank 0"
         )
+    if rerank < 0 or (rerank_weight is not None and not 0 <= rerank_weight <= 1):
+        raise ValueError(
+            f"rerank is {rerank} and rerank_weight {rerank_weight}; give a number of candidates from 0 up, and a share "
+            "from 0 to 1"
+        )
+    if not rerank and rerank_weight is not None:
+        raise ValueError(f"rerank_weight is {rerank_weight}, but nothing is reordered (rerank is 0); leave one out")
     quarantine = Path(folder) / f"{split}.quarantine.jsonl"
     rows = read_rows(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
     weight = model.config.rerank_weight if rerank_weight is None else rerank_weight

@@ -9,9 +9,10 @@ from typing import ClassVar
 from torch import nn
 
 from vlmo.data.examples import Examples, PairExamples
+from vlmo.data.stream import StreamExamples
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
-from vlmo.recipes.pretraining_stages import pictures, retrieval_evaluators, texts
+from vlmo.recipes.pretraining_stages import pictures, retrieval_evaluators, streamed, texts
 from vlmo.recipes.retrieval import RetrievalEvaluator
 from vlmo.recipes.stage import BaseStage, Run
 
@@ -24,6 +25,7 @@ class RetrievalStage(BaseStage):
     """Fine-tuning for retrieval: contrast, and matching for a fusion encoder that reorders what the contrast found."""
 
     title: ClassVar[str] = "fine-tuning for retrieval"
+    can_stream: ClassVar[bool] = True
     needs_caption: ClassVar[bool] = True
     can_evaluate: ClassVar[bool] = True
     losses: VisionLanguageConfig = CONTRAST_ALONE
@@ -47,6 +49,10 @@ class RetrievalStage(BaseStage):
     def examples(self, run: Run) -> Examples:
         """Each picture with one of its captions, another one at each visit."""
         return PairExamples(run.rows, **texts(run) | {"mlm_probability": None}, **pictures(run, seeded=False))
+
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """Likewise."""
+        return StreamExamples(**streamed(run, texts=texts(run) | {"mlm_probability": None}))
 
     def evaluators(self, run: Run) -> Sequence[RetrievalEvaluator]:
         """The dual encoder's recall."""

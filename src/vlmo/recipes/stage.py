@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch import nn
 
 from vlmo.data.examples import Examples
+from vlmo.data.stream import StreamExamples
 from vlmo.distributed import is_main
 from vlmo.folder import Measurement
 from vlmo.model.backbone import VLMoPreTrainedModel
@@ -36,7 +37,7 @@ class Run:
     Attributes:
         folder: The run folder.
         processor: None where the stage reads no text.
-        rows: What is trained on, checked.
+        rows: What is trained on, checked; of streams, which are checked as they are read, none.
     """
 
     recipe: Recipe
@@ -113,6 +114,9 @@ class BaseStage(ABC):
     can_evaluate: ClassVar[bool] = False
     """Whether `evaluate_on` means something to it."""
 
+    can_stream: ClassVar[bool] = False
+    """Whether it reads `data.streams`."""
+
     @property
     def targets(self) -> str | None:
         """Folder of the model that makes the targets, if one does."""
@@ -125,6 +129,10 @@ class BaseStage(ABC):
     @abstractmethod
     def examples(self, run: Run) -> Examples:
         """What the loader reads."""
+
+    def stream_examples(self, run: Run) -> StreamExamples:
+        """The same out of streams, where `can_stream`."""
+        raise NotImplementedError
 
     def evaluators(self, run: Run) -> Sequence[Evaluator]:
         """What measures the model during the run and at its end."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.model.loading import loading
+from vlmo.processing import VLMoProcessor
 from vlmo.training import choose_device
 
 Model = TypeVar("Model", bound=VLMoPreTrainedModel)
@@ -27,16 +29,15 @@ def load_task_model(
         ValueError: It is no model folder, or one for another task.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
     wanted = model_class.__name__
-    kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    kinds = architectures(folder)
     if wanted not in kinds:
         raise ValueError(
             f"{folder} holds {', '.join(kinds) or 'no named class'}; the task {task} needs {wanted}. Train one from "
             f"it: vlmo train {recipe} --init {folder}"
         )
-    loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
+    with loading(folder):
+        loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
@@ -44,3 +45,31 @@ def load_task_model(
             "save_pretrained"
         )
     return model.to(choose_device(device)).eval()
+
+
+def load_processor(folder: str | Path) -> VLMoProcessor:
+    """The processor of a model folder.
+
+    Raises:
+        ValueError: Its files are missing or damaged.
+    """
+    with loading(folder):
+        return VLMoProcessor.from_pretrained(folder)
+
+
+def architectures(folder: str | Path) -> list[str]:
+    """Classes that `config.json` names.
+
+    Raises:
+        ValueError: There is no such file, or it cannot be read.
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
+    try:
+        named = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(named, list):
+        raise ValueError(f"{file}: architectures is {named!r}; expected a list of names")
+    return named

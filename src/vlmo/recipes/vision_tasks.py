@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +32,7 @@ from vlmo.model import VLMoForImageClassification, VLMoForSemanticSegmentation, 
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.processing.segmentation import eval_pixel_values
-from vlmo.recipes.task_model import load_task_model
+from vlmo.recipes.task_model import architectures, load_task_model
 from vlmo.recipes.task_result import Prediction, TaskResult
 from vlmo.recipes.vision_sets import (
     BATCH_SIZE,
@@ -256,10 +255,7 @@ def predict_segmentation(
 
 def _load_backbone(folder: str | Path, *, device: str | None) -> VLMoModel:
     """The encoder of any model folder."""
-    config = Path(folder) / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
-    kinds = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+    kinds = architectures(folder)
     kind = vars(models).get(kinds[0]) if kinds else None
     if not isinstance(kind, type) or not issubclass(kind, VLMoPreTrainedModel):
         raise ValueError(f"{folder} holds {', '.join(kinds) or 'no named class'}; a linear probe needs a VLMo model")

@@ -1,6 +1,7 @@
 """The training loop and what it needs: optimizer, schedule, run folder, tracking, processes."""
 
 from vlmo.training.checkpoint import claim_run_folder
+from vlmo.training.engine import EngineConfig
 from vlmo.training.optimizer import OptimizerConfig, describe_groups, param_groups
 from vlmo.training.parallel import choose_device, launch
 from vlmo.training.schedule import ScheduleConfig, lr_at
@@ -10,6 +11,7 @@ from vlmo.training.watchdog import HANG_SECONDS
 
 __all__ = [
     "HANG_SECONDS",
+    "EngineConfig",
     "Loader",
     "OptimizerConfig",
     "Result",

@@ -2,28 +2,54 @@
 
 A folder is written aside, flushed to the disk and renamed, so that under its final name it is whole or not there at
 all. A training state also carries checksums: one that the disk damaged later is set aside, and the one before is used.
+
+All processes write a state together, each its own share (torch.distributed.checkpoint); any other number of processes
+can read it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PosixPath, WindowsPath
+from typing import Any, Self, cast
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.serialization import _get_layout
 
-from vlmo.folder import remove_folder, remove_leftovers, write_file, write_folder
-from vlmo.training.errors import TrainingError
+from vlmo.distributed import rank, world_size
+from vlmo.folder import path_aside, remove_folder, remove_leftovers, write_file, write_folder
+from vlmo.training.errors import TrainingError, describe_fault
 
 logger = logging.getLogger(__name__)
 
-TENSORS = "tensors.pt"
-MANIFEST = "manifest.json"
+MANIFEST, METADATA, CHECKSUMS = "manifest.json", ".metadata", "checksums-{rank}.json"
+# All that the pickled metadata of torch.distributed.checkpoint is made of.
+_TYPES = "torch.distributed.checkpoint.metadata"
+_METADATA_MODULES = {_TYPES, "torch", "torch.serialization", "torch.distributed.checkpoint.filesystem", "pathlib"}
+_METADATA_CALLS = (torch.Size, _get_layout, _StorageInfo, Path, PosixPath, WindowsPath)
 
 
 @dataclass(frozen=True)
@@ -34,32 +60,97 @@ class SavedState:
     progress: dict[str, Any]
     """Step number and counters."""
 
-    def tensors(self) -> dict[str, Any]:
-        """What was given to `save_state`, on the CPU."""
-        return torch.load(self.path / TENSORS, map_location="cpu", weights_only=True)
-
 
 def state_path(folder: Path, step: int) -> Path:
     """Where the state of a step lies."""
     return folder / f"step_{step:08d}"
 
 
-def save_state(folder: Path, *, tensors: Mapping[str, Any], progress: Mapping[str, Any], keep: int) -> Path:
-    """Writes the state `folder`/step_00001234 and removes all but the `keep` newest states; returns the new one's path.
+class StateStore:
+    """The training states of one run; every process holds one and calls its methods together with the others.
 
     Args:
-        tensors: State dictionaries, readable without running pickled code (tensors, numbers, strings, containers).
-        progress: Ready for JSON; `progress["step"]` names the state.
+        folder: Shared by all processes.
+        keep: Number of newest states that are kept.
+        in_background: Whether `save` returns as soon as the tensors are copied to the memory of the CPU.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = state_path(folder, progress["step"])
-    with write_folder(target) as aside:
-        torch.save(dict(tensors), aside / TENSORS)
-        manifest = {"files": {TENSORS: _fingerprint(aside / TENSORS)}, "progress": dict(progress)}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    for old in _states(folder)[:-keep]:
-        remove_folder(old)  # half a state must not look like a damaged one
-    return target
+
+    def __init__(self, folder: Path, *, keep: int, in_background: bool) -> None:
+        self.folder, self.keep, self.in_background = folder, keep, in_background
+        # Of its own: what a background thread sends must not mix with what the training sends.
+        self._group = _own_group()
+        self._writing: tuple[_StateWriter, Future[Any]] | None = None
+
+    def save(self, tensors: dict[str, Any], *, progress: Mapping[str, Any]) -> None:
+        """Writes the state `folder`/step_00001234 after the last one, and removes all but the `keep` newest states.
+
+        Args:
+            tensors: Nested dictionaries of tensors, sharded or not.
+            progress: Ready for JSON; `progress["step"]` names the state.
+
+        Raises:
+            TrainingError: This state, or the one before it, could not be written.
+        """
+        self.wait()
+        writer = _StateWriter(state_path(self.folder, progress["step"]), progress=dict(progress), keep=self.keep)
+        if self.in_background:
+            future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
+            self._writing = writer, cast("Future[Any]", future)
+        else:
+            with writer:
+                dcp.save(tensors, storage_writer=writer, process_group=self._group)
+
+    def wait(self) -> None:
+        """Returns when the last state is whole.
+
+        Raises:
+            TrainingError: It could not be written.
+        """
+        if self._writing is not None:
+            (writer, future), self._writing = self._writing, None
+            with writer:
+                future.result()
+
+    def load(self, saved: SavedState, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Takes weights and optimizer from a state, whatever number of processes has written it.
+
+        Raises:
+            TrainingError: The state holds other tensors than this run.
+        """
+        reader = _StateReader(saved.path)
+        names = reader.read_metadata().state_dict_metadata.keys()
+        tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
+        groups = []
+        if any(name.startswith("optimizer.") for name in names):
+            state = get_optimizer_state_dict(objective, optimizer)
+            groups, of_parameters = state["param_groups"], cast("dict[str, Any]", state["state"])
+            # What no step has used yet has no state, here as before.
+            tensors["optimizer"] = {n: of for n, of in of_parameters.items() if f"optimizer.{n}.step" in names}
+        _check_names(saved.path, set(names), set(_flat_names(tensors)))
+        dcp.load(tensors, storage_reader=reader, process_group=self._group)
+        set_model_state_dict(objective, tensors["objective"])
+        if groups:
+            set_optimizer_state_dict(
+                objective,
+                optimizer,
+                {"state": tensors["optimizer"], "param_groups": groups},
+                options=StateDictOptions(strict=False),
+            )
+
+
+def _own_group() -> dist.ProcessGroup | None:
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo")) if world_size() > 1 else None
+
+
+def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights, buffers and optimizer state by the names of parameters; sharded where they are.
+
+    Settings of the optimizer are left out: the recipe and the step give them.
+    """
+    tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
+    if optimizer.state:  # else torch would fill it by a step of its own
+        tensors["optimizer"] = get_optimizer_state_dict(objective, optimizer)["state"]
+    return tensors
 
 
 def newest_state(folder: Path) -> SavedState | None:
@@ -104,6 +195,107 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
     elif write:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_file(path, recipe_json)
+
+
+class _StateWriter(dcp.FileSystemWriter):
+    """Writes one state; a context that ends in one clear error, with nothing left of the state, if that fails."""
+
+    def __init__(self, target: Path, *, progress: dict[str, Any], keep: int) -> None:
+        super().__init__(path_aside(target))
+        self.target, self.progress, self.keep = target, progress, keep
+        self._folder = contextlib.ExitStack()
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """The plan of a process; the main one makes the folder when it has the plans of all."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """On the main process, before any writes: opens the folder."""
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self._folder.enter_context(write_folder(self.target))
+        return super().prepare_global_plan(plans)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        """Writes this process's share, and checksums of it."""
+        written = super().write_data(plan, planner)
+        names = {result.storage_data.relative_path for result in written.value()}
+        path = Path(self.path) / CHECKSUMS.format(rank=rank())
+        path.write_text(json.dumps({name: _fingerprint(path.with_name(name)) for name in sorted(names)}))
+        return written
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the main process, when all have written: makes the state whole, and removes those that are too old."""
+        super().finish(metadata, results)
+        aside = Path(self.path)
+        files = {METADATA: _fingerprint(aside / METADATA)}
+        for path in aside.glob(CHECKSUMS.format(rank="*")):
+            files |= json.loads(path.read_text())
+            path.unlink()
+        manifest = {"files": files, "progress": self.progress}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        self._folder.close()
+        for old in _states(self.target.parent)[: -self.keep]:
+            remove_folder(old)  # half a state must not look like a damaged one
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return
+        with contextlib.suppress(BaseException):
+            self._folder.__exit__(type(error), error, trace)
+        if isinstance(error, CheckpointException):
+            place, (cause, _) = min(error.failures.items())
+            if not isinstance(cause, Exception):
+                raise cause  # such as an interrupt
+            newest = max(_states(self.target.parent), default=None)
+            known = isinstance(cause, OSError | EOFError | RuntimeError)
+            fault = describe_fault(cause, run_dir=self.target.parent) if known else None
+            raise TrainingError(
+                f"training state {self.target} could not be written by process {place} ({type(cause).__name__}):"
+                f" {fault or cause}; the newest one is {newest}, and the same command goes on from there"
+            ) from cause
+
+
+class _StateReader(dcp.FileSystemReader):
+    """Reads a state without running anything in it."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        """The contents of a state: which tensor lies where."""
+        with (Path(self.path) / METADATA).open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Reads pickled metadata, and refuses whatever else a pickle could call."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        found = super().find_class(module, name) if module in _METADATA_MODULES else None
+        if found in _METADATA_CALLS or isinstance(found, torch.dtype) or getattr(found, "__module__", "") == _TYPES:
+            return found
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong into a training state")
+
+
+def _flat_names(tensors: Mapping[str, Any]) -> Iterator[str]:
+    """Names as torch.distributed.checkpoint gives them to nested tensors."""
+    for name, value in tensors.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in _flat_names(value))
+        else:
+            yield name
+
+
+def _check_names(path: Path, saved: set[str], wanted: set[str]) -> None:
+    if saved != wanted:
+        differing = sorted(saved ^ wanted)
+        raise TrainingError(
+            f"training state {path} holds other tensors than this run, {len(differing)} of them, such as"
+            f" {differing[0]} (only in the {'state' if differing[0] in saved else 'run'}); resume it with the version"
+            " that has written it, or give a new run folder"
+        )
 
 
 def _states(folder: Path) -> list[Path]:

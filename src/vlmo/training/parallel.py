@@ -13,10 +13,10 @@ from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from vlmo.distributed import rank, world_size
+from vlmo.processing.transforms import normalized
 from vlmo.types import Batch
 
 
@@ -40,9 +40,9 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`."""
+    """The batch on `device`; 8-bit pictures are normalised there, after a fourth of the bytes have moved."""
     tensors = cast(dict[str, Tensor], batch)
-    return cast(Batch, {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+    return normalized(cast(Batch, {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}))
 
 
 @contextlib.contextmanager
@@ -66,36 +66,6 @@ def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=2)
     finally:
         if starts_group:
             dist.destroy_process_group()
-
-
-class _Step(nn.Module):
-    """The objective as data parallelism should see it: only "loss" leads back to the parameters."""
-
-    def __init__(self, objective: nn.Module) -> None:
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        values = self.objective(batch)
-        # A logged value that kept its graph would make DDP wait for gradients that never come.
-        return {name: value.float() if name == "loss" else value.detach().float() for name, value in values.items()}
-
-
-def wrap(objective: nn.Module) -> nn.Module:
-    """The objective, wrapped for data parallelism if there are several processes; its outputs are float32.
-
-    Parameters that a step does not use are found at each step, as objectives may leave out any of them; like on one
-    process, their gradient stays None.
-    """
-    step = _Step(objective)
-    return step if world_size() == 1 else DistributedDataParallel(step, find_unused_parameters=True)
-
-
-def no_sync(wrapped: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Context of one micro-batch's forward and backward; gradients are averaged over processes in the last one only."""
-    if isinstance(wrapped, DistributedDataParallel) and not last:
-        return wrapped.no_sync()
-    return contextlib.nullcontext()
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -4,9 +4,10 @@ Step numbers count finished steps: item t of the loader leads from step t to ste
 with step 6 tells of item 5. A step whose update was skipped counts too.
 
 Nothing but the weights, the optimizer and the counters is carried from one step to the next. The loader's items are a
-pure function of the step, and so is randomness: before each forward all generators are seeded with a hash of (seed,
-step, micro-batch, rank). So a run that is killed and started again repeats what it would have done, bit for bit, on the
-same hardware and number of processes (on a GPU: as far as its kernels are deterministic).
+pure function of the step (or of a cursor that is saved as a counter, see `CursorLoader`), and so is randomness: before
+each forward all generators are seeded with a hash of (seed, step, micro-batch, rank). So a run that is killed and
+started again repeats what it would have done, bit for bit, on the same hardware and number of processes (on a GPU: as
+far as its kernels are deterministic).
 """
 
 import contextlib
@@ -17,22 +18,23 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from vlmo.distributed import all_reduce, barrier, is_main, rank, world_size
 from vlmo.folder import write_folder
-from vlmo.training.checkpoint import claim_run_folder, newest_state, save_state, state_path
+from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
+from vlmo.training.engine import Engine, EngineConfig, gradient_norm
 from vlmo.training.errors import TrainingError, describe_fault
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
-from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, no_sync, to_device, wrap
+from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, to_device
 from vlmo.training.randomness import seed_generators, step_seed
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import Tracker, read_metrics
@@ -49,6 +51,19 @@ class Loader(Protocol):
         """Items `start_step`, `start_step` + 1, ..."""
 
 
+@runtime_checkable
+class CursorLoader(Protocol):
+    """A loader whose items depend on more than t; its cursor is saved with the training state."""
+
+    def cursor(self, step: int) -> dict[str, Any]:
+        """This process's part of what must be known to go on after the first `step` steps; ready for JSON."""
+        ...
+
+    def go_on_from(self, step: int, cursor: dict[str, Any]) -> None:
+        """Is told the parts of all processes, as one dictionary, before it is called with `step`."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainerConfig:
     """Length of the run, numerics, and how often what is written."""
@@ -57,6 +72,8 @@ class TrainerConfig:
     """Number of optimizer updates, skipped ones included."""
     precision: Literal["float32", "bf16"] = "float32"
     """Type of the activations (autocast); weights, losses and the optimizer are float32."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """How processes share the work, and what is traded for memory and time."""
     clip_norm: float | None = None
     """Largest norm of the gradient of all parameters; None leaves it alone."""
     log_every: int = 10
@@ -65,6 +82,8 @@ class TrainerConfig:
     """Steps between training states; there is always one at the end."""
     keep_states: int = 2
     """Number of training states that are kept."""
+    async_save: bool = True
+    """Write training states in the background, from a copy in the memory of the CPU."""
     eval_every: int | None = None
     """Steps between evaluations; None evaluates at the end only."""
     max_bad_steps: int = 10
@@ -106,6 +125,7 @@ class _Progress:
     skipped: int = 0
     bad_in_row: int = 0
     seconds: float = 0.0
+    cursor: dict[str, Any] | None = None  # of a loader that has one
 
 
 class Trainer:
@@ -117,7 +137,8 @@ class Trainer:
     Args:
         objective: `objective(batch)` returns named scalars, of which "loss" is minimised; it holds a module `model`.
         recipe_json: All settings of the run, as a JSON object; a run folder holds runs of one recipe only.
-        save_model: Writes the files of the model folder into the empty folder it is given.
+        save_model: Writes the files of the model folder into the empty folder it is given, with the weights it is
+            given (a state dictionary of `model`).
         seed: Of dropout and whatever else the objective draws.
         no_weight_decay: Parameters of two or more dimensions that are not decayed, by their names in the objective.
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
@@ -137,7 +158,7 @@ class Trainer:
         *,
         run_dir: str | Path,
         recipe_json: str,
-        save_model: Callable[[Path], None],
+        save_model: Callable[[Path, dict[str, Tensor]], None],
         config: TrainerConfig,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
@@ -153,6 +174,7 @@ class Trainer:
     ) -> None:
         self.device = choose_device(device)
         self.objective = objective.to(self.device).train()
+        self._engine = Engine(self.objective, config=config.engine, precision=config.precision)
         self.loader, self.run_dir, self.save_model = loader, Path(run_dir), save_model
         self.config, self.schedule, self.seed, self.base_lr = config, schedule, seed, optimizer.lr
         self.optimizer = build_optimizer(
@@ -161,6 +183,7 @@ class Trainer:
         self.evaluators, self.after_step, self.recipe_json = evaluators, after_step, recipe_json
         self.console, self.title = console, title
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
+        self._states = StateStore(self.state_dir, keep=config.keep_states, in_background=config.async_save)
         self._progress, self._began = _Progress(), 0.0
         self._good_state: Path | None = None
         self._watchdog = Watchdog(hang_seconds)
@@ -185,39 +208,43 @@ class Trainer:
             return self._result("already_finished")
         with StopSignal() as stop, self._open_tracker() as tracker:
             finished = self._train(tracker, stop)
-            self._watchdog.at("writing the model folder", timed=False)
-            if finished and is_main():
-                with write_folder(self.model_dir) as aside:
-                    self.save_model(aside)
+            if finished:
+                self._write_model()
         barrier()  # every process finds the whole run folder when it returns
         return self._result("finished" if finished else "stopped")
+
+    def _write_model(self) -> None:
+        self._watchdog.at("writing the model folder", timed=False)
+        weights = self._engine.weights()
+        if is_main():
+            with write_folder(self.model_dir) as aside:
+                self.save_model(aside, weights)
 
     def _train(self, tracker: Tracker | None, stop: StopSignal) -> bool:
         """The loop; True if it got to the end."""
         progress, config = self._progress, self.config
-        wrapped = wrap(self.objective)
         self._evaluate_if_due(tracker)  # if it was cut off after the step was saved
         batches = self.loader(progress.step)
         while progress.step < config.max_steps:
-            stopping = self._train_step(wrapped, batches, tracker, stop)
+            stopping = self._train_step(batches, tracker, stop)
             if stopping or progress.step % config.save_every == 0 or progress.step == config.max_steps:
                 self._save(tracker)
             if stopping:
+                self._finish_saving()
                 logger.warning("%s: stopped after step %d; the same command goes on", self.title, progress.step)
                 return False
             self._evaluate_if_due(tracker)
+        self._finish_saving()
         return True
 
-    def _train_step(
-        self, wrapped: nn.Module, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal
-    ) -> bool:
+    def _train_step(self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal) -> bool:
         """One step; True if any process was asked to stop."""
         progress, began = self._progress, time.monotonic()
         self._watchdog.at(f"reading the batch of step {progress.step + 1}")
         micro_batches = next(batches)
-        losses = self._accumulate_gradients(wrapped, micro_batches)
+        losses = self._accumulate_gradients(micro_batches)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        grad_norm = get_total_norm([p.grad for p in parameters])
+        grad_norm = gradient_norm(parameters)
         bad = not (losses["loss"].isfinite() & grad_norm.isfinite()).item()
         flags = torch.tensor([int(bad), int(stop.requested), sum(map(_num_rows, micro_batches))], device=self.device)
         num_bad, num_stopping, num_rows = all_reduce(flags).tolist()  # all processes do alike
@@ -234,16 +261,16 @@ class Trainer:
         self._report(tracker, micro_batches, losses, grad_norm)
         return num_stopping > 0
 
-    def _accumulate_gradients(self, wrapped: nn.Module, micro_batches: list[Batch]) -> dict[str, Float[Tensor, ""]]:
+    def _accumulate_gradients(self, micro_batches: list[Batch]) -> dict[str, Float[Tensor, ""]]:
         """Gradients of the mean loss over micro-batches and processes; returns this process's mean losses."""
         values = defaultdict(list)
         for micro, batch in enumerate(micro_batches):
             seed_generators(step_seed(self.seed, step=self._progress.step, micro=micro, rank=rank()))
             batch = to_device(batch, self.device)
             self._watchdog.at(f"in step {self._progress.step + 1}")
-            with no_sync(wrapped, last=micro == len(micro_batches) - 1):
+            with self._engine.synchronized(last=micro == len(micro_batches) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                    losses = wrapped(batch)
+                    losses = self._engine(batch)
                 (losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
                 values[name].append(value.detach())
@@ -270,12 +297,16 @@ class Trainer:
             return
         means = (all_reduce(torch.stack(list(losses.values()))) / world_size()).tolist()
         named, norm = dict(zip(losses, means, strict=True)), grad_norm.item()
-        ids = [number for part in gather_objects(_sample_ids(micro_batches)) for number in part]
+        # In the order of the global batch, which any number of processes cuts by micro-batch first.
+        ids = [
+            n for parts in zip(*gather_objects(_sample_ids(micro_batches)), strict=True) for part in parts for n in part
+        ]
         if tracker is not None and progress.bad_in_row:
             tracker.log_skipped(progress.step, losses=named, grad_norm=norm, sample_ids=ids, skipped=progress.skipped)
         elif tracker is not None:
             tracker.log_training(progress.step, losses=named, figures=self._figures(norm, ids))
         if progress.bad_in_row >= config.max_bad_steps:
+            self._finish_saving()
             raise TrainingError(
                 f"the last {progress.bad_in_row} steps, up to step {progress.step}, had a non-finite loss or gradient:"
                 f" losses {named}, gradient norm {norm}; the last good state is {self._good_state}. Lower the learning"
@@ -307,31 +338,31 @@ class Trainer:
         if not due or not self.evaluators or _evaluated_step(tracker) == step:
             return
         self._watchdog.at(f"in the evaluation after step {step}", timed=False)
-        model = self.objective.get_submodule("model")
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        with torch.no_grad():
-            figures = {name: value for evaluate in self.evaluators for name, value in evaluate(model).items()}
-        for module, training in modes:
-            module.training = training
+        figures = self._engine.evaluate(
+            lambda model: {name: value for evaluate in self.evaluators for name, value in evaluate(model).items()}
+        )
         if tracker is not None:
             tracker.log_evaluation(step, figures)
 
     def _save(self, tracker: Tracker | None) -> None:
         self._progress.seconds = self._seconds()
         self._watchdog.at(f"saving step {self._progress.step}", timed=False)
+        self._progress.cursor = self._cursor()
+        self._good_state = state_path(self.state_dir, self._progress.step)
         if tracker is not None:
             tracker.flush()  # first, so that a restored state never lacks lines
-            tensors = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
-            try:
-                save_state(
-                    self.state_dir, tensors=tensors, progress=asdict(self._progress), keep=self.config.keep_states
-                )
-            except RuntimeError as error:  # PyTorch hides the system's reason
-                raise OSError(
-                    f"no state could be written in {self.state_dir} ({error}); is the disk full? Free space there"
-                ) from error
-        self._good_state = state_path(self.state_dir, self._progress.step)
+        self._states.save(self._engine.training_state(self.optimizer), progress=asdict(self._progress))
+
+    def _finish_saving(self) -> None:
+        self._watchdog.at("finishing the last save", timed=False)
+        self._states.wait()
+
+    def _cursor(self) -> dict[str, Any] | None:
+        """The loader's cursor, of all processes."""
+        if not isinstance(self.loader, CursorLoader):
+            return None
+        parts = gather_objects(self.loader.cursor(self._progress.step))
+        return {name: value for part in parts for name, value in part.items()}
 
     def _restore(self) -> bool:
         """Goes to the newest state, if there is one; True if the run has finished."""
@@ -339,10 +370,10 @@ class Trainer:
         # One process chooses, so that all go on from the same state.
         saved = from_main(newest_state(self.state_dir) if is_main() else None)
         if saved is not None:
-            tensors = saved.tensors()
-            self.objective.load_state_dict(tensors["objective"])
-            self.optimizer.load_state_dict(tensors["optimizer"])
+            self._states.load(saved, self.objective, self.optimizer)
             self._progress, self._good_state = _Progress(**saved.progress), saved.path
+            if isinstance(self.loader, CursorLoader):
+                self.loader.go_on_from(self._progress.step, self._progress.cursor or {})
             logger.info("%s: going on from %s", self.title, saved.path)
         self._began = time.monotonic() - self._progress.seconds
         return self._progress.step >= self.config.max_steps and from_main(self.model_dir.exists())
@@ -373,6 +404,8 @@ class Trainer:
             return (
                 f"process {rank()} has lost process {gone}, which has ended or was killed (its own output may say why)"
             )
+        with contextlib.suppress(TrainingError, RuntimeError, OSError):
+            self._states.wait()  # the line then names a state that was still being written
         return describe_fault(error, run_dir=self.run_dir)
 
     def _open_tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
@@ -403,5 +436,5 @@ def _num_rows(batch: Batch) -> int:
     return next(len(tensor) for tensor in cast(dict[str, Tensor], batch).values() if tensor.ndim > 0)
 
 
-def _sample_ids(micro_batches: list[Batch]) -> list[int]:
-    return [number for batch in micro_batches if "sample_ids" in batch for number in batch["sample_ids"].tolist()]
+def _sample_ids(micro_batches: list[Batch]) -> list[list[int]]:
+    return [batch["sample_ids"].tolist() for batch in micro_batches if "sample_ids" in batch]

@@ -204,3 +204,19 @@ def test_folder_without_shards_says_what_is_expected(tmp_path) -> None:
     write(tmp_path / "in" / "0.parquet", b"PAR1 cut off")
     with pytest.raises(ValueError, match="not a whole parquet file"):
         prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
+
+
+def test_parquet_rows_of_other_types_are_quarantined(tmp_path) -> None:
+    root = tmp_path / "odd"
+    write_parquet(root / "a.parquet", [{"jpg": jpeg(1), "caption": 7}])
+    write_parquet(root / "b.parquet", [{"image": {"path": "a.jpg"}, "caption": "a"}])
+    write_parquet(root / "c.parquet", [{"jpg": "text", "caption": "a"}])
+    write_parquet(root / "d.parquet", [{"jpg": jpeg(1), "caption": "a"}])
+    write_tar(root / "e.tar", {"0.jpg": jpeg(2), "0.json": b'{"caption": 7}'})
+    prepare("sbu", root=root, out=tmp_path / "out")
+    found = {name: reason.partition(": ")[2] for name, reason in quarantined(tmp_path / "out").items()}
+    assert found["sbu/a/1"] == "a/1 has bytes and int; expected a picture's bytes and text"
+    assert found["sbu/c/1"] == "c/1 has str and str; expected a picture's bytes and text"
+    assert found["sbu/0"] == "the caption of 0 cannot be read: 7 is no text"
+    assert len(found) == 4
+    assert len(open_source(str(tmp_path / "out"))) == 1

@@ -132,3 +132,14 @@ def test_imagenet_lists_no_more_than_a_class_at_a_time(root, tmp_path, monkeypat
     for _ in range(4):
         next(rows)
     assert listed == SYNSETS[:2]
+
+
+def test_imagenet_prepared_folders_beside_the_classes_are_no_classes(tmp_path) -> None:
+    root = tmp_path / "imagenet22k"
+    for synset in SYNSETS:
+        write(root / synset / "0.JPEG", jpeg(3))
+    prepare("imagenet", root=root, out=root / "prepared")
+    write(root / "later.unfinished" / "000000" / "train.arrow", b"")
+    prepare("imagenet", root=root, out=root / "later")
+    assert labels_of(root / "later") == SYNSETS
+    assert (tmp_path / "imagenet22k" / "prepared" / "prepared.json").is_file()

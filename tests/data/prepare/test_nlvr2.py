@@ -144,3 +144,12 @@ def test_nlvr2_says_at_the_door_what_is_missing(tmp_path) -> None:
     write(tmp_path / "root/dev.json", "")
     with pytest.raises(ValueError, match="images/dev or dev is missing"):
         prepare("nlvr2", root=tmp_path / "root", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("line", [b'{"identifier": "dev-1-1-1", "sentence": 5, "label": "True"}', b"\xff\xfe"])
+def test_nlvr2_names_a_line_that_holds_no_text(line, tmp_path) -> None:
+    root = Toy().write(tmp_path / "nlvr2")
+    with (root / "dev.json").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(ValueError, match=r"dev\.json:5: expected an object with sentence"):
+        prepare("nlvr2", root=root, out=tmp_path / "out")

@@ -188,6 +188,42 @@ def test_prepared_folder_is_left_as_it_is(tmp_path) -> None:
         prepare_set(ToySet([]), root=tmp_path / "elsewhere", out=tmp_path / "out", num_proc=1)
 
 
+def test_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_path) -> None:
+    def meanwhile() -> Iterator[Row]:
+        yield toy_row(0)
+        with pytest.raises(ValueError, match=r"another run is preparing .*out; wait until it has ended"):
+            prepare_toy([toy_row(7)], tmp_path)
+        yield toy_row(1)
+
+    prepare_toy(meanwhile(), tmp_path, size=1)
+    assert ids(tmp_path / "out") == ["toy/0", "toy/1"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_run_that_ends_while_another_one_reads_the_lists_is_taken_over(tmp_path) -> None:
+    class Slow(ToySet):
+        def open_set(self, root: Path) -> SetOnDisk:
+            prepare_toy([toy_row(0)], tmp_path)
+            return super().open_set(root)
+
+    late = prepare_set(Slow([toy_row(1)]), root=tmp_path, out=tmp_path / "out", num_proc=1)
+    assert late.already
+    assert ids(tmp_path / "out") == ["toy/0"]
+
+
+def test_run_without_a_row_leaves_nothing(tmp_path) -> None:
+    with pytest.raises(ValueError, match="there are no rows of toy"):
+        prepare_toy([], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_summary_that_cannot_be_read_is_one_line(text, tmp_path) -> None:
+    write(tmp_path / "out" / "prepared.json", text)
+    with pytest.raises(ValueError, match=r"prepared\.json .*choose another --out"):
+        prepare_toy([toy_row(0)], tmp_path)
+
+
 def test_folder_with_other_things_is_never_replaced(tmp_path) -> None:
     mine = write(tmp_path / "out" / "thesis.txt", "years of work")
     with pytest.raises(ValueError, match="exists and is not empty; choose a new folder"):

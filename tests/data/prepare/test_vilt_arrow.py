@@ -336,3 +336,29 @@ def test_vilt_arrow_rejects_questions_without_any_answer(tmp_path) -> None:
     write_arrow(tmp_path / "vqav2_test.arrow", [questions(21, split="test", known=False)])
     with pytest.raises(ValueError, match=r"vqav2_test.arrow: no answers; a file for training is needed"):
         open_set(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"answer_scores": [[1.0], [0.9]]},
+        {"answer_scores": [[1.5], [0.9, 0.3]]},
+        {"answer_labels": [[-1], [3, 1]]},
+    ],
+)
+def test_vilt_arrow_quarantines_targets_that_do_not_fit_together(targets, tmp_path) -> None:
+    rows = [questions(1, split="train") | targets, questions(2, split="train")]
+    write_arrow(tmp_path / "arrows" / "vqav2_train.arrow", rows)
+    prepare("vilt_arrow", root=tmp_path / "arrows", out=tmp_path / "out")
+    (reason,) = quarantined(tmp_path / "out").values()
+    assert "expected as many scores from 0 to 1 as numbers from 0 up" in reason
+    # The other question about the picture stays.
+    assert len(open_source(str(tmp_path / "out"))) == 3
+
+
+def test_vilt_arrow_rejects_answers_without_numbers(tmp_path) -> None:
+    write_arrow(
+        tmp_path / "arrows" / "vqav2_train.arrow", [questions(1, split="train") | {"answer_labels": [[0], [3]]}]
+    )
+    with pytest.raises(ValueError, match="3 answers with 2 numbers"):
+        prepare("vilt_arrow", root=tmp_path / "arrows", out=tmp_path / "out")

@@ -95,3 +95,15 @@ def test_visual_genome_other_json_is_an_error(root, tmp_path) -> None:
     (root / "image_data.json").write_text('[{"image_id": 1}]')
     with pytest.raises(ValueError, match=r"image_data\.json: \[0\]: image_id and url"):
         prepare("visual_genome", root=root, out=tmp_path / "out")
+
+
+def test_visual_genome_with_the_split_of_another_set_is_an_error(root, tmp_path) -> None:
+    write(root / "dataset_coco.json", json.dumps({"images": [{"split": "val", "filename": "1.jpg"}]}))
+    with pytest.raises(ValueError, match=r"dataset_coco\.json: images\[\] need cocoid and split"):
+        prepare("visual_genome", root=root, out=tmp_path / "out")
+
+
+def test_visual_genome_phrase_that_is_no_text_is_an_error(root, tmp_path) -> None:
+    write(root / "region_descriptions.json", json.dumps([{"id": 1, "regions": [{"phrase": None}]}]))
+    with pytest.raises(ValueError, match=r"\[0\]: id and regions\[\]\.phrase are needed \(TypeError\('None is no text"):
+        prepare("visual_genome", root=root, out=tmp_path / "out")

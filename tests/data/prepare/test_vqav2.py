@@ -238,3 +238,14 @@ def test_vqav2_rejects_annotations_without_a_frequent_answer(tmp_path) -> None:
             record["multiple_choice_answer"] = f"{record['image_id']}-{number}"
     with pytest.raises(ValueError, match="no answer is given to 9 questions"):
         prepared(toy, tmp_path)
+
+
+def test_vqav2_quarantines_questions_without_ten_answers(tmp_path) -> None:
+    toy = Toy()
+    for part, count in (("train2014", 0), ("val2014", 3)):
+        toy.annotations[part][0]["answers"] = toy.annotations[part][0]["answers"][:count]
+    reasons = quarantined(prepared(toy, tmp_path)).values()
+    assert sorted(reasons) == [
+        "question 1000 has 0 answers; expected 10",
+        "question 101000 has 3 answers; expected 10",
+    ]

@@ -17,6 +17,7 @@ _MODULES = {
     "emoji-images": "emoji",
     "english-text": "english",
     "easy-vqa": "easy_vqa",
+    "easy-vqa-balanced": "easy_vqa",
     "easy-vqa-hidden": "easy_vqa",
     "easy-vqa-questions": "easy_vqa",
     "easy-vqa-pairs": "easy_vqa_pairs",
@@ -27,7 +28,7 @@ _MODULES = {
 """Name of each set and the module here that builds it: `PACKAGES` it reads and `build() -> dict[name, DatasetDict]`."""
 
 NAMES = tuple(_MODULES)
-_WITH_LABELS = ("easy-vqa", "easy-vqa-hidden", "scenes")
+_WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "scenes")
 
 
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:

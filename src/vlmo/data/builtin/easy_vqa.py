@@ -10,7 +10,7 @@ import easy_vqa
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from vlmo.data.schema import FEATURES, QUESTION_FEATURES, hash_share, text_row
+from vlmo.data.schema import FEATURES, QUESTION_FEATURES, column, hash_share, select_rows, text_row
 
 PACKAGES = ("easy-vqa",)
 LICENCE = "MIT"
@@ -23,6 +23,9 @@ SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 LABELS = (*SHAPES, *COLORS, "no", "yes")
 """Every answer; an answer's number is its place here."""
+
+BALANCED_SHARE = 0.3
+"""Share of the training questions "is there something red?" that `easy-vqa-balanced` keeps, chosen by a hash."""
 
 _PIXELS = 64
 _GREY = (128, 128, 128)
@@ -43,18 +46,16 @@ def build() -> dict[str, DatasetDict]:
     """Questions about pictures, the same with every picture hidden, and the questions' texts alone.
 
     `easy-vqa` has a row a question, so rows of one picture share its `image_id`. In `easy-vqa-hidden` one grey picture
-    stands for every picture: what a model reaches there, it reaches by the questions alone.
+    stands for every picture: what a model reaches there, it reaches by the questions alone. More than half of the
+    questions ask for a yes or no about a colour; `easy-vqa-balanced` has fewer of these to train on, and the same test.
     """
     questions = sorted(distinct_questions())
+    train, test = (_rows(split, files=picture_files(split)) for split in ("train", "test"))
     grey = _grey()
     hidden = defaultdict(lambda: grey)
     return {
-        "easy-vqa": DatasetDict(
-            {
-                "train": _rows("train", files=picture_files("train")),
-                "test": _rows("test", files=picture_files("test")),
-            }
-        ),
+        "easy-vqa": DatasetDict({"train": train, "test": test}),
+        "easy-vqa-balanced": DatasetDict({"train": _balanced(train), "test": test}),
         "easy-vqa-hidden": DatasetDict({"train": _rows("train", files=hidden), "test": _rows("test", files=hidden)}),
         "easy-vqa-questions": DatasetDict(
             {
@@ -148,6 +149,17 @@ def _rows(split: str, *, files: Mapping[int, bytes]) -> Dataset:
         for row, (question, answer, number) in enumerate(zip(*asked(split), strict=True))
     ]
     return Dataset.from_list(rows, features=QUESTION_FEATURES)
+
+
+def _balanced(rows: Dataset) -> Dataset:
+    """The rows with yes-or-no questions about colours thinned out, whatever their answers."""
+    texts, kinds, names = (column(rows, name) for name in ("question", "answer_type", "question_id"))
+    kept = [
+        row
+        for row, (text, kind, name) in enumerate(zip(texts, kinds, names, strict=True))
+        if kind != "yes/no" or _named(text, COLORS) is None or hash_share(name) < BALANCED_SHARE
+    ]
+    return select_rows(rows, kept)
 
 
 def _grey() -> bytes:

@@ -64,7 +64,10 @@ def labels_of(folder: Path) -> list[str]:
     file = Path(folder) / SUMMARY_FILE
     if not file.is_file():
         raise ValueError(f"{folder}: no {SUMMARY_FILE}; expected a folder that `vlmo data prepare` has written")
-    labels = json.loads(file.read_text(encoding="utf-8")).get("labels")
+    try:
+        labels = json.loads(file.read_text(encoding="utf-8")).get("labels")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); prepare the set anew") from error
     if not labels:
         raise ValueError(f"{folder}: this set has no answers or classes; prepare one for the task that you want")
     return labels

@@ -89,13 +89,18 @@ def open_prepared(out: Path, *, name: str, root: Path) -> Summary | None:
     """
     if not (out / SUMMARY_FILE).is_file():
         return None
-    facts = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
-    if (facts["name"], facts["layout"], facts["sources"]) != (name, LAYOUT, [str(root)]):
+    try:
+        facts = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
+        held = f"{facts['name']} from {', '.join(facts['sources'])} (layout {facts['layout']})"
+        if (facts["name"], facts["layout"], facts["sources"]) == (name, LAYOUT, [str(root)]):
+            return Summary.from_json(facts, folder=out)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{out} holds {facts['name']} from {', '.join(facts['sources'])} (layout {facts['layout']}), "
-            f"not {name} from {root} (layout {LAYOUT}); choose another --out, or remove it"
-        )
-    return Summary.from_json(facts, folder=out)
+            f"{out / SUMMARY_FILE} is no summary of a prepared folder ({error!r}); choose another --out, or remove it"
+        ) from error
+    raise ValueError(
+        f"{out} holds {held}, not {name} from {root} (layout {LAYOUT}); choose another --out, or remove it"
+    )
 
 
 def assemble(

@@ -14,7 +14,7 @@ from datasets import Features, Image
 from datasets.arrow_writer import ArrowWriter
 
 from vlmo.data.prepare.parts import Absent, BadRow, Part, Row
-from vlmo.data.quarantine import inspect_row
+from vlmo.data.quarantine import PictureCheck, inspect_row
 from vlmo.folder import write_folder
 
 _COUNTS_FILE = "counts.json"
@@ -68,6 +68,7 @@ def check_part(part: Part, *, rules: Rules, folder: Path) -> dict[str, Tally]:
     if (tallies := _kept(folder)) is not None:
         return tallies
     tallies, lines = {}, []
+    pictures = PictureCheck() if rules.needs_image else None
     with write_folder(folder) as aside, contextlib.ExitStack() as stack:
         files: dict[str, _RowFile] = {}
         for record in part.rows():
@@ -75,7 +76,7 @@ def check_part(part: Part, *, rules: Rules, folder: Path) -> dict[str, Tally]:
             if isinstance(record, Absent):
                 tally.absent[record.reason] = tally.absent.get(record.reason, 0) + 1
                 continue
-            values, found = _inspected(record, rules=rules, number=tally.read)
+            values, found = _inspected(record, rules=rules, pictures=pictures, number=tally.read)
             lines += found
             _count(tally, values, found)
             if values is None:
@@ -125,7 +126,7 @@ def _count(tally: Tally, values: dict[str, Any] | None, lines: list[dict[str, An
 
 
 def _inspected(
-    record: Row | BadRow, *, rules: Rules, number: int
+    record: Row | BadRow, *, rules: Rules, pictures: PictureCheck | None, number: int
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """The row's columns without empty captions (None: the row is bad), and lines for what is dropped."""
     facts: dict[str, Any] = {"split": record.split, "row": number}
@@ -134,7 +135,7 @@ def _inspected(
         return None, [{"kind": "row", **facts, "reason": record.reason}]
     values = record.values
     images = [name for name, feature in rules.features.items() if isinstance(feature, Image)]
-    verdict = inspect_row(values, needs_image=rules.needs_image, needs_caption=rules.needs_caption, images=images)
+    verdict = inspect_row(values, needs_caption=rules.needs_caption, pictures=pictures, images=images)
     facts |= {"image_id": values["image_id"], "path": verdict["path"], "source": values["source"]}
     if verdict["reason"] is not None:
         return None, [{"kind": "row", **facts, "reason": verdict["reason"]}]

@@ -16,12 +16,11 @@ import pyarrow.parquet as pq
 
 from vlmo.data.decoding import range_path
 from vlmo.data.files import PICTURE_SUFFIXES
-from vlmo.data.prepare.parts import Absent, BadRow, Part, Record, Row, SetOnDisk, file_key
+from vlmo.data.prepare.parts import Absent, BadRow, Part, Record, Row, SetOnDisk, file_key, text_of
+from vlmo.data.stream.records import CAPTION_COLUMNS, IMAGE_COLUMNS, split_name
 
 _SPLIT = "train"
 _LAYOUT = "00000.tar, 00001.tar, ... (or .parquet) as img2dataset writes them"
-_IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
-_CAPTION_COLUMNS = ("txt", "caption", "TEXT", "text")
 _BATCH_ROWS = 64
 _BLOCK = 512
 """Bytes of a block of a tar file; two of zeros end it."""
@@ -57,16 +56,16 @@ def open_shards(root: Path, *, name: str, licence: str) -> SetOnDisk:
     tables = [file for file in sorted(root.rglob("*.parquet")) if not file.with_suffix(".tar").is_file()]
     if not tars and not tables:
         raise ValueError(f"{root}: no .tar and no .parquet in it; --root must be a folder with {_LAYOUT}")
-    links = [file for file in tables if not _has_column(file, _IMAGE_COLUMNS)]
+    links = [file for file in tables if not _has_column(file, IMAGE_COLUMNS)]
     if not tars and links:
         raise ValueError(
-            f"{links[0]}: a file without pictures, as it has none of the columns {', '.join(_IMAGE_COLUMNS)} (found "
+            f"{links[0]}: a file without pictures, as it has none of the columns {', '.join(IMAGE_COLUMNS)} (found "
             f"{', '.join(pq.read_schema(links[0]).names)}). Download them with img2dataset first, and give its output "
             "folder as --root."
         )
     for file in tables:
-        if file not in links and not _has_column(file, _CAPTION_COLUMNS):
-            raise ValueError(f"{file}: none of the columns {', '.join(_CAPTION_COLUMNS)}, so there are no captions")
+        if file not in links and not _has_column(file, CAPTION_COLUMNS):
+            raise ValueError(f"{file}: none of the columns {', '.join(CAPTION_COLUMNS)}, so there are no captions")
     notes = [f"{len(links)} parquet files without pictures are left out, such as {links[0]}"] if links else []
     parts = [_part(file, root=root, name=name, licence=licence) for file in [*tars, *tables] if file not in links]
     return SetOnDisk(parts=parts, notes=tuple(notes))
@@ -113,13 +112,11 @@ def _ends_well(file: Path) -> bool:
 
 
 def _key(member: tarfile.TarInfo) -> str:
-    """What the members of one pair have in common: the path up to the first dot of the name."""
-    folder, slash, name = member.name.rpartition("/")
-    return f"{folder}{slash}{name.split('.')[0]}"
+    return split_name(member.name)[0]
 
 
 def _suffix(member: tarfile.TarInfo) -> str:
-    return member.name[len(_key(member)) :].lower()
+    return split_name(member.name)[1]
 
 
 def _tar_record(shard: _Shard, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]) -> Record:
@@ -129,7 +126,7 @@ def _tar_record(shard: _Shard, tar: tarfile.TarFile, key: str, members: dict[str
         return BadRow(_SPLIT, shard.image_id(key), f"{shard.file}: {key} has no picture, only {found}")
     try:
         caption = _tar_caption(tar, members)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         return BadRow(_SPLIT, shard.image_id(key), f"{shard.file}: the caption of {key} cannot be read: {error}")
     path = range_path(shard.file.absolute(), start=picture.offset_data, length=picture.size)
     return shard.row(key, image={"bytes": None, "path": path}, caption=caption)
@@ -141,7 +138,8 @@ def _tar_caption(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> s
         if opened is None:
             continue
         text = opened.read().decode()
-        return text if suffix == ".txt" else json.loads(text).get("caption")
+        caption = text if suffix == ".txt" else json.loads(text).get("caption")
+        return None if caption is None else text_of(caption)
     return None
 
 
@@ -160,8 +158,8 @@ def _table_records(file: Path) -> Iterator[dict[str, Any]]:
     """Rows with the columns `image` and `caption`, and `key` and `status` where the file has them."""
     with pq.ParquetFile(file) as opened:
         names = opened.schema_arrow.names
-        image = next(name for name in _IMAGE_COLUMNS if name in names)
-        caption = next(name for name in _CAPTION_COLUMNS if name in names)
+        image = next(name for name in IMAGE_COLUMNS if name in names)
+        caption = next(name for name in CAPTION_COLUMNS if name in names)
         known = [name for name in ("key", "status") if name in names]
         for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=[image, caption, *known]):
             for record in batch.to_pylist():
@@ -171,6 +169,12 @@ def _table_records(file: Path) -> Iterator[dict[str, Any]]:
 def _table_record(shard: _Shard, key: str, record: dict[str, Any]) -> Record:
     if record.get("status", "success") != "success":
         return Absent(_SPLIT, record["status"])
-    data = record["image"]["bytes"] if isinstance(record["image"], dict) else record["image"]
+    data, caption = record["image"], record["caption"]
+    data = data.get("bytes") if isinstance(data, dict) else data
+    if not isinstance(data, bytes | None) or not isinstance(caption, str | None):
+        found = f"{type(data).__name__} and {type(caption).__name__}"
+        return BadRow(
+            _SPLIT, shard.image_id(key), f"{shard.file}: {key} has {found}; expected a picture's bytes and text"
+        )
     image = None if data is None else {"bytes": data, "path": f"{shard.file.name}/{key}"}
-    return shard.row(key, image=image, caption=record["caption"])
+    return shard.row(key, image=image, caption=caption)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmo.data.prepare.assembly import SUMMARY_FILE
 from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, image_at
 from vlmo.data.schema import class_features
 
@@ -59,7 +60,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _class_folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if entry.is_dir() and not _is_other(Path(entry)))
+
+
+def _is_other(folder: Path) -> bool:
+    """Whether it holds no class: it is hidden, or what `--out` has become or is about to become."""
+    return folder.name.startswith(".") or folder.suffix == ".unfinished" or (folder / SUMMARY_FILE).is_file()
 
 
 def _check_classes(splits: dict[str, Path], classes: list[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmo.data.prepare.json_stream import read_array
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, image_at
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, image_at, text_of
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 """COCO's `restval` is the part of val2014 that everyone trains on."""
@@ -38,7 +38,7 @@ def _rows(
         where = f"{file}: images[{number}]"
         try:
             split, picture = record["split"], Path(record.get("filepath", "")) / record["filename"]
-            captions = [str(sentence["raw"]) for sentence in record["sentences"]]
+            captions = [text_of(sentence["raw"]) for sentence in record["sentences"]]
             row = {"image": image_at(folder / picture), "captions": captions, "image_id": image_id(record)}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, image_at
+from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, image_at, text_of
 from vlmo.data.schema import REASONING_FEATURES
 
 NAME = "nlvr2"
@@ -47,16 +47,16 @@ def _image_folder(root: Path, part: str) -> Path:
 
 
 def _rows(file: Path, *, part: str, folder: Path) -> Iterator[Row | BadRow]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _row(line, where=f"{file}:{number}", part=part, folder=folder)
 
 
-def _row(line: str, *, where: str, part: str, folder: Path) -> Row | BadRow:
+def _row(line: bytes, *, where: str, part: str, folder: Path) -> Row | BadRow:
     try:
         record = json.loads(line)
-        identifier, sentence, label = record["identifier"], record["sentence"], record.get("label")
+        identifier, sentence, label = record["identifier"], text_of(record["sentence"]), record.get("label")
         of_part, pictures, pair, sentence_number = identifier.split("-")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(

@@ -140,6 +140,13 @@ def find(root: Path, *candidates: str, layout: str) -> Path:
     raise ValueError(f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}")
 
 
+def text_of(value: Any) -> str:
+    """The text that a record gives; TypeError where it gives something else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
 def image_at(file: Path) -> dict[str, Any]:
     """Cell of an image column for a file on the disk; the machinery finds out whether it can be read."""
     return {"bytes": None, "path": str(file.absolute())}

@@ -17,12 +17,14 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from datasets.utils import tqdm
+from filelock import FileLock, Timeout
 
 from vlmo.data.prepare.assembly import LAYOUT, assemble, check_target, open_prepared
 from vlmo.data.prepare.checking import Rules, Tally, check_part
-from vlmo.data.prepare.parts import Part, Preparer
+from vlmo.data.prepare.parts import Part, Preparer, SetOnDisk
 from vlmo.data.prepare.summary import Summary
 
+_LOCK_FILE = ".lock"
 _AHEAD = 2
 """Parts for each process that are listed before they are needed."""
 
@@ -34,10 +36,21 @@ def prepare_set(preparer: Preparer, *, root: Path, out: Path, num_proc: int) -> 
     root, out = Path(root).expanduser().absolute(), Path(out).expanduser().absolute()
     unfinished = out.with_name(f"{out.name}.unfinished")
     if (before := open_prepared(out, name=preparer.NAME, root=root)) is not None:
-        shutil.rmtree(unfinished, ignore_errors=True)  # there, if the run before was killed at its very end
+        if unfinished.exists():  # the run before was killed at its very end, or is there now
+            with contextlib.suppress(ValueError), _alone(unfinished, out=out):
+                pass
         return before
     check_target(out, root=root)
     found = preparer.open_set(root)
+    with _alone(unfinished, out=out):
+        if (before := open_prepared(out, name=preparer.NAME, root=root)) is not None:
+            return before  # another run ended while the lists were read
+        return _prepare(found, preparer=preparer, root=root, out=out, unfinished=unfinished, num_proc=num_proc)
+
+
+def _prepare(
+    found: SetOnDisk, *, preparer: Preparer, root: Path, out: Path, unfinished: Path, num_proc: int
+) -> Summary:
     rules = Rules(
         name=preparer.NAME,
         features=found.features,
@@ -49,9 +62,34 @@ def prepare_set(preparer: Preparer, *, root: Path, out: Path, num_proc: int) -> 
         for folder, tallies in _run(found.parts, rules=rules, unfinished=unfinished, num_proc=num_proc):
             checked.append((folder, tallies))
             bar.update(sum(tally.read for tally in tallies.values()))
-    summary = assemble(checked, preparer=preparer, found=found, root=root, out=out)
-    shutil.rmtree(unfinished)
-    return summary
+    return assemble(checked, preparer=preparer, found=found, root=root, out=out)
+
+
+@contextlib.contextmanager
+def _alone(unfinished: Path, *, out: Path) -> Iterator[None]:
+    """Keeps other runs away from `unfinished` while this one works in it; once `out` is whole, it is removed.
+
+    The system lets go of the lock when a process ends, whatever ends it. The lock's file goes with the folder only when
+    `out` is there: whoever gets the lock of a file that is gone finds the prepared folder.
+
+    Raises:
+        ValueError: Another run has it.
+    """
+    unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(unfinished / _LOCK_FILE, timeout=0).acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another run is preparing {out}; wait until it has ended, or choose another folder for --out"
+        ) from error
+    with lock:
+        try:
+            yield
+        except BaseException:
+            if [entry.name for entry in unfinished.iterdir()] == [_LOCK_FILE]:
+                shutil.rmtree(unfinished)  # no part to keep
+            raise
+        shutil.rmtree(unfinished)
 
 
 def _run(

@@ -163,25 +163,28 @@ class _Kind:
     Attributes:
         images: Our columns of pictures, and theirs.
         columns: Their other columns that are needed.
-        rows: What a row of theirs becomes, without its pictures.
+        rows: What a row of theirs becomes, without its pictures; an error stands for one that it cannot make.
     """
 
     images: dict[str, str]
     columns: tuple[str, ...]
     features: Features
     unique: str
-    rows: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
+    rows: Callable[[dict[str, Any]], Iterator[dict[str, Any] | ValueError]]
 
 
 def _caption_rows(picture: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"captions": picture["caption"], "image_id": str(picture["image_id"])}
 
 
-def _question_rows(picture: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _question_rows(picture: dict[str, Any]) -> Iterator[dict[str, Any] | ValueError]:
     questions = list(zip(picture["questions"], picture["question_id"], strict=True))
     labels = picture["answer_labels"] or [[]] * len(questions)
     scores = picture["answer_scores"] or [[]] * len(questions)
     for (question, number), numbers, targets in zip(questions, labels, scores, strict=True):
+        if (fault := _fault(number, numbers, targets)) is not None:
+            yield fault
+            continue
         yield {
             "captions": [],
             "image_id": f"coco/{picture['image_id']}",
@@ -194,6 +197,16 @@ def _question_rows(picture: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "answer_labels": numbers,
             "answer_scores": targets,
         }
+
+
+def _fault(question: Any, numbers: Sequence[int], scores: Sequence[float]) -> ValueError | None:
+    """What is wrong with the numbers and scores of a question's answers."""
+    if len(numbers) == len(scores) and min(numbers, default=0) >= 0 and all(0 <= score <= 1 for score in scores):
+        return None
+    return ValueError(
+        f"question {question} has the answers {list(numbers)} with the scores {list(scores)}; expected as many scores "
+        "from 0 to 1 as numbers from 0 up"
+    )
 
 
 def _reasoning_rows(pair: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -271,10 +284,16 @@ class _Piece:
             images = {ours: column[number] for ours, column in cells.items()}
             try:
                 for values in kind.rows(columns):
-                    yield Row(self.split, {**images, "source": self.name, "licence": LICENCE, **values})
+                    if isinstance(values, ValueError):
+                        yield self._bad(self.first + number, values)
+                    else:
+                        yield Row(self.split, {**images, "source": self.name, "licence": LICENCE, **values})
             except (TypeError, ValueError) as error:
-                where = f"{self.file.stem}/{self.batch}/{self.first + number}"
-                yield BadRow(self.split, where, f"batch/row {where}: {error}", path=str(self.file))
+                yield self._bad(self.first + number, error)
+
+    def _bad(self, row: int, error: Exception) -> BadRow:
+        where = f"{self.file.stem}/{self.batch}/{row}"
+        return BadRow(self.split, where, f"batch/row {where}: {error}", path=str(self.file))
 
 
 def _parts(tables: dict[str, list[_Table]], *, name: str, kind: _Kind) -> Iterator[Part]:
@@ -292,8 +311,12 @@ def _answers(tables: Sequence[_Table]) -> tuple[list[str], list[str]]:
     for table in tables:
         for batch in table.batches():
             texts, numbers = _flat(batch.column("answers")), _flat(batch.column("answer_labels"))
+            if len(texts) != len(numbers):
+                raise ValueError(f"{table.file}: {len(texts)} answers with {len(numbers)} numbers; expected as many")
             found, places = np.unique(numbers.to_numpy(zero_copy_only=False), return_index=True)
             for number, text in zip(found.tolist(), texts.take(pa.array(places)).to_pylist(), strict=True):
+                if number < 0:
+                    continue  # its question is quarantined
                 if names.setdefault(int(number), text) != text:
                     raise ValueError(
                         f"{table.file}: answer {number} is {text!r}, in another file {names[number]!r}; the files are "

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmo.data.prepare.coco import KARPATHY_FILES, coco_image_id
 from vlmo.data.prepare.json_stream import read_array
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, find, image_at
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, find, image_at, text_of
 
 NAME = "visual_genome"
 LICENCE = "CC-BY-4.0"
@@ -66,8 +66,13 @@ def _coco_held_out(root: Path, pictures: dict[int, _Picture]) -> tuple[frozenset
         return frozenset(), note + f"dataset_coco.json in {root} these go to the split {HELD_OUT_SPLIT!r}"
     if file is None:
         return frozenset(), None
-    records = read_array(file, key="images")
-    held_out = frozenset(record["cocoid"] for record in records if record["split"] in ("val", "test"))
+    try:
+        records = read_array(file, key="images")
+        held_out = frozenset(record["cocoid"] for record in records if record["split"] in ("val", "test"))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: images[] need cocoid and split ({error!r}); is it the file of another set?"
+        ) from error
     return held_out & shared, None
 
 
@@ -77,7 +82,7 @@ def _rows(
     for number, record in enumerate(read_array(file)):
         try:
             image_id = int(record["id"])
-            captions = [str(region["phrase"]) for region in record["regions"]]
+            captions = [text_of(region["phrase"]) for region in record["regions"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: [{number}]: id and regions[].phrase are needed ({error!r})") from error
         picture = pictures.get(image_id, _Picture(folder=_FOLDERS[0], coco_id=None))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmo.data.prepare.json_stream import read_array
-from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, image_at
+from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, image_at, text_of
 from vlmo.data.schema import QUESTION_FEATURES, hash_share
 from vlmo.processing.answers import MIN_COUNT, answer_list, soft_targets
 
@@ -24,6 +24,7 @@ chance there; here a hash of the picture's number decides. Of fewer than 2,000 p
 
 _KNOWN_ANNOTATIONS = 443_757 + 214_354
 _KNOWN_ANSWERS = 3_129
+_ANNOTATORS = 10
 
 _LABELLED = ("train2014", "val2014")
 _UNLABELLED = {"test-dev2015": "test_dev", "test2015": "test_std"}
@@ -186,6 +187,8 @@ def _labelled_rows(file: Path, *, part: str, labelled: _Labelled, folder: Path) 
         elif annotation.image != image:
             reason = f"question {question} is about picture {image}, its annotation about {annotation.image}"
             yield BadRow(split, _image_id(image), reason)
+        elif (number := len(annotation.answers)) != _ANNOTATORS:
+            yield BadRow(split, _image_id(image), f"question {question} has {number} answers; expected {_ANNOTATORS}")
         else:
             picture = _picture(folder, image)
             values = _values(record, file=picture, annotation=annotation, numbers=labelled.numbers)
@@ -207,7 +210,7 @@ def _read_questions(file: Path) -> Iterator[dict[str, Any]]:
             yield {
                 "question_id": int(record["question_id"]),
                 "image_id": int(record["image_id"]),
-                "question": str(record["question"]),
+                "question": text_of(record["question"]),
             }
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(

@@ -1,0 +1,212 @@
+"""Peak memory of one training step of base-coco-retrieval, for contrastive batches of 256, 1,024 and 3,072 pairs.
+
+    python benchmarks/contrastive_memory.py --out memory.json
+
+Each batch has a process of its own: the recipe's model with random weights in training mode (drop path on), bf16
+autocast, the gradient cache, clipping and AdamW's first update. Pictures are random 8-bit ones of the recipe's size,
+made before the step and held in memory as such; texts are random words without padding; each pair has its own picture.
+
+"Above the state" is the peak of resident memory during the step less what was resident just before, model and batch
+included. The script ends with exit code 1 if that differs by more than `tolerance` between the smallest and any other
+batch, or if a process needs more than `limit_gib`. Linux only, as it reads and resets the kernel's peak.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor
+
+from surroundings import surroundings
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.objectives.pretraining import VisionLanguageObjective
+from vlmo.recipes.finetuning import base_coco_retrieval
+from vlmo.recipes.retrieval_stage import RetrievalStage
+from vlmo.training.optimizer import build_optimizer
+from vlmo.types import Batch
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measures a step for each batch; the smaller settings are there to try the script."""
+
+    batches: tuple[int, ...] = (256, 1024, 3072)
+    """Pairs of a step, the smallest first."""
+    chunk: int = 32
+    """Pairs whose activations are in memory (`cache_chunk`)."""
+    matching: bool = False
+    """Adds image-text matching with hard negatives drawn from the whole batch."""
+    layers: int | None = None
+    """Layers of the model; None: the recipe's twelve."""
+    image_size: int | None = None
+    """Height and width in pixels; None: the recipe's 384."""
+    text_length: int = 40
+    """Tokens of each text."""
+    threads: int = 2
+    """CPU threads."""
+    tolerance: float = 0.1
+    """Largest growth of the peak above the state, as a share of that of the smallest batch."""
+    limit_gib: float = 24.0
+    """Most resident memory of a process, in GiB."""
+    out: Path | None = None
+    """JSON file for the result."""
+    only: int | None = None
+    """Measures this batch in the running process and prints its figures; what the script calls itself with."""
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def reset_peak() -> None:
+    """Lets the kernel count the peak of resident memory from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Most bytes in memory since `reset_peak`."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def random_batch(pairs: int, *, image_size: int, text: int, vocabulary: int) -> dict[str, Tensor]:
+    """Pairs of noise."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, vocabulary, (pairs, text), generator=generator)
+    return {
+        "pixel_values": torch.randint(
+            0, 256, (pairs, 3, image_size, image_size), dtype=torch.uint8, generator=generator
+        ),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "image_ids": torch.arange(pairs),
+        "step_seed": torch.tensor(0),
+    }
+
+
+def make_objective(options: Options) -> VisionLanguageObjective:
+    """The recipe's model and losses, with the gradient cache."""
+    recipe = base_coco_retrieval()
+    assert isinstance(recipe.stage, RetrievalStage)
+    itm_weight = 1.0 if options.matching else 0.0
+    settings = asdict(recipe.model) | {"use_match_head": options.matching, "contrast_fusion_ending": False}
+    if options.image_size is not None:
+        settings["image_size"] = options.image_size
+    if options.layers is not None:
+        settings |= {"num_hidden_layers": options.layers, "num_fusion_layers": min(2, options.layers)}
+    losses = replace(recipe.stage.losses, cache_chunk=options.chunk, itm_weight=itm_weight)
+    torch.manual_seed(0)
+    return VisionLanguageObjective(VLMoForImageTextRetrieval(VLMoConfig(**settings)).train(), config=losses)
+
+
+def measure(pairs: int, options: Options) -> dict[str, Any]:
+    """Figures of one step in this process."""
+    torch.set_num_threads(options.threads)
+    recipe, objective = base_coco_retrieval(), make_objective(options)
+    config = objective.model.config
+    optimizer = build_optimizer(objective, config=recipe.optimizer)
+    batch = random_batch(pairs, image_size=config.image_size, text=options.text_length, vocabulary=config.vocab_size)
+    before = resident()
+    reset_peak()
+    start = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = objective(Batch(**batch))
+    losses["loss"].backward()
+    norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+    optimizer.step()
+    seconds = time.perf_counter() - start
+    highest = peak()
+    return {
+        "pairs": pairs,
+        "seconds": seconds,
+        "pairs_per_second": pairs / seconds,
+        "state_bytes": before,
+        "picture_bytes": batch["pixel_values"].nbytes,
+        "peak_bytes": highest,
+        "peak_above_state_bytes": highest - before,
+        "losses": {name: float(value.detach()) for name, value in losses.items()},
+        "gradient_norm": float(norm),
+    }
+
+
+def in_own_process(pairs: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """Figures of one step in a fresh process."""
+    command = [sys.executable, __file__, *arguments, "--only", str(pairs)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+
+
+def verdict(steps: Sequence[dict[str, Any]], options: Options) -> dict[str, Any]:
+    """Growth of the peak with the batch, and what is wrong with it."""
+    growth = [step["peak_above_state_bytes"] / steps[0]["peak_above_state_bytes"] - 1 for step in steps]
+    whole = [step["peak_bytes"] / steps[0]["peak_bytes"] - 1 for step in steps]
+    faults = [
+        f"{step['pairs']} pairs take {share:+.1%} above the state, the bar is {options.tolerance:+.0%}"
+        for step, share in zip(steps, growth, strict=True)
+        if share > options.tolerance
+    ]
+    faults += [
+        f"{step['pairs']} pairs take {step['peak_bytes'] / _GIB:.1f} GiB, the bar is {options.limit_gib} GiB"
+        for step in steps
+        if step["peak_bytes"] > options.limit_gib * _GIB
+    ]
+    finite = [all(map(_is_finite, [*step["losses"].values(), step["gradient_norm"]])) for step in steps]
+    faults += [f"{step['pairs']} pairs: not finite" for step, good in zip(steps, finite, strict=True) if not good]
+    return {"growth_above_state": growth, "growth_of_peak_with_pictures": whole, "faults": faults}
+
+
+def _is_finite(value: float) -> bool:
+    return bool(torch.tensor(value).isfinite())
+
+
+def table(steps: Sequence[dict[str, Any]]) -> str:
+    """The figures in Markdown."""
+    lines = [
+        "| pairs | pictures, GiB | peak above the state, GiB | peak, GiB | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for step in steps:
+        sizes = [step[name] / _GIB for name in ("picture_bytes", "peak_above_state_bytes", "peak_bytes")]
+        lines.append(
+            f"| {step['pairs']:,} | {sizes[0]:.2f} | {sizes[1]:.2f} | {sizes[2]:.2f} | {step['seconds']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints figures, and writes them with `--out`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = tyro.cli(Options, args=arguments)
+    if options.only is not None:
+        sys.stdout.write(json.dumps(measure(options.only, options)) + "\n")
+        return
+    console = Console(stderr=True)
+    torch.set_num_threads(options.threads)
+    result = surroundings("contrastive_memory.py", arguments, packages=("vlmo", "torch", "transformers"))
+    result["load_average"] = os.getloadavg()[0]
+    steps: list[dict[str, Any]] = []
+    for pairs in options.batches:
+        steps.append(in_own_process(pairs, arguments))
+        console.print(f"{pairs} pairs: {steps[-1]['seconds']:,.0f} s", highlight=False)
+        result |= {"steps": steps} | verdict(steps, options)
+        if options.out is not None:  # after each, as a large one may take an hour
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(result, indent=2) + "\n")
+    console.print(table(steps), highlight=False)
+    if result["faults"]:
+        raise SystemExit("; ".join(result["faults"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""Training images a second of one core: open_clip's input pipeline against ours, on the same tars of photographs.
+
+    python benchmarks/input_pipeline.py --out benchmarks/results/input_pipeline.json
+
+Both read the same tars in one process on one core, by turns, and end with the same: batches of float pictures of
+`image_size` with mean = std = 0.5, cropped at random (share of the area from `min_crop` to 1, aspect from 3/4 to 4/3,
+bicubic), and token ids. open_clip's is its own `get_wds_dataset` with its own training transform and tokenizer. Ours is
+the decoding, the transform, the tokenizer and the batches of training, normalisation included, behind a plain reader of
+tars. Turns with RandAugment are ours alone: open_clip's training has none.
+
+A rate is the median over turns, a ratio the median over turns of both rates of a turn. `by_cpu_time` counts the seconds
+that the process itself worked, so that it also means something on a machine that does other work.
+"""
+
+import functools
+import importlib.resources
+import io
+import itertools
+import json
+import os
+import random
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import tyro
+from open_clip_train import data as open_clip_data
+from PIL import Image
+from torch import Tensor
+from webdataset.tariterators import tar_file_expander
+
+from surroundings import surroundings
+from vlmo.data.collate import Example, collate
+from vlmo.data.decoding import EncodedPicture
+from vlmo.data.sampler import sample_generator
+from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
+from vlmo.processing.transforms import normalized
+
+OPEN_CLIP, OURS, OURS_AUGMENTED = "open_clip", "vlmo", "vlmo_with_rand_augment"
+_DRAWN_FROM = (
+    "skimage/data/astronaut.png",
+    "skimage/data/coffee.png",
+    "skimage/data/hubble_deep_field.jpg",
+    "skimage/data/motorcycle_left.png",
+    "skimage/data/motorcycle_right.png",
+    "skimage/data/retina.jpg",
+    "skimage/data/rocket.jpg",
+    "sklearn/datasets/images/china.jpg",
+    "sklearn/datasets/images/flower.jpg",
+)
+# What lies in people's tars: photographs of the web at these qualities.
+_QUALITIES = (75, 85, 92)
+_SHARD = 500
+# As in open_clip's shuffle of samples.
+_BUFFER, _BUFFER_START = 5000, 1000
+
+Pipeline = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Times both input pipelines."""
+
+    samples: int = 2000
+    """Pictures in the tars."""
+    long_side: int = 500
+    """Pixels of a picture's longer side."""
+    image_size: int = 224
+    """Pixels of what comes out."""
+    min_crop: float = 0.9
+    """Smallest share of the area that a crop keeps; open_clip's default is 0.9."""
+    batch_size: int = 64
+    """Pictures of a batch."""
+    turns: int = 5
+    """How often each pipeline reads all tars."""
+    out: Path | None = None
+    """JSON file for the result."""
+
+
+def photographs() -> dict[str, Image.Image]:
+    """Photographs that packages bring along."""
+    found = {}
+    for path in map(Path, _DRAWN_FROM):
+        package, *inside = path.parts
+        with importlib.resources.files(package).joinpath(*inside).open("rb") as file:
+            found[path.stem.replace("_", " ")] = Image.open(file).convert("RGB")
+    return found
+
+
+def write_tars(folder: Path, *, samples: int, long_side: int) -> dict[str, Any]:
+    """Tars of cuts of the photographs as JPEG with a caption each; gives what is in them."""
+    generator, sources = np.random.default_rng(0), photographs()
+    sizes, lengths = [], []
+    for first in range(0, samples, _SHARD):
+        with tarfile.open(folder / f"{first // _SHARD:05d}.tar", "w") as tar:
+            for number in range(first, min(first + _SHARD, samples)):
+                name = list(sources)[number % len(sources)]
+                picture = _cut(sources[name], long_side=long_side, generator=generator)
+                buffer = io.BytesIO()
+                picture.save(buffer, "JPEG", quality=int(generator.choice(_QUALITIES)))
+                caption = f"part number {number} of a photograph that shows: {name}, seen from the side"
+                for suffix, data in (("jpg", buffer.getvalue()), ("txt", caption.encode())):
+                    member = tarfile.TarInfo(f"{number:08d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+                sizes.append(picture.size)
+                lengths.append(len(buffer.getvalue()))
+    return {
+        "photographs": list(sources),
+        "made_by": f"random cuts of 0.6 to 1 of each side, resized to {long_side} px on the longer side (Lanczos)",
+        "jpeg_qualities": _QUALITIES,
+        "mean_width_height": [round(float(side)) for side in np.mean(sizes, axis=0)],
+        "mean_bytes": round(statistics.mean(lengths)),
+    }
+
+
+def _cut(picture: Image.Image, *, long_side: int, generator: np.random.Generator) -> Image.Image:
+    width, height = (round(side * generator.uniform(0.6, 1)) for side in picture.size)
+    left, top = generator.integers(picture.width - width + 1), generator.integers(picture.height - height + 1)
+    factor = long_side / max(width, height)
+    size = (round(width * factor), round(height * factor))
+    return picture.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+
+
+def open_clip_pipeline(tars: list[Path], *, options: Options) -> Pipeline:
+    """open_clip's own, as its training builds it, without worker processes."""
+    transform = open_clip.image_transform(
+        options.image_size,
+        is_train=True,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        aug_cfg={"scale": (options.min_crop, 1.0)},
+    )
+    arguments = Namespace(
+        train_data="::".join(map(str, tars)),
+        train_num_samples=options.samples,
+        train_data_upsampling_factors=None,
+        dataset_resampled=False,
+        seed=0,
+        batch_size=options.batch_size,
+        workers=0,
+        world_size=1,
+    )
+    # Newer releases of webdataset end each tar with an empty sample, which open_clip's grouping of files does not know.
+    open_clip_data.tar_file_expander = functools.partial(tar_file_expander, eof_value=None)
+    data = open_clip_data.get_wds_dataset(
+        arguments, transform, is_train=True, floor=True, tokenizer=open_clip.get_tokenizer("ViT-B-16")
+    )
+
+    def run(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        data.set_epoch(epoch)
+        yield from data.dataloader
+
+    return run
+
+
+def our_pipeline(tars: list[Path], *, options: Options, rand_augment_ops: int, tokenizer: Any) -> Pipeline:
+    """Decoding, transform, tokenizer, batches and normalisation of training, behind a plain reader of tars."""
+    transform = train_transform(
+        TransformConfig(
+            image_size=options.image_size,
+            min_crop=options.min_crop,
+            horizontal_flip=0.0,
+            rand_augment_ops=rand_augment_ops,
+        )
+    )
+
+    def example(sample: tuple[int, bytes], *, epoch: int) -> Example:
+        number, data = sample
+        generator = sample_generator(0, epoch=epoch, index=number, purpose="image")
+        pixels = transform.pixels(EncodedPicture({"bytes": data, "path": None}), generator)
+        return Example(sample_id=number, pixel_values=pixels)
+
+    def run(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        samples = _shuffled(_samples(tars), seed=epoch)
+        while len(taken := list(itertools.islice(samples, options.batch_size))) == options.batch_size:
+            examples = [example((number, image), epoch=epoch) for number, image, _ in taken]
+            ids = tokenizer([text for _, _, text in taken], truncation=True)["input_ids"]
+            for one, tokens in zip(examples, ids, strict=True):
+                one["input_ids"] = np.array(tokens)
+            batch = normalized(collate(examples, pad_token_id=tokenizer.pad_token_id))
+            yield batch["pixel_values"], batch["input_ids"]
+
+    return run
+
+
+def _samples(tars: list[Path]) -> Iterator[tuple[int, bytes, str]]:
+    """Number, image and text of each pair of members."""
+    for tar in tars:
+        with tarfile.open(tar, "r|") as opened:
+            parts: dict[str, bytes] = {}
+            for member in opened:
+                stem, suffix = member.name.split(".")
+                parts[suffix] = opened.extractfile(member).read()
+                if len(parts) == 2:
+                    yield int(stem), parts["jpg"], parts["txt"].decode()
+                    parts = {}
+
+
+def _shuffled(samples: Iterator[Any], *, seed: int) -> Iterator[Any]:
+    generator, buffer = random.Random(seed), []
+    for sample in samples:
+        buffer.append(sample)
+        if len(buffer) >= _BUFFER_START:
+            if len(buffer) < _BUFFER and (more := next(samples, None)) is not None:
+                buffer.append(more)
+            place = generator.randrange(len(buffer))
+            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            yield buffer.pop()
+    generator.shuffle(buffer)
+    yield from buffer
+
+
+def time_turn(pipeline: Pipeline, *, epoch: int) -> dict[str, float]:
+    """Images a second of wall time and of the process's own time, over one pass."""
+    images, began, own = 0, time.perf_counter(), time.process_time()
+    for pictures, _ in pipeline(epoch):
+        images += len(pictures)
+    return {"wall": images / (time.perf_counter() - began), "by_cpu_time": images / (time.process_time() - own)}
+
+
+def check_same_work(pipelines: dict[str, Pipeline], *, options: Options) -> dict[str, list[float]]:
+    """Mean and standard deviation of a batch of each.
+
+    Raises:
+        ValueError: They differ in shape or type, or are not the same pictures by those figures.
+    """
+    found = {}
+    for name, pipeline in pipelines.items():
+        pictures, _ = next(iter(pipeline(0)))
+        if pictures.dtype != torch.float32 or pictures.shape != (options.batch_size, 3, *[options.image_size] * 2):
+            raise ValueError(f"{name} gives {tuple(pictures.shape)} of {pictures.dtype}")
+        found[name] = [round(pictures.mean().item(), 3), round(pictures.std().item(), 3)]
+    return found
+
+
+def compare(options: Options, *, folder: Path) -> dict[str, Any]:
+    """Writes the tars into `folder` and times the pipelines on them."""
+    data = write_tars(folder, samples=options.samples, long_side=options.long_side)
+    tars = sorted(folder.glob("*.tar"))
+    words = [text for _, _, text in _samples(tars[:1])]
+    tokenizer = VLMoProcessor.train(words, vocab_size=1000, image_size=options.image_size).tokenizer
+    ours = functools.partial(our_pipeline, tars, options=options, tokenizer=tokenizer)
+    pipelines = {
+        OPEN_CLIP: open_clip_pipeline(tars, options=options),
+        OURS: ours(rand_augment_ops=0),
+        OURS_AUGMENTED: ours(rand_augment_ops=2),
+    }
+    figures = check_same_work(pipelines, options=options)
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in pipelines}
+    names = list(pipelines)
+    for turn in range(options.turns):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            turns[name].append(time_turn(pipelines[name], epoch=turn))
+    return {"data": data, "mean_and_deviation": figures, "pipelines": {name: _summary(name, turns) for name in names}}
+
+
+def _summary(name: str, turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    pairs = list(zip(turns[name], turns[OPEN_CLIP], strict=True))
+    return {
+        f"{figure}_{clock}": value
+        for clock in ("wall", "by_cpu_time")
+        for figure, value in (
+            ("images_per_second", round(statistics.median(own[clock] for own in turns[name]), 1)),
+            ("ratio_to_open_clip", round(statistics.median(own[clock] / peer[clock] for own, peer in pairs), 3)),
+            ("turns", [round(own[clock], 1) for own in turns[name]]),
+        )
+    }
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Runs the comparison and writes the result."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = tyro.cli(Options, args=arguments, description=__doc__)
+    load = os.getloadavg()[0]
+    torch.set_num_threads(1)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    try:
+        if cores:
+            os.sched_setaffinity(0, {min(cores)})
+        with tempfile.TemporaryDirectory() as folder:
+            result = compare(options, folder=Path(folder))
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+    packages = ["vlmo", "open_clip_torch", "webdataset", "torch", "torchvision", "pillow"]
+    result = {
+        "surroundings": surroundings("input_pipeline.py", arguments, packages=packages) | {"load_average": load},
+        "options": asdict(replace(options, out=None)),
+        "cores_used": 1,
+        "reader": "plain reader of tars (tarfile) with a shuffle buffer",
+        **result,
+    }
+    for name, figures in result["pipelines"].items():
+        print(
+            f"{name:<24} {figures['images_per_second_wall']:8.1f} images/s/core, {figures['ratio_to_open_clip_wall']}x"
+        )
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    main()

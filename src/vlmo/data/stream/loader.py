@@ -1,0 +1,254 @@
+"""Endless batches out of streams, made in worker processes, with a cursor that goes on exactly."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vlmo import distributed
+from vlmo.data.collate import merge
+from vlmo.data.loader import LoaderConfig, start_workers
+from vlmo.data.sampler import step_seed
+from vlmo.data.stream.examples import StreamExamples
+from vlmo.data.stream.lanes import Lane
+from vlmo.data.stream.quarantine import StreamQuarantine
+from vlmo.data.stream.records import Bad
+from vlmo.data.stream.shards import Source
+from vlmo.types import Batch
+
+# Samples that a process has met before the share of bad ones among them says anything.
+_ENOUGH = 10_000
+# Cursors that are kept for steps gone by: the trainer asks for that of the newest one.
+_KEPT = 4
+
+LaneStates = dict[str, Any]
+"""State of each lane by its number, as text: ready for JSON."""
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Shards that are read as streams, and how they are mixed."""
+
+    patterns: tuple[str, ...] = ()
+    """Tar shards or parquet files: paths, wildcards, braces, folders or fsspec URLs. Each pattern is a source."""
+    weights: tuple[float, ...] = ()
+    """Shares of the sources among the samples, relative to each other; equal ones if none are given."""
+    lanes: int = 8
+    """Rows of shards that are read side by side; a multiple of processes x accumulation. Where a source has
+    fewer shards, several lanes read one, and give some of its samples each."""
+    shuffle: int = 4096
+    """Samples that are kept in memory and shuffled, over all processes."""
+
+    def __post_init__(self) -> None:
+        if self.lanes < 1 or self.shuffle < 1:
+            raise ValueError(f"streams: lanes is {self.lanes} and shuffle {self.shuffle}; give 1 or more")
+        if self.weights and (len(self.weights) != len(self.patterns) or min(self.weights) <= 0):
+            raise ValueError(
+                f"streams: weights are {self.weights} for {len(self.patterns)} patterns; give a number above 0 for each"
+            )
+
+
+class StreamLoader:
+    """Micro-batches of each step out of streams.
+
+    The samples of a step depend on (sources, configuration, seed) alone: not on the workers, the processes, or where
+    the run was cut off. A row of the global batch comes from the lane that its number says; processes and micro-steps
+    have lanes of their own. Where a sample cannot be used, the next one of its lane takes its place, so the step number
+    does not tell where the lanes are: `cursor` does.
+
+    Args:
+        sources: What is read.
+        examples: Makes examples of samples.
+        config: Lanes and shuffling.
+        loader: Sizes.
+        seed: The run's.
+        quarantine: File for bad records of this process; those of further processes have their rank in the name.
+        max_bad_share: Share of bad samples above which the run ends, once there were enough to tell.
+        rank: Number of this process; None asks the process group.
+        world_size: Number of processes; None asks the process group.
+
+    Raises:
+        ValueError: The batch cannot be cut evenly.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        examples: StreamExamples,
+        *,
+        config: StreamConfig,
+        loader: LoaderConfig,
+        seed: int,
+        quarantine: Path,
+        max_bad_share: float = 1.0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self._sources, self._examples, self._config, self._loader = sources, examples, config, loader
+        self._seed, self._max_bad_share = seed, max_bad_share
+        self._rank = distributed.rank() if rank is None else rank
+        self._world_size = distributed.world_size() if world_size is None else world_size
+        _check(config, loader=loader, world_size=self._world_size)
+        if self._rank:
+            quarantine = quarantine.with_suffix(f".{self._rank}{quarantine.suffix}")
+        self._quarantine = StreamQuarantine(quarantine)
+        self._cursors: dict[int, LaneStates] = {0: {}}
+
+    def __call__(self, start_step: int) -> Iterator[list[Batch]]:
+        """Endless: the micro-batches of step `start_step`, which is 0 or that of `go_on_from`, and so on.
+
+        Workers start at the first `next` and live until the iterator is closed or dropped.
+
+        Raises:
+            ValueError: No sample can be used any more, or too many are bad.
+        """
+        if start_step not in self._cursors:
+            raise ValueError(
+                f"start_step is {start_step}: a stream goes on where a cursor says, and there is none for it"
+            )
+        return self._steps(start_step)
+
+    def cursor(self, step: int) -> LaneStates:
+        """Where this process's lanes are after the first `step` steps; `step` is that of the newest item."""
+        return self._cursors[step]
+
+    def go_on_from(self, step: int, cursor: LaneStates) -> None:
+        """Sets the start: the cursors of all processes after `step` steps, as one dictionary."""
+        own = {str(lane) for lanes in self._lanes() for lane in lanes}
+        if missing := own - cursor.keys():
+            raise ValueError(f"the saved cursor has no lane {min(missing)}: it is of a run with other streams")
+        self._cursors = {step: {lane: cursor[lane] for lane in sorted(own, key=int)}}
+
+    def _lanes(self) -> list[range]:
+        """This process's lanes, by micro-step."""
+        count = self._config.lanes // (self._world_size * self._loader.accumulation)
+        starts = ((micro * self._world_size + self._rank) * count for micro in range(self._loader.accumulation))
+        return [range(start, start + count) for start in starts]
+
+    def _steps(self, start_step: int) -> Iterator[list[Batch]]:
+        accumulation, states = self._loader.accumulation, self._cursors[start_step]
+        lanes = self._lanes()
+        num_parts = min(max(1, self._loader.num_workers), len(lanes[0]))
+        work = _Parts(self._lane, lanes, self._examples, num_parts=num_parts, rows=self._rows(), states=states)
+        parts = start_workers(work, num_workers=min(self._loader.num_workers, num_parts))
+        for step in itertools.count(start_step):
+            batches = []
+            for micro in range(accumulation):
+                found = [_checked(next(parts)) for _ in range(num_parts)]
+                states = states | {lane: state for part in found for lane, state in part["lanes"].items()}
+                self._quarantine.add(Bad(**bad) for part in found for bad in part["bad"])
+                batch = merge([part["batch"] for part in found], pad_token_id=self._examples.pad_token_id)
+                batch = _pinned(batch) if torch.cuda.is_available() else batch
+                batch["step_seed"] = torch.tensor(step_seed(self._seed, step=step * accumulation + micro))
+                batches.append(batch)
+            self._check_share(states)
+            self._cursors = {k: v for k, v in self._cursors.items() if k > step + 1 - _KEPT} | {step + 1: states}
+            yield batches
+
+    def _rows(self) -> int:
+        """Rows of a step that each lane gives."""
+        return self._loader.global_batch_size // self._config.lanes
+
+    def _lane(self, number: int, state: Mapping[str, Any] | None) -> Lane:
+        return Lane(
+            self._sources,
+            lane=number,
+            lanes=self._config.lanes,
+            seed=self._seed,
+            shuffle=-(-self._config.shuffle // self._config.lanes),
+            read=self._examples,
+            pictures=self._examples.reads_pictures,
+            state=None if state is None else dict(state),
+        )
+
+    def _check_share(self, states: LaneStates) -> None:
+        bad, drawn = (sum(state[name] for state in states.values()) for name in ("bad", "drawn"))
+        if bad + drawn >= _ENOUGH and bad > self._max_bad_share * (bad + drawn):
+            raise ValueError(
+                f"streams: {bad} of {bad + drawn} samples are bad, a larger share than {self._max_bad_share}; their"
+                " reasons are in the quarantine file: repair the data, or allow a larger share (max_bad_share)"
+            )
+
+
+class _Parts(IterableDataset):
+    """What a worker does: for each micro-step the samples of its lanes, or the reason why there are none.
+
+    A reason is handed over as a string, as in `vlmo.data.loader`.
+    """
+
+    def __init__(
+        self,
+        make_lane: Any,
+        lanes: Sequence[Sequence[int]],
+        examples: StreamExamples,
+        *,
+        num_parts: int,
+        rows: int,
+        states: LaneStates,
+    ) -> None:
+        self._make_lane, self._lanes, self._examples = make_lane, lanes, examples
+        self._num_parts, self._rows, self._states = num_parts, rows, states
+
+    def __iter__(self) -> Iterator[dict[str, Any] | str]:
+        worker = get_worker_info()
+        part = 0 if worker is None else worker.id
+        try:
+            lanes = [
+                {
+                    number: self._make_lane(number, self._states.get(str(number)))
+                    for number in _cut(micro, part, self._num_parts)
+                }
+                for micro in self._lanes
+            ]
+            while True:
+                for of_micro in lanes:
+                    yield self._part(of_micro)
+        except ValueError as error:
+            yield str(error)
+
+    def _part(self, lanes: dict[int, Lane]) -> dict[str, Any]:
+        bad: list[Bad] = []
+        examples = [lane.draw(bad) for lane in lanes.values() for _ in range(self._rows)]
+        return {
+            "batch": self._examples.collate(examples),
+            "lanes": {str(number): lane.state for number, lane in lanes.items()},
+            "bad": [vars(record) for record in bad],
+        }
+
+
+def _cut(lanes: Sequence[int], part: int, num_parts: int) -> Sequence[int]:
+    """A contiguous share, so that the order of rows does not tell how many workers there are."""
+    return lanes[len(lanes) * part // num_parts : len(lanes) * (part + 1) // num_parts]
+
+
+def _checked(part: dict[str, Any] | str) -> dict[str, Any]:
+    if isinstance(part, str):
+        raise ValueError(part)
+    return part
+
+
+def _pinned(batch: Batch) -> Batch:
+    return cast(Batch, {name: tensor.pin_memory() for name, tensor in cast(dict[str, Tensor], batch).items()})
+
+
+def _check(config: StreamConfig, *, loader: LoaderConfig, world_size: int) -> None:
+    pieces = world_size * loader.accumulation
+    if loader.accumulation < 1 or loader.num_workers < 0 or loader.global_batch_size < 1:
+        raise ValueError(f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {loader}")
+    if config.lanes % pieces:
+        raise ValueError(
+            f"streams.lanes is {config.lanes}, not a multiple of {world_size} processes x {loader.accumulation} "
+            f"micro-steps: change it to a multiple of {pieces}"
+        )
+    if loader.global_batch_size % config.lanes:
+        raise ValueError(
+            f"global_batch_size is {loader.global_batch_size}, not a multiple of {config.lanes} lanes (streams.lanes): "
+            "change one of them"
+        )

@@ -1,0 +1,45 @@
+"""Work on some rows at a time, so that memory does not grow with the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+_BLOCK_ELEMENTS = 2**22
+"""Most numbers of a block of logits: 16 MiB in float32."""
+
+
+def row_blocks(count: int, *, width: int) -> list[slice]:
+    """Rows 0 to `count` in blocks of about equal memory: the wider a row, the fewer rows."""
+    return equal_blocks(count, size=max(1, _BLOCK_ELEMENTS // max(width, 1)))
+
+
+def equal_blocks(count: int, *, size: int) -> list[slice]:
+    """Rows 0 to `count` in blocks of `size`; the last one may be shorter. At least one block, if an empty one."""
+    return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
+
+
+def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -> Any:
+    """`function(*args)`, of which no intermediate result is kept: backward computes it again, its dropout replayed.
+
+    For the encoders of a contrastive batch this is the gradient cache ("Scaling Deep Contrastive Learning Batch Size
+    under Memory Limited Setup", Gao et al. 2021): first all embeddings, then the loss and its gradient for each
+    embedding, then chunk by chunk the encoder again with its backward pass. All of it happens in one ordinary
+    `backward()`, so data parallelism averages the gradients once, as ever.
+    """
+
+    def run(*args: Any) -> Any:
+        # Autocast would cast a weight once for all chunks, whose gradients would then be summed up in bfloat16.
+        with torch.autocast(
+            device.type,
+            enabled=torch.is_autocast_enabled(device.type),
+            dtype=torch.get_autocast_dtype(device.type),
+            cache_enabled=False,
+        ):
+            return function(*args)
+
+    # What the check of shapes remembers would grow with the number of chunks.
+    return checkpoint(run, *args, use_reentrant=False, determinism_check="none")

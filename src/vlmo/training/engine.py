@@ -1,0 +1,220 @@
+"""How one objective is run: compiled, checkpointed, and spread over processes, in this order."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+from torch.utils.checkpoint import checkpoint
+
+from vlmo.distributed import world_size
+from vlmo.model.multiway import MultiwayBlock
+from vlmo.training.checkpoint import training_tensors
+from vlmo.types import Batch
+
+Result = TypeVar("Result")
+
+# Graphs of the forward of a block: it is traced for each modality, ending and drop path rate.
+_GRAPHS_PER_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How processes share the work, and what is traded for memory and time; results do not depend on it.
+
+    On one process `data_parallel` means nothing. The other two act on each Multiway block.
+    """
+
+    data_parallel: Literal["ddp", "fsdp"] = "ddp"
+    """"ddp" keeps all weights on every process; "fsdp" (FSDP2) a share of weights, gradients and optimizer."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block, and run the block once more in the backward pass."""
+    compile: bool = False
+    """torch.compile each block: minutes at the start, then faster steps."""
+
+    def __post_init__(self) -> None:
+        if self.data_parallel not in {"ddp", "fsdp"}:
+            raise ValueError(f"data_parallel is {self.data_parallel!r}; give 'ddp' or 'fsdp'")
+
+
+class _Step(nn.Module):
+    """The objective as data parallelism should see it: only "loss" leads back to the parameters."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        values = self.objective(batch)
+        # A logged value that kept its graph would make DDP wait for gradients that never come.
+        return {name: value.float() if name == "loss" else value.detach().float() for name, value in values.items()}
+
+
+class Engine:
+    """Runs an objective; all methods are called on every process alike.
+
+    Parameters that a step does not use are found at each step, as objectives may leave out any of them; like on one
+    process, their gradient stays None. With "fsdp" all processes must leave out the same ones.
+
+    Args:
+        objective: Holds a module `model`. Sharding replaces its parameters, so an optimizer is built afterwards.
+        precision: Of the activations; the caller switches autocast on.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        *,
+        config: EngineConfig | None = None,
+        precision: Literal["float32", "bf16"] = "float32",
+    ) -> None:
+        config = config or EngineConfig()
+        self.objective = objective
+        self._twin = None  # of the model, whole and without weights, where the model itself is sharded
+        shards = world_size() > 1 and config.data_parallel == "fsdp"
+        if shards:
+            _same_everywhere([*objective.parameters(), *objective.buffers()])
+            self._twin = _drop_weights(copy.deepcopy(objective.get_submodule("model")).eval())
+        blocks = [module for module in objective.modules() if isinstance(module, MultiwayBlock)]
+        _change_forward(blocks, config=config)
+        self._step: nn.Module = _Step(objective)
+        if shards:
+            _shard(self._step, blocks, precision=precision)
+        elif world_size() > 1:
+            self._step = DistributedDataParallel(self._step, find_unused_parameters=True)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a micro-batch, in float32; only "loss" carries a gradient."""
+        return self._step(batch)
+
+    @contextlib.contextmanager
+    def synchronized(self, *, last: bool) -> Iterator[None]:
+        """Context of one micro-batch's forward and backward; gradients are averaged over processes in the last one."""
+        if isinstance(self._step, FSDPModule):
+            self._step.set_requires_gradient_sync(last)
+        if isinstance(self._step, DistributedDataParallel) and not last:
+            with self._step.no_sync():
+                yield
+        else:
+            yield
+
+    def evaluate(self, work: Callable[[nn.Module], Result]) -> Result:
+        """Result of `work(model)` with the model in evaluation mode, without gradients.
+
+        `work` may call any part of the model, and may differ between processes: a sharded model is handed to it as a
+        whole float32 copy, which is there only for so long.
+        """
+        with torch.no_grad():
+            if self._twin is not None:
+                _same_everywhere(self.objective.buffers())
+                weights = get_model_state_dict(
+                    self.objective.get_submodule("model"), options=StateDictOptions(full_state_dict=True)
+                )
+                self._twin.load_state_dict(weights, assign=True)
+                try:
+                    return work(self._twin)
+                finally:
+                    _drop_weights(self._twin)
+            model = self.objective.get_submodule("model")
+            modes = [(module, module.training) for module in model.modules()]
+            model.eval()
+            figures = work(model)
+            for module, training in modes:
+                module.training = training
+            return figures
+
+    def weights(self) -> dict[str, Tensor]:
+        """State dictionary of the model, whole, on the main process; of a sharded model on the CPU."""
+        model = self.objective.get_submodule("model")
+        if self._twin is None:
+            return model.state_dict()
+        _same_everywhere(model.buffers())
+        return cast(
+            "dict[str, Tensor]",
+            get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)),
+        )
+
+    def training_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What `checkpoint.StateStore` is to save."""
+        if self._twin is not None:
+            _same_everywhere(self.objective.buffers())
+        return training_tensors(self.objective, optimizer)
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
+    """Norm of all gradients together, the same plain tensor on every process."""
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _same_everywhere(tensors: Iterable[Tensor]) -> None:
+    """Gives every process the main one's values, as DDP does by itself with weights and running statistics."""
+    for tensor in tensors:
+        dist.broadcast(tensor.detach(), src=0)
+
+
+def _drop_weights(model: nn.Module) -> nn.Module:
+    """The same model, whose weights take no memory."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
+    return model
+
+
+def _change_forward(blocks: Sequence[nn.Module], *, config: EngineConfig) -> None:
+    """Compiles and checkpoints `forward` itself, so that the hooks of sharding stay outside of both."""
+    if config.compile:
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, _GRAPHS_PER_BLOCK * len(blocks))
+    for block in blocks:
+        forward: Callable[..., Any] = block.forward
+        if config.compile:
+            forward = torch.compile(forward)
+        if config.activation_checkpointing:
+            forward = partial(_checkpointed, forward)
+        block.forward = forward
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _shard(step: nn.Module, blocks: Sequence[nn.Module], *, precision: str) -> None:
+    """Shards each block, then all that is left as the root, whose forward gathers what the objective calls by itself.
+
+    With bf16, weights of blocks travel and work in bf16. The few others, the temperature among them, stay float32 and
+    meet autocast, as the residual stream does; gradients are summed in float32.
+    """
+    place = next(step.parameters()).device
+    mesh = init_device_mesh(place.type, (world_size(),))
+    inner = MixedPrecisionPolicy()
+    if precision == "bf16":
+        inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for norm in (module for block in blocks for module in block.modules() if isinstance(module, nn.LayerNorm)):
+            norm.forward = partial(_norm_in_float32, norm)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=inner)
+    fully_shard(step, mesh=mesh)
+
+
+def _norm_in_float32(norm: nn.LayerNorm, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens dim"]:
+    """What autocast makes of a layer norm on a GPU; on a CPU it refuses a norm whose weights are bf16."""
+    weight, bias = (None if vector is None else vector.float() for vector in (norm.weight, norm.bias))
+    return F.layer_norm(hidden.float(), norm.normalized_shape, weight, bias, norm.eps)

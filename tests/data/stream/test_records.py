@@ -1,0 +1,184 @@
+import errno
+import io
+import tarfile
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.toy_shards import tar_bytes, write_parquet
+
+from vlmo.data.stream import records
+from vlmo.data.stream.records import Bad, Offset, Sample, read_shard
+
+KEYS = [f"long/folder/{'name' * 40}{number}" for number in range(7)]  # longer than a plain header holds
+
+START = Offset()
+
+
+def read(shard, start=START, **settings):
+    return [record for record, _ in read_shard(str(shard), start=start, **settings)]
+
+
+@pytest.fixture(params=["tar", "parquet"])
+def shard(request, tmp_path):
+    if request.param == "parquet":
+        return write_parquet(tmp_path / "0.parquet", KEYS)
+    path = tmp_path / "0.tar"
+    path.write_bytes(tar_bytes(KEYS))
+    return path
+
+
+def test_every_record_of_a_shard_is_read_in_order(shard):
+    found = read(shard)
+    assert [record.key for record in found] == KEYS
+    assert [record.index for record in found] == list(range(7))
+    assert all(isinstance(record, Sample) and record.image for record in found)
+    assert found[3].captions == (f"a picture of thing {KEYS[3]}",)
+    assert len({record.sample_id for record in found}) == 7
+
+
+def test_reading_goes_on_at_the_offset_that_a_record_gives(shard):
+    whole = list(read_shard(str(shard)))
+    for number, (_, after) in enumerate(whole):
+        rest = [] if after is None else read(shard, after)
+        assert rest == [record for record, _ in whole[number + 1 :]]
+    if shard.suffix == ".tar":
+        assert whole[2][1].byte > 0  # it is not read again from the start
+
+
+def test_texts_alone_are_read_without_pictures(shard):
+    assert [record.captions for record in read(shard, pictures=False)] == [record.captions for record in read(shard)]
+    if shard.suffix == ".parquet":
+        assert all(record.image is None for record in read(shard, pictures=False))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
+def test_a_tar_that_is_cut_off_gives_what_is_whole_and_says_where_it_ends(tmp_path, share):
+    keys = [str(number) for number in range(6)]
+    content = tar_bytes(keys)
+    path = tmp_path / "0.tar"
+    path.write_bytes(content[: int(6 * 3 * 1024 * share) + 700])
+    found = read(path)
+    *samples, end = found
+    assert 1 <= len(samples) < 6
+    assert isinstance(end, Bad)
+    assert (end.kind, end.shard, end.index) == ("shard", str(path), len(samples))
+    assert "cannot be read any further than record" in end.reason
+    pairs = list(read_shard(str(path)))
+    for number, (_, after) in enumerate(pairs[:-1]):  # also where the cut begins
+        assert [record.index for record in read(path, after)] == [record.index for record in found[number + 1 :]]
+
+
+def test_a_header_that_is_damaged_is_not_taken_for_the_end(tmp_path):
+    content = bytearray(tar_bytes([str(number) for number in range(6)]))
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        where = tar.getmembers()[9].offset
+    content[where : where + 512] = b"x" * 512
+    path = tmp_path / "0.tar"
+    path.write_bytes(content)
+    *samples, end = read(path)
+    assert [record.key for record in samples] == ["0", "1", "2"]
+    assert "not a tar file, cut off or damaged" in end.reason
+
+
+def test_what_is_no_shard_or_not_there_is_one_bad_record(tmp_path):
+    for name in ("0.tar", "0.parquet"):
+        (tmp_path / name).write_bytes(b"<html>not found</html>" * 100)
+    for name in ("0.tar", "0.parquet", "missing.tar", "missing.parquet"):
+        (bad,) = read(tmp_path / name)
+        assert (bad.kind, bad.index) == ("shard", 0)
+        assert "it cannot be read: " in bad.reason
+    assert "No such file" in read(tmp_path / "missing.tar")[0].reason
+
+
+def test_a_damaged_row_group_ends_a_parquet_file_there(tmp_path):
+    path = write_parquet(tmp_path / "0.parquet", [str(number) for number in range(12)])
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
+    start = start or pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 400] = b"\xff" * 400
+    path.write_bytes(content)
+    *samples, end = read(path)
+    assert [record.key for record in samples] == ["0", "1", "2", "3"]
+    assert (end.kind, end.index) == ("shard", 4)
+
+
+def test_captions_that_are_no_text_make_a_bad_record(tmp_path):
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (
+            ("a.json", b'{"captions": ["one", " ", "two"]}'),
+            ("b.json", b'{"caption": 3}'),
+            ("c.json", b"{"),
+            ("d.txt", b"\xff\xfe"),
+            ("e.json", b"[1]"),
+            ("f.cls", b"7"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    first, *bad, last = read(path)
+    assert first.captions == ("one", "two")
+    assert [record.key for record in bad] == ["b", "c", "d", "e"]
+    assert all(record.kind == "row" and "caption cannot be read" in record.reason for record in bad)
+    assert last == Sample(str(path), 5, "f", None, ())
+
+
+def test_rows_that_img2dataset_could_not_download_are_passed_over(tmp_path):
+    status = ["success", "failed_to_download", "success"]
+    table = pa.table({"jpg": [b"1", None, b"3"], "caption": ["a", "b", "c"], "status": status})
+    pq.write_table(table, tmp_path / "0.parquet")
+    assert [(record.index, record.key) for record in read(tmp_path / "0.parquet")] == [(0, "0"), (2, "2")]
+
+
+def test_remote_shards_are_opened_again_where_the_network_fails(monkeypatch, tmp_path):
+    fsspec.filesystem("memory").pipe("/net/0.tar", tar_bytes(["a", "b", "c", "d"]))
+    waits, opened, plain = [], [], fsspec.open
+    monkeypatch.setattr(records.time, "sleep", waits.append)
+
+    def unsteady(shard, mode):
+        opened.append(shard)
+        if len(opened) in {1, 3}:
+            raise TimeoutError("the network is away")
+        return plain(shard, mode)
+
+    monkeypatch.setattr(records.fsspec, "open", unsteady)
+    assert [record.key for record in read("memory://net/0.tar")] == ["a", "b", "c", "d"]
+    assert waits == [1.0]
+    monkeypatch.setattr(records.fsspec, "open", _fail)
+    (bad,) = read("memory://net/0.tar")
+    assert waits == [1.0, 1.0, 4.0, 16.0]
+    assert bad.reason == "it cannot be read: the network is away"
+
+
+def _fail(*_):
+    raise TimeoutError("the network is away")
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(monkeypatch):
+    content = tar_bytes([str(number) for number in range(200)])
+    fsspec.filesystem("memory").pipe("/net/1.tar", content)
+    monkeypatch.setattr(records, "_BUFFER", 20 * 512)
+    monkeypatch.setattr(records.time, "sleep", lambda _: None)
+    breaks, plain = [100_000, 250_000], fsspec.open
+
+    class Unsteady(io.BytesIO):
+        def read(self, size=-1):
+            if breaks and self.tell() > breaks[0]:
+                breaks.pop(0)
+                raise ConnectionResetError("reset by peer")
+            return super().read(size)
+
+    monkeypatch.setattr(records.fsspec, "open", lambda shard, mode: Unsteady(plain(shard, mode).open().read()))
+    assert [record.key for record in read("memory://net/1.tar")] == [str(number) for number in range(200)]
+    assert breaks == []
+
+
+def test_a_process_with_too_many_open_files_is_no_reason_to_lose_a_shard(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(records.fsspec, "open", full)
+    with pytest.raises(ValueError, match=r"too many open files; raise .* or lower streams.lanes"):
+        read(tmp_path / "0.tar")

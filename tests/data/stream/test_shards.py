@@ -1,0 +1,59 @@
+import fsspec
+import pytest
+from tests.toy_shards import tar_bytes, write_parquet, write_tars
+
+from vlmo.data.stream.shards import list_shards, open_sources
+
+
+def test_patterns_name_shards(tmp_path, monkeypatch):
+    paths = [str(path) for path in write_tars(tmp_path / "a", [1, 1, 1])]
+    parquet = str(write_parquet(tmp_path / "b" / "deep" / "0.parquet", ["k"]))
+    write_parquet(tmp_path / "a" / "00000.parquet", ["k"])  # img2dataset's, beside a tar
+    assert list(list_shards(f"{tmp_path}/a/*.tar")) == paths
+    assert list(list_shards(f"{tmp_path}/a")) == paths
+    assert list(list_shards(f"{tmp_path}/b")) == [parquet]
+    assert list(list_shards(f"file://{tmp_path}/a/0000[02].tar")) == [paths[0], paths[2]]
+    assert list(list_shards(f"{tmp_path}/{{a/00001.tar,b/**/*.parquet}}")) == [paths[1], parquet]
+    monkeypatch.chdir(tmp_path)
+    assert list(list_shards("a/{00001..00003}.tar")) == [*paths[1:], str(tmp_path / "a" / "00003.tar")]
+
+
+def test_patterns_of_other_file_systems():
+    memory = fsspec.filesystem("memory")
+    for number in range(3):
+        memory.pipe(f"/patterns/{number}.tar", tar_bytes([str(number)]))
+    urls = tuple(f"memory:///patterns/{number}.tar" for number in range(3))
+    assert list_shards("memory://patterns/*.tar") == urls
+    assert list_shards("memory://patterns/{0..2}.tar") == urls
+    assert list_shards("memory://patterns") == urls
+    hub = tuple(f"hf://datasets/owner/name/data/{number}.parquet" for number in range(2))
+    assert list_shards("hf://datasets/owner/name/data/{0..1}.parquet") == hub  # nothing is asked there
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{tmp}/*.tar", "matches nothing"),
+        ("{tmp}/none", "matches nothing"),
+        ("{tmp}/*.txt", "shards end with .tar or .parquet"),
+        ("{tmp}/{{0..1", "braces do not match"),
+        ("nowhere://a/*.tar", "cannot be listed"),
+    ],
+)
+def test_patterns_that_name_no_shards_are_refused(tmp_path, pattern, message):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ValueError, match=message):
+        list_shards(pattern.format(tmp=tmp_path))
+
+
+def test_the_list_of_shards_is_kept_beside_the_run(tmp_path):
+    paths = write_tars(tmp_path / "shards", [1, 1])
+    pattern, run = f"{tmp_path}/shards/*.tar", tmp_path / "run"
+    first = open_sources([pattern], weights=(), folder=run)
+    paths[0].unlink()
+    write_tars(tmp_path / "shards", [1], name="new")
+    assert open_sources([pattern], weights=(), folder=run) == first
+    assert first[0].shards == tuple(map(str, paths))
+    assert open_sources([pattern], weights=[2.5], folder=run)[0].weight == 2.5
+    with pytest.raises(ValueError, match="named twice"):
+        open_sources([pattern, f"{tmp_path}/shards"], weights=(), folder=tmp_path / "other")

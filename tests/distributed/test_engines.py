@@ -1,0 +1,145 @@
+"""DDP and FSDP2 on several processes do what one process does; what two have saved, one and four go on with."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.gloo import run_processes
+from tests.distributed.toy_engines import STOP_AFTER, one_update, run
+from vlmo.distributed import rank
+from vlmo.training import EngineConfig, read_metrics
+from vlmo.training.checkpoint import StateStore, newest_state
+from vlmo.training.errors import TrainingError
+
+ATOL = 1e-5  # float32 sums in another order
+BF16_ATOL = 0.05  # bf16 keeps 8 bits; on sharded blocks norms and scales have no more of them than matrices
+DDP, FSDP = EngineConfig(), EngineConfig(data_parallel="fsdp")
+CASES: dict[str, dict[str, Any]] = {
+    "ddp": {"engine": DDP},
+    "fsdp": {"engine": FSDP},
+    "fsdp, accumulated": {"engine": FSDP, "accumulation": 2},
+    "fsdp, checkpointed": {"engine": replace(FSDP, activation_checkpointing=True)},
+    "fsdp, bf16": {"engine": FSDP, "precision": "bf16"},
+}
+
+
+def failed_save(folder: Path) -> dict[str, str]:
+    """What each process is told when the disk of the second one is full."""
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    store, fsync = StateStore(folder, keep=1, in_background=True), os.fsync
+    try:
+        if rank() == 1:
+            os.fsync = full_disk
+        store.save({"w": torch.ones(4)}, progress={"step": 1})
+        store.wait()
+    except TrainingError as error:
+        return {"message": str(error)}
+    finally:
+        os.fsync = fsync
+    return {}
+
+
+def two_processes(folder: str) -> dict[str, dict[str, Any]]:
+    """All that two processes are asked for: they take seconds to start, so they start once."""
+    for name, engine in (("ddp", DDP), ("fsdp", FSDP)):
+        result = run(Path(folder) / name, engine=engine, stops=True)
+        assert (result.status, result.steps) == ("stopped", STOP_AFTER)
+    updates = {name: one_update(**case) for name, case in CASES.items()}
+    return updates | {"failed save": failed_save(Path(folder) / "failed")}
+
+
+def go_on(folder: str) -> None:
+    for name, engine in (("ddp", DDP), ("fsdp", FSDP)):
+        assert run(Path(folder) / name, engine=engine).status == "finished"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="module")
+def processes(folder) -> list[dict[str, dict[str, Any]]]:
+    """Results of two processes, which also leave stopped runs in `folder`."""
+    return run_processes(two_processes, str(folder))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_update_as_one(case, processes) -> None:
+    atol = BF16_ATOL if "bf16" in case else ATOL
+    expected = one_update(**CASES[case])
+    results = [process[case] for process in processes]
+    torch.testing.assert_close(results[0]["weights"], expected.pop("weights"), atol=atol, rtol=0)
+    assert sum(gradient.abs().sum() for gradient in expected["gradients"].values()) > 1
+    for result in results:
+        result.pop("weights", None)
+        torch.testing.assert_close(result["losses"]["loss"], expected["losses"]["loss"], atol=atol, rtol=0)
+        torch.testing.assert_close(result["after"], expected["after"], atol=atol, rtol=atol)
+        rtol = 0.1 if "bf16" in case else 1e-4
+        torch.testing.assert_close(result["gradients"], expected["gradients"], atol=atol, rtol=rtol)
+
+
+@pytest.fixture(scope="module")
+def resumed(processes, folder) -> dict[int, Path]:
+    """By number of processes: the folder where that many have gone on with what two had saved."""
+    folders = {number: folder.with_name(f"on_{number}") for number in (1, 4)}
+    for number, copy in folders.items():
+        shutil.copytree(folder, copy)
+        if number == 1:
+            go_on(str(copy))
+        else:
+            run_processes(go_on, str(copy), world_size=number)
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 4])
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_run_saved_by_two_processes_goes_on_with_another_number(resumed, tmp_path, name, world_size) -> None:
+    run_dir = resumed[world_size] / name
+    run(tmp_path, engine=DDP)
+    lines, expected = read_metrics(run_dir), read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected] == [1, 2, 3, 4, 5, 6, 6]
+    for line, other in zip(lines, expected, strict=True):
+        assert line.get("sample_ids_digest") == other.get("sample_ids_digest")
+        for figure in line.keys() - {"seconds", "samples_per_s", "sample_ids_digest"}:
+            assert line[figure] == pytest.approx(other[figure], abs=ATOL, rel=1e-4 if figure == "grad_norm" else 0)
+    weights, expected_weights = (load_file(folder / "model" / "model.safetensors") for folder in (run_dir, tmp_path))
+    torch.testing.assert_close(weights, expected_weights, atol=ATOL, rtol=0)
+
+
+def test_each_process_writes_its_share_of_a_state(processes, folder) -> None:
+    for name in ("ddp", "fsdp"):
+        state = folder / name / "state" / f"step_{STOP_AFTER:08d}"
+        assert {path.name for path in state.iterdir()} == {".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json"}
+        shares = [(state / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
+        assert min(shares) > max(shares) / 3
+
+
+def test_state_that_lacks_the_share_of_one_process_is_not_used(processes, folder, tmp_path, caplog) -> None:
+    states = shutil.copytree(folder / "fsdp" / "state", tmp_path / "state")
+    (states / f"step_{STOP_AFTER:08d}" / "__1_0.distcp").unlink()
+    with caplog.at_level(logging.WARNING):
+        state = newest_state(states)
+    assert state is not None
+    assert state.path.name == "step_00000002"
+    assert f"step_{STOP_AFTER:08d} is damaged" in caplog.text
+
+
+def test_process_that_cannot_write_its_share_is_named_on_all(processes, folder) -> None:
+    for process in processes:
+        message = process["failed save"]["message"]
+        assert "could not be written by process 1 (OSError: [Errno 28] No space left on device)" in message
+    assert not list((folder / "failed").iterdir())

@@ -1,0 +1,161 @@
+"""Bytes between processes: hard negatives cost what is chosen, however many processes share the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.distributed.gloo import run_processes
+from vlmo import distributed
+from vlmo.model import VLMoConfig, VLMoForPreTraining
+from vlmo.objectives import pretraining
+from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.objectives.traffic import pair_traffic
+
+BATCH, TEXT = 4, 8  # pairs of each process, tokens of a text
+CONFIG = VLMoConfig.tiny()
+PIXELS = 3 * 64 * 64
+PATCHES = (1 + 16) * CONFIG.hidden_size * 4
+
+
+class Sent:
+    """Bytes that this process hands to others, by kind of collective and of number, while this is on."""
+
+    def __init__(self) -> None:
+        self.gathered = {"float": 0, "number": 0}
+        self.exchanged = {"float": 0, "number": 0, "pixel": 0}
+
+    def __enter__(self) -> Sent:
+        self.originals = dist.all_to_all_single, dist.all_gather_into_tensor
+        dist.all_to_all_single, dist.all_gather_into_tensor = self.all_to_all, self.all_gather
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        dist.all_to_all_single, dist.all_gather_into_tensor = self.originals
+
+    def all_to_all(self, output: Tensor, sent: Tensor, *splits: list[int]) -> None:
+        self.originals[0](output, sent, *splits)
+        own = splits[1] if splits else [len(sent) // distributed.world_size()] * distributed.world_size()
+        others = len(sent) - own[distributed.rank()]
+        self.exchanged[_kind(sent)] += others * sent[:1].nbytes
+
+    def all_gather(self, output: Tensor, sent: Tensor) -> None:
+        self.originals[1](output, sent)
+        self.gathered[_kind(sent)] += (distributed.world_size() - 1) * sent.nbytes
+
+
+def _kind(tensor: Tensor) -> str:
+    return {torch.float32: "float", torch.int64: "number", torch.uint8: "pixel"}[tensor.dtype]
+
+
+def make_share() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(distributed.rank())
+    ids = torch.randint(4, 96, (BATCH, TEXT), generator=generator)
+    return {
+        "pixel_values": torch.randint(0, 256, (BATCH, 3, 64, 64), dtype=torch.uint8, generator=generator),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "image_ids": torch.arange(BATCH) + BATCH * distributed.rank(),
+        "step_seed": torch.tensor(3),
+    }
+
+
+def from_the_next_process(similarities: Tensor, **_: Tensor) -> tuple[Tensor, Tensor]:
+    """A draw in which every negative lives elsewhere."""
+    rows = torch.arange(len(similarities))
+    start = (distributed.rank() + 1) % distributed.world_size() * BATCH
+    return start + rows, torch.ones(len(rows), dtype=torch.bool)
+
+
+def step(chunk: int | None, itm_weight: float) -> dict[str, dict[str, int]]:
+    torch.manual_seed(0)
+    config = VisionLanguageConfig(mlm_weight=0, itm_weight=itm_weight, cache_chunk=chunk)
+    objective = VisionLanguageObjective(VLMoForPreTraining(CONFIG), config=config)
+    with Sent() as sent:
+        objective(make_share())["loss"].backward()
+    return {"gathered": sent.gathered, "exchanged": sent.exchanged}
+
+
+def everything() -> dict[str, Any]:
+    pretraining.draw_hard_negatives = from_the_next_process
+    return {"cached": step(2, 1), "whole": step(None, 1), "contrast alone": step(2, 0)}
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def sent(request) -> list[dict[str, Any]]:
+    return run_processes(everything, world_size=request.param)
+
+
+def expected(processes: int, *, chosen: int, picture: int, gradient: int = 0) -> Any:
+    return pair_traffic(
+        processes=processes,
+        batch=BATCH,
+        chosen=chosen,
+        projection=CONFIG.projection_size,
+        endings=2,
+        picture_bytes=picture,
+        gradient_bytes=gradient,
+        text=TEXT,
+    )
+
+
+def test_negatives_cost_what_is_chosen(sent):
+    texts = 2 * TEXT * 8
+    for result in sent:
+        with_matching, without = result["cached"], result["contrast alone"]
+        assert with_matching["exchanged"]["pixel"] == BATCH * PIXELS
+        numbers = with_matching["exchanged"]["number"] - without["exchanged"]["number"]
+        requests = 2 * (BATCH + len(sent) - 1) * 8
+        assert numbers == BATCH * texts + requests
+        # Nothing is gathered for them: the embeddings are there for the contrast.
+        assert with_matching["gathered"] == without["gathered"]
+        assert with_matching["exchanged"]["float"] == without["exchanged"]["float"]
+
+
+def test_embedded_negatives_travel_back_as_gradients(sent):
+    for result in sent:
+        patches = result["whole"]["exchanged"]["float"] - result["contrast alone"]["exchanged"]["float"]
+        assert patches == 2 * BATCH * PATCHES
+
+
+def test_formula_counts_what_is_sent(sent):
+    processes = len(sent)
+    elsewhere = processes / (processes - 1)  # here all negatives are, evenly drawn ones are not
+    for result in sent:
+        for name, picture, gradient in (("cached", PIXELS, 0), ("whole", PATCHES, PATCHES)):
+            traffic = expected(processes, chosen=BATCH, picture=picture, gradient=gradient)
+            gathered, exchanged = result[name]["gathered"], result[name]["exchanged"]
+            negatives = traffic.negatives * elsewhere
+            requests = 2 * (processes - 1 + BATCH) * 8
+            assert requests == pytest.approx(traffic.requests + 2 * 8 * BATCH / processes)
+            assert sum(exchanged.values()) == pytest.approx(negatives + requests + traffic.contrast / 2)
+            assert gathered["float"] == traffic.contrast / 2
+            assert gathered["number"] == traffic.identities
+
+
+def table_row(processes: int, *, batch: int = 32) -> str:
+    """A line of the table in the documents: Base, 384 pixels, texts of 40 tokens, one ending."""
+    picture = 3 * 384 * 384
+    traffic = pair_traffic(
+        processes=processes,
+        batch=batch,
+        chosen=batch,
+        projection=768,
+        endings=1,
+        picture_bytes=picture,
+        gradient_bytes=0,
+        text=40,
+    )
+    sizes = traffic.contrast, traffic.negatives + traffic.requests, (processes - 1) * batch * picture
+    return f"| {processes:,} | {processes * batch:,} | " + " | ".join(f"{size / 2**20:,.1f}" for size in sizes) + " |"
+
+
+def test_documents_show_the_figures_of_the_formula():
+    pages = [path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("scaling*.md")]
+    for processes in (2, 8, 64, 256, 1024):
+        assert any(table_row(processes) in page for page in pages)

@@ -1,0 +1,129 @@
+"""One update, and a short run, of stage 3 on any engine and any number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_
+
+from tests.toy_batch import GLOBAL_BATCH, make_batch
+from vlmo import distributed
+from vlmo.model import VLMoConfig, VLMoForPreTraining
+from vlmo.objectives.pretraining import VisionLanguageObjective
+from vlmo.training import EngineConfig, OptimizerConfig, Result, ScheduleConfig, Trainer, TrainerConfig
+from vlmo.training.engine import Engine, gradient_norm
+from vlmo.training.optimizer import build_optimizer
+from vlmo.types import Batch
+
+STEPS, STOP_AFTER = 6, 3
+OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-4)  # a larger eps lets AdamW amplify the last bits of tiny gradients less
+
+
+def make_objective(**changes: float) -> VisionLanguageObjective:
+    torch.manual_seed(0)
+    config = VLMoConfig.tiny(**{"layer_scale_init": 1.0, "initializer_range": 0.2} | changes)
+    return VisionLanguageObjective(VLMoForPreTraining(config))
+
+
+def micro_batches(step: int, *, accumulation: int = 1) -> list[Batch]:
+    """This process's share of step `step`; the rows are those of `make_batch` in another order at each step."""
+    order = torch.randperm(GLOBAL_BATCH, generator=torch.Generator().manual_seed(step))
+    batch = make_batch() | {"sample_ids": torch.arange(GLOBAL_BATCH) + step * GLOBAL_BATCH}
+    shares = order.chunk(accumulation * distributed.world_size())[distributed.rank() :: distributed.world_size()]
+    return [
+        {name: value[rows] if value.ndim else torch.tensor(step) for name, value in batch.items()} for rows in shares
+    ]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def one_update(
+    engine: EngineConfig, *, precision: str = "float32", accumulation: int = 1, **changes: float
+) -> dict[str, dict[str, Tensor]]:
+    """Losses, gradients, updated weights, and what the model makes of pictures afterwards."""
+    objective = make_objective(**changes)
+    running = Engine(objective, config=engine, precision=precision)
+    optimizer = build_optimizer(objective, config=OPTIMIZER, lr_scale={"model.vlmo.image_embeddings.cls_token": 5.0})
+    batches = micro_batches(0, accumulation=accumulation)
+    losses = []
+    for number, batch in enumerate(batches):
+        torch.manual_seed(number)
+        with running.synchronized(last=number == len(batches) - 1):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                losses.append(running(batch))
+            (losses[-1]["loss"] / accumulation).backward()
+    parameters = {name: p for name, p in objective.named_parameters() if p.grad is not None}
+    gradients = {name: whole(p.grad) for name, p in parameters.items()}
+    norm = gradient_norm(list(parameters.values()))
+    clip_grads_with_norm_(parameters.values(), 0.5, norm)
+    optimizer.step()
+    objective.model.clamp_logit_scale_()
+    # As an evaluator may: other calls, and another number of them, on each process.
+    calls = distributed.rank() + 1
+    embeds = [running.evaluate(lambda model: [mean_state(model) for _ in range(calls)])[0]]
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        again = running(batches[0])["loss"]  # evaluation leaves nothing behind
+    return {
+        "losses": {name: sum(part[name].detach() for part in losses) / len(losses) for name in losses[0]},
+        "gradients": gradients | {"norm": norm},
+        "weights": {name: value.clone() for name, value in running.weights().items()},
+        "after": {"embeds": torch.tensor(embeds), "loss": again.detach()},
+    }
+
+
+def make_run(run_dir: Path, *, engine: EngineConfig, after_step: Callable[[], None] | None = None) -> Trainer:
+    objective = make_objective()
+    config = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, clip_norm=1.0, engine=engine)
+
+    def loader(start_step: int) -> Iterator[list[Batch]]:
+        while True:
+            yield micro_batches(start_step)
+            start_step += 1
+
+    def clamp() -> None:
+        objective.model.clamp_logit_scale_()
+        if after_step is not None:
+            after_step()
+
+    return Trainer(
+        objective,
+        loader,
+        run_dir=run_dir,
+        recipe_json=json.dumps(asdict(config)),
+        save_model=lambda folder, weights: objective.model.save_pretrained(folder, state_dict=weights),
+        config=config,
+        optimizer=OPTIMIZER,
+        schedule=ScheduleConfig(warmup_steps=2),
+        no_weight_decay={f"model.{name}" for name in objective.model.no_weight_decay()},
+        evaluators=[lambda model: {"picture": mean_state(model)}],
+        after_step=clamp,
+        device="cpu",
+    )
+
+
+def mean_state(model: nn.Module) -> float:
+    return model.vlmo(pixel_values=torch.ones(1, 3, 64, 64)).last_hidden_state.square().mean().item()
+
+
+def run(folder: Path, *, engine: EngineConfig, stops: bool = False) -> Result:
+    """Trains in `folder`, to the end or until it is asked to stop after step 3."""
+    updates = 0
+
+    def after_step() -> None:
+        nonlocal updates
+        updates += 1
+        if stops and updates == STOP_AFTER - 1 and distributed.rank() == distributed.world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # noticed by all at the end of the next step
+
+    return make_run(folder, engine=engine, after_step=after_step).fit()

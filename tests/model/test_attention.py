@@ -1,0 +1,96 @@
+"""The chunked attention of training on a CPU: the same numbers as whole score matrices, and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.toy_model import pictures, texts, toy
+from torch import Tensor
+
+from vlmo.model import VLMoModel, attention
+from vlmo.model.attention import chunked_attention
+
+BATCH, LENGTH, HEADS, DIM = 5, 19, 2, 4
+
+
+def whole(qkv: Tensor, *, bias: Tensor | None, hidden_keys: Tensor | None) -> Tensor:
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    scores = query @ key.mT / DIM**0.5
+    scores = scores if bias is None else scores + bias
+    if hidden_keys is not None:
+        scores = scores.masked_fill(hidden_keys[:, None, None], torch.finfo(scores.dtype).min)
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2)
+
+
+def inputs(dtype: torch.dtype, *, heads_of_bias: int = HEADS) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(BATCH, LENGTH, 3, HEADS, DIM, generator=generator).to(dtype)
+    bias = torch.randn(heads_of_bias, LENGTH, LENGTH, generator=generator).to(dtype)
+    hidden = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
+    hidden[0, 7:] = hidden[1, 3:9] = True
+    return qkv.requires_grad_(), bias.requires_grad_(), hidden
+
+
+@pytest.mark.parametrize("rows_of_a_chunk", [1, 2, 5])
+@pytest.mark.parametrize("given", ["nothing", "bias", "bias of all heads", "hidden keys", "both"])
+def test_chunks_equal_whole_matrices_in_value_and_gradient(given, rows_of_a_chunk, monkeypatch):
+    monkeypatch.setattr(attention, "_CHUNK_SCORES", rows_of_a_chunk * HEADS * 32**2)
+    qkv, bias, hidden = inputs(torch.float64, heads_of_bias=1 if given == "bias of all heads" else HEADS)
+    learnt = [qkv, bias] if "bias" in given or given == "both" else [qkv]
+    options = {
+        "bias": bias if len(learnt) == 2 else None,
+        "hidden_keys": hidden if given in ("hidden keys", "both") else None,
+    }
+    expected, actual = whole(qkv, **options), chunked_attention(qkv, **options)
+    torch.testing.assert_close(actual, expected)
+    probe = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad(output, learnt, probe) for output in (expected, actual)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one)
+
+
+def test_row_that_hides_everything_has_even_weights():
+    qkv, bias, hidden = inputs(torch.float64)
+    hidden[2] = True
+    attended = chunked_attention(qkv, bias=bias, hidden_keys=hidden)
+    torch.testing.assert_close(attended[2], qkv[2, :, 2].mean(dim=0).expand(LENGTH, -1, -1))
+    attended.sum().backward()
+    assert torch.isfinite(qkv.grad).all()
+    assert torch.isfinite(bias.grad).all()
+
+
+def test_half_precision_keeps_scores_in_float32():
+    qkv, bias, hidden = inputs(torch.bfloat16)
+    reference = qkv.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = chunked_attention(qkv, bias=bias.float(), hidden_keys=hidden)
+    expected = whole(reference, bias=bias.float(), hidden_keys=hidden)
+    assert actual.dtype == torch.bfloat16
+    # Weights, values and the result are rounded to eight bits, scores are not.
+    torch.testing.assert_close(actual.float(), expected, atol=0.02, rtol=0.01)
+    (gradient,) = torch.autograd.grad(actual.sum(), qkv)
+    (wanted,) = torch.autograd.grad(expected.sum(), reference)
+    torch.testing.assert_close(gradient.float(), wanted, atol=0.03, rtol=0.02)
+
+
+@pytest.mark.parametrize("positions", ["relative", "absolute"])
+def test_model_gives_the_same_with_and_without_gradients(positions):
+    model = toy(VLMoModel, position_embedding=positions).double()
+    given = {"pixel_values": pictures().double()} | texts([3, 6])
+    with torch.no_grad():
+        expected = model(**given).last_hidden_state
+    torch.testing.assert_close(model(**given).last_hidden_state, expected)
+
+
+def test_nothing_of_the_size_of_scores_is_kept_for_the_backward_pass():
+    qkv = torch.randn(3, 64, 3, 2, 8, requires_grad=True)
+    bias = torch.randn(2, 64, 64, requires_grad=True)
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        chunked_attention(qkv, bias=bias, hidden_keys=None).sum().backward()
+    assert sorted(kept) == sorted([qkv.numel(), bias.numel()])

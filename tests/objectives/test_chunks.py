@@ -1,0 +1,253 @@
+"""A contrastive batch in chunks: the losses, draws and gradients of the whole one, in memory that does not grow."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.toy_batch import make_batch
+from tests.toy_model import BEIT3, shaken, toy
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
+from vlmo.objectives import chunks, pretraining
+from vlmo.objectives.chunks import equal_blocks, recomputed, row_blocks
+from vlmo.objectives.itc import itc_loss, same_pairs
+from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
+
+ATOL = 1e-5  # float32 sums in another order
+
+Results = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def results(objective: VisionLanguageObjective, batch: dict[str, Tensor]) -> Results:
+    """Losses and gradients."""
+    losses = objective(batch)
+    losses["loss"].backward()
+    gradients = {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
+    return {name: value.detach() for name, value in losses.items()}, gradients
+
+
+def assert_equal(actual: Results, expected: Results, *, atol: float = ATOL) -> None:
+    for found, wanted in zip(actual, expected, strict=True):
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            # Gradients of parameters that are read thousands of times are large, and so are their roundings.
+            largest = max(1.0, float(value.abs().max()))
+            torch.testing.assert_close(
+                found[name], value, atol=atol * largest, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def stage_3(model: dict[str, Any], **config: Any) -> VisionLanguageObjective:
+    return VisionLanguageObjective(toy(VLMoForPreTraining, size=0.1, **model), config=VisionLanguageConfig(**config))
+
+
+def retrieval(model: dict[str, Any], **config: Any) -> VisionLanguageObjective:
+    config = {"mlm_weight": 0, "itm_weight": 0} | config
+    return VisionLanguageObjective(
+        toy(VLMoForImageTextRetrieval, size=0.1, **model), config=VisionLanguageConfig(**config)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "config", "cached"),
+    [
+        *[(stage_3, {}, {}, {"cache_chunk": chunk}) for chunk in (1, 2, 4, 5, 8, 100)],
+        (stage_3, {}, {"fused_stride": 2}, {"cache_chunk": 4, "fused_chunk": 3}),
+        (stage_3, {}, {"exclude_same": False, "local_negatives": True}, {"cache_chunk": 4}),
+        (stage_3, BEIT3, {}, {"cache_chunk": 2}),
+        (retrieval, {}, {}, {"cache_chunk": 2}),
+        (
+            retrieval,
+            {"contrast_fusion_ending": False},
+            {"itm_weight": 1, "negative_sharpness": 0.5},
+            {"cache_chunk": 2},
+        ),
+    ],
+)
+def test_cached_chunks_equal_the_whole_batch(make, model, config, cached):
+    """Every loss and gradient, MLM over all masked words and ITM's negatives drawn from the whole batch included."""
+    whole, parts = make(model, **config), make(model, **config, **cached)
+    assert_equal(results(parts, make_batch()), results(whole, make_batch()))
+
+
+def test_no_encoder_sees_more_rows_than_a_chunk():
+    objective, rows = stage_3({}, cache_chunk=2), []
+    for block in objective.model.vlmo.blocks:
+        block.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    results(objective, make_batch())
+    assert max(rows) == 2
+
+
+def random_parts(monkeypatch, *, cached: bool) -> Results:
+    """A step with dropout and drop path in chunks of two, kept in memory or computed again."""
+    torch.manual_seed(0)
+    config = VLMoConfig.tiny(hidden_dropout_prob=0.3, drop_path_rate=0.5)
+    objective = VisionLanguageObjective(
+        shaken(VLMoForPreTraining(config), size=0.1).train(), config=VisionLanguageConfig(cache_chunk=2)
+    )
+    with monkeypatch.context() as patch:
+        if not cached:
+            patch.setattr(pretraining, "recomputed", lambda function, *args, **_: function(*args))
+        torch.manual_seed(5)
+        found = results(objective, make_batch())
+    assert abs(objective(make_batch())["loss"] - found[0]["loss"]) > 1e-3  # another draw, another loss
+    return found
+
+
+def test_dropout_and_drop_path_are_replayed(monkeypatch):
+    expected = random_parts(monkeypatch, cached=False)
+    assert_equal(random_parts(monkeypatch, cached=True), expected, atol=1e-6)
+
+
+def test_generator_goes_on_as_if_nothing_had_been_computed_again():
+    objective = stage_3({"hidden_dropout_prob": 0.3}, cache_chunk=2).train()
+    losses = objective(make_batch())
+    before = torch.get_rng_state()
+    losses["loss"].backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("cached", [{}, {"cache_chunk": 2}])
+def test_pictures_may_be_8_bit(cached):
+    batch = make_batch()
+    pixels = torch.randint(0, 256, batch["pixel_values"].shape, dtype=torch.uint8)
+    expected = results(stage_3({}), batch | {"pixel_values": pixels / 127.5 - 1})
+    assert_equal(results(stage_3({}, **cached), batch | {"pixel_values": pixels}), expected)
+
+
+def test_gradients_of_chunks_are_summed_in_float32():
+    weight = torch.ones(1, 1, requires_grad=True)
+    small = torch.full((1, 1), 2.0**-10)  # bfloat16 adds it to 1 without effect
+
+    def product(factor: Tensor) -> Tensor:
+        return F.linear(factor, weight)
+
+    def gradient(function: Callable[[Tensor], Tensor]) -> float:
+        weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            total = torch.stack([function(factor).float() for factor in (*[small] * 16, torch.ones(1, 1))]).sum()
+        total.backward()
+        return float(weight.grad)
+
+    assert gradient(lambda factor: recomputed(product, factor, device=factor.device)) == 1 + 16 * 2.0**-10
+    assert gradient(product) != 1 + 16 * 2.0**-10  # backward starts with the last
+
+
+@pytest.mark.parametrize("name", ["cache_chunk", "fused_chunk"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_chunk_of_nothing_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"{name} {value}\b.*; give 1 or more"):
+        VisionLanguageConfig(**{name: value})
+
+
+# -------------------------------------------------------------------------------- memory
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of the tensors that operations made and that live, at their most; and the largest tensor."""
+
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__()
+        self.live = self.peak = self.largest = 0
+        self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
+        del types
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self.seen:
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.seen.add(storage)
+        self.live += size
+        self.peak, self.largest = max(self.peak, self.live), max(self.largest, size)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def many(count: int) -> dict[str, Tensor]:
+    """`count` pairs of toy pictures and texts."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 96, (count, 16), generator=generator)
+    labels = torch.where(torch.rand(ids.shape, generator=generator) < 0.2, ids, -100)
+    return {
+        "pixel_values": torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mlm_input_ids": torch.where(labels == -100, ids, 3),
+        "mlm_labels": labels,
+        "image_ids": torch.arange(count),
+        "step_seed": torch.tensor(3),
+    }
+
+
+def peak_of(count: int, **config: Any) -> int:
+    """Most bytes that a step holds beside the batch."""
+    shallow = {"num_hidden_layers": 2, "num_fusion_layers": 1}
+    objective, batch = stage_3(shallow, **config), many(count)
+    with Memory(*batch.values()) as memory:
+        objective(batch)["loss"].backward()
+    return memory.peak
+
+
+def test_memory_does_not_grow_with_the_batch():
+    small, large = peak_of(8, cache_chunk=4), peak_of(32, cache_chunk=4)
+    assert large < 1.05 * small
+    assert peak_of(32) > 3 * large  # and what there is to measure
+
+
+def test_logits_of_all_pairs_are_never_in_memory(monkeypatch):
+    monkeypatch.setattr(chunks, "_BLOCK_ELEMENTS", 2**12)
+    count, dim = 512, 4
+    embeds = torch.randn(2, count, dim, generator=torch.Generator().manual_seed(0))
+    leaf = F.normalize(embeds, dim=-1).requires_grad_()
+    scale = torch.tensor([2.0], requires_grad=True)
+    same = same_pairs(torch.arange(count) // 2, torch.arange(count))
+    with Memory() as memory:
+        loss = itc_loss(*leaf, logit_scale=scale, same=same)
+        loss.backward()
+    assert memory.largest <= 8 * 2**12  # int64 numbers of one block, where all logits would take 4 * 2**18
+    whole, whole_scale = leaf.detach().requires_grad_(), torch.tensor([2.0], requires_grad=True)
+    logits = whole_scale.exp() * whole[0] @ whole[1].T
+    logits = logits.masked_fill(same[:] & ~torch.eye(count, dtype=torch.bool), -torch.inf)
+    expected = (F.cross_entropy(logits, torch.arange(count)) + F.cross_entropy(logits.T, torch.arange(count))) / 2
+    expected.backward()
+    for actual, wanted in ((loss, expected), (leaf.grad, whole.grad), (scale.grad, whole_scale.grad)):
+        torch.testing.assert_close(actual, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_negatives_are_drawn_block_by_block(monkeypatch):
+    drawn, draw = [], pretraining.draw_hard_negatives
+
+    def noted(similarities: Tensor, **kwargs: Tensor) -> tuple[Tensor, Tensor]:
+        found = draw(similarities, **kwargs)
+        drawn.append(found[0])
+        return found
+
+    monkeypatch.setattr(pretraining, "draw_hard_negatives", noted)
+    whole = results(stage_3({}), make_batch())
+    expected = torch.stack(drawn)
+    drawn.clear()
+    monkeypatch.setattr(chunks, "_BLOCK_ELEMENTS", 3 * 8)
+    assert_equal(results(stage_3({}, cache_chunk=2), make_batch()), whole)
+    assert [len(rows) for rows in drawn] == [3, 3, 2] * 2
+    assert torch.equal(torch.cat(drawn), expected.flatten())
+
+
+def test_blocks_cover_every_row_once():
+    for blocks in (row_blocks(7, width=2**21), equal_blocks(7, size=2)):
+        assert [list(range(7)[rows]) for rows in blocks] == [[0, 1], [2, 3], [4, 5], [6]]
+    assert row_blocks(2, width=2**30) == [slice(0, 1), slice(1, 2)]
+    assert equal_blocks(0, size=4) == [slice(0, 0)]

@@ -1,0 +1,202 @@
+"""What a step leaves out changes no loss and no gradient, for every objective and variant of the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.toy_batch import FixedTokens, make_batch
+from tests.toy_model import BEIT3, shaken
+from torch import Tensor, nn
+
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoForVisualReasoning,
+    VLMoModel,
+)
+from vlmo.model.multiway import MultiwayBlock
+from vlmo.objectives.pretraining import (
+    LanguageObjective,
+    VisionLanguageConfig,
+    VisionLanguageObjective,
+    VisionObjective,
+)
+
+VARIANTS = {
+    "base": {},
+    "base_plus": {"position_embedding": "absolute", "layer_scale_init": None},
+    "separate attention": {"attention": "separate"},
+    "separate attention without fusion experts": {"attention": "separate", "num_fusion_layers": 0},
+    "shared experts": {"experts": "shared"},
+    "all layers fuse": {"num_fusion_layers": 3},
+    "one ending": {"contrast_fusion_ending": False},
+    "beit3": BEIT3,
+}
+STAGE_3 = {
+    "itc": {"mlm_weight": 0.0, "itm_weight": 0.0},
+    "mlm": {"itc_weight": 0.0, "mlm_weight": 1.0, "itm_weight": 0.0},
+    "itm": {"itc_weight": 0.0, "mlm_weight": 0.0},
+    "sum": {},
+    "sum in chunks": {"fused_chunk": 5},
+}
+Result = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def make_objective(task: str, variant: str) -> nn.Module:
+    """In float64, with drop path and dropout on."""
+    torch.manual_seed(0)
+    config = VLMoConfig.tiny(**VARIANTS[variant], drop_path_rate=0.3, hidden_dropout_prob=0.1)
+    if task == "mim":
+        model = shaken(VLMoForMaskedImageModeling(config))
+        return VisionObjective(model, tokenizer=FixedTokens()).double().train()
+    if task == "language":
+        return LanguageObjective(shaken(VLMoForMaskedLM(config)), freeze=False).double().train()
+    if task == "retrieval":
+        losses = VisionLanguageConfig(mlm_weight=0)
+        return VisionLanguageObjective(shaken(VLMoForImageTextRetrieval(config)), config=losses).double().train()
+    losses = VisionLanguageConfig(**STAGE_3[task])
+    return VisionLanguageObjective(shaken(VLMoForPreTraining(config)), config=losses).double().train()
+
+
+def result(objective: nn.Module) -> Result:
+    batch = make_batch()
+    batch["pixel_values"] = batch["pixel_values"].double()
+    objective.zero_grad()
+    torch.manual_seed(5)
+    losses = objective(batch)
+    losses["loss"].backward()
+    return losses, {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+
+
+def check_equal(actual: Result, expected: Result) -> None:
+    for part, wanted in zip(actual, expected, strict=True):
+        for name, value in wanted.items():
+            torch.testing.assert_close(part.get(name, torch.zeros_like(value)), value, atol=1e-10, rtol=1e-9, msg=name)
+
+
+def compute_everything(monkeypatch) -> None:
+    """Makes the last block compute all tokens; those that are wanted are taken out afterwards."""
+    run = VLMoModel.run
+
+    def run_all(self, sequence, *, kept=None, **options):
+        states = run(self, sequence, **options)
+        return states if kept is None else kept.of(states)
+
+    monkeypatch.setattr(VLMoModel, "run", run_all)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("task", ["sum", "mim", "language"])
+def test_last_block_for_wanted_tokens_alone_in_every_variant(task, variant, monkeypatch):
+    objective = make_objective(task, variant)
+    actual = result(objective)
+    compute_everything(monkeypatch)
+    check_equal(actual, result(objective))
+
+
+@pytest.mark.parametrize("variant", ["base", "beit3"])
+@pytest.mark.parametrize("task", [*STAGE_3, "retrieval"])
+def test_last_block_for_wanted_tokens_alone_in_every_loss(task, variant, monkeypatch):
+    objective = make_objective(task, variant)
+    actual = result(objective)
+    compute_everything(monkeypatch)
+    check_equal(actual, result(objective))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_each_implementation_of_attention_gives_the_same(implementation, monkeypatch):
+    objective = make_objective("sum", "base")
+    expected = result(objective)
+    objective.model.set_attn_implementation(implementation)
+    monkeypatch.setattr("vlmo.model.multiway._trains_on_cpu", lambda _: False)
+    check_equal(result(objective), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recomputed_activations_of_the_wanted_tokens_alone(variant):
+    objective = make_objective("sum", variant)
+    expected = result(objective)
+    objective.model.activation_checkpointing_enable()
+    check_equal(result(objective), expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "tokens"),
+    # Eight rows of first tokens; beside them masked words or patches, filled up to eight of each row.
+    [("itc", {8}), ("itm", {3 * 8}), ("mlm", {8 * 9}), ("mim", {8 * 9}), ("language", {8 * 9}), ("sum", {8, 32 * 9})],
+)
+@torch.no_grad()
+def test_last_expert_sees_the_wanted_tokens_alone(task, tokens):
+    objective = make_objective(task, "base")
+    seen: set[int] = set()
+    last: MultiwayBlock = objective.model.vlmo.blocks[-1]
+    for expert in last.experts.values():
+        expert.register_forward_hook(lambda _, given, __: seen.add(given[0].shape[:2].numel()))
+    result_batch = make_batch()
+    objective(result_batch | {"pixel_values": result_batch["pixel_values"].double()})
+    assert seen - {8} == tokens - {8}  # the contrast runs always, as it draws the negatives
+
+
+def test_reasoning_about_two_pictures(monkeypatch):
+    torch.manual_seed(0)
+    config = VLMoConfig.tiny(num_modality_types=3, num_labels=2)
+    model = shaken(VLMoForVisualReasoning(config)).double()
+    batch = make_batch()
+    given = {
+        "pixel_values": batch["pixel_values"].double().unflatten(0, (4, 2)),
+        "input_ids": batch["input_ids"][:4],
+        "attention_mask": batch["attention_mask"][:4],
+        "labels": torch.tensor([0, 1, 1, 0]),
+    }
+    loss = model(**given).loss
+    compute_everything(monkeypatch)
+    torch.testing.assert_close(model(**given).loss, loss)
+
+
+@pytest.mark.parametrize("padding", [0, 8, 24])
+def test_text_padded_further_than_the_longest(padding):
+    objective = make_objective("sum", "base").eval()
+    expected = result(objective)
+    batch = make_batch()
+    fill = {"input_ids": 0, "attention_mask": 0, "mlm_input_ids": 0, "mlm_labels": -100}
+    padded = {
+        name: nn.functional.pad(value, (0, padding), value=fill[name]) if name in fill else value
+        for name, value in batch.items()
+    }
+    padded["pixel_values"] = padded["pixel_values"].double()
+    objective.zero_grad()
+    losses = objective(padded)
+    losses["loss"].backward()
+    gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    check_equal((losses, gradients), expected)
+
+
+@pytest.mark.parametrize("variant", ["base", "beit3"])
+@pytest.mark.parametrize("chunk", [1, 4, 9])
+def test_chunks_of_like_captions_hold_less_padding(chunk, variant):
+    objective, chunked = (make_objective(task, variant).eval() for task in ("sum", "sum"))
+    chunked.config = VisionLanguageConfig(fused_chunk=chunk)
+    lengths: list[int] = []
+    blocks = chunked.model.vlmo.blocks
+    blocks[0].register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1] - 17))
+    check_equal(result(chunked), result(objective))
+    fused = lengths[2:]  # behind the pictures and captions of the contrast
+    assert len(fused) == -(-32 // chunk)
+    assert fused == sorted(fused)
+    assert fused[0] in (5, 8)  # how many negatives are short is drawn
+    assert fused[-1] == 16
+
+
+def test_pictures_and_the_position_bias_are_embedded_once_a_step(monkeypatch):
+    objective = make_objective("sum", "base")
+    calls: list[str] = []
+    backbone = objective.model.vlmo
+    backbone.image_embeddings.register_forward_hook(lambda *_: calls.append("image"))
+    backbone.text_embeddings.register_forward_hook(lambda *_: calls.append("text"))
+    backbone.position_bias.register_forward_hook(lambda *_: calls.append("bias"))
+    result(objective)
+    # Texts: captions, masked captions, the captions of drawn negatives. Biases: picture, text, pair.
+    assert {name: calls.count(name) for name in calls} == {"image": 1, "text": 3, "bias": 3}

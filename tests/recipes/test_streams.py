@@ -1,0 +1,162 @@
+"""Recipes on streams: every stage trains on them, and a run that was killed is the run that was not."""
+
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.recipes.toy_recipes import shrunk, write_shards
+
+from vlmo.cli.runs import train_command
+from vlmo.data.stream import StreamConfig
+from vlmo.folder import read_data
+from vlmo.recipes import build, find_recipe
+from vlmo.training import read_metrics
+
+
+@pytest.fixture(scope="module")
+def make(pictures, visual_tokenizer):
+    """Recipes of a stage, shrunk, on shards with a damaged picture, a shard that is no tar and one that is missing."""
+    folder = write_shards(pictures, count=4)
+    with tarfile.open(folder / "00001.tar", "a") as tar:
+        for suffix in ("jpg", "txt"):
+            member = tarfile.TarInfo(f"broken.{suffix}")
+            member.size = 7
+            tar.addfile(member, io.BytesIO(b"nothing"))
+    (folder / "00004.tar").write_bytes(b"not a tar" * 100)
+    streams = StreamConfig(patterns=(f"{folder}/{{00000..00005}}.tar",), lanes=4, shuffle=8)
+
+    def recipe(name: str, *, steps: int, save_every: int = 500, workers: int = 0):
+        found = shrunk(find_recipe(name)(), source=pictures, visual_tokenizer=visual_tokenizer)
+        return dataclasses.replace(
+            found,
+            data=dataclasses.replace(found.data, source="", streams=streams, cache_images=False, max_bad_share=0.5),
+            loader=dataclasses.replace(found.loader, global_batch_size=8, num_workers=workers),
+            trainer=dataclasses.replace(
+                found.trainer, max_steps=steps, save_every=save_every, log_every=1, eval_every=None
+            ),
+            evaluate_on=None,
+        )
+
+    return recipe
+
+
+def curve(run_dir: Path) -> list[dict]:
+    timing = {"seconds", "samples_per_s"}
+    return [{name: value for name, value in line.items() if name not in timing} for line in read_metrics(run_dir)]
+
+
+def quarantined(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "quarantine.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["emoji-tokenizer", "emoji-stage1", "emoji-stage2", "base-stage3", "emoji-retrieval"])
+def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
+    result = build(make(name, steps=5), run_dir=tmp_path).fit()
+    assert result.status == "finished"
+    assert result.samples_seen == 40
+    reasons = {Path(line["path"]).name: line["reason"] for line in quarantined(tmp_path)}
+    assert reasons.keys() >= {"00004.tar", "00005.tar"}
+    assert ("00001.tar" in reasons) == (name != "emoji-stage2")  # whose pictures are not read
+    assert "00005" in (tmp_path / "shards.json").read_text()
+    (data, *_) = read_data(result.model_dir)
+    assert data.name == "pictures0-shards/{00000..00005}.tar"
+
+
+def test_stages_that_need_rows_refuse_streams(make, tmp_path):
+    recipe = make("base-stage3", steps=1)
+    recipe = dataclasses.replace(recipe, stage=find_recipe("digits")().stage)
+    with pytest.raises(ValueError, match=r"data.streams is given, but .* does not read streams"):
+        build(recipe, run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"data.source is empty"):
+        dataclasses.replace(recipe.data, streams=StreamConfig())
+    recipe = make("base-stage3", steps=1)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, cache_images=True))
+    with pytest.raises(ValueError, match=r"data.cache_images is set"):
+        build(recipe, run_dir=tmp_path)
+
+
+def fit(recipe, run_dir) -> str:
+    torch.set_num_threads(1)
+    return build(recipe, run_dir=run_dir).fit().status
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_run_killed_in_the_middle_of_an_epoch_is_bit_equal_to_one_that_was_not(make, tmp_path):
+    recipe = make("base-stage3", steps=12, save_every=3, workers=2)
+    process = multiprocessing.get_context("fork").Process(target=fit, args=(recipe, tmp_path / "killed"))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= 5 for line in read_metrics(tmp_path / "killed")):
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model").exists()
+    for name in ("killed", "whole"):
+        assert fit(recipe, tmp_path / name) == "finished"
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    assert quarantined(tmp_path / "killed") == quarantined(tmp_path / "whole")
+    assert len(quarantined(tmp_path / "whole")) >= 3
+
+
+def fit_as(rank: int, recipe, run_dir: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{run_dir}.store", rank=rank, world_size=2)
+    with warnings.catch_warnings(action="ignore"):  # a forked process has pytest's strictness, but not its exceptions
+        assert fit(recipe, run_dir) == "finished"
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_run_of_two_processes_goes_on_in_one_with_the_same_samples(make, tmp_path):
+    long, short = make("base-stage3", steps=6, save_every=3), make("base-stage3", steps=3, save_every=3)
+    start = multiprocessing.get_context("fork").Process  # nothing is imported anew
+    processes = [start(target=fit_as, args=(rank, short, tmp_path / "two")) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    # The same run, only longer: what a run of two processes has when it is cut off after step 3.
+    (tmp_path / "two" / "recipe.json").unlink()
+    for name in ("two", "one"):
+        assert fit(long, tmp_path / name) == "finished"
+    digests = [[line["sample_ids_digest"] for line in curve(tmp_path / name)] for name in ("two", "one")]
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 6
+
+
+def test_the_command_line_trains_on_streams_with_weights(make, pictures, tmp_path, capsys):
+    folder = write_shards(pictures)
+    sizes = {"hidden-size": 32, "num-hidden-layers": 2, "num-attention-heads": 2, "image-size": 32, "patch-size": 16}
+    options = {f"--model.{name}": str(value) for name, value in sizes.items()} | {
+        "--init": "None",
+        "--text.vocabulary": "learn",
+        "--text.vocab-size": "90",
+        "--text.learn-from": str(pictures),
+        "--text.max-length": "16",
+        "--loader.global-batch-size": "8",
+        "--loader.num-workers": "0",
+        "--data.streams.lanes": "2",
+        "--data.max-bad-share": "0.5",
+        "--trainer.max-steps": "2",
+        "--trainer.precision": "float32",
+        "--run-dir": str(tmp_path),
+    }
+    patterns = [f"{folder}/0000[01].tar", f"{folder}/{{00002..00003}}.tar"]
+    flat = [word for option in options.items() for word in option]
+    train_command(["base-stage3", *flat, "--data.streams.patterns", *patterns, "--data.streams.weights", "3", "1"])
+    assert "finished: 2 steps" in capsys.readouterr().out.replace("\n", " ")
+    assert json.loads((tmp_path / "recipe.json").read_text())["data"]["streams"]["weights"] == [3, 1]
+    assert len(json.loads((tmp_path / "shards.json").read_text())) == 2

@@ -1,0 +1,81 @@
+"""What is imported when: nothing heavy too early, and transformers knows the models in time."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "PIL")
+
+
+def run(code: str) -> str:
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_import_brings_neither_torch_nor_transformers() -> None:
+    found = run(f"import sys, vlmo; print([m for m in {HEAVY} if m in sys.modules])")
+    assert found == "[]\n"
+
+
+HELP = """
+import sys
+from vlmo.cli import main
+for line in ("--help", "--version", "train --help", "quickstart --help", "evaluate --help", "predict --help",
+             "data prepare --help", "import --help", "export --help", "recipes --help"):
+    try:
+        main(line.split())
+    except SystemExit as stopped:
+        assert stopped.code == 0, line
+    found = [name for name in HEAVY if name in sys.modules]
+    assert not found, (line, found)
+for line in ("train", "evaluate", "predict", "import", "export", "trian", "data prepare", "quickstart --scalee 1"):
+    try:
+        main(line.split())
+    except SystemExit as stopped:
+        assert stopped.code == 2, line
+    found = [name for name in HEAVY if name in sys.modules]
+    assert not found, (line, found)
+"""
+
+
+def test_help_and_usage_errors_bring_nothing_heavy() -> None:
+    shown = run(HELP.replace("HEAVY", repr(HEAVY)))
+    assert "usage: vlmo COMMAND" in shown
+    assert "--rerank-weight" in shown
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param("import vlmo; import transformers", id="vlmo then transformers"),
+        pytest.param("import transformers; import vlmo", id="transformers then vlmo"),
+        pytest.param("from vlmo.model import VLMoConfig", id="a module of ours that imports transformers"),
+    ],
+)
+def test_transformers_knows_the_models_whatever_is_imported_first(first: str) -> None:
+    code = f"""
+import sys
+{first}
+from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, pipelines
+config = AutoConfig.for_model("vlmo")
+assert type(config).__module__ == "vlmo.model.config", type(config)
+assert type(config) in AutoModelForVisualQuestionAnswering._model_mapping
+assert "image-text-matching" in pipelines.PIPELINE_REGISTRY.supported_tasks
+assert not any(type(finder).__module__ == "vlmo.registration" for finder in sys.meta_path)
+import inspect, vlmo.types
+assert "class Batch" in inspect.getsource(vlmo.types)
+"""
+    run(code)
+
+
+def test_public_names_are_the_classes_and_others_are_refused() -> None:
+    import vlmo
+    from vlmo import model, processing
+
+    for name in vlmo.__all__:
+        assert getattr(vlmo, name) is getattr(processing if name == "VLMoProcessor" else model, name)
+        assert name in dir(vlmo)
+    with pytest.raises(AttributeError, match="no attribute 'VLMoModul'"):
+        vlmo.VLMoModul  # noqa: B018

@@ -1,0 +1,94 @@
+"""Compiling and checkpointing of blocks change no result; tests/distributed/test_engines.py has the processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tests.distributed.toy_engines import make_objective, micro_batches, one_update
+from toy_run import make_trainer
+
+from vlmo.model.multiway import Expert
+from vlmo.training import EngineConfig, TrainerConfig, read_metrics
+from vlmo.training.engine import Engine
+
+ATOL = 1e-6  # float32; a compiler may take sums in another order
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_checkpointed_blocks_give_the_same_update(drop_path) -> None:
+    expected = one_update(EngineConfig(), drop_path_rate=drop_path)
+    torch.testing.assert_close(
+        one_update(EngineConfig(activation_checkpointing=True), drop_path_rate=drop_path), expected, atol=ATOL, rtol=0
+    )
+
+
+def test_checkpointed_blocks_run_again_in_the_backward_pass_and_only_there() -> None:
+    calls = {}
+    for checkpointing in (False, True):
+        objective, seen = make_objective(), []
+        for module in objective.modules():
+            if isinstance(module, Expert):
+                module.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        engine = Engine(objective, config=EngineConfig(activation_checkpointing=checkpointing))
+        loss = engine(micro_batches(0)[0])["loss"]
+        forward = len(seen)
+        loss.backward()
+        trained = len(seen)
+        engine.evaluate(lambda model: model.vlmo(pixel_values=torch.ones(1, 3, 64, 64)))
+        calls[checkpointing] = forward, trained - forward, len(seen) - trained
+    forward, backward, evaluation = calls[False]
+    assert backward == 0
+    assert calls[True] == (forward, forward, evaluation)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the tracer looks at it
+def test_compiled_and_checkpointed_blocks_give_the_same_update(monkeypatch) -> None:
+    # Traced and differentiated as always, but without the minutes that machine code takes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    expected = one_update(EngineConfig(), num_hidden_layers=1)
+    engine = EngineConfig(compile=True, activation_checkpointing=True)
+    torch.testing.assert_close(one_update(engine, num_hidden_layers=1), expected, atol=ATOL, rtol=1e-5)
+    assert graphs["unique_graphs"] > before
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_one_process_shards_nothing(tmp_path) -> None:
+    config = TrainerConfig(max_steps=3, log_every=1, engine=EngineConfig(data_parallel="fsdp"))
+    trainer = make_trainer(tmp_path / "fsdp", config=config)
+    trainer.fit()
+    plain = make_trainer(tmp_path / "ddp", config=TrainerConfig(max_steps=3, log_every=1))
+    plain.fit()
+    torch.testing.assert_close(trainer.objective.state_dict(), plain.objective.state_dict(), atol=0, rtol=0)
+
+
+def stopped_and_resumed(folder: Path, *, async_save: bool) -> list[float]:
+    """The loss of each step of a run that is asked to stop in its third step, and goes on at once."""
+    config = TrainerConfig(max_steps=6, log_every=1, save_every=2, async_save=async_save)
+    updates = iter(range(1, 7))
+
+    def stop() -> None:
+        if next(updates) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert make_trainer(folder, config=config, after_step=stop).fit().steps == 3
+    assert make_trainer(folder, config=config).fit().status == "finished"
+    return [line["loss"] for line in read_metrics(folder)]
+
+
+def test_states_saved_in_the_background_and_at_once_lead_to_the_same_run(tmp_path) -> None:
+    curve = stopped_and_resumed(tmp_path / "background", async_save=True)
+    assert len(curve) == 6
+    assert curve == stopped_and_resumed(tmp_path / "at once", async_save=False)
+
+
+def test_configuration_names_a_wrong_setting() -> None:
+    with pytest.raises(ValueError, match="data_parallel is 'zero'; give 'ddp' or 'fsdp'"):
+        EngineConfig(data_parallel="zero")
