@@ -15,6 +15,7 @@ import json
 import logging
 import pickle
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ from vlmo.folder import path_aside, remove_folder, remove_leftovers, write_file,
 from vlmo.training.errors import TrainingError, describe_fault
 
 logger = logging.getLogger(__name__)
+
+# A run of one process has no process group, and needs none.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 MANIFEST, METADATA, CHECKSUMS = "manifest.json", ".metadata", "checksums-{rank}.json"
 # All that the pickled metadata of torch.distributed.checkpoint is made of.
