@@ -71,10 +71,6 @@ class Kept:
         """Where these tokens go when all tokens go by `route`."""
         return replace(route, num_text=self.num_text, num_image=self.places.shape[1] - self.num_text)
 
-    def rows(self, rows: slice) -> Kept:
-        """The same for some rows of the batch."""
-        return replace(self, places=self.places[rows])
-
 
 def wanted_places(
     wanted: Bool[Tensor, "batch tokens"],
@@ -189,12 +185,14 @@ class MultiwayAttention(nn.Module):
     ]:
         """Queries of the kept tokens, keys and values of all."""
         heads = self.config.num_attention_heads
-        if kept is not None and all(isinstance(module, QueryKeyValue) for module in self.qkv.values()):
+        # An adapter around the layer has no parts, and a graph keeps its weights whole so that int8 finds them.
+        divisible = all(isinstance(module, QueryKeyValue) for module in self.qkv.values())
+        if kept is not None and divisible and not torch.compiler.is_exporting():
             query = kept.route(route)(self.qkv, kept.of(hidden), part=QUERY).unflatten(-1, (heads, -1))
             pair = route(self.qkv, hidden, part=KEY_VALUE).unflatten(-1, (2, heads, -1))
             key, value = pair.permute(2, 0, 3, 1, 4)
             return query.transpose(1, 2), key, value
-        joint = route(self.qkv, hidden)  # an adapter around the layer has no parts
+        joint = route(self.qkv, hidden)
         query, key, value = joint.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         if kept is not None:
             query = kept.of(query.transpose(1, 2).flatten(2)).unflatten(-1, (heads, -1)).transpose(1, 2)
