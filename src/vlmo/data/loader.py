@@ -171,7 +171,7 @@ class _Reader(Dataset):
     def __getitem__(self, keys: list[Key]) -> Batch | str:
         try:
             return self._examples.collate([self._examples[key] for key in keys])
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             return str(error)
 
 
