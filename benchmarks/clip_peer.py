@@ -22,6 +22,7 @@ from vlmo.data.loader import Loader
 from vlmo.data.quarantine import keep_good
 from vlmo.data.sources import open_source
 from vlmo.processing import VLMoProcessor, train_transform
+from vlmo.processing.transforms import normalized
 from vlmo.recipes import Recipe
 from vlmo.training import OptimizerConfig
 from vlmo.training.optimizer import build_optimizer
@@ -124,7 +125,7 @@ def train_peer(
         began = last_line = time.monotonic()
         batches = loader(0)
         while (elapsed := time.monotonic() - began) < seconds:
-            batch = to_device(next(batches)[0], device)
+            batch = normalized(to_device(next(batches)[0], device))
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 images = peer.get_image_features(pixel_values=batch["pixel_values"])
                 texts = peer.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])

@@ -132,11 +132,23 @@ def test_device_is_a_gpu_if_there_is_one(monkeypatch) -> None:
         choose_device("bogus")
 
 
-def test_pictures_are_normalised_on_the_device() -> None:
+@pytest.mark.parametrize("takes_bytes", [False, True])
+def test_pictures_are_normalised_on_the_device_unless_the_objective_does_it(takes_bytes) -> None:
+    class Objective(nn.Module):
+        takes_8_bit_pictures = takes_bytes
+
+        def forward(self, batch):
+            self.seen = batch
+            return {"loss": torch.zeros(())}
+
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    found = to_device({"pixel_values": pixels, "sample_ids": torch.tensor([4])}, torch.device("cpu"))
-    assert found["pixel_values"].flatten().tolist() == pytest.approx([-1, -0.6, 1])
-    assert found["sample_ids"].tolist() == [4]
+    batch = to_device({"pixel_values": pixels, "sample_ids": torch.tensor([4])}, torch.device("cpu"))
+    assert batch["pixel_values"].dtype == torch.uint8
+    objective = Objective()
+    Engine(objective)(batch)
+    expected = [0, 51, 255] if takes_bytes else pytest.approx([-1, -0.6, 1])
+    assert objective.seen["pixel_values"].flatten().tolist() == expected
+    assert objective.seen["sample_ids"].tolist() == [4]
 
 
 def test_run_objective_leads_back_from_the_loss_alone() -> None:

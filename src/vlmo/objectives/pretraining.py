@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -89,7 +90,7 @@ class VisionLanguageConfig:
         exclude_same: Rows that share a picture or a caption are never each other's negatives.
         local_negatives: Draw hard negatives from the process's own rows only (an ablation of the paper).
         negative_sharpness: Hard negatives are drawn by the softmax of ITC's logits times this. 1 is the paper's way; 0
-            draws evenly, which small data need to learn any matching at all.
+            draws evenly. Softer ones are easier to tell from true pairs, for small data.
         fused_stride: Every n-th row of the global batch takes part in the fused passes (MLM and ITM); 1 = all rows.
         fused_chunk: Pairs that go through the fusion encoder at once, sorted by the length of their captions; None =
             all, or `cache_chunk`. The result is the same; chunks hold less padding, which saves time where they are
@@ -114,10 +115,7 @@ class VisionLanguageConfig:
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
         if not 0 <= self.negative_sharpness < math.inf:
             raise ValueError(f"negative_sharpness is {self.negative_sharpness}; give a number from 0 up")
-        if min(self.fused_stride, self.fused_chunk or 1, self.cache_chunk or 1) < 1 or 0 in (
-            self.fused_chunk,
-            self.cache_chunk,
-        ):
+        if any(number is not None and number < 1 for number in (self.fused_stride, self.fused_chunk, self.cache_chunk)):
             raise ValueError(
                 f"fused_stride is {self.fused_stride}, fused_chunk {self.fused_chunk} and cache_chunk "
                 f"{self.cache_chunk}; give 1 or more (or no chunk)"
@@ -133,6 +131,9 @@ class VisionLanguageObjective(nn.Module):
     Raises:
         ValueError: A loss has a weight, but the model lacks its head.
     """
+
+    takes_8_bit_pictures: ClassVar[bool] = True
+    """With `cache_chunk`, floats of all pictures at once would be most of the memory."""
 
     def __init__(
         self, model: VLMoForPreTraining | VLMoForImageTextRetrieval, *, config: VisionLanguageConfig | None = None

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlmo.distributed import world_size
 from vlmo.model.multiway import MultiwayBlock
+from vlmo.processing.transforms import normalized
 from vlmo.training.checkpoint import training_tensors
 from vlmo.types import Batch
 
@@ -53,14 +54,19 @@ class EngineConfig:
 
 
 class _Step(nn.Module):
-    """The objective as data parallelism should see it: only "loss" leads back to the parameters."""
+    """The objective as data parallelism should see it: only "loss" leads back to the parameters.
+
+    8-bit pictures are normalised here, on the device, unless the objective `takes_8_bit_pictures` itself.
+    """
 
     def __init__(self, objective: nn.Module) -> None:
         super().__init__()
         self.objective = objective
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        values = self.objective(batch)
+        # One that works on some pictures at a time makes floats of those alone.
+        takes_bytes = getattr(self.objective, "takes_8_bit_pictures", False)
+        values = self.objective(batch if takes_bytes else normalized(batch))
         # A logged value that kept its graph would make DDP wait for gradients that never come.
         return {name: value.float() if name == "loss" else value.detach().float() for name, value in values.items()}
 

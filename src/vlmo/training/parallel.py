@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vlmo.distributed import rank, world_size
-from vlmo.processing.transforms import normalized
 from vlmo.types import Batch
 
 
@@ -40,9 +39,9 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`; 8-bit pictures are normalised there, after a fourth of the bytes have moved."""
+    """The batch on `device`; pictures stay as they are, 8-bit ones a fourth of what they will be."""
     tensors = cast(dict[str, Tensor], batch)
-    return normalized(cast(Batch, {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}))
+    return cast(Batch, {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 @contextlib.contextmanager
