@@ -26,7 +26,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.objectives.pretraining import VisionLanguageObjective
 from vlmo.recipes.finetuning import base_coco_retrieval
@@ -200,9 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps.append(in_own_process(pairs, arguments))
         console.print(f"{pairs} pairs: {steps[-1]['seconds']:,.0f} s", highlight=False)
         result |= {"steps": steps} | verdict(steps, options)
-        if options.out is not None:  # after each, as a large one may take an hour
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(result, indent=2) + "\n")
+        write_result(result, options.out)  # after each, as a large one may take an hour
     console.print(table(steps), highlight=False)
     if result["faults"]:
         raise SystemExit("; ".join(result["faults"]))

@@ -12,7 +12,6 @@ kind for itself. Every row says of each time whether it is `measured`, or `extra
 Reranking adds times of its parts. Crossing points follow from the seconds of an image, a text, a pair, and a product.
 """
 
-import json
 import math
 import os
 import sys
@@ -25,7 +24,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
 
@@ -214,9 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         result |= measure(options)
     print(table(result))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(result, options.out)
 
 
 if __name__ == "__main__":

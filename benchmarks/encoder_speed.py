@@ -16,7 +16,6 @@ The result names what each program has to compute, what the machine reaches in a
 that any program could reach.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 from timing import Call, layer_flops, matmul_flops, rates_by_turns
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
@@ -368,9 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         torch.backends.quantized.engine = engine
     print(table(result))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(result, options.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ a data sheet's figure). Combinations that do not fit into memory are named as su
 import contextlib
 import functools
 import itertools
-import json
 import math
 import os
 import statistics
@@ -37,7 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 from timing import matmul_flops
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
 from vlmo.objectives.pretraining import LanguageObjective, VisionLanguageObjective, VisionObjective
@@ -262,9 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if device == "cuda":
             torch.cuda.empty_cache()
     print(f"on {result['device']}", table(result), sep="\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(result, options.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import functools
 import importlib.resources
 import io
 import itertools
-import json
 import os
 import random
 import statistics
@@ -39,7 +38,7 @@ from PIL import Image
 from torch import Tensor
 from webdataset.tariterators import tar_file_expander
 
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 from vlmo.data.collate import Example, collate
 from vlmo.data.decoding import EncodedPicture
 from vlmo.data.sampler import sample_generator
@@ -306,8 +305,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print(
             f"{name:<24} {figures['images_per_second_wall']:8.1f} images/s/core, {figures['ratio_to_open_clip_wall']}x"
         )
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, options.out)
     return result
 
 

@@ -8,7 +8,6 @@ inference mode. A rate is the median over turns, a ratio the median over turns o
 the machine slows the engines by different factors: `load_average` says whether there was any before the start.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -24,7 +23,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 from timing import Call, rates_by_turns
 from vlmo.interop.onnx import OnnxGraph, load_model
 from vlmo.interop.onnx_conversion import noise
@@ -165,9 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result |= measure(Path(name), replace(options, recall_on=None), console=console)
     result["load_average"] = load
     print(table(result))
+    write_result(result, options.out)
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
         console.print(f"written to {options.out}", highlight=False)
 
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests are no package t
 from tests.parity import cases, plain_beit3, plain_vlmo, test_beit, test_beit3
 from tests.parity.cases import Case, imported, reference_file
 
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 from vlmo.interop import beit3
 from vlmo.interop.importing import import_checkpoint
 from vlmo.model import (
@@ -221,9 +221,8 @@ def main(arguments: Sequence[str] | None = None, *, sizes: plain_vlmo.Sizes = pl
     if options.base:
         result["import_base"] = import_cost(sizes, repeats=options.repeats, threads=options.threads)
         print(json.dumps(result["import_base"]))
+    write_result(result, options.out)
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
         Console(stderr=True).print(f"written to {options.out}", highlight=False)
     return result
 

@@ -10,17 +10,9 @@ and stages 1 to 3. Building data sets and decoding pictures is counted for neith
 import dataclasses
 import json
 import logging
-import os
-import platform
-import re
-import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +23,7 @@ from rich.logging import RichHandler
 from torch import nn
 
 from clip_peer import Peer, peer_loader, train_peer
+from surroundings import surroundings, write_result
 from vlmo.evaluation import RetrievalResult
 from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.recipes import Recipe, build, emoji
@@ -83,29 +76,6 @@ def train_ours(recipes: dict[str, Recipe], *, run: Path, console: Console) -> di
     return spent
 
 
-def surroundings(arguments: Sequence[str]) -> dict[str, Any]:
-    """What the figures depend on beside the settings."""
-    cpu = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    folder = Path(__file__).parent
-    has_git = shutil.which("git") is not None
-    commit = subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=False).stdout if has_git else ""
-    packages = ("vlmo", "torch", "torchvision", "transformers", "open_clip_torch")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/quality_vs_clip.py", *arguments]),
-        "commit": commit.strip() or "unknown",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "hardware": {
-            "cpu": model[1] if model else platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": str(choose_device()),
-        },
-    }
-
-
 def compare(options: Options, *, console: Console) -> dict[str, Any]:
     """Trains and evaluates ours, then a peer for each learning rate."""
     recipes = quickstart_recipes(options.run, scale=options.scale)
@@ -156,11 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
     torch.set_num_threads(options.threads)
-    text = json.dumps(surroundings(arguments) | compare(options, console=console), indent=2)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    packages = ("vlmo", "torch", "torchvision", "transformers", "open_clip_torch")
+    result = surroundings("quality_vs_clip.py", arguments, packages=packages)
+    result["hardware"]["device"] = str(choose_device())
+    result |= compare(options, console=console)
+    print(json.dumps(result, indent=2))
+    write_result(result, options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ exists. Useful operations are those of our step without anything computed twice.
 sides by different factors: `load_average` says whether there was any before the start.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -30,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from plain_stage3 import check_plain, plain_step
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.types import Batch
@@ -349,9 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bars": BARS,
     } | result
     print(summary(result))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(result, options.out)
 
 
 if __name__ == "__main__":

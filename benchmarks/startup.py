@@ -6,7 +6,6 @@ Each command runs `--runs` times by turns, after one turn that fills the caches 
 `cpu_seconds` is what the process itself worked. An interpreter that does nothing is measured beside them.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 
 _HELP = "from vlmo.cli import main; main({})"
 _COMMANDS = {
@@ -76,8 +75,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }
     for name, figures in result["commands"].items():
         print(f"{name:<22} {figures['seconds']:.3f} s ({figures['cpu_seconds']:.3f} s of work)")
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, options.out)
     return result
 
 

@@ -1,5 +1,6 @@
 """What the figures of a benchmark depend on beside its settings."""
 
+import json
 import os
 import platform
 import re
@@ -34,3 +35,10 @@ def surroundings(script: str, arguments: Sequence[str], *, packages: Sequence[st
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def write_result(result: dict[str, Any], file: Path | None) -> None:
+    """Writes a result as JSON, if a file was named for it; folders on the way are made."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result, indent=2) + "\n")

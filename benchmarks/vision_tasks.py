@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.logging import RichHandler
 
-from surroundings import surroundings
+from surroundings import surroundings, write_result
 from vlmo.data.label_examples import SegmentRows
 from vlmo.data.sources import decode_image
 from vlmo.evaluation.classification import NAME_ALONE, fit_linear_probe
@@ -216,11 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         name: (segmentation if name == SEGMENT_RECIPE else classification)(name, options, console=console)
         for name in options.tasks
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    write_result(result, options.out)
     return result
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from tests.distributed.gloo import run_processes
+from tests.distributed.gloo import WatchedCollectives, run_processes
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.objectives import pretraining
@@ -23,29 +23,19 @@ PIXELS = 3 * 64 * 64
 PATCHES = (1 + 16) * CONFIG.hidden_size * 4
 
 
-class Sent:
+class Sent(WatchedCollectives):
     """Bytes that this process hands to others, by kind of collective and of number, while this is on."""
 
     def __init__(self) -> None:
         self.gathered = {"float": 0, "number": 0}
         self.exchanged = {"float": 0, "number": 0, "pixel": 0}
 
-    def __enter__(self) -> Sent:
-        self.originals = dist.all_to_all_single, dist.all_gather_into_tensor
-        dist.all_to_all_single, dist.all_gather_into_tensor = self.all_to_all, self.all_gather
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        dist.all_to_all_single, dist.all_gather_into_tensor = self.originals
-
-    def all_to_all(self, output: Tensor, sent: Tensor, *splits: list[int]) -> None:
-        self.originals[0](output, sent, *splits)
-        own = splits[1] if splits else [len(sent) // distributed.world_size()] * distributed.world_size()
+    def exchanging(self, sent: Tensor, splits: Sequence[int] | None) -> None:
+        own = splits or [len(sent) // distributed.world_size()] * distributed.world_size()
         others = len(sent) - own[distributed.rank()]
         self.exchanged[_kind(sent)] += others * sent[:1].nbytes
 
-    def all_gather(self, output: Tensor, sent: Tensor) -> None:
-        self.originals[1](output, sent)
+    def gathering(self, sent: Tensor) -> None:
         self.gathered[_kind(sent)] += (distributed.world_size() - 1) * sent.nbytes
 
 

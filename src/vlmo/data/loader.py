@@ -31,6 +31,12 @@ class LoaderConfig:
     """Worker processes for each training process; 0 prepares batches in the training process itself."""
 
 
+def check_sizes(config: LoaderConfig) -> None:
+    """Raises ValueError for sizes that mean nothing."""
+    if config.accumulation < 1 or config.num_workers < 0 or config.global_batch_size < 1:
+        raise ValueError(f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {config}")
+
+
 class Loader:
     """Micro-batches of each step, a pure function of (examples, configuration, seed, step).
 
@@ -85,8 +91,7 @@ class Loader:
 
     def _check(self) -> None:
         config, pieces = self._config, self._world_size * self._config.accumulation
-        if config.accumulation < 1 or config.num_workers < 0 or config.global_batch_size < 1:
-            raise ValueError(f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {config}")
+        check_sizes(config)
         if config.global_batch_size % pieces:
             raise ValueError(
                 f"global_batch_size is {config.global_batch_size}, not a multiple of {self._world_size} processes x "

@@ -2,8 +2,6 @@ import importlib.resources
 import itertools
 import json
 import multiprocessing
-import os
-import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from tests.killing import kill_when
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
 from vlmo.data.loader import LoaderConfig
@@ -273,15 +272,7 @@ def train(run, source, examples, workers):
 def test_a_process_killed_in_the_middle_of_an_epoch_goes_on_exactly(whole, source, examples, tmp_path, workers):
     start = multiprocessing.get_context("fork").Process
     process, log = start(target=train, args=(tmp_path, source, examples, workers)), tmp_path / "seen.jsonl"
-    process.start()
-    deadline = time.monotonic() + 60
-    while not log.exists() or log.read_text().count("\n") < 5:
-        assert process.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill_when(process, lambda: log.exists() and log.read_text().count("\n") >= 5, within_s=60)
     process = start(target=train, args=(tmp_path, source, examples, workers))
     process.start()
     process.join(60)

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from vlmo import distributed
 from vlmo.data.collate import merge
-from vlmo.data.loader import LoaderConfig, start_workers
+from vlmo.data.loader import LoaderConfig, check_sizes, start_workers
 from vlmo.data.sampler import step_seed
 from vlmo.data.stream.examples import StreamExamples
 from vlmo.data.stream.lanes import Lane
@@ -240,8 +240,7 @@ def _pinned(batch: Batch) -> Batch:
 
 def _check(config: StreamConfig, *, loader: LoaderConfig, world_size: int) -> None:
     pieces = world_size * loader.accumulation
-    if loader.accumulation < 1 or loader.num_workers < 0 or loader.global_batch_size < 1:
-        raise ValueError(f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {loader}")
+    check_sizes(loader)
     if config.lanes % pieces:
         raise ValueError(
             f"streams.lanes is {config.lanes}, not a multiple of {world_size} processes x {loader.accumulation} "
