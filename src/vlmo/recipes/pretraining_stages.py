@@ -181,8 +181,6 @@ def pictures(run: Run, *, seeded: bool = True) -> dict[str, Any]:
 
 def streamed(run: Run, *, texts: dict[str, Any]) -> dict[str, Any]:
     """How the recipe reads streamed pictures, and texts where they are given, as arguments of `StreamExamples`."""
-    if run.recipe.data.cache_images:
-        raise ValueError("data.cache_images is set, but the pictures of data.streams are not kept; leave it out")
     return {name: value for name, value in pictures(run).items() if name != "cache_images"} | texts
 
 

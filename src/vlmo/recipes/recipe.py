@@ -164,6 +164,8 @@ def _check(recipe: Recipe) -> None:
         )
     if recipe.data.streams.patterns and not stage.can_stream:
         raise ValueError(f"data.streams is given, but {stage.title} does not read streams; name a data.source instead")
+    if recipe.data.streams.patterns and recipe.data.cache_images:
+        raise ValueError("data.cache_images is set, but the pictures of data.streams are not kept; leave it out")
     if recipe.trainer.eval_every is not None and recipe.evaluate_on is None:
         raise ValueError("trainer.eval_every is given without evaluate_on; name the data to evaluate on")
     if recipe.text.max_length > recipe.model.max_text_positions:

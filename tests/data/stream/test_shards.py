@@ -55,5 +55,7 @@ def test_the_list_of_shards_is_kept_beside_the_run(tmp_path):
     assert open_sources([pattern], weights=(), folder=run) == first
     assert first[0].shards == tuple(map(str, paths))
     assert open_sources([pattern], weights=[2.5], folder=run)[0].weight == 2.5
+    (only,) = open_sources([first[0].shards[0]], weights=(), folder=run)  # a start with another pattern came to nothing
+    assert only.shards == first[0].shards[:1]
     with pytest.raises(ValueError, match="named twice"):
         open_sources([pattern, f"{tmp_path}/shards"], weights=(), folder=tmp_path / "other")

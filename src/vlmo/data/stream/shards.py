@@ -77,21 +77,25 @@ def list_shards(pattern: str) -> tuple[str, ...]:
 def open_sources(patterns: Sequence[str], *, weights: Sequence[float], folder: Path) -> list[Source]:
     """A source for each pattern; the lists are kept in `folder`, and read there when the run goes on.
 
-    So a shard that vanishes or arrives between two starts changes nobody's order. All processes call this; the main one
-    writes.
+    So a shard that vanishes or arrives between two starts changes nobody's order. Lists of other patterns, from a start
+    that came to nothing, are made anew. All processes call this; the main one writes.
 
     Raises:
         ValueError: A pattern names nothing, or two name the same shard.
     """
     path = folder / LIST_FILE
-    if distributed.is_main() and not path.is_file():
+    if distributed.is_main() and (not path.is_file() or _read_lists(path)["patterns"] != list(patterns)):
         lists = [list_shards(pattern) for pattern in patterns]
         _check_once(lists)
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(lists, indent=1))
+        write_file(path, json.dumps({"patterns": list(patterns), "shards": lists}, indent=1))
     distributed.barrier()
-    lists = json.loads(path.read_text(encoding="utf-8"))
+    lists = _read_lists(path)["shards"]
     return [Source(tuple(shards), weight) for shards, weight in zip(lists, weights or [1.0] * len(lists), strict=True)]
+
+
+def _read_lists(path: Path) -> dict[str, list]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _alternatives(pattern: str) -> list[str]:
