@@ -11,8 +11,8 @@ from vlmo.recipes.recipe import Recipe
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _START = f"{emoji.QUICKSTART}/{emoji.STAGE3}/model"
-# A patch of 16 of the pictures' 64 pixels holds a whole small shape, and a linear layer cannot tell its outline. At 96
-# pixels it can (docs/log.md); position tables are resized, as for the paper's fine-tuning at larger pictures.
+# A patch of 16 of the pictures' 64 pixels can hold a whole small shape, which is much for one linear layer. At 96
+# pixels a shape spans several; position tables are resized, as for the paper's fine-tuning at larger pictures.
 _PIXELS = 96
 # Colours are answers. Each picture is flipped alone, so "left" and "right" among two pictures stay true.
 _FLIPS = TransformConfig(image_size=_PIXELS, rand_augment_ops=0)
