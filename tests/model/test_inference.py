@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from tests.toy_model import BEIT3, pictures, texts, toy
 
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
-from vlmo.model.inference import Int8Linear
+from vlmo.model.inference import Int8Linear, PackedLinear
 
 VARIANTS = {
     "plain": {},
@@ -122,3 +125,34 @@ def test_wrong_inputs_are_named():
         elsewhere = VLMoForImageTextRetrieval(VLMoConfig.tiny())
     with pytest.raises(ValueError, match="int8 runs on a CPU, and the model is on meta"):
         elsewhere.for_inference(int8=True)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_packed_layer_is_a_linear_layer(dtype, gelu):
+    weight, bias, hidden = torch.randn(24, 16), torch.randn(24), torch.randn(2, 5, 16)
+    layer = PackedLinear(weight.to(dtype), bias.to(dtype), gelu=gelu)
+    assert layer.weight.is_mkldnn == (dtype == torch.float32)  # other types take the plain way
+    sums = hidden.double() @ weight.double().T + bias.double()
+    expected = torch.nn.functional.gelu(sums) if gelu else sums
+    torch.testing.assert_close(layer(hidden.to(dtype)).double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_packed_layer_can_be_copied_and_changes_its_type(again):
+    layer = PackedLinear(torch.randn(24, 16), torch.randn(24))
+    hidden = torch.randn(3, 16)
+    other = again(layer)
+    assert torch.equal(other(hidden), layer(hidden))
+    assert other.weight.is_mkldnn
+    double = other.double()
+    assert double.weight.dtype == torch.float64
+    torch.testing.assert_close(double(hidden.double()).float(), layer(hidden), atol=1e-5, rtol=0)
+
+
+def test_towers_can_be_compiled():
+    model = toy(VLMoForImageTextRetrieval, **VARIANTS["one layer"])
+    encoder = model.for_inference()
+    expected = encoder.get_image_features(pictures(2))
+    encoder.images.compile(backend="aot_eager")
+    torch.testing.assert_close(encoder.get_image_features(pictures(2)), expected, atol=FLOAT32_TOLERANCE, rtol=0)
