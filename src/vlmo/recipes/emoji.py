@@ -154,18 +154,19 @@ def emoji_retrieval() -> Recipe:
     """Fine-tuning for retrieval on drawings and their names: contrast, and matching for the reranked shortlist.
 
     Negatives are drawn softly (`negative_sharpness`), since matching has learnt nothing from the paper's on these data
-    (docs/log.md). That it learns so, and that reranking then helps, has not been shown.
+    (docs/log.md). So it learns, but judges drawings of an unknown artist less well than the contrast does.
 
     Data:    emoji-pairs.
     Start:   the model folder of emoji-stage3, from `make quickstart`.
     Run:     vlmo train emoji-retrieval
-    Expect:  not yet run.
+    Expect:  IR@1 18.2 %, IR@10 48.8 % (chance 0.2 and 2.0), TR@1 15.2 %; reranked (16) 17.6, 49.4 and 15.2 %, in 23
+             minutes of a busy CPU core (AMD EPYC, one seed).
     """
     recipe = emoji_stage3()
     return replace(
         recipe,
         stage=RetrievalStage(losses=VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3)),
-        # A guess: a weak judge should not overrule the contrast.
+        # A weak judge should not overrule the contrast; 0.05 to 0.5 differ by two points (docs/log.md).
         model=replace(_MODEL, rerank_weight=0.2),
         data=replace(recipe.data, transform=TransformConfig(image_size=64, rand_augment_ops=1)),
         schedule=ScheduleConfig(warmup_steps=60),
