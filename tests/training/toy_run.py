@@ -89,7 +89,12 @@ def make_loader(settings: Settings) -> Callable[[int], Iterator[list[Batch]]]:
 
 
 def make_trainer(
-    run_dir: Path, *, settings: Settings | None = None, config: TrainerConfig | None = None, **others: Any
+    run_dir: Path,
+    *,
+    settings: Settings | None = None,
+    config: TrainerConfig | None = None,
+    load: Callable[[int], Iterator[list[Batch]]] | None = None,
+    **others: Any,
 ) -> Trainer:
     settings = settings or Settings()
     config = config or TrainerConfig(max_steps=6, log_every=1, save_every=2)
@@ -108,7 +113,7 @@ def make_trainer(
         "schedule": ScheduleConfig(warmup_steps=2),
         "device": "cpu",
     }
-    return Trainer(objective, make_loader(settings), **(arguments | others))
+    return Trainer(objective, load or make_loader(settings), **(arguments | others))
 
 
 def main() -> None:

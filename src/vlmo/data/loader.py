@@ -176,7 +176,7 @@ class _Reader(Dataset):
     def __getitem__(self, keys: list[Key]) -> Batch | str:
         try:
             return self._examples.collate([self._examples[key] for key in keys])
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return str(error)
 
 

@@ -79,6 +79,24 @@ def write_file(path: Path, text: str) -> None:
     _flush_to_disk(path.parent)
 
 
+def need_writable(folder: Path) -> None:
+    """Makes the folder if need be.
+
+    Raises:
+        ValueError: Nothing can be written there.
+    """
+    probe = folder / ".vlmo-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"probe")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written in {folder} ({error.strerror or error}); make room or give this user the right to,"
+            " or name another folder"
+        ) from None
+
+
 def _flush_to_disk(path: Path) -> None:
     """Returns when the file, or the names in the folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -7,8 +7,10 @@ from vlmo.training.parallel import choose_device, launch
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import read_metrics
 from vlmo.training.trainer import Loader, Result, Trainer, TrainerConfig
+from vlmo.training.watchdog import HANG_SECONDS
 
 __all__ = [
+    "HANG_SECONDS",
     "EngineConfig",
     "Loader",
     "OptimizerConfig",

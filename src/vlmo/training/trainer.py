@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,12 +32,13 @@ from vlmo.distributed import all_reduce, barrier, is_main, rank, world_size
 from vlmo.folder import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
 from vlmo.training.engine import Engine, EngineConfig, gradient_norm
-from vlmo.training.errors import TrainingError
+from vlmo.training.errors import TrainingError, describe_fault
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, to_device
 from vlmo.training.randomness import seed_generators, step_seed
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import Tracker, read_metrics
+from vlmo.training.watchdog import HANG_SECONDS, Watchdog, is_lost_contact
 from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -146,6 +148,7 @@ class Trainer:
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         console: Where the progress bar goes; None shows nothing.
         title: Stands before the progress bar.
+        hang_seconds: With several processes: after how long without a sign of life or progress one counts as hanging.
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class Trainer:
         device: str | None = None,
         console: Console | None = None,
         title: str = "training",
+        hang_seconds: float = HANG_SECONDS,
     ) -> None:
         self.device = choose_device(device)
         self.objective = objective.to(self.device).train()
@@ -182,6 +186,7 @@ class Trainer:
         self._states = StateStore(self.state_dir, keep=config.keep_states, in_background=config.async_save)
         self._progress, self._began = _Progress(), 0.0
         self._good_state: Path | None = None
+        self._watchdog = Watchdog(hang_seconds)
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
 
     def fit(self) -> Result:
@@ -191,8 +196,13 @@ class Trainer:
 
         Raises:
             ValueError: The run folder holds a run with another recipe.
-            TrainingError: `max_bad_steps` updates in a row were skipped, or every saved state is damaged.
+            TrainingError: `max_bad_steps` updates in a row were skipped, every saved state is damaged, nothing can be
+                written, data or their workers are gone, or another process is.
         """
+        with self._watchdog, self._explained_faults():
+            return self._fit()
+
+    def _fit(self) -> Result:
         if self._restore():
             logger.info("%s: %s has already finished", self.title, self.run_dir)
             return self._result("already_finished")
@@ -204,6 +214,7 @@ class Trainer:
         return self._result("finished" if finished else "stopped")
 
     def _write_model(self) -> None:
+        self._watchdog.at("writing the model folder", timed=False)
         weights = self._engine.weights()
         if is_main():
             with write_folder(self.model_dir) as aside:
@@ -219,16 +230,17 @@ class Trainer:
             if stopping or progress.step % config.save_every == 0 or progress.step == config.max_steps:
                 self._save(tracker)
             if stopping:
-                self._states.wait()
+                self._finish_saving()
                 logger.warning("%s: stopped after step %d; the same command goes on", self.title, progress.step)
                 return False
             self._evaluate_if_due(tracker)
-        self._states.wait()
+        self._finish_saving()
         return True
 
     def _train_step(self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal) -> bool:
         """One step; True if any process was asked to stop."""
         progress, began = self._progress, time.monotonic()
+        self._watchdog.at(f"reading the batch of step {progress.step + 1}")
         micro_batches = next(batches)
         losses = self._accumulate_gradients(micro_batches)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -255,6 +267,7 @@ class Trainer:
         for micro, batch in enumerate(micro_batches):
             seed_generators(step_seed(self.seed, step=self._progress.step, micro=micro, rank=rank()))
             batch = to_device(batch, self.device)
+            self._watchdog.at(f"in step {self._progress.step + 1}")
             with self._engine.synchronized(last=micro == len(micro_batches) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                     losses = self._engine(batch)
@@ -293,7 +306,7 @@ class Trainer:
         elif tracker is not None:
             tracker.log_training(progress.step, losses=named, figures=self._figures(norm, ids))
         if progress.bad_in_row >= config.max_bad_steps:
-            self._states.wait()
+            self._finish_saving()
             raise TrainingError(
                 f"the last {progress.bad_in_row} steps, up to step {progress.step}, had a non-finite loss or gradient:"
                 f" losses {named}, gradient norm {norm}; the last good state is {self._good_state}. Lower the learning"
@@ -324,6 +337,7 @@ class Trainer:
         due = step == self.config.max_steps or (every is not None and step > 0 and step % every == 0)
         if not due or not self.evaluators or _evaluated_step(tracker) == step:
             return
+        self._watchdog.at(f"in the evaluation after step {step}", timed=False)
         figures = self._engine.evaluate(
             lambda model: {name: value for evaluate in self.evaluators for name, value in evaluate(model).items()}
         )
@@ -332,11 +346,16 @@ class Trainer:
 
     def _save(self, tracker: Tracker | None) -> None:
         self._progress.seconds = self._seconds()
+        self._watchdog.at(f"saving step {self._progress.step}", timed=False)
         self._progress.cursor = self._cursor()
         self._good_state = state_path(self.state_dir, self._progress.step)
         if tracker is not None:
             tracker.flush()  # first, so that a restored state never lacks lines
         self._states.save(self._engine.training_state(self.optimizer), progress=asdict(self._progress))
+
+    def _finish_saving(self) -> None:
+        self._watchdog.at("finishing the last save", timed=False)
+        self._states.wait()
 
     def _cursor(self) -> dict[str, Any] | None:
         """The loader's cursor, of all processes."""
@@ -358,6 +377,36 @@ class Trainer:
             logger.info("%s: going on from %s", self.title, saved.path)
         self._began = time.monotonic() - self._progress.seconds
         return self._progress.step >= self.config.max_steps and from_main(self.model_dir.exists())
+
+    @contextlib.contextmanager
+    def _explained_faults(self) -> Iterator[None]:
+        """Faults of the machine as one line that says where the run stands."""
+        try:
+            yield
+        except (TrainingError, BrokenPipeError):
+            raise
+        except (OSError, EOFError, RuntimeError) as error:
+            with StopSignal():  # a launcher terminates those that are left, who should first say what they know
+                fault = self._fault(error)
+            if fault is None:
+                raise
+            # Drops what the stopped frames hold: a loader left alive raises again at the end of each of its workers.
+            traceback.clear_frames(error.__traceback__)
+            saved = max(self.state_dir.glob("step_????????"), default=None)
+            stands = f"the last saved state is {saved}" if saved else "nothing was saved yet"
+            raise TrainingError(
+                f"{self.title}: step {self._progress.step}: {fault}; {stands}, and the same command goes on from there"
+            ) from error
+
+    def _fault(self, error: OSError | EOFError | RuntimeError) -> str | None:
+        if is_lost_contact(error):
+            gone = ", ".join(map(str, self._watchdog.missing())) or "of unknown number"
+            return (
+                f"process {rank()} has lost process {gone}, which has ended or was killed (its own output may say why)"
+            )
+        with contextlib.suppress(TrainingError, RuntimeError, OSError):
+            self._states.wait()  # the line then names a state that was still being written
+        return describe_fault(error, run_dir=self.run_dir)
 
     def _open_tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
         if not is_main():

@@ -1,0 +1,211 @@
+"""What a run will need, against what runs do need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import torch
+from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch
+from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlmo import cli
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+)
+from vlmo.objectives.answering import QuestionObjective, ReasoningObjective
+from vlmo.objectives.pretraining import (
+    LanguageObjective,
+    VisionLanguageConfig,
+    VisionLanguageObjective,
+    VisionObjective,
+)
+from vlmo.objectives.vision_tasks import ClassificationObjective, SegmentationObjective
+from vlmo.recipes import RECIPES, Recipe, find_recipe
+from vlmo.recipes.configs import model_config
+from vlmo.recipes.estimate import estimate
+
+# Left out are operations of vectors (norms, softmax) and of single tokens (a pooler's input).
+FLOPS_TOLERANCE = 0.01
+# The kernels of attention differ in what they keep, and the losses' own tensors are not modelled.
+MEMORY_TOLERANCE = 0.15
+SIZES = VLMoConfig.tiny(hidden_size=64, num_hidden_layers=4)
+TEXT = 16
+MASKED_WORDS = 4 / (GLOBAL_BATCH * TEXT)
+MASKED_PATCHES = 6 / 16
+ALL_LOSSES = VisionLanguageConfig()
+CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
+
+
+def tiny(name: str, *, losses: VisionLanguageConfig | None = None, precision: str = "float32") -> Recipe:
+    """A recipe of the sizes of the toy batch."""
+    recipe = find_recipe(name)()
+    stage = recipe.stage if losses is None else replace(recipe.stage, losses=losses)
+    if name == "base-stage1":
+        stage = replace(stage, masked_share=MASKED_PATCHES)
+    return replace(
+        recipe,
+        stage=stage,
+        model=model_config(SIZES),
+        text=replace(recipe.text, max_length=TEXT, vocab_size=SIZES.vocab_size),
+        data=replace(recipe.data, mlm_probability=MASKED_WORDS),
+        loader=replace(recipe.loader, global_batch_size=GLOBAL_BATCH, accumulation=1),
+        trainer=replace(recipe.trainer, precision=precision),
+    )
+
+
+def config(recipe: Recipe, *, classes: int = 2, **changes: Any) -> VLMoConfig:
+    names = {number: str(number) for number in range(classes)}
+    return VLMoConfig(**asdict(recipe.model) | {"id2label": names} | changes)
+
+
+def with_labels(labels: Tensor, *, pictures: int = 1) -> dict[str, Tensor]:
+    batch = make_batch()
+    if pictures > 1:
+        batch["pixel_values"] = batch["pixel_values"][:, None].repeat(1, pictures, 1, 1, 1)
+    return batch | {"labels": labels}
+
+
+def stage1(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    return VisionObjective(VLMoForMaskedImageModeling(config(recipe)), tokenizer=FixedTokens()), make_batch()
+
+
+def stage2(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    return LanguageObjective(VLMoForMaskedLM(config(recipe))), make_batch()
+
+
+def stage3(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    return VisionLanguageObjective(VLMoForPreTraining(config(recipe)), config=recipe.stage.losses), make_batch()
+
+
+def retrieval(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForImageTextRetrieval(config(recipe, contrast_fusion_ending=False, use_match_head=False))
+    return VisionLanguageObjective(model, config=recipe.stage.losses), make_batch()
+
+
+def question(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForVisualQuestionAnswering(config(recipe, classes=3129))
+    return QuestionObjective(model), with_labels(torch.rand(GLOBAL_BATCH, 3129))
+
+
+def reasoning(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForVisualReasoning(config(recipe, num_modality_types=3))
+    return ReasoningObjective(model), with_labels(torch.zeros(GLOBAL_BATCH, dtype=torch.long), pictures=2)
+
+
+def classification(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForImageClassification(config(recipe, classes=1000))
+    return ClassificationObjective(model), with_labels(torch.zeros(GLOBAL_BATCH, dtype=torch.long))
+
+
+def segmentation(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForSemanticSegmentation(config(recipe, classes=150, segmentation_channels=recipe.stage.channels))
+    return SegmentationObjective(model), with_labels(torch.zeros(GLOBAL_BATCH, 64, 64, dtype=torch.long))
+
+
+CASES = [
+    ("base-stage1", None, stage1),
+    ("base-stage2", None, stage2),
+    ("base-stage3", ALL_LOSSES, stage3),
+    ("base-coco-retrieval", CONTRAST_ALONE, retrieval),
+    ("base-vqa", None, question),
+    ("base-nlvr2", None, reasoning),
+    ("base-imagenet", None, classification),
+    ("base-ade20k", None, segmentation),
+]
+Make = Callable[[Recipe], tuple[nn.Module, dict[str, Tensor]]]
+
+
+@pytest.mark.parametrize(("name", "losses", "make"), CASES, ids=[name for name, _, _ in CASES])
+def test_operations_and_parameters_are_those_of_a_run(name, losses, make: Make) -> None:
+    recipe = tiny(name, losses=losses)
+    objective, batch = make(recipe)
+    objective.get_submodule("model").set_attn_implementation("eager")  # whose products are counted one by one
+    with FlopCounterMode(display=False) as counter:
+        objective(batch)["loss"].backward()
+    told = estimate(recipe)
+    assert told.flops_per_step == pytest.approx(counter.get_total_flops(), rel=FLOPS_TOLERANCE)
+    parameters = list(objective.get_submodule("model").parameters())
+    assert told.parameters == sum(p.numel() for p in parameters)
+    assert told.trainable_parameters == sum(p.numel() for p in parameters if p.requires_grad)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "losses", "make"), [CASES[index] for index in (0, 2, 3)], ids=["stage1", "stage3", "retrieval"]
+)
+def test_activations_are_the_measured_peak(name, losses, make: Make, precision) -> None:
+    recipe = tiny(name, losses=losses, precision=precision)
+    objective, batch = make(recipe)
+    tracker = MemTracker()
+    tracker.track_external(objective)
+    with tracker:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = objective(batch)["loss"]
+        loss.backward()
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    known = sum(p.numel() * p.element_size() for p in objective.parameters())
+
+    assert estimate(recipe).activation_bytes == pytest.approx(peak - known, rel=MEMORY_TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = (estimate(find_recipe(name)(), processes=processes) for processes in (1, 2))
+    assert 0 < one.trainable_parameters <= one.parameters
+    assert one.optimizer_bytes == 2 * one.gradient_bytes == 8 * one.trainable_parameters
+    assert one.flops_per_sample > 6 * 49  # more than one parameter's share, whatever the sizes
+    assert two.micro_batch * 2 == one.micro_batch
+    assert one.gradient_traffic == one.embedding_traffic == one.negative_traffic == 0
+    assert two.gradient_traffic == two.gradient_bytes
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_of_the_paper() -> None:
+    base = estimate(find_recipe("base-stage3")(), processes=8)
+    assert base.parameters == pytest.approx(202e6, rel=0.01)  # 175M of the backbone, and the heads of pre-training
+    assert base.micro_batch == 128
+    image, dim = 197, 768
+    assert base.embedding_traffic == 128 * 7 * 2 * dim * 5 * 4
+    # Of 128 pictures and texts, with the gradients of the former, those that other processes hold.
+    assert base.negative_traffic == 128 * 7 // 8 * (2 * image * dim * 4 + 2 * 40 * 8)
+    # Three forward passes' worth; a picture of 224 px alone costs ViT-B/16's 35.1 GFLOPs forward.
+    assert estimate(find_recipe("base-imagenet")()).flops_per_sample == pytest.approx(3 * 35.1e9, rel=0.01)
+
+
+def test_processes_that_cannot_share_the_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"processes is 3; loader.global_batch_size 1024 must be a multiple"):
+        estimate(find_recipe("base-stage3")(), processes=3)
+
+
+def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.main(["train", "emoji-stage3", "--dry-run", "--processes", "4", "--json", "needs.json"])
+    output = capsys.readouterr().out
+    for part in ("parameters", "optimizer", "activations of a micro-batch", "hard negatives", "GFLOPs a sample"):
+        assert part in output
+    needs = json.loads((tmp_path / "needs.json").read_text())
+    assert needs == asdict(estimate(find_recipe("emoji-stage3")(), processes=4))
+    assert [path.name for path in tmp_path.iterdir()] == ["needs.json"]
+
+
+def test_command_refuses_options_of_a_dry_run_without_one(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "emoji-stage3", "--processes", "4"])
+    assert end.value.code == 2
+    assert "--processes and --json belong to --dry-run" in capsys.readouterr().err
