@@ -42,7 +42,7 @@ from torch.serialization import _get_layout
 
 from vlmo.distributed import rank, world_size
 from vlmo.folder import path_aside, remove_folder, remove_leftovers, write_file, write_folder
-from vlmo.training.errors import TrainingError, describe_fault
+from vlmo.training.errors import TrainingError, advise_on_saving
 
 logger = logging.getLogger(__name__)
 
@@ -254,11 +254,9 @@ class _StateWriter(dcp.FileSystemWriter):
             if not isinstance(cause, Exception):
                 raise cause  # such as an interrupt
             newest = max(_states(self.target.parent), default=None)
-            known = isinstance(cause, OSError | EOFError | RuntimeError)
-            fault = describe_fault(cause, run_dir=self.target.parent) if known else None
             raise TrainingError(
-                f"training state {self.target} could not be written by process {place} ({type(cause).__name__}):"
-                f" {fault or cause}; the newest one is {newest}, and the same command goes on from there"
+                f"training state {self.target} could not be written by process {place} ({type(cause).__name__}:"
+                f" {cause}); the newest one is {newest}. {advise_on_saving(cause)}, and the same command goes on"
             ) from cause
 
 

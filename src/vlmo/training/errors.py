@@ -31,3 +31,13 @@ def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path) -
     if error.errno in _READ_ONLY:
         return f"{error.filename or run_dir} may not be written or read ({error}); give this user the right to"
     return f"the system reports: {error}"
+
+
+def advise_on_saving(error: Exception) -> str:
+    """What to do about a training state that could not be written."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _NO_ROOM or isinstance(error, RuntimeError):  # PyTorch hides the system's reason
+        return "If the disk is full, free space there"
+    if number in _READ_ONLY:
+        return "Give this user the right to write there"
+    return "Remove what hinders it"
