@@ -1,7 +1,8 @@
 """What a run will need, from its recipe alone: no data, no start folder, no memory (models live on the meta device).
 
 Counted are the model and its heads as the objective runs them, under data parallelism. Not counted: the frozen visual
-tokenizer of stage 1, evaluation, buffers of the libraries, and what fragments memory.
+tokenizer of stage 1, evaluation, buffers of the libraries, and what fragments memory. The last block counts as a whole
+one, although most of it is run for few tokens only, so figures are upper bounds.
 """
 
 from __future__ import annotations
