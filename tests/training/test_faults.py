@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import torch
 import toy_group
+from tests.killing import wait_until
 from tests.rights import ordinary_rights
 from toy_group import Group, Pause
-from toy_run import make_trainer
+from toy_run import Settings, make_trainer
 
 from vlmo import cli
 from vlmo.training import TrainerConfig, read_metrics
@@ -97,7 +98,7 @@ def test_survivor_of_a_kill_under_torchrun_says_whom_it_has_lost(tmp_path) -> No
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         states = tmp_path / "run" / "state"
-        toy_group.wait_until(lambda: any(states.glob("step_*")), patience_s=toy_group.PATIENCE_S)
+        wait_until(lambda: any(states.glob("step_*")), within_s=toy_group.PATIENCE_S)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         second = next(pid for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes())
         os.kill(int(second), signal.SIGKILL)
@@ -142,9 +143,26 @@ def test_process_that_lives_but_makes_no_progress_is_named_by_both(start, tmp_pa
 
 
 @pytest.mark.slow
-def test_long_evaluation_is_no_hang(start, tmp_path) -> None:
-    group = start(tmp_path, hang_seconds=0.5, evaluation_s=1.5)
-    assert group.codes(within_s=SOON_S) == [0, 0], group.output(1)
+def test_process_that_stops_before_there_is_a_trainer_is_named(start, tmp_path) -> None:
+    group = start(tmp_path, pause=Pause(rank=1, moment="start"), hang_seconds=HANG_S)
+    group.wait_for_pause()
+    group.signal(1, signal.SIGSTOP)
+    group.processes[0].join(SOON_S)
+    assert group.processes[0].exitcode == 1, group.output(0)
+    (line,) = told(group.output(0))
+    assert "process 1 hangs (no sign of life for" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pause", [Pause(0, "evaluation", step=5), Pause(None, "save", step=4)], ids=["evaluation", "save"]
+)
+def test_what_takes_longer_than_a_hang_is_none_while_the_process_lives(start, tmp_path, pause) -> None:
+    group = start(tmp_path, pause=pause, hang_seconds=HANG_S)
+    group.wait_for_pause()
+    time.sleep(2 * HANG_S)
+    group.go_on()
+    assert group.codes(within_s=SOON_S) == [0, 0], group.output(0) + group.output(1)
     assert "hangs" not in group.output(0) + group.output(1)
 
 
@@ -212,6 +230,7 @@ def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
     folder = tmp_path / "run that the disk refuses"
     group = start(folder, world_size=1, pause=Pause(rank=0, moment="forward", step=4), ordinary=True)
     group.wait_for_pause()
+    wait_until((folder / "run" / "state" / "step_00000002").exists, within_s=SOON_S)  # it is written in the background
     fault(group)
     group.go_on()
     assert group.codes(within_s=SOON_S) == [1], group.output(0)
@@ -243,8 +262,7 @@ def test_killed_worker_ends_the_run_with_a_line_and_the_run_goes_on_later(start,
     group = start(folder, world_size=1, kills_worker_in_step=5, num_workers=1)
     assert group.codes(within_s=SOON_S) == [1], group.output(0)
     (line,) = told(group.output(0))
-    # What is seen first is left to chance: the worker's end, or that of the pipe from it.
-    seen = r"killed by signal: Killed|exited unexpectedly|.*Connection (reset|refused).*|"
+    seen = "killed by signal: Killed|exited unexpectedly"
     assert re.search(rf"a worker that prepares batches is gone \(({seen})\), most often because memory", line), line
     assert "step_00000002" in line or "step_00000004" in line
     assert "Traceback" not in group.output(0)
@@ -263,6 +281,27 @@ class CutOff:
         self.left -= 1
         if self.left == 0:
             raise RuntimeError("cut off")
+
+
+def test_run_whose_newest_state_is_damaged_goes_on_from_the_one_before_and_says_so(tmp_path, caplog) -> None:
+    make_trainer(tmp_path / "whole" / "run").fit()
+    with pytest.raises(RuntimeError, match="cut off"):
+        make_trainer(tmp_path / "run", after_step=CutOff(after=5)).fit()
+    newest = max((tmp_path / "run" / "state").glob("step_*"))
+    tensors = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    os.truncate(tensors, tensors.stat().st_size // 2)
+    assert make_trainer(tmp_path / "run").fit().status == "finished"
+    assert f"{newest} is damaged ({tensors.name} is not what was written); going back to the one before" in caplog.text
+    assert curve(tmp_path) == curve(tmp_path / "whole")
+    assert newest.with_name(f"{newest.name}.damaged").exists()
+
+
+def test_run_with_another_recipe_is_refused_with_what_differs_and_loses_nothing(tmp_path) -> None:
+    make_trainer(tmp_path / "run").fit()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"another recipe: lr was 0\.\d+ and is now 0\.5; give a new run folder"):
+        make_trainer(tmp_path / "run", settings=Settings(lr=0.5)).fit()
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch) -> None:

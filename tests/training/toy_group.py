@@ -6,12 +6,12 @@ Processes come from a fork server that has imported everything once, so that eac
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 import toy_run
+from tests.killing import wait_until
 from tests.rights import ordinary_rights
 from toy_run import Settings, make_trainer
 
 from vlmo.data.loader import Loader, LoaderConfig
-from vlmo.training import TrainerConfig, launch
+from vlmo.training import TrainerConfig, Watchdog, launch
 from vlmo.training.errors import TrainingError
 from vlmo.types import Batch
 
@@ -36,13 +37,14 @@ class Pause:
 
     Attributes:
         rank: Whose; None: whichever process gets there.
-        moment: In reading a batch, in a forward, or just before a training state gets its name.
-        step: The step that is read, trained or saved; they count from 1.
+        moment: Before there is a trainer, in reading a batch, in a forward, in an evaluation, or just before a training
+            state gets its name.
+        step: The step that is read, trained, evaluated or saved; they count from 1.
     """
 
     rank: int | None
-    moment: Literal["batch", "forward", "save"]
-    step: int
+    moment: Literal["start", "batch", "forward", "evaluation", "save"]
+    step: int = 0
 
 
 @dataclass
@@ -54,7 +56,10 @@ class Group:
 
     def wait_for_pause(self) -> None:
         """Returns when a process has come to its pause."""
-        wait_until((self.folder / "paused").exists, patience_s=PATIENCE_S)
+        wait_until((self.folder / "paused").exists, within_s=PATIENCE_S, meanwhile=self._all_live)
+
+    def _all_live(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
 
     def go_on(self) -> None:
         """Ends the pause."""
@@ -80,13 +85,6 @@ class Group:
         for process in self.processes:
             process.kill()
             process.join()
-
-
-def wait_until(condition: Callable[[], bool], *, patience_s: float) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -149,7 +147,6 @@ def _train(
     config: TrainerConfig,
     pause: Pause | None = None,
     hang_seconds: float = 60.0,
-    evaluation_s: float = 0.0,
     ordinary: bool = False,
     num_workers: int | None = None,
     kills_worker_in_step: int | None = None,
@@ -158,15 +155,19 @@ def _train(
     if pause is not None and pause.rank in {None, rank}:
         _arm(folder, pause)
 
+    evaluations = itertools.count(1)
+
     def evaluate(_: Any) -> dict[str, float]:
-        time.sleep(evaluation_s * (rank == 0))
+        if pause == Pause(rank, "evaluation", step=next(evaluations) * config.eval_every):
+            _stop_here(folder)
         return {"toy/one": 1.0}
 
     load = None if num_workers is None else _loader(num_workers=num_workers, kills_in_step=kills_worker_in_step)
-    with ordinary_rights() if ordinary else contextlib.nullcontext(), launch("cpu"):
-        trainer = make_trainer(
-            folder / "run", load=load, config=config, hang_seconds=hang_seconds, evaluators=[evaluate]
-        )
+    rights = ordinary_rights() if ordinary else contextlib.nullcontext()
+    with rights, launch("cpu"), Watchdog(hang_seconds) as watchdog:
+        if pause is not None and pause.moment == "start" and pause.rank == rank:
+            _stop_here(folder)
+        trainer = make_trainer(folder / "run", load=load, config=config, watchdog=watchdog, evaluators=[evaluate])
         result = trainer.fit()
     os.write(1, f"{result.status} {result.steps}\n".encode())
 
@@ -197,18 +198,18 @@ def _loader(*, num_workers: int, kills_in_step: int | None) -> Loader:
     return loader
 
 
+def _stop_here(folder: Path) -> None:
+    (folder / "paused").touch()
+    wait_until(lambda: not (folder / "paused").exists(), within_s=PATIENCE_S)
+
+
 def _arm(folder: Path, pause: Pause) -> None:
     """Makes this process stop at its pause."""
-
-    def stop_here() -> None:
-        (folder / "paused").touch()
-        wait_until(lambda: not (folder / "paused").exists(), patience_s=PATIENCE_S)
-
     if pause.moment == "save":
 
         def watch(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "os.rename" and str(arguments[1]).endswith(f"state/step_{pause.step:08d}"):
-                stop_here()
+                _stop_here(folder)
 
         sys.addaudithook(watch)
     elif pause.moment == "forward":
@@ -216,18 +217,18 @@ def _arm(folder: Path, pause: Pause) -> None:
 
         def paused_forward(self: toy_run.Objective, batch: Any) -> Any:
             if int(batch["step_seed"]) == pause.step - 1:
-                stop_here()
+                _stop_here(folder)
             return forward(self, batch)
 
         toy_run.Objective.forward = paused_forward
-    else:
+    elif pause.moment == "batch":
         make_loader = toy_run.make_loader
 
         def paused_loader(settings: Settings) -> Any:
             def load(start_step: int) -> Any:
                 for step, batch in enumerate(make_loader(settings)(start_step), start_step + 1):
                     if step == pause.step:
-                        stop_here()
+                        _stop_here(folder)
                     yield batch
 
             return load

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.distributed import rank, world_size
-from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, launch
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, Watchdog, launch
 from vlmo.types import Batch
 
 
@@ -121,10 +121,10 @@ def main() -> None:
     names = {field.name for field in fields(Settings)}
     settings = replace(Settings(), **{name: value for name, value in changes.items() if name in names})
     config = TrainerConfig(**{name: value for name, value in changes.items() if name not in names})
-    with launch("cpu"):
-        result = make_trainer(
-            Path(sys.argv[1]), settings=settings, config=config, evaluators=[lambda _: {"toy/one": 1.0}]
-        ).fit()
+    with launch("cpu"), Watchdog() as watchdog:
+        evaluators = [lambda _: {"toy/one": 1.0}]
+        run_dir = Path(sys.argv[1])
+        result = make_trainer(run_dir, settings=settings, config=config, watchdog=watchdog, evaluators=evaluators).fit()
     sys.stdout.write(f"{result.status} {result.steps}\n")
 
 

@@ -31,7 +31,7 @@ class TrainOptions:
     """With dry_run: number of processes; by default those that torchrun has started."""
     json: Path | None = None
     """With dry_run: file for the figures."""
-    hang_seconds: float = 1800.0
+    hang_seconds: float = 1800.0  # vlmo.training.HANG_SECONDS, which lives beside torch
     """With several processes: after how long without a sign of life or progress one is reported, and the others end."""
 
 
@@ -74,7 +74,7 @@ def train_command(arguments: list[str]) -> None:
     hide_loading_bars()
     from vlmo.distributed import is_main
     from vlmo.recipes import build, find_recipe
-    from vlmo.training import launch
+    from vlmo.training import Watchdog, launch
 
     name, *rest = arguments
     recipe_function = find_recipe(name)
@@ -88,7 +88,7 @@ def train_command(arguments: list[str]) -> None:
         return
     if options.processes is not None or options.json is not None:
         raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
-    with launch(options.device):
+    with launch(options.device), Watchdog(options.hang_seconds) as watchdog:
         trainer = build(
             options.recipe,
             run_dir=options.run_dir,
@@ -97,7 +97,7 @@ def train_command(arguments: list[str]) -> None:
             about=about,
             original=default.recipe,
             device=options.device,
-            hang_seconds=options.hang_seconds,
+            watchdog=watchdog,
         )
         result = trainer.fit()
         writes = is_main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,11 +86,10 @@ def need_writable(folder: Path) -> None:
     Raises:
         ValueError: Nothing can be written there.
     """
-    probe = folder / ".vlmo-probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"probe")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
     except OSError as error:
         raise ValueError(
             f"nothing can be written in {folder} ({error.strerror or error}); make room or give this user the right to,"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,59 +12,41 @@ _FULL, _HALF = 4, 2  # bytes of a number
 
 @dataclass(frozen=True)
 class Pass:
-    """Sequences of one shape on their way through blocks.
-
-    Attributes:
-        blocks: How many they pass.
-        num_image: Patches and class token.
-        rows: Sequences for each sample.
-    """
+    """A sequence on its way through so many blocks; `num_image` counts patches and class token."""
 
     blocks: int
     num_text: int = 0
     num_image: int = 0
-    rows: float = 1.0
 
     @property
     def length(self) -> int:
-        """Tokens of a sequence."""
+        """Tokens of the sequence."""
         return self.num_text + self.num_image
 
 
-def block_flops(config: VLMoConfig, tokens: int) -> tuple[int, int, int]:
-    """Floating point operations of one block on a sequence, forward: attention's projections, its products, expert.
-
-    A multiplication and its addition are two; norms, softmax and activations are left out.
-    """
-    dim, inner = config.hidden_size, cast("int", config.intermediate_size)
-    return 8 * tokens * dim**2, 4 * tokens**2 * dim, 4 * tokens * dim * inner
-
-
-def training_flops(config: VLMoConfig, passes: Sequence[Pass], *, frozen_attention: bool = False) -> float:
-    """Operations of the blocks for one sample, forward and backward.
+def training_flops(config: VLMoConfig, sequence: Pass, *, frozen_attention: bool = False) -> int:
+    """Floating point operations of the blocks, forward and backward; a multiplication and its addition are two.
 
     Backward costs twice the forward pass: once for inputs, once for weights. With frozen attention its projections
-    have no gradients of weights.
+    have no gradients of weights. Norms, softmax and activations are left out.
     """
-    total = 0.0
-    for each in passes:
-        projections, products, expert = block_flops(config, each.length)
-        block = (2 if frozen_attention else 3) * projections + 3 * products + 3 * expert
-        total += each.rows * each.blocks * block
-    return total
+    dim, inner, tokens = config.hidden_size, cast("int", config.intermediate_size), sequence.length
+    projections, products, expert = 8 * tokens * dim**2, 4 * tokens**2 * dim, 4 * tokens * dim * inner
+    return sequence.blocks * ((2 if frozen_attention else 3) * projections + 3 * products + 3 * expert)
 
 
-def saved_bytes(config: VLMoConfig, passes: Sequence[Pass], *, half: bool) -> float:
-    """Bytes that the blocks keep of one sample for the backward pass; `half` for bf16 activations (autocast).
+def block_bytes(config: VLMoConfig, sequence: Pass, *, half: bool) -> int:
+    """Bytes that one block keeps for the backward pass; `half` for bf16 activations (autocast).
 
-    Of each token a block keeps, in numbers of the hidden size: the residual stream before both norms and what the norms
-    give (4); scaled queries and keys, and values (3); what attention gives (1), and what LayerScale multiplies (2). Of
-    the expert: before and after its activation. Of each pair of tokens and head: the attention weights. Under autocast
-    the residual stream, and a second copy of the weights, are float32.
+    Of each token, in numbers of the hidden size: the residual stream before both norms, which is float32 all the same,
+    and what the norms give (4); queries, keys and values (3); what attention gives (1), and what LayerScale multiplies
+    (2). Of the expert: before and after its activation. Scores of attention are computed again.
     """
-    dim, inner, heads = config.hidden_size, cast("int", config.intermediate_size), config.num_attention_heads
-    size = _HALF if half else _FULL
+    dim, inner = config.hidden_size, cast("int", config.intermediate_size)
     scaled = 0 if config.layer_scale_init is None else 2
-    token = 2 * _FULL * dim + size * ((6 + scaled) * dim + 2 * inner)
-    weights = heads * ((_HALF + _FULL) if half else _FULL)
-    return sum(each.rows * each.blocks * each.length * (token + weights * each.length) for each in passes)
+    return sequence.length * (2 * _FULL * dim + (_HALF if half else _FULL) * ((6 + scaled) * dim + 2 * inner))
+
+
+def input_bytes(config: VLMoConfig, sequence: Pass) -> int:
+    """Bytes of what goes into a block, all that is kept of it under activation checkpointing."""
+    return sequence.length * _FULL * config.hidden_size

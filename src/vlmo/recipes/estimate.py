@@ -1,48 +1,26 @@
 """What a run will need, from its recipe alone: no data, no start folder, no memory (models live on the meta device).
 
-Counted are the model and its heads as the objective runs them, under data parallelism. Not counted: the frozen visual
-tokenizer of stage 1, evaluation, buffers of the libraries, and what fragments memory. The last block counts as a whole
-one, although most of it is run for few tokens only, so figures are upper bounds.
+Counted are the model and its heads as the objective runs them. Not counted: the frozen visual tokenizer of stage 1,
+evaluation, buffers of the libraries, and what fragments memory. The last block counts as a whole one, although most of
+it is run for few tokens only, so figures are upper bounds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from dataclasses import asdict, dataclass
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from vlmo.model import (
-    VLMoConfig,
-    VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
-    VLMoForMaskedImageModeling,
-    VLMoForMaskedLM,
-    VLMoForPreTraining,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-)
-from vlmo.model.costs import Pass, saved_bytes, training_flops
-from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
-from vlmo.objectives.pretraining import LanguageObjective, VisionLanguageConfig
-from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
-from vlmo.recipes.pretraining_stages import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
+from vlmo.model.multiway import MultiwayBlock
+from vlmo.objectives.traffic import pair_traffic
 from vlmo.recipes.recipe import Recipe
-from vlmo.recipes.retrieval_stage import RetrievalStage
-from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
+from vlmo.recipes.work import PairWork, Work, work_of
 
 _FLOAT32, _BFLOAT16 = 4, 2
-_ID = 8  # bytes of a token id
-_PAD_MULTIPLE = 8
-_LOGIT_COPIES = 3  # logits, their float32 form and the log of the softmax
-# The published sets' classes; a set at hand may have others, and only the last layer depends on it.
-_CLASSES: dict[type, int] = {QuestionStage: 3129, ReasoningStage: 2, ClassificationStage: 1000, SegmentationStage: 150}
+_GATHERED_BLOCKS = 2  # FSDP2 gathers the weights of a block while the one before it runs
 
 
 @dataclass(frozen=True)
@@ -52,6 +30,7 @@ class Estimate:
     parameters: int
     trainable_parameters: int
     parameter_bytes: int
+    """With FSDP2 the process's share, and the weights that are gathered at a time."""
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int
@@ -60,12 +39,13 @@ class Estimate:
     """Samples of one process in one backward pass."""
     processes: int
     gradient_traffic: int
-    """Bytes that a process sends a step to average gradients (ring all-reduce)."""
+    """Bytes that a process sends a step to average gradients, and with FSDP2 to gather weights (by rings)."""
     embedding_traffic: int
-    """Bytes that a process receives a step for the contrastive logits, gradients included."""
+    """Bytes that a process sends a step for the contrastive logits, gradients included."""
     negative_traffic: int
-    """Bytes that a process receives a step for hard negatives, gradients included."""
+    """Bytes that a process sends a step for hard negatives, gradients included."""
     flops_per_sample: int
+    """Nothing counts twice that is computed twice to save memory."""
     flops_per_step: int
     """Of all processes."""
     assumed_classes: int | None
@@ -86,14 +66,19 @@ class Estimate:
         known = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
         rows = [
             ("parameters", f"{self.parameters:,} ({self.trainable_parameters:,} trained)"),
-            ("memory of parameters", _gib(self.parameter_bytes)),
-            ("memory of gradients", _gib(self.gradient_bytes)),
-            ("memory of the optimizer", _gib(self.optimizer_bytes)),
-            (f"activations of a micro-batch of {self.micro_batch:,}", f"about {_gib(self.activation_bytes)}"),
-            ("these together", f"about {_gib(known)}"),
-            (f"sent a step by each of {self.processes:,} processes: gradients", _gib(self.gradient_traffic)),
-            ("received a step: embeddings for contrast", _gib(self.embedding_traffic)),
-            ("received a step: hard negatives", _gib(self.negative_traffic)),
+            ("memory of parameters", _size(self.parameter_bytes)),
+            ("memory of gradients", _size(self.gradient_bytes)),
+            ("memory of the optimizer", _size(self.optimizer_bytes)),
+            (f"activations, {self.micro_batch:,} samples at a time", f"about {_size(self.activation_bytes)}"),
+            ("memory, all of these", f"about {_size(known)}"),
+        ]
+        if self.processes > 1:
+            rows += [
+                ("sent a step: gradients and weights", f"about {_size(self.gradient_traffic)}"),
+                ("sent a step: embeddings for contrast", _size(self.embedding_traffic)),
+                ("sent a step: hard negatives", _size(self.negative_traffic)),
+            ]
+        rows += [
             ("GFLOPs a sample, forward and backward", f"{self.flops_per_sample / 1e9:,.1f}"),
             ("TFLOPs a step, all processes", f"{self.flops_per_step / 1e12:,.1f}"),
         ]
@@ -102,24 +87,8 @@ class Estimate:
         return rows
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.2f} MiB"
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What a stage does with a sample, beside the model that does it."""
-
-    model: nn.Module
-    flops: float
-    activation_bytes: float
-    embeddings: int = 0
-    """Numbers of a sample's contrastive vectors that every process reads, in all gathers."""
-    negative_bytes: float = 0.0
-    """Of the hard negatives that a sample asks for."""
-    contrast_flops: int = 0
-    """Of a sample's logits against one sample of the contrastive batch."""
-    contrast_bytes: int = 0
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**27 else f"{count / 2**20:,.2f} MiB"
 
 
 def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
@@ -136,210 +105,83 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
             f"loader.accumulation ({recipe.loader.accumulation})"
         )
     with torch.device("meta"):
-        work = _STAGES[type(recipe.stage)](recipe)
-    parameters = list(work.model.parameters())
-    total = sum(p.numel() for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    copies = _BFLOAT16 * total if _half(recipe) else 0  # of the weights, under autocast
-    micro, others = batch // pieces, processes - 1
-    contrastive = micro * processes
-    flops = work.flops + contrastive * work.contrast_flops
+        work = work_of(recipe)
+    micro = batch // pieces
+    total, trained = _count(work.model), _count(work.model, trained=True)
+    weights = _weights(recipe, work, processes=processes)
+    embeddings, negatives = (0.0, 0.0) if work.pairs is None else _sent(work.pairs, processes=processes, batch=micro)
+    flops = work.flops_of_a_sample(contrastive=micro * processes)
     return Estimate(
         parameters=total,
         trainable_parameters=trained,
-        parameter_bytes=total * _FLOAT32,
-        gradient_bytes=trained * _FLOAT32,
-        optimizer_bytes=2 * trained * _FLOAT32,
-        activation_bytes=round(micro * (work.activation_bytes + contrastive * work.contrast_bytes)) + copies,
+        parameter_bytes=round(total * _FLOAT32 / weights.shares + weights.gathered_bytes),
+        gradient_bytes=round(trained * _FLOAT32 / weights.shares),
+        optimizer_bytes=round(2 * trained * _FLOAT32 / weights.shares),
+        activation_bytes=round(work.kept_bytes(micro, contrastive=micro * processes) + weights.copied_bytes),
         micro_batch=micro,
         processes=processes,
-        gradient_traffic=round(2 * others / processes * trained * _FLOAT32),
-        embedding_traffic=recipe.loader.accumulation * micro * others * work.embeddings * _FLOAT32,
-        negative_traffic=round(recipe.loader.accumulation * micro * others / processes * work.negative_bytes),
+        gradient_traffic=round(weights.traffic),
+        embedding_traffic=round(recipe.loader.accumulation * embeddings),
+        negative_traffic=round(recipe.loader.accumulation * negatives),
         flops_per_sample=round(flops),
         flops_per_step=round(flops * batch),
-        assumed_classes=_CLASSES.get(type(recipe.stage)),
+        assumed_classes=work.assumed_classes,
     )
 
 
-def _config(recipe: Recipe, **changes: Any) -> VLMoConfig:
-    settings = asdict(recipe.model)
-    if recipe.stage.reads_text:
-        settings["vocab_size"] = recipe.text.vocab_size
-    if (classes := _CLASSES.get(type(recipe.stage))) is not None:
-        settings["id2label"] = dict(enumerate(map(str, range(classes))))
-    return VLMoConfig(**settings | changes)
+def _count(module: nn.Module, *, trained: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
-def _half(recipe: Recipe) -> bool:
-    return recipe.trainer.precision == "bf16"
+@dataclass(frozen=True)
+class _Weights:
+    """What data parallelism and autocast do with the weights; in bytes but for `shares`."""
+
+    shares: int
+    """Processes that hold the parameters, gradients and moments between them."""
+    gathered_bytes: float
+    copied_bytes: float
+    traffic: float
 
 
-def _num_image(config: VLMoConfig) -> int:
-    return 1 + config.grid[0] * config.grid[1]
-
-
-def _num_text(recipe: Recipe) -> int:
-    return -(-recipe.text.max_length // _PAD_MULTIPLE) * _PAD_MULTIPLE
-
-
-def _patch_flops(config: VLMoConfig) -> int:
-    """Of one picture's embedding; the pixels need no gradient."""
-    patches, values = _num_image(config) - 1, config.num_channels * config.patch_size**2
-    return 2 * 2 * patches * values * config.hidden_size
-
-
-def _work(recipe: Recipe, model: nn.Module, passes: list[Pass], *, heads: float, pictures: int, **more: Any) -> _Work:
-    """The work of blocks, patch embeddings and heads; `heads` are multiplications of a sample, forward."""
-    config, frozen = cast(VLMoConfig, model.config), more.pop("frozen_attention", False)
-    head_bytes = more.pop("head_bytes", 0.0)
-    flops = training_flops(config, passes, frozen_attention=frozen) + pictures * _patch_flops(config) + 6 * heads
-    saved = saved_bytes(config, passes, half=_half(recipe)) + head_bytes
-    saved += pictures * _FLOAT32 * config.num_channels * config.image_size**2
-    return _Work(model, flops=flops, activation_bytes=saved, **more)
-
-
-def _tokenizer(recipe: Recipe) -> _Work:
-    stage = cast(TokenizerStage, recipe.stage)
-    config = VQVisualTokenizerConfig(**asdict(stage.tokenizer))
-    model = VQVisualTokenizer(config)
-    patches = (recipe.model.image_size // config.patch_size) ** 2
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    multiplications = sum(layer.weight.numel() for layer in layers)
-    widths = sum(layer.weight.shape[0] + layer.weight[0].numel() for layer in layers if isinstance(layer, nn.Linear))
-    lookup = 2 * config.code_size * config.num_tokens
-    return _Work(
-        model,
-        flops=patches * (6.0 * multiplications + lookup),
-        activation_bytes=float(patches * _FLOAT32 * (widths + config.num_tokens)),
+def _weights(recipe: Recipe, work: Work, *, processes: int) -> _Weights:
+    half, sent = recipe.trainer.precision == "bf16", (processes - 1) / processes
+    total, trained = _count(work.model), _count(work.model, trained=True)
+    if processes == 1 or recipe.trainer.engine.data_parallel == "ddp":
+        return _Weights(
+            shares=1,
+            gathered_bytes=0.0,
+            copied_bytes=_BFLOAT16 * total if half else 0.0,
+            traffic=2 * sent * trained * _FLOAT32,
+        )
+    blocks = [module for module in work.model.modules() if isinstance(module, MultiwayBlock)]
+    in_blocks, size = sum(map(_count, blocks)), _BFLOAT16 if half else _FLOAT32
+    root, micro_batches = total - in_blocks, recipe.loader.accumulation
+    # A block's weights are gathered whenever it runs, forward and backward; their gradients are summed as often, but
+    # for those of all micro-batches before the last.
+    forward, backward = work.runs_of_a_block(recipe.loader.global_batch_size // (processes * micro_batches))
+    trained_in_blocks = sum(_count(block, trained=True) for block in blocks)
+    of_blocks = (forward + backward) * micro_batches * in_blocks * size + backward * trained_in_blocks * _FLOAT32
+    of_root = (micro_batches * root + trained - trained_in_blocks) * _FLOAT32
+    gathered = _GATHERED_BLOCKS * in_blocks / max(len(blocks), 1) * size + root * _FLOAT32
+    return _Weights(
+        shares=processes,
+        gathered_bytes=gathered,
+        copied_bytes=_BFLOAT16 * root if half else 0.0,
+        traffic=sent * (of_blocks + of_root),
     )
 
 
-def _vision(recipe: Recipe) -> _Work:
-    model = VLMoForMaskedImageModeling(config := _config(recipe))
-    masked = cast(VisionStage, recipe.stage).masked_share * (_num_image(config) - 1)
-    passes = [Pass(config.num_hidden_layers, num_image=_num_image(config))]
-    return _work(
-        recipe,
-        model,
-        passes,
-        heads=masked * config.hidden_size * config.num_visual_tokens,
-        pictures=1,
-        head_bytes=_LOGIT_COPIES * _FLOAT32 * masked * config.num_visual_tokens,
+def _sent(pairs: PairWork, *, processes: int, batch: int) -> tuple[float, float]:
+    """Bytes that a process sends for contrast and for hard negatives, in one micro-batch."""
+    traffic = pair_traffic(
+        processes=processes,
+        batch=batch,
+        chosen=round(batch * pairs.chosen_share),
+        projection=pairs.projection,
+        endings=pairs.endings,
+        picture_bytes=pairs.picture_bytes,
+        gradient_bytes=pairs.gradient_bytes,
+        text=pairs.text,
     )
-
-
-def _words(recipe: Recipe, config: VLMoConfig) -> tuple[float, float]:
-    """Multiplications and bytes of a text's masked words in their head."""
-    masked = recipe.data.mlm_probability * _num_text(recipe)
-    multiplications = masked * config.hidden_size * (config.hidden_size + config.vocab_size)
-    return multiplications, _LOGIT_COPIES * _FLOAT32 * masked * config.vocab_size
-
-
-def _language(recipe: Recipe) -> _Work:
-    stage = cast(LanguageStage, recipe.stage)
-    model = VLMoForMaskedLM(config := _config(recipe))
-    LanguageObjective(model, freeze=stage.freeze)  # freezes
-    heads, head_bytes = _words(recipe, config)
-    passes = [Pass(config.num_hidden_layers, num_text=_num_text(recipe))]
-    return _work(recipe, model, passes, heads=heads, pictures=0, head_bytes=head_bytes, frozen_attention=stage.freeze)
-
-
-def _pairs(recipe: Recipe) -> _Work:
-    """Stage 3, and fine-tuning for retrieval."""
-    stage = cast(VisionLanguageStage | RetrievalStage, recipe.stage)
-    losses: VisionLanguageConfig = stage.losses
-    if isinstance(stage, VisionLanguageStage):
-        model = VLMoForPreTraining(config := _config(recipe))
-        endings = 2 if config.has_fusion_ending else 1
-    else:
-        changes = {"use_match_head": losses.itm_weight > 0, "contrast_fusion_ending": False}
-        model, endings = VLMoForImageTextRetrieval(config := _config(recipe, **changes)), 1
-    text, image, depth = _num_text(recipe), _num_image(config), config.num_hidden_layers
-    again = (endings - 1) * config.num_fusion_layers
-    masks, matches = (int(weight > 0) / losses.fused_stride for weight in (losses.mlm_weight, losses.itm_weight))
-    passes = [Pass(depth + again, num_image=image), Pass(depth + again, num_text=text)]
-    passes.append(Pass(depth, num_text=text, num_image=image, rows=masks + 3 * matches))
-    words, word_bytes = _words(recipe, config)
-    dim, projection = config.hidden_size, cast("int", config.projection_size)
-    return _work(
-        recipe,
-        model,
-        passes,
-        heads=2 * endings * dim * projection + masks * words + 3 * matches * dim * dim,
-        pictures=1,
-        head_bytes=masks * word_bytes,
-        # Both directions of each ending gather with a gradient, and the first once more to draw hard negatives.
-        embeddings=2 * projection * (2 * endings + 1),
-        negative_bytes=matches * (2 * image * dim * _FLOAT32 + 2 * text * _ID),
-        contrast_flops=2 * 2 * projection * (3 * endings + 1),
-        contrast_bytes=2 * endings * _LOGIT_COPIES * _FLOAT32,
-    )
-
-
-def _question(recipe: Recipe) -> _Work:
-    model = VLMoForVisualQuestionAnswering(config := _config(recipe))
-    return _pair_classifier(recipe, model, config, pictures=1)
-
-
-def _reasoning(recipe: Recipe) -> _Work:
-    model = VLMoForVisualReasoning(config := _config(recipe, num_modality_types=3))
-    return _pair_classifier(recipe, model, config, pictures=2)
-
-
-def _pair_classifier(recipe: Recipe, model: nn.Module, config: VLMoConfig, *, pictures: int) -> _Work:
-    passes = [
-        Pass(config.num_hidden_layers, num_text=_num_text(recipe), num_image=_num_image(config), rows=float(pictures))
-    ]
-    dim = config.hidden_size
-    heads = pictures * dim * dim + 2 * dim * (pictures * dim + cast("int", config.num_labels))
-    return _work(recipe, model, passes, heads=heads, pictures=pictures)
-
-
-def _classification(recipe: Recipe) -> _Work:
-    model = VLMoForImageClassification(config := _config(recipe))
-    passes = [Pass(config.num_hidden_layers, num_image=_num_image(config))]
-    return _work(recipe, model, passes, heads=config.hidden_size * cast("int", config.num_labels), pictures=1)
-
-
-def _segmentation(recipe: Recipe) -> _Work:
-    stage = cast(SegmentationStage, recipe.stage)
-    layers = None if stage.layers is None else list(stage.layers)
-    config = _config(recipe, segmentation_channels=stage.channels, segmentation_layers=layers)
-    model = VLMoForSemanticSegmentation(config)
-    work = _work(recipe, model, [Pass(config.num_hidden_layers, num_image=_num_image(config))], heads=0.0, pictures=1)
-    flops, saved = _convolutions(model, config)
-    pixels = 2 * _LOGIT_COPIES * _FLOAT32 * cast("int", config.num_labels) * config.image_size**2
-    saved = saved * (0.5 if _half(recipe) else 1.0) + pixels
-    return replace(work, flops=work.flops + flops, activation_bytes=work.activation_bytes + saved)
-
-
-def _convolutions(model: VLMoForSemanticSegmentation, config: VLMoConfig) -> tuple[float, float]:
-    """Operations and kept bytes of the heads on one picture, counted in a run on the meta device."""
-    rows = 2  # batch normalisation needs more than one value
-    levels = [torch.empty(rows, config.hidden_size, *config.grid).requires_grad_() for _ in config.feature_layers]
-    kept: dict[int, Tensor] = {}
-    own = {id(parameter) for parameter in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        pyramid = model.pyramid(levels)
-        (model.decode_head(pyramid).sum() + model.auxiliary_head(pyramid).sum()).backward()
-    return counter.get_total_flops() / rows, sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / rows
-
-
-_STAGES: dict[type, Callable[[Recipe], _Work]] = {
-    TokenizerStage: _tokenizer,
-    VisionStage: _vision,
-    LanguageStage: _language,
-    VisionLanguageStage: _pairs,
-    RetrievalStage: _pairs,
-    QuestionStage: _question,
-    ReasoningStage: _reasoning,
-    ClassificationStage: _classification,
-    SegmentationStage: _segmentation,
-}
+    return traffic.contrast + traffic.identities, traffic.requests + traffic.negatives

@@ -31,7 +31,7 @@ from vlmo.recipes.retrieval_stage import RetrievalStage
 from vlmo.recipes.stage import Run, last_measurements
 from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
 from vlmo.recipes.vocabulary import build_processor
-from vlmo.training import HANG_SECONDS, OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, claim_run_folder
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, Watchdog, claim_run_folder
 
 _QUARANTINE = "quarantine.jsonl"
 _TOLD_ANYWAY = {"init", "seed", "stage.visual_tokenizer"}
@@ -83,7 +83,7 @@ def build(
     about: str = "",
     original: Recipe | None = None,
     device: str | None = None,
-    hang_seconds: float = HANG_SECONDS,
+    watchdog: Watchdog | None = None,
 ) -> Trainer:
     """The trainer of a recipe, ready to `fit`; runs that exist in `run_dir` are gone on with.
 
@@ -91,7 +91,7 @@ def build(
         title: Name of the recipe, before the progress bar and on the card of the model.
         about: First line of the recipe's card.
         original: The recipe of that name, where `recipe` may differ from it; the model's card then says so.
-        hang_seconds: With several processes: after how long without a sign of life or progress one counts as hanging.
+        watchdog: With several processes: entered by the caller, so that what happens in here is watched too.
 
     Raises:
         ValueError: Something in the recipe cannot be used; the message says what to change.
@@ -141,7 +141,7 @@ def build(
         device=device,
         console=console,
         title=title or "training",
-        hang_seconds=hang_seconds,
+        watchdog=watchdog,
     )
 
 

@@ -7,7 +7,7 @@ from vlmo.training.parallel import choose_device, launch
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import read_metrics
 from vlmo.training.trainer import Loader, Result, Trainer, TrainerConfig
-from vlmo.training.watchdog import HANG_SECONDS
+from vlmo.training.watchdog import HANG_SECONDS, Watchdog
 
 __all__ = [
     "HANG_SECONDS",
@@ -18,6 +18,7 @@ __all__ = [
     "ScheduleConfig",
     "Trainer",
     "TrainerConfig",
+    "Watchdog",
     "choose_device",
     "claim_run_folder",
     "describe_groups",

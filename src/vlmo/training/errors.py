@@ -16,13 +16,12 @@ class TrainingError(RuntimeError):
 
 def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path) -> str | None:
     """What the machine did to a run and what to do about it, in one phrase; None for errors of another kind."""
-    text = str(error)
-    broken_pipe_of_a_worker = isinstance(error, ConnectionError | EOFError)
-    if "DataLoader worker" in text or broken_pipe_of_a_worker:
-        reason = re.search(r"killed by signal: \w+|exited unexpectedly", text)
+    if worker := re.search(
+        r"DataLoader worker \(pid.*\) (?:is )?(killed by signal: \w+|exited unexpectedly)", str(error)
+    ):
         return (
-            f"a worker that prepares batches is gone ({reason[0] if reason else text}), most often because memory ran"
-            " out: give the machine more, or lower loader.num_workers in a new run"
+            f"a worker that prepares batches is gone ({worker[1]}), most often because memory ran out: give the machine"
+            " more, or lower loader.num_workers in a new run"
         )
     if not isinstance(error, OSError):
         return None

@@ -34,11 +34,11 @@ from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state,
 from vlmo.training.engine import Engine, EngineConfig, gradient_norm
 from vlmo.training.errors import TrainingError, describe_fault
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
-from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, to_device
+from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, to_device, undisturbed
 from vlmo.training.randomness import seed_generators, step_seed
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import Tracker, read_metrics
-from vlmo.training.watchdog import HANG_SECONDS, Watchdog, is_lost_contact
+from vlmo.training.watchdog import Watchdog, is_lost_contact
 from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Trainer:
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         console: Where the progress bar goes; None shows nothing.
         title: Stands before the progress bar.
-        hang_seconds: With several processes: after how long without a sign of life or progress one counts as hanging.
+        watchdog: Is told where the run stands, and knows which processes are gone; entered by the caller.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Trainer:
         device: str | None = None,
         console: Console | None = None,
         title: str = "training",
-        hang_seconds: float = HANG_SECONDS,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.device = choose_device(device)
         self.objective = objective.to(self.device).train()
@@ -186,7 +186,7 @@ class Trainer:
         self._states = StateStore(self.state_dir, keep=config.keep_states, in_background=config.async_save)
         self._progress, self._began = _Progress(), 0.0
         self._good_state: Path | None = None
-        self._watchdog = Watchdog(hang_seconds)
+        self._watchdog = watchdog or Watchdog()
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
 
     def fit(self) -> Result:
@@ -199,7 +199,7 @@ class Trainer:
             TrainingError: `max_bad_steps` updates in a row were skipped, every saved state is damaged, nothing can be
                 written, data or their workers are gone, or another process is.
         """
-        with self._watchdog, self._explained_faults():
+        with self._explained_faults():
             return self._fit()
 
     def _fit(self) -> Result:
@@ -386,24 +386,25 @@ class Trainer:
         except (TrainingError, BrokenPipeError):
             raise
         except (OSError, EOFError, RuntimeError) as error:
-            with StopSignal():  # a launcher terminates those that are left, who should first say what they know
+            with undisturbed():
                 fault = self._fault(error)
-            if fault is None:
-                raise
-            # Drops what the stopped frames hold: a loader left alive raises again at the end of each of its workers.
-            traceback.clear_frames(error.__traceback__)
+                if fault is None:
+                    raise
+                # What the stopped frames hold is dropped: a loader left alive raises again at the end of each worker.
+                traceback.clear_frames(error.__traceback__)
             saved = max(self.state_dir.glob("step_????????"), default=None)
-            stands = f"the last saved state is {saved}" if saved else "nothing was saved yet"
+            stands = f"the last saved state is {saved}, and" if saved else "nothing was saved yet;"
             raise TrainingError(
-                f"{self.title}: step {self._progress.step}: {fault}; {stands}, and the same command goes on from there"
+                f"{self.title}: step {self._progress.step}: {fault}; {stands} the same command goes on"
             ) from error
 
     def _fault(self, error: OSError | EOFError | RuntimeError) -> str | None:
         if is_lost_contact(error):
-            gone = ", ".join(map(str, self._watchdog.missing())) or "of unknown number"
-            return (
+            gone = ", ".join(map(str, self._watchdog.missing()))
+            said = (
                 f"process {rank()} has lost process {gone}, which has ended or was killed (its own output may say why)"
             )
+            return said if gone else None
         with contextlib.suppress(TrainingError, RuntimeError, OSError):
             self._states.wait()  # the line then names a state that was still being written
         return describe_fault(error, run_dir=self.run_dir)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import sys
 import threading
@@ -26,6 +27,7 @@ from vlmo.distributed import barrier, rank, world_size
 HANG_SECONDS = 1800.0
 """Long enough for a first step that compiles and for slow storage; a hang of this length wastes little of days."""
 _BEAT_S = 0.5
+_GRACE_S = 6 * _BEAT_S  # in which a living process says something, also on a busy machine
 _READS = 20  # of all processes' words, in the time after which one counts as hanging
 _MAX_READ_S = 15.0  # between them; a thousand processes that read a thousand words each are then a light load
 _EXIT_CODE = 1
@@ -39,7 +41,7 @@ class Word:
     Attributes:
         beat: Counts while the process lives.
         progress: Counts what it has begun.
-        place: What that is, for people.
+        place: What that is, for people ("in step 6").
         timed: Whether it should not take long.
         ended: It left the training loop, in whatever way.
         lost: It has noticed itself that another process is missing.
@@ -94,7 +96,7 @@ def find_hung(sightings: Mapping[int, Sighting], *, now: float, hang_seconds: fl
 
 
 class Watchdog:
-    """Watches the processes of a group from threads of its own; a context. With one process it does nothing.
+    """Watches the processes of a group from threads of its own; a context, for once. One process is not watched.
 
     When a process hangs, each living one prints a line that names it, and where it stands itself, and exits with 1.
 
@@ -102,18 +104,19 @@ class Watchdog:
         hang_seconds: How long a process may give no sign of life, or all of them make no progress.
 
     Raises:
-        ValueError: `hang_seconds` is not above 0.
+        ValueError: `hang_seconds` is not a number above 0.
     """
 
     def __init__(self, hang_seconds: float = HANG_SECONDS) -> None:
-        if not hang_seconds > 0:
+        if not 0 < hang_seconds < math.inf:
             raise ValueError(f"hang_seconds is {hang_seconds}; give a number of seconds above 0")
         self._hang_seconds = hang_seconds
-        self._read_every = min(max(_BEAT_S, hang_seconds / _READS), _MAX_READ_S)
+        self._beat_every = min(_BEAT_S, hang_seconds / 4)
+        self._read_every = min(max(self._beat_every, hang_seconds / _READS), _MAX_READ_S)
         self._word = Word()
         self._sightings: dict[int, Sighting] = {}
         self._read_at = time.monotonic()
-        self._wake, self._stop = threading.Event(), threading.Event()
+        self._wake, self._was_read, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -145,20 +148,25 @@ class Watchdog:
     def missing(self) -> list[int]:
         """The other processes that have gone, after a collective has failed. Takes some seconds."""
         self._word = replace(self._word, lost=True)
-        asked = time.monotonic()
         if not self._threads:
             return []
-        deadline = asked + 6 * _BEAT_S
-        while time.monotonic() < deadline:
-            self._wake.set()
-            time.sleep(_BEAT_S / 2)
-        if self._read_at < asked:
+        if not self._read_now():
             return [0]  # it, or its node, keeps the store
+        asked = self._read_at
+        time.sleep(_GRACE_S)
+        if not self._read_now():
+            return [0]
         return sorted(
             number
             for number, each in self._sightings.items()
-            if number != rank() and not each.word.lost and (each.word.ended or each.beat_at < asked + _BEAT_S)
+            if number != rank() and not each.word.lost and (each.word.ended or each.beat_at <= asked)
         )
+
+    def _read_now(self) -> bool:
+        """Whether the others' words could be read."""
+        self._was_read.clear()
+        self._wake.set()
+        return self._was_read.wait(_GRACE_S)
 
     def _talk(self, store: dist.Store) -> None:
         """Says that this process lives and reads what the others say, until told to stop."""
@@ -174,17 +182,19 @@ class Watchdog:
                     self._wake.clear()
                     self._read(store.multi_get(names))
                     read_at = self._read_at
-                self._wake.wait(min(_BEAT_S, self._hang_seconds / 4))
+                self._wake.wait(self._beat_every)
 
     def _read(self, words: Sequence[bytes]) -> None:
         now = time.monotonic()
-        if now - self._read_at > self._hang_seconds / 2:
-            self._sightings = {}  # this process has itself been away (stopped, no CPU): it cannot judge
+        # After a time away (stopped, no CPU) this process cannot judge by what it saw before.
+        known = {} if now - self._read_at > self._hang_seconds / 2 else self._sightings
+        sightings = {}
         for number, text in enumerate(words):
             word = Word(**json.loads(text))
-            before = self._sightings.get(number, Sighting(word, beat_at=now, progress_at=now))
-            self._sightings[number] = before.then(word, now=now)
-        self._read_at = now
+            before = known.get(number, Sighting(word, beat_at=now, progress_at=now))
+            sightings[number] = before.then(word, now=now)
+        self._sightings, self._read_at = sightings, now
+        self._was_read.set()
 
     def _look(self) -> None:
         """Ends this process when another one hangs."""
@@ -197,7 +207,7 @@ class Watchdog:
             if now - self._read_at > 1.5 * self._hang_seconds:
                 hung = {0: f"it, or its node, has not answered for {now - self._read_at:.0f} s"}
             else:
-                hung = find_hung(dict(self._sightings), now=self._read_at, hang_seconds=self._hang_seconds)
+                hung = find_hung(self._sightings, now=self._read_at, hang_seconds=self._hang_seconds)
             if hung:
                 _tell(hung, word=self._word)
                 # The others should see the same, rather than miss this one.
