@@ -28,16 +28,15 @@ def _worker(rank: int, folder: str, world_size: int, function: Callable[..., Any
 
 
 class WatchedCollectives:
-    """While this is on, what this process sends is told: `exchanging` (all-to-all), `gathering`, `reducing`."""
+    """While this is on, `exchanging` and `gathering` are told what this process sends by all-to-all and all-gather."""
 
     def __enter__(self) -> Self:
-        self._originals = dist.all_to_all_single, dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+        self._originals = dist.all_to_all_single, dist.all_gather_into_tensor
         dist.all_to_all_single, dist.all_gather_into_tensor = self._all_to_all, self._all_gather
-        dist.reduce_scatter_tensor = self._reduce_scatter
         return self
 
     def __exit__(self, *_: object) -> None:
-        dist.all_to_all_single, dist.all_gather_into_tensor, dist.reduce_scatter_tensor = self._originals
+        dist.all_to_all_single, dist.all_gather_into_tensor = self._originals
 
     def exchanging(self, sent: Tensor, splits: Sequence[int] | None) -> None:
         """`splits` are the rows that each process is sent; None for equally many."""
@@ -45,17 +44,10 @@ class WatchedCollectives:
     def gathering(self, sent: Tensor) -> None:
         """Every process gets the whole."""
 
-    def reducing(self, sent: Tensor) -> None:
-        """Every process gets its share of the sum."""
-
     def _all_to_all(self, output: Tensor, sent: Tensor, *splits: list[int]) -> None:
         self._originals[0](output, sent, *splits)
         self.exchanging(sent, splits[1] if splits else None)
 
-    def _all_gather(self, output_tensor: Tensor, input_tensor: Tensor, **options: Any) -> Any:
-        self.gathering(input_tensor)
-        return self._originals[1](output_tensor, input_tensor, **options)
-
-    def _reduce_scatter(self, output: Tensor, input: Tensor, **options: Any) -> Any:
-        self.reducing(input)
-        return self._originals[2](output, input, **options)
+    def _all_gather(self, output: Tensor, sent: Tensor) -> None:
+        self._originals[1](output, sent)
+        self.gathering(sent)

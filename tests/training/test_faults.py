@@ -29,8 +29,8 @@ from vlmo.training.watchdog import Sighting, Watchdog, Word, find_hung
 
 STEPS = 10
 CONFIG = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, eval_every=5)
-SOON_S = 20.0  # the survivors' time to end; a collective that waits would take two hours
-HANG_S = 2.0
+SOON_S = 120.0  # the survivors' time to end on a busy machine; a collective that waits would take two hours
+HANG_S = 3.0
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_survivor_of_a_kill_under_torchrun_says_whom_it_has_lost(tmp_path) -> No
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         second = next(pid for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes())
         os.kill(int(second), signal.SIGKILL)
-        output, _ = process.communicate(timeout=2 * SOON_S)
+        output, _ = process.communicate(timeout=SOON_S)
     finally:
         process.terminate()  # the launcher then ends its processes
         process.communicate()
@@ -299,7 +299,7 @@ def test_run_whose_newest_state_is_damaged_goes_on_from_the_one_before_and_says_
 def test_run_with_another_recipe_is_refused_with_what_differs_and_loses_nothing(tmp_path) -> None:
     make_trainer(tmp_path / "run").fit()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"another recipe: lr was 0\.\d+ and is now 0\.5; give a new run folder"):
+    with pytest.raises(ValueError, match="another recipe: settings.lr was 0.05 and is now 0.5; give a new run folder"):
         make_trainer(tmp_path / "run", settings=Settings(lr=0.5)).fit()
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
