@@ -24,8 +24,9 @@ from toy_group import Group, Pause
 from toy_run import Settings, make_trainer
 
 from vlmo import cli
+from vlmo.cli.runs import TrainOptions
 from vlmo.training import TrainerConfig, read_metrics
-from vlmo.training.watchdog import Sighting, Watchdog, Word, find_hung
+from vlmo.training.watchdog import HANG_SECONDS, Sighting, Watchdog, Word, find_hung
 
 STEPS = 10
 CONFIG = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, eval_every=5)
@@ -202,6 +203,12 @@ def test_one_process_is_not_watched() -> None:
         assert watchdog.missing() == []
     with pytest.raises(ValueError, match="hang_seconds is 0; give a number of seconds above 0"):
         Watchdog(0)
+    with pytest.raises(ValueError, match="hang_seconds is inf"):
+        Watchdog(float("inf"))
+
+
+def test_command_waits_as_long_as_the_watchdog_by_itself() -> None:
+    assert TrainOptions(recipe=None, run_dir=Path()).hang_seconds == HANG_SECONDS
 
 
 def fill_disk(group: Group) -> None:
@@ -299,7 +306,9 @@ def test_run_whose_newest_state_is_damaged_goes_on_from_the_one_before_and_says_
 def test_run_with_another_recipe_is_refused_with_what_differs_and_loses_nothing(tmp_path) -> None:
     make_trainer(tmp_path / "run").fit()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="another recipe: settings.lr was 0.05 and is now 0.5; give a new run folder"):
+    with pytest.raises(
+        ValueError, match=r"another recipe: settings\.lr was 0\.05 and is now 0\.5; give a new run folder"
+    ):
         make_trainer(tmp_path / "run", settings=Settings(lr=0.5)).fit()
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
