@@ -15,12 +15,11 @@ import hashlib
 import json
 import logging
 import time
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -32,36 +31,18 @@ from vlmo.distributed import all_reduce, barrier, is_main, rank, world_size
 from vlmo.folder import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
 from vlmo.training.engine import Engine, EngineConfig, gradient_norm
-from vlmo.training.errors import TrainingError, describe_fault
+from vlmo.training.errors import TrainingError
+from vlmo.training.faults import explained_faults
+from vlmo.training.loaders import CursorLoader, Loader
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
-from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, to_device, undisturbed
+from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, to_device
 from vlmo.training.randomness import seed_generators, step_seed
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import Tracker, read_metrics
-from vlmo.training.watchdog import Watchdog, is_lost_contact
+from vlmo.training.watchdog import Watchdog
 from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
-
-
-class Loader(Protocol):
-    """Endless batches: item t is this process's micro-batches of step t, a pure function of t."""
-
-    def __call__(self, start_step: int) -> Iterator[list[Batch]]:
-        """Items `start_step`, `start_step` + 1, ..."""
-
-
-@runtime_checkable
-class CursorLoader(Protocol):
-    """A loader whose items depend on more than t; its cursor is saved with the training state."""
-
-    def cursor(self, step: int) -> dict[str, Any]:
-        """This process's part of what must be known to go on after the first `step` steps; ready for JSON."""
-        ...
-
-    def go_on_from(self, step: int, cursor: dict[str, Any]) -> None:
-        """Is told the parts of all processes, as one dictionary, before it is called with `step`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -199,8 +180,11 @@ class Trainer:
             TrainingError: `max_bad_steps` updates in a row were skipped, every saved state is damaged, nothing can be
                 written, data or their workers are gone, or another process is.
         """
-        with self._explained_faults():
+        with explained_faults(self._place, run_dir=self.run_dir, states=self._states, watchdog=self._watchdog):
             return self._fit()
+
+    def _place(self) -> str:
+        return f"{self.title}: step {self._progress.step}"
 
     def _fit(self) -> Result:
         if self._restore():
@@ -377,37 +361,6 @@ class Trainer:
             logger.info("%s: going on from %s", self.title, saved.path)
         self._began = time.monotonic() - self._progress.seconds
         return self._progress.step >= self.config.max_steps and from_main(self.model_dir.exists())
-
-    @contextlib.contextmanager
-    def _explained_faults(self) -> Iterator[None]:
-        """Faults of the machine as one line that says where the run stands."""
-        try:
-            yield
-        except (TrainingError, BrokenPipeError):
-            raise
-        except (OSError, EOFError, RuntimeError) as error:
-            with undisturbed():
-                fault = self._fault(error)
-                if fault is None:
-                    raise
-                # What the stopped frames hold is dropped: a loader left alive raises again at the end of each worker.
-                traceback.clear_frames(error.__traceback__)
-            saved = max(self.state_dir.glob("step_????????"), default=None)
-            stands = f"the last saved state is {saved}, and" if saved else "nothing was saved yet;"
-            raise TrainingError(
-                f"{self.title}: step {self._progress.step}: {fault}; {stands} the same command goes on"
-            ) from error
-
-    def _fault(self, error: OSError | EOFError | RuntimeError) -> str | None:
-        if is_lost_contact(error):
-            gone = ", ".join(map(str, self._watchdog.missing()))
-            said = (
-                f"process {rank()} has lost process {gone}, which has ended or was killed (its own output may say why)"
-            )
-            return said if gone else None
-        with contextlib.suppress(TrainingError, RuntimeError, OSError):
-            self._states.wait()  # the line then names a state that was still being written
-        return describe_fault(error, run_dir=self.run_dir)
 
     def _open_tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
         if not is_main():
