@@ -114,7 +114,8 @@ def _tell_needs(name: str, options: TrainOptions) -> None:
     needs = estimate(options.recipe, processes=processes)
     if os.environ.get("RANK", "0") != "0":
         return
-    Console().print(needs.table(title=f"{name}, for each process unless said otherwise"), highlight=False)
+    whose = f"each of {processes:,} processes" if processes > 1 else "one process"
+    Console().print(needs.table(title=f"{name}: what {whose} will need"), highlight=False)
     if options.json is not None:
         options.json.write_text(needs.to_json() + "\n")
 

@@ -69,7 +69,7 @@ class Estimate:
             ("memory of parameters", _size(self.parameter_bytes)),
             ("memory of gradients", _size(self.gradient_bytes)),
             ("memory of the optimizer", _size(self.optimizer_bytes)),
-            (f"activations, {self.micro_batch:,} samples at a time", f"about {_size(self.activation_bytes)}"),
+            (f"activations of a micro-batch of {self.micro_batch:,}", f"about {_size(self.activation_bytes)}"),
             ("memory, all of these", f"about {_size(known)}"),
         ]
         if self.processes > 1:
@@ -79,8 +79,8 @@ class Estimate:
                 ("sent a step: hard negatives", _size(self.negative_traffic)),
             ]
         rows += [
-            ("GFLOPs a sample, forward and backward", f"{self.flops_per_sample / 1e9:,.1f}"),
-            ("TFLOPs a step, all processes", f"{self.flops_per_step / 1e12:,.1f}"),
+            ("work of a sample, forward and backward", _flops(self.flops_per_sample)),
+            ("work of a step, all processes", _flops(self.flops_per_step)),
         ]
         if self.assumed_classes is not None:
             rows.append(("classes, as the data may have others", f"{self.assumed_classes:,} assumed"))
@@ -89,6 +89,10 @@ class Estimate:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:,.2f} GiB" if count >= 2**27 else f"{count / 2**20:,.2f} MiB"
+
+
+def _flops(count: int) -> str:
+    return f"{count / 1e12:,.1f} TFLOPs" if count >= 1e12 else f"{count / 1e9:,.1f} GFLOPs"
 
 
 def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
