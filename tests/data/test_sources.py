@@ -219,3 +219,11 @@ def test_saved_data_set_without_a_column_is_an_error(pictures, tmp_path) -> None
     everything(pictures).remove_columns("captions").save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(ValueError, match=r"column\(s\) captions missing; found image"):
         open_source(str(tmp_path / "saved"))
+
+
+def test_missing_shard_is_named(pictures, tmp_path) -> None:
+    everything(pictures).save_to_disk(str(tmp_path / "saved"), num_shards=3)
+    shard = sorted((tmp_path / "saved").glob("*.arrow"))[1]
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"1 of 3 shards are missing, such as {shard.name}; copy or prepare"):
+        open_source(str(tmp_path / "saved"))

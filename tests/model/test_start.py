@@ -228,3 +228,14 @@ def test_a_third_modality_type_is_taken_as_it_is(tmp_path):
     report = start_from(model, tmp_path)
     assert copied(model, source, "vlmo.modality_types.weight")
     assert report.resized == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_folder_with_numbers_that_are_not_finite_is_refused_by_the_tensor(tmp_path, value):
+    model = make(VLMoForPreTraining, seed=1)
+    with torch.no_grad():
+        model.vlmo.norm.weight[3] = value
+        model.vlmo.pooler.dense.bias[0] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"vlmo\.norm\.weight holds numbers that are not finite, as in 1 more"):
+        start_from(make(VLMoForPreTraining, seed=2), tmp_path)

@@ -14,6 +14,7 @@ from torch import nn
 from toy_run import Objective, Settings, make_loader, make_trainer
 
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, lr_at, read_metrics
+from vlmo.training.errors import TrainingError
 from vlmo.training.randomness import step_seed
 from vlmo.types import Batch
 
@@ -262,7 +263,7 @@ def test_run_that_died_while_the_model_folder_was_written_only_writes_it(tmp_pat
 
     evaluations = []
     evaluators = [lambda _: evaluations.append(1) or {"toy/one": 1.0}]
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(TrainingError, match="no space left"):
         make_trainer(tmp_path, save_model=fail, evaluators=evaluators).fit()
     assert not (tmp_path / "model").exists()
     assert make_trainer(tmp_path, evaluators=evaluators).fit().status == "finished"

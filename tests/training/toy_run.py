@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.distributed import rank, world_size
-from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, launch
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, Watchdog, launch
 from vlmo.types import Batch
 
 
@@ -89,7 +89,12 @@ def make_loader(settings: Settings) -> Callable[[int], Iterator[list[Batch]]]:
 
 
 def make_trainer(
-    run_dir: Path, *, settings: Settings | None = None, config: TrainerConfig | None = None, **others: Any
+    run_dir: Path,
+    *,
+    settings: Settings | None = None,
+    config: TrainerConfig | None = None,
+    load: Callable[[int], Iterator[list[Batch]]] | None = None,
+    **others: Any,
 ) -> Trainer:
     settings = settings or Settings()
     config = config or TrainerConfig(max_steps=6, log_every=1, save_every=2)
@@ -108,7 +113,7 @@ def make_trainer(
         "schedule": ScheduleConfig(warmup_steps=2),
         "device": "cpu",
     }
-    return Trainer(objective, make_loader(settings), **(arguments | others))
+    return Trainer(objective, load or make_loader(settings), **(arguments | others))
 
 
 def main() -> None:
@@ -116,10 +121,10 @@ def main() -> None:
     names = {field.name for field in fields(Settings)}
     settings = replace(Settings(), **{name: value for name, value in changes.items() if name in names})
     config = TrainerConfig(**{name: value for name, value in changes.items() if name not in names})
-    with launch("cpu"):
-        result = make_trainer(
-            Path(sys.argv[1]), settings=settings, config=config, evaluators=[lambda _: {"toy/one": 1.0}]
-        ).fit()
+    with launch("cpu"), Watchdog() as watchdog:
+        evaluators = [lambda _: {"toy/one": 1.0}]
+        run_dir = Path(sys.argv[1])
+        result = make_trainer(run_dir, settings=settings, config=config, watchdog=watchdog, evaluators=evaluators).fit()
     sys.stdout.write(f"{result.status} {result.steps}\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -24,6 +25,14 @@ class TrainOptions:
     """Run folder; a run that was interrupted goes on where it was."""
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    dry_run: bool = False
+    """Only tell what the run will need: memory, traffic between processes, operations. Reads and writes no data."""
+    processes: int | None = None
+    """With dry_run: number of processes; by default those that torchrun has started."""
+    json: Path | None = None
+    """With dry_run: file for the figures."""
+    hang_seconds: float = 1800.0  # vlmo.training.HANG_SECONDS, which lives beside torch
+    """With several processes: after how long without a sign of life or progress one is reported, and the others end."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ def train_command(arguments: list[str]) -> None:
     hide_loading_bars()
     from vlmo.distributed import is_main
     from vlmo.recipes import build, find_recipe
-    from vlmo.training import launch
+    from vlmo.training import Watchdog, launch
 
     name, *rest = arguments
     recipe_function = find_recipe(name)
@@ -74,7 +83,12 @@ def train_command(arguments: list[str]) -> None:
     about = card.splitlines()[0]
     description = f"{about} (The whole card: vlmo recipes {name}.)"
     options = parse_options(default, rest, prog=f"vlmo train {name}", description=description)
-    with launch(options.device):
+    if options.dry_run:
+        _tell_needs(name, options)
+        return
+    if options.processes is not None or options.json is not None:
+        raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
+    with launch(options.device), Watchdog(options.hang_seconds) as watchdog:
         trainer = build(
             options.recipe,
             run_dir=options.run_dir,
@@ -83,6 +97,7 @@ def train_command(arguments: list[str]) -> None:
             about=about,
             original=default.recipe,
             device=options.device,
+            watchdog=watchdog,
         )
         result = trainer.fit()
         writes = is_main()
@@ -90,6 +105,19 @@ def train_command(arguments: list[str]) -> None:
         sys.exit(0)
     if writes:
         Console().print(f"{result.status}: {result.steps} steps; model folder {result.model_dir}", highlight=False)
+
+
+def _tell_needs(name: str, options: TrainOptions) -> None:
+    from vlmo.recipes.estimate import estimate
+
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
+    needs = estimate(options.recipe, processes=processes)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    whose = f"each of {processes:,} processes" if processes > 1 else "one process"
+    Console().print(needs.table(title=f"{name}: what {whose} will need"), highlight=False)
+    if options.json is not None:
+        options.json.write_text(needs.to_json() + "\n")
 
 
 def recipes_command(arguments: list[str]) -> None:

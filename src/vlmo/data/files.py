@@ -202,8 +202,16 @@ def _one_of(path: Path, *, split: str) -> Dataset:
 
 def _saved(path: Path) -> Dataset:
     """What `save_to_disk` wrote; of no rows it writes no file, and cannot read that itself."""
-    if not json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+    files = [
+        entry["filename"] for entry in json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
+    ]
+    if not files:
         raise ValueError(f"{path}: the set is empty, it has no row")
+    if missing := [name for name in files if not (path / name).is_file()]:
+        raise ValueError(
+            f"{path}: {len(missing)} of {len(files)} shards are missing, such as {missing[0]}; copy or prepare the set "
+            "again"
+        )
     dataset = Dataset.load_from_disk(str(path))
     check_columns(dataset, name=str(path))
     return cast(Dataset, dataset.cast_column("image", FEATURES["image"]))

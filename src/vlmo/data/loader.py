@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from vlmo import distributed
 from vlmo.data.examples import Examples
 from vlmo.data.sampler import Key, global_batch, micro_batches, step_seed
 from vlmo.types import Batch
+
+_LAST_WORD_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,17 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
         # From Python 3.12 on, any process with threads warns when it forks. A worker never enters what its
         # parent's threads may hold: PyTorch runs it on one thread, and it calls PIL, NumPy and small operations.
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-        return iter(loader)
+        items = iter(loader)
+    return _until_a_worker_ends(items) if num_workers else items
+
+
+def _until_a_worker_ends(items: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from items
+    except (ConnectionError, EOFError):
+        # A killed worker's pipe ends a little before the worker does. PyTorch then says so, by raising in this sleep.
+        time.sleep(_LAST_WORD_S)
+        raise
 
 
 class _Reader(Dataset):
@@ -176,7 +189,7 @@ class _Reader(Dataset):
     def __getitem__(self, keys: list[Key]) -> Batch | str:
         try:
             return self._examples.collate([self._examples[key] for key in keys])
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return str(error)
 
 

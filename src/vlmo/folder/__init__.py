@@ -2,13 +2,21 @@
 
 from vlmo.folder.card import add_figures, read_data, write_card
 from vlmo.folder.contents import DataSource, Measurement, ModelCard
-from vlmo.folder.whole import path_aside, remove_folder, remove_leftovers, write_file, write_folder
+from vlmo.folder.whole import (
+    need_writable,
+    path_aside,
+    remove_folder,
+    remove_leftovers,
+    write_file,
+    write_folder,
+)
 
 __all__ = [
     "DataSource",
     "Measurement",
     "ModelCard",
     "add_figures",
+    "need_writable",
     "path_aside",
     "read_data",
     "remove_folder",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,23 @@ def write_file(path: Path, text: str) -> None:
     finally:
         aside.unlink(missing_ok=True)
     _flush_to_disk(path.parent)
+
+
+def need_writable(folder: Path) -> None:
+    """Makes the folder if need be.
+
+    Raises:
+        ValueError: Nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written in {folder} ({error.strerror or error}); make room or give this user the right to,"
+            " or name another folder"
+        ) from None
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -116,7 +117,18 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], VLMoConfig]:
     weights: dict[str, Tensor] = {}
     for file in files:
         weights |= load_file(file)
+    _need_finite(weights, folder=folder)
     return weights, VLMoConfig.from_pretrained(folder)
+
+
+def _need_finite(weights: Mapping[str, Tensor], *, folder: Path) -> None:
+    spoilt = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if spoilt:
+        more = f", as in {len(spoilt) - 1} more tensors" if len(spoilt) > 1 else ""
+        raise ValueError(
+            f"{folder}: {spoilt[0]} holds numbers that are not finite{more}; a run from there would train nothing. "
+            "Start from another folder."
+        )
 
 
 def _compare(start: VLMoConfig, new: VLMoConfig, *, folder: Path) -> list[str]:

@@ -18,7 +18,8 @@ from vlmo.data.quarantine import keep_good
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
 from vlmo.data.stream import StreamLoader, open_sources
-from vlmo.folder import write_card
+from vlmo.distributed import is_main
+from vlmo.folder import need_writable, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import image_processor_for
@@ -30,7 +31,7 @@ from vlmo.recipes.retrieval_stage import RetrievalStage
 from vlmo.recipes.stage import Run, last_measurements
 from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
 from vlmo.recipes.vocabulary import build_processor
-from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, claim_run_folder
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, Watchdog, claim_run_folder
 
 _QUARANTINE = "quarantine.jsonl"
 _TOLD_ANYWAY = {"init", "seed", "stage.visual_tokenizer"}
@@ -82,6 +83,7 @@ def build(
     about: str = "",
     original: Recipe | None = None,
     device: str | None = None,
+    watchdog: Watchdog | None = None,
 ) -> Trainer:
     """The trainer of a recipe, ready to `fit`; runs that exist in `run_dir` are gone on with.
 
@@ -89,6 +91,7 @@ def build(
         title: Name of the recipe, before the progress bar and on the card of the model.
         about: First line of the recipe's card.
         original: The recipe of that name, where `recipe` may differ from it; the model's card then says so.
+        watchdog: With several processes: entered by the caller, so that what happens in here is watched too.
 
     Raises:
         ValueError: Something in the recipe cannot be used; the message says what to change.
@@ -96,6 +99,8 @@ def build(
     run_dir = Path(run_dir)
     _check(recipe)
     claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
+    if is_main():
+        need_writable(run_dir)  # and before the data are read, which may take long
     torch.manual_seed(recipe.seed)
     stage = recipe.stage
     processor = build_processor(recipe) if stage.reads_text else None
@@ -136,6 +141,7 @@ def build(
         device=device,
         console=console,
         title=title or "training",
+        watchdog=watchdog,
     )
 
 

@@ -2,13 +2,16 @@
 
 from vlmo.training.checkpoint import claim_run_folder
 from vlmo.training.engine import EngineConfig
+from vlmo.training.loaders import Loader
 from vlmo.training.optimizer import OptimizerConfig, describe_groups, param_groups
 from vlmo.training.parallel import choose_device, launch
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import read_metrics
-from vlmo.training.trainer import Loader, Result, Trainer, TrainerConfig
+from vlmo.training.trainer import Result, Trainer, TrainerConfig
+from vlmo.training.watchdog import HANG_SECONDS, Watchdog
 
 __all__ = [
+    "HANG_SECONDS",
     "EngineConfig",
     "Loader",
     "OptimizerConfig",
@@ -16,6 +19,7 @@ __all__ = [
     "ScheduleConfig",
     "Trainer",
     "TrainerConfig",
+    "Watchdog",
     "choose_device",
     "claim_run_folder",
     "describe_groups",

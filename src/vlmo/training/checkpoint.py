@@ -42,7 +42,7 @@ from torch.serialization import _get_layout
 
 from vlmo.distributed import rank, world_size
 from vlmo.folder import path_aside, remove_folder, remove_leftovers, write_file, write_folder
-from vlmo.training.errors import TrainingError
+from vlmo.training.errors import TrainingError, advise_on_saving
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ class _StateWriter(dcp.FileSystemWriter):
             newest = max(_states(self.target.parent), default=None)
             raise TrainingError(
                 f"training state {self.target} could not be written by process {place} ({type(cause).__name__}:"
-                f" {cause}); the newest one is {newest}. Remove what hinders it, and the same command goes on"
+                f" {cause}); the newest one is {newest}. {advise_on_saving(cause)}, and the same command goes on"
             ) from cause
 
 

@@ -108,3 +108,18 @@ class StopSignal:
     def _back_to_usual(self) -> None:
         for number, handler in self._usual.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A context for last words: it ends even if a launcher asks for an end, or a loader's worker ends meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # PyTorch's own handler raises, wherever the main thread is, when a worker has died.
+    usual = signal.signal(signal.SIGCHLD, signal.SIG_DFL) or signal.SIG_DFL
+    try:
+        with StopSignal():
+            yield
+    finally:
+        signal.signal(signal.SIGCHLD, usual)

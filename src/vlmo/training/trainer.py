@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -32,34 +32,17 @@ from vlmo.folder import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
 from vlmo.training.engine import Engine, EngineConfig, gradient_norm
 from vlmo.training.errors import TrainingError
+from vlmo.training.faults import explained_faults
+from vlmo.training.loaders import CursorLoader, Loader
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, to_device
 from vlmo.training.randomness import seed_generators, step_seed
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import Tracker, read_metrics
+from vlmo.training.watchdog import Watchdog
 from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
-
-
-class Loader(Protocol):
-    """Endless batches: item t is this process's micro-batches of step t, a pure function of t."""
-
-    def __call__(self, start_step: int) -> Iterator[list[Batch]]:
-        """Items `start_step`, `start_step` + 1, ..."""
-
-
-@runtime_checkable
-class CursorLoader(Protocol):
-    """A loader whose items depend on more than t; its cursor is saved with the training state."""
-
-    def cursor(self, step: int) -> dict[str, Any]:
-        """This process's part of what must be known to go on after the first `step` steps; ready for JSON."""
-        ...
-
-    def go_on_from(self, step: int, cursor: dict[str, Any]) -> None:
-        """Is told the parts of all processes, as one dictionary, before it is called with `step`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -146,6 +129,7 @@ class Trainer:
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         console: Where the progress bar goes; None shows nothing.
         title: Stands before the progress bar.
+        watchdog: Is told where the run stands, and knows which processes are gone; entered by the caller.
     """
 
     def __init__(
@@ -167,6 +151,7 @@ class Trainer:
         device: str | None = None,
         console: Console | None = None,
         title: str = "training",
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.device = choose_device(device)
         self.objective = objective.to(self.device).train()
@@ -182,6 +167,7 @@ class Trainer:
         self._states = StateStore(self.state_dir, keep=config.keep_states, in_background=config.async_save)
         self._progress, self._began = _Progress(), 0.0
         self._good_state: Path | None = None
+        self._watchdog = watchdog or Watchdog()
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
 
     def fit(self) -> Result:
@@ -191,8 +177,16 @@ class Trainer:
 
         Raises:
             ValueError: The run folder holds a run with another recipe.
-            TrainingError: `max_bad_steps` updates in a row were skipped, or every saved state is damaged.
+            TrainingError: `max_bad_steps` updates in a row were skipped, every saved state is damaged, nothing can be
+                written, data or their workers are gone, or another process is.
         """
+        with explained_faults(self._place, run_dir=self.run_dir, states=self._states, watchdog=self._watchdog):
+            return self._fit()
+
+    def _place(self) -> str:
+        return f"{self.title}: step {self._progress.step}"
+
+    def _fit(self) -> Result:
         if self._restore():
             logger.info("%s: %s has already finished", self.title, self.run_dir)
             return self._result("already_finished")
@@ -204,6 +198,7 @@ class Trainer:
         return self._result("finished" if finished else "stopped")
 
     def _write_model(self) -> None:
+        self._watchdog.at("writing the model folder", timed=False)
         weights = self._engine.weights()
         if is_main():
             with write_folder(self.model_dir) as aside:
@@ -219,16 +214,17 @@ class Trainer:
             if stopping or progress.step % config.save_every == 0 or progress.step == config.max_steps:
                 self._save(tracker)
             if stopping:
-                self._states.wait()
+                self._finish_saving()
                 logger.warning("%s: stopped after step %d; the same command goes on", self.title, progress.step)
                 return False
             self._evaluate_if_due(tracker)
-        self._states.wait()
+        self._finish_saving()
         return True
 
     def _train_step(self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal) -> bool:
         """One step; True if any process was asked to stop."""
         progress, began = self._progress, time.monotonic()
+        self._watchdog.at(f"reading the batch of step {progress.step + 1}")
         micro_batches = next(batches)
         losses = self._accumulate_gradients(micro_batches)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -255,6 +251,7 @@ class Trainer:
         for micro, batch in enumerate(micro_batches):
             seed_generators(step_seed(self.seed, step=self._progress.step, micro=micro, rank=rank()))
             batch = to_device(batch, self.device)
+            self._watchdog.at(f"in step {self._progress.step + 1}")
             with self._engine.synchronized(last=micro == len(micro_batches) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                     losses = self._engine(batch)
@@ -293,7 +290,7 @@ class Trainer:
         elif tracker is not None:
             tracker.log_training(progress.step, losses=named, figures=self._figures(norm, ids))
         if progress.bad_in_row >= config.max_bad_steps:
-            self._states.wait()
+            self._finish_saving()
             raise TrainingError(
                 f"the last {progress.bad_in_row} steps, up to step {progress.step}, had a non-finite loss or gradient:"
                 f" losses {named}, gradient norm {norm}; the last good state is {self._good_state}. Lower the learning"
@@ -324,6 +321,7 @@ class Trainer:
         due = step == self.config.max_steps or (every is not None and step > 0 and step % every == 0)
         if not due or not self.evaluators or _evaluated_step(tracker) == step:
             return
+        self._watchdog.at(f"in the evaluation after step {step}", timed=False)
         figures = self._engine.evaluate(
             lambda model: {name: value for evaluate in self.evaluators for name, value in evaluate(model).items()}
         )
@@ -332,11 +330,16 @@ class Trainer:
 
     def _save(self, tracker: Tracker | None) -> None:
         self._progress.seconds = self._seconds()
+        self._watchdog.at(f"saving step {self._progress.step}", timed=False)
         self._progress.cursor = self._cursor()
         self._good_state = state_path(self.state_dir, self._progress.step)
         if tracker is not None:
             tracker.flush()  # first, so that a restored state never lacks lines
         self._states.save(self._engine.training_state(self.optimizer), progress=asdict(self._progress))
+
+    def _finish_saving(self) -> None:
+        self._watchdog.at("finishing the last save", timed=False)
+        self._states.wait()
 
     def _cursor(self) -> dict[str, Any] | None:
         """The loader's cursor, of all processes."""

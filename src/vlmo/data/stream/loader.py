@@ -210,7 +210,7 @@ class _Parts(IterableDataset):
             while True:
                 for of_micro in lanes:
                     yield self._part(of_micro)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             yield str(error)
 
     def _part(self, lanes: dict[int, Lane]) -> dict[str, Any]:

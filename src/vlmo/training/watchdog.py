@@ -1,0 +1,232 @@
+"""Tells which of several processes hangs or has gone, so that the others end instead of waiting for ever.
+
+Each process says twice a second that it lives, and where it stands, in the key-value store of the process group. Ages
+are taken by each reader's own monotonic clock from the moment that it sees a word change, so clocks need not agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from typing import Any, Self, cast
+
+import torch.distributed as dist
+
+from vlmo.distributed import barrier, rank, world_size
+
+HANG_SECONDS = 1800.0
+"""Long enough for a first step that compiles and for slow storage; a hang of this length wastes little of days."""
+_BEAT_S = 0.5
+_GRACE_S = 6 * _BEAT_S  # in which a living process says something, also on a busy machine
+_READS = 20  # of all processes' words, in the time after which one counts as hanging
+_MAX_READ_S = 15.0  # between them; a thousand processes that read a thousand words each are then a light load
+_EXIT_CODE = 1
+_STACK_LINES = 6
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a process last said of itself.
+
+    Attributes:
+        beat: Counts while the process lives.
+        progress: Counts what it has begun.
+        place: What that is, for people ("in step 6").
+        timed: Whether it should not take long.
+        ended: It left the training loop, in whatever way.
+        lost: It has noticed itself that another process is missing.
+    """
+
+    beat: int = 0
+    progress: int = 0
+    place: str = "starting"
+    timed: bool = False
+    ended: bool = False
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A process's word, and when (seconds) its beat and its progress last changed."""
+
+    word: Word
+    beat_at: float
+    progress_at: float
+
+    def then(self, word: Word, *, now: float) -> Sighting:
+        """The sighting after a new word."""
+        return Sighting(
+            word=word,
+            beat_at=self.beat_at if word.beat == self.word.beat else now,
+            progress_at=self.progress_at if word.progress == self.word.progress else now,
+        )
+
+
+def find_hung(sightings: Mapping[int, Sighting], *, now: float, hang_seconds: float) -> dict[int, str]:
+    """Which processes hang, and how; empty if all is well.
+
+    A process that says nothing hangs. Where all live and none gets on, those hang that are furthest behind, as the
+    others wait for them; unless what they are at may take long (an evaluation, a save).
+    """
+    living = {number: each for number, each in sightings.items() if not each.word.ended}
+    silent = {
+        number: f"no sign of life for {now - each.beat_at:.0f} s, last seen {each.word.place}"
+        for number, each in living.items()
+        if now - each.beat_at > hang_seconds
+    }
+    if silent or not living or any(now - each.progress_at <= hang_seconds for each in living.values()):
+        return silent
+    last = min(each.word.progress for each in living.values())
+    behind = {number: each for number, each in living.items() if each.word.progress == last}
+    if not all(each.word.timed for each in behind.values()):
+        return {}
+    return {
+        number: f"no progress for {now - each.progress_at:.0f} s, {each.word.place}" for number, each in behind.items()
+    }
+
+
+class Watchdog:
+    """Watches the processes of a group from threads of its own; a context, for once. One process is not watched.
+
+    When a process hangs, each living one prints a line that names it, and where it stands itself, and exits with 1.
+
+    Args:
+        hang_seconds: How long a process may give no sign of life, or all of them make no progress.
+
+    Raises:
+        ValueError: `hang_seconds` is not a number above 0.
+    """
+
+    def __init__(self, hang_seconds: float = HANG_SECONDS) -> None:
+        if not 0 < hang_seconds < math.inf:
+            raise ValueError(f"hang_seconds is {hang_seconds}; give a number of seconds above 0")
+        self._hang_seconds = hang_seconds
+        self._beat_every = min(_BEAT_S, hang_seconds / 4)
+        self._read_every = min(max(self._beat_every, hang_seconds / _READS), _MAX_READ_S)
+        self._word = Word()
+        self._sightings: dict[int, Sighting] = {}
+        self._read_at = time.monotonic()
+        self._wake, self._was_read, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        if world_size() > 1:
+            # A connection of its own: the main thread may be waiting on the group's. PyTorch has no public name for it.
+            store = cast(Any, dist.distributed_c10d)._get_default_store().clone()
+            store = dist.PrefixStore("vlmo/watchdog", store)
+            store.set_timeout(timedelta(seconds=self._hang_seconds))
+            store.set(str(rank()), json.dumps(asdict(self._word)))
+            barrier()  # from here on every process has said something
+            self._read_at = time.monotonic()
+            for work in (lambda: self._talk(store), self._look):
+                self._threads.append(threading.Thread(target=work, daemon=True, name="vlmo-watchdog"))
+            for thread in self._threads:
+                thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._word = replace(self._word, ended=True)
+        self._stop.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(timeout=2 * _BEAT_S)  # not for ever: the store's keeper may be what hangs
+
+    def at(self, place: str, *, timed: bool = True) -> None:
+        """Progress: this process now begins `place` ("in step 6"). What may take long is not `timed`."""
+        self._word = replace(self._word, place=place, timed=timed, progress=self._word.progress + 1)
+
+    def missing(self) -> list[int]:
+        """The other processes that have gone, after a collective has failed. Takes some seconds."""
+        self._word = replace(self._word, lost=True)
+        if not self._threads:
+            return []
+        if not self._read_now():
+            return [0]  # it, or its node, keeps the store
+        asked = self._read_at
+        time.sleep(_GRACE_S)
+        if not self._read_now():
+            return [0]
+        return sorted(
+            number
+            for number, each in self._sightings.items()
+            if number != rank() and not each.word.lost and (each.word.ended or each.beat_at <= asked)
+        )
+
+    def _read_now(self) -> bool:
+        """Whether the others' words could be read."""
+        self._was_read.clear()
+        self._wake.set()
+        return self._was_read.wait(_GRACE_S)
+
+    def _talk(self, store: dist.Store) -> None:
+        """Says that this process lives and reads what the others say, until told to stop."""
+        names = [str(number) for number in range(world_size())]
+        read_at, beats = float("-inf"), itertools.count(1)
+        with contextlib.suppress(RuntimeError):  # the keeper of the store has gone; `_look` sees that nothing is read
+            while True:
+                last = self._stop.is_set()
+                store.set(str(rank()), json.dumps(asdict(replace(self._word, beat=next(beats)))))
+                if last:
+                    return
+                if self._wake.is_set() or time.monotonic() - read_at >= self._read_every:
+                    self._wake.clear()
+                    self._read(store.multi_get(names))
+                    read_at = self._read_at
+                self._wake.wait(self._beat_every)
+
+    def _read(self, words: Sequence[bytes]) -> None:
+        now = time.monotonic()
+        # After a time away (stopped, no CPU) this process cannot judge by what it saw before.
+        known = {} if now - self._read_at > self._hang_seconds / 2 else self._sightings
+        sightings = {}
+        for number, text in enumerate(words):
+            word = Word(**json.loads(text))
+            before = known.get(number, Sighting(word, beat_at=now, progress_at=now))
+            sightings[number] = before.then(word, now=now)
+        self._sightings, self._read_at = sightings, now
+        self._was_read.set()
+
+    def _look(self) -> None:
+        """Ends this process when another one hangs."""
+        looked_at = time.monotonic()
+        while not self._stop.wait(self._read_every):
+            now = time.monotonic()
+            was_away, looked_at = now - looked_at > self._hang_seconds / 2, now
+            if was_away or self._word.lost:
+                continue
+            if now - self._read_at > 1.5 * self._hang_seconds:
+                hung = {0: f"it, or its node, has not answered for {now - self._read_at:.0f} s"}
+            else:
+                hung = find_hung(self._sightings, now=self._read_at, hang_seconds=self._hang_seconds)
+            if hung:
+                _tell(hung, word=self._word)
+                # The others should see the same, rather than miss this one.
+                time.sleep(2 * self._read_every + 2 * _BEAT_S)
+                os._exit(_EXIT_CODE)
+
+
+def _tell(hung: Mapping[int, str], *, word: Word) -> None:
+    told = "; ".join(f"process {number} hangs ({how})" for number, how in hung.items())
+    line = f"vlmo: {told}. Process {rank()} of {world_size()}, {word.place}, ends; the same command goes on."
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    stack = "".join(traceback.format_stack(frame)[-_STACK_LINES:])
+    # Past sys.stderr, whose lock the thread that hangs may hold.
+    os.write(2, f"{line}\nProcess {rank()} stands at:\n{stack}".encode())
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether an error says that another process could not be reached."""
+    words = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )

@@ -1,0 +1,296 @@
+"""What a run will need, against what runs do need."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import torch
+from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlmo import cli
+from vlmo.data.loader import LoaderConfig
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+)
+from vlmo.objectives.answering import QuestionObjective, ReasoningObjective
+from vlmo.objectives.pretraining import (
+    LanguageObjective,
+    VisionLanguageConfig,
+    VisionLanguageObjective,
+    VisionObjective,
+)
+from vlmo.objectives.vision_tasks import ClassificationObjective, SegmentationObjective
+from vlmo.recipes import RECIPES, Recipe, find_recipe
+from vlmo.recipes.configs import model_config
+from vlmo.recipes.estimate import estimate
+from vlmo.training.engine import Engine, EngineConfig
+
+# Left out are operations of vectors (norms, softmax) and of single tokens (a pooler's input).
+FLOPS_TOLERANCE = 0.01
+# The kernels of attention differ in what they keep, and the losses' own tensors are not modelled.
+MEMORY_TOLERANCE = 0.15
+LAST_BLOCK = 0.25
+"""It is told of as a whole one, but run for the tokens whose state is used; of a toy it is a large part."""
+SCRATCH = 2 * 2**20
+"""What attention works in at most, whatever the batch (`model/attention.py`)."""
+SIZES = VLMoConfig.tiny(hidden_size=64, num_hidden_layers=4)
+TEXT = 16
+MASKED_WORDS = 4 / (GLOBAL_BATCH * TEXT)
+MASKED_PATCHES = 6 / 16
+ALL_LOSSES = VisionLanguageConfig()
+CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
+
+
+def tiny(name: str, *, losses: VisionLanguageConfig | None = None, precision: str = "float32") -> Recipe:
+    """A recipe of the sizes of the toy batch."""
+    recipe = find_recipe(name)()
+    stage = recipe.stage if losses is None else replace(recipe.stage, losses=losses)
+    if name == "base-stage1":
+        stage = replace(stage, masked_share=MASKED_PATCHES)
+    if name == "base-ade20k":
+        stage = replace(stage, channels=32)
+    return replace(
+        recipe,
+        stage=stage,
+        model=model_config(SIZES),
+        text=replace(recipe.text, max_length=TEXT, vocab_size=SIZES.vocab_size),
+        data=replace(recipe.data, mlm_probability=MASKED_WORDS),
+        loader=replace(recipe.loader, global_batch_size=GLOBAL_BATCH, accumulation=1),
+        trainer=replace(recipe.trainer, precision=precision),
+    )
+
+
+def config(recipe: Recipe, *, classes: int = 2, **changes: Any) -> VLMoConfig:
+    names = {number: str(number) for number in range(classes)}
+    return VLMoConfig(**asdict(recipe.model) | {"id2label": names} | changes)
+
+
+def with_labels(labels: Tensor, *, pictures: int = 1) -> dict[str, Tensor]:
+    batch = make_batch()
+    if pictures > 1:
+        batch["pixel_values"] = batch["pixel_values"][:, None].repeat(1, pictures, 1, 1, 1)
+    return batch | {"labels": labels}
+
+
+def stage1(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    return VisionObjective(VLMoForMaskedImageModeling(config(recipe)), tokenizer=FixedTokens()), make_batch()
+
+
+def stage2(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    return LanguageObjective(VLMoForMaskedLM(config(recipe))), make_batch()
+
+
+def stage3(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    return VisionLanguageObjective(VLMoForPreTraining(config(recipe)), config=recipe.stage.losses), make_batch()
+
+
+def retrieval(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForImageTextRetrieval(config(recipe, contrast_fusion_ending=False, use_match_head=False))
+    return VisionLanguageObjective(model, config=recipe.stage.losses), make_batch()
+
+
+def question(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForVisualQuestionAnswering(config(recipe, classes=3129))
+    return QuestionObjective(model), with_labels(torch.rand(GLOBAL_BATCH, 3129))
+
+
+def reasoning(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForVisualReasoning(config(recipe, num_modality_types=3))
+    return ReasoningObjective(model), with_labels(torch.zeros(GLOBAL_BATCH, dtype=torch.long), pictures=2)
+
+
+def classification(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForImageClassification(config(recipe, classes=1000))
+    return ClassificationObjective(model), with_labels(torch.zeros(GLOBAL_BATCH, dtype=torch.long))
+
+
+def segmentation(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = VLMoForSemanticSegmentation(config(recipe, classes=150, segmentation_channels=recipe.stage.channels))
+    return SegmentationObjective(model), with_labels(torch.zeros(GLOBAL_BATCH, 64, 64, dtype=torch.long))
+
+
+CASES = [
+    ("base-stage1", None, stage1),
+    ("base-stage2", None, stage2),
+    ("base-stage3", ALL_LOSSES, stage3),
+    ("base-coco-retrieval", CONTRAST_ALONE, retrieval),
+    ("base-vqa", None, question),
+    ("base-nlvr2", None, reasoning),
+    ("base-imagenet", None, classification),
+    ("base-ade20k", None, segmentation),
+]
+Make = Callable[[Recipe], tuple[nn.Module, dict[str, Tensor]]]
+
+
+@pytest.mark.parametrize(("name", "losses", "make"), CASES, ids=[name for name, _, _ in CASES])
+def test_operations_and_parameters_are_those_of_a_run(name, losses, make: Make) -> None:
+    recipe = tiny(name, losses=losses)
+    objective, batch = make(recipe)
+    objective.get_submodule("model").set_attn_implementation("eager")  # whose products are counted one by one
+    with FlopCounterMode(display=False) as counter:
+        objective(batch)["loss"].backward()
+    told = estimate(recipe)
+    counted = counter.get_total_flops()
+    assert (1 - FLOPS_TOLERANCE) * counted <= told.flops_per_step <= (1 + FLOPS_TOLERANCE + LAST_BLOCK) * counted
+    parameters = list(objective.get_submodule("model").parameters())
+    assert told.parameters == sum(p.numel() for p in parameters)
+    assert told.trainable_parameters == sum(p.numel() for p in parameters if p.requires_grad)
+
+
+class LiveBytes(TorchDispatchMode):
+    """While this is on, counts the bytes of all tensors that operations make, until they are dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._live: set[int] = set()
+        self._now = self.peak = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._live:
+                self._live.add(storage._cdata)
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self._now)
+        return made
+
+    def _drop(self, storage: int, size: int) -> None:
+        self._live.remove(storage)
+        self._now -= size
+
+
+def measured_peak(recipe: Recipe, make: Make) -> int:
+    """Bytes of a step beside the weights."""
+    objective, batch = make(recipe)
+    run = Engine(objective, config=recipe.trainer.engine)
+    with LiveBytes() as live:
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.trainer.precision == "bf16"):
+            loss = run(batch)["loss"]
+        loss.backward()
+    return live.peak
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "losses", "make"), [CASES[index] for index in (0, 2, 3)], ids=["stage1", "stage3", "retrieval"]
+)
+def test_activations_are_the_measured_peak(name, losses, make: Make, precision) -> None:
+    recipe = tiny(name, losses=losses, precision=precision)
+    told, measured = estimate(recipe).activation_bytes, measured_peak(recipe, make)
+    assert (1 - MEMORY_TOLERANCE) * measured <= told <= (1 + MEMORY_TOLERANCE + LAST_BLOCK) * measured
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(("chunk", "again"), [(2, False), (None, True)], ids=["in chunks", "checkpointed"])
+def test_activations_that_are_computed_again_are_the_measured_peak(chunk, again, precision) -> None:
+    recipe = tiny("base-stage3", losses=replace(ALL_LOSSES, cache_chunk=chunk), precision=precision)
+    recipe = replace(recipe, trainer=replace(recipe.trainer, engine=EngineConfig(activation_checkpointing=again)))
+    needs, measured = estimate(recipe), measured_peak(recipe, stage3)
+    told = needs.activation_bytes + needs.gradient_bytes  # which fill up while there are activations
+    assert (1 - MEMORY_TOLERANCE) * told <= measured <= (1 + MEMORY_TOLERANCE) * told + SCRATCH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = (estimate(find_recipe(name)(), processes=processes) for processes in (1, 2))
+    assert 0 < one.trainable_parameters <= one.parameters
+    assert one.optimizer_bytes == 2 * one.gradient_bytes == 8 * one.trainable_parameters
+    assert one.flops_per_sample > 6 * 49  # more than one parameter's share, whatever the sizes
+    assert two.micro_batch * 2 == one.micro_batch
+    assert one.gradient_traffic == one.embedding_traffic == one.negative_traffic == 0
+    assert two.gradient_traffic == two.gradient_bytes
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_of_the_paper() -> None:
+    base = estimate(find_recipe("base-stage3")(), processes=8)
+    assert base.parameters == pytest.approx(202e6, rel=0.01)  # 175M of the backbone, and the heads of pre-training
+    assert base.micro_batch == 128
+    image, dim = 197, 768
+    # Two endings, of pictures and texts, there and back; and two numbers that tell same pairs.
+    assert base.embedding_traffic == 7 * 128 * (2 * 2 * 2 * dim * 4 + 2 * 8)
+    # Of 128 pictures and texts, with the gradients of the former, those that other processes hold; and the requests.
+    assert base.negative_traffic == 112 * (2 * image * dim * 4 + 2 * 40 * 8) + 2 * 8 * (112 + 7)
+    # Three forward passes' worth; a picture of 224 px alone costs ViT-B/16's 35.1 GFLOPs forward.
+    assert estimate(find_recipe("base-imagenet")()).flops_per_sample == pytest.approx(3 * 35.1e9, rel=0.01)
+
+
+def changed(name: str, *, chunk: int | None = None, **engine: Any) -> Recipe:
+    recipe = find_recipe(name)()
+    losses = replace(recipe.stage.losses, cache_chunk=chunk)
+    trainer = replace(recipe.trainer, engine=EngineConfig(**engine))
+    return replace(recipe, stage=replace(recipe.stage, losses=losses), trainer=trainer)
+
+
+def test_cache_and_checkpoints_make_large_batches_small() -> None:
+    plain, cached, larger_chunk, checkpointed = (
+        estimate(changed("base-coco-retrieval", chunk=chunk, activation_checkpointing=again))
+        for chunk, again in ((None, False), (16, False), (32, False), (None, True))
+    )
+    assert cached.activation_bytes < larger_chunk.activation_bytes < 0.1 * plain.activation_bytes
+    assert checkpointed.activation_bytes < 0.25 * plain.activation_bytes
+    assert cached.flops_per_sample == plain.flops_per_sample == checkpointed.flops_per_sample
+    small = replace(changed("base-coco-retrieval", chunk=16), loader=LoaderConfig(global_batch_size=256))
+    # What grows from 256 to 3,072 pairs: pictures of 0.42 MiB, embeddings, logits.
+    assert cached.activation_bytes - estimate(small).activation_bytes < 3072 * 0.55 * 2**20
+
+
+def test_shards_of_weights_are_told() -> None:
+    whole, shards = (estimate(changed("large-stage3", data_parallel=kind), processes=64) for kind in ("ddp", "fsdp"))
+    assert shards.parameters == whole.parameters
+    assert shards.optimizer_bytes == round(whole.optimizer_bytes / 64)
+    assert shards.gradient_bytes == round(whole.gradient_bytes / 64)
+    assert whole.parameter_bytes / 64 < shards.parameter_bytes < whole.parameter_bytes / 4
+    assert shards.gradient_traffic > whole.gradient_traffic  # the price
+
+
+@pytest.mark.parametrize("name", ["large-plusplus-stage3", "large-plusplus-stage3-32k"])
+def test_web_scale_run_fits_its_machines_with_checkpoints_and_shards(name) -> None:
+    recipe = changed(name, chunk=16, data_parallel="fsdp", activation_checkpointing=True)
+    needs = estimate(recipe, processes=512)
+    total = needs.parameter_bytes + needs.gradient_bytes + needs.optimizer_bytes + needs.activation_bytes
+    assert total < 8 * 2**30
+    assert needs.flops_per_step == pytest.approx(needs.flops_per_sample * recipe.loader.global_batch_size)
+
+
+def test_processes_that_cannot_share_the_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"processes is 3; loader.global_batch_size 1024 must be a multiple"):
+        estimate(find_recipe("base-stage3")(), processes=3)
+
+
+def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.main(["train", "emoji-stage3", "--dry-run", "--processes", "4", "--json", "needs.json"])
+    output = capsys.readouterr().out
+    for part in ("parameters", "optimizer", "activations", "hard negatives", "GFLOPs", "a sample"):
+        assert part in output
+    needs = json.loads((tmp_path / "needs.json").read_text())
+    assert needs == asdict(estimate(find_recipe("emoji-stage3")(), processes=4))
+    assert [path.name for path in tmp_path.iterdir()] == ["needs.json"]
+
+
+def test_command_refuses_options_of_a_dry_run_without_one(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "emoji-stage3", "--processes", "4"])
+    assert end.value.code == 2
+    assert "--processes and --json belong to --dry-run" in capsys.readouterr().err

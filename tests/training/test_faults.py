@@ -1,0 +1,330 @@
+"""Faults of the machine: killed and hanging processes, disks that take nothing more. Real processes and files."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_group
+from tests.killing import wait_until
+from tests.rights import ordinary_rights
+from toy_group import Group, Pause
+from toy_run import Settings, make_trainer
+
+from vlmo import cli
+from vlmo.cli.runs import TrainOptions
+from vlmo.training import TrainerConfig, read_metrics
+from vlmo.training.watchdog import HANG_SECONDS, Sighting, Watchdog, Word, find_hung
+
+STEPS = 10
+CONFIG = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, eval_every=5)
+SOON_S = 120.0  # the survivors' time to end on a busy machine; a collective that waits would take two hours
+HANG_S = 3.0
+
+
+@pytest.fixture
+def start() -> Iterator[Any]:
+    groups: list[Group] = []
+
+    def start_group(folder: Path, **arguments: Any) -> Group:
+        groups.append(toy_group.start(folder, config=CONFIG, **arguments))
+        return groups[-1]
+
+    yield start_group
+    for group in groups:
+        group.end()
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    timing = {"seconds", "samples_per_s"}
+    return [{k: v for k, v in line.items() if k not in timing} for line in read_metrics(folder / "run")]
+
+
+def model(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "run" / "model" / "model.pt", weights_only=True)
+
+
+def told(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("vlmo: ")]
+
+
+@pytest.mark.slow
+def test_either_process_killed_in_a_step_or_a_save_leaves_a_run_that_ends_with_the_same_bits(start, tmp_path) -> None:
+    folder = tmp_path / "killed"
+    for victim, pause in (
+        (0, Pause(rank=0, moment="forward", step=3)),
+        (1, Pause(rank=None, moment="save", step=4)),
+        (0, Pause(rank=None, moment="save", step=6)),
+        (1, Pause(rank=1, moment="forward", step=8)),
+    ):
+        group = start(folder, pause=pause)
+        group.wait_for_pause()
+        group.signal(victim, signal.SIGKILL)
+        group.go_on()
+        codes = group.codes(within_s=SOON_S)
+        assert codes[victim] == -signal.SIGKILL
+        assert codes[1 - victim] == 1, group.output(1 - victim)
+        (line,) = told(group.output(1 - victim))
+        assert f"process {1 - victim} has lost process {victim}," in line
+        assert "the same command goes on" in line
+        assert "Traceback" not in group.output(1 - victim)
+        assert not (folder / "run" / "model").exists()
+    group = start(folder)
+    assert group.codes(within_s=SOON_S) == [0, 0], group.output(0)
+    whole = start(tmp_path / "whole")
+    assert whole.codes(within_s=SOON_S) == [0, 0]
+    assert curve(folder) == curve(tmp_path / "whole")
+    killed, expected = model(folder), model(tmp_path / "whole")
+    assert all(torch.equal(killed[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_survivor_of_a_kill_under_torchrun_says_whom_it_has_lost(tmp_path) -> None:
+    script = Path(__file__).parent / "toy_run.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    settings = ["max_steps=1000", "log_every=1", "save_every=2", "pause_s=0.1"]
+    command = [*launcher, str(script), str(tmp_path / "run"), *settings]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        states = tmp_path / "run" / "state"
+        wait_until(lambda: any(states.glob("step_*")), within_s=toy_group.PATIENCE_S)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        second = next(pid for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes())
+        os.kill(int(second), signal.SIGKILL)
+        output, _ = process.communicate(timeout=SOON_S)
+    finally:
+        process.terminate()  # the launcher then ends its processes
+        process.communicate()
+    assert process.returncode == 1
+    assert "process 0 has lost process 1, which has ended or was killed" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "keeps_store"), [(1, False), (0, True)], ids=["other", "keeper of the store"])
+def test_stopped_process_is_named_and_the_other_ends(start, tmp_path, rank, keeps_store) -> None:
+    group = start(
+        tmp_path, pause=Pause(rank=rank, moment="forward", step=3), hang_seconds=HANG_S, keeps_store=keeps_store
+    )
+    group.wait_for_pause()
+    group.signal(rank, signal.SIGSTOP)
+    began = time.monotonic()
+    other = group.processes[1 - rank]
+    other.join(SOON_S)
+    assert other.exitcode == 1, group.output(1 - rank)
+    assert HANG_S / 2 < time.monotonic() - began < SOON_S
+    (line,) = told(group.output(1 - rank))
+    assert f"process {rank} hangs (" in line
+    assert f"process {1 - rank} hangs" not in line
+    assert f"Process {1 - rank} of 2, in step 3, ends" in line
+    assert "backward" in group.output(1 - rank), "the survivor's own stack"
+
+
+@pytest.mark.slow
+def test_process_that_lives_but_makes_no_progress_is_named_by_both(start, tmp_path) -> None:
+    group = start(tmp_path, pause=Pause(rank=1, moment="batch", step=3), hang_seconds=HANG_S)
+    assert group.codes(within_s=SOON_S) == [1, 1]
+    for rank in range(2):
+        (line,) = told(group.output(rank))
+        assert "process 1 hangs (no progress for" in line
+        assert "reading the batch of step 3" in line
+        assert "process 0 hangs" not in line
+    assert "stop_here" in group.output(1), "its stack shows where it hangs"
+
+
+@pytest.mark.slow
+def test_process_that_stops_before_there_is_a_trainer_is_named(start, tmp_path) -> None:
+    group = start(tmp_path, pause=Pause(rank=1, moment="start"), hang_seconds=HANG_S)
+    group.wait_for_pause()
+    group.signal(1, signal.SIGSTOP)
+    group.processes[0].join(SOON_S)
+    assert group.processes[0].exitcode == 1, group.output(0)
+    (line,) = told(group.output(0))
+    assert "process 1 hangs (no sign of life for" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pause", [Pause(0, "evaluation", step=5), Pause(None, "save", step=4)], ids=["evaluation", "save"]
+)
+def test_what_takes_longer_than_a_hang_is_none_while_the_process_lives(start, tmp_path, pause) -> None:
+    group = start(tmp_path, pause=pause, hang_seconds=HANG_S)
+    group.wait_for_pause()
+    time.sleep(2 * HANG_S)
+    group.go_on()
+    assert group.codes(within_s=SOON_S) == [0, 0], group.output(0) + group.output(1)
+    assert "hangs" not in group.output(0) + group.output(1)
+
+
+def sightings(*words: Word, beat_at: float = 100.0, progress_at: float = 0.0) -> dict[int, Sighting]:
+    return {n: Sighting(word, beat_at=beat_at, progress_at=progress_at) for n, word in enumerate(words)}
+
+
+def test_only_those_that_the_others_wait_for_hang() -> None:
+    ahead, behind = (Word(progress=n, place=f"in step {n}", timed=True) for n in (7, 6))
+    hung = find_hung(sightings(ahead, behind, ahead), now=100.0, hang_seconds=50.0)
+    assert hung == {1: "no progress for 100 s, in step 6"}
+    assert find_hung(sightings(ahead, behind, progress_at=60.0), now=100.0, hang_seconds=50.0) == {}
+
+
+def test_evaluation_and_save_may_take_long_as_long_as_the_process_lives() -> None:
+    waiting, saving = Word(progress=7, place="in step 7", timed=True), Word(progress=6, place="saving step 6")
+    assert find_hung(sightings(saving, waiting), now=100.0, hang_seconds=50.0) == {}
+    hung = find_hung(sightings(saving, beat_at=0.0) | {1: sightings(waiting)[0]}, now=100.0, hang_seconds=50.0)
+    assert hung == {0: "no sign of life for 100 s, last seen saving step 6"}
+
+
+def test_process_that_has_ended_does_not_hang() -> None:
+    assert find_hung(sightings(Word(ended=True), beat_at=0.0), now=100.0, hang_seconds=50.0) == {}
+
+
+def test_ages_count_from_the_moment_that_a_word_changes() -> None:
+    first = Sighting(Word(beat=1, progress=1), beat_at=0.0, progress_at=0.0)
+    assert first.then(Word(beat=2, progress=1), now=5.0) == Sighting(Word(2, 1), beat_at=5.0, progress_at=0.0)
+    assert first.then(Word(beat=2, progress=2), now=5.0).progress_at == 5.0
+    assert first.then(Word(beat=1, progress=1), now=5.0).beat_at == 0.0
+
+
+def test_one_process_is_not_watched() -> None:
+    with Watchdog(0.01) as watchdog:
+        watchdog.at("in step 1")
+        time.sleep(0.05)
+        assert watchdog.missing() == []
+    with pytest.raises(ValueError, match="hang_seconds is 0; give a number of seconds above 0"):
+        Watchdog(0)
+    with pytest.raises(ValueError, match="hang_seconds is inf"):
+        Watchdog(float("inf"))
+
+
+def test_command_waits_as_long_as_the_watchdog_by_itself() -> None:
+    assert TrainOptions(recipe=None, run_dir=Path()).hang_seconds == HANG_SECONDS
+
+
+def fill_disk(group: Group) -> None:
+    """The system refuses the process any file as large as the largest of the state before."""
+    files = (group.folder / "run" / "state").rglob("*")
+    size = max(path.stat().st_size for path in files if path.is_file()) - 1
+    resource.prlimit(group.processes[0].pid, resource.RLIMIT_FSIZE, (size, size))
+
+
+def close_folder(group: Group) -> None:
+    (group.folder / "run" / "state").chmod(0o555)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (fill_disk, r"step_00000004 could not be written by process 0 .*If the disk is full, free space there"),
+        (close_folder, r"step_00000004 could not be written by process 0 \(PermissionError.*Give this user the right"),
+    ],
+    ids=["full disk", "read-only folder"],
+)
+def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
+    start, tmp_path, fault: Callable[[Group], None], line: str
+) -> None:
+    folder = tmp_path / "run that the disk refuses"
+    group = start(folder, world_size=1, pause=Pause(rank=0, moment="forward", step=4), ordinary=True)
+    group.wait_for_pause()
+    wait_until((folder / "run" / "state" / "step_00000002").exists, within_s=SOON_S)  # it is written in the background
+    fault(group)
+    group.go_on()
+    assert group.codes(within_s=SOON_S) == [1], group.output(0)
+    (said,) = told(group.output(0))
+    assert re.search(line, said), said
+    assert f"the newest one is {folder / 'run' / 'state' / 'step_00000002'}. " in said
+    assert said.endswith("and the same command goes on")
+    (folder / "run" / "state").chmod(0o755)
+    assert [path.name for path in (folder / "run" / "state").iterdir()] == ["step_00000002"], "no leftovers"
+    assert start(folder, world_size=1).codes(within_s=SOON_S) == [0]
+    assert start(tmp_path / "whole", world_size=1).codes(within_s=SOON_S) == [0]
+    assert curve(folder) == curve(tmp_path / "whole")
+    assert all(torch.equal(value, model(folder)[name]) for name, value in model(tmp_path / "whole").items())
+
+
+def test_run_folder_that_cannot_be_written_is_told_at_once(tmp_path, capsys) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    with ordinary_rights(), pytest.raises(SystemExit) as end:
+        cli.main(["train", "emoji-stage1", "--run-dir", str(closed / "run")])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"nothing can be written in {closed / 'run'} (Permission denied); make room" in line
+
+
+@pytest.mark.slow
+def test_killed_worker_ends_the_run_with_a_line_and_the_run_goes_on_later(start, tmp_path) -> None:
+    folder = tmp_path / "killed"
+    group = start(folder, world_size=1, kills_worker_in_step=5, num_workers=1)
+    assert group.codes(within_s=SOON_S) == [1], group.output(0)
+    (line,) = told(group.output(0))
+    seen = "killed by signal: Killed|exited unexpectedly"
+    assert re.search(rf"a worker that prepares batches is gone \(({seen})\), most often because memory", line), line
+    assert "step_00000002" in line or "step_00000004" in line
+    assert "Traceback" not in group.output(0)
+    assert start(folder, world_size=1, num_workers=1).codes(within_s=SOON_S) == [0]
+    assert start(tmp_path / "whole", world_size=1, num_workers=0).codes(within_s=SOON_S) == [0]
+    assert curve(folder) == curve(tmp_path / "whole")
+
+
+class CutOff:
+    """Ends a run in the middle of a step."""
+
+    def __init__(self, *, after: int) -> None:
+        self.left = after
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("cut off")
+
+
+def test_run_whose_newest_state_is_damaged_goes_on_from_the_one_before_and_says_so(tmp_path, caplog) -> None:
+    make_trainer(tmp_path / "whole" / "run").fit()
+    with pytest.raises(RuntimeError, match="cut off"):
+        make_trainer(tmp_path / "run", after_step=CutOff(after=5)).fit()
+    newest = max((tmp_path / "run" / "state").glob("step_*"))
+    tensors = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    os.truncate(tensors, tensors.stat().st_size // 2)
+    assert make_trainer(tmp_path / "run").fit().status == "finished"
+    assert f"{newest} is damaged ({tensors.name} is not what was written); going back to the one before" in caplog.text
+    assert curve(tmp_path) == curve(tmp_path / "whole")
+    assert newest.with_name(f"{newest.name}.damaged").exists()
+
+
+def test_run_with_another_recipe_is_refused_with_what_differs_and_loses_nothing(tmp_path) -> None:
+    make_trainer(tmp_path / "run").fit()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=r"another recipe: settings\.lr was 0\.05 and is now 0\.5; give a new run folder"
+    ):
+        make_trainer(tmp_path / "run", settings=Settings(lr=0.5)).fit()
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch) -> None:
+    make_trainer(tmp_path / "whole" / "run").fit()
+    now = itertools.count(2e9, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    with pytest.raises(RuntimeError, match="cut off"):
+        make_trainer(tmp_path / "run", after_step=CutOff(after=3)).fit()
+    assert make_trainer(tmp_path / "run").fit().status == "finished"
+    newest = tmp_path / "run" / "state" / "step_00000006"
+    for path in [newest, *newest.iterdir()]:
+        os.utime(path, (0, 0))  # older than every other state
+    result = make_trainer(tmp_path / "run").fit()
+    assert (result.status, result.steps) == ("already_finished", 6)
+    seconds = [line["seconds"] for line in read_metrics(tmp_path / "run")]
+    assert all(0 < before <= after for before, after in pairwise(seconds))
+    assert curve(tmp_path) == curve(tmp_path / "whole")

@@ -1,0 +1,236 @@
+"""Runs the toy run in several gloo processes that tests can pause, stop and kill at a chosen moment.
+
+Processes come from a fork server that has imported everything once, so that each starts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import toy_run
+from tests.killing import wait_until
+from tests.rights import ordinary_rights
+from toy_run import Settings, make_trainer
+
+from vlmo.data.loader import Loader, LoaderConfig
+from vlmo.training import TrainerConfig, Watchdog, launch
+from vlmo.training.errors import TrainingError
+from vlmo.types import Batch
+
+PATIENCE_S = 180.0  # a busy machine may take minutes to start Python
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Where a process stops and waits for the test.
+
+    Attributes:
+        rank: Whose; None: whichever process gets there.
+        moment: Before there is a trainer, in reading a batch, in a forward, in an evaluation, or just before a training
+            state gets its name.
+        step: The step that is read, trained, evaluated or saved; they count from 1.
+    """
+
+    rank: int | None
+    moment: Literal["start", "batch", "forward", "evaluation", "save"]
+    step: int = 0
+
+
+@dataclass
+class Group:
+    """Processes of one run."""
+
+    folder: Path
+    processes: list[Any] = field(default_factory=list)
+
+    def wait_for_pause(self) -> None:
+        """Returns when a process has come to its pause."""
+        wait_until((self.folder / "paused").exists, within_s=PATIENCE_S, meanwhile=self._all_live)
+
+    def _all_live(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def go_on(self) -> None:
+        """Ends the pause."""
+        (self.folder / "paused").unlink()
+
+    def signal(self, rank: int, number: int) -> None:
+        """Sends a signal to one process."""
+        os.kill(self.processes[rank].pid, number)
+
+    def codes(self, *, within_s: float) -> list[int | None]:
+        """Exit codes; None for a process that still lives after that time."""
+        deadline = time.monotonic() + within_s
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return [process.exitcode for process in self.processes]
+
+    def output(self, rank: int) -> str:
+        """What a process has written."""
+        return (self.folder / f"rank{rank}.log").read_text()
+
+    def end(self) -> None:
+        """Leaves no process behind."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["toy_group", "torch.utils.tensorboard"])
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for what the server imports
+
+
+def start(folder: Path, *, world_size: int = 2, keeps_store: bool = False, **arguments: Any) -> Group:
+    """Starts processes that train in `folder`/run, with arguments of `_train`.
+
+    Args:
+        keeps_store: Process 0 keeps the store of the group; otherwise this process does, as torchrun would.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "paused").unlink(missing_ok=True)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    if keeps_store:
+        del store  # its port is free again
+    surroundings = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world_size),
+        "TORCHELASTIC_USE_AGENT_STORE": str(not keeps_store),
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    group = Group(folder)
+    for rank in range(world_size):
+        own = surroundings | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _CONTEXT.Process(target=_process, args=(folder, own), kwargs=arguments)
+        process.start()
+        group.processes.append(process)
+    if not keeps_store:
+        group.store = store  # lives as long as the group
+    return group
+
+
+def _process(folder: Path, surroundings: dict[str, str], **arguments: Any) -> None:
+    log = os.open(folder / f"rank{surroundings['RANK']}.log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.environ.update(surroundings)
+    torch.set_num_threads(1)
+    code = 0
+    try:
+        _train(folder, rank=int(surroundings["RANK"]), **arguments)
+    except (ValueError, OSError) as error:  # as the command line does
+        code = 2
+        os.write(2, f"vlmo: {error}\n".encode())
+    except TrainingError as error:
+        code = 1
+        os.write(2, f"vlmo: {error}\n".encode())
+    os._exit(code)
+
+
+def _train(
+    folder: Path,
+    *,
+    rank: int,
+    config: TrainerConfig,
+    pause: Pause | None = None,
+    hang_seconds: float = 60.0,
+    ordinary: bool = False,
+    num_workers: int | None = None,
+    kills_worker_in_step: int | None = None,
+) -> None:
+    """Trains; if `ordinary`, without root's right to write anywhere; with `num_workers`, by the real loader."""
+    if pause is not None and pause.rank in {None, rank}:
+        _arm(folder, pause)
+
+    evaluations = itertools.count(1)
+
+    def evaluate(_: Any) -> dict[str, float]:
+        if pause == Pause(rank, "evaluation", step=next(evaluations) * config.eval_every):
+            _stop_here(folder)
+        return {"toy/one": 1.0}
+
+    load = None if num_workers is None else _loader(num_workers=num_workers, kills_in_step=kills_worker_in_step)
+    rights = ordinary_rights() if ordinary else contextlib.nullcontext()
+    with rights, launch("cpu"), Watchdog(hang_seconds) as watchdog:
+        if pause is not None and pause.moment == "start" and pause.rank == rank:
+            _stop_here(folder)
+        trainer = make_trainer(folder / "run", load=load, config=config, watchdog=watchdog, evaluators=[evaluate])
+        result = trainer.fit()
+    os.write(1, f"{result.status} {result.steps}\n".encode())
+
+
+class Rows:
+    """Rows of which one has its worker killed, as the system does when memory runs out."""
+
+    trap: int | None = None
+
+    def __len__(self) -> int:
+        return 128
+
+    def __getitem__(self, key: tuple[int, int]) -> int:
+        if key[1] == self.trap:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return key[1]
+
+    def collate(self, examples: list[int]) -> Batch:
+        rows = torch.tensor(examples)
+        return Batch(pixel_values=torch.sin(rows[:, None] + torch.arange(4.0)), sample_ids=rows)
+
+
+def _loader(*, num_workers: int, kills_in_step: int | None) -> Loader:
+    rows = Rows()
+    loader = Loader(rows, config=LoaderConfig(global_batch_size=8, num_workers=num_workers), seed=0)
+    if kills_in_step is not None:
+        rows.trap = loader.sample_ids(kills_in_step - 1)[0]
+    return loader
+
+
+def _stop_here(folder: Path) -> None:
+    (folder / "paused").touch()
+    wait_until(lambda: not (folder / "paused").exists(), within_s=PATIENCE_S)
+
+
+def _arm(folder: Path, pause: Pause) -> None:
+    """Makes this process stop at its pause."""
+    if pause.moment == "save":
+
+        def watch(event: str, arguments: tuple[Any, ...]) -> None:
+            if event == "os.rename" and str(arguments[1]).endswith(f"state/step_{pause.step:08d}"):
+                _stop_here(folder)
+
+        sys.addaudithook(watch)
+    elif pause.moment == "forward":
+        forward = toy_run.Objective.forward
+
+        def paused_forward(self: toy_run.Objective, batch: Any) -> Any:
+            if int(batch["step_seed"]) == pause.step - 1:
+                _stop_here(folder)
+            return forward(self, batch)
+
+        toy_run.Objective.forward = paused_forward
+    elif pause.moment == "batch":
+        make_loader = toy_run.make_loader
+
+        def paused_loader(settings: Settings) -> Any:
+            def load(start_step: int) -> Any:
+                for step, batch in enumerate(make_loader(settings)(start_step), start_step + 1):
+                    if step == pause.step:
+                        _stop_here(folder)
+                    yield batch
+
+            return load
+
+        toy_run.make_loader = paused_loader
