@@ -20,7 +20,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check format clean
+.PHONY: help quickstart test check docs format clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -38,6 +38,9 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/deptry src
+
+docs: $(VENV)/.installed-dev  ## the site, into build/site; a wrong link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(VENV)/.installed-dev  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .

@@ -68,6 +68,9 @@ def block_mask(
         min_block: Smallest target area of a block, in patches.
         max_block: Largest target area; None: as much as is still missing.
         aspect: Smallest and largest height / width, drawn evenly on a logarithmic scale.
+
+    Raises:
+        ValueError: `num_masked`, `min_block`, `max_block` or `aspect` name no possible blocks.
     """
     if not 0 <= num_masked <= grid_height * grid_width:
         raise ValueError(f"num_masked is {num_masked}: expected 0 to {grid_height * grid_width}, the number of patches")
@@ -154,6 +157,9 @@ def whole_word_mask(
 
     Args:
         input_ids: One text, special tokens included, padded or not.
+
+    Raises:
+        ValueError: `probability` is not in [0, 1].
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability is {probability}: expected a number in [0, 1]")

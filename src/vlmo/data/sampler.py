@@ -18,14 +18,22 @@ Key = tuple[int, int]
 
 
 def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
-    """The permutation of row numbers that `epoch` reads; read-only."""
+    """The permutation of row numbers that `epoch` reads; read-only.
+
+    Raises:
+        ValueError: There is no sample.
+    """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}: expected at least one sample")
     return _order(num_samples, seed, epoch)
 
 
 def global_batch(step: int, *, num_samples: int, batch_size: int, seed: int) -> list[Key]:
-    """The (epoch, row) keys of step `step`, over all processes."""
+    """The (epoch, row) keys of step `step`, over all processes.
+
+    Raises:
+        ValueError: `step` is below 0 or `batch_size` below 1.
+    """
     if step < 0 or batch_size < 1:
         raise ValueError(f"step is {step} and batch_size {batch_size}: expected step >= 0 and batch_size >= 1")
     keys: list[Key] = []
@@ -41,6 +49,9 @@ def micro_batches(keys: list[Key], *, rank: int, world_size: int, accumulation: 
     """This process's share of a global batch, one list for each micro-step.
 
     At each micro-step, the shares of all processes in rank order are a contiguous piece of `keys`.
+
+    Raises:
+        ValueError: There is no such process, or the batch cannot be cut evenly.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}: expected 0 to {world_size - 1}, there being {world_size} processes")

@@ -24,7 +24,7 @@ class ContrastHead(Protocol):
     """Where a model keeps the temperature of ITC."""
 
     @property
-    def logit_scale(self) -> Tensor:
+    def logit_scale(self) -> Float[Tensor, "1"]:
         """One number: natural logarithm of the inverse temperature."""
         ...
 
@@ -42,15 +42,23 @@ class RetrievalModel(Protocol):
         """Only its temperature is read, and only for reranking."""
         ...
 
-    def get_image_features(self, *, pixel_values: Tensor) -> Float[Tensor, "batch dim"]:
+    def get_image_features(self, *, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """L2-normalised image embeddings."""
         ...
 
-    def get_text_features(self, *, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "batch dim"]:
+    def get_text_features(
+        self, *, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"]
+    ) -> Float[Tensor, "batch dim"]:
         """L2-normalised text embeddings."""
         ...
 
-    def match(self, *, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "batch 2"]:
+    def match(
+        self,
+        *,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        input_ids: Int[Tensor, "batch text"],
+        attention_mask: Int[Tensor, "batch text"],
+    ) -> Float[Tensor, "batch 2"]:
         """ITM logits; class 1 says that image and text belong together."""
         ...
 

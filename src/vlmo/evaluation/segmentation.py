@@ -60,7 +60,11 @@ def segment(
 
 
 def window_starts(length: int, *, window: int, stride: int) -> list[int]:
-    """Where windows begin on one side: every `stride` pixels, the last one moved back to end at the edge."""
+    """Where windows begin on one side: every `stride` pixels, the last one moved back to end at the edge.
+
+    Raises:
+        ValueError: `stride` is not from 1 to `window`.
+    """
     if not 1 <= stride <= window:
         raise ValueError(f"the stride is {stride}; expected 1 to {window}, the window's side, so that none is left out")
     count = max(0, -(-(length - window) // stride)) + 1

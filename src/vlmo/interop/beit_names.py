@@ -59,7 +59,11 @@ def is_hugging_face(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def from_hugging_face(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The same tensors under published names, and the key of each in the file. A key without such a name stays."""
+    """The same tensors under published names, and the key of each in the file. A key without such a name stays.
+
+    Raises:
+        ValueError: Two tensors have one published name.
+    """
     published: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
     for key, tensor in state_dict.items():

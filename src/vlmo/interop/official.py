@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmo.interop.conversion import Conversion
@@ -176,7 +177,7 @@ def published_name(name: str) -> str | None:
     return _renamed(name, source=1)
 
 
-def in_published_shape(name: str, tensor: Tensor) -> Tensor:
+def in_published_shape(name: str, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """One of our tensors as the layout has it: temperatures without axes, image positions with a leading axis."""
     if name.endswith("logit_scale"):
         return tensor.reshape(())

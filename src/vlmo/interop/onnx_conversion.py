@@ -49,6 +49,9 @@ def convert(model: VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
 
     Args:
         model: Prepared by `free_text_length`.
+
+    Raises:
+        ValueError: The graph cannot be exported as it is.
     """
     longest = model.config.max_text_positions
     axes = {"batch": torch.export.Dim("batch", min=1), "text": torch.export.Dim("text", min=MIN_TEXT, max=longest)}

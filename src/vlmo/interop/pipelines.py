@@ -207,7 +207,11 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
         return _given(timeout=timeout), {}, {}
 
     def preprocess(self, pair: Any, timeout: float | None = None) -> Iterator[dict[str, Any]]:
-        """Tensors of the image with each of its texts in turn."""
+        """Tensors of the image with each of its texts in turn.
+
+        Raises:
+            ValueError: A picture comes without texts.
+        """
         image, texts = self._open_pair(pair, timeout=timeout)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:

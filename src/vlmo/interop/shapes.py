@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from math import isqrt
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmo.interop.report import spans
@@ -54,7 +55,7 @@ def count_blocks(numbers: Iterable[int]) -> int:
     return len(found)
 
 
-def joined(parts: Mapping[str, Tensor], *, axis: int) -> Tensor:
+def joined(parts: Mapping[str, Tensor], *, axis: int) -> Float[Tensor, "..."]:
     """Matrices beside each other, in their order.
 
     Raises:
@@ -81,7 +82,7 @@ def check_alike(parts: Mapping[str, Tensor]) -> None:
             raise ValueError(f"weights are no floating-point numbers: {key}")
 
 
-def one_number(name: str, tensor: Tensor) -> Tensor:
+def one_number(name: str, tensor: Float[Tensor, "..."]) -> Float[Tensor, "1"]:
     """A temperature with the one axis that ours has.
 
     Raises:
@@ -92,7 +93,7 @@ def one_number(name: str, tensor: Tensor) -> Tensor:
     return tensor.reshape(1)
 
 
-def without_batch(name: str, tensor: Tensor) -> Tensor:
+def without_batch(name: str, tensor: Float[Tensor, "1 ..."]) -> Float[Tensor, "..."]:
     """Image positions without the leading axis of published files.
 
     Raises:

@@ -49,6 +49,9 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         Args:
             labels: Score of each answer, 0 to 1 (VQAv2: from ten annotators). The loss is binary cross-entropy, summed
                 over answers, mean over the batch.
+
+        Raises:
+            ValueError: Picture or question is missing, or the labels have another shape than the logits.
         """
         if pixel_values is None or input_ids is None:
             raise ValueError("A question needs pixel_values and input_ids, a picture for each question.")

@@ -176,7 +176,9 @@ class Tower(nn.Module):
         self.projection = weights.copied(projection)
 
     def forward(
-        self, inputs: Tensor, bias: Float[Tensor, "layers #batch heads seq seq"] | None = None
+        self,
+        inputs: Float[Tensor, "batch 3 height width"] | Int[Tensor, "batch text"],
+        bias: Float[Tensor, "layers #batch heads seq seq"] | None = None,
     ) -> Float[Tensor, "batch projection"]:
         """L2-normalised vectors of pixels or token ids; `bias` of each layer is added to the attention logits."""
         hidden = self.embeddings(inputs)
@@ -262,7 +264,11 @@ class DualEncoderForInference(nn.Module):
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """L2-normalised `text_embeds`, float32."""
+        """L2-normalised `text_embeds`, float32.
+
+        Raises:
+            ValueError: `attention_mask` has another shape than `input_ids`.
+        """
         if attention_mask is None:
             return self.texts(input_ids, self._bias_of_texts(input_ids.shape[1]))
         if attention_mask.shape != input_ids.shape:

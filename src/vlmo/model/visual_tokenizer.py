@@ -83,7 +83,11 @@ class DalleVisualTokenizer(nn.Module):
     def tokenize(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
     ) -> Int[Tensor, "batch patch"]:
-        """Tokens of the pictures resized to 8 pixels per patch of `grid`, row by row; see `VisualTokenizer`."""
+        """Tokens of the pictures resized to 8 pixels per patch of `grid`, row by row; see `VisualTokenizer`.
+
+        Raises:
+            ValueError: They are no pictures of three channels, or the grid is empty.
+        """
         check_pictures(pixel_values)
         if min(grid) < 1:
             raise ValueError(f"grid is {tuple(grid)}; give numbers of rows and columns from 1 up.")

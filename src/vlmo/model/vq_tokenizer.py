@@ -300,7 +300,7 @@ class VQVisualTokenizer(PreTrainedModel):
             )
 
 
-def check_pictures(pixel_values: Tensor, *, multiple: int = 1) -> None:
+def check_pictures(pixel_values: Float[Tensor, "..."], *, multiple: int = 1) -> None:
     """Raises ValueError unless these are pictures of three channels and sides that `multiple` divides."""
     shape = tuple(pixel_values.shape)
     if len(shape) != 4 or shape[1] != 3:
@@ -309,7 +309,7 @@ def check_pictures(pixel_values: Tensor, *, multiple: int = 1) -> None:
         raise ValueError(f"pictures of {shape[2:]} pixels; expected multiples of patch_size {multiple}.")
 
 
-def float32_math(tensor: Tensor) -> torch.autocast:
+def float32_math(tensor: Float[Tensor, "..."]) -> torch.autocast:
     """Context without autocast on the tensor's device."""
     return torch.autocast(tensor.device.type, enabled=False)
 

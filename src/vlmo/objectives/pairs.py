@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,7 +62,9 @@ class Negatives:
         return torch.cat([torch.ones_like(self.image_found), self.image_found, self.text_found])
 
 
-def as_floats(pixels: Tensor) -> Float[Tensor, "batch 3 height width"]:
+def as_floats(
+    pixels: Float[Tensor, "batch 3 height width"] | UInt8[Tensor, "batch 3 height width"],
+) -> Float[Tensor, "batch 3 height width"]:
     """Pixel values of pictures that may be 8-bit ones, which take a quarter of the memory."""
     return normalize(pixels) if pixels.dtype == torch.uint8 else pixels
 

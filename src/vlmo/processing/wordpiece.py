@@ -75,7 +75,11 @@ def train_vocabulary(corpus: Iterable[str], *, vocab_size: int, min_frequency: i
 
 
 def build_tokenizer(vocabulary: dict[str, int], *, max_text_length: int) -> BertTokenizer:
-    """BERT's lower-casing tokenizer: `[CLS]` first, `[SEP]` last, truncation to `max_text_length` tokens with both."""
+    """BERT's lower-casing tokenizer: `[CLS]` first, `[SEP]` last, truncation to `max_text_length` tokens with both.
+
+    Raises:
+        ValueError: `max_text_length` leaves no room for a word.
+    """
     if max_text_length < 3:
         raise ValueError(f"max_text_length is {max_text_length}: expected at least 3 ([CLS], one token, [SEP])")
     return BertTokenizer(

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlmo.data.label_examples import SegmentRows, checked_labels, class_names, segment_names
@@ -57,7 +57,7 @@ class ClassSet:
         return class_names(self.rows)
 
     @property
-    def labels(self) -> Tensor:
+    def labels(self) -> Int[Tensor, " rows"]:
         """Class number of each row."""
         return torch.tensor(checked_labels(self.rows))
 
@@ -273,7 +273,11 @@ def check_classes(model: VLMoPreTrainedModel, names: Sequence[str], *, source: s
 
 
 def first_rows(rows: Dataset, limit: int | None) -> Dataset:
-    """The first `limit` rows, or all."""
+    """The first `limit` rows, or all.
+
+    Raises:
+        ValueError: `limit` is below 1.
+    """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; give the number of rows to read, from 1 up, or none for all")
     return rows if limit is None else select_rows(rows, range(min(limit, len(rows))))

@@ -98,7 +98,11 @@ class SegmentationStage(BaseStage):
         return SegmentationObjective(with_shared_statistics(model), config=self.losses)
 
     def examples(self, run: Run) -> Examples:
-        """Pictures with masks."""
+        """Pictures with masks.
+
+        Raises:
+            ValueError: The recipe sets `data.transform`, which segmentation does not read.
+        """
         recipe = run.recipe
         if recipe.data.transform != TransformConfig():
             raise ValueError(

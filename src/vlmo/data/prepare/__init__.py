@@ -60,7 +60,11 @@ def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1) -> Summary:
 
 
 def labels_of(folder: Path) -> list[str]:
-    """Names of the answers or classes of a prepared set, in the order of their numbers."""
+    """Names of the answers or classes of a prepared set, in the order of their numbers.
+
+    Raises:
+        ValueError: It is no prepared folder, or its set has no answers or classes.
+    """
     file = Path(folder) / SUMMARY_FILE
     if not file.is_file():
         raise ValueError(f"{folder}: no {SUMMARY_FILE}; expected a folder that `vlmo data prepare` has written")

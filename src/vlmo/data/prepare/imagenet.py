@@ -28,7 +28,11 @@ _LAYOUT = (
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a picture; classes are the folders of the training split, in the order of their names."""
+    """A row a picture; classes are the folders of the training split, in the order of their names.
+
+    Raises:
+        ValueError: There is no such folder, no training split in it, or no class in that.
+    """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; --root must be a folder with {_LAYOUT}")
     splits = _split_folders(root)

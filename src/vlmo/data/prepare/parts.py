@@ -131,6 +131,9 @@ def find(root: Path, *candidates: str, layout: str) -> Path:
 
     Args:
         layout: What the folder should look like, for the error, such as "train2014/, val2014/ and dataset_coco.json".
+
+    Raises:
+        ValueError: None of them exists, or `root` is no folder.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; --root must be a folder with {layout}")

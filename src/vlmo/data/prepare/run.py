@@ -30,7 +30,11 @@ _AHEAD = 2
 
 
 def prepare_set(preparer: Preparer, *, root: Path, out: Path, num_proc: int) -> Summary:
-    """See `vlmo.data.prepare.prepare`."""
+    """See `vlmo.data.prepare.prepare`.
+
+    Raises:
+        ValueError: As there; or `num_proc` is below 1.
+    """
     if num_proc < 1:
         raise ValueError(f"num_proc {num_proc} must be at least 1")
     root, out = Path(root).expanduser().absolute(), Path(out).expanduser().absolute()

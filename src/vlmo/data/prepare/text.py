@@ -31,7 +31,11 @@ _ROW_LICENCE = "unknown"
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a line, or a piece of a long one."""
+    """A row a line, or a piece of a long one.
+
+    Raises:
+        ValueError: Nothing there is text.
+    """
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder; --root must hold {_LAYOUT}")
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())

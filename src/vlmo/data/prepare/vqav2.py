@@ -36,7 +36,11 @@ _LAYOUT = (
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a question. Questions of val2014 are trained on, but for those about the pictures that are held out."""
+    """A row a question. Questions of val2014 are trained on, but for those about the pictures that are held out.
+
+    Raises:
+        ValueError: A file or folder is missing, or no answer is frequent enough to be in the list.
+    """
     for part in _LABELLED:
         _questions_file(root, part)
     tests = {part: split for part, split in _UNLABELLED.items() if _has_questions(root, part)}
