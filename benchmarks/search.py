@@ -173,12 +173,17 @@ def source_of(options: Options) -> MadeVectors | FileVectors:
 
 def measure(vectors: Vectors, asked: Mapping[str, Questions], *, folder: Path, options: Options) -> dict[str, Any]:
     """Figures of all engines for one size, one after the other."""
-    table = LanceTable(vectors, folder=folder)
-    figures = {"lancedb exact": figures_of(table, asked, options=options)}
-    figures["lancedb index"] = figures_of(LanceIndex(table), asked, options=options)
-    del table
-    for name, engine in faiss_engines(vectors, threads=options.threads, graph=len(vectors) <= options.graphs_up_to):
+
+    def engines() -> Iterator[tuple[str, Engine]]:
+        table = LanceTable(vectors, folder=folder)
+        yield "lancedb exact", table
+        yield "lancedb index", LanceIndex(table)
+        yield from faiss_engines(vectors, threads=options.threads, graph=len(vectors) <= options.graphs_up_to)
+
+    figures = {}
+    for name, engine in engines():
         figures[name] = figures_of(engine, asked, options=options)
+        print(f"{len(vectors):,} vectors, {name}: {figures[name]}", file=sys.stderr)
     return figures
 
 
@@ -239,9 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "sizes": {},
         }
         for rows in sorted(options.sizes):
-            print(f"{rows:,} vectors", file=sys.stderr)
-            engines = measure(vectors[:rows], asked[rows], folder=folder / str(rows), options=options)
-            result["sizes"][str(rows)] = engines
+            found = measure(vectors[:rows], asked[rows], folder=folder / str(rows), options=options)
+            result["sizes"][str(rows)] = found
+            write_result(result, options.out)  # what a run that is stopped has found
         result["bar"] = against_bar(result["sizes"][str(largest)])
         result["total_seconds"] = round(time.perf_counter() - began, 1)
     print(table_of(result["sizes"]))
