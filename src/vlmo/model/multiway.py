@@ -158,7 +158,9 @@ class MultiwayAttention(nn.Module):
         """
         eager = self.config._attn_implementation == "eager"
         weights = None
-        if kept is None and not eager and _trains_on_cpu(hidden):
+        if kept is not None and _trains_on_cpu(hidden) and self._saves_keys(hidden, kept):
+            attended, weights = self._attend_from_few(hidden, bias=bias, attention_mask=attention_mask, kept=kept)
+        elif kept is None and not eager and _trains_on_cpu(hidden):
             hidden_keys = None if attention_mask is None else ~attention_mask
             qkv = route(self.qkv, hidden).unflatten(-1, (3, self.config.num_attention_heads, -1))
             attended = chunked_attention(qkv, bias=bias, hidden_keys=hidden_keys).flatten(2)
@@ -176,7 +178,50 @@ class MultiwayAttention(nn.Module):
         route = route if kept is None else kept.route(route)
         if self.inner_norm is not None:
             attended = route(self.inner_norm, attended)
-        return route(self.projection, attended), weights
+        return route(self.projection, attended), weights if eager else None
+
+    def _saves_keys(self, hidden: Float[Tensor, "batch seq dim"], kept: Kept) -> bool:
+        """Whether `_attend_from_few` knows these weights, and multiplies less."""
+        if SHARED not in self.qkv:
+            return False
+        module = self.qkv[SHARED]
+        if not isinstance(module, QueryKeyValue) or module.key_bias is not None:
+            return False
+        (_, seq, dim), queries = hidden.shape, kept.places.shape[1]
+        return queries * (dim + self.config.num_attention_heads * seq) < seq * (dim + queries)
+
+    def _attend_from_few(
+        self,
+        hidden: Float[Tensor, "batch seq dim"],
+        *,
+        bias: Float[Tensor, "#heads seq seq"] | None,
+        attention_mask: Bool[Tensor, "batch seq"] | None,
+        kept: Kept,
+    ) -> tuple[Float[Tensor, "batch kept dim"], Float[Tensor, "batch heads kept seq"]]:
+        """Attention from the kept tokens for which no token is projected to a key or a value.
+
+        The key matrix multiplies the queries instead of all tokens, and the value matrix the weighted means of tokens:
+        the same products in another order. Scores are float32, as in `chunked_attention`.
+        """
+        module, heads, (batch, queries) = (
+            cast("QueryKeyValue", self.qkv[SHARED]),
+            self.config.num_attention_heads,
+            kept.places.shape,
+        )
+        query_weight, key_weight, value_weight = module.weight.unflatten(0, (3, heads, -1)).unbind(0)
+        query = F.linear(kept.of(hidden), query_weight.flatten(0, 1), module.query_bias)
+        by_head = query.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3).flatten(1, 2) @ key_weight
+        wanted = by_head.unflatten(1, (batch, queries)).transpose(0, 1).flatten(1, 2)  # batch heads*kept dim
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            scores = (wanted.to(exact) @ hidden.to(exact).mT).unflatten(1, (heads, queries))
+            scores = scores * key_weight.shape[1] ** -0.5
+            mask = _additive_mask(bias, attention_mask, kept=kept, dtype=exact)
+            weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+        means = weights.flatten(1, 2).to(hidden.dtype) @ hidden
+        by_head = means.unflatten(1, (heads, queries)).transpose(0, 1).flatten(1, 2) @ value_weight.mT
+        attended = by_head.unflatten(1, (batch, queries)).permute(1, 2, 0, 3).flatten(2)
+        return attended + module.value_bias.to(attended.dtype), weights  # weights sum to one
 
     def _project(
         self, hidden: Float[Tensor, "batch seq dim"], *, route: Route, kept: Kept | None
