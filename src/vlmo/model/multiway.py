@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -98,8 +100,39 @@ class Expert(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
         """What the block adds to `hidden`."""
-        inner = F.gelu(self.fc1(self.norm(hidden)))
-        return self.fc2(inner if self.inner_norm is None else self.inner_norm(inner))
+        inner = self.fc1(self.norm(hidden))
+        if _trains_on_cpu(inner) and not _saved_tensors_are_watched():
+            with _gelu_computed_again(inner) as active:
+                return self._project(active)
+        return self._project(F.gelu(inner))
+
+    def _project(self, active: Float[Tensor, "batch seq inner"]) -> Float[Tensor, "batch seq dim"]:
+        return self.fc2(active if self.inner_norm is None else self.inner_norm(active))
+
+
+@contextmanager
+def _gelu_computed_again(inner: Float[Tensor, "*tokens inner"]) -> Iterator[Float[Tensor, "*tokens inner"]]:
+    """GELU of `inner`, which what is computed here does not keep: the backward pass takes it from `inner` again.
+
+    GELU itself needs `inner`, so of two tensors that are four times as wide as a state one remains.
+    """
+    active, given = F.gelu(inner), inner.detach()
+    address = active.untyped_storage().data_ptr()
+
+    def pack(tensor: Tensor) -> Tensor | torch.Size:
+        whole = tensor.untyped_storage().data_ptr() == address and tensor.is_contiguous()
+        return tensor.shape if whole and tensor.numel() == given.numel() else tensor
+
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        return packed if isinstance(packed, Tensor) else F.gelu(given).view(packed)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield active
+
+
+def _saved_tensors_are_watched() -> bool:
+    """Whether somebody else decides what is kept for the backward pass, as checkpointing does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 class QueryKeyValue(nn.Linear):
