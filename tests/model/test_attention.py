@@ -49,6 +49,16 @@ def test_chunks_equal_whole_matrices_in_value_and_gradient(given, rows_of_a_chun
         torch.testing.assert_close(other, one)
 
 
+def test_bias_that_learns_nothing_changes_no_other_gradient():
+    qkv, bias, hidden = inputs(torch.float64)
+    probe = torch.randn(BATCH, LENGTH, HEADS, DIM, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad(attend(qkv, bias=bias.detach(), hidden_keys=hidden), qkv, probe)
+        for attend in (whole, chunked_attention)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 def test_row_that_hides_everything_has_even_weights():
     qkv, bias, hidden = inputs(torch.float64)
     hidden[2] = True

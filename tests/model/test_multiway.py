@@ -1,13 +1,17 @@
 """Which tokens pass through which expert, in each of the three ways in."""
 
+import weakref
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tests.toy_model import pictures, texts, toy
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlmo.model import VLMoModel
-from vlmo.model.multiway import MultiwayAttention, Route
+from vlmo.model.multiway import Expert, Kept, MultiwayAttention, Route
 
 WAYS = ("image", "text", "pair")
 NUM_TEXT = 6
@@ -112,6 +116,48 @@ def test_attention_equals_plain_loops():
         torch.testing.assert_close(attended[row], projection(torch.cat(heads, dim=-1)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+def test_attention_from_few_tokens_projects_no_token_to_a_key(biased, padded, monkeypatch):
+    attention: MultiwayAttention = toy(VLMoModel).blocks[0].attention.double()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 40, 32, dtype=torch.float64, generator=generator, requires_grad=True)
+    bias = torch.randn(2, 40, 40, dtype=torch.float64, generator=generator, requires_grad=True) if biased else None
+    mask = torch.arange(40) < torch.tensor([[40], [31], [33]]) if padded else None
+    kept = Kept(torch.tensor([[0, 3], [0, 30], [0, 0]]), num_text=2)
+    learnt = [tensor for tensor in (hidden, bias, *attention.parameters()) if tensor is not None]
+
+    def result() -> tuple[Tensor, tuple[Tensor, ...], int]:
+        route = Route(num_text=35, num_image=5, fusion=True)
+        for tensor in learnt:
+            tensor.grad = None
+        with FlopCounterMode(display=False) as counter:
+            attended, _ = attention(hidden, route=route, bias=bias, attention_mask=mask, kept=kept)
+            attended.sin().sum().backward()
+        return attended, tuple(tensor.grad for tensor in learnt), counter.get_total_flops()
+
+    attended, gradients, operations = result()
+    monkeypatch.setattr(MultiwayAttention, "_saves_keys", lambda *_: False)
+    expected, wanted, all_operations = result()
+    torch.testing.assert_close(attended, expected)
+    torch.testing.assert_close(gradients, wanted)
+    assert operations < all_operations / 2
+
+
+def test_attention_from_few_tokens_keeps_scores_in_float32():
+    attention: MultiwayAttention = toy(VLMoModel).blocks[0].attention
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 40, 32, generator=generator)
+    options = {"route": Route(num_text=0, num_image=40, fusion=True), "bias": 50 * torch.randn(2, 40, 40)}
+    kept = Kept(torch.tensor([[0, 3], [0, 30], [0, 0]]), num_text=0)
+    expected, _ = attention(hidden, kept=kept, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, _ = attention(hidden, kept=kept, **options)
+    assert actual.dtype == torch.bfloat16
+    # Eight bits for queries, means and results; scores of 8 bits would be off by 0.5.
+    torch.testing.assert_close(actual.float(), expected, atol=0.02, rtol=0.02)
+
+
 @pytest.mark.parametrize("layer_scale_init", [0.1, None])
 @torch.no_grad()
 def test_block_adds_scaled_attention_then_scaled_expert(layer_scale_init):
@@ -122,6 +168,38 @@ def test_block_adds_scaled_attention_then_scaled_expert(layer_scale_init):
     middle = hidden + first * block.attention(norm(hidden), route=route, bias=None)[0]
     inner = F.gelu(expert.fc1(expert.norm(middle)))
     torch.testing.assert_close(block(hidden, None, route=route)[0], middle + second * expert.fc2(inner))
+
+
+def watched() -> torch.autograd.graph.saved_tensors_hooks:
+    """Hooks that change nothing, as those of somebody who counts what is kept."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inner_norm", [False, True])
+def test_expert_computes_gelu_again_instead_of_keeping_it(inner_norm, precision, monkeypatch):
+    expert: Expert = toy(VLMoModel, inner_norm=inner_norm).blocks[0].experts["vision"]
+    original, results = F.gelu, list[weakref.ref[Tensor]]()
+
+    def gelu(given: Tensor) -> Tensor:
+        result = original(given)
+        results.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr("vlmo.model.multiway.F.gelu", gelu)
+    hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for context, alive in ((nullcontext(), False), (watched(), True)):
+        expert.zero_grad()
+        with context, torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            changed = expert(hidden)
+        assert (results[-1]() is not None) == alive
+        count = len(results)
+        changed.sin().sum().backward()
+        assert (len(results) > count) != alive
+        gradients.append({name: parameter.grad for name, parameter in expert.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
 
 
 def test_drop_path_rises_with_depth_and_is_off_in_evaluation():

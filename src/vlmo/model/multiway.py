@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -98,8 +100,39 @@ class Expert(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
         """What the block adds to `hidden`."""
-        inner = F.gelu(self.fc1(self.norm(hidden)))
-        return self.fc2(inner if self.inner_norm is None else self.inner_norm(inner))
+        inner = self.fc1(self.norm(hidden))
+        if _trains_on_cpu(inner) and not _saved_tensors_are_watched():
+            with _gelu_computed_again(inner) as active:
+                return self._project(active)
+        return self._project(F.gelu(inner))
+
+    def _project(self, active: Float[Tensor, "batch seq inner"]) -> Float[Tensor, "batch seq dim"]:
+        return self.fc2(active if self.inner_norm is None else self.inner_norm(active))
+
+
+@contextmanager
+def _gelu_computed_again(inner: Float[Tensor, "*tokens inner"]) -> Iterator[Float[Tensor, "*tokens inner"]]:
+    """GELU of `inner`, which what is computed here does not keep: the backward pass takes it from `inner` again.
+
+    GELU itself needs `inner`, so of two tensors that are four times as wide as a state one remains.
+    """
+    active, given = F.gelu(inner), inner.detach()
+    address = active.untyped_storage().data_ptr()
+
+    def pack(tensor: Tensor) -> Tensor | torch.Size:
+        whole = tensor.untyped_storage().data_ptr() == address and tensor.is_contiguous()
+        return tensor.shape if whole and tensor.numel() == given.numel() else tensor
+
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        return packed if isinstance(packed, Tensor) else F.gelu(given).view(packed)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield active
+
+
+def _saved_tensors_are_watched() -> bool:
+    """Whether somebody else decides what is kept for the backward pass, as checkpointing does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 class QueryKeyValue(nn.Linear):
@@ -158,7 +191,9 @@ class MultiwayAttention(nn.Module):
         """
         eager = self.config._attn_implementation == "eager"
         weights = None
-        if kept is None and not eager and _trains_on_cpu(hidden):
+        if kept is not None and _trains_on_cpu(hidden) and self._saves_keys(hidden, kept):
+            attended, weights = self._attend_from_few(hidden, bias=bias, attention_mask=attention_mask, kept=kept)
+        elif kept is None and not eager and _trains_on_cpu(hidden):
             hidden_keys = None if attention_mask is None else ~attention_mask
             qkv = route(self.qkv, hidden).unflatten(-1, (3, self.config.num_attention_heads, -1))
             attended = chunked_attention(qkv, bias=bias, hidden_keys=hidden_keys).flatten(2)
@@ -176,7 +211,50 @@ class MultiwayAttention(nn.Module):
         route = route if kept is None else kept.route(route)
         if self.inner_norm is not None:
             attended = route(self.inner_norm, attended)
-        return route(self.projection, attended), weights
+        return route(self.projection, attended), weights if eager else None
+
+    def _saves_keys(self, hidden: Float[Tensor, "batch seq dim"], kept: Kept) -> bool:
+        """Whether `_attend_from_few` knows these weights, and multiplies less."""
+        if SHARED not in self.qkv:
+            return False
+        module = self.qkv[SHARED]
+        if not isinstance(module, QueryKeyValue) or module.key_bias is not None:
+            return False
+        (_, seq, dim), queries = hidden.shape, kept.places.shape[1]
+        return queries * (dim + self.config.num_attention_heads * seq) < seq * (dim + queries)
+
+    def _attend_from_few(
+        self,
+        hidden: Float[Tensor, "batch seq dim"],
+        *,
+        bias: Float[Tensor, "#heads seq seq"] | None,
+        attention_mask: Bool[Tensor, "batch seq"] | None,
+        kept: Kept,
+    ) -> tuple[Float[Tensor, "batch kept dim"], Float[Tensor, "batch heads kept seq"]]:
+        """Attention from the kept tokens for which no token is projected to a key or a value.
+
+        The key matrix multiplies the queries instead of all tokens, and the value matrix the weighted means of tokens:
+        the same products in another order. Scores are float32, as in `chunked_attention`.
+        """
+        module, heads, (batch, queries) = (
+            cast("QueryKeyValue", self.qkv[SHARED]),
+            self.config.num_attention_heads,
+            kept.places.shape,
+        )
+        query_weight, key_weight, value_weight = module.weight.unflatten(0, (3, heads, -1)).unbind(0)
+        query = F.linear(kept.of(hidden), query_weight.flatten(0, 1), module.query_bias)
+        by_head = query.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3).flatten(1, 2) @ key_weight
+        wanted = by_head.unflatten(1, (batch, queries)).transpose(0, 1).flatten(1, 2)  # batch heads*kept dim
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            scores = (wanted.to(exact) @ hidden.to(exact).mT).unflatten(1, (heads, queries))
+            scores = scores * key_weight.shape[1] ** -0.5
+            mask = _additive_mask(bias, attention_mask, kept=kept, dtype=exact)
+            weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+        means = weights.flatten(1, 2).to(hidden.dtype) @ hidden
+        by_head = means.unflatten(1, (heads, queries)).transpose(0, 1).flatten(1, 2) @ value_weight.mT
+        attended = by_head.unflatten(1, (batch, queries)).permute(1, 2, 0, 3).flatten(2)
+        return attended + module.value_bias.to(attended.dtype), weights  # weights sum to one
 
     def _project(
         self, hidden: Float[Tensor, "batch seq dim"], *, route: Route, kept: Kept | None

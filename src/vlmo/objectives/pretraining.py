@@ -303,16 +303,21 @@ class VisionLanguageObjective(nn.Module):
         self, batch: Batch, image: Tensor, text: Tensor, rows: Tensor, negatives: Negatives | None
     ) -> list[Pairs]:
         """Pairs for MLM (first, if it counts), then ITM: positives, negative images, negative texts."""
-        backbone, mask = self.model.vlmo, batch["attention_mask"]
-        groups, none = [], torch.zeros_like(mask[rows], dtype=torch.bool)
-        if self.config.mlm_weight:
-            masked_text = backbone.embed_text(batch["mlm_input_ids"][rows])
-            groups.append(Pairs(masked_text, mask[rows], image[rows], batch["mlm_labels"][rows] != -100))
+        mask, none = batch["attention_mask"], torch.zeros_like(batch["attention_mask"][rows], dtype=torch.bool)
+        new_texts = [batch["mlm_input_ids"][rows]] if self.config.mlm_weight else []
+        other_mask = mask[rows]
         if negatives is not None:
             other_ids, other_mask = self._other_texts(batch, negatives)
+            new_texts.append(other_ids)
+        # Together, since each look-up costs a gradient of the size of the word table.
+        embedded = self.model.vlmo.embed_text(torch.cat(new_texts)).split(len(rows))
+        groups = []
+        if self.config.mlm_weight:
+            groups.append(Pairs(embedded[0], mask[rows], image[rows], batch["mlm_labels"][rows] != -100))
+        if negatives is not None:
             groups.append(Pairs(text[rows], mask[rows], image[rows], none))
             groups.append(Pairs(text[rows], mask[rows], distributed.exchange(image, negatives.image), none))
-            groups.append(Pairs(backbone.embed_text(other_ids), other_mask, image[rows], none))
+            groups.append(Pairs(embedded[-1], other_mask, image[rows], none))
         return groups
 
     def _other_texts(self, batch: Batch, negatives: Negatives) -> tuple[Tensor, Tensor]:
