@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.model.multiway import LANGUAGE, SHARED, VISION, VISION_LANGUAGE, MultiwayBlock
+from vlmo.model.multiway import LANGUAGE, SHARED, VISION, VISION_LANGUAGE, Expert, MultiwayBlock
 from vlmo.model.position import relative_position_index
 from vlmo.objectives.itm import draw_hard_negatives, draws
 from vlmo.types import Batch
@@ -128,11 +128,16 @@ def _run(model: VLMoForPreTraining, tokens: _Tokens, hidden: Tensor, layers: ran
 def _block(block: MultiwayBlock, hidden: Tensor, tokens: _Tokens, bias: Tensor, *, fusion: bool) -> Tensor:
     hidden = hidden + block.gamma_1 * _attention(block, block.norm1[SHARED](hidden), tokens, bias)
     if fusion and VISION_LANGUAGE in block.experts:
-        changed = block.experts[VISION_LANGUAGE](hidden)
+        changed = _expert(block.experts[VISION_LANGUAGE], hidden)
     else:
         text, image = hidden[:, : tokens.num_text], hidden[:, tokens.num_text :]
-        changed = torch.cat([block.experts[LANGUAGE](text), block.experts[VISION](image)], dim=1)
+        changed = torch.cat([_expert(block.experts[LANGUAGE], text), _expert(block.experts[VISION], image)], dim=1)
     return hidden + block.gamma_2 * changed
+
+
+def _expert(expert: Expert, hidden: Tensor) -> Tensor:
+    """Written out, as our module computes GELU again backward instead of keeping its result: a saving of ours alone."""
+    return expert.fc2(F.gelu(expert.fc1(expert.norm(hidden))))
 
 
 def _attention(block: MultiwayBlock, hidden: Tensor, tokens: _Tokens, bias: Tensor) -> Tensor:
