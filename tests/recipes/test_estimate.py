@@ -29,6 +29,7 @@ from vlmo.model import (
     VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
 )
+from vlmo.model.multiway import MultiwayAttention
 from vlmo.objectives.answering import QuestionObjective, ReasoningObjective
 from vlmo.objectives.pretraining import (
     LanguageObjective,
@@ -140,7 +141,9 @@ Make = Callable[[Recipe], tuple[nn.Module, dict[str, Tensor]]]
 
 
 @pytest.mark.parametrize(("name", "losses", "make"), CASES, ids=[name for name, _, _ in CASES])
-def test_operations_and_parameters_are_those_of_a_run(name, losses, make: Make) -> None:
+def test_operations_and_parameters_are_those_of_a_run(name, losses, make: Make, monkeypatch) -> None:
+    # What a CPU saves in the last block besides (keys and values of all tokens) is not part of the estimate.
+    monkeypatch.setattr(MultiwayAttention, "_saves_keys", lambda *_: False)
     recipe = tiny(name, losses=losses)
     objective, batch = make(recipe)
     objective.get_submodule("model").set_attn_implementation("eager")  # whose products are counted one by one
