@@ -54,11 +54,15 @@ class Index:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self.facts = read_facts(self.folder)
-        with one_line(self.folder):
+        try:
             self.fingerprint: str = self.facts["model"]["fingerprint"]
             self.model_folder: str = self.facts["model"]["folder"]
-            asked = self.facts.get("approximate")
+            asked = self.facts["approximate"]
             self.approximate = None if asked is None else Approximate(**asked["search"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.folder}: the index is damaged ({INDEX_FILE} lacks {error}); build it anew"
+            ) from error
         self._store = Store(self.folder)
         self.dim = self._store.dim
 
