@@ -133,7 +133,7 @@ def test_no_judgement_begins_that_cannot_end_in_time(slow, monkeypatch):
     late = time.perf_counter() - start - 0.6
     # One batch of 8 pairs, begun with the wrong idea of 0.02 s a pair.
     assert late < 8 * 0.05
-    monkeypatch.setattr(slow.encoder, "match", lambda *pairs: pytest.fail("there was no time left"))
+    monkeypatch.setattr(slow.encoder, "match", lambda *_: pytest.fail("there was no time left"))
     result = slow.search(QUERY, rerank=24, budget=0.02)
     assert result.num_reranked == 0
     assert not result.complete

@@ -42,7 +42,7 @@ class IndexOptions:
     """Longest side of thumbnails, in pixels."""
     batch: int = 64
     """Pictures that go through the model at a time."""
-    approximate_from: int = 100_000
+    approximate_from: int = 50_000
     """Number of pictures from which on an approximate index is built."""
     forget: tuple[str, ...] = ()
     """Inputs of earlier runs whose pictures leave the index."""

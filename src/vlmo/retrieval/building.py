@@ -49,7 +49,7 @@ class IndexSettings:
     metadata: Path | None = None
     thumbnail: int = THUMBNAIL
     batch: int = BATCH
-    approximate_from: int = 100_000
+    approximate_from: int = 50_000
 
     def __post_init__(self) -> None:
         if self.thumbnail < 16 or self.batch < 1 or self.approximate_from < 1:

@@ -34,14 +34,12 @@ class Approximate:
     Attributes:
         kind: LanceDB's name of the index type.
         nprobes: Partitions that are looked through.
-        refine: How many times as many candidates are compared by their full vectors; None: none.
-        ef: Candidates that a graph keeps while it is searched; None: LanceDB's choice.
+        candidates: How many of the best are compared once more, by their whole vectors; never less than twice `top`.
     """
 
     kind: str
     nprobes: int
-    refine: int | None = None
-    ef: int | None = None
+    candidates: int = 200
 
 
 class Index:
@@ -59,6 +57,8 @@ class Index:
             self.model_folder: str = self.facts["model"]["folder"]
             asked = self.facts["approximate"]
             self.approximate = None if asked is None else Approximate(**asked["search"])
+            told = None if asked is None else asked["captions"]
+            self._captions_approximate = None if told is None else Approximate(**told)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{self.folder}: the index is damaged ({INDEX_FILE} lacks {error}); build it anew"
@@ -116,7 +116,8 @@ class Index:
         Raises:
             ValueError: An argument is wrong, or the index is damaged.
         """
-        found = self._search(self._store.pictures, vector, top=top, where=where, exact=exact, columns=self._visible())
+        search = None if exact else self.approximate
+        found = self._search(self._store.pictures, vector, top=top, where=where, search=search, columns=self._visible())
         return [_hit(row) for row in found]
 
     def nearest_captions(self, vector: Float32[np.ndarray, " dim"], *, top: int, exact: bool = False) -> list[Hit]:
@@ -127,8 +128,8 @@ class Index:
         """
         if not self.num_captions:
             raise ValueError(f"{self.folder}: no picture of this index has a caption to be found")
-        columns = ["picture", "caption"]
-        found = self._search(self._store.captions, vector, top=top, where=None, exact=exact, columns=columns)
+        columns, search = ["picture", "caption"], None if exact else self._captions_approximate
+        found = self._search(self._store.captions, vector, top=top, where=None, search=search, columns=columns)
         owners = {row["id"]: row for row in self._rows([row["picture"] for row in found], self._visible())}
         hits = []
         for row in found:
@@ -205,11 +206,11 @@ class Index:
         *,
         top: int,
         where: str | None,
-        exact: bool,
+        search: Approximate | None,
         columns: list[str],
     ) -> list[dict[str, Any]]:
         self._check(vector, top=top)
-        query = _query(table, vector, top=top, search=None if exact else self.approximate)
+        query = _query(table, vector, top=top, search=search)
         query = query.select([*columns, "_distance"])
         if where is not None:
             query = query.where(where, prefilter=True)
@@ -248,9 +249,7 @@ def _query(
     query = query.distance_type(DISTANCE).limit(top)
     if search is None:
         return query.bypass_vector_index()
-    query = query.nprobes(search.nprobes)
-    query = query if search.refine is None else query.refine_factor(search.refine)
-    return query if search.ef is None else query.ef(max(search.ef, top))
+    return query.nprobes(search.nprobes).refine_factor(max(2, -(-search.candidates // top)))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from lancedb.table import Table
 from vlmo.retrieval.columns import Kind, arrow_type, converted, kind_of_type, merged_kind
 
 PICTURES, CAPTIONS = "pictures", "captions"
-DISTANCE = "dot"
-"""LanceDB's word for 1 - cosine of vectors of length one."""
+DISTANCE = "cosine"
+"""LanceDB's word for 1 - cosine."""
 
 _OWN = {
     "id": pa.string(),
