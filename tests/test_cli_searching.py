@@ -79,7 +79,8 @@ def test_search_by_a_picture(made, capsys, tmp_path):
     told = json.loads(capsys.readouterr().out)
     assert told["hits"][0]["path"] == str(file)
     assert told["num_reranked"] == 0
-    assert Image.open(tmp_path / "sheet.png").width > 500
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 500
     main(["search", made[1], str(file), "--captions", "--json", "--top", "5"])
     told = json.loads(capsys.readouterr().out)
     assert all(len(hit["captions"]) == 1 for hit in told["hits"])

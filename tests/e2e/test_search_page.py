@@ -60,7 +60,8 @@ def test_commands_run(place, monkeypatch, capsys):
             assert ".png" in printed
     assert "<ol>" in Path("found.html").read_text()
     for name in ("words.png", "like.png"):
-        assert Image.open(name).width > 500
+        with Image.open(name) as drawn:
+            assert drawn.width > 500
     assert len(pq.read_table("vectors.parquet")) == 60
     assert np.load("vectors.npy").shape[0] == 2
     assert json.loads(Path("runs/mine/model/config.json").read_text())["rerank_weight"] <= 1

@@ -94,7 +94,8 @@ def test_every_form_gives_the_same_vectors(kind, model, gallery, tmp_path):
         )
         splits = DatasetDict({"train": whole.select(range(20)), "test": whole.select(range(20, NUM))})
         (splits if "splits" in kind else whole).save_to_disk(given)
-    report = build(model, given, out=tmp_path / "index")
+    inputs = given / "x.parquet" if "parquet" in kind else given
+    report = build(model, inputs, out=tmp_path / "index")
     assert report.encoded == NUM
     expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
     found = rows(tmp_path / "index")
@@ -115,7 +116,7 @@ def test_every_form_gives_the_same_vectors(kind, model, gallery, tmp_path):
             "dataset with splits": {"year": "whole number", "split": "text"},
         }[kind].items()
     )
-    again = build(model, given, out=tmp_path / "index")
+    again = build(model, inputs, out=tmp_path / "index")
     assert (again.encoded, again.reused, again.unchanged, again.deleted) == (0, 0, NUM, 0)
 
 
@@ -239,7 +240,7 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
     Image.new("1", (9000, 9000)).save(folder / "bomb.png")
     write_tar(folder / "x.tar", numbers=range(4, 8))
     cut = (folder / "x.tar").read_bytes()
-    (folder / "x.tar").write_bytes(cut[: len(cut) // 2])
+    (folder / "x.tar").write_bytes(cut[: len(cut) // 4])
     out = tmp_path / "index"
     report = build(model, folder, out=out)
     assert 4 < report.pictures < 8
@@ -384,7 +385,7 @@ def test_killed_process_loses_no_batch(kind, model, gallery, tmp_path):
     out, log = tmp_path / "index", tmp_path / "log"
     arguments = [sys.executable, "-c", SLOW, str(model), str(given), str(out), str(log)]
     process = subprocess.Popen([*arguments, "0.2"])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not log.exists() or len(log.read_text().splitlines()) < 8:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -393,7 +394,7 @@ def test_killed_process_loses_no_batch(kind, model, gallery, tmp_path):
     process.wait()
     before = log.read_text().splitlines()
     assert 8 <= len(before) < NUM
-    subprocess.run([*arguments, "0"], check=True, timeout=120)
+    subprocess.run([*arguments, "0"], check=True, timeout=300)
     after = log.read_text().splitlines()[len(before) :]
     # Only the batch that was in the model when the process died.
     assert len(set(before) & set(after)) <= 2

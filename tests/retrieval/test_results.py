@@ -5,7 +5,6 @@ import re
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from vlmo.retrieval import SearchResult
 from vlmo.retrieval.results import as_json, as_table, write_explanation, write_sheet
@@ -27,13 +26,6 @@ def test_json_says_everything(result):
 
 
 def test_table_shows_judgements_only_if_there_are_any(result, searcher):
-    def shown(found):
-        console = Console(width=300, record=True, file=None, quiet=True)
-        with console.capture() as captured:
-            console.print(as_table(QUERY, found))
-        console.quiet = False
-        return captured
-
     assert [column.header for column in as_table(QUERY, result).columns][:4] == ["", "score", "similarity", "match"]
     plain = as_table(QUERY, searcher.search("a red square", top=2))
     assert [column.header for column in plain.columns] == ["", "score", "picture", "caption", "metadata"]
@@ -42,12 +34,13 @@ def test_table_shows_judgements_only_if_there_are_any(result, searcher):
 
 def test_sheet_is_a_picture_of_all_hits(result, searcher, tmp_path):
     write_sheet(tmp_path / "new" / "sheet.png", query=QUERY, result=result, index=searcher.index)
-    two_rows = Image.open(tmp_path / "new" / "sheet.png")
+    with Image.open(tmp_path / "new" / "sheet.png") as two_rows:
+        assert len(two_rows.getcolors(maxcolors=2**20)) > 50
     write_sheet(tmp_path / "one.png", query=QUERY, result=searcher.search("x", top=2), index=searcher.index)
-    one_row = Image.open(tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as one_row:
+        pass
     assert two_rows.width == one_row.width
     assert two_rows.height > one_row.height
-    assert len(two_rows.getcolors(maxcolors=2**20)) > 50
 
 
 def test_page_needs_no_other_file_and_escapes(result, searcher, tmp_path):
@@ -73,7 +66,8 @@ def test_explanation_has_a_tile_for_each_word(result, searcher, tmp_path):
     widths = []
     for query in ("red", "a red square"):
         write_explanation(tmp_path / "e.png", query=query, result=result, searcher=searcher)
-        widths.append(Image.open(tmp_path / "e.png").width)
+        with Image.open(tmp_path / "e.png") as drawn:
+            widths.append(drawn.width)
     assert widths[1] - widths[0] == 2 * 216
     with pytest.raises(ValueError, match="PNG file"):
         write_explanation(tmp_path / "e.jpg", query="x", result=result, searcher=searcher)

@@ -180,7 +180,7 @@ def test_picture_that_is_gone_is_not_judged(model, tmp_path):
         ({"budget": float("nan")}, "budget is nan"),
         ({"query": Path("nowhere.png")}, "nowhere.png: cannot be read"),
         ({"query": drawings()[0], "rerank": 3}, "the query is a picture"),
-        ({"where": "yaer > 3"}, "Columns: height .*, kind .*, place .*, width .*, year"),
+        ({"where": "yeer > 3"}, "Columns: height .*, kind .*, place .*, width .*, year"),
         ({"where": "year >"}, "the filter 'year >' cannot be used"),
         ({"where": "year"}, "the filter 'year' cannot be used"),
         ({"where": "kind = 3"}, "the filter 'kind = 3' cannot be used"),

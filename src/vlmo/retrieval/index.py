@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ INDEX_FILE = "index.json"
 VERSION = 1
 MAX_TOP = 10_000
 
+_QUOTED = re.compile(r"'[^']*'|`[^`]*`|\"[^\"]*\"")
 _SHOWN = ["id", "place", "path", "captions", "width", "height"]
 
 
@@ -213,6 +215,8 @@ class Index:
         query = _query(table, vector, top=top, search=search)
         query = query.select([*columns, "_distance"])
         if where is not None:
+            if ";" in _QUOTED.sub("", where):  # LanceDB would leave out what follows, without a word
+                raise ValueError(self._filter_error(where, ValueError("it is more than one condition")))
             query = query.where(where, prefilter=True)
         try:
             return query.to_arrow().to_pylist()
@@ -294,5 +298,6 @@ def _blames_filter(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """LanceDB's message without the places in its source and the list of all columns."""
     text = " ".join(str(error).split()).removeprefix("Invalid input, ")
-    text = text.split(", /root/")[0].split(", rust/")[0].split(" Valid fields are")[0].split("SELECT 1 FROM")[-1]
+    text = re.sub(r",? ?\S*/src/\S+\.rs:\d+:\d+", "", text.split(" Valid fields are")[0])
+    text = re.sub(r"SELECT 1 FROM t WHERE .* \(sql parser error", "(sql parser error", text)
     return text[:200].rstrip(". ")
