@@ -150,3 +150,4 @@ def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, 
         trained_folder(tmp_path / "OTHER", steps=1)
     places = {"MODEL": str(model), "PICTURES": str(made[0]), "INDEX": made[1]}
     assert words in refused([places.get(word, word) for word in arguments], capsys)
+    assert not (tmp_path / "new").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from tests.interop.toy_gallery import CAPTIONS, drawings, trained_folder
@@ -22,9 +23,14 @@ def pictures(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return trained_folder(tmp_path_factory.mktemp("trained") / "model")
+
+
 @pytest.fixture
-def folder(tmp_path):
-    return trained_folder(tmp_path / "model")
+def folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "model")
 
 
 def test_weight_with_the_best_recall_is_kept(folder, pictures):

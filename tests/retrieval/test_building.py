@@ -238,6 +238,7 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
     (folder / "empty.png").touch()
     (folder / "cut.png").write_bytes(encoded(drawings()[0])[:60])
     Image.new("1", (9000, 9000)).save(folder / "bomb.png")
+    (folder / os.fsdecode(b"latin \xfc.png")).write_bytes(encoded(drawings()[0]))
     write_tar(folder / "x.tar", numbers=range(4, 8))
     cut = (folder / "x.tar").read_bytes()
     (folder / "x.tar").write_bytes(cut[: len(cut) // 4])
@@ -245,12 +246,14 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
     report = build(model, folder, out=out)
     assert 4 < report.pictures < 8
     reasons = {Path(line["path"]).name: line["reason"] for line in quarantine(out)}
-    assert reasons.keys() == {"text.jpg", "empty.png", "cut.png", "bomb.png", "x.tar"}
+    assert reasons.keys() == {"text.jpg", "empty.png", "cut.png", "bomb.png", "x.tar", r"latin \udcfc.png"}
+    assert "not UTF-8" in reasons[r"latin \udcfc.png"]
     assert "not a picture in a known format" in reasons["text.jpg"]
     assert "empty file" in reasons["empty.png"]
     assert "81,000,000 pixels" in reasons["bomb.png"]
     assert "cannot be read any further" in reasons["x.tar"]
-    assert report.bad == 5
+    assert report.bad == 6
+    (folder / os.fsdecode(b"latin \xfc.png")).unlink()
 
     (folder / "text.jpg").write_bytes(encoded(drawings()[8], "JPEG"))
     (folder / "x.tar").write_bytes(cut)
@@ -271,16 +274,16 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
 
 
 def test_file_that_vanishes_before_it_is_read_is_told(model, tmp_path, monkeypatch):
-    from vlmo.retrieval import update
+    from vlmo.retrieval import listing
 
     folder = write_folder(tmp_path / "pictures", table=False, numbers=range(4))
-    listed = update.find
+    listed = listing.find
 
     def find(origin):
         yield from listed(origin)
         (folder / NAMES[1]).unlink()
 
-    monkeypatch.setattr(update, "find", find)
+    monkeypatch.setattr(listing, "find", find)
     report = build(model, folder, out=tmp_path / "index")
     assert (report.pictures, report.bad) == (3, 1)
     assert "No such file" in quarantine(tmp_path / "index")[0]["reason"]

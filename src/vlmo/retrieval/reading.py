@@ -66,6 +66,8 @@ class Reader:
         return NOTHING if table is None else table.about(found.place.removeprefix(found.root).lstrip("/"))
 
     def _file(self, found: Found) -> Picture | Bad:
+        if (readable := found.place.encode("utf-8", "backslashreplace").decode()) != found.place:
+            return Bad("row", readable, 0, readable, "its name is not UTF-8; give it another one")
         if found.size > MAX_BYTES:
             return Bad("row", found.place, 0, found.place, f"{found.size:,} bytes; at most {MAX_BYTES:,} are read")
         try:
