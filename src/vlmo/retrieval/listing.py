@@ -51,7 +51,7 @@ def listed(origins: Sequence[str], *, console: Console | None) -> Iterator[Listi
                         tell(f"listing {origin}: {number}")
             if not number:
                 raise ValueError(
-                    f"{origin} holds no picture, .tar or .parquet file; an input that is empty by intent is taken out of "
+                    f"{origin} holds no picture, .tar or .parquet file; one that is empty by intent is taken out of "
                     "an index with --forget"
                 )
         yield Listing(file, size=size)
