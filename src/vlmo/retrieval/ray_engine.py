@@ -29,8 +29,8 @@ from vlmo.retrieval.tasks import Group, Sink, Task, read_groups
 
 _READ, _EMBEDDED, _AGAIN, _REFUSED = "read", "embedded", "again", "refused"
 _UNCHANGED, _BAD, _END = "unchanged", "bad", "end"
-"""What a row is: a picture to embed; one that was; one whose bytes the index has a vector of; one that cannot be decoded.
-Or else an id, what could not be read, and, once a task, its `_End`."""
+"""What a row is: a picture to embed; one that was; one whose bytes the index has a vector of; one that cannot be
+decoded. Or else an id, what could not be read, and, once a task, its `_End`."""
 
 _SCHEMA = pa.schema([("mark", pa.string()), ("task", pa.int64()), ("size", pa.int64()), ("content", pa.large_binary())])
 _SHARE = 0.5
