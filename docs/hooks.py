@@ -35,6 +35,8 @@ ROOMS = {
     "interop": "Other people's files and programs",
     "recipes": "Whole runs",
     "folder": "Folders that are whole or not there",
+    "retrieval": "An index of own pictures, and search in it",
+    "drawing": "Heat maps and contact sheets",
 }
 """Rooms that have a page in the reference, and what it is called."""
 _LINK = re.compile(r"(?P<words>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)")

@@ -14,7 +14,7 @@ from vlmo.evaluation.contents import (
     picture_queries,
     text_queries,
 )
-from vlmo.evaluation.pictures import attention_by_word, attention_over_patches, contact_sheet
+from vlmo.evaluation.pictures import contact_sheet
 from vlmo.evaluation.recall import (
     chance_metrics,
     chance_recall,
@@ -30,6 +30,7 @@ from vlmo.evaluation.retrieval import (
     Rankings,
     RetrievalResult,
     evaluate_retrieval,
+    recall_by_weight,
 )
 from vlmo.evaluation.scoring import RetrievalModel, RetrievalSet, embed_images, embed_texts
 
@@ -48,8 +49,6 @@ __all__ = [
     "RetrievalSet",
     "Step",
     "TextQuery",
-    "attention_by_word",
-    "attention_over_patches",
     "chance_metrics",
     "chance_recall",
     "chunked_ranks",
@@ -62,6 +61,7 @@ __all__ = [
     "picture_queries",
     "positive_ranks",
     "recall_at_k",
+    "recall_by_weight",
     "retrieval_recall",
     "text_queries",
     "write_report",
