@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,7 +28,7 @@ from tests.retrieval.toy_index import (
     write_tar,
 )
 
-from vlmo.retrieval import Encoder, Index
+from vlmo.retrieval import Encoder, Index, IndexSettings, build_index
 from vlmo.retrieval.pictures import PictureEncoder
 
 # Batches of other sizes add up in another order.
@@ -314,8 +317,6 @@ def test_forgotten_input_leaves_the_index(model, tmp_path):
     second = write_folder(tmp_path / "second", numbers=range(3, 8))
     out = tmp_path / "index"
     build(model, first, second, out=out)
-    from vlmo.retrieval import build_index
-
     with pytest.raises(ValueError, match="third is no input of this index"):
         build_index(model, out=out, forget=[tmp_path / "third"])
     report = build_index(model, out=out, forget=[first])
@@ -340,6 +341,45 @@ def test_other_model_is_refused(model, gallery, tmp_path):
     other = trained_folder(tmp_path / "other", steps=1)
     with pytest.raises(ValueError, match=r"was made with another model .* name a new folder"):
         build(other, gallery[0], out=gallery[1])
+
+
+@pytest.mark.parametrize("kind", ["files", "tar"])
+def test_pictures_go_through_a_few_at_a_time(kind, model, tmp_path, monkeypatch):
+    from vlmo.retrieval import journal, tasks
+    from vlmo.retrieval.pictures import Picture
+
+    monkeypatch.setattr(tasks, "_GROUP", 8)
+    monkeypatch.setattr(journal, "_ROWS", 10)
+    given = write_folder(tmp_path / "pictures", table=False)
+    for number in range(60):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(given / f"plain {number}.png")
+    if kind == "tar":
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            tar.add(given, arcname="x")
+        given = tmp_path / "x.tar"
+    alive, waiting = [], []
+    finish = PictureEncoder.finish
+
+    def count(self, pictures, started):
+        alive.append(sum(type(each) is Picture for each in gc.get_objects()))
+        waiting.append(len(list((tmp_path / "index" / "pending").glob("*.arrow"))))
+        return finish(self, pictures, started)
+
+    monkeypatch.setattr(PictureEncoder, "finish", count)
+    report = build_index(model, [given], out=tmp_path / "index", settings=IndexSettings(batch=2))
+    assert report.pictures == NUM + 60
+    # A group that was read, one that is being read, and three batches; never all of them.
+    assert max(alive) <= 2 * 8 + 3 * 2
+    assert max(waiting) <= 10
+
+
+def test_lost_captions_are_no_empty_captions(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(2))
+    out = tmp_path / "index"
+    build(model, folder, out=out)
+    shutil.rmtree(out / "captions.lance")
+    with pytest.raises(ValueError, match="the index is damaged"):
+        build(model, out=out)
 
 
 def test_only_one_process_writes(model, tmp_path):

@@ -19,7 +19,7 @@ from PIL import Image
 from vlmo.data.decoding import decode_image
 from vlmo.retrieval.hits import Hit
 from vlmo.retrieval.places import read_place
-from vlmo.retrieval.store import DISTANCE, RESERVED, Store, one_line
+from vlmo.retrieval.store import DISTANCE, RESERVED, Store, one_line, plain
 
 INDEX_FILE = "index.json"
 VERSION = 1
@@ -296,8 +296,6 @@ def _blames_filter(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """LanceDB's message without the places in its source and the list of all columns."""
-    text = " ".join(str(error).split()).removeprefix("Invalid input, ")
-    text = re.sub(r",? ?\S*/src/\S+\.rs:\d+:\d+", "", text.split(" Valid fields are")[0])
-    text = re.sub(r"SELECT 1 FROM t WHERE .* \(sql parser error", "(sql parser error", text)
-    return text[:200].rstrip(". ")
+    """LanceDB's message without its list of all columns and its own query."""
+    text = plain(error).split(" Valid fields are")[0]
+    return re.sub(r"SELECT 1 FROM t WHERE .* \(sql parser error", "(sql parser error", text).rstrip(". ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -71,8 +72,13 @@ def one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: the index is damaged, or no index ({reason}); build it anew") from error
+        raise ValueError(f"{folder}: the index is damaged, or no index ({plain(error)}); build it anew") from error
+
+
+def plain(error: Exception) -> str:
+    """LanceDB's message in one line, without places in its source."""
+    text = " ".join(str(error).split()).removeprefix("Invalid input, ")
+    return re.sub(r",? ?\S*/src/\S+\.rs:\d+:\d+", "", text)[:300].rstrip(". ")
 
 
 class Store:
@@ -109,8 +115,10 @@ class Store:
             ]
         )
         there = set(self._connection.list_tables().tables)
-        for name, schema in ((PICTURES, pictures), (CAPTIONS, captions)):
-            if name not in there:
+        if PICTURES not in there:  # it comes last: where it is, the other one must be
+            for name, schema in ((CAPTIONS, captions), (PICTURES, pictures)):
+                if name in there:
+                    self._connection.drop_table(name)
                 self._connection.create_table(name, schema=schema)
         self._finish_widening()
 
