@@ -151,7 +151,8 @@ def test_loader_batches_have_the_shapes_of_a_pair_batch(pairs):
 
 def test_loader_workers_outlive_signals_of_others_and_obey_their_parent(pairs):
     iterator = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=2), seed=7)(0)
-    next(iterator)
+    for _ in range(2):  # a batch of each worker, so that both are past their start
+        next(iterator)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for name in ("-INT", "-TERM"):
