@@ -1,4 +1,4 @@
-"""The command line: `vlmo quickstart | train | evaluate | predict | data | recipes | import | export`."""
+"""The command line: `vlmo quickstart | train | evaluate | predict | data | recipes | import | export | serve`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from vlmo.cli.folders import export_command, import_command
 from vlmo.cli.parsing import nearest
 from vlmo.cli.runs import quickstart_command, recipes_command, train_command
+from vlmo.cli.serving import serve_command
 from vlmo.cli.tasks import data_command, evaluate_command, predict_command
 
 _USAGE_ERROR = 2
@@ -30,6 +31,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": recipes_command,
     "import": import_command,
     "export": export_command,
+    "serve": serve_command,
 }
 
 
