@@ -7,6 +7,7 @@ parallelism averages gradients in the same way, so an objective never asks how m
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -28,6 +29,25 @@ def world_size() -> int:
 def is_main() -> bool:
     """True on the process that writes files and draws progress."""
     return rank() == 0
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Device of this process: `name` if given, else this process's GPU, else the CPU.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; give 'cpu', 'cuda' or 'cuda:N'") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
 
 
 def barrier() -> None:

@@ -14,7 +14,7 @@ from toy_processes import EQUAL, PARTLY_USED, SHORT
 from toy_run import make_trainer
 
 from vlmo.training.engine import Engine
-from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, launch, to_device
+from vlmo.training.parallel import StopSignal, from_main, gather_objects, launch, to_device
 from vlmo.training.randomness import step_seed
 from vlmo.training.tracking import read_metrics
 
@@ -115,21 +115,6 @@ def test_one_process_needs_no_launcher() -> None:
         assert not torch.distributed.is_initialized()
         assert gather_objects("x") == ["x"]
         assert from_main("x") == "x"
-
-
-def test_device_is_a_gpu_if_there_is_one(monkeypatch) -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device() == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert choose_device() == torch.device("cuda:3")
-    assert choose_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(ValueError, match="sees 4 CUDA devices"):
-        choose_device("cuda:4")
-    with pytest.raises(ValueError, match="give 'cpu', 'cuda' or 'cuda:N'"):
-        choose_device("bogus")
 
 
 @pytest.mark.parametrize("takes_bytes", [False, True])

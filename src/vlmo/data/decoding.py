@@ -167,7 +167,7 @@ def _read_bytes(image: ImageCell, *, where: str) -> bytes:
         if not image["path"]:
             raise ValueError("an image needs bytes or a path; both are missing")
         try:
-            data = _read_path(image["path"])
+            data = read_path(image["path"])
         except OSError as error:
             raise ValueError(f"{where}: cannot be read: {error.strerror or error}") from error
     if not data:
@@ -175,7 +175,12 @@ def _read_bytes(image: ImageCell, *, where: str) -> bytes:
     return data
 
 
-def _read_path(path: str) -> bytes:
+def read_path(path: str) -> bytes:
+    """The bytes of a file, or of the piece that `range_path` names.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     piece = _RANGE.fullmatch(path)
     if piece is None:
         return Path(path).read_bytes()

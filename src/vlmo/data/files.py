@@ -17,8 +17,8 @@ PICTURE_SUFFIXES = frozenset(
 TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl"))
 TABLE_NAMES = tuple(f"captions{suffix}" for suffix in (".csv", ".tsv", ".jsonl"))
 
-_IMAGE_COLUMNS = ("image", "file_name")
-_CAPTION_COLUMNS = ("caption", "captions")
+IMAGE_COLUMNS = ("image", "file_name")
+CAPTION_COLUMNS = ("caption", "captions")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -91,9 +91,9 @@ def _read_table(path: Path) -> Dataset:
     """One row a picture, in the order of first mention; pictures' paths are relative to the table's folder."""
     root = path.parent.resolve()
     rows: dict[str, dict[str, Any]] = {}
-    for number, record in _records(path):
-        image = _cell(record, _IMAGE_COLUMNS, where=f"{path}:{number}")
-        captions = _captions(_cell(record, _CAPTION_COLUMNS, where=f"{path}:{number}"), where=f"{path}:{number}")
+    for number, record in table_records(path):
+        image = _cell(record, IMAGE_COLUMNS, where=f"{path}:{number}")
+        captions = captions_of(_cell(record, CAPTION_COLUMNS, where=f"{path}:{number}"), where=f"{path}:{number}")
         if not isinstance(image, str) or not image.strip():
             raise ValueError(f"{path}:{number}: no picture is named; give its path relative to {root}")
         file = (root / image.strip()).resolve()
@@ -125,8 +125,12 @@ def _merge(known: dict[str, Any], row: dict[str, Any], *, where: str) -> None:
     known["captions"] += row["captions"]
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and columns of each record."""
+def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and columns of each record of a .csv, .tsv or .jsonl file.
+
+    Raises:
+        ValueError: A line has not the fields of the heading, or is no JSON object.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() == ".jsonl":
             for number, line in enumerate(file, start=1):
@@ -160,7 +164,12 @@ def _cell(record: dict[str, Any], names: tuple[str, str], *, where: str) -> Any:
     raise ValueError(f"{where}: no column {' or '.join(names)}; found {', '.join(record)}")
 
 
-def _captions(value: Any, *, where: str) -> list[str]:
+def captions_of(value: Any, *, where: str) -> list[str]:
+    """A cell of captions as a list.
+
+    Raises:
+        ValueError: It is neither a text nor a list of texts.
+    """
     captions = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{where}: captions must be a text or a list of texts, found {value!r}")

@@ -14,7 +14,7 @@ from vlmo.evaluation.contents import (
     picture_queries,
     text_queries,
 )
-from vlmo.evaluation.pictures import attention_by_word, attention_over_patches, contact_sheet
+from vlmo.evaluation.pictures import contact_sheet
 from vlmo.evaluation.recall import (
     chance_metrics,
     chance_recall,
@@ -48,8 +48,6 @@ __all__ = [
     "RetrievalSet",
     "Step",
     "TextQuery",
-    "attention_by_word",
-    "attention_over_patches",
     "chance_metrics",
     "chance_recall",
     "chunked_ranks",

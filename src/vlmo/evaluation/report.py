@@ -11,9 +11,10 @@ from string import Template
 
 from PIL.Image import Image
 
+from vlmo.drawing.attention import heat_map
+from vlmo.drawing.pictures import data_uri
 from vlmo.evaluation.charts import format_value, last_value, line_chart
 from vlmo.evaluation.contents import AttentionMap, Attribution, Chart, Figure, PictureQuery, Report, Step, TextQuery
-from vlmo.evaluation.pictures import data_uri, heat_map
 
 _DIRECTIONS = {"ir": "Text to image", "tr": "Image to text"}
 _COLUMNS = {"dual": "Dual encoder", "reranked": "Reranked", "stageless": "Without stages", "chance": "Chance"}

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlmo.data.sources import decode_image
+from vlmo.drawing.attention import attention_over_patches, heat_map
 from vlmo.evaluation.inference import Advance
-from vlmo.evaluation.pictures import attention_over_patches, heat_map
 from vlmo.folder import write_file
 from vlmo.model import VLMoForVisualQuestionAnswering, VLMoForVisualReasoning
 from vlmo.recipes.answering_sets import (

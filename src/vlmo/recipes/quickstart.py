@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from vlmo.data.sources import open_source
+from vlmo.drawing.attention import attention_by_word, attention_over_patches
 from vlmo.evaluation import (
     AttentionMap,
     Attribution,
@@ -27,8 +28,6 @@ from vlmo.evaluation import (
     Report,
     RetrievalResult,
     Step,
-    attention_by_word,
-    attention_over_patches,
     contact_sheet,
     figures_of,
     picture_queries,

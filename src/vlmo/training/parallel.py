@@ -15,27 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlmo.distributed import rank, world_size
+from vlmo.distributed import choose_device, rank, world_size
 from vlmo.types import Batch
-
-
-def choose_device(name: str | None = None) -> torch.device:
-    """Device of this process: `name` if given, else this process's GPU, else the CPU.
-
-    Raises:
-        ValueError: There is no such device.
-    """
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device is {name!r}; give 'cpu', 'cuda' or 'cuda:N'") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -27,13 +27,13 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from vlmo.distributed import all_reduce, barrier, is_main, rank, world_size
+from vlmo.distributed import all_reduce, barrier, choose_device, is_main, rank, world_size
 from vlmo.folder import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
 from vlmo.training.engine import Engine, EngineConfig, gradient_norm
 from vlmo.training.errors import TrainingError
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
-from vlmo.training.parallel import StopSignal, choose_device, from_main, gather_objects, to_device
+from vlmo.training.parallel import StopSignal, from_main, gather_objects, to_device
 from vlmo.training.randomness import seed_generators, step_seed
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import Tracker, read_metrics

@@ -11,8 +11,8 @@ import json
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple, cast
 
 import fsspec
@@ -26,6 +26,8 @@ IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
 """Names under which parquet files hold pictures, the first one found counts."""
 CAPTION_COLUMNS = ("txt", "caption", "TEXT", "text")
 
+# What a sample says under names of its own.
+_TOLD_BY_SAMPLE = ("caption", "captions", "key", "status", "error_message")
 _BATCH_ROWS = 64
 _BUFFER = 1 << 18  # bytes that a tar file is read in
 _WAITS = (1.0, 4.0, 16.0)  # seconds before a remote shard is opened again
@@ -52,6 +54,10 @@ class Sample:
     key: str
     image: bytes | None
     captions: tuple[str, ...]
+    path: str | None = None
+    """Where the picture lies, if the record names it and does not hold it."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What else the record says, if it was asked for."""
 
     @property
     def sample_id(self) -> int:
@@ -82,7 +88,9 @@ def sample_id(shard: str, index: int) -> int:
     return stable_id(f"{shard}#{index}")
 
 
-def read_shard(shard: str, *, start: Offset = _FIRST, pictures: bool = True) -> Iterator[tuple[Record, Offset | None]]:
+def read_shard(
+    shard: str, *, start: Offset = _FIRST, pictures: bool = True, details: bool = False
+) -> Iterator[tuple[Record, Offset | None]]:
     """Each record from `start` on, with the place of the one after it; None after the last one that can be read.
 
     Remote shards are opened again, a few times, where the network fails.
@@ -90,6 +98,7 @@ def read_shard(shard: str, *, start: Offset = _FIRST, pictures: bool = True) -> 
     Args:
         shard: Path or URL that ends in .tar or .parquet.
         pictures: Whether the pictures are wanted; parquet files without them are read faster.
+        details: Whether everything else that a record says is wanted.
 
     Raises:
         ValueError: The process has too many open files.
@@ -98,7 +107,7 @@ def read_shard(shard: str, *, start: Offset = _FIRST, pictures: bool = True) -> 
     while True:
         try:
             with cast(Any, fsspec.open(shard, "rb")) as file:
-                for record, after in _records(file, shard, start=start, pictures=pictures):
+                for record, after in _records(file, shard, start=start, pictures=pictures, details=details):
                     yield record, after
                     if after is None:
                         return
@@ -129,11 +138,13 @@ def _failures() -> tuple[type[Exception], ...]:
     return (OSError, EOFError, pa.ArrowException, client)
 
 
-def _records(file: IO[bytes], shard: str, *, start: Offset, pictures: bool) -> Iterator[tuple[Record, Offset | None]]:
+def _records(
+    file: IO[bytes], shard: str, *, start: Offset, pictures: bool, details: bool
+) -> Iterator[tuple[Record, Offset | None]]:
     if shard.endswith(".tar"):
-        yield from _tar_records(file, shard, start=start)
+        yield from _tar_records(file, shard, start=start, details=details)
     else:
-        yield from _parquet_records(file, shard, start=start, pictures=pictures)
+        yield from _parquet_records(file, shard, start=start, pictures=pictures, details=details)
 
 
 def _rest_is_lost(shard: str, start: Offset, error: Exception) -> Bad:
@@ -165,7 +176,9 @@ def split_name(name: str) -> tuple[str, str]:
     return key, name[len(key) :].lower()
 
 
-def _tar_records(file: IO[bytes], shard: str, *, start: Offset) -> Iterator[tuple[Record, Offset | None]]:
+def _tar_records(
+    file: IO[bytes], shard: str, *, start: Offset, details: bool
+) -> Iterator[tuple[Record, Offset | None]]:
     file.seek(start.byte)
     key: str | None = None
     parts: dict[str, bytes] = {}
@@ -181,27 +194,29 @@ def _tar_records(file: IO[bytes], shard: str, *, start: Offset) -> Iterator[tupl
                 if found != key:
                     if key is not None:
                         place = Offset(place.index + 1, start.byte + member.offset)
-                        yield _tar_record(shard, place.index - 1, key, parts), place
+                        yield _tar_record(shard, place.index - 1, key, parts, details=details), place
                     key, parts = found, {}
                 if suffix in PICTURE_SUFFIXES or suffix in {".txt", ".json"}:
                     parts[suffix] = tar.extractfile(member).read()
     except tarfile.TarError as error:
         if key is not None:
             index, place = place.index, Offset(place.index + 1, end)
-            yield _tar_record(shard, index, key, parts), place
+            yield _tar_record(shard, index, key, parts, details=details), place
         yield _rest_is_lost(shard, place, error), None
         return
     if key is not None:
-        yield _tar_record(shard, place.index, key, parts), None
+        yield _tar_record(shard, place.index, key, parts, details=details), None
 
 
-def _tar_record(shard: str, index: int, key: str, parts: dict[str, bytes]) -> Record:
+def _tar_record(shard: str, index: int, key: str, parts: dict[str, bytes], *, details: bool) -> Record:
     picture = next((data for suffix, data in parts.items() if suffix in PICTURE_SUFFIXES), None)
     try:
         captions = _tar_captions(parts)
+        told = json.loads(parts[".json"]) if details and ".json" in parts else {}
+        metadata = {name: value for name, value in told.items() if name not in _TOLD_BY_SAMPLE}
     except (ValueError, AttributeError, TypeError) as error:
         return Bad("row", shard, index, key, f"its caption cannot be read: {error}")
-    return Sample(shard, index, key, picture, captions)
+    return Sample(shard, index, key, picture, captions, metadata=metadata)
 
 
 def _tar_captions(parts: dict[str, bytes]) -> tuple[str, ...]:
@@ -225,7 +240,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _parquet_records(
-    file: IO[bytes], shard: str, *, start: Offset, pictures: bool
+    file: IO[bytes], shard: str, *, start: Offset, pictures: bool, details: bool
 ) -> Iterator[tuple[Record, Offset | None]]:
     with pq.ParquetFile(file) as opened:
         names = opened.schema_arrow.names
@@ -236,8 +251,10 @@ def _parquet_records(
             "status": _first(("status",), names),
         }
         found = {meaning: name for meaning, name in columns.items() if name is not None}
-        for index, row in _rows(opened, list(found.values()), start=start.index):
+        others = [name for name in names if details and name not in {*found.values(), *_TOLD_BY_SAMPLE}]
+        for index, row in _rows(opened, [*found.values(), *others], start=start.index):
             values = {meaning: row[name] for meaning, name in found.items()}
+            values["metadata"] = {name: row[name] for name in others}
             # img2dataset keeps rows of pictures that could not be had.
             if values.get("status", "success") == "success":
                 yield _parquet_record(shard, index, values), Offset(index + 1)
@@ -267,4 +284,14 @@ def _parquet_record(shard: str, index: int, values: dict[str, Any]) -> Record:
         captions = _texts(values.get("captions"))
     except TypeError as error:
         return Bad("row", shard, index, key, f"its caption cannot be read: {error}")
-    return Sample(shard, index, key, image["bytes"] if isinstance(image, dict) else image, captions)
+    path = image.get("path") if isinstance(image, dict) else image
+    data = image.get("bytes") if isinstance(image, dict) else image
+    return Sample(
+        shard,
+        index,
+        key,
+        data if isinstance(data, bytes) else None,
+        captions,
+        path=path if isinstance(path, str) else None,
+        metadata=values["metadata"],
+    )

@@ -1,0 +1,216 @@
+"""Builds an index, goes on with one that was interrupted, or brings one up to date."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from vlmo.folder import write_file
+from vlmo.retrieval.approximate import Recall, make_approximate
+from vlmo.retrieval.embedding import LocalEngine
+from vlmo.retrieval.encoder import BATCH, Encoder
+from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
+from vlmo.retrieval.pictures import THUMBNAIL
+from vlmo.retrieval.places import as_origin
+from vlmo.retrieval.reading import Reader
+from vlmo.retrieval.store import Store
+from vlmo.retrieval.tables import MetadataTable
+from vlmo.retrieval.update import Update
+
+_LOCK_FILE = ".lock"
+_LOOKUPS_FROM = 20_000
+"""Pictures from which on the table's columns of ids and hashes are indexed."""
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How an index is built.
+
+    Attributes:
+        store_bytes: Whether the index holds the bytes of picture files; those of shards it holds in any case.
+        metadata: Table of captions and columns for files, by their names; None: `captions.csv` and the like in the
+            folders themselves.
+        thumbnail: Longest side of thumbnails, in pixels.
+        batch: Pictures that go through the model at a time.
+        approximate_from: Number of pictures from which on an approximate index is built beside the exact search.
+    """
+
+    store_bytes: bool = False
+    metadata: Path | None = None
+    thumbnail: int = THUMBNAIL
+    batch: int = BATCH
+    approximate_from: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.thumbnail < 16 or self.batch < 1 or self.approximate_from < 1:
+            raise ValueError(
+                f"thumbnail is {self.thumbnail}, batch {self.batch} and approximate_from {self.approximate_from}; give "
+                "at least 16 pixels, and numbers of pictures from 1 up"
+            )
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a run did to an index.
+
+    Attributes:
+        pictures: How many pictures it holds now.
+        captions: How many captions.
+        encoded: Pictures that went through the model.
+        reused: New or changed pictures whose bytes the index had a vector of.
+        unchanged: Pictures that were left as they are.
+        deleted: Pictures that are gone.
+        bad: Lines in the quarantine.
+        seconds: Of the whole run.
+        recall: Of the approximate index; None without one.
+    """
+
+    pictures: int
+    captions: int
+    encoded: int
+    reused: int
+    unchanged: int
+    deleted: int
+    bad: int
+    seconds: float
+    recall: Recall | None
+
+
+def build_index(
+    model: str | Path | Encoder,
+    inputs: Sequence[str | Path] = (),
+    *,
+    out: str | Path,
+    settings: IndexSettings | None = None,
+    forget: Sequence[str | Path] = (),
+    device: str | None = None,
+    console: Console | None = None,
+) -> BuildReport:
+    """Makes the folder `out` an index of all pictures in `inputs`, and in the inputs of earlier runs.
+
+    What the index has already is not embedded again: after a crash, and when files were added, changed or removed. Bad
+    pictures leave a line in `quarantine.jsonl`.
+
+    Args:
+        model: Model folder, or what `Encoder` made of one.
+        inputs: Folders, picture files, .tar and .parquet files, folders that `datasets` saved, or patterns and URIs of
+            these.
+        out: Folder of the index, on this machine's disk.
+        forget: Inputs of earlier runs whose pictures leave the index.
+        device: Where the model runs, if a folder is given; None takes a GPU if there is one.
+        console: Where the progress bar goes; None shows nothing.
+
+    Raises:
+        ValueError: Nothing to index, something that cannot be read, or an index of another model.
+    """
+    settings = settings or IndexSettings()
+    start, folder = time.perf_counter(), Path(out).expanduser()
+    table = None if settings.metadata is None else MetadataTable(settings.metadata.expanduser())
+    facts = _facts_of(folder)
+    origins = _origins(facts, inputs, forget)
+    encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
+    _check_model(facts, encoder, folder=folder)
+    with _locked(folder):
+        facts = _new_facts(facts, encoder, origins=origins)
+        write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
+        store = Store(folder, dim=encoder.dim)
+        update = Update(store, reader=Reader(settings.store_bytes, table), origins=origins, console=console)
+        counts = update.run(LocalEngine(encoder, batch=settings.batch, thumbnail=settings.thumbnail))
+        pictures = store.pictures.count_rows()
+        store.tidy(lookups=pictures >= _LOOKUPS_FROM)
+        approximate = make_approximate(
+            store, least=settings.approximate_from, before=facts["approximate"], console=console
+        )
+        captions = store.captions.count_rows()
+        facts |= {
+            "complete": True,
+            "pictures": pictures,
+            "captions": captions,
+            "updated": _now(),
+            "approximate": None if approximate is None else approximate.facts(),
+        }
+        write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
+    return BuildReport(
+        pictures=pictures,
+        captions=captions,
+        encoded=counts.encoded,
+        reused=counts.reused,
+        unchanged=counts.unchanged,
+        deleted=counts.deleted,
+        bad=counts.bad,
+        seconds=time.perf_counter() - start,
+        recall=None if approximate is None else approximate.recall,
+    )
+
+
+def _facts_of(folder: Path) -> dict[str, Any] | None:
+    """What the index says of itself; None of a folder that is missing or empty.
+
+    Raises:
+        ValueError: The folder holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not folder.is_dir() or not (folder / INDEX_FILE).is_file():
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK_FILE, f"{INDEX_FILE}.aside"}:
+            return None  # a start that came to nothing
+        raise ValueError(f"{folder} holds something else than an index; name a new folder")
+    return read_facts(folder)
+
+
+def _origins(facts: dict[str, Any] | None, inputs: Sequence[str | Path], forget: Sequence[str | Path]) -> list[str]:
+    before = [] if facts is None else facts["inputs"]
+    dropped = [as_origin(str(given)) for given in forget]
+    if unknown := [origin for origin in dropped if origin not in before]:
+        raise ValueError(f"{unknown[0]} is no input of this index; its inputs are {', '.join(before) or 'none'}")
+    kept = [origin for origin in before if origin not in dropped]
+    origins = list(dict.fromkeys([*kept, *(as_origin(str(given)) for given in inputs)]))
+    if not origins and not dropped:
+        raise ValueError("there is nothing to index; give folders, pictures, .tar or .parquet files")
+    return origins
+
+
+def _check_model(facts: dict[str, Any] | None, encoder: Encoder, *, folder: Path) -> None:
+    if facts is not None and facts["model"]["fingerprint"] != encoder.fingerprint:
+        raise ValueError(
+            f"{folder} was made with another model ({facts['model']['folder']}, fingerprint "
+            f"{facts['model']['fingerprint'][:8]}) than {encoder.folder} ({encoder.fingerprint[:8]}); name a new folder"
+        )
+
+
+def _new_facts(facts: dict[str, Any] | None, encoder: Encoder, *, origins: list[str]) -> dict[str, Any]:
+    model = {"folder": str(encoder.folder.absolute()), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
+    before = {"created": _now(), "pictures": 0, "captions": 0, "approximate": None} if facts is None else facts
+    return {**before, "version": VERSION, "model": model, "metric": "cosine", "inputs": origins, "complete": False}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time; the system lifts the lock when a process ends, however it does.
+
+    Raises:
+        ValueError: Another process is writing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{folder}: another process is writing this index; wait for it") from error
+    try:
+        yield
+    finally:
+        lock.release()

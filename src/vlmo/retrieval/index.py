@@ -1,0 +1,295 @@
+"""An index that is there: its facts, the nearest pictures of a vector, and the pictures themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32
+from lancedb.query import LanceVectorQueryBuilder
+from lancedb.table import Table
+from PIL import Image
+
+from vlmo.data.decoding import decode_image
+from vlmo.retrieval.hits import Hit
+from vlmo.retrieval.places import read_place
+from vlmo.retrieval.store import DISTANCE, RESERVED, Store, one_line
+
+INDEX_FILE = "index.json"
+VERSION = 1
+MAX_TOP = 10_000
+
+_SHOWN = ["id", "place", "path", "captions", "width", "height"]
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """How an approximate index of the vectors is asked.
+
+    Attributes:
+        kind: LanceDB's name of the index type.
+        nprobes: Partitions that are looked through.
+        refine: How many times as many candidates are compared by their full vectors; None: none.
+        ef: Candidates that a graph keeps while it is searched; None: LanceDB's choice.
+    """
+
+    kind: str
+    nprobes: int
+    refine: int | None = None
+    ef: int | None = None
+
+
+class Index:
+    """An index folder, open for reading; what a writer changes meanwhile is seen a moment later.
+
+    Raises:
+        ValueError: It is no index, or damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.facts = read_facts(self.folder)
+        with one_line(self.folder):
+            self.fingerprint: str = self.facts["model"]["fingerprint"]
+            self.model_folder: str = self.facts["model"]["folder"]
+            asked = self.facts.get("approximate")
+            self.approximate = None if asked is None else Approximate(**asked["search"])
+        self._store = Store(self.folder)
+        self.dim = self._store.dim
+
+    folder: Path
+    facts: Mapping[str, Any]
+    """What `index.json` says."""
+    fingerprint: str
+    """Of the model that made the vectors."""
+    model_folder: str
+    """Where that model was."""
+    dim: int
+    """Numbers in a vector."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """The index of a folder.
+
+        Raises:
+            ValueError: It is none, or damaged.
+        """
+        return cls(folder)
+
+    @property
+    def num_pictures(self) -> int:
+        """How many pictures it holds."""
+        with one_line(self.folder):
+            return self._store.pictures.count_rows()
+
+    @property
+    def num_captions(self) -> int:
+        """How many captions it holds."""
+        with one_line(self.folder):
+            return self._store.captions.count_rows()
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of metadata and what they hold, in words."""
+        return {name: kind.value for name, kind in self._store.kinds().items()}
+
+    def nearest(
+        self, vector: Float32[np.ndarray, " dim"], *, top: int, where: str | None = None, exact: bool = False
+    ) -> list[Hit]:
+        """The pictures whose vectors are most like this one, best first.
+
+        Args:
+            vector: Of length one.
+            top: How many, at most.
+            where: A filter in SQL; only pictures that pass it are looked at.
+            exact: Whether to compare with every vector, also where there is an approximate index.
+
+        Raises:
+            ValueError: An argument is wrong, or the index is damaged.
+        """
+        found = self._search(self._store.pictures, vector, top=top, where=where, exact=exact, columns=self._visible())
+        return [_hit(row) for row in found]
+
+    def nearest_captions(self, vector: Float32[np.ndarray, " dim"], *, top: int, exact: bool = False) -> list[Hit]:
+        """The captions whose vectors are most like this one; each hit is the picture that has it.
+
+        Raises:
+            ValueError: The index holds no captions, or as for `nearest`.
+        """
+        if not self.num_captions:
+            raise ValueError(f"{self.folder}: no picture of this index has a caption to be found")
+        columns = ["picture", "caption"]
+        found = self._search(self._store.captions, vector, top=top, where=None, exact=exact, columns=columns)
+        owners = {row["id"]: row for row in self._rows([row["picture"] for row in found], self._visible())}
+        hits = []
+        for row in found:
+            owner = owners.get(row["picture"])
+            if owner is not None:
+                hits.append(_hit({**owner, "captions": [row["caption"]], "_distance": row["_distance"]}))
+        return hits
+
+    def hit(self, id: str) -> Hit:  # noqa: A002 (it is the id)
+        """A picture by its id, with a similarity of 1 to itself.
+
+        Raises:
+            ValueError: There is none.
+        """
+        return _hit({**self._row(id, self._visible()), "_distance": 0.0})
+
+    def thumbnail(self, id: str) -> bytes:  # noqa: A002
+        """A small JPEG file of a picture.
+
+        Raises:
+            ValueError: There is no such picture.
+        """
+        return self._row(id, ["thumbnail"])["thumbnail"]
+
+    def vector(self, id: str) -> Float32[np.ndarray, " dim"]:  # noqa: A002
+        """The vector of a picture.
+
+        Raises:
+            ValueError: There is no such picture.
+        """
+        return np.array(self._row(id, ["vector"])["vector"], dtype=np.float32)
+
+    def picture(self, id: str) -> Image.Image:  # noqa: A002
+        """A picture at its full size, from the index or from where it lies.
+
+        Raises:
+            ValueError: There is no such picture, or its file is gone or damaged.
+        """
+        return self.pictures([id])[0]
+
+    def pictures(self, ids: Sequence[str]) -> list[Image.Image]:
+        """Several pictures; see `picture`."""
+        rows = {row["id"]: row for row in self._rows(ids, ["id", "place", "path", "bytes"])}
+        return [self._open(rows.get(picture), id=picture) for picture in ids]
+
+    def _open(self, row: Mapping[str, Any] | None, *, id: str) -> Image.Image:  # noqa: A002
+        if row is None:
+            raise ValueError(f"{self.folder}: no picture has the id {id!r}")
+        data = row["bytes"]
+        if data is None:
+            try:
+                data = read_place(row["path"])
+            except OSError as error:
+                raise ValueError(f"{row['place']} is gone, or cannot be read: {error.strerror or error}") from error
+        return decode_image({"bytes": data, "path": row["place"]})
+
+    # -------------------------------------------------------------------------------------------------------- asking
+
+    def _visible(self) -> list[str]:
+        return [*_SHOWN, *self._store.kinds()]
+
+    def _row(self, id: str, columns: list[str]) -> dict[str, Any]:  # noqa: A002
+        for row in self._rows([id], columns):
+            return row
+        raise ValueError(f"{self.folder}: no picture has the id {id!r}")
+
+    def _rows(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
+        return self._store.rows("id", [id for id in ids if id.isalnum()], columns=columns)  # noqa: A001
+
+    def _search(
+        self,
+        table: Table,
+        vector: Float32[np.ndarray, " dim"],
+        *,
+        top: int,
+        where: str | None,
+        exact: bool,
+        columns: list[str],
+    ) -> list[dict[str, Any]]:
+        self._check(vector, top=top)
+        query = _query(table, vector, top=top, search=None if exact else self.approximate)
+        query = query.select([*columns, "_distance"])
+        if where is not None:
+            query = query.where(where, prefilter=True)
+        try:
+            return query.to_arrow().to_pylist()
+        except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
+            if where is not None and _blames_filter(error):
+                raise ValueError(self._filter_error(where, error)) from error
+            with one_line(self.folder):
+                raise
+
+    def _check(self, vector: Float32[np.ndarray, " dim"], *, top: int) -> None:
+        if np.shape(vector) != (self.dim,):
+            raise ValueError(f"the vector has shape {np.shape(vector)}; expected {self.dim} numbers")
+        if not 1 <= top <= MAX_TOP:
+            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP}")
+
+    def _filter_error(self, where: str, error: Exception) -> str:
+        names = {"place": "text", "width": "whole number", "height": "whole number", **self.columns}
+        listed = ", ".join(f"{name} ({kind})" for name, kind in sorted(names.items()))
+        return f"the filter {where!r} cannot be used: {_reason(error)}. Columns: {listed}"
+
+
+def nearest_ids(
+    table: Table, vector: Float32[np.ndarray, " dim"], *, top: int, search: Approximate | None
+) -> list[str]:
+    """Ids of the rows whose vectors are most like this one; `search` None compares with every vector."""
+    return _query(table, vector, top=top, search=search).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
+
+
+def _query(
+    table: Table, vector: Float32[np.ndarray, " dim"], *, top: int, search: Approximate | None
+) -> LanceVectorQueryBuilder:
+    asked = table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector", query_type="vector")
+    query = cast("LanceVectorQueryBuilder", asked)
+    query = query.distance_type(DISTANCE).limit(top)
+    if search is None:
+        return query.bypass_vector_index()
+    query = query.nprobes(search.nprobes)
+    query = query if search.refine is None else query.refine_factor(search.refine)
+    return query if search.ef is None else query.ef(max(search.ef, top))
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `index.json` says.
+
+    Raises:
+        ValueError: The folder is no index, or one of another version.
+    """
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} is no index: it has no {INDEX_FILE}. Make one: vlmo index MODEL PICTURES --out DIR")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); build the index anew") from error
+    version = facts.get("version") if isinstance(facts, dict) else None
+    if version != VERSION:
+        raise ValueError(f"{path} has version {version}; this program reads version {VERSION}. Build the index anew.")
+    return facts
+
+
+def _hit(row: Mapping[str, Any]) -> Hit:
+    similarity = 1.0 - row["_distance"]
+    return Hit(
+        id=row["id"],
+        score=similarity,
+        similarity=similarity,
+        match=None,
+        path=row["path"],
+        captions=tuple(row["captions"] or ()),
+        metadata={name: value for name, value in row.items() if name not in RESERVED and name != "_distance"},
+        width=row["width"],
+        height=row["height"],
+        place=row["place"],
+    )
+
+
+def _blames_filter(error: Exception) -> bool:
+    return isinstance(error, ValueError) or "Schema error" in str(error) or "filter" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    """LanceDB's message without the places in its source and the list of all columns."""
+    text = " ".join(str(error).split()).removeprefix("Invalid input, ")
+    text = text.split(", /root/")[0].split(", rust/")[0].split(" Valid fields are")[0].split("SELECT 1 FROM")[-1]
+    return text[:200].rstrip(". ")

@@ -1,0 +1,238 @@
+"""Brings the tables of an index in line with what lies in its inputs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from vlmo.data.stream.records import Bad
+from vlmo.folder import write_file
+from vlmo.retrieval.journal import Journal
+from vlmo.retrieval.pictures import Looks
+from vlmo.retrieval.places import Found, find
+from vlmo.retrieval.quarantine import IndexQuarantine
+from vlmo.retrieval.reading import Reader
+from vlmo.retrieval.store import Known, Store
+from vlmo.retrieval.tasks import Engine, Group, Task, task_ids
+
+SHARDS_FILE = "shards.jsonl"
+_LOOKED_UP = 2048
+_DELETED_AT_ONCE = 1024
+
+
+@dataclass
+class Counts:
+    """What a run did."""
+
+    encoded: int = 0
+    reused: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    bad: int = 0
+
+
+class Update:
+    """One run over all inputs of an index.
+
+    Args:
+        store: The tables.
+        reader: Reads pictures.
+        origins: The inputs.
+        console: Where the progress bar goes; None shows nothing.
+    """
+
+    def __init__(self, store: Store, *, reader: Reader, origins: Sequence[str], console: Console | None) -> None:
+        self._store, self._reader, self._origins = store, reader, origins
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=console, disable=console is None, transient=True)
+        self._task: TaskID | None = None
+        self.counts = Counts()
+        self._seen = array("Q")
+        self._done = _read_done(store)
+        self._listed: set[str] = set()
+        self._settled: set[str] = set()
+
+    def run(self, engine: Engine) -> Counts:
+        """Lists, embeds and removes; the tables are whole whenever this is interrupted.
+
+        Raises:
+            ValueError: An input holds no picture, or the index is damaged.
+        """
+        self._journal = Journal(self._store)
+        self._quarantine = IndexQuarantine(self._store.folder)
+        with tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._store.folder) as listing, self._bar:
+            size = self._list(listing)
+            self._task = self._bar.add_task("indexing", total=size)
+            listing.seek(0)
+            engine.run(self._tasks(listing), reader=self._reader, sink=self)
+        self._journal.close()
+        self._sweep()
+        self._write_done()
+        self.counts.bad = self._quarantine.finish(settled=self._settled.__contains__)
+        return self.counts
+
+    # --------------------------------------------------------------------------------------------- what is to be done
+
+    def _list(self, listing: IO[str]) -> int:
+        """Writes what lies in the inputs, a line each, so that no list of it is in memory; returns its bytes."""
+        task = self._bar.add_task("listing", total=None)
+        size = 0
+        for origin in self._origins:
+            number = 0
+            for number, found in enumerate(find(origin), start=1):
+                listing.write(json.dumps(asdict(found)) + "\n")
+                size += found.size
+                if number % 1000 == 0:
+                    self._bar.update(task, description=f"listing {number}")
+            if not number:
+                raise ValueError(
+                    f"{origin} holds no picture, .tar or .parquet file; an input that is empty by intent is taken out "
+                    "with --forget"
+                )
+        self._bar.remove_task(task)
+        return size
+
+    def _tasks(self, listing: IO[str]) -> Iterator[Task]:
+        files: list[Found] = []
+        for line in listing:
+            found = Found(**json.loads(line))
+            if found.kind == "file":
+                files.append(found)
+                if len(files) >= _LOOKED_UP:
+                    yield from self._files_task(files)
+                    files = []
+            elif found.place not in self._listed:
+                self._listed.add(found.place)
+                yield from self._shard_task(found)
+        yield from self._files_task(files)
+
+    def _files_task(self, files: list[Found]) -> Iterator[Task]:
+        known = self._journal.known(task_ids(files))
+        changed: dict[str, Found] = {}
+        for id, found in zip(task_ids(files), files, strict=True):  # noqa: A001
+            if id in known and known[id].stamp == self._reader.stamp(found):
+                self._mark([id])
+                self._advance(found.size, unchanged=1)
+            else:
+                changed[id] = found
+        if changed:
+            yield Task(list(changed.values()), {id: known[id] for id in changed if id in known})  # noqa: A001
+
+    def _shard_task(self, found: Found) -> Iterator[Task]:
+        if self._done.get(found.place) == self._reader.stamp(found):
+            self._settled.add(found.place)
+            quoted = found.place.replace("'", "''")
+            number = sum(len(batch) for batch in self._store.scan(["id"], where=f"shard = '{quoted}'"))
+            self._advance(found.size, unchanged=number)
+            return
+        self._journal.flush()
+        quoted = found.place.replace("'", "''")
+        rows = [
+            row
+            for batch in self._store.scan(["id", "stamp", "hash"], where=f"shard = '{quoted}'")
+            for row in batch.to_pylist()
+        ]
+        yield Task([found], {row["id"]: Known(row["stamp"], row["hash"]) for row in rows})
+
+    # ------------------------------------------------------------------------------------------------ what comes back
+
+    def looks(self, hashes: Sequence[str]) -> dict[str, Looks]:
+        """What the index has of pictures with these bytes."""
+        return self._journal.looks(hashes)
+
+    def take(self, group: Group) -> None:
+        """Marks what is unchanged, tells of what is bad, and moves the bar."""
+        self._mark(group.unchanged)
+        for bad in group.bad:
+            self._quarantine.add(bad)
+        self._advance(group.size, unchanged=len(group.unchanged))
+
+    def refuse(self, bad: Bad) -> None:
+        """Tells of a picture that cannot be decoded."""
+        self._quarantine.add(bad)
+
+    def write(self, rows: pa.Table, *, looks: Sequence[Looks], encoded: int, fresh: bool) -> None:
+        """Takes rows; a process that is killed after this does not lose them."""
+        self._journal.add(rows, looks=looks, fresh=fresh)
+        self._mark(rows["id"].to_pylist())
+        self.counts.encoded += encoded
+        self.counts.reused += len(rows) - encoded
+        self._advance(0, unchanged=0)
+
+    def finish(self, task: Task, *, whole: bool) -> None:
+        """Remembers a shard, so that it is not read again before it changes."""
+        shard = task.shard
+        if shard is None:
+            return
+        if whole:
+            self._done[shard.place] = self._reader.stamp(shard)
+            with (self._store.folder / SHARDS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"shard": shard.place, "stamp": self._done[shard.place]}) + "\n")
+        else:
+            # What could not be read this time may be there: its pictures stay.
+            self._settled.add(shard.place)
+            self._done.pop(shard.place, None)
+
+    def _mark(self, ids: Sequence[str]) -> None:
+        self._seen.extend(int(id[:16], 16) for id in ids)  # noqa: A001
+
+    def _advance(self, size: int, *, unchanged: int) -> None:
+        self.counts.unchanged += unchanged
+        if self._task is not None:
+            done = self.counts.encoded + self.counts.reused + self.counts.unchanged
+            self._bar.update(self._task, advance=size, description=f"{done} pictures")
+
+    # -------------------------------------------------------------------------------------------------- what is gone
+
+    def _sweep(self) -> None:
+        """Removes pictures that were not seen, unless their shard was not read."""
+        seen = np.unique(np.frombuffer(self._seen, dtype=np.uint64)) if self._seen else np.zeros(0, np.uint64)
+        gone: list[str] = []
+        for batch in self._store.scan(["id", "shard"]):
+            ids = batch["id"].to_pylist()
+            numbers = np.array([int(id[:16], 16) for id in ids], dtype=np.uint64)  # noqa: A001
+            there = np.isin(numbers, seen)
+            shards = batch["shard"].to_pylist()
+            gone += [
+                id
+                for id, is_there, shard in zip(ids, there, shards, strict=True)  # noqa: A001
+                if not is_there and shard not in self._settled
+            ]
+        for start in range(0, len(gone), _DELETED_AT_ONCE):
+            self._store.delete(gone[start : start + _DELETED_AT_ONCE])
+        self.counts.deleted = len(gone)
+
+    def _write_done(self) -> None:
+        lines = [json.dumps({"shard": shard, "stamp": stamp}) for shard, stamp in self._done.items()]
+        write_file(self._store.folder / SHARDS_FILE, "".join(f"{line}\n" for line in lines if line))
+
+
+def _read_done(store: Store) -> dict[str, str]:
+    """Stamps of the shards that were read to their ends; half a line, left by a kill, is nothing."""
+    path = store.folder / SHARDS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {record["shard"]: record["stamp"] for record in records}
