@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.serving.toy_service import Gallery, make_gallery
 
+from tests.serving.toy_service import Gallery, make_gallery
 from vlmo.serving.app import create_app
 from vlmo.serving.server import load_parts
 from vlmo.serving.service import Parts

@@ -119,9 +119,7 @@ def test_a_bad_row_costs_only_its_own_caller(doubler) -> None:
 
 def test_kinds_do_not_mix_and_the_oldest_goes_first(doubler) -> None:
     order = []
-    batcher = Batcher(
-        {"double": doubler, "text": lambda rows: order.append(rows) or rows}, max_batch=8, max_wait=0.0
-    )
+    batcher = Batcher({"double": doubler, "text": lambda rows: order.append(rows) or rows}, max_batch=8, max_wait=0.0)
     hold(batcher, doubler)
     first, second = batcher.submit("text", ["a"]), batcher.submit("double", [3])
     third = batcher.submit("text", ["b"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 
 import httpx
@@ -18,11 +19,12 @@ SMALL = Limits(request_bytes=20_000, buffered_bytes=50_000, body_seconds=0.5)
 JSON = {"content-type": "application/json"}
 
 
+@functools.cache
 def app_of(**settings):
     return create_app(Parts(), Settings(**settings))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def guarded():
     with TestClient(app_of(api_key=KEY)) as client:
         yield client
@@ -212,7 +214,9 @@ def test_form_with_too_many_files_is_refused() -> None:
         assert "Too many files" in response.json()["error"]["reason"]
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v1/search", 405), ("PUT", "/", 405)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v1/search", 405), ("PUT", "/", 405)]
+)
 def test_wrong_routes_are_json_errors(method, path, status) -> None:
     with TestClient(app_of()) as client:
         response = client.request(method, path)
@@ -221,7 +225,7 @@ def test_wrong_routes_are_json_errors(method, path, status) -> None:
 
 
 def test_failure_inside_is_logged_and_its_traceback_is_not_shown(caplog) -> None:
-    app = app_of()
+    app = create_app(Parts())
 
     @app.get("/v1/broken")
     def broken() -> None:
@@ -261,5 +265,11 @@ def test_every_answer_has_the_headers_that_keep_pages_safe() -> None:
 
 def test_static_files_end_where_their_folder_ends() -> None:
     with TestClient(app_of()) as client:
-        for path in ("/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static//etc/passwd", "/static/"):
+        for path in (
+            "/static/../app.py",
+            "/static/..%2fapp.py",
+            "/static/%2e%2e/app.py",
+            "/static//etc/passwd",
+            "/static/",
+        ):
             assert client.get(path).status_code == 404

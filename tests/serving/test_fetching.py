@@ -1,4 +1,4 @@
-"""Pictures by address: only from allowed names, only from the public internet, and from the address that was checked."""
+"""Pictures by address: only from allowed names, and from the very public address that was checked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 
@@ -46,7 +46,7 @@ def fetcher(monkeypatch) -> Iterator[Fetcher]:
         yield Fetcher(
             ["Pictures.Example"],
             max_bytes=100_000,
-            resolve=lambda host, port: ["127.0.0.1"],
+            resolve=lambda *_: ["127.0.0.1"],
             is_public=lambda address: address == "127.0.0.1",
         )
         server.shutdown()
@@ -104,7 +104,7 @@ def test_nothing_is_fetched_without_a_list() -> None:
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["93.184.215.14", "10.0.0.1"], []])
 def test_name_with_a_private_address_is_refused_without_connecting(addresses, monkeypatch) -> None:
     monkeypatch.setattr(fetching.socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
-    fetcher = Fetcher(["pictures.example"], max_bytes=1, resolve=lambda host, port: addresses)
+    fetcher = Fetcher(["pictures.example"], max_bytes=1, resolve=lambda *_: addresses)
     assert refused(fetcher, "https://pictures.example/").reason == "pictures.example is not on the public internet"
 
 
@@ -117,7 +117,7 @@ def test_name_is_resolved_once_and_that_address_is_connected_to(monkeypatch) -> 
         raise ConnectionRefusedError("refused")
 
     monkeypatch.setattr(fetching.socket, "create_connection", connect)
-    fetcher = Fetcher(["pictures.example"], max_bytes=1, resolve=lambda host, port: next(answers))
+    fetcher = Fetcher(["pictures.example"], max_bytes=1, resolve=lambda *_: next(answers))
     assert "refused" in refused(fetcher, "https://pictures.example/").reason
     assert connected == [("93.184.215.14", 443)]
 

@@ -45,7 +45,8 @@ class Answerer:
             raise ValueError(f"{folder} answers no questions: expected the folder of a {_KIND}, as VQA training leaves")
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         with loading(folder):
-            found: Any = pipeline(QUESTION_TASK, model=str(folder), device=where)
+            make: Any = pipeline  # its annotations know transformers' own tasks only
+            found = make(QUESTION_TASK, model=str(folder), device=where)
         self._model, self._processor = found.model.eval(), found.processor
 
     def pixels(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:

@@ -129,7 +129,9 @@ def _api() -> APIRouter:
 
     @_post(api, "/embed", body=schemas.EmbedRequest, answer=schemas.EmbedResponse)
     async def embed(
-        request: Request, state: Running, body: Annotated[schemas.EmbedRequest, Depends(reader_of(schemas.EmbedRequest))]
+        request: Request,
+        state: Running,
+        body: Annotated[schemas.EmbedRequest, Depends(reader_of(schemas.EmbedRequest))],
     ) -> Response:
         """Vectors of texts and pictures."""
         return await _answer(request, state, state.service.embed(body))
@@ -154,7 +156,9 @@ def _api() -> APIRouter:
 
     @_post(api, "/match", body=schemas.MatchRequest, answer=schemas.MatchResponse)
     async def match(
-        request: Request, state: Running, body: Annotated[schemas.MatchRequest, Depends(reader_of(schemas.MatchRequest))]
+        request: Request,
+        state: Running,
+        body: Annotated[schemas.MatchRequest, Depends(reader_of(schemas.MatchRequest))],
     ) -> Response:
         """Whether texts fit pictures, by the fusion encoder."""
         return await _answer(request, state, state.service.match(body))

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from numpy import ndarray
+
 from vlmo.serving.errors import BusyError, StoppingError
 
-Call = Callable[[list[Any]], Sequence[Any]]
+Call = Callable[[list[Any]], Sequence[Any] | ndarray]
 Observer = Callable[[str, int, float], None]
 
 
@@ -150,7 +152,7 @@ class Batcher:
             if len(job.results) == len(job.rows) and job.future.set_running_or_notify_cancel():
                 job.future.set_result(job.results)
 
-    def _checked_results(self, kind: str, rows: list[Any]) -> Sequence[Any]:
+    def _checked_results(self, kind: str, rows: list[Any]) -> Sequence[Any] | ndarray:
         results = self._calls[kind](rows)
         if len(results) != len(rows):
             raise RuntimeError(f"{kind}: {len(rows)} rows gave {len(results)} results")

@@ -96,7 +96,7 @@ class Fetcher:
 
 def is_public_address(address: str) -> bool:
     """Whether an IP address is one of the public internet; one that carries another inside is judged by that too."""
-    found = ipaddress.ip_address(address.split("%")[0])
+    found = ipaddress.ip_address(address.partition("%")[0])
     if not found.is_global or found.is_multicast or found.is_reserved or found.is_unspecified:
         return False
     if isinstance(found, ipaddress.IPv4Address):

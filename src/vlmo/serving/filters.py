@@ -17,9 +17,9 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_WORDS = frozenset("and or not in is null like ilike between true false".split())
+_WORDS = frozenset(("and", "or", "not", "in", "is", "null", "like", "ilike", "between", "true", "false"))
 # Those whose result is no longer than what they are given: `repeat` and its like make gigabytes of a line.
-_FUNCTIONS = frozenset("lower upper contains starts_with ends_with array_has".split())
+_FUNCTIONS = frozenset(("lower", "upper", "contains", "starts_with", "ends_with", "array_has"))
 _MAX_DEPTH = 20
 
 
@@ -39,12 +39,16 @@ def check_filter(where: str, *, columns: Collection[str]) -> str:
     while place < len(where):
         token = _TOKEN.match(where, place)
         if token is None:
-            raise ValueError(f"the filter has {where[place]!r} at character {place + 1}, which belongs to no comparison")
+            raise ValueError(
+                f"the filter has {where[place]!r} at character {place + 1}, which belongs to no comparison"
+            )
         if token["name"] is not None:
             _check_name(token["name"], after=where[token.end() :], known=known, columns=columns)
         depth += {"(": 1, ")": -1}.get(token[0], 0)
         if not 0 <= depth <= _MAX_DEPTH:
-            raise ValueError("the filter's parentheses do not match" if depth < 0 else "the filter is nested too deeply")
+            raise ValueError(
+                "the filter's parentheses do not match" if depth < 0 else "the filter is nested too deeply"
+            )
         place = token.end()
     return where
 

@@ -30,9 +30,7 @@ class PictureReader:
     def __init__(self, *, max_pixels: int, fetcher: Fetcher, executor: Executor) -> None:
         self._max_pixels, self._fetcher, self._executor = max_pixels, fetcher, executor
 
-    async def read(
-        self, sources: Sequence[bytes | str], prepare: Callable[[Image.Image], Prepared]
-    ) -> list[Prepared]:
+    async def read(self, sources: Sequence[bytes | str], prepare: Callable[[Image.Image], Prepared]) -> list[Prepared]:
         """What `prepare` makes of the RGB picture of each file or address.
 
         Raises:

@@ -58,7 +58,9 @@ def load_parts(
     """
     if answers_questions(folder):
         if index is not None or vqa is not None:
-            raise ValueError(f"{folder} answers questions and searches nothing; give it with --vqa, after another model")
+            raise ValueError(
+                f"{folder} answers questions and searches nothing; give it with --vqa, after another model"
+            )
         return Parts(answerer=Answerer(folder, device=device))
     encoder = Encoder(folder, device=device)
     opened = None if index is None else Index.open(index)
@@ -116,14 +118,14 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's own
         self._app.state.vlmo.stopping = True
         self.force_exit = self.should_exit
         self.should_exit = True
 
 
 def _protocol(seconds: float) -> type[H11Protocol]:
-    """uvicorn's HTTP, which closes a connection whose request has no whole head after `seconds`."""
+    """The HTTP of uvicorn, which closes a connection whose request has no whole head after `seconds`."""
 
     class Patient(H11Protocol):
         _timer: asyncio.TimerHandle | None = None

@@ -68,9 +68,7 @@ class Service:
         # As many as are let in: those that wait for the model must not keep others from the index.
         self._searchers = ThreadPoolExecutor(settings.queue, thread_name_prefix="vlmo-searcher")
         fetcher = Fetcher(settings.allowed_hosts, max_bytes=settings.limits.request_bytes)
-        self._reader = PictureReader(
-            max_pixels=settings.limits.pixels, fetcher=fetcher, executor=self._decoders
-        )
+        self._reader = PictureReader(max_pixels=settings.limits.pixels, fetcher=fetcher, executor=self._decoders)
         self._searcher = None
         if parts.encoder is not None and parts.index is not None:
             self._searcher = SharedSearcher(parts.encoder, parts.index, batcher=self._batcher, kind=PAIRS)
