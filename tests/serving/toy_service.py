@@ -52,7 +52,7 @@ def make_gallery(parent: Path) -> Gallery:
         name = f"{captions[0].replace(' ', '_')}.png"
         picture.save(pictures / name)
         colour = COLOURS[number // (len(CAPTIONS) // len(COLOURS))]
-        row = {"file_name": name, "captions": captions, "colour": colour, "number": number, "even": number % 2 == 0}
+        row = {"image": name, "captions": captions, "colour": colour, "number": number, "even": number % 2 == 0}
         rows.append(json.dumps(row))
     (pictures / "captions.jsonl").write_text("\n".join(rows))
     build_index(model, [pictures], out=parent / "index")

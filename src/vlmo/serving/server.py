@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vlmo.retrieval import Encoder, Index
+from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.serving.answering import Answerer, answers_questions
 from vlmo.serving.app import create_app
 from vlmo.serving.service import Parts
@@ -64,8 +64,8 @@ def load_parts(
         return Parts(answerer=Answerer(folder, device=device))
     encoder = Encoder(folder, device=device)
     opened = None if index is None else Index.open(index)
-    if opened is not None and opened.fingerprint != encoder.fingerprint:
-        raise ValueError(f"{index} was made with another model than {folder}: vlmo index makes one with this")
+    if opened is not None:
+        Searcher(encoder, opened).warm_up()  # also tells whether they belong together
     return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import io
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import PurePath
@@ -21,6 +22,7 @@ from numpy import ndarray
 from PIL import Image
 
 from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
+from vlmo.retrieval.search import JUDGED_AT_ONCE
 from vlmo.serving import schemas, settings
 from vlmo.serving.answering import Answerer, Question
 from vlmo.serving.batcher import Batcher, Call, Observer
@@ -36,7 +38,9 @@ _DECODERS = 2
 _LARGEST_SIDE = 2048
 # What every index has beside the columns of its source.
 _OWN_COLUMNS = ("id", "captions", "width", "height")
+_FILTER_HINT = "GET /v1/about lists the columns; a filter compares them with numbers and 'texts'"
 _SAMPLES, _SAMPLED = 12, 180
+_LEAST_BUDGET = 1e-3
 
 T = TypeVar("T")
 
@@ -69,6 +73,8 @@ class Service:
         self._searchers = ThreadPoolExecutor(settings.queue, thread_name_prefix="vlmo-searcher")
         fetcher = Fetcher(settings.allowed_hosts, max_bytes=settings.limits.request_bytes)
         self._reader = PictureReader(max_pixels=settings.limits.pixels, fetcher=fetcher, executor=self._decoders)
+        # Each of these searches holds as many whole pictures as it has judged at once.
+        self._judging = asyncio.Semaphore(max(settings.max_batch // JUDGED_AT_ONCE, 2))
         self._searcher = None
         if parts.encoder is not None and parts.index is not None:
             self._searcher = SharedSearcher(parts.encoder, parts.index, batcher=self._batcher, kind=PAIRS)
@@ -99,7 +105,7 @@ class Service:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
         vector = await self._vector(request)
         encoded = time.monotonic() - began
-        budget = None if request.budget is None else max(request.budget - encoded, 1e-3)
+        deadline = None if request.budget is None else began + request.budget
         where = request.where or None
         result = await self._search(
             lambda searcher: searcher.search_vector(
@@ -109,9 +115,10 @@ class Service:
                 rerank=request.rerank,
                 weight=request.weight,
                 where=where,
-                budget=budget,
+                budget=None if deadline is None else max(deadline - time.monotonic(), _LEAST_BUDGET),
             ),
             where=where,
+            turns=self._judging if request.rerank else None,
         )
         return _found(result, seconds={**result.seconds, "encode": encoded, "total": time.monotonic() - began})
 
@@ -120,7 +127,7 @@ class Service:
         began = time.monotonic()
         self._check_search()
         index, where = self._index(), request.where or None
-        await self._in_index(lambda: index.vector(request.id), status=404)
+        await self._of_picture(lambda: index.vector(request.id), executor=self._searchers)
         result = await self._search(
             lambda searcher: searcher.similar(request.id, top=request.top, where=where), where=where
         )
@@ -150,7 +157,7 @@ class Service:
             )
         if request.id is not None:
             index, number = self._index(), request.id
-            pixels = await self._in_index(lambda: answerer.pixels(index.picture(number)), status=404)
+            pixels = await self._of_picture(lambda: answerer.pixels(index.picture(number)), executor=self._decoders)
         else:
             (pixels,) = await self._reader.read([request.picture or b""], answerer.pixels)
         (answers,) = await self._run(QUESTIONS, [Question(pixels, request.question, request.top)])
@@ -171,12 +178,12 @@ class Service:
     async def thumbnail(self, number: str) -> bytes:
         """JPEG of an indexed picture."""
         index = self._index()
-        return await self._in_index(lambda: index.thumbnail(number), status=404)
+        return await self._of_picture(lambda: index.thumbnail(number), executor=self._searchers)
 
     async def picture(self, number: str) -> bytes:
         """An indexed picture as JPEG, of at most 2048 pixels a side."""
         index = self._index()
-        return await self._in_index(lambda: _jpeg(index.picture(number)), status=404)
+        return await self._of_picture(lambda: _jpeg(index.picture(number)), executor=self._decoders)
 
     def about(self) -> schemas.About:
         """What the service can do. Blocks: it asks the index."""
@@ -216,14 +223,12 @@ class Service:
     async def _run(self, kind: str, rows: Sequence[Any]) -> list[Any]:
         return await asyncio.wrap_future(self._batcher.submit(kind, rows))
 
-    async def _in_index(self, work: Callable[[], T], *, status: int = 422) -> T:
-        """The result of work on the index, on another thread; its ValueErrors are the client's."""
+    async def _of_picture(self, work: Callable[[], T], *, executor: Executor) -> T:
+        """The result of work on one picture of the index, on another thread."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._searchers, work)
-        except ValueError as error:
-            if status == 404:  # the message may name a path of the server
-                raise ServiceError(404, "the index has no picture of this id, or its file is gone") from error
-            raise ServiceError(status, " ".join(str(error).split())) from error
+            return await asyncio.get_running_loop().run_in_executor(executor, work)
+        except ValueError as error:  # its message may name a path of the server
+            raise ServiceError(404, "the index has no picture of this id, or its file is gone") from error
 
     async def _vector(self, request: schemas.SearchRequest) -> Float[ndarray, " dim"]:
         if request.text is not None:
@@ -252,16 +257,24 @@ class Service:
             raise RuntimeError("there are a model and an index, and no searcher")
         return self._searcher
 
-    async def _search(self, work: Callable[[Searcher], SearchResult], *, where: str | None) -> SearchResult:
+    async def _search(
+        self, work: Callable[[Searcher], SearchResult], *, where: str | None, turns: asyncio.Semaphore | None = None
+    ) -> SearchResult:
         index, searcher, cancelled = self._index(), self._check_search(), threading.Event()
 
         def checked() -> SearchResult:
-            if where is not None:
-                check_filter(where, columns=[*index.columns, *_OWN_COLUMNS])
-            return searcher.run(work, cancelled=cancelled)
+            try:
+                if where is not None:
+                    check_filter(where, columns=[*index.columns, *_OWN_COLUMNS])
+                return searcher.run(work, cancelled=cancelled)
+            except ValueError as error:
+                if where is None or not str(error).startswith("the filter"):
+                    raise
+                raise ServiceError(422, " ".join(str(error).split()), hint=_FILTER_HINT) from error
 
         try:
-            return await self._in_index(checked)
+            async with turns or contextlib.nullcontext():
+                return await asyncio.get_running_loop().run_in_executor(self._searchers, checked)
         finally:
             cancelled.set()
 

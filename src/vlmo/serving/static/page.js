@@ -152,10 +152,11 @@ async function fitted(file) {
   try {
     const bitmap = await createImageBitmap(file);
     if (file.size < 0.95 * bytes && bitmap.width * bitmap.height <= pixels) return file;
-    const scale = Math.min(1, SHRUNK_SIDE / Math.max(bitmap.width, bitmap.height));
+    const { width, height } = bitmap;
+    const scale = Math.min(1, SHRUNK_SIDE / Math.max(width, height), Math.sqrt(pixels / (width * height)));
     const canvas = document.createElement("canvas");
-    canvas.width = Math.max(1, Math.round(bitmap.width * scale));
-    canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+    canvas.width = Math.max(1, Math.floor(width * scale));
+    canvas.height = Math.max(1, Math.floor(height * scale));
     canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     return await new Promise((resolve) => canvas.toBlob((blob) => resolve(blob ?? file), "image/jpeg", 0.92));
   } catch {
