@@ -21,10 +21,12 @@ if TYPE_CHECKING:
         VLMoModel,
     )
     from vlmo.processing import VLMoProcessor
+    from vlmo.retrieval import Searcher
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Searcher",
     "VLMoConfig",
     "VLMoForImageClassification",
     "VLMoForImageTextRetrieval",
@@ -38,6 +40,8 @@ __all__ = [
     "VLMoProcessor",
 ]
 
+_ROOMS = {"Searcher": "vlmo.retrieval", "VLMoProcessor": "vlmo.processing"}
+
 register_when_transformers_is_imported()
 
 
@@ -46,7 +50,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     register()
-    room = "vlmo.processing" if name == "VLMoProcessor" else "vlmo.model"
+    room = _ROOMS.get(name, "vlmo.model")
     found = globals()[name] = getattr(importlib.import_module(room), name)
     return found
 

@@ -1,4 +1,4 @@
-"""The command line: `vlmo quickstart | train | evaluate | predict | data | recipes | import | export | serve`."""
+"""The command line: `vlmo COMMAND`, such as `vlmo quickstart`; `vlmo --help` lists the commands."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from vlmo.cli.folders import export_command, import_command
 from vlmo.cli.parsing import nearest
 from vlmo.cli.runs import quickstart_command, recipes_command, train_command
+from vlmo.cli.searching import embed_command, index_command, search_command
 from vlmo.cli.serving import serve_command
 from vlmo.cli.tasks import data_command, evaluate_command, predict_command
 
@@ -27,11 +28,14 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
+    "index": index_command,
+    "search": search_command,
+    "embed": embed_command,
+    "serve": serve_command,
     "data": data_command,
     "recipes": recipes_command,
     "import": import_command,
     "export": export_command,
-    "serve": serve_command,
 }
 
 

@@ -42,6 +42,8 @@ class EvaluateOptions:
     """retrieval: candidates of each query that the fusion encoder reorders (16; 0 leaves it out)."""
     rerank_weight: float | None = None
     """retrieval: share of the matching score in the new order, 0 to 1; by default the model's."""
+    choose_rerank_weight: bool = False
+    """retrieval: measure recall by weight on a split other than test, and keep the best weight in config.json."""
     method: Literal["head", "linear-probe", "zero-shot"] | None = None
     """classification: the model's own classifier (head), one fitted on the split train, or the classes' names."""
     inference: Literal["slide", "whole"] | None = None
@@ -113,6 +115,9 @@ def evaluate_command(arguments: list[str]) -> None:
             if is_main():
                 Console(soft_wrap=True).print(f"{number} predictions in {options.submission}", highlight=False)
             return
+        if options.choose_rerank_weight:
+            _choose_rerank_weight(options, folder=folder, device=str(device))
+            return
         given = TaskOptions(
             rerank=options.rerank,
             rerank_weight=options.rerank_weight,
@@ -122,6 +127,36 @@ def evaluate_command(arguments: list[str]) -> None:
         result = evaluate_task(folder, **where, limit=options.limit, batch_size=options.batch_size, options=given)
         if is_main():
             _show(result, folder=folder, options=options)
+
+
+def _choose_rerank_weight(options: EvaluateOptions, *, folder: Path, device: str) -> None:
+    from vlmo.distributed import is_main
+    from vlmo.evaluation.scoring import BATCH
+    from vlmo.recipes.evaluating import DEFAULT_DATA, task_of
+    from vlmo.recipes.rerank_weight import choose_rerank_weight
+    from vlmo.recipes.retrieval import RERANK
+
+    _check_read(
+        options,
+        {"folder", "task", "data", "split", "limit", "batch_size", "rerank", "choose_rerank_weight", "device"},
+        because="--choose-rerank-weight chooses a weight and measures nothing else",
+    )
+    if (task := options.task or task_of(folder)) != "retrieval":
+        raise ValueError(f"--choose-rerank-weight belongs to the task retrieval; this is {task}")
+    choice = choose_rerank_weight(
+        folder,
+        source=options.data or DEFAULT_DATA["retrieval"],
+        split=options.split,
+        rerank=RERANK if options.rerank is None else options.rerank,
+        limit=options.limit,
+        batch_size=options.batch_size or BATCH,
+        device=device,
+        console=_STDERR if is_main() else None,
+    )
+    if is_main():
+        console = Console(soft_wrap=True)
+        console.print(choice.table())
+        console.print(f"rerank_weight {choice.chosen:g} (before: {choice.before:g}) in {folder / 'config.json'}")
 
 
 def predict_command(arguments: list[str]) -> None:
@@ -172,11 +207,18 @@ def _check_submission(options: EvaluateOptions) -> None:
     Raises:
         ValueError: One is given.
     """
+    _check_read(
+        options,
+        {"folder", "task", "data", "split", "submission", "device"},
+        because="--submission writes predictions and measures nothing",
+    )
+
+
+def _check_read(options: EvaluateOptions, read: set[str], *, because: str) -> None:
     default = EvaluateOptions()
-    read = {"folder", "task", "data", "split", "submission", "device"}
     given = [field.name for field in fields(options) if vars(options)[field.name] != vars(default)[field.name]]
     if unread := [name for name in given if name not in read]:
-        raise ValueError(f"--submission writes predictions and measures nothing; leave out --{_flag(unread[0])}")
+        raise ValueError(f"{because}; leave out --{_flag(unread[0])}")
 
 
 def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None:

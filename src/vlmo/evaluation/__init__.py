@@ -30,6 +30,7 @@ from vlmo.evaluation.retrieval import (
     Rankings,
     RetrievalResult,
     evaluate_retrieval,
+    recall_by_weight,
 )
 from vlmo.evaluation.scoring import RetrievalModel, RetrievalSet, embed_images, embed_texts
 
@@ -60,6 +61,7 @@ __all__ = [
     "picture_queries",
     "positive_ranks",
     "recall_at_k",
+    "recall_by_weight",
     "retrieval_recall",
     "text_queries",
     "write_report",

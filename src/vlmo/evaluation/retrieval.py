@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo.evaluation.recall import chance_metrics, chunked_ranks, chunked_topk, recall_metrics
 from vlmo.evaluation.scoring import BATCH, Matcher, Progress, RetrievalModel, RetrievalSet, embed_images, embed_texts
+
+_CHUNK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ def evaluate_retrieval(
     rerank_weight: float = 0.5,
     batch: int = BATCH,
     pair_batch: int = BATCH,
-    chunk: int = 4096,
+    chunk: int = _CHUNK,
     autocast_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> RetrievalResult:
@@ -116,10 +118,37 @@ def evaluate_retrieval(
     metrics, reranked = dual.metrics(ks), None
     if rerank:
         matcher = Matcher(model, retrieval_set, **numerics, pair_batch=pair_batch)
-        reranked = _reranked(dual, matcher, shortlist=rerank, weight=rerank_weight, progress=progress)
+        reranked = _judged(dual, matcher, shortlist=rerank, progress=progress).mixed(dual, weight=rerank_weight)
         metrics |= reranked.metrics(ks, prefix="rerank_")
     chance = chance_metrics(retrieval_set.text_to_image, ks=ks)
     return RetrievalResult(metrics=metrics, chance=chance, dual=dual, reranked=reranked)
+
+
+def recall_by_weight(
+    model: RetrievalModel,
+    retrieval_set: RetrievalSet,
+    *,
+    weights: Sequence[float],
+    rerank: int,
+    ks: Sequence[int] = (1, 5, 10),
+    batch: int = BATCH,
+    progress: Progress | None = None,
+) -> list[dict[str, float]]:
+    """`tr@K` and `ir@K` after reranking with each of the weights; the model judges each pair once.
+
+    Arguments as for `evaluate_retrieval`.
+
+    Raises:
+        ValueError: A weight is not from 0 to 1, or there is nothing to rerank.
+    """
+    if rerank < 1 or not weights or not all(0 <= weight <= 1 for weight in weights):
+        raise ValueError(f"rerank is {rerank} and weights {list(weights)}; give a shortlist, and weights from 0 to 1")
+    images = embed_images(model, retrieval_set, batch=batch, progress=progress)
+    texts = embed_texts(model, retrieval_set, batch=batch, progress=progress)
+    dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=max(*ks, rerank), chunk=_CHUNK)
+    matcher = Matcher(model, retrieval_set, batch=batch)
+    odds = _judged(dual, matcher, shortlist=rerank, progress=progress)
+    return [odds.mixed(dual, weight=weight).metrics(ks) for weight in weights]
 
 
 def _dual_rankings(
@@ -146,9 +175,38 @@ def _dual_rankings(
     )
 
 
-def _reranked(
-    dual: Rankings, matcher: Matcher, *, shortlist: int, weight: float, progress: Progress | None
-) -> Rankings:
+@dataclass(frozen=True, eq=False)
+class _Odds:
+    """What the fusion encoder says of the shortlists of both directions, and which candidates are right."""
+
+    texts: Float[Tensor, "image shortlist"]
+    images: Float[Tensor, "text shortlist"]
+    right_texts: Bool[Tensor, "image shortlist"]
+    right_images: Bool[Tensor, "text shortlist"]
+    inverse_temperature: float
+
+    def mixed(self, dual: Rankings, *, weight: float) -> Rankings:
+        """The rankings with the shortlists in the order of the mixed score."""
+        scale = self.inverse_temperature
+        return Rankings(
+            image_to_text=_rerank(
+                dual.image_to_text,
+                log_odds=self.texts,
+                positive=self.right_texts,
+                inverse_temperature=scale,
+                weight=weight,
+            ),
+            text_to_image=_rerank(
+                dual.text_to_image,
+                log_odds=self.images,
+                positive=self.right_images,
+                inverse_temperature=scale,
+                weight=weight,
+            ),
+        )
+
+
+def _judged(dual: Rankings, matcher: Matcher, *, shortlist: int, progress: Progress | None) -> _Odds:
     text_labels = matcher.retrieval_set.text_to_image.cpu()
     image_labels = torch.arange(matcher.retrieval_set.num_images)
     found_texts = dual.image_to_text.indices[:, :shortlist]
@@ -162,22 +220,12 @@ def _reranked(
         progress=progress,
     )
     text_odds, image_odds = log_odds.split([found_texts.numel(), found_images.numel()])
-    inverse_temperature = float(matcher.model.contrast_head.logit_scale.detach().exp())
-    return Rankings(
-        image_to_text=_rerank(
-            dual.image_to_text,
-            log_odds=text_odds.view_as(found_texts),
-            positive=text_labels[found_texts] == query_images,
-            inverse_temperature=inverse_temperature,
-            weight=weight,
-        ),
-        text_to_image=_rerank(
-            dual.text_to_image,
-            log_odds=image_odds.view_as(found_images),
-            positive=found_images == text_labels[:, None],
-            inverse_temperature=inverse_temperature,
-            weight=weight,
-        ),
+    return _Odds(
+        texts=text_odds.view_as(found_texts),
+        images=image_odds.view_as(found_images),
+        right_texts=text_labels[found_texts] == query_images,
+        right_images=found_images == text_labels[:, None],
+        inverse_temperature=float(matcher.model.contrast_head.logit_scale.detach().exp()),
     )
 
 

@@ -34,7 +34,8 @@ TASK_OF_MODEL: dict[str, Task] = {
 }
 """What each class of model is for."""
 
-_DEFAULT_DATA = {"retrieval": "emoji-pairs"}
+DEFAULT_DATA = {"retrieval": "emoji-pairs"}
+"""What a task is measured on where nothing is named."""
 _READ_BY: dict[str, set[str]] = {
     "retrieval": {"rerank", "rerank_weight"},
     "vqa": set(),
@@ -142,9 +143,9 @@ def write_submission(
 
 
 def _source(source: str | None, *, task: Task) -> str:
-    if source is None and task not in _DEFAULT_DATA:
+    if source is None and task not in DEFAULT_DATA:
         raise ValueError(f"the task {task} needs data: give --data with a built-in name or a path (docs/data.md)")
-    return source or _DEFAULT_DATA[task]
+    return source or DEFAULT_DATA[task]
 
 
 def _given(options: TaskOptions, *, task: Task) -> Mapping[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -253,6 +254,15 @@ def evaluate_with_progress(
     console: Console | None = None,
 ) -> RetrievalResult:
     """`evaluate_retrieval` with a progress bar."""
+    with progress_of_evaluation(console) as advance:
+        return evaluate_retrieval(
+            model, rows.as_set(), rerank=rerank, rerank_weight=rerank_weight, batch=batch_size, progress=advance
+        )
+
+
+@contextmanager
+def progress_of_evaluation(console: Console | None) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each kind of work, moved by the function that is given."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console is None, transient=True) as bar:
         tasks: dict[str, Any] = {}
@@ -262,9 +272,7 @@ def evaluate_with_progress(
                 tasks[what] = bar.add_task(f"evaluating {what}", total=total)
             bar.update(tasks[what], completed=done)
 
-        return evaluate_retrieval(
-            model, rows.as_set(), rerank=rerank, rerank_weight=rerank_weight, batch=batch_size, progress=advance
-        )
+        yield advance
 
 
 def figures_table(result: RetrievalResult, *, stageless: dict[str, float] | None = None) -> Table:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -24,6 +24,7 @@ from vlmo.retrieval.places import as_origin
 from vlmo.retrieval.reading import Reader
 from vlmo.retrieval.store import Store
 from vlmo.retrieval.tables import MetadataTable
+from vlmo.retrieval.tasks import Engine
 from vlmo.retrieval.update import Update
 
 _LOCK_FILE = ".lock"
@@ -92,6 +93,8 @@ def build_index(
     out: str | Path,
     settings: IndexSettings | None = None,
     forget: Sequence[str | Path] = (),
+    engine: Literal["local", "ray"] = "local",
+    workers: int = 2,
     device: str | None = None,
     console: Console | None = None,
 ) -> BuildReport:
@@ -106,6 +109,8 @@ def build_index(
             these.
         out: Folder of the index, on this machine's disk.
         forget: Inputs of earlier runs whose pictures leave the index.
+        engine: Who embeds: this process, or actors of Ray Data.
+        workers: Number of these actors.
         device: Where the model runs, if a folder is given; None takes a GPU if there is one.
         console: Where the progress bar goes; None shows nothing.
 
@@ -124,7 +129,7 @@ def build_index(
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
         store = Store(folder, dim=encoder.dim)
         update = Update(store, reader=Reader(settings.store_bytes, table), origins=origins, console=console)
-        counts = update.run(LocalEngine(encoder, batch=settings.batch, thumbnail=settings.thumbnail))
+        counts = update.run(_engine(engine, encoder, settings=settings, workers=workers))
         pictures = store.pictures.count_rows()
         store.tidy(lookups=pictures >= _LOOKUPS_FROM)
         approximate = make_approximate(
@@ -150,6 +155,16 @@ def build_index(
         seconds=time.perf_counter() - start,
         recall=None if approximate is None else approximate.recall,
     )
+
+
+def _engine(name: Literal["local", "ray"], encoder: Encoder, *, settings: IndexSettings, workers: int) -> Engine:
+    if name == "local":
+        return LocalEngine(encoder, batch=settings.batch, thumbnail=settings.thumbnail)
+    try:
+        from vlmo.retrieval.ray_engine import RayEngine
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}. Ray needs more packages: pip install 'vlmo[ray]'") from error
+    return RayEngine(encoder, workers=workers, batch=settings.batch, thumbnail=settings.thumbnail)
 
 
 def _facts_of(folder: Path) -> dict[str, Any] | None:

@@ -63,6 +63,11 @@ class Encoder:
         return self._model.contrast_head.image_projection.out_features
 
     @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._dual.device
+
+    @property
     def can_match(self) -> bool:
         """Whether there is a matching head, so that `match` works."""
         return self._model.match_head is not None
@@ -166,9 +171,9 @@ class Encoder:
         return found.numpy()
 
     def _pixel_values(self, pixels: Sequence[Tensor], *, dtype: torch.dtype) -> Float[Tensor, "batch 3 height width"]:
-        return normalize(torch.stack(list(pixels)).to(self._dual.device)).to(dtype)
+        return normalize(torch.stack(list(pixels)).to(self.device)).to(dtype)
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """In turn: the tokenizer changes while it is used."""
         encoded = self._processor(text=list(texts), return_tensors="pt")
-        return {name: encoded[name].to(self._dual.device) for name in ("input_ids", "attention_mask")}
+        return {name: encoded[name].to(self.device) for name in ("input_ids", "attention_mask")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO
@@ -74,6 +75,7 @@ class Update:
         self._done = _read_done(store)
         self._listed: set[str] = set()
         self._settled: set[str] = set()
+        self._begun: Counter[str] = Counter()
 
     def run(self, engine: Engine) -> Counts:
         """Lists, embeds and removes; the tables are whole whenever this is interrupted.
@@ -82,6 +84,8 @@ class Update:
             ValueError: An input holds no picture, or the index is damaged.
         """
         self._journal = Journal(self._store)
+        for batch in self._store.scan(["shard"], where="shard is not null"):
+            self._begun.update(batch["shard"].to_pylist())
         self._quarantine = IndexQuarantine(self._store.folder)
         with tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._store.folder) as listing, self._bar:
             size = self._list(listing)
@@ -144,18 +148,17 @@ class Update:
     def _shard_task(self, found: Found) -> Iterator[Task]:
         if self._done.get(found.place) == self._reader.stamp(found):
             self._settled.add(found.place)
-            quoted = found.place.replace("'", "''")
-            number = sum(len(batch) for batch in self._store.scan(["id"], where=f"shard = '{quoted}'"))
-            self._advance(found.size, unchanged=number)
+            self._advance(found.size, unchanged=self._begun[found.place])
             return
-        self._journal.flush()
-        quoted = found.place.replace("'", "''")
+        yield Task([found], self._known_of(found.place) if found.place in self._begun else {})
+
+    def _known_of(self, shard: str) -> dict[str, Known]:
         rows = [
             row
-            for batch in self._store.scan(["id", "stamp", "hash"], where=f"shard = '{quoted}'")
+            for batch in self._store.scan(["id", "stamp", "hash"], where=_of_shard(shard))
             for row in batch.to_pylist()
         ]
-        yield Task([found], {row["id"]: Known(row["stamp"], row["hash"]) for row in rows})
+        return {row["id"]: Known(row["stamp"], row["hash"]) for row in rows}
 
     # ------------------------------------------------------------------------------------------------ what comes back
 
@@ -228,6 +231,11 @@ class Update:
     def _write_done(self) -> None:
         lines = [json.dumps({"shard": shard, "stamp": stamp}) for shard, stamp in self._done.items()]
         write_file(self._store.folder / SHARDS_FILE, "".join(f"{line}\n" for line in lines if line))
+
+
+def _of_shard(shard: str) -> str:
+    quoted = shard.replace("'", "''")
+    return f"shard = '{quoted}'"
 
 
 def _read_done(store: Store) -> dict[str, str]:

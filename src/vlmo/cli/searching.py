@@ -1,0 +1,274 @@
+"""`vlmo index`, `vlmo embed` and `vlmo search`: people's own pictures, found by words or by a picture."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from vlmo.cli.parsing import check_new_file, hide_loading_bars, need_folder, parse_options
+
+if TYPE_CHECKING:
+    from vlmo.retrieval import BuildReport, Searcher, SearchResult
+
+_STDERR = Console(stderr=True)
+_RERANK = 32
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """An index of pictures: made, gone on with, or brought up to date."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Model folder."""
+    pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Folders, picture files, .tar and .parquet files, saved data sets, patterns or URIs of these; what earlier runs
+    were given is looked at in any case."""
+    out: Path | None = None
+    """Folder of the index."""
+    metadata: Path | None = None
+    """Table (.csv, .tsv, .jsonl) of captions and columns by the names of picture files."""
+    store_bytes: bool = False
+    """Keep the bytes of picture files in the index; those of shards are kept in any case."""
+    thumbnail: int = 256
+    """Longest side of thumbnails, in pixels."""
+    batch: int = 64
+    """Pictures that go through the model at a time."""
+    approximate_from: int = 100_000
+    """Number of pictures from which on an approximate index is built."""
+    forget: tuple[str, ...] = ()
+    """Inputs of earlier runs whose pictures leave the index."""
+    engine: Literal["local", "ray"] = "local"
+    """Embed in this process, or with Ray Data."""
+    workers: int = 2
+    """ray: models that work side by side."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Vectors for other tools."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Model folder."""
+    pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """As for vlmo index."""
+    texts: Path | None = None
+    """Text file whose lines are embedded instead of pictures."""
+    out: Path | None = None
+    """New .parquet or .npy file."""
+    batch: int = 64
+    """Pictures that go through the model at a time."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Pictures of an index, by words or by a picture."""
+
+    index: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of the index."""
+    query: Annotated[str | None, tyro.conf.Positional] = None
+    """Words, or the file of a picture."""
+    model: Path | None = None
+    """Model folder; by default the one that the index was made with."""
+    top: int = 10
+    """Pictures that are shown."""
+    rerank: int | None = None
+    """Candidates that the fusion encoder judges, 0 for none; by default 32 for words, if the model can."""
+    weight: float | None = None
+    """Share of its judgement in the order, 0 to 1; by default the model's."""
+    where: str | None = None
+    """Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'"."""
+    budget: float | None = None
+    """Seconds after which the result is given as far as it has got."""
+    captions: bool = False
+    """Find captions for a picture instead of pictures."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    sheet: Path | None = None
+    """PNG or HTML file for a contact sheet of the result."""
+    explain: Path | None = None
+    """PNG file for the attention of the query's words over the best pictures."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+
+
+def index_command(arguments: list[str]) -> None:
+    """An index of own pictures: vlmo index MODEL_FOLDER PICTURES... --out DIR."""
+    options = parse_options(IndexOptions(), arguments, prog="vlmo index")
+    folder = need_folder(options.folder, command="index")
+    if options.out is None:
+        raise ValueError("vlmo index needs a folder for the index: --out DIR")
+    hide_loading_bars()
+    with _packages():
+        from vlmo.retrieval import IndexSettings, build_index
+    settings = IndexSettings(
+        store_bytes=options.store_bytes,
+        metadata=options.metadata,
+        thumbnail=options.thumbnail,
+        batch=options.batch,
+        approximate_from=options.approximate_from,
+    )
+    report = build_index(
+        folder,
+        options.pictures,
+        out=options.out,
+        settings=settings,
+        forget=options.forget,
+        engine=options.engine,
+        workers=options.workers,
+        device=options.device,
+        console=_STDERR,
+    )
+    _show_report(report, out=options.out)
+
+
+def embed_command(arguments: list[str]) -> None:
+    """Vectors for other tools: vlmo embed MODEL_FOLDER PICTURES...|--texts FILE --out FILE.parquet|.npy."""
+    options = parse_options(EmbedOptions(), arguments, prog="vlmo embed")
+    folder = need_folder(options.folder, command="embed")
+    if options.out is None or (options.texts is None) == (not options.pictures):
+        raise ValueError("vlmo embed needs either pictures or --texts FILE, and --out FILE.parquet or FILE.npy")
+    check_new_file(options.out, option="--out")
+    if options.out.suffix not in {".parquet", ".npy"}:
+        raise ValueError(f"--out {options.out}: vectors are written to a file that ends with .parquet or .npy")
+    hide_loading_bars()
+    with _packages():
+        from vlmo.retrieval.encoder import Encoder
+        from vlmo.retrieval.vectors import embed_pictures, embed_texts
+    if options.texts is None:
+        encoder = Encoder(folder, device=options.device)
+        written = embed_pictures(encoder, options.pictures, out=options.out, batch=options.batch, console=_STDERR)
+    else:
+        with options.texts.open(encoding="utf-8") as file:
+            lines = (line.strip() for line in file)
+            encoder = Encoder(folder, device=options.device)
+            written = embed_texts(encoder, (line for line in lines if line), out=options.out)
+    bad = f"; {written.bad} bad pictures" if written.bad else ""
+    files = ", ".join(map(str, written.files))
+    Console(soft_wrap=True).print(f"{written.rows} vectors in {files}{bad}", markup=False, highlight=False)
+
+
+def search_command(arguments: list[str]) -> None:
+    """Own pictures by words or by a picture: vlmo search INDEX "a red umbrella"|PICTURE [--rerank 32] [--where SQL]."""
+    options = parse_options(SearchOptions(), arguments, prog="vlmo search")
+    if options.index is None or options.query is None:
+        raise ValueError('vlmo search needs an index and a query: vlmo search INDEX "a red umbrella"')
+    picture = _picture_of(options.query)
+    _check_search(options, picture=picture)
+    hide_loading_bars()
+    with _packages():
+        from vlmo.retrieval import Index, Searcher
+        from vlmo.retrieval.results import write_explanation, write_sheet
+    index = Index.open(options.index)
+    model = options.model or Path(index.model_folder)
+    if options.model is None and not model.is_dir():
+        raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")
+    searcher = Searcher(model, index, device=options.device)
+    result = _search(searcher, options, picture=picture)
+    if options.sheet is not None:
+        write_sheet(options.sheet, query=options.query, result=result, index=index)
+    if options.explain is not None:
+        write_explanation(options.explain, query=options.query, result=result, searcher=searcher)
+    _show_result(result, options)
+
+
+def _search(searcher: Searcher, options: SearchOptions, *, picture: Path | None) -> SearchResult:
+    judges = searcher.encoder.can_match and (picture is None or options.captions)
+    rerank = (_RERANK if judges else 0) if options.rerank is None else options.rerank
+    if options.budget is not None and rerank:
+        searcher.warm_up()
+    given = {"top": options.top, "rerank": rerank, "weight": options.weight, "budget": options.budget}
+    if picture is not None and options.captions:
+        return searcher.captions(picture, **given)
+    return searcher.search(options.query or "" if picture is None else picture, where=options.where, **given)
+
+
+def _check_search(options: SearchOptions, *, picture: Path | None) -> None:
+    check_new_file(options.sheet, option="--sheet")
+    check_new_file(options.explain, option="--explain")
+    if options.captions and picture is None:
+        raise ValueError("--captions finds captions for a picture; give the file of one as the query")
+    if options.captions and (options.where is not None or options.sheet is not None):
+        raise ValueError("--captions finds captions; leave out --where and --sheet, which are for pictures")
+    if options.explain is not None and picture is not None:
+        raise ValueError("--explain shows where words look; the query is a picture")
+    for option, file, suffixes in (
+        ("--sheet", options.sheet, (".png", ".html")),
+        ("--explain", options.explain, (".png",)),
+    ):
+        if file is not None and file.suffix.lower() not in suffixes:
+            raise ValueError(f"{option} {file}: give a name that ends with {' or '.join(suffixes)}")
+
+
+def _picture_of(query: str) -> Path | None:
+    """The file that the query names; None of words."""
+    path = Path(query).expanduser()
+    looks_so = path.suffix.lower() in _PICTURES
+    try:
+        if looks_so and path.is_file():
+            return path
+    except OSError:  # a text may be too long for a name
+        return None
+    if looks_so and " " not in query.strip():
+        raise ValueError(f"there is no picture {query}")
+    return None
+
+
+def _show_result(result: SearchResult, options: SearchOptions) -> None:
+    from vlmo.retrieval.results import as_json, as_table
+
+    query = options.query or ""
+    if options.json:
+        sys.stdout.write(json.dumps(as_json(query, result), indent=1, ensure_ascii=False) + "\n")
+        return
+    console = Console(soft_wrap=True)
+    console.print(as_table(query, result) if result.hits else "nothing was found")
+    parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
+    console.print(f"{result.num_reranked} judged by the fusion encoder; {parts}", markup=False, highlight=False)
+    for line in [result.note, *(f"picture {file}" for file in (options.sheet, options.explain) if file is not None)]:
+        if line is not None:
+            console.print(line, markup=False, highlight=False)
+
+
+def _show_report(report: BuildReport, *, out: Path) -> None:
+    parts = {
+        "embedded": report.encoded,
+        "with bytes that were known": report.reused,
+        "unchanged": report.unchanged,
+        "gone": report.deleted,
+    }
+    lines = [
+        f"{report.pictures} pictures with {report.captions} captions in {out} ({report.seconds:.0f} s)",
+        ", ".join(f"{word} {number}" for word, number in parts.items()),
+    ]
+    if report.bad:
+        lines.append(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
+    if report.recall is None:
+        lines.append("search compares with every vector (exact)")
+    else:
+        recall = report.recall
+        lines.append(
+            f"approximate index: recall@{recall.at} {recall.value:.3f} against exact search, {recall.queries} queries "
+            f"by {recall.asked_with}"
+        )
+    Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _packages() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}. Search needs more packages: pip install 'vlmo[retrieval]'") from error
