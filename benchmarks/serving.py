@@ -42,7 +42,7 @@ _CHUNK = 5000
 _NOISE = 0.5
 """Length of what is added to a vector of length one: its neighbours stay around it, and no two are equal."""
 _WARM_UP = 3.0
-_READY = 120.0
+_READY = 300.0
 _TIMEOUT = 60.0
 
 
@@ -175,6 +175,7 @@ def running_server(options: Options, index: Path) -> Iterator[tuple[int, subproc
             raise SystemExit(f"the server ended with {process.returncode}")
     finally:
         process.kill()
+        process.wait()
 
 
 def _is_ready(port: int) -> bool:

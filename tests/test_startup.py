@@ -23,14 +23,15 @@ HELP = """
 import sys
 from vlmo.cli import main
 for line in ("--help", "--version", "train --help", "quickstart --help", "evaluate --help", "predict --help",
-             "data prepare --help", "import --help", "export --help", "recipes --help"):
+             "data prepare --help", "import --help", "export --help", "recipes --help", "serve --help"):
     try:
         main(line.split())
     except SystemExit as stopped:
         assert stopped.code == 0, line
     found = [name for name in HEAVY if name in sys.modules]
     assert not found, (line, found)
-for line in ("train", "evaluate", "predict", "import", "export", "trian", "data prepare", "quickstart --scalee 1"):
+for line in ("train", "evaluate", "predict", "import", "export", "serve", "trian", "data prepare",
+             "quickstart --scalee 1"):
     try:
         main(line.split())
     except SystemExit as stopped:

@@ -29,7 +29,7 @@ from vlmo import VLMoConfig, VLMoForVisualQuestionAnswering, VLMoProcessor
 from vlmo.retrieval import build_index
 
 SRC = Path(__file__).parents[2] / "src"
-START_S = 120
+START_S = 300
 """Until a server process answers on a busy machine; torch alone takes seconds to import."""
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Places
-from vlmo.serving.bodies import described, reader_of
+from vlmo.serving.bodies import described, read_body
 from vlmo.serving.door import Door
 from vlmo.serving.errors import error_response
 from vlmo.serving.metrics import Metrics
@@ -41,6 +42,17 @@ _ERRORS = {
     503: "The queue is full, or the server is stopping; `Retry-After` says when to come again.",
 }
 _JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}}
+
+Work = Callable[[Service, Any], Coroutine[Any, Any, BaseModel]]
+_POSTS: tuple[tuple[str, type[schemas.Body], type[BaseModel], Work], ...] = (
+    ("/embed", schemas.EmbedRequest, schemas.EmbedResponse, Service.embed),
+    ("/search", schemas.SearchRequest, schemas.SearchResponse, Service.search),
+    ("/similar", schemas.SimilarRequest, schemas.SearchResponse, Service.similar),
+    ("/match", schemas.MatchRequest, schemas.MatchResponse, Service.match),
+    ("/vqa", schemas.QuestionRequest, schemas.QuestionResponse, Service.answer),
+    ("/classify", schemas.ClassifyRequest, schemas.ClassifyResponse, Service.classify),
+)
+"""Path, body, answer, and what makes one of the other; the latter's docstring is the description."""
 
 
 class State:
@@ -114,72 +126,11 @@ def _errors(*, body: bool = True) -> dict[int | str, dict[str, Any]]:
     return {number: {"model": schemas.ErrorResponse, "description": _ERRORS[number]} for number in numbers}
 
 
-def _post(router: APIRouter, path: str, *, body: type[schemas.Body], answer: type[BaseModel]) -> Any:
-    return router.post(
-        path,
-        response_class=JSONResponse,
-        responses={200: {"model": answer}, **_errors()},
-        openapi_extra=described(body),
-    )
-
-
 def _api() -> APIRouter:
     """What models do."""
     api = APIRouter(prefix="/v1")
-
-    @_post(api, "/embed", body=schemas.EmbedRequest, answer=schemas.EmbedResponse)
-    async def embed(
-        request: Request,
-        state: Running,
-        body: Annotated[schemas.EmbedRequest, Depends(reader_of(schemas.EmbedRequest))],
-    ) -> Response:
-        """Vectors of texts and pictures."""
-        return await _answer(request, state, state.service.embed(body))
-
-    @_post(api, "/search", body=schemas.SearchRequest, answer=schemas.SearchResponse)
-    async def search(
-        request: Request,
-        state: Running,
-        body: Annotated[schemas.SearchRequest, Depends(reader_of(schemas.SearchRequest))],
-    ) -> Response:
-        """Indexed pictures that fit a text, or look like a picture."""
-        return await _answer(request, state, state.service.search(body))
-
-    @_post(api, "/similar", body=schemas.SimilarRequest, answer=schemas.SearchResponse)
-    async def similar(
-        request: Request,
-        state: Running,
-        body: Annotated[schemas.SimilarRequest, Depends(reader_of(schemas.SimilarRequest))],
-    ) -> Response:
-        """Indexed pictures that look like one of them."""
-        return await _answer(request, state, state.service.similar(body))
-
-    @_post(api, "/match", body=schemas.MatchRequest, answer=schemas.MatchResponse)
-    async def match(
-        request: Request,
-        state: Running,
-        body: Annotated[schemas.MatchRequest, Depends(reader_of(schemas.MatchRequest))],
-    ) -> Response:
-        """Whether texts fit pictures, by the fusion encoder."""
-        return await _answer(request, state, state.service.match(body))
-
-    @_post(api, "/vqa", body=schemas.QuestionRequest, answer=schemas.QuestionResponse)
-    async def vqa(
-        request: Request,
-        state: Running,
-        body: Annotated[schemas.QuestionRequest, Depends(reader_of(schemas.QuestionRequest))],
-    ) -> Response:
-        """Answers to a question about a picture."""
-        return await _answer(request, state, state.service.answer(body))
-
-    @_post(api, "/classify", body=schemas.ClassifyRequest, answer=schemas.ClassifyResponse)
-    async def classify(
-        request: Request,
-        state: Running,
-        body: Annotated[schemas.ClassifyRequest, Depends(reader_of(schemas.ClassifyRequest))],
-    ) -> Response:
-        """Shares of labels for pictures, by words alone (zero-shot)."""
-        return await _answer(request, state, state.service.classify(body))
+    for path, body, answer, work in _POSTS:
+        _add_post(api, path, body=body, answer=answer, work=work)
 
     @api.get("/pictures/{id:path}", response_class=Response, responses={**_JPEG, **_errors(body=False)})
     async def picture(request: Request, state: Running, id: str) -> Response:  # noqa: A002 - the path's name
@@ -197,6 +148,21 @@ def _api() -> APIRouter:
         return state.service.about()
 
     return api
+
+
+def _add_post(api: APIRouter, path: str, *, body: type[schemas.Body], answer: type[BaseModel], work: Work) -> None:
+    async def route(request: Request, state: Running) -> Response:
+        read = await read_body(request, body)
+        return await _answer(request, state, work(state.service, read))
+
+    api.post(
+        path,
+        name=path.strip("/"),
+        description=inspect.getdoc(work),
+        response_class=JSONResponse,
+        responses={200: {"model": answer}, **_errors()},
+        openapi_extra=described(body),
+    )(route)
 
 
 def _around(state: State) -> APIRouter:

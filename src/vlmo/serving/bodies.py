@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -26,25 +25,25 @@ _HINT = "GET /openapi.json describes every field"
 B = TypeVar("B", bound=Body)
 
 
-def reader_of(kind: type[B]) -> Callable[[Request], Awaitable[B]]:
-    """A dependency that reads the body of a request as `kind`."""
+async def read_body(request: Request, kind: type[B]) -> B:
+    """The body of a request, checked.
 
-    async def read(request: Request) -> B:
-        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media == JSON:
-            raw = await request.body()
-            # Large ones take a while to parse; others are answered meanwhile.
-            return await asyncio.to_thread(_from_json, kind, raw)
-        if media == FORM:
-            fields = await _read_form(request, kind)
-            return await asyncio.to_thread(_from_fields, kind, fields)
-        raise ServiceError(415, f"content type {media or 'is missing'!r}", hint=f"send {JSON} or {FORM}")
-
-    return read
+    Raises:
+        ServiceError: It cannot be read, or a value is wrong.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media == JSON:
+        raw = await request.body()
+        # Large ones take a while to parse; others are answered meanwhile.
+        return await asyncio.to_thread(_from_json, kind, raw)
+    if media == FORM:
+        fields = await _read_form(request, kind)
+        return await asyncio.to_thread(_from_fields, kind, fields)
+    raise ServiceError(415, f"content type {media!r}", hint=f"send {JSON} or {FORM}")
 
 
 def described(kind: type[Body]) -> dict[str, Any]:
-    """The OpenAPI description of a body that `reader_of` reads."""
+    """The OpenAPI description of a body that `read_body` reads."""
     schema = kind.model_json_schema()
     form = json.loads(json.dumps(schema))
     for name, field in form["properties"].items():
@@ -59,14 +58,14 @@ def _from_json(kind: type[B], raw: bytes) -> B:
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise _invalid(error) from None
 
 
 def _from_fields(kind: type[B], fields: dict[str, Any]) -> B:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise _invalid(error) from None
 
 
 async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
@@ -86,7 +85,7 @@ async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
     return fields
 
 
-def invalid(error: ValidationError) -> ServiceError:
+def _invalid(error: ValidationError) -> ServiceError:
     """The first thing that is wrong, in words."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])

@@ -86,7 +86,7 @@ class Service:
         self._decoders.shutdown()
 
     async def embed(self, request: schemas.EmbedRequest) -> schemas.EmbedResponse:
-        """Vectors."""
+        """Vectors of texts and pictures."""
         encoder = self._encoder()
         texts = await self._run(TEXTS, request.texts)
         vectors = await self._run(PICTURES, await self._reader.read(request.pictures, encoder.pixels))
@@ -98,7 +98,7 @@ class Service:
         )
 
     async def search(self, request: schemas.SearchRequest) -> schemas.SearchResponse:
-        """Indexed pictures that are like a text or a picture."""
+        """Indexed pictures that fit a text, or look like a picture."""
         began = time.monotonic()
         self._check_search()
         if request.rerank and not self._encoder().can_match:
@@ -123,7 +123,7 @@ class Service:
         return _found(result, seconds={**result.seconds, "encode": encoded, "total": time.monotonic() - began})
 
     async def similar(self, request: schemas.SimilarRequest) -> schemas.SearchResponse:
-        """Indexed pictures that are like one of them."""
+        """Indexed pictures that look like one of them."""
         began = time.monotonic()
         self._check_search()
         index, where = self._index(), request.where or None
@@ -134,7 +134,7 @@ class Service:
         return _found(result, seconds={**result.seconds, "total": time.monotonic() - began})
 
     async def match(self, request: schemas.MatchRequest) -> schemas.MatchResponse:
-        """Whether texts fit pictures."""
+        """Whether texts fit pictures, by the fusion encoder."""
         encoder = self._encoder()
         if not encoder.can_match:
             raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
@@ -166,7 +166,7 @@ class Service:
         )
 
     async def classify(self, request: schemas.ClassifyRequest) -> schemas.ClassifyResponse:
-        """Shares of labels for pictures, without training."""
+        """Shares of labels for pictures, by words alone (zero-shot)."""
         encoder = self._encoder()
         sentences = [request.template.replace("{}", label) for label in request.labels]
         classes = np.stack(await self._run(TEXTS, sentences))
