@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "PIL")
+HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "PIL", "lancedb", "pyarrow", "ray")
 
 
 def run(code: str) -> str:
@@ -23,15 +23,16 @@ HELP = """
 import sys
 from vlmo.cli import main
 for line in ("--help", "--version", "train --help", "quickstart --help", "evaluate --help", "predict --help",
-             "data prepare --help", "import --help", "export --help", "recipes --help", "serve --help"):
+             "index --help", "search --help", "embed --help", "data prepare --help",
+             "import --help", "export --help", "recipes --help", "serve --help"):
     try:
         main(line.split())
     except SystemExit as stopped:
         assert stopped.code == 0, line
     found = [name for name in HEAVY if name in sys.modules]
     assert not found, (line, found)
-for line in ("train", "evaluate", "predict", "import", "export", "serve", "trian", "data prepare",
-             "quickstart --scalee 1"):
+for line in ("train", "evaluate", "predict", "index", "search x", "embed",
+             "import", "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     try:
         main(line.split())
     except SystemExit as stopped:
@@ -73,10 +74,11 @@ assert "class Batch" in inspect.getsource(vlmo.types)
 
 def test_public_names_are_the_classes_and_others_are_refused() -> None:
     import vlmo
-    from vlmo import model, processing
+    from vlmo import model, processing, retrieval
 
+    rooms = {"VLMoProcessor": processing, "Searcher": retrieval}
     for name in vlmo.__all__:
-        assert getattr(vlmo, name) is getattr(processing if name == "VLMoProcessor" else model, name)
+        assert getattr(vlmo, name) is getattr(rooms.get(name, model), name)
         assert name in dir(vlmo)
     with pytest.raises(AttributeError, match="no attribute 'VLMoModul'"):
         vlmo.VLMoModul  # noqa: B018

@@ -32,6 +32,9 @@ def test_pieces_join_their_word() -> None:
     words, joined = attention_by_word(maps, tokens=["[CLS]", "red", "mush", "##room", "[SEP]", "[PAD]"])
     assert words == ["red", "mushroom"]
     assert joined[:, 0, 0].tolist() == [1.0, 2.5]
+    words, joined = attention_by_word(maps, tokens=["<s>", "▁red", "▁mush", "room", "</s>", "<pad>"])
+    assert words == ["red", "mushroom"]
+    assert joined[:, 0, 0].tolist() == [1.0, 2.5]
     with pytest.raises(ValueError, match="6 maps"):
         attention_by_word(maps, tokens=["red"])
     with pytest.raises(ValueError, match="1 maps"):

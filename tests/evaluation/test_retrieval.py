@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlmo.evaluation import RetrievalSet, embed_images, embed_texts, evaluate_retrieval
+from vlmo.evaluation import RetrievalSet, embed_images, embed_texts, evaluate_retrieval, recall_by_weight
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
 NUM_IMAGES, CAPTIONS = 12, 2
@@ -141,6 +141,22 @@ def test_mixed_score_is_as_documented() -> None:
     odds = torch.where(TEXT_TO_IMAGE[:, None] == torch.arange(NUM_IMAGES), 50.0, -50.0)
     expected = (0.75 * similarity / TEMPERATURE + 0.25 * odds).gather(1, reranked.indices)
     torch.testing.assert_close(reranked.scores, expected)
+
+
+def test_recall_by_weight_is_that_of_each_weight_and_judges_once() -> None:
+    model = fake("oracle")
+    weights = (0.0, 0.01, 1.0)
+    found = recall_by_weight(model, retrieval_set(), weights=weights, rerank=4, ks=(1, 3))
+    judged = len(model.pairs)
+    for weight, metrics in zip(weights, found, strict=True):
+        expected = evaluate_retrieval(fake("oracle"), retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weight)
+        assert metrics == {name: expected.metrics[f"rerank_{name}"] for name in ("tr@1", "tr@3", "ir@1", "ir@3")}
+    assert found[0] != found[2]
+    assert judged == len(set(model.pairs))
+    with pytest.raises(ValueError, match="rerank is 0"):
+        recall_by_weight(model, retrieval_set(), weights=weights, rerank=0)
+    with pytest.raises(ValueError, match=r"weights \[2\]"):
+        recall_by_weight(model, retrieval_set(), weights=[2], rerank=1)
 
 
 def test_each_pair_is_matched_once_and_with_little_padding() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _STDERR = Console(stderr=True)
 _RERANK = 32
+_WIDTH = 200  # of a table that goes into a file
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
@@ -42,7 +43,7 @@ class IndexOptions:
     """Longest side of thumbnails, in pixels."""
     batch: int = 64
     """Pictures that go through the model at a time."""
-    approximate_from: int = 100_000
+    approximate_from: int = 50_000
     """Number of pictures from which on an approximate index is built."""
     forget: tuple[str, ...] = ()
     """Inputs of earlier runs whose pictures leave the index."""
@@ -233,7 +234,7 @@ def _show_result(result: SearchResult, options: SearchOptions) -> None:
     if options.json:
         sys.stdout.write(json.dumps(as_json(query, result), indent=1, ensure_ascii=False) + "\n")
         return
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(as_table(query, result) if result.hits else "nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
     console.print(f"{result.num_reranked} judged by the fusion encoder; {parts}", markup=False, highlight=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlmo.drawing.pictures import on_white
 
+_BEGINS = "▁"
 _HEAT = np.array([196, 18, 96], dtype=np.float32)  # a red that few drawings use
 
 
@@ -50,23 +51,26 @@ def attention_over_patches(
 def attention_by_word(
     maps: Float[Tensor, "text grid_h grid_w"], *, tokens: Sequence[str]
 ) -> tuple[list[str], Float[Tensor, "word grid_h grid_w"]]:
-    """Words and their maps from WordPiece tokens: pieces (`##s`) join their word, whose map is the mean of theirs.
+    """Words and their maps: pieces join their word, whose map is the mean of theirs.
 
-    Special tokens (`[CLS]`, `[SEP]`, `[PAD]`) are dropped.
+    Pieces are WordPiece's (`##s` goes on with a word) or SentencePiece's (`▁s` begins one). Special tokens (`[CLS]`,
+    `</s>`) are dropped.
 
     Raises:
         ValueError: If maps and tokens differ in number or no word is left.
     """
     words: list[str] = []
     places: list[list[int]] = []
+    sentencepiece = any(token.startswith(_BEGINS) for token in tokens)
     for place, token in enumerate(tokens):
-        if token.startswith("[") and token.endswith("]"):
+        if f"{token[:1]}{token[-1:]}" in {"[]", "<>"}:
             continue
-        if token.startswith("##") and words:
+        goes_on = not token.startswith(_BEGINS) if sentencepiece else token.startswith("##")
+        if goes_on and words:
             words[-1] += token.removeprefix("##")
             places[-1].append(place)
-        else:
-            words.append(token)
+        elif piece := token.removeprefix(_BEGINS):
+            words.append(piece)
             places.append([place])
     if len(maps) != len(tokens) or not words:
         raise ValueError(f"Expected one map a token and a word among them, given {len(maps)} maps, tokens {tokens}.")

@@ -19,6 +19,7 @@ from vlmo.retrieval.approximate import Recall, make_approximate
 from vlmo.retrieval.embedding import LocalEngine
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
+from vlmo.retrieval.listing import listed
 from vlmo.retrieval.pictures import THUMBNAIL
 from vlmo.retrieval.places import as_origin
 from vlmo.retrieval.reading import Reader
@@ -49,7 +50,7 @@ class IndexSettings:
     metadata: Path | None = None
     thumbnail: int = THUMBNAIL
     batch: int = BATCH
-    approximate_from: int = 100_000
+    approximate_from: int = 50_000
 
     def __post_init__(self) -> None:
         if self.thumbnail < 16 or self.batch < 1 or self.approximate_from < 1:
@@ -124,14 +125,14 @@ def build_index(
     origins = _origins(facts, inputs, forget)
     encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
     _check_model(facts, encoder, folder=folder)
-    with _locked(folder):
+    with listed(origins, console=console) as listing, _locked(folder):
         facts = _new_facts(facts, encoder, origins=origins)
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
         store = Store(folder, dim=encoder.dim)
-        update = Update(store, reader=Reader(settings.store_bytes, table), origins=origins, console=console)
+        update = Update(store, reader=Reader(settings.store_bytes, table), listing=listing, console=console)
         counts = update.run(_engine(engine, encoder, settings=settings, workers=workers))
         pictures = store.pictures.count_rows()
-        store.tidy(lookups=pictures >= _LOOKUPS_FROM)
+        store.tidy(lookups=pictures >= _LOOKUPS_FROM, alone="updated" not in facts)
         approximate = make_approximate(
             store, least=settings.approximate_from, before=facts["approximate"], console=console
         )

@@ -124,7 +124,7 @@ def read_texts(cells: Sequence[str]) -> list[bool | int | float | str | None]:
         read = {"true": True, "false": False}.get
     elif all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", cell) for cell in filled):
         read = int
-    elif all(re.fullmatch(r"-?(0|[1-9]\d*)?(\.\d+)?([eE][-+]?\d+)?", cell) for cell in filled):
+    elif all(re.fullmatch(r"-?(?=[.\d])(0|[1-9]\d{0,14})?(\.\d+)?([eE][-+]?\d+)?", cell) for cell in filled):
         read = float
     else:
         read = str

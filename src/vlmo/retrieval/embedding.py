@@ -56,10 +56,10 @@ class LocalEngine:
 
     def _add(self, pictures: list[Picture], batches: deque[_Batch], *, sink: Sink) -> None:
         there = sink.looks([picture.hash for picture in pictures])
-        again = [picture for picture in pictures if picture.hash in there]
-        self._write(again, [there[picture.hash] for picture in again], sink=sink, encoded=0)
+        again = []
         for picture in pictures:
             if picture.hash in there:
+                again.append(picture)
                 continue
             if twin := next((batch for batch in batches if picture.hash in batch.twins), None):
                 twin.twins[picture.hash].append(picture)
@@ -71,16 +71,18 @@ class LocalEngine:
             if len(last.pictures) >= self._size:
                 batches.append(_Batch())
                 if len(batches) > _WAITING:
-                    self._embed(batches.popleft(), sink=sink)
+                    there |= self._embed(batches.popleft(), sink=sink)
+        self._write(again, [there[picture.hash] for picture in again], sink=sink, encoded=0)
 
     def _drain(self, batches: deque[_Batch], *, sink: Sink) -> None:
         while batches:
             self._embed(batches.popleft(), sink=sink)
         batches.append(_Batch())
 
-    def _embed(self, batch: _Batch, *, sink: Sink) -> None:
+    def _embed(self, batch: _Batch, *, sink: Sink) -> dict[str, Looks]:
+        """What the model made of the batch, by the hashes of the pictures."""
         if not batch.pictures:
-            return
+            return {}
         pictures: list[Picture] = []
         looks: list[Looks] = []
         encoded = 0
@@ -95,6 +97,7 @@ class LocalEngine:
             pictures += same
             looks += [result] * len(same)
         self._write(pictures, looks, sink=sink, encoded=encoded)
+        return {picture.hash: found for picture, found in zip(pictures, looks, strict=True)}
 
     def _write(self, pictures: list[Picture], looks: list[Looks], *, sink: Sink, encoded: int) -> None:
         if pictures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ INDEX_FILE = "index.json"
 VERSION = 1
 MAX_TOP = 10_000
 
+_QUOTED = re.compile(r"'[^']*'|`[^`]*`|\"[^\"]*\"")
 _SHOWN = ["id", "place", "path", "captions", "width", "height"]
 
 
@@ -34,14 +36,12 @@ class Approximate:
     Attributes:
         kind: LanceDB's name of the index type.
         nprobes: Partitions that are looked through.
-        refine: How many times as many candidates are compared by their full vectors; None: none.
-        ef: Candidates that a graph keeps while it is searched; None: LanceDB's choice.
+        candidates: How many of the best are compared once more, by their whole vectors; never less than twice `top`.
     """
 
     kind: str
     nprobes: int
-    refine: int | None = None
-    ef: int | None = None
+    candidates: int = 200
 
 
 class Index:
@@ -54,11 +54,17 @@ class Index:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self.facts = read_facts(self.folder)
-        with one_line(self.folder):
+        try:
             self.fingerprint: str = self.facts["model"]["fingerprint"]
             self.model_folder: str = self.facts["model"]["folder"]
-            asked = self.facts.get("approximate")
+            asked = self.facts["approximate"]
             self.approximate = None if asked is None else Approximate(**asked["search"])
+            told = None if asked is None else asked["captions"]
+            self._captions_approximate = None if told is None else Approximate(**told)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.folder}: the index is damaged ({INDEX_FILE} lacks {error}); build it anew"
+            ) from error
         self._store = Store(self.folder)
         self.dim = self._store.dim
 
@@ -112,7 +118,8 @@ class Index:
         Raises:
             ValueError: An argument is wrong, or the index is damaged.
         """
-        found = self._search(self._store.pictures, vector, top=top, where=where, exact=exact, columns=self._visible())
+        search = None if exact else self.approximate
+        found = self._search(self._store.pictures, vector, top=top, where=where, search=search, columns=self._visible())
         return [_hit(row) for row in found]
 
     def nearest_captions(self, vector: Float32[np.ndarray, " dim"], *, top: int, exact: bool = False) -> list[Hit]:
@@ -123,8 +130,8 @@ class Index:
         """
         if not self.num_captions:
             raise ValueError(f"{self.folder}: no picture of this index has a caption to be found")
-        columns = ["picture", "caption"]
-        found = self._search(self._store.captions, vector, top=top, where=None, exact=exact, columns=columns)
+        columns, search = ["picture", "caption"], None if exact else self._captions_approximate
+        found = self._search(self._store.captions, vector, top=top, where=None, search=search, columns=columns)
         owners = {row["id"]: row for row in self._rows([row["picture"] for row in found], self._visible())}
         hits = []
         for row in found:
@@ -201,13 +208,15 @@ class Index:
         *,
         top: int,
         where: str | None,
-        exact: bool,
+        search: Approximate | None,
         columns: list[str],
     ) -> list[dict[str, Any]]:
         self._check(vector, top=top)
-        query = _query(table, vector, top=top, search=None if exact else self.approximate)
+        query = _query(table, vector, top=top, search=search)
         query = query.select([*columns, "_distance"])
         if where is not None:
+            if ";" in _QUOTED.sub("", where):  # LanceDB would leave out what follows, without a word
+                raise ValueError(self._filter_error(where, ValueError("it is more than one condition")))
             query = query.where(where, prefilter=True)
         try:
             return query.to_arrow().to_pylist()
@@ -244,9 +253,7 @@ def _query(
     query = query.distance_type(DISTANCE).limit(top)
     if search is None:
         return query.bypass_vector_index()
-    query = query.nprobes(search.nprobes)
-    query = query if search.refine is None else query.refine_factor(search.refine)
-    return query if search.ef is None else query.ef(max(search.ef, top))
+    return query.nprobes(search.nprobes).refine_factor(max(2, -(-search.candidates // top)))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -291,5 +298,6 @@ def _blames_filter(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """LanceDB's message without the places in its source and the list of all columns."""
     text = " ".join(str(error).split()).removeprefix("Invalid input, ")
-    text = text.split(", /root/")[0].split(", rust/")[0].split(" Valid fields are")[0].split("SELECT 1 FROM")[-1]
+    text = re.sub(r",? ?\S*/src/\S+\.rs:\d+:\d+", "", text.split(" Valid fields are")[0])
+    text = re.sub(r"SELECT 1 FROM t WHERE .* \(sql parser error", "(sql parser error", text)
     return text[:200].rstrip(". ")

@@ -27,9 +27,10 @@ from vlmo.retrieval.pictures import Looks, Picture, PictureEncoder, as_table
 from vlmo.retrieval.reading import Reader
 from vlmo.retrieval.tasks import Group, Sink, Task, read_groups
 
-_READ, _EMBEDDED, _AGAIN, _UNCHANGED, _BAD, _END = "read", "embedded", "again", "unchanged", "bad", "end"
-"""What a row is: a picture to embed; one that was; one whose bytes the index has a vector of; an id; a `Bad`; and, once
-a task, its `_End`."""
+_READ, _EMBEDDED, _AGAIN, _REFUSED = "read", "embedded", "again", "refused"
+_UNCHANGED, _BAD, _END = "unchanged", "bad", "end"
+"""What a row is: a picture to embed; one that was; one whose bytes the index has a vector of; one that cannot be
+decoded. Or else an id, what could not be read, and, once a task, its `_End`."""
 
 _SCHEMA = pa.schema([("mark", pa.string()), ("task", pa.int64()), ("size", pa.int64()), ("content", pa.large_binary())])
 _SHARE = 0.5
@@ -163,7 +164,7 @@ class _Embedder:
             return row
         looks, vectors = made[content.hash], next(captions)
         if isinstance(looks, Bad):
-            return _BAD, task, size, content.bad(looks.reason)
+            return _REFUSED, task, size, content.bad(looks.reason)
         return _EMBEDDED, task, size, _Made(content, looks, vectors)
 
 
@@ -191,12 +192,11 @@ class _Progress:
                 made.append(content)
             elif mark == _UNCHANGED:
                 group.unchanged.append(content)
-            elif mark == _BAD:
+            elif mark in {_BAD, _REFUSED}:
                 group.bad.append(content)
             else:
                 self._ends[row["task"]] = content
-            # A picture that turned out bad was counted when it was read.
-            self._come[row["task"]] += mark in {_EMBEDDED, _AGAIN} or (mark == _BAD and row["size"] > 0)
+            self._come[row["task"]] += mark in {_EMBEDDED, _AGAIN, _REFUSED}
         self._sink.take(group)
         self._write(made)
         for number in [number for number, end in self._ends.items() if self._come[number] >= end.pictures]:

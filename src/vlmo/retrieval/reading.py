@@ -66,6 +66,8 @@ class Reader:
         return NOTHING if table is None else table.about(found.place.removeprefix(found.root).lstrip("/"))
 
     def _file(self, found: Found) -> Picture | Bad:
+        if (readable := found.place.encode("utf-8", "backslashreplace").decode()) != found.place:
+            return Bad("row", readable, 0, readable, "its name is not UTF-8; give it another one")
         if found.size > MAX_BYTES:
             return Bad("row", found.place, 0, found.place, f"{found.size:,} bytes; at most {MAX_BYTES:,} are read")
         try:
@@ -81,7 +83,7 @@ class Reader:
             stamp=self.stamp(found),
             hash=content_hash(data),
             data=data,
-            path=found.place,
+            path=None if self.keep_bytes else found.place,
             keep_bytes=self.keep_bytes,
             captions=told.captions,
             metadata=told.metadata,
@@ -109,7 +111,7 @@ class Reader:
             stamp=_digest(told, self.keep_bytes or path is None),
             hash=content_hash(data),
             data=data,
-            path=path,
+            path=None if self.keep_bytes else path,
             keep_bytes=self.keep_bytes or path is None,
             captions=told.captions,
             metadata=told.metadata,

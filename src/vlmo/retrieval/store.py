@@ -18,8 +18,8 @@ from lancedb.table import Table
 from vlmo.retrieval.columns import Kind, arrow_type, converted, kind_of_type, merged_kind
 
 PICTURES, CAPTIONS = "pictures", "captions"
-DISTANCE = "dot"
-"""LanceDB's word for 1 - cosine of vectors of length one."""
+DISTANCE = "cosine"
+"""LanceDB's word for 1 - cosine."""
 
 _OWN = {
     "id": pa.string(),
@@ -40,7 +40,8 @@ RESERVED = frozenset((*_OWN, "vector", "metadata", "caption_vectors"))
 
 _WIDER = "__wider"
 _READ_EVERY = timedelta(seconds=2)  # how soon a reader sees what a writer has done
-_OLD = timedelta(seconds=1)
+_OLD = timedelta(seconds=10)  # what no reader looks at any more
+_ANY_AGE = timedelta(milliseconds=1)
 
 
 class Known(NamedTuple):
@@ -185,11 +186,12 @@ class Store:
             self.captions.delete(_among("picture", ids))
             self.pictures.delete(_among("id", ids))
 
-    def tidy(self, *, lookups: bool) -> None:
+    def tidy(self, *, lookups: bool, alone: bool) -> None:
         """Joins small files, brings the vector indexes up to date and removes what no reader needs any more.
 
         Args:
             lookups: Also index ids and hashes, which is worth it for large tables.
+            alone: Nobody reads the index yet, so that everything older than the newest version may go.
         """
         with one_line(self.folder):
             if lookups:
@@ -199,7 +201,7 @@ class Store:
                         if column not in there:
                             table.create_index(column, config=BTree())
             for table in (self.pictures, self.captions):
-                table.optimize(cleanup_older_than=_OLD)
+                table.optimize(cleanup_older_than=_ANY_AGE if alone else _OLD)
 
     # ------------------------------------------------------------------------------------------- columns of metadata
 

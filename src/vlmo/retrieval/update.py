@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import IO
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +24,9 @@ from rich.progress import (
 from vlmo.data.stream.records import Bad
 from vlmo.folder import write_file
 from vlmo.retrieval.journal import Journal
+from vlmo.retrieval.listing import Listing
 from vlmo.retrieval.pictures import Looks
-from vlmo.retrieval.places import Found, find
+from vlmo.retrieval.places import Found
 from vlmo.retrieval.quarantine import IndexQuarantine
 from vlmo.retrieval.reading import Reader
 from vlmo.retrieval.store import Known, Store
@@ -55,12 +54,12 @@ class Update:
     Args:
         store: The tables.
         reader: Reads pictures.
-        origins: The inputs.
+        listing: What lies in the inputs.
         console: Where the progress bar goes; None shows nothing.
     """
 
-    def __init__(self, store: Store, *, reader: Reader, origins: Sequence[str], console: Console | None) -> None:
-        self._store, self._reader, self._origins = store, reader, origins
+    def __init__(self, store: Store, *, reader: Reader, listing: Listing, console: Console | None) -> None:
+        self._store, self._reader, self._listing = store, reader, listing
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -78,20 +77,18 @@ class Update:
         self._begun: Counter[str] = Counter()
 
     def run(self, engine: Engine) -> Counts:
-        """Lists, embeds and removes; the tables are whole whenever this is interrupted.
+        """Embeds and removes; the tables are whole whenever this is interrupted.
 
         Raises:
-            ValueError: An input holds no picture, or the index is damaged.
+            ValueError: The index is damaged.
         """
         self._journal = Journal(self._store)
         for batch in self._store.scan(["shard"], where="shard is not null"):
             self._begun.update(batch["shard"].to_pylist())
         self._quarantine = IndexQuarantine(self._store.folder)
-        with tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._store.folder) as listing, self._bar:
-            size = self._list(listing)
-            self._task = self._bar.add_task("indexing", total=size)
-            listing.seek(0)
-            engine.run(self._tasks(listing), reader=self._reader, sink=self)
+        with self._bar:
+            self._task = self._bar.add_task("indexing", total=self._listing.size)
+            engine.run(self._tasks(), reader=self._reader, sink=self)
         self._journal.close()
         self._sweep()
         self._write_done()
@@ -100,29 +97,9 @@ class Update:
 
     # --------------------------------------------------------------------------------------------- what is to be done
 
-    def _list(self, listing: IO[str]) -> int:
-        """Writes what lies in the inputs, a line each, so that no list of it is in memory; returns its bytes."""
-        task = self._bar.add_task("listing", total=None)
-        size = 0
-        for origin in self._origins:
-            number = 0
-            for number, found in enumerate(find(origin), start=1):
-                listing.write(json.dumps(asdict(found)) + "\n")
-                size += found.size
-                if number % 1000 == 0:
-                    self._bar.update(task, description=f"listing {number}")
-            if not number:
-                raise ValueError(
-                    f"{origin} holds no picture, .tar or .parquet file; an input that is empty by intent is taken out "
-                    "with --forget"
-                )
-        self._bar.remove_task(task)
-        return size
-
-    def _tasks(self, listing: IO[str]) -> Iterator[Task]:
+    def _tasks(self) -> Iterator[Task]:
         files: list[Found] = []
-        for line in listing:
-            found = Found(**json.loads(line))
+        for found in self._listing:
             if found.kind == "file":
                 files.append(found)
                 if len(files) >= _LOOKED_UP:

@@ -53,6 +53,10 @@ class _Writer(Protocol):
         """Gives the files their names."""
         ...
 
+    def release(self) -> None:
+        """Lets go of the files, finished or not."""
+        ...
+
 
 def embed_pictures(
     encoder: Encoder,
@@ -160,9 +164,11 @@ def _writing(out: Path, *, name: str, dim: int) -> Iterator[_Writer]:
         raise ValueError(f"{out}: vectors are written to a file that ends with {' or '.join(kinds)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.aside")
+    writer: _Writer = kinds[out.suffix](out, aside=aside, name=name, dim=dim)
     try:
-        yield kinds[out.suffix](out, aside=aside, name=name, dim=dim)
+        yield writer
     finally:
+        writer.release()
         aside.unlink(missing_ok=True)
         aside.with_name(aside.name + _NAMES).unlink(missing_ok=True)
 
@@ -179,9 +185,12 @@ class _ParquetWriter:
             self._file.write_table(pa.table([pa.array(names), column], schema=self._schema))
 
     def close(self) -> tuple[Path, ...]:
-        self._file.close()
+        self.release()
         self._aside.replace(self._out)
         return (self._out,)
+
+    def release(self) -> None:
+        self._file.close()
 
 
 class _NpyWriter:
@@ -206,9 +215,12 @@ class _NpyWriter:
 
     def close(self) -> tuple[Path, ...]:
         self._header()
-        self._file.close()
-        self._names.close()
+        self.release()
         names = self._out.with_name(self._out.name + _NAMES)
         self._aside.with_name(self._aside.name + _NAMES).replace(names)
         self._aside.replace(self._out)
         return self._out, names
+
+    def release(self) -> None:
+        self._file.close()
+        self._names.close()

@@ -182,3 +182,41 @@ def test_a_process_with_too_many_open_files_is_no_reason_to_lose_a_shard(monkeyp
     monkeypatch.setattr(records.fsspec, "open", full)
     with pytest.raises(ValueError, match=r"too many open files; raise .* or lower streams.lanes"):
         read(tmp_path / "0.tar")
+
+
+def test_details_are_what_else_a_record_says(tmp_path):
+    tar = tmp_path / "0.tar"
+    with tarfile.open(tar, "w") as file:
+        for name, data in (
+            ("a.png", b"picture"),
+            ("a.txt", b"a caption"),
+            ("a.json", b'{"caption": "other", "key": "a", "status": "success", "url": "u", "size": {"w": 3}}'),
+            ("b.png", b"picture"),
+            ("c.png", b"picture"),
+            ("c.json", b"[1, 2]"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    first, second, third = read(tar, details=True)
+    assert first.metadata == {"url": "u", "size": {"w": 3}}
+    assert first.captions == ("a caption",)
+    assert second.metadata == {}
+    assert isinstance(third, Bad)
+    assert read(tar)[0].metadata == {}
+    parquet = write_parquet(tmp_path / "0.parquet", KEYS)
+    table = pq.read_table(parquet).append_column("year", pa.array(range(7))).append_column("x", pa.array([None] * 7))
+    pq.write_table(table, parquet)
+    assert [record.metadata for record in read(parquet, details=True)][3] == {"year": 3, "x": None}
+    assert read(parquet)[3].metadata == {}
+
+
+def test_parquet_may_name_pictures_instead_of_holding_them(tmp_path):
+    cells = [{"bytes": None, "path": "a.png"}, {"bytes": b"picture", "path": "b.png"}]
+    pq.write_table(pa.table({"image": cells, "caption": ["x", "y"]}), tmp_path / "0.parquet")
+    assert [(record.path, record.image) for record in read(tmp_path / "0.parquet")] == [
+        ("a.png", None),
+        ("b.png", b"picture"),
+    ]
+    pq.write_table(pa.table({"image": ["c.png"], "caption": ["x"]}), tmp_path / "1.parquet")
+    assert [(record.path, record.image) for record in read(tmp_path / "1.parquet")] == [("c.png", None)]

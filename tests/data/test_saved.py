@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
+
+from vlmo.data.saved import read_saved
+from vlmo.data.stream.records import Bad, Sample
+
+FEATURES = Features(
+    {
+        "image": Image(),
+        "captions": List(Value("string")),
+        "image_id": Value("string"),
+        "year": Value("int32"),
+        "mask": Image(),
+    }
+)
+
+
+def rows(*numbers: int) -> Dataset:
+    picture = {"bytes": b"not decoded", "path": None}
+    return Dataset.from_list(
+        [
+            {"image": picture, "captions": ["one", " "], "image_id": f"id {n}", "year": n, "mask": picture}
+            for n in numbers
+        ],
+        features=FEATURES,
+    )
+
+
+def test_rows_are_read_with_everything_but_other_pictures(tmp_path):
+    rows(1, 2).save_to_disk(tmp_path / "set")
+    first, second = read_saved(tmp_path / "set")
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert (first.key, first.image, first.captions) == ("id 1", b"not decoded", ("one",))
+    assert second.metadata == {"image_id": "id 2", "year": 2}
+    assert (second.index, second.shard) == (1, str(tmp_path / "set"))
+
+
+def test_splits_follow_each_other_and_are_told(tmp_path):
+    empty = rows(1).select([])
+    DatasetDict({"train": rows(1, 2), "val": empty, "test": rows(3)}).save_to_disk(tmp_path / "sets")
+    found = list(read_saved(tmp_path / "sets"))
+    assert [(each.index, each.metadata["split"]) for each in found] == [(0, "train"), (1, "train"), (2, "test")]
+
+
+def test_paths_and_other_names_are_understood(tmp_path):
+    Dataset.from_dict({"image": ["a.png"], "text": ["one"], "id": [7]}).save_to_disk(tmp_path / "set")
+    (found,) = read_saved(tmp_path / "set")
+    assert (found.path, found.image, found.captions, found.key) == ("a.png", None, ("one",), "7")
+    Dataset.from_dict({"image": ["a.png"], "captions": [[1, 2]]}).save_to_disk(tmp_path / "wrong")
+    (bad,) = read_saved(tmp_path / "wrong")
+    assert isinstance(bad, Bad)
+    assert "no texts" in bad.reason
+
+
+@pytest.mark.parametrize("damage", ["state.json", "data-00000-of-00001.arrow"])
+def test_damaged_set_is_told(damage, tmp_path):
+    rows(1).save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / damage).write_text("{}")
+    (bad,) = read_saved(tmp_path / "set")
+    assert isinstance(bad, Bad)
+    assert bad.kind == "shard"

@@ -1,0 +1,80 @@
+"""The commands and the Python of docs/search.md, word for word, on a miniature folder of pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.e2e.test_tutorial import write_pictures
+from tests.interop.toy_gallery import trained_folder
+from vlmo.cli import main
+
+pytestmark = pytest.mark.slow
+
+PAGE = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where the page is followed."""
+    folder = tmp_path_factory.mktemp("page")
+    trained_folder(folder / "runs" / "mine" / "model")
+    write_pictures(folder / "pictures")
+    (folder / "sentences.txt").write_text("a dog\n\na cat\n")
+    return folder
+
+
+def test_python_runs(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    (code,) = blocks("python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    exec(compile(code, "docs/search.md", "exec"), {})
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 6
+    assert all(".png" in line for line in lines)
+
+
+def test_commands_run(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("vlmo ")]
+    assert len(commands) == 9
+    for command in commands:
+        main(shlex.split(command)[1:])
+        printed = capsys.readouterr().out
+        if "--json" in command:
+            assert json.loads(printed)["num_reranked"] > 0
+        elif "--captions" in command:
+            assert re.search(r"a (red|green|blue|yellow) (bar|square|corner)", printed)
+        elif "search" in command:
+            assert ".png" in printed
+    assert "<ol>" in Path("found.html").read_text()
+    for name in ("words.png", "like.png"):
+        with Image.open(name) as drawn:
+            assert drawn.width > 500
+    assert len(pq.read_table("vectors.parquet")) == 60
+    assert np.load("vectors.npy").shape[0] == 2
+    assert json.loads(Path("runs/mine/model/config.json").read_text())["rerank_weight"] <= 1
+
+
+def test_limits_on_the_page_are_those_of_the_code():
+    from vlmo.data.decoding import MAX_PIXELS
+    from vlmo.data.files import PICTURE_SUFFIXES
+    from vlmo.retrieval import IndexSettings
+    from vlmo.retrieval.index import Approximate
+    from vlmo.retrieval.reading import MAX_BYTES
+
+    assert f"more than {MAX_BYTES // 10**6} MB or {MAX_PIXELS // 10**6}\n" in PAGE
+    assert f"From {IndexSettings().approximate_from // 1000} thousand pictures on" in PAGE
+    assert f"for the best {Approximate('', 1).candidates} candidates" in PAGE
+    assert set(re.findall(r"\.\w+", re.search(r"by their suffix \((.*?)\)", PAGE)[1])) <= PICTURE_SUFFIXES

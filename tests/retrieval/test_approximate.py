@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tests.retrieval.toy_index import NUM, build, write_folder
+
+from vlmo.retrieval import Index
+from vlmo.retrieval.approximate import make_approximate
+from vlmo.retrieval.pictures import Looks, Picture, as_table
+from vlmo.retrieval.store import Store
+
+DIM = 32
+
+
+def filled(folder, *, number: int, captions: bool) -> tuple[Store, np.ndarray]:
+    """A table of vectors around some centres, as those of pictures lie."""
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((40, DIM))
+    vectors = centres[generator.integers(0, 40, number)] + generator.standard_normal((number, DIM))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    pictures = [
+        Picture(
+            id=f"{row:024x}",
+            place=f"{row}.png",
+            origin="/",
+            shard=None,
+            stamp="",
+            hash=f"{row:032x}",
+            data=b"",
+            path=f"{row}.png",
+            keep_bytes=False,
+            captions=(f"caption {row}",) if captions else (),
+            metadata={"half": row % 2},
+        )
+        for row in range(number)
+    ]
+    told = [vector[None] if captions else np.zeros((0, DIM), np.float32) for vector in vectors]
+    store = Store(folder, dim=DIM)
+    store.write(as_table(pictures, [Looks(vector, b"", 1, 1) for vector in vectors], told, dim=DIM), fresh=True)
+    return store, vectors
+
+
+def written(store: Store, approximate: dict | None) -> Index:
+    model = {"folder": "nowhere", "fingerprint": "x", "dim": DIM}
+    facts = {"version": 1, "model": model, "approximate": approximate}
+    (store.folder / "index.json").write_text(json.dumps(facts))
+    return Index.open(store.folder)
+
+
+@pytest.mark.parametrize("captions", [True, False])
+def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_path):
+    store, vectors = filled(tmp_path, number=3000, captions=captions)
+    made = make_approximate(store, least=1000, before=None, console=None)
+    assert made is not None
+    assert made.recall.asked_with == ("captions" if captions else "pictures")
+    assert (made.captions is not None) == captions
+    index = written(store, made.facts())
+    assert index.approximate is not None
+    assert index.approximate.nprobes < 55  # not all partitions
+    found = []
+    for query in vectors[5::150]:
+        truth = np.argsort(-(vectors @ query))[:10]
+        exact = index.nearest(query, top=10, exact=True)
+        assert [int(hit.id, 16) for hit in exact] == truth.tolist()
+        nearly = index.nearest(query, top=10)
+        found.append(len({int(hit.id, 16) for hit in nearly} & set(truth.tolist())) / 10)
+        # Of what is found, the similarities are exact.
+        for hit in nearly:
+            assert hit.similarity == pytest.approx(float(vectors[int(hit.id, 16)] @ query), abs=1e-5)
+        halved = index.nearest(query, top=10, where="half = 1")
+        assert len(halved) == 10
+        assert all(int(hit.id, 16) % 2 for hit in halved)
+    assert np.mean(found) >= 0.95
+    assert made.recall.value == pytest.approx(np.mean(found), abs=0.06)
+    if captions:
+        assert index.nearest_captions(vectors[7], top=1)[0].captions == ("caption 7",)
+
+
+def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
+    from vlmo.retrieval import approximate
+
+    store, _ = filled(tmp_path, number=1500, captions=False)
+    monkeypatch.setattr(approximate, "nearest_ids", lambda *_, **__: ["nobody"] * 5)
+    made = make_approximate(store, least=1000, before=None, console=None)
+    assert made is not None
+    assert made.recall.value == 0
+    assert made.search.nprobes == 39  # it tried all partitions
+
+
+def test_index_stays_until_the_table_has_doubled(tmp_path):
+    store, _ = filled(tmp_path, number=1200, captions=False)
+    made = make_approximate(store, least=1000, before=None, console=None)
+    assert made is not None
+    uuids = [index.index_uuid for index in store.pictures.list_indices()]
+    again = make_approximate(store, least=1000, before=made.facts(), console=None)
+    assert again is not None
+    assert [index.index_uuid for index in store.pictures.list_indices()] == uuids
+    assert again.made_for == 1200
+    new = make_approximate(store, least=1000, before={**made.facts(), "made_for": 500}, console=None)
+    assert new is not None
+    assert [index.index_uuid for index in store.pictures.list_indices()] != uuids
+
+
+def test_small_set_is_searched_exactly(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+    report = build(model, folder, out=tmp_path / "index")
+    assert report.recall is None
+    assert Index.open(tmp_path / "index").approximate is None
+    report = build(model, write_folder(tmp_path / "more"), out=tmp_path / "index", approximate_from=10)
+    facts = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert report.recall is not None
+    assert facts["approximate"]["recall"]["value"] == report.recall.value
+    index = Index.open(tmp_path / "index")
+    assert index.approximate is not None
+    assert len(index.nearest(np.ones(32, dtype=np.float32), top=50)) == NUM + 3

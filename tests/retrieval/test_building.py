@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+from tests.interop.toy_gallery import CAPTIONS, drawings, trained_folder
+from tests.retrieval.toy_index import (
+    NAMES,
+    NUM,
+    build,
+    encoded,
+    rows,
+    write_folder,
+    write_parquet,
+    write_table,
+    write_tar,
+)
+
+from vlmo.retrieval import Encoder, Index
+from vlmo.retrieval.pictures import PictureEncoder
+
+# Batches of other sizes add up in another order.
+CLOSE = 1e-5
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often each picture went through the model."""
+    counts: Counter[str] = Counter()
+    finish = PictureEncoder.finish
+
+    def count(self, pictures, started):
+        counts.update(picture.hash for picture in pictures)
+        return finish(self, pictures, started)
+
+    monkeypatch.setattr(PictureEncoder, "finish", count)
+    return counts
+
+
+def quarantine(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+
+
+def test_index_of_a_folder_holds_what_is_there(model, gallery):
+    folder, out = gallery
+    found = rows(out)
+    assert list(found) == sorted(found)
+    assert found.keys() == {str(folder / name) for name in NAMES}
+    vectors = Encoder(model).embed_images(drawings())
+    for number, name in enumerate(NAMES):
+        row = found[str(folder / name)]
+        np.testing.assert_allclose(row["vector"], vectors[number], atol=CLOSE)
+        assert row["captions"] == CAPTIONS[number]
+        assert (row["year"], row["kind"]) == (2000 + number, CAPTIONS[number][0].split()[-1])
+        assert (row["width"], row["height"]) == drawings()[number].size
+        assert row["path"] == str(folder / name)
+        assert row["bytes"] is None
+    facts = json.loads((out / "index.json").read_text())
+    assert facts["complete"]
+    assert (facts["pictures"], facts["captions"]) == (NUM, 2 * NUM)
+    assert facts["inputs"] == [str(folder)]
+    assert facts["model"]["fingerprint"] == Encoder(model).fingerprint
+    assert not (out / "pending").exists()
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "parquet with paths", "dataset", "dataset with splits"])
+def test_every_form_gives_the_same_vectors(kind, model, gallery, tmp_path):
+    given = tmp_path / "given"
+    if kind == "tar":
+        write_tar(given / "00000.tar")
+        write_parquet(given / "00000.parquet")  # tells of the tar, and is no shard of its own
+    elif "parquet" in kind:
+        write_parquet(given / "x.parquet", paths="paths" in kind)
+    else:
+        from datasets import Dataset, DatasetDict, Features, List, Value
+        from datasets import Image as Feature
+
+        columns = Features({"image": Feature(), "captions": List(Value("string")), "year": Value("int32")})
+        whole = Dataset.from_list(
+            [
+                {"image": {"bytes": encoded(drawings()[number]), "path": None}, "captions": CAPTIONS[number], "year": 1}
+                for number in range(NUM)
+            ],
+            features=columns,
+        )
+        splits = DatasetDict({"train": whole.select(range(20)), "test": whole.select(range(20, NUM))})
+        (splits if "splits" in kind else whole).save_to_disk(given)
+    inputs = given / "x.parquet" if "parquet" in kind else given
+    report = build(model, inputs, out=tmp_path / "index")
+    assert report.encoded == NUM
+    expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
+    found = rows(tmp_path / "index")
+    assert len(found) == NUM
+    for place, row in found.items():
+        np.testing.assert_allclose(row["vector"], expected[row["hash"]], atol=CLOSE)
+        assert place.startswith(str(given))
+        assert (row["bytes"] is None) == ("paths" in kind)
+        assert row["captions"]
+    columns = Index.open(tmp_path / "index").columns
+    assert (
+        columns.items()
+        >= {
+            "tar": {"year": "whole number", "exif": "text"},
+            "parquet": {"score": "number"},
+            "parquet with paths": {"score": "number"},
+            "dataset": {"year": "whole number"},
+            "dataset with splits": {"year": "whole number", "split": "text"},
+        }[kind].items()
+    )
+    again = build(model, inputs, out=tmp_path / "index")
+    assert (again.encoded, again.reused, again.unchanged, again.deleted) == (0, 0, NUM, 0)
+
+
+def test_patterns_and_files_are_inputs(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures")
+    report = build(model, str(folder / "*0?.png"), folder / NAMES[11], out=tmp_path / "index")
+    names = {Path(place).relative_to(folder).as_posix() for place in rows(tmp_path / "index")}
+    assert names == {*(name for number, name in enumerate(NAMES) if number < 10 and number % 2 == 0), NAMES[11]}
+    assert report.pictures == 6
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_uris_are_inputs(scheme, model, gallery, tmp_path):
+    import fsspec
+
+    base = f"memory://{tmp_path.name}" if scheme == "memory" else f"file://{tmp_path}/store"
+    files = fsspec.filesystem(scheme)
+    for number in range(6):
+        with fsspec.open(f"{base}/pictures/{number}.png", "wb", auto_mkdir=True) as file:
+            file.write(encoded(drawings()[number]))
+    write_tar(tmp_path / "00000.tar", numbers=range(6, NUM))
+    with fsspec.open(f"{base}/tars/00000.tar", "wb", auto_mkdir=True) as file:
+        file.write((tmp_path / "00000.tar").read_bytes())
+    out = tmp_path / "index"
+    assert build(model, f"{base}/pictures", f"{base}/tars/*.tar", out=out).encoded == NUM
+    expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
+    for row in rows(out).values():
+        np.testing.assert_allclose(row["vector"], expected[row["hash"]], atol=CLOSE)
+    index = Index.open(out)
+    ids = [row["id"] for row in rows(out).values()]
+    assert {picture.size for picture in index.pictures(ids)} == {picture.size for picture in drawings()}
+    assert build(model, out=out).unchanged == NUM
+    files.rm(f"{base}/pictures/3.png")
+    assert build(model, out=out).deleted == 1
+
+
+def test_update_embeds_what_is_new_and_removes_what_is_gone(model, counted, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(12))
+    out = tmp_path / "index"
+    assert build(model, folder, out=out).encoded == 12
+    counted.clear()
+
+    (folder / NAMES[0]).unlink()
+    (folder / NAMES[1]).write_bytes(encoded(drawings()[20]))  # other content
+    (folder / NAMES[2]).rename(folder / "moved.png")
+    (folder / NAMES[20]).write_bytes(encoded(drawings()[21]))  # new
+    os.utime(folder / NAMES[3], (1, 1))  # looks changed, and is not
+    report = build(model, out=out)
+    assert (report.encoded, report.reused, report.unchanged, report.deleted) == (2, 2, 8, 2)
+    assert set(counted.values()) == {1}
+    assert len(counted) == 2
+    found = rows(out)
+    assert found.keys() == {str(folder / name) for name in [*NAMES[1:2], *NAMES[3:12], NAMES[20], "moved.png"]}
+    expected = Encoder(model).embed_images([drawings()[20], drawings()[21], drawings()[2]])
+    for name, vector in zip([NAMES[1], NAMES[20], "moved.png"], expected, strict=True):
+        np.testing.assert_allclose(found[str(folder / name)]["vector"], vector, atol=CLOSE)
+    # Captions of pictures that are gone are gone too.
+    index = Index.open(out)
+    assert index.num_captions == sum(len(row["captions"]) for row in found.values())
+
+
+def test_other_captions_and_columns_need_no_other_vector(model, counted, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(8))
+    out = tmp_path / "index"
+    build(model, folder, out=out)
+    counted.clear()
+    write_table(folder / "captions.csv", numbers=range(4), year=1900)
+    report = build(model, out=out)
+    assert not counted
+    assert (report.encoded, report.reused, report.captions) == (0, 8, 8)
+    found = rows(out)
+    assert [found[str(folder / name)]["year"] for name in NAMES[:6]] == [1900, 1901, 1902, 1903, None, None]
+
+
+def test_metadata_file_tells_of_files_by_name(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(4))
+    table = tmp_path / "about.jsonl"
+    lines = [
+        {"file_name": NAMES[0], "captions": ["one", "two"], "Price (EUR)": 3, "place": "here", "tags": ["a"]},
+        {"file_name": Path(NAMES[1]).name, "Price (EUR)": 2.5, "sold": True},
+    ]
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    build(model, folder, out=tmp_path / "index", metadata=table)
+    found = rows(tmp_path / "index")
+    first, second = found[str(folder / NAMES[0])], found[str(folder / NAMES[1])]
+    assert first["captions"] == ["one", "two"]
+    assert (first["price_eur"], second["price_eur"]) == (3.0, 2.5)  # the column became wider
+    assert (first["place_"], first["tags"], second["sold"]) == ("here", '["a"]', True)
+    assert Index.open(tmp_path / "index").columns == {
+        "place_": "text", "price_eur": "number", "sold": "true or false", "tags": "text"
+    }  # fmt: skip
+
+
+def test_columns_widen_from_run_to_run(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(3))
+    out, table = tmp_path / "index", tmp_path / "about.jsonl"
+    for value, kind in ((1, "whole number"), (0.5, "number"), ("many", "text")):
+        table.write_text(json.dumps({"image": NAMES[0], "n": value}), encoding="utf-8")
+        build(model, folder, out=out, metadata=table)
+        assert Index.open(out).columns == {"n": kind}
+        assert rows(out)[str(folder / NAMES[0])]["n"] == value
+
+
+def test_same_bytes_are_embedded_once(model, counted, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(20))
+    for copy in range(3):
+        for number in range(20):
+            (folder / f"copy {copy} of {number}.png").write_bytes((folder / NAMES[number]).read_bytes())
+    report = build(model, folder, out=tmp_path / "index")
+    assert (report.pictures, report.encoded, report.reused) == (80, 20, 60)
+    assert len(counted) == 20
+    assert set(counted.values()) == {1}
+    assert len({row["id"] for row in rows(tmp_path / "index").values()}) == 80
+
+
+def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(4))
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "empty.png").touch()
+    (folder / "cut.png").write_bytes(encoded(drawings()[0])[:60])
+    Image.new("1", (9000, 9000)).save(folder / "bomb.png")
+    (folder / os.fsdecode(b"latin \xfc.png")).write_bytes(encoded(drawings()[0]))
+    write_tar(folder / "x.tar", numbers=range(4, 8))
+    cut = (folder / "x.tar").read_bytes()
+    (folder / "x.tar").write_bytes(cut[: len(cut) // 4])
+    out = tmp_path / "index"
+    report = build(model, folder, out=out)
+    assert 4 < report.pictures < 8
+    reasons = {Path(line["path"]).name: line["reason"] for line in quarantine(out)}
+    assert reasons.keys() == {"text.jpg", "empty.png", "cut.png", "bomb.png", "x.tar", r"latin \udcfc.png"}
+    assert "not UTF-8" in reasons[r"latin \udcfc.png"]
+    assert "not a picture in a known format" in reasons["text.jpg"]
+    assert "empty file" in reasons["empty.png"]
+    assert "81,000,000 pixels" in reasons["bomb.png"]
+    assert "cannot be read any further" in reasons["x.tar"]
+    assert report.bad == 6
+    (folder / os.fsdecode(b"latin \xfc.png")).unlink()
+
+    (folder / "text.jpg").write_bytes(encoded(drawings()[8], "JPEG"))
+    (folder / "x.tar").write_bytes(cut)
+    (folder / NAMES[0]).write_bytes(b"now it is bad")
+    report = build(model, out=out)
+    assert {Path(line["path"]).name for line in quarantine(out)} == {"empty.png", "cut.png", "bomb.png", NAMES[0]}
+    assert report.pictures == 3 + 1 + 4
+    # What is said of a shard stays while the shard is not read again.
+    write_tar(folder / "y.tar", numbers=range(9, 11))
+    data = bytearray((folder / "y.tar").read_bytes())
+    data[512 + 20 : 512 + 40] = bytes(20)
+    (folder / "y.tar").write_bytes(data)
+    build(model, out=out)
+    before = quarantine(out)
+    assert any(line["path"].endswith("y.tar") for line in before)
+    build(model, out=out)
+    assert quarantine(out) == before
+
+
+def test_file_that_vanishes_before_it_is_read_is_told(model, tmp_path, monkeypatch):
+    from vlmo.retrieval import listing
+
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(4))
+    listed = listing.find
+
+    def find(origin):
+        yield from listed(origin)
+        (folder / NAMES[1]).unlink()
+
+    monkeypatch.setattr(listing, "find", find)
+    report = build(model, folder, out=tmp_path / "index")
+    assert (report.pictures, report.bad) == (3, 1)
+    assert "No such file" in quarantine(tmp_path / "index")[0]["reason"]
+
+
+def test_links_are_followed_once(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(4))
+    (folder / "sub" / "loop").symlink_to(folder)
+    (folder / "self").symlink_to(folder / "self")
+    (folder / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    outside = write_folder(tmp_path / "outside", table=False, numbers=range(6, 8))
+    (folder / "linked").symlink_to(outside)
+    assert build(model, folder, out=tmp_path / "index").pictures == 6
+
+
+def test_stored_bytes_outlive_the_files(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(2))
+    out = tmp_path / "index"
+    build(model, folder, out=out, store_bytes=True)
+    (id,) = [row["id"] for place, row in rows(out).items() if place.endswith(NAMES[0])]  # noqa: A001
+    (folder / NAMES[0]).unlink()
+    assert Index.open(out).picture(id).size == drawings()[0].size
+    assert Index.open(out).hit(id).path is None
+
+
+def test_forgotten_input_leaves_the_index(model, tmp_path):
+    first = write_folder(tmp_path / "first", numbers=range(3))
+    second = write_folder(tmp_path / "second", numbers=range(3, 8))
+    out = tmp_path / "index"
+    build(model, first, second, out=out)
+    from vlmo.retrieval import build_index
+
+    with pytest.raises(ValueError, match="third is no input of this index"):
+        build_index(model, out=out, forget=[tmp_path / "third"])
+    report = build_index(model, out=out, forget=[first])
+    assert (report.pictures, report.deleted) == (5, 3)
+    assert json.loads((out / "index.json").read_text())["inputs"] == [str(second)]
+
+
+def test_input_that_is_empty_or_gone_empties_nothing(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(3))
+    out = tmp_path / "index"
+    build(model, folder, out=out)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="there is nothing at"):
+        build(model, out=out)
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"holds no picture.*--forget"):
+        build(model, out=out)
+    assert len(rows(out)) == 3
+
+
+def test_other_model_is_refused(model, gallery, tmp_path):
+    other = trained_folder(tmp_path / "other", steps=1)
+    with pytest.raises(ValueError, match=r"was made with another model .* name a new folder"):
+        build(other, gallery[0], out=gallery[1])
+
+
+def test_only_one_process_writes(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(2))
+    out = tmp_path / "index"
+    build(model, folder, out=out)
+    with FileLock(out / ".lock"), pytest.raises(ValueError, match="another process is writing"):
+        build(model, folder, out=out)
+
+
+def test_folder_of_something_else_is_left_alone(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(2))
+    with pytest.raises(ValueError, match="something else than an index"):
+        build(model, folder, out=folder)
+    with pytest.raises(ValueError, match="nothing to index"):
+        build(model, out=tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+    with pytest.raises(ValueError, match="thumbnail is 3"):
+        build(model, folder, out=tmp_path / "index", thumbnail=3)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from vlmo.retrieval import IndexSettings, build_index, pictures
+finish = pictures.PictureEncoder.finish
+log = open(sys.argv[4], "a")
+def slow(self, batch, started):
+    time.sleep(float(sys.argv[5]))
+    log.write("".join(picture.hash + "\\n" for picture in batch))
+    log.flush()
+    return finish(self, batch, started)
+pictures.PictureEncoder.finish = slow
+build_index(sys.argv[1], [sys.argv[2]], out=sys.argv[3], settings=IndexSettings(batch=2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["files", "tar"])
+def test_killed_process_loses_no_batch(kind, model, gallery, tmp_path):
+    given = write_folder(tmp_path / "pictures")
+    if kind == "tar":
+        given = write_tar(tmp_path / "x.tar")
+    out, log = tmp_path / "index", tmp_path / "log"
+    arguments = [sys.executable, "-c", SLOW, str(model), str(given), str(out), str(log)]
+    process = subprocess.Popen([*arguments, "0.2"])
+    deadline = time.monotonic() + 300
+    while not log.exists() or len(log.read_text().splitlines()) < 8:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = log.read_text().splitlines()
+    assert 8 <= len(before) < NUM
+    subprocess.run([*arguments, "0"], check=True, timeout=300)
+    after = log.read_text().splitlines()[len(before) :]
+    # Only the batch that was in the model when the process died.
+    assert len(set(before) & set(after)) <= 2
+    assert len(before) + len(after) <= NUM + 2
+    expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
+    found = rows(out)
+    assert len(found) == NUM
+    for row in found.values():
+        np.testing.assert_allclose(row["vector"], expected[row["hash"]], atol=CLOSE)
+    assert Index.open(out).num_captions == sum(len(row["captions"]) for row in found.values())
+    assert not (out / "pending").exists()

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.interop.toy_gallery import CAPTIONS, drawings
+
+from vlmo.interop.retrieval_model import load_retrieval_model
+from vlmo.retrieval import Encoder
+
+# Two ways to the same sums, in float32.
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def encoder(model):
+    return Encoder(model)
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    return load_retrieval_model(model)
+
+
+def test_vectors_are_those_of_the_model(encoder, plain):
+    own, processor = plain
+    inputs = processor(images=drawings(), text=[captions[0] for captions in CAPTIONS], return_tensors="pt")
+    with torch.inference_mode():
+        images = own.get_image_features(inputs["pixel_values"]).numpy()
+        texts = own.get_text_features(inputs["input_ids"], inputs["attention_mask"]).numpy()
+    np.testing.assert_allclose(encoder.embed_images(drawings()), images, atol=CLOSE)
+    np.testing.assert_allclose(encoder.embed_texts([captions[0] for captions in CAPTIONS]), texts, atol=CLOSE)
+    assert encoder.dim == images.shape[1]
+    assert encoder.embed_images([]).shape == encoder.embed_texts([]).shape == (0, encoder.dim)
+
+
+def test_match_is_the_log_odds_of_the_head(encoder, plain):
+    own, processor = plain
+    texts = [CAPTIONS[number][0] for number in (0, 5, 9)]
+    inputs = processor(images=drawings()[:3], text=texts, return_tensors="pt")
+    with torch.inference_mode():
+        logits = own.match(**inputs)
+    expected = (logits[:, 1] - logits[:, 0]).numpy()
+    np.testing.assert_allclose(encoder.match(drawings()[:3], texts), expected, atol=CLOSE)
+    assert encoder.match([], []).shape == (0,)
+    with pytest.raises(ValueError, match="2 pictures and 1 texts"):
+        encoder.match(drawings()[:2], texts[:1])
+
+
+def test_pictures_of_any_mode_are_embedded_on_white(encoder):
+    clear = Image.new("RGBA", (30, 20), (255, 0, 0, 0))
+    white = Image.new("RGB", (30, 20), "white")
+    vectors = encoder.embed_images([clear, clear.convert("LA"), white, white.convert("L")])
+    np.testing.assert_allclose(vectors, vectors[[2, 2, 2, 2]], atol=CLOSE)
+
+
+def test_attention_has_a_map_for_each_word(encoder):
+    words, maps = encoder.attention(drawings()[0], "a red square")
+    assert words == ["a", "red", "square"]
+    assert maps.shape == (3, 4, 4)
+    assert (maps > 0).all()
+    # The model is as it was: another kernel may take over again.
+    np.testing.assert_allclose(encoder.match(drawings()[:1], ["a red square"]).shape, (1,))
+
+
+def test_bfloat16_gives_nearly_the_same_vectors(encoder, model):
+    rough = Encoder(model, dtype=torch.bfloat16)
+    vectors = rough.embed_images(drawings())
+    assert vectors.dtype == np.float32
+    assert ((vectors * encoder.embed_images(drawings())).sum(1) > 0.98).all()
+    assert np.isfinite(rough.match(drawings()[:2], ["a", "b"])).all()
+
+
+def test_fingerprint_follows_content_and_not_place(encoder, model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rerank_weight": 0.1, "transformers_version": "9"}))
+    (copy / "README.md").write_text("another card")
+    assert Encoder(copy).fingerprint == encoder.fingerprint
+    assert Encoder(copy).rerank_weight == 0.1
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[:-4] + bytes(4 if weights[-4:] != bytes(4) else b"\0\0\0?"))
+    assert Encoder(copy).fingerprint != encoder.fingerprint
+
+
+def test_threads_share_an_encoder(encoder):
+    expected = encoder.embed_texts([captions[0] for captions in CAPTIONS])
+    failed = []
+
+    def work(row: int) -> None:
+        for _ in range(5):
+            text = CAPTIONS[row][0]
+            if np.abs(encoder.embed_texts([text])[0] - expected[row]).max() > CLOSE:
+                failed.append(text)
+            encoder.match(drawings()[:1], [text])
+
+    threads = [threading.Thread(target=work, args=(row,)) for row in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no model folder"):
+        Encoder(tmp_path)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.interop.toy_gallery import CAPTIONS, drawings
+from tests.retrieval.toy_index import NAMES, NUM, build, rows, write_folder
+
+from vlmo.retrieval import Encoder, Index
+
+
+@pytest.fixture(scope="module")
+def index(gallery):
+    return Index.open(gallery[1])
+
+
+def test_index_tells_its_facts(index, model, gallery):
+    assert (index.num_pictures, index.num_captions, index.dim) == (NUM, 2 * NUM, 32)
+    assert index.columns == {"kind": "text", "year": "whole number"}
+    assert index.fingerprint == Encoder(model).fingerprint
+    assert index.model_folder == str(model)
+    assert index.approximate is None
+
+
+def test_hit_holds_everything_of_a_picture(index, gallery):
+    row = rows(gallery[1])[str(gallery[0] / NAMES[3])]
+    (hit,) = index.nearest(np.array(row["vector"]), top=1)
+    assert (hit.id, hit.path, hit.place) == (row["id"], row["path"], row["path"])
+    assert hit.captions == tuple(CAPTIONS[3])
+    assert hit.metadata == {"year": 2003, "kind": "cross"}
+    assert (hit.width, hit.height) == drawings()[3].size
+    assert hit.similarity == pytest.approx(1, abs=1e-6)
+    assert index.hit(row["id"]).captions == hit.captions
+    np.testing.assert_array_equal(index.vector(row["id"]), np.array(row["vector"], dtype=np.float32))
+    np.testing.assert_array_equal(np.asarray(index.picture(row["id"])), np.asarray(drawings()[3]))
+    thumbnail = Image.open(io.BytesIO(index.thumbnail(row["id"])))
+    assert (thumbnail.format, thumbnail.size) == ("JPEG", drawings()[3].size)
+
+
+def test_nearest_is_in_the_order_of_the_cosine(index, gallery):
+    query = Encoder(index.model_folder).embed_texts(["a green circle"])[0]
+    found = rows(gallery[1])
+    cosines = {row["id"]: float(query @ np.array(row["vector"])) for row in found.values()}
+    hits = index.nearest(query, top=NUM)
+    assert [hit.id for hit in hits] == sorted(cosines, key=cosines.__getitem__, reverse=True)
+    np.testing.assert_allclose([hit.similarity for hit in hits], sorted(cosines.values(), reverse=True), atol=1e-6)
+    assert len(index.nearest(query, top=10_000)) == NUM
+
+
+@pytest.mark.parametrize("unknown", ["", "nobody", "' or 1=1 --", "\n"])
+def test_unknown_id_is_one_line(unknown, index):
+    for ask in (index.thumbnail, index.picture, index.vector, index.hit):
+        with pytest.raises(ValueError, match="no picture has the id"):
+            ask(unknown)
+
+
+def test_vector_of_another_size_is_refused(index):
+    with pytest.raises(ValueError, match=r"shape \(3,\); expected 32"):
+        index.nearest(np.zeros(3), top=1)
+
+
+def test_index_without_captions_says_so(model, tmp_path):
+    build(model, write_folder(tmp_path / "pictures", table=False, numbers=range(2)), out=tmp_path / "index")
+    with pytest.raises(ValueError, match="no picture of this index has a caption"):
+        Index.open(tmp_path / "index").nearest_captions(np.zeros(32), top=1)
+
+
+def _no_file(folder):
+    (folder / "index.json").unlink()
+
+
+def _no_json(folder):
+    (folder / "index.json").write_text("{")
+
+
+def _other_version(folder):
+    (folder / "index.json").write_text(json.dumps({"version": 99}))
+
+
+def _no_model(folder):
+    (folder / "index.json").write_text(json.dumps({"version": 1}))
+
+
+def _no_table(folder):
+    shutil.rmtree(folder / "pictures.lance")
+
+
+def _no_versions(folder):
+    shutil.rmtree(folder / "captions.lance" / "_versions")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_no_file, "is no index"),
+        (_no_json, "is damaged"),
+        (_other_version, "version 99"),
+        (_no_model, "the index is damaged"),
+        (_no_table, "the index is damaged"),
+        (_no_versions, "the index is damaged"),
+    ],
+)
+def test_damaged_index_is_one_line(damage, words, gallery, tmp_path):
+    copy = shutil.copytree(gallery[1], tmp_path / "index")
+    damage(copy)
+    with pytest.raises(ValueError, match=words) as caught:
+        Index.open(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_data_is_one_line(gallery, tmp_path):
+    copy = shutil.copytree(gallery[1], tmp_path / "index")
+    for file in (copy / "pictures.lance" / "data").rglob("*.lance"):
+        file.write_bytes(file.read_bytes()[:100])
+    index = Index.open(copy)
+    with pytest.raises(ValueError, match="the index is damaged") as caught:
+        index.nearest(np.ones(32, dtype=np.float32), top=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_reader_sees_what_a_writer_does(model, tmp_path):
+    import time
+
+    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+    build(model, folder, out=tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    vector = index.vector(index.nearest(np.ones(32, dtype=np.float32), top=1)[0].id)
+    assert index.num_pictures == 3
+    (folder / NAMES[0]).unlink()
+    build(model, out=tmp_path / "index")
+    time.sleep(2.1)
+    assert index.num_pictures == 2
+    assert len(index.nearest(vector, top=9)) == 2

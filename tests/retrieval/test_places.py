@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+from tests.toy_shards import write_parquet, write_tars
+
+from vlmo.retrieval.places import as_origin, find, picture_id
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(path.name.encode())
+    return path
+
+
+def below(origin: Path | str) -> list[tuple[str, str]]:
+    origin = as_origin(str(origin))
+    return [(Path(found.place).name, found.kind) for found in find(origin)]
+
+
+def test_folder_gives_pictures_and_shards_in_the_order_of_names(tmp_path):
+    for name in ("b.JPG", "a/c.webp", "a/.hidden.png", ".git/x.png", "notes.txt", "z.gif"):
+        touch(tmp_path / name)
+    write_tars(tmp_path / "t", [1])
+    write_parquet(tmp_path / "t" / "00000.parquet", ["x"])  # about the tar
+    write_parquet(tmp_path / "t" / "00001.parquet", ["x"])
+    assert below(tmp_path) == [
+        ("c.webp", "file"), ("b.JPG", "file"), ("00000.tar", "shard"), ("00001.parquet", "shard"), ("z.gif", "file")
+    ]  # fmt: skip
+
+
+def test_stamp_follows_size_and_time(tmp_path):
+    path = touch(tmp_path / "a.png")
+    (first,) = find(str(tmp_path))
+    (again,) = find(str(tmp_path))
+    path.write_bytes(b"other content")
+    (changed,) = find(str(tmp_path))
+    assert first == again
+    assert first.stamp != changed.stamp
+    assert picture_id(first.place) == picture_id(changed.place)
+
+
+def test_patterns_name_files_and_folders(tmp_path):
+    for name in ("one/1.png", "two/2.png", "three/3.png", "odd[1].png"):
+        touch(tmp_path / name)
+    assert below(f"{tmp_path}/t*") == [("3.png", "file"), ("2.png", "file")]
+    assert below(f"{tmp_path}/{{one,two}}/*.png") == [("1.png", "file"), ("2.png", "file")]
+    assert below(tmp_path / "odd[1].png") == [("odd[1].png", "file")]  # a name, not a pattern
+    with pytest.raises(ValueError, match="matches nothing"):
+        below(f"{tmp_path}/four*")
+
+
+def test_object_store_is_listed_like_a_disk(tmp_path):
+    files = fsspec.filesystem("memory")
+    base = f"/{tmp_path.name}"
+    for name in ("b.png", "a/c.jpg", "a/notes.txt", "a/x.tar", "a/x.parquet", "a/.h.png"):
+        files.pipe(f"{base}/{name}", name.encode())
+    found = list(find(f"memory:/{base}"))
+    assert [(each.place.rpartition(base)[2], each.kind) for each in found] == [
+        ("/a/c.jpg", "file"), ("/a/x.tar", "shard"), ("/b.png", "file")
+    ]  # fmt: skip
+    assert all(each.place.startswith("memory://") and each.size > 0 for each in found)
+    assert [each.place for each in find(f"memory:/{base}/a/*.jpg")] == [found[0].place]
+    with pytest.raises(ValueError, match="there is nothing at"):
+        list(find("memory://nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [("nowhere", "there is nothing at"), ("file.txt", "is no picture by its name"), ("ftpx://a/b", "cannot be opened")],
+)
+def test_what_holds_no_pictures_is_refused(origin, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "file.txt")
+    with pytest.raises(ValueError, match=words):
+        list(find(as_origin(origin)))
+
+
+def test_origins_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert as_origin("a/../b") == str(tmp_path / "b")
+    assert as_origin("file:///a/b") == "/a/b"
+    assert as_origin("s3://bucket/a") == "s3://bucket/a"

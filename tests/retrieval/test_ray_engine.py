@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tests.interop.toy_gallery import drawings
+from tests.retrieval.toy_index import NAMES, NUM, encoded, rows, write_folder, write_parquet, write_table, write_tar
+
+from vlmo.retrieval import Encoder, Index, IndexSettings, build_index
+from vlmo.retrieval.ray_engine import RayEngine
+
+# Ray's own doings.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(10))
+    (folder / "bad.jpg").write_text("no picture")
+    write_tar(tmp_path / "tars" / "0.tar", numbers=range(10, 16))
+    write_parquet(tmp_path / "parquet" / "0.parquet", numbers=range(14, NUM))
+    inputs = [folder, tmp_path / "tars", tmp_path / "parquet"]
+    settings = IndexSettings(batch=4)
+
+    def both(*given, **expected) -> None:
+        for engine in ("ray", "local"):
+            report = build_index(model, given, out=tmp_path / engine, settings=settings, engine=engine, workers=2)
+            assert vars(report).items() >= expected.items(), engine
+        found, plain = rows(tmp_path / "ray"), rows(tmp_path / "local")
+        assert found.keys() == plain.keys()
+        for place, row in plain.items():
+            np.testing.assert_allclose(found[place].pop("vector"), row.pop("vector"), atol=CLOSE)
+            assert found[place] == row
+        lines = [
+            sorted(json.loads(line)["path"] for line in (tmp_path / engine / "quarantine.jsonl").open())
+            for engine in ("ray", "local")
+        ]
+        assert lines[0] == lines[1]
+        captions = [Index.open(tmp_path / engine).num_captions for engine in ("ray", "local")]
+        assert captions[0] == captions[1]
+
+    both(*inputs, pictures=26, bad=1)
+    both(encoded=0, unchanged=26)
+    write_table(folder / "captions.csv", numbers=range(4), year=1900)  # columns alone
+    (folder / NAMES[9]).write_bytes(encoded(drawings()[0].transpose(1)))
+    write_parquet(tmp_path / "parquet" / "0.parquet", numbers=range(14, 20))
+    both(encoded=1, pictures=22, deleted=4)
+
+
+def test_no_workers_are_refused(model):
+    with pytest.raises(ValueError, match="workers is 0"):
+        RayEngine(Encoder(model), workers=0, batch=2, thumbnail=64)

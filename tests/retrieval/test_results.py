@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from vlmo.retrieval import SearchResult
+from vlmo.retrieval.results import as_json, as_table, write_explanation, write_sheet
+
+QUERY = "a red <b>square</b> [bold]"
+
+
+@pytest.fixture(scope="module")
+def result(searcher):
+    return searcher.search("a red square", top=6, rerank=3)
+
+
+def test_json_says_everything(result):
+    told = json.loads(json.dumps(as_json("a red square", result)))
+    assert told["query"] == "a red square"
+    assert (told["num_reranked"], told["complete"], told["note"]) == (3, True, None)
+    assert [hit["id"] for hit in told["hits"]] == [hit.id for hit in result.hits]
+    assert told["hits"][0].keys() >= {"score", "similarity", "match", "path", "captions", "metadata", "width", "height"}
+
+
+def test_table_shows_judgements_only_if_there_are_any(result, searcher):
+    assert [column.header for column in as_table(QUERY, result).columns][:4] == ["", "score", "similarity", "match"]
+    plain = as_table(QUERY, searcher.search("a red square", top=2))
+    assert [column.header for column in plain.columns] == ["", "score", "picture", "caption", "metadata"]
+    assert plain.row_count == 2
+
+
+def test_sheet_is_a_picture_of_all_hits(result, searcher, tmp_path):
+    write_sheet(tmp_path / "new" / "sheet.png", query=QUERY, result=result, index=searcher.index)
+    with Image.open(tmp_path / "new" / "sheet.png") as two_rows:
+        assert len(two_rows.getcolors(maxcolors=2**20)) > 50
+    write_sheet(tmp_path / "one.png", query=QUERY, result=searcher.search("x", top=2), index=searcher.index)
+    with Image.open(tmp_path / "one.png") as one_row:
+        pass
+    assert two_rows.width == one_row.width
+    assert two_rows.height > one_row.height
+
+
+def test_page_needs_no_other_file_and_escapes(result, searcher, tmp_path):
+    write_sheet(tmp_path / "sheet.html", query=QUERY, result=result, index=searcher.index)
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'src="data:image/(?:png|jpeg);base64,', page)) == 6
+    assert "src=" not in re.sub(r'src="data:image/\w+;base64,[^"]*"', "", page)
+    assert "<b>square" not in page
+    assert page.index(result.hits[0].captions[0]) < page.index(result.hits[5].captions[0])
+
+
+def test_empty_result_is_a_sheet_too(searcher, tmp_path):
+    for name in ("a.png", "a.html"):
+        write_sheet(tmp_path / name, query="x", result=SearchResult([]), index=searcher.index)
+    assert "Nothing was found" in (tmp_path / "a.html").read_text()
+    with pytest.raises(ValueError, match=r"\.png or \.html"):
+        write_sheet(tmp_path / "a.pdf", query="x", result=SearchResult([]), index=searcher.index)
+    with pytest.raises(ValueError, match="nothing to explain"):
+        write_explanation(tmp_path / "b.png", query="x", result=SearchResult([]), searcher=searcher)
+
+
+def test_explanation_has_a_tile_for_each_word(result, searcher, tmp_path):
+    widths = []
+    for query in ("red", "a red square"):
+        write_explanation(tmp_path / "e.png", query=query, result=result, searcher=searcher)
+        with Image.open(tmp_path / "e.png") as drawn:
+            widths.append(drawn.width)
+    assert widths[1] - widths[0] == 2 * 216
+    with pytest.raises(ValueError, match="PNG file"):
+        write_explanation(tmp_path / "e.jpg", query="x", result=result, searcher=searcher)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.interop.toy_folder import folder_writer, text_processor
+from tests.interop.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set, trained_folder
+from tests.retrieval.toy_index import NAMES, build, write_folder
+
+from vlmo import VLMoForImageTextRetrieval
+from vlmo.evaluation import evaluate_retrieval
+from vlmo.interop.retrieval_model import load_retrieval_model
+from vlmo.retrieval import Encoder, Searcher
+
+# Sums in another order; scores are some units large.
+CLOSE = 1e-4
+QUERY = CAPTIONS[8][0]
+
+
+def numbers(result) -> list[int]:
+    """Which drawings were found."""
+    return [NAMES.index(next(name for name in NAMES if hit.place.endswith(name))) for hit in result.hits]
+
+
+@pytest.fixture(scope="module")
+def evaluated(model):
+    """What our evaluation finds for every caption."""
+    own, processor = load_retrieval_model(model)
+    with torch.inference_mode():
+        return evaluate_retrieval(own, retrieval_set(processor), rerank=10, rerank_weight=0.3)
+
+
+@pytest.mark.parametrize("text", range(0, 2 * NUM_PICTURES, 7))
+def test_order_is_that_of_the_evaluation(text, searcher, evaluated):
+    query = CAPTIONS[text // 2][text % 2]
+    dual = evaluated.dual.text_to_image
+    plain = searcher.search(query, top=10)
+    assert numbers(plain) == dual.indices[text, :10].tolist()
+    np.testing.assert_allclose([hit.score for hit in plain.hits], dual.scores[text, :10], atol=CLOSE)
+    assert plain.num_reranked == 0
+    assert all(hit.match is None and hit.score == hit.similarity for hit in plain.hits)
+    reranked = evaluated.reranked.text_to_image
+    judged = searcher.search(query, top=10, rerank=10, weight=0.3)
+    assert numbers(judged) == reranked.indices[text, :10].tolist()
+    np.testing.assert_allclose([hit.score for hit in judged.hits], reranked.scores[text, :10], atol=CLOSE)
+    assert (judged.num_reranked, judged.complete, judged.note) == (10, True, None)
+
+
+def test_captions_of_a_picture_are_those_of_the_evaluation(searcher, evaluated, gallery):
+    for number in (0, 11):
+        result = searcher.captions(gallery[0] / NAMES[number], top=10)
+        expected = evaluated.dual.image_to_text.indices[number, :10].tolist()
+        assert [hit.captions for hit in result.hits] == [(CAPTIONS[text // 2][text % 2],) for text in expected]
+        assert numbers(result) == [text // 2 for text in expected]
+        judged = searcher.captions(drawings()[number], top=10, rerank=10, weight=0.3)
+        expected = evaluated.reranked.image_to_text.indices[number, :10].tolist()
+        assert [hit.captions for hit in judged.hits] == [(CAPTIONS[text // 2][text % 2],) for text in expected]
+
+
+def test_weight_comes_from_the_model_if_none_is_given(searcher):
+    own = searcher.search(QUERY, top=5, rerank=5)
+    named = searcher.search(QUERY, top=5, rerank=5, weight=searcher.encoder.rerank_weight)
+    assert [hit.score for hit in own.hits] == [hit.score for hit in named.hits]
+    alone = searcher.search(QUERY, top=5, rerank=5, weight=1.0)
+    assert [hit.score for hit in alone.hits] == [hit.match for hit in alone.hits]
+
+
+def test_shorter_rerank_moves_only_its_candidates(searcher):
+    plain, judged = searcher.search(QUERY, top=10), searcher.search(QUERY, top=10, rerank=4, weight=1.0)
+    assert sorted(numbers(judged)[:4]) == sorted(numbers(plain)[:4])
+    assert numbers(judged)[4:] == numbers(plain)[4:]
+    assert judged.num_reranked == 4
+    assert searcher.search(QUERY, top=2, rerank=10, weight=1.0).num_reranked == 10
+
+
+def test_picture_finds_itself_and_similar_leaves_it_out(searcher, gallery):
+    file = gallery[0] / NAMES[5]
+    result = searcher.search(file, top=4)
+    assert numbers(result)[0] == 5
+    assert result.hits[0].similarity == pytest.approx(1, abs=1e-5)
+    assert numbers(searcher.search(drawings()[5], top=4)) == numbers(result)
+    similar = searcher.similar(result.hits[0].id, top=3)
+    assert numbers(similar) == numbers(result)[1:]
+    with pytest.raises(ValueError, match="no picture has the id 'nobody'"):
+        searcher.similar("nobody")
+
+
+def test_filter_is_applied_before_the_shortlist(searcher):
+    result = searcher.search(QUERY, top=3, where="year >= 2020 and kind = 'square'", rerank=3)
+    assert numbers(result) == [20]
+    assert result.num_reranked == 1
+    assert searcher.search(QUERY, where="year < 0").hits == []
+    assert searcher.search(QUERY, where="year < 0", rerank=5).hits == []
+    similar = searcher.similar(searcher.search(QUERY, top=1).hits[0].id, where="kind = 'bar'", top=50)
+    assert sorted(numbers(similar)) == [2, 6, 10, 14, 18, 22]
+
+
+class SlowEncoder(Encoder):
+    """Takes its time for each pair."""
+
+    seconds = 0.02
+
+    def match(self, pictures, texts):
+        time.sleep(self.seconds * len(pictures))
+        return super().match(pictures, texts)
+
+
+@pytest.fixture
+def slow(model, gallery):
+    return Searcher(SlowEncoder(model), gallery[1])
+
+
+def test_budget_gives_what_a_shorter_rerank_would(slow, searcher):
+    slow.warm_up()
+    result = slow.search(QUERY, top=24, rerank=24, weight=1.0, budget=0.35)
+    judged = result.num_reranked
+    assert 0 < judged < 24
+    assert not result.complete
+    assert f"time was up after {judged} of 24" in result.note
+    assert numbers(result) == numbers(searcher.search(QUERY, top=24, rerank=judged, weight=1.0))
+    assert [hit.match is not None for hit in result.hits] == [True] * judged + [False] * (24 - judged)
+
+
+def test_no_judgement_begins_that_cannot_end_in_time(slow, monkeypatch):
+    slow.warm_up()
+    slow.encoder.seconds = 0.05  # more than a judgement took so far
+    start = time.perf_counter()
+    slow.search(QUERY, rerank=24, budget=0.6)
+    late = time.perf_counter() - start - 0.6
+    # One batch of 8 pairs, begun with the wrong idea of 0.02 s a pair.
+    assert late < 8 * 0.05
+    monkeypatch.setattr(slow.encoder, "match", lambda *_: pytest.fail("there was no time left"))
+    result = slow.search(QUERY, rerank=24, budget=0.02)
+    assert result.num_reranked == 0
+    assert not result.complete
+
+
+def test_enough_time_is_no_limit(slow):
+    result = slow.search(QUERY, rerank=8, budget=60)
+    assert (result.num_reranked, result.complete, result.note) == (8, True, None)
+    assert result.seconds.keys() == {"encode", "index", "rerank"}
+    assert sum(result.seconds.values()) < 60
+
+
+def test_search_vector_is_search_with_a_vector(searcher):
+    vector = searcher.encoder.embed_texts([QUERY])[0]
+    for settings in ({}, {"rerank": 6, "weight": 0.4}, {"where": "year > 2005"}, {"rerank": 6, "budget": 60.0}):
+        by_text = searcher.search(QUERY, **settings)
+        by_vector = searcher.search_vector(vector, text=QUERY, **settings)
+        assert [(hit.id, hit.score) for hit in by_vector.hits] == [(hit.id, hit.score) for hit in by_text.hits]
+
+
+def test_picture_that_is_gone_is_not_judged(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(6))
+    build(model, folder, out=tmp_path / "index")
+    searcher = Searcher(model, tmp_path / "index")
+    gone = searcher.search("a red square", top=6).hits[1]
+    Path(gone.path).unlink()
+    result = searcher.search("a red square", top=6, rerank=6)
+    assert result.num_reranked == 5
+    assert result.hits[-1].id == gone.id
+    assert "1 pictures could not be read" in result.note
+    with pytest.raises(ValueError, match="is gone"):
+        searcher.index.picture(gone.id)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"query": " "}, "the query is empty"),
+        ({"top": 0}, "top is 0"),
+        ({"top": 10**6}, "top is 1000000"),
+        ({"rerank": -1}, "rerank -1"),
+        ({"weight": 2}, "weight is 2"),
+        ({"budget": 0}, "budget is 0"),
+        ({"budget": float("nan")}, "budget is nan"),
+        ({"query": Path("nowhere.png")}, "nowhere.png: cannot be read"),
+        ({"query": drawings()[0], "rerank": 3}, "the query is a picture"),
+        ({"where": "yeer > 3"}, "Columns: height .*, kind .*, place .*, width .*, year"),
+        ({"where": "year >"}, "the filter 'year >' cannot be used"),
+        ({"where": "year"}, "the filter 'year' cannot be used"),
+        ({"where": "kind = 3"}, "the filter 'kind = 3' cannot be used"),
+        ({"where": ""}, "the filter '' cannot be used"),
+        ({"where": "1 = 1; drop table pictures"}, "cannot be used"),
+    ],
+)
+def test_wrong_arguments_are_one_line(settings, words, searcher):
+    query = settings.pop("query", QUERY)
+    with pytest.raises(ValueError, match=words) as caught:
+        searcher.search(query, **settings)
+    assert "\n" not in str(caught.value)
+    assert "/root" not in str(caught.value)
+
+
+def test_other_model_is_refused(gallery, tmp_path):
+    with pytest.raises(ValueError, match=r"was made with another model .* fingerprint"):
+        Searcher(trained_folder(tmp_path, steps=1), gallery[1])
+
+
+def test_model_without_matching_head_finds_and_does_not_judge(tmp_path):
+    path, _ = folder_writer(tmp_path, text_processor())(VLMoForImageTextRetrieval, use_match_head=False)
+    folder = write_folder(tmp_path / "pictures", numbers=range(4))
+    build(path, folder, out=tmp_path / "index")
+    searcher = Searcher(path, tmp_path / "index")
+    assert len(searcher.search("a red square").hits) == 4
+    searcher.warm_up()
+    with pytest.raises(ValueError, match="no matching head"):
+        searcher.search("a red square", rerank=2)
+
+
+def test_explain_has_a_picture_for_each_word(searcher):
+    id = searcher.search(QUERY, top=1).hits[0].id  # noqa: A001
+    explained = searcher.explain("a blue square", id)
+    assert [word for word, _ in explained] == ["a", "blue", "square"]
+    assert len({picture.tobytes() for _, picture in explained}) == 3
+
+
+def test_threads_share_a_searcher(searcher):
+    expected = [numbers(searcher.search(captions[0], rerank=4, top=4)) for captions in CAPTIONS[:6]]
+    failed = []
+
+    def work(row: int) -> None:
+        found = [numbers(searcher.search(CAPTIONS[row][0], rerank=4, top=4)) for _ in range(3)]
+        failed.extend(each for each in found if each != expected[row])
+
+    threads = [threading.Thread(target=work, args=(row,)) for row in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed

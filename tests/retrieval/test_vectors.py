@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tests.interop.toy_gallery import CAPTIONS, drawings
+from tests.retrieval.toy_index import NAMES, write_folder, write_tar
+
+from vlmo.retrieval import Encoder
+from vlmo.retrieval.vectors import embed_pictures, embed_texts
+
+# Batches of other sizes add up in another order.
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def encoder(model):
+    return Encoder(model)
+
+
+def read(path, name):
+    """Names and vectors of a file."""
+    if path.suffix == ".npy":
+        names = path.with_name(f"{path.name}.ids.txt").read_text(encoding="utf-8").splitlines()
+        return names, np.load(path)
+    table = pq.read_table(path)
+    return table[name].to_pylist(), np.array(table["vector"].to_pylist(), dtype=np.float32)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_pictures_become_vectors(suffix, encoder, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(10))
+    (folder / "bad.jpg").write_text("no picture")
+    write_tar(tmp_path / "x.tar", numbers=range(10, 14))
+    out = tmp_path / "new" / f"vectors{suffix}"
+    written = embed_pictures(encoder, [folder, tmp_path / "x.tar"], out=out, batch=4)
+    names, vectors = read(out, "place")
+    assert (written.rows, written.bad) == (14, 1)
+    assert set(written.files) == set(out.parent.iterdir())
+    expected = dict(zip([str(folder / name) for name in NAMES[:10]], encoder.embed_images(drawings()), strict=False))
+    tar = [f"{tmp_path}/x.tar#{number:05d}" for number in range(10, 14)]
+    expected |= dict(zip(tar, encoder.embed_images(drawings()[10:14]), strict=True))
+    assert sorted(names) == sorted(expected)
+    np.testing.assert_allclose(vectors, [expected[name] for name in names], atol=CLOSE)
+    assert vectors.dtype == np.float32
+    assert "bad.jpg" in json.loads((out.parent / f"{out.name}.quarantine.jsonl").read_text())["reason"]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_texts_become_vectors(suffix, encoder, tmp_path):
+    texts = [caption for captions in CAPTIONS for caption in captions] * 3
+    out = tmp_path / f"vectors{suffix}"
+    assert embed_texts(encoder, iter(texts), out=out).rows == len(texts)
+    names, vectors = read(out, "text")
+    assert names == texts
+    np.testing.assert_allclose(vectors, encoder.embed_texts(texts), atol=CLOSE)
+
+
+def test_nothing_is_left_of_what_fails(encoder, tmp_path):
+    with pytest.raises(ValueError, match=r"\.parquet or \.npy"):
+        embed_texts(encoder, ["a"], out=tmp_path / "out.csv")
+    with pytest.raises(ValueError, match="no text to embed"):
+        embed_texts(encoder, [], out=tmp_path / "out.npy")
+    with pytest.raises(ValueError, match="there is nothing at"):
+        embed_pictures(encoder, [tmp_path / "nowhere"], out=tmp_path / "out.parquet")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,93 @@
+"""A tiny model, pictures for it in every form that an index reads, and an index of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tests.interop.toy_gallery import CAPTIONS, drawings
+
+from vlmo.retrieval import BuildReport, IndexSettings, build_index
+
+NUM = len(CAPTIONS)
+NAMES = [f"{'sub/' if number % 2 else ''}ünïcode {number:02d}.png" for number in range(NUM)]
+"""Of the files, half of them in a folder of their own, with letters and blanks that need care."""
+
+
+def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_folder(folder: Path, *, table: bool = True, numbers: range = range(NUM)) -> Path:
+    """Drawings as files, with captions and two columns beside them."""
+    (folder / "sub").mkdir(parents=True)
+    for number in numbers:
+        (folder / NAMES[number]).write_bytes(encoded(drawings()[number]))
+    if table:
+        write_table(folder / "captions.csv", numbers=numbers)
+    return folder
+
+
+def write_table(path: Path, *, numbers: range = range(NUM), year: int = 2000) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption", "Year", "kind"])
+        for number in numbers:
+            for caption in CAPTIONS[number]:
+                rows.writerow([NAMES[number], caption, year + number, CAPTIONS[number][0].split()[-1]])
+    return path
+
+
+def write_tar(path: Path, *, numbers: range = range(NUM)) -> Path:
+    """The layout of img2dataset."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            told = {"caption": CAPTIONS[number][0], "key": f"{number:05d}", "year": 2000 + number, "exif": {"a": 1}}
+            for suffix, data in (
+                ("png", encoded(drawings()[number])),
+                ("txt", CAPTIONS[number][0].encode()),
+                ("json", json.dumps(told).encode()),
+            ):
+                member = tarfile.TarInfo(f"{number:05d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_parquet(path: Path, *, paths: bool = False, numbers: range = range(NUM)) -> Path:
+    """Bytes, or paths that count from the file's folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [encoded(drawings()[number]) for number in numbers]
+    if paths:
+        images = [f"files/{number}.png" for number in numbers]
+        (path.parent / "files").mkdir()
+        for number in numbers:
+            (path.parent / "files" / f"{number}.png").write_bytes(encoded(drawings()[number]))
+    table = {
+        "image": images,
+        "captions": [CAPTIONS[number] for number in numbers],
+        "score": [number / 2 for number in numbers],
+    }
+    pq.write_table(pa.table(table), path, row_group_size=7)
+    return path
+
+
+def build(model: Path, *inputs: Path | str, out: Path, **settings) -> BuildReport:
+    return build_index(model, inputs, out=out, settings=IndexSettings(batch=8, **settings))
+
+
+def rows(out: Path) -> dict[str, dict]:
+    """The table by place, as LanceDB itself reads it."""
+    import lancedb
+
+    found = lancedb.connect(out).open_table("pictures").to_arrow().to_pylist()
+    return {row["place"]: row for row in found}

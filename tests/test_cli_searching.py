@@ -1,0 +1,153 @@
+"""`vlmo index`, `vlmo embed` and `vlmo search` as people type them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.interop.toy_gallery import trained_folder
+from tests.retrieval.toy_index import NAMES, NUM, write_folder
+from tests.test_cli_tasks import refused
+from vlmo.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return trained_folder(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture(scope="module")
+def made(model, tmp_path_factory):
+    """Pictures and their index."""
+    base = tmp_path_factory.mktemp("gallery")
+    folder = write_folder(base / "pictures")
+    main(["index", str(model), str(folder), "--out", str(base / "index")])
+    return folder, str(base / "index")
+
+
+def printed(arguments, capsys) -> str:
+    main([str(word) for word in arguments])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_index_says_what_it_did(model, tmp_path, capsys):
+    folder = write_folder(tmp_path / "pictures", numbers=range(5))
+    (folder / "bad.jpg").write_text("no picture")
+    line = ["index", model, folder, "--out", tmp_path / "index"]
+    shown = printed(line, capsys)
+    assert "5 pictures with 10 captions in" in shown
+    assert "embedded 5, with bytes that were known 0, unchanged 0, gone 0" in shown
+    assert "1 could not be used; each has its reason in" in shown
+    assert "(exact)" in shown
+    (folder / NAMES[0]).unlink()
+    assert "embedded 0, with bytes that were known 0, unchanged 4, gone 1" in printed(line, capsys)
+    shown = printed([*line, "--approximate-from", "3"], capsys)
+    assert "approximate index: recall@10 1.000 against exact search" in shown
+
+
+def test_search_shows_a_table(made, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = printed(["search", made[1], "a red square", "--top", "3"], capsys)
+    assert "24 judged by the fusion encoder" in shown
+    assert "similarity" in shown
+    assert Path(NAMES[0]).name in shown
+    shown = printed(["search", made[1], "a red square", "--rerank", "0", "--where", "kind = 'cross'"], capsys)
+    assert "similarity" not in shown
+    assert "red square" not in shown.replace("a red square", "", 1)
+    assert "nothing was found" in printed(["search", made[1], "x", "--where", "year = 0"], capsys)
+
+
+def test_search_prints_json(made, capsys):
+    main(["search", made[1], "a red square", "--json", "--top", "4", "--weight", "1", "--rerank", "4"])
+    told = json.loads(capsys.readouterr().out)
+    assert [hit["score"] for hit in told["hits"]] == [hit["match"] for hit in told["hits"]]
+    assert told["hits"][0]["metadata"].keys() == {"year", "kind"}
+    main(["search", made[1], "a red square", "--json", "--budget", "0.000001"])
+    told = json.loads(capsys.readouterr().out)
+    assert not told["complete"]
+    assert "time was up" in told["note"]
+
+
+def test_search_by_a_picture(made, capsys, tmp_path):
+    file = made[0] / NAMES[7]
+    main(["search", made[1], str(file), "--json", "--top", "2", "--sheet", str(tmp_path / "sheet.png")])
+    told = json.loads(capsys.readouterr().out)
+    assert told["hits"][0]["path"] == str(file)
+    assert told["num_reranked"] == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 500
+    main(["search", made[1], str(file), "--captions", "--json", "--top", "5"])
+    told = json.loads(capsys.readouterr().out)
+    assert all(len(hit["captions"]) == 1 for hit in told["hits"])
+    assert told["num_reranked"] == 32
+
+
+def test_model_that_moved_is_named(made, model, capsys, tmp_path):
+    copy = shutil.copytree(made[1], tmp_path / "index")
+    facts = json.loads((copy / "index.json").read_text())
+    facts["model"]["folder"] = str(tmp_path / "gone")
+    (copy / "index.json").write_text(json.dumps(facts))
+    line = refused(["search", str(copy), "a red square"], capsys)
+    assert "gone, which is gone; give --model" in line
+    assert Path(NAMES[0]).stem.split()[0] in printed(["search", copy, "x", "--model", model], capsys)
+
+
+def test_embed_writes_files(made, model, capsys, tmp_path):
+    shown = printed(["embed", model, made[0], "--out", tmp_path / "v.npy"], capsys)
+    assert f"{NUM} vectors in" in shown
+    assert np.load(tmp_path / "v.npy").shape == (NUM, 32)
+    (tmp_path / "texts.txt").write_text("one\n\n two \n")
+    assert "2 vectors in" in printed(
+        ["embed", model, "--texts", tmp_path / "texts.txt", "--out", tmp_path / "t.parquet"], capsys
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["index"], "needs a model folder first"),
+        (["index", "MODEL", "PICTURES"], "--out DIR"),
+        (["index", "nowhere", "PICTURES", "--out", "new"], "no model folder"),
+        (["index", "MODEL", "nowhere", "--out", "new"], "there is nothing at"),
+        (["index", "MODEL", "EMPTY", "--out", "new"], "holds no picture"),
+        (["index", "MODEL", "--out", "new"], "nothing to index"),
+        (["index", "MODEL", "PICTURES", "--out", "PICTURES"], "something else than an index"),
+        (["index", "MODEL", "PICTURES", "--out", "FILE"], "something else than an index"),
+        (["index", "MODEL", "PICTURES", "--out", "FILE/new"], "Not a directory"),
+        (["index", "MODEL", "PICTURES", "--out", "new", "--batch", "0"], "batch 0"),
+        (["index", "MODEL", "PICTURES", "--out", "new", "--metadata", "nowhere.csv"], "expected a table"),
+        (["index", "MODEL", "PICTURES", "--out", "new", "--engine", "spark"], "--engine"),
+        (["index", "MODEL", "PICTURES", "--out", "new", "--devise", "cpu"], "'--device'"),
+        (["search"], "needs an index and a query"),
+        (["search", "INDEX"], "needs an index and a query"),
+        (["search", "nowhere", "x"], "is no index"),
+        (["search", "INDEX", " "], "the query is empty"),
+        (["search", "INDEX", "gone.png"], "there is no picture gone.png"),
+        (["search", "INDEX", "FILE.png"], "not a picture in a known format"),
+        (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
+        (["search", "INDEX", "x", "--top", "0"], "top is 0"),
+        (["search", "INDEX", "x", "--where", "yeer > 3"], "Columns:"),
+        (["search", "INDEX", "x", "--captions"], "for a picture"),
+        (["search", "INDEX", "x", "--sheet", "x.pdf"], "--sheet x.pdf"),
+        (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),
+        (["embed", "MODEL"], "either pictures or --texts"),
+        (["embed", "MODEL", "PICTURES", "--texts", "FILE", "--out", "x.npy"], "either pictures or --texts"),
+        (["embed", "MODEL", "PICTURES", "--out", "x.csv"], ".parquet or .npy"),
+        (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FILE").write_text("x")
+    (tmp_path / "FILE.png").write_text("x")
+    if "OTHER" in arguments:
+        trained_folder(tmp_path / "OTHER", steps=1)
+    places = {"MODEL": str(model), "PICTURES": str(made[0]), "INDEX": made[1]}
+    assert words in refused([places.get(word, word) for word in arguments], capsys)
+    assert not (tmp_path / "new").exists()
