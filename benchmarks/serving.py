@@ -112,7 +112,7 @@ def make_index(options: Options, folder: Path, *, console: Console) -> dict[str,
             build_index(encoder, [name], out=folder, settings=IndexSettings(store_bytes=True))
         store = Store(folder, dim=encoder.dim)
         _grow(store, options.vectors)
-        store.tidy(lookups=True)
+        store.tidy(lookups=True, alone=True)
         made = make_approximate(store, least=IndexSettings().approximate_from, before=None, console=console)
         facts = read_facts(folder) | {
             "pictures": store.pictures.count_rows(),

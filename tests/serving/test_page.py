@@ -20,6 +20,7 @@ from vlmo.serving.settings import Limits, Settings
 pytestmark = pytest.mark.browser
 
 PATIENCE_MS = 20_000
+expect.set_options(timeout=PATIENCE_MS)
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ACCESSIBLE = (Path(__file__).parent / "accessible.js").read_text()
@@ -84,7 +85,7 @@ def upload(page: Page, number: int) -> None:
 
 
 def test_words_find_the_right_picture_first(page) -> None:
-    assert page.locator("#strip .card").count() == 12
+    expect(page.locator("#strip .card")).to_have_count(12)
     search(page, "a red circle")
     first = cards(page).first
     expect(first).to_contain_text("a red circle")
@@ -192,7 +193,7 @@ def test_question_about_a_found_and_about_an_own_picture(page) -> None:
 
 
 def test_all_of_it_works_with_the_keyboard_alone(page) -> None:
-    page.wait_for_function("document.activeElement.id === 'words'")
+    expect(page.get_by_label("Words that describe the picture")).to_be_focused()
     page.keyboard.type("a red circle")
     page.keyboard.press("Enter")
     expect(cards(page).first).to_contain_text("a red circle")

@@ -115,6 +115,8 @@ def test_head_that_never_ends_is_given_up() -> None:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
+        while not server.started:
+            assert thread.is_alive()
         address = bound.getsockname()
         for began in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n"):
             with socket.create_connection(address, timeout=PATIENCE_S) as connection:

@@ -13,6 +13,7 @@ const SHRUNK_SIDE = 2048;
 let about = null;
 let filters = null;
 let running = null;
+let ready = null; // true when it is known what the service can do; what a quick user does before waits for it
 const pictures = new Map(); // those that were searched by; an address cannot hold one, so it holds their number
 
 // ---- what is wanted, and the address
@@ -24,7 +25,8 @@ function wanted() {
   return { words: params.get("q") ?? "", like: params.get("like"), picture: params.get("picture"), rerank: params.has("closer"), top, values };
 }
 
-function go({ words = "", like = null, picture = null, top = STEP }, { replace = false } = {}) {
+async function go({ words = "", like = null, picture = null, top = STEP }, { replace = false, title = "" } = {}) {
+  if (!(await ready)) return null;
   const params = new URLSearchParams();
   if (picture) params.set("picture", picture);
   else if (like) params.set("like", like);
@@ -33,8 +35,8 @@ function go({ words = "", like = null, picture = null, top = STEP }, { replace =
   if (top !== STEP) params.set("top", top);
   for (const [name, value] of Object.entries(filters?.values ?? {})) params.set(name, value);
   const address = params.size ? `?${params}` : "/";
-  if (replace) history.replaceState(null, "", address);
-  else history.pushState(null, "", address);
+  if (replace) history.replaceState({ title }, "", address);
+  else history.pushState({ title }, "", address);
   return run();
 }
 
@@ -42,12 +44,19 @@ function goAgain(changes = {}) {
   return go({ ...wanted(), ...changes });
 }
 
+function fillForm({ words, rerank }) {
+  $("words").value = words;
+  $("rerank").checked = rerank;
+}
+
 // ---- running
 
-async function run() {
+// `typing`: what stands in the form is the user's, who was faster than the service.
+async function run({ typing = false } = {}) {
   running?.abort();
   const mine = (running = new AbortController());
   const want = wanted();
+  if (!typing) fillForm(want);
   showWanted(want);
   clearProblem();
   if (!want.words && !want.like && !want.picture) return showStart();
@@ -101,20 +110,18 @@ function showStart() {
   $("note").hidden = $("more").hidden = true;
 }
 
-function showWanted({ words, like, picture, rerank, values }) {
+function showWanted({ words, like, picture, values }) {
   const byPicture = Boolean(like || picture);
   document.body.classList.toggle("start", !words && !byPicture);
   $("samples").hidden = Boolean(words || byPicture || !about?.samples.length);
   document.title = words ? `${words} · Picture search` : "Picture search";
-  $("words").value = words;
   $("words").hidden = byPicture;
   $("by-picture").hidden = !byPicture;
-  $("rerank").checked = rerank;
   $("rerank").disabled = byPicture;
   if (filters) filters.values = values;
   if (!byPicture) return;
   const own = picture && pictures.get(picture);
-  $("by-picture-name").textContent = own ? own.name : like ? `like ${history.state?.title ?? "this picture"}` : "a picture";
+  $("by-picture-name").textContent = own ? own.name : like ? `like ${history.state?.title || "this picture"}` : "a picture";
   $("by-picture-image").src = own ? own.url : like ? `/v1/thumbnails/${encodeURIComponent(like)}` : "/static/icon.svg";
   $("ask-own").hidden = !(own && about?.can_answer);
   if (own) $("ask-own").onclick = () => openOwn(own.file, { canAnswer: true });
@@ -126,23 +133,21 @@ function openResult(hit) {
 
 function searchSimilar(hit) {
   window.scrollTo({ top: 0 });
-  go({ like: hit.id }).then(() => $("results").focus({ preventScroll: true }));
-  history.replaceState({ title: titleOf(hit) }, "");
-  $("by-picture-name").textContent = `like ${titleOf(hit)}`;
+  go({ like: hit.id }, { title: titleOf(hit) }).then(() => $("results").focus({ preventScroll: true }));
 }
 
 // ---- pictures of the user
 
 async function searchBy(file) {
-  if (!file) return;
+  if (!file || !(await ready)) return;
   if (!file.type.startsWith("image/")) {
     return showProblem(new Problem("That is no picture.", { hint: "Choose a JPEG, PNG, WebP or GIF file.", status: 415 }), {});
   }
   const name = file.name || "your picture";
-  const ready = await fitted(file);
-  if (!about.can_search) return openOwn(ready, { canAnswer: about.can_answer });
+  const sent = await fitted(file);
+  if (!about.can_search) return openOwn(sent, { canAnswer: about.can_answer });
   const number = crypto.randomUUID?.() ?? String(Math.random());
-  pictures.set(number, { file: ready, name, url: URL.createObjectURL(ready) });
+  pictures.set(number, { file: sent, name, url: URL.createObjectURL(sent) });
   await go({ picture: number });
 }
 
@@ -205,27 +210,26 @@ function listen() {
   });
   $("rerank").addEventListener("change", () => {
     const words = $("words").value.trim() || wanted().words;
-    go({ words }, { replace: !words });
+    go({ words, top: wanted().top }, { replace: !words });
   });
   $("forget").addEventListener("click", () => {
-    go({});
-    $("words").focus();
+    go({}).then(() => $("words").focus());
   });
   $("more").addEventListener("click", async () => {
     const shown = $("grid").children.length;
     await goAgain({ top: Math.min(wanted().top + STEP, about.limits.top) });
     $("grid").children[shown]?.querySelector("button").focus();
   });
-  $("home").addEventListener("click", (event) => {
+  $("home").addEventListener("click", async (event) => {
     event.preventDefault();
+    if (!(await ready)) return;
     filters.values = {};
     $("rerank").checked = false;
-    go({});
-    $("words").focus();
+    go({}).then(() => $("words").focus());
   });
   window.addEventListener("popstate", () => {
     $("detail").close();
-    run();
+    if (about?.can_search) run();
   });
   $("detail").addEventListener("click", (event) => {
     if (event.target === $("detail")) $("detail").close(); // beside what it shows
@@ -249,17 +253,20 @@ function showAbout() {
     : "This service was started without an index. Its API embeds, matches and classifies all the same.";
 }
 
-async function start() {
+async function learn() {
   try {
     about = await call("/v1/about");
   } catch (problem) {
-    return showProblem(problem, { onRetry: () => location.reload() });
+    showProblem(problem, { onRetry: () => location.reload() });
+    return false;
   }
   filters = new Filters(about.columns, { onChange: () => goAgain() });
   showAbout();
-  listen();
-  if (!location.search) $("words").focus();
-  if (about.can_search) await run();
+  if (about.can_search) run({ typing: true });
+  return true;
 }
 
-start();
+fillForm(wanted());
+ready = learn();
+listen();
+if (!location.search) $("words").focus();
