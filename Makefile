@@ -28,8 +28,8 @@ help:  ## show this list
 quickstart: $(VENV)/.installed-quickstart  ## all stages on small real data: about ten minutes on two CPU cores
 	$(BIN)/vlmo quickstart $(ARGS)
 
-test: $(VENV)/.installed-dev  ## all tests but those that need a GPU or a browser
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope -m "not gpu and not browser" $(ARGS)
+test: $(VENV)/.installed-dev  ## all tests but those that need a GPU; some drive Chromium (on Debian: apt install chromium)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope -m "not gpu" $(ARGS)
 
 check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling, dependencies
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ import sys
 from vlmo.cli import main
 for line in ("--help", "--version", "train --help", "quickstart --help", "evaluate --help", "predict --help",
              "index --help", "search --help", "embed --help", "data prepare --help",
-             "import --help", "export --help", "recipes --help"):
+             "import --help", "export --help", "recipes --help", "serve --help"):
     try:
         main(line.split())
     except SystemExit as stopped:
@@ -32,7 +32,7 @@ for line in ("--help", "--version", "train --help", "quickstart --help", "evalua
     found = [name for name in HEAVY if name in sys.modules]
     assert not found, (line, found)
 for line in ("train", "evaluate", "predict", "index", "search x", "embed",
-             "import", "export", "trian", "data prepare", "quickstart --scalee 1"):
+             "import", "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     try:
         main(line.split())
     except SystemExit as stopped:

@@ -17,6 +17,7 @@ from vlmo.cli.folders import export_command, import_command
 from vlmo.cli.parsing import nearest
 from vlmo.cli.runs import quickstart_command, recipes_command, train_command
 from vlmo.cli.searching import embed_command, index_command, search_command
+from vlmo.cli.serving import serve_command
 from vlmo.cli.tasks import data_command, evaluate_command, predict_command
 
 _USAGE_ERROR = 2
@@ -30,6 +31,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "index": index_command,
     "search": search_command,
     "embed": embed_command,
+    "serve": serve_command,
     "data": data_command,
     "recipes": recipes_command,
     "import": import_command,

@@ -19,6 +19,7 @@ MAX_PIXELS = 64_000_000
 # Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
+_ROWS_AT_ONCE = 256  # of 64-bit floats, which take eight times the memory of the shades that they become
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -225,12 +226,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Greyscale of 16 bits (0 to 65535) or floats (0 to 1) in mode L, or LA where one value stands for transparent."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     full = 1.0 if image.mode == "F" else 65535.0
     # Wider data have no agreed range: a guess would be wrong in silence.
     if not (values.min() >= 0 and values.max() <= full):
         raise ValueError(f"mode {image.mode} with values {values.min():g} to {values.max():g}; expected 0 to {full:g}")
-    grey = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
+    shades = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        shades[part] = np.rint(values[part].astype(np.float64) * (255 / full)).astype(np.uint8)
+    grey = Image.fromarray(shades)
     if "transparency" not in image.info:
         return grey
     alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)

@@ -1,0 +1,73 @@
+"""`vlmo serve`: a model folder and an index over HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vlmo.cli.parsing import hide_loading_bars, need_folder, parse_options
+
+_HINT = "Serving needs more packages: pip install 'vlmo[serve]'"
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Search, matching, questions and classes over HTTP, with a web page."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Model folder: one that retrieves, or one that answers questions."""
+    index: Path | None = None
+    """What vlmo index has made with this model; without it nothing is searched."""
+    vqa: Path | None = None
+    """Folder of a second model, which answers questions about pictures."""
+    host: str = "127.0.0.1"
+    """Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do."""
+    port: int = 8000
+    """0: any that is free; the log says which."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    queue: int = 64
+    """Requests that are let in at a time; one more is answered 503."""
+    max_batch: int = 32
+    """Rows of one call of the model."""
+    max_wait_ms: float = 5.0
+    """Milliseconds that a row waits for those of other clients."""
+    max_request_mb: float = 16.0
+    """Megabytes (2**20 bytes) of a request."""
+    max_pixels: int = 25_000_000
+    """Width x height of a picture in a request."""
+    api_key_file: Path | None = None
+    """File with the key that clients must send; by default the environment's VLMO_API_KEY, or none."""
+    allow_host: tuple[str, ...] = ()
+    """Hosts whose pictures may be given by address; without it nothing is ever fetched."""
+    cors_origin: tuple[str, ...] = ()
+    """Origins of other pages that may call the service, such as https://example.org."""
+    server_name: tuple[str, ...] = ()
+    """Names that requests may call this server by; on a loopback address localhost is always one."""
+
+
+def serve_command(arguments: list[str]) -> None:
+    """A model folder over HTTP, with a web page: vlmo serve MODEL_FOLDER [--index DIR] [--vqa VQA_MODEL_FOLDER]."""
+    options = parse_options(ServeOptions(), arguments, prog="vlmo serve")
+    folder = need_folder(options.folder, command="serve")
+    hide_loading_bars()
+    try:
+        from vlmo.serving.server import bind, load_parts, read_key, serve
+        from vlmo.serving.settings import Limits, Settings
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}. {_HINT}") from error
+    settings = Settings(
+        limits=Limits(request_bytes=int(options.max_request_mb * 2**20), pixels=options.max_pixels),
+        queue=options.queue,
+        max_batch=options.max_batch,
+        max_wait=options.max_wait_ms / 1000,
+        api_key=read_key(options.api_key_file),
+        allowed_hosts=options.allow_host,
+        cors_origins=options.cors_origin,
+        server_names=options.server_name,
+    )
+    with bind(options.host, options.port) as bound:
+        serve(bound, load_parts(folder, index=options.index, vqa=options.vqa, device=options.device), settings)

@@ -1,0 +1,82 @@
+"""Answers to questions about pictures, many at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import pipeline
+
+from vlmo.interop.pipelines import QUESTION_TASK
+from vlmo.model.loading import loading
+
+_KIND = "VLMoForVisualQuestionAnswering"
+
+
+@dataclass(frozen=True)
+class Question:
+    """About a picture, which `Answerer.pixels` has made ready."""
+
+    pixels: Float[Tensor, "3 height width"]
+    text: str
+    top: int
+
+
+class Answerer:
+    """A model folder that answers, made ready.
+
+    Args:
+        folder: Of a `VLMoForVisualQuestionAnswering`.
+        device: cpu, cuda or cuda:N; by default a GPU if there is one.
+
+    Raises:
+        ValueError: It holds no such model, or a damaged one.
+    """
+
+    def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
+        if not answers_questions(folder):
+            raise ValueError(f"{folder} answers no questions: expected the folder of a {_KIND}, as VQA training leaves")
+        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        with loading(folder):
+            make: Any = pipeline  # its annotations know transformers' own tasks only
+            found = make(QUESTION_TASK, model=str(folder), device=where)
+        self._model, self._processor = found.model.eval(), found.processor
+
+    def pixels(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
+        """A picture as a question holds it; from any thread."""
+        return self._processor(images=picture, return_tensors="pt")["pixel_values"][0]
+
+    def __call__(self, questions: Sequence[Question]) -> list[list[tuple[str, float]]]:
+        """For each question its best answers with their scores (sigmoids of logits)."""
+        inputs = self._processor(text=[question.text for question in questions], return_tensors="pt")
+        inputs["pixel_values"] = torch.stack([question.pixels for question in questions])
+        with torch.inference_mode():
+            logits = self._model(**inputs.to(self._model.device, self._model.dtype)).logits
+        names = self._model.config.id2label
+        answers = []
+        for question, scores in zip(questions, logits.float().sigmoid().cpu(), strict=True):
+            best = scores.topk(min(question.top, len(scores)))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            answers.append([(names[number], score) for number, score in pairs])
+        return answers
+
+
+def answers_questions(folder: str | Path) -> bool:
+    """Whether the folder's model is one for questions about pictures.
+
+    Raises:
+        ValueError: It is no model folder.
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
+    with loading(folder):
+        config = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(config, dict) and _KIND in (config.get("architectures") or [])

@@ -1,0 +1,155 @@
+"""Runs the service: loads what it needs, binds, and stops without breaking anything off."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vlmo.retrieval import Encoder, Index, Searcher
+from vlmo.serving.answering import Answerer, answers_questions
+from vlmo.serving.app import create_app
+from vlmo.serving.service import Parts
+from vlmo.serving.settings import Settings
+
+KEY_VARIABLE = "VLMO_API_KEY"
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_LOGGER = logging.getLogger(__name__)
+
+
+def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
+    """Serves on what `bind` gave, until SIGTERM or SIGINT; then finishes what runs, and returns."""
+    host, port = bound.getsockname()[:2]
+    app = create_app(parts, named(settings, host=host))
+    config = uvicorn.Config(
+        app,
+        http=_protocol(settings.limits.header_seconds),
+        ws="none",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.grace),
+    )
+    _LOGGER.info("serving on http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+    if settings.api_key is None and not _is_loopback(host):
+        _LOGGER.warning("everybody who reaches %s may use it: there is no API key", host)
+    with bound:
+        _Server(config, app).run(sockets=[bound])
+
+
+def load_parts(
+    folder: str | Path, *, index: str | Path | None = None, vqa: str | Path | None = None, device: str | None = None
+) -> Parts:
+    """Models and index, ready to serve. `folder` may hold a model that compares, or one that answers.
+
+    Raises:
+        ValueError: A folder is not what it should be, or model and index do not belong together.
+    """
+    if answers_questions(folder):
+        if index is not None or vqa is not None:
+            raise ValueError(
+                f"{folder} answers questions and searches nothing; give it with --vqa, after another model"
+            )
+        return Parts(answerer=Answerer(folder, device=device))
+    encoder = Encoder(folder, device=device)
+    opened = None if index is None else Index.open(index)
+    if opened is not None:
+        Searcher(encoder, opened).warm_up()  # also tells whether they belong together
+    return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))
+
+
+def read_key(file: Path | None) -> str | None:
+    """The API key: that of the file, or else of the environment's VLMO_API_KEY, or none.
+
+    Raises:
+        ValueError: The file is empty.
+        OSError: It cannot be read.
+    """
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    if not (key := file.read_text(encoding="utf-8").strip()):
+        raise ValueError(f"--api-key-file {file} is empty; write the key into it")
+    return key
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a taken port is known before a model is loaded.
+
+    Raises:
+        OSError: It cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise OSError(f"{host}:{port} cannot be bound: {error.strerror or error}") from error
+    return bound
+
+
+def named(settings: Settings, *, host: str) -> Settings:
+    """Settings with the names that a request may call the server by; on loopback these are known."""
+    if not _is_loopback(host):
+        return settings
+    return replace(settings, server_names=(*_LOOPBACK_NAMES, host, *settings.server_names))
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
+
+
+class _Server(uvicorn.Server):
+    """Ends with exit code 0 on SIGTERM, where uvicorn would die of the signal after it has stopped."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's own
+        self._app.state.vlmo.stopping = True
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _protocol(seconds: float) -> type[H11Protocol]:
+    """The HTTP of uvicorn, which closes a connection whose request has no whole head after `seconds`."""
+
+    class Patient(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            """Starts the clock while a head is incomplete, and stops it when it is there."""
+            waiting = self.conn.their_state is h11.IDLE
+            if waiting and self._timer is None:
+                self._timer = self.loop.call_later(seconds, self.transport.close)
+            elif not waiting and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Patient

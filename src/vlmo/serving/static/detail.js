@@ -1,0 +1,86 @@
+// One picture in a dialog: what is known of it, pictures like it, and questions about it.
+
+import { Problem, call, show } from "./api.js";
+import { $, make, percent } from "./dom.js";
+import { titleOf } from "./results.js";
+
+let asked = null;
+
+export function openHit(hit, { onSimilar, canAnswer }) {
+  $("detail-title").textContent = titleOf(hit);
+  $("detail-captions").replaceChildren(...hit.captions.slice(1).map((caption) => make("li", {}, caption)));
+  const facts = [];
+  if (hit.similarity !== undefined) facts.push(["similarity", hit.similarity.toFixed(3)]);
+  if (hit.probability != null) facts.push(["fits the words", percent(hit.probability)]);
+  facts.push(["file", hit.name], ["size", `${hit.width} × ${hit.height}`]);
+  facts.push(...Object.entries(hit.metadata).filter(([, value]) => value !== null && value !== ""));
+  showFacts(facts);
+  show($("detail-image"), `/v1/pictures/${encodeURIComponent(hit.id)}`);
+  $("detail-image").alt = titleOf(hit);
+  $("detail-similar").hidden = false;
+  $("detail-similar").onclick = () => {
+    $("detail").close();
+    onSimilar(hit);
+  };
+  open({ canAnswer, about: (form) => form.append("id", hit.id) });
+}
+
+export function openOwn(file, { canAnswer }) {
+  $("detail-title").textContent = file.name || "Your picture";
+  $("detail-captions").replaceChildren();
+  showFacts([]);
+  $("detail-image").src = URL.createObjectURL(file);
+  $("detail-image").alt = "Your picture";
+  $("detail-similar").hidden = true;
+  open({ canAnswer, about: (form) => form.append("picture", file) });
+}
+
+function open({ canAnswer, about }) {
+  $("answers").replaceChildren();
+  $("question").value = "";
+  $("question-form").hidden = !canAnswer;
+  $("question-form").onsubmit = (event) => {
+    event.preventDefault();
+    ask(about);
+  };
+  $("detail").showModal();
+}
+
+function showFacts(facts) {
+  const rows = facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, shown(value))]);
+  $("detail-facts").replaceChildren(...rows);
+}
+
+function shown(value) {
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+async function ask(about) {
+  asked?.abort();
+  asked = new AbortController();
+  const form = new FormData();
+  form.append("question", $("question").value);
+  form.append("top", "3");
+  about(form);
+  $("question-form").setAttribute("aria-busy", "true");
+  try {
+    const { answers } = await call("/v1/vqa", { body: form, signal: asked.signal });
+    $("answers").replaceChildren(...answers.map(row));
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    $("answers").replaceChildren(make("li", { className: "wrong" }, `${problem.message} ${problem.hint}`));
+  } finally {
+    $("question-form").removeAttribute("aria-busy");
+  }
+}
+
+function row({ answer, score }) {
+  return make(
+    "li",
+    {},
+    make("span", {}, answer),
+    make("meter", { value: score, "aria-hidden": "true" }),
+    make("span", { className: "soft" }, percent(score)),
+  );
+}

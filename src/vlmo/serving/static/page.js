@@ -1,0 +1,272 @@
+// The page: reads what is wanted from its address, asks the service, and shows the answer.
+
+import { Problem, call } from "./api.js";
+import { openHit, openOwn } from "./detail.js";
+import { $ } from "./dom.js";
+import { Filters } from "./filters.js";
+import { clearProblem, showProblem, showResults, showSamples, showStatus, titleOf } from "./results.js";
+
+const RERANK = 32;
+const STEP = 24;
+const SHRUNK_SIDE = 2048;
+
+let about = null;
+let filters = null;
+let running = null;
+let ready = null; // true when it is known what the service can do; what a quick user does before waits for it
+const pictures = new Map(); // those that were searched by; an address cannot hold one, so it holds their number
+
+// ---- what is wanted, and the address
+
+function wanted() {
+  const params = new URLSearchParams(location.search);
+  const values = Object.fromEntries([...params].filter(([name]) => name.startsWith("f.")));
+  const top = Math.min(Math.max(Number(params.get("top")) || STEP, 1), about?.limits.top ?? STEP);
+  return { words: params.get("q") ?? "", like: params.get("like"), picture: params.get("picture"), rerank: params.has("closer"), top, values };
+}
+
+async function go({ words = "", like = null, picture = null, top = STEP }, { replace = false, title = "" } = {}) {
+  if (!(await ready)) return null;
+  const params = new URLSearchParams();
+  if (picture) params.set("picture", picture);
+  else if (like) params.set("like", like);
+  else if (words) params.set("q", words);
+  if ($("rerank").checked) params.set("closer", "1");
+  if (top !== STEP) params.set("top", top);
+  for (const [name, value] of Object.entries(filters?.values ?? {})) params.set(name, value);
+  const address = params.size ? `?${params}` : "/";
+  if (replace) history.replaceState({ title }, "", address);
+  else history.pushState({ title }, "", address);
+  return run();
+}
+
+function goAgain(changes = {}) {
+  return go({ ...wanted(), ...changes });
+}
+
+function fillForm({ words, rerank }) {
+  $("words").value = words;
+  $("rerank").checked = rerank;
+}
+
+// ---- running
+
+// `typing`: what stands in the form is the user's, who was faster than the service.
+async function run({ typing = false } = {}) {
+  running?.abort();
+  const mine = (running = new AbortController());
+  const want = wanted();
+  if (!typing) fillForm(want);
+  showWanted(want);
+  clearProblem();
+  if (!want.words && !want.like && !want.picture) return showStart();
+  if (want.picture && !pictures.has(want.picture)) {
+    $("grid").replaceChildren();
+    return showProblem(new Problem("That picture is no longer here.", { hint: "Choose it again.", status: 410 }), {});
+  }
+  setBusy(true);
+  const began = performance.now();
+  try {
+    const found = await ask(want, mine.signal);
+    showResults(found, { onOpen: openResult });
+    showStatus(found, { seconds: (performance.now() - began) / 1000 });
+    $("more").hidden = found.hits.length < want.top || want.top >= about.limits.top;
+  } catch (problem) {
+    if (problem.name === "AbortError") return;
+    $("status").textContent = "";
+    $("grid").replaceChildren();
+    $("more").hidden = true;
+    showProblem(problem, { onRetry: () => run() });
+  } finally {
+    if (mine === running) setBusy(false);
+  }
+}
+
+function ask(want, signal) {
+  const common = { top: want.top, where: filters.where };
+  if (want.like) return call("/v1/similar", { body: { id: want.like, ...common }, signal });
+  if (!want.picture) {
+    const rerank = want.rerank && about.can_rerank ? RERANK : 0;
+    return call("/v1/search", { body: { text: want.words, rerank, ...common }, signal });
+  }
+  const form = new FormData();
+  form.append("picture", pictures.get(want.picture).file);
+  form.append("top", want.top);
+  if (common.where) form.append("where", common.where);
+  return call("/v1/search", { body: form, signal });
+}
+
+// ---- showing
+
+function setBusy(busy) {
+  document.body.classList.toggle("busy", busy);
+  $("results").setAttribute("aria-busy", String(busy));
+}
+
+function showStart() {
+  setBusy(false);
+  $("grid").replaceChildren();
+  $("status").textContent = "";
+  $("note").hidden = $("more").hidden = true;
+}
+
+function showWanted({ words, like, picture, values }) {
+  const byPicture = Boolean(like || picture);
+  document.body.classList.toggle("start", !words && !byPicture);
+  $("samples").hidden = Boolean(words || byPicture || !about?.samples.length);
+  document.title = words ? `${words} · Picture search` : "Picture search";
+  $("words").hidden = byPicture;
+  $("by-picture").hidden = !byPicture;
+  $("rerank").disabled = byPicture;
+  if (filters) filters.values = values;
+  if (!byPicture) return;
+  const own = picture && pictures.get(picture);
+  $("by-picture-name").textContent = own ? own.name : like ? `like ${history.state?.title || "this picture"}` : "a picture";
+  $("by-picture-image").src = own ? own.url : like ? `/v1/thumbnails/${encodeURIComponent(like)}` : "/static/icon.svg";
+  $("ask-own").hidden = !(own && about?.can_answer);
+  if (own) $("ask-own").onclick = () => openOwn(own.file, { canAnswer: true });
+}
+
+function openResult(hit) {
+  openHit(hit, { onSimilar: searchSimilar, canAnswer: about.can_answer });
+}
+
+function searchSimilar(hit) {
+  window.scrollTo({ top: 0 });
+  go({ like: hit.id }, { title: titleOf(hit) }).then(() => $("results").focus({ preventScroll: true }));
+}
+
+// ---- pictures of the user
+
+async function searchBy(file) {
+  if (!file || !(await ready)) return;
+  if (!file.type.startsWith("image/")) {
+    return showProblem(new Problem("That is no picture.", { hint: "Choose a JPEG, PNG, WebP or GIF file.", status: 415 }), {});
+  }
+  const name = file.name || "your picture";
+  const sent = await fitted(file);
+  if (!about.can_search) return openOwn(sent, { canAnswer: about.can_answer });
+  const number = crypto.randomUUID?.() ?? String(Math.random());
+  pictures.set(number, { file: sent, name, url: URL.createObjectURL(sent) });
+  await go({ picture: number });
+}
+
+// A copy that the service takes, where the picture has too many bytes or pixels for it.
+async function fitted(file) {
+  const { request_bytes: bytes, pixels } = about.limits;
+  try {
+    const bitmap = await createImageBitmap(file);
+    if (file.size < 0.95 * bytes && bitmap.width * bitmap.height <= pixels) return file;
+    const { width, height } = bitmap;
+    const scale = Math.min(1, SHRUNK_SIDE / Math.max(width, height), Math.sqrt(pixels / (width * height)));
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.max(1, Math.floor(width * scale));
+    canvas.height = Math.max(1, Math.floor(height * scale));
+    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    return await new Promise((resolve) => canvas.toBlob((blob) => resolve(blob ?? file), "image/jpeg", 0.92));
+  } catch {
+    return file; // the browser does not know the format; the service may
+  }
+}
+
+function listenForPictures() {
+  $("file").addEventListener("change", () => {
+    searchBy($("file").files[0]);
+    $("file").value = "";
+  });
+  document.addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files ?? [])][0];
+    if (!file) return;
+    event.preventDefault();
+    searchBy(file);
+  });
+  let depth = 0;
+  const over = (change) => (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    depth = Math.max(0, depth + change);
+    $("drop").hidden = !depth;
+  };
+  document.addEventListener("dragenter", over(1));
+  document.addEventListener("dragleave", over(-1));
+  document.addEventListener("dragover", over(0));
+  document.addEventListener("drop", (event) => {
+    over(-depth)(event);
+    searchBy(event.dataTransfer?.files[0]);
+  });
+}
+
+// ---- start
+
+function listen() {
+  $("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const words = $("words").value.trim();
+    const { like, picture } = wanted();
+    if ($("words").hidden) return goAgain();
+    if (words) go({ words });
+    else if (like || picture) goAgain();
+    else $("words").focus();
+  });
+  $("rerank").addEventListener("change", () => {
+    const words = $("words").value.trim() || wanted().words;
+    go({ words, top: wanted().top }, { replace: !words });
+  });
+  $("forget").addEventListener("click", () => {
+    go({}).then(() => $("words").focus());
+  });
+  $("more").addEventListener("click", async () => {
+    const shown = $("grid").children.length;
+    await goAgain({ top: Math.min(wanted().top + STEP, about.limits.top) });
+    $("grid").children[shown]?.querySelector("button").focus();
+  });
+  $("home").addEventListener("click", async (event) => {
+    event.preventDefault();
+    if (!(await ready)) return;
+    filters.values = {};
+    $("rerank").checked = false;
+    go({}).then(() => $("words").focus());
+  });
+  window.addEventListener("popstate", () => {
+    $("detail").close();
+    if (about?.can_search) run();
+  });
+  $("detail").addEventListener("click", (event) => {
+    if (event.target === $("detail")) $("detail").close(); // beside what it shows
+  });
+  listenForPictures();
+}
+
+function showAbout() {
+  const number = about.num_pictures.toLocaleString("en");
+  $("rerank-option").hidden = !about.can_rerank;
+  if (about.can_search) {
+    showSamples(about.samples, { onOpen: openResult });
+    $("collection").textContent = `${number} picture${about.num_pictures === 1 ? "" : "s"}`;
+    return;
+  }
+  $("words").hidden = true;
+  $("search").querySelector(".go").hidden = true;
+  $("headline").textContent = about.can_answer ? "Ask about a picture." : "Nothing to search here.";
+  $("hint").textContent = about.can_answer
+    ? "Drop, paste or upload a picture, then ask."
+    : "This service was started without an index. Its API embeds, matches and classifies all the same.";
+}
+
+async function learn() {
+  try {
+    about = await call("/v1/about");
+  } catch (problem) {
+    showProblem(problem, { onRetry: () => location.reload() });
+    return false;
+  }
+  filters = new Filters(about.columns, { onChange: () => goAgain() });
+  showAbout();
+  if (about.can_search) run({ typing: true });
+  return true;
+}
+
+fillForm(wanted());
+ready = learn();
+listen();
+if (!location.search) $("words").focus();

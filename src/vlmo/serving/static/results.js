@@ -1,0 +1,66 @@
+// The grid of results, and what stands around it.
+
+import { show } from "./api.js";
+import { $, make, percent } from "./dom.js";
+
+export const titleOf = (hit) => hit.captions[0] || hit.name;
+
+export function showResults(found, { onOpen }) {
+  const cards = found.hits.map((hit, place) => card(hit, { place, onOpen, below: [title(hit), scores(hit)] }));
+  $("grid").replaceChildren(...(cards.length ? cards : [nothing()]));
+}
+
+export function showStatus(found, { seconds }) {
+  const number = found.hits.length;
+  const closer = found.num_reranked ? ` · looked closer at the best ${found.num_reranked}` : "";
+  $("status").textContent = `${number || "No"} picture${number === 1 ? "" : "s"} in ${seconds.toFixed(2)} s${closer}`;
+  $("note").hidden = !found.note;
+  $("note").textContent = found.note || "";
+}
+
+export function showProblem(problem, { onRetry }) {
+  const again = make("button", { type: "button", className: "second", onclick: onRetry }, "Try again");
+  const worthIt = problem.status === 0 || problem.status >= 500;
+  $("problem").replaceChildren(
+    make("strong", {}, problem.message),
+    ...(problem.hint ? [make("span", {}, problem.hint)] : []),
+    ...(worthIt ? [make("div", {}, again)] : []),
+  );
+  $("problem").hidden = false;
+}
+
+export function clearProblem() {
+  $("problem").hidden = true;
+  $("problem").replaceChildren();
+}
+
+export function showSamples(hits, { onOpen }) {
+  $("strip").replaceChildren(...hits.map((hit, place) => card(hit, { place, onOpen, below: [] })));
+}
+
+function card(hit, { place, onOpen, below }) {
+  const image = make("img", { alt: below.length ? "" : titleOf(hit), width: 200, height: 200, loading: place < 12 ? "eager" : "lazy", decoding: "async" });
+  show(image, `/v1/thumbnails/${encodeURIComponent(hit.id)}`);
+  const button = make(
+    "button",
+    { type: "button", className: "card", onclick: () => onOpen(hit) },
+    make("span", { className: "frame" }, image),
+    ...below,
+  );
+  button.dataset.id = hit.id;
+  return make("li", {}, button);
+}
+
+const title = (hit) => make("span", { className: "what" }, titleOf(hit));
+
+function scores(hit) {
+  const parts = [make("span", { title: "Cosine of the vectors of query and picture" }, `similarity ${hit.similarity.toFixed(2)}`)];
+  if (hit.probability !== null) {
+    parts.unshift(make("span", { title: "Judgement of the fusion encoder on words and picture" }, make("b", {}, `fits ${percent(hit.probability)}`)));
+  }
+  return make("span", { className: "scores" }, ...parts);
+}
+
+function nothing() {
+  return make("li", { className: "empty" }, make("strong", {}, "Nothing here"), "No picture passes the filters. Widen or remove them.");
+}

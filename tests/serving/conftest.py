@@ -1,0 +1,29 @@
+"""One tiny gallery for all tests of the service, and clients without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.serving.toy_service import Gallery, make_gallery
+from vlmo.serving.app import create_app
+from vlmo.serving.server import load_parts
+from vlmo.serving.service import Parts
+
+
+@pytest.fixture(scope="session")
+def gallery(tmp_path_factory) -> Gallery:
+    return make_gallery(tmp_path_factory.mktemp("gallery"))
+
+
+@pytest.fixture(scope="session")
+def parts(gallery) -> Parts:
+    return load_parts(gallery.model, index=gallery.index, vqa=gallery.vqa)
+
+
+@pytest.fixture(scope="module")
+def client(parts) -> Iterator[TestClient]:
+    with TestClient(create_app(parts), raise_server_exceptions=False) as client:
+        yield client

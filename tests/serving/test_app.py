@@ -1,0 +1,412 @@
+"""Each route says what the model and the index say, and refuses what they cannot do."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from transformers import pipeline
+
+from tests.interop.toy_gallery import CAPTIONS, NUM_PICTURES, drawings
+from tests.serving.toy_service import in_base64, png
+from vlmo.retrieval import Searcher
+from vlmo.serving.app import create_app
+from vlmo.serving.service import Parts
+from vlmo.serving.settings import MAX_PICTURES, Settings
+
+TOLERANCE = 1e-5
+"""Rows of one call and of several differ by the order of sums."""
+JPEG_NOISE = 6.0
+"""Mean difference of 255 that JPEG makes on drawings with hard edges."""
+
+
+@pytest.fixture(scope="module")
+def bar() -> str:
+    """A yellow bar, which is wider than high, in base64."""
+    return in_base64(png(drawings()[14]))
+
+
+def post(client: TestClient, path: str, **body) -> dict:
+    response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def error(client: TestClient, path: str, **body) -> tuple[int, str]:
+    response = client.post(path, json=body)
+    assert set(response.json()) == {"error"}
+    assert set(response.json()["error"]) == {"reason", "hint"}
+    return response.status_code, response.json()["error"]["reason"]
+
+
+# ------------------------------------------------------------------------------------------------------------- search
+
+
+def test_search_by_words_gives_what_the_searcher_gives(client, parts) -> None:
+    found = post(client, "/v1/search", text="a red circle", top=5)
+    expected = Searcher(parts.encoder, parts.index).search("a red circle", top=5).hits
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
+    np.testing.assert_allclose(
+        [hit["similarity"] for hit in found["hits"]], [hit.similarity for hit in expected], atol=TOLERANCE
+    )
+    first = found["hits"][0]
+    assert first["captions"] == ["a red circle", "circle in red"]
+    assert first["name"] == "a_red_circle.png"
+    assert (first["width"], first["height"]) == (72, 64)
+    assert first["metadata"] == {"colour": "red", "number": 1, "even": False}
+    assert (first["match"], first["probability"], found["num_reranked"], found["note"]) == (None, None, 0, None)
+    assert found["complete"]
+    assert found["seconds"].keys() >= {"encode", "index", "total"}
+
+
+def test_search_with_rerank_judges_as_the_searcher_does(client, parts) -> None:
+    found = post(client, "/v1/search", text="a red circle", top=6, rerank=12, weight=0.7)
+    expected = Searcher(parts.encoder, parts.index).search("a red circle", top=6, rerank=12, weight=0.7)
+    assert found["num_reranked"] == expected.num_reranked == 12
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
+    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], [hit.score for hit in expected.hits], atol=1e-3)
+    for hit in found["hits"]:
+        assert hit["probability"] == pytest.approx(1 / (1 + np.exp(-hit["match"])))
+
+
+def test_search_that_runs_out_of_time_says_so(client) -> None:
+    found = post(client, "/v1/search", text="a red circle", top=24, rerank=24, budget=0.001)
+    assert not found["complete"]
+    assert found["num_reranked"] < 24
+    assert "time" in found["note"]
+    assert len(found["hits"]) == NUM_PICTURES
+
+
+def test_search_by_picture_finds_that_picture_first_however_it_is_sent(client) -> None:
+    data = png(drawings()[14])
+    by_json = post(client, "/v1/search", picture=in_base64(data), top=3)
+    by_address = post(client, "/v1/search", picture=f"data:image/png;base64,{in_base64(data)}", top=3)
+    by_form = client.post("/v1/search", files={"picture": ("x.png", data, "image/png")}, data={"top": "3"}).json()
+    for found in (by_json, by_address, by_form):
+        assert found["hits"][0]["captions"][0] == CAPTIONS[14][0]
+        assert found["hits"][0]["similarity"] == pytest.approx(1, abs=TOLERANCE)
+    assert len(by_form["hits"]) == 3
+
+
+def test_search_keeps_to_its_filter(client) -> None:
+    found = post(
+        client, "/v1/search", text="a red circle", top=24, where="colour = 'blue' and number >= 9 and not even"
+    )
+    assert sorted(hit["metadata"]["number"] for hit in found["hits"]) == [9, 11]
+    assert post(client, "/v1/search", text="a red circle", where="colour = 'mauve'")["hits"] == []
+    assert len(post(client, "/v1/search", text="a red circle", top=24, where="")["hits"]) == NUM_PICTURES
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "lower(colour) like '%re%'",
+        "starts_with(colour, 're')",
+        "contains(upper(colour), 'RE') and ends_with(colour, 'd')",
+        "array_has(captions, 'a red circle') or width > 1 and height < 10000",
+        "`number` between -1 and 30 and even is not null and colour in ('red', 'blue')",
+        "colour = 'it''s; drop table pictures'",
+        "number = 1 or " * 33 + "even",
+        "(" * 20 + "even" + ")" * 20,
+    ],
+)
+def test_filters_that_pass_the_check_are_understood_by_the_index(client, where) -> None:
+    post(client, "/v1/search", text="a red circle", where=where)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "colour = 'a'; drop table pictures",
+        "repeat('a', 2000000000) = colour",
+        "1 = 1) or (1 = 1",
+        "colour = 1 and",
+        "colour like 3 in",
+        "place like '/%'",
+        "nothing = 1",
+        "\x00",
+    ],
+)
+def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, where) -> None:
+    status, reason = error(client, "/v1/search", text="a red circle", where=where)
+    assert status == 422
+    assert "\n" not in reason
+    assert str(parts.index.folder) not in reason
+    assert parts.index.num_pictures == NUM_PICTURES
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({}, "give a text or a picture"),
+        ({"text": "a", "picture": "aGk="}, "give a text or a picture"),
+        ({"text": "  "}, "text: the text is empty"),
+        ({"text": "a" * 1001}, "text: String should have at most 1000 characters"),
+        ({"text": "a", "top": 0}, "top"),
+        ({"text": "a", "top": 201}, "top"),
+        ({"text": "a", "rerank": 129}, "rerank"),
+        ({"text": "a", "weight": 1.5}, "weight"),
+        ({"text": "a", "budget": 0}, "budget"),
+        ({"text": "a", "budget": 1e9}, "budget"),
+        ({"text": ["a"]}, "text"),
+        ({"text": "a", "nonsense": 1}, "nonsense"),
+        ({"picture": "aGk=", "rerank": 5}, "the fusion encoder judges texts"),
+        ({"picture": "not base64!"}, "no base64"),
+        ({"picture": ""}, "empty"),
+        ({"picture": "aGk="}, "no usable picture"),
+        ({"picture": 5}, "a picture is a string"),
+    ],
+)
+def test_search_names_what_is_wrong(client, body, reason) -> None:
+    status, found = error(client, "/v1/search", **body)
+    assert status == 422
+    assert reason in found
+
+
+def test_text_of_any_script_is_taken(client) -> None:
+    for text in ("赤い丸", "دائرة حمراء", "🔴" * 500, "a\x00b", "e\u0301" * 400, "\u202eabc", "\ufffe"):
+        assert len(post(client, "/v1/search", text=text, top=2)["hits"]) == 2
+
+
+def test_lone_surrogates_are_refused(client) -> None:
+    response = client.post("/v1/search", content=b'{"text": "\\ud800"}', headers={"content-type": "application/json"})
+    assert response.status_code == 422
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def test_similar_leaves_the_picture_itself_out(client) -> None:
+    first = post(client, "/v1/search", text="a red circle", top=1)["hits"][0]
+    found = post(client, "/v1/similar", id=first["id"], top=NUM_PICTURES, where="colour = 'red'")
+    assert len(found["hits"]) == 3
+    assert first["id"] not in {hit["id"] for hit in found["hits"]}
+
+
+def test_pictures_and_thumbnails_are_jpeg_of_that_picture(client) -> None:
+    first = post(client, "/v1/search", picture=in_base64(png(drawings()[14])), top=1)["hits"][0]
+    for route in ("pictures", "thumbnails"):
+        response = client.get(f"/v1/{route}/{first['id']}")
+        assert response.headers["content-type"] == "image/jpeg"
+        shown = Image.open(io.BytesIO(response.content))
+        assert shown.format == "JPEG"
+        assert shown.size == drawings()[14].size
+        difference = np.abs(np.asarray(shown, dtype=float) - np.asarray(drawings()[14], dtype=float))
+        assert difference.mean() < JPEG_NOISE
+
+
+@pytest.mark.parametrize(
+    "number", ["0" * 24, "nothing", "..%2f..%2fetc%2fpasswd", "x' or '1'='1", "%00", "é", "a" * 900]
+)
+def test_unknown_ids_are_not_found(client, number) -> None:
+    for route in ("pictures", "thumbnails"):
+        response = client.get(f"/v1/{route}/{number}")
+        assert response.status_code == 404
+        assert "error" in response.json()
+    status, reason = error(client, "/v1/similar", id=number)
+    assert status == 404
+    assert "id" in reason
+
+
+def test_picture_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, parts, client) -> None:
+    hit = Searcher(parts.encoder, parts.index).search("a pink cross", top=1).hits[0]
+    file = gallery.index.parent / "pictures" / hit.place.rsplit("/", maxsplit=1)[-1]
+    aside = file.with_suffix(".aside")
+    file.rename(aside)
+    try:
+        response = client.get(f"/v1/pictures/{hit.id}")
+    finally:
+        aside.rename(file)
+    assert response.status_code == 404
+    assert str(gallery.index.parent) not in response.text
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+def test_embed_gives_the_encoders_vectors(client, parts, bar) -> None:
+    found = post(client, "/v1/embed", texts=["a red circle", "two"], pictures=[bar])
+    np.testing.assert_allclose(found["texts"], parts.encoder.embed_texts(["a red circle", "two"]), atol=TOLERANCE)
+    np.testing.assert_allclose(found["pictures"], parts.encoder.embed_images([drawings()[14]]), atol=TOLERANCE)
+    assert (found["dim"], found["model"]) == (parts.encoder.dim, parts.encoder.fingerprint)
+
+
+def test_embed_takes_forms_with_many_of_each(client) -> None:
+    files = [("pictures", ("a.png", png(picture), "image/png")) for picture in drawings()[:3]]
+    response = client.post("/v1/embed", files=files, data={"texts": ["a red circle", "two"]})
+    assert [len(response.json()[name]) for name in ("texts", "pictures")] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"texts": ["a"] * 257}, {"pictures": ["aGk="] * (MAX_PICTURES + 1)}, {"texts": ["a", ""]}]
+)
+def test_embed_refuses_nothing_and_too_much(client, body) -> None:
+    assert error(client, "/v1/embed", **body)[0] == 422
+
+
+def test_match_judges_pairs_as_the_encoder_does(client, parts, bar) -> None:
+    cross = in_base64(png(drawings()[3]))
+    pairs = post(client, "/v1/match", pictures=[bar, cross], texts=["a yellow bar", "a red cross"])["matches"]
+    odds = parts.encoder.match([drawings()[14], drawings()[3]], ["a yellow bar", "a red cross"])
+    np.testing.assert_allclose([pair["log_odds"] for pair in pairs], odds, atol=TOLERANCE)
+    np.testing.assert_allclose([pair["probability"] for pair in pairs], 1 / (1 + np.exp(-odds)), atol=TOLERANCE)
+    many = post(client, "/v1/match", pictures=[bar], texts=["a yellow bar", "a red cross", "a dog"])["matches"]
+    assert len(many) == 3
+    assert many[0]["log_odds"] == pytest.approx(pairs[0]["log_odds"], abs=TOLERANCE)
+    assert error(client, "/v1/match", pictures=[bar] * 2, texts=["a"] * 3)[0] == 422
+
+
+def test_classify_gives_shares_of_labels_by_the_models_temperature(client, parts, bar) -> None:
+    body = {"pictures": [bar], "labels": ["red", "yellow", "blue"], "template": "a {} bar"}
+    (ranked,) = post(client, "/v1/classify", **body)["pictures"]
+    image = parts.encoder.embed_images([drawings()[14]])
+    texts = parts.encoder.embed_texts(["a red bar", "a yellow bar", "a blue bar"])
+    logits = parts.encoder.inverse_temperature * (image @ texts.T)[0]
+    shares = np.exp(logits) / np.exp(logits).sum()
+    expected = sorted(zip(shares, body["labels"], strict=True), reverse=True)
+    assert [entry["label"] for entry in ranked] == [label for _, label in expected]
+    np.testing.assert_allclose(
+        [entry["probability"] for entry in ranked], [share for share, _ in expected], atol=TOLERANCE
+    )
+    assert ranked[0]["label"] == "yellow"
+
+
+@pytest.mark.parametrize("template", ["a bar", "{} {}", "{0}", "{label.__class__}"])
+def test_classify_refuses_templates_without_one_place(client, bar, template) -> None:
+    status, reason = error(client, "/v1/classify", pictures=[bar], labels=["a", "b"], template=template)
+    assert (status, "template" in reason) == (422, True)
+
+
+def test_classify_refuses_a_label_that_is_given_twice(client, bar) -> None:
+    assert error(client, "/v1/classify", pictures=[bar], labels=["a", "a"])[0] == 422
+
+
+def test_vqa_answers_as_the_pipeline_does(client, gallery, parts, bar) -> None:
+    question = "what color is it?"
+    expected = pipeline("visual-question-answering", model=str(gallery.vqa))(drawings()[14], question=question, top_k=3)
+    by_file = post(client, "/v1/vqa", picture=bar, question=question, top=3)["answers"]
+    first = post(client, "/v1/search", picture=bar, top=1)["hits"][0]
+    by_id = post(client, "/v1/vqa", id=first["id"], question=question, top=3)["answers"]
+    for answers in (by_file, by_id):
+        assert [answer["answer"] for answer in answers] == [answer["answer"] for answer in expected]
+        np.testing.assert_allclose(
+            [answer["score"] for answer in answers], [answer["score"] for answer in expected], atol=TOLERANCE
+        )
+    assert error(client, "/v1/vqa", question=question)[0] == 422
+    assert error(client, "/v1/vqa", question=question, id="0" * 24)[0] == 404
+
+
+# ---------------------------------------------------------------------------------------------------- what is not there
+
+
+def test_requests_for_what_is_missing_say_what_to_start(parts, bar) -> None:
+    with TestClient(create_app(Parts(encoder=parts.encoder))) as client:
+        status, reason = error(client, "/v1/search", text="a")
+        assert (status, reason) == (404, "this service has no index")
+        assert error(client, "/v1/similar", id="a")[0] == 404
+        assert client.get("/v1/thumbnails/a").status_code == 404
+        assert error(client, "/v1/vqa", picture=bar, question="a")[1] == "this service answers no questions"
+        assert post(client, "/v1/embed", texts=["a"])["dim"] == parts.encoder.dim
+        about = client.get("/v1/about").json()
+        assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (False, False, False)
+    with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
+        for path, body in (("/v1/embed", {"texts": ["a"]}), ("/v1/match", {"texts": ["a"], "pictures": [bar]})):
+            assert error(client, path, **body)[0] == 404
+        assert post(client, "/v1/vqa", picture=bar, question="what?")["answers"]
+
+
+def test_about_describes_the_index_and_the_limits(client, parts) -> None:
+    about = client.get("/v1/about").json()
+    assert (about["num_pictures"], about["model"]) == (NUM_PICTURES, parts.encoder.fingerprint)
+    assert about["columns"] == {"colour": "text", "even": "true or false", "number": "whole number"}
+    assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (True, True, True)
+    assert len({sample["id"] for sample in about["samples"]}) == 12
+    assert about["limits"]["pictures"] == MAX_PICTURES
+
+
+# ------------------------------------------------------------------------------------------------------- many at a time
+
+
+class Counting:
+    """Wraps a function of the encoder, and holds its first call until many rows wait."""
+
+    def __init__(self, call) -> None:
+        self.call, self.sizes = call, []
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, rows):
+        self.sizes.append(len(rows))
+        if len(self.sizes) == 1:
+            self.entered.set()
+            assert self.go.wait(30)
+        return self.call(rows)
+
+
+def test_requests_of_several_clients_are_encoded_together(parts, monkeypatch) -> None:
+    counting = Counting(parts.encoder.embed_texts)
+    monkeypatch.setattr(parts.encoder, "embed_texts", counting)
+    app = create_app(parts, Settings(max_wait=0.0))
+    with TestClient(app) as client:
+        answers = []
+
+        def ask(text: str) -> None:
+            answers.append(client.post("/v1/search", json={"text": text, "top": 1}))
+
+        threads = [threading.Thread(target=ask, args=(caption[0],)) for caption in CAPTIONS[:7]]
+        threads[0].start()
+        assert counting.entered.wait(30)
+        for thread in threads[1:]:
+            thread.start()
+        while app.state.vlmo.metrics.text().count(b"vlmo_queue_length 7.0") == 0:
+            assert threads[0].is_alive()
+        counting.go.set()
+        for thread in threads:
+            thread.join()
+        metrics = client.get("/metrics").text
+    assert [answer.status_code for answer in answers] == [200] * 7
+    assert sum(counting.sizes) == 7
+    assert len(counting.sizes) <= 3  # the one that was held, and those that came meanwhile
+    assert 'vlmo_batch_rows_bucket{kind="texts",le="8.0"}' in metrics
+    assert 'vlmo_requests_total{method="POST",route="/v1/search",status="200"} 7.0' in metrics
+    assert 'vlmo_request_seconds_count{route="/v1/search"} 7.0' in metrics
+    assert "vlmo_queue_length 0.0" in metrics
+
+
+def test_full_queue_is_503_with_retry_after(parts, monkeypatch) -> None:
+    counting = Counting(parts.encoder.embed_texts)
+    monkeypatch.setattr(parts.encoder, "embed_texts", counting)
+    with TestClient(create_app(parts, Settings(queue=1, max_wait=0.0))) as client:
+        first = threading.Thread(target=client.post, args=("/v1/search",), kwargs={"json": {"text": "a"}})
+        first.start()
+        assert counting.entered.wait(30)
+        response = client.post("/v1/search", json={"text": "b"})
+        assert client.get("/healthz").status_code == 200
+        counting.go.set()
+        first.join()
+        assert client.post("/v1/search", json={"text": "b"}).status_code == 200
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+    assert response.json()["error"]["reason"] == "the queue is full"
+
+
+def test_pages_and_description_are_served_without_others_help(client) -> None:
+    for path, kind in (
+        ("/", "text/html"),
+        ("/docs", "text/html"),
+        ("/static/page.js", "javascript"),
+        ("/favicon.ico", "svg"),
+    ):
+        response = client.get(path)
+        assert response.status_code == 200
+        assert kind in response.headers["content-type"]
+        assert "http://" not in response.text.replace("http://www.w3.org/2000/svg", "")
+        assert "https://" not in response.text
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/embed", "/v1/search", "/v1/similar", "/v1/match", "/v1/vqa", "/v1/classify"} < paths.keys()
+    body = paths["/v1/search"]["post"]["requestBody"]["content"]
+    assert body["application/json"]["schema"]["properties"]["top"]["maximum"] == 200
+    assert set(body) == {"application/json", "multipart/form-data"}

@@ -1,0 +1,173 @@
+"""Rows of several callers in one call: when it starts, who is in it, and what happens to those who leave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import pytest
+
+from vlmo.serving.batcher import Batcher, Places
+from vlmo.serving.errors import BusyError, StoppingError
+
+PATIENCE_S = 30
+"""A wait that only a bug uses up."""
+
+
+class Doubler:
+    """Doubles rows; notes its calls, and waits for `go` in each."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.entered, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def __call__(self, rows: list[int]) -> list[int]:
+        self.calls.append(rows)
+        self.entered.set()
+        assert self.go.wait(PATIENCE_S)
+        if -1 in rows:
+            raise ValueError("a bad row")
+        return [2 * row for row in rows]
+
+
+@pytest.fixture
+def doubler() -> Doubler:
+    return Doubler()
+
+
+def make(doubler, *, max_batch=8, max_wait=0.0, **options) -> Batcher:
+    return Batcher({"double": doubler}, max_batch=max_batch, max_wait=max_wait, **options)
+
+
+def hold(batcher: Batcher, doubler: Doubler):
+    """Keeps the batcher busy until `doubler.go` is set."""
+    doubler.go.clear()
+    held = batcher.submit("double", [0])
+    assert doubler.entered.wait(PATIENCE_S)
+    return held
+
+
+def test_rows_of_several_callers_go_in_one_call(doubler) -> None:
+    batcher = make(doubler)
+    hold(batcher, doubler)
+    futures = [batcher.submit("double", rows) for rows in ([1], [2, 3], [4])]
+    doubler.go.set()
+    assert [future.result(PATIENCE_S) for future in futures] == [[2], [4, 6], [8]]
+    assert doubler.calls == [[0], [1, 2, 3, 4]]
+    batcher.close()
+
+
+def test_a_call_waits_for_others_no_longer_than_its_deadline(doubler) -> None:
+    batcher = make(doubler, max_wait=0.3)
+    began = time.monotonic()
+    first = batcher.submit("double", [1])
+    second = batcher.submit("double", [2])
+    assert first.result(PATIENCE_S) == [2]
+    assert second.result(PATIENCE_S) == [4]
+    assert time.monotonic() - began >= 0.3
+    assert doubler.calls == [[1, 2]]
+    batcher.close()
+
+
+def test_a_full_batch_does_not_wait(doubler) -> None:
+    batcher = make(doubler, max_batch=2, max_wait=PATIENCE_S)
+    assert batcher.submit("double", [1, 2]).result(PATIENCE_S / 2) == [2, 4]
+    batcher.close()
+
+
+def test_many_rows_of_one_caller_go_in_several_calls(doubler) -> None:
+    batcher = make(doubler, max_batch=3)
+    assert batcher.submit("double", list(range(8))).result(PATIENCE_S) == [2 * row for row in range(8)]
+    assert doubler.calls == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    batcher.close()
+
+
+def test_rows_of_a_caller_who_left_are_not_run(doubler) -> None:
+    batcher = make(doubler)
+    hold(batcher, doubler)
+    gone, stays = batcher.submit("double", [1]), batcher.submit("double", [2])
+    assert gone.cancel()
+    doubler.go.set()
+    assert stays.result(PATIENCE_S) == [4]
+    assert doubler.calls == [[0], [2]]
+    with pytest.raises(CancelledError):
+        gone.result()
+    batcher.close()
+
+
+def test_a_caller_who_leaves_during_a_call_harms_nobody(doubler) -> None:
+    batcher = make(doubler)
+    held = hold(batcher, doubler)
+    assert held.cancel()
+    doubler.go.set()
+    assert batcher.submit("double", [1]).result(PATIENCE_S) == [2]
+    batcher.close()
+
+
+def test_a_bad_row_costs_only_its_own_caller(doubler) -> None:
+    batcher = make(doubler)
+    hold(batcher, doubler)
+    bad, good = batcher.submit("double", [-1, 5]), batcher.submit("double", [6])
+    doubler.go.set()
+    with pytest.raises(ValueError, match="a bad row"):
+        bad.result(PATIENCE_S)
+    assert good.result(PATIENCE_S) == [12]
+    batcher.close()
+
+
+def test_kinds_do_not_mix_and_the_oldest_goes_first(doubler) -> None:
+    order = []
+    batcher = Batcher({"double": doubler, "text": lambda rows: order.append(rows) or rows}, max_batch=8, max_wait=0.0)
+    hold(batcher, doubler)
+    first, second = batcher.submit("text", ["a"]), batcher.submit("double", [3])
+    third = batcher.submit("text", ["b"])
+    doubler.go.set()
+    assert (first.result(PATIENCE_S), second.result(PATIENCE_S), third.result(PATIENCE_S)) == (["a"], [6], ["b"])
+    assert order == [["a", "b"]]
+    batcher.close()
+
+
+def test_close_finishes_what_waits_and_takes_nothing_new(doubler) -> None:
+    batcher = make(doubler, max_wait=PATIENCE_S)
+    future = batcher.submit("double", [1])
+    began = time.monotonic()
+    batcher.close()
+    assert time.monotonic() - began < PATIENCE_S / 2
+    assert future.result(0) == [2]
+    with pytest.raises(StoppingError):
+        batcher.submit("double", [2])
+
+
+def test_no_rows_give_no_results_at_once(doubler) -> None:
+    batcher = make(doubler, max_wait=PATIENCE_S)
+    assert batcher.submit("double", []).result(0) == []
+    batcher.close()
+    assert doubler.calls == []
+
+
+def test_a_function_that_loses_rows_is_an_error() -> None:
+    batcher = Batcher({"bad": lambda rows: rows[:-1]}, max_batch=8, max_wait=0.0)
+    with pytest.raises(RuntimeError, match="2 rows gave 1 results"):
+        batcher.submit("bad", [1, 2]).result(PATIENCE_S)
+    batcher.close()
+
+
+def test_calls_are_observed(doubler) -> None:
+    seen = []
+    batcher = make(doubler, observe=lambda kind, rows, seconds: seen.append((kind, rows, seconds >= 0)))
+    batcher.submit("double", [1, 2]).result(PATIENCE_S)
+    batcher.close()
+    assert seen == [("double", 2, True)]
+
+
+def test_places_are_bounded_and_given_back() -> None:
+    lengths = []
+    places = Places(2, observe=lengths.append)
+    with places.take(), places.take(), pytest.raises(BusyError) as refused, places.take():
+        pass
+    assert refused.value.response().headers["retry-after"] == "1"
+    with places.take():
+        pass
+    assert lengths == [1, 2, 1, 0, 1, 0]

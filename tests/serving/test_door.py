@@ -1,0 +1,275 @@
+"""Who may come in, how much they may bring, and how errors look."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from vlmo.serving.app import create_app
+from vlmo.serving.service import Parts
+from vlmo.serving.settings import Limits, Settings
+
+KEY = "a-secret"
+SMALL = Limits(request_bytes=20_000, buffered_bytes=50_000, body_seconds=0.5)
+JSON = {"content-type": "application/json"}
+
+
+@functools.cache
+def app_of(**settings):
+    return create_app(Parts(), Settings(**settings))
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    with TestClient(app_of(api_key=KEY)) as client:
+        yield client
+
+
+# ---------------------------------------------------------------------------------------------------------- who may in
+
+
+@pytest.mark.parametrize("path", ["/v1/about", "/metrics", "/v1/thumbnails/x", "/nothing"])
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"x-api-key": ""}, {"x-api-key": "é"}]
+)
+def test_without_the_key_nothing_is_shown(guarded, path, headers) -> None:
+    response = guarded.get(path, headers={name: value.encode() for name, value in headers.items()})
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.json()["error"]["reason"] == "the API key is missing or wrong"
+
+
+@pytest.mark.parametrize("headers", [{"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}])
+def test_with_the_key_all_is_shown(guarded, headers) -> None:
+    assert guarded.get("/v1/about", headers=headers).status_code == 200
+
+
+def test_page_and_health_need_no_key(guarded) -> None:
+    for path in ("/", "/docs", "/healthz", "/static/style.css", "/openapi.json"):
+        assert guarded.get(path).status_code == 200
+
+
+def test_key_is_not_in_what_settings_print() -> None:
+    assert KEY not in repr(Settings(api_key=KEY))
+
+
+@pytest.mark.parametrize("key", ["", "two\nlines", "ü"])
+def test_key_that_no_header_carries_is_refused(key) -> None:
+    with pytest.raises(ValueError, match="one line of ASCII"):
+        Settings(api_key=key)
+
+
+def test_other_names_of_the_server_are_refused() -> None:
+    with TestClient(app_of(server_names=("localhost", "::1"))) as client:
+        for host, status in (("localhost:8000", 200), ("[::1]:8000", 200), ("LOCALHOST", 200), ("evil.example", 421)):
+            assert client.get("/v1/about", headers={"host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://testserver", 404), ("http://evil.example", 403), ("null", 403), (None, 404)]
+)
+def test_posts_of_other_origins_are_refused(origin, status) -> None:
+    with TestClient(app_of()) as client:
+        headers = {} if origin is None else {"origin": origin}
+        response = client.post("/v1/search", json={"text": "a"}, headers=headers)
+        assert response.status_code == status
+        assert "access-control-allow-origin" not in response.headers
+
+
+def test_origins_that_were_named_may_call() -> None:
+    with TestClient(app_of(cors_origins=("https://page.example",))) as client:
+        asked = {"origin": "https://page.example", "access-control-request-method": "POST"}
+        assert client.options("/v1/search", headers=asked).headers["access-control-allow-origin"] == asked["origin"]
+        response = client.post("/v1/search", json={"text": "a"}, headers={"origin": asked["origin"]})
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (404, asked["origin"])
+        asked["origin"] = "https://other.example"
+        assert "access-control-allow-origin" not in client.options("/v1/search", headers=asked).headers
+
+
+# ---------------------------------------------------------------------------------------------------------- how much
+
+
+def chunked(size: int):
+    def chunks():
+        for _ in range(size // 1000):
+            yield b" " * 1000
+
+    return chunks()
+
+
+@pytest.mark.parametrize("content", [b" " * 20_001, chunked(30_000)], ids=["with a length", "in chunks"])
+def test_body_that_is_too_large_is_refused(content) -> None:
+    with TestClient(app_of(limits=SMALL)) as client:
+        response = client.post("/v1/search", content=content, headers=JSON)
+        assert response.status_code == 413
+        assert "20,000 bytes" in response.json()["error"]["reason"]
+
+
+def test_form_that_is_too_large_is_refused() -> None:
+    with TestClient(app_of(limits=SMALL)) as client:
+        assert client.post("/v1/search", files={"picture": b"x" * 30_000}).status_code == 413
+
+
+def test_length_that_is_a_lie_changes_nothing() -> None:
+    async def app_call() -> list[dict]:
+        """As a server would call that lets a body be longer than its head says."""
+        sent, app = [], app_of(limits=SMALL)
+        chunks = [{"type": "http.request", "body": b" " * 8000, "more_body": True} for _ in range(9)]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/search",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json"), (b"content-length", b"10")],
+        }
+
+        async def receive() -> dict:
+            return chunks.pop()
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        await app(scope, receive, send)
+        return [*sent, {"left": len(chunks)}]
+
+    start, *_, rest = asyncio.run(app_call())
+    assert start["status"] == 413
+    assert rest["left"] == 6
+
+
+def test_slow_body_is_given_up_and_all_bodies_together_are_bounded() -> None:
+    async def slowly(size: int):
+        yield b" " * size
+        await asyncio.sleep(30)
+
+    async def ask() -> list[httpx.Response]:
+        app = app_of(limits=SMALL)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://testserver") as client:
+            slow = [client.post("/v1/search", content=slowly(19_000), headers=JSON) for _ in range(4)]
+            first = await asyncio.gather(*slow)
+            return [*first, await client.get("/healthz")]
+
+    *slow, healthy = asyncio.run(ask())
+    assert sorted(response.status_code for response in slow) == [408, 408, 503, 503]
+    assert healthy.status_code == 200
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status"),
+    [
+        ({}, b"{}", 415),
+        ({"content-type": "text/plain"}, b"{}", 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"text=a", 415),
+        ({"content-type": "multipart/form-data"}, b"x", 400),
+        ({"content-type": "multipart/form-data; boundary=x"}, b"nothing of it", 400),
+        ({"content-type": "multipart/form-data; boundary=\xff"}, b"--\xff--", 400),
+        (JSON, b"", 422),
+        (JSON, b"{", 422),
+        (JSON, b"null", 422),
+        (JSON, b"[]", 422),
+        (JSON, b"\xff\xfe", 422),
+        (JSON, b'{"text": "\x00"}', 422),
+        (JSON, b'{"text": NaN}', 422),
+        (JSON, b"[" * 10_000, 422),
+        (JSON, b'{"text": "a", "top": 1' + b"0" * 5000 + b"}", 422),
+    ],
+)
+def test_body_that_cannot_be_read_is_an_error_of_the_client(headers, content, status) -> None:
+    with TestClient(app_of()) as client:
+        raw = {name: value.encode("latin-1") for name, value in headers.items()}
+        response = client.post("/v1/search", content=content, headers=raw)
+        assert response.status_code == status, response.text
+        assert set(response.json()["error"]) == {"reason", "hint"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"text": ["a", "b"]}, "given twice"),
+        ({"text": "a", "top": "many"}, "top"),
+        ({"text": "a" * 5000}, "maximum size"),
+        ({f"field{number}": "a" for number in range(1300)}, "Too many fields"),
+    ],
+)
+def test_form_that_is_wrong_is_an_error_of_the_client(fields, reason) -> None:
+    with TestClient(app_of()) as client:
+        # An empty file makes the form a multipart one.
+        response = client.post("/v1/search", data=fields, files={"picture": b""})
+        assert response.status_code in {400, 422}
+        assert reason in response.json()["error"]["reason"]
+
+
+def test_form_with_too_many_files_is_refused() -> None:
+    with TestClient(app_of()) as client:
+        response = client.post("/v1/embed", files=[("pictures", (f"{n}.png", b"x")) for n in range(17)])
+        assert response.status_code == 400
+        assert "Too many files" in response.json()["error"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v1/search", 405), ("PUT", "/", 405)]
+)
+def test_wrong_routes_are_json_errors(method, path, status) -> None:
+    with TestClient(app_of()) as client:
+        response = client.request(method, path)
+        assert response.status_code == status
+        assert response.json()["error"]["hint"]
+
+
+def test_failure_inside_is_logged_and_its_traceback_is_not_shown(caplog) -> None:
+    app = create_app(Parts())
+
+    @app.get("/v1/broken")
+    def broken() -> None:
+        raise RuntimeError("the secret of the house")
+
+    with TestClient(app, raise_server_exceptions=False) as client, caplog.at_level(logging.ERROR):
+        response = client.get("/v1/broken")
+    assert response.status_code == 500
+    assert response.json() == {"error": {"reason": "the server failed", "hint": "its log says why"}}
+    assert "the secret of the house" in caplog.text
+
+
+def test_stopping_server_refuses_work_and_says_so() -> None:
+    app = app_of()
+    with TestClient(app) as client:
+        app.state.vlmo.stopping = True
+        response = client.post("/v1/search", json={"text": "a"})
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert response.json()["error"]["reason"] == "the server is stopping"
+        healthy = client.get("/healthz")
+        assert (healthy.status_code, healthy.json()) == (503, {"status": "stopping"})
+        app.state.vlmo.stopping = False
+        assert client.get("/healthz").json() == {"status": "ready"}
+
+
+def test_every_answer_has_the_headers_that_keep_pages_safe() -> None:
+    with TestClient(app_of()) as client:
+        for path in ("/", "/v1/about", "/nothing", "/static/page.js"):
+            headers = client.get(path).headers
+            policy = headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["x-frame-options"] == "DENY"
+            assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_static_files_end_where_their_folder_ends() -> None:
+    with TestClient(app_of()) as client:
+        for path in (
+            "/static/../app.py",
+            "/static/..%2fapp.py",
+            "/static/%2e%2e/app.py",
+            "/static//etc/passwd",
+            "/static/",
+        ):
+            assert client.get(path).status_code == 404

@@ -1,0 +1,350 @@
+"""The web page in Chromium: what people do with it, on a desktop, on a phone, and without a mouse."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.interop.toy_gallery import CAPTIONS, drawings
+from tests.serving.toy_service import png, served
+from vlmo.serving.app import create_app
+from vlmo.serving.service import Parts
+from vlmo.serving.settings import Limits, Settings
+
+pytestmark = pytest.mark.browser
+
+PATIENCE_MS = 20_000
+expect.set_options(timeout=PATIENCE_MS)
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+ACCESSIBLE = (Path(__file__).parent / "accessible.js").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.fail("these tests drive Chromium, and there is none; install it (on Debian: apt install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(parts) -> Iterator[str]:
+    with served(create_app(parts)) as address:
+        yield address
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens pages of a size; afterwards none of them may have complained."""
+    contexts, complaints = [], []
+
+    def open_(address: str, *, width: int = 1200, height: int = 800, **options) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.goto(address)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert [complaint for complaint in complaints if not complaint.startswith("Failed to load resource")] == []
+
+
+@pytest.fixture
+def page(open_page, address) -> Page:
+    return open_page(address)
+
+
+def cards(page: Page):
+    return page.locator("#grid .card")
+
+
+def search(page: Page, words: str) -> None:
+    page.get_by_label("Words that describe the picture").fill(words)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text(re.compile(r"\d+ pictures? in \d+\.\d\d s"))
+
+
+def upload(page: Page, number: int) -> None:
+    file = {"name": "mine.png", "mimeType": "image/png", "buffer": png(drawings()[number])}
+    page.get_by_label("Search by a picture of yours").set_input_files(file)
+
+
+def test_words_find_the_right_picture_first(page) -> None:
+    expect(page.locator("#strip .card")).to_have_count(12)
+    search(page, "a red circle")
+    first = cards(page).first
+    expect(first).to_contain_text("a red circle")
+    expect(first).to_contain_text(re.compile(r"similarity 0\.\d\d"))
+    assert first.locator("img").evaluate("async (image) => { await image.decode(); return image.naturalWidth; }") > 0
+    assert cards(page).count() == 24
+    assert page.url.endswith("?q=a+red+circle")
+    assert page.title().startswith("a red circle")
+
+
+def test_look_closer_judges_and_says_so(page) -> None:
+    search(page, "a red circle")
+    page.get_by_text("Look closer").click()
+    expect(page.get_by_role("status")).to_contain_text("looked closer at the best 24")
+    expect(cards(page).first).to_contain_text(re.compile(r"fits \d+(\.\d)? %"))
+    page.reload()
+    expect(page.get_by_role("switch", name="Look closer")).to_be_checked()
+    expect(cards(page).first).to_contain_text("fits")
+
+
+def test_uploaded_picture_finds_itself_first(page) -> None:
+    upload(page, 14)
+    expect(cards(page).first).to_contain_text(CAPTIONS[14][0])
+    expect(cards(page).first).to_contain_text("similarity 1.00")
+    expect(page.locator("#by-picture-name")).to_have_text("mine.png")
+    page.get_by_role("button", name="Remove the picture and search by words").click()
+    expect(page.get_by_label("Words that describe the picture")).to_be_focused()
+    expect(cards(page)).to_have_count(0)
+
+
+@pytest.mark.parametrize("how", ["drop", "paste"])
+def test_picture_that_is_dropped_or_pasted_is_searched_by(page, how) -> None:
+    code = """([how, data]) => {
+      const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([bytes], "mine.png", { type: "image/png" }));
+      const kind = how === "paste" ? ClipboardEvent : DragEvent;
+      const fire = (type, init) => document.dispatchEvent(new kind(type, init));
+      if (how === "paste") return fire("paste", { clipboardData: transfer, cancelable: true });
+      fire("dragenter", { dataTransfer: transfer, cancelable: true });
+      const shown = !document.getElementById("drop").hidden;
+      fire("drop", { dataTransfer: transfer, cancelable: true });
+      return shown && document.getElementById("drop").hidden;
+    }"""
+    expect(page.locator("#collection")).to_have_text("24 pictures")
+    done = page.evaluate(code, [how, base64.b64encode(png(drawings()[3])).decode()])
+    assert done is (how == "drop")
+    expect(cards(page).first).to_contain_text(CAPTIONS[3][0])
+
+
+def test_similar_pictures_and_back_again(page) -> None:
+    search(page, "a blue square")
+    cards(page).first.click()
+    dialog = page.get_by_role("dialog", name="a blue square")
+    expect(dialog).to_contain_text("a_blue_square.png")
+    expect(dialog).to_contain_text("colour")
+    expect(dialog.get_by_role("img", name="a blue square")).to_be_visible()
+    dialog.get_by_role("button", name="Search similar").click()
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_role("status")).to_contain_text("23 pictures")
+    expect(page.locator("#by-picture-name")).to_have_text("like a blue square")
+    assert "a blue square" not in cards(page).all_inner_texts()[0]
+    page.go_back()
+    expect(page.get_by_label("Words that describe the picture")).to_have_value("a blue square")
+    expect(cards(page).first).to_contain_text("a blue square")
+    page.go_back()
+    expect(page.get_by_role("heading", name="What should the picture show?")).to_be_visible()
+    page.go_forward()
+    expect(cards(page).first).to_contain_text("a blue square")
+
+
+def test_filters_narrow_the_search_and_can_be_removed(page) -> None:
+    search(page, "a red circle")
+    page.get_by_text("Filters", exact=True).click()
+    page.get_by_label("colour").fill("BLU")
+    page.get_by_label("number from").fill("9")
+    page.get_by_label("even").select_option("yes")
+    page.get_by_role("button", name="Apply").click()
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page).first).to_contain_text("a blue bar")
+    assert {"f.colour=BLU", "f.number.from=9", "f.even=true"} <= set(page.url.partition("?")[2].split("&"))
+    page.get_by_role("button", name="Remove the filter even: yes").click()
+    expect(cards(page)).to_have_count(3)
+    page.reload()
+    expect(cards(page)).to_have_count(3)
+    page.goto(page.url.replace("BLU", "it%27s+%25"))
+    expect(page.locator("#grid")).to_contain_text("Nothing here")
+
+
+def test_question_about_a_found_and_about_an_own_picture(page) -> None:
+    search(page, "a red circle")
+    cards(page).first.click()
+    page.get_by_label("Ask about this picture").fill("what color is it?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#answers li")).to_have_count(3)
+    expect(page.locator("#answers li").first).to_contain_text("%")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(cards(page).first).to_be_focused()
+    upload(page, 5)
+    page.get_by_role("button", name="Ask about it").click()
+    page.get_by_label("Ask about this picture").fill("what color is it?")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#answers li")).to_have_count(3)
+
+
+def test_all_of_it_works_with_the_keyboard_alone(page) -> None:
+    expect(page.get_by_label("Words that describe the picture")).to_be_focused()
+    page.keyboard.type("a red circle")
+    page.keyboard.press("Enter")
+    expect(cards(page).first).to_contain_text("a red circle")
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
+            )
+        )
+        outline = page.evaluate(
+            "(() => { const e = document.activeElement; return [e, e.parentElement, e.nextElementSibling].some("
+            "(each) => each && getComputedStyle(each).outlineStyle !== 'none'); })()"
+        )
+        assert outline, f"nothing shows that {reached[-1]} has the focus"
+        if reached[-1] == "card":
+            break
+    assert reached[:4] == ["file", "go", "rerank", "SUMMARY"]
+    assert reached[-1] == "card"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="a red circle")).to_be_visible()
+    for _ in range(10):  # the focus stays within the dialog
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('#detail')")
+    page.get_by_role("button", name="Search similar").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("23 pictures")
+    expect(page.locator("#results")).to_be_focused()
+
+
+@pytest.mark.parametrize("query", ["", "?q=a+red+circle&closer=1&f.colour=red", "?q=" + "x" * 400])
+def test_phone_has_no_sideways_scroll(open_page, address, query) -> None:
+    page = open_page(f"{address}/{query}", width=360, height=740, is_mobile=True, has_touch=True)
+    expect(page.locator("#collection")).to_have_text("24 pictures")
+    if query:
+        expect(cards(page).first).to_be_visible()
+    narrow = "document.documentElement.scrollWidth <= 360"
+    assert page.evaluate(narrow)
+    page.get_by_text("Filters").tap()
+    box = page.locator("#filter-fields").bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 360
+    if query:
+        page.keyboard.press("Escape")
+        page.locator("#filters summary").evaluate("(summary) => (summary.parentElement.open = false)")
+        cards(page).first.tap()
+        expect(page.get_by_role("dialog")).to_be_visible()
+    assert page.evaluate(narrow)
+    small = page.evaluate(
+        "[...document.querySelectorAll('button, summary, .switch, .upload')].filter((e) => e.checkVisibility())"
+        ".filter((e) => e.getBoundingClientRect().height < 24).map((e) => e.outerHTML)"
+    )
+    assert small == []  # WCAG 2.2, 2.5.8
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_is_accessible(open_page, address, scheme) -> None:
+    page = open_page(address, color_scheme=scheme)
+    page.wait_for_selector("#strip .card")
+    assert page.evaluate(ACCESSIBLE) == []
+    search(page, "a red circle")
+    page.get_by_text("Look closer").click()
+    expect(cards(page).first).to_contain_text("fits")
+    page.get_by_text("Filters", exact=True).click()
+    assert page.evaluate(ACCESSIBLE) == []
+    page.keyboard.press("Escape")
+    cards(page).first.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert page.evaluate(ACCESSIBLE) == []
+    page.goto(f"{address}/docs")
+    page.wait_for_selector("article")
+    assert page.evaluate(ACCESSIBLE) == []
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(re.findall(r"\d+", background)[0]) < 128) is (scheme == "dark")
+
+
+def test_texts_of_the_index_are_shown_as_text(open_page, address) -> None:
+    page = open_page(f"{address}/?q=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E&f.colour=%3Cb%3E")
+    expect(page.locator("#grid")).to_contain_text("Nothing here")
+    expect(page.get_by_role("button", name="Remove the filter colour: <b>")).to_be_visible()
+    assert page.locator("main b").count() == 0
+
+
+def test_error_is_shown_with_its_hint_and_can_be_tried_again(page) -> None:
+    refused = '{"error": {"reason": "the queue is full", "hint": "try again in a second"}}'
+    page.route("**/v1/search", lambda route: route.fulfill(status=503, content_type="application/json", body=refused))
+    page.get_by_label("Words that describe the picture").fill("a red circle")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("The queue is full.Try again in a second.")
+    expect(cards(page)).to_have_count(0)
+    page.unroute("**/v1/search")
+    page.get_by_role("button", name="Try again").click()
+    expect(cards(page).first).to_contain_text("a red circle")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.context.set_offline(True)
+    page.get_by_label("Words that describe the picture").fill("a blue bar")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("The service does not answer.")
+
+
+def test_file_that_is_no_picture_is_refused_at_once(page) -> None:
+    file = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"}
+    page.get_by_label("Search by a picture of yours").set_input_files(file)
+    expect(page.get_by_role("alert")).to_contain_text("That is no picture.")
+
+
+def test_budget_note_is_shown(page) -> None:
+    page.route(
+        "**/v1/search",
+        lambda route: route.fulfill(
+            status=200,
+            content_type="application/json",
+            body='{"hits": [], "num_reranked": 8, "complete": false, "note": "the time was up", "seconds": {}}',
+        ),
+    )
+    search_words = page.get_by_label("Words that describe the picture")
+    search_words.fill("a")
+    page.keyboard.press("Enter")
+    expect(page.locator("#note")).to_have_text("the time was up")
+
+
+def test_key_is_asked_for_once_and_pictures_are_shown_with_it(open_page, parts) -> None:
+    with served(create_app(parts, Settings(api_key="open sesame"))) as address:
+        page = open_page(address)
+        page.get_by_label("API key").fill("open sesame")
+        page.keyboard.press("Enter")
+        search(page, "a red circle")
+        image = cards(page).first.locator("img")
+        expect(image).to_have_attribute("src", re.compile("^blob:"))
+        page.reload()
+        expect(cards(page).first).to_contain_text("a red circle")
+        page.context.close()
+
+
+def test_picture_that_is_too_large_is_made_smaller_in_the_browser(open_page, parts) -> None:
+    with served(create_app(parts, Settings(limits=Limits(pixels=4000)))) as address:
+        page = open_page(address)
+        expect(page.locator("#collection")).to_have_text("24 pictures")
+        upload(page, 14)
+        expect(cards(page).first).to_contain_text(CAPTIONS[14][0])
+        page.context.close()
+
+
+def test_service_without_an_index_only_answers_questions(open_page, parts) -> None:
+    with served(create_app(Parts(answerer=parts.answerer))) as address:
+        page = open_page(address)
+        expect(page.get_by_role("heading", name="Ask about a picture.")).to_be_visible()
+        upload(page, 5)
+        page.get_by_label("Ask about this picture").fill("what color is it?")
+        page.keyboard.press("Enter")
+        expect(page.locator("#answers li")).to_have_count(3)
+        page.context.close()

@@ -1,0 +1,216 @@
+"""The server as its own process: how it starts, whom it turns away, and how it ends."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import shutil
+import signal
+import socket
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from tests.serving.toy_service import SRC, Gallery, ServerProcess
+from vlmo.cli import main
+from vlmo.serving.server import _protocol, bind, load_parts, named, read_key
+from vlmo.serving.settings import Limits, Settings
+
+PATIENCE_S = 30
+WAIT_MS = 4000
+"""So long each request of the slow server waits for others, which makes room to look at it meanwhile."""
+
+
+@pytest.fixture(scope="module")
+def slow(gallery: Gallery) -> Iterator[ServerProcess]:
+    """A server with one place, whose requests take seconds."""
+    with ServerProcess(
+        gallery.model, "--index", gallery.index, "--queue", "1", "--max-wait-ms", str(WAIT_MS), "--max-request-mb", "1"
+    ) as process:
+        yield process
+
+
+def search(server: ServerProcess) -> httpx.Response:
+    return httpx.post(f"{server.address}/v1/search", json={"text": "a red circle", "top": 1}, timeout=PATIENCE_S)
+
+
+def wait_until_one_is_in(server: ServerProcess) -> None:
+    while "vlmo_queue_length 1.0" not in httpx.get(f"{server.address}/metrics").text:
+        assert server.process.poll() is None
+
+
+def test_client_that_goes_away_gives_its_place_back(slow) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{slow.address}/v1/search", json={"text": "a"}, timeout=0.3)
+    began = time.monotonic()
+    while "vlmo_queue_length 0.0" not in httpx.get(f"{slow.address}/metrics").text:
+        assert time.monotonic() - began < WAIT_MS / 1000 / 2, "it waits for a client who has gone"
+    metrics = httpx.get(f"{slow.address}/metrics").text
+    assert 'status="499"' in metrics
+    assert search(slow).status_code == 200
+    metrics = httpx.get(f"{slow.address}/metrics").text
+    assert 'vlmo_batch_rows_sum{kind="texts"} 1.0' in metrics  # the text of the one who left was not encoded
+
+
+def test_body_over_the_limit_is_refused_while_it_is_read(slow) -> None:
+    head = "POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{}\r\n\r\n"
+    for more, chunk in (
+        ("Content-Length: 99999999999", b" "),
+        ("Transfer-Encoding: chunked", b"10000\r\n" + b" " * 65536 + b"\r\n"),
+    ):
+        with socket.create_connection(("127.0.0.1", slow.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(head.format(more).encode())
+            sent = 0
+            answer = b""
+            try:
+                while not answer and sent < 4e6:
+                    connection.sendall(chunk)
+                    sent += len(chunk)
+                    connection.settimeout(0.001 if sent < 1.2e6 else PATIENCE_S)
+                    try:
+                        answer = connection.recv(65536)
+                    except TimeoutError:
+                        connection.settimeout(PATIENCE_S)
+            except (ConnectionResetError, BrokenPipeError):
+                answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"connection: close" in answer.lower()
+        assert sent < 2e6
+
+
+def test_full_queue_is_503_and_sigterm_finishes_what_runs_and_ends_with_0(slow) -> None:
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        running = threads.submit(search, slow)
+        wait_until_one_is_in(slow)
+        refused = search(slow)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["reason"] == "the queue is full"
+        with httpx.Client(base_url=slow.address) as kept:
+            assert kept.get("/healthz").status_code == 200
+            slow.stop(signal.SIGTERM)
+            time.sleep(0.3)
+            with pytest.raises(httpx.TransportError):
+                search(slow)
+        assert not running.done()
+        assert running.result(PATIENCE_S).status_code == 200
+    assert slow.process.wait(PATIENCE_S) == 0
+    assert "Traceback" not in slow.process.stderr.read()
+
+
+def test_head_that_never_ends_is_given_up() -> None:
+    """With a protocol of short patience; that of the command has ten seconds."""
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    bound = bind("127.0.0.1", 0)
+    config = uvicorn.Config(app, http=_protocol(0.4), lifespan="off", log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+        address = bound.getsockname()
+        for began in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n"):
+            with socket.create_connection(address, timeout=PATIENCE_S) as connection:
+                if began:
+                    connection.sendall(began)
+                start = time.monotonic()
+                assert connection.recv(1000) == b""
+                assert 0.3 < time.monotonic() - start < PATIENCE_S / 2
+        with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}") as client:
+            for _ in range(2):  # the second request of a connection that was kept, after more than the patience
+                assert client.get("/").status_code == 204
+                time.sleep(0.6)
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()
+
+
+# ------------------------------------------------------------------------------------------------------ before it runs
+
+
+def fails(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", *map(str, arguments)])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+def test_errors_before_the_start_are_one_line(capsys, gallery, tmp_path) -> None:
+    assert "needs a model folder" in fails(capsys)
+    assert "no config.json" in fails(capsys, tmp_path, "--port", 0)
+    assert "it has no index.json" in fails(capsys, gallery.model, "--index", tmp_path, "--port", 0)
+    assert "answers no questions" in fails(capsys, gallery.model, "--vqa", gallery.model, "--port", 0)
+    assert "searches nothing" in fails(capsys, gallery.vqa, "--index", gallery.index, "--port", 0)
+    assert "queue is 0" in fails(capsys, gallery.model, "--queue", 0, "--port", 0)
+    assert "--max-pixel" in fails(capsys, gallery.model, "--max-pixel", 5)
+    empty = tmp_path / "key"
+    empty.write_text("\n")
+    assert "is empty" in fails(capsys, gallery.model, "--api-key-file", empty, "--port", 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "cannot be bound" in fails(capsys, gallery.model, "--port", taken.getsockname()[1])
+
+
+def test_model_for_questions_alone_is_served(gallery) -> None:
+    parts = load_parts(gallery.vqa)
+    assert (parts.encoder, parts.index) == (None, None)
+    assert parts.answerer is not None
+
+
+def test_index_of_another_model_is_refused(gallery, tmp_path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(gallery.model, other)
+    settings = (other / "processor_config.json").read_text()
+    (other / "processor_config.json").write_text(settings.replace("0.5", "0.4"))
+    with pytest.raises(ValueError, match="another model"):
+        load_parts(other, index=gallery.index)
+
+
+def test_key_comes_from_the_file_or_the_environment(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("VLMO_API_KEY", raising=False)
+    assert read_key(None) is None
+    monkeypatch.setenv("VLMO_API_KEY", "from the environment")
+    assert read_key(None) == "from the environment"
+    file = tmp_path / "key"
+    file.write_text("from the file\n")
+    assert read_key(file) == "from the file"
+
+
+def test_server_on_loopback_knows_its_names() -> None:
+    settings = Settings(server_names=("pictures.example",))
+    assert named(settings, host="127.0.0.1").server_names == (
+        "localhost",
+        "127.0.0.1",
+        "::1",
+        "127.0.0.1",
+        "pictures.example",
+    )
+    assert named(settings, host="0.0.0.0").server_names == ("pictures.example",)
+
+
+@pytest.mark.parametrize("wrong", [{"queue": 0}, {"max_batch": 0}, {"max_wait": -1.0}, {"max_wait": 1e9}])
+def test_settings_name_what_is_wrong(wrong) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+def test_limits_name_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="pixels is 0"):
+        Limits(pixels=0)
+
+
+def test_package_ships_the_page() -> None:
+    patterns = tomllib.loads((SRC.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["vlmo"]
+    for file in (SRC / "vlmo" / "serving" / "static").iterdir():
+        assert any(Path(file.name).match(pattern.removeprefix("**/")) for pattern in patterns), file

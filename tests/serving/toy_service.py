@@ -1,0 +1,142 @@
+"""A tiny trained model with an index of drawings, one that answers questions, and a server that runs them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import torch
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from tests.interop.toy_gallery import CAPTIONS, COLOURS, drawings, trained_folder
+from tests.toy_model import shaken
+from vlmo import VLMoConfig, VLMoForVisualQuestionAnswering, VLMoProcessor
+from vlmo.retrieval import build_index
+
+SRC = Path(__file__).parents[2] / "src"
+START_S = 300
+"""Until a server process answers on a busy machine; torch alone takes seconds to import."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Folders of a model, of its index, and of a model for questions."""
+
+    model: Path
+    index: Path
+    vqa: Path
+
+
+def make_gallery(parent: Path) -> Gallery:
+    """A drawing of each colour and shape, with its captions and three columns."""
+    model = trained_folder(parent / "model")
+    pictures = parent / "pictures"
+    pictures.mkdir()
+    rows = []
+    for number, (picture, captions) in enumerate(zip(drawings(), CAPTIONS, strict=True)):
+        name = f"{captions[0].replace(' ', '_')}.png"
+        picture.save(pictures / name)
+        colour = COLOURS[number // (len(CAPTIONS) // len(COLOURS))]
+        row = {"image": name, "captions": captions, "colour": colour, "number": number, "even": number % 2 == 0}
+        rows.append(json.dumps(row))
+    (pictures / "captions.jsonl").write_text("\n".join(rows))
+    build_index(model, [pictures], out=parent / "index")
+    return Gallery(model, parent / "index", _questions(parent / "vqa"))
+
+
+def _questions(folder: Path) -> Path:
+    torch.manual_seed(0)
+    words = ["what color is it?", "red", "blue"] * 2
+    processor = VLMoProcessor.train(words, vocab_size=60, min_frequency=1, image_size=64, max_text_length=16)
+    config = VLMoConfig.tiny(vocab_size=processor.vocab_size, id2label=dict(enumerate(COLOURS)))
+    shaken(VLMoForVisualQuestionAnswering(config)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def png(picture: Image.Image) -> bytes:
+    """A file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def in_base64(data: bytes) -> str:
+    """As JSON carries a file."""
+    return base64.b64encode(data).decode()
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The app on a free port of this machine, on a thread; its address."""
+    bound = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    address = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    try:
+        _wait_until_ready(address, alive=thread.is_alive)
+        yield address
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()
+
+
+class ServerProcess:
+    """`vlmo serve` as its own process on a free port of this machine."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "vlmo.cli", "serve", *map(str, arguments), "--port", str(self.port)]
+        environment = os.environ | {"PYTHONPATH": str(SRC)}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def __enter__(self) -> ServerProcess:
+        _wait_until_ready(self.address, alive=lambda: self.process.poll() is None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def stop(self, signum: int = signal.SIGTERM) -> None:
+        """Asks it to stop."""
+        self.process.send_signal(signum)
+
+    def memory(self, name: str) -> int:
+        """A line of the system's record of the process, in bytes: VmRSS (now) or VmHWM (the most so far)."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError(f"no {name}")
+
+
+def _wait_until_ready(address: str, *, alive) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        assert alive(), "the server has ended"
+        assert time.monotonic() < deadline
+        try:
+            if httpx.get(f"{address}/healthz").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
