@@ -2,8 +2,11 @@ import importlib.resources
 import io
 import itertools
 import multiprocessing
+import os
 import pickle
 import subprocess
+import threading
+import time
 
 import datasets
 import numpy as np
@@ -149,10 +152,17 @@ def test_loader_batches_have_the_shapes_of_a_pair_batch(pairs):
         assert torch.equal(batch["image_ids"][:, None] == batch["image_ids"], same_picture)
 
 
+def _sleeping_thread():
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+
 def test_loader_workers_outlive_signals_of_others_and_obey_their_parent(pairs):
+    threads_at_fork = [1]  # as some libraries start them; a hook cannot be taken back, so it is emptied
+    os.register_at_fork(after_in_child=lambda: [_sleeping_thread() for _ in threads_at_fork])
     iterator = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=2), seed=7)(0)
     for _ in range(2):  # a batch of each worker, so that both are past their start
         next(iterator)
+    threads_at_fork.clear()
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for name in ("-INT", "-TERM"):

@@ -1,5 +1,6 @@
 """Endless batches by step number, made in worker processes."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -159,12 +160,28 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
         # Of its own, so that starting a loader takes nothing from the global generator.
         generator=torch.Generator().manual_seed(0),
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_sigterm():
         # From Python 3.12 on, any process with threads warns when it forks. A worker never enters what its
         # parent's threads may hold: PyTorch runs it on one thread, and it calls PIL, NumPy and small operations.
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
         items = iter(loader)
     return _until_a_worker_ends(items) if num_workers else items
+
+
+@contextlib.contextmanager
+def _without_sigterm() -> Iterator[None]:
+    """Blocks SIGTERM while workers fork, so that each of their threads does.
+
+    Some libraries (Lance, BLAS) start threads of a worker while it forks, before `worker_init_fn` could say so.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
 
 def _until_a_worker_ends(items: Iterator[Any]) -> Iterator[Any]:
@@ -214,7 +231,6 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
 
 
