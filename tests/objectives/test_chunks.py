@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -251,3 +253,32 @@ def test_blocks_cover_every_row_once():
         assert [list(range(7)[rows]) for rows in blocks] == [[0, 1], [2, 3], [4, 5], [6]]
     assert row_blocks(2, width=2**30) == [slice(0, 1), slice(1, 2)]
     assert equal_blocks(0, size=4) == [slice(0, 0)]
+
+
+HEAP_PATTERN = """
+import os
+from pathlib import Path
+import torch
+from vlmo.objectives.chunks import keep_heap_whole
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+keep_heap_whole()
+torch.ones(7 * 2**18)  # once freed, glibc would keep tensors up to this size in its heap
+small, before = [], resident()
+for _ in range(50):  # 50 chunks, each of which leaves something small behind
+    large = []
+    for size in range(20, 28):
+        large.append(torch.ones(size * 2**16))  # 5 to 7 MiB
+        small.append(torch.ones(1024))
+    del large
+print((resident() - before) / 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_small_things_that_stay_do_not_hold_the_memory_of_large_ones() -> None:
+    # 60 with the usual settings of glibc, whose heap has holes that the next chunk's tensors do not fit
+    done = subprocess.run([sys.executable, "-c", HEAP_PATTERN], capture_output=True, check=True)
+    assert float(done.stdout) < 8

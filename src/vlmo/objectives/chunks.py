@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +13,20 @@ from torch.utils.checkpoint import checkpoint
 
 _BLOCK_ELEMENTS = 2**22
 """Most numbers of a block of logits: 16 MiB in float32."""
+
+_M_MMAP_THRESHOLD = -3
+"""Name of glibc's `mallopt` for the size from which memory is asked of the system, and given back to it at once."""
+
+
+@functools.cache
+def keep_heap_whole() -> None:
+    """Lets a process on a CPU give freed tensors of 1 MiB and more back to the system; for Linux with glibc.
+
+    By default glibc keeps up to 32 MiB in its heap. The small nodes of a graph that lives across chunks come to lie
+    between the tensors of each chunk, whose holes the next chunk's do not fit: memory grows with the number of chunks.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def row_blocks(count: int, *, width: int) -> list[slice]:
