@@ -85,10 +85,10 @@ def parallel_gradients(task: str) -> dict[str, Tensor]:
     return {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
 
 
-def drawn_rows(*, local_negatives: bool) -> Tensor:
+def drawn_rows(*, groups: int) -> Tensor:
     """Global rows that this process draws as negatives, texts and images in turn, in twenty steps."""
     objective = make_objective("sum")
-    objective.config = VisionLanguageConfig(mlm_weight=0, local_negatives=local_negatives)
+    objective.config = VisionLanguageConfig(mlm_weight=0, negative_groups=groups)
     batch = own_share(make_batch(), rank=distributed.rank(), world_size=distributed.world_size())
     rows, draw = [], pretraining.draw_hard_negatives
 
@@ -109,7 +109,7 @@ def drawn_rows(*, local_negatives: bool) -> Tensor:
 
 def everything() -> tuple[dict[str, Result], dict[str, Tensor], dict[str, Tensor]]:
     """All that a process is asked for: processes take seconds to start, so they start once."""
-    drawn = {"local": drawn_rows(local_negatives=True), "global": drawn_rows(local_negatives=False)}
+    drawn = {"local": drawn_rows(groups=2), "global": drawn_rows(groups=1)}
     return {task: losses_and_gradients(task) for task in ALL_TASKS}, drawn, parallel_gradients("sum, cached")
 
 

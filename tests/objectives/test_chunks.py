@@ -62,7 +62,7 @@ def retrieval(model: dict[str, Any], **config: Any) -> VisionLanguageObjective:
     [
         *[(stage_3, {}, {}, {"cache_chunk": chunk}) for chunk in (1, 2, 4, 5, 8, 100)],
         (stage_3, {}, {"fused_stride": 2}, {"cache_chunk": 4, "fused_chunk": 3}),
-        (stage_3, {}, {"exclude_same": False, "local_negatives": True}, {"cache_chunk": 4}),
+        (stage_3, {}, {"exclude_same": False, "negative_groups": 2}, {"cache_chunk": 4}),
         (stage_3, BEIT3, {}, {"cache_chunk": 2}),
         (retrieval, {}, {}, {"cache_chunk": 2}),
         (

@@ -286,6 +286,28 @@ def test_sharpness_says_how_hard_negatives_are(monkeypatch):
         VisionLanguageConfig(negative_sharpness=-1)
 
 
+@torch.no_grad()
+def test_groups_are_where_negatives_are_drawn_from(monkeypatch):
+    batch, seen = make_batch(), []
+
+    def noted(similarities, *, excluded, uniform):
+        seen.append(excluded)
+        return draw_hard_negatives(similarities, excluded=excluded, uniform=uniform)
+
+    monkeypatch.setattr(pretraining, "draw_hard_negatives", noted)
+    for groups in (1, 2, 4):
+        retrieval(itm_weight=1, negative_groups=groups, exclude_same=False)(batch)
+    row = torch.arange(8)
+    for groups, excluded in zip((1, 1, 2, 2, 4, 4), seen, strict=True):
+        size = 8 // groups
+        expected = (row[:, None] == row) | (row[:, None] // size != row // size)
+        assert torch.equal(excluded, expected)
+    with pytest.raises(ValueError, match="negative_groups 3 does not divide the batch of 8 pairs"):
+        retrieval(itm_weight=1, negative_groups=3)(batch)
+    with pytest.raises(ValueError, match="negative_groups is 0"):
+        VisionLanguageConfig(negative_groups=0)
+
+
 def test_losses_without_a_head_are_refused():
     with pytest.raises(ValueError, match=r"mlm_weight is 0\.25, but VLMoForImageTextRetrieval has no head for words"):
         VisionLanguageObjective(toy(VLMoForImageTextRetrieval))

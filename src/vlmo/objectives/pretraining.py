@@ -88,7 +88,9 @@ class VisionLanguageConfig:
     Attributes:
         mlm_weight: 0.25 in the published code; a weight of 0 leaves the passes out.
         exclude_same: Rows that share a picture or a caption are never each other's negatives.
-        local_negatives: Draw hard negatives from the process's own rows only (an ablation of the paper).
+        negative_groups: Groups of equal size, of neighbouring rows, that the global batch is divided into for drawing
+            hard negatives: a row's come from its own group. 1 is the paper's way, global negatives; the number of
+            processes gives local ones, each process drawing from its own rows.
         negative_sharpness: Hard negatives are drawn by the softmax of ITC's logits times this. 1 is the paper's way; 0
             draws evenly. Softer ones are easier to tell from true pairs, for small data.
         fused_stride: Every n-th row of the global batch takes part in the fused passes (MLM and ITM); 1 = all rows.
@@ -103,7 +105,7 @@ class VisionLanguageConfig:
     mlm_weight: float = 0.25
     itm_weight: float = 1.0
     exclude_same: bool = True
-    local_negatives: bool = False
+    negative_groups: int = 1
     negative_sharpness: float = 1.0
     fused_stride: int = 1
     fused_chunk: int | None = None
@@ -115,10 +117,11 @@ class VisionLanguageConfig:
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
         if not 0 <= self.negative_sharpness < math.inf:
             raise ValueError(f"negative_sharpness is {self.negative_sharpness}; give a number from 0 up")
-        if any(number is not None and number < 1 for number in (self.fused_stride, self.fused_chunk, self.cache_chunk)):
+        numbers = self.negative_groups, self.fused_stride, self.fused_chunk, self.cache_chunk
+        if any(number is not None and number < 1 for number in numbers):
             raise ValueError(
-                f"fused_stride is {self.fused_stride}, fused_chunk {self.fused_chunk} and cache_chunk "
-                f"{self.cache_chunk}; give 1 or more (or no chunk)"
+                f"negative_groups is {self.negative_groups}, fused_stride {self.fused_stride}, fused_chunk "
+                f"{self.fused_chunk} and cache_chunk {self.cache_chunk}; give 1 or more (or no chunk)"
             )
 
 
@@ -269,8 +272,11 @@ class VisionLanguageObjective(nn.Module):
         for part in row_blocks(len(queries), width=len(keys)):
             logits = contrast_logits(queries[part], keys, logit_scale=scale) * self.config.negative_sharpness
             excluded = same[rows[part]]
-            if self.config.local_negatives:
-                excluded = excluded | ~_local(len(same.own), len(keys), device=keys.device)
+            if self.config.negative_groups > 1:
+                first = distributed.rank() * len(same.own)
+                excluded = excluded | _of_other_groups(
+                    first + rows[part], total=len(keys), groups=self.config.negative_groups
+                )
             drawn.append(draw_hard_negatives(logits, excluded=excluded, uniform=uniform[part]))
         chosen, found = zip(*drawn, strict=True)
         return torch.cat(chosen), torch.cat(found)
@@ -404,9 +410,9 @@ def _accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]
     return distributed.global_mean(right.sum(), torch.tensor(float(len(labels)), device=right.device))
 
 
-def _local(batch: int, total: int, *, device: torch.device) -> Bool[Tensor, "global"]:
-    """True for global rows that live on this process."""
-    own = torch.zeros(total, dtype=torch.bool, device=device)
-    start = distributed.rank() * batch
-    own[start : start + batch] = True
-    return own
+def _of_other_groups(rows: Int[Tensor, "rows"], *, total: int, groups: int) -> Bool[Tensor, "rows global"]:
+    """True where a global row is not of a row's own group."""
+    if total % groups:
+        raise ValueError(f"negative_groups {groups} does not divide the batch of {total} pairs; choose a divisor.")
+    size = total // groups
+    return (rows // size)[:, None] != torch.arange(total, device=rows.device) // size

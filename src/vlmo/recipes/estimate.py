@@ -181,7 +181,7 @@ def _sent(pairs: PairWork, *, processes: int, batch: int) -> tuple[float, float]
     traffic = pair_traffic(
         processes=processes,
         batch=batch,
-        chosen=round(batch * pairs.chosen_share),
+        chosen=round(batch * pairs.fetched_share(processes)),
         projection=pairs.projection,
         endings=pairs.endings,
         picture_bytes=pairs.picture_bytes,

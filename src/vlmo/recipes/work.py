@@ -45,6 +45,7 @@ class PairWork:
 
     Attributes:
         chosen_share: Of the pairs, those that get hard negatives.
+        groups: Parts of the batch within which they are drawn.
         picture_bytes: Of a picture as it travels; `gradient_bytes` come back.
         text: Tokens of a padded text.
     """
@@ -52,6 +53,7 @@ class PairWork:
     endings: int
     projection: int
     chosen_share: float
+    groups: int
     picture_bytes: int
     gradient_bytes: int
     text: int
@@ -60,12 +62,16 @@ class PairWork:
         """Of a pair's logits: both directions of each ending, forward and backward, and once more to draw negatives."""
         return 2 * 2 * self.projection * contrastive * (3 * self.endings + bool(self.chosen_share))
 
+    def fetched_share(self, processes: int) -> float:
+        """Of the pairs, those whose hard negatives may lie on another process."""
+        return 0.0 if self.groups % processes == 0 else self.chosen_share
+
     def kept_bytes(self, micro: int, contrastive: int) -> float:
         """All embeddings and their gradients, logits (all, or of many a block at a time), and fetched negatives."""
         block = row_blocks(micro, width=contrastive)[0]
         kept = 2 * self.endings if block.stop == micro else 1
         logits = kept * _LOGIT_COPIES * _FLOAT32 * block.stop * contrastive
-        fetched = self.chosen_share * micro * self.picture_bytes if contrastive > micro else 0
+        fetched = self.fetched_share(contrastive // micro) * micro * self.picture_bytes
         return 2 * 2 * self.endings * self.projection * _FLOAT32 * contrastive + logits + fetched
 
 
@@ -118,6 +124,10 @@ class Work:
     def flops_of_a_sample(self, *, contrastive: int) -> float:
         """In a contrastive batch of so many."""
         return self.flops + (0 if self.pairs is None else self.pairs.contrast_flops(contrastive))
+
+    def fetched_share(self, processes: int) -> float:
+        """Of the pairs, those whose hard negatives may lie on another process."""
+        return 0.0 if self.groups % processes == 0 else self.chosen_share
 
     def kept_bytes(self, micro: int, *, contrastive: int) -> float:
         """What a micro-batch keeps for its backward pass, at most."""
@@ -256,7 +266,8 @@ def _pairs(recipe: Recipe) -> Work:
         pairs=PairWork(
             endings=endings,
             projection=projection,
-            chosen_share=0.0 if losses.local_negatives else matches,
+            chosen_share=matches,
+            groups=losses.negative_groups,
             picture_bytes=_pixels(config) if cached else embedded,
             gradient_bytes=0 if cached else embedded,
             text=text,
