@@ -234,6 +234,11 @@ def test_sizes_of_the_paper() -> None:
     assert base.embedding_traffic == 7 * 128 * (2 * 2 * 2 * dim * 4 + 2 * 8)
     # Of 128 pictures and texts, with the gradients of the former, those that other processes hold; and the requests.
     assert base.negative_traffic == 112 * (2 * image * dim * 4 + 2 * 40 * 8) + 2 * 8 * (112 + 7)
+    recipe = find_recipe("base-stage3")()
+    for groups, expected in ((2, base.negative_traffic), (8, 0), (16, 0)):  # within half of the processes; of a process
+        losses = replace(recipe.stage.losses, negative_groups=groups)
+        changed = replace(recipe, stage=replace(recipe.stage, losses=losses))
+        assert estimate(changed, processes=8).negative_traffic == expected
     # Three forward passes' worth; a picture of 224 px alone costs ViT-B/16's 35.1 GFLOPs forward.
     assert estimate(find_recipe("base-imagenet")()).flops_per_sample == pytest.approx(3 * 35.1e9, rel=0.01)
 

@@ -125,10 +125,6 @@ class Work:
         """In a contrastive batch of so many."""
         return self.flops + (0 if self.pairs is None else self.pairs.contrast_flops(contrastive))
 
-    def fetched_share(self, processes: int) -> float:
-        """Of the pairs, those whose hard negatives may lie on another process."""
-        return 0.0 if self.groups % processes == 0 else self.chosen_share
-
     def kept_bytes(self, micro: int, *, contrastive: int) -> float:
         """What a micro-batch keeps for its backward pass, at most."""
         config = cast(VLMoConfig, self.model.config)
