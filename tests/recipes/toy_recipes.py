@@ -31,6 +31,8 @@ def shrunk(
         layer_scale_init=recipe.model.layer_scale_init,
         num_fusion_layers=min(1, recipe.model.num_fusion_layers),
         drop_path_rate=recipe.model.drop_path_rate,
+        experts=recipe.model.experts,
+        attention=recipe.model.attention,
     )
     stage = recipe.stage
     if isinstance(stage, VisionStage):

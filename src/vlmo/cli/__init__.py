@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from safetensors import SafetensorError
 
+from vlmo.cli.ablating import ablate_command
 from vlmo.cli.folders import export_command, import_command
 from vlmo.cli.parsing import nearest
 from vlmo.cli.runs import quickstart_command, recipes_command, train_command
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "serve": serve_command,
     "data": data_command,
     "recipes": recipes_command,
+    "ablate": ablate_command,
     "import": import_command,
     "export": export_command,
 }

@@ -27,7 +27,7 @@ def line_chart(chart: Chart) -> str:
     y_ticks = nice_ticks([y for points in smooth for _, y in points])
     x_max = max(points[-1][0] for points in smooth)
     x_ticks = [tick for tick in nice_ticks([0, x_max]) if tick <= x_max]
-    x_of, y_of = _Scale(0, x_max, _LEFT, _WIDTH - _RIGHT), _Scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    x_of, y_of = Scale(0, x_max, _LEFT, _WIDTH - _RIGHT), Scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
 
     parts = _axes(x_ticks, y_ticks, x_of=x_of, y_of=y_of)
     for number, ((_, points), means) in enumerate(zip(curves, smooth, strict=True)):
@@ -75,14 +75,15 @@ def last_value(curve: Curve) -> float | None:
     return _smoothed(_thinned(points))[-1][1] if points else None
 
 
-class _Scale:
-    """A linear map from values to positions, cut off at both ends."""
+class Scale:
+    """A linear map from values in `low` to `high` to positions from `start` to `stop`, cut off at both ends."""
 
     def __init__(self, low: float, high: float, start: float, stop: float) -> None:
         self.low, self.span = low, (high - low) or 1
         self.start, self.length = start, stop - start
 
     def __call__(self, value: float) -> float:
+        """The position of a value, in the drawing's units."""
         share = min(max((value - self.low) / self.span, 0), 1)
         return self.start + share * self.length
 
@@ -111,11 +112,11 @@ def _smoothed(points: Points) -> Points:
     return smooth
 
 
-def _path(points: Points, *, x_of: _Scale, y_of: _Scale) -> str:
+def _path(points: Points, *, x_of: Scale, y_of: Scale) -> str:
     return "M" + "L".join(f"{x_of(x):.1f} {y_of(y):.1f}" for x, y in points)
 
 
-def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], *, x_of: _Scale, y_of: _Scale) -> list[str]:
+def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], *, x_of: Scale, y_of: Scale) -> list[str]:
     parts = []
     for tick in y_ticks:
         y = y_of(tick)
@@ -128,7 +129,7 @@ def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], *, x_of: _Scale, y
     return parts
 
 
-def _tooltips(curves: Sequence[tuple[str, Points]], *, x_of: _Scale) -> list[str]:
+def _tooltips(curves: Sequence[tuple[str, Points]], *, x_of: Scale) -> list[str]:
     """Invisible strips that show the values at their place on hovering."""
     width = (_WIDTH - _LEFT - _RIGHT) / _NUM_TOOLTIPS
     parts = []
@@ -143,5 +144,5 @@ def _tooltips(curves: Sequence[tuple[str, Points]], *, x_of: _Scale) -> list[str
     return parts
 
 
-def _nearest(points: Points, *, x: float, x_of: _Scale) -> tuple[float, float]:
+def _nearest(points: Points, *, x: float, x_of: Scale) -> tuple[float, float]:
     return min(points, key=lambda point: abs(x_of(point[0]) - x))

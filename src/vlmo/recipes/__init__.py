@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from vlmo.recipes import easy_vqa, emoji, finetuning, finetuning_vision, pretraining, vision_small
+from vlmo.recipes import ablation, easy_vqa, emoji, finetuning, finetuning_vision, pretraining, vision_small
 from vlmo.recipes.recipe import Recipe, build
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -59,6 +59,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         vision_small.emoji_kinds_from_nothing,
         vision_small.scenes,
         vision_small.scenes_from_nothing,
+        *ablation.BASE_RECIPES,
     )
 }
 

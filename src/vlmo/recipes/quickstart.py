@@ -39,7 +39,7 @@ from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import emoji, find_recipe
 from vlmo.recipes.pretraining_stages import VisionStage
-from vlmo.recipes.recipe import Recipe, build
+from vlmo.recipes.recipe import Recipe, build, scaled
 from vlmo.recipes.retrieval import (
     RetrievalRows,
     evaluate_with_progress,
@@ -97,7 +97,7 @@ def quickstart_recipes(run: Path, *, scale: float = 1.0) -> dict[str, Recipe]:
         emoji.STAGE3: dataclasses.replace(emoji.emoji_stage3(), init=str(run / emoji.STAGE2 / "model")),
         emoji.STAGELESS: emoji.emoji_stageless(),
     }
-    return {name: _scaled(recipe, scale=scale) for name, recipe in recipes.items()}
+    return {name: scaled(recipe, scale=scale) for name, recipe in recipes.items()}
 
 
 def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | None = None) -> Outcome:
@@ -139,15 +139,6 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
         metrics=result.metrics,
         stageless=stageless.metrics,
         seconds=seconds,
-    )
-
-
-def _scaled(recipe: Recipe, *, scale: float) -> Recipe:
-    trainer, schedule = recipe.trainer, recipe.schedule
-    return dataclasses.replace(
-        recipe,
-        trainer=dataclasses.replace(trainer, max_steps=max(1, round(trainer.max_steps * scale))),
-        schedule=dataclasses.replace(schedule, warmup_steps=round(schedule.warmup_steps * scale)),
     )
 
 

@@ -74,6 +74,16 @@ class Recipe:
         return json.dumps({"stage_name": type(self.stage).__name__} | asdict(self), indent=2)
 
 
+def scaled(recipe: Recipe, *, scale: float) -> Recipe:
+    """The recipe with a share of its steps, at least one, and of its warm-up."""
+    trainer, schedule = recipe.trainer, recipe.schedule
+    return dataclasses.replace(
+        recipe,
+        trainer=dataclasses.replace(trainer, max_steps=max(1, round(trainer.max_steps * scale))),
+        schedule=dataclasses.replace(schedule, warmup_steps=round(schedule.warmup_steps * scale)),
+    )
+
+
 def build(
     recipe: Recipe,
     *,

@@ -1,0 +1,136 @@
+"""Ablations: variants differ in one thing, jobs go on where they were, and a failed one says why."""
+
+import dataclasses
+import json
+
+import pytest
+from rich.console import Console
+from tests.recipes.toy_recipes import shrunk
+
+from vlmo.recipes import ablation, ablation_jobs, find_recipe
+from vlmo.recipes.ablation import PLAIN, QUESTIONS, VARIANTS, base_name, small_finetuning, small_stage3, variants_of
+from vlmo.recipes.ablation_jobs import (
+    LOG,
+    MATCHING,
+    RESULT,
+    STAGES,
+    Job,
+    jobs_of,
+    read_result,
+    recipes_of,
+    run_job,
+    run_jobs,
+)
+from vlmo.recipes.recipe import changed_settings
+
+CHANGED = {
+    "stage1": [],
+    "stage2": [],
+    "standard": ["model.experts"],
+    "no-fusion-expert": ["model.num_fusion_layers"],
+    "itc": ["stage.losses.itm_weight", "stage.losses.mlm_weight"],
+    "itc-mlm": ["stage.losses.itm_weight"],
+    "itc-itm": ["stage.losses.mlm_weight"],
+    "random-negatives": ["stage.losses.negative_sharpness"],
+    "local-negatives": ["stage.losses.negative_groups"],
+    "separate-attention": ["model.attention"],
+}
+
+
+def test_variants_differ_in_one_thing(tmp_path):
+    assert set(VARIANTS) == {PLAIN, *CHANGED}
+    plain, base = small_stage3(PLAIN), find_recipe(base_name(PLAIN))()
+    assert base == dataclasses.replace(find_recipe("base-stage3")(), init=None)
+    for name, changed in CHANGED.items():
+        assert changed_settings(plain, small_stage3(name)) == changed
+        assert changed_settings(base, find_recipe(base_name(name))()) == changed
+        for task, recipe in small_finetuning(name).items():  # nothing but the sizes that stage 3 had
+            differing = changed_settings(small_finetuning(PLAIN)[task], recipe)
+            assert differing == [setting for setting in changed if setting.startswith("model.")]
+    starts = {name: recipes_of(Job(name, 4), run=tmp_path)["stage3"].init for name in VARIANTS}
+    assert {name: start for name, start in starts.items() if start is not None} == {
+        name: str(tmp_path / "stages" / "seed-4" / name / "model") for name in ("stage1", "stage2")
+    }
+
+
+def test_every_run_of_a_job_has_its_seed_and_starts_from_the_one_before(tmp_path):
+    for name, runs in (
+        (STAGES, ["tokenizer", "stage1", "stage2"]),
+        ("itc", ["stage3", "easy-vqa", "easy-vqa-pairs"]),
+        (PLAIN, ["stage3", "easy-vqa", "easy-vqa-pairs", "easy-vqa-hidden"]),
+    ):
+        recipes, folder = recipes_of(Job(name, 7), run=tmp_path), tmp_path / name / "seed-7"
+        assert list(recipes) == runs
+        assert {recipe.seed for recipe in recipes.values()} == {7}
+        assert recipes[runs[0]].init is None
+        if name != STAGES:
+            assert recipes["easy-vqa"].init == str(folder / "stage3" / "model")
+            assert recipes["easy-vqa-pairs"].init == str(folder / "easy-vqa" / "model")
+    assert recipes["easy-vqa-hidden"].init == recipes["easy-vqa"].init
+
+
+def test_questions_are_about_variants():
+    for question in QUESTIONS.values():
+        assert PLAIN in question.rows
+        assert set(question.paper) <= set(question.rows) <= set(VARIANTS)
+        assert {name for claim in question.claims for name in claim} == set(question.rows)
+    assert {name for question in QUESTIONS.values() for name in question.rows} == set(VARIANTS)
+
+
+def test_names_are_of_questions_or_variants():
+    assert variants_of([]) == list(VARIANTS)
+    assert variants_of(["attention", "itc", "stage1"]) == [PLAIN, "stage1", "itc", "separate-attention"]
+    with pytest.raises(ValueError, match="no question or variant 'attntion'; questions: initialisation, "):
+        variants_of(["attntion"])
+
+
+def test_stages_are_trained_first_and_only_for_those_who_need_them():
+    assert jobs_of(["itc", PLAIN], seeds=2) == [Job("itc", 0), Job(PLAIN, 0), Job("itc", 1), Job(PLAIN, 1)]
+    assert jobs_of([PLAIN, "stage2"], seeds=1) == [Job(STAGES, 0), Job(PLAIN, 0), Job("stage2", 0)]
+
+
+@pytest.mark.slow
+def test_finished_job_is_read_and_one_with_other_settings_refused(pictures, tmp_path, monkeypatch):
+    def tiny(variant, *, seed):
+        recipe = shrunk(small_stage3(variant, seed=seed), source=pictures, visual_tokenizer=tmp_path)
+        return dataclasses.replace(recipe, text=dataclasses.replace(recipe.text, vocab_size=90))
+
+    monkeypatch.setattr(ablation_jobs, "small_stage3", tiny)
+    monkeypatch.setattr(ablation_jobs, "small_finetuning", lambda *_, **__: {})
+    job = Job("local-negatives", 3)
+    assert read_result(job, run=tmp_path) is None
+    found = run_job(job, run=tmp_path)
+    assert found is not None
+    assert (found["variant"], found["seed"]) == ("local-negatives", 3)
+    assert set(found["metrics"]) == set(found["chance"]) == {"ir@1", "ir@10", "tr@1", "tr@10", MATCHING}
+    assert found["chance"]["ir@10"] == pytest.approx(10 / 500)
+    assert set(found["seconds"]) == {"stage3", "stage3, evaluation"}
+    file = tmp_path / "local-negatives" / "seed-3" / RESULT
+    assert json.loads(file.read_text()) == found
+
+    monkeypatch.setattr(ablation_jobs, "build", lambda *_, **__: pytest.fail("it is trained again"))
+    assert run_job(job, run=tmp_path) == found == read_result(job, run=tmp_path)
+    with pytest.raises(ValueError, match="was made with other settings than the present ones; give another --run-dir"):
+        run_job(job, run=tmp_path, scale=2.0)
+
+
+@pytest.mark.slow
+def test_jobs_run_in_processes_and_a_failed_one_says_why(tmp_path):
+    how = {"run": tmp_path, "scale": 0.001, "workers": 2, "device": "cpu", "console": Console(quiet=True)}
+    assert run_jobs([Job(STAGES, 0)], **how)
+    folder = tmp_path / STAGES / "seed-0"
+    assert (folder / "stage2" / "model" / "model.safetensors").is_file()
+    written = (folder / RESULT).stat().st_mtime_ns
+    (tmp_path / "itc" / "seed-0" / "stage3").mkdir(parents=True)
+    (tmp_path / "itc" / "seed-0" / "stage3" / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"itc, seed 0: ended with exit code 2; .*{LOG} ends with: "):
+        run_jobs([Job(STAGES, 0), Job("itc", 0)], **how)
+    assert (folder / RESULT).stat().st_mtime_ns == written
+
+
+def test_small_recipes_share_what_is_not_the_variant():
+    steps = {name: {task: recipe.trainer for task, recipe in small_finetuning(name).items()} for name in VARIANTS}
+    for tasks in steps.values():
+        assert tasks["easy-vqa"] == steps[PLAIN]["easy-vqa"]
+    assert steps[PLAIN]["easy-vqa-hidden"].max_steps == steps[PLAIN]["easy-vqa"].max_steps
+    assert ablation.HIDDEN_RUN not in steps["itc"]
