@@ -58,7 +58,7 @@ def test_wrong_words_get_the_nearest_right_one(arguments, nearest, capsys):
         (["train", "emoji-stage3", "--init", "None", "--device", "bogus"], "device is 'bogus'"),
         (["train", "emoji-stage3", "--init", "None", "--device", "cuda:99"], "CUDA devices"),
         (["train", "emoji-stage3", "--stage.losses.fused-stride", "0"], "fused_stride 0"),
-        (["ablate", "attension"], "no question or variant 'attension'"),
+        (["ablate", "whatever"], "no question or variant 'whatever'"),
         (["ablate", "--seeds", "0"], "seeds is 0"),
         (["ablate", "--job", "nothing", "0"], "no variant 'nothing'"),
         (["train", "emoji-stage3", "--text.max-length", "128"], "max_text_positions"),

@@ -14,7 +14,7 @@ from vlmo.recipes.recipe import Recipe
 Start = Literal["nothing", "stage1", "stage2"]
 PLAIN = "plain"
 STAGE3, QUESTIONS_RUN, SENTENCES_RUN, HIDDEN_RUN = "stage3", "easy-vqa", "easy-vqa-pairs", "easy-vqa-hidden"
-_STEPS = {STAGE3: 700, QUESTIONS_RUN: 1200, SENTENCES_RUN: 400}
+_STEPS = {STAGE3: 500, QUESTIONS_RUN: 800, SENTENCES_RUN: 250}
 
 
 @dataclass(frozen=True)
