@@ -4,12 +4,14 @@ import dataclasses
 import json
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 from tests.recipes.toy_recipes import shrunk
 
 from vlmo.recipes import ablation, ablation_jobs, find_recipe
 from vlmo.recipes.ablation import PLAIN, QUESTIONS, VARIANTS, base_name, small_finetuning, small_stage3, variants_of
 from vlmo.recipes.ablation_jobs import (
+    LOCK,
     LOG,
     MATCHING,
     RESULT,
@@ -126,6 +128,13 @@ def test_jobs_run_in_processes_and_a_failed_one_says_why(tmp_path):
     with pytest.raises(ValueError, match=f"itc, seed 0: ended with exit code 2; .*{LOG} ends with: "):
         run_jobs([Job(STAGES, 0), Job("itc", 0)], **how)
     assert (folder / RESULT).stat().st_mtime_ns == written
+
+
+def test_job_is_run_by_one_process_at_a_time(tmp_path):
+    job = Job("itc", 0)
+    job.folder(tmp_path).mkdir(parents=True)
+    with FileLock(job.folder(tmp_path) / LOCK), pytest.raises(ValueError, match="itc, seed 0: another process is at"):
+        run_job(job, run=tmp_path)
 
 
 def test_small_recipes_share_what_is_not_the_variant():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -39,7 +40,7 @@ from vlmo.training.parallel import StopSignal
 STAGES = "stages"
 """Name of the jobs that train stages 1 and 2, which some variants start from."""
 RESULT = "result.json"
-LOG = "log.txt"
+LOG, LOCK = "log.txt", "lock"
 MATCHING = "matching_ir@1"
 CONSISTENCY = f"{SENTENCES_RUN} consistency"
 _POLL_S = 0.5
@@ -110,11 +111,27 @@ def run_job(
     """Trains and measures; the result is read where it is there already. None: a signal asked for an end.
 
     Raises:
-        ValueError: The folder holds something made with other settings.
+        ValueError: The folder holds something made with other settings, or another process is at it.
     """
     found = read_result(job, run=run, scale=scale)
     if found is not None:
         return found
+    with _alone(job, folder=job.folder(run)):
+        return _run(job, run=run, scale=scale, device=device, console=console)
+
+
+@contextmanager
+def _alone(job: Job, *, folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"{job}: another process is at it in {folder}; wait for its end, or stop it") from None
+
+
+def _run(job: Job, *, run: Path, scale: float, device: str | None, console: Console | None) -> dict[str, Any] | None:
+    """The work of a job that has not finished."""
     folder, recipes = job.folder(run), recipes_of(job, run=run, scale=scale)
     metrics: dict[str, float] = {}
     chance: dict[str, float] = {}
