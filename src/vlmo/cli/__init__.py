@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from safetensors import SafetensorError
 
-from vlmo.cli.folders import export_command, import_command
+from vlmo.cli.folders import export_command, import_command, release_command
 from vlmo.cli.parsing import nearest
 from vlmo.cli.runs import quickstart_command, recipes_command, train_command
 from vlmo.cli.searching import embed_command, index_command, search_command
@@ -36,6 +36,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": recipes_command,
     "import": import_command,
     "export": export_command,
+    "release": release_command,
 }
 
 
