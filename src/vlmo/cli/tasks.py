@@ -88,7 +88,7 @@ class PrepareOptions:
 
     name: Annotated[str | None, tyro.conf.Positional] = None
     """coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, imagenet, ade20k, text, vilt_arrow,
-    drawings."""
+    drawings, glosses."""
     root: Path | None = None
     """Folder with the set's files as its publisher gives them."""
     out: Path | None = None

@@ -28,6 +28,7 @@ PREPARERS = {
     "text": "text",
     "vilt_arrow": "vilt_arrow",
     "drawings": "drawings",
+    "glosses": "glosses",
 }
 """Name of each set and the module here that reads it (see `vlmo.data.prepare.parts`)."""
 
