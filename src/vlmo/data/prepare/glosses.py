@@ -52,7 +52,7 @@ def _rows(file: Path) -> Iterator[Record]:
 
 
 def _text(line: str) -> str:
-    """The format is that of wndb(5WN): the fourth field is the number of words, in hexadecimal; each has an id after it."""
+    """The format is that of wndb(5WN): the fourth field is the number of words, in hexadecimal; an id follows each."""
     fields, gloss = line.split(" | ", maxsplit=1)
     parts = fields.split()
     words = [parts[4 + 2 * place] for place in range(int(parts[3], 16))]
