@@ -37,6 +37,7 @@ ROOMS = {
     "folder": "Folders that are whole or not there",
     "retrieval": "An index of own pictures, and search in it",
     "drawing": "Heat maps and contact sheets",
+    "released": "Models that come with the package",
     "serving": "The service over HTTP and its page",
 }
 """Rooms that have a page in the reference, and what it is called."""

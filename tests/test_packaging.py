@@ -7,14 +7,22 @@ import importlib.resources
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
+from PIL import Image, ImageDraw
 
 import vlmo
+from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
+from vlmo.folder import read_data
+from vlmo.recipes.release import MAX_BYTES
+from vlmo.released import SMALL, released_names
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -24,6 +32,8 @@ OUTSIDE = [requirement for requirement in REQUIREMENTS if requirement.name != "v
 
 # A clone stays small; measured data and weights do not belong in the history.
 MAX_FILE_BYTES = 2_000_000
+# But for the models that come with the package.
+RELEASED = ROOT / "src" / "vlmo" / "released"
 
 
 def test_version_is_the_same_everywhere() -> None:
@@ -73,5 +83,42 @@ def test_repository_holds_no_large_file() -> None:
     listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     paths = [ROOT / name for name in listing.split("\0") if name]
     assert paths
-    large = {str(path.relative_to(ROOT)): path.stat().st_size for path in paths if path.is_file()}
-    assert {name: size for name, size in large.items() if size > MAX_FILE_BYTES} == {}
+    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    limits = {path: MAX_BYTES if RELEASED in path.parents else MAX_FILE_BYTES for path in sizes}
+    assert {str(path.relative_to(ROOT)): size for path, size in sizes.items() if size > limits[path]} == {}
+
+
+def test_wheel_brings_the_released_models(tmp_path) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    kept = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=kept)
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path / "dist")], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        shipped = {name for name in files.namelist() if name.startswith("vlmo/released/")}
+    assert released_names() == (SMALL,)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
+        assert f"vlmo/released/{SMALL}/{name}" in shipped
+    assert f"vlmo/released/{SMALL}/processor_config.json" in shipped
+
+
+def test_released_model_is_small_and_says_what_it_is() -> None:
+    model = VLMoForImageTextRetrieval.from_pretrained(SMALL)
+    assert model.dtype == torch.float32
+    assert model.num_parameters() <= 10_000_000
+    assert (RELEASED / SMALL / "model.safetensors").stat().st_size <= MAX_BYTES
+    card = (RELEASED / SMALL / "README.md").read_text()
+    for words in ("license: cc-by-sa-4.0", "CC-BY-4.0", "IR@1, dual encoder", "## Confusions", "`vlmo release`"):
+        assert words in card
+    assert {source.name for source in read_data(RELEASED / SMALL)} >= {"english-text"}
+
+
+def test_released_model_knows_a_thing_when_it_sees_it() -> None:
+    model, processor = VLMoForImageTextRetrieval.from_pretrained(SMALL).eval(), VLMoProcessor.from_pretrained(SMALL)
+    picture = Image.new("RGB", (72, 72), "white")
+    ImageDraw.Draw(picture).ellipse((6, 6, 66, 66), fill="#DD2E44")
+    texts = ["red circle", "green book", "snowman", "France"]
+    logits = model(**processor(images=picture, text=texts, return_tensors="pt")).logits_per_image
+    assert texts[int(logits.argmax())] == "red circle"

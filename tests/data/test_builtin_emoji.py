@@ -11,7 +11,7 @@ from vlmo.data.sources import decode_image, open_source
 
 pytestmark = pytest.mark.slow
 
-SETS = ("emoji-pairs", "emoji-pairs-all", "emoji-images")
+SETS = ("emoji-pairs", "emoji-pairs-all", "emoji-images", "drawings-pairs", "drawings-images")
 SAME_LOOK = 5.0  # root mean square of 255 levels at 40 x 40 pixels; the full moon and a yellow circle are 2.4 apart
 
 
@@ -89,7 +89,11 @@ def test_concepts_are_1727() -> None:
 
 def test_counts(emoji_sets) -> None:
     counts = {name: (len(splits["train"]), len(splits["test"])) for name, splits in emoji_sets.items()}
-    assert counts == {"emoji-pairs": (2933, 500), "emoji-pairs-all": (6720, 500), "emoji-images": (7302, 500)}
+    assert {name: counts[name] for name in counts if name.startswith("emoji")} == {
+        "emoji-pairs": (2933, 500),
+        "emoji-pairs-all": (6720, 500),
+        "emoji-images": (7302, 500),
+    }
     sources = {
         name: [splits["train"]["source"][:].count(style) for style in ("twemoji", "openmoji")]
         for name, splits in emoji_sets.items()
@@ -108,7 +112,7 @@ def test_rows_follow_the_schema(emoji_sets) -> None:
             for row in dataset:
                 assert row["licence"] == licences[row["source"]]
                 assert row["image_id"].startswith(row["source"] + "/")
-                assert bool(row["captions"]) == (name != "emoji-images")
+                assert bool(row["captions"]) == (not name.endswith("images"))
                 assert split == "train" or row["source"] == "openmoji"
 
 
@@ -145,6 +149,48 @@ def test_no_training_set_holds_a_variant_of_a_test_drawing(emoji_sets) -> None:
             style, codes = image_id.split("/")
             if style == "openmoji" and codes in names:
                 assert not _names_without_variant(names[codes][0]) & held_out
+
+
+@pytest.fixture(scope="module")
+def new_concepts(emoji_sets, cache_dir) -> Dataset:
+    return open_source("drawings-concepts", split="test", cache_dir=cache_dir)
+
+
+def test_new_concepts_have_a_name_of_their_own_and_are_not_those_of_the_other_test(emoji_sets, new_concepts) -> None:
+    assert len(new_concepts) == 150
+    assert set(new_concepts["source"]) == {"twemoji"}
+    names = [caption for (caption,) in new_concepts["captions"]]
+    assert len(set(names)) == 150
+    assert not set(names) & {caption for (caption,) in emoji_sets["emoji-pairs"]["test"]["captions"]}
+
+
+@pytest.mark.parametrize("name", ["drawings-pairs", "drawings-images"])
+def test_new_concepts_are_absent_in_every_style_variant_and_look(
+    emoji_sets, small_pictures, new_concepts, name: str
+) -> None:
+    names = english_names()
+    train = emoji_sets[name]["train"]
+    held_out = {caption for (caption,) in new_concepts["captions"]}
+    for image_id in train["image_id"]:
+        codes = image_id.split("/")[1]
+        assert codes not in names or not _names_without_variant(names[codes][0]) & held_out
+    assert not held_out & {caption for captions in train["captions"] for caption in captions}
+    # In both styles: what is not trained on here but elsewhere holds the drawings of the new concepts.
+    codes = {image_id.split("/")[1] for image_id in new_concepts["image_id"]}
+    looks = np.stack([look for image_id, look in small_pictures.items() if image_id.split("/")[1] in codes])
+    assert 290 < len(looks) <= 300  # some of OpenMoji's look like its test drawings, and so are in no set
+    trained = np.stack([small_pictures[image_id] for image_id in train["image_id"]])
+    squares = (trained**2).sum(axis=1)[:, None] + (looks**2).sum(axis=1) - 2 * trained @ looks.T
+    assert np.sqrt(squares.clip(min=0) / trained.shape[1]).min() >= SAME_LOOK
+
+
+def test_drawings_leave_out_little_else(emoji_sets, new_concepts) -> None:
+    everything = set(emoji_sets["emoji-pairs-all"]["train"]["image_id"])
+    kept = set(emoji_sets["drawings-pairs"]["train"]["image_id"])
+    assert kept < everything
+    # Two drawings of each new concept, and variants of some: skin tones, men and women.
+    assert 300 <= len(everything - kept) < 1600
+    assert emoji_sets["drawings-pairs"]["test"].to_list() == emoji_sets["emoji-pairs"]["test"].to_list()
 
 
 def _names_without_variant(name: str) -> set[str]:

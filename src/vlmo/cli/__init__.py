@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 from safetensors import SafetensorError
 
 from vlmo.cli.ablating import ablate_command
-from vlmo.cli.folders import export_command, import_command
+from vlmo.cli.folders import export_command, import_command, release_command
 from vlmo.cli.parsing import nearest
 from vlmo.cli.runs import quickstart_command, recipes_command, train_command
 from vlmo.cli.searching import embed_command, index_command, search_command
@@ -38,6 +38,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ablate": ablate_command,
     "import": import_command,
     "export": export_command,
+    "release": release_command,
 }
 
 

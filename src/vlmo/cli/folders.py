@@ -1,4 +1,4 @@
-"""`vlmo import` and `vlmo export`: model folders from and to other forms."""
+"""`vlmo import`, `vlmo export` and `vlmo release`: model folders from and to other forms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import hide_loading_bars, parse_options
+from vlmo.cli.parsing import hide_loading_bars, need_folder, parse_options
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,24 @@ class ExportOptions:
     """onnx: a source whose recall is measured with each variant, such as emoji-pairs."""
 
 
+@dataclass(frozen=True)
+class ReleaseOptions:
+    """A model folder to give to others."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Model folder of a run, one that retrieves."""
+    out: Path | None = None
+    """New folder; its name becomes the model's."""
+    recall_on: tuple[str, ...] = ("emoji-pairs",)
+    """Sources, built-in names or paths, whose split "test" is measured."""
+    licence: str | None = None
+    """Of the weights, by the hub's identifier, such as cc-by-sa-4.0; by default what the card says."""
+    note: str = ""
+    """A paragraph for the top of the card."""
+    device: str | None = None
+    """Where it is measured: cpu, cuda or cuda:N; by default a GPU if there is one."""
+
+
 def import_command(arguments: list[str]) -> None:
     """Other people's weights as a model folder: vlmo import FILE OUT [--image-size N] [--vocabulary PATH]."""
     options = parse_options(ImportOptions(), arguments, prog="vlmo import")
@@ -86,13 +104,14 @@ def export_command(arguments: list[str]) -> None:
     options = parse_options(ExportOptions(), arguments, prog="vlmo export")
     if options.folder is None or options.out is None:
         raise ValueError("vlmo export needs a model folder and --out (vlmo export --help)")
+    folder = need_folder(options.folder, command="export")
     hide_loading_bars()
     console = Console(soft_wrap=True)
     if options.to == "onnx":
         try:
             from vlmo.recipes.onnx_export import export_onnx
 
-            export_onnx(options.folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
+            export_onnx(folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
         except ModuleNotFoundError as error:
             hint = "ONNX needs more packages: pip install 'vlmo[quickstart,onnx]'"
             raise ModuleNotFoundError(f"{error}. {hint}") from error
@@ -101,7 +120,32 @@ def export_command(arguments: list[str]) -> None:
         raise ValueError("--int8 and --recall-on belong to --to onnx")
     from vlmo.interop.exporting import export_official
 
-    report = export_official(options.folder, options.out)
+    report = export_official(folder, options.out)
     lines = [f"note: {note}" for note in report.notes]
     lines.append(f"{report.num_tensors} tensors in {report.file}")
     console.print("\n".join(lines), markup=False, highlight=False)
+
+
+def release_command(arguments: list[str]) -> None:
+    """A model folder to give to others, half as large, its card with figures: vlmo release MODEL_FOLDER --out DIR."""
+    options = parse_options(ReleaseOptions(), arguments, prog="vlmo release")
+    folder = need_folder(options.folder, command="release")
+    if options.out is None:
+        raise ValueError("vlmo release needs a new folder: --out DIR")
+    hide_loading_bars()
+    from vlmo.recipes.release import write_release
+
+    console = Console(soft_wrap=True)
+    results = write_release(
+        folder,
+        options.out,
+        recall_on=options.recall_on,
+        licence=options.licence,
+        note=options.note,
+        device=options.device,
+        console=Console(stderr=True),
+    )
+    for result in results:
+        console.print(result.table())
+    size = (options.out / "model.safetensors").stat().st_size
+    console.print(f"model folder {options.out}, weights of {size / 1e6:.1f} MB", markup=False, highlight=False)

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from vlmo.released import find_model, known_models
+
 Options = TypeVar("Options")
 
 
@@ -82,11 +84,11 @@ def hide_loading_bars() -> None:
 
 
 def need_folder(folder: Path | None, *, command: str) -> Path:
-    """The model folder that a command cannot do without.
+    """The model folder that a command cannot do without; a model that comes with the package is found by its name.
 
     Raises:
         ValueError: There is none.
     """
     if folder is None:
-        raise ValueError(f"vlmo {command} needs a model folder first (a run leaves one under model/)")
-    return folder
+        raise ValueError(f"vlmo {command} needs a model folder first (a run leaves one under model/). {known_models()}")
+    return Path(find_model(folder))

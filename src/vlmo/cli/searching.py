@@ -173,7 +173,7 @@ def search_command(arguments: list[str]) -> None:
         from vlmo.retrieval import Index, Searcher
         from vlmo.retrieval.results import write_explanation, write_sheet
     index = Index.open(options.index)
-    model = options.model or Path(index.model_folder)
+    model = Path(index.model_folder) if options.model is None else need_folder(options.model, command="search")
     if options.model is None and not model.is_dir():
         raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")
     searcher = Searcher(model, index, device=options.device)

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlmo.cli.parsing import check_new_file, hide_loading_bars, nearest, need_folder, parse_options
+from vlmo.released import is_released, notes_folder
 
 if TYPE_CHECKING:
     from vlmo.recipes.task_result import TaskResult
@@ -53,8 +54,8 @@ class EvaluateOptions:
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
     out: Path | None = None
-    """JSON file for figures and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, with the
-    method or inference in its name where one is given."""
+    """JSON file for figures and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or here if
+    the model comes with the package, with the method or inference in its name where one is given."""
     write_card: bool = False
     """Put the figures into the folder's README.md."""
 
@@ -86,7 +87,8 @@ class PrepareOptions:
     """A published data set, from the files that people have to a folder that every command reads."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
-    """coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, imagenet, ade20k, text, vilt_arrow."""
+    """coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, imagenet, ade20k, text, vilt_arrow,
+    drawings, glosses."""
     root: Path | None = None
     """Folder with the set's files as its publisher gives them."""
     out: Path | None = None
@@ -99,6 +101,11 @@ def evaluate_command(arguments: list[str]) -> None:
     """Figures of a model folder: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
     options = parse_options(EvaluateOptions(), arguments, prog="vlmo evaluate")
     folder = need_folder(options.folder, command="evaluate")
+    if is_released(folder) and (options.write_card or options.choose_rerank_weight):
+        raise ValueError(
+            f"{folder.name} comes with the package and stays as it is; copy {folder} and evaluate the copy, or leave "
+            "out --write-card and --choose-rerank-weight"
+        )
     check_new_file(options.out, option="--out")
     check_new_file(options.submission, option="--submission")
     hide_loading_bars()
@@ -225,7 +232,7 @@ def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None
     console = Console(soft_wrap=True)
     Console().print(result.table())
     parts = [result.task, _plain(result.source), _plain(result.split), options.method, options.inference]
-    out = options.out or folder / f"evaluation_{'_'.join(part for part in parts if part)}.json"
+    out = options.out or notes_folder(folder) / f"evaluation_{'_'.join(part for part in parts if part)}.json"
     result.write_json(out, folder=folder)
     console.print(f"figures and {len(result.predictions)} predictions in {out}", markup=False, highlight=False)
     if options.write_card:

@@ -1,6 +1,6 @@
 """Folders that are whole or not there, and the card of a model folder."""
 
-from vlmo.folder.card import add_figures, read_data, write_card
+from vlmo.folder.card import add_figures, add_section, read_data, rename_card, write_card
 from vlmo.folder.contents import DataSource, Measurement, ModelCard
 from vlmo.folder.whole import (
     need_writable,
@@ -16,11 +16,13 @@ __all__ = [
     "Measurement",
     "ModelCard",
     "add_figures",
+    "add_section",
     "need_writable",
     "path_aside",
     "read_data",
     "remove_folder",
     "remove_leftovers",
+    "rename_card",
     "write_card",
     "write_file",
     "write_folder",

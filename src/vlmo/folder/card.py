@@ -27,7 +27,8 @@ CARD = "README.md"
 NOT_STATED = "not stated: as its owner states"
 _PERCENT = "percent"
 _FIGURES = "## Figures"
-_FIGURES_SECTION = re.compile(rf"^{_FIGURES}[ \t]*\n.*?(?P<gap>\n(?=#{{1,2}} )|\Z)", flags=re.MULTILINE | re.DOTALL)
+_LIMITS = "## Limits"
+_PLACE = '"path/to/this/folder"'
 
 
 def write_card(folder: str | Path, card: ModelCard) -> Path:
@@ -60,7 +61,7 @@ def write_card(folder: str | Path, card: ModelCard) -> Path:
         f"## Data\n\n{_data_table(card.data)}",
         f"## Licence\n\n{_licence(card)}",
         f"{_FIGURES}\n\n{_figures_table(results)}",
-        f"## Limits\n\n{_bullets(card.limits + _limits(folder))}",
+        f"{_LIMITS}\n\n{_bullets(card.limits + _limits(folder))}",
     ]
     path = folder / CARD
     write_file(path, f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
@@ -85,13 +86,59 @@ def add_figures(folder: str | Path, figures: Sequence[Measurement]) -> Path:
     kept = [result for result in before if (result.metric_type, result.dataset_name, result.dataset_split) not in keys]
     front.eval_results = kept + [_to_hub(figure) for figure in figures]
     front.model_name = front.model_name or _title(card.text) or Path(folder).resolve().name
-    section = f"{_FIGURES}\n\n{_figures_table(front.eval_results)}\n"
-    if _FIGURES_SECTION.search(card.text):
-        card.text = _FIGURES_SECTION.sub(lambda found: section + found["gap"], card.text, count=1)
-    else:
-        card.text = f"{card.text.rstrip()}\n\n{section}"
+    card.text = _with_section(card.text, _FIGURES, _figures_table(front.eval_results))
     write_file(path, str(card))
     return path
+
+
+def rename_card(folder: str | Path, *, title: str, licence: str | None = None, note: str = "") -> Path:
+    """Makes the card of a copied folder that of a model of its own: another headline, and no figures.
+
+    Args:
+        title: The name that the model is loaded by.
+        licence: Of the weights, by the hub's identifier; None leaves what the card says.
+        note: A paragraph for the top.
+
+    Raises:
+        ValueError: The folder holds no model, or the front matter of its card cannot be read.
+    """
+    path = Path(folder) / CARD
+    if not path.exists():
+        write_card(folder, ModelCard())
+    card = _load(path)
+    front: Any = card.data
+    front.eval_results = front.model_name = None
+    head = f"# {title}" + (f"\n\n{note}" if note else "")
+    text = re.sub(r"^# .+$", lambda _: head, card.text, count=1, flags=re.MULTILINE).replace(_PLACE, f'"{title}"')
+    if licence is not None:
+        front.license = licence
+        text = _with_section(text, "## Licence", _licence(ModelCard(licence=licence, data=read_data(folder))))
+    card.text = _with_section(text, _FIGURES, _figures_table(()))
+    write_file(path, str(card))
+    return path
+
+
+def add_section(folder: str | Path, *, title: str, body: str) -> Path:
+    """Puts a section into the card of a folder, in the place of one with that title, else before the limits.
+
+    Raises:
+        ValueError: The front matter of the card cannot be read.
+    """
+    path = Path(folder) / CARD
+    card = _load(path)
+    card.text = _with_section(card.text, f"## {title}", body)
+    write_file(path, str(card))
+    return path
+
+
+def _with_section(text: str, heading: str, body: str) -> str:
+    section = f"{heading}\n\n{body}\n"
+    pattern = rf"^{re.escape(heading)}[ \t]*\n.*?(?P<gap>\n(?=#{{1,2}} )|\Z)"
+    there = re.compile(pattern, flags=re.MULTILINE | re.DOTALL)
+    if there.search(text):
+        return there.sub(lambda found: section + found["gap"], text, count=1)
+    above, limits, below = text.partition(f"\n{_LIMITS}\n") if heading != _FIGURES else (text, "", "")
+    return f"{above.rstrip()}\n\n{section}{limits}{below}"
 
 
 def read_data(folder: str | Path) -> tuple[DataSource, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.loading import loading
 from vlmo.processing import VLMoProcessor
+from vlmo.released import find_model, known_models
 
 _ABLE = {"VLMoForPreTraining", "VLMoForImageTextRetrieval"}
 
@@ -52,15 +53,17 @@ def load_by_name(
 
 
 def check_model_folder(folder: str | Path) -> Path:
-    """The folder as a path.
+    """The folder as a path, also of a model that comes with the package.
 
     Raises:
         ValueError: It has no `config.json` (transformers would go on to look for the name on the hub), or one of
             another kind of model.
     """
-    folder = Path(folder)
+    folder = Path(find_model(folder))
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
+        raise ValueError(
+            f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
+        )
     with loading(folder):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kinds = config.get("architectures") or [] if isinstance(config, dict) else []

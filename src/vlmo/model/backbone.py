@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import cast
+from os import PathLike
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +19,7 @@ from vlmo.model.embeddings import ImageEmbeddings, TextEmbeddings
 from vlmo.model.heads import ContrastHead, MaskedImageHead
 from vlmo.model.multiway import LANGUAGE, SHARED, VISION, Kept, MultiwayBlock, QueryKeyValue, Route
 from vlmo.model.position import RelativePositionBias
+from vlmo.released import find_model, naming_released
 
 TEXT_TYPE, IMAGE_TYPE, SECOND_IMAGE_TYPE = 0, 1, 2
 
@@ -107,6 +109,19 @@ class VLMoPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["MultiwayBlock", "ImageEmbeddings", "TextEmbeddings"]
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any) -> Self:
+        """The model of a folder, of the hub, or one that comes with the package, such as "vlmo-small".
+
+        Arguments are those of transformers.
+
+        Raises:
+            OSError: There is no such model.
+        """
+        name = pretrained_model_name_or_path
+        with naming_released(name):
+            return super().from_pretrained(None if name is None else find_model(name), *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

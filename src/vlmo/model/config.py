@@ -1,10 +1,13 @@
 """Sizes and variants of the backbone (VLMo, "Multiway Transformer" and "Pre-Training Setup")."""
 
 import math
+from os import PathLike
 from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from vlmo.released import find_model, naming_released
 
 _SIZE = (1, math.inf)
 _NUM_LEVELS = 4
@@ -103,6 +106,18 @@ class VLMoConfig(PreTrainedConfig):
             self.projection_size = self.hidden_size
         super().__post_init__(**kwargs)
         self._check()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
+        """The configuration of a folder, of the hub, or of a model that comes with the package, such as "vlmo-small".
+
+        Arguments are those of transformers.
+
+        Raises:
+            OSError: There is no such model.
+        """
+        with naming_released(pretrained_model_name_or_path):
+            return super().from_pretrained(find_model(pretrained_model_name_or_path), **kwargs)
 
     def _check(self) -> None:
         choices = {

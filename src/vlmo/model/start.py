@@ -16,6 +16,7 @@ from torch import Tensor
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
+from vlmo.released import find_model, known_models
 
 FusionStart = Literal["language", "vision", "random"]
 _BIAS_TABLE = "vlmo.position_bias.table"
@@ -67,7 +68,7 @@ def start_from(
     Raises:
         ValueError: The folder is no model folder, or a tensor has another shape.
     """
-    folder = Path(folder)
+    folder = Path(find_model(folder))
     weights, config = _read(folder)
     report = StartReport(notes=_compare(config, model.config, folder=folder))
     state = model.state_dict()
@@ -109,7 +110,7 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], VLMoConfig]:
     if not files or not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} is no model folder: it needs config.json and model.safetensors. Give the folder that a finished "
-            "run leaves under model/."
+            f"run leaves under model/. {known_models()}"
         )
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind != VLMoConfig.model_type:

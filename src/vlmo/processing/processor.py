@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from vlmo.processing.sentencepiece import load_sentencepiece
 from vlmo.processing.wordpiece import build_tokenizer, load_vocabulary, train_vocabulary
+from vlmo.released import find_model, naming_released
 
 # 8 keeps matrix shapes friendly to tensor cores, and the number of distinct shapes small.
 PAD_MULTIPLE = 8
@@ -63,6 +65,18 @@ class VLMoProcessor(ProcessorMixin):
                 "(tokenizer.json or vocab.txt) is missing"
             )
         super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> Self:
+        """The processor of a folder, of the hub, or of a model that comes with the package, such as "vlmo-small".
+
+        Arguments are those of transformers.
+
+        Raises:
+            OSError: There is no such model.
+        """
+        with naming_released(pretrained_model_name_or_path):
+            return super().from_pretrained(find_model(pretrained_model_name_or_path), *args, **kwargs)
 
     @classmethod
     def from_vocabulary(cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 40) -> Self:

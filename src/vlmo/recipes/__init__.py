@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from vlmo.recipes import ablation, easy_vqa, emoji, finetuning, finetuning_vision, pretraining, vision_small
+from vlmo.recipes import ablation, easy_vqa, emoji, finetuning, finetuning_vision, pretraining, small, vision_small
 from vlmo.recipes.recipe import Recipe, build
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -18,6 +18,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         emoji.emoji_stageless,
         emoji.emoji_small,
         emoji.emoji_retrieval,
+        small.small_tokenizer,
+        small.small_stage1,
+        small.small_stage2,
+        small.vlmo_small,
         easy_vqa.easy_vqa,
         easy_vqa.easy_vqa_question_only,
         easy_vqa.easy_vqa_pairs,

@@ -31,6 +31,7 @@ from vlmo.recipes.answering_sets import (
 )
 from vlmo.recipes.task_model import load_processor, load_task_model
 from vlmo.recipes.task_result import Prediction, TaskResult
+from vlmo.released import notes_folder
 
 _VQA_RECIPE, _NLVR2_RECIPE = "easy-vqa", "easy-vqa-pairs"
 _SHOWN_PIXELS = 384
@@ -223,7 +224,7 @@ def _part(folder: str | Path, *, split: str, limit: int | None) -> dict[str, Any
     return {
         "split": split,
         "processor": load_processor(folder),
-        "quarantine": Path(folder) / f"{split}.quarantine.jsonl",
+        "quarantine": notes_folder(folder) / f"{split}.quarantine.jsonl",
         "limit": limit,
     }
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from vlmo.data.sources import open_source, source_names
 from vlmo.folder import DataSource, ModelCard, read_data
 from vlmo.recipes.vocabulary import LEARN_VOCABULARY, start_with_words
+from vlmo.released import find_model
 
 if TYPE_CHECKING:
     from vlmo.recipes.recipe import Recipe
@@ -80,7 +81,7 @@ def _inherited(folder: str) -> tuple[DataSource, ...]:
     """What went into the model of a folder; where no card tells, that is said."""
     name = _folder_name(folder)
     unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say", is_data=False)
-    return read_data(folder) or (unknown,)
+    return read_data(find_model(folder)) or (unknown,)
 
 
 def _folder_name(folder: str) -> str:

@@ -12,6 +12,7 @@ from vlmo.interop.onnx import OnnxReport, add_recalls, write_onnx
 from vlmo.interop.onnx_session import OnnxRetrievalModel
 from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
+from vlmo.released import notes_folder
 
 
 def export_onnx(
@@ -35,7 +36,7 @@ def export_onnx(
     rows = None
     if recall_on is not None:  # before the work, as this may fail
         _, processor = load_retrieval_model(folder)
-        quarantine = Path(folder) / f"{split}.quarantine.jsonl"
+        quarantine = notes_folder(folder) / f"{split}.quarantine.jsonl"
         rows = read_rows(recall_on, split=split, processor=processor, quarantine=quarantine)
     report = write_onnx(folder, out, int8=int8)
     if console is not None:

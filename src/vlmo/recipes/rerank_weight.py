@@ -17,6 +17,7 @@ from vlmo.evaluation.scoring import BATCH
 from vlmo.folder import write_file
 from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.recipes.retrieval import RERANK, progress_of_evaluation, read_rows
+from vlmo.released import notes_folder
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 _KS = (1, 5, 10)
@@ -80,7 +81,7 @@ def choose_rerank_weight(
     module.to(choose_device(device))
     if model.match_head is None:
         raise ValueError(f"{folder}: this model has no matching head, so that there is nothing to weigh")
-    quarantine = Path(folder) / f"{split}.quarantine.jsonl"
+    quarantine = notes_folder(folder) / f"{split}.quarantine.jsonl"
     rows = read_rows(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
     with progress_of_evaluation(console) as advance:
         metrics = recall_by_weight(

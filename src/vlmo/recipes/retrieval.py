@@ -29,6 +29,7 @@ from vlmo.folder import Measurement, add_figures
 from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.recipes.task_result import Prediction, TaskResult, task_measurements
+from vlmo.released import notes_folder
 from vlmo.training import choose_device
 
 _RERANK = 16
@@ -184,7 +185,7 @@ def evaluate_folder(
         )
     if not rerank and rerank_weight is not None:
         raise ValueError(f"rerank_weight is {rerank_weight}, but nothing is reordered (rerank is 0); leave one out")
-    quarantine = Path(folder) / f"{split}.quarantine.jsonl"
+    quarantine = notes_folder(folder) / f"{split}.quarantine.jsonl"
     rows = read_rows(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
     weight = model.config.rerank_weight if rerank_weight is None else rerank_weight
     result = evaluate_with_progress(

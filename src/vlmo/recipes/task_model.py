@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.loading import loading
 from vlmo.processing import VLMoProcessor
+from vlmo.released import find_model, known_models
 from vlmo.training import choose_device
 
 Model = TypeVar("Model", bound=VLMoPreTrainedModel)
@@ -28,7 +29,7 @@ def load_task_model(
     Raises:
         ValueError: It is no model folder, or one for another task.
     """
-    folder = Path(folder)
+    folder = Path(find_model(folder))
     wanted = model_class.__name__
     kinds = architectures(folder)
     if wanted not in kinds:
@@ -53,6 +54,7 @@ def load_processor(folder: str | Path) -> VLMoProcessor:
     Raises:
         ValueError: Its files are missing or damaged.
     """
+    folder = find_model(folder)
     with loading(folder):
         return VLMoProcessor.from_pretrained(folder)
 
@@ -63,9 +65,11 @@ def architectures(folder: str | Path) -> list[str]:
     Raises:
         ValueError: There is no such file, or it cannot be read.
     """
-    file = Path(folder) / "config.json"
+    file = Path(find_model(folder)) / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
+        raise ValueError(
+            f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
+        )
     try:
         named = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
     except (ValueError, AttributeError) as error:

@@ -27,6 +27,7 @@ from vlmo.processing.segmentation import SegmentTrainTransform, SegmentTransform
 from vlmo.recipes.pretraining_stages import pictures
 from vlmo.recipes.stage import BaseStage, Run
 from vlmo.recipes.vision_sets import ClassEvaluator, SegmentEvaluator, read_classes, read_segments
+from vlmo.released import find_model
 
 _TEXT_SIZES = ("vocab_size", "max_text_positions", "pad_token_id")
 
@@ -146,7 +147,7 @@ def _settings(run: Run, names: Sequence[str]) -> dict[str, Any]:
     """The recipe's sizes with the classes, and with the text side of the start folder: nothing here reads it."""
     settings = run.model_settings()
     if run.recipe.init is not None:
-        config = Path(run.recipe.init) / "config.json"
+        config = Path(find_model(run.recipe.init)) / "config.json"
         start = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         settings |= {name: start[name] for name in _TEXT_SIZES if name in start}
     return settings | {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}

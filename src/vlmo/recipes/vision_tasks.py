@@ -42,6 +42,7 @@ from vlmo.recipes.vision_sets import (
     read_classes,
     read_segments,
 )
+from vlmo.released import notes_folder
 from vlmo.training import choose_device
 
 _CLASS_RECIPE, _SEGMENT_RECIPE = "digits", "scenes"
@@ -263,7 +264,7 @@ def _load_backbone(folder: str | Path, *, device: str | None) -> VLMoModel:
 
 
 def _quarantine(folder: str | Path, split: str) -> Path:
-    return Path(folder) / f"{split}.quarantine.jsonl"
+    return notes_folder(folder) / f"{split}.quarantine.jsonl"
 
 
 @contextmanager

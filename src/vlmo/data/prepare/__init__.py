@@ -27,6 +27,8 @@ PREPARERS = {
     "ade20k": "ade20k",
     "text": "text",
     "vilt_arrow": "vilt_arrow",
+    "drawings": "drawings",
+    "glosses": "glosses",
 }
 """Name of each set and the module here that reads it (see `vlmo.data.prepare.parts`)."""
 

@@ -1,0 +1,84 @@
+"""Drawings of emoji in further styles, and keywords, beside those of the built-in set `drawings-pairs`.
+
+The files are those of npm packages, as `npm install` lays them out; at least one style must be there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlmo.data.builtin import emoji
+from vlmo.data.builtin.emoji import Drawing
+from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked
+
+NAME = "drawings"
+LICENCE = "Noto Emoji: Apache-2.0; Fluent Emoji and keywords: MIT; Twemoji: CC-BY-4.0; OpenMoji: CC-BY-SA-4.0"
+KNOWN_SIZES: dict[str, int] = {}
+
+NOTO, FLUENT = "noto", "fluent"
+_FOLDERS = {NOTO: "emoji-datasource-google/img/google/64", FLUENT: "@lobehub/fluent-emoji-3d/assets"}
+_LICENCES = {**emoji.LICENCES, NOTO: "Apache-2.0", FLUENT: "MIT"}
+_KEYWORDS = "emojibase-data/en/data.json"
+_LAYOUT = (
+    "what `npm install emoji-datasource-google @lobehub/fluent-emoji-3d emojibase-data` leaves under node_modules "
+    f"({', '.join(_FOLDERS.values())}, {_KEYWORDS})"
+)
+_SUFFIXES = (".png", ".webp")
+
+
+def open_set(root: Path) -> SetOnDisk:
+    """A row a drawing: `train`; `test`, the drawings that every emoji set keeps; `concepts`, those of new concepts.
+
+    Raises:
+        ValueError: No further style is there, or the keywords cannot be read.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; --root must be {_LAYOUT}")
+    folders = {style: root / folder for style, folder in _FOLDERS.items() if (root / folder).is_dir()}
+    if not folders:
+        raise ValueError(f"{root}: neither {' nor '.join(_FOLDERS.values())} is there; --root must be {_LAYOUT}")
+    keywords = _read_keywords(root / _KEYWORDS)
+    missing = [f"{folder} is not there" for style, folder in _FOLDERS.items() if style not in folders]
+    missing += [] if keywords else [f"{_KEYWORDS} is not there, so that captions are names alone"]
+    return SetOnDisk(parts=chunked(_rows(folders, keywords)), notes=tuple(missing))
+
+
+def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record]:
+    names, twemoji, openmoji = emoji.english_names(), emoji.read_twemoji(), emoji.read_openmoji()
+    split = emoji.choose_split(names, twemoji=twemoji, openmoji=openmoji)
+    styles = {emoji.TWEMOJI: twemoji, emoji.OPENMOJI: openmoji}
+    styles |= {style: _read_style(style, folder) for style, folder in folders.items()}
+    new = emoji.new_drawings(split, *styles.values())
+    test = [openmoji[codes] for codes in split.test]
+    captions = {codes: (*known, keywords[codes]) if codes in keywords else known for codes, known in names.items()}
+    train: list[Drawing] = []
+    for style, drawings in styles.items():
+        usable = emoji.unlike(drawings, new)
+        if style == emoji.OPENMOJI:
+            usable &= split.trainable
+        elif style != emoji.TWEMOJI:
+            usable &= emoji.unlike(drawings, test, variants=False)
+        train += [drawings[codes] for codes in names if codes in usable]
+    plain = emoji.first_names(names)
+    kept = {"train": (train, captions), "test": (test, plain), "concepts": ([twemoji[c] for c in split.new], plain)}
+    for part, (drawings, known) in kept.items():
+        for row in emoji.rows_of(drawings, names=known, licences=_LICENCES):
+            yield Row(part, row)
+
+
+def _read_style(style: str, folder: Path) -> dict[str, Drawing]:
+    files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES}
+    return emoji.read_drawings(style, files)
+
+
+def _read_keywords(file: Path) -> dict[str, str]:
+    """Keywords of a drawing as one text, by code points; nothing if there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        return {emoji.plain_codes(entry["hexcode"]): ", ".join(entry["tags"]) for entry in entries if entry.get("tags")}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file}: its keywords cannot be read ({error!r}); get the package again") from error

@@ -1,0 +1,117 @@
+"""Further styles of emoji, on a handful of drawings that are made here."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.data.prepare.toy_task_files import write
+
+from vlmo.data.builtin import emoji
+from vlmo.data.prepare import prepare
+from vlmo.data.sources import open_source
+
+# Concepts with names of their own, a variant of one in skin tone, and one that looks as another does.
+CODES = ("1f600", "1f436", "1f34e", "1f680", "1f44d", "1f31e")
+TONE = "1f44d-1f3fb"
+# The one that each style draws in the same colour does not exist: styles differ by 60 levels of red.
+STYLES = {"twemoji": 0, "openmoji": 60, "noto": 120, "fluent": 180}
+
+
+def drawing(style: str, codes: str, *, kind: str = "PNG") -> bytes:
+    place = (*CODES, TONE).index(codes)
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (STYLES[style], 30 * place, 255 - 30 * place)).save(file, kind, lossless=True)
+    return file.getvalue()
+
+
+@pytest.fixture
+def split(monkeypatch) -> emoji.Split:
+    """One concept kept in OpenMoji's style and one kept altogether, out of six in two styles."""
+    monkeypatch.setattr(emoji, "NUM_TEST", 1)
+    monkeypatch.setattr(emoji, "NUM_NEW", 1)
+    styles = {
+        style: emoji.read_drawings(style, {f"{codes}.png": drawing(style, codes) for codes in (*CODES, TONE)})
+        for style in ("twemoji", "openmoji")
+    }
+    monkeypatch.setattr(emoji, "read_twemoji", lambda: styles["twemoji"])
+    monkeypatch.setattr(emoji, "read_openmoji", lambda: styles["openmoji"])
+    names = {codes: known for codes, known in emoji.english_names().items() if codes in {*CODES, TONE}}
+    monkeypatch.setattr(emoji, "english_names", lambda: names)
+    return emoji.choose_split(names, **styles)
+
+
+def packages(root: Path, split: emoji.Split, *, fluent: bool = True, keywords: bool = True) -> Path:
+    for codes in (*CODES, TONE):
+        write(root / "emoji-datasource-google/img/google/64" / f"{codes}.png", drawing("noto", codes))
+        if fluent:
+            file = root / "@lobehub/fluent-emoji-3d/assets" / f"{codes}-fe0f.webp"
+            write(file, drawing("fluent", codes, kind="WEBP"))
+    if keywords:
+        entries = [{"hexcode": codes.upper(), "tags": [f"tag of {codes}", "common"]} for codes in CODES]
+        entries.append({"hexcode": "1F1E6", "label": "no tags"})
+        write(root / "emojibase-data/en/data.json", json.dumps(entries))
+    return root
+
+
+def test_drawings_of_further_styles_join_those_of_the_builtin_set(split, tmp_path):
+    prepare("drawings", root=packages(tmp_path / "node_modules", split), out=tmp_path / "out")
+    train, test, concepts = (open_source(str(tmp_path / "out"), split=part) for part in ("train", "test", "concepts"))
+    (kept,), (new,) = split.test, split.new
+    known = {codes for codes in (*CODES, TONE) if emoji.base_codes(codes) != emoji.base_codes(new)}
+    expected = {f"{style}/{codes}" for style in STYLES for codes in known}
+    expected -= {f"openmoji/{codes}" for codes in known if emoji.base_codes(codes) == emoji.base_codes(kept)}
+    assert set(train["image_id"]) == expected
+    assert test["image_id"][:] == [f"openmoji/{kept}"]
+    assert concepts["image_id"][:] == [f"twemoji/{new}"]
+    licences = dict(zip(train["source"], train["licence"], strict=True))
+    assert licences == {"twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0", "noto": "Apache-2.0", "fluent": "MIT"}
+
+
+def test_keywords_are_one_more_caption_in_training(split, tmp_path):
+    prepare("drawings", root=packages(tmp_path / "in", split), out=tmp_path / "out")
+    train = open_source(str(tmp_path / "out"))
+    captions = dict(zip(train["image_id"], train["captions"], strict=True))
+    for image_id, texts in captions.items():
+        codes = image_id.split("/")[1]
+        assert texts[0] == emoji.english_names()[codes][0]
+        assert (f"tag of {codes}, common" in texts) == (codes in CODES)
+    assert all(len(texts) == 1 for texts in open_source(str(tmp_path / "out"), split="test")["captions"])
+
+
+def test_drawings_that_look_like_a_kept_one_are_left_out(split, tmp_path):
+    root = packages(tmp_path / "in", split, fluent=False)
+    (kept,), (new,) = split.test, split.new
+    others = [codes for codes in CODES if codes not in {kept, new}]
+    noto = root / "emoji-datasource-google/img/google/64"
+    write(noto / f"{others[0]}.png", drawing("openmoji", kept))
+    write(noto / f"{others[1]}.png", drawing("twemoji", new))
+    write(noto / f"{others[2]}.png", drawing("noto", new))
+    prepare("drawings", root=root, out=tmp_path / "out")
+    drawn = set(open_source(str(tmp_path / "out"))["image_id"])
+    assert not {f"noto/{codes}" for codes in others[:3]} & drawn
+    assert {f"noto/{codes}" for codes in others[3:]} <= drawn
+
+
+def test_missing_packages_are_told(split, tmp_path):
+    summary = prepare(
+        "drawings", root=packages(tmp_path / "in", split, fluent=False, keywords=False), out=tmp_path / "out"
+    )
+    told = " ".join(summary.lines())
+    assert "@lobehub/fluent-emoji-3d/assets is not there" in told
+    assert "captions are names alone" in told
+    assert max(map(len, open_source(str(tmp_path / "out"))["captions"])) < 4
+    with pytest.raises(ValueError, match="npm install emoji-datasource-google"):
+        prepare("drawings", root=tmp_path, out=tmp_path / "no")
+    with pytest.raises(ValueError, match="no such folder"):
+        prepare("drawings", root=tmp_path / "nowhere", out=tmp_path / "no")
+
+
+def test_damaged_keywords_are_told(split, tmp_path):
+    root = packages(tmp_path / "in", split)
+    write(root / "emojibase-data/en/data.json", "[{]")
+    with pytest.raises(ValueError, match="keywords cannot be read"):
+        prepare("drawings", root=root, out=tmp_path / "out")

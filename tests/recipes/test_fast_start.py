@@ -1,0 +1,69 @@
+"""Search with the model that comes with the package, on tiny data."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from PIL import Image
+from rich.console import Console
+from tests.interop.toy_gallery import CAPTIONS, trained_folder
+from tests.retrieval.toy_index import write_folder
+from tests.test_cli_tasks import refused
+
+import vlmo.released
+from vlmo.cli import main
+from vlmo.recipes import fast_start
+from vlmo.released import SMALL
+from vlmo.retrieval import Index
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A tiny model under the name of the small one."""
+    folder = trained_folder(tmp_path / "released" / SMALL)
+    monkeypatch.setattr(vlmo.released, "FOLDER", folder.parent)
+    return folder
+
+
+def test_fast_start_answers_by_the_model_that_comes_along(small, tmp_path):
+    console = Console(record=True, width=200)
+    pictures = str(write_folder(tmp_path / "pictures"))
+    run = tmp_path / "run"
+    made = fast_start.run_fast_start(run, source=pictures, split="train", console=console)
+    index = Index.open(made.index)
+    assert index.model_folder == str(small)
+    with (made.pictures / "captions.csv").open(newline="") as file:
+        captions = [row["caption"] for row in csv.DictReader(file)]
+    assert index.num_pictures == len(captions) == index.num_captions
+    assert set(captions) <= {first for first, _ in CAPTIONS}
+    assert len(made.ranks) == 5
+    assert all(text in captions and 1 <= rank <= len(captions) for text, rank in made.ranks.items())
+    # Half of the captions were learnt; chance is a mean rank of half the pictures.
+    assert sum(made.ranks.values()) / 5 < len(captions) / 3
+    with Image.open(made.sheet) as sheet:
+        assert sheet.size[0] == 900
+    shown = console.export_text()
+    assert all(text in shown for text in made.ranks)
+    for command in (f"vlmo search {made.index} ", f"vlmo serve {SMALL} --index {made.index}", f"vlmo index {SMALL} "):
+        assert command in shown
+
+
+def test_fast_start_goes_on_with_what_is_there(small, tmp_path):
+    pictures = str(write_folder(tmp_path / "pictures"))
+    first = fast_start.run_fast_start(tmp_path / "run", source=pictures, split="train")
+    before = {file: file.stat().st_mtime_ns for file in first.pictures.iterdir()}
+    second = fast_start.run_fast_start(tmp_path / "run", source="no such source", split="train")
+    assert second.ranks == first.ranks
+    assert {file: file.stat().st_mtime_ns for file in first.pictures.iterdir()} == before
+
+
+def test_quickstart_fast_makes_a_folder_of_its_own(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fast_start, "run_fast_start", lambda run, **_: asked.append(run))
+    main(["quickstart", "--fast", "--run-dir", str(tmp_path)])
+    assert asked == [tmp_path / "fast"]
+
+
+def test_quickstart_fast_refuses_a_scale(capsys):
+    assert "give one of them" in refused(["quickstart", "--fast", "--scale", "0.5"], capsys)

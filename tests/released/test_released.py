@@ -1,0 +1,120 @@
+"""Models that come with the package, by their names, at every door."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from tests.recipes.toy_recipes import shrunk
+from tests.retrieval.toy_index import write_folder
+from tests.test_cli_tasks import refused
+
+import vlmo.released
+from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel, VLMoProcessor
+from vlmo.cli import main
+from vlmo.model.start import start_from
+from vlmo.recipes import build
+from vlmo.recipes.emoji import emoji_retrieval
+from vlmo.released import find_model, notes_folder, released_names
+from vlmo.retrieval import Encoder
+
+
+@pytest.fixture
+def released(toy_release, tmp_path, monkeypatch):
+    """The folder of the model `toy`; the working directory is empty."""
+    monkeypatch.setattr(vlmo.released, "FOLDER", toy_release)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return toy_release / "toy"
+
+
+def test_a_name_stands_for_the_folder_that_comes_along(released):
+    assert released_names() == ("toy",)
+    assert find_model("toy") == released
+    assert find_model("an/other") == "an/other"
+
+
+def test_own_model_folder_goes_before_a_released_one(released, tmp_path):
+    own = tmp_path / "here" / "toy"
+    own.mkdir()
+    assert find_model("toy") == released  # no model in there
+    shutil.copy(released / "config.json", own)
+    assert find_model("toy") == "toy"
+
+
+def test_classes_load_by_name(released):
+    assert VLMoConfig.from_pretrained("toy").hidden_size == 32
+    assert VLMoProcessor.from_pretrained("toy").image_size == 64
+    named, told = VLMoForImageTextRetrieval.from_pretrained("toy"), VLMoForImageTextRetrieval.from_pretrained(released)
+    for name, tensor in told.state_dict().items():
+        torch.testing.assert_close(named.state_dict()[name], tensor, rtol=0, atol=0)
+    assert isinstance(VLMoModel.from_pretrained("toy"), VLMoModel)
+
+
+@pytest.mark.parametrize("loader", [VLMoConfig, VLMoProcessor, VLMoForImageTextRetrieval])
+def test_unknown_names_are_answered_with_the_known_ones(released, loader):
+    with pytest.raises(OSError, match=r"Models that come with the package: toy\.$") as raised:
+        loader.from_pretrained("vlmo-smal")
+    assert str(raised.value).count("come with the package") == 1
+
+
+def test_encoder_takes_a_name(released):
+    assert Encoder("toy").fingerprint == Encoder(released).fingerprint
+
+
+def test_a_start_takes_a_name(released):
+    model = VLMoForImageTextRetrieval.from_pretrained(released)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.nn.init.zeros_(model.match_head.classifier.weight)
+    assert start_from(model, "toy").missing == []
+    torch.testing.assert_close(model.match_head.classifier.weight, weights["match_head.classifier.weight"])
+
+
+def test_a_run_starts_from_a_name(released, tmp_path):
+    pictures = write_folder(tmp_path / "pictures")
+    recipe = shrunk(emoji_retrieval(), source=pictures, visual_tokenizer=tmp_path)
+    recipe = dataclasses.replace(recipe, init="toy", trainer=dataclasses.replace(recipe.trainer, max_steps=1))
+    result = build(recipe, run_dir=tmp_path / "run").fit()
+    assert "tensors loaded" in (tmp_path / "run" / "start.txt").read_text()
+    words = VLMoProcessor.from_pretrained("toy").tokenizer.get_vocab()
+    assert VLMoProcessor.from_pretrained(result.model_dir).tokenizer.get_vocab() == words
+    assert "Start: `toy`" in (result.model_dir / "README.md").read_text()
+
+
+def test_commands_take_a_name(released, tmp_path, capsys):
+    pictures = write_folder(tmp_path / "pictures", numbers=range(6))
+    main(["index", "toy", str(pictures), "--out", "index"])
+    main(["search", "index", "a red square", "--model", "toy", "--top", "1"])
+    main(["embed", "toy", str(pictures), "--out", "vectors.npy"])
+    Image.new("RGB", (64, 64), "red").save("red.png")
+    capsys.readouterr()
+    main(["predict", "toy", "--image", "red.png", "--text", "a red square", "a blue bar", "--json"])
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    main(["export", "toy", "--out", "toy.safetensors"])
+
+
+def test_evaluation_of_a_released_model_leaves_it_as_it_is(released, tmp_path, capsys):
+    pictures = write_folder(tmp_path / "pictures")
+    before = {file: file.stat().st_mtime_ns for file in released.iterdir()}
+    main(["evaluate", "toy", "--data", str(pictures), "--split", "train", "--rerank", "0", "--device", "cpu"])
+    assert notes_folder("toy") != released
+    assert {file.name for file in (tmp_path / "here").glob("*.json*")} == {
+        "evaluation_retrieval_pictures_train.json",
+        "train.quarantine.jsonl",
+    }
+    capsys.readouterr()
+    shown = refused(["evaluate", "toy", "--data", str(pictures), "--write-card"], capsys)
+    assert "comes with the package and stays as it is" in shown
+    assert {file: file.stat().st_mtime_ns for file in released.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "line", [["index", "tos", "x", "--out", "i"], ["predict", "tos"], ["serve", "tos"], ["evaluate", "tos"]]
+)
+def test_commands_name_the_released_models_where_there_is_none(released, capsys, line):
+    assert "tos is no model folder" in (shown := refused(line, capsys))
+    assert shown.endswith("Models that come with the package: toy.")
