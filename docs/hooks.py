@@ -1,4 +1,4 @@
-"""What mkdocs cannot read from docs/ itself: README and others at the top, recipe cards, the reference, links to code.
+"""What mkdocs cannot read from docs/ itself: README and others at the top, recipe cards, the reference, figures, links.
 
 mkdocs calls the functions `on_...` (mkdocs.yml, `hooks`).
 """
@@ -15,6 +15,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from figures import html  # mkdocs finds what lies beside this file
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "vlmo"
@@ -40,6 +42,7 @@ ROOMS = {
     "serving": "The service over HTTP and its page",
 }
 """Rooms that have a page in the reference, and what it is called."""
+_FIGURE = re.compile(r"^<!-- figure: (?P<name>\S+) -->$", flags=re.MULTILINE)
 _LINK = re.compile(r"(?P<words>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)")
 
 
@@ -56,7 +59,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links of files that lie elsewhere in the repository lead to where their page is, or become plain words."""
+    """Figures are drawn; links of files elsewhere in the repository lead to their pages, or become plain words."""
     here = page.file.src_uri
     source = OUTSIDE.get(here, f"docs/{here}")
 
@@ -73,7 +76,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         relative = posixpath.relpath(there, posixpath.dirname(here) or ".")
         return f"{words}({relative}{'#' + anchor if anchor else ''})"
 
-    return _LINK.sub(moved, markdown)
+    return _FIGURE.sub(lambda line: html(line["name"]), _LINK.sub(moved, markdown))
 
 
 def page_of(path: str) -> tuple[str, str] | None:
