@@ -93,7 +93,8 @@ def _vectors(*, pictures: bool) -> Float[Tensor, "batch dim"]:
 
 # -------------------------------------------------------------------------------------------------------- the matrix
 
-_CELL, _LEFT, _TOP = 46, 52, 118
+_CELL, _LEFT, _TOP = 40, 48, 112
+_BOX = _CELL - 3
 
 
 def matrix() -> str:
@@ -101,7 +102,7 @@ def matrix() -> str:
     found, number = drawn(), len(BATCH)
     side = number * _CELL
     canvas = Canvas(
-        _LEFT + side + 74, _TOP + side + 62, name="negatives", title="Hard negatives of a batch of eight pairs"
+        _LEFT + side + 66, _TOP + side + 62, name="negatives", title="Hard negatives of a batch of eight pairs"
     )
     for place, pair in enumerate(BATCH):
         _picture(canvas, pair, x=22, y=_TOP + place * _CELL + _CELL / 2)
@@ -118,29 +119,31 @@ def matrix() -> str:
 def _pair(canvas: Canvas, found: Drawn, *, row: int, column: int) -> None:
     x, y = _LEFT + column * _CELL, _TOP + row * _CELL
     facts = {"row": row, "column": column}
-    middle = x + (_CELL - 3) / 2
+    middle = x + _BOX / 2
     if found.excluded[row, column]:
         own = row == column
-        canvas.box(x, y, _CELL - 3, _CELL - 3, kind="absent", radius=4, excluded="own" if own else "same", **facts)
+        canvas.box(x, y, _BOX, _BOX, kind="absent", radius=4, excluded="own" if own else "same", **facts)
         if own:
-            canvas.text("pair", x=middle, y=y + 26, kind="small faint")
+            canvas.text("pair", x=middle, y=y + _BOX / 2 + 4, kind="small faint")
         else:
-            canvas.hatched(x, y, _CELL - 3, _CELL - 3)
+            canvas.hatched(x, y, _BOX, _BOX)
         return
     share = found.probabilities[row, column].item()
-    canvas.box(x, y, _CELL - 3, _CELL - 3, kind=f"heat-{min(9, int(share * 20))}", radius=4, **facts)
-    canvas.text(f"{100 * share:.0f}", x=middle, y=y + 26, kind="small")
+    canvas.box(x, y, _BOX, _BOX, kind=f"heat-{min(9, int(share * 20))}", radius=4, **facts)
+    canvas.text(f"{100 * share:.0f}", x=middle, y=y + _BOX / 2 + 4, kind="small")
     if found.text[row] == column:
-        canvas.circle(middle, y + 21.5, 15, kind="ring", drawn="text", **facts)
+        canvas.circle(middle, y + _BOX / 2, 14, kind="ring", drawn="text", **facts)
     if found.image[column] == row:
-        top = y + 1.5
-        canvas.shape(f"M{middle:g} {top:g}l20 20l-20 20l-20 -20", kind="diamond", drawn="image", **facts)
+        half = _BOX / 2
+        canvas.shape(
+            f"M{middle:g} {y:g}l{half} {half}l-{half} {half}l-{half} -{half}", kind="diamond", drawn="image", **facts
+        )
 
 
 def _picture(canvas: Canvas, pair: Pair, *, x: float, y: float) -> None:
     size = 16 if pair.large else 11
-    canvas.box(x - 20, y - 21.5, 40, 40, kind="paper", radius=4)
     y -= 1.5
+    canvas.box(x - _BOX / 2, y - _BOX / 2, _BOX, _BOX, kind="paper", radius=4)
     if pair.shape == "circle":
         canvas.circle(x, y, size, kind=pair.colour)
     else:
@@ -149,11 +152,11 @@ def _picture(canvas: Canvas, pair: Pair, *, x: float, y: float) -> None:
 
 
 def _key(canvas: Canvas, *, y: float) -> None:
-    canvas.circle(_LEFT + 9, y + 8, 8, kind="ring")
-    canvas.text("text drawn for the picture", x=_LEFT + 26, y=y + 12.5, kind="small", anchor="start")
-    canvas.shape(f"M{_LEFT + 9:g} {y + 22:g}l10 10l-10 10l-10 -10", kind="diamond")
-    canvas.text("picture drawn for the text", x=_LEFT + 26, y=y + 36.5, kind="small", anchor="start")
-    x = _LEFT + 200
+    canvas.circle(13, y + 8, 8, kind="ring")
+    canvas.text("text drawn for the picture", x=30, y=y + 12.5, kind="small", anchor="start")
+    canvas.shape(f"M13 {y + 22:g}l10 10l-10 10l-10 -10", kind="diamond")
+    canvas.text("picture drawn for the text", x=30, y=y + 36.5, kind="small", anchor="start")
+    x = 206
     canvas.box(x, y, 16, 16, kind="absent", radius=3)
     canvas.hatched(x, y, 16, 16)
     canvas.text("same picture or same text: never", x=x + 26, y=y + 12.5, kind="small", anchor="start")

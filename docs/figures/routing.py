@@ -137,7 +137,7 @@ def _block(seen: Seen, *, name: str, title: str) -> str:
         canvas.path(f"M{x:g} {_HEIGHT - 40}V268", kind="line")
     canvas.box(26, 228, _WIDTH - 52, 40, kind=SHARED)
     canvas.text("self-attention over all tokens", x=_WIDTH / 2, y=245)
-    canvas.text("norm before, sum after", x=_WIDTH / 2, y=260, kind="small")
+    canvas.text("norm before, sum after, as for experts", x=_WIDTH / 2, y=260, kind="small")
     order = sorted(seen.experts, key=[LANGUAGE, VISION, VISION_LANGUAGE, SHARED].index)  # as the tokens stand
     room = (_WIDTH - 52 - 8 * (len(order) - 1)) / sum(max(len(expert), 9) for expert in order)
     x = 26.0
@@ -145,7 +145,7 @@ def _block(seen: Seen, *, name: str, title: str) -> str:
         width, tokens = room * max(len(expert), 9), seen.called.get(expert)
         canvas.box(x, _EXPERT_Y, width, 62, kind=expert if tokens else "absent", expert=expert, tokens=tokens or "none")
         canvas.text(_NAMES[expert], x=x + width / 2, y=_EXPERT_Y + 27, kind="narrow" if tokens else "narrow faint")
-        canvas.text("norm, FFN", x=x + width / 2, y=_EXPERT_Y + 44, kind="small" if tokens else "small faint")
+        canvas.text("FFN", x=x + width / 2, y=_EXPERT_Y + 44, kind="small" if tokens else "small faint")
         threads = [
             (start, end, kind)
             for kind in _TOKENS

@@ -100,7 +100,7 @@ def _batch(config: VLMoConfig) -> Batch:
 
 # -------------------------------------------------------------------------------------------------------- the stacks
 
-_WIDTH, _HEIGHT = 222, 374
+_WIDTH, _HEIGHT = 212, 374
 _TITLES = {
     "stage 1": ("Stage 1: vision", "pictures; masked patches"),
     "stage 2": ("Stage 2: language", "texts; masked words"),
