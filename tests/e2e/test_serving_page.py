@@ -130,6 +130,16 @@ def test_endpoints_of_the_table_are_those_of_the_service(client):
     assert told == there
 
 
+def test_options_of_the_page_exist(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--help"])
+    assert ended.value.code == 0
+    there = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out)) | {"--store-bytes", "--soak"}  # of others
+    told = {name for options in re.findall(r"`(--[^`]+)`", PAGE) for name in re.findall(r"--[\w.-]+", options)}
+    assert len(told) > 8
+    assert told <= there
+
+
 def test_load_is_asked_for_with_options_that_there_are(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     serving = importlib.import_module("serving")
