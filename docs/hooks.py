@@ -1,4 +1,4 @@
-"""What mkdocs cannot read from docs/ itself: README and others at the top, recipe cards, the reference, links to code.
+"""What mkdocs cannot read from docs/ itself: README and others, notebooks, figures, recipe cards, the reference.
 
 mkdocs calls the functions `on_...` (mkdocs.yml, `hooks`).
 """
@@ -16,6 +16,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import notebooks
+from figures import html  # mkdocs finds what lies beside this file
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "vlmo"
 OUTSIDE = {
@@ -23,6 +26,8 @@ OUTSIDE = {
     "benchmarks.md": "benchmarks/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "notebook-search.md": "examples/search_own_pictures.ipynb",
+    "notebook-inside.md": "examples/inside.ipynb",
 }
 """Pages of the site and the files that they are."""
 ROOMS = {
@@ -41,12 +46,27 @@ ROOMS = {
     "serving": "The service over HTTP and its page",
 }
 """Rooms that have a page in the reference, and what it is called."""
+_FIGURE = re.compile(r"^<!-- figure: (?P<name>\S+) -->$", flags=re.MULTILINE)
 _LINK = re.compile(r"(?P<words>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)")
+
+
+_COMMANDS: list[str] = []
+
+
+def on_startup(*, command: str, dirty: bool) -> None:
+    """Remembers what mkdocs was asked for."""
+    _COMMANDS.append(command)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made here, and the result files that pages link to."""
-    pages = {name: (ROOT / source).read_text(encoding="utf-8") for name, source in OUTSIDE.items()}
+    texts = {name: source for name, source in OUTSIDE.items() if source.endswith(".md")}
+    pages = {name: (ROOT / source).read_text(encoding="utf-8") for name, source in texts.items()}
+    # A server that builds anew with each saved file shows the cells alone.
+    for name, (text, pictures) in notebook_pages(run="build" in _COMMANDS).items():
+        pages[name] = text
+        for path, content in pictures.items():
+            files.append(File.generated(config, path, content=content))
     pages |= {"recipe-cards.md": recipe_cards(), "reference/index.md": reference_index()}
     pages |= {f"reference/{room}.md": reference_of(room) for room in ROOMS}
     for name, text in pages.items():
@@ -57,7 +77,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links of files that lie elsewhere in the repository lead to where their page is, or become plain words."""
+    """Figures are drawn; links of files elsewhere in the repository lead to their pages, or become plain words."""
     here = page.file.src_uri
     source = OUTSIDE.get(here, f"docs/{here}")
 
@@ -74,7 +94,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         relative = posixpath.relpath(there, posixpath.dirname(here) or ".")
         return f"{words}({relative}{'#' + anchor if anchor else ''})"
 
-    return _LINK.sub(moved, markdown)
+    return _FIGURE.sub(lambda line: html(line["name"]), _LINK.sub(moved, markdown))
 
 
 def page_of(path: str) -> tuple[str, str] | None:
@@ -90,6 +110,16 @@ def page_of(path: str) -> tuple[str, str] | None:
     if parts[:2] == ("src", "vlmo") and len(parts) > 3 and parts[2] in ROOMS and path.endswith(".py"):
         return f"reference/{parts[2]}.md", ".".join(parts[1:]).removesuffix(".py").removesuffix(".__init__")
     return None
+
+
+def notebook_pages(*, run: bool) -> dict[str, tuple[str, dict[str, bytes]]]:
+    """The notebooks' pages, each with its pictures by their paths; with outputs if they are `run`."""
+    sources = {name: ROOT / source for name, source in OUTSIDE.items() if source.endswith(".ipynb")}
+    books = notebooks.all_executed(sources.values()) if run else map(notebooks.read, sources.values())
+    return {
+        name: notebooks.page(book, name=name.removesuffix(".md"), file=source.name)
+        for (name, source), book in zip(sources.items(), books, strict=True)
+    }
 
 
 def recipe_cards() -> str:

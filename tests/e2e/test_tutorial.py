@@ -1,6 +1,7 @@
 """The tutorial's commands, word for word but for the number of steps, on a miniature folder of pictures."""
 
 import csv
+import json
 import re
 import shlex
 import subprocess
@@ -21,10 +22,15 @@ COLOURS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (40, 60, 210), 
 SHAPES = ("bar", "square", "corner")
 
 
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
 def commands() -> list[list[str]]:
-    """Every command of the page that starts with `vlmo`, as words."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line.startswith("vlmo ")]
+    """Every command that starts with `vlmo`, in blocks and between words, in the order of the page."""
+    found = re.findall(r"^```sh\n(.*?)^```|`(vlmo [^`]+)`", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for block, words in found for line in (block.splitlines() or [words]) if line.startswith("vlmo ")]
+    return [words for line in lines if len(words := shlex.split(line)[1:]) > 1]  # a bare `vlmo evaluate` is a name
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -34,8 +40,9 @@ def shortened(words: list[str]) -> list[str]:
     if "--trainer.max-steps" in words:
         place = words.index("--trainer.max-steps")
         words = words[:place] + words[place + 2 :]
-    batch = [] if "--loader.global-batch-size" in words else ["--loader.global-batch-size", "32"]
-    return [*words, "--trainer.max-steps", "2", *batch]
+    more = [] if "--loader.global-batch-size" in words else ["--loader.global-batch-size", "32"]
+    more += ["--evaluate-on", "None"] if words[1] == "easy-vqa" else []  # ten thousand questions
+    return [*words, "--trainer.max-steps", "2", *more]
 
 
 def write_pictures(folder: Path) -> None:
@@ -53,32 +60,33 @@ def write_pictures(folder: Path) -> None:
             )
 
 
-def test_commands_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path / "pictures")
-    (tmp_path / "sentences.txt").write_text(
-        "\n".join(f"This is sentence {number}, about a dog." for number in range(64))
-    )
-    # What the page takes from the quickstart: the model folder of stage 2.
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Where the page is followed: pictures, sentences, and what the page takes from the quickstart."""
+    folder = tmp_path_factory.mktemp("page")
+    write_pictures(folder / "pictures")
+    for name in ("a.jpg", "b.jpg", "shape.png"):
+        Image.new("RGB", (64, 64), "red").save(folder / name)
+    (folder / "sentences.txt").write_text("\n".join(f"This is sentence {number}, about a dog." for number in range(64)))
     small = ["--trainer.max-steps", "2", "--loader.global-batch-size", "32"]
-    main(["train", "emoji-tokenizer", "--run-dir", "runs/quickstart/tokenizer", "--data.source", "pictures", *small])
-    vocabulary = ["--text.learn-from", "pictures", "sentences.txt"]
-    main(
-        [
-            "train",
-            "emoji-stage1",
-            "--run-dir",
-            "runs/quickstart/stage1",
-            "--data.source",
-            "pictures",
-            *vocabulary,
-            *small,
-        ]
-    )
-    main(["train", "emoji-stage2", "--run-dir", "runs/quickstart/stage2", "--data.source", "sentences.txt", *small])
+    own = ["--data.source", "pictures"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage, options in (
+            ("tokenizer", own),
+            ("stage1", [*own, "--text.learn-from", "pictures", "sentences.txt"]),
+            ("stage2", ["--data.source", "sentences.txt"]),
+            ("stage3", [*own, "--stage.losses.fused-stride", "8"]),
+        ):
+            main(["train", f"emoji-{stage}", "--run-dir", f"runs/quickstart/{stage}", *options, *small])
+    return folder
 
+
+def test_commands_run(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
     trained = [words for words in commands() if words[0] == "train" and "--help" not in words]
-    assert len(trained) >= 6
+    assert len(trained) >= 7
+    assert {words[0] for words in commands()} == {"train", "evaluate", "index", "search", "predict"}
     for words in commands():
         if "--help" in words:
             continue
@@ -87,7 +95,10 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     assert re.search(r"retrieval, \S+ test, \d+ rows, percent", printed)
     assert "IR@1" in printed
     for words in trained:
-        assert (tmp_path / words[words.index("--run-dir") + 1] / "model" / "model.safetensors").is_file()
+        run = words[words.index("--run-dir") + 1] if "--run-dir" in words else "runs/easy-vqa"
+        assert (place / run / "model" / "model.safetensors").is_file()
+    with Image.open("seen.png") as seen:
+        assert seen.width > 0
 
     found = subprocess.run(
         [sys.executable, SCRIPT, "runs/mine/model", "pictures", "a red bar"],
@@ -95,6 +106,44 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     )  # fmt: skip
     assert len(found.stdout.splitlines()) == 16
     assert all(line.strip().endswith(".png") for line in found.stdout.splitlines())
+
+
+def test_python_runs(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    (code,) = [block for block in blocks("python") if "Finds pictures by a text" not in block]
+    exec(compile(code, "docs/tutorial.md", "exec"), {})
+    assert "48 of 48 pictures can be used" in capsys.readouterr().out
+    for row in map(json.loads, "".join(blocks("json")).splitlines()):
+        assert {"image", "captions"} <= set(row) or {"image_id", "reason"} <= set(row)
+    assert next(csv.DictReader(blocks("csv")[0].splitlines())).keys() == {"image", "caption", "split"}
+
+
+def test_options_of_the_page_run_together(place, monkeypatch):
+    """Those that the text names with their values for the training of section 2."""
+    monkeypatch.chdir(place)
+    (training,) = [words for words in commands() if "runs/mine" in words and words[0] == "train"]
+    text = PAGE.read_text().partition("## 2. Train")[2].partition("## 3. Evaluate")[0]
+    named = [shlex.split(options) for options in re.findall(r"`(--[^`\s]+ [^`]+)`", text)]
+    assert len(named) >= 5
+    more = [word for options in named for word in options]
+    training[training.index("runs/mine")] = "runs/with-options"
+    main([*shortened(training), *more])
+    assert json.loads(Path("runs/with-options/model/config.json").read_text())["image_size"] == 128
+
+
+def test_options_of_the_page_exist(capsys):
+    helps = ""
+    for command in ("train emoji-tokenizer", "train emoji-stage1", "train emoji-stage3", "evaluate", "predict"):
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), "--help"])
+        assert ended.value.code == 0
+        helps += capsys.readouterr().out
+    there = set(re.findall(r"--[a-z][\w.-]*", helps))
+    told = {
+        name for options in re.findall(r"`(--[^`]+)`", PAGE.read_text()) for name in re.findall(r"--[\w.-]+", options)
+    }
+    assert len(told) > 15
+    assert told <= there, told - there
 
 
 def test_script_stands_on_the_page():

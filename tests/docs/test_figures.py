@@ -1,0 +1,217 @@
+"""The figures of the site show what the code does, to readers who see them and to those who do not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from tests.toy_batch import FixedTokens, make_batch
+from tests.toy_model import BEIT3, pictures, texts, toy
+
+import figures
+from figures import negatives, routing, stages
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoModel,
+    language_stage_parameters,
+)
+from vlmo.objectives import pretraining
+from vlmo.objectives.pretraining import LanguageObjective, VisionLanguageObjective, VisionObjective
+
+DOCS = Path(__file__).parents[2] / "docs"
+STYLES = (DOCS / "stylesheets" / "figures.css").read_text()
+CONFIGS = [
+    {},
+    {"num_hidden_layers": 5, "num_fusion_layers": 2},
+    {"num_fusion_layers": 0},
+    {"num_fusion_layers": 3},
+    {"experts": "shared"},
+    BEIT3,
+]
+
+
+def cells(svgs: str, *, having: str) -> list[dict[str, str]]:
+    """The `data-` attributes of all shapes that have this one."""
+    elements = ElementTree.fromstring(f"<all>{svgs}</all>").iter()
+    facts = [
+        {name.removeprefix("data-"): value for name, value in element.attrib.items() if name.startswith("data-")}
+        | {"class": element.get("class", "")}
+        for element in elements
+    ]
+    return [fact for fact in facts if having in fact]
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_figure_is_told_in_words_and_coloured_by_the_style_sheet(name):
+    html = figures.html(name)
+    assert "\n" not in html  # an empty line would end it for Markdown
+    figure = ElementTree.fromstring(html.replace("data-search-exclude", 'data-search-exclude=""'))
+    for svg in figure:
+        told = {element.get("id"): element.text for element in svg if element.tag in {"title", "desc"}}
+        assert list(told) == svg.get("aria-labelledby").split()
+        assert all(told.values())
+        assert svg.get("role") == "img"
+        width, height = map(float, svg.get("viewBox").split()[2:])
+        for element in svg.iter():
+            for kind in (element.get("class") or "").split():
+                assert f".{kind}" in STYLES, kind
+            if element.tag == "rect":
+                x, y, wide, high = (float(element.get(key)) for key in ("x", "y", "width", "height"))
+                assert x >= 0
+                assert y >= 0
+                assert x + wide <= width
+                assert y + high <= height
+
+
+def test_every_colour_is_defined_for_dark_pages_too():
+    light, dark = re.search(r":root \{(.*?)\}.*?slate\"\] \{(.*?)\}", STYLES, flags=re.DOTALL).groups()
+    names = set(re.findall(r"--fig-\w+(?=:)", light))
+    assert names == set(re.findall(r"--fig-\w+(?=:)", dark))
+    assert set(re.findall(r"var\((--fig-\w+)\)", STYLES)) <= names
+
+
+def test_pages_and_figures_name_each_other():
+    named = [name for page in DOCS.glob("*.md") for name in re.findall(r"<!-- figure: (\S+) -->", page.read_text())]
+    assert sorted(named) == sorted(figures.FIGURES)
+    with pytest.raises(ValueError, match="no figure 'block'"):
+        figures.html("block")
+
+
+@pytest.mark.parametrize("changes", CONFIGS)
+def test_layers_show_the_experts_that_a_forward_pass_calls(changes):
+    model, length = toy(VLMoModel, **changes), 6
+    image, text = {"pixel_values": pictures(2)}, texts([length, length])
+    expected = []
+    for way, inputs in (("image", image), ("text", text), ("pair", image | text)):
+        for layer, block in enumerate(model.blocks):
+            for name, expert in block.experts.items():
+                cell = {"way": way, "layer": str(layer), "expert": name, "tokens": "none", "class": "absent"}
+                expected.append(cell)
+
+                def note(_, given, cell=cell):
+                    kinds = {length: "text", 17: "image", length + 17: "both"}
+                    cell |= {"tokens": kinds[given[0].shape[1]], "class": cell["expert"]}
+
+                expert.register_forward_pre_hook(note)
+        with torch.no_grad():
+            model(**inputs)
+        for block in model.blocks:
+            for expert in block.experts.values():
+                expert._forward_pre_hooks.clear()
+    shown = cells(routing.layers(VLMoConfig.tiny(**changes)), having="layer")
+    assert sorted(map(str, shown)) == sorted(map(str, expected))
+
+
+def test_base_fuses_pairs_in_its_top_two_layers():
+    shown = cells(figures.html("layers").replace(" data-search-exclude", ""), having="layer")
+    called = {(cell["way"], int(cell["layer"]), cell["expert"]) for cell in shown if cell["tokens"] != "none"}
+    assert {layer for way, layer, expert in called if expert == "vision_language"} == {10, 11}
+    assert {way for way, _, expert in called if expert == "vision_language"} == {"pair"}
+    lower, top = figures.html("blocks").split("</svg>")[:2]
+    lower = cells(lower.partition("<svg")[1] + lower.partition("<svg")[2] + "</svg>", having="expert")
+    assert {cell["expert"]: cell["tokens"] for cell in lower} == {"vision": "image", "language": "text"}
+    top = cells(f"{top}</svg>", having="expert")
+    assert {cell["expert"]: cell["tokens"] for cell in top} == {
+        "vision": "none",
+        "language": "none",
+        "vision_language": "both",
+    }
+
+
+def shown_states(stage: str, **changes) -> dict[str, str]:
+    found = cells(stages.stacks(VLMoConfig.tiny(**changes)), having="part")
+    assert all(cell["class"] == cell["state"] for cell in found)
+    return {cell["part"]: cell["state"] for cell in found if cell["stage"] == stage}
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_hidden_layers": 4, "num_fusion_layers": 2}])
+def test_frozen_cells_are_the_parameters_without_gradient(changes):
+    model = toy(VLMoForMaskedLM, **changes)
+    objective = LanguageObjective(model)
+    shown = shown_states("stage 2", **changes)
+    for name, parameter in objective.model.named_parameters():
+        part = stages.part_of(name, model.config)
+        assert (shown[part] == "frozen") is not parameter.requires_grad, name
+    trained = {id(parameter) for parameter in language_stage_parameters(model)}
+    for name, parameter in model.vlmo.named_parameters():
+        assert (shown[stages.part_of(f"vlmo.{name}", model.config)] == "trained") is (id(parameter) in trained)
+
+
+def test_trained_cells_are_the_parameters_that_a_step_moves():
+    for stage, objective in (
+        ("stage 1", VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())),
+        ("stage 2", LanguageObjective(toy(VLMoForMaskedLM))),
+        ("stage 3", VisionLanguageObjective(toy(VLMoForPreTraining))),
+    ):
+        shown = shown_states(stage)
+        before = {name: value.clone() for name, value in objective.model.named_parameters()}
+        objective(make_batch())["loss"].backward()
+        torch.optim.SGD(objective.parameters(), lr=1.0).step()
+        moved: dict[str, bool] = {}
+        for name, value in objective.model.named_parameters():
+            part = stages.part_of(name, objective.model.config)
+            moved[part] = moved.get(part, False) or not torch.equal(value, before[name])
+        assert {part for part, has in moved.items() if has} == {
+            part for part, state in shown.items() if state == "trained"
+        }
+        assert set(moved) == set(shown), stage
+
+
+def test_part_with_parameters_of_two_states_is_refused():
+    config = VLMoConfig.tiny()
+    objective = LanguageObjective(VLMoForMaskedLM(config))
+    objective.model.vlmo.blocks[0].attention.requires_grad_(True)
+    with pytest.raises(ValueError, match="lower attention"):
+        stages.states(objective, config)
+    with pytest.raises(ValueError, match="no part for the parameter vlmo"):
+        stages.part_of("vlmo.new.weight", config)
+
+
+def test_negatives_are_those_that_stage_3_draws(monkeypatch):
+    """The objective's own `_contrast`, handed the figure's vectors, captions and seed."""
+    found = negatives.drawn()
+    kept = {}
+
+    def keep(similarities, *, excluded, uniform):
+        kept.setdefault("calls", []).append((similarities, excluded, uniform))
+        return draw(similarities, excluded=excluded, uniform=uniform)
+
+    draw = pretraining.draw_hard_negatives
+    monkeypatch.setattr(pretraining, "draw_hard_negatives", keep)
+    objective = VisionLanguageObjective(toy(VLMoForPreTraining))
+    with torch.no_grad():
+        objective.model.contrast_head.logit_scale.copy_(torch.tensor([1 / negatives.TEMPERATURE]).log())
+    captions = [pair.caption for pair in negatives.BATCH]
+    batch = {
+        "input_ids": torch.tensor([[captions.index(caption), 1] for caption in captions]),
+        "attention_mask": torch.ones(len(captions), 2, dtype=torch.long),
+        "image_ids": torch.tensor([pair.image_id for pair in negatives.BATCH]),
+        "step_seed": torch.tensor(negatives.SEED),
+    }
+    vectors = (negatives._vectors(pictures=True), negatives._vectors(pictures=False))
+    _, drawn = objective._contrast([vectors] * 2, batch, torch.arange(len(captions)))
+    assert drawn.text.tolist() == found.text.tolist()
+    assert drawn.image.tolist() == found.image.tolist()
+    similarities, excluded, _ = kept["calls"][0]
+    assert torch.equal(excluded, found.excluded)
+    expected = similarities.masked_fill(excluded, float("-inf")).softmax(1)
+    torch.testing.assert_close(found.probabilities, expected)
+
+
+def test_matrix_marks_what_was_drawn_and_nothing_excluded():
+    found, svg = negatives.drawn(), negatives.matrix()
+    marks = {kind: [] for kind in ("text", "image")}
+    for cell in cells(svg, having="drawn"):
+        marks[cell["drawn"]].append((int(cell["row"]), int(cell["column"])))
+    assert marks["text"] == list(enumerate(found.text.tolist()))
+    assert sorted((column, row) for row, column in marks["image"]) == list(enumerate(found.image.tolist()))
+    excluded = {(int(cell["row"]), int(cell["column"])): cell["excluded"] for cell in cells(svg, having="excluded")}
+    assert set(excluded) == set(map(tuple, found.excluded.nonzero().tolist()))
+    assert {pair for pair, why in excluded.items() if why == "same"} == {(0, 1), (1, 0), (2, 3), (3, 2)}
+    assert not {*marks["text"], *marks["image"]} & set(excluded)

@@ -1,0 +1,118 @@
+"""The notebooks run from top to bottom and say what they claim; they are committed without outputs."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from tests.interop.toy_gallery import trained_folder
+
+import hooks
+import notebooks
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FILES = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+def printed(book: NotebookNode) -> str:
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.get("name") == "stdout")
+
+
+def num_pictures(book: NotebookNode) -> int:
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_notebook_is_committed_without_outputs(file):
+    book = notebooks.read(file)
+    nbformat.validate(book)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+            # A cell that ends with a value shows it; pictures need words for those who do not see them.
+            shows = re.search(r"^(sheet|Image\.open\(.*\))$", cell.source.splitlines()[-1])
+            assert bool(shows) == bool(cell.metadata.get("alt"))
+
+
+def test_every_notebook_has_a_page():
+    assert {str(file.relative_to(EXAMPLES.parent)) for file in FILES} == {
+        source for source in hooks.OUTSIDE.values() if source.endswith(".ipynb")
+    }
+    for name, (text, pictures) in hooks.notebook_pages(run=False).items():
+        assert text.startswith("# ")
+        assert "```python\n" in text
+        assert "```text\n" not in text
+        assert not pictures
+        assert f": {name}\n" in (EXAMPLES.parent / "mkdocs.yml").read_text()
+
+
+def test_page_shows_what_is_printed_then_values():
+    cell = nbformat.v4.new_code_cell("print(1)\npicture", metadata={"alt": "a <dot>"})
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text="1\n"),
+        nbformat.v4.new_output("stream", name="stdout", text="2\n"),
+        nbformat.v4.new_output("stream", name="stderr", text="a bar"),
+        nbformat.v4.new_output("execute_result", data={"image/png": "AAEC", "text/plain": "<PIL>"}),
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), cell])
+    text, pictures = notebooks.page(book, name="dot", file="dot.ipynb")
+    assert pictures == {"notebooks/dot-1.png": b"\0\1\2"}
+    assert text.startswith("# Title\n\n!!! note")
+    assert text.endswith(
+        "```python\nprint(1)\npicture\n```\n\n```text\n1\n2\n```\n\n"
+        '<p><img src="notebooks/dot-1.png" alt="a &lt;dot&gt;"></p>\n'
+    )
+
+
+@pytest.mark.slow
+def test_search_notebook_finds_what_it_says(monkeypatch):
+    monkeypatch.delenv("VLMO_MODEL", raising=False)
+    book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_pictures.ipynb"))
+    told = printed(book)
+    assert "24 pictures; 24 were embedded in this run" in told
+    assert "12 were judged" in told
+    hits = re.findall(r"^ *-?\d+\.\d\d  \S+  (.*)$", told, flags=re.MULTILINE)
+    words, judged, picture, blue = hits[:5], hits[5:13], hits[13:17], hits[17:]
+    assert words[0] == judged[0] == "a red circle"
+    assert picture[0] == "a green circle"
+    assert blue[0] == "a blue circle"
+    assert len(blue) == 3
+    assert all("blue" in caption for caption in blue)
+    assert num_pictures(book) == 2
+
+
+@pytest.mark.slow
+def test_search_notebook_takes_a_model_and_pictures(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLMO_MODEL", str(trained_folder(tmp_path / "model")))
+    book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_pictures.ipynb"))
+    assert "step " not in printed(book)
+    assert num_pictures(book) == 2
+
+
+@pytest.mark.slow
+def test_inside_notebook_shows_routes_losses_and_maps(monkeypatch):
+    monkeypatch.delenv("VLMO_MODEL", raising=False)
+    book = notebooks.executed(notebooks.read(EXAMPLES / "inside.ipynb"))
+    told = printed(book)
+    image, text, pair = re.findall(r"^(?:image|text|pair)\n((?:.* tokens: .*\n)+)", told, flags=re.MULTILINE)
+    assert re.findall(r"(\d+) tokens: (\w+)", image) == [("17", "vision")] * 3
+    assert re.findall(r"(\d+) tokens: (\w+)", text) == [("5", "language")] * 3
+    assert re.findall(r"(\d+) tokens: (\w+)", pair)[-1] == ("22", "vision_language")
+    assert "75 hidden" in told
+    compared = re.findall(r": (\d+\.\d+); guessing among (\d+) gives (\d+\.\d+)", told)
+    assert len(compared) == 4
+    for loss, choices, even in compared:
+        assert float(even) == pytest.approx(math.log(int(choices)), abs=0.006)
+        assert float(loss) == pytest.approx(float(even), abs=0.2)
+    steps = [dict(re.findall(r"(\w+) (\d\.\d+)", line)) for line in re.findall(r"^step .*$", told, flags=re.MULTILINE)]
+    assert float(steps[-1]["itc"]) < 0.2 < 1.5 < float(steps[0]["itc"])
+    assert float(steps[-1]["itm_accuracy"]) > 0.8
+    assert "(6, 4, 4)" in told
+    assert num_pictures(book) == 1

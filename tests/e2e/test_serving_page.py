@@ -1,0 +1,150 @@
+"""The commands and requests of docs/serving.md, word for word but for the ports, on a miniature folder of pictures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import tyro
+from fastapi.testclient import TestClient
+
+from tests.interop.toy_gallery import drawings
+from tests.serving.toy_service import make_gallery
+from vlmo.cli import main
+from vlmo.serving import server
+from vlmo.serving.app import create_app
+from vlmo.serving.service import Parts
+from vlmo.serving.settings import Settings
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serving.md").read_text()
+SH = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)).replace("\\\n", "")
+
+
+def lines(program: str) -> list[list[str]]:
+    """Every line that starts so, as words."""
+    return [shlex.split(line, comments=True)[1:] for line in SH.splitlines() if line.startswith(f"{program} ")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Where the page is followed."""
+    folder = tmp_path_factory.mktemp("page")
+    gallery = make_gallery(folder / "gallery")
+    for name in ("runs/quickstart/stage3/model", "models/coco"):
+        shutil.copytree(gallery.model, folder / name)
+    shutil.copytree(gallery.vqa, folder / "models" / "vqa")
+    (folder / "photos").mkdir()
+    table = ["image,caption,year,album"]
+    for number, picture in enumerate(drawings()[:6]):
+        picture.save(folder / "photos" / f"{number}.png")
+        table.append(f"{number}.png,a drawing,{2018 + number},{'Rome' if number % 2 else 'Oslo'}")
+    (folder / "photos" / "captions.csv").write_text("\n".join(table))
+    drawings()[0].save(folder / "umbrella.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def services(place) -> list[Parts]:
+    """What each `vlmo serve` of the page would serve, after its `vlmo index`."""
+    served = []
+
+    def serve(_bound: socket.socket, parts: Parts, _settings: Settings) -> None:
+        served.append(parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(server, "serve", serve)
+        for words in lines("vlmo"):
+            # Another process may have the ports of the page.
+            words = ["0" if word == "8080" else word for word in words]
+            main(words if words[0] != "serve" or "--port" in words else [*words, "--port", "0"])
+    return served
+
+
+@pytest.fixture(scope="module")
+def client(services) -> Iterator[TestClient]:
+    with TestClient(create_app(services[1]), base_url="http://localhost:8000") as client:
+        yield client
+
+
+def sent(words: list[str], client: TestClient) -> httpx.Response:
+    """What curl would send for these words."""
+    headers, fields, files, body = {}, {}, [], None
+    for option, value in zip(words[1::2], words[2::2], strict=True):
+        if option == "-H":
+            name, _, content = value.partition(": ")
+            headers[name] = content
+        elif option == "-d":
+            body = value
+        elif option == "-F" and "=@" in value:
+            name, _, file = value.partition("=@")
+            files.append((name, (file, Path(file).read_bytes())))
+        elif option == "-F":
+            name, _, content = value.partition("=")
+            fields.setdefault(name, []).append(content)
+        else:
+            raise AssertionError(f"the test does not know curl's {option}")
+    target = words[0].removeprefix("localhost:8000")
+    if body is not None:
+        return client.post(target, content=body, headers=headers)
+    return client.post(target, data=fields, files=files, headers=headers)
+
+
+def test_servers_start_with_what_the_page_says(services):
+    told = [[part is not None for part in (parts.index, parts.encoder, parts.answerer)] for parts in services]
+    assert told == [[True, True, False], [True, True, True], [False, False, True]]
+
+
+def test_requests_are_answered(place, client, monkeypatch):
+    monkeypatch.chdir(place)
+    requests = lines("curl")
+    assert len(requests) == 6
+    for words in requests:
+        answer = sent(words, client)
+        assert answer.status_code == 200, (words, answer.text)
+        assert answer.json()
+    found = sent(requests[0], client).json()["hits"]
+    assert [hit["metadata"]["album"] for hit in found] == ["Rome"] * 2  # of 2021 and 2023
+    assert sent(requests[1], client).json()["hits"][0]["similarity"] > 0.99  # the same picture
+    vectors = sent(requests[2], client).json()
+    assert json.dumps(vectors).count("[") >= 3
+    shares = sent(requests[4], client).json()
+    assert {"umbrella", "dog"} <= set(re.findall(r"\w+", json.dumps(shares)))
+
+
+def test_endpoints_of_the_table_are_those_of_the_service(client):
+    there = {path.replace("{id}", "ID") for path in client.get("/openapi.json").json()["paths"]}
+    table = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith(("| `POST", "| `GET"))]
+    told = {path for cell in table for path in re.findall(r"/[\w/]+", cell)}
+    assert told == there
+
+
+def test_options_of_the_page_exist(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--help"])
+    assert ended.value.code == 0
+    there = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out)) | {"--store-bytes", "--soak"}  # of others
+    told = {name for options in re.findall(r"`(--[^`]+)`", PAGE) for name in re.findall(r"--[\w.-]+", options)}
+    assert len(told) > 8
+    assert told <= there
+
+
+def test_load_is_asked_for_with_options_that_there_are(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    serving = importlib.import_module("serving")
+    asked = lines("python")
+    assert {words[0] for words in asked} == {"benchmarks/serving.py"}
+    plain, soak = (tyro.cli(serving.Options, args=words[1:]) for words in asked)
+    assert (plain.soak, soak.soak) == (0, 3600)
+    assert str(plain.out) == "benchmarks/results/serving.json"
