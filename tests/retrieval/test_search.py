@@ -163,7 +163,7 @@ def test_picture_that_is_gone_is_not_judged(model, tmp_path):
     result = searcher.search("a red square", top=6, rerank=6)
     assert result.num_reranked == 5
     assert result.hits[-1].id == gone.id
-    assert "1 pictures could not be read" in result.note
+    assert result.note == f"1 pictures could not be read and were not judged, such as {gone.place}"
     with pytest.raises(ValueError, match="is gone"):
         searcher.index.picture(gone.id)
 

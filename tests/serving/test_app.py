@@ -219,10 +219,14 @@ def test_picture_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, 
     file.rename(aside)
     try:
         response = client.get(f"/v1/pictures/{hit.id}")
+        searched = client.post("/v1/search", json={"text": "a pink cross", "rerank": NUM_PICTURES, "top": NUM_PICTURES})
     finally:
         aside.rename(file)
     assert response.status_code == 404
-    assert str(gallery.index.parent) not in response.text
+    assert searched.json()["note"] == f"1 pictures could not be read and were not judged, such as {file.name}"
+    assert searched.json()["num_reranked"] == NUM_PICTURES - 1
+    for each in (response, searched):
+        assert str(gallery.index.parent) not in each.text
 
 
 # ------------------------------------------------------------------------------------------------------------- models

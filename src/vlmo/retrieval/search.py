@@ -280,22 +280,11 @@ class _Judged:
         """Judged ones by their scores (equal ones as the vectors put them), then all others by the vectors."""
         judged = sorted(self.judged, key=lambda hit: -hit.score)
         others = sorted([*self.lost, *self.unjudged], key=lambda hit: -hit.similarity)
-        notes = []
-        if self.num_late:
-            total = self.num_late + len(self.judged) + len(self.lost)
-            notes.append(
-                f"the time was up after {len(self.judged)} of {total} candidates had been judged; the others follow in "
-                "the order of their vectors"
-            )
-        if self.lost:
-            notes.append(
-                f"{len(self.lost)} pictures could not be read and were not judged, such as {self.lost[0].place}"
-            )
         return SearchResult(
             hits=[*judged, *others][:top],
             num_reranked=len(self.judged),
-            complete=not self.num_late,
-            note="; ".join(notes) or None,
+            num_late=self.num_late,
+            unreadable=tuple(self.lost),
             seconds=seconds,
         )
 

@@ -211,7 +211,7 @@ class SearchResponse(BaseModel):
     hits: list[Result]
     num_reranked: int = Field(description="Candidates that the fusion encoder has judged.")
     complete: bool = Field(description="False: the budget ran out, and the order is as far as it got.")
-    note: str | None = Field(description="Says so in words.")
+    note: str | None = Field(description="Says so in words, and how many candidates' pictures could not be read.")
     seconds: dict[str, float] = Field(description="`encode`, `index`, `rerank` and `total`, waiting included.")
 
 

@@ -295,7 +295,7 @@ def _found(result: SearchResult, *, seconds: dict[str, float]) -> schemas.Search
         hits=[_shown(hit) for hit in result.hits],
         num_reranked=result.num_reranked,
         complete=result.complete,
-        note=result.note,
+        note=result.noted(_name),
         seconds={name: round(each, 6) for name, each in seconds.items()},
     )
 
@@ -313,13 +313,17 @@ def _shown(hit: Hit) -> schemas.Result:
 def _described(hit: Hit) -> dict[str, Any]:
     return {
         "id": hit.id,
-        # Where the picture lies on the server is nobody's business.
-        "name": PurePath(hit.place).name,
+        "name": _name(hit),
         "captions": list(hit.captions),
         "metadata": {name: _plain(value) for name, value in hit.metadata.items()},
         "width": hit.width,
         "height": hit.height,
     }
+
+
+def _name(hit: Hit) -> str:
+    """Of the file. Where the picture lies on the server is nobody's business."""
+    return PurePath(hit.place).name
 
 
 def _plain(value: Any) -> Any:
