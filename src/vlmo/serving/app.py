@@ -80,6 +80,7 @@ class State:
         """Starts and stops the service."""
         self._service = Service(self.parts, self.settings, observe=self.metrics.batch)
         try:
+            await asyncio.to_thread(self._service.warm_up)
             yield
         finally:
             await asyncio.to_thread(self._service.close)

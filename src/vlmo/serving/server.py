@@ -65,7 +65,7 @@ def load_parts(
     encoder = Encoder(folder, device=device)
     opened = None if index is None else Index.open(index)
     if opened is not None:
-        Searcher(encoder, opened).warm_up()  # also tells whether they belong together
+        Searcher(encoder, opened)  # tells whether they belong together
     return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))
 
 
