@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import io
 import threading
 import time
@@ -38,6 +37,8 @@ _LARGEST_SIDE = 2048
 _OWN_COLUMNS = ("id", "captions", "width", "height")
 _FILTER_HINT = "GET /v1/about lists the columns; a filter compares them with numbers and 'texts'"
 _SAMPLES, _SAMPLED = 12, 180
+_SAMPLES_SECONDS = 10.0
+"""So long the samples are kept; an index run may remove them."""
 # For what is late already: over as soon as the vectors have been compared.
 _NO_BUDGET = 1e-9
 
@@ -74,6 +75,7 @@ class Service:
         self._reader = PictureReader(max_pixels=settings.limits.pixels, fetcher=fetcher, executor=self._decoders)
         # Each of these searches holds as many whole pictures as it has judged at once.
         self._judging = asyncio.Semaphore(max(settings.max_batch // JUDGED_AT_ONCE, 2))
+        self._sampled: tuple[float, list[schemas.Sample]] = 0.0, []
         self._searcher = None
         if parts.encoder is not None and parts.index is not None:
             self._searcher = SharedSearcher(parts.encoder, parts.index, batcher=self._batcher, kind=PAIRS)
@@ -203,7 +205,7 @@ class Service:
             can_answer=self._parts.answerer is not None,
             num_pictures=0 if index is None else index.num_pictures,
             columns={} if index is None else index.columns,
-            samples=self._samples,
+            samples=self._samples(),
             limits={
                 "request_bytes": limits.request_bytes,
                 "pixels": limits.pixels,
@@ -215,15 +217,19 @@ class Service:
             },
         )
 
-    @functools.cached_property
     def _samples(self) -> list[schemas.Sample]:
         """A few pictures that are not too much alike: of those around some vector, one here and one there."""
-        index = self._parts.index
+        index, now = self._parts.index, time.monotonic()
         if index is None or not index.num_pictures:
             return []
+        taken, samples = self._sampled
+        if samples and now - taken < _SAMPLES_SECONDS:
+            return samples
         vector = np.random.default_rng(0).normal(size=index.dim).astype(np.float32)
         near = index.nearest(vector / np.linalg.norm(vector), top=_SAMPLED)
-        return [schemas.Sample(**described(hit)) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
+        samples = [schemas.Sample(**described(hit)) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
+        self._sampled = now, samples
+        return samples
 
     async def _run(self, kind: str, rows: Sequence[Any]) -> list[Any]:
         return await asyncio.wrap_future(self._batcher.submit(kind, rows))
