@@ -192,6 +192,7 @@ def test_pictures_and_thumbnails_are_jpeg_of_that_picture(client) -> None:
     for route in ("pictures", "thumbnails"):
         response = client.get(f"/v1/{route}/{first['id']}")
         assert response.headers["content-type"] == "image/jpeg"
+        assert response.headers["vary"] == "Authorization, X-API-Key"  # a browser keeps it
         shown = Image.open(io.BytesIO(response.content))
         assert shown.format == "JPEG"
         assert shown.size == drawings()[14].size

@@ -225,7 +225,8 @@ def _dump(result: BaseModel) -> bytes:
 
 
 def _jpeg(data: bytes) -> Response:
-    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+    kept = {"Cache-Control": "private, max-age=3600", "Vary": "Authorization, X-API-Key"}
+    return Response(data, media_type="image/jpeg", headers=kept)
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
