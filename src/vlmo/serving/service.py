@@ -35,7 +35,7 @@ _DECODERS = 2
 _LARGEST_SIDE = 2048
 # What every index has beside the columns of its source.
 _OWN_COLUMNS = ("id", "captions", "width", "height")
-_FILTER_HINT = "GET /v1/about lists the columns; a filter compares them with numbers and 'texts'"
+_FILTER_HINT = "a filter compares columns with numbers and 'texts'; there are"
 _SAMPLES, _SAMPLED = 12, 180
 _SAMPLES_SECONDS = 10.0
 """So long the samples are kept; an index run may remove them."""
@@ -287,7 +287,10 @@ class Service:
             except ValueError as error:
                 if where is None or not str(error).startswith("the filter"):
                     raise
-                raise ServiceError(422, " ".join(str(error).split()), hint=_FILTER_HINT) from error
+                # The index names columns too, some of which are not for clients.
+                reason = " ".join(str(error).split()).partition(". Columns: ")[0]
+                columns = ", ".join(sorted([*index.columns, *_OWN_COLUMNS]))
+                raise ServiceError(422, reason, hint=f"{_FILTER_HINT} {columns}") from error
 
         try:
             async with turn(turns, deadline=deadline):
