@@ -297,6 +297,34 @@ def test_page_is_accessible(open_page, address, scheme) -> None:
     assert (int(re.findall(r"\d+", background)[0]) < 128) is (scheme == "dark")
 
 
+def test_page_of_the_api_shows_bodies_answers_and_statuses(open_page, address) -> None:
+    page = open_page(f"{address}/docs")
+    search_route = page.locator("article", has=page.get_by_role("heading", name="/v1/search"))
+    for row in (
+        "top integer, at least 1, at most 200 text How many results. By default 10.",
+        "weight number, at least 0, at most 1 text",
+        "budget number, above 0, at most 60 text",
+        "where string, at most 500 characters text",
+        "picture string file",
+        "hits list of object",
+        "hits[].captions list of string",
+        "hits[].match number or null",
+        "seconds object of numbers",
+        "200 The answer.",
+        "503 The queue is full, or the server is stopping; `Retry-After`",
+    ):
+        expect(search_route.get_by_role("row", name=row)).to_have_count(1)
+    classify = page.locator("article", has=page.get_by_role("heading", name="/v1/classify"))
+    expect(
+        classify.get_by_role("row", name="labels list of string, at most 1000 characters, 2 to 1000 of")
+    ).to_be_visible()
+    expect(classify.get_by_role("row", name="pictures[][].probability number")).to_be_visible()
+    expect(classify.get_by_role("row", name="file, repeated")).to_be_visible()
+    for each in page.locator("article").all():
+        assert {"Answer", "Statuses"} <= set(each.locator("h3").all_inner_texts())
+        assert "undefined" not in each.inner_text()
+
+
 def test_texts_of_the_index_are_shown_as_text(open_page, address) -> None:
     page = open_page(f"{address}/?q=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E&f.colour=%3Cb%3E")
     expect(page.locator("#grid")).to_contain_text("Nothing here")
