@@ -107,11 +107,13 @@ def test_small_set_is_searched_exactly(model, tmp_path):
     folder = write_folder(tmp_path / "pictures", numbers=range(3))
     report = build(model, folder, out=tmp_path / "index")
     assert report.recall is None
-    assert Index.open(tmp_path / "index").approximate is None
+    opened = Index.open(tmp_path / "index")
+    assert opened.approximate is None
     report = build(model, write_folder(tmp_path / "more"), out=tmp_path / "index", approximate_from=10)
     facts = json.loads((tmp_path / "index" / "index.json").read_text())
     assert report.recall is not None
     assert facts["approximate"]["recall"]["value"] == report.recall.value
     index = Index.open(tmp_path / "index")
     assert index.approximate is not None
+    assert opened.approximate == index.approximate  # a reader asks as the last writer says
     assert len(index.nearest(np.ones(32, dtype=np.float32), top=50)) == NUM + 3

@@ -136,6 +136,9 @@ def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, whe
     assert status == 422
     assert "\n" not in reason
     assert str(parts.index.folder) not in reason
+    hint = client.post("/v1/search", json={"text": "a red circle", "where": where}).json()["error"]["hint"]
+    assert hint.endswith("there are captions, colour, even, height, id, number, width")
+    assert reason.count("place") == where.count("place")
     assert parts.index.num_pictures == NUM_PICTURES
 
 
@@ -192,6 +195,7 @@ def test_pictures_and_thumbnails_are_jpeg_of_that_picture(client) -> None:
     for route in ("pictures", "thumbnails"):
         response = client.get(f"/v1/{route}/{first['id']}")
         assert response.headers["content-type"] == "image/jpeg"
+        assert response.headers["vary"] == "Authorization, X-API-Key"  # a browser keeps it
         shown = Image.open(io.BytesIO(response.content))
         assert shown.format == "JPEG"
         assert shown.size == drawings()[14].size
@@ -219,10 +223,14 @@ def test_picture_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, 
     file.rename(aside)
     try:
         response = client.get(f"/v1/pictures/{hit.id}")
+        searched = client.post("/v1/search", json={"text": "a pink cross", "rerank": NUM_PICTURES, "top": NUM_PICTURES})
     finally:
         aside.rename(file)
     assert response.status_code == 404
-    assert str(gallery.index.parent) not in response.text
+    assert searched.json()["note"] == f"1 pictures could not be read and were not judged, such as {file.name}"
+    assert searched.json()["num_reranked"] == NUM_PICTURES - 1
+    for each in (response, searched):
+        assert str(gallery.index.parent) not in each.text
 
 
 # ------------------------------------------------------------------------------------------------------------- models

@@ -261,6 +261,7 @@ def test_every_answer_has_the_headers_that_keep_pages_safe() -> None:
             assert headers["x-content-type-options"] == "nosniff"
             assert headers["x-frame-options"] == "DENY"
             assert headers["referrer-policy"] == "no-referrer"
+            assert headers["cross-origin-resource-policy"] == "same-origin"
 
 
 def test_static_files_end_where_their_folder_ends() -> None:

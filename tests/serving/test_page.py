@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.interop.toy_gallery import CAPTIONS, drawings
@@ -23,6 +24,23 @@ PATIENCE_MS = 20_000
 expect.set_options(timeout=PATIENCE_MS)
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+LATE_PICTURE = """async () => {
+  const { show } = await import("/static/api.js");
+  const image = document.createElement("img");
+  const id = document.querySelector("#grid .card").dataset.id;
+  const late = show(image, `/v1/pictures/${id}`);
+  await show(image, "/static/icon.svg");
+  await late;
+  return [image.getAttribute("src")];
+}"""
+"""What an image shows that was told to show one picture, and then another, before the first has come."""
+FIRST_PIXEL = """async (image) => {
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = 1;
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return [image.naturalWidth, ...canvas.getContext("2d").getImageData(0, 0, 1, 1).data];
+}"""
 ACCESSIBLE = (Path(__file__).parent / "accessible.js").read_text()
 
 
@@ -80,7 +98,11 @@ def search(page: Page, words: str) -> None:
 
 
 def upload(page: Page, number: int) -> None:
-    file = {"name": "mine.png", "mimeType": "image/png", "buffer": png(drawings()[number])}
+    upload_file(page, png(drawings()[number]))
+
+
+def upload_file(page: Page, data: bytes) -> None:
+    file = {"name": "mine.png", "mimeType": "image/png", "buffer": data}
     page.get_by_label("Search by a picture of yours").set_input_files(file)
 
 
@@ -171,8 +193,11 @@ def test_filters_narrow_the_search_and_can_be_removed(page) -> None:
     expect(cards(page)).to_have_count(3)
     page.reload()
     expect(cards(page)).to_have_count(3)
-    page.goto(page.url.replace("BLU", "it%27s+%25"))
-    expect(page.locator("#grid")).to_contain_text("Nothing here")
+    for nobody in ("it%27s+%25", "b%25e", "b_ue"):  # % and _ are characters like others
+        page.goto(page.url.replace("BLU", nobody))
+        expect(page.locator("#grid")).to_contain_text("Nothing here")
+        page.go_back()
+        expect(cards(page)).to_have_count(3)
 
 
 def test_question_about_a_found_and_about_an_own_picture(page) -> None:
@@ -272,6 +297,34 @@ def test_page_is_accessible(open_page, address, scheme) -> None:
     assert (int(re.findall(r"\d+", background)[0]) < 128) is (scheme == "dark")
 
 
+def test_page_of_the_api_shows_bodies_answers_and_statuses(open_page, address) -> None:
+    page = open_page(f"{address}/docs")
+    search_route = page.locator("article", has=page.get_by_role("heading", name="/v1/search"))
+    for row in (
+        "top integer, at least 1, at most 200 text How many results. By default 10.",
+        "weight number, at least 0, at most 1 text",
+        "budget number, above 0, at most 60 text",
+        "where string, at most 500 characters text",
+        "picture string file",
+        "hits list of object",
+        "hits[].captions list of string",
+        "hits[].match number or null",
+        "seconds object of numbers",
+        "200 The answer.",
+        "503 The queue is full, or the server is stopping; `Retry-After`",
+    ):
+        expect(search_route.get_by_role("row", name=row)).to_have_count(1)
+    classify = page.locator("article", has=page.get_by_role("heading", name="/v1/classify"))
+    expect(
+        classify.get_by_role("row", name="labels list of string, at most 1000 characters, 2 to 1000 of")
+    ).to_be_visible()
+    expect(classify.get_by_role("row", name="pictures[][].probability number")).to_be_visible()
+    expect(classify.get_by_role("row", name="file, repeated")).to_be_visible()
+    for each in page.locator("article").all():
+        assert {"Answer", "Statuses"} <= set(each.locator("h3").all_inner_texts())
+        assert "undefined" not in each.inner_text()
+
+
 def test_texts_of_the_index_are_shown_as_text(open_page, address) -> None:
     page = open_page(f"{address}/?q=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E&f.colour=%3Cb%3E")
     expect(page.locator("#grid")).to_contain_text("Nothing here")
@@ -317,16 +370,26 @@ def test_budget_note_is_shown(page) -> None:
     expect(page.locator("#note")).to_have_text("the time was up")
 
 
-def test_key_is_asked_for_once_and_pictures_are_shown_with_it(open_page, parts) -> None:
+def test_key_is_kept_when_the_service_has_taken_it_and_pictures_are_shown_with_it(open_page, parts) -> None:
     with served(create_app(parts, Settings(api_key="open sesame"))) as address:
         page = open_page(address)
+        for key, words in (("schlüssel", "no other characters"), ("wrong", "That is not the key.")):
+            page.get_by_label("API key").fill(key)
+            page.keyboard.press("Enter")
+            expect(page.locator("#key-wrong")).to_contain_text(words)
+            assert page.evaluate("sessionStorage.length") == 0
         page.get_by_label("API key").fill("open sesame")
         page.keyboard.press("Enter")
+        expect(page.locator("#key-dialog")).to_be_hidden()
         search(page, "a red circle")
         image = cards(page).first.locator("img")
         expect(image).to_have_attribute("src", re.compile("^blob:"))
         page.reload()
         expect(cards(page).first).to_contain_text("a red circle")
+        cards(page).first.click()
+        page.get_by_role("button", name="Search similar").click()
+        expect(page.locator("#by-picture-image")).to_have_attribute("src", re.compile("^blob:"))
+        assert page.evaluate(LATE_PICTURE) == ["/static/icon.svg"]
         page.context.close()
 
 
@@ -336,6 +399,11 @@ def test_picture_that_is_too_large_is_made_smaller_in_the_browser(open_page, par
         expect(page.locator("#collection")).to_have_text("24 pictures")
         upload(page, 14)
         expect(cards(page).first).to_contain_text(CAPTIONS[14][0])
+        sent = page.locator("#by-picture-image")
+        before = sent.get_attribute("src") or ""
+        upload_file(page, png(Image.new("RGBA", (100, 100), (0, 0, 0, 0))))
+        expect(sent).not_to_have_attribute("src", before)
+        assert sent.evaluate(FIRST_PIXEL) == [63, 255, 255, 255, 255]  # white, as the model sees what is clear
         page.context.close()
 
 

@@ -15,10 +15,13 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from fastapi.testclient import TestClient
 
 from tests.serving.toy_service import SRC, Gallery, ServerProcess
 from vlmo.cli import main
+from vlmo.serving.app import create_app
 from vlmo.serving.server import _protocol, bind, load_parts, named, read_key
+from vlmo.serving.service import Parts
 from vlmo.serving.settings import Limits, Settings
 
 PATIENCE_S = 30
@@ -158,6 +161,12 @@ def test_errors_before_the_start_are_one_line(capsys, gallery, tmp_path) -> None
     empty = tmp_path / "key"
     empty.write_text("\n")
     assert "is empty" in fails(capsys, gallery.model, "--api-key-file", empty, "--port", 0)
+    empty.write_bytes(b"k\xff")
+    assert f"{empty} is no text in UTF-8" in fails(capsys, gallery.model, "--api-key-file", empty, "--port", 0)
+    for port in (99999, -5):
+        assert f"--port {port} is none" in fails(capsys, gallery.model, "--port", port)
+    for size in ("nan", "inf", "0"):
+        assert "--max-request-mb" in fails(capsys, gallery.model, "--max-request-mb", size, "--port", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot be bound" in fails(capsys, gallery.model, "--port", taken.getsockname()[1])
 
@@ -196,7 +205,16 @@ def test_server_on_loopback_knows_its_names() -> None:
         "127.0.0.1",
         "pictures.example",
     )
-    assert named(settings, host="0.0.0.0").server_names == ("pictures.example",)
+    assert named(Settings(), host="0.0.0.0").server_names == ()
+
+
+@pytest.mark.parametrize(("host", "own"), [("0.0.0.0", ()), ("::", ()), ("192.0.2.7", ("192.0.2.7",))])
+def test_server_with_a_name_knows_this_machines_names_too(host, own) -> None:
+    settings = named(Settings(server_names=("Pictures.example",)), host=host)
+    assert settings.server_names == ("localhost", "127.0.0.1", "::1", *own, "Pictures.example")
+    with TestClient(create_app(Parts(), settings)) as client:
+        for name, status in (("127.0.0.1:8000", 200), ("pictures.example", 200), ("evil.example", 421)):
+            assert client.get("/healthz", headers={"host": name}).status_code == status
 
 
 @pytest.mark.parametrize("wrong", [{"queue": 0}, {"max_batch": 0}, {"max_wait": -1.0}, {"max_wait": 1e9}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +47,8 @@ class ServeOptions:
     cors_origin: tuple[str, ...] = ()
     """Origins of other pages that may call the service, such as https://example.org."""
     server_name: tuple[str, ...] = ()
-    """Names that requests may call this server by; on a loopback address localhost is always one."""
+    """Names that requests may call this server by, beside localhost; without it, any on an address that is not
+    loopback."""
 
 
 def serve_command(arguments: list[str]) -> None:
@@ -59,6 +61,8 @@ def serve_command(arguments: list[str]) -> None:
         from vlmo.serving.settings import Limits, Settings
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}. {_HINT}") from error
+    if not 0 < options.max_request_mb < math.inf:
+        raise ValueError(f"--max-request-mb {options.max_request_mb}: give a number of megabytes above 0")
     settings = Settings(
         limits=Limits(request_bytes=int(options.max_request_mb * 2**20), pixels=options.max_pixels),
         queue=options.queue,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -53,24 +54,18 @@ class Index:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
+        self._seen = _seen(self.folder)
         self.facts = read_facts(self.folder)
-        try:
+        with _whole_facts(self.folder):
             self.fingerprint: str = self.facts["model"]["fingerprint"]
             self.model_folder: str = self.facts["model"]["folder"]
-            asked = self.facts["approximate"]
-            self.approximate = None if asked is None else Approximate(**asked["search"])
-            told = None if asked is None else asked["captions"]
-            self._captions_approximate = None if told is None else Approximate(**told)
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.folder}: the index is damaged ({INDEX_FILE} lacks {error}); build it anew"
-            ) from error
+            self._asked = _asked(self.facts)
         self._store = Store(self.folder)
         self.dim = self._store.dim
 
     folder: Path
     facts: Mapping[str, Any]
-    """What `index.json` says."""
+    """What `index.json` said when the index was opened."""
     fingerprint: str
     """Of the model that made the vectors."""
     model_folder: str
@@ -86,6 +81,11 @@ class Index:
             ValueError: It is none, or damaged.
         """
         return cls(folder)
+
+    @property
+    def approximate(self) -> Approximate | None:
+        """How the approximate index of pictures is asked, as the last writer has left it; None: there is none."""
+        return self._asked_now()[0]
 
     @property
     def num_pictures(self) -> int:
@@ -130,7 +130,7 @@ class Index:
         """
         if not self.num_captions:
             raise ValueError(f"{self.folder}: no picture of this index has a caption to be found")
-        columns, search = ["picture", "caption"], None if exact else self._captions_approximate
+        columns, search = ["picture", "caption"], None if exact else self._asked_now()[1]
         found = self._search(self._store.captions, vector, top=top, where=None, search=search, columns=columns)
         owners = {row["id"]: row for row in self._rows([row["picture"] for row in found], self._visible())}
         hits = []
@@ -189,6 +189,15 @@ class Index:
         return decode_image({"bytes": data, "path": row["place"]})
 
     # -------------------------------------------------------------------------------------------------------- asking
+
+    def _asked_now(self) -> tuple[Approximate | None, Approximate | None]:
+        """How pictures and captions are asked; read again when a writer has been there."""
+        seen = _seen(self.folder)
+        if seen != self._seen:
+            with _whole_facts(self.folder):
+                self._asked = _asked(read_facts(self.folder))
+            self._seen = seen
+        return self._asked
 
     def _visible(self) -> list[str]:
         return [*_SHOWN, *self._store.kinds()]
@@ -254,6 +263,31 @@ def _query(
     if search is None:
         return query.bypass_vector_index()
     return query.nprobes(search.nprobes).refine_factor(max(2, -(-search.candidates // top)))
+
+
+def _seen(folder: Path) -> tuple[int, int] | None:
+    """What tells one version of `index.json` from the next."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return found.st_mtime_ns, found.st_ino
+
+
+def _asked(facts: Mapping[str, Any]) -> tuple[Approximate | None, Approximate | None]:
+    made = facts["approximate"]
+    if made is None:
+        return None, None
+    captions = made["captions"]
+    return Approximate(**made["search"]), None if captions is None else Approximate(**captions)
+
+
+@contextmanager
+def _whole_facts(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: the index is damaged ({INDEX_FILE} lacks {error}); build it anew") from error
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

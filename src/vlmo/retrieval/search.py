@@ -242,16 +242,20 @@ class Searcher:
                 count = min(count, self._speed.number_until(deadline))
             if count < 1:
                 break
-            part, candidates = candidates[:count], candidates[count:]
+            part = candidates[:count]
             start = time.perf_counter()
             readable, missing = self._readable(part, pairs)
-            if readable:
+            try:
                 odds = self.encoder.match([pair[1] for pair in readable], [pair[2] for pair in readable])
-                for (hit, _, _), match in zip(readable, odds.tolist(), strict=True):
-                    score = (1 - weight) * scale * hit.similarity + weight * match
-                    done.judged.append(replace(hit, score=score, match=match))
-            self._speed.tell((time.perf_counter() - start) / len(part))
+            except TimeoutError:  # of an encoder that knows when the time is up, and waits no longer
+                break
+            finally:
+                self._speed.tell((time.perf_counter() - start) / len(part))
+            for (hit, _, _), match in zip(readable, odds.tolist(), strict=True):
+                score = (1 - weight) * scale * hit.similarity + weight * match
+                done.judged.append(replace(hit, score=score, match=match))
             done.lost += missing
+            candidates = candidates[count:]
         done.unjudged = [*candidates, *rest]
         done.num_late = len(candidates)
         return done
@@ -280,22 +284,11 @@ class _Judged:
         """Judged ones by their scores (equal ones as the vectors put them), then all others by the vectors."""
         judged = sorted(self.judged, key=lambda hit: -hit.score)
         others = sorted([*self.lost, *self.unjudged], key=lambda hit: -hit.similarity)
-        notes = []
-        if self.num_late:
-            total = self.num_late + len(self.judged) + len(self.lost)
-            notes.append(
-                f"the time was up after {len(self.judged)} of {total} candidates had been judged; the others follow in "
-                "the order of their vectors"
-            )
-        if self.lost:
-            notes.append(
-                f"{len(self.lost)} pictures could not be read and were not judged, such as {self.lost[0].place}"
-            )
         return SearchResult(
             hits=[*judged, *others][:top],
             num_reranked=len(self.judged),
-            complete=not self.num_late,
-            note="; ".join(notes) or None,
+            num_late=self.num_late,
+            unreadable=tuple(self.lost),
             seconds=seconds,
         )
 
@@ -320,12 +313,17 @@ class _Speed:
             self._lately = [*self._lately[1 - self._REMEMBERED :], seconds]
 
     def number_until(self, deadline: float) -> int:
-        """How many pairs end before the deadline, if they are as slow as the slowest lately."""
-        with self._lock:
-            slowest = max(self._lately, default=0.0)
+        """How many pairs end before the deadline, if they are as slow as the slowest lately.
+
+        Where that is none, the slowest is forgotten, but for the last: a busy moment shall not end judging for good.
+        """
         left = deadline - time.perf_counter()
         if left <= 0:
             return 0
+        with self._lock:
+            slowest = max(self._lately, default=0.0)
+            if slowest > left and len(self._lately) > 1:
+                self._lately.remove(slowest)
         return JUDGED_AT_ONCE if slowest * JUDGED_AT_ONCE <= left else int(left / slowest)
 
 

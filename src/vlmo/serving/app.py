@@ -41,7 +41,9 @@ _ERRORS = {
     422: "A value is wrong.",
     503: "The queue is full, or the server is stopping; `Retry-After` says when to come again.",
 }
+_WITHOUT_BODY = (401, 404, 421, 422, 503)
 _JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}}
+_FIGURES = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Figures"}}
 
 Work = Callable[[Service, Any], Coroutine[Any, Any, BaseModel]]
 _POSTS: tuple[tuple[str, type[schemas.Body], type[BaseModel], Work], ...] = (
@@ -80,6 +82,7 @@ class State:
         """Starts and stops the service."""
         self._service = Service(self.parts, self.settings, observe=self.metrics.batch)
         try:
+            await asyncio.to_thread(self._service.warm_up)
             yield
         finally:
             await asyncio.to_thread(self._service.close)
@@ -121,8 +124,7 @@ def _state(request: Request) -> State:
 Running = Annotated[State, Depends(_state)]
 
 
-def _errors(*, body: bool = True) -> dict[int | str, dict[str, Any]]:
-    numbers = _ERRORS if body else [401, 404, 421, 422, 503]
+def _errors(*numbers: int) -> dict[int | str, dict[str, Any]]:
     return {number: {"model": schemas.ErrorResponse, "description": _ERRORS[number]} for number in numbers}
 
 
@@ -132,17 +134,17 @@ def _api() -> APIRouter:
     for path, body, answer, work in _POSTS:
         _add_post(api, path, body=body, answer=answer, work=work)
 
-    @api.get("/pictures/{id:path}", response_class=Response, responses={**_JPEG, **_errors(body=False)})
+    @api.get("/pictures/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
     async def picture(request: Request, state: Running, id: str) -> Response:  # noqa: A002 - the path's name
         """An indexed picture, of at most 2048 pixels a side."""
         return await _answer(request, state, state.service.picture(id))
 
-    @api.get("/thumbnails/{id:path}", response_class=Response, responses={**_JPEG, **_errors(body=False)})
+    @api.get("/thumbnails/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
     async def thumbnail(state: Running, id: str) -> Response:  # noqa: A002
         """A small copy of an indexed picture."""
         return _jpeg(await state.service.thumbnail(id))
 
-    @api.get("/about", responses=_errors(body=False))
+    @api.get("/about", responses=_errors(*_WITHOUT_BODY))
     def about(state: Running) -> schemas.About:  # no coroutine, so that it runs on a thread
         """What this service can do, its columns and its limits."""
         return state.service.about()
@@ -160,7 +162,7 @@ def _add_post(api: APIRouter, path: str, *, body: type[schemas.Body], answer: ty
         name=path.strip("/"),
         description=inspect.getdoc(work),
         response_class=JSONResponse,
-        responses={200: {"model": answer}, **_errors()},
+        responses={200: {"model": answer}, **_errors(*_ERRORS)},
         openapi_extra=described(body),
     )(route)
 
@@ -176,7 +178,7 @@ def _around(state: State) -> APIRouter:
             response.status_code = 503
         return schemas.Health(status="stopping" if state.stopping else "ready")
 
-    @router.get("/metrics", response_class=Response, responses={401: {"model": schemas.ErrorResponse}})
+    @router.get("/metrics", response_class=Response, responses={**_FIGURES, **_errors(401)})
     async def metrics() -> Response:
         """Figures in Prometheus's text format."""
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -224,7 +226,8 @@ def _dump(result: BaseModel) -> bytes:
 
 
 def _jpeg(data: bytes) -> Response:
-    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+    kept = {"Cache-Control": "private, max-age=3600", "Vary": "Authorization, X-API-Key"}
+    return Response(data, media_type="image/jpeg", headers=kept)
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:

@@ -49,7 +49,8 @@ def described(kind: type[Body]) -> dict[str, Any]:
     for name, field in form["properties"].items():
         if name in {"picture", "pictures"}:
             file = {"type": "string", "contentMediaType": "application/octet-stream"}
-            form["properties"][name] = {"type": "array", "items": file} if name in kind.repeated else file
+            counted = {limit: field[limit] for limit in ("minItems", "maxItems") if limit in field}
+            form["properties"][name] = {"type": "array", "items": file, **counted} if name in kind.repeated else file
             form["properties"][name]["description"] = field.get("description", "A picture's file.")
     return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}, FORM: {"schema": form}}}}
 

@@ -34,6 +34,7 @@ _HEADERS = {
         "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -53,6 +54,7 @@ class Door:
 
     def __init__(self, app: App, *, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]) -> None:
         self._app, self._settings, self._metrics, self._stopping = app, settings, metrics, stopping
+        self._names = frozenset(name.lower() for name in settings.server_names)
         self._buffered = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -79,8 +81,7 @@ class Door:
 
     def _check(self, scope: Message) -> None:
         headers, path = Headers(scope=scope), scope["path"]
-        names = self._settings.server_names
-        if names and _host_name(headers.get("host", "")) not in names:
+        if self._names and _host_name(headers.get("host", "")) not in self._names:
             # A page elsewhere can make its own name point here; what it then sends has that name.
             raise ServiceError(421, "this server has another name", hint="start it with --server-name and this one")
         origin = headers.get("origin")
@@ -181,5 +182,6 @@ def _route(scope: Message) -> str:
 
 
 def _host_name(host: str) -> str:
-    """Without the port."""
-    return host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0].lower()
+    """Without the port, in small letters."""
+    name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    return name.lower()

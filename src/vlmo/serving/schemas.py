@@ -70,7 +70,9 @@ Picture = Annotated[
     ),
 ]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)]
-Id = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Id = Annotated[
+    str, StringConstraints(min_length=1, max_length=1000), Field(description="Of an indexed picture, as hits have it.")
+]
 Where = Annotated[
     str,
     StringConstraints(max_length=MAX_FILTER),
@@ -90,7 +92,7 @@ class EmbedRequest(Body):
     """Texts, pictures, or both."""
 
     repeated: ClassVar[frozenset[str]] = frozenset({"texts", "pictures"})
-    texts: list[Text] = Field(default=[], max_length=MAX_TEXTS)
+    texts: list[Text] = Field(default=[], max_length=MAX_TEXTS, description="Texts to embed.")
     pictures: list[Picture] = Field(default=[], max_length=MAX_PICTURES)
 
     @model_validator(mode="after")
@@ -103,7 +105,7 @@ class EmbedRequest(Body):
 class SearchRequest(Body):
     """A text or a picture to search by."""
 
-    text: Text | None = None
+    text: Text | None = Field(default=None, description="Words that the picture should fit.")
     picture: Picture | None = None
     top: Top = 10
     rerank: Annotated[
@@ -139,7 +141,7 @@ class MatchRequest(Body):
 
     repeated: ClassVar[frozenset[str]] = frozenset({"texts", "pictures"})
     pictures: list[Picture] = Field(min_length=1, max_length=MAX_PICTURES)
-    texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS)
+    texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS, description="Texts that may fit.")
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:
@@ -154,7 +156,7 @@ class MatchRequest(Body):
 class QuestionRequest(Body):
     """A question about a picture, given as a file or by its id in the index."""
 
-    question: Text
+    question: Annotated[Text, Field(description="About the picture.")]
     picture: Picture | None = None
     id: Id | None = None
     top: Annotated[int, Field(ge=1, le=20, description="How many answers.")] = 5
@@ -171,7 +173,7 @@ class ClassifyRequest(Body):
 
     repeated: ClassVar[frozenset[str]] = frozenset({"labels", "pictures"})
     pictures: list[Picture] = Field(min_length=1, max_length=MAX_PICTURES)
-    labels: list[Text] = Field(min_length=2, max_length=MAX_LABELS)
+    labels: list[Text] = Field(min_length=2, max_length=MAX_LABELS, description="Names of the classes.")
     template: Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] = Field(
         default="{}", description="Sentence with one `{}`, where the label goes: `a photo of a {}`."
     )
@@ -188,12 +190,12 @@ class ClassifyRequest(Body):
 class Sample(BaseModel):
     """An indexed picture."""
 
-    id: str
+    id: str = Field(description="The same as long as the picture stays where it is.")
     name: str = Field(description="The file's name.")
-    captions: list[str]
+    captions: list[str] = Field(description="All that it has.")
     metadata: dict[str, Any] = Field(description="The index's other columns.")
-    width: int
-    height: int
+    width: int = Field(description="In pixels.")
+    height: int = Field(description="In pixels.")
 
 
 class Result(Sample):
@@ -211,24 +213,24 @@ class SearchResponse(BaseModel):
     hits: list[Result]
     num_reranked: int = Field(description="Candidates that the fusion encoder has judged.")
     complete: bool = Field(description="False: the budget ran out, and the order is as far as it got.")
-    note: str | None = Field(description="Says so in words.")
+    note: str | None = Field(description="Says so in words, and how many candidates' pictures could not be read.")
     seconds: dict[str, float] = Field(description="`encode`, `index`, `rerank` and `total`, waiting included.")
 
 
 class EmbedResponse(BaseModel):
     """Vectors of length 1; a dot product of two is their cosine."""
 
-    texts: list[list[float]]
-    pictures: list[list[float]]
-    dim: int
+    texts: list[list[float]] = Field(description="A vector for each text.")
+    pictures: list[list[float]] = Field(description="A vector for each picture.")
+    dim: int = Field(description="Numbers in a vector.")
     model: str = Field(description="Fingerprint of the model. Vectors of different models do not compare.")
 
 
 class Match(BaseModel):
     """Of one pair."""
 
-    log_odds: float
-    probability: float
+    log_odds: float = Field(description="That the text fits the picture, by the fusion encoder.")
+    probability: float = Field(description="The same as a probability.")
 
 
 class MatchResponse(BaseModel):
@@ -281,7 +283,7 @@ class About(BaseModel):
     num_pictures: int
     columns: dict[str, str] = Field(description="Columns that filters may name, and what they hold.")
     samples: list[Sample] = Field(description="Some of the pictures.")
-    limits: dict[str, int]
+    limits: dict[str, int] = Field(description="The most of each that a request may have.")
 
 
 class ErrorDetail(BaseModel):

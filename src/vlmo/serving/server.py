@@ -24,6 +24,7 @@ from vlmo.serving.settings import Settings
 
 KEY_VARIABLE = "VLMO_API_KEY"
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_MAX_PORT = 65_535
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -65,7 +66,7 @@ def load_parts(
     encoder = Encoder(folder, device=device)
     opened = None if index is None else Index.open(index)
     if opened is not None:
-        Searcher(encoder, opened).warm_up()  # also tells whether they belong together
+        Searcher(encoder, opened)  # tells whether they belong together
     return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))
 
 
@@ -73,12 +74,18 @@ def read_key(file: Path | None) -> str | None:
     """The API key: that of the file, or else of the environment's VLMO_API_KEY, or none.
 
     Raises:
-        ValueError: The file is empty.
+        ValueError: The file is empty, or no text.
         OSError: It cannot be read.
     """
     if file is None:
         return os.environ.get(KEY_VARIABLE) or None
-    if not (key := file.read_text(encoding="utf-8").strip()):
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--api-key-file {file} is no text in UTF-8 ({error.reason}); write the key into it"
+        ) from error
+    if not key:
         raise ValueError(f"--api-key-file {file} is empty; write the key into it")
     return key
 
@@ -87,8 +94,11 @@ def bind(host: str, port: int) -> socket.socket:
     """A bound socket, so that a taken port is known before a model is loaded.
 
     Raises:
+        ValueError: There is no such port.
         OSError: It cannot be bound.
     """
+    if not 0 <= port <= _MAX_PORT:
+        raise ValueError(f"--port {port} is none: give a number from 1 to {_MAX_PORT}, or 0 for any that is free")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -101,10 +111,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def named(settings: Settings, *, host: str) -> Settings:
-    """Settings with the names that a request may call the server by; on loopback these are known."""
-    if not _is_loopback(host):
+    """Settings with the names that a request may call the server by.
+
+    On loopback these are known. Elsewhere any will do unless some are given; this machine's own stay among them, for
+    health checks and proxies beside the server.
+    """
+    if not settings.server_names and not _is_loopback(host):
         return settings
-    return replace(settings, server_names=(*_LOOPBACK_NAMES, host, *settings.server_names))
+    own = () if ipaddress.ip_address(host).is_unspecified else (host,)
+    return replace(settings, server_names=(*_LOOPBACK_NAMES, *own, *settings.server_names))
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import io
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import PurePath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +17,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from PIL import Image
 
-from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
+from vlmo.retrieval import Encoder, Index, Searcher, SearchResult
 from vlmo.retrieval.search import JUDGED_AT_ONCE
 from vlmo.serving import schemas, settings
 from vlmo.serving.answering import Answerer, Question
@@ -30,17 +26,21 @@ from vlmo.serving.errors import ServiceError
 from vlmo.serving.fetching import Fetcher
 from vlmo.serving.filters import check_filter
 from vlmo.serving.pictures import PictureReader
-from vlmo.serving.searching import SharedSearcher
+from vlmo.serving.searching import SharedSearcher, turn
 from vlmo.serving.settings import Settings
+from vlmo.serving.showing import described, found, sigmoid
 
 TEXTS, PICTURES, PAIRS, QUESTIONS = "texts", "pictures", "pairs", "questions"
 _DECODERS = 2
 _LARGEST_SIDE = 2048
 # What every index has beside the columns of its source.
 _OWN_COLUMNS = ("id", "captions", "width", "height")
-_FILTER_HINT = "GET /v1/about lists the columns; a filter compares them with numbers and 'texts'"
+_FILTER_HINT = "a filter compares columns with numbers and 'texts'; there are"
 _SAMPLES, _SAMPLED = 12, 180
-_LEAST_BUDGET = 1e-3
+_SAMPLES_SECONDS = 10.0
+"""So long the samples are kept; an index run may remove them."""
+# For what is late already: over as soon as the vectors have been compared.
+_NO_BUDGET = 1e-9
 
 T = TypeVar("T")
 
@@ -75,9 +75,15 @@ class Service:
         self._reader = PictureReader(max_pixels=settings.limits.pixels, fetcher=fetcher, executor=self._decoders)
         # Each of these searches holds as many whole pictures as it has judged at once.
         self._judging = asyncio.Semaphore(max(settings.max_batch // JUDGED_AT_ONCE, 2))
+        self._sampled: tuple[float, list[schemas.Sample]] = 0.0, []
         self._searcher = None
         if parts.encoder is not None and parts.index is not None:
             self._searcher = SharedSearcher(parts.encoder, parts.index, batcher=self._batcher, kind=PAIRS)
+
+    def warm_up(self) -> None:
+        """Makes ready what the first requests would wait for. Blocks."""
+        if self._searcher is not None:
+            self._searcher.warm_up()
 
     def close(self) -> None:
         """Finishes what runs."""
@@ -115,12 +121,13 @@ class Service:
                 rerank=request.rerank,
                 weight=request.weight,
                 where=where,
-                budget=None if deadline is None else max(deadline - time.monotonic(), _LEAST_BUDGET),
+                budget=None if deadline is None else max(deadline - time.monotonic(), _NO_BUDGET),
             ),
             where=where,
+            deadline=deadline,
             turns=self._judging if request.rerank else None,
         )
-        return _found(result, seconds={**result.seconds, "encode": encoded, "total": time.monotonic() - began})
+        return found(result, seconds={**result.seconds, "encode": encoded, "total": time.monotonic() - began})
 
     async def similar(self, request: schemas.SimilarRequest) -> schemas.SearchResponse:
         """Indexed pictures that look like one of them."""
@@ -131,7 +138,7 @@ class Service:
         result = await self._search(
             lambda searcher: searcher.similar(request.id, top=request.top, where=where), where=where
         )
-        return _found(result, seconds={**result.seconds, "total": time.monotonic() - began})
+        return found(result, seconds={**result.seconds, "total": time.monotonic() - began})
 
     async def match(self, request: schemas.MatchRequest) -> schemas.MatchResponse:
         """Whether texts fit pictures, by the fusion encoder."""
@@ -143,7 +150,7 @@ class Service:
         pairs = list(zip(_repeated(pictures, number), _repeated(request.texts, number), strict=True))
         odds = await self._run(PAIRS, pairs)
         return schemas.MatchResponse(
-            matches=[schemas.Match(log_odds=float(each), probability=_sigmoid(float(each))) for each in odds]
+            matches=[schemas.Match(log_odds=float(each), probability=sigmoid(float(each))) for each in odds]
         )
 
     async def answer(self, request: schemas.QuestionRequest) -> schemas.QuestionResponse:
@@ -198,7 +205,7 @@ class Service:
             can_answer=self._parts.answerer is not None,
             num_pictures=0 if index is None else index.num_pictures,
             columns={} if index is None else index.columns,
-            samples=self._samples,
+            samples=self._samples(),
             limits={
                 "request_bytes": limits.request_bytes,
                 "pixels": limits.pixels,
@@ -210,15 +217,19 @@ class Service:
             },
         )
 
-    @functools.cached_property
     def _samples(self) -> list[schemas.Sample]:
         """A few pictures that are not too much alike: of those around some vector, one here and one there."""
-        index = self._parts.index
+        index, now = self._parts.index, time.monotonic()
         if index is None or not index.num_pictures:
             return []
+        taken, samples = self._sampled
+        if samples and now - taken < _SAMPLES_SECONDS:
+            return samples
         vector = np.random.default_rng(0).normal(size=index.dim).astype(np.float32)
         near = index.nearest(vector / np.linalg.norm(vector), top=_SAMPLED)
-        return [schemas.Sample(**_described(hit)) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
+        samples = [schemas.Sample(**described(hit)) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
+        self._sampled = now, samples
+        return samples
 
     async def _run(self, kind: str, rows: Sequence[Any]) -> list[Any]:
         return await asyncio.wrap_future(self._batcher.submit(kind, rows))
@@ -258,22 +269,31 @@ class Service:
         return self._searcher
 
     async def _search(
-        self, work: Callable[[Searcher], SearchResult], *, where: str | None, turns: asyncio.Semaphore | None = None
+        self,
+        work: Callable[[Searcher], SearchResult],
+        *,
+        where: str | None,
+        deadline: float | None = None,
+        turns: asyncio.Semaphore | None = None,
     ) -> SearchResult:
+        """The result of a search, which waits for its turn among those that hold whole pictures, if it has to."""
         index, searcher, cancelled = self._index(), self._check_search(), threading.Event()
 
         def checked() -> SearchResult:
             try:
                 if where is not None:
                     check_filter(where, columns=[*index.columns, *_OWN_COLUMNS])
-                return searcher.run(work, cancelled=cancelled)
+                return searcher.run(work, cancelled=cancelled, deadline=deadline)
             except ValueError as error:
                 if where is None or not str(error).startswith("the filter"):
                     raise
-                raise ServiceError(422, " ".join(str(error).split()), hint=_FILTER_HINT) from error
+                # The index names columns too, some of which are not for clients.
+                reason = " ".join(str(error).split()).partition(". Columns: ")[0]
+                columns = ", ".join(sorted([*index.columns, *_OWN_COLUMNS]))
+                raise ServiceError(422, reason, hint=f"{_FILTER_HINT} {columns}") from error
 
         try:
-            async with turns or contextlib.nullcontext():
+            async with turn(turns, deadline=deadline):
                 return await asyncio.get_running_loop().run_in_executor(self._searchers, checked)
         finally:
             cancelled.set()
@@ -290,53 +310,6 @@ def _calls(parts: Parts) -> dict[str, Call]:
     return calls
 
 
-def _found(result: SearchResult, *, seconds: dict[str, float]) -> schemas.SearchResponse:
-    return schemas.SearchResponse(
-        hits=[_shown(hit) for hit in result.hits],
-        num_reranked=result.num_reranked,
-        complete=result.complete,
-        note=result.note,
-        seconds={name: round(each, 6) for name, each in seconds.items()},
-    )
-
-
-def _shown(hit: Hit) -> schemas.Result:
-    return schemas.Result(
-        score=hit.score,
-        similarity=hit.similarity,
-        match=hit.match,
-        probability=None if hit.match is None else _sigmoid(hit.match),
-        **_described(hit),
-    )
-
-
-def _described(hit: Hit) -> dict[str, Any]:
-    return {
-        "id": hit.id,
-        # Where the picture lies on the server is nobody's business.
-        "name": PurePath(hit.place).name,
-        "captions": list(hit.captions),
-        "metadata": {name: _plain(value) for name, value in hit.metadata.items()},
-        "width": hit.width,
-        "height": hit.height,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold; bytes are left out, other things are written as text."""
-    if isinstance(value, bytes):
-        return None
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str | int | float | bool | None):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
-    return str(value)
-
-
 def _small(encoder: Encoder, picture: Image.Image) -> Image.Image:
     """The picture at the size that the model resizes it to, where a second time changes nothing."""
     return Image.fromarray(encoder.pixels(picture).permute(1, 2, 0).numpy())
@@ -344,10 +317,6 @@ def _small(encoder: Encoder, picture: Image.Image) -> Image.Image:
 
 def _repeated(values: Sequence[T], number: int) -> Sequence[T]:
     return list(values) * number if len(values) == 1 else values
-
-
-def _sigmoid(odds: float) -> float:
-    return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
 
 
 def _softmax(logits: Float[ndarray, "rows labels"]) -> Float[ndarray, "rows labels"]:

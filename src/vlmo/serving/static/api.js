@@ -17,18 +17,25 @@ export async function call(path, { body = null, signal = null } = {}) {
   return response.json();
 }
 
+const wanted = new WeakMap(); // what an image was last told to show: an older answer that comes later is not for it
+
 // Pictures cannot be asked for with a key by their address; without a key the browser loads, and keeps, them itself.
 export async function show(image, path) {
-  if (!sessionStorage.getItem(KEY)) {
+  wanted.set(image, path);
+  image.removeAttribute("title");
+  if (!path.startsWith("/v1/") || !sessionStorage.getItem(KEY)) {
     image.src = path;
     return;
   }
+  image.removeAttribute("src");
   try {
     const response = await request(path);
-    image.src = URL.createObjectURL(await response.blob());
-    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+    const address = URL.createObjectURL(await response.blob());
+    if (wanted.get(image) !== path) return URL.revokeObjectURL(address);
+    image.addEventListener("load", () => URL.revokeObjectURL(address), { once: true });
+    image.src = address;
   } catch (problem) {
-    image.title = problem.message;
+    if (wanted.get(image) === path) image.title = problem.message;
   }
 }
 
@@ -76,20 +83,46 @@ let asking = null;
 function askForKey(tried) {
   const known = sessionStorage.getItem(KEY);
   if (known && known !== tried) return Promise.resolve(); // another call has got one meanwhile
+  sessionStorage.removeItem(KEY);
   asking ??= new Promise((resolve, reject) => {
     const dialog = $("key-dialog");
     $("key").value = "";
+    $("key-wrong").textContent = tried ? "The key is no longer right." : "";
+    $("key-form").onsubmit = (event) => {
+      event.preventDefault();
+      tryKey($("key").value.trim());
+    };
     dialog.addEventListener(
       "close",
       () => {
         asking = null;
-        if (!$("key").value) return reject(new Problem("Without a key the service shows nothing.", { status: 401 }));
-        sessionStorage.setItem(KEY, $("key").value.trim());
-        resolve();
+        if (sessionStorage.getItem(KEY)) resolve();
+        else reject(new Problem("Without a key the service shows nothing.", { status: 401 }));
       },
       { once: true },
     );
     dialog.showModal();
   });
   return asking;
+}
+
+// Keeps a key, and closes the dialog, when the service has taken it.
+async function tryKey(key) {
+  const wrong = await wrongWith(key);
+  if (!$("key-dialog").open) return;
+  $("key-wrong").textContent = wrong;
+  if (wrong) return $("key").select();
+  sessionStorage.setItem(KEY, key);
+  $("key-dialog").close();
+}
+
+async function wrongWith(key) {
+  if (!/^[\x20-\x7e]+$/.test(key)) return "A key has no other characters than ASCII has.";
+  try {
+    const response = await fetch("/v1/about", { headers: { Authorization: `Bearer ${key}` } });
+    if (response.ok) return "";
+    return response.status === 401 ? "That is not the key." : (await problemOf(response)).message;
+  } catch {
+    return "The service does not answer.";
+  }
 }

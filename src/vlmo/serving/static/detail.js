@@ -29,7 +29,7 @@ export function openOwn(file, { canAnswer }) {
   $("detail-title").textContent = file.name || "Your picture";
   $("detail-captions").replaceChildren();
   showFacts([]);
-  $("detail-image").src = URL.createObjectURL(file);
+  show($("detail-image"), URL.createObjectURL(file));
   $("detail-image").alt = "Your picture";
   $("detail-similar").hidden = true;
   open({ canAnswer, about: (form) => form.append("picture", file) });

@@ -13,39 +13,109 @@ const EXAMPLES = {
   "/v1/classify": { pictures: ["BASE64"], labels: ["cat", "dog"], template: "a photo of a {}" },
 };
 
-function kindOf(field) {
-  const kinds = field.anyOf ? field.anyOf.filter((each) => each.type !== "null") : [field];
-  const [kind] = kinds;
-  const range = [kind.minimum, kind.maximum].every((each) => each !== undefined) ? `, ${kind.minimum} to ${kind.maximum}` : "";
-  const many = kind.type === "array" ? ` of ${kind.items.type}${kind.maxItems ? `, at most ${kind.maxItems}` : ""}` : "";
-  return `${kind.type}${range}${many}${kind.maxLength ? `, at most ${kind.maxLength} characters` : ""}`;
+let schemas = {};
+
+// The schema itself, where another one names it, and without null.
+function resolved(field) {
+  const kind = field.anyOf ? { ...field.anyOf.find((each) => each.type !== "null"), description: describe(field) } : field;
+  return kind.$ref ? { ...schemas[kind.$ref.split("/").at(-1)], ...(kind.description && { description: kind.description }) } : kind;
 }
 
-function table(schema) {
-  const needed = new Set(schema.required ?? []);
-  const rows = Object.entries(schema.properties).map(([name, field]) => {
-    const inner = field.anyOf?.find((each) => each.description);
-    const text = field.description ?? inner?.description ?? field.items?.description ?? "";
-    const usual = field.default !== undefined && field.default !== null && !Array.isArray(field.default) ? ` By default ${field.default}.` : "";
-    const cells = [make("code", {}, name), `${kindOf(field)}${needed.has(name) ? ", required" : ""}`, `${text}${usual}`];
-    return make("tr", {}, ...cells.map((cell) => make("td", {}, cell)));
+const describe = (field) => field.description ?? field.anyOf?.find((each) => each.description)?.description ?? field.items?.description ?? "";
+const count = (low, high, what) => (low > 1 ? `${low} to ${high} ${what}` : `at most ${high} ${what}`);
+
+function rangeOf(kind) {
+  const parts = [
+    kind.minimum !== undefined && `at least ${kind.minimum}`,
+    kind.exclusiveMinimum !== undefined && `above ${kind.exclusiveMinimum}`,
+    kind.maximum !== undefined && `at most ${kind.maximum}`,
+    kind.exclusiveMaximum !== undefined && `below ${kind.exclusiveMaximum}`,
+    kind.maxLength !== undefined && count(kind.minLength, kind.maxLength, "characters"),
+    kind.maxItems !== undefined && count(kind.minItems, kind.maxItems, "of them"),
+    kind.enum && kind.enum.join(" or "),
+  ];
+  return parts.filter(Boolean).map((part) => `, ${part}`).join("");
+}
+
+function typeOf(kind) {
+  if (kind.contentMediaType || kind.format === "binary") return "file";
+  if (kind.type === "array") return `list of ${kindOf(kind.items)}`;
+  if (kind.type === "object" && kind.additionalProperties?.type) return `object of ${kind.additionalProperties.type}s`;
+  return kind.type ?? "anything";
+}
+
+function kindOf(field) {
+  const kind = resolved(field);
+  const empty = field.anyOf?.some((each) => each.type === "null") ? " or null" : "";
+  return `${typeOf(kind)}${rangeOf(kind)}${empty}`;
+}
+
+function inForm(field) {
+  const kind = resolved(field);
+  const single = typeOf(kind.type === "array" ? resolved(kind.items) : kind) === "file" ? "file" : "text";
+  return kind.type === "array" ? `${single}, repeated` : single;
+}
+
+// ---- tables
+
+function table(name, columns, rows) {
+  const head = make("tr", {}, ...columns.map((column) => make("th", { scope: "col" }, column)));
+  const body = rows.map((cells) => make("tr", {}, ...cells.map((cell) => make("td", {}, cell))));
+  const whole = make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
+  return [make("h3", {}, name), make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": name }, whole)];
+}
+
+function usual(field) {
+  const value = field.default;
+  return value === undefined || value === null || Array.isArray(value) ? "" : ` By default ${value}.`;
+}
+
+function bodyTable(content) {
+  const [json, form] = ["application/json", "multipart/form-data"].map((type) => content[type].schema);
+  const needed = new Set(json.required ?? []);
+  const rows = Object.entries(json.properties).map(([name, field]) => [
+    make("code", {}, name),
+    `${kindOf(field).replace(/ or null$/, "")}${needed.has(name) ? ", required" : ""}`,
+    inForm(form.properties[name]),
+    `${describe(field)}${usual(field)}`,
+  ]);
+  return table("Body", ["field", "in JSON", "in a form", "meaning"], rows);
+}
+
+// Fields of an answer, those of objects within it too: "hits[].id".
+function fieldsOf(schema, before = "") {
+  return Object.entries(schema.properties ?? {}).flatMap(([name, field]) => {
+    let [inner, path] = [resolved(field), `${before}${name}`];
+    const row = [make("code", {}, path), kindOf(field), describe(field)];
+    for (; inner.type === "array"; inner = resolved(inner.items)) path += "[]";
+    return [row, ...fieldsOf(inner, `${path}.`)];
   });
-  const head = make("tr", {}, ...["field", "kind", "meaning"].map((name) => make("th", { scope: "col" }, name)));
-  return make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Fields" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+}
+
+function answerTable({ content }) {
+  const [type, { schema } = {}] = Object.entries(content ?? {})[0] ?? [];
+  const fields = schema ? fieldsOf(resolved(schema)) : [];
+  return fields.length ? table("Answer", ["field", "kind", "meaning"], fields) : [make("h3", {}, "Answer"), make("p", {}, type ?? "")];
+}
+
+function statusTable(responses) {
+  const meaning = { "Successful Response": "The answer.", "Service Unavailable": "The server is stopping." };
+  return table("Statuses", ["status", "meaning"], Object.entries(responses).map(([status, each]) => [make("code", {}, status), meaning[each.description] ?? each.description]));
 }
 
 function route(path, method, operation) {
   const title = make("h2", {}, make("span", { className: "method" }, method.toUpperCase()), path);
   const parts = [title, make("p", {}, operation.description ?? operation.summary)];
-  const body = operation.requestBody?.content["application/json"]?.schema;
-  if (body) parts.push(table(body));
   const data = EXAMPLES[path] ? ` \\\n  -H 'Content-Type: application/json' -d '${JSON.stringify(EXAMPLES[path])}'` : "";
   parts.push(make("pre", { tabIndex: 0 }, `curl ${location.origin}${path.replace(/\{\w+\}/, "ID")}${data}`));
+  if (operation.requestBody) parts.push(...bodyTable(operation.requestBody.content));
+  parts.push(...answerTable(operation.responses["200"]), ...statusTable(operation.responses));
   return make("article", {}, ...parts);
 }
 
 try {
-  const { paths } = await call("/openapi.json");
+  const { paths, components } = await call("/openapi.json");
+  schemas = components.schemas;
   const routes = Object.entries(paths).flatMap(([path, methods]) => Object.entries(methods).map(([method, each]) => route(path, method, each)));
   $("routes").replaceChildren(...routes);
 } catch (problem) {

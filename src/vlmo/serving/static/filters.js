@@ -48,7 +48,7 @@ export class Filters {
     const { values } = this;
     const terms = this.columns.flatMap(([name, kind]) => {
       const value = values[`f.${name}`];
-      if (kind === "text") return value ? [`lower(${column(name)}) like ${quoted(`%${value.toLowerCase()}%`)}`] : [];
+      if (kind === "text") return value ? [`contains(lower(${column(name)}), ${quoted(value.toLowerCase())})`] : [];
       if (kind === "truth") return value ? [`${column(name)} = ${value}`] : [];
       return [["from", ">="], ["to", "<="]].flatMap(([end, sign]) => {
         const number = Number(values[`f.${name}.${end}`] ?? "");

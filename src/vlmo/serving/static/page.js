@@ -1,6 +1,6 @@
 // The page: reads what is wanted from its address, asks the service, and shows the answer.
 
-import { Problem, call } from "./api.js";
+import { Problem, call, show } from "./api.js";
 import { openHit, openOwn } from "./detail.js";
 import { $ } from "./dom.js";
 import { Filters } from "./filters.js";
@@ -122,7 +122,7 @@ function showWanted({ words, like, picture, values }) {
   if (!byPicture) return;
   const own = picture && pictures.get(picture);
   $("by-picture-name").textContent = own ? own.name : like ? `like ${history.state?.title || "this picture"}` : "a picture";
-  $("by-picture-image").src = own ? own.url : like ? `/v1/thumbnails/${encodeURIComponent(like)}` : "/static/icon.svg";
+  show($("by-picture-image"), own ? own.url : like ? `/v1/thumbnails/${encodeURIComponent(like)}` : "/static/icon.svg");
   $("ask-own").hidden = !(own && about?.can_answer);
   if (own) $("ask-own").onclick = () => openOwn(own.file, { canAnswer: true });
 }
@@ -162,7 +162,10 @@ async function fitted(file) {
     const canvas = document.createElement("canvas");
     canvas.width = Math.max(1, Math.floor(width * scale));
     canvas.height = Math.max(1, Math.floor(height * scale));
-    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white"; // as the model sees what is transparent; JPEG would make it black
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     return await new Promise((resolve) => canvas.toBlob((blob) => resolve(blob ?? file), "image/jpeg", 0.92));
   } catch {
     return file; // the browser does not know the format; the service may
