@@ -1,9 +1,10 @@
-# Two commands on a machine that has only Python, pip and make:
+# Three commands on a machine that has only Python, pip and make:
 #
+#   make fast          search 500 drawings with the small model that comes with the package
 #   make quickstart    pre-train a small VLMo on real pictures and text, then see what it finds
 #   make test          run the tests
 #
-# Both create .venv on the first run and reuse it afterwards. More arguments go through ARGS:
+# All create .venv on the first run and reuse it afterwards. More arguments go through ARGS:
 #
 #   make quickstart ARGS=--help
 #   make test ARGS="tests/model -x"
@@ -20,10 +21,13 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check docs format clean
+.PHONY: help fast quickstart test check docs format clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+fast: $(VENV)/.installed-quickstart  ## search 500 drawings with the small model that comes with the package: seconds
+	$(BIN)/vlmo quickstart --fast $(ARGS)
 
 quickstart: $(VENV)/.installed-quickstart  ## all stages on small real data: about ten minutes on two CPU cores
 	$(BIN)/vlmo quickstart $(ARGS)
