@@ -43,8 +43,9 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling
 	$(BIN)/codespell
 	$(BIN)/deptry src
 
+# Not with --quiet: that hides warnings from `strict` too, so that a wrong link would pass.
 docs: $(VENV)/.installed-dev  ## the site, into build/site; a wrong link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(VENV)/.installed-dev  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
