@@ -50,6 +50,13 @@ def test_index_says_what_it_did(model, tmp_path, capsys):
     assert "approximate index: recall@10 1.000 against exact search" in shown
 
 
+def test_index_counts_names_that_no_picture_has(model, tmp_path, capsys):
+    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+    (folder / NAMES[1]).unlink()
+    shown = printed(["index", model, folder, "--out", tmp_path / "index"], capsys)
+    assert f"1 of 3 names in tables of metadata belong to no picture, such as {NAMES[1]} in" in shown
+
+
 def test_search_shows_a_table(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     shown = printed(["search", made[1], "a red square", "--top", "3"], capsys)

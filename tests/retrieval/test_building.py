@@ -30,6 +30,7 @@ from tests.retrieval.toy_index import (
 
 from vlmo.retrieval import Encoder, Index, IndexSettings, build_index
 from vlmo.retrieval.pictures import PictureEncoder
+from vlmo.retrieval.tables import Unmatched
 
 # Batches of other sizes add up in another order.
 CLOSE = 1e-5
@@ -211,6 +212,38 @@ def test_metadata_file_tells_of_files_by_name(model, tmp_path):
     assert Index.open(tmp_path / "index").columns == {
         "place_": "text", "price_eur": "number", "sold": "true or false", "tags": "text"
     }  # fmt: skip
+
+
+def test_later_runs_go_by_what_the_first_was_told(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(3))
+    out, table = tmp_path / "index", write_table(tmp_path / "about.csv", numbers=range(4))
+    report = build(model, folder, out=out, metadata=table, store_bytes=True)
+    assert report.unmatched == Unmatched(1, 4, NAMES[3], table)
+    (folder / NAMES[3]).write_bytes(encoded(drawings()[3]))
+    report = build(model, out=out)
+    assert (report.unchanged, report.encoded, report.captions, report.unmatched) == (3, 1, 8, None)
+    found = rows(out)
+    assert [found[str(folder / name)]["captions"] for name in NAMES[:4]] == CAPTIONS[:4]
+    assert all(row["bytes"] for row in found.values())
+
+    other = write_table(tmp_path / "other.csv", numbers=range(1))
+    assert build(model, out=out, metadata=other, store_bytes=False).captions == 2
+    report = build(model, out=out)
+    assert (report.unchanged, report.captions) == (4, 2)
+    assert not any(row["bytes"] for row in rows(out).values())
+    other.unlink()
+    with pytest.raises(ValueError, match=r"other.csv, this index's table of metadata, is gone; .*--forget"):
+        build(model, out=out)
+    assert build_index(model, out=out, forget=[other]).captions == 0
+
+
+def test_column_keeps_a_name_that_looks_like_ours(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(2))
+    table = tmp_path / "about.jsonl"
+    table.write_text(json.dumps({"image": NAMES[0], "n__wider": 1}), encoding="utf-8")
+    for _ in range(2):
+        build(model, folder, out=tmp_path / "index", metadata=table)
+        assert Index.open(tmp_path / "index").columns == {"n__wider_": "whole number"}
 
 
 def test_columns_widen_from_run_to_run(model, tmp_path):

@@ -36,9 +36,9 @@ class IndexOptions:
     out: Path | None = None
     """Folder of the index."""
     metadata: Path | None = None
-    """Table (.csv, .tsv, .jsonl) of captions and columns by the names of picture files."""
-    store_bytes: bool = False
-    """Keep the bytes of picture files in the index; those of shards are kept in any case."""
+    """Table (.csv, .tsv, .jsonl) of captions and columns by the names of picture files; later runs go by it too."""
+    store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Keep the bytes of picture files in the index, in later runs too; those of shards are kept in any case."""
     thumbnail: int = 256
     """Longest side of thumbnails, in pixels."""
     batch: int = 64
@@ -46,7 +46,7 @@ class IndexOptions:
     approximate_from: int = 50_000
     """Number of pictures from which on an approximate index is built."""
     forget: tuple[str, ...] = ()
-    """Inputs of earlier runs whose pictures leave the index."""
+    """Inputs of earlier runs whose pictures leave the index, or their table of metadata."""
     engine: Literal["local", "ray"] = "local"
     """Embed in this process, or with Ray Data."""
     workers: int = 2
@@ -115,7 +115,7 @@ def index_command(arguments: list[str]) -> None:
     with _packages():
         from vlmo.retrieval import IndexSettings, build_index
     settings = IndexSettings(
-        store_bytes=options.store_bytes,
+        store_bytes=options.store_bytes or None,
         metadata=options.metadata,
         thumbnail=options.thumbnail,
         batch=options.batch,
@@ -256,6 +256,12 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
     ]
     if report.bad:
         lines.append(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
+    if report.unmatched is not None:
+        lost = report.unmatched
+        lines.append(
+            f"{lost.number} of {lost.total} names in tables of metadata belong to no picture, such as {lost.example} "
+            f"in {lost.table}"
+        )
     if report.recall is None:
         lines.append("search compares with every vector (exact)")
     else:

@@ -114,7 +114,8 @@ class Update:
         known = self._journal.known(task_ids(files))
         changed: dict[str, Found] = {}
         for id, found in zip(task_ids(files), files, strict=True):  # noqa: A001
-            if id in known and known[id].stamp == self._reader.stamp(found):
+            stamp = self._reader.stamp(found)  # of new files too: the tables hear here which names there are
+            if id in known and known[id].stamp == stamp:
                 self._mark([id])
                 self._advance(found.size, unchanged=1)
             else:
