@@ -434,6 +434,34 @@ def test_folder_of_something_else_is_left_alone(model, tmp_path):
         build(model, folder, out=tmp_path / "index", thumbnail=3)
 
 
+def test_index_that_is_not_finished_says_so(model, tmp_path, monkeypatch, caplog):
+    folder, out = write_folder(tmp_path / "pictures"), tmp_path / "index"
+    finish, batches = PictureEncoder.finish, []
+
+    def cut_off(self, pictures, started):
+        batches.append(len(pictures))
+        if len(batches) > 1:
+            raise KeyboardInterrupt
+        return finish(self, pictures, started)
+
+    monkeypatch.setattr(PictureEncoder, "finish", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        build(model, folder, out=out)
+    with pytest.raises(ValueError, match=r"not finished: its first run was cut off.*run vlmo index again"):
+        Index.open(out)
+    monkeypatch.undo()
+    build(model, out=out)
+    assert Index.open(out).num_pictures == NUM
+    assert not caplog.messages
+
+    Image.new("RGB", (20, 20)).save(folder / "new.png")
+    monkeypatch.setattr(PictureEncoder, "finish", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        build(model, out=out)
+    assert Index.open(out).num_pictures == NUM
+    assert "has not ended, so that new pictures may be missing" in caplog.messages[0]
+
+
 SLOW = """
 import sys, time
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from vlmo.retrieval.store import DISTANCE, RESERVED, Store, one_line
 INDEX_FILE = "index.json"
 VERSION = 1
 MAX_TOP = 10_000
+_LOGGER = logging.getLogger(__name__)
 
 _FEW, _FEW_SHARE = 50_000, 0.05
 """Pictures, and share of all, up to which those that pass a filter are all compared: of the partitions that an
@@ -55,12 +57,13 @@ class Index:
     """An index folder, open for reading; what a writer changes meanwhile is seen a moment later.
 
     Raises:
-        ValueError: It is no index, or damaged.
+        ValueError: It is no index, damaged, or its first run has not ended.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self.facts = read_facts(self.folder)
+        _check_complete(self.facts, folder=self.folder)
         try:
             self.fingerprint: str = self.facts["model"]["fingerprint"]
             self.model_folder: str = self.facts["model"]["folder"]
@@ -90,7 +93,7 @@ class Index:
         """The index of a folder.
 
         Raises:
-            ValueError: It is none, or damaged.
+            ValueError: It is none, damaged, or its first run has not ended.
         """
         return cls(folder)
 
@@ -298,6 +301,20 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if version != VERSION:
         raise ValueError(f"{path} has version {version}; this program reads version {VERSION}. Build the index anew.")
     return facts
+
+
+def _check_complete(facts: Mapping[str, Any], *, folder: Path) -> None:
+    if facts.get("complete", True):
+        return
+    if "updated" not in facts:
+        raise ValueError(
+            f"{folder}: the index is not finished: its first run was cut off, or has not ended yet. If none is going "
+            "on, run vlmo index again with this folder as --out; it goes on where it stood"
+        )
+    _LOGGER.warning(
+        "%s: a run of vlmo index has not ended, so that new pictures may be missing; if none is going on, run it again",
+        folder,
+    )
 
 
 def _hit(row: Mapping[str, Any]) -> Hit:
