@@ -370,6 +370,23 @@ def test_input_that_is_empty_or_gone_empties_nothing(model, tmp_path):
     assert len(rows(out)) == 3
 
 
+def test_single_file_that_is_gone_leaves_the_index(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(6))
+    files, out = [folder / NAMES[number] for number in (0, 2, 4)], tmp_path / "index"
+    build(model, *files, out=out)
+    files[1].unlink()
+    report = build(model, files[0], files[2], out=out)
+    assert (report.pictures, report.deleted) == (2, 1)
+    files[1].write_bytes(encoded(drawings()[8]))
+    assert build(model, out=out).pictures == 3
+    with pytest.raises(ValueError, match=r"there is nothing at .*typo\.png"):
+        build(model, folder / "typo.png", out=out)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"there is nothing at .*--forget .* takes them out"):
+        build(model, out=out)
+    assert len(rows(out)) == 3
+
+
 def test_other_model_is_refused(model, gallery, tmp_path):
     other = trained_folder(tmp_path / "other", steps=1)
     with pytest.raises(ValueError, match=r"was made with another model .* name a new folder"):

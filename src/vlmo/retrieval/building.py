@@ -129,7 +129,8 @@ def build_index(
     origins = _origins(facts, inputs, forget)
     encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
     _check_model(facts, encoder, folder=folder)
-    with listed(origins, console=console) as listing, _locked(folder):
+    before = () if facts is None else facts["inputs"]
+    with listed(origins, before=before, console=console) as listing, _locked(folder):
         facts = _new_facts(facts, encoder, origins=origins, told=told)
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
         store = Store(folder, dim=encoder.dim)
