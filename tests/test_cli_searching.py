@@ -94,6 +94,31 @@ def test_search_by_a_picture(made, capsys, tmp_path):
     assert told["num_reranked"] == 32
 
 
+@pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".jp2"])
+def test_query_of_any_indexed_suffix_is_a_picture(suffix, made, capsys, tmp_path):
+    with Image.open(made[0] / NAMES[7]) as picture:
+        picture.convert("L" if suffix == ".pgm" else "RGB").save(tmp_path / f"a b{suffix}")
+    main(["search", made[1], str(tmp_path / f"a b{suffix}"), "--json", "--top", "1"])
+    assert json.loads(capsys.readouterr().out)["num_reranked"] == 0  # a text's candidates would be judged
+
+
+def test_result_is_shown_although_its_pictures_are_gone(model, capsys, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+    main(["index", str(model), str(folder), "--out", str(tmp_path / "index")])
+    (folder / NAMES[0]).unlink()
+    line = ["search", tmp_path / "index", "a red square", "--explain", tmp_path / "e.png"]
+    shown = printed(line, capsys)
+    assert "judged by the fusion encoder" in shown
+    assert f"e.png, without {folder / NAMES[0]}, which cannot be read" in shown
+    for number in (1, 2):
+        (folder / NAMES[number]).unlink()
+    with pytest.raises(SystemExit):
+        main([str(word) for word in line])
+    both = capsys.readouterr()
+    assert Path(NAMES[0]).name in both.out
+    assert "no picture can be read" in " ".join(both.err.split())
+
+
 def test_model_that_moved_is_named(made, model, capsys, tmp_path):
     copy = shutil.copytree(made[1], tmp_path / "index")
     facts = json.loads((copy / "index.json").read_text())
@@ -135,6 +160,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "nowhere", "x"], "is no index"),
         (["search", "INDEX", " "], "the query is empty"),
         (["search", "INDEX", "gone.png"], "there is no picture gone.png"),
+        (["search", "INDEX", "pics/no such.jpg"], "there is no picture pics/no such.jpg"),
         (["search", "INDEX", "FILE.png"], "not a picture in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),

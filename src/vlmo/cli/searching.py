@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _STDERR = Console(stderr=True)
 _RERANK = 32
 _WIDTH = 200  # of a table that goes into a file
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 @dataclass(frozen=True)
@@ -178,11 +177,17 @@ def search_command(arguments: list[str]) -> None:
         raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")
     searcher = Searcher(model, index, device=options.device)
     result = _search(searcher, options, picture=picture)
+    _show_result(result, options)  # before the pictures are drawn, which may fail
+    lines = []
     if options.sheet is not None:
         write_sheet(options.sheet, query=options.query, result=result, index=index)
+        lines.append(f"picture {options.sheet}")
     if options.explain is not None:
-        write_explanation(options.explain, query=options.query, result=result, searcher=searcher)
-    _show_result(result, options)
+        lost = write_explanation(options.explain, query=options.query, result=result, searcher=searcher)
+        left_out = f", without {', '.join(hit.place for hit in lost)}, which cannot be read" if lost else ""
+        lines.append(f"picture {options.explain}{left_out}")
+    if lines and not options.json:
+        Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
 
 
 def _search(searcher: Searcher, options: SearchOptions, *, picture: Path | None) -> SearchResult:
@@ -215,14 +220,16 @@ def _check_search(options: SearchOptions, *, picture: Path | None) -> None:
 
 def _picture_of(query: str) -> Path | None:
     """The file that the query names; None of words."""
+    from vlmo.data.files import PICTURE_SUFFIXES
+
     path = Path(query).expanduser()
-    looks_so = path.suffix.lower() in _PICTURES
+    looks_so = path.suffix.lower() in PICTURE_SUFFIXES
     try:
         if looks_so and path.is_file():
             return path
     except OSError:  # a text may be too long for a name
         return None
-    if looks_so and " " not in query.strip():
+    if looks_so and (" " not in query.strip() or "/" in query):
         raise ValueError(f"there is no picture {query}")
     return None
 
@@ -238,9 +245,8 @@ def _show_result(result: SearchResult, options: SearchOptions) -> None:
     console.print(as_table(query, result) if result.hits else "nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
     console.print(f"{result.num_reranked} judged by the fusion encoder; {parts}", markup=False, highlight=False)
-    for line in [result.note, *(f"picture {file}" for file in (options.sheet, options.explain) if file is not None)]:
-        if line is not None:
-            console.print(line, markup=False, highlight=False)
+    if result.note is not None:
+        console.print(result.note, markup=False, highlight=False)
 
 
 def _show_report(report: BuildReport, *, out: Path) -> None:
