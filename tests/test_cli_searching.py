@@ -165,12 +165,15 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),
         (["search", "INDEX", "x", "--where", "yeer > 3"], "Columns:"),
+        (["search", "INDEX", "x", "--where", "1=1) or (1=1"], "its parentheses do not match"),
+        (["search", "INDEX", "x", "--where", "repeat('a',100000000) = place"], "repeat() makes texts"),
         (["search", "INDEX", "x", "--captions"], "for a picture"),
         (["search", "INDEX", "x", "--sheet", "x.pdf"], "--sheet x.pdf"),
         (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),
         (["embed", "MODEL"], "either pictures or --texts"),
         (["embed", "MODEL", "PICTURES", "--texts", "FILE", "--out", "x.npy"], "either pictures or --texts"),
         (["embed", "MODEL", "PICTURES", "--out", "x.csv"], ".parquet or .npy"),
+        (["embed", "MODEL", "PICTURES", "--out", "FILE.npy"], "--out FILE.npy is there already"),
         (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "nowhere.txt"),
     ],
 )
@@ -178,7 +181,8 @@ def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "FILE").write_text("x")
-    (tmp_path / "FILE.png").write_text("x")
+    for name in ("FILE.png", "FILE.npy"):
+        (tmp_path / name).write_text("x")
     if "OTHER" in arguments:
         trained_folder(tmp_path / "OTHER", steps=1)
     places = {"MODEL": str(model), "PICTURES": str(made[0]), "INDEX": made[1]}

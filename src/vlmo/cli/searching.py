@@ -143,6 +143,8 @@ def embed_command(arguments: list[str]) -> None:
     check_new_file(options.out, option="--out")
     if options.out.suffix not in {".parquet", ".npy"}:
         raise ValueError(f"--out {options.out}: vectors are written to a file that ends with .parquet or .npy")
+    if options.out.exists():
+        raise ValueError(f"--out {options.out} is there already; name a new file, or remove it")
     hide_loading_bars()
     with _packages():
         from vlmo.retrieval.encoder import Encoder
