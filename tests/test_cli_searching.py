@@ -50,6 +50,16 @@ def test_index_says_what_it_did(model, tmp_path, capsys):
     assert "approximate index: recall@10 1.000 against exact search" in shown
 
 
+def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):
+    from vlmo.retrieval import approximate
+
+    monkeypatch.setattr(approximate, "nearest_ids", lambda *_, **__: ["nobody"])
+    folder = write_folder(tmp_path / "pictures", numbers=range(5))
+    shown = printed(["index", model, folder, "--out", tmp_path / "index", "--approximate-from", "3"], capsys)
+    assert "recall@10 0.000 against exact search" in shown
+    assert "this recall is low: search misses some of the nearest. --approximate-from 6 makes" in shown
+
+
 def test_index_counts_names_that_no_picture_has(model, tmp_path, capsys):
     folder = write_folder(tmp_path / "pictures", numbers=range(3))
     (folder / NAMES[1]).unlink()

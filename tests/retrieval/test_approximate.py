@@ -119,7 +119,27 @@ def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
     assert made.recall.value == 0
-    assert made.search.nprobes == 39  # it tried all partitions
+    assert made.recall.is_low
+    assert (made.search.nprobes, made.search.candidates) == (39, 3200)  # it tried all that there is
+
+
+def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch):
+    from vlmo.retrieval import approximate
+
+    store, _ = filled(tmp_path, number=1500, captions=False)
+    nearest_ids, asked = approximate.nearest_ids, []
+
+    def few_candidates(table, query, *, top, search):
+        asked.append((search.nprobes, search.candidates))
+        return nearest_ids(table, query, top=top if search.candidates >= 1000 else 5, search=search)
+
+    monkeypatch.setattr(approximate, "nearest_ids", few_candidates)
+    made = make_approximate(store, least=1000, before=None, console=None)
+    assert made is not None
+    assert list(dict.fromkeys(asked)) == [(25, 200), (39, 400), (39, 800), (39, 1600)]
+    assert (made.search.nprobes, made.search.candidates) == (39, 1600)
+    assert not made.recall.is_low
+    assert written(store, made.facts()).approximate == made.search
 
 
 def test_index_stays_until_the_table_has_doubled(tmp_path):

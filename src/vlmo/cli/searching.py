@@ -278,6 +278,11 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
             f"approximate index: recall@{recall.at} {recall.value:.3f} against exact search, {recall.queries} queries "
             f"by {recall.asked_with}"
         )
+        if recall.is_low:
+            lines.append(
+                f"this recall is low: search misses some of the nearest. --approximate-from {report.pictures + 1} "
+                "makes it compare with every vector"
+            )
     Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
 
 
