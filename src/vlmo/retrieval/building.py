@@ -116,7 +116,8 @@ def build_index(
         engine: Who embeds: this process, or actors of Ray Data.
         workers: Number of these actors.
         device: Where the model runs, if a folder is given; None takes a GPU if there is one.
-        console: Where the progress bar goes; None shows nothing.
+        console: Where the progress goes, as a bar, or as a line every ten seconds where it is no terminal; None shows
+            nothing.
 
     Raises:
         ValueError: Nothing to index, something that cannot be read, or an index of another model.

@@ -12,6 +12,7 @@ from typing import IO
 from rich.console import Console
 
 from vlmo.retrieval.places import Found, find, was_deleted
+from vlmo.retrieval.progress import Lines
 
 _TOLD_EVERY = 1000
 
@@ -73,8 +74,9 @@ def _found(origin: str, *, before: Collection[str]) -> Iterator[Found]:
 
 @contextmanager
 def _status(console: Console | None, text: str) -> Iterator:
-    if console is None:
-        yield lambda _: None
+    if console is None or not console.is_terminal:
+        lines = Lines(console)
+        yield lambda line: lines.say(line) if lines.due() else None
     else:
         with console.status(text) as status:
             yield status.update

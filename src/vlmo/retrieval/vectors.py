@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from vlmo.data.stream.records import Bad
 from vlmo.retrieval.embedding import LocalEngine
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.pictures import THUMBNAIL, Looks
 from vlmo.retrieval.places import Found, as_origin, find
+from vlmo.retrieval.progress import ByteProgress
 from vlmo.retrieval.reading import Reader
 from vlmo.retrieval.tasks import Group, Task
 
@@ -77,18 +77,15 @@ def embed_pictures(
         ValueError: Nothing to embed, another kind of file, or one that is there.
     """
     out = Path(out).expanduser()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with (
-        _writing(out, name="place", dim=encoder.dim) as writer,
-        Progress(*columns, console=console, disable=console is None, transient=True) as bar,
-    ):
+    with _writing(out, name="place", dim=encoder.dim) as writer:
         # A picture that two inputs lead to is written once.
         found = list({each.place: each for given in inputs for each in find(as_origin(str(given)))}.values())
         if not found:
             raise ValueError(f"there is no picture in {', '.join(map(str, inputs)) or 'nothing'}")
-        sink = _Sink(writer, bar=bar, task=bar.add_task("embedding", total=sum(each.size for each in found)))
         engine = LocalEngine(encoder, batch=batch, thumbnail=THUMBNAIL)
-        engine.run(_tasks(found), reader=Reader(), sink=sink)
+        with ByteProgress(console, total=sum(each.size for each in found)) as bar:
+            sink = _Sink(writer, bar=bar)
+            engine.run(_tasks(found), reader=Reader(), sink=sink)
         files = writer.close()
     quarantine = out.with_name(out.name + _QUARANTINE)
     quarantine.unlink(missing_ok=True)  # of vectors that are gone
@@ -130,8 +127,8 @@ def _tasks(found: Sequence[Found]) -> Iterator[Task]:
 class _Sink:
     """Writes vectors, and keeps what is bad."""
 
-    def __init__(self, writer: _Writer, *, bar: Progress, task: TaskID) -> None:
-        self._writer, self._bar, self._task = writer, bar, task
+    def __init__(self, writer: _Writer, *, bar: ByteProgress) -> None:
+        self._writer, self._bar = writer, bar
         self.rows = 0
         self.bad: list[Bad] = []
 
@@ -143,7 +140,7 @@ class _Sink:
     def take(self, group: Group) -> None:
         """Keeps what cannot be read."""
         self.bad += group.bad
-        self._bar.update(self._task, advance=group.size, description=f"{self.rows} pictures")
+        self._bar.advance(group.size, text=f"{self.rows} pictures")
 
     def refuse(self, bad: Bad) -> None:
         """Keeps what cannot be decoded."""
