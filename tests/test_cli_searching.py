@@ -50,6 +50,23 @@ def test_index_says_what_it_did(model, tmp_path, capsys):
     assert "approximate index: recall@10 1.000 against exact search" in shown
 
 
+def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):
+    from vlmo.retrieval import approximate
+
+    monkeypatch.setattr(approximate, "nearest_ids", lambda *_, **__: ["nobody"])
+    folder = write_folder(tmp_path / "pictures", numbers=range(5))
+    shown = printed(["index", model, folder, "--out", tmp_path / "index", "--approximate-from", "3"], capsys)
+    assert "recall@10 0.000 against exact search" in shown
+    assert "this recall is low: search misses some of the nearest. --approximate-from 6 makes" in shown
+
+
+def test_index_counts_names_that_no_picture_has(model, tmp_path, capsys):
+    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+    (folder / NAMES[1]).unlink()
+    shown = printed(["index", model, folder, "--out", tmp_path / "index"], capsys)
+    assert f"1 of 3 names in tables of metadata belong to no picture, such as {NAMES[1]} in" in shown
+
+
 def test_search_shows_a_table(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     shown = printed(["search", made[1], "a red square", "--top", "3"], capsys)
@@ -85,6 +102,31 @@ def test_search_by_a_picture(made, capsys, tmp_path):
     told = json.loads(capsys.readouterr().out)
     assert all(len(hit["captions"]) == 1 for hit in told["hits"])
     assert told["num_reranked"] == 32
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".jp2"])
+def test_query_of_any_indexed_suffix_is_a_picture(suffix, made, capsys, tmp_path):
+    with Image.open(made[0] / NAMES[7]) as picture:
+        picture.convert("L" if suffix == ".pgm" else "RGB").save(tmp_path / f"a b{suffix}")
+    main(["search", made[1], str(tmp_path / f"a b{suffix}"), "--json", "--top", "1"])
+    assert json.loads(capsys.readouterr().out)["num_reranked"] == 0  # a text's candidates would be judged
+
+
+def test_result_is_shown_although_its_pictures_are_gone(model, capsys, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+    main(["index", str(model), str(folder), "--out", str(tmp_path / "index")])
+    (folder / NAMES[0]).unlink()
+    line = ["search", tmp_path / "index", "a red square", "--explain", tmp_path / "e.png"]
+    shown = printed(line, capsys)
+    assert "judged by the fusion encoder" in shown
+    assert f"e.png, without {folder / NAMES[0]}, which cannot be read" in shown
+    for number in (1, 2):
+        (folder / NAMES[number]).unlink()
+    with pytest.raises(SystemExit):
+        main([str(word) for word in line])
+    both = capsys.readouterr()
+    assert Path(NAMES[0]).name in both.out
+    assert "no picture can be read" in " ".join(both.err.split())
 
 
 def test_model_that_moved_is_named(made, model, capsys, tmp_path):
@@ -128,16 +170,20 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "nowhere", "x"], "is no index"),
         (["search", "INDEX", " "], "the query is empty"),
         (["search", "INDEX", "gone.png"], "there is no picture gone.png"),
+        (["search", "INDEX", "pics/no such.jpg"], "there is no picture pics/no such.jpg"),
         (["search", "INDEX", "FILE.png"], "not a picture in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),
         (["search", "INDEX", "x", "--where", "yeer > 3"], "Columns:"),
+        (["search", "INDEX", "x", "--where", "1=1) or (1=1"], "its parentheses do not match"),
+        (["search", "INDEX", "x", "--where", "repeat('a',100000000) = place"], "repeat() makes texts"),
         (["search", "INDEX", "x", "--captions"], "for a picture"),
         (["search", "INDEX", "x", "--sheet", "x.pdf"], "--sheet x.pdf"),
         (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),
         (["embed", "MODEL"], "either pictures or --texts"),
         (["embed", "MODEL", "PICTURES", "--texts", "FILE", "--out", "x.npy"], "either pictures or --texts"),
         (["embed", "MODEL", "PICTURES", "--out", "x.csv"], ".parquet or .npy"),
+        (["embed", "MODEL", "PICTURES", "--out", "FILE.npy"], "--out FILE.npy is there already"),
         (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "nowhere.txt"),
     ],
 )
@@ -145,7 +191,8 @@ def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "FILE").write_text("x")
-    (tmp_path / "FILE.png").write_text("x")
+    for name in ("FILE.png", "FILE.npy"):
+        (tmp_path / name).write_text("x")
     if "OTHER" in arguments:
         trained_folder(tmp_path / "OTHER", steps=1)
     places = {"MODEL": str(model), "PICTURES": str(made[0]), "INDEX": made[1]}

@@ -78,6 +78,39 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
         assert index.nearest_captions(vectors[7], top=1)[0].captions == ("caption 7",)
 
 
+@pytest.mark.parametrize("few", [50_000, 0])
+def test_filter_that_few_pass_costs_no_recall(few, tmp_path, monkeypatch):
+    """Also where few partitions are looked through: those that pass are compared all, or partitions are added."""
+    monkeypatch.setattr("vlmo.retrieval.index._FEW", few)
+    store, vectors = filled(tmp_path, number=3000, captions=False)
+    made = make_approximate(store, least=1000, before=None, console=None)
+    assert made is not None
+    index = written(store, {**made.facts(), "search": {"kind": "IVF_RQ", "nprobes": 2, "candidates": 200}})
+    for query in vectors[5::300]:
+        for where, passing in (
+            ("place like '%00.png'", 30),  # one of a hundred
+            ("place in ('3.png', '1207.png', '2009.png')", 3),
+            ("place like '%7.png'", 300),
+            ("place like 'x%'", 0),
+        ):
+            exact = index.nearest(query, top=10, where=where, exact=True)
+            assert len(exact) == min(10, passing)
+            found = index.nearest(query, top=10, where=where)
+            if passing == 300 and not few:  # ten times as many partitions: nearly all that are near
+                assert len(found) == 10
+                assert len({hit.id for hit in found} & {hit.id for hit in exact}) >= 7
+            else:
+                assert [hit.id for hit in found] == [hit.id for hit in exact]
+
+
+def test_search_for_more_than_the_partitions_hold_is_exact(tmp_path):
+    store, vectors = filled(tmp_path, number=3000, captions=False)
+    made = make_approximate(store, least=1000, before=None, console=None)
+    assert made is not None
+    index = written(store, {**made.facts(), "search": {"kind": "IVF_RQ", "nprobes": 1, "candidates": 200}})
+    assert len(index.nearest(vectors[5], top=2000)) == 2000
+
+
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     from vlmo.retrieval import approximate
 
@@ -86,7 +119,27 @@ def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
     assert made.recall.value == 0
-    assert made.search.nprobes == 39  # it tried all partitions
+    assert made.recall.is_low
+    assert (made.search.nprobes, made.search.candidates) == (39, 3200)  # it tried all that there is
+
+
+def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch):
+    from vlmo.retrieval import approximate
+
+    store, _ = filled(tmp_path, number=1500, captions=False)
+    nearest_ids, asked = approximate.nearest_ids, []
+
+    def few_candidates(table, query, *, top, search):
+        asked.append((search.nprobes, search.candidates))
+        return nearest_ids(table, query, top=top if search.candidates >= 1000 else 5, search=search)
+
+    monkeypatch.setattr(approximate, "nearest_ids", few_candidates)
+    made = make_approximate(store, least=1000, before=None, console=None)
+    assert made is not None
+    assert list(dict.fromkeys(asked)) == [(25, 200), (39, 400), (39, 800), (39, 1600)]
+    assert (made.search.nprobes, made.search.candidates) == (39, 1600)
+    assert not made.recall.is_low
+    assert written(store, made.facts()).approximate == made.search
 
 
 def test_index_stays_until_the_table_has_doubled(tmp_path):

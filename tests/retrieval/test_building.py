@@ -30,6 +30,7 @@ from tests.retrieval.toy_index import (
 
 from vlmo.retrieval import Encoder, Index, IndexSettings, build_index
 from vlmo.retrieval.pictures import PictureEncoder
+from vlmo.retrieval.tables import Unmatched
 
 # Batches of other sizes add up in another order.
 CLOSE = 1e-5
@@ -213,6 +214,38 @@ def test_metadata_file_tells_of_files_by_name(model, tmp_path):
     }  # fmt: skip
 
 
+def test_later_runs_go_by_what_the_first_was_told(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(3))
+    out, table = tmp_path / "index", write_table(tmp_path / "about.csv", numbers=range(4))
+    report = build(model, folder, out=out, metadata=table, store_bytes=True)
+    assert report.unmatched == Unmatched(1, 4, NAMES[3], table)
+    (folder / NAMES[3]).write_bytes(encoded(drawings()[3]))
+    report = build(model, out=out)
+    assert (report.unchanged, report.encoded, report.captions, report.unmatched) == (3, 1, 8, None)
+    found = rows(out)
+    assert [found[str(folder / name)]["captions"] for name in NAMES[:4]] == CAPTIONS[:4]
+    assert all(row["bytes"] for row in found.values())
+
+    other = write_table(tmp_path / "other.csv", numbers=range(1))
+    assert build(model, out=out, metadata=other, store_bytes=False).captions == 2
+    report = build(model, out=out)
+    assert (report.unchanged, report.captions) == (4, 2)
+    assert not any(row["bytes"] for row in rows(out).values())
+    other.unlink()
+    with pytest.raises(ValueError, match=r"other.csv, this index's table of metadata, is gone; .*--forget"):
+        build(model, out=out)
+    assert build_index(model, out=out, forget=[other]).captions == 0
+
+
+def test_column_keeps_a_name_that_looks_like_ours(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(2))
+    table = tmp_path / "about.jsonl"
+    table.write_text(json.dumps({"image": NAMES[0], "n__wider": 1}), encoding="utf-8")
+    for _ in range(2):
+        build(model, folder, out=tmp_path / "index", metadata=table)
+        assert Index.open(tmp_path / "index").columns == {"n__wider_": "whole number"}
+
+
 def test_columns_widen_from_run_to_run(model, tmp_path):
     folder = write_folder(tmp_path / "pictures", table=False, numbers=range(3))
     out, table = tmp_path / "index", tmp_path / "about.jsonl"
@@ -337,6 +370,23 @@ def test_input_that_is_empty_or_gone_empties_nothing(model, tmp_path):
     assert len(rows(out)) == 3
 
 
+def test_single_file_that_is_gone_leaves_the_index(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(6))
+    files, out = [folder / NAMES[number] for number in (0, 2, 4)], tmp_path / "index"
+    build(model, *files, out=out)
+    files[1].unlink()
+    report = build(model, files[0], files[2], out=out)
+    assert (report.pictures, report.deleted) == (2, 1)
+    files[1].write_bytes(encoded(drawings()[8]))
+    assert build(model, out=out).pictures == 3
+    with pytest.raises(ValueError, match=r"there is nothing at .*typo\.png"):
+        build(model, folder / "typo.png", out=out)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"there is nothing at .*--forget .* takes them out"):
+        build(model, out=out)
+    assert len(rows(out)) == 3
+
+
 def test_other_model_is_refused(model, gallery, tmp_path):
     other = trained_folder(tmp_path / "other", steps=1)
     with pytest.raises(ValueError, match=r"was made with another model .* name a new folder"):
@@ -366,6 +416,7 @@ def test_pictures_go_through_a_few_at_a_time(kind, model, tmp_path, monkeypatch)
         return finish(self, pictures, started)
 
     monkeypatch.setattr(PictureEncoder, "finish", count)
+    gc.collect()  # what the errors of other tests hold
     report = build_index(model, [given], out=tmp_path / "index", settings=IndexSettings(batch=2))
     assert report.pictures == NUM + 60
     # A group that was read, one that is being read, and three batches; never all of them.
@@ -399,6 +450,34 @@ def test_folder_of_something_else_is_left_alone(model, tmp_path):
     assert not (tmp_path / "index").exists()
     with pytest.raises(ValueError, match="thumbnail is 3"):
         build(model, folder, out=tmp_path / "index", thumbnail=3)
+
+
+def test_index_that_is_not_finished_says_so(model, tmp_path, monkeypatch, caplog):
+    folder, out = write_folder(tmp_path / "pictures"), tmp_path / "index"
+    finish, batches = PictureEncoder.finish, []
+
+    def cut_off(self, pictures, started):
+        batches.append(len(pictures))
+        if len(batches) > 1:
+            raise KeyboardInterrupt
+        return finish(self, pictures, started)
+
+    monkeypatch.setattr(PictureEncoder, "finish", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        build(model, folder, out=out)
+    with pytest.raises(ValueError, match=r"not finished: its first run was cut off.*run vlmo index again"):
+        Index.open(out)
+    monkeypatch.undo()
+    build(model, out=out)
+    assert Index.open(out).num_pictures == NUM
+    assert not caplog.messages
+
+    Image.new("RGB", (20, 20)).save(folder / "new.png")
+    monkeypatch.setattr(PictureEncoder, "finish", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        build(model, out=out)
+    assert Index.open(out).num_pictures == NUM
+    assert "has not ended, so that new pictures may be missing" in caplog.messages[0]
 
 
 SLOW = """

@@ -60,6 +60,8 @@ def test_metadata_becomes_plain():
         "nan": float("nan"),
         "none": None,
         "!": "?",
+        "wide": 1,
+        "Wide__wider": 2,
     }
     assert clean_metadata(given, reserved={"id"}) == {
         "price_eur": 2.5,
@@ -70,4 +72,6 @@ def test_metadata_becomes_plain():
         "tags": '["a", {"b": 1}]',
         "huge": str(2**70),
         "column": "?",
+        "wide": 1,
+        "wide__wider_": 2,
     }

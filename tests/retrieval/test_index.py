@@ -69,6 +69,29 @@ def test_index_without_captions_says_so(model, tmp_path):
         Index.open(tmp_path / "index").nearest_captions(np.zeros(32), top=1)
 
 
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("1=1) or (1=1", "its parentheses do not match"),
+        ("(year > 2000", "its parentheses do not match"),
+        ("year > 2000; drop table x", "more than one condition"),
+        ("Repeat ('a', 100000000) = place", r"Repeat\(\) makes texts or lists of any length"),
+        ("year > ", "sql parser error"),
+        ("yeer > 3", "No field named yeer"),
+    ],
+)
+def test_filter_that_is_no_condition_is_one_line(where, words, index):
+    with pytest.raises(ValueError, match=words) as caught:
+        index.nearest(np.ones(32, dtype=np.float32), top=1, where=where)
+    assert "Columns: height (whole number), kind (text)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_signs_within_a_text_are_no_part_of_the_filter(index):
+    for where in ("kind != ';)repeat('", "kind != '(' and (year > 0)", "kind != 'it''s ('"):
+        assert len(index.nearest(np.ones(32, dtype=np.float32), top=NUM, where=where)) in {0, NUM}
+
+
 def _no_file(folder):
     (folder / "index.json").unlink()
 

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 from tests.toy_shards import write_parquet, write_tars
 
-from vlmo.retrieval.places import as_origin, find, picture_id
+from vlmo.retrieval.places import as_origin, find, picture_id, was_deleted
 
 
 def touch(path: Path) -> Path:
@@ -50,6 +50,35 @@ def test_patterns_name_files_and_folders(tmp_path):
     assert below(tmp_path / "odd[1].png") == [("odd[1].png", "file")]  # a name, not a pattern
     with pytest.raises(ValueError, match="matches nothing"):
         below(f"{tmp_path}/four*")
+
+
+def test_pattern_passes_over_what_is_nothing_of_ours(tmp_path):
+    for name in (
+        "a.png",
+        ".hidden.png",
+        "captions.csv",
+        "README",
+        ".git/x.png",
+        "b/c.png",
+        "00000.tar",
+        "00000.parquet",
+    ):
+        touch(tmp_path / name)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert below(f"{tmp_path}/*") == [("00000.tar", "shard"), ("a.png", "file"), ("c.png", "file")]
+    assert below(f"{tmp_path}/*.png") == [("a.png", "file")]
+    assert below(f"{tmp_path}/R*") == []
+    assert below(tmp_path / ".hidden.png") == [(".hidden.png", "file")]  # it is named outright
+
+
+def test_only_a_single_file_counts_as_deleted(tmp_path):
+    touch(tmp_path / "full" / "a.png")
+    (tmp_path / "empty").mkdir()
+    assert was_deleted(f"{tmp_path}/full/b.jpg")
+    assert was_deleted(f"{tmp_path}/full/.b.tar")
+    for origin in ("full/a.png", "full/folder", "full/*.png", "empty/b.jpg", "gone/b.jpg"):
+        assert not was_deleted(f"{tmp_path}/{origin}")
+    assert not was_deleted("s3://bucket/b.jpg")
 
 
 def test_object_store_is_listed_like_a_disk(tmp_path):

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.retrieval.toy_index import build, write_folder
 
-from vlmo.retrieval import SearchResult
+from vlmo.retrieval import Searcher, SearchResult
 from vlmo.retrieval.results import as_json, as_table, write_explanation, write_sheet
 
 QUERY = "a red <b>square</b> [bold]"
@@ -60,6 +62,26 @@ def test_empty_result_is_a_sheet_too(searcher, tmp_path):
         write_sheet(tmp_path / "a.pdf", query="x", result=SearchResult([]), index=searcher.index)
     with pytest.raises(ValueError, match="nothing to explain"):
         write_explanation(tmp_path / "b.png", query="x", result=SearchResult([]), searcher=searcher)
+
+
+def test_explanation_leaves_out_what_is_gone(model, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(5))
+    build(model, folder, out=tmp_path / "index")
+    searcher = Searcher(model, tmp_path / "index")
+    found = searcher.search("a red square", top=5)
+    Path(found.hits[1].place).unlink()
+    lost = write_explanation(tmp_path / "e.png", query="red", result=found, searcher=searcher)
+    assert lost == [found.hits[1]]
+    with Image.open(tmp_path / "e.png") as drawn:
+        three_rows = drawn.height
+    for hit in found.hits[2:]:
+        Path(hit.place).unlink()
+    assert len(write_explanation(tmp_path / "e.png", query="red", result=found, searcher=searcher)) == 4
+    with Image.open(tmp_path / "e.png") as drawn:
+        assert drawn.height < three_rows
+    Path(found.hits[0].place).unlink()
+    with pytest.raises(ValueError, match="no picture can be read that was found"):
+        write_explanation(tmp_path / "e.png", query="red", result=found, searcher=searcher)
 
 
 def test_explanation_has_a_tile_for_each_word(result, searcher, tmp_path):

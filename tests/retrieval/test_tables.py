@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlmo.retrieval.tables import NOTHING, MetadataTable, Told, table_of_folder
+from vlmo.retrieval.tables import NOTHING, MetadataTable, Told, Unmatched, table_of_folder, unmatched
 
 
 def written(path, text):
@@ -19,11 +19,28 @@ def test_lines_about_one_picture_add_up(tmp_path):
     assert len(table) == 2
 
 
+def test_spellings_of_a_name_add_up(tmp_path):
+    path = written(tmp_path / "about.csv", "image,caption,n\n./1.png,one,1\n./1.png,two,2\n1.png ,three,3\n")
+    assert MetadataTable(path).about("1.png") == Told(("one", "two", "three"), {"n": 3})
+
+
+def test_names_that_no_picture_has_are_counted(tmp_path):
+    first = MetadataTable(written(tmp_path / "a.csv", "image,caption\n1.png,one\nsub/2.png,two\n3.png,three\n"))
+    second = MetadataTable(written(tmp_path / "b.csv", "image,caption\n1.png,one\n"))
+    for name in ("other/1.png", "sub/2.png", "4.png"):
+        first.about(name)
+    second.about("1.png")
+    assert unmatched([first, second]) == Unmatched(1, 4, "3.png", tmp_path / "a.csv")
+    first.about("3.png")
+    assert unmatched([first, second]) is None
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
         ("a.csv", "caption\nno picture\n", "no picture is named"),
         ("a.csv", "image,caption\n1.png,two, commas\n", "not the 2 fields"),
+        ("a.csv", 'image,caption\n1.png,"open\n2.png,two\n', r"a.csv:2: unexpected end of data; a quote that opens"),
         ("a.jsonl", "[]\n", "expected an object"),
         ("a.jsonl", '{"image": "1.png", "captions": 3}\n', "captions must be a text"),
         ("a.txt", "", "expected a table"),

@@ -58,6 +58,32 @@ def test_texts_become_vectors(suffix, encoder, tmp_path):
     np.testing.assert_allclose(vectors, encoder.embed_texts(texts), atol=CLOSE)
 
 
+def test_picture_that_two_inputs_lead_to_is_written_once(encoder, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(4))
+    tar = write_tar(folder / "x.tar", numbers=range(4, 6))
+    out = tmp_path / "vectors.npy"
+    assert embed_pictures(encoder, [folder, folder / NAMES[0], tar, f"{folder}/*.png"], out=out).rows == 6
+    names, _ = read(out, "place")
+    assert len(set(names)) == 6
+
+
+def test_file_that_is_there_is_left_alone(encoder, tmp_path):
+    folder = write_folder(tmp_path / "pictures", numbers=range(2))
+    (folder / "bad.jpg").write_text("no picture")
+    out = tmp_path / "vectors.npy"
+    assert len(embed_pictures(encoder, [folder], out=out).files) == 3
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match=r"vectors\.npy is there already; name a new file"):
+        embed_pictures(encoder, [folder], out=out)
+    with pytest.raises(ValueError, match="is there already"):
+        embed_texts(encoder, ["a"], out=out)
+    assert out.read_bytes() == before
+    out.unlink()
+    (folder / "bad.jpg").unlink()
+    assert set(embed_pictures(encoder, [folder], out=out).files) == {out, tmp_path / "vectors.npy.ids.txt"}
+    assert not (tmp_path / "vectors.npy.quarantine.jsonl").exists()
+
+
 def test_nothing_is_left_of_what_fails(encoder, tmp_path):
     with pytest.raises(ValueError, match=r"\.parquet or \.npy"):
         embed_texts(encoder, ["a"], out=tmp_path / "out.csv")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _STDERR = Console(stderr=True)
 _RERANK = 32
 _WIDTH = 200  # of a table that goes into a file
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class IndexOptions:
     out: Path | None = None
     """Folder of the index."""
     metadata: Path | None = None
-    """Table (.csv, .tsv, .jsonl) of captions and columns by the names of picture files."""
-    store_bytes: bool = False
-    """Keep the bytes of picture files in the index; those of shards are kept in any case."""
+    """Table (.csv, .tsv, .jsonl) of captions and columns by the names of picture files; later runs go by it too."""
+    store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Keep the bytes of picture files in the index, in later runs too; those of shards are kept in any case."""
     thumbnail: int = 256
     """Longest side of thumbnails, in pixels."""
     batch: int = 64
@@ -46,7 +45,7 @@ class IndexOptions:
     approximate_from: int = 50_000
     """Number of pictures from which on an approximate index is built."""
     forget: tuple[str, ...] = ()
-    """Inputs of earlier runs whose pictures leave the index."""
+    """Inputs of earlier runs whose pictures leave the index, or their table of metadata."""
     engine: Literal["local", "ray"] = "local"
     """Embed in this process, or with Ray Data."""
     workers: int = 2
@@ -115,7 +114,7 @@ def index_command(arguments: list[str]) -> None:
     with _packages():
         from vlmo.retrieval import IndexSettings, build_index
     settings = IndexSettings(
-        store_bytes=options.store_bytes,
+        store_bytes=options.store_bytes or None,
         metadata=options.metadata,
         thumbnail=options.thumbnail,
         batch=options.batch,
@@ -144,6 +143,8 @@ def embed_command(arguments: list[str]) -> None:
     check_new_file(options.out, option="--out")
     if options.out.suffix not in {".parquet", ".npy"}:
         raise ValueError(f"--out {options.out}: vectors are written to a file that ends with .parquet or .npy")
+    if options.out.exists():
+        raise ValueError(f"--out {options.out} is there already; name a new file, or remove it")
     hide_loading_bars()
     with _packages():
         from vlmo.retrieval.encoder import Encoder
@@ -178,11 +179,17 @@ def search_command(arguments: list[str]) -> None:
         raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")
     searcher = Searcher(model, index, device=options.device)
     result = _search(searcher, options, picture=picture)
+    _show_result(result, options)  # before the pictures are drawn, which may fail
+    lines = []
     if options.sheet is not None:
         write_sheet(options.sheet, query=options.query, result=result, index=index)
+        lines.append(f"picture {options.sheet}")
     if options.explain is not None:
-        write_explanation(options.explain, query=options.query, result=result, searcher=searcher)
-    _show_result(result, options)
+        lost = write_explanation(options.explain, query=options.query, result=result, searcher=searcher)
+        left_out = f", without {', '.join(hit.place for hit in lost)}, which cannot be read" if lost else ""
+        lines.append(f"picture {options.explain}{left_out}")
+    if lines and not options.json:
+        Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
 
 
 def _search(searcher: Searcher, options: SearchOptions, *, picture: Path | None) -> SearchResult:
@@ -215,14 +222,16 @@ def _check_search(options: SearchOptions, *, picture: Path | None) -> None:
 
 def _picture_of(query: str) -> Path | None:
     """The file that the query names; None of words."""
+    from vlmo.data.files import PICTURE_SUFFIXES
+
     path = Path(query).expanduser()
-    looks_so = path.suffix.lower() in _PICTURES
+    looks_so = path.suffix.lower() in PICTURE_SUFFIXES
     try:
         if looks_so and path.is_file():
             return path
     except OSError:  # a text may be too long for a name
         return None
-    if looks_so and " " not in query.strip():
+    if looks_so and (" " not in query.strip() or "/" in query):
         raise ValueError(f"there is no picture {query}")
     return None
 
@@ -238,9 +247,8 @@ def _show_result(result: SearchResult, options: SearchOptions) -> None:
     console.print(as_table(query, result) if result.hits else "nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
     console.print(f"{result.num_reranked} judged by the fusion encoder; {parts}", markup=False, highlight=False)
-    for line in [result.note, *(f"picture {file}" for file in (options.sheet, options.explain) if file is not None)]:
-        if line is not None:
-            console.print(line, markup=False, highlight=False)
+    if result.note is not None:
+        console.print(result.note, markup=False, highlight=False)
 
 
 def _show_report(report: BuildReport, *, out: Path) -> None:
@@ -256,6 +264,12 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
     ]
     if report.bad:
         lines.append(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
+    if report.unmatched is not None:
+        lost = report.unmatched
+        lines.append(
+            f"{lost.number} of {lost.total} names in tables of metadata belong to no picture, such as {lost.example} "
+            f"in {lost.table}"
+        )
     if report.recall is None:
         lines.append("search compares with every vector (exact)")
     else:
@@ -264,6 +278,11 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
             f"approximate index: recall@{recall.at} {recall.value:.3f} against exact search, {recall.queries} queries "
             f"by {recall.asked_with}"
         )
+        if recall.is_low:
+            lines.append(
+                f"this recall is low: search misses some of the nearest. --approximate-from {report.pictures + 1} "
+                "makes it compare with every vector"
+            )
     Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
 
 

@@ -137,14 +137,25 @@ def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     yield number, _json_record(line, where=f"{path}:{number}")
             return
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        for record in reader:
+        # Strict: an open quote would take all that follows for one caption.
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        for record in _closed(reader, path=path):
             if None in record or None in record.values():
                 raise ValueError(
                     f"{path}:{reader.line_num}: not the {len(reader.fieldnames or ())} fields of the heading; "
                     "put quotes around captions that hold a comma"
                 )
             yield reader.line_num, record
+
+
+def _closed(reader: csv.DictReader, *, path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}:{reader.line_num + 1}: {error}; a quote that opens a field must be closed at its end, and quotes "
+            "within are doubled"
+        ) from error
 
 
 def _json_record(line: str, *, where: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from vlmo.drawing.fonts import fitting
 from vlmo.drawing.pictures import on_white
 
 # It is drawn twice as large as it will be and scaled down, which smooths every edge.
@@ -27,11 +28,13 @@ class Sheet:
 
     def text(self, line: str, *, x: float, y: float, size: float = 16, colour: str = INK) -> None:
         """One line, its upper left corner at (x, y)."""
-        self._draw.text((x * _SCALE, y * _SCALE), line, fill=colour, font=_font(size))
+        font, line = fitting(line, size=size * _SCALE)
+        self._draw.text((x * _SCALE, y * _SCALE), line, fill=colour, font=font)
 
     def wrapped(self, text: str, *, width: float, max_lines: int, size: float = 16) -> list[str]:
-        """Lines no longer than `width`; what does not fit ends with dots."""
-        font, limit = _font(size), width * _SCALE
+        """Lines no longer than `width`, in letters that there is a font for; what does not fit ends with dots."""
+        font, text = fitting(text, size=size * _SCALE)
+        limit = width * _SCALE
         lines = [""]
         for word in text.split():
             longer = f"{lines[-1]} {word}".strip()
@@ -68,10 +71,6 @@ class Sheet:
         points = [(x + side - 9.5, y + 4), (x + side - 5.5, y + 8.5), (x + side + 2, y + 0.5)]
         scaled = [(a * _SCALE, b * _SCALE) for a, b in points]
         draw.line(scaled, fill=_PAPER, width=round(2.4 * _SCALE), joint="curve")
-
-
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size * _SCALE)
 
 
 def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from vlmo.retrieval.store import DISTANCE, Store, one_line
 _KIND = "IVF_RQ"
 _AT = 10
 _QUERIES = 100
-_ENOUGH = 0.97
-"""Recall below which twice as many partitions are looked through."""
+ENOUGH = 0.97
+"""Recall below which twice as many partitions are looked through, and twice as many candidates compared."""
+_MOST_CANDIDATES = 3200
 _GROWN = 2.0
 """Partitions are made anew when there are so many times as many vectors as they were made for."""
 
@@ -42,6 +43,11 @@ class Recall:
     value: float
     queries: int
     asked_with: str
+
+    @property
+    def is_low(self) -> bool:
+        """Whether it stayed below `ENOUGH`, although as much was tried as there is to try."""
+        return self.value < ENOUGH
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,8 @@ def make_approximate(
     exact = _exactly_nearest(store, queries)
     search = _search_for(made_for)
     recall = _recall(store, queries, exact, search)
-    while recall < _ENOUGH and search.nprobes < _partitions(made_for):
-        search = Approximate(_KIND, nprobes=min(2 * search.nprobes, _partitions(made_for)))
-        recall = _recall(store, queries, exact, search)
+    while recall < ENOUGH and (wider := _wider(search, partitions=_partitions(made_for))) != search:
+        search, recall = wider, _recall(store, queries, exact, wider)
     return Made(search, Recall(_AT, recall, len(queries), asked_with), made_for, captions, captions_made_for)
 
 
@@ -117,6 +122,15 @@ def _partitions(total: int) -> int:
 def _search_for(total: int) -> Approximate:
     partitions = _partitions(total)
     return Approximate(_KIND, nprobes=min(partitions, max(20, round(4 * math.sqrt(partitions)))))
+
+
+def _wider(search: Approximate, *, partitions: int) -> Approximate:
+    """Twice as much of each, as far as there is more: one bit a number may be too coarse for a few candidates."""
+    return replace(
+        search,
+        nprobes=min(2 * search.nprobes, partitions),
+        candidates=min(2 * search.candidates, _MOST_CANDIDATES),
+    )
 
 
 def _sample(store: Store) -> tuple[Float32[np.ndarray, "query dim"], str]:

@@ -24,7 +24,7 @@ from vlmo.retrieval.pictures import THUMBNAIL
 from vlmo.retrieval.places import as_origin
 from vlmo.retrieval.reading import Reader
 from vlmo.retrieval.store import Store
-from vlmo.retrieval.tables import MetadataTable
+from vlmo.retrieval.tables import MetadataTable, Unmatched
 from vlmo.retrieval.tasks import Engine
 from vlmo.retrieval.update import Update
 
@@ -38,15 +38,16 @@ class IndexSettings:
     """How an index is built.
 
     Attributes:
-        store_bytes: Whether the index holds the bytes of picture files; those of shards it holds in any case.
-        metadata: Table of captions and columns for files, by their names; None: `captions.csv` and the like in the
-            folders themselves.
+        store_bytes: Whether the index holds the bytes of picture files; those of shards it holds in any case. None: as
+            in the last run, and not in the first one.
+        metadata: Table of captions and columns for files, by their names. None: that of the last run; without one,
+            `captions.csv` and the like in the folders themselves.
         thumbnail: Longest side of thumbnails, in pixels.
         batch: Pictures that go through the model at a time.
         approximate_from: Number of pictures from which on an approximate index is built beside the exact search.
     """
 
-    store_bytes: bool = False
+    store_bytes: bool | None = None
     metadata: Path | None = None
     thumbnail: int = THUMBNAIL
     batch: int = BATCH
@@ -74,6 +75,7 @@ class BuildReport:
         bad: Lines in the quarantine.
         seconds: Of the whole run.
         recall: Of the approximate index; None without one.
+        unmatched: Names in tables of metadata that no picture has; None: every name has one.
     """
 
     pictures: int
@@ -85,6 +87,7 @@ class BuildReport:
     bad: int
     seconds: float
     recall: Recall | None
+    unmatched: Unmatched | None = None
 
 
 def build_index(
@@ -109,27 +112,31 @@ def build_index(
         inputs: Folders, picture files, .tar and .parquet files, folders that `datasets` saved, or patterns and URIs of
             these.
         out: Folder of the index, on this machine's disk.
-        forget: Inputs of earlier runs whose pictures leave the index.
+        forget: Inputs of earlier runs whose pictures leave the index, or the table of metadata that they were given.
         engine: Who embeds: this process, or actors of Ray Data.
         workers: Number of these actors.
         device: Where the model runs, if a folder is given; None takes a GPU if there is one.
-        console: Where the progress bar goes; None shows nothing.
+        console: Where the progress goes, as a bar, or as a line every ten seconds where it is no terminal; None shows
+            nothing.
 
     Raises:
         ValueError: Nothing to index, something that cannot be read, or an index of another model.
     """
     settings = settings or IndexSettings()
     start, folder = time.perf_counter(), Path(out).expanduser()
-    table = None if settings.metadata is None else MetadataTable(settings.metadata.expanduser())
     facts = _facts_of(folder)
+    told = _told(facts, settings, forget)
+    table = None if told["metadata"] is None else MetadataTable(Path(told["metadata"]))
     origins = _origins(facts, inputs, forget)
     encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
     _check_model(facts, encoder, folder=folder)
-    with listed(origins, console=console) as listing, _locked(folder):
-        facts = _new_facts(facts, encoder, origins=origins)
+    before = () if facts is None else facts["inputs"]
+    with listed(origins, before=before, console=console) as listing, _locked(folder):
+        facts = _new_facts(facts, encoder, origins=origins, told=told)
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
         store = Store(folder, dim=encoder.dim)
-        update = Update(store, reader=Reader(settings.store_bytes, table), listing=listing, console=console)
+        reader = Reader(told["store_bytes"], table)
+        update = Update(store, reader=reader, listing=listing, console=console)
         counts = update.run(_engine(engine, encoder, settings=settings, workers=workers))
         pictures = store.pictures.count_rows()
         store.tidy(lookups=pictures >= _LOOKUPS_FROM, alone="updated" not in facts)
@@ -155,6 +162,7 @@ def build_index(
         bad=counts.bad,
         seconds=time.perf_counter() - start,
         recall=None if approximate is None else approximate.recall,
+        unmatched=reader.unmatched(),
     )
 
 
@@ -183,14 +191,36 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
     return read_facts(folder)
 
 
+def _told(facts: dict[str, Any] | None, settings: IndexSettings, forget: Sequence[str | Path]) -> dict[str, Any]:
+    """What every run goes by until one is told otherwise.
+
+    Raises:
+        ValueError: The table of metadata is gone.
+    """
+    told: dict[str, Any] = {"metadata": None, "store_bytes": False, **({} if facts is None else facts.get("told", {}))}
+    if settings.store_bytes is not None:
+        told["store_bytes"] = settings.store_bytes
+    if settings.metadata is not None:
+        told["metadata"] = as_origin(str(settings.metadata))
+    elif told["metadata"] in [as_origin(str(given)) for given in forget]:
+        told["metadata"] = None
+    elif told["metadata"] is not None and not Path(told["metadata"]).is_file():
+        raise ValueError(
+            f"{told['metadata']}, this index's table of metadata, is gone; give --metadata with its new place, or take "
+            f"it out with --forget {told['metadata']}"
+        )
+    return told
+
+
 def _origins(facts: dict[str, Any] | None, inputs: Sequence[str | Path], forget: Sequence[str | Path]) -> list[str]:
     before = [] if facts is None else facts["inputs"]
-    dropped = [as_origin(str(given)) for given in forget]
+    table = None if facts is None else facts.get("told", {}).get("metadata")
+    dropped = [origin for given in forget if (origin := as_origin(str(given))) != table]
     if unknown := [origin for origin in dropped if origin not in before]:
         raise ValueError(f"{unknown[0]} is no input of this index; its inputs are {', '.join(before) or 'none'}")
     kept = [origin for origin in before if origin not in dropped]
     origins = list(dict.fromkeys([*kept, *(as_origin(str(given)) for given in inputs)]))
-    if not origins and not dropped:
+    if not origins and not forget:
         raise ValueError("there is nothing to index; give folders, pictures, .tar or .parquet files")
     return origins
 
@@ -203,10 +233,13 @@ def _check_model(facts: dict[str, Any] | None, encoder: Encoder, *, folder: Path
         )
 
 
-def _new_facts(facts: dict[str, Any] | None, encoder: Encoder, *, origins: list[str]) -> dict[str, Any]:
+def _new_facts(
+    facts: dict[str, Any] | None, encoder: Encoder, *, origins: list[str], told: dict[str, Any]
+) -> dict[str, Any]:
     model = {"folder": str(encoder.folder.absolute()), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
     before = {"created": _now(), "pictures": 0, "captions": 0, "approximate": None} if facts is None else facts
-    return {**before, "version": VERSION, "model": model, "metric": "cosine", "inputs": origins, "complete": False}
+    now = {"model": model, "metric": "cosine", "inputs": origins, "told": told, "complete": False}
+    return {**before, "version": VERSION, **now}
 
 
 def _now() -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+WIDER = "__wider"
+"""What a column's name ends with while it becomes wider."""
 _INT64 = 2**63
 
 
@@ -84,7 +86,8 @@ def converted(value: Any, kind: Kind) -> Any:
 def clean_metadata(given: Mapping[str, Any], *, reserved: Collection[str]) -> dict[str, Any]:
     """Metadata of a picture as plain values under names that SQL takes without quotes.
 
-    Names become lower case, with `_` for what is no letter or digit; one of ours gets a `_` at its end. Dates become
+    Names become lower case, with `_` for what is no letter or digit; one of ours, or that ends with `WIDER`, gets a `_`
+    at its end. Dates become
     ISO texts, lists and tables JSON. What is missing, or bytes, is left out.
     """
     cleaned: dict[str, Any] = {}
@@ -98,7 +101,7 @@ def clean_metadata(given: Mapping[str, Any], *, reserved: Collection[str]) -> di
 def _column_name(name: str, *, reserved: Collection[str]) -> str:
     name = re.sub(r"\W+", "_", name.lower()).strip("_") or "column"
     name = f"_{name}" if name[0].isdigit() else name
-    return f"{name}_" if name in reserved else name
+    return f"{name}_" if name in reserved or name.endswith(WIDER) else name
 
 
 def _plain(value: Any) -> bool | int | float | str | None:

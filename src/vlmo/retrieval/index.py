@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -18,15 +19,19 @@ from lancedb.table import Table
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
+from vlmo.retrieval.filters import blames_filter, check_condition, filter_error
 from vlmo.retrieval.hits import Hit
 from vlmo.retrieval.places import read_place
-from vlmo.retrieval.store import DISTANCE, RESERVED, Store, one_line, plain
+from vlmo.retrieval.store import DISTANCE, RESERVED, Store, one_line
 
 INDEX_FILE = "index.json"
 VERSION = 1
 MAX_TOP = 10_000
+_LOGGER = logging.getLogger(__name__)
 
-_QUOTED = re.compile(r"'[^']*'|`[^`]*`|\"[^\"]*\"")
+_FEW, _FEW_SHARE = 50_000, 0.05
+"""Pictures, and share of all, up to which those that pass a filter are all compared: of the partitions that an
+approximate index looks through, few or none may hold one of them."""
 _SHOWN = ["id", "place", "path", "captions", "width", "height"]
 
 
@@ -44,18 +49,23 @@ class Approximate:
     nprobes: int
     candidates: int = 200
 
+    def widened(self, factor: float) -> Approximate:
+        """For a filter that one of `factor` pictures passes: as many that pass are met as without it."""
+        return replace(self, nprobes=math.ceil(factor * self.nprobes))
+
 
 class Index:
     """An index folder, open for reading; what a writer changes meanwhile is seen a moment later.
 
     Raises:
-        ValueError: It is no index, or damaged.
+        ValueError: It is no index, damaged, or its first run has not ended.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self._seen = _seen(self.folder)
         self.facts = read_facts(self.folder)
+        _check_complete(self.facts, folder=self.folder)
         with _whole_facts(self.folder):
             self.fingerprint: str = self.facts["model"]["fingerprint"]
             self.model_folder: str = self.facts["model"]["folder"]
@@ -78,7 +88,7 @@ class Index:
         """The index of a folder.
 
         Raises:
-            ValueError: It is none, or damaged.
+            ValueError: It is none, damaged, or its first run has not ended.
         """
         return cls(folder)
 
@@ -112,7 +122,8 @@ class Index:
         Args:
             vector: Of length one.
             top: How many, at most.
-            where: A filter in SQL; only pictures that pass it are looked at.
+            where: A filter in SQL; only pictures that pass it are looked at. With an approximate index, those that pass
+                are all compared where they are few.
             exact: Whether to compare with every vector, also where there is an approximate index.
 
         Raises:
@@ -221,17 +232,20 @@ class Index:
         columns: list[str],
     ) -> list[dict[str, Any]]:
         self._check(vector, top=top)
-        query = _query(table, vector, top=top, search=search)
-        query = query.select([*columns, "_distance"])
         if where is not None:
-            if ";" in _QUOTED.sub("", where):  # LanceDB would leave out what follows, without a word
-                raise ValueError(self._filter_error(where, ValueError("it is more than one condition")))
-            query = query.where(where, prefilter=True)
+            check_condition(where, columns=self.columns)
         try:
-            return query.to_arrow().to_pylist()
+            if search is not None:
+                total, passing = table.count_rows(), table.count_rows(where)
+                if where is None or not _few(passing, total):
+                    search = search.widened(total / max(1, passing))
+                    found = _compared(table, vector, top=top, where=where, search=search, columns=columns)
+                    if len(found) >= min(top, passing):
+                        return found
+            return _compared(table, vector, top=top, where=where, search=None, columns=columns)
         except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
-            if where is not None and _blames_filter(error):
-                raise ValueError(self._filter_error(where, error)) from error
+            if where is not None and blames_filter(error):
+                raise filter_error(where, error, columns=self.columns) from error
             with one_line(self.folder):
                 raise
 
@@ -241,17 +255,31 @@ class Index:
         if not 1 <= top <= MAX_TOP:
             raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP}")
 
-    def _filter_error(self, where: str, error: Exception) -> str:
-        names = {"place": "text", "width": "whole number", "height": "whole number", **self.columns}
-        listed = ", ".join(f"{name} ({kind})" for name, kind in sorted(names.items()))
-        return f"the filter {where!r} cannot be used: {_reason(error)}. Columns: {listed}"
-
 
 def nearest_ids(
     table: Table, vector: Float32[np.ndarray, " dim"], *, top: int, search: Approximate | None
 ) -> list[str]:
     """Ids of the rows whose vectors are most like this one; `search` None compares with every vector."""
     return _query(table, vector, top=top, search=search).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
+
+
+def _few(passing: int, total: int) -> bool:
+    return passing <= max(_FEW, _FEW_SHARE * total)
+
+
+def _compared(
+    table: Table,
+    vector: Float32[np.ndarray, " dim"],
+    *,
+    top: int,
+    where: str | None,
+    search: Approximate | None,
+    columns: list[str],
+) -> list[dict[str, Any]]:
+    query = _query(table, vector, top=top, search=search).select([*columns, "_distance"])
+    if where is not None:
+        query = query.where(where, prefilter=True)
+    return query.to_arrow().to_pylist()
 
 
 def _query(
@@ -309,6 +337,20 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def _check_complete(facts: Mapping[str, Any], *, folder: Path) -> None:
+    if facts.get("complete", True):
+        return
+    if "updated" not in facts:
+        raise ValueError(
+            f"{folder}: the index is not finished: its first run was cut off, or has not ended yet. If none is going "
+            "on, run vlmo index again with this folder as --out; it goes on where it stood"
+        )
+    _LOGGER.warning(
+        "%s: a run of vlmo index has not ended, so that new pictures may be missing; if none is going on, run it again",
+        folder,
+    )
+
+
 def _hit(row: Mapping[str, Any]) -> Hit:
     similarity = 1.0 - row["_distance"]
     return Hit(
@@ -323,13 +365,3 @@ def _hit(row: Mapping[str, Any]) -> Hit:
         height=row["height"],
         place=row["place"],
     )
-
-
-def _blames_filter(error: Exception) -> bool:
-    return isinstance(error, ValueError) or "Schema error" in str(error) or "filter" in str(error)
-
-
-def _reason(error: Exception) -> str:
-    """LanceDB's message without its list of all columns and its own query."""
-    text = plain(error).split(" Valid fields are")[0]
-    return re.sub(r"SELECT 1 FROM t WHERE .* \(sql parser error", "(sql parser error", text).rstrip(". ")

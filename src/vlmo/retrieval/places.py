@@ -67,7 +67,8 @@ def find(origin: str) -> Iterator[Found]:
     """Everything below an input, in the order of names.
 
     Args:
-        origin: What `as_origin` gave: a folder, a file, a pattern of either, or a folder that `datasets` saved.
+        origin: What `as_origin` gave: a folder, a file, a pattern of either, or a folder that `datasets` saved. Where
+            a pattern matches what is nothing of ours, or has a dot before its name, it is passed over, as in a folder.
 
     Raises:
         ValueError: There is nothing, or something that holds no pictures by its name.
@@ -82,8 +83,24 @@ def find(origin: str) -> Iterator[Found]:
     matches = sorted({match for pattern in _alternatives(origin) for match in files.glob(pattern)})
     if not matches:
         raise ValueError(f"{origin} matches nothing; give folders, pictures, .tar or .parquet files that are there")
-    for match in matches:
-        yield from _find_local(Path(match), origin=origin)
+    for path in map(Path, matches):
+        if path.is_dir() and not path.name.startswith("."):
+            yield from _below(path, origin=origin, root=path, above=frozenset())
+        elif path.is_file() and (kind := _kind(str(path), beside=matches)) is not None:
+            yield _local(path, kind=kind, origin=origin, root=path.parent)
+
+
+def was_deleted(origin: str) -> bool:
+    """Whether an input of an earlier run was one file, and only this file is gone, not the disk that it was on."""
+    path = Path(origin)
+    if (
+        is_remote(origin)
+        or not _MAGIC.isdisjoint(origin)
+        or path.exists()
+        or _kind(f"a{path.suffix}", beside=()) is None
+    ):
+        return False
+    return path.parent.is_dir() and any(path.parent.iterdir())
 
 
 def read_place(place: str) -> bytes:
@@ -199,7 +216,8 @@ def _kind(name: str, *, beside: Any) -> Kind | None:
 
 
 def _named_kind(name: str) -> Kind:
-    kind = _kind(name, beside=())
+    """That of a file which is named outright, also with a dot before it."""
+    kind = _kind(name.rpartition("/")[2].lstrip("."), beside=())
     if kind is None:
         raise ValueError(
             f"{name} is no picture by its name ({', '.join(sorted(PICTURE_SUFFIXES))}) and no shard "

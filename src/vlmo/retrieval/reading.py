@@ -15,7 +15,7 @@ from vlmo.retrieval.columns import clean_metadata
 from vlmo.retrieval.pictures import Picture
 from vlmo.retrieval.places import Found, is_remote, picture_id, read_place
 from vlmo.retrieval.store import RESERVED
-from vlmo.retrieval.tables import NOTHING, MetadataTable, Told, table_of_folder
+from vlmo.retrieval.tables import NOTHING, MetadataTable, Told, Unmatched, table_of_folder, unmatched
 
 MAX_BYTES = 256_000_000
 """Largest file that is read as a picture."""
@@ -39,6 +39,11 @@ class Reader:
     def stamp(self, found: Found) -> str:
         """Changes when the file, or what is told of it, may have changed."""
         return f"{found.stamp}-{_digest(self._told(found), self.keep_bytes)}"
+
+    def unmatched(self) -> Unmatched | None:
+        """Names in tables that no file had whose stamp was asked for here."""
+        tables = [*self._tables.values(), self.table]
+        return unmatched(table for table in tables if table is not None)
 
     def files(self, files: Iterable[Found]) -> list[Picture | Bad]:
         """Reads files side by side."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,20 +71,25 @@ def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -
         _grid(query, result, index).save(file)
 
 
-def write_explanation(file: Path, *, query: str, result: SearchResult, searcher: Searcher) -> None:
+def write_explanation(file: Path, *, query: str, result: SearchResult, searcher: Searcher) -> list[Hit]:
     """The best pictures, each with the attention of each of the first words of the query over it, as a PNG file.
 
+    Returns:
+        Hits that are left out because their pictures are gone; the next ones stand in their places.
+
     Raises:
-        ValueError: The file's name ends otherwise, or nothing was found.
+        ValueError: The file's name ends otherwise, nothing was found, or no picture of it can be read.
     """
     if file.suffix.lower() != ".png":
         raise ValueError(f"{file}: the picture is a PNG file; give a name that ends with .png")
     if not result.hits:
         raise ValueError("nothing was found, so that there is nothing to explain")
-    explained = []
-    for hit in result.hits[:_EXPLAINED_PICTURES]:
-        heats = searcher.explain(query, hit.id)[:_EXPLAINED_WORDS]
-        explained.append([(_about(hit), searcher.index.picture(hit.id)), *heats])
+    readable, lost = _readable(result.hits, searcher.index)
+    if not readable:
+        raise ValueError(f"no picture can be read that was found, such as {lost[0].place}; nothing can be explained")
+    explained = [
+        [(_about(hit), picture), *searcher.explain(query, hit.id)[:_EXPLAINED_WORDS]] for hit, picture in readable
+    ]
     width = 2 * _MARGIN + max(map(len, explained)) * (_TILE + _GAP) - _GAP
     row_height = _TILE + _LINE + _GAP
     sheet = Sheet(width, 2 * _MARGIN + _HEAD + len(explained) * row_height - _GAP)
@@ -97,6 +103,20 @@ def write_explanation(file: Path, *, query: str, result: SearchResult, searcher:
             sheet.text(line, x=x, y=y + _TILE + 4, size=13, colour=MUTED)
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet.finished().save(file)
+    return lost
+
+
+def _readable(hits: Sequence[Hit], index: Index) -> tuple[list[tuple[Hit, Image.Image]], list[Hit]]:
+    """The best hits whose pictures are there, and those before them whose pictures are gone."""
+    readable, lost = [], []
+    for hit in hits:
+        if len(readable) == _EXPLAINED_PICTURES:
+            break
+        try:
+            readable.append((hit, index.picture(hit.id)))
+        except ValueError:
+            lost.append(hit)
+    return readable, lost
 
 
 def _grid(query: str, result: SearchResult, index: Index) -> Image.Image:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from lancedb.index import BTree
 from lancedb.table import Table
 
-from vlmo.retrieval.columns import Kind, arrow_type, converted, kind_of_type, merged_kind
+from vlmo.retrieval.columns import WIDER, Kind, arrow_type, converted, kind_of_type, merged_kind
 
 PICTURES, CAPTIONS = "pictures", "captions"
 DISTANCE = "cosine"
@@ -39,7 +39,6 @@ _OWN = {
 RESERVED = frozenset((*_OWN, "vector", "metadata", "caption_vectors"))
 """Names that no column of metadata has."""
 
-_WIDER = "__wider"
 _READ_EVERY = timedelta(seconds=2)  # how soon a reader sees what a writer has done
 _OLD = timedelta(seconds=10)  # what no reader looks at any more
 _ANY_AGE = timedelta(milliseconds=1)
@@ -232,14 +231,14 @@ class Store:
         for name, kind in wanted.items():
             wider = there.get(name, kind).joined(kind)
             if wider is not there.get(name, wider):
-                self.pictures.add_columns({f"{name}{_WIDER}": f"cast(`{name}` as {wider.sql})"})
+                self.pictures.add_columns({f"{name}{WIDER}": f"cast(`{name}` as {wider.sql})"})
                 self._finish_widening()
 
     def _finish_widening(self) -> None:
         """A column gets another type by way of a new column that takes its name; a crash may come between."""
         table = self._connection.open_table(PICTURES)
-        for wider in [name for name in table.schema.names if name.endswith(_WIDER)]:
-            name = wider.removesuffix(_WIDER)
+        for wider in [name for name in table.schema.names if name.endswith(WIDER)]:
+            name = wider.removesuffix(WIDER)
             if name in table.schema.names:
                 table.drop_columns([name])
             renaming: Any = {"path": wider, "rename": name}  # LanceDB annotates each as a table of tables

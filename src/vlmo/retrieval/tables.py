@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,32 @@ class Told(NamedTuple):
 
 
 NOTHING = Told((), {})
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """Names in tables that no picture has.
+
+    Attributes:
+        number: How many.
+        total: How many names there are in all.
+        example: One of them.
+        table: The table that it stands in.
+    """
+
+    number: int
+    total: int
+    example: str
+    table: Path
+
+
+def unmatched(tables: Iterable[MetadataTable]) -> Unmatched | None:
+    """What tables say of pictures that nobody has asked for; None if there is nothing."""
+    tables = list(tables)
+    strangers = [(name, table.path) for table in tables for name in table.strangers()]
+    if not strangers:
+        return None
+    return Unmatched(len(strangers), sum(map(len, tables)), *strangers[0])
 
 
 class MetadataTable:
@@ -54,6 +81,7 @@ class MetadataTable:
         if path.suffix.lower() != ".jsonl" and records:
             records = _read_columns(records)
         self._rows: dict[str, Told] = {}
+        self._asked: set[str] = set()
         for number, record in enumerate(records, start=1):
             self._add(record, where=f"{path}, record {number}")
 
@@ -62,7 +90,15 @@ class MetadataTable:
 
     def about(self, name: str) -> Told:
         """What it says of the picture of this path below its folder."""
-        return self._rows.get(name) or self._rows.get(name.rpartition("/")[2]) or NOTHING
+        for known in (name, name.rpartition("/")[2]):
+            if known in self._rows:
+                self._asked.add(known)
+                return self._rows[known]
+        return NOTHING
+
+    def strangers(self) -> list[str]:
+        """Names that no picture had that was asked about."""
+        return [name for name in self._rows if name not in self._asked]
 
     def _add(self, record: Mapping[str, Any], *, where: str) -> None:
         image = next((record[name] for name in IMAGE_COLUMNS if record.get(name)), None)
@@ -75,9 +111,9 @@ class MetadataTable:
             if caption.strip()
         ]
         others = {name: value for name, value in record.items() if name not in (*IMAGE_COLUMNS, *CAPTION_COLUMNS)}
-        before = self._rows.get(image, NOTHING)
-        metadata = {**before.metadata, **clean_metadata(others, reserved=RESERVED)}
         name = image.strip().removeprefix("./")
+        before = self._rows.get(name, NOTHING)
+        metadata = {**before.metadata, **clean_metadata(others, reserved=RESERVED)}
         self._rows[name] = Told((*before.captions, *captions), metadata)
 
 

@@ -11,15 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from vlmo.data.stream.records import Bad
 from vlmo.folder import write_file
@@ -27,6 +18,7 @@ from vlmo.retrieval.journal import Journal
 from vlmo.retrieval.listing import Listing
 from vlmo.retrieval.pictures import Looks
 from vlmo.retrieval.places import Found
+from vlmo.retrieval.progress import ByteProgress
 from vlmo.retrieval.quarantine import IndexQuarantine
 from vlmo.retrieval.reading import Reader
 from vlmo.retrieval.store import Known, Store
@@ -55,20 +47,12 @@ class Update:
         store: The tables.
         reader: Reads pictures.
         listing: What lies in the inputs.
-        console: Where the progress bar goes; None shows nothing.
+        console: Where the progress goes; None shows nothing.
     """
 
     def __init__(self, store: Store, *, reader: Reader, listing: Listing, console: Console | None) -> None:
         self._store, self._reader, self._listing = store, reader, listing
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=console, disable=console is None, transient=True)
-        self._task: TaskID | None = None
+        self._bar = ByteProgress(console, total=listing.size)
         self.counts = Counts()
         self._seen = array("Q")
         self._done = _read_done(store)
@@ -87,7 +71,6 @@ class Update:
             self._begun.update(batch["shard"].to_pylist())
         self._quarantine = IndexQuarantine(self._store.folder)
         with self._bar:
-            self._task = self._bar.add_task("indexing", total=self._listing.size)
             engine.run(self._tasks(), reader=self._reader, sink=self)
         self._journal.close()
         self._sweep()
@@ -114,7 +97,8 @@ class Update:
         known = self._journal.known(task_ids(files))
         changed: dict[str, Found] = {}
         for id, found in zip(task_ids(files), files, strict=True):  # noqa: A001
-            if id in known and known[id].stamp == self._reader.stamp(found):
+            stamp = self._reader.stamp(found)  # of new files too: the tables hear here which names there are
+            if id in known and known[id].stamp == stamp:
                 self._mark([id])
                 self._advance(found.size, unchanged=1)
             else:
@@ -181,9 +165,8 @@ class Update:
 
     def _advance(self, size: int, *, unchanged: int) -> None:
         self.counts.unchanged += unchanged
-        if self._task is not None:
-            done = self.counts.encoded + self.counts.reused + self.counts.unchanged
-            self._bar.update(self._task, advance=size, description=f"{done} pictures")
+        done = self.counts.encoded + self.counts.reused + self.counts.unchanged
+        self._bar.advance(size, text=f"{done} pictures")
 
     # -------------------------------------------------------------------------------------------------- what is gone
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from vlmo.data.stream.records import Bad
 from vlmo.retrieval.embedding import LocalEngine
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.pictures import THUMBNAIL, Looks
 from vlmo.retrieval.places import Found, as_origin, find
+from vlmo.retrieval.progress import ByteProgress
 from vlmo.retrieval.reading import Reader
 from vlmo.retrieval.tasks import Group, Task
 
@@ -74,23 +74,22 @@ def embed_pictures(
             may stand next to each other.
 
     Raises:
-        ValueError: Nothing to embed, or another kind of file.
+        ValueError: Nothing to embed, another kind of file, or one that is there.
     """
     out = Path(out).expanduser()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with (
-        _writing(out, name="place", dim=encoder.dim) as writer,
-        Progress(*columns, console=console, disable=console is None, transient=True) as bar,
-    ):
-        found = [each for given in inputs for each in find(as_origin(str(given)))]
+    with _writing(out, name="place", dim=encoder.dim) as writer:
+        # A picture that two inputs lead to is written once.
+        found = list({each.place: each for given in inputs for each in find(as_origin(str(given)))}.values())
         if not found:
             raise ValueError(f"there is no picture in {', '.join(map(str, inputs)) or 'nothing'}")
-        sink = _Sink(writer, bar=bar, task=bar.add_task("embedding", total=sum(each.size for each in found)))
         engine = LocalEngine(encoder, batch=batch, thumbnail=THUMBNAIL)
-        engine.run(_tasks(found), reader=Reader(), sink=sink)
+        with ByteProgress(console, total=sum(each.size for each in found)) as bar:
+            sink = _Sink(writer, bar=bar)
+            engine.run(_tasks(found), reader=Reader(), sink=sink)
         files = writer.close()
+    quarantine = out.with_name(out.name + _QUARANTINE)
+    quarantine.unlink(missing_ok=True)  # of vectors that are gone
     if sink.bad:
-        quarantine = out.with_name(out.name + _QUARANTINE)
         quarantine.write_text("".join(json.dumps(bad.line(), ensure_ascii=False) + "\n" for bad in sink.bad))
         files = (*files, quarantine)
     return Written(sink.rows, len(sink.bad), files)
@@ -100,7 +99,7 @@ def embed_texts(encoder: Encoder, texts: Iterable[str], *, out: str | Path) -> W
     """Vectors of texts, as `embed_pictures` writes those of pictures; the column is `text`.
 
     Raises:
-        ValueError: There is no text, or another kind of file.
+        ValueError: There is no text, another kind of file, or one that is there.
     """
     rows, waiting = 0, []
     with _writing(Path(out).expanduser(), name="text", dim=encoder.dim) as writer:
@@ -128,8 +127,8 @@ def _tasks(found: Sequence[Found]) -> Iterator[Task]:
 class _Sink:
     """Writes vectors, and keeps what is bad."""
 
-    def __init__(self, writer: _Writer, *, bar: Progress, task: TaskID) -> None:
-        self._writer, self._bar, self._task = writer, bar, task
+    def __init__(self, writer: _Writer, *, bar: ByteProgress) -> None:
+        self._writer, self._bar = writer, bar
         self.rows = 0
         self.bad: list[Bad] = []
 
@@ -141,7 +140,7 @@ class _Sink:
     def take(self, group: Group) -> None:
         """Keeps what cannot be read."""
         self.bad += group.bad
-        self._bar.update(self._task, advance=group.size, description=f"{self.rows} pictures")
+        self._bar.advance(group.size, text=f"{self.rows} pictures")
 
     def refuse(self, bad: Bad) -> None:
         """Keeps what cannot be decoded."""
@@ -162,6 +161,8 @@ def _writing(out: Path, *, name: str, dim: int) -> Iterator[_Writer]:
     kinds = {".parquet": _ParquetWriter, ".npy": _NpyWriter}
     if out.suffix not in kinds:
         raise ValueError(f"{out}: vectors are written to a file that ends with {' or '.join(kinds)}")
+    if out.exists():
+        raise ValueError(f"{out} is there already; name a new file, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.aside")
     writer: _Writer = kinds[out.suffix](out, aside=aside, name=name, dim=dim)
