@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+SOURCES = Path(__file__).resolve().parents[1] / "src"
 LIMIT_S = 600
 """For one cell; they take seconds, but on a machine that is busy."""
 NOTE = """!!! note ""
@@ -33,9 +35,12 @@ def executed(book: NotebookNode) -> NotebookNode:
     Raises:
         nbclient.exceptions.CellExecutionError: A cell failed; the message holds it and its traceback.
     """
+    # The folder is no checkout, so a relative path to the sources would lead nowhere.
+    sources = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
         place = {"metadata": {"path": folder}}
-        return NotebookClient(book, timeout=LIMIT_S, resources=place).execute()
+        client = NotebookClient(book, timeout=LIMIT_S, resources=place)
+        return client.execute(env=os.environ | {"PYTHONPATH": sources})
 
 
 def all_executed(files: Iterable[Path]) -> list[NotebookNode]:

@@ -71,6 +71,13 @@ def test_page_shows_what_is_printed_then_values():
     )
 
 
+def test_notebooks_run_with_the_sources_beside_them(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "src")  # which a kernel in another folder could not find
+    cell = nbformat.v4.new_code_cell("import vlmo\nprint(vlmo.__file__)")
+    book = notebooks.executed(nbformat.v4.new_notebook(cells=[cell]))
+    assert Path(printed(book).strip()).is_relative_to(EXAMPLES.parent)
+
+
 @pytest.mark.slow
 def test_search_notebook_finds_what_it_says(monkeypatch):
     monkeypatch.delenv("VLMO_MODEL", raising=False)
