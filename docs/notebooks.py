@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 SOURCES = Path(__file__).resolve().parents[1] / "src"
 LIMIT_S = 600
@@ -37,9 +38,11 @@ def executed(book: NotebookNode) -> NotebookNode:
     """
     # The folder is no checkout, so a relative path to the sources would lead nowhere.
     sources = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets:
         place = {"metadata": {"path": folder}}
-        client = NotebookClient(book, timeout=LIMIT_S, resources=place)
+        # Through files: a port that was free when it was chosen may be another program's a moment later.
+        reached = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        client = NotebookClient(book, timeout=LIMIT_S, resources=place, config=reached)
         return client.execute(env=os.environ | {"PYTHONPATH": sources})
 
 
