@@ -162,3 +162,18 @@ def test_absolute_positions_of_a_short_text_are_the_first_ones():
     long = texts([9])["input_ids"]
     assert torch.equal(embeddings(long)[:, :4], embeddings(long[:, :4]))
     assert not torch.allclose(embeddings(long[:, [3, 3]])[:, 0], embeddings(long[:, [3, 3]])[:, 1])
+
+
+@torch.no_grad()
+def test_what_a_model_without_numbers_asked_for_first_serves_others():
+    config = VLMoConfig.tiny()
+    relative_position_index.cache_clear()
+    with torch.device("meta"):
+        shapes = RelativePositionBias(config)(num_text=7, grid=(4, 4))
+    assert {bias.device.type for bias in shapes} == {"meta"}
+    bias = RelativePositionBias(config)
+    bias.table.copy_(torch.rand_like(bias.table))
+    first = bias(num_text=7, grid=(4, 4))
+    relative_position_index.cache_clear()
+    for found, expected in zip(first, bias(num_text=7, grid=(4, 4)), strict=True):
+        assert torch.equal(found, expected)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from vlmo.model.config import VLMoConfig
 
 _NUM_IMAGE_CLASS_ROWS = 3
 _NUM_CROSS_ROWS = 2
+_P = ParamSpec("_P")
 
 
 def num_offset_rows(grid: tuple[int, int]) -> int:
@@ -22,8 +25,22 @@ def num_offset_rows(grid: tuple[int, int]) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
 
 
+def _as_always(function: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+    """Makes a tensor on the CPU and for every use, wherever it is asked for first, since what is kept serves all later.
+
+    That may be an evaluation (inference mode), or a model without numbers (`torch.device("meta")`).
+    """
+
+    @wraps(function)
+    def made(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+        with torch.inference_mode(mode=False), torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return made
+
+
 @lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # an index first made during an evaluation must serve training too
+@_as_always
 def relative_position_index(
     *, num_text: int, grid: tuple[int, int] | None, max_text: int, table_grid: tuple[int, int]
 ) -> Int[Tensor, "seq seq"]:
@@ -108,7 +125,7 @@ def resize_bias_table(
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(mode=False)
+@_as_always
 def _spline_matrix(source: int, target: int) -> Float[Tensor, "target source"]:
     """Cubic spline interpolation from `source` geometric positions to `target` integers, as a matrix (it is linear)."""
     positions = _geometric_positions(source, target)
