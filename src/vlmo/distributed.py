@@ -85,7 +85,7 @@ def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen
     Only the chosen rows travel. Differentiable: the gradient of a fetched row returns to its owner.
     """
     if world_size() == 1:
-        return tensor[wanted]
+        return tensor.index_select(0, wanted)  # whose gradient sums in order, with any number of threads
     batch = tensor.shape[0]
     owners = wanted // batch
     order = torch.argsort(owners, stable=True)
@@ -95,7 +95,7 @@ def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen
     receive_splits, send_splits = receive.tolist(), send.tolist()
     requested = wanted.new_empty(sum(send_splits))
     dist.all_to_all_single(requested, wanted[order].contiguous(), send_splits, receive_splits)
-    rows = _Exchange.apply(tensor[requested - rank() * batch], receive_splits, send_splits)
+    rows = _Exchange.apply(tensor.index_select(0, requested - rank() * batch), receive_splits, send_splits)
     return rows[torch.argsort(order)]
 
 

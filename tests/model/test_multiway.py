@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlmo import distributed
 from vlmo.model import VLMoModel
 from vlmo.model.multiway import Expert, Kept, MultiwayAttention, Route
 
@@ -218,3 +219,29 @@ def test_drop_path_drops_whole_rows_and_scales_the_others():
     dropped = block.drop_path(ones)[:, 0, 0]
     assert set(dropped.tolist()) == {0.0, 2.0}
     assert torch.equal(block.drop_path(ones).std(dim=(1, 2)), torch.zeros(64))
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_gradients_of_what_is_read_often_do_not_depend_on_threads(two_threads):
+    """With several threads, PyTorch adds up the gradient of an index in any order."""
+    torch.manual_seed(0)
+    bias, states, places = torch.randn(2, 17, 17), torch.randn(64, 17, 32), torch.randint(0, 17, (128, 16))
+    kept, rows = Kept(places, num_text=0), torch.randint(0, 64, (256,))
+    upstream = torch.randn(128, 2, 16, 17), torch.randn(256, 17, 32)
+
+    def gradients() -> list[torch.Tensor]:
+        inputs = bias.clone().requires_grad_(), states.clone().requires_grad_()
+        read = kept.bias_of(inputs[0]), distributed.exchange(inputs[1], rows)
+        torch.autograd.backward(read, upstream)
+        return [value.grad for value in inputs]
+
+    assert torch.equal(kept.bias_of(bias), bias[:, places].transpose(0, 1))
+    first = gradients()
+    for _ in range(20):
+        assert all(map(torch.equal, first, gradients()))

@@ -67,7 +67,9 @@ class Kept:
 
     def bias_of(self, bias: Float[Tensor, "#heads seq seq"]) -> Float[Tensor, "batch #heads kept seq"]:
         """The rows of these queries."""
-        return bias[:, self.places].transpose(0, 1)
+        # Looked up rather than indexed: with several threads, the gradient of an index sums in any order.
+        rows = F.embedding(self.places, bias.transpose(0, 1).flatten(1))
+        return rows.unflatten(-1, (len(bias), -1)).transpose(1, 2)
 
     def route(self, route: Route) -> Route:
         """Where these tokens go when all tokens go by `route`."""
