@@ -9,6 +9,7 @@ import torch
 
 from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import write_vocabulary
+from vlmo import cli
 from vlmo.cli import main
 from vlmo.recipes import RECIPES
 
@@ -208,3 +209,16 @@ def test_run_folder_that_is_a_file_is_one_line(tmp_path, capsys, monkeypatch):
         main(["train", "emoji-stage3", "--init", "None", "--run-dir", "file"])
     assert stopped.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["closed", None])
+def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setitem(cli._COMMANDS, "recipes", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main(["recipes"])
+    assert stopped.value.code == 2
+    said = "closed" if name else "[Errno 13] Permission denied"
+    assert capsys.readouterr().err == f"vlmo: no permission for {said}; choose another place, or change its rights\n"

@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         hint = "" if "pip install" in str(error) else _QUICKSTART_HINT
         _fail(f"{error}{hint}")
+    except PermissionError as error:
+        _fail(f"no permission for {error.filename or error}; choose another place, or change its rights")
     except (ValueError, OSError, SafetensorError) as error:
         _fail(str(error))
     except RuntimeError as error:

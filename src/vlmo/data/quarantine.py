@@ -201,7 +201,8 @@ def _check_share(bad: int, *, total: int, max_share: float, quarantine: Path) ->
     if share > max_share:
         raise ValueError(
             f"{bad} of {total} rows are bad ({share:.2%}), more than the allowed {max_share:.2%}. Each has a line with "
-            f"its reason in {quarantine}: repair or remove them, or allow a larger share (max_share)."
+            f"its reason in {quarantine}: repair or remove them, or allow a larger share "
+            "(max_bad_share)."
         )
     if bad == total:
         raise ValueError(f"all {total} rows are bad, so nothing is left; the reasons are in {quarantine}")

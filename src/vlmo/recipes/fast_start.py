@@ -81,7 +81,8 @@ def run_fast_start(
     console.print(_table(answers))
     lines = [
         f"search among {report.pictures} drawings, ready after {seconds:.0f} s; contact sheet {sheet}",
-        "Try next:",
+        "The model knows drawings like these, and no photographs. Try next (where vlmo is not found, after",
+        "`. .venv/bin/activate`):",
         f'  vlmo search {index} "a red heart" --sheet hearts.png',
         f"  vlmo serve {model} --index {index}",
         f"  vlmo index {model} YOUR_PICTURES --out my-index",
