@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class AblateOptions:
 def ablate_command(arguments: list[str]) -> None:
     """Train variants that differ in one thing, with several seeds, and say whether the paper's findings hold."""
     options = parse_options(AblateOptions(), arguments, prog="vlmo ablate")
-    if options.seeds < 1 or (options.workers is not None and options.workers < 1) or not 0 < options.scale < 1000:
+    if options.seeds < 1 or (options.workers is not None and options.workers < 1) or not 0 < options.scale < math.inf:
         raise ValueError(
             f"seeds is {options.seeds}, workers {options.workers} and scale {options.scale}; give 1 or more, and a "
             "scale above 0"

@@ -234,15 +234,21 @@ class Index:
         self._check(vector, top=top)
         if where is not None:
             check_condition(where, columns=self.columns)
+
+        def found_by(search: Approximate | None) -> list[dict[str, Any]]:
+            query = _query(table, vector, top=top, search=search).select([*columns, "_distance"])
+            query = query if where is None else query.where(where, prefilter=True)
+            return query.to_arrow().to_pylist()
+
         try:
             if search is not None:
-                total, passing = table.count_rows(), table.count_rows(where)
+                total = table.count_rows()
+                passing = total if where is None else table.count_rows(where)
                 if where is None or not _few(passing, total):
-                    search = search.widened(total / max(1, passing))
-                    found = _compared(table, vector, top=top, where=where, search=search, columns=columns)
+                    found = found_by(search.widened(total / max(1, passing)))
                     if len(found) >= min(top, passing):
                         return found
-            return _compared(table, vector, top=top, where=where, search=None, columns=columns)
+            return found_by(None)
         except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
             if where is not None and blames_filter(error):
                 raise filter_error(where, error, columns=self.columns) from error
@@ -265,21 +271,6 @@ def nearest_ids(
 
 def _few(passing: int, total: int) -> bool:
     return passing <= max(_FEW, _FEW_SHARE * total)
-
-
-def _compared(
-    table: Table,
-    vector: Float32[np.ndarray, " dim"],
-    *,
-    top: int,
-    where: str | None,
-    search: Approximate | None,
-    columns: list[str],
-) -> list[dict[str, Any]]:
-    query = _query(table, vector, top=top, search=search).select([*columns, "_distance"])
-    if where is not None:
-        query = query.where(where, prefilter=True)
-    return query.to_arrow().to_pylist()
 
 
 def _query(
