@@ -1,6 +1,7 @@
 """Folders that are whole or not there, and the card of a model folder."""
 
 from vlmo.folder.card import add_figures, add_section, read_data, rename_card, write_card
+from vlmo.folder.classes import architectures
 from vlmo.folder.contents import DataSource, Measurement, ModelCard
 from vlmo.folder.whole import (
     need_writable,
@@ -17,6 +18,7 @@ __all__ = [
     "ModelCard",
     "add_figures",
     "add_section",
+    "architectures",
     "need_writable",
     "path_aside",
     "read_data",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmo.folder import architectures
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.loading import loading
 from vlmo.processing import VLMoProcessor
-from vlmo.released import find_model, known_models
+from vlmo.released import find_model
 
 _ABLE = {"VLMoForPreTraining", "VLMoForImageTextRetrieval"}
 
@@ -60,13 +60,7 @@ def check_model_folder(folder: str | Path) -> Path:
             another kind of model.
     """
     folder = Path(find_model(folder))
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
-        )
-    with loading(folder):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kinds = config.get("architectures") or [] if isinstance(config, dict) else []
+    kinds = architectures(folder)
     if not _ABLE & set(kinds):
         raise ValueError(
             f"{folder} holds {', '.join(kinds) or 'no named class'}; retrieval needs one of "

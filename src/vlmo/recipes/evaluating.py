@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 from rich.console import Console
 
 from vlmo.evaluation.segmentation import Inference
+from vlmo.folder import architectures
 from vlmo.recipes.answering import evaluate_nlvr2, evaluate_vqa, write_nlvr2_submission, write_vqa_submission
 from vlmo.recipes.retrieval import evaluate_folder
-from vlmo.recipes.task_model import architectures
 from vlmo.recipes.task_result import TaskResult
 from vlmo.recipes.vision_tasks import (
     evaluate_classification,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlmo.folder import architectures
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.loading import loading
 from vlmo.processing import VLMoProcessor
-from vlmo.released import find_model, known_models
+from vlmo.released import find_model
 from vlmo.training import choose_device
 
 Model = TypeVar("Model", bound=VLMoPreTrainedModel)
@@ -57,23 +57,3 @@ def load_processor(folder: str | Path) -> VLMoProcessor:
     folder = find_model(folder)
     with loading(folder):
         return VLMoProcessor.from_pretrained(folder)
-
-
-def architectures(folder: str | Path) -> list[str]:
-    """Classes that `config.json` names.
-
-    Raises:
-        ValueError: There is no such file, or it cannot be read.
-    """
-    file = Path(find_model(folder)) / "config.json"
-    if not file.is_file():
-        raise ValueError(
-            f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
-        )
-    try:
-        named = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(named, list):
-        raise ValueError(f"{file}: architectures is {named!r}; expected a list of names")
-    return named

@@ -27,12 +27,13 @@ from vlmo.evaluation.classification import (
 from vlmo.evaluation.inference import Advance
 from vlmo.evaluation.masks import overlay
 from vlmo.evaluation.segmentation import Inference, segment
+from vlmo.folder import architectures
 from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.model import VLMoForImageClassification, VLMoForSemanticSegmentation, VLMoModel
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.processing.segmentation import eval_pixel_values
-from vlmo.recipes.task_model import architectures, load_task_model
+from vlmo.recipes.task_model import load_task_model
 from vlmo.recipes.task_result import Prediction, TaskResult
 from vlmo.recipes.vision_sets import (
     BATCH_SIZE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import pipeline
 
+from vlmo.folder import architectures
 from vlmo.interop.pipelines import QUESTION_TASK
 from vlmo.model.loading import loading
-from vlmo.released import find_model, known_models
+from vlmo.released import find_model
 
 _KIND = "VLMoForVisualQuestionAnswering"
 
@@ -76,11 +76,4 @@ def answers_questions(folder: str | Path) -> bool:
     Raises:
         ValueError: It is no model folder.
     """
-    file = Path(find_model(folder)) / "config.json"
-    if not file.is_file():
-        raise ValueError(
-            f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
-        )
-    with loading(folder):
-        config = json.loads(file.read_text(encoding="utf-8"))
-    return isinstance(config, dict) and _KIND in (config.get("architectures") or [])
+    return _KIND in architectures(folder)
