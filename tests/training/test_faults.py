@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from vlmo.training.watchdog import HANG_SECONDS, Sighting, Watchdog, Word, find_
 
 STEPS = 10
 CONFIG = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, eval_every=5)
-SOON_S = 120.0  # the survivors' time to end on a busy machine; a collective that waits would take two hours
+SOON_S = 120.0  # the survivors' time to end on a busy machine; a collective that waits would take four hours
 HANG_S = 3.0
 
 
@@ -158,13 +159,25 @@ def test_process_that_stops_before_there_is_a_trainer_is_named(start, tmp_path) 
 @pytest.mark.parametrize(
     "pause", [Pause(0, "evaluation", step=5), Pause(None, "save", step=4)], ids=["evaluation", "save"]
 )
-def test_what_takes_longer_than_a_hang_is_none_while_the_process_lives(start, tmp_path, pause) -> None:
+def test_what_takes_longer_than_a_step_may_is_no_hang_while_the_process_lives(start, tmp_path, pause) -> None:
     group = start(tmp_path, pause=pause, hang_seconds=HANG_S)
     group.wait_for_pause()
     time.sleep(2 * HANG_S)
     group.go_on()
     assert group.codes(within_s=SOON_S) == [0, 0], group.output(0) + group.output(1)
     assert "hangs" not in group.output(0) + group.output(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pause", [Pause(0, "evaluation", step=5), Pause(0, "save", step=4)], ids=["evaluation", "save"]
+)
+def test_process_that_never_ends_an_evaluation_or_a_save_is_named_by_both(start, tmp_path, pause) -> None:
+    group = start(tmp_path, pause=pause, hang_seconds=HANG_S / 2)
+    assert group.codes(within_s=SOON_S) == [1, 1], group.output(0) + group.output(1)
+    for rank in range(2):
+        (line,) = told(group.output(rank))
+        assert "process 0 hangs (no progress for" in line
 
 
 def sightings(*words: Word, beat_at: float = 100.0, progress_at: float = 0.0) -> dict[int, Sighting]:
@@ -178,9 +191,11 @@ def test_only_those_that_the_others_wait_for_hang() -> None:
     assert find_hung(sightings(ahead, behind, progress_at=60.0), now=100.0, hang_seconds=50.0) == {}
 
 
-def test_evaluation_and_save_may_take_long_as_long_as_the_process_lives() -> None:
+def test_evaluation_and_save_may_take_four_times_as_long_while_the_process_lives() -> None:
     waiting, saving = Word(progress=7, place="in step 7", timed=True), Word(progress=6, place="saving step 6")
-    assert find_hung(sightings(saving, waiting), now=100.0, hang_seconds=50.0) == {}
+    assert find_hung(sightings(saving, waiting), now=100.0, hang_seconds=25.0) == {}
+    hung = find_hung(sightings(saving, waiting), now=100.0, hang_seconds=24.0)
+    assert hung == {0: "no progress for 100 s, saving step 6"}
     hung = find_hung(sightings(saving, beat_at=0.0) | {1: sightings(waiting)[0]}, now=100.0, hang_seconds=50.0)
     assert hung == {0: "no sign of life for 100 s, last seen saving step 6"}
 
@@ -203,6 +218,8 @@ def test_one_process_is_not_watched() -> None:
         assert watchdog.missing() == []
     with pytest.raises(ValueError, match="hang_seconds is 0; give a number of seconds above 0"):
         Watchdog(0)
+    assert Watchdog(60.0).longest_wait == timedelta(minutes=8)
+    assert Watchdog(1e300).longest_wait == timedelta(days=30)
     with pytest.raises(ValueError, match="hang_seconds is inf"):
         Watchdog(float("inf"))
 

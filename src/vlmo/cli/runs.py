@@ -32,7 +32,8 @@ class TrainOptions:
     json: Path | None = None
     """With dry_run: file for the figures."""
     hang_seconds: float = 1800.0  # vlmo.training.HANG_SECONDS, which lives beside torch
-    """With several processes: after how long without a sign of life or progress one is reported, and the others end."""
+    """With several processes: after how long without a sign of life, or in a step without progress, one is reported and
+    the others end. Reading the data, an evaluation and a save may take four times as long."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def train_command(arguments: list[str]) -> None:
         return
     if options.processes is not None or options.json is not None:
         raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
-    with launch(options.device), Watchdog(options.hang_seconds) as watchdog:
+    watchdog = Watchdog(options.hang_seconds)
+    with launch(options.device, timeout=watchdog.longest_wait), watchdog:
         trainer = build(
             options.recipe,
             run_dir=options.run_dir,

@@ -26,14 +26,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 @contextlib.contextmanager
-def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=2)) -> Iterator[torch.device]:
+def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=4)) -> Iterator[torch.device]:
     """This process's device, inside a process group if torchrun started several processes.
 
     Without a launcher there is no group, and nothing to set up. A group that is already there is used and left open.
 
     Args:
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-        timeout: Longest wait for another process; the main process evaluates and writes while the others wait.
+        timeout: Longest wait for another process; the main process evaluates and writes while the others wait. Where a
+            `Watchdog` is to say who hangs, its `longest_wait`.
     """
     place = choose_device(device)
     if place.type == "cuda":

@@ -322,11 +322,17 @@ class Trainer:
         if not due or not self.evaluators or _evaluated_step(tracker) == step:
             return
         self._watchdog.at(f"in the evaluation after step {step}", timed=False)
-        figures = self._engine.evaluate(
-            lambda model: {name: value for evaluate in self.evaluators for name, value in evaluate(model).items()}
-        )
+        figures = self._engine.evaluate(self._evaluation)
         if tracker is not None:
             tracker.log_evaluation(step, figures)
+
+    def _evaluation(self, model: nn.Module) -> dict[str, float]:
+        """Figures of all evaluators, each of which is progress."""
+        figures: dict[str, float] = {}
+        for evaluate in self.evaluators:
+            self._watchdog.at(f"in the evaluation after step {self._progress.step}", timed=False)
+            figures |= evaluate(model)
+        return figures
 
     def _save(self, tracker: Tracker | None) -> None:
         self._progress.seconds = self._seconds()

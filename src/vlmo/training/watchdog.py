@@ -26,10 +26,13 @@ from vlmo.distributed import barrier, rank, world_size
 
 HANG_SECONDS = 1800.0
 """Long enough for a first step that compiles and for slow storage; a hang of this length wastes little of days."""
+LONG_FACTOR = 4
+"""What may take long (reading the data, an evaluation, a save) hangs after this many times the time of a step."""
 _BEAT_S = 0.5
 _GRACE_S = 6 * _BEAT_S  # in which a living process says something, also on a busy machine
 _READS = 20  # of all processes' words, in the time after which one counts as hanging
 _MAX_READ_S = 15.0  # between them; a thousand processes that read a thousand words each are then a light load
+_MAX_WAIT_S = 30 * 86_400.0  # the most that process groups are asked to wait
 _EXIT_CODE = 1
 _STACK_LINES = 6
 
@@ -42,7 +45,7 @@ class Word:
         beat: Counts while the process lives.
         progress: Counts what it has begun.
         place: What that is, for people ("in step 6").
-        timed: Whether it should not take long.
+        timed: Whether it should not take long: a step.
         ended: It left the training loop, in whatever way.
         lost: It has noticed itself that another process is missing.
     """
@@ -76,7 +79,7 @@ def find_hung(sightings: Mapping[int, Sighting], *, now: float, hang_seconds: fl
     """Which processes hang, and how; empty if all is well.
 
     A process that says nothing hangs. Where all live and none gets on, those hang that are furthest behind, as the
-    others wait for them; unless what they are at may take long (an evaluation, a save).
+    others wait for them; after `LONG_FACTOR` times as long if what they are at may take long (an evaluation, a save).
     """
     living = {number: each for number, each in sightings.items() if not each.word.ended}
     silent = {
@@ -84,11 +87,12 @@ def find_hung(sightings: Mapping[int, Sighting], *, now: float, hang_seconds: fl
         for number, each in living.items()
         if now - each.beat_at > hang_seconds
     }
-    if silent or not living or any(now - each.progress_at <= hang_seconds for each in living.values()):
+    if silent or not living:
         return silent
     last = min(each.word.progress for each in living.values())
     behind = {number: each for number, each in living.items() if each.word.progress == last}
-    if not all(each.word.timed for each in behind.values()):
+    patience = hang_seconds * (1 if all(each.word.timed for each in behind.values()) else LONG_FACTOR)
+    if any(now - each.progress_at <= patience for each in living.values()):
         return {}
     return {
         number: f"no progress for {now - each.progress_at:.0f} s, {each.word.place}" for number, each in behind.items()
@@ -101,7 +105,7 @@ class Watchdog:
     When a process hangs, each living one prints a line that names it, and where it stands itself, and exits with 1.
 
     Args:
-        hang_seconds: How long a process may give no sign of life, or all of them make no progress.
+        hang_seconds: How long a process may give no sign of life, or all of them make no progress in a step.
 
     Raises:
         ValueError: `hang_seconds` is not a number above 0.
@@ -118,6 +122,11 @@ class Watchdog:
         self._read_at = time.monotonic()
         self._wake, self._was_read, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
+
+    @property
+    def longest_wait(self) -> timedelta:
+        """Timeout for the group's collectives: long enough that this watchdog, which knows who hangs, speaks first."""
+        return timedelta(seconds=min(2 * LONG_FACTOR * self._hang_seconds, _MAX_WAIT_S))
 
     def __enter__(self) -> Self:
         if world_size() > 1:
@@ -142,7 +151,7 @@ class Watchdog:
             thread.join(timeout=2 * _BEAT_S)  # not for ever: the store's keeper may be what hangs
 
     def at(self, place: str, *, timed: bool = True) -> None:
-        """Progress: this process now begins `place` ("in step 6"). What may take long is not `timed`."""
+        """Progress: this process now begins `place` ("in step 6"). `timed` is what should not take long."""
         self._word = replace(self._word, place=place, timed=timed, progress=self._word.progress + 1)
 
     def missing(self) -> list[int]:
