@@ -173,7 +173,7 @@ def test_what_takes_longer_than_a_step_may_is_no_hang_while_the_process_lives(st
     "pause", [Pause(0, "evaluation", step=5), Pause(0, "save", step=4)], ids=["evaluation", "save"]
 )
 def test_process_that_never_ends_an_evaluation_or_a_save_is_named_by_both(start, tmp_path, pause) -> None:
-    group = start(tmp_path, pause=pause, hang_seconds=HANG_S / 2)
+    group = start(tmp_path, pause=pause, hang_seconds=HANG_S)
     assert group.codes(within_s=SOON_S) == [1, 1], group.output(0) + group.output(1)
     for rank in range(2):
         (line,) = told(group.output(rank))

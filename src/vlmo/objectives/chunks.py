@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,19 +15,40 @@ from torch.utils.checkpoint import checkpoint
 _BLOCK_ELEMENTS = 2**22
 """Most numbers of a block of logits: 16 MiB in float32."""
 
-_M_MMAP_THRESHOLD = -3
-"""Name of glibc's `mallopt` for the size from which memory is asked of the system, and given back to it at once."""
+# glibc's names for what goes back to the system at once: free memory at the heap's end, and tensors of some size.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 2**31 - 1
+# Chunks after which free memory is given back. Each time, the next chunk asks for what it needs page by page.
+_TRIM_EVERY = 4
+_computed = itertools.count(1)
 
 
 @functools.cache
-def keep_heap_whole() -> None:
-    """Lets a process on a CPU give freed tensors of 1 MiB and more back to the system; for Linux with glibc.
+def keep_heap() -> None:
+    """Lets a process on a CPU use the memory of freed tensors again, whatever their size; for Linux with glibc.
 
-    By default glibc keeps up to 32 MiB in its heap. The small nodes of a graph that lives across chunks come to lie
-    between the tensors of each chunk, whose holes the next chunk's do not fit: memory grows with the number of chunks.
+    By default glibc gives that of tensors above 32 MiB back at once and asks for it anew, page by page, which takes up
+    to a sixth of a step's time. What it keeps is what `give_back_heap` is there for.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+    if (libc := _glibc()) is not None:
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+
+
+def give_back_heap() -> None:
+    """Gives all free memory of the process back to the system.
+
+    The small nodes of a graph that lives across chunks come to lie between the tensors of each chunk, whose holes the
+    next chunk's do not fit: left alone, memory grows with the number of chunks.
+    """
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "malloc_trim") else None
 
 
 def row_blocks(count: int, *, width: int) -> list[slice]:
@@ -49,6 +71,8 @@ def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -
     """
 
     def run(*args: Any) -> Any:
+        if device.type == "cpu" and next(_computed) % _TRIM_EVERY == 0:
+            give_back_heap()
         # Autocast would cast a weight once for all chunks, whose gradients would then be summed up in bfloat16.
         with torch.autocast(
             device.type,
