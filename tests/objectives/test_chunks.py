@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import weakref
@@ -257,34 +256,31 @@ def test_blocks_cover_every_row_once():
 
 
 HEAP_PATTERN = """
-import json, os
+import os
 from pathlib import Path
 import torch
-from vlmo.objectives.chunks import keep_heap, recomputed
+from vlmo.objectives.chunks import recomputed
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 def chunk(rows):
-    at_start.append(resident() / 2**20)
+    at_start.append(resident())
     large = []
     for size in range(20, 28):
         large.append(torch.ones(size * 2**16))  # 5 to 7 MiB, 47 in all
         small.append(torch.ones(1024))  # stays, between them
     return rows * 2
 
-keep_heap()
+torch.ones(7 * 2**18)  # once freed, glibc keeps tensors up to this size in its heap
 small, at_start = [], []
 for _ in range(20):
     small.append(recomputed(chunk, torch.ones(8, requires_grad=True), device=torch.device("cpu")))
-print(json.dumps([memory - at_start[0] for memory in at_start]))
+print((max(at_start) - at_start[0]) / 2**20)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
-def test_memory_of_a_chunk_is_used_again_and_given_back_after_some_chunks() -> None:
+def test_memory_of_a_chunk_is_given_back_before_the_next() -> None:
     done = subprocess.run([sys.executable, "-c", HEAP_PATTERN], capture_output=True, check=True)
-    grown = json.loads(done.stdout)
-    given_back, kept = grown[3::4], grown[1::4]
-    assert max(given_back) < 8
-    assert min(kept) > 40
+    assert float(done.stdout) < 8  # what is left alone is more than 40

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,40 +14,21 @@ from torch.utils.checkpoint import checkpoint
 _BLOCK_ELEMENTS = 2**22
 """Most numbers of a block of logits: 16 MiB in float32."""
 
-# glibc's names for what goes back to the system at once: free memory at the heap's end, and tensors of some size.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 2**31 - 1
-# Chunks after which free memory is given back. Each time, the next chunk asks for what it needs page by page.
-_TRIM_EVERY = 4
-_computed = itertools.count(1)
-
 
 @functools.cache
-def keep_heap() -> None:
-    """Lets a process on a CPU use the memory of freed tensors again, whatever their size; for Linux with glibc.
-
-    By default glibc gives that of tensors above 32 MiB back at once and asks for it anew, page by page, which takes up
-    to a sixth of a step's time. What it keeps is what `give_back_heap` is there for.
-    """
-    if (libc := _glibc()) is not None:
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "malloc_trim") else None
 
 
-def give_back_heap() -> None:
-    """Gives all free memory of the process back to the system.
+def give_back_free_memory() -> None:
+    """Gives what freed tensors have left in the heap back to the system; on Linux with glibc, elsewhere nothing.
 
     The small nodes of a graph that lives across chunks come to lie between the tensors of each chunk, whose holes the
     next chunk's do not fit: left alone, memory grows with the number of chunks.
     """
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return libc if hasattr(libc, "malloc_trim") else None
 
 
 def row_blocks(count: int, *, width: int) -> list[slice]:
@@ -71,8 +51,8 @@ def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -
     """
 
     def run(*args: Any) -> Any:
-        if device.type == "cpu" and next(_computed) % _TRIM_EVERY == 0:
-            give_back_heap()
+        if device.type == "cpu":
+            give_back_free_memory()
         # Autocast would cast a weight once for all chunks, whose gradients would then be summed up in bfloat16.
         with torch.autocast(
             device.type,

@@ -24,7 +24,7 @@ from vlmo.model.backbone import Sequence
 from vlmo.model.heads import ContrastHead
 from vlmo.model.multiway import LANGUAGE, VISION, wanted_places
 from vlmo.model.visual_tokenizer import VisualTokenizer
-from vlmo.objectives.chunks import equal_blocks, keep_heap, recomputed, row_blocks
+from vlmo.objectives.chunks import equal_blocks, recomputed, row_blocks
 from vlmo.objectives.itc import SamePairs, caption_keys, contrast_logits, itc_loss, own_pairs, same_pairs
 from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
 from vlmo.objectives.mim import mim_loss
@@ -186,8 +186,6 @@ class VisionLanguageObjective(nn.Module):
     def _cached_losses(self, batch: Batch, chunk: int) -> dict[str, Tensor]:
         """The same losses, with activations of `chunk` pairs in memory."""
         config, backbone = self.config, self.model.vlmo
-        if batch["input_ids"].device.type == "cpu":
-            keep_heap()
         pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
         grid, num_text = backbone.image_embeddings.grid_of(pixels), ids.shape[1]
         image_bias = backbone.make_position_bias(num_text=0, grid=grid)
