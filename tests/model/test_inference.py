@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.toy_model import BEIT3, pictures, texts, toy
 
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining, inference
 from vlmo.model.inference import Int8Linear, PackedLinear
 
 VARIANTS = {
@@ -48,6 +48,24 @@ def test_vectors_are_those_of_the_model(model_class, changes):
     vectors = model.get_text_features(**captions())
     assert (vectors[0] - vectors[1]).abs().max() > 100 * FLOAT32_TOLERANCE
     torch.testing.assert_close(encoder.get_text_features(**captions()), vectors, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{}, VARIANTS["absolute"]], ids=["relative", "absolute"])
+def test_large_batches_in_bfloat16_go_through_the_layers_in_parts(changes, monkeypatch):
+    encoder = toy(VLMoForImageTextRetrieval, **changes).for_inference(dtype=torch.bfloat16)
+    pixels, words = pictures(5).bfloat16(), texts([5, 8, 3, 6, 2])
+    rows = []
+    for tower in (encoder.images, encoder.texts):
+        tower.layers[0].norm1.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    whole = encoder.get_image_features(pixels), encoder.get_text_features(**words)
+    assert rows == [5, 5]
+    rows.clear()
+    monkeypatch.setattr(inference, "_LARGEST_BYTES", 2 * 8 * encoder.images._expert_width * 2)  # two texts of 8 tokens
+    torch.testing.assert_close(encoder.get_image_features(pixels), whole[0], atol=0.02, rtol=0)
+    assert max(rows) == 1  # pictures have more tokens
+    rows.clear()
+    torch.testing.assert_close(encoder.get_text_features(**words), whole[1], atol=0.02, rtol=0)
+    assert rows == [2, 2, 1]
 
 
 @pytest.mark.parametrize("changes", [{}, VARIANTS["absolute"]], ids=["relative", "absolute"])
