@@ -297,7 +297,8 @@ def measure(precision: Precision, options: Options) -> dict[str, Any]:
             images |= {"bar": BARS[precision], "meets_bar": images["ratio_to_best_peer"] >= BARS[precision]}
         if peak is not None:
             shares = {
-                name: each * flops[OURS if name == OURS else "clip"] / peak for name, each in images["a_second"].items()
+                name: each * flops["clip" if name in PEERS else OURS] / peak
+                for name, each in images["a_second"].items()
             }
             best = max(images["a_second"][name] for name in PEERS)
             images["share_of_matmul_rate"] = shares

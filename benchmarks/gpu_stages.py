@@ -48,6 +48,7 @@ Preset = Literal["base", "large", "tiny"]
 Attention = Literal["sdpa", "flex"]
 Mode = Literal["eager", "compiled"]
 TEXT_LENGTHS = {"stage2": 192, "stage3": 24}
+COUNTED_ROWS = 2
 MASKED_PATCHES, MASKED_WORDS = 0.4, 0.15
 
 
@@ -206,8 +207,10 @@ def measure(
     try:
         # As in the recipes: the experts of fused tokens come with stage 3.
         changes = {} if stage == "stage3" else {"num_fusion_layers": 0}
-        step = Step(stage, getattr(VLMoConfig, preset)(**changes), rows=options.batch, device=device)
-        flops = step.flops()
+        config = getattr(VLMoConfig, preset)(**changes)
+        # Of few rows: counting keeps all scores of attention in memory. All but the contrast's logits grow with rows.
+        flops = Step(stage, config, rows=COUNTED_ROWS, device=device).flops() * options.batch / COUNTED_ROWS
+        step = Step(stage, config, rows=options.batch, device=device)
         if mode == "compiled":
             step.compile_blocks(options.backend)
         if device == "cuda":
@@ -258,10 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _compiled_flex.cache_clear()
         found = measure(stage, preset, kind, mode, options=options, device=device, peak=peak)
         result["runs"].append(found)
+        write_result(result, options.out)  # at once: a later combination may end in an error
         if device == "cuda":
             torch.cuda.empty_cache()
     print(f"on {result['device']}", table(result), sep="\n")
-    write_result(result, options.out)
 
 
 if __name__ == "__main__":

@@ -13,23 +13,28 @@ import vlmo
 PACKAGE = Path(vlmo.__file__).parent
 # A command's errors are those of the command line, which prints them all in one line.
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] != "cli"]
-OWN_ERRORS = {"ValueError", "TrainingError"}
+OWN_ERRORS = {"ValueError", "TrainingError", "ServiceError"}
+# Its errors are those of making an object, so they stand in the class's docstring or in its own.
+MAKERS = {"__init__", "__post_init__"}
+# Mappings by name are left out: state dictionaries and batches have a shape for each name.
+COLLECTIONS = {"list", "tuple", "set", "Sequence", "Iterable", "Iterator"}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+def public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Function | ast.ClassDef]]:
     for node in body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
             yield prefix + node.name, node
             if isinstance(node, ast.ClassDef):
                 yield from public(node.body, prefix=f"{node.name}.")
 
 
-def raised(function: ast.FunctionDef) -> set[str]:
+def raised(function: Function) -> set[str]:
     """Our own errors that the function's own lines raise."""
     found, waiting = set(), list[ast.AST](function.body)
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+        if isinstance(node, Function | ast.Lambda | ast.ClassDef):
             continue
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
             found.add(node.exc.func.id)
@@ -38,10 +43,24 @@ def raised(function: ast.FunctionDef) -> set[str]:
 
 
 def has_bare_tensor(annotation: ast.expr | None) -> bool:
-    """Whether it is a tensor without a shape, or a choice with one."""
+    """Whether it is a tensor without a shape, or a choice or a collection with one."""
     if isinstance(annotation, ast.BinOp):
         return has_bare_tensor(annotation.left) or has_bare_tensor(annotation.right)
-    return isinstance(annotation, ast.Name) and annotation.id == "Tensor"
+    if isinstance(annotation, ast.Subscript):
+        kind = ast.unparse(annotation.value)
+        parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        # `tuple[Tensor, ...]` is what transformers calls outputs without names, each of its own shape.
+        mixed = kind == "tuple" and ast.unparse(parts[-1]) == "..."
+        return kind in COLLECTIONS and not mixed and any(map(has_bare_tensor, parts))
+    return annotation is not None and ast.unparse(annotation) in {"Tensor", "torch.Tensor"}
+
+
+def errors_of_making(node: ast.ClassDef) -> Iterator[str]:
+    """Own errors that making an object raises, and that no docstring names."""
+    for part in node.body:
+        if isinstance(part, Function) and part.name in MAKERS:
+            text = (ast.get_docstring(node) or "") + (ast.get_docstring(part) or "")
+            yield from (error for error in sorted(raised(part)) if error not in text)
 
 
 def faults(source: str) -> list[str]:
@@ -51,6 +70,7 @@ def faults(source: str) -> list[str]:
         if not text:
             found.append(f"{name}: no docstring")
         if isinstance(node, ast.ClassDef):
+            found += [f"{name}: making it raises {error}, and it does not say so" for error in errors_of_making(node)]
             continue
         if not all(error in text for error in raised(node)):
             found.append(f"{name}: raises {', '.join(raised(node))} and does not say so")
@@ -84,9 +104,22 @@ class Box:
         return inner
 
     def _private(self, x: Tensor): ...
+
+class Strict:
+    """Takes little."""
+
+    def __post_init__(self):
+        raise ValueError("no")
+
+    async def ask(self) -> list[torch.Tensor]:
+        """Asks."""
+        raise ServiceError("no")
 '''
     assert faults(source) == [
         "silent: no docstring",
         "hides_error: raises ValueError and does not say so",
         "Box.shapeless: a tensor without a shape",
+        "Strict: making it raises ValueError, and it does not say so",
+        "Strict.ask: raises ServiceError and does not say so",
+        "Strict.ask: a tensor without a shape",
     ]

@@ -64,6 +64,15 @@ def all_reduce(tensor: Shaped[Tensor, "*shape"], *, op: str = "sum") -> Shaped[T
     return result
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of every process, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def gather(tensor: Shaped[Tensor, "batch *shape"]) -> Shaped[Tensor, "global *shape"]:
     """Rows of all processes in rank order, without gradient."""
     if world_size() == 1:

@@ -3,15 +3,19 @@ from collections import Counter, defaultdict
 import pytest
 
 from vlmo.data.builtin.easy_vqa import COLORS, SHAPES, Drawn, asked, facts
-from vlmo.data.builtin.easy_vqa_pairs import CLAIMS, Slots, pair_rows
+from vlmo.data.builtin.easy_vqa_pairs import CLAIMS, COLOR_CLAIMS, Slots, pair_rows
 from vlmo.data.schema import REASONING_FEATURES
 from vlmo.data.sources import open_source
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    return {split: open_source("easy-vqa-pairs", split=split, cache_dir=cache) for split in ("train", "test")}
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", params=["easy-vqa-pairs", "easy-vqa-pairs-colors"])
+def pairs(cache, request):
+    return {split: open_source(request.param, split=split, cache_dir=cache) for split in ("train", "test")}
 
 
 def means(sentence: str, left: Drawn, right: Drawn) -> bool:
@@ -80,6 +84,15 @@ def test_labels_are_what_the_sentences_say(pairs) -> None:
         true, false = rows[number], rows[number + 1]
         same = [true[name]["path"] == false[name]["path"] for name in ("image", "second_image")]
         assert sorted(same) == [False, True]
+
+
+def test_sentences_about_colours_name_no_shape(cache) -> None:
+    assert len(COLOR_CLAIMS) == 5
+    for split in ("train", "test"):
+        rows = open_source("easy-vqa-pairs-colors", split=split, cache_dir=cache)
+        sentences = {sentence for captions in rows["captions"] for sentence in captions}
+        assert len(sentences) > 50
+        assert not any(shape in sentence.split() for sentence in sentences for shape in SHAPES)
 
 
 def test_rows_depend_on_nothing_but_the_arguments() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Value
 from PIL import Image
+from tests.distributed.gloo import run_processes
 
 from vlmo.data import quarantine as quarantine_module
 from vlmo.data.quarantine import PictureCheck, keep_good
@@ -141,12 +142,26 @@ def test_keep_good_needs_the_schema(tmp_path) -> None:
         keep_good(dataset([row(0)]).remove_columns("image_id"), quarantine=tmp_path / "q.jsonl")
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_keep_good_is_equal_on_two_processes(tmp_path) -> None:
+def share_the_look(file: str) -> dict[str, object]:
+    seen: list[str] = []
+    inspect = quarantine_module.inspect_row
+    quarantine_module.inspect_row = lambda row, **settings: seen.append(row["image_id"]) or inspect(row, **settings)
+    told: list[None] = []
+    try:
+        good = keep_good(mixed(), quarantine=Path(file), max_share=1.0, shared=True, progress=lambda: told.append(None))
+    finally:
+        quarantine_module.inspect_row = inspect
+    return {"good": good.to_list(), "seen": len(seen), "told": len(told)}
+
+
+def test_processes_share_the_look_and_keep_the_same_rows(tmp_path) -> None:
     one = keep_good(mixed(), quarantine=tmp_path / "one.jsonl", max_share=1.0)
-    two = keep_good(mixed(), quarantine=tmp_path / "two.jsonl", max_share=1.0, num_proc=2)
-    assert one.to_list() == two.to_list()
+    found = run_processes(share_the_look, str(tmp_path / "two.jsonl"))
+    assert [process["good"] for process in found] == [one.to_list()] * 2
+    assert [process["seen"] for process in found] == [6, 6]  # of twelve rows
+    assert found[0]["told"] == 1
     assert (tmp_path / "one.jsonl").read_text() == (tmp_path / "two.jsonl").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
 
 
 def test_keep_good_looks_again_at_files_that_changed(tmp_path) -> None:

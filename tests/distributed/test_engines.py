@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed.gloo import run_processes
-from tests.distributed.toy_engines import STOP_AFTER, one_update, run
+from tests.distributed.toy_engines import STOP_AFTER, make_objective, one_update, run, whole
 from vlmo.distributed import rank
 from vlmo.training import EngineConfig, read_metrics
 from vlmo.training.checkpoint import StateStore, newest_state
+from vlmo.training.engine import Engine
 from vlmo.training.errors import TrainingError
 
 ATOL = 1e-5  # float32 sums in another order
@@ -28,6 +29,9 @@ CASES: dict[str, dict[str, Any]] = {
     "fsdp": {"engine": FSDP},
     "fsdp, accumulated": {"engine": FSDP, "accumulation": 2},
     "fsdp, checkpointed": {"engine": replace(FSDP, activation_checkpointing=True)},
+    "fsdp, compiled, checkpointed": {"engine": replace(FSDP, compile=True, activation_checkpointing=True)},
+    "fsdp, cached": {"engine": FSDP, "cache_chunk": 1},
+    "fsdp, cached, checkpointed": {"engine": replace(FSDP, activation_checkpointing=True), "cache_chunk": 1},
     "fsdp, bf16": {"engine": FSDP, "precision": "bf16"},
 }
 
@@ -57,7 +61,24 @@ def two_processes(folder: str) -> dict[str, dict[str, Any]]:
         result = run(Path(folder) / name, engine=engine, stops=True)
         assert (result.status, result.steps) == ("stopped", STOP_AFTER)
     updates = {name: one_update(**case) for name, case in CASES.items()}
+    updates["buffers"] = {name: buffers_of(engine) for name, engine in (("ddp", DDP), ("fsdp", FSDP))}
     return updates | {"failed save": failed_save(Path(folder) / "failed")}
+
+
+def buffers_of(engine: EngineConfig) -> dict[str, torch.Tensor]:
+    """What a state, an evaluation and the model folder hold of a statistic that differs between processes."""
+    objective = make_objective()
+    objective.model.register_buffer("statistic", torch.zeros(1))
+    running = Engine(objective, config=engine)
+    found = {}
+    for name, look in (
+        ("state", lambda: running.training_state(torch.optim.SGD(objective.parameters()))["objective"]),
+        ("evaluation", lambda: running.evaluate(lambda model: {"model.statistic": model.statistic.clone()})),
+        ("weights", lambda: {"model.statistic": running.weights().get("statistic", torch.zeros(1))}),
+    ):
+        objective.model.statistic.fill_(rank() + 1.0)
+        found[name] = whole(look()["model.statistic"])
+    return found
 
 
 def go_on(folder: str) -> None:
@@ -76,6 +97,8 @@ def processes(folder) -> list[dict[str, dict[str, Any]]]:
     return run_processes(two_processes, str(folder))
 
 
+# Torch's compiler looks at this attribute of every input, and silences the warning unless warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_update_as_one(case, processes) -> None:
     atol = BF16_ATOL if "bf16" in case else ATOL
@@ -89,6 +112,14 @@ def test_two_processes_update_as_one(case, processes) -> None:
         torch.testing.assert_close(result["after"], expected["after"], atol=atol, rtol=atol)
         rtol = 0.1 if "bf16" in case else 1e-4
         torch.testing.assert_close(result["gradients"], expected["gradients"], atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_statistics_are_those_of_the_main_process_in_states_evaluations_and_models(processes, name) -> None:
+    for process in processes:
+        found = process["buffers"][name]
+        assert (found["state"], found["evaluation"]) == (1.0, 1.0)
+    assert processes[0]["buffers"][name]["weights"] == 1.0  # only the main one writes the folder
 
 
 @pytest.fixture(scope="module")

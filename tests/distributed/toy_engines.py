@@ -7,7 +7,9 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from tests.toy_batch import GLOBAL_BATCH, make_batch
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.objectives.pretraining import VisionLanguageObjective
+from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training import EngineConfig, OptimizerConfig, Result, ScheduleConfig, Trainer, TrainerConfig
 from vlmo.training.engine import Engine, gradient_norm
 from vlmo.training.optimizer import build_optimizer
@@ -27,10 +29,10 @@ STEPS, STOP_AFTER = 6, 3
 OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-4)  # a larger eps lets AdamW amplify the last bits of tiny gradients less
 
 
-def make_objective(**changes: float) -> VisionLanguageObjective:
+def make_objective(*, cache_chunk: int | None = None, **changes: float) -> VisionLanguageObjective:
     torch.manual_seed(0)
     config = VLMoConfig.tiny(**{"layer_scale_init": 1.0, "initializer_range": 0.2} | changes)
-    return VisionLanguageObjective(VLMoForPreTraining(config))
+    return VisionLanguageObjective(VLMoForPreTraining(config), config=VisionLanguageConfig(cache_chunk=cache_chunk))
 
 
 def micro_batches(step: int, *, accumulation: int = 1) -> list[Batch]:
@@ -48,11 +50,18 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def one_update(
-    engine: EngineConfig, *, precision: str = "float32", accumulation: int = 1, **changes: float
+    engine: EngineConfig,
+    *,
+    precision: str = "float32",
+    accumulation: int = 1,
+    cache_chunk: int | None = None,
+    **changes: float,
 ) -> dict[str, dict[str, Tensor]]:
     """Losses, gradients, updated weights, and what the model makes of pictures afterwards."""
-    objective = make_objective(**changes)
-    running = Engine(objective, config=engine, precision=precision)
+    objective = make_objective(cache_chunk=cache_chunk, **changes)
+    # The part of the compiler that makes graphs, forward and backward; a C++ compiler is not everywhere.
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
+        running = Engine(objective, config=engine, precision=precision)
     optimizer = build_optimizer(objective, config=OPTIMIZER, lr_scale={"model.vlmo.image_embeddings.cls_token": 5.0})
     batches = micro_batches(0, accumulation=accumulation)
     losses = []

@@ -87,25 +87,36 @@ def test_no_encoder_sees_more_rows_than_a_chunk():
     assert max(rows) == 2
 
 
-def random_parts(monkeypatch, *, cached: bool) -> Results:
+def random_parts(monkeypatch, *, cached: bool, device: str = "cpu") -> Results:
     """A step with dropout and drop path in chunks of two, kept in memory or computed again."""
     torch.manual_seed(0)
+    batch = {name: value.to(device) for name, value in make_batch().items()}
     config = VLMoConfig.tiny(hidden_dropout_prob=0.3, drop_path_rate=0.5)
     objective = VisionLanguageObjective(
-        shaken(VLMoForPreTraining(config), size=0.1).train(), config=VisionLanguageConfig(cache_chunk=2)
+        shaken(VLMoForPreTraining(config), size=0.1).train().to(device), config=VisionLanguageConfig(cache_chunk=2)
     )
     with monkeypatch.context() as patch:
         if not cached:
             patch.setattr(pretraining, "recomputed", lambda function, *args, **_: function(*args))
         torch.manual_seed(5)
-        found = results(objective, make_batch())
-    assert abs(objective(make_batch())["loss"] - found[0]["loss"]) > 1e-3  # another draw, another loss
+        found = results(objective, batch)
+    assert abs(objective(batch)["loss"] - found[0]["loss"]) > 1e-3  # another draw, another loss
     return found
 
 
-def test_dropout_and_drop_path_are_replayed(monkeypatch):
-    expected = random_parts(monkeypatch, cached=False)
-    assert_equal(random_parts(monkeypatch, cached=True), expected, atol=1e-6)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_dropout_and_drop_path_are_replayed(monkeypatch, device):
+    expected = random_parts(monkeypatch, cached=False, device=device)
+    assert_equal(random_parts(monkeypatch, cached=True, device=device), expected, atol=1e-6)
+
+
+def test_random_numbers_of_the_device_are_replayed_too(monkeypatch):
+    """`checkpoint` saves the generators of those devices that it sees tensors of among its arguments."""
+    seen = []
+    monkeypatch.setattr(chunks, "checkpoint", lambda _, *args, **__: seen.extend(args))
+    recomputed(len, slice(0, 2), device=torch.device("meta"))
+    assert [argument.device.type for argument in seen if isinstance(argument, Tensor)] == ["meta"]
+    assert seen[-1] == slice(0, 2)
 
 
 def test_generator_goes_on_as_if_nothing_had_been_computed_again():

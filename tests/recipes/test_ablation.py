@@ -2,14 +2,30 @@
 
 import dataclasses
 import json
+import os
+import platform
+import signal
+import subprocess
+import sys
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
+from tests.killing import wait_until
 from tests.recipes.toy_recipes import shrunk
 
+from vlmo.model import VLMoForPreTraining
 from vlmo.recipes import ablation, ablation_jobs, find_recipe
-from vlmo.recipes.ablation import PLAIN, QUESTIONS, VARIANTS, base_name, small_finetuning, small_stage3, variants_of
+from vlmo.recipes.ablation import (
+    PLAIN,
+    QUESTIONS,
+    SENTENCES_RUN,
+    VARIANTS,
+    base_name,
+    small_finetuning,
+    small_stage3,
+    variants_of,
+)
 from vlmo.recipes.ablation_jobs import (
     LOCK,
     LOG,
@@ -23,6 +39,7 @@ from vlmo.recipes.ablation_jobs import (
     run_job,
     run_jobs,
 )
+from vlmo.recipes.estimate import estimate
 from vlmo.recipes.recipe import changed_settings
 
 CHANGED = {
@@ -30,7 +47,8 @@ CHANGED = {
     "stage2": [],
     "standard": ["model.experts"],
     "no-fusion-expert": ["model.num_fusion_layers"],
-    "itc": ["stage.losses.itm_weight", "stage.losses.mlm_weight"],
+    # Without a loss that reaches them, the vision-language experts are left to fine-tuning.
+    "itc": ["model.num_fusion_layers", "stage.losses.itm_weight", "stage.losses.mlm_weight"],
     "itc-mlm": ["stage.losses.itm_weight"],
     "itc-itm": ["stage.losses.mlm_weight"],
     "random-negatives": ["stage.losses.negative_sharpness"],
@@ -42,24 +60,38 @@ CHANGED = {
 def test_variants_differ_in_one_thing(tmp_path):
     assert set(VARIANTS) == {PLAIN, *CHANGED}
     plain, base = small_stage3(PLAIN), find_recipe(base_name(PLAIN))()
-    assert base == dataclasses.replace(find_recipe("base-stage3")(), init=None)
+    paper = find_recipe("base-stage3")()
+    one_contrast = dataclasses.replace(paper.model, contrast_fusion_ending=False)
+    assert base == dataclasses.replace(paper, init=None, model=one_contrast)
+    assert find_recipe(base_name("stage2"))() == dataclasses.replace(paper, model=one_contrast)
     for name, changed in CHANGED.items():
         assert changed_settings(plain, small_stage3(name)) == changed
-        assert changed_settings(base, find_recipe(base_name(name))()) == changed
+        assert [each for each in changed_settings(base, find_recipe(base_name(name))()) if each != "init"] == changed
         for task, recipe in small_finetuning(name).items():  # nothing but the sizes that stage 3 had
             differing = changed_settings(small_finetuning(PLAIN)[task], recipe)
-            assert differing == [setting for setting in changed if setting.startswith("model.")]
+            assert differing == [f"model.{setting}" for setting, _ in VARIANTS[name].model]
     starts = {name: recipes_of(Job(name, 4), run=tmp_path)["stage3"].init for name in VARIANTS}
     assert {name: start for name, start in starts.items() if start is not None} == {
         name: str(tmp_path / "stages" / "seed-4" / name / "model") for name in ("stage1", "stage2")
     }
 
 
+@pytest.mark.parametrize(
+    "recipe_of", [small_stage3, lambda name: find_recipe(base_name(name))()], ids=["small", "base"]
+)
+def test_other_experts_cost_other_parameters_and_the_same_flops(recipe_of):
+    needs = {name: estimate(recipe_of(name)) for name in (PLAIN, "standard", "no-fusion-expert", "separate-attention")}
+    assert len({each.flops_per_sample for each in needs.values()}) == 1
+    parameters = {name: each.parameters for name, each in needs.items()}
+    assert parameters["standard"] < parameters["no-fusion-expert"] < parameters[PLAIN]
+    assert parameters[PLAIN] < parameters["separate-attention"]
+
+
 def test_every_run_of_a_job_has_its_seed_and_starts_from_the_one_before(tmp_path):
     for name, runs in (
         (STAGES, ["tokenizer", "stage1", "stage2"]),
-        ("itc", ["stage3", "easy-vqa", "easy-vqa-pairs"]),
-        (PLAIN, ["stage3", "easy-vqa", "easy-vqa-pairs", "easy-vqa-hidden"]),
+        ("itc", ["stage3", "easy-vqa", SENTENCES_RUN]),
+        (PLAIN, ["stage3", "easy-vqa", SENTENCES_RUN, "easy-vqa-hidden"]),
     ):
         recipes, folder = recipes_of(Job(name, 7), run=tmp_path), tmp_path / name / "seed-7"
         assert list(recipes) == runs
@@ -67,7 +99,7 @@ def test_every_run_of_a_job_has_its_seed_and_starts_from_the_one_before(tmp_path
         assert recipes[runs[0]].init is None
         if name != STAGES:
             assert recipes["easy-vqa"].init == str(folder / "stage3" / "model")
-            assert recipes["easy-vqa-pairs"].init == str(folder / "easy-vqa" / "model")
+            assert recipes[SENTENCES_RUN].init == str(folder / "easy-vqa" / "model")
     assert recipes["easy-vqa-hidden"].init == recipes["easy-vqa"].init
 
 
@@ -106,7 +138,12 @@ def test_finished_job_is_read_and_one_with_other_settings_refused(pictures, tmp_
     assert (found["variant"], found["seed"]) == ("local-negatives", 3)
     assert set(found["metrics"]) == set(found["chance"]) == {"ir@1", "ir@10", "tr@1", "tr@10", MATCHING}
     assert found["chance"]["ir@10"] == pytest.approx(10 / 500)
+    assert found["chance"][MATCHING] == 1 / 16
+    assert 0 <= found["metrics"][MATCHING] <= 1
     assert set(found["seconds"]) == {"stage3", "stage3, evaluation"}
+    model = VLMoForPreTraining.from_pretrained(job.folder(tmp_path) / "stage3" / "model")
+    assert found["parameters"] == sum(weight.numel() for weight in model.parameters())
+    assert found["circumstances"]["versions"]["python"] == platform.python_version()
     file = tmp_path / "local-negatives" / "seed-3" / RESULT
     assert json.loads(file.read_text()) == found
 
@@ -114,6 +151,17 @@ def test_finished_job_is_read_and_one_with_other_settings_refused(pictures, tmp_
     assert run_job(job, run=tmp_path) == found == read_result(job, run=tmp_path)
     with pytest.raises(ValueError, match="was made with other settings than the present ones; give another --run-dir"):
         run_job(job, run=tmp_path, scale=2.0)
+
+
+def test_folder_of_all_runs_may_be_moved(tmp_path):
+    job, here, there = Job("stage2", 0), tmp_path / "here", tmp_path / 'there "is" \\ space'
+    job.folder(here).mkdir(parents=True)
+    settings = ablation_jobs._settings(recipes_of(job, run=here), run=here)
+    (job.folder(here) / RESULT).write_text(json.dumps({"settings": settings}))
+    here.rename(there)
+    assert read_result(job, run=there) == {"settings": settings}
+    with pytest.raises(ValueError, match="was made with other settings"):
+        read_result(job, run=there, scale=0.5)
 
 
 @pytest.mark.slow
@@ -128,6 +176,40 @@ def test_jobs_run_in_processes_and_a_failed_one_says_why(tmp_path):
     with pytest.raises(ValueError, match=f"itc, seed 0: ended with exit code 2; .*{LOG} ends with: "):
         run_jobs([Job(STAGES, 0), Job("itc", 0)], **how)
     assert (folder / RESULT).stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+def test_whatever_ends_the_command_every_job_saves_and_ends(tmp_path, number):
+    command = [sys.executable, "-m", "vlmo.cli", "ablate", "itc", "itc-mlm", "--run-dir", str(tmp_path)]
+    command += ["--seeds", "1", "--workers", "2", "--device", "cpu"]
+    with (tmp_path / "log").open("w") as log:
+        ablating = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    logs = [tmp_path / name / "seed-0" / LOG for name in ("itc", "itc-mlm")]
+    try:
+        wait_until(lambda: all(file.is_file() and " of 500, loss" in _said(file) for file in logs), within_s=240)
+    finally:
+        os.killpg(ablating.pid, number)  # Ctrl-C goes to the group of the command
+    ended = ablating.wait(120)
+    wait_until(lambda: all("stopped after step" in _said(file) for file in logs), within_s=120)
+    if number == signal.SIGINT:
+        assert ended == 0
+        assert "stopped; the same command goes on" in (tmp_path / "log").read_text()
+    for file in logs:
+        wait_until(lambda file=file: _is_free(file.with_name(LOCK)), within_s=60)
+        assert len(list((file.parent / "stage3" / "state").glob("step_????????"))) == 1
+
+
+def _is_free(lock):
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def _said(log):
+    return " ".join(log.read_text().split())  # lines are wrapped
 
 
 def test_job_is_run_by_one_process_at_a_time(tmp_path):

@@ -5,14 +5,18 @@ import logging
 import os
 import pickle
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from saved_tensors import saved_tensors
 from torch import nn
+from toy_run import make_trainer
 
-from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, training_tensors
+from vlmo.recipes import find_recipe
+from vlmo.training import Watchdog, checkpoint
+from vlmo.training.checkpoint import MAY_DIFFER, StateStore, claim_run_folder, newest_state, training_tensors
 from vlmo.training.errors import TrainingError
 
 FILES = [".metadata", "__0_0.distcp", "manifest.json"]
@@ -225,6 +229,43 @@ def test_run_folder_keeps_its_recipe(tmp_path) -> None:
     claim_run_folder(tmp_path / "run", recipe_json=json.dumps(recipe), write=True)
     claim_run_folder(tmp_path / "run", recipe_json=json.dumps(recipe, indent=2, sort_keys=True), write=True)
     assert json.loads((tmp_path / "run" / "recipe.json").read_text()) == recipe
+
+
+def test_settings_that_change_no_result_may_change_and_are_kept(tmp_path, caplog) -> None:
+    def recipe(workers: int, *, compiled: bool) -> dict[str, dict]:
+        return {"loader": {"num_workers": workers, "size": 8}, "trainer": {"engine": {"compile": compiled}, "steps": 5}}
+
+    first, second = recipe(8, compiled=False), recipe(2, compiled=True)
+    claim_run_folder(tmp_path, recipe_json=json.dumps(first), write=True)
+    claim_run_folder(tmp_path, recipe_json=json.dumps(second), write=False)
+    assert json.loads((tmp_path / "recipe.json").read_text()) == first
+    with caplog.at_level(logging.INFO):
+        claim_run_folder(tmp_path, recipe_json=json.dumps(second), write=True)
+    assert json.loads((tmp_path / "recipe.json").read_text()) == second
+    assert (
+        "goes on with other settings: loader.num_workers was 8 and is now 2; trainer.engine.compile was" in caplog.text
+    )
+    with pytest.raises(ValueError, match=r"recipe: loader\.size was 8 and is now 9"):
+        claim_run_folder(
+            tmp_path, recipe_json=json.dumps(second | {"loader": {"num_workers": 1, "size": 9}}), write=True
+        )
+
+
+def test_names_of_settings_that_may_change_are_those_of_recipes() -> None:
+    recipe = json.loads(find_recipe("base-stage3")().to_json())
+    for name in MAY_DIFFER:
+        part = recipe
+        for key in name.rstrip(".").split("."):
+            part = part[key]
+
+
+def test_states_wait_as_long_as_the_watchdog_allows(tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(checkpoint, "world_size", lambda: 2)
+    monkeypatch.setattr(checkpoint.dist, "new_group", lambda **settings: asked.append(settings))
+    trainer = make_trainer(tmp_path / "run", watchdog=Watchdog(100.0))
+    assert asked == [{"backend": "gloo", "timeout": timedelta(seconds=800)}]
+    assert trainer.state_dir == tmp_path / "run" / "state"
 
 
 def test_run_folder_of_another_recipe_is_refused_by_the_names_of_what_differs(tmp_path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import toy_group
+import toy_run
 from tests.killing import wait_until
 from tests.rights import ordinary_rights
 from toy_group import Group, Pause
@@ -26,8 +27,10 @@ from toy_run import Settings, make_trainer
 
 from vlmo import cli
 from vlmo.cli.runs import TrainOptions
-from vlmo.training import TrainerConfig, read_metrics
+from vlmo.training import TrainerConfig, explained_start, read_metrics
+from vlmo.training.errors import TrainingError
 from vlmo.training.watchdog import HANG_SECONDS, Sighting, Watchdog, Word, find_hung
+from vlmo.types import Batch
 
 STEPS = 10
 CONFIG = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, eval_every=5)
@@ -204,6 +207,13 @@ def test_process_that_has_ended_does_not_hang() -> None:
     assert find_hung(sightings(Word(ended=True), beat_at=0.0), now=100.0, hang_seconds=50.0) == {}
 
 
+def test_process_that_has_ended_is_named_when_those_that_wait_for_it_get_no_further() -> None:
+    gone, waiting = Word(progress=9, ended=True), Word(progress=7, place="in step 7", timed=True)
+    found = sightings(waiting, gone, waiting)
+    assert find_hung(found, now=100.0, hang_seconds=50.0) == {1: "it has ended, and the others wait for it"}
+    assert find_hung(found, now=40.0, hang_seconds=50.0) == {}  # the others are ending, too
+
+
 def test_ages_count_from_the_moment_that_a_word_changes() -> None:
     first = Sighting(Word(beat=1, progress=1), beat_at=0.0, progress_at=0.0)
     assert first.then(Word(beat=2, progress=1), now=5.0) == Sighting(Word(2, 1), beat_at=5.0, progress_at=0.0)
@@ -280,6 +290,57 @@ def test_run_folder_that_cannot_be_written_is_told_at_once(tmp_path, capsys) -> 
     assert f"nothing can be written in {closed / 'run'} (Permission denied); make room" in line
 
 
+def test_data_that_end_a_run_cost_no_state_that_is_being_written(tmp_path) -> None:
+    settings, load = Settings(), toy_run.make_loader(Settings())
+
+    def fails_in_step_5(start_step: int) -> Iterator[list[Batch]]:
+        yield from itertools.islice(load(start_step), 4 - start_step)
+        raise ValueError("picture 3 is gone: restore it.")
+
+    trainer = make_trainer(tmp_path / "run", settings=settings, load=fails_in_step_5)
+    wait, waited = trainer._states.wait, []
+    trainer._states.wait = lambda: waited.append(trainer._states._writing is not None) or wait()
+    with pytest.raises(ValueError, match="picture 3 is gone: restore it; the last saved state is ") as caught:
+        trainer.fit()
+    assert str(caught.value).endswith("step_00000004, and the same command goes on")
+    assert waited[-1], "the state was still being written"
+    assert make_trainer(tmp_path / "run", settings=settings).fit().status == "finished"
+
+
+class Missing(Watchdog):
+    """Has lost process 0."""
+
+    def missing(self) -> list[int]:
+        return [0]
+
+
+def test_process_that_loses_another_before_the_first_step_says_so() -> None:
+    words = "base-stage3: process 0 has lost process 0, .* before the first step; the same command starts again"
+    with pytest.raises(TrainingError, match=words), explained_start("base-stage3", watchdog=Missing()):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="shapes"), explained_start("base-stage3", watchdog=Missing()):
+        raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.slow
+def test_signal_to_the_launcher_lets_a_long_step_end_in_a_save(tmp_path) -> None:
+    script = Path(__file__).parent / "toy_run.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    settings = ["max_steps=1000", "log_every=1", "save_every=500", "pause_s=3"]
+    command = [*launcher, "--shutdown-timeout=100", str(script), str(tmp_path / "run"), *settings]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_until(lambda: bool(read_metrics(tmp_path / "run")), within_s=toy_group.PATIENCE_S)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=SOON_S)
+    finally:
+        process.kill()
+        process.communicate()
+    (state,) = (tmp_path / "run" / "state").iterdir()
+    assert state.name in {"step_00000001", "step_00000002", "step_00000003"}, output
+    assert not (tmp_path / "run" / "model").exists()
+
+
 @pytest.mark.slow
 def test_killed_worker_ends_the_run_with_a_line_and_the_run_goes_on_later(start, tmp_path) -> None:
     folder = tmp_path / "killed"
@@ -290,7 +351,7 @@ def test_killed_worker_ends_the_run_with_a_line_and_the_run_goes_on_later(start,
     assert re.search(rf"a worker that prepares batches is gone \(({seen})\), most often because memory", line), line
     assert "step_00000002" in line or "step_00000004" in line
     assert "Traceback" not in group.output(0)
-    assert start(folder, world_size=1, num_workers=1).codes(within_s=SOON_S) == [0]
+    assert start(folder, world_size=1, num_workers=0).codes(within_s=SOON_S) == [0]  # as the line advises
     assert start(tmp_path / "whole", world_size=1, num_workers=0).codes(within_s=SOON_S) == [0]
     assert curve(folder) == curve(tmp_path / "whole")
 

@@ -13,8 +13,9 @@ from torch import nn
 from toy_processes import EQUAL, PARTLY_USED, SHORT
 from toy_run import make_trainer
 
+from vlmo.distributed import gather_objects
 from vlmo.training.engine import Engine
-from vlmo.training.parallel import StopSignal, from_main, gather_objects, launch, to_device
+from vlmo.training.parallel import StopSignal, from_main, launch, to_device
 from vlmo.training.randomness import step_seed
 from vlmo.training.tracking import read_metrics
 

@@ -7,13 +7,16 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from vlmo.cli.parsing import hide_loading_bars, parse_options
+
+if TYPE_CHECKING:
+    from vlmo.recipes.ablation_jobs import Job
 
 _H100_FLOPS = 989e12  # dense bf16, as its data sheet states
 _UTILISATION = 0.4
@@ -36,7 +39,9 @@ class AblateOptions:
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
     costs: bool = False
-    """Only tell what the same variants take at Base size with the paper's data."""
+    """Only tell what stage 3 of the same variants takes at Base size with the paper's data."""
+    report: bool = False
+    """Only write findings.md of the jobs that have finished."""
     job: tuple[str, int] | None = None
     """Run this variant (or stages) with this seed alone, in this process, and write no findings."""
 
@@ -51,11 +56,11 @@ def ablate_command(arguments: list[str]) -> None:
         )
     hide_loading_bars()
     from vlmo.recipes.ablation import VARIANTS, variants_of
-    from vlmo.recipes.ablation_jobs import STAGES, Job, jobs_of, run_job, run_jobs
+    from vlmo.recipes.ablation_jobs import STAGES, Job, end_with_parent, jobs_of, run_job
     from vlmo.recipes.findings import read_findings, to_markdown, write_findings
-    from vlmo.training import choose_device
 
-    console, where = Console(), {"run": options.run_dir, "scale": options.scale}
+    # Absolute, as folders that runs start from are among their settings.
+    console, where = Console(), {"run": options.run_dir.absolute(), "scale": options.scale}
     variants = variants_of(list(options.names))
     if options.costs:
         console.print(_costs(variants), highlight=False)
@@ -64,17 +69,26 @@ def ablate_command(arguments: list[str]) -> None:
         name, seed = options.job
         if name != STAGES and name not in VARIANTS:
             raise ValueError(f"no variant {name!r}; variants: {', '.join([STAGES, *VARIANTS])}")
+        end_with_parent()
         done = run_job(Job(name, seed), device=options.device, console=console, **where)
         sys.exit(0 if done else 1)
-    jobs = jobs_of(variants, seeds=options.seeds)
-    on_gpu = choose_device(options.device).type != "cpu"
-    workers = options.workers or (1 if on_gpu else min(os.cpu_count() or 1, len(jobs)))
-    if not run_jobs(jobs, workers=workers, device=options.device, console=console, **where):
+    if not options.report and not _train(options, jobs_of(variants, seeds=options.seeds), console=console):
         sys.exit(0)
-    findings = read_findings(variants, seeds=options.seeds, **where)
+    findings = read_findings(**where)
     write_findings(findings, options.run_dir)
     console.print(to_markdown(findings), highlight=False, markup=False, soft_wrap=True)
     console.print(f"Findings: {options.run_dir / 'findings.md'}", highlight=False)
+
+
+def _train(options: AblateOptions, jobs: list[Job], *, console: Console) -> bool:
+    """False if a signal ended it."""
+    from vlmo.recipes.ablation_jobs import run_jobs
+    from vlmo.training import choose_device
+
+    on_gpu = choose_device(options.device).type != "cpu"
+    workers = options.workers or (1 if on_gpu else min(os.cpu_count() or 1, len(jobs)))
+    run = options.run_dir.absolute()
+    return run_jobs(jobs, run=run, scale=options.scale, workers=workers, device=options.device, console=console)
 
 
 def _costs(variants: list[str]) -> Table:
@@ -82,7 +96,10 @@ def _costs(variants: list[str]) -> Table:
     from vlmo.recipes.ablation import base_name
     from vlmo.recipes.estimate import estimate
 
-    table = Table(title=f"Base size, the paper's data; hours of one H100 at {_UTILISATION:.0%} of its bf16 rate")
+    table = Table(
+        title=f"Stage 3 at Base size, the paper's data; hours of one H100 at {_UTILISATION:.0%} of its bf16 rate",
+        caption="Stages 1 and 2, which some start from, and fine-tuning come on top: vlmo train NAME --dry-run",
+    )
     for column in ("recipe", "parameters", "samples", "EFLOPs", "H100 hours"):
         table.add_column(column, justify="left" if column == "recipe" else "right")
     for variant in variants:

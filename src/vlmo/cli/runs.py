@@ -84,7 +84,7 @@ def train_command(arguments: list[str]) -> None:
     hide_loading_bars()
     from vlmo.distributed import is_main
     from vlmo.recipes import build, find_recipe
-    from vlmo.training import Watchdog, launch
+    from vlmo.training import Watchdog, explained_start, launch
 
     name, *rest = arguments
     recipe_function = find_recipe(name)
@@ -100,16 +100,17 @@ def train_command(arguments: list[str]) -> None:
         raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
     watchdog = Watchdog(options.hang_seconds)
     with launch(options.device, timeout=watchdog.longest_wait), watchdog:
-        trainer = build(
-            options.recipe,
-            run_dir=options.run_dir,
-            console=Console(),
-            title=name,
-            about=about,
-            original=default.recipe,
-            device=options.device,
-            watchdog=watchdog,
-        )
+        with explained_start(name, watchdog=watchdog):
+            trainer = build(
+                options.recipe,
+                run_dir=options.run_dir,
+                console=Console(),
+                title=name,
+                about=about,
+                original=default.recipe,
+                device=options.device,
+                watchdog=watchdog,
+            )
         result = trainer.fit()
         writes = is_main()
     if result.status == "stopped":

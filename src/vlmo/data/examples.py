@@ -259,7 +259,11 @@ class Pictures:
 
 
 class Texts:
-    """Tokenised texts of all rows, chosen and masked on demand; `texts` are those that each row has."""
+    """Tokenised texts of all rows, chosen and masked on demand; `texts` are those that each row has.
+
+    Raises:
+        ValueError: A row has no text, or an empty one.
+    """
 
     def __init__(
         self,

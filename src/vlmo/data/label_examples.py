@@ -113,7 +113,11 @@ class SegmentExamples:
 
 
 class SegmentRows:
-    """Decoded pictures with their masks by row number; arguments and errors as in `SegmentExamples`."""
+    """Decoded pictures with their masks by row number; arguments and errors as in `SegmentExamples`.
+
+    Raises:
+        ValueError: The rows have no masks.
+    """
 
     def __init__(self, dataset: Dataset, *, num_classes: int) -> None:
         if "mask" not in dataset.column_names:

@@ -4,16 +4,19 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Image
+from datasets.utils import tqdm
 
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.schema import FEATURES, check_columns, column, select_rows
+from vlmo.distributed import gather_objects, is_main, rank, world_size
 
-_VERDICT = Features({"reason": Value("string"), "path": Value("string"), "captions": List(Value("string"))})
+_TOLD_EVERY = 256
+"""Rows between two calls of `progress`."""
 _REMEMBERED = 64
 """Pictures whose verdict is kept: rows about one picture stand together, or nearly so."""
 
@@ -27,7 +30,8 @@ def keep_good(
     needs_caption: bool = True,
     unique_ids: bool = True,
     max_pixels: int = MAX_PIXELS,
-    num_proc: int = 1,
+    shared: bool = False,
+    progress: Callable[[], None] = lambda: None,
 ) -> Dataset:
     """Rows that can be used, in their order; every other row is a JSON line in `quarantine`.
 
@@ -43,7 +47,9 @@ def keep_good(
         needs_caption: Drop rows that have no caption left.
         unique_ids: Drop rows whose `image_id` an earlier good row has; off for sets with several rows an image.
         max_pixels: Largest image that is decoded.
-        num_proc: Processes that look at rows.
+        shared: Whether all processes of the group call this for the same rows: each then looks at a share of them, and
+            the main one writes the file.
+        progress: Called every few hundred rows, for who watches over long work.
     """
     check_columns(dataset, name="data set")
     if not len(dataset):
@@ -53,10 +59,12 @@ def keep_good(
         "pictures": PictureCheck(max_pixels) if needs_image else None,
         "images": _image_columns(dataset),
     }
-    verdicts = _verdicts(dataset, settings=settings, num_proc=num_proc)
-    reasons = _with_repeats(column(verdicts, "reason"), column(dataset, "image_id"), unique_ids=unique_ids)
-    removed = {row: texts for row, texts in enumerate(column(verdicts, "captions")) if texts is not None}
-    _write_lines(_lines(dataset, reasons=reasons, paths=column(verdicts, "path"), removed=removed), path=quarantine)
+    verdicts = _verdicts(dataset, settings=settings, shared=shared, progress=progress)
+    found = [verdicts[row]["reason"] if row in verdicts else None for row in range(len(dataset))]
+    reasons = _with_repeats(found, column(dataset, "image_id"), unique_ids=unique_ids)
+    removed = {row: verdict["captions"] for row, verdict in verdicts.items() if verdict["captions"] is not None}
+    if is_main() or not shared:
+        _write_lines(_lines(dataset, reasons=reasons, removed=removed), path=quarantine)
     good = [row for row, reason in enumerate(reasons) if reason is None]
     _check_share(len(dataset) - len(good), total=len(dataset), max_share=max_share, quarantine=quarantine)
     # Captions are replaced before rows are chosen: afterwards every image would be copied.
@@ -70,19 +78,23 @@ def _image_columns(dataset: Dataset) -> list[str]:
     return ["image", *(name for name in found if name != "image")]
 
 
-def _verdicts(dataset: Dataset, *, settings: dict[str, Any], num_proc: int) -> Dataset:
-    verdicts = dataset.map(
-        inspect_row,
-        fn_kwargs=settings,
-        remove_columns=dataset.column_names,
-        features=_VERDICT,
-        # The files behind the paths may have changed since the last look, and nothing is left on the disk.
-        load_from_cache_file=False,
-        keep_in_memory=True,
-        num_proc=num_proc if num_proc > 1 else None,
-        desc="Checking samples",
-    )
-    return cast(Dataset, verdicts)
+def _verdicts(
+    dataset: Dataset, *, settings: dict[str, Any], shared: bool, progress: Callable[[], None]
+) -> dict[int, "Verdict"]:
+    """What there is to say of rows, by their number; of most there is nothing."""
+    place, places = (rank(), world_size()) if shared else (0, 1)
+    own = range(len(dataset) * place // places, len(dataset) * (place + 1) // places)
+    verdicts = {}
+    # Never from a cache: the files behind the paths may have changed since the last look.
+    rows = cast("Iterable[dict[str, Any]]", dataset.select(own))
+    for row, cells in zip(own, tqdm(rows, total=len(own), desc="Checking samples"), strict=True):
+        if row % _TOLD_EVERY == 0:
+            progress()
+        verdict = inspect_row(cells, **settings)
+        if verdict["reason"] is not None or verdict["captions"] is not None:
+            verdicts[row] = verdict
+    parts = gather_objects(verdicts) if shared else [verdicts]
+    return {row: verdict for part in parts for row, verdict in part.items()}
 
 
 def _with_captions(dataset: Dataset, changed: dict[int, list[str]]) -> Dataset:
@@ -90,6 +102,13 @@ def _with_captions(dataset: Dataset, changed: dict[int, list[str]]) -> Dataset:
     others = cast(Dataset, dataset.remove_columns("captions"))
     replaced = cast(Dataset, others.add_column("captions", captions, feature=FEATURES["captions"]))
     return cast(Dataset, replaced.select_columns(dataset.column_names))
+
+
+class Verdict(TypedDict):
+    """Of a row: why it is bad, or None, and its captions without empty ones where there were empty ones, or None."""
+
+    reason: str | None
+    captions: list[str] | None
 
 
 class PictureCheck:
@@ -130,12 +149,12 @@ def inspect_row(
     needs_caption: bool,
     pictures: PictureCheck | None,
     images: Sequence[str] = ("image",),
-) -> dict[str, Any]:
-    """Why the row is bad (or None), and its captions without empty ones where there were empty ones (or None).
+) -> Verdict:
+    """What there is to say of a row.
 
     Args:
         pictures: None leaves pictures out.
-        images: Columns whose pictures are decoded; `path` is that of the first.
+        images: Columns whose pictures are decoded.
     """
     given = row["captions"] or []
     captions = [caption for caption in given if caption and caption.strip()]
@@ -147,12 +166,7 @@ def inspect_row(
         reasons += [reason for reason in found if reason is not None]
     if needs_caption and not captions:
         reasons.append("the row has no caption" if not given else "every caption is empty")
-    first = row[images[0]]
-    return {
-        "reason": "; ".join(reasons) or None,
-        "path": first["path"] if first else None,
-        "captions": captions if len(captions) < len(given) else None,
-    }
+    return {"reason": "; ".join(reasons) or None, "captions": captions if len(captions) < len(given) else None}
 
 
 def _with_repeats(reasons: Iterable[str | None], image_ids: Iterable[str], *, unique_ids: bool) -> list[str | None]:
@@ -168,23 +182,24 @@ def _with_repeats(reasons: Iterable[str | None], image_ids: Iterable[str], *, un
     return found
 
 
-def _lines(
-    dataset: Dataset, *, reasons: list[str | None], paths: Iterable[str | None], removed: dict[int, list[str]]
-) -> Iterable[dict[str, Any]]:
-    rows = zip(reasons, paths, column(dataset, "image_id"), column(dataset, "source"), strict=True)
-    for row, (reason, path, image_id, source) in enumerate(rows):
-        facts = {"row": row, "image_id": image_id, "path": path, "source": source}
+def _lines(dataset: Dataset, *, reasons: list[str | None], removed: dict[int, list[str]]) -> Iterable[dict[str, Any]]:
+    for row, reason in enumerate(reasons):
+        if reason is None and row not in removed:
+            continue
+        cells = dataset[row]
+        path = cells["image"]["path"] if cells["image"] else None
+        facts = {"row": row, "image_id": cells["image_id"], "path": path, "source": cells["source"]}
         if reason is not None:
             yield {"kind": "row", **facts, "reason": reason}
-        elif row in removed:
-            for number, caption in enumerate(dataset[row]["captions"], start=1):
+        else:
+            for number, caption in enumerate(cells["captions"], start=1):
                 if not caption or not caption.strip():
                     yield {"kind": "caption", **facts, "reason": f"caption {number} is empty; removed, the row is kept"}
 
 
 def _write_lines(lines: Iterable[dict[str, Any]], *, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{rank()}.{os.getpid()}")
     try:
         with aside.open("w", encoding="utf-8") as file:
             for line in lines:

@@ -61,7 +61,10 @@ def chance_accuracy(num_classes: int, *, ks: Sequence[int] = (1, 5)) -> dict[str
 
 
 def predict_classes(
-    model: VLMoForImageClassification, batches: Iterable[Tensor], *, advance: Advance | None = None
+    model: VLMoForImageClassification,
+    batches: Iterable[Float[Tensor, "batch 3 height width"]],
+    *,
+    advance: Advance | None = None,
 ) -> Float[Tensor, "rows classes"]:
     """Logits of batches of pixel values, on the CPU.
 
@@ -73,7 +76,11 @@ def predict_classes(
 
 
 def encode_pictures(
-    model: VLMoModel, batches: Iterable[Tensor], *, features: Features = "mean", advance: Advance | None = None
+    model: VLMoModel,
+    batches: Iterable[Float[Tensor, "batch 3 height width"]],
+    *,
+    features: Features = "mean",
+    advance: Advance | None = None,
 ) -> Float[Tensor, "rows dim"]:
     """A vector for each picture of batches of pixel values, on the CPU.
 
@@ -184,7 +191,7 @@ def zero_shot_classifier(
 
 
 def embed_pictures(
-    model: RetrievalModel, batches: Iterable[Tensor], *, advance: Advance | None = None
+    model: RetrievalModel, batches: Iterable[Float[Tensor, "batch 3 height width"]], *, advance: Advance | None = None
 ) -> Float[Tensor, "rows dim"]:
     """Vectors of the dual encoder, of length 1, on the CPU.
 
@@ -198,7 +205,10 @@ def embed_pictures(
 
 
 def _collect(
-    batches: Iterable[Tensor], run: Callable[[Tensor], Tensor], *, advance: Advance | None
+    batches: Iterable[Float[Tensor, "batch 3 height width"]],
+    run: Callable[[Tensor], Tensor],
+    *,
+    advance: Advance | None,
 ) -> Float[Tensor, "rows columns"]:
     found: list[Tensor] = []
     for pixels in batches:

@@ -88,7 +88,11 @@ class TextQuery:
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap:
-    """Where each word of a text looks in a picture; see `attention_over_patches`."""
+    """Where each word of a text looks in a picture; see `attention_over_patches`.
+
+    Raises:
+        ValueError: The weights are not a grid for each word.
+    """
 
     picture: Image
     words: Sequence[str]

@@ -79,6 +79,9 @@ class RetrievalSet:
         read_images: `pixel_values` of the images with these numbers.
         read_texts: `input_ids` and `attention_mask` of the texts with these numbers, padded at the end.
         text_to_image: Number of the image that each text describes. Every image needs at least one text.
+
+    Raises:
+        ValueError: There is no text, or an image without one.
     """
 
     read_images: Callable[[range], Float[Tensor, "batch 3 height width"]]

@@ -177,6 +177,9 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
 
     A score is the softmax share of "match" for that one pair, so the scores of several texts do not compete. For
     many texts the task `zero-shot-image-classification` is faster: it embeds each text once. `batch_size` counts pairs.
+
+    Raises:
+        ValueError: The model has no matching head.
     """
 
     model_classes = (VLMoForImageTextRetrieval, VLMoForPreTraining)

@@ -172,7 +172,11 @@ class VLMoEmbedder(_FolderModule):
 
 
 class VLMoPairScorer(_FolderModule):
-    """The fusion encoder: log-odds that a string and a picture belong together."""
+    """The fusion encoder: log-odds that a string and a picture belong together.
+
+    Raises:
+        ValueError: The model has no matching head.
+    """
 
     def __init__(self, model: VLMoForImageTextRetrieval, processor: VLMoProcessor) -> None:
         super().__init__(model, processor)

@@ -255,7 +255,7 @@ class VLMoModel(VLMoPreTrainedModel):
         attention_mask: Int[Tensor, "batch text"] | None = None,
         image: Float[Tensor, "batch 1+patch dim"] | None = None,
         grid: tuple[int, int] | None = None,
-        position_bias: list[Tensor] | None = None,
+        position_bias: list[Float[Tensor, "#batch heads seq seq"]] | None = None,
     ) -> Sequence:
         """Puts embedded parts into one sequence. `position_bias` may be handed in to be shared by passes.
 
@@ -287,7 +287,9 @@ class VLMoModel(VLMoPreTrainedModel):
             image_first=image_first,
         )
 
-    def make_position_bias(self, *, num_text: int, grid: tuple[int, int] | None) -> list[Tensor] | None:
+    def make_position_bias(
+        self, *, num_text: int, grid: tuple[int, int] | None
+    ) -> list[Float[Tensor, "#batch heads seq seq"]] | None:
         """Relative position bias of each layer; None with absolute positions."""
         return None if self.position_bias is None else self.position_bias(num_text=num_text, grid=grid)
 

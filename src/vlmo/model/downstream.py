@@ -70,7 +70,11 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
 
 
 class VLMoForVisualReasoning(VLMoPreTrainedModel):
-    """NLVR2: whether a sentence about two pictures is true. Each picture is fused with the sentence apart."""
+    """NLVR2: whether a sentence about two pictures is true. Each picture is fused with the sentence apart.
+
+    Raises:
+        ValueError: The configuration has no modality type for a second picture.
+    """
 
     def __init__(self, config: VLMoConfig) -> None:
         _need_pooler(config, "VLMoForVisualReasoning")
@@ -155,6 +159,9 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
     """Image encoder and UPerNet on four levels of its states, `config.feature_layers`, as BEiT does.
 
     The backbone's final norm is kept for other tasks, unused.
+
+    Raises:
+        ValueError: The number of classes is not 2 to 255.
     """
 
     def __init__(self, config: VLMoConfig) -> None:

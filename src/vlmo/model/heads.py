@@ -113,7 +113,9 @@ class FeaturePyramid(nn.Module):
         )
         self.finer = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
 
-    def forward(self, levels: list[Float[Tensor, "batch dim height width"]]) -> list[Tensor]:
+    def forward(
+        self, levels: list[Float[Tensor, "batch dim height width"]]
+    ) -> list[Float[Tensor, "batch dim level_height level_width"]]:
         """The levels from fine to coarse."""
         first, second, third, fourth = levels
         return [self.finest(first), self.finer(second), third, F.max_pool2d(fourth, kernel_size=2, stride=2)]

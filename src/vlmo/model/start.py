@@ -20,7 +20,7 @@ from vlmo.released import find_model, known_models
 
 FusionStart = Literal["language", "vision", "random"]
 _BIAS_TABLE = "vlmo.position_bias.table"
-_MUST_AGREE = ("num_attention_heads", "token_order")
+_MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")
 _SHOULD_AGREE = ("layer_norm_eps", "text_layer_norm_eps")
 _WORDS = "vlmo.text_embeddings.words.weight"
 _MODALITY_TYPES = "vlmo.modality_types.weight"
@@ -140,7 +140,10 @@ def _compare(start: VLMoConfig, new: VLMoConfig, *, folder: Path) -> list[str]:
     """
     for name in _MUST_AGREE:
         if (before := vars(start)[name]) != (after := vars(new)[name]):
-            raise ValueError(f"{folder} has {name} {before!r}, the model {after!r}; its weights mean nothing there.")
+            raise ValueError(
+                f"{folder} has {name} {before!r}, the model {after!r}; its weights mean nothing there. Start from "
+                f"another folder, or give the recipe this one's: --model.{name.replace('_', '-')} {before}"
+            )
     return [
         f"{name} is {vars(new)[name]}, in the start folder {vars(start)[name]}"
         for name in _SHOULD_AGREE

@@ -161,7 +161,11 @@ class VLMoForImageTextRetrieval(_DualEncoder):
 
 
 class VLMoForPreTraining(_DualEncoder):
-    """Everything that stage 3 trains: ITC (both endings), ITM and MLM heads."""
+    """Everything that stage 3 trains: ITC (both endings), ITM and MLM heads.
+
+    Raises:
+        ValueError: The configuration leaves the matching head out.
+    """
 
     def __init__(self, config: VLMoConfig) -> None:
         if not config.use_match_head:

@@ -45,6 +45,11 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
     dead_code_threshold: float = 0.5
 
     def __post_init__(self, **kwargs: Any) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: A size is below 1, a code is wider than a patch, or the decay is not from 0 to below 1.
+        """
         super().__post_init__(**kwargs)
         for name in ("patch_size", "hidden_size", "intermediate_size", "num_tokens", "code_size"):
             if (value := vars(self)[name]) < 1:

@@ -34,7 +34,11 @@ from vlmo.types import Batch
 
 
 class VisionObjective(nn.Module):
-    """Stage 1: predicts visual tokens at masked patches (VLMo, "Stagewise Pre-Training")."""
+    """Stage 1: predicts visual tokens at masked patches (VLMo, "Stagewise Pre-Training").
+
+    Raises:
+        ValueError: The tokenizer has more tokens than the model predicts.
+    """
 
     def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer) -> None:
         super().__init__()
@@ -112,6 +116,11 @@ class VisionLanguageConfig:
     cache_chunk: int | None = None
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: A weight or a sharpness is below 0 or no number, all weights are 0, or a count is below 1.
+        """
         weights = self.itc_weight, self.mlm_weight, self.itm_weight
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
@@ -122,6 +131,25 @@ class VisionLanguageConfig:
             raise ValueError(
                 f"negative_groups is {self.negative_groups}, fused_stride {self.fused_stride}, fused_chunk "
                 f"{self.fused_chunk} and cache_chunk {self.cache_chunk}; give 1 or more (or no chunk)"
+            )
+
+    def check_batch(self, rows: int, *, processes: int) -> None:
+        """Whether the fused rows and the groups of negatives come out even.
+
+        Args:
+            rows: Pairs of a micro-batch on each process.
+
+        Raises:
+            ValueError: They do not.
+        """
+        if rows % self.fused_stride:
+            raise ValueError(
+                f"fused_stride {self.fused_stride} does not divide the micro-batch of {rows} pairs; choose a divisor."
+            )
+        if self.itm_weight and rows * processes % self.negative_groups:
+            raise ValueError(
+                f"negative_groups {self.negative_groups} does not divide the batch of {rows * processes} pairs; choose "
+                "a divisor."
             )
 
 
@@ -158,6 +186,7 @@ class VisionLanguageObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` and its parts `itc`, `mlm`, `itm`, with accuracies; reads pairs, masked captions and `step_seed`."""
         config = self.config
+        config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
         batch = pad_to_global_length(batch)
         losses = self._losses(batch) if config.cache_chunk is None else self._cached_losses(batch, config.cache_chunk)
         total = config.itc_weight * losses["itc"]
@@ -298,12 +327,7 @@ class VisionLanguageObjective(nn.Module):
         return [backbone.finish(backbone.run_to_first(sequence, fusion=False), modality=modality)]
 
     def _fused_rows(self, batch: int, device: torch.device) -> Int[Tensor, "rows"]:
-        stride = self.config.fused_stride
-        if batch % stride:
-            raise ValueError(
-                f"fused_stride {stride} does not divide the micro-batch of {batch} pairs; choose a divisor."
-            )
-        return torch.arange(0, batch, stride, device=device)
+        return torch.arange(0, batch, self.config.fused_stride, device=device)
 
     def _fused_groups(
         self, batch: Batch, image: Tensor, text: Tensor, rows: Tensor, negatives: Negatives | None
@@ -410,7 +434,5 @@ def _accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]
 
 def _of_other_groups(rows: Int[Tensor, "rows"], *, total: int, groups: int) -> Bool[Tensor, "rows global"]:
     """True where a global row is not of a row's own group."""
-    if total % groups:
-        raise ValueError(f"negative_groups {groups} does not divide the batch of {total} pairs; choose a divisor.")
     size = total // groups
     return (rows // size)[:, None] != torch.arange(total, device=rows.device) // size

@@ -16,6 +16,11 @@ class VisualTokenizerObjectiveConfig:
     """Weight of the distance between codes and codebook, against 1 for the error of the reconstruction."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: A weight is below 0.
+        """
         if self.commitment_weight < 0:
             raise ValueError(f"commitment_weight is {self.commitment_weight}; give a number from 0 up")
 

@@ -32,6 +32,11 @@ class ClassificationConfig:
     """Share of a label that is spread over all classes."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: Mixing is below 0, or a share is not from 0 to 1.
+        """
         if self.mixup < 0 or self.cutmix < 0:
             raise ValueError(f"mixup is {self.mixup} and cutmix {self.cutmix}; give numbers from 0 up")
         shares = (self.mix_probability, self.cutmix_share, self.label_smoothing)
@@ -98,6 +103,11 @@ class SegmentationConfig:
     """Of the auxiliary head, which reads the third level and is not used afterwards."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: A weight is below 0.
+        """
         if self.auxiliary_weight < 0:
             raise ValueError(f"auxiliary_weight is {self.auxiliary_weight}; give a number from 0 up")
 

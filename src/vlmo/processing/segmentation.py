@@ -45,6 +45,11 @@ class SegmentTransformConfig:
     """Probability of each change of brightness, contrast, saturation and hue."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: A scale or side is not above 0, or a probability not from 0 to 1.
+        """
         if not 0 < self.scale[0] <= self.scale[1] or (self.short_side is not None and self.short_side < 1):
             raise ValueError(
                 f"scale is {self.scale} and short_side {self.short_side}; give two rising numbers above 0, and a side "

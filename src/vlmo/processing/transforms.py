@@ -84,7 +84,11 @@ class TransformConfig:
     """Probability of a Gaussian blur, standard deviation 0.5 to 2 % of the image size."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Checks ranges.
+
+        Raises:
+            ValueError: A size, a colour, a magnitude, a crop or a probability is out of its range.
+        """
         if self.image_size < 1 or self.rand_augment_ops < 0 or not 0 <= self.fill <= 255:
             raise ValueError(f"image_size must be positive, rand_augment_ops >= 0, fill in 0 to 255; got {self}")
         if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:

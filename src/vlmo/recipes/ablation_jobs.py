@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import safe_open
 
 from vlmo.folder import write_file
 from vlmo.recipes import emoji
@@ -35,14 +38,17 @@ from vlmo.recipes.evaluating import evaluate_task
 from vlmo.recipes.pretraining_stages import VisionLanguageStage, VisionStage
 from vlmo.recipes.recipe import Recipe, build, scaled
 from vlmo.recipes.retrieval import RERANK, evaluate_folder
+from vlmo.recipes.task_result import circumstances
 from vlmo.training.parallel import StopSignal
 
 STAGES = "stages"
 """Name of the jobs that train stages 1 and 2, which some variants start from."""
 RESULT = "result.json"
 LOG, LOCK = "log.txt", "lock"
-MATCHING = "matching_ir@1"
+MATCHING = "matching"
 CONSISTENCY = f"{SENTENCES_RUN} consistency"
+_CIRCUMSTANCES = ("date", "commit", "versions", "hardware")
+_OF_PARENT = "VLMO_ABLATE_PARENT"
 _POLL_S = 0.5
 
 
@@ -97,7 +103,7 @@ def read_result(job: Job, *, run: Path, scale: float = 1.0) -> dict[str, Any] | 
     if not file.is_file():
         return None
     result = json.loads(file.read_text(encoding="utf-8"))
-    if result["settings"] != _settings(recipes_of(job, run=run, scale=scale)):
+    if result["settings"] != _settings(recipes_of(job, run=run, scale=scale), run=run):
         raise ValueError(
             f"{file} was made with other settings than the present ones; give another --run-dir, or remove "
             f"{file.parent}"
@@ -118,6 +124,19 @@ def run_job(
         return found
     with _alone(job, folder=job.folder(run)):
         return _run(job, run=run, scale=scale, device=device, console=console)
+
+
+def end_with_parent() -> None:
+    """Lets a job that `run_jobs` has started save and end when the process that started it is gone."""
+    parent = os.environ.get(_OF_PARENT)
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True, name="vlmo-ablate-parent").start()
 
 
 @contextmanager
@@ -146,14 +165,17 @@ def _run(job: Job, *, run: Path, scale: float, device: str | None, console: Cons
         for key, value, by_chance in _measured(name, recipe, folder=folder / name / "model", device=device):
             metrics[key], chance[key] = value, by_chance
         seconds[f"{name}, evaluation"] = time.monotonic() - began
+    last = next(reversed(recipes))
     facts = {
         "variant": job.name,
         "seed": job.seed,
-        "settings": _settings(recipes),
+        "scale": scale,
+        "settings": _settings(recipes, run=run),
+        "parameters": _count_parameters(folder / next(iter(recipes)) / "model"),
         "metrics": metrics,
         "chance": chance,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "threads": torch.get_num_threads(),
+        "circumstances": {name: circumstances(folder / last / "model")[name] for name in _CIRCUMSTANCES},
     }
     write_file(folder / RESULT, json.dumps(facts, indent=1) + "\n")
     return facts
@@ -170,10 +192,10 @@ def _measured(name: str, recipe: Recipe, *, folder: Path, device: str | None) ->
         for metric in ("ir@1", "ir@10", "tr@1", "tr@10"):
             yield metric, found.metrics[metric], found.chance[metric]
         if matches:
-            # The share of shortlists that hold the right picture, which then is one of so many.
-            hit = sum(row["query"] == "caption" and row["rank"] <= RERANK for row in found.predictions)
-            captions = sum(row["query"] == "caption" for row in found.predictions)
-            yield MATCHING, found.metrics["rerank_ir@1"], hit / captions / RERANK
+            # Of the shortlists that hold the right picture: in the others, matching has nothing to find.
+            asked = [row for row in found.predictions if row["query"] == "caption"]
+            hits = sum(row["rank"] <= RERANK for row in asked)
+            yield MATCHING, found.metrics["rerank_ir@1"] * len(asked) / hits if hits else 0.0, 1 / RERANK
     elif name in {QUESTIONS_RUN, HIDDEN_RUN, SENTENCES_RUN}:
         found = evaluate_task(folder, source=name, device=device)
         yield name, found.metrics["accuracy"], found.chance["accuracy"]
@@ -181,9 +203,16 @@ def _measured(name: str, recipe: Recipe, *, folder: Path, device: str | None) ->
             yield CONSISTENCY, found.metrics["consistency"], found.chance["consistency"]
 
 
-def _settings(recipes: dict[str, Recipe]) -> str:
+def _settings(recipes: dict[str, Recipe], *, run: Path) -> str:
+    """A hash of all settings. Where the folder of all runs lies does not count, so that it may be moved."""
     whole = json.dumps({name: json.loads(recipe.to_json()) for name, recipe in recipes.items()}, sort_keys=True)
-    return hashlib.sha256(whole.encode()).hexdigest()
+    start_of_paths = json.dumps(f"{run}/")[:-1]
+    return hashlib.sha256(whole.replace(start_of_paths, '"').encode()).hexdigest()
+
+
+def _count_parameters(folder: Path) -> int:
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 (no mapping)
 
 
 def run_jobs(
@@ -192,20 +221,27 @@ def run_jobs(
     """Runs what has not been run, `workers` jobs at a time in processes of their own; False if a signal ended it.
 
     Raises:
-        ValueError: A job failed; its log says why, and the same command goes on after that is mended.
+        ValueError: Jobs failed, which the others do not wait for; their logs say why. The same command goes on with
+            these after that is mended.
     """
     waiting = [job for job in jobs if read_result(job, run=run, scale=scale) is None]
     if workers == 1:
         return all(run_job(job, run=run, scale=scale, device=device, console=console) for job in waiting)
     with _bar(console) as bar, StopSignal() as stop:
         task = bar.add_task("ablation", total=len(jobs), completed=len(jobs) - len(waiting))
+        failures: list[str] = []
         for part in ([job for job in waiting if (job.name == STAGES) is first] for first in (True, False)):
             with _Processes(run=run, scale=scale, workers=workers, device=device) as processes:
-                for _ in processes.finished(part, stop=stop):
+                for failure in processes.finished(part, stop=stop):
                     bar.advance(task)
+                    if failure is not None:
+                        console.print(f"failed: {failure}", highlight=False, markup=False)
+                        failures.append(failure)
             if stop.requested:
                 console.print("stopped; the same command goes on")
                 return False
+            if failures:  # stages, which others start from, or at the end
+                raise ValueError(f"{'; '.join(failures)}. What the others found: vlmo ablate --report")
     return True
 
 
@@ -232,16 +268,17 @@ class _Processes:
         for process in self._running.values():
             process.wait()
 
-    def finished(self, jobs: Sequence[Job], *, stop: StopSignal) -> Iterator[Job]:
-        """Jobs as they finish."""
+    def finished(self, jobs: Sequence[Job], *, stop: StopSignal) -> Iterator[str | None]:
+        """For each job that ends, in their order of ending: None, or why it failed."""
         waiting = list(jobs)
         while (waiting or self._running) and not stop.requested:
             while waiting and len(self._running) < self._workers:
                 job = waiting.pop(0)
                 self._running[job] = self._start(job)
             for job in [job for job, process in self._running.items() if process.poll() is not None]:
-                self._end(job, stopping=stop.requested)
-                yield job
+                failure = self._end(job)
+                if not stop.requested:
+                    yield failure
             time.sleep(_POLL_S)
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
@@ -252,15 +289,23 @@ class _Processes:
         command += ["--run-dir", str(self._run), "--scale", str(self._scale)]
         command += [] if self._device is None else ["--device", self._device]
         with (folder / LOG).open("ab") as log:
+            # In a session of its own: Ctrl-C reaches this process alone, which then asks each job once to save and end.
+            # If this process is gone without a word, each job finds that out.
             return subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": threads}
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": threads, _OF_PARENT: str(os.getpid())},
+                start_new_session=True,
             )
 
-    def _end(self, job: Job, *, stopping: bool) -> None:
+    def _end(self, job: Job) -> str | None:
         code = self._running.pop(job).returncode
         if code == 0 and read_result(job, run=self._run, scale=self._scale) is not None:
-            return
-        if not stopping:
-            log = job.folder(self._run) / LOG
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it says nothing"]
-            raise ValueError(f"{job}: ended with exit code {code}; {log} ends with: {lines[-1]}")
+            return None
+        log = job.folder(self._run) / LOG
+        if code < 0:
+            return f"{job}: killed by {signal.Signals(-code).name}; {log} tells how far it was"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it says nothing"]
+        return f"{job}: ended with exit code {code}; {log} ends with: {lines[-1]}"

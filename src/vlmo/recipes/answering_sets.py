@@ -23,7 +23,7 @@ from vlmo.data.question_examples import (
 )
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, column, select_rows
 from vlmo.data.sources import open_source
-from vlmo.distributed import rank, world_size
+from vlmo.distributed import gather_objects, rank, world_size
 from vlmo.evaluation import nlvr2, vqa
 from vlmo.evaluation.inference import Advance, PairModel
 from vlmo.folder import Measurement
@@ -31,7 +31,6 @@ from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.processing.answers import MIN_ANNOTATORS
 from vlmo.processing.transforms import normalized
 from vlmo.recipes.task_result import Prediction, TaskResult, task_measurements
-from vlmo.training.parallel import gather_objects
 from vlmo.types import Batch
 
 VQA, NLVR2 = "vqa", "nlvr2"

@@ -86,6 +86,11 @@ class DataConfig:
     """Shards to read instead of `source`, for pre-training and fine-tuning for retrieval (docs/data.md, "Streams")."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: No data are named, or a share is not from 0 to 1.
+        """
         if not self.source and not self.streams.patterns:
             raise ValueError("data.source is empty, and data.streams.patterns too; name what is to be read")
         if not 0 < self.mlm_probability <= 1 or not 0 <= self.max_bad_share <= 1:

@@ -24,14 +24,16 @@ def confusions(predictions: Sequence[Prediction], *, most: int = 10) -> list[Con
         predictions: Of `evaluate_folder`. A picture is called by its first caption.
         most: Pairs that are given at most.
     """
-    names: dict[str, str] = {}
+    names: dict[str, str] = {}  # of pictures
+    called: dict[str, str] = {}  # by any of their captions
     for row in predictions:
         if row["query"] == "caption":
-            names.setdefault(row["image_id"], row["caption"])
+            name = names.setdefault(row["image_id"], row["caption"])
+            called.setdefault(row["caption"], name)
     pairs: Counter[tuple[str, str]] = Counter()
     for row in predictions:
         answer = row["found"][0]
-        asked, given = (names[row["image_id"]], names[answer] if row["query"] == "caption" else answer)
+        asked, given = (names[row["image_id"]], names[answer] if row["query"] == "caption" else called[answer])
         if row["rank"] > 1 and asked != given:
             pairs[min(asked, given), max(asked, given)] += 1
     ordered = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))

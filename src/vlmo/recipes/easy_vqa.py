@@ -46,7 +46,7 @@ def easy_vqa() -> Recipe:
 def easy_vqa_question_only() -> Recipe:
     """easy-vqa with every picture hidden: what the questions alone tell. The baseline of easy-vqa.
 
-    Data:    easy-vqa-hidden: the same questions, one grey picture for all.
+    Data:    easy-vqa-hidden: all 38,575 questions, one grey picture for all, and the same questions for testing.
     Start:   the model folder of emoji-stage3.
     Run:     vlmo train easy-vqa-question-only
     Expect:  accuracy 67.1 %.

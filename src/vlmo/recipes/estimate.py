@@ -16,11 +16,13 @@ from torch import nn
 
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.objectives.traffic import pair_traffic
-from vlmo.recipes.recipe import Recipe
+from vlmo.recipes.recipe import Recipe, check_recipe
 from vlmo.recipes.work import PairWork, Work, work_of
 
 _FLOAT32, _BFLOAT16 = 4, 2
-_GATHERED_BLOCKS = 2  # FSDP2 gathers the weights of a block while the one before it runs
+# FSDP2 gathers the weights of a block while the one before it runs. It gives none up while the gradient cache computes
+# a chunk again, until the backward pass has been through it.
+_GATHERED_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     """What each of `processes` needs for the recipe's run.
 
     Raises:
-        ValueError: The global batch cannot be shared by so many processes.
+        ValueError: The global batch cannot be shared by so many processes, or the run would refuse other settings.
     """
     pieces = processes * recipe.loader.accumulation
     batch = recipe.loader.global_batch_size
@@ -108,6 +110,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
             f"processes is {processes}; loader.global_batch_size {batch} must be a multiple of processes x "
             f"loader.accumulation ({recipe.loader.accumulation})"
         )
+    check_recipe(recipe, processes=processes)
     with torch.device("meta"):
         work = work_of(recipe)
     micro = batch // pieces
@@ -167,7 +170,9 @@ def _weights(recipe: Recipe, work: Work, *, processes: int) -> _Weights:
     trained_in_blocks = sum(_count(block, trained=True) for block in blocks)
     of_blocks = (forward + backward) * micro_batches * in_blocks * size + backward * trained_in_blocks * _FLOAT32
     of_root = (micro_batches * root + trained - trained_in_blocks) * _FLOAT32
-    gathered = _GATHERED_BLOCKS * in_blocks / max(len(blocks), 1) * size + root * _FLOAT32
+    cached = getattr(getattr(recipe.stage, "losses", None), "cache_chunk", None) is not None
+    share = 1.0 if cached else _GATHERED_BLOCKS / max(len(blocks), _GATHERED_BLOCKS)
+    gathered = share * in_blocks * size + root * _FLOAT32
     return _Weights(
         shares=processes,
         gathered_bytes=gathered,

@@ -105,6 +105,8 @@ def _write_pictures(folder: Path, *, source: str, split: str, quarantine: Path) 
                 name = f"{number:04}{Path(cell['path']).suffix}"
                 (aside / name).write_bytes(cell["bytes"] or read_path(cell["path"]))
                 written.writerow([name, row["captions"][0]])
+    elif not table.is_file():
+        raise ValueError(f"{folder} is there, but holds no {table.name}; remove it, or give another --run-dir")
     with table.open(newline="", encoding="utf-8") as file:
         return [row["caption"] for row in csv.DictReader(file)]
 
@@ -114,7 +116,9 @@ def _answer(searcher: Searcher, text: str) -> tuple[PictureQuery, list[str]]:
     hits = searcher.search(
         text, top=searcher.index.num_pictures, rerank=_RERANK if searcher.encoder.can_match else 0
     ).hits
-    place = next(place for place, hit in enumerate(hits) if text in hit.captions)
+    place = next((place for place, hit in enumerate(hits) if text in hit.captions), None)
+    if place is None:
+        raise ValueError(f"{text!r} is not in the index; remove the folder of the index, or give another --run-dir")
     query = PictureQuery(
         text=text,
         pictures=searcher.index.pictures([hit.id for hit in hits[:_TOP]]),

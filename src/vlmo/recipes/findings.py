@@ -11,24 +11,55 @@ from typing import Any, Literal, get_args
 
 from vlmo.evaluation.intervals import Interval, interval_chart
 from vlmo.folder import write_file
-from vlmo.recipes.ablation import HIDDEN_RUN, PLAIN, QUESTIONS, QUESTIONS_RUN, SENTENCES_RUN, Question
-from vlmo.recipes.ablation_jobs import CONSISTENCY, MATCHING, Job, read_result
+from vlmo.recipes import emoji
+from vlmo.recipes.ablation import (
+    HIDDEN_RUN,
+    PLAIN,
+    QUESTIONS,
+    QUESTIONS_RUN,
+    SENTENCES_RUN,
+    SHARPNESS,
+    STAGE3,
+    STEPS,
+    VARIANTS,
+    Question,
+    Start,
+)
+from vlmo.recipes.ablation_jobs import CONSISTENCY, MATCHING, RESULT, STAGES, Job, read_result
 
 METRICS = {
     "ir@1": "IR@1",
     "ir@10": "IR@10",
     "tr@1": "TR@1",
     "tr@10": "TR@10",
-    MATCHING: "IR@1 by matching alone",
+    MATCHING: "matching",
     QUESTIONS_RUN: "easy-VQA",
     SENTENCES_RUN: "two pictures",
     CONSISTENCY: "two pictures, consistency",
 }
 """Figures of the tables by the names in a job's result."""
-DRAWN = ("ir@10", "tr@10", QUESTIONS_RUN, SENTENCES_RUN)
+DRAWN = ("ir@10", MATCHING, QUESTIONS_RUN, SENTENCES_RUN)
 """Of these, what the charts show."""
 Verdict = Literal["holds", "hidden by the spread", "the other way"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+_STAGE_RUNS: dict[Start, tuple[str, ...]] = {
+    "nothing": (),
+    "stage1": (emoji.TOKENIZER, emoji.STAGE1),
+    "stage2": (emoji.TOKENIZER, emoji.STAGE1, emoji.STAGE2),
+}
+_LEGEND = f"""\
+- Figures are percent, mean ± standard deviation over seeds; charts show every seed. Minutes are of training, those of
+  stages 1 and 2 behind a +.
+- IR and TR: the dual encoder on 500 drawings whose concepts were seen as another artist drew them. *Matching*: of the
+  shortlists of 16 that hold the right picture, how many the matching head alone puts it first in.
+- *easy-VQA*: questions about a drawn shape. *Two pictures*: sentences about the colours of two shapes, from the model
+  of the questions, so these columns are not independent; *consistency*: sentences judged rightly of all four pairs.
+- Hard negatives are drawn with a sharpness of {SHARPNESS:g}; the paper's is 1.
+- A claim *holds* where every seed says so, and goes *the other way* where every seed says that. With three seeds, a
+  coin does either one time in eight, and there are many verdicts here: a few are luck. With one seed there is none.
+  Seeds share the order of data, and random weights where variants have the same modules.
+- The paper's figures are of other sizes, data and starts, so only directions can be compared. Where it has both
+  figures of a claim, *paper* stands behind it; the others are what its design leads one to expect."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +76,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of jobs by variant, in the order of their seeds."""
+    """Results of jobs by variant, in the order of their seeds; those of stages 1 and 2 under `stages`."""
 
     results: Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -54,12 +85,10 @@ class Findings:
         found = [result for result in self.results.get(variant, ()) if metric in result["metrics"]]
         if not found:
             return None
-        # Chance of what matching reorders depends on the shortlist; all others have the same with each seed.
-        chance = mean(result["chance"][metric] for result in found)
-        return Cell(tuple(result["metrics"][metric] for result in found), chance)
+        return Cell(tuple(result["metrics"][metric] for result in found), found[0]["chance"][metric])
 
     def verdict(self, better: str, worse: str, metric: str) -> Verdict | None:
-        """Whether `better` is better with every seed, or worse with every seed. None where no seed has both figures."""
+        """Whether `better` is better with every seed, or worse with every seed; None with fewer than two seeds."""
         pairs = [
             (first["metrics"].get(metric), second["metrics"].get(metric))
             for first in self.results.get(better, ())
@@ -67,16 +96,24 @@ class Findings:
             if first["seed"] == second["seed"]
         ]
         differences = [first - second for first, second in pairs if first is not None and second is not None]
-        if not differences:
+        if len(differences) < 2:
             return None
-        if len(differences) > 1 and min(differences) > 0:
+        if min(differences) > 0:
             return "holds"
-        return "the other way" if len(differences) > 1 and max(differences) < 0 else "hidden by the spread"
+        return "the other way" if max(differences) < 0 else "hidden by the spread"
 
-    def seconds(self, variant: str) -> float | None:
-        """Wall time of a job, mean over seeds."""
-        found = self.results.get(variant, ())
-        return mean(sum(result["seconds"].values()) for result in found) if found else None
+    def minutes(self, variant: str) -> str:
+        """Minutes of training that a variant's figures took, mean over seeds, and those of the stages before it.
+
+        The baseline with hidden pictures is no part of it, nor are evaluations.
+        """
+        own = self._mean_seconds(variant, [name for name in STEPS if name != HIDDEN_RUN])
+        before = self._mean_seconds(STAGES, _STAGE_RUNS[VARIANTS[variant].start])
+        return f"{own / 60:.1f}" + (f" + {before / 60:.1f}" if before else "")
+
+    def _mean_seconds(self, name: str, runs: Sequence[str]) -> float:
+        found = self.results.get(name, ())
+        return mean(sum(result["seconds"].get(run, 0.0) for run in runs) for result in found) if found else 0.0
 
     def questions(self) -> Iterator[tuple[str, Question]]:
         """Those of which at least two variants have results."""
@@ -85,39 +122,63 @@ class Findings:
                 yield name, question
 
 
-def read_findings(variants: Sequence[str], *, seeds: int, run: Path, scale: float = 1.0) -> Findings:
-    """What finished jobs have found.
+def read_findings(run: Path, *, scale: float = 1.0) -> Findings:
+    """What all finished jobs below `run` have found.
 
     Raises:
         ValueError: A job was made with other settings.
     """
-    jobs = {name: [read_result(Job(name, seed), run=run, scale=scale) for seed in range(seeds)] for name in variants}
-    found = {name: [result for result in results if result is not None] for name, results in jobs.items()}
-    return Findings({name: results for name, results in found.items() if results})
+    found = {}
+    for name in (STAGES, *VARIANTS):
+        seeds = sorted(int(file.parent.name.removeprefix("seed-")) for file in (run / name).glob(f"seed-*/{RESULT}"))
+        results = [read_result(Job(name, seed), run=run, scale=scale) for seed in seeds]
+        if results:
+            found[name] = [result for result in results if result is not None]
+    return Findings(found)
 
 
 def to_markdown(findings: Findings) -> str:
-    """A section for each question: a row for each variant, the paper's figures beside it, and verdicts."""
-    parts = [_baselines(findings)]
+    """How it was measured, then for each question a row for each variant, the paper's figures and verdicts."""
+    parts = ["# Ablations", _how(findings), _baselines(findings)]
     parts += [_section(findings, name, question) for name, question in findings.questions()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _how(findings: Findings) -> str:
+    jobs = [result for name in VARIANTS for result in findings.results.get(name, ())]
+    if not jobs:
+        return "No job has finished."
+    seeds, hardware = len({job["seed"] for job in jobs}), jobs[0]["circumstances"]["hardware"]
+    scale = jobs[0]["scale"]
+    steps = {name: max(1, round(count * scale)) for name, count in STEPS.items()}
+    device = hardware["gpu"] or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
+    versions = ", ".join(f"{name} {value}" for name, value in jobs[0]["circumstances"]["versions"].items())
+    found = (
+        f"{len(jobs)} jobs, {seeds} {'seed' if seeds == 1 else 'seeds'}, {device} for each; {versions}; commit "
+        f"{str(jobs[0]['circumstances']['commit'])[:7]}. Each variant: {steps[STAGE3]:,} steps of stage 3, then "
+        f"{steps[QUESTIONS_RUN]:,} on questions, then {steps[SENTENCES_RUN]:,} on sentences about two pictures."
+    )
+    parts = [found, _LEGEND]
+    if scale != 1:
+        parts.insert(0, f"**Only a trial, with {scale:g} of the steps.**")
+    return "\n\n".join(parts)
+
+
 def _section(findings: Findings, name: str, question: Question) -> str:
     names = [metric for metric in METRICS if any(findings.cell(row, metric) for row in question.rows)]
-    heads = ["", *(METRICS[metric] for metric in names), "minutes", "paper: NLVR2 dev / test-P"]
+    heads = ["", "parameters", *(METRICS[metric] for metric in names), "minutes", "paper: NLVR2 dev / test-P"]
     lines = [f"## {question.title}", "", _row(heads), _row(["---"] * len(heads))]
     for row, label in question.rows.items():
         if row not in findings.results:
             continue
         cells = [findings.cell(row, metric) for metric in names]
-        seconds = findings.seconds(row) or 0.0
+        parameters = findings.results[row][0]["parameters"] / 1e6
         paper = question.paper.get(row)
         reported = "" if paper is None else " / ".join("-" if value is None else f"{value:.2f}" for value in paper)
         shown = ["-" if cell is None else str(cell) for cell in cells]
-        lines.append(_row([label, *shown, f"{seconds / 60:.1f}", reported]))
+        lines.append(_row([label, f"{parameters:.2f}M", *shown, findings.minutes(row), reported]))
     chances = [next(cell.chance for row in question.rows if (cell := findings.cell(row, metric))) for metric in names]
-    lines.append(_row(["chance", *(f"{100 * value:.1f}" for value in chances), "", ""]))
+    lines.append(_row(["chance", "", *(f"{100 * value:.1f}" for value in chances), "", ""]))
     lines += ["", f"![{question.title}](images/findings-{name}.svg)", ""]
     lines += _claims(findings, question, names)
     return "\n".join(lines).rstrip()
@@ -131,7 +192,8 @@ def _claims(findings: Findings, question: Question, metrics: Sequence[str]) -> I
             found = [METRICS[metric] for metric, given in verdicts.items() if given == verdict]
             parts += [f"{verdict} for {', '.join(found)}"] if found else []
         if parts:
-            yield f"- *{question.rows[better]}* better than *{question.rows[worse]}*: {'; '.join(parts)}."
+            reported = " (paper)" if {better, worse} <= set(question.paper) else ""
+            yield f"- *{question.rows[better]}* better than *{question.rows[worse]}*{reported}: {'; '.join(parts)}."
 
 
 def _baselines(findings: Findings) -> str:

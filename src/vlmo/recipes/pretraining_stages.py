@@ -68,6 +68,11 @@ class VisionStage(BaseStage):
     """Share of patches that are masked, in blocks."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: The masked share is not between 0 and 1.
+        """
         if not 0 < self.masked_share < 1:
             raise ValueError(f"masked_share is {self.masked_share}; give a share between 0 and 1")
 

@@ -17,11 +17,12 @@ from vlmo.data.loader import Loader, LoaderConfig
 from vlmo.data.quarantine import keep_good
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
-from vlmo.data.stream import StreamLoader, open_sources
-from vlmo.distributed import is_main
+from vlmo.data.stream import StreamLoader, check_lanes, open_sources
+from vlmo.distributed import is_main, world_size
 from vlmo.folder import need_writable, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.objectives.pretraining import VisionLanguageConfig
 from vlmo.processing import image_processor_for
 from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
 from vlmo.recipes.card import run_card
@@ -107,14 +108,14 @@ def build(
         ValueError: Something in the recipe cannot be used; the message says what to change.
     """
     run_dir = Path(run_dir)
-    _check(recipe)
+    check_recipe(recipe, processes=world_size())
     claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
     if is_main():
         need_writable(run_dir)  # and before the data are read, which may take long
     torch.manual_seed(recipe.seed)
     stage = recipe.stage
     processor = build_processor(recipe) if stage.reads_text else None
-    run = Run(recipe, folder=run_dir, processor=processor, rows=_read(recipe, run_dir=run_dir))
+    run = Run(recipe, folder=run_dir, processor=processor, rows=_read(recipe, run_dir=run_dir, watchdog=watchdog))
     objective = stage.objective(run)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
     loader = _loader(run)
@@ -169,9 +170,19 @@ def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> It
             yield f"{prefix}{key}"
 
 
-def _check(recipe: Recipe) -> None:
-    """Settings that contradict each other, or that this stage would not read."""
-    stage = recipe.stage
+def check_recipe(recipe: Recipe, *, processes: int) -> None:
+    """Looks for settings that contradict each other, that nothing reads, or that so many processes cannot use.
+
+    Raises:
+        ValueError: There are such; the message says what to change.
+    """
+    stage, loader = recipe.stage, recipe.loader
+    if recipe.data.streams.patterns:
+        check_lanes(recipe.data.streams, loader=loader, processes=processes)
+    losses = getattr(stage, "losses", None)
+    pieces = processes * loader.accumulation
+    if isinstance(losses, VisionLanguageConfig) and not loader.global_batch_size % pieces:
+        losses.check_batch(loader.global_batch_size // pieces, processes=processes)
     if recipe.init is not None and not stage.can_start:
         raise ValueError(f"init is given, but a {stage.title} starts from nothing; leave it out")
     if recipe.evaluate_on is not None and not stage.can_evaluate:
@@ -207,7 +218,7 @@ def _loader(run: Run) -> Loader | StreamLoader:
     )
 
 
-def _read(recipe: Recipe, *, run_dir: Path) -> Dataset:
+def _read(recipe: Recipe, *, run_dir: Path, watchdog: Watchdog | None) -> Dataset:
     """The rows that can be used; the others are named in the run folder's quarantine.jsonl. Of streams, no rows."""
     stage = recipe.stage
     if recipe.data.streams.patterns:
@@ -219,4 +230,6 @@ def _read(recipe: Recipe, *, run_dir: Path) -> Dataset:
         needs_image=stage.needs_image,
         needs_caption=stage.needs_caption,
         unique_ids=stage.unique_ids,
+        shared=True,
+        progress=lambda: None if watchdog is None else watchdog.at("checking the data", timed=False),
     )

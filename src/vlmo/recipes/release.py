@@ -65,12 +65,13 @@ def write_release(
         results = [
             evaluate_folder(aside, source=source, split=_SPLIT, device=device, console=console) for source in recall_on
         ]
-        for left in aside.glob("*.quarantine.jsonl"):
-            left.unlink()
+        left_out = sum(map(_take_away, aside.glob("*.quarantine.jsonl")))
         for result in results:
             add_figures(aside, result.measurements(measured_by="`vlmo release`"))
         if results:
             add_section(aside, title="Confusions", body="\n\n".join(map(_confused, results)))
+        if left_out:
+            add_section(aside, title="Left out", body=f"Rows that could not be measured on, all sources: {left_out}.")
     return results
 
 
@@ -112,6 +113,14 @@ def _packages(folder: Path) -> str:
         versions = ", ".join(f"{package} {version}" for package, version in builtin.packages(name).items())
         lines.append(f"- `{name}`: {versions}")
     return "\n".join(lines)
+
+
+def _take_away(quarantine: Path) -> int:
+    """Rows that the file names; it goes."""
+    lines = map(json.loads, quarantine.read_text(encoding="utf-8").splitlines())
+    count = sum(line["kind"] == "row" for line in lines)
+    quarantine.unlink()
+    return count
 
 
 def _confused(result: TaskResult) -> str:

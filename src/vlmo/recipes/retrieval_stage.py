@@ -32,6 +32,11 @@ class RetrievalStage(BaseStage):
     """Weights and switches; with an itm_weight above 0 the model keeps its matching head. mlm_weight must be 0."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: Masked language modelling has a weight.
+        """
         if self.losses.mlm_weight:
             raise ValueError(f"losses.mlm_weight is {self.losses.mlm_weight}; fine-tuning for retrieval masks no words")
 

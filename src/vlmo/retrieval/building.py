@@ -54,6 +54,11 @@ class IndexSettings:
     approximate_from: int = 50_000
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: Thumbnails are below 16 pixels, or a count is below 1.
+        """
         if self.thumbnail < 16 or self.batch < 1 or self.approximate_from < 1:
             raise ValueError(
                 f"thumbnail is {self.thumbnail}, batch {self.batch} and approximate_from {self.approximate_from}; give "

@@ -104,7 +104,11 @@ class Service:
         )
 
     async def search(self, request: schemas.SearchRequest) -> schemas.SearchResponse:
-        """Indexed pictures that fit a text, or look like a picture."""
+        """Indexed pictures that fit a text, or look like a picture.
+
+        Raises:
+            ServiceError: There is no index, the request cannot be met by this model, or its picture cannot be read.
+        """
         began = time.monotonic()
         self._check_search()
         if request.rerank and not self._encoder().can_match:
@@ -141,7 +145,11 @@ class Service:
         return found(result, seconds={**result.seconds, "total": time.monotonic() - began})
 
     async def match(self, request: schemas.MatchRequest) -> schemas.MatchResponse:
-        """Whether texts fit pictures, by the fusion encoder."""
+        """Whether texts fit pictures, by the fusion encoder.
+
+        Raises:
+            ServiceError: The model has no matching head, or a picture cannot be read.
+        """
         encoder = self._encoder()
         if not encoder.can_match:
             raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
@@ -154,7 +162,11 @@ class Service:
         )
 
     async def answer(self, request: schemas.QuestionRequest) -> schemas.QuestionResponse:
-        """Answers to a question about a picture."""
+        """Answers to a question about a picture.
+
+        Raises:
+            ServiceError: The service answers no questions, or the picture cannot be read.
+        """
         answerer = self._parts.answerer
         if answerer is None:
             raise ServiceError(

@@ -38,6 +38,11 @@ class Limits:
     """Until the head of a request has arrived."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: A limit is below 1.
+        """
         for name in ("request_bytes", "buffered_bytes", "pixels"):
             if vars(self)[name] < 1:
                 raise ValueError(f"{name} is {vars(self)[name]}: expected a positive number")
@@ -66,6 +71,11 @@ class Settings:
     """Names that a request's Host header may have; none: any."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: A wait is not from 0 to 60 s, a count is below 1, or the key has other than printable ASCII.
+        """
         for name in ("queue", "max_batch"):
             if vars(self)[name] < 1:
                 raise ValueError(f"{name} is {vars(self)[name]}: expected a positive number")

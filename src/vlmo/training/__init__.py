@@ -3,6 +3,7 @@
 from vlmo.distributed import choose_device
 from vlmo.training.checkpoint import claim_run_folder
 from vlmo.training.engine import EngineConfig
+from vlmo.training.faults import explained_start
 from vlmo.training.loaders import Loader
 from vlmo.training.optimizer import OptimizerConfig, describe_groups, param_groups
 from vlmo.training.parallel import launch
@@ -24,6 +25,7 @@ __all__ = [
     "choose_device",
     "claim_run_folder",
     "describe_groups",
+    "explained_start",
     "launch",
     "lr_at",
     "param_groups",

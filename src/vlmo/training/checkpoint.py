@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path, PosixPath, WindowsPath
 from typing import Any, Self, cast
 
@@ -49,6 +50,15 @@ logger = logging.getLogger(__name__)
 # A run of one process has no process group, and needs none.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
+MAY_DIFFER = (
+    "loader.num_workers",
+    "trainer.async_save",
+    "trainer.engine.",
+    "trainer.keep_states",
+    "trainer.log_every",
+    "trainer.save_every",
+)
+"""How the names of settings begin that may be others when a run goes on."""
 MANIFEST, METADATA, CHECKSUMS = "manifest.json", ".metadata", "checksums-{rank}.json"
 # All that the pickled metadata of torch.distributed.checkpoint is made of.
 _TYPES = "torch.distributed.checkpoint.metadata"
@@ -77,12 +87,13 @@ class StateStore:
         folder: Shared by all processes.
         keep: Number of newest states that are kept.
         in_background: Whether `save` returns as soon as the tensors are copied to the memory of the CPU.
+        longest_wait: For the slowest process to write its share; None: PyTorch's half an hour.
     """
 
-    def __init__(self, folder: Path, *, keep: int, in_background: bool) -> None:
+    def __init__(self, folder: Path, *, keep: int, in_background: bool, longest_wait: timedelta | None = None) -> None:
         self.folder, self.keep, self.in_background = folder, keep, in_background
         # Of its own: what a background thread sends must not mix with what the training sends.
-        self._group = _own_group()
+        self._group = _own_group(longest_wait)
         self._writing: tuple[_StateWriter, Future[Any]] | None = None
 
     def save(self, tensors: dict[str, Any], *, progress: Mapping[str, Any]) -> None:
@@ -142,8 +153,10 @@ class StateStore:
             )
 
 
-def _own_group() -> dist.ProcessGroup | None:
-    return cast("dist.ProcessGroup", dist.new_group(backend="gloo")) if world_size() > 1 else None
+def _own_group(longest_wait: timedelta | None) -> dist.ProcessGroup | None:
+    if world_size() == 1:
+        return None
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait))
 
 
 def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -185,17 +198,23 @@ def newest_state(folder: Path) -> SavedState | None:
 def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
     """Checks that `run_dir` is new or holds a run of the same recipe, and keeps the recipe there if `write`.
 
+    Settings that say how the machine is used, and not what is computed, may differ (`MAY_DIFFER`).
+
     Raises:
         ValueError: The folder holds another recipe; the message names the settings that differ.
     """
     path = run_dir / "recipe.json"
     if path.exists():
         differences = _differences(json.loads(path.read_text()), json.loads(recipe_json))
-        if differences:
+        others = [phrase for name, phrase in differences if not name.startswith(MAY_DIFFER)]
+        if others:
             raise ValueError(
-                f"run folder {run_dir} holds a run with another recipe: {'; '.join(differences)};"
+                f"run folder {run_dir} holds a run with another recipe: {'; '.join(others)};"
                 " give a new run folder, or the recipe of the run to resume it"
             )
+        if differences and write:
+            logger.info("%s goes on with other settings: %s", run_dir, "; ".join(phrase for _, phrase in differences))
+            write_file(path, recipe_json)
     elif write:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_file(path, recipe_json)
@@ -327,15 +346,15 @@ def _set_aside(path: Path) -> Path:
     return damaged
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """One phrase for each leaf that differs, with its dotted name."""
+def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str]]:
+    """The dotted name of each leaf that differs, and a phrase that tells how."""
     if isinstance(old, dict) and isinstance(new, dict):
-        phrases = []
+        found = []
         for key in sorted(old.keys() | new.keys()):
             inner = f"{name}.{key}" if name else key
             if key not in old or key not in new:
-                phrases.append(f"{inner} is only in the {'new' if key in new else 'old'} one")
+                found.append((inner, f"{inner} is only in the {'new' if key in new else 'old'} one"))
             else:
-                phrases += _differences(old[key], new[key], inner)
-        return phrases
-    return [] if old == new else [f"{name} was {old!r} and is now {new!r}"]
+                found += _differences(old[key], new[key], inner)
+        return found
+    return [] if old == new else [(name, f"{name} was {old!r} and is now {new!r}")]

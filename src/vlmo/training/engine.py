@@ -49,6 +49,11 @@ class EngineConfig:
     """torch.compile each block: minutes at the start, then faster steps."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: There is no such kind of data parallelism.
+        """
         if self.data_parallel not in {"ddp", "fsdp"}:
             raise ValueError(f"data_parallel is {self.data_parallel!r}; give 'ddp' or 'fsdp'")
 
@@ -137,6 +142,8 @@ class Engine:
                 finally:
                     _drop_weights(self._twin)
             model = self.objective.get_submodule("model")
+            if world_size() > 1:
+                _same_everywhere(model.buffers())
             modes = [(module, module.training) for module in model.modules()]
             model.eval()
             figures = work(model)
@@ -157,7 +164,8 @@ class Engine:
 
     def training_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What `checkpoint.StateStore` is to save."""
-        if self._twin is not None:
+        if world_size() > 1:
+            # Also with DDP, which does so before each forward: of a state, each process writes a part of its own.
             _same_everywhere(self.objective.buffers())
         return training_tensors(self.objective, optimizer)
 

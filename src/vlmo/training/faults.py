@@ -37,9 +37,38 @@ def explained_faults(
                 raise
             # What the stopped frames hold is dropped: a loader left alive raises again at the end of each worker.
             traceback.clear_frames(error.__traceback__)
-        saved = max(states.folder.glob("step_????????"), default=None)
-        stands = f"the last saved state is {saved}, and" if saved else "nothing was saved yet;"
-        raise TrainingError(f"{place()}: {fault}; {stands} the same command goes on") from error
+        raise TrainingError(f"{place()}: {fault}; {where_it_stands(states)}") from error
+
+
+def where_it_stands(states: StateStore) -> str:
+    """What is saved, for the end of a line that tells why a run ends."""
+    saved = max(states.folder.glob("step_????????"), default=None)
+    stands = f"the last saved state is {saved}, and" if saved else "nothing was saved yet;"
+    return f"{stands} the same command goes on"
+
+
+@contextlib.contextmanager
+def explained_data(states: StateStore) -> Iterator[None]:
+    """A context that adds to a ValueError where the run stands, when a state that is being written is whole."""
+    try:
+        yield
+    except ValueError as error:
+        with undisturbed(), contextlib.suppress(TrainingError, RuntimeError, OSError):
+            states.wait()
+        raise ValueError(f"{str(error).rstrip('.')}; {where_it_stands(states)}") from error
+
+
+@contextlib.contextmanager
+def explained_start(title: str, *, watchdog: Watchdog) -> Iterator[None]:
+    """A context that turns the loss of another process, before the first step, into TrainingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        with undisturbed():
+            fault = _lost_contact(watchdog) if is_lost_contact(error) else None
+        if fault is None:
+            raise
+        raise TrainingError(f"{title}: {fault} before the first step; the same command starts again") from error
 
 
 def _lost_contact(watchdog: Watchdog) -> str | None:
@@ -61,7 +90,7 @@ def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path) -
     ):
         return (
             f"a worker that prepares batches is gone ({worker[1]}), most often because memory ran out: give the machine"
-            " more, or lower loader.num_workers in a new run"
+            " more, or lower loader.num_workers"
         )
     if not isinstance(error, OSError):
         return None

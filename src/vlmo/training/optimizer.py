@@ -22,6 +22,11 @@ class OptimizerConfig:
     """Shrinks weights by this times the learning rate at each update; one-dimensional parameters never shrink."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: A rate, a beta, eps or the decay is out of its range.
+        """
         if self.lr <= 0:
             raise ValueError(f"lr is {self.lr}; give a number above 0")
         if not all(0 <= beta < 1 for beta in self.betas):

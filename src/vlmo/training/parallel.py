@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlmo.distributed import choose_device, rank, world_size
+from vlmo.distributed import choose_device, gather_objects, rank
 from vlmo.types import Batch
 
 
@@ -47,15 +47,6 @@ def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=4)
     finally:
         if starts_group:
             dist.destroy_process_group()
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """`value` of every process, in rank order."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def from_main(value: Any) -> Any:

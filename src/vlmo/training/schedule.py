@@ -17,6 +17,11 @@ class ScheduleConfig:
     """Lowest rate, as a fraction of the full one."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: There is no such kind, or a number is out of its range.
+        """
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; give 0 or more")
         if self.kind not in {"linear", "cosine", "constant"}:

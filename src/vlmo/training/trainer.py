@@ -27,15 +27,15 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from vlmo.distributed import all_reduce, barrier, choose_device, is_main, rank, world_size
+from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, rank, world_size
 from vlmo.folder import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
 from vlmo.training.engine import Engine, EngineConfig, gradient_norm
 from vlmo.training.errors import TrainingError
-from vlmo.training.faults import explained_faults
+from vlmo.training.faults import explained_data, explained_faults
 from vlmo.training.loaders import CursorLoader, Loader
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
-from vlmo.training.parallel import StopSignal, from_main, gather_objects, to_device
+from vlmo.training.parallel import StopSignal, from_main, to_device
 from vlmo.training.randomness import seed_generators, step_seed
 from vlmo.training.schedule import ScheduleConfig, lr_at
 from vlmo.training.tracking import Tracker, read_metrics
@@ -71,6 +71,11 @@ class TrainerConfig:
     """Skipped updates in a row that end the run."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: There is no such precision, a count is below 1, or the norm is not above 0.
+        """
         if self.precision not in {"float32", "bf16"}:
             raise ValueError(f"precision is {self.precision!r}; give 'float32' or 'bf16'")
         for name in ("max_steps", "log_every", "save_every", "keep_states", "eval_every", "max_bad_steps"):
@@ -164,10 +169,15 @@ class Trainer:
         self.evaluators, self.after_step, self.recipe_json = evaluators, after_step, recipe_json
         self.console, self.title = console, title
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
-        self._states = StateStore(self.state_dir, keep=config.keep_states, in_background=config.async_save)
+        self._watchdog = watchdog or Watchdog()
+        self._states = StateStore(
+            self.state_dir,
+            keep=config.keep_states,
+            in_background=config.async_save,
+            longest_wait=self._watchdog.longest_wait,
+        )
         self._progress, self._began = _Progress(), 0.0
         self._good_state: Path | None = None
-        self._watchdog = watchdog or Watchdog()
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
 
     def fit(self) -> Result:
@@ -225,7 +235,8 @@ class Trainer:
         """One step; True if any process was asked to stop."""
         progress, began = self._progress, time.monotonic()
         self._watchdog.at(f"reading the batch of step {progress.step + 1}")
-        micro_batches = next(batches)
+        with explained_data(self._states):
+            micro_batches = next(batches)
         losses = self._accumulate_gradients(micro_batches)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         grad_norm = gradient_norm(parameters)

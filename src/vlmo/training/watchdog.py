@@ -80,6 +80,7 @@ def find_hung(sightings: Mapping[int, Sighting], *, now: float, hang_seconds: fl
 
     A process that says nothing hangs. Where all live and none gets on, those hang that are furthest behind, as the
     others wait for them; after `LONG_FACTOR` times as long if what they are at may take long (an evaluation, a save).
+    If others have ended by then, it is these that are waited for.
     """
     living = {number: each for number, each in sightings.items() if not each.word.ended}
     silent = {
@@ -94,6 +95,8 @@ def find_hung(sightings: Mapping[int, Sighting], *, now: float, hang_seconds: fl
     patience = hang_seconds * (1 if all(each.word.timed for each in behind.values()) else LONG_FACTOR)
     if any(now - each.progress_at <= patience for each in living.values()):
         return {}
+    if len(living) < len(sightings):
+        return dict.fromkeys(sightings.keys() - living.keys(), "it has ended, and the others wait for it")
     return {
         number: f"no progress for {now - each.progress_at:.0f} s, {each.word.place}" for number, each in behind.items()
     }

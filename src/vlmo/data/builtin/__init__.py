@@ -25,6 +25,7 @@ _MODULES = {
     "easy-vqa-hidden": "easy_vqa",
     "easy-vqa-questions": "easy_vqa",
     "easy-vqa-pairs": "easy_vqa_pairs",
+    "easy-vqa-pairs-colors": "easy_vqa_pairs",
     "digits": "digits",
     "emoji-kinds": "scenes",
     "scenes": "scenes",

@@ -25,9 +25,10 @@ from vlmo.data.builtin.easy_vqa import (
 )
 from vlmo.data.schema import REASONING_FEATURES, hash_share
 
-__all__ = ["CLAIMS", "PACKAGES", "Claim", "build", "pair_rows"]
+__all__ = ["CLAIMS", "COLOR_CLAIMS", "PACKAGES", "Claim", "build", "pair_rows"]
 
 NAME = "easy-vqa-pairs"
+COLOR_NAME = f"{NAME}-colors"
 NUM_GROUPS = {"train": 6000, "test": 500}
 """Sentences of each split, with four rows each."""
 
@@ -119,32 +120,54 @@ CLAIMS = (
     ),
 )
 
+COLOR_CLAIMS = tuple(claim for claim in CLAIMS if all("color" in form and "shape}" not in form for form in claim.forms))
+"""Those that speak of colours alone."""
+
 
 def build() -> dict[str, DatasetDict]:
-    """`easy-vqa-pairs`, whose test pairs are made of the package's test pictures alone."""
-    return {NAME: DatasetDict({"train": _pairs("train"), "test": _pairs("test")})}
+    """`easy-vqa-pairs`, and `easy-vqa-pairs-colors` with sentences about colours alone, which are learnt sooner.
+
+    Test pairs are made of the package's test pictures alone.
+    """
+    claims = {NAME: CLAIMS, COLOR_NAME: COLOR_CLAIMS}
+    return {
+        name: DatasetDict(
+            {
+                "train": _pairs("train", name=name, claims=chosen),
+                "test": _pairs("test", name=name, claims=chosen),
+            }
+        )
+        for name, chosen in claims.items()
+    }
 
 
-def _pairs(split: str) -> Dataset:
+def _pairs(split: str, *, name: str, claims: Sequence[Claim]) -> Dataset:
     shown, files = facts(asked(split)), picture_files(split)
-    return Dataset.from_list(
-        pair_rows(split, shown=shown, files=files, num_groups=NUM_GROUPS[split]), features=REASONING_FEATURES
-    )
+    rows = pair_rows(split, shown=shown, files=files, num_groups=NUM_GROUPS[split], name=name, claims=claims)
+    return Dataset.from_list(rows, features=REASONING_FEATURES)
 
 
 def pair_rows(
-    split: str, *, shown: Mapping[int, Drawn], files: Mapping[int, bytes], num_groups: int
+    split: str,
+    *,
+    shown: Mapping[int, Drawn],
+    files: Mapping[int, bytes],
+    num_groups: int,
+    name: str = NAME,
+    claims: Sequence[Claim] = CLAIMS,
 ) -> list[dict[str, Any]]:
     """Rows of `num_groups` sentences, a pure function of the arguments.
 
     Args:
         shown: What each picture shows, by number.
         files: The pictures' files.
+        name: Name of the set, in the rows' ids.
+        claims: What the sentences say, in turn.
     """
     rows = []
     for group in range(num_groups):
-        claim = CLAIMS[group % len(CLAIMS)]
-        draws = _Draws(f"{NAME}/{split}/{group}")
+        claim = claims[group % len(claims)]
+        draws = _Draws(f"{name}/{split}/{group}")
         slots = _slots(draws)
         sentence = draws.one_of(claim.forms).format_map(vars(slots))
         pairs = [pair for _ in range(2) for pair in _true_and_false(claim, slots, shown=shown, draws=draws)]
@@ -154,11 +177,11 @@ def pair_rows(
                     "image": {"bytes": files[left], "path": f"{left}.png"},
                     "second_image": {"bytes": files[right], "path": f"{right}.png"},
                     "captions": [sentence],
-                    "image_id": f"{NAME}/{split}/{group}-{number}",
+                    "image_id": f"{name}/{split}/{group}-{number}",
                     "source": SOURCE,
                     "licence": LICENCE,
                     "label": 1 - number % 2,
-                    "sentence_group": f"{NAME}/{split}/{group}",
+                    "sentence_group": f"{name}/{split}/{group}",
                 }
             )
     return rows

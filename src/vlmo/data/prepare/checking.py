@@ -136,7 +136,8 @@ def _inspected(
     values = record.values
     images = [name for name, feature in rules.features.items() if isinstance(feature, Image)]
     verdict = inspect_row(values, needs_caption=rules.needs_caption, pictures=pictures, images=images)
-    facts |= {"image_id": values["image_id"], "path": verdict["path"], "source": values["source"]}
+    first = values[images[0]] if images else None
+    facts |= {"image_id": values["image_id"], "path": first["path"] if first else None, "source": values["source"]}
     if verdict["reason"] is not None:
         return None, [{"kind": "row", **facts, "reason": verdict["reason"]}]
     if verdict["captions"] is None:

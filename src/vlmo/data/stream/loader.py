@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from vlmo.data.stream.quarantine import StreamQuarantine
 from vlmo.data.stream.records import Bad
 from vlmo.data.stream.shards import Source
 from vlmo.types import Batch
+
+logger = logging.getLogger(__name__)
 
 # Samples that a process has met before the share of bad ones among them says anything.
 _ENOUGH = 10_000
@@ -47,6 +50,11 @@ class StreamConfig:
     """Samples that are kept in memory and shuffled, over all processes."""
 
     def __post_init__(self) -> None:
+        """Looks at the values.
+
+        Raises:
+            ValueError: A number is below 1, or the weights do not fit the patterns.
+        """
         if self.lanes < 1 or self.shuffle < 1:
             raise ValueError(f"streams: lanes is {self.lanes} and shuffle {self.shuffle}; give 1 or more")
         if self.weights and (len(self.weights) != len(self.patterns) or min(self.weights) <= 0):
@@ -95,10 +103,11 @@ class StreamLoader:
         self._seed, self._max_bad_share = seed, max_bad_share
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
-        _check(config, loader=loader, world_size=self._world_size)
+        check_lanes(config, loader=loader, processes=self._world_size)
         if self._rank:
             quarantine = quarantine.with_suffix(f".{self._rank}{quarantine.suffix}")
         self._quarantine = StreamQuarantine(quarantine)
+        self._lost_shards = 0
         self._cursors: dict[int, LaneStates] = {0: {}}
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
@@ -147,7 +156,9 @@ class StreamLoader:
             for micro in range(accumulation):
                 found = [_checked(next(parts)) for _ in range(num_parts)]
                 states = states | {lane: state for part in found for lane, state in part["lanes"].items()}
-                self._quarantine.add(Bad(**bad) for part in found for bad in part["bad"])
+                bad = [Bad(**record) for part in found for record in part["bad"]]
+                self._quarantine.add(bad)
+                self._warn_of_shards(bad)
                 batch = merge([part["batch"] for part in found], pad_token_id=self._examples.pad_token_id)
                 batch = _pinned(batch) if torch.cuda.is_available() else batch
                 batch["step_seed"] = torch.tensor(step_seed(self._seed, step=step * accumulation + micro))
@@ -171,6 +182,19 @@ class StreamLoader:
             pictures=self._examples.reads_pictures,
             state=None if state is None else dict(state),
         )
+
+    def _warn_of_shards(self, bad: Sequence[Bad]) -> None:
+        """A line for the first shard of this process that cannot be read to its end, the second, the fourth, ..."""
+        for record in bad:
+            if record.kind == "shard":
+                self._lost_shards += 1
+                if self._lost_shards.bit_count() == 1:
+                    logger.warning(
+                        "streams: %s: %s; %d such so far in this process, each named in the quarantine file",
+                        record.shard,
+                        record.reason,
+                        self._lost_shards,
+                    )
 
     def _check_share(self, states: LaneStates) -> None:
         bad, drawn = (sum(state[name] for state in states.values()) for name in ("bad", "drawn"))
@@ -242,12 +266,17 @@ def _pinned(batch: Batch) -> Batch:
     return cast(Batch, {name: tensor.pin_memory() for name, tensor in cast(dict[str, Tensor], batch).items()})
 
 
-def _check(config: StreamConfig, *, loader: LoaderConfig, world_size: int) -> None:
-    pieces = world_size * loader.accumulation
+def check_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
+    """Whether lanes can be divided over processes and micro-steps, and the rows of a batch over lanes.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    pieces = processes * loader.accumulation
     check_sizes(loader)
     if config.lanes % pieces:
         raise ValueError(
-            f"streams.lanes is {config.lanes}, not a multiple of {world_size} processes x {loader.accumulation} "
+            f"streams.lanes is {config.lanes}, not a multiple of {processes} processes x {loader.accumulation} "
             f"micro-steps: change it to a multiple of {pieces}"
         )
     if loader.global_batch_size % config.lanes:
