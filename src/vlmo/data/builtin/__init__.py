@@ -26,6 +26,7 @@ _MODULES = {
     "easy-vqa-questions": "easy_vqa",
     "easy-vqa-pairs": "easy_vqa_pairs",
     "easy-vqa-pairs-colors": "easy_vqa_pairs",
+    "drawings-and-shapes": "mixed",
     "digits": "digits",
     "emoji-kinds": "scenes",
     "scenes": "scenes",
