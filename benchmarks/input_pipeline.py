@@ -16,6 +16,7 @@ import functools
 import importlib.resources
 import io
 import itertools
+import math
 import os
 import statistics
 import sys
@@ -177,7 +178,7 @@ def our_pipeline(
     loader = StreamLoader(
         [Source(patterns)],
         StreamExamples(seed=0, transform=transform, tokenizer=tokenizer),
-        config=StreamConfig(patterns=patterns, lanes=len(tars)),
+        config=StreamConfig(patterns=patterns, lanes=math.gcd(len(tars), options.batch_size)),
         loader=LoaderConfig(global_batch_size=options.batch_size, num_workers=0),
         seed=0,
         quarantine=folder / f"quarantine-{rand_augment_ops}.jsonl",

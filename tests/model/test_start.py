@@ -90,14 +90,6 @@ def test_fusion_experts_of_the_folder_are_kept(tmp_path):
     assert set(report.loaded) == set(model.state_dict())
 
 
-def test_fusion_experts_are_not_filled_from_an_expert_that_the_folder_lacks(tmp_path):
-    saved(VLMoForMaskedLM, tmp_path, experts="shared")
-    report = start_from(make(VLMoForPreTraining, seed=2), tmp_path)
-    assert report.filled == {}
-    assert any(".vision_language." in name for name in report.missing)
-    assert any(".experts.shared." in name for name in report.unused)
-
-
 def test_report_names_every_tensor_once_and_lists_what_was_not_simply_loaded(tmp_path):
     source = saved(VLMoForMaskedLM, tmp_path, num_fusion_layers=0, image_size=96)
     model = make(VLMoForPreTraining, seed=2)
@@ -197,6 +189,12 @@ def test_word_table_without_a_vocabulary_is_left_out_when_it_does_not_fit(tmp_pa
     [
         ({"position_embedding": "absolute", "num_attention_heads": 4}, {}, "num_attention_heads 4, the model 2"),
         ({"token_order": "image_first"}, {}, "token_order 'image_first', the model 'text_first'"),
+        (
+            {"experts": "shared"},
+            {},
+            "experts 'shared', the model 'multiway'.*give the recipe .* --model.experts shared",
+        ),
+        ({}, {"attention": "separate"}, "attention 'shared', the model 'separate'"),
     ],
 )
 def test_settings_that_no_shape_shows_must_agree(tmp_path, start, new, message):

@@ -149,7 +149,10 @@ def test_finished_job_is_read_and_one_with_other_settings_refused(pictures, tmp_
 
     monkeypatch.setattr(ablation_jobs, "build", lambda *_, **__: pytest.fail("it is trained again"))
     assert run_job(job, run=tmp_path) == found == read_result(job, run=tmp_path)
-    with pytest.raises(ValueError, match="was made with other settings than the present ones; give another --run-dir"):
+    with pytest.raises(
+        ValueError,
+        match=r"was made with other settings than the present ones \(its --scale is 1.0\); give another --run-dir",
+    ):
         run_job(job, run=tmp_path, scale=2.0)
 
 
@@ -171,11 +174,20 @@ def test_jobs_run_in_processes_and_a_failed_one_says_why(tmp_path):
     folder = tmp_path / STAGES / "seed-0"
     assert (folder / "stage2" / "model" / "model.safetensors").is_file()
     written = (folder / RESULT).stat().st_mtime_ns
-    (tmp_path / "itc" / "seed-0" / "stage3").mkdir(parents=True)
-    (tmp_path / "itc" / "seed-0" / "stage3" / "recipe.json").write_text("{}")
-    with pytest.raises(ValueError, match=f"itc, seed 0: ended with exit code 2; .*{LOG} ends with: "):
-        run_jobs([Job(STAGES, 0), Job("itc", 0)], **how)
+    for job in (Job("itc", 0), Job(STAGES, 1)):
+        run = job.folder(tmp_path) / ("stage3" if job.name == "itc" else "tokenizer")
+        run.mkdir(parents=True)
+        (run / "recipe.json").write_text("{}")  # of another run
+    jobs = [Job(STAGES, 0), Job(STAGES, 1), Job("itc", 0), Job("itc-itm", 0), Job("stage1", 1)]
+    with pytest.raises(ValueError, match=f"itc, seed 0: ended with exit code 2; .*{LOG} ends with: ") as caught:
+        run_jobs(jobs, **how)
+    assert "stages, seed 1: ended with exit code 2" in str(caught.value)
+    assert f"vlmo ablate --report --run-dir {tmp_path} --scale 0.001" in str(caught.value)
     assert (folder / RESULT).stat().st_mtime_ns == written
+    assert (Job("itc-itm", 0).folder(tmp_path) / RESULT).is_file(), (
+        "those that start from no failed one run all the same"
+    )
+    assert not Job("stage1", 1).folder(tmp_path).exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from vlmo.recipes.ablation_jobs import RESULT, STAGES, Job, recipes_of
 from vlmo.recipes.findings import Findings, charts, read_findings, to_markdown, write_findings
 
 CIRCUMSTANCES = {
-    "commit": "0123456789",
+    "commit": "0123456789-dirty",
     "versions": {"torch": "2.13.0"},
     "hardware": {"cpu": "AMD EPYC", "cores": 2, "threads": 1, "gpu": None},
 }
@@ -30,6 +30,7 @@ def job(variant, seed, *, seconds=60.0, chance=0.02, scale=1.0, **metrics):
             "stage3, evaluation": 999.0,
             "easy-vqa-hidden": 99.0,
         },
+        "device": "cpu",
         "circumstances": CIRCUMSTANCES,
     }
 
@@ -97,8 +98,12 @@ def test_minutes_of_the_stages_before_stand_apart():
 def test_report_says_how_it_was_measured_and_what_the_paper_reports():
     text = to_markdown(TWO)
     assert text.startswith(
-        "# Ablations\n\n4 jobs, 2 seeds, 1 of 2 cores of AMD EPYC for each; torch 2.13.0; commit 0123456."
+        "# Ablations\n\n4 jobs, 2 seeds; 1 of 2 cores of AMD EPYC a job; torch 2.13.0; commit 0123456-dirty. "
     )
+    other = job("plain", 2, ir_at_10=0.4) | {"device": "cuda:0"}
+    other["circumstances"] = {"commit": None, "versions": {"torch": "2.12.0"}, "hardware": {"gpu": "NVIDIA H100"}}
+    mixed = to_markdown(Findings({"plain": [*TWO.results["plain"], other], "itc": [other]}))
+    assert "; 1 of 2 cores of AMD EPYC a job or one NVIDIA H100; torch 2.13.0 or torch 2.12.0; commit 0123456" in mixed
     assert "500 steps of stage 3, then 400 on questions, then 250 on sentences" in text
     assert "(paper)" not in text  # which has no figures of separate attention
     both = {name: [job(name, seed, ir_at_10=0.4 + seed) for seed in (0, 1)] for name in ("plain", "itc", "itc-mlm")}
@@ -109,7 +114,7 @@ def test_report_says_how_it_was_measured_and_what_the_paper_reports():
 
 def test_trial_with_few_steps_is_named_so():
     few = {name: [job(name, 0, ir_at_10=0.4, scale=0.01)] for name in ("plain", "itc")}
-    assert "**Only a trial, with 0.01 of the steps.**\n\n2 jobs, 1 seed, " in to_markdown(Findings(few))
+    assert "**Only a trial, with 0.01 of the steps.**\n\n2 jobs, 1 seed; " in to_markdown(Findings(few))
     assert "5 steps of stage 3, then 4 on questions, then 2 on" in to_markdown(Findings(few))
 
 

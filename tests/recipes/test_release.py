@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +63,23 @@ def test_release_stores_half_the_bytes_and_keeps_single_numbers(folder, released
     scale = "contrast_head.logit_scale"
     assert after[scale].dtype == torch.float32
     assert after[scale] == before[scale]
+
+
+def test_card_tells_rows_that_could_not_be_measured_on(folder, tmp_path, monkeypatch):
+    """Of every source, though each leaves its file under the same name."""
+    bad = {"first": 2, "second": 0, "third": 1}
+
+    def evaluate(aside, *, source, split, **_):
+        lines = [{"kind": kind, "row": row} for row in range(bad[source]) for kind in ("row", "caption")]
+        (aside / f"{split}.quarantine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return SimpleNamespace(source=source, split=split, predictions=[], measurements=lambda **_: [])
+
+    monkeypatch.setattr(release, "evaluate_folder", evaluate)
+    release.write_release(folder, tmp_path / "out", recall_on=list(bad))
+    card = (tmp_path / "out" / "README.md").read_text()
+    lines = "- `first`: 2 rows of the split cannot be used\n- `third`: 1 rows of the split cannot be used\n"
+    assert f"## Left out\n\n{lines}" in card
+    assert not list((tmp_path / "out").glob("*.jsonl"))
 
 
 def test_release_computes_in_float32_and_ranks_alike(folder, released):

@@ -190,7 +190,7 @@ def sightings(*words: Word, beat_at: float = 100.0, progress_at: float = 0.0) ->
 def test_only_those_that_the_others_wait_for_hang() -> None:
     ahead, behind = (Word(progress=n, place=f"in step {n}", timed=True) for n in (7, 6))
     hung = find_hung(sightings(ahead, behind, ahead), now=100.0, hang_seconds=50.0)
-    assert hung == {1: "no progress for 100 s, in step 6"}
+    assert hung == {1: "hangs (no progress for 100 s, in step 6)"}
     assert find_hung(sightings(ahead, behind, progress_at=60.0), now=100.0, hang_seconds=50.0) == {}
 
 
@@ -198,9 +198,9 @@ def test_evaluation_and_save_may_take_four_times_as_long_while_the_process_lives
     waiting, saving = Word(progress=7, place="in step 7", timed=True), Word(progress=6, place="saving step 6")
     assert find_hung(sightings(saving, waiting), now=100.0, hang_seconds=25.0) == {}
     hung = find_hung(sightings(saving, waiting), now=100.0, hang_seconds=24.0)
-    assert hung == {0: "no progress for 100 s, saving step 6"}
+    assert hung == {0: "hangs (no progress for 100 s, saving step 6)"}
     hung = find_hung(sightings(saving, beat_at=0.0) | {1: sightings(waiting)[0]}, now=100.0, hang_seconds=50.0)
-    assert hung == {0: "no sign of life for 100 s, last seen saving step 6"}
+    assert hung == {0: "hangs (no sign of life for 100 s, last seen saving step 6)"}
 
 
 def test_process_that_has_ended_does_not_hang() -> None:
@@ -210,7 +210,7 @@ def test_process_that_has_ended_does_not_hang() -> None:
 def test_process_that_has_ended_is_named_when_those_that_wait_for_it_get_no_further() -> None:
     gone, waiting = Word(progress=9, ended=True), Word(progress=7, place="in step 7", timed=True)
     found = sightings(waiting, gone, waiting)
-    assert find_hung(found, now=100.0, hang_seconds=50.0) == {1: "it has ended, and the others wait for it"}
+    assert find_hung(found, now=100.0, hang_seconds=50.0) == {1: "has ended, and the others wait for it"}
     assert find_hung(found, now=40.0, hang_seconds=50.0) == {}  # the others are ending, too
 
 

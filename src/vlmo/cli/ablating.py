@@ -41,7 +41,7 @@ class AblateOptions:
     costs: bool = False
     """Only tell what stage 3 of the same variants takes at Base size with the paper's data."""
     report: bool = False
-    """Only write findings.md of the jobs that have finished."""
+    """Only write findings.md, of all jobs below run_dir that have finished."""
     job: tuple[str, int] | None = None
     """Run this variant (or stages) with this seed alone, in this process, and write no findings."""
 

@@ -13,7 +13,6 @@ from datasets.utils import tqdm
 
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.schema import FEATURES, check_columns, column, select_rows
-from vlmo.distributed import gather_objects, is_main, rank, world_size
 
 _TOLD_EVERY = 256
 """Rows between two calls of `progress`."""
@@ -63,8 +62,12 @@ def keep_good(
     found = [verdicts[row]["reason"] if row in verdicts else None for row in range(len(dataset))]
     reasons = _with_repeats(found, column(dataset, "image_id"), unique_ids=unique_ids)
     removed = {row: verdict["captions"] for row, verdict in verdicts.items() if verdict["captions"] is not None}
-    if is_main() or not shared:
+    from vlmo.distributed import barrier, is_main
+
+    if not shared or is_main():
         _write_lines(_lines(dataset, reasons=reasons, removed=removed), path=quarantine)
+    if shared:
+        barrier()  # what the line below names is then there
     good = [row for row, reason in enumerate(reasons) if reason is None]
     _check_share(len(dataset) - len(good), total=len(dataset), max_share=max_share, quarantine=quarantine)
     # Captions are replaced before rows are chosen: afterwards every image would be copied.
@@ -82,6 +85,9 @@ def _verdicts(
     dataset: Dataset, *, settings: dict[str, Any], shared: bool, progress: Callable[[], None]
 ) -> dict[int, "Verdict"]:
     """What there is to say of rows, by their number; of most there is nothing."""
+    # Here, as it brings torch along: `vlmo data prepare` looks at rows, too, in processes that have no need of it.
+    from vlmo.distributed import gather_objects, rank, world_size
+
     place, places = (rank(), world_size()) if shared else (0, 1)
     own = range(len(dataset) * place // places, len(dataset) * (place + 1) // places)
     verdicts = {}
@@ -198,6 +204,8 @@ def _lines(dataset: Dataset, *, reasons: list[str | None], removed: dict[int, li
 
 
 def _write_lines(lines: Iterable[dict[str, Any]], *, path: Path) -> None:
+    from vlmo.distributed import rank
+
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{rank()}.{os.getpid()}")
     try:

@@ -39,6 +39,7 @@ from vlmo.recipes.pretraining_stages import VisionLanguageStage, VisionStage
 from vlmo.recipes.recipe import Recipe, build, scaled
 from vlmo.recipes.retrieval import RERANK, evaluate_folder
 from vlmo.recipes.task_result import circumstances
+from vlmo.training import choose_device
 from vlmo.training.parallel import StopSignal
 
 STAGES = "stages"
@@ -105,8 +106,8 @@ def read_result(job: Job, *, run: Path, scale: float = 1.0) -> dict[str, Any] | 
     result = json.loads(file.read_text(encoding="utf-8"))
     if result["settings"] != _settings(recipes_of(job, run=run, scale=scale), run=run):
         raise ValueError(
-            f"{file} was made with other settings than the present ones; give another --run-dir, or remove "
-            f"{file.parent}"
+            f"{file} was made with other settings than the present ones (its --scale is {result.get('scale')}); give "
+            f"another --run-dir, or remove {file.parent}"
         )
     return result
 
@@ -165,7 +166,7 @@ def _run(job: Job, *, run: Path, scale: float, device: str | None, console: Cons
         for key, value, by_chance in _measured(name, recipe, folder=folder / name / "model", device=device):
             metrics[key], chance[key] = value, by_chance
         seconds[f"{name}, evaluation"] = time.monotonic() - began
-    last = next(reversed(recipes))
+    around = circumstances(folder / next(reversed(recipes)) / "model")
     facts = {
         "variant": job.name,
         "seed": job.seed,
@@ -175,7 +176,8 @@ def _run(job: Job, *, run: Path, scale: float, device: str | None, console: Cons
         "metrics": metrics,
         "chance": chance,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "circumstances": {name: circumstances(folder / last / "model")[name] for name in _CIRCUMSTANCES},
+        "device": str(choose_device(device)),
+        "circumstances": {name: around[name] for name in _CIRCUMSTANCES},
     }
     write_file(folder / RESULT, json.dumps(facts, indent=1) + "\n")
     return facts
@@ -195,7 +197,8 @@ def _measured(name: str, recipe: Recipe, *, folder: Path, device: str | None) ->
             # Of the shortlists that hold the right picture: in the others, matching has nothing to find.
             asked = [row for row in found.predictions if row["query"] == "caption"]
             hits = sum(row["rank"] <= RERANK for row in asked)
-            yield MATCHING, found.metrics["rerank_ir@1"] * len(asked) / hits if hits else 0.0, 1 / RERANK
+            if hits:
+                yield MATCHING, found.metrics["rerank_ir@1"] * len(asked) / hits, 1 / RERANK
     elif name in {QUESTIONS_RUN, HIDDEN_RUN, SENTENCES_RUN}:
         found = evaluate_task(folder, source=name, device=device)
         yield name, found.metrics["accuracy"], found.chance["accuracy"]
@@ -221,28 +224,34 @@ def run_jobs(
     """Runs what has not been run, `workers` jobs at a time in processes of their own; False if a signal ended it.
 
     Raises:
-        ValueError: Jobs failed, which the others do not wait for; their logs say why. The same command goes on with
-            these after that is mended.
+        ValueError: Jobs failed; all the others have run but for those that start from a failed one. The message says why,
+            and the same command goes on with what is left.
     """
     waiting = [job for job in jobs if read_result(job, run=run, scale=scale) is None]
-    if workers == 1:
-        return all(run_job(job, run=run, scale=scale, device=device, console=console) for job in waiting)
     with _bar(console) as bar, StopSignal() as stop:
         task = bar.add_task("ablation", total=len(jobs), completed=len(jobs) - len(waiting))
-        failures: list[str] = []
-        for part in ([job for job in waiting if (job.name == STAGES) is first] for first in (True, False)):
+        failed: dict[Job, str] = {}
+        for first in (True, False):
+            part = [job for job in waiting if (job.name == STAGES) is first and not _before(job) & failed.keys()]
             with _Processes(run=run, scale=scale, workers=workers, device=device) as processes:
-                for failure in processes.finished(part, stop=stop):
+                for job, failure in processes.finished(part, stop=stop):
                     bar.advance(task)
                     if failure is not None:
                         console.print(f"failed: {failure}", highlight=False, markup=False)
-                        failures.append(failure)
+                        failed[job] = failure
             if stop.requested:
                 console.print("stopped; the same command goes on")
                 return False
-            if failures:  # stages, which others start from, or at the end
-                raise ValueError(f"{'; '.join(failures)}. What the others found: vlmo ablate --report")
+    if failed:
+        report = f"vlmo ablate --report --run-dir {run} --scale {scale:g}"
+        raise ValueError(f"{'; '.join(failed.values())}. What the others have found: {report}")
     return True
+
+
+def _before(job: Job) -> set[Job]:
+    """Jobs that this one starts from."""
+    starts = job.name != STAGES and VARIANTS[job.name].start != "nothing"
+    return {Job(STAGES, job.seed)} if starts else set()
 
 
 @contextmanager
@@ -268,8 +277,8 @@ class _Processes:
         for process in self._running.values():
             process.wait()
 
-    def finished(self, jobs: Sequence[Job], *, stop: StopSignal) -> Iterator[str | None]:
-        """For each job that ends, in their order of ending: None, or why it failed."""
+    def finished(self, jobs: Sequence[Job], *, stop: StopSignal) -> Iterator[tuple[Job, str | None]]:
+        """Each job that ends, in their order of ending, with None or why it failed."""
         waiting = list(jobs)
         while (waiting or self._running) and not stop.requested:
             while waiting and len(self._running) < self._workers:
@@ -278,7 +287,7 @@ class _Processes:
             for job in [job for job, process in self._running.items() if process.poll() is not None]:
                 failure = self._end(job)
                 if not stop.requested:
-                    yield failure
+                    yield job, failure
             time.sleep(_POLL_S)
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from vlmo.data.loader import check_sizes
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.objectives.traffic import pair_traffic
 from vlmo.recipes.recipe import Recipe, check_recipe
@@ -101,8 +102,9 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     """What each of `processes` needs for the recipe's run.
 
     Raises:
-        ValueError: The global batch cannot be shared by so many processes, or the run would refuse other settings.
+        ValueError: The global batch cannot be shared by so many processes, or settings contradict each other.
     """
+    check_sizes(recipe.loader)
     pieces = processes * recipe.loader.accumulation
     batch = recipe.loader.global_batch_size
     if processes < 1 or batch % pieces:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,6 +14,7 @@ from vlmo.folder import write_file
 from vlmo.recipes import emoji
 from vlmo.recipes.ablation import (
     HIDDEN_RUN,
+    PAIRS,
     PLAIN,
     QUESTIONS,
     QUESTIONS_RUN,
@@ -26,6 +27,7 @@ from vlmo.recipes.ablation import (
     Start,
 )
 from vlmo.recipes.ablation_jobs import CONSISTENCY, MATCHING, RESULT, STAGES, Job, read_result
+from vlmo.recipes.retrieval import RERANK
 
 METRICS = {
     "ir@1": "IR@1",
@@ -50,14 +52,17 @@ _STAGE_RUNS: dict[Start, tuple[str, ...]] = {
 _LEGEND = f"""\
 - Figures are percent, mean ± standard deviation over seeds; charts show every seed. Minutes are of training, those of
   stages 1 and 2 behind a +.
-- IR and TR: the dual encoder on 500 drawings whose concepts were seen as another artist drew them. *Matching*: of the
-  shortlists of 16 that hold the right picture, how many the matching head alone puts it first in.
+- Stage 3 trains on `{PAIRS}`. IR and TR: the dual encoder on 500 drawings whose concepts were seen as another artist
+  drew them. *Matching*: of the shortlists of {RERANK} that hold the right picture, the share in which the matching head
+  alone puts it first. A better dual encoder makes other shortlists, and harder ones.
 - *easy-VQA*: questions about a drawn shape. *Two pictures*: sentences about the colours of two shapes, from the model
   of the questions, so these columns are not independent; *consistency*: sentences judged rightly of all four pairs.
 - Hard negatives are drawn with a sharpness of {SHARPNESS:g}; the paper's is 1.
 - A claim *holds* where every seed says so, and goes *the other way* where every seed says that. With three seeds, a
-  coin does either one time in eight, and there are many verdicts here: a few are luck. With one seed there is none.
-  Seeds share the order of data, and random weights where variants have the same modules.
+  coin does each of the two one time in eight, and there are many verdicts here: a few are luck. With one seed there is
+  none. With the same seed variants share the order of data, and those with the same modules also their initial weights.
+- Parameters are those of stage 3. No loss of ITC alone reaches vision-language experts, so it has none there, and
+  fine-tuning starts them from the language experts.
 - The paper's figures are of other sizes, data and starts, so only directions can be compared. Where it has both
   figures of a claim, *paper* stands behind it; the others are what its design leads one to expect."""
 
@@ -107,7 +112,7 @@ class Findings:
 
         The baseline with hidden pictures is no part of it, nor are evaluations.
         """
-        own = self._mean_seconds(variant, [name for name in STEPS if name != HIDDEN_RUN])
+        own = self._mean_seconds(variant, list(STEPS))
         before = self._mean_seconds(STAGES, _STAGE_RUNS[VARIANTS[variant].start])
         return f"{own / 60:.1f}" + (f" + {before / 60:.1f}" if before else "")
 
@@ -148,20 +153,37 @@ def _how(findings: Findings) -> str:
     jobs = [result for name in VARIANTS for result in findings.results.get(name, ())]
     if not jobs:
         return "No job has finished."
-    seeds, hardware = len({job["seed"] for job in jobs}), jobs[0]["circumstances"]["hardware"]
-    scale = jobs[0]["scale"]
+    seeds, scale = len({job["seed"] for job in jobs}), jobs[0]["scale"]
     steps = {name: max(1, round(count * scale)) for name, count in STEPS.items()}
-    device = hardware["gpu"] or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
-    versions = ", ".join(f"{name} {value}" for name, value in jobs[0]["circumstances"]["versions"].items())
+    facts = [_told(_device(job) for job in jobs)]
+    facts.append(_told(", ".join(f"{k} {v}" for k, v in job["circumstances"]["versions"].items()) for job in jobs))
+    facts.append(_told(f"commit {each}" for job in jobs if (each := _short(job["circumstances"]["commit"]))))
     found = (
-        f"{len(jobs)} jobs, {seeds} {'seed' if seeds == 1 else 'seeds'}, {device} for each; {versions}; commit "
-        f"{str(jobs[0]['circumstances']['commit'])[:7]}. Each variant: {steps[STAGE3]:,} steps of stage 3, then "
-        f"{steps[QUESTIONS_RUN]:,} on questions, then {steps[SENTENCES_RUN]:,} on sentences about two pictures."
+        f"{len(jobs)} jobs, {seeds} {'seed' if seeds == 1 else 'seeds'}; {'; '.join(filter(None, facts))}. Each "
+        f"variant: {steps[STAGE3]:,} steps of stage 3, then {steps[QUESTIONS_RUN]:,} on questions, then "
+        f"{steps[SENTENCES_RUN]:,} on sentences about two pictures."
     )
     parts = [found, _LEGEND]
     if scale != 1:
         parts.insert(0, f"**Only a trial, with {scale:g} of the steps.**")
     return "\n\n".join(parts)
+
+
+def _told(values: Iterable[str]) -> str:
+    """Each once."""
+    return " or ".join(dict.fromkeys(values))
+
+
+def _device(job: Mapping[str, Any]) -> str:
+    hardware = job["circumstances"]["hardware"]
+    if job["device"] != "cpu":
+        return f"one {hardware['gpu']}"
+    return f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']} a job"
+
+
+def _short(commit: str | None) -> str:
+    name, _, state = (commit or "").partition("-")
+    return f"{name[:7]}-{state}" if state else name[:7]
 
 
 def _section(findings: Findings, name: str, question: Question) -> str:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from vlmo.data.loader import Loader, LoaderConfig
+from vlmo.data.loader import Loader, LoaderConfig, check_sizes
 from vlmo.data.quarantine import keep_good
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
@@ -177,6 +177,7 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         ValueError: There are such; the message says what to change.
     """
     stage, loader = recipe.stage, recipe.loader
+    check_sizes(loader)
     if recipe.data.streams.patterns:
         check_lanes(recipe.data.streams, loader=loader, processes=processes)
     losses = getattr(stage, "losses", None)

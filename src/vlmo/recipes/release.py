@@ -62,16 +62,17 @@ def write_release(
         rename_card(aside, title=out.name, licence=licence, note=note)
         if packages := _packages(aside):
             add_section(aside, title="Packages", body=packages)
-        results = [
-            evaluate_folder(aside, source=source, split=_SPLIT, device=device, console=console) for source in recall_on
-        ]
-        left_out = sum(map(_take_away, aside.glob("*.quarantine.jsonl")))
+        results, left_out = [], {}
+        for source in recall_on:
+            results.append(evaluate_folder(aside, source=source, split=_SPLIT, device=device, console=console))
+            left_out[data_name(source)] = sum(map(_take_away, aside.glob("*.quarantine.jsonl")))
         for result in results:
             add_figures(aside, result.measurements(measured_by="`vlmo release`"))
         if results:
             add_section(aside, title="Confusions", body="\n\n".join(map(_confused, results)))
-        if left_out:
-            add_section(aside, title="Left out", body=f"Rows that could not be measured on, all sources: {left_out}.")
+        lines = [f"- `{name}`: {count} rows of the split cannot be used" for name, count in left_out.items() if count]
+        if lines:
+            add_section(aside, title="Left out", body="\n".join(lines))
     return results
 
 

@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 MAY_DIFFER = (
+    "data.max_bad_share",
     "loader.num_workers",
     "trainer.async_save",
     "trainer.engine.",
@@ -198,7 +199,7 @@ def newest_state(folder: Path) -> SavedState | None:
 def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
     """Checks that `run_dir` is new or holds a run of the same recipe, and keeps the recipe there if `write`.
 
-    Settings that say how the machine is used, and not what is computed, may differ (`MAY_DIFFER`).
+    Settings that say how the machine is used, or when to give up, and not what is computed, may differ (`MAY_DIFFER`).
 
     Raises:
         ValueError: The folder holds another recipe; the message names the settings that differ.

@@ -49,7 +49,7 @@ def where_it_stands(states: StateStore) -> str:
 
 @contextlib.contextmanager
 def explained_data(states: StateStore) -> Iterator[None]:
-    """A context that adds to a ValueError where the run stands, when a state that is being written is whole."""
+    """A context that adds to a ValueError where the run stands, once a state that is being written is whole."""
     try:
         yield
     except ValueError as error:

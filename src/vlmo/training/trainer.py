@@ -367,7 +367,7 @@ class Trainer:
 
     def _restore(self) -> bool:
         """Goes to the newest state, if there is one; True if the run has finished."""
-        claim_run_folder(self.run_dir, recipe_json=self.recipe_json, write=is_main())
+        claim_run_folder(self.run_dir, recipe_json=self.recipe_json, write=False)
         # One process chooses, so that all go on from the same state.
         saved = from_main(newest_state(self.state_dir) if is_main() else None)
         if saved is not None:
@@ -377,7 +377,10 @@ class Trainer:
                 self.loader.go_on_from(self._progress.step, self._progress.cursor or {})
             logger.info("%s: going on from %s", self.title, saved.path)
         self._began = time.monotonic() - self._progress.seconds
-        return self._progress.step >= self.config.max_steps and from_main(self.model_dir.exists())
+        finished = self._progress.step >= self.config.max_steps and from_main(self.model_dir.exists())
+        if not finished:  # else its settings stay those that it was trained with
+            claim_run_folder(self.run_dir, recipe_json=self.recipe_json, write=is_main())
+        return finished
 
     def _open_tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
         if not is_main():

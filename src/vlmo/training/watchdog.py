@@ -84,7 +84,7 @@ def find_hung(sightings: Mapping[int, Sighting], *, now: float, hang_seconds: fl
     """
     living = {number: each for number, each in sightings.items() if not each.word.ended}
     silent = {
-        number: f"no sign of life for {now - each.beat_at:.0f} s, last seen {each.word.place}"
+        number: f"hangs (no sign of life for {now - each.beat_at:.0f} s, last seen {each.word.place})"
         for number, each in living.items()
         if now - each.beat_at > hang_seconds
     }
@@ -96,9 +96,10 @@ def find_hung(sightings: Mapping[int, Sighting], *, now: float, hang_seconds: fl
     if any(now - each.progress_at <= patience for each in living.values()):
         return {}
     if len(living) < len(sightings):
-        return dict.fromkeys(sightings.keys() - living.keys(), "it has ended, and the others wait for it")
+        return dict.fromkeys(sightings.keys() - living.keys(), "has ended, and the others wait for it")
     return {
-        number: f"no progress for {now - each.progress_at:.0f} s, {each.word.place}" for number, each in behind.items()
+        number: f"hangs (no progress for {now - each.progress_at:.0f} s, {each.word.place})"
+        for number, each in behind.items()
     }
 
 
@@ -217,7 +218,7 @@ class Watchdog:
             if was_away or self._word.lost:
                 continue
             if now - self._read_at > 1.5 * self._hang_seconds:
-                hung = {0: f"it, or its node, has not answered for {now - self._read_at:.0f} s"}
+                hung = {0: f"hangs (it, or its node, has not answered for {now - self._read_at:.0f} s)"}
             else:
                 hung = find_hung(self._sightings, now=self._read_at, hang_seconds=self._hang_seconds)
             if hung:
@@ -228,7 +229,7 @@ class Watchdog:
 
 
 def _tell(hung: Mapping[int, str], *, word: Word) -> None:
-    told = "; ".join(f"process {number} hangs ({how})" for number, how in hung.items())
+    told = "; ".join(f"process {number} {how}" for number, how in hung.items())
     line = f"vlmo: {told}. Process {rank()} of {world_size()}, {word.place}, ends; the same command goes on."
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     stack = "".join(traceback.format_stack(frame)[-_STACK_LINES:])

@@ -150,7 +150,7 @@ def test_vilt_arrow_pictures_can_be_pickled_and_selected(tmp_path) -> None:
     train = open_source(str(tmp_path / "out"), split="train").select([3, 3, 0])
     again = pickle.loads(pickle.dumps(train))
     np.testing.assert_array_equal(pixels(again[1]["image"]), expected_pixels(jpeg(1)))
-    good = keep_good(again, quarantine=tmp_path / "quarantine.jsonl", unique_ids=False, num_proc=2)
+    good = keep_good(again, quarantine=tmp_path / "quarantine.jsonl", unique_ids=False)
     assert good["image_id"][:] == train["image_id"][:]
 
 

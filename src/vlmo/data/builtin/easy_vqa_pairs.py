@@ -120,12 +120,19 @@ CLAIMS = (
     ),
 )
 
-COLOR_CLAIMS = tuple(claim for claim in CLAIMS if all("color" in form and "shape}" not in form for form in claim.forms))
-"""Those that speak of colours alone."""
+
+def _names_more(claim: Claim) -> bool:
+    return any("shape}" in form or "{other_color}" in form for form in claim.forms)
+
+
+COLOR_CLAIMS = tuple(
+    claim for claim in CLAIMS if all("{color}" in form for form in claim.forms) and not _names_more(claim)
+)
+"""Those that say in how many of the two pictures there is a colour."""
 
 
 def build() -> dict[str, DatasetDict]:
-    """`easy-vqa-pairs`, and `easy-vqa-pairs-colors` with sentences about colours alone, which are learnt sooner.
+    """`easy-vqa-pairs`, and `easy-vqa-pairs-colors` with sentences about one colour alone, which are learnt sooner.
 
     Test pairs are made of the package's test pictures alone.
     """
