@@ -208,7 +208,7 @@ def measure(
         # As in the recipes: the experts of fused tokens come with stage 3.
         changes = {} if stage == "stage3" else {"num_fusion_layers": 0}
         config = getattr(VLMoConfig, preset)(**changes)
-        # Of few rows: counting keeps all scores of attention in memory. All but the contrast's logits grow in proportion.
+        # Of few rows: counting keeps all scores of attention in memory. All but the contrast's logits grow alike.
         flops = Step(stage, config, rows=COUNTED_ROWS, device=device).flops() * options.batch / COUNTED_ROWS
         step = Step(stage, config, rows=options.batch, device=device)
         if mode == "compiled":

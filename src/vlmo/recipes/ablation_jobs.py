@@ -224,7 +224,7 @@ def run_jobs(
     """Runs what has not been run, `workers` jobs at a time in processes of their own; False if a signal ended it.
 
     Raises:
-        ValueError: Jobs failed; all the others have run but for those that start from a failed one. The message says why,
+        ValueError: Jobs failed; all others have run but for those that start from a failed one. The message says why,
             and the same command goes on with what is left.
     """
     waiting = [job for job in jobs if read_result(job, run=run, scale=scale) is None]

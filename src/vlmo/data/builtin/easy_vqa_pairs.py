@@ -121,18 +121,21 @@ CLAIMS = (
 )
 
 
-def _names_more(claim: Claim) -> bool:
-    return any("shape}" in form or "{other_color}" in form for form in claim.forms)
-
-
-COLOR_CLAIMS = tuple(
-    claim for claim in CLAIMS if all("{color}" in form for form in claim.forms) and not _names_more(claim)
+COLOR_CLAIMS = (
+    Claim(
+        ("there is a {color} shape in both images", "each image does contain a {color} shape"),
+        lambda left, right, of: left.color == right.color == of.color,
+    ),
+    Claim(
+        ("there is not a {color} shape in either image", "no {color} shape is present"),
+        lambda left, right, of: of.color not in {left.color, right.color},
+    ),
 )
-"""Those that say in how many of the two pictures there is a colour."""
+"""Claims about one colour in the words of easy-VQA's questions."""
 
 
 def build() -> dict[str, DatasetDict]:
-    """`easy-vqa-pairs`, and `easy-vqa-pairs-colors` with sentences about one colour alone, which are learnt sooner.
+    """`easy-vqa-pairs`, and `easy-vqa-pairs-colors` about one colour in the words of the questions, learnt sooner.
 
     Test pairs are made of the package's test pictures alone.
     """
