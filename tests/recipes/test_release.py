@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -80,6 +81,16 @@ def test_card_tells_rows_that_could_not_be_measured_on(folder, tmp_path, monkeyp
     lines = "- `first`: 2 rows of the split cannot be used\n- `third`: 1 rows of the split cannot be used\n"
     assert f"## Left out\n\n{lines}" in card
     assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_reasons_outlive_a_release_that_too_many_bad_rows_end(folder, pictures, tmp_path, capsys):
+    spoilt = shutil.copytree(pictures, tmp_path / "spoilt")
+    next(spoilt.glob("*.png")).write_bytes(b"no picture")
+    line = ["release", str(folder), "--out", str(tmp_path / "out"), "--recall-on", str(spoilt), "--device", "cpu"]
+    assert f"reason in {tmp_path / 'out.test.quarantine.jsonl'}" in refused(line, capsys)
+    (reason,) = map(json.loads, (tmp_path / "out.test.quarantine.jsonl").read_text().splitlines())
+    assert reason["kind"] == "row"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.test.quarantine.jsonl", "spoilt"]
 
 
 def test_release_computes_in_float32_and_ranks_alike(folder, released):

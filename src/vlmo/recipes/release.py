@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -64,7 +65,8 @@ def write_release(
             add_section(aside, title="Packages", body=packages)
         results, left_out = [], {}
         for source in recall_on:
-            results.append(evaluate_folder(aside, source=source, split=_SPLIT, device=device, console=console))
+            with _kept_reasons(aside, out):
+                results.append(evaluate_folder(aside, source=source, split=_SPLIT, device=device, console=console))
             left_out[data_name(source)] = sum(map(_take_away, aside.glob("*.quarantine.jsonl")))
         for result in results:
             add_figures(aside, result.measurements(measured_by="`vlmo release`"))
@@ -114,6 +116,20 @@ def _packages(folder: Path) -> str:
         versions = ", ".join(f"{package} {version}" for package, version in builtin.packages(name).items())
         lines.append(f"- `{name}`: {versions}")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _kept_reasons(folder: Path, out: Path) -> Iterator[None]:
+    """Of a source with too many bad rows: the file that the error names stays, beside `out`, when `folder` goes."""
+    try:
+        yield
+    except ValueError as error:
+        told = str(error)
+        for file in folder.glob("*.quarantine.jsonl"):
+            kept = out.with_name(f"{out.name}.{file.name}")
+            shutil.copyfile(file, kept)
+            told = told.replace(str(file), str(kept))
+        raise ValueError(told) from error
 
 
 def _take_away(quarantine: Path) -> int:
