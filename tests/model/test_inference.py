@@ -50,6 +50,12 @@ def test_vectors_are_those_of_the_model(model_class, changes):
     torch.testing.assert_close(encoder.get_text_features(**captions()), vectors, atol=FLOAT32_TOLERANCE, rtol=0)
 
 
+def test_sums_of_int8_count_as_the_large_tensors_that_they_are():
+    model = toy(VLMoForImageTextRetrieval)
+    half, int8 = (model.for_inference(dtype=torch.bfloat16, int8=int8).images._row_bytes for int8 in (False, True))
+    assert int8 == 2 * half
+
+
 @pytest.mark.parametrize("changes", [{}, VARIANTS["absolute"]], ids=["relative", "absolute"])
 def test_large_batches_in_bfloat16_go_through_the_layers_in_parts(changes, monkeypatch):
     encoder = toy(VLMoForImageTextRetrieval, **changes).for_inference(dtype=torch.bfloat16)
@@ -60,7 +66,7 @@ def test_large_batches_in_bfloat16_go_through_the_layers_in_parts(changes, monke
     whole = encoder.get_image_features(pixels), encoder.get_text_features(**words)
     assert rows == [5, 5]
     rows.clear()
-    monkeypatch.setattr(inference, "_LARGEST_BYTES", 2 * 8 * encoder.images._expert_width * 2)  # two texts of 8 tokens
+    monkeypatch.setattr(inference, "_LARGEST_BYTES", 2 * 8 * encoder.images._row_bytes)  # two texts of 8 tokens
     torch.testing.assert_close(encoder.get_image_features(pixels), whole[0], atol=0.02, rtol=0)
     assert max(rows) == 1  # pictures have more tokens
     rows.clear()

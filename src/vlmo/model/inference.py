@@ -177,7 +177,9 @@ class Tower(nn.Module):
         norm = backbone.norm
         self.norm = weights.copied(_of(norm, modality) if isinstance(norm, nn.ModuleDict) else norm)
         self.projection = weights.copied(projection)
-        self._expert_width = cast("int", backbone.config.intermediate_size)
+        # Products of int8 are summed in int32, and scaled in float32.
+        size = 4 if weights.int8 else weights.dtype.itemsize
+        self._row_bytes = cast("int", backbone.config.intermediate_size) * size
 
     def forward(
         self,
@@ -197,7 +199,7 @@ class Tower(nn.Module):
         if hidden.device.type != "cpu" or hidden.dtype == torch.float32 or torch.compiler.is_compiling():
             return 1
         rows, seq, _ = hidden.shape
-        largest = rows * seq * self._expert_width * hidden.itemsize
+        largest = rows * seq * self._row_bytes
         return max(1, min(rows, -(-largest // _LARGEST_BYTES)))
 
     def _vectors(
