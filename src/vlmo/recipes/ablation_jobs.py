@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from vlmo.folder import write_file
 from vlmo.recipes import emoji
@@ -214,8 +213,7 @@ def _settings(recipes: dict[str, Recipe], *, run: Path) -> str:
 
 
 def _count_parameters(folder: Path) -> int:
-    with safe_open(folder / "model.safetensors", framework="pt") as weights:
-        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 (no mapping)
+    return sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
 
 
 def run_jobs(
