@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from figures.attention import maps
 from figures.negatives import matrix
 from figures.routing import blocks, layers
 from figures.stages import stacks
 
-FIGURES: dict[str, Callable[[], str]] = {"blocks": blocks, "layers": layers, "stages": stacks, "negatives": matrix}
+FIGURES: dict[str, Callable[[], str]] = {
+    "blocks": blocks,
+    "layers": layers,
+    "stages": stacks,
+    "negatives": matrix,
+    "attention": maps,
+}
 """Figures by the name in a page's line `<!-- figure: NAME -->`."""
 
 

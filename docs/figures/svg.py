@@ -60,6 +60,10 @@ class Canvas:
             start += step
         self.path("".join(lines), kind="hatch")
 
+    def picture(self, address: str, *, x: float, y: float, side: float) -> None:
+        """A square picture by its `data:` address."""
+        self._parts.append(f'<image href="{escape(address)}" x="{x:g}" y="{y:g}" width="{side:g}" height="{side:g}"/>')
+
     def finished(self, *, about: str) -> str:
         """The SVG; `about` tells those who do not see it what it shows."""
         width, height = self._size

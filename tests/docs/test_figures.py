@@ -12,7 +12,8 @@ from tests.toy_batch import FixedTokens, make_batch
 from tests.toy_model import BEIT3, pictures, texts, toy
 
 import figures
-from figures import negatives, routing, stages
+from figures import attention, negatives, routing, stages
+from vlmo.data.sources import open_source
 from vlmo.model import (
     VLMoConfig,
     VLMoForMaskedImageModeling,
@@ -23,6 +24,7 @@ from vlmo.model import (
 )
 from vlmo.objectives import pretraining
 from vlmo.objectives.pretraining import LanguageObjective, VisionLanguageObjective, VisionObjective
+from vlmo.retrieval.encoder import Encoder
 
 DOCS = Path(__file__).parents[2] / "docs"
 STYLES = (DOCS / "stylesheets" / "figures.css").read_text()
@@ -215,3 +217,23 @@ def test_matrix_marks_what_was_drawn_and_nothing_excluded():
     assert set(excluded) == set(map(tuple, found.excluded.nonzero().tolist()))
     assert {pair for pair, why in excluded.items() if why == "same"} == {(0, 1), (1, 0), (2, 3), (3, 2)}
     assert not {*marks["text"], *marks["image"]} & set(excluded)
+
+
+def test_maps_of_attention_are_of_unseen_drawings_and_their_names():
+    unseen = {row["captions"][0] for row in open_source("emoji-pairs", split="test")}
+    svg = ElementTree.fromstring(attention.maps())
+    tiles = [element for element in svg.iter() if element.tag == "image"]
+    assert len(tiles) == sum(1 + len(name.split()) for name in attention.NAMES)
+    assert len({tile.get("href") for tile in tiles}) == len(tiles)  # no two words look alike
+    about = next(element.text for element in svg if element.tag == "desc")
+    encoder = Encoder("vlmo-small", device="cpu")
+    for name, each in zip(attention.NAMES, attention.looked(), strict=True):
+        assert name in unseen
+        words, weights = encoder.attention(each.picture, name)
+        assert words == each.words == name.split()
+        assert (weights > 0).all()
+        assert (weights.sum(axis=(1, 2)) < 1).all()  # the words themselves are looked at too
+        for word, grid in zip(words, weights, strict=True):
+            place = grid.argmax()
+            said = f"“{word}” looks most at row {place // 4 + 1}, column {place % 4 + 1}"
+            assert f"{name}: {said}" in about

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,19 +79,6 @@ def test_options_of_the_page_exist(capsys):
     told = {name for options in quoted for name in re.findall(r"--[\w.-]+", options)}
     assert len(told) > 5
     assert told <= set(re.findall(r"--[a-z][\w.-]*", helps))
-
-
-def test_figure_of_attention_is_drawn_by_its_commands(place, monkeypatch):
-    """Those of docs/explained.md, with other pictures, and two words that the smaller model knows."""
-    monkeypatch.chdir(place)
-    shutil.copytree("runs/mine/model", "runs/quickstart/stage3/model")
-    shutil.copytree("pictures", "attention")
-    Path("docs/images").mkdir(parents=True)
-    (block,) = re.findall(r"^```sh\n(.*?)^```", (DOCS / "explained.md").read_text(), flags=re.DOTALL | re.MULTILINE)
-    for command in block.splitlines():
-        main(shlex.split(command.replace("dog umbrella", "red square"))[1:])
-    with Image.open("docs/images/attention.png") as drawn, Image.open(DOCS / "images" / "attention.png") as committed:
-        assert drawn.size == committed.size  # three pictures, each with a map for each of two words
 
 
 def test_limits_on_the_page_are_those_of_the_code():
