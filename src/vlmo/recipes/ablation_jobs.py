@@ -226,23 +226,21 @@ def run_jobs(
             and the same command goes on with what is left.
     """
     waiting = [job for job in jobs if read_result(job, run=run, scale=scale) is None]
+    failed: list[str] = []
     with _bar(console) as bar, StopSignal() as stop:
         task = bar.add_task("ablation", total=len(jobs), completed=len(jobs) - len(waiting))
-        failed: dict[Job, str] = {}
-        for first in (True, False):
-            part = [job for job in waiting if (job.name == STAGES) is first and not _before(job) & failed.keys()]
-            with _Processes(run=run, scale=scale, workers=workers, device=device) as processes:
-                for job, failure in processes.finished(part, stop=stop):
-                    bar.advance(task)
-                    if failure is not None:
-                        console.print(f"failed: {failure}", highlight=False, markup=False)
-                        failed[job] = failure
-            if stop.requested:
-                console.print("stopped; the same command goes on")
-                return False
+        with _Processes(run=run, scale=scale, workers=workers, device=device) as processes:
+            for failure in processes.finished(waiting, stop=stop):
+                bar.advance(task)
+                if failure is not None:
+                    console.print(f"failed: {failure}", highlight=False, markup=False)
+                    failed.append(failure)
+        if stop.requested:
+            console.print("stopped; the same command goes on")
+            return False
     if failed:
         report = f"vlmo ablate --report --run-dir {run} --scale {scale:g}"
-        raise ValueError(f"{'; '.join(failed.values())}. What the others have found: {report}")
+        raise ValueError(f"{'; '.join(failed)}. What the others have found: {report}")
     return True
 
 
@@ -275,17 +273,22 @@ class _Processes:
         for process in self._running.values():
             process.wait()
 
-    def finished(self, jobs: Sequence[Job], *, stop: StopSignal) -> Iterator[tuple[Job, str | None]]:
-        """Each job that ends, in their order of ending, with None or why it failed."""
-        waiting = list(jobs)
+    def finished(self, jobs: Sequence[Job], *, stop: StopSignal) -> Iterator[str | None]:
+        """For each job that ends, None or why it failed. Those that start from a failed one never run."""
+        waiting, unfinished = list(jobs), set(jobs)
         while (waiting or self._running) and not stop.requested:
-            while waiting and len(self._running) < self._workers:
-                job = waiting.pop(0)
+            ready = [job for job in waiting if not _before(job) & unfinished]
+            for job in ready[: self._workers - len(self._running)]:
+                waiting.remove(job)
                 self._running[job] = self._start(job)
             for job in [job for job, process in self._running.items() if process.poll() is not None]:
                 failure = self._end(job)
+                if failure is None:
+                    unfinished.remove(job)
+                else:
+                    waiting = [other for other in waiting if job not in _before(other)]
                 if not stop.requested:
-                    yield job, failure
+                    yield failure
             time.sleep(_POLL_S)
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
