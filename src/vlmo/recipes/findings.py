@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +93,19 @@ class Findings:
             return None
         return Cell(tuple(result["metrics"][metric] for result in found), found[0]["chance"][metric])
 
-    def verdict(self, better: str, worse: str, metric: str) -> Verdict | None:
-        """Whether `better` is better with every seed, or worse with every seed; None with fewer than two seeds."""
+    def differences(self, better: str, worse: str, metric: str) -> list[float]:
+        """A figure of `better` less that of `worse`, of each seed that both have."""
         pairs = [
             (first["metrics"].get(metric), second["metrics"].get(metric))
             for first in self.results.get(better, ())
             for second in self.results.get(worse, ())
             if first["seed"] == second["seed"]
         ]
-        differences = [first - second for first, second in pairs if first is not None and second is not None]
+        return [first - second for first, second in pairs if first is not None and second is not None]
+
+    def verdict(self, better: str, worse: str, metric: str) -> Verdict | None:
+        """Whether `better` is better with every seed, or worse with every seed; None with fewer than two seeds."""
+        differences = self.differences(better, worse, metric)
         if len(differences) < 2:
             return None
         if min(differences) > 0:
@@ -144,7 +149,7 @@ def read_findings(run: Path, *, scale: float = 1.0) -> Findings:
 
 def to_markdown(findings: Findings) -> str:
     """How it was measured, then for each question a row for each variant, the paper's figures and verdicts."""
-    parts = ["# Ablations", _how(findings), _baselines(findings)]
+    parts = ["# Ablations", _how(findings), _tally(findings), _baselines(findings)]
     parts += [_section(findings, name, question) for name, question in findings.questions()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -216,6 +221,23 @@ def _claims(findings: Findings, question: Question, metrics: Sequence[str]) -> I
         if parts:
             reported = " (paper)" if {better, worse} <= set(question.paper) else ""
             yield f"- *{question.rows[better]}* better than *{question.rows[worse]}*{reported}: {'; '.join(parts)}."
+
+
+def _tally(findings: Findings) -> str:
+    """How many verdicts there are of each kind, beside those of coins."""
+    asked = [
+        (better, worse, metric)
+        for _, question in findings.questions()
+        for better, worse in question.claims
+        for metric in METRICS
+        if findings.verdict(better, worse, metric)
+    ]
+    if not asked:
+        return ""
+    given = Counter(findings.verdict(*each) for each in asked)
+    by_coins = sum(0.5 ** len(findings.differences(*each)) for each in asked)
+    counts = "; ".join(f"{verdict}: {given[verdict]}" for verdict in VERDICTS)
+    return f"Of {len(asked)} verdicts, {counts}. Coins would give {by_coins:.1f} of the first and of the last kind."
 
 
 def _baselines(findings: Findings) -> str:
