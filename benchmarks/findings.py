@@ -47,10 +47,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Writes the results, the page and its charts."""
     options = tyro.cli(Options, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
     page = options.docs / "findings.md"
-    if options.run_dir is None:
+    if options.run_dir is not None:
+        findings = read_findings(options.run_dir.absolute())
+    elif options.out.is_file():
         findings = Findings(json.loads(options.out.read_text(encoding="utf-8")))
     else:
-        findings = read_findings(options.run_dir)
+        raise SystemExit(
+            f"{options.out} is not there; give a file of results, or --run-dir with a folder of vlmo ablate"
+        )
+    if not findings.results:
+        raise SystemExit(f"no job has finished in {options.run_dir or options.out}; docs/findings.md stays as it is")
     text = page_of(findings, page.read_text(encoding="utf-8"))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(findings.results, indent=1) + "\n", encoding="utf-8")

@@ -62,6 +62,7 @@ def test_wrong_words_get_the_nearest_right_one(arguments, nearest, capsys):
         (["ablate", "whatever"], "no question or variant 'whatever'"),
         (["ablate", "--seeds", "0"], "seeds is 0"),
         (["ablate", "--job", "nothing", "0"], "no variant 'nothing'"),
+        (["ablate", "--report", "--run-dir", "nowhere"], "no job below nowhere has finished"),
         (["train", "emoji-stage3", "--text.max-length", "128"], "max_text_positions"),
         (["train", "emoji-stage3", "--data.max-bad-share", "-1"], "max_bad_share -1"),
         (["train", "emoji-stage3", "--trainer.eval-every", "5"], "evaluate_on"),

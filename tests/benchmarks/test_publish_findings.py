@@ -50,3 +50,13 @@ def test_page_without_its_mark_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match=r"needs the line .* once, it has it 0 times"):
         script.main(["--out", str(out), "--docs", str(tmp_path)])
     assert (tmp_path / "findings.md").read_text() == "# By hand\n"
+
+
+@pytest.mark.parametrize("given", [[], ["--run-dir", "nothing"]])
+def test_nothing_to_publish_leaves_the_page_alone(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    Path("findings.md").write_text(page := f"# By hand\n{script.MARK}\n")
+    with pytest.raises(SystemExit, match=r"is not there; give a file of results|no job has finished in nothing"):
+        script.main(["--out", "ablations.json", "--docs", ".", *given])
+    assert Path("findings.md").read_text() == page
+    assert not Path("ablations.json").exists()

@@ -75,6 +75,11 @@ def ablate_command(arguments: list[str]) -> None:
     if not options.report and not _train(options, jobs_of(variants, seeds=options.seeds), console=console):
         sys.exit(0)
     findings = read_findings(**where)
+    if not findings.results:
+        raise ValueError(
+            f"no job below {options.run_dir} has finished, so there is nothing to report; give the --run-dir of vlmo "
+            "ablate, or run it"
+        )
     write_findings(findings, options.run_dir)
     console.print(to_markdown(findings), highlight=False, markup=False, soft_wrap=True)
     console.print(f"Findings: {options.run_dir / 'findings.md'}", highlight=False)
