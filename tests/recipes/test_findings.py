@@ -67,7 +67,7 @@ def test_table_has_means_spread_chance_minutes_and_verdicts():
     assert "| chance |  | 2.0 | 2.0 |  |  |" in lines
     assert "- *shared* better than *separate*: holds for IR@10; hidden by the spread for TR@10." in lines
     assert sum(line.startswith("## ") for line in lines) == 1  # questions with one variant are left out
-    counted = "Of 2 verdicts, holds: 1; hidden by the spread: 1; the other way: 0."
+    counted = "Of 2 verdicts (without consistency), holds: 1; hidden by the spread: 1; the other way: 0."
     assert f"{counted} Coins would give 0.5 of the first and of the last kind." in lines
 
 

@@ -224,20 +224,23 @@ def _claims(findings: Findings, question: Question, metrics: Sequence[str]) -> I
 
 
 def _tally(findings: Findings) -> str:
-    """How many verdicts there are of each kind, beside those of coins."""
+    """How many verdicts there are of each kind, beside those of coins; consistency counts the same sentences again."""
     asked = [
         (better, worse, metric)
         for _, question in findings.questions()
         for better, worse in question.claims
         for metric in METRICS
-        if findings.verdict(better, worse, metric)
+        if metric != CONSISTENCY and findings.verdict(better, worse, metric)
     ]
     if not asked:
         return ""
     given = Counter(findings.verdict(*each) for each in asked)
     by_coins = sum(0.5 ** len(findings.differences(*each)) for each in asked)
     counts = "; ".join(f"{verdict}: {given[verdict]}" for verdict in VERDICTS)
-    return f"Of {len(asked)} verdicts, {counts}. Coins would give {by_coins:.1f} of the first and of the last kind."
+    return (
+        f"Of {len(asked)} verdicts (without consistency), {counts}. Coins would give {by_coins:.1f} of the first and "
+        "of the last kind."
+    )
 
 
 def _baselines(findings: Findings) -> str:
