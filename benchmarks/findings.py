@@ -13,7 +13,8 @@ from pathlib import Path
 
 import tyro
 
-from vlmo.recipes.findings import Findings, charts, read_findings, to_markdown
+from vlmo.folder import write_file
+from vlmo.recipes.findings import Findings, read_findings, to_markdown, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "<!-- all below is written by benchmarks/findings.py -->"
@@ -58,11 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not findings.results:
         raise SystemExit(f"no job has finished in {options.run_dir or options.out}; docs/findings.md stays as it is")
     text = page_of(findings, page.read_text(encoding="utf-8"))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(findings.results, indent=1) + "\n", encoding="utf-8")
-    page.write_text(text, encoding="utf-8")
-    for name, svg in charts(findings).items():
-        (options.docs / "images" / name).write_text(svg, encoding="utf-8")
+    write_results(findings, options.out, images=options.docs / "images")
+    write_file(page, text)
 
 
 if __name__ == "__main__":

@@ -234,6 +234,6 @@ def test_maps_of_attention_are_of_unseen_drawings_and_their_names():
         assert (weights > 0).all()
         assert (weights.sum(axis=(1, 2)) < 1).all()  # the words themselves are looked at too
         for word, grid in zip(words, weights, strict=True):
-            place = grid.argmax()
-            said = f"“{word}” looks most at row {place // 4 + 1}, column {place % 4 + 1}"
+            row, column = divmod(int(grid.argmax()), grid.shape[1])
+            said = f"“{word}” looks most at row {row + 1}, column {column + 1}"
             assert f"{name}: {said}" in about

@@ -274,8 +274,14 @@ def charts(findings: Findings) -> dict[str, str]:
 
 def write_findings(findings: Findings, folder: Path) -> None:
     """`findings.md` with its pictures in `images/`, and `findings.json` with every result."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    write_file(folder / "findings.json", json.dumps(findings.results, indent=1) + "\n")
+    write_results(findings, folder / "findings.json", images=folder / "images")
     write_file(folder / "findings.md", to_markdown(findings))
+
+
+def write_results(findings: Findings, file: Path, *, images: Path) -> None:
+    """Every result as JSON, and the charts into a folder; both are made where they are missing."""
+    for folder in (file.parent, images):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_file(file, json.dumps(findings.results, indent=1) + "\n")
     for name, svg in charts(findings).items():
-        write_file(folder / "images" / name, svg)
+        write_file(images / name, svg)
