@@ -29,7 +29,7 @@ from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.recipes import Recipe, build, emoji
 from vlmo.recipes.quickstart import quickstart_recipes
 from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
-from vlmo.training import choose_device
+from vlmo.training import choose_device, choose_precision
 from vlmo.training.checkpoint import claim_run_folder, newest_state
 
 STAGES = (emoji.TOKENIZER, emoji.STAGE1, emoji.STAGE2, emoji.STAGE3)
@@ -93,7 +93,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     loader = peer_loader(recipe, processor, quarantine=run / "peer.quarantine.jsonl")
     settings: dict[str, Any] = {
         "seconds": seconds if options.seconds is None else options.seconds,
-        "bf16": (options.clip_precision or recipe.trainer.precision) == "bf16",
+        "bf16": choose_precision(options.clip_precision or recipe.trainer.precision, device=choose_device()) == "bf16",
         "console": console,
     }
     peers = []

@@ -14,7 +14,7 @@ from toy_run import make_trainer
 
 from vlmo.model.multiway import Expert
 from vlmo.training import EngineConfig, TrainerConfig, read_metrics
-from vlmo.training.engine import Engine
+from vlmo.training.engine import Engine, choose_precision, multiplies_in_bf16
 
 ATOL = 1e-6  # float32; a compiler may take sums in another order
 
@@ -92,3 +92,38 @@ def test_states_saved_in_the_background_and_at_once_lead_to_the_same_run(tmp_pat
 def test_configuration_names_a_wrong_setting() -> None:
     with pytest.raises(ValueError, match="data_parallel is 'zero'; give 'ddp' or 'fsdp'"):
         EngineConfig(data_parallel="zero")
+
+
+def cpu_with(*instructions: str) -> dict[str, bool]:
+    return {name: name in instructions for name in ("avx512_f", "avx512_bf16", "amx_bf16", "bf16")}
+
+
+@pytest.mark.parametrize(
+    ("instructions", "there"),
+    [(("avx512_f",), False), *[((name,), True) for name in ("avx512_bf16", "amx_bf16", "bf16")]],
+)
+def test_precision_follows_the_instructions_of_the_cpu(instructions, there, monkeypatch, caplog) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu_with(*instructions), raising=False)
+    assert multiplies_in_bf16(cpu) == there
+    assert choose_precision("auto", device=cpu) == ("bf16" if there else "float32")
+    assert choose_precision("float32", device=cpu) == "float32"
+    assert not caplog.text
+    assert choose_precision("bf16", device=cpu) == "bf16"
+    assert ("--trainer.precision float32" in caplog.text) != there
+
+
+def test_release_that_tells_nothing_about_cpus_trains_in_float32(monkeypatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert choose_precision("auto", device=torch.device("cpu")) == "float32"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_run_computes_in_the_precision_that_was_chosen(there, tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu_with(*["avx512_bf16"] * there), raising=False)
+    trainer, seen = make_trainer(tmp_path, config=TrainerConfig(max_steps=1, precision="auto")), set()
+    trainer.objective.get_submodule("model.last").register_forward_hook(lambda *of: seen.add(of[-1].dtype))
+    with caplog.at_level("INFO"):
+        trainer.fit()
+    assert seen == {torch.bfloat16 if there else torch.float32}
+    assert f"precision {'bf16' if there else 'float32'}" in caplog.text

@@ -37,7 +37,7 @@ def easy_vqa() -> Recipe:
         loader=LoaderConfig(global_batch_size=64, num_workers=0),
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05),
         schedule=ScheduleConfig(warmup_steps=200),
-        trainer=TrainerConfig(max_steps=4000, precision="bf16", clip_norm=3.0, log_every=50, save_every=1000),
+        trainer=TrainerConfig(max_steps=4000, precision="auto", clip_norm=3.0, log_every=50, save_every=1000),
         init=_START,
         evaluate_on="easy-vqa",
     )

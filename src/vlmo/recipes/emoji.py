@@ -73,7 +73,7 @@ def emoji_stage1() -> Recipe:
         loader=_LOADER,
         optimizer=OptimizerConfig(lr=1e-3, betas=_BETAS, weight_decay=0.05),
         schedule=ScheduleConfig(warmup_steps=40),
-        trainer=TrainerConfig(max_steps=300, precision="bf16", clip_norm=3.0, log_every=10),
+        trainer=TrainerConfig(max_steps=300, precision="auto", clip_norm=3.0, log_every=10),
     )
 
 
@@ -93,7 +93,7 @@ def emoji_stage2() -> Recipe:
         loader=_LOADER,
         optimizer=OptimizerConfig(lr=1e-3, betas=_BETAS, weight_decay=0.05),
         schedule=ScheduleConfig(warmup_steps=30),
-        trainer=TrainerConfig(max_steps=200, precision="bf16", clip_norm=3.0, log_every=10),
+        trainer=TrainerConfig(max_steps=200, precision="auto", clip_norm=3.0, log_every=10),
         init=f"{QUICKSTART}/{STAGE1}/model",
     )
 
@@ -115,7 +115,7 @@ def emoji_stage3() -> Recipe:
         loader=_LOADER,
         optimizer=OptimizerConfig(lr=1e-3, betas=_BETAS, weight_decay=0.05),
         schedule=ScheduleConfig(warmup_steps=80),
-        trainer=TrainerConfig(max_steps=900, precision="bf16", clip_norm=3.0, log_every=10, save_every=300),
+        trainer=TrainerConfig(max_steps=900, precision="auto", clip_norm=3.0, log_every=10, save_every=300),
         init=f"{QUICKSTART}/{STAGE2}/model",
     )
 

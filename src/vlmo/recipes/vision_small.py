@@ -39,7 +39,7 @@ def digits() -> Recipe:
         loader=LoaderConfig(global_batch_size=64, num_workers=0),
         optimizer=OptimizerConfig(lr=1e-3, betas=_BETAS, weight_decay=0.05),
         schedule=ScheduleConfig(warmup_steps=50, kind="cosine"),
-        trainer=TrainerConfig(max_steps=2000, precision="bf16", clip_norm=3.0, log_every=20),
+        trainer=TrainerConfig(max_steps=2000, precision="auto", clip_norm=3.0, log_every=20),
         init=_START,
         evaluate_on="digits",
     )
@@ -102,7 +102,7 @@ def scenes() -> Recipe:
         loader=LoaderConfig(global_batch_size=16, num_workers=0),
         optimizer=OptimizerConfig(lr=1e-3, betas=_BETAS, weight_decay=0.05),
         schedule=ScheduleConfig(warmup_steps=50),
-        trainer=TrainerConfig(max_steps=1000, precision="bf16", clip_norm=3.0, log_every=20, save_every=250),
+        trainer=TrainerConfig(max_steps=1000, precision="auto", clip_norm=3.0, log_every=20, save_every=250),
         init=_START,
         evaluate_on="scenes",
     )

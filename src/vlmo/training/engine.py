@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,10 @@ from vlmo.training.checkpoint import training_tensors
 from vlmo.types import Batch
 
 Result = TypeVar("Result")
+
+Precision = Literal["float32", "bf16"]
+
+logger = logging.getLogger(__name__)
 
 # Graphs of the forward of a block: it is traced for each modality, ending and drop path rate.
 _GRAPHS_PER_BLOCK = 16
@@ -56,6 +61,32 @@ class EngineConfig:
         """
         if self.data_parallel not in {"ddp", "fsdp"}:
             raise ValueError(f"data_parallel is {self.data_parallel!r}; give 'ddp' or 'fsdp'")
+
+
+def multiplies_in_bf16(device: torch.device) -> bool:
+    """Whether PyTorch knows of instructions for bf16 on the device; without them bf16 is slower than float32.
+
+    Older releases of PyTorch tell nothing about CPUs, which is False here.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
+
+
+def choose_precision(name: Precision | Literal["auto"], *, device: torch.device) -> Precision:
+    """`name`, or for "auto" what is faster on the device; warns of bf16 on a device without such instructions."""
+    if name == "auto":
+        return "bf16" if multiplies_in_bf16(device) else "float32"
+    if name == "bf16" and not multiplies_in_bf16(device):
+        logger.warning(
+            "precision is bf16, but PyTorch knows of no instructions for it on this %s: "
+            "--trainer.precision float32 should be faster",
+            device.type,
+        )
+    return name
 
 
 class _Step(nn.Module):
@@ -92,7 +123,7 @@ class Engine:
         objective: nn.Module,
         *,
         config: EngineConfig | None = None,
-        precision: Literal["float32", "bf16"] = "float32",
+        precision: Precision = "float32",
     ) -> None:
         config = config or EngineConfig()
         self.objective = objective
@@ -210,7 +241,7 @@ def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def _shard(step: nn.Module, blocks: Sequence[nn.Module], *, precision: str) -> None:
+def _shard(step: nn.Module, blocks: Sequence[nn.Module], *, precision: Precision) -> None:
     """Shards each block, then all that is left as the root, whose forward gathers what the objective calls by itself.
 
     With bf16, weights of blocks travel and work in bf16. The few others, the temperature among them, stay float32 and

@@ -30,7 +30,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, rank, world_size
 from vlmo.folder import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
-from vlmo.training.engine import Engine, EngineConfig, gradient_norm
+from vlmo.training.engine import Engine, EngineConfig, Precision, choose_precision, gradient_norm
 from vlmo.training.errors import TrainingError
 from vlmo.training.faults import explained_data, explained_faults
 from vlmo.training.loaders import CursorLoader, Loader
@@ -51,8 +51,9 @@ class TrainerConfig:
 
     max_steps: int
     """Number of optimizer updates, skipped ones included."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Type of the activations (autocast); weights, losses and the optimizer are float32."""
+    precision: Literal["float32", "bf16", "auto"] = "float32"
+    """Type of the activations (autocast); weights, losses and the optimizer are float32. "auto": bf16 where the main
+    process's device has instructions for it, else float32; the same run may go on in the other one elsewhere."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """How processes share the work, and what is traded for memory and time."""
     clip_norm: float | None = None
@@ -76,8 +77,8 @@ class TrainerConfig:
         Raises:
             ValueError: There is no such precision, a count is below 1, or the norm is not above 0.
         """
-        if self.precision not in {"float32", "bf16"}:
-            raise ValueError(f"precision is {self.precision!r}; give 'float32' or 'bf16'")
+        if self.precision not in {"float32", "bf16", "auto"}:
+            raise ValueError(f"precision is {self.precision!r}; give 'float32', 'bf16' or 'auto'")
         for name in ("max_steps", "log_every", "save_every", "keep_states", "eval_every", "max_bad_steps"):
             value = asdict(self)[name]
             if value is not None and value < 1:
@@ -160,7 +161,8 @@ class Trainer:
     ) -> None:
         self.device = choose_device(device)
         self.objective = objective.to(self.device).train()
-        self._engine = Engine(self.objective, config=config.engine, precision=config.precision)
+        self.precision: Precision = from_main(choose_precision(config.precision, device=self.device))
+        self._engine = Engine(self.objective, config=config.engine, precision=self.precision)
         self.loader, self.run_dir, self.save_model = loader, Path(run_dir), save_model
         self.config, self.schedule, self.seed, self.base_lr = config, schedule, seed, optimizer.lr
         self.optimizer = build_optimizer(
@@ -200,6 +202,8 @@ class Trainer:
         if self._restore():
             logger.info("%s: %s has already finished", self.title, self.run_dir)
             return self._result("already_finished")
+        if self.config.precision == "auto":
+            logger.info("%s: precision %s, the faster one on this %s", self.title, self.precision, self.device.type)
         with StopSignal() as stop, self._open_tracker() as tracker:
             finished = self._train(tracker, stop)
             if finished:
@@ -264,7 +268,7 @@ class Trainer:
             batch = to_device(batch, self.device)
             self._watchdog.at(f"in step {self._progress.step + 1}")
             with self._engine.synchronized(last=micro == len(micro_batches) - 1):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     losses = self._engine(batch)
                 (losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
