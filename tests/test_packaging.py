@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 from packaging.version import Version
 from PIL import Image, ImageDraw
@@ -22,6 +23,7 @@ import vlmo
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.folder import read_data
 from vlmo.recipes.release import MAX_BYTES
+from vlmo.recipes.small import vlmo_small
 from vlmo.released import SMALL, released_names
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +114,23 @@ def test_released_model_is_small_and_says_what_it_is() -> None:
     card = (RELEASED / SMALL / "README.md").read_text()
     for words in ("license: cc-by-sa-4.0", "CC-BY-4.0", "IR@1, dual encoder", "## Confusions", "`vlmo release`"):
         assert words in card
-    assert {source.name for source in read_data(RELEASED / SMALL)} >= {"english-text"}
+    assert "`drawings-concepts`, test" in card
+    assert {source.name for source in read_data(RELEASED / SMALL)} >= {"english-text", "glosses", "drawings"}
+
+
+def test_released_models_figures_are_those_of_its_card() -> None:
+    card = ModelCard.load(RELEASED / SMALL / "README.md").data.eval_results
+    recall = {(each.dataset_name, each.metric_type): f"{each.metric_value:.1f} %" for each in card}
+    told = " ".join((ROOT / "README.md").read_text().split())
+    style, concepts = ([recall[data, f"ir@{k}"] for k in (1, 10)] for data in ("emoji-pairs", "drawings-concepts"))
+    assert (
+        f"the right drawing comes first for {style[0]} of the texts and among the first ten for {style[1]} (chance"
+        in told
+    )
+    assert f"{concepts[0]} come first and {concepts[1]} among the first ten" in told
+    expected = " ".join(vlmo_small.__doc__.split())
+    assert f"IR@1 {style[0]}, IR@10 {style[1]}" in expected
+    assert f"concepts IR@1 {concepts[0]}, IR@10 {concepts[1]}" in expected
 
 
 def test_released_model_knows_a_thing_when_it_sees_it() -> None:

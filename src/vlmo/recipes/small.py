@@ -23,7 +23,7 @@ def small_tokenizer() -> Recipe:
 
     Data:    drawings-images.
     Run:     vlmo train small-tokenizer --run-dir runs/vlmo-small/tokenizer
-    Expect:  what emoji-tokenizer gives, in as much time; not measured yet.
+    Expect:  reconstruction error 0.086, perplexity 612, in 18 s on two CPU cores.
     """
     recipe = emoji.emoji_tokenizer()
     return replace(recipe, data=replace(recipe.data, source=_IMAGES))
@@ -35,7 +35,7 @@ def small_stage1() -> Recipe:
     Data:    drawings-images.
     Targets: tokens of small-tokenizer.
     Run:     vlmo train small-stage1 --run-dir runs/vlmo-small/stage1
-    Expect:  what emoji-stage1 gives, in as much time; not measured yet.
+    Expect:  a loss of 5.31 nats (chance 6.93), in one to two minutes of two CPU cores.
     """
     recipe = emoji.emoji_stage1()
     return replace(
@@ -52,7 +52,8 @@ def small_stage2() -> Recipe:
     Data:    english-text.
     Start:   the model folder of small-stage1.
     Run:     vlmo train small-stage2 --run-dir runs/vlmo-small/stage2
-    Expect:  what emoji-stage2 gives, in as much time; not measured yet.
+    Expect:  a loss of 6.09 nats on glosses (--data.source FOLDER of vlmo data prepare glosses), in a minute and a half
+             of two CPU cores.
     """
     return replace(emoji.emoji_stage2(), text=_TEXT, init=f"{RUNS}/stage1/model")
 
@@ -68,7 +69,9 @@ def vlmo_small() -> Recipe:
     Start:   the model folder of small-stage2.
     Run:     vlmo train vlmo-small --run-dir runs/vlmo-small/stage3, then
              vlmo release runs/vlmo-small/stage3/model --out vlmo-small --recall-on emoji-pairs drawings-concepts
-    Expect:  about 35 minutes of two CPU cores, judged by the steps of emoji-small; recall not measured yet.
+    Expect:  on such a folder and the held-out style IR@1 25.4 %, IR@10 64.0 % (chance 0.2 and 2.0), TR@1 24.4 %; on
+             held-out concepts IR@1 11.3 %, IR@10 28.0 % (chance 0.7 and 6.7), TR@1 8.7 %; in 47 minutes of two CPU
+             cores (Intel Xeon, float32, one seed; docs/log.md).
     """
     recipe = emoji.emoji_retrieval()
     return replace(
