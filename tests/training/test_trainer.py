@@ -72,7 +72,7 @@ def test_every_logged_step_has_losses_and_figures(tmp_path) -> None:
     make_trainer(tmp_path, config=replace(CONFIG, log_every=4)).fit()
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [4, 6]
-    figures = ["lr", "grad_norm", "samples_per_s", "seconds", "samples_seen", "sample_ids_digest"]
+    figures = ["lr", "grad_norm", "samples_per_s", "seconds", "samples_seen", "precision", "sample_ids_digest"]
     assert list(lines[0]) == ["step", "loss", "error", "bonus", *figures]
 
 

@@ -154,7 +154,7 @@ class _Weights:
 
 
 def _weights(recipe: Recipe, work: Work, *, processes: int) -> _Weights:
-    half, sent = recipe.trainer.precision != "float32", (processes - 1) / processes
+    half, sent = recipe.trainer.precision == "bf16", (processes - 1) / processes
     total, trained = _count(work.model), _count(work.model, trained=True)
     if processes == 1 or recipe.trainer.engine.data_parallel == "ddp":
         return _Weights(

@@ -187,7 +187,7 @@ def _work(recipe: Recipe, model: nn.Module, *encodings: Encoding, flops: float, 
     config, frozen = cast(VLMoConfig, model.config), more.pop("frozen_attention", False)
     for each in encodings:
         flops += each.share * sum(training_flops(config, p, frozen_attention=frozen) for p in each.passes)
-    half, checkpointed = recipe.trainer.precision != "float32", recipe.trainer.engine.activation_checkpointing
+    half, checkpointed = recipe.trainer.precision == "bf16", recipe.trainer.engine.activation_checkpointing
     return Work(
         model, flops=flops, row_bytes=row_bytes, half=half, checkpointed=checkpointed, encodings=encodings, **more
     )
@@ -320,7 +320,7 @@ def _segmentation(recipe: Recipe) -> Work:
     config = _config(recipe, segmentation_channels=stage.channels, segmentation_layers=layers)
     model = VLMoForSemanticSegmentation(config)
     flops, saved = _convolutions(model, config)
-    saved = saved * (0.5 if recipe.trainer.precision != "float32" else 1.0)
+    saved = saved * (0.5 if recipe.trainer.precision == "bf16" else 1.0)
     logits = 2 * _LOGIT_COPIES * _FLOAT32 * cast("int", config.num_labels) * config.image_size**2
     return _work(
         recipe,

@@ -2,7 +2,7 @@
 
 from vlmo.distributed import choose_device
 from vlmo.training.checkpoint import claim_run_folder
-from vlmo.training.engine import EngineConfig, choose_precision
+from vlmo.training.engine import EngineConfig
 from vlmo.training.faults import explained_start
 from vlmo.training.loaders import Loader
 from vlmo.training.optimizer import OptimizerConfig, describe_groups, param_groups
@@ -23,7 +23,6 @@ __all__ = [
     "TrainerConfig",
     "Watchdog",
     "choose_device",
-    "choose_precision",
     "claim_run_folder",
     "describe_groups",
     "explained_start",

@@ -32,6 +32,7 @@ from vlmo.types import Batch
 Result = TypeVar("Result")
 
 Precision = Literal["float32", "bf16"]
+PRECISIONS = ("float32", "bf16", "auto")
 
 logger = logging.getLogger(__name__)
 
@@ -64,28 +65,33 @@ class EngineConfig:
 
 
 def multiplies_in_bf16(device: torch.device) -> bool:
-    """Whether PyTorch knows of instructions for bf16 on the device; without them bf16 is slower than float32.
+    """Whether PyTorch knows of instructions for bf16 on the device; without them it is computed by detours.
 
-    Older releases of PyTorch tell nothing about CPUs, which is False here.
+    Releases of PyTorch without `torch.cpu.get_capabilities` tell nothing of Arm, which is False here.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    found = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def choose_precision(name: Precision | Literal["auto"], *, device: torch.device) -> Precision:
-    """`name`, or for "auto" what is faster on the device; warns of bf16 on a device without such instructions."""
+    """`name`, or for "auto" bf16 where the device has instructions for it, else float32; warns of bf16 without them.
+
+    Raises:
+        ValueError: There is no such precision.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"precision is {name!r}; give one of {', '.join(PRECISIONS)}")
     if name == "auto":
         return "bf16" if multiplies_in_bf16(device) else "float32"
     if name == "bf16" and not multiplies_in_bf16(device):
-        logger.warning(
-            "precision is bf16, but PyTorch knows of no instructions for it on this %s: "
-            "--trainer.precision float32 should be faster",
-            device.type,
-        )
+        logger.warning("bf16 on a %s that is not known to have instructions for it: float32 may be faster", device.type)
     return name
 
 

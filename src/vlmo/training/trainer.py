@@ -30,7 +30,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, rank, world_size
 from vlmo.folder import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
-from vlmo.training.engine import Engine, EngineConfig, Precision, choose_precision, gradient_norm
+from vlmo.training.engine import PRECISIONS, Engine, EngineConfig, Precision, choose_precision, gradient_norm
 from vlmo.training.errors import TrainingError
 from vlmo.training.faults import explained_data, explained_faults
 from vlmo.training.loaders import CursorLoader, Loader
@@ -77,8 +77,8 @@ class TrainerConfig:
         Raises:
             ValueError: There is no such precision, a count is below 1, or the norm is not above 0.
         """
-        if self.precision not in {"float32", "bf16", "auto"}:
-            raise ValueError(f"precision is {self.precision!r}; give 'float32', 'bf16' or 'auto'")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; give one of {', '.join(PRECISIONS)}")
         for name in ("max_steps", "log_every", "save_every", "keep_states", "eval_every", "max_bad_steps"):
             value = asdict(self)[name]
             if value is not None and value < 1:
@@ -161,7 +161,9 @@ class Trainer:
     ) -> None:
         self.device = choose_device(device)
         self.objective = objective.to(self.device).train()
-        self.precision: Precision = from_main(choose_precision(config.precision, device=self.device))
+        # One process chooses, and warns.
+        chosen = choose_precision(config.precision, device=self.device) if is_main() else None
+        self.precision: Precision = from_main(chosen)
         self._engine = Engine(self.objective, config=config.engine, precision=self.precision)
         self.loader, self.run_dir, self.save_model = loader, Path(run_dir), save_model
         self.config, self.schedule, self.seed, self.base_lr = config, schedule, seed, optimizer.lr
@@ -203,7 +205,7 @@ class Trainer:
             logger.info("%s: %s has already finished", self.title, self.run_dir)
             return self._result("already_finished")
         if self.config.precision == "auto":
-            logger.info("%s: precision %s, the faster one on this %s", self.title, self.precision, self.device.type)
+            logger.info("%s: computing in %s", self.title, self.precision)
         with StopSignal() as stop, self._open_tracker() as tracker:
             finished = self._train(tracker, stop)
             if finished:
@@ -321,6 +323,7 @@ class Trainer:
             "samples_per_s": rows / max(seconds, 1e-9),
             "seconds": self._seconds(),
             "samples_seen": self._progress.samples_seen,
+            "precision": self.precision,
             "sample_ids_digest": hashlib.sha256(json.dumps(sample_ids).encode()).hexdigest()[:16],
         }
 
