@@ -25,10 +25,10 @@ from torch import Tensor
 
 from surroundings import surroundings, write_result
 from timing import Call, rates_by_turns
-from vlmo.interop.onnx import OnnxGraph, load_model
-from vlmo.interop.onnx_conversion import noise
-from vlmo.interop.onnx_graphs import Graph, graphs_of
-from vlmo.interop.onnx_session import OnnxSession, read_description
+from vlmo.export.conversion import noise
+from vlmo.export.graphs import Graph, graphs_of
+from vlmo.export.onnx import OnnxGraph, load_model
+from vlmo.export.runtime import OnnxSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.recipes.onnx_export import export_onnx
 

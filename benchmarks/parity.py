@@ -32,8 +32,8 @@ from tests.parity import cases, plain_beit3, plain_vlmo, test_beit, test_beit3
 from tests.parity.cases import Case, imported, reference_file
 
 from surroundings import surroundings, write_result
-from vlmo.interop import beit3
-from vlmo.interop.importing import import_checkpoint
+from vlmo.checkpoints import beit3
+from vlmo.checkpoints.importing import import_checkpoint
 from vlmo.model import (
     VLMoForImageTextRetrieval,
     VLMoForMaskedImageModeling,

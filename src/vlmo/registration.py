@@ -35,7 +35,7 @@ def register() -> None:
     )
 
     from vlmo import model
-    from vlmo.interop import pipelines
+    from vlmo.integrations import pipelines
     from vlmo.processing import VLMoProcessor
 
     config = model.VLMoConfig

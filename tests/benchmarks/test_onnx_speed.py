@@ -9,8 +9,8 @@ import torch
 
 import onnx_speed
 import timing
-from vlmo.interop.onnx_conversion import noise
-from vlmo.interop.onnx_graphs import graphs_of
+from vlmo.export.conversion import noise
+from vlmo.export.graphs import graphs_of
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
 

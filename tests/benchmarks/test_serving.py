@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.interop.toy_gallery import trained_folder
+from tests.integrations.toy_gallery import trained_folder
 
 import serving
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import NotebookNode
-from tests.interop.toy_gallery import trained_folder
+from tests.integrations.toy_gallery import trained_folder
 
 import hooks
 import notebooks

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.test_tutorial import write_pictures
-from tests.interop.toy_gallery import trained_folder
+from tests.integrations.toy_gallery import trained_folder
 from vlmo.cli import main
 
 pytestmark = pytest.mark.slow

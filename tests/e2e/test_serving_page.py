@@ -16,7 +16,7 @@ import pytest
 import tyro
 from fastapi.testclient import TestClient
 
-from tests.interop.toy_gallery import drawings
+from tests.integrations.toy_gallery import drawings
 from tests.serving.toy_service import make_gallery
 from vlmo.cli import main
 from vlmo.serving import server

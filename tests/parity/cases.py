@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.parity.plain_vlmo import PlainVLMo, Sizes, random_checkpoint, write_vocabulary
 from torch import Tensor
 
-from vlmo.interop.importing import import_checkpoint
+from vlmo.checkpoints.importing import import_checkpoint
 from vlmo.model import (
     VLMoForImageTextRetrieval,
     VLMoForPreTraining,

@@ -17,8 +17,8 @@ from transformers import (
     ViTModel,
 )
 
-from vlmo.interop import beit
-from vlmo.interop.conversion import Conversion
+from vlmo.checkpoints import beit
+from vlmo.checkpoints.conversion import Conversion
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForMaskedImageModeling
 from vlmo.model.start import start_from
 

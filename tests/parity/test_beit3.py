@@ -7,8 +7,8 @@ import torch
 from tests.parity.plain_beit3 import BASE, LARGE, PlainBEiT3, Sizes, random_weights, shapes
 from torch import Tensor
 
-from vlmo.interop import beit3
-from vlmo.interop.conversion import Conversion
+from vlmo.checkpoints import beit3
+from vlmo.checkpoints.conversion import Conversion
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel
 
 ATOL = 1e-5  # float32, two implementations that sum in different orders

@@ -7,7 +7,7 @@ import csv
 import pytest
 from PIL import Image
 from rich.console import Console
-from tests.interop.toy_gallery import CAPTIONS, trained_folder
+from tests.integrations.toy_gallery import CAPTIONS, trained_folder
 from tests.retrieval.toy_index import write_folder
 from tests.test_cli_tasks import refused
 

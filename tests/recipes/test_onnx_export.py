@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.toy_model import toy
 
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.interop.onnx_session import OnnxRetrievalModel
+from vlmo.export.runtime import OnnxRetrievalModel
 from vlmo.model import VLMoForImageClassification, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes.onnx_export import export_onnx

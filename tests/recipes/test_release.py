@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.interop.toy_gallery import retrieval_set, trained_folder
+from tests.integrations.toy_gallery import retrieval_set, trained_folder
 from tests.recipes.toy_folders import write_folders
 from tests.retrieval.toy_index import write_folder
 from tests.test_cli_tasks import refused

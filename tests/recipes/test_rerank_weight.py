@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tests.interop.toy_gallery import CAPTIONS, drawings, trained_folder
+from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
 
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.recipes.rerank_weight import WEIGHTS, best_weight, choose_rerank_weight, write_rerank_weight

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tests.recipes.toy_recipes import shrunk
 
-from vlmo.interop.retrieval_model import load_retrieval_model
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.objectives.pretraining import VisionLanguageConfig
 from vlmo.recipes import build, find_recipe
 from vlmo.recipes.retrieval import evaluate_folder

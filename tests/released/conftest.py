@@ -1,5 +1,5 @@
 import pytest
-from tests.interop.toy_gallery import trained_folder
+from tests.integrations.toy_gallery import trained_folder
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.interop.toy_gallery import trained_folder
+from tests.integrations.toy_gallery import trained_folder
 from tests.retrieval.toy_index import build, write_folder
 
 from vlmo.retrieval import Searcher

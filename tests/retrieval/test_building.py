@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
-from tests.interop.toy_gallery import CAPTIONS, drawings, trained_folder
+from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
 from tests.retrieval.toy_index import (
     NAMES,
     NUM,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.interop.toy_gallery import CAPTIONS, drawings
+from tests.integrations.toy_gallery import CAPTIONS, drawings
 
-from vlmo.interop.retrieval_model import load_retrieval_model
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.retrieval import Encoder
 
 # Two ways to the same sums, in float32.

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from tests.interop.toy_gallery import CAPTIONS, drawings
+from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import NAMES, NUM, build, rows, write_folder
 
 from vlmo.retrieval import Encoder, Index

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.interop.toy_gallery import drawings
+from tests.integrations.toy_gallery import drawings
 from tests.retrieval.toy_index import NAMES, NUM, encoded, rows, write_folder, write_parquet, write_table, write_tar
 
 from vlmo.retrieval import Encoder, Index, IndexSettings, build_index

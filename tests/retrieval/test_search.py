@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.interop.toy_folder import folder_writer, text_processor
-from tests.interop.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set, trained_folder
+from tests.checkpoints.toy_folder import folder_writer, text_processor
+from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set, trained_folder
 from tests.retrieval.toy_index import NAMES, build, write_folder
 
 from vlmo import VLMoForImageTextRetrieval
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.retrieval import Encoder, Searcher
 
 # Sums in another order; scores are some units large.

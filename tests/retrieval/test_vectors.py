@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.interop.toy_gallery import CAPTIONS, drawings
+from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import NAMES, write_folder, write_tar
 
 from vlmo.retrieval import Encoder

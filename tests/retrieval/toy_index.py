@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tests.interop.toy_gallery import CAPTIONS, drawings
+from tests.integrations.toy_gallery import CAPTIONS, drawings
 
 from vlmo.retrieval import BuildReport, IndexSettings, build_index
 

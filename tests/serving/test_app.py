@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from transformers import pipeline
 
-from tests.interop.toy_gallery import CAPTIONS, NUM_PICTURES, drawings
+from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings
 from tests.serving.toy_service import in_base64, png
 from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app

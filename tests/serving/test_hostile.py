@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.interop.toy_gallery import drawings
+from tests.integrations.toy_gallery import drawings
 from tests.serving.toy_service import Gallery, ServerProcess, in_base64, png
 
 MAX_GROWTH = 900 * 2**20

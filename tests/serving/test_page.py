@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.interop.toy_gallery import CAPTIONS, drawings
+from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.serving.toy_service import png, served
 from vlmo.serving.app import create_app
 from vlmo.serving.service import Parts

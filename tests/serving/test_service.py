@@ -6,7 +6,7 @@ import time
 
 from fastapi.testclient import TestClient
 
-from tests.interop.toy_gallery import drawings
+from tests.integrations.toy_gallery import drawings
 from vlmo.retrieval import Index, build_index
 from vlmo.serving import service
 from vlmo.serving.app import create_app

@@ -23,7 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from tests.interop.toy_gallery import CAPTIONS, COLOURS, drawings, trained_folder
+from tests.integrations.toy_gallery import CAPTIONS, COLOURS, drawings, trained_folder
 from tests.toy_model import shaken
 from vlmo import VLMoConfig, VLMoForVisualQuestionAnswering, VLMoProcessor
 from vlmo.retrieval import build_index

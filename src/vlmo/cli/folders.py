@@ -78,7 +78,7 @@ def import_command(arguments: list[str]) -> None:
     if options.file is None or options.out is None:
         raise ValueError("vlmo import needs a checkpoint and a new folder: vlmo import FILE OUT (vlmo import --help)")
     hide_loading_bars()
-    from vlmo.interop.importing import import_checkpoint
+    from vlmo.checkpoints.importing import import_checkpoint
 
     report = import_checkpoint(
         options.file,
@@ -118,7 +118,7 @@ def export_command(arguments: list[str]) -> None:
         return
     if options.int8 or options.recall_on is not None:
         raise ValueError("--int8 and --recall-on belong to --to onnx")
-    from vlmo.interop.exporting import export_official
+    from vlmo.checkpoints.exporting import export_official
 
     report = export_official(folder, options.out)
     lines = [f"note: {note}" for note in report.notes]

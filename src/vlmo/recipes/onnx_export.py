@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import RetrievalResult
-from vlmo.interop.onnx import OnnxReport, add_recalls, write_onnx
-from vlmo.interop.onnx_session import OnnxRetrievalModel
-from vlmo.interop.retrieval_model import load_retrieval_model
+from vlmo.export.onnx import OnnxReport, add_recalls, write_onnx
+from vlmo.export.runtime import OnnxRetrievalModel
 from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
 from vlmo.released import notes_folder
 

@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.decoding import decode_image
-from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.recipes.answering import predict_nlvr2, predict_vqa
 from vlmo.recipes.evaluating import Task, task_of

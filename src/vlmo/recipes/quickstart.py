@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.sources import open_source
 from vlmo.drawing.attention import attention_by_word, attention_over_patches
 from vlmo.evaluation import (
@@ -34,7 +35,6 @@ from vlmo.evaluation import (
     text_queries,
     write_report,
 )
-from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import emoji, find_recipe

@@ -13,9 +13,9 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlmo.checkpoints.loading import check_model_folder
 from vlmo.data import builtin
 from vlmo.folder import add_figures, add_section, read_data, rename_card, write_folder
-from vlmo.interop.retrieval_model import check_model_folder
 from vlmo.recipes.card import data_name
 from vlmo.recipes.confusions import confusions, confusions_table
 from vlmo.recipes.retrieval import evaluate_folder

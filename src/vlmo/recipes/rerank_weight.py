@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.distributed import choose_device, is_main
 from vlmo.evaluation import recall_by_weight
 from vlmo.evaluation.scoring import BATCH
 from vlmo.folder import write_file
-from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.recipes.retrieval import RERANK, progress_of_evaluation, read_rows
 from vlmo.released import notes_folder
 

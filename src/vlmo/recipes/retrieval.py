@@ -20,13 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.quarantine import keep_good
 from vlmo.data.schema import column, select_rows
 from vlmo.data.sources import ImageCell, decode_image, open_source
 from vlmo.evaluation import RetrievalModel, RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.scoring import BATCH
 from vlmo.folder import Measurement, add_figures
-from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.recipes.task_result import Prediction, TaskResult, task_measurements
 from vlmo.released import notes_folder

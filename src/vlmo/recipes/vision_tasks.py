@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from vlmo import model as models
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.decoding import decode_image
 from vlmo.evaluation.classification import (
     PROMPTS,
@@ -28,7 +29,6 @@ from vlmo.evaluation.inference import Advance
 from vlmo.evaluation.masks import overlay
 from vlmo.evaluation.segmentation import Inference, segment
 from vlmo.folder import architectures
-from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.model import VLMoForImageClassification, VLMoForSemanticSegmentation, VLMoModel
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import TransformConfig, eval_transform

@@ -15,10 +15,10 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.distributed import choose_device
 from vlmo.drawing.attention import attention_by_word, attention_over_patches
 from vlmo.drawing.pictures import on_white
-from vlmo.interop.retrieval_model import load_retrieval_model
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.processing.transforms import normalize
 from vlmo.released import find_model

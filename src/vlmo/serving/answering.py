@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import pipeline
 
 from vlmo.folder import architectures
-from vlmo.interop.pipelines import QUESTION_TASK
+from vlmo.integrations.pipelines import QUESTION_TASK
 from vlmo.model.loading import loading
 from vlmo.released import find_model
 

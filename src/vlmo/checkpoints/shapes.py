@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlmo.interop.report import spans
+from vlmo.checkpoints.report import spans
 
 MAX_TEXT_POSITIONS = 196
 """Text positions of every published position table."""

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlmo.interop.beit_config import check_sizes, checked_config, class_names
-from vlmo.interop.beit_names import SHARED_TABLE, TABLE, from_hugging_face, is_hugging_face
-from vlmo.interop.conversion import Conversion
-from vlmo.interop.shapes import (
+from vlmo.checkpoints.beit_config import check_sizes, checked_config, class_names
+from vlmo.checkpoints.beit_names import SHARED_TABLE, TABLE, from_hugging_face, is_hugging_face
+from vlmo.checkpoints.conversion import Conversion
+from vlmo.checkpoints.shapes import (
     MAX_TEXT_POSITIONS,
     NUM_CLASS_ROWS,
     NUM_CROSS_ROWS,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.interop.toy_folder import CAPTIONS, drawings, folder_writer, logged_errors, text_processor
+from tests.checkpoints.toy_folder import CAPTIONS, drawings, folder_writer, logged_errors, text_processor
 from torch import nn
 from transformers import BeitImageProcessor, pipeline
 

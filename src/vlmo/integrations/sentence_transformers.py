@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from vlmo.interop.retrieval_model import check_model_folder, load_by_name
+from vlmo.checkpoints.loading import check_model_folder, load_by_name
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.processor import PAD_MULTIPLE
@@ -29,9 +29,7 @@ try:
     from sentence_transformers.base.modality import is_image_url_or_path
     from sentence_transformers.base.modules import InputModule
 except ImportError as error:
-    raise ImportError(
-        "vlmo.interop.sentence_transformer needs sentence-transformers 6: pip install 'vlmo[sentence-transformers]'"
-    ) from error
+    raise ImportError("sentence-transformers 6 is needed here: pip install 'vlmo[sentence-transformers]'") from error
 
 Features = dict[str, Any]
 """Tensors by name, handed from module to module."""

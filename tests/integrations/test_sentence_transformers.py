@@ -13,12 +13,12 @@ from sentence_transformers.cross_encoder.evaluation import CrossEncoderReranking
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.util import semantic_search
-from tests.interop.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set, trained_folder
+from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set, trained_folder
 from tests.toy_model import toy
 
 from vlmo import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoProcessor
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.interop.sentence_transformer import (
+from vlmo.integrations.sentence_transformers import (
     VLMoEmbedder,
     VLMoPairScorer,
     load_cross_encoder,
@@ -185,7 +185,7 @@ def test_saved_folder_comes_back_and_is_a_model_folder(folder, tmp_path, ours):
     model.similarity_fn_name = "dot"
     model.save(str(tmp_path), create_model_card=False)
     listing = json.loads((tmp_path / "modules.json").read_text())
-    assert [entry["type"] for entry in listing] == ["vlmo.interop.sentence_transformer.VLMoEmbedder"]
+    assert [entry["type"] for entry in listing] == ["vlmo.integrations.sentence_transformers.VLMoEmbedder"]
 
     inputs = [*TEXTS[:3], *drawings()[:3]]
     trusted = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=True, local_files_only=True)
@@ -374,6 +374,6 @@ def test_model_without_matching_head_judges_no_pairs(folder):
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    monkeypatch.delitem(sys.modules, "vlmo.interop.sentence_transformer")
+    monkeypatch.delitem(sys.modules, "vlmo.integrations.sentence_transformers")
     with pytest.raises(ImportError, match=r"pip install 'vlmo\[sentence-transformers\]'"):
-        importlib.import_module("vlmo.interop.sentence_transformer")
+        importlib.import_module("vlmo.integrations.sentence_transformers")

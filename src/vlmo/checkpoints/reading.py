@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlmo.interop.report import listed, one_line, printable, spans
+from vlmo.checkpoints.report import listed, one_line, printable, spans
 
 _WRAPPERS = ("state_dict", "module", "model")
 _PARALLEL_PREFIX = "module."

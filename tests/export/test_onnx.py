@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import onnx
 import pytest
 import torch
-from tests.interop.toy_gallery import CAPTIONS, drawings, retrieval_set
+from tests.integrations.toy_gallery import CAPTIONS, drawings, retrieval_set
 from tests.toy_model import BEIT3, pictures, texts, toy
 from torch import Tensor
 
@@ -33,11 +33,11 @@ from vlmo import (
     VLMoProcessor,
 )
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.interop import onnx as onnx_export
-from vlmo.interop import onnx_conversion
-from vlmo.interop.onnx import write_onnx
-from vlmo.interop.onnx_graphs import AnyLengthPositionBias
-from vlmo.interop.onnx_session import OnnxRetrievalModel, OnnxSession
+from vlmo.export import conversion
+from vlmo.export import onnx as onnx_export
+from vlmo.export.graphs import AnyLengthPositionBias
+from vlmo.export.onnx import write_onnx
+from vlmo.export.runtime import OnnxRetrievalModel, OnnxSession
 from vlmo.model.position import RelativePositionBias
 from vlmo.processing import image_processor_for
 
@@ -374,7 +374,7 @@ def test_weights_that_are_not_numbers_are_refused(classifier, tmp_path):
 
 
 def test_large_weights_lie_beside_the_graph(classifier, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(onnx_conversion, "_MAX_SINGLE_FILE", 1000)
+    monkeypatch.setattr(conversion, "_MAX_SINGLE_FILE", 1000)
     with caplog.at_level(logging.INFO):
         report = write_onnx(classifier, tmp_path / "exported", int8=True)
     assert not [record for record in caplog.records if record.name == "root"]  # the quantiser's chatter

@@ -9,7 +9,7 @@ from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import BASE, BASE_PLUS, LARGE, Sizes, checkpoint_shapes
 from torch import Tensor
 
-from vlmo.interop import official
+from vlmo.checkpoints import official
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageTextRetrieval,

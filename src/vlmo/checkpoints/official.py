@@ -10,9 +10,9 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from vlmo.interop.conversion import Conversion
-from vlmo.interop.report import spans
-from vlmo.interop.shapes import (
+from vlmo.checkpoints.conversion import Conversion
+from vlmo.checkpoints.report import spans
+from vlmo.checkpoints.shapes import (
     DEFAULT_TEXT_LENGTH,
     MAX_TEXT_POSITIONS,
     NUM_CLASS_ROWS,

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 import vlmo.model
+from vlmo.export.conversion import OPSET, convert, noise, quantise
+from vlmo.export.graphs import Graph, free_text_length, graphs_of
+from vlmo.export.runtime import DESCRIPTION, OnnxSession, read_description
 from vlmo.folder import write_file, write_folder
-from vlmo.interop.onnx_conversion import OPSET, convert, noise, quantise
-from vlmo.interop.onnx_graphs import Graph, free_text_length, graphs_of
-from vlmo.interop.onnx_session import DESCRIPTION, OnnxSession, read_description
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageClassification,

@@ -13,14 +13,14 @@ import torch
 from clip_benchmark.datasets.builder import image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from clip_benchmark.models import MODEL_TYPES, load_clip
-from tests.interop.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set, trained_folder
+from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set, trained_folder
 from tests.toy_model import toy
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from vlmo import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoProcessor
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.interop.clip import ClipModel, load_open_clip, register
+from vlmo.integrations.open_clip import ClipModel, load_open_clip, register
 from vlmo.objectives.itc import itc_loss
 from vlmo.processing import TransformConfig, eval_transform
 

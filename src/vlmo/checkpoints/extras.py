@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vlmo.interop.official import INDEX, POSITION_IDS, TEXT_POSITIONS
-from vlmo.interop.shapes import DEFAULT_TEXT_LENGTH, MAX_TEXT_POSITIONS
+from vlmo.checkpoints.official import INDEX, POSITION_IDS, TEXT_POSITIONS
+from vlmo.checkpoints.shapes import DEFAULT_TEXT_LENGTH, MAX_TEXT_POSITIONS
 from vlmo.model import VLMoConfig
 from vlmo.model.position import relative_position_index
 

@@ -14,9 +14,9 @@ from tests.parity.plain_vlmo import PlainVLMo, Sizes, random_checkpoint, write_v
 from tests.toy_model import pictures, texts, toy
 from torch import Tensor
 
-from vlmo.interop.exporting import export_official
-from vlmo.interop.importing import import_checkpoint
-from vlmo.interop.reading import read_state_dict
+from vlmo.checkpoints.exporting import export_official
+from vlmo.checkpoints.importing import import_checkpoint
+from vlmo.checkpoints.reading import read_state_dict
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageClassification,

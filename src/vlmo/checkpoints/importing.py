@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BeitImageProcessor
 
+from vlmo.checkpoints import beit, beit3, official
+from vlmo.checkpoints.conversion import Conversion
+from vlmo.checkpoints.extras import fit_unused
+from vlmo.checkpoints.reading import Origin, read_labels, read_state_dict
+from vlmo.checkpoints.report import ImportReport, listed, one_line, printable
+from vlmo.checkpoints.text import fit_text, make_processor
 from vlmo.folder import ModelCard, write_card, write_folder
-from vlmo.interop import beit, beit3, official
-from vlmo.interop.conversion import Conversion
-from vlmo.interop.extras import fit_unused
-from vlmo.interop.reading import Origin, read_labels, read_state_dict
-from vlmo.interop.report import ImportReport, listed, one_line, printable
-from vlmo.interop.text import fit_text, make_processor
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForVisualQuestionAnswering, VLMoModel
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.position import resize_absolute_positions, resize_bias_table

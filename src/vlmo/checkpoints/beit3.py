@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vlmo.interop.conversion import Conversion
-from vlmo.interop.shapes import count_blocks, joined, one_number, shape_of, square_side
+from vlmo.checkpoints.conversion import Conversion
+from vlmo.checkpoints.shapes import count_blocks, joined, one_number, shape_of, square_side
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel
 
 _NUM_UNUSED_POSITIONS = 2  # in front of both position tables

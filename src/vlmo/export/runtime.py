@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlmo.interop.onnx_graphs import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER
+from vlmo.export.graphs import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER
 
 DESCRIPTION = "onnx.json"
 

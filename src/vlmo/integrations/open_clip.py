@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from vlmo.interop.retrieval_model import load_retrieval_model
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.processor import PAD_MULTIPLE

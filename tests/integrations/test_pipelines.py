@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.interop.toy_folder import CAPTIONS, QUESTIONS, drawings, folder_writer, logged_errors, text_processor
+from tests.checkpoints.toy_folder import CAPTIONS, QUESTIONS, drawings, folder_writer, logged_errors, text_processor
 from torch import nn
 from transformers import pipeline, pipelines
 
@@ -18,7 +18,7 @@ from vlmo import (
     VLMoForVisualQuestionAnswering,
     VLMoProcessor,
 )
-from vlmo.interop.pipelines import (
+from vlmo.integrations.pipelines import (
     ImageTextMatchingPipeline,
     VisualQuestionAnsweringPipeline,
     open_picture,

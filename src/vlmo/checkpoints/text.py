@@ -12,8 +12,8 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import BeitImageProcessor
 
-from vlmo.interop.conversion import Conversion
-from vlmo.interop.shapes import DEFAULT_TEXT_LENGTH
+from vlmo.checkpoints.conversion import Conversion
+from vlmo.checkpoints.shapes import DEFAULT_TEXT_LENGTH
 from vlmo.model import VLMoConfig
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.processor import PAD_MULTIPLE

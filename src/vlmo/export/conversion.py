@@ -12,7 +12,7 @@ import onnxruntime.quantization
 import torch
 from torch import Tensor
 
-from vlmo.interop.onnx_graphs import Graph, GraphModule
+from vlmo.export.graphs import Graph, GraphModule
 from vlmo.model import VLMoConfig, VLMoPreTrainedModel
 
 # The newest that torch 2.13 writes natively, with attention as one operator; ONNX Runtime reads it from 1.23 on.

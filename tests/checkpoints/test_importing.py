@@ -35,9 +35,9 @@ from transformers import (
 )
 
 import vlmo  # noqa: F401 (registers the Auto classes)
-from vlmo.interop import importing, text
-from vlmo.interop.importing import PUBLISHED_EXTRAS, import_checkpoint
-from vlmo.interop.report import grouped
+from vlmo.checkpoints import importing, text
+from vlmo.checkpoints.importing import PUBLISHED_EXTRAS, import_checkpoint
+from vlmo.checkpoints.report import grouped
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForVisualQuestionAnswering, VLMoModel
 from vlmo.processing import VLMoProcessor
 

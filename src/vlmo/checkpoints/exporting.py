@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlmo.interop.extras import index_buffers
-from vlmo.interop.importing import PUBLISHED_EXTRAS, VLMO_LAYOUT
-from vlmo.interop.official import (
+from vlmo.checkpoints.extras import index_buffers
+from vlmo.checkpoints.importing import PUBLISHED_EXTRAS, VLMO_LAYOUT
+from vlmo.checkpoints.official import (
     NUM_HEADS,
     POSITION_IDS,
     TABLE,
@@ -23,9 +23,9 @@ from vlmo.interop.official import (
     in_published_shape,
     published_name,
 )
-from vlmo.interop.reading import read_json, read_state_dict
-from vlmo.interop.report import listed, one_line
-from vlmo.interop.shapes import DEFAULT_TEXT_LENGTH, MAX_TEXT_POSITIONS, NUM_CLASS_ROWS
+from vlmo.checkpoints.reading import read_json, read_state_dict
+from vlmo.checkpoints.report import listed, one_line
+from vlmo.checkpoints.shapes import DEFAULT_TEXT_LENGTH, MAX_TEXT_POSITIONS, NUM_CLASS_ROWS
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageClassification,

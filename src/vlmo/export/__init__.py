@@ -1,0 +1,1 @@
+"""Export of model folders to ONNX."""

@@ -1,0 +1,1 @@
+"""Adapters for transformers pipelines, sentence-transformers, open_clip and clip_benchmark."""

@@ -1,1 +1,0 @@
-"""Other people's files, to and from a model folder."""
