@@ -12,8 +12,7 @@ from PIL import Image
 
 from figures.svg import Canvas
 from vlmo.data.sources import decode_image, open_source
-from vlmo.drawing.attention import heat_map
-from vlmo.drawing.pictures import data_uri
+from vlmo.drawing.pictures import data_uri, heat_map
 from vlmo.retrieval.encoder import Encoder
 
 MODEL, SOURCE = "vlmo-small", "emoji-pairs"

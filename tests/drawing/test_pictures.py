@@ -4,9 +4,10 @@ import base64
 import io
 
 import numpy as np
+import torch
 from PIL import Image
 
-from vlmo.drawing.pictures import data_uri, on_white
+from vlmo.drawing.pictures import data_uri, heat_map, on_white
 
 
 def decoded(uri: str) -> Image.Image:
@@ -30,3 +31,13 @@ def test_data_uri_shrinks_and_chooses_the_format() -> None:
     assert data_uri(photo).startswith("data:image/jpeg;base64,")
     assert flat.size == (500, 250)  # the caller's picture is left alone
     assert decoded(data_uri(photo)).size == (144, 144)
+
+
+def test_heat_is_where_the_weight_is() -> None:
+    weights = torch.zeros(4, 4)
+    weights[0, 3] = 2.0
+    heat = np.asarray(heat_map(Image.new("RGB", (72, 72), "white"), weights, size=80)).astype(int)
+    assert heat[5, 75, 1] < 100  # top right: coloured
+    assert heat[70, 10].tolist() == [255, 255, 255]
+    # A flat map has no colour rather than a division by zero.
+    assert np.asarray(heat_map(Image.new("RGB", (8, 8), "white"), torch.ones(2, 2), size=16)).min() == 255

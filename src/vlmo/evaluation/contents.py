@@ -88,7 +88,7 @@ class TextQuery:
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap:
-    """Where each word of a text looks in a picture; see `attention_over_patches`.
+    """Attention of each word of a text over an image; see `attention_maps`.
 
     Raises:
         ValueError: The weights are not a grid for each word.

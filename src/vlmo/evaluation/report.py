@@ -11,8 +11,7 @@ from string import Template
 
 from PIL.Image import Image
 
-from vlmo.drawing.attention import heat_map
-from vlmo.drawing.pictures import data_uri
+from vlmo.drawing.pictures import data_uri, heat_map
 from vlmo.evaluation.charts import format_value, last_value, line_chart
 from vlmo.evaluation.contents import AttentionMap, Attribution, Chart, Figure, PictureQuery, Report, Step, TextQuery
 

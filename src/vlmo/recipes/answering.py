@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlmo.data.sources import decode_image
-from vlmo.drawing.attention import attention_over_patches, heat_map
+from vlmo.drawing.pictures import heat_map
 from vlmo.evaluation.inference import Advance
 from vlmo.folder import write_file
 from vlmo.model import VLMoForVisualQuestionAnswering, VLMoForVisualReasoning
+from vlmo.model.attention_maps import attention_maps
 from vlmo.recipes.answering_sets import (
     BATCH_SIZE,
     NLVR2,
@@ -238,15 +239,7 @@ def _bar(title: str, *, total: int, console: Console | None) -> Iterator[Advance
 
 
 def _draw_attention(model: VLMoForVisualQuestionAnswering, *, inputs: Any, picture: Image.Image) -> Image.Image:
-    implementation = model.config._attn_implementation or "sdpa"
-    model.set_attn_implementation("eager")
-    with torch.inference_mode():
-        attentions = model.vlmo(**inputs, output_attentions=True).attentions
-    model.set_attn_implementation(implementation)
-    layers = tuple(range(-model.config.num_fusion_layers, 0)) or (-1,)
-    length = inputs["input_ids"].shape[1]
-    maps = attention_over_patches(attentions, text_length=length, grid=model.config.grid, layers=layers)
-    return heat_map(picture, maps[0, 0], size=_SHOWN_PIXELS)
+    return heat_map(picture, attention_maps(model, **inputs)[0, 0], size=_SHOWN_PIXELS)
 
 
 def _open(file: str | Path) -> Image.Image:

@@ -20,7 +20,6 @@ from rich.console import Console
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.sources import open_source
-from vlmo.drawing.attention import attention_by_word, attention_over_patches
 from vlmo.evaluation import (
     AttentionMap,
     Attribution,
@@ -36,6 +35,7 @@ from vlmo.evaluation import (
     write_report,
 )
 from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.model.attention_maps import attention_maps, maps_by_word
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import emoji, find_recipe
 from vlmo.recipes.pretraining_stages import VisionStage
@@ -238,16 +238,9 @@ def _attention(
     model, processor = retriever
     picture = rows.picture(number)
     inputs = processor(images=picture, text=rows.rows[number]["captions"][0], return_tensors="pt")
-    implementation = model.config._attn_implementation or "sdpa"
-    model.set_attn_implementation("eager")
-    with torch.inference_mode():
-        attentions = model.vlmo(**inputs, output_attentions=True).attentions
-    model.set_attn_implementation(implementation)
-    length = inputs["input_ids"].shape[1]
-    layers = tuple(range(-model.config.num_fusion_layers, 0)) or (-1,)
-    maps = attention_over_patches(attentions, text_length=length, grid=model.config.grid, layers=layers)[0]
+    maps = attention_maps(model, **inputs)[0]
     tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
-    words, weights = attention_by_word(maps, tokens=tokens)
+    words, weights = maps_by_word(maps, tokens=tokens)
     return AttentionMap(picture, words, weights)
 
 

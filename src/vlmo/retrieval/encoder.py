@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.distributed import choose_device
-from vlmo.drawing.attention import attention_by_word, attention_over_patches
 from vlmo.drawing.pictures import on_white
+from vlmo.model.attention_maps import attention_maps, maps_by_word
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.processing.transforms import normalize
 from vlmo.released import find_model
@@ -132,29 +132,13 @@ class Encoder:
         Raises:
             ValueError: No word is left of the text.
         """
-        config = self._model.config
-        layers = tuple(range(-config.num_fusion_layers, 0)) or (-1,)
         with self._turn, torch.inference_mode():
             tokens = self._tokens([text])
             values = self._pixel_values([self.pixels(picture)], dtype=self._model.dtype)
-            attentions = self._attentions(pixel_values=values, **tokens)
-            length = tokens["input_ids"].shape[1]
-            if config.token_order == "image_first":
-                num_image = attentions[0].shape[-1] - length
-                order = [*range(num_image, num_image + length), *range(num_image)]
-                attentions = [layer[:, :, order][..., order] for layer in attentions]
-            maps = attention_over_patches(attentions, text_length=length, grid=config.grid, layers=layers)[0].cpu()
+            maps = attention_maps(self._model, pixel_values=values, **tokens)[0].cpu()
             pieces = self._processor.tokenizer.convert_ids_to_tokens(tokens["input_ids"][0].tolist())
-        words, weights = attention_by_word(maps, tokens=pieces)
+        words, weights = maps_by_word(maps, tokens=pieces)
         return words, weights.numpy()
-
-    def _attentions(self, **inputs: Tensor) -> list[Float[Tensor, "1 heads seq seq"]]:
-        implementation = self._model.config._attn_implementation or "sdpa"
-        self._model.set_attn_implementation("eager")  # the others keep no attention to look at
-        try:
-            return list(self._model.vlmo(**inputs, output_attentions=True).attentions)
-        finally:
-            self._model.set_attn_implementation(implementation)
 
     def _embed(self, rows: Sequence[Any], embed: Callable[[Any], Tensor]) -> Float32[np.ndarray, "row dim"]:
         if not len(rows):

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
-from vlmo.drawing.attention import heat_map
+from vlmo.drawing.pictures import heat_map
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.hits import Hit, SearchResult
 from vlmo.retrieval.index import MAX_TOP, Index

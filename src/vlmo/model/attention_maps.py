@@ -1,0 +1,79 @@
+"""Attention of the words of a text over the patches of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vlmo.model.backbone import VLMoPreTrainedModel
+
+_BEGINS_WORD = "▁"
+
+
+@torch.no_grad()
+def attention_maps(
+    model: VLMoPreTrainedModel,
+    *,
+    pixel_values: Float[Tensor, "batch 3 height width"],
+    input_ids: Int[Tensor, "batch text"],
+    attention_mask: Int[Tensor, "batch text"] | None = None,
+    layers: Sequence[int] | None = None,
+) -> Float[Tensor, "batch text grid_h grid_w"]:
+    """Attention of each text token to each patch in the fusion encoder, mean over the heads of `layers`.
+
+    Args:
+        layers: Negative numbers count from the last; None takes the fusion layers (the last one if there are none).
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+    backbone = model.backbone
+    depth = len(backbone.blocks)
+    layers = tuple(range(-model.config.num_fusion_layers, 0)) or (-1,) if layers is None else tuple(layers)
+    if not layers or not all(-depth <= layer < depth for layer in layers):
+        raise ValueError(f"layers must name some of the {depth} layers, given {layers}.")
+    implementation = model.config._attn_implementation or "sdpa"
+    model.set_attn_implementation("eager")  # the only one that returns its weights
+    try:
+        attentions = backbone(pixel_values, input_ids, attention_mask, output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation(implementation)
+    weights = torch.stack([attentions[layer].float().mean(dim=1) for layer in layers]).mean(dim=0)
+    num_text, num_image = input_ids.shape[1], weights.shape[-1] - input_ids.shape[1]
+    if model.config.token_order == "image_first":
+        weights = weights[:, num_image:, 1:num_image]
+    else:
+        weights = weights[:, :num_text, num_text + 1 :]
+    return weights.unflatten(-1, backbone.image_embeddings.grid_of(pixel_values))
+
+
+def maps_by_word(
+    maps: Float[Tensor, "text grid_h grid_w"], *, tokens: Sequence[str]
+) -> tuple[list[str], Float[Tensor, "word grid_h grid_w"]]:
+    """Return words and their maps; the map of a word is the mean over its pieces.
+
+    Pieces are WordPiece's (`##s` continues a word) or SentencePiece's (`▁s` begins one). Special tokens (`[CLS]`,
+    `</s>`) are dropped.
+
+    Raises:
+        ValueError: Maps and tokens differ in number, or no word is left.
+    """
+    words: list[str] = []
+    positions: list[list[int]] = []
+    sentencepiece = any(token.startswith(_BEGINS_WORD) for token in tokens)
+    for position, token in enumerate(tokens):
+        if f"{token[:1]}{token[-1:]}" in {"[]", "<>"}:
+            continue
+        continues = not token.startswith(_BEGINS_WORD) if sentencepiece else token.startswith("##")
+        if continues and words:
+            words[-1] += token.removeprefix("##")
+            positions[-1].append(position)
+        elif piece := token.removeprefix(_BEGINS_WORD):
+            words.append(piece)
+            positions.append([position])
+    if len(maps) != len(tokens) or not words:
+        raise ValueError(f"Expected one map a token and a word among them, given {len(maps)} maps, tokens {tokens}.")
+    return words, torch.stack([maps[position].mean(dim=0) for position in positions])
