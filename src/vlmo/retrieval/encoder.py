@@ -135,8 +135,9 @@ class Encoder:
         with self._turn, torch.inference_mode():
             tokens = self._tokens([text])
             values = self._pixel_values([self.pixels(picture)], dtype=self._model.dtype)
-            maps = attention_maps(self._model, pixel_values=values, **tokens)[0].cpu()
-            pieces = self._processor.tokenizer.convert_ids_to_tokens(tokens["input_ids"][0].tolist())
+            ids, mask = tokens["input_ids"], tokens["attention_mask"]
+            maps = attention_maps(self._model, pixel_values=values, input_ids=ids, attention_mask=mask)[0].cpu()
+            pieces = self._processor.tokenizer.convert_ids_to_tokens(ids[0].tolist())
         words, weights = maps_by_word(maps, tokens=pieces)
         return words, weights.numpy()
 
