@@ -1,0 +1,72 @@
+"""Progress of long work with the time that is left: bars on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Bars, one for each title; used as a context.
+
+    Args:
+        console: A terminal gets bars, anything else a line every `line_every_s` seconds; None shows nothing.
+        in_bytes: Counts are numbers of bytes.
+    """
+
+    def __init__(self, console: Console | None, *, in_bytes: bool = False, line_every_s: float | None = None) -> None:
+        self._lines = None if console is None or console.is_terminal else console
+        self._in_bytes = in_bytes
+        self._line_every_s = LINE_EVERY_S if line_every_s is None else line_every_s
+        self._line_at = time.monotonic()
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            DownloadColumn() if in_bytes else MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=console is None or not console.is_terminal,
+            transient=True,
+        )
+        self._tasks = {}
+        # Counts and times of the last lines: the speed of late says more than that of the whole.
+        self._marks: dict[str, deque[tuple[float, int]]] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, title: str, done: int, total: int | None, *, note: str = "") -> None:
+        """Show that `done` of `total` (None: unknown) are done; the first call for a title sets where it begins."""
+        if title not in self._tasks:
+            self._tasks[title] = self._bars.add_task(title, completed=done, total=total, note=note)
+            self._marks[title] = deque([(time.monotonic(), done)], maxlen=6)
+        self._bars.update(self._tasks[title], completed=done, total=total, note=note)
+        now = time.monotonic()
+        if self._lines is None or now - self._line_at < self._line_every_s:
+            return
+        self._line_at = now
+        then, before = self._marks[title][0]
+        self._marks[title].append((now, done))
+        shown = decimal if self._in_bytes else str
+        words = [f"{title}: {shown(done)}" + (f" of {shown(total)}" if total is not None else "")]
+        words += [note] if note else []
+        if total is not None and before < done <= total and then < now:
+            words.append(f"{timedelta(seconds=round((total - done) * (now - then) / (done - before)))} left")
+        self._lines.print(", ".join(words), markup=False, highlight=False, soft_wrap=True)
