@@ -22,12 +22,12 @@ from vlmo.data.loader import Loader
 from vlmo.data.quarantine import keep_good
 from vlmo.data.sources import open_source
 from vlmo.processing import VLMoProcessor, train_transform
-from vlmo.processing.transforms import normalized
 from vlmo.recipes import Recipe
 from vlmo.training import OptimizerConfig
 from vlmo.training.optimizer import build_optimizer
 from vlmo.training.parallel import to_device
 from vlmo.training.tracking import LINE_EVERY_S
+from vlmo.types import normalize_pixels
 
 logger = logging.getLogger("clip_peer")
 
@@ -125,9 +125,9 @@ def train_peer(
         began = last_line = time.monotonic()
         batches = loader(0)
         while (elapsed := time.monotonic() - began) < seconds:
-            batch = normalized(to_device(next(batches)[0], device))
+            batch = to_device(next(batches)[0], device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                images = peer.get_image_features(pixel_values=batch["pixel_values"])
+                images = peer.get_image_features(pixel_values=normalize_pixels(batch["pixel_values"]))
                 texts = peer.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             loss = contrast(images.float(), texts.float(), peer.clip.logit_scale.exp())
             loss.backward()

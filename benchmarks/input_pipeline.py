@@ -42,7 +42,7 @@ from surroundings import surroundings, write_result
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream import Source, StreamConfig, StreamExamples, StreamLoader
 from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
-from vlmo.processing.transforms import normalized
+from vlmo.types import normalize_pixels
 
 OPEN_CLIP, OURS, OURS_AUGMENTED = "open_clip", "vlmo", "vlmo_with_rand_augment"
 _DRAWN_FROM = (
@@ -188,8 +188,7 @@ def our_pipeline(
 
     def run(_epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for (batch,) in itertools.islice(steps, options.samples // options.batch_size):
-            floats = normalized(batch)
-            yield floats["pixel_values"], floats["input_ids"]
+            yield normalize_pixels(batch["pixel_values"]), batch["input_ids"]
 
     return run
 

@@ -1,18 +1,20 @@
-"""Words that every room shares."""
+"""Types of the batch that data, objectives and training share."""
 
 from __future__ import annotations
 
 from typing import TypedDict
 
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
 class Batch(TypedDict, total=False):
     """One micro-batch; every objective reads the keys it needs. Names are those of Hugging Face."""
 
-    pixel_values: Float[Tensor, "batch 3 height width"]
-    """Pictures, normalised with mean = std = 0.5; on the way to the device still 8-bit levels (uint8, 0 to 255)."""
+    pixel_values: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
+    """Images: levels 0 to 255 (uint8) as loaders give them, which models and objectives normalise on the device, or
+    floats in [-1, 1]."""
     input_ids: Int[Tensor, "batch text"]
     """WordPiece ids, padded to the longest text of the batch, rounded up to 8."""
     attention_mask: Int[Tensor, "batch text"]
@@ -27,8 +29,18 @@ class Batch(TypedDict, total=False):
     """What is to be predicted in a downstream task: a class for each row, a score for each answer, or a class for each
     pixel."""
     image_ids: Int[Tensor, "batch"]
-    """Equal for rows that show the same picture."""
+    """Equal for rows that show the same image."""
     sample_ids: Int[Tensor, "batch"]
     """Row numbers in the data set; of streams, hashes of shard and place."""
     step_seed: Int[Tensor, ""]
-    """A pure function of (run seed, step, micro-step), the same on every process; seeds the draw of hard negatives."""
+    """A function of (run seed, step, micro-step), the same on every process; seeds the sampling of hard negatives."""
+
+
+def normalize_pixels(
+    pixels: UInt8[Tensor, "*images 3 height width"] | Float[Tensor, "*images 3 height width"],
+) -> Float[Tensor, "*images 3 height width"]:
+    """Map levels 0 to 255 (uint8) to float32 in [-1, 1] (mean = std = 0.5), contiguous; return floats as they are."""
+    if pixels.dtype != torch.uint8:
+        return pixels
+    floats = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return floats.sub_(127.5).div_(127.5)

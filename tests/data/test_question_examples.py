@@ -18,7 +18,7 @@ from vlmo.data.loader import Loader, LoaderConfig
 from vlmo.data.question_examples import QuestionExamples, ReasoningExamples, answers_of
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.processing import TransformConfig, eval_transform, train_transform
-from vlmo.processing.transforms import normalized
+from vlmo.types import normalize_pixels
 
 PLAIN = TransformConfig(image_size=64)
 SCORE = 1e-7  # scores are kept in float32
@@ -62,7 +62,7 @@ def test_question_pixels_and_ids_are_the_processors(words):
     assert torch.equal(batch["input_ids"], inputs["input_ids"])
     assert torch.equal(batch["attention_mask"], inputs["attention_mask"])
     # The processor rescales in floats, the transform resizes bytes: half a level of 255 apart, in units of 127.5.
-    torch.testing.assert_close(normalized(batch)["pixel_values"], inputs["pixel_values"], atol=1 / 127.5, rtol=0)
+    torch.testing.assert_close(normalize_pixels(batch["pixel_values"]), inputs["pixel_values"], atol=1 / 127.5, rtol=0)
 
 
 def test_questions_of_one_picture_share_its_id_and_its_decoded_copy(words):

@@ -8,7 +8,8 @@ from torchvision.transforms.v2 import functional as F
 
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
 from vlmo.processing import transforms as transforms_module
-from vlmo.processing.transforms import MAX_MAGNITUDE, RAND_AUGMENT_OPS, crop_box, normalize, normalized, rand_augment
+from vlmo.processing.transforms import MAX_MAGNITUDE, RAND_AUGMENT_OPS, crop_box, rand_augment
+from vlmo.types import normalize_pixels
 
 PLAIN = {"horizontal_flip": 0.0, "rand_augment_ops": 0}
 WHITE = [255, 255, 255]
@@ -92,20 +93,16 @@ def test_transform_pixels_are_8_bit_and_normalised_to_the_pixel_values():
     pixels = train_transform(config).pixels(picture, np.random.default_rng(1))
     assert pixels.dtype == torch.uint8
     assert (pixels == 100).all(dim=0).sum() >= 0.02 * 32 * 32  # what is erased
-    assert torch.equal(normalize(pixels), train_transform(config)(picture, np.random.default_rng(1)))
-    assert torch.equal(normalize(eval_transform(config).pixels(picture)), eval_transform(config)(picture))
+    assert torch.equal(normalize_pixels(pixels), train_transform(config)(picture, np.random.default_rng(1)))
+    assert torch.equal(normalize_pixels(eval_transform(config).pixels(picture)), eval_transform(config)(picture))
 
 
-def test_normalized_batch_is_the_same_for_any_order_in_memory():
+def test_normalized_pixels_are_the_same_for_any_order_in_memory():
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3)[: 2 * 5 * 4 * 3].view(2, 5, 4, 3).movedim(-1, -3)
-    batch = {"pixel_values": pixels, "sample_ids": torch.arange(2)}
-    found = normalized(batch)
-    assert torch.equal(found["pixel_values"], (pixels.float() - 127.5) / 127.5)
-    assert found["pixel_values"].is_contiguous()
-    assert found["sample_ids"] is batch["sample_ids"]
-    assert batch["pixel_values"] is pixels
-    assert normalized(found) is found
-    assert normalized({"sample_ids": torch.arange(2)}).keys() == {"sample_ids"}
+    floats = normalize_pixels(pixels)
+    assert torch.equal(floats, (pixels.float() - 127.5) / 127.5)
+    assert floats.is_contiguous()
+    assert normalize_pixels(floats) is floats
 
 
 def test_crop_box_is_pinned():

@@ -15,7 +15,7 @@ from toy_run import make_trainer
 
 from vlmo.distributed import gather_objects
 from vlmo.training.engine import Engine
-from vlmo.training.parallel import StopSignal, from_main, launch, to_device
+from vlmo.training.parallel import StopSignal, from_main, launch
 from vlmo.training.randomness import step_seed
 from vlmo.training.tracking import read_metrics
 
@@ -116,25 +116,6 @@ def test_one_process_needs_no_launcher() -> None:
         assert not torch.distributed.is_initialized()
         assert gather_objects("x") == ["x"]
         assert from_main("x") == "x"
-
-
-@pytest.mark.parametrize("takes_bytes", [False, True])
-def test_pictures_are_normalised_on_the_device_unless_the_objective_does_it(takes_bytes) -> None:
-    class Objective(nn.Module):
-        takes_8_bit_pictures = takes_bytes
-
-        def forward(self, batch):
-            self.seen = batch
-            return {"loss": torch.zeros(())}
-
-    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    batch = to_device({"pixel_values": pixels, "sample_ids": torch.tensor([4])}, torch.device("cpu"))
-    assert batch["pixel_values"].dtype == torch.uint8
-    objective = Objective()
-    Engine(objective)(batch)
-    expected = [0, 51, 255] if takes_bytes else pytest.approx([-1, -0.6, 1])
-    assert objective.seen["pixel_values"].flatten().tolist() == expected
-    assert objective.seen["sample_ids"].tolist() == [4]
 
 
 def test_run_objective_leads_back_from_the_loss_alone() -> None:

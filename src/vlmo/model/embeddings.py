@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vlmo.model.config import VLMoConfig
 from vlmo.model.position import resize_absolute_positions
+from vlmo.types import normalize_pixels
 
 
 class ImageEmbeddings(nn.Module):
@@ -50,13 +51,14 @@ class ImageEmbeddings(nn.Module):
         bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
         mask_token: Float[Tensor, "dim"] | None = None,
     ) -> Float[Tensor, "batch 1+patch dim"]:
-        """Embeds pictures; patches that `bool_masked_pos` names are replaced by `mask_token`.
+        """Embed images (floats in [-1, 1], or uint8); patches that `bool_masked_pos` names become `mask_token`.
 
         Raises:
             ValueError: `bool_masked_pos` is not of shape (batch, patch), or comes without a `mask_token`.
         """
         grid = self.grid_of(pixel_values)
-        patches = self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+        pixels = normalize_pixels(pixel_values).to(self.projection.weight.dtype)
+        patches = self.projection(pixels).flatten(2).transpose(1, 2)
         if bool_masked_pos is not None:
             if mask_token is None:
                 raise ValueError("bool_masked_pos was given without a mask_token to put in place of the patches.")

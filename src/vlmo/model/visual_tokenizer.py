@@ -24,6 +24,7 @@ from vlmo.model.vq_tokenizer import (
     codebook_perplexity,
     float32_math,
 )
+from vlmo.types import normalize_pixels
 
 __all__ = [
     "DalleVisualTokenizer",
@@ -92,7 +93,7 @@ class DalleVisualTokenizer(nn.Module):
         if min(grid) < 1:
             raise ValueError(f"grid is {tuple(grid)}; give numbers of rows and columns from 1 up.")
         with float32_math(pixel_values):
-            pixels = 0.5 * pixel_values.float() + 0.5
+            pixels = 0.5 * normalize_pixels(pixel_values).float() + 0.5
             size = (grid[0] * DALLE_STRIDE, grid[1] * DALLE_STRIDE)
             if tuple(pixels.shape[-2:]) != size:
                 pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)

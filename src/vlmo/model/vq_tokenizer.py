@@ -16,6 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from vlmo.types import normalize_pixels
+
 
 @strict
 class VQVisualTokenizerConfig(PreTrainedConfig):
@@ -239,7 +241,7 @@ class VQVisualTokenizer(PreTrainedModel):
             )
         self.check_started()
         with torch.no_grad(), float32_math(pixel_values):
-            codes = self._encode(pixel_values.float())
+            codes = self._encode(pixel_values)
             # Frozen by argument: whoever holds the tokenizer may have put it into training mode.
             _, indices, _ = self.quantizer(codes.flatten(1, 2), freeze_codebook=True)
         return indices
@@ -256,7 +258,7 @@ class VQVisualTokenizer(PreTrainedModel):
             if not self.started:
                 self.start_from(pixel_values)
         self.check_started()
-        pixel_values = pixel_values.float()
+        pixel_values = normalize_pixels(pixel_values).float()
         codes = self._encode(pixel_values)
         with float32_math(pixel_values):
             # The library leaves float32 under CPU autocast, and would round distances to three digits.
@@ -275,7 +277,7 @@ class VQVisualTokenizer(PreTrainedModel):
     def _patches(
         self, pixel_values: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch rows columns values"]:
-        return F.pixel_unshuffle(pixel_values.float(), self.config.patch_size).permute(0, 2, 3, 1)
+        return F.pixel_unshuffle(normalize_pixels(pixel_values).float(), self.config.patch_size).permute(0, 2, 3, 1)
 
     @property
     def _scale(self) -> float:

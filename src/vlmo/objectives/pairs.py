@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
 from vlmo.model.backbone import VLMoModel
-from vlmo.processing.transforms import normalize
 from vlmo.types import Batch
 
 
@@ -38,7 +37,7 @@ class WaitingPairs:
 
     def embedded(self, rows: slice, backbone: VLMoModel) -> Pairs:
         """Some of them, ready for the fusion encoder."""
-        image = backbone.embed_image(as_floats(self.pictures[self.places[rows]]))
+        image = backbone.embed_image(self.pictures[self.places[rows]])
         return Pairs(backbone.embed_text(self.ids[rows]), self.mask[rows], image, self.words[rows])
 
 
@@ -60,13 +59,6 @@ class Negatives:
     def valid(self) -> Bool[Tensor, "3*rows"]:
         """Which of those pairs count."""
         return torch.cat([torch.ones_like(self.image_found), self.image_found, self.text_found])
-
-
-def as_floats(
-    pixels: Float[Tensor, "batch 3 height width"] | UInt8[Tensor, "batch 3 height width"],
-) -> Float[Tensor, "batch 3 height width"]:
-    """Pixel values of pictures that may be 8-bit ones, which take a quarter of the memory."""
-    return normalize(pixels) if pixels.dtype == torch.uint8 else pixels
 
 
 def pad_to_global_length(batch: Batch) -> Batch:

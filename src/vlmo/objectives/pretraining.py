@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,8 +28,8 @@ from vlmo.objectives.itc import SamePairs, caption_keys, contrast_logits, itc_lo
 from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
 from vlmo.objectives.mim import mim_loss
 from vlmo.objectives.mlm import mlm_loss
-from vlmo.objectives.pairs import Negatives, Pairs, WaitingPairs, as_floats, pad_to_global_length
-from vlmo.types import Batch
+from vlmo.objectives.pairs import Negatives, Pairs, WaitingPairs, pad_to_global_length
+from vlmo.types import Batch, normalize_pixels
 
 
 class VisionObjective(nn.Module):
@@ -52,7 +51,7 @@ class VisionObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses `loss` (= `mim`) and `mim_accuracy`; reads `pixel_values` and `bool_masked_pos`."""
-        pixels, masked = batch["pixel_values"], batch["bool_masked_pos"]
+        pixels, masked = normalize_pixels(batch["pixel_values"]), batch["bool_masked_pos"]
         grid = self.model.vlmo.image_embeddings.grid_of(pixels)
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
@@ -163,9 +162,6 @@ class VisionLanguageObjective(nn.Module):
         ValueError: A loss has a weight, but the model lacks its head.
     """
 
-    takes_8_bit_pictures: ClassVar[bool] = True
-    """With `cache_chunk`, floats of all pictures at once would be most of the memory."""
-
     def __init__(
         self, model: VLMoForPreTraining | VLMoForImageTextRetrieval, *, config: VisionLanguageConfig | None = None
     ) -> None:
@@ -198,7 +194,7 @@ class VisionLanguageObjective(nn.Module):
         """All pairs at once."""
         config, backbone, mask = self.config, self.model.vlmo, batch["attention_mask"]
         grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
-        image = backbone.embed_image(as_floats(batch["pixel_values"]))
+        image = backbone.embed_image(batch["pixel_values"])
         text = backbone.embed_text(batch["input_ids"])
         embeds = self._embeds(backbone.join(image=image, grid=grid), backbone.join(text=text, attention_mask=mask))
         rows = self._fused_rows(len(image), image.device)
@@ -221,7 +217,7 @@ class VisionLanguageObjective(nn.Module):
         text_bias = backbone.make_position_bias(num_text=num_text, grid=None)
 
         def embeds_of(rows: slice) -> list[tuple[Tensor, Tensor]]:
-            image = backbone.embed_image(as_floats(pixels[rows]))
+            image = backbone.embed_image(pixels[rows])
             text = backbone.embed_text(ids[rows])
             return self._embeds(
                 backbone.join(image=image, grid=grid, position_bias=image_bias),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vlmo.distributed import global_mean
 from vlmo.model import VLMoForImageClassification, VLMoForSemanticSegmentation
 from vlmo.model.downstream import IGNORED_CLASS
-from vlmo.types import Batch
+from vlmo.types import Batch, normalize_pixels
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ClassificationObjective(nn.Module):
         Raises:
             ValueError: The rows cannot be mixed in pairs.
         """
-        pixels, labels = batch["pixel_values"], batch["labels"]
+        pixels, labels = normalize_pixels(batch["pixel_values"]), batch["labels"]
         targets = self._smoothed(labels)
         if self.training and self.config.mixes:
             if len(pixels) % 2:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vlmo.processing.transforms import normalize
+from vlmo.types import normalize_pixels
 
 IGNORED_CLASS = 255
 """Number of pixels that do not count."""
@@ -119,7 +119,7 @@ def eval_pixel_values(picture: Image.Image, *, short_side: int, multiple: int = 
 
 def to_pixel_values(picture: Image.Image) -> Float[Tensor, "3 height width"]:
     """Pixels in [-1, 1]."""
-    return normalize(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
+    return normalize_pixels(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
 
 
 def scaled_size(size: tuple[int, int], *, short_side: int, scale: float = 1.0) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,12 +19,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from vlmo.types import Batch
+from vlmo.types import normalize_pixels
 
 # 31 bins, as RandAugment in torchvision: magnitude 30 is the strongest.
 MAX_MAGNITUDE = 30
 # Mean and standard deviation are 0.5 of the range 0 to 255.
-_HALF_RANGE = 127.5
 
 # The scales at which JPEG can be decoded, the smallest first.
 _REDUCTIONS = (8, 4, 2)
@@ -124,7 +123,7 @@ class EvalTransform:
     def pixels(
         self, picture: Picture | Encoded, generator: np.random.Generator | None = None
     ) -> UInt8[Tensor, "3 size size"]:
-        """What `normalize` takes."""
+        """Levels 0 to 255 before `normalize_pixels`."""
         del generator
         return _resize(_to_tensor(_decoded(picture)), image_size=self.config.image_size)
 
@@ -132,7 +131,7 @@ class EvalTransform:
         self, picture: Picture | Encoded, generator: np.random.Generator | None = None
     ) -> Float[Tensor, "3 size size"]:
         """Pixel values in [-1, 1]."""
-        return normalize(self.pixels(picture, generator))
+        return normalize_pixels(self.pixels(picture, generator))
 
 
 class TrainTransform:
@@ -175,21 +174,7 @@ class TrainTransform:
 
     def __call__(self, picture: Picture | Encoded, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
         """Pixel values in [-1, 1]: `pixels`, normalised."""
-        return normalize(self.pixels(picture, generator))
-
-
-def normalize(pixels: UInt8[Tensor, "*pictures 3 height width"]) -> Float[Tensor, "*pictures 3 height width"]:
-    """0 to 255 becomes -1 to 1 (mean = std = 0.5), in memory order."""
-    floats = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-    return floats.sub_(_HALF_RANGE).div_(_HALF_RANGE)
-
-
-def normalized(batch: Batch) -> Batch:
-    """The batch with `pixel_values` in [-1, 1], where they were still 8-bit; on the device where they are."""
-    pixels = batch.get("pixel_values")
-    if pixels is None or pixels.dtype != torch.uint8:
-        return batch
-    return cast(Batch, {**batch, "pixel_values": normalize(pixels)})
+        return normalize_pixels(self.pixels(picture, generator))
 
 
 def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator) -> Box:

@@ -29,9 +29,8 @@ from vlmo.evaluation.inference import Advance, PairModel
 from vlmo.folder import Measurement
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.processing.answers import MIN_ANNOTATORS
-from vlmo.processing.transforms import normalized
 from vlmo.recipes.task_result import Prediction, TaskResult, task_measurements
-from vlmo.types import Batch
+from vlmo.types import Batch, normalize_pixels
 
 VQA, NLVR2 = "vqa", "nlvr2"
 BATCH_SIZE = 256
@@ -266,7 +265,9 @@ def in_batches(examples: Examples, *, batch_size: int) -> Iterator[Batch]:
     """Examples in their order, as they are in epoch 0."""
     for start in range(0, len(examples), batch_size):
         stop = min(start + batch_size, len(examples))
-        yield normalized(examples.collate([examples[0, row] for row in range(start, stop)]))
+        batch = examples.collate([examples[0, row] for row in range(start, stop)])
+        batch["pixel_values"] = normalize_pixels(batch["pixel_values"])
+        yield batch
 
 
 def _reading(processor: VLMoProcessor) -> dict[str, Any]:

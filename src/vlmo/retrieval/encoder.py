@@ -20,9 +20,9 @@ from vlmo.distributed import choose_device
 from vlmo.drawing.pictures import on_white
 from vlmo.model.attention_maps import attention_maps, maps_by_word
 from vlmo.processing import TransformConfig, eval_transform
-from vlmo.processing.transforms import normalize
 from vlmo.released import find_model
 from vlmo.retrieval.fingerprint import model_fingerprint
+from vlmo.types import normalize_pixels
 
 BATCH = 64
 """Pictures or texts that go through the model at a time."""
@@ -157,7 +157,7 @@ class Encoder:
         return found.numpy()
 
     def _pixel_values(self, pixels: Sequence[Tensor], *, dtype: torch.dtype) -> Float[Tensor, "batch 3 height width"]:
-        return normalize(torch.stack(list(pixels)).to(self.device)).to(dtype)
+        return normalize_pixels(torch.stack(list(pixels)).to(self.device)).to(dtype)
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """In turn: the tokenizer changes while it is used."""

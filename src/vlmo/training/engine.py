@@ -25,7 +25,6 @@ from torch.utils.checkpoint import checkpoint
 
 from vlmo.distributed import world_size
 from vlmo.model.multiway import MultiwayBlock
-from vlmo.processing.transforms import normalized
 from vlmo.training.checkpoint import training_tensors
 from vlmo.types import Batch
 
@@ -96,19 +95,14 @@ def choose_precision(name: Precision | Literal["auto"], *, device: torch.device)
 
 
 class _Step(nn.Module):
-    """The objective as data parallelism should see it: only "loss" leads back to the parameters.
-
-    8-bit pictures are normalised here, on the device, unless the objective `takes_8_bit_pictures` itself.
-    """
+    """The objective as data parallelism should see it: only "loss" leads back to the parameters."""
 
     def __init__(self, objective: nn.Module) -> None:
         super().__init__()
         self.objective = objective
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        # One that works on some pictures at a time makes floats of those alone.
-        takes_bytes = getattr(self.objective, "takes_8_bit_pictures", False)
-        values = self.objective(batch if takes_bytes else normalized(batch))
+        values = self.objective(batch)
         # A logged value that kept its graph would make DDP wait for gradients that never come.
         return {name: value.float() if name == "loss" else value.detach().float() for name, value in values.items()}
 
