@@ -40,7 +40,7 @@ def test_index_says_what_it_did(model, tmp_path, capsys):
     (folder / "bad.jpg").write_text("no picture")
     line = ["index", model, folder, "--out", tmp_path / "index"]
     shown = printed(line, capsys)
-    assert "5 pictures with 10 captions in" in shown
+    assert "5 images with 10 captions in" in shown
     assert "embedded 5, with bytes that were known 0, unchanged 0, gone 0" in shown
     assert "1 could not be used; each has its reason in" in shown
     assert "(exact)" in shown
@@ -64,7 +64,7 @@ def test_index_counts_names_that_no_picture_has(model, tmp_path, capsys):
     folder = write_folder(tmp_path / "pictures", numbers=range(3))
     (folder / NAMES[1]).unlink()
     shown = printed(["index", model, folder, "--out", tmp_path / "index"], capsys)
-    assert f"1 of 3 names in tables of metadata belong to no picture, such as {NAMES[1]} in" in shown
+    assert f"1 of 3 names in tables of metadata belong to no image, such as {NAMES[1]} in" in shown
 
 
 def test_search_shows_a_table(made, capsys, monkeypatch):
@@ -152,8 +152,8 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["index"], "needs a model folder first"),
-        (["index", "MODEL", "PICTURES"], "--out DIR"),
+        (["index"], "Missing from vlmo index: MODEL_FOLDER"),
+        (["index", "MODEL", "PICTURES"], "Missing from vlmo index: --out"),
         (["index", "nowhere", "PICTURES", "--out", "new"], "no model folder"),
         (["index", "MODEL", "nowhere", "--out", "new"], "there is nothing at"),
         (["index", "MODEL", "EMPTY", "--out", "new"], "holds no picture"),
@@ -164,24 +164,24 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["index", "MODEL", "PICTURES", "--out", "new", "--batch", "0"], "batch 0"),
         (["index", "MODEL", "PICTURES", "--out", "new", "--metadata", "nowhere.csv"], "expected a table"),
         (["index", "MODEL", "PICTURES", "--out", "new", "--engine", "spark"], "--engine"),
-        (["index", "MODEL", "PICTURES", "--out", "new", "--devise", "cpu"], "'--device'"),
-        (["search"], "needs an index and a query"),
-        (["search", "INDEX"], "needs an index and a query"),
+        (["index", "MODEL", "PICTURES", "--out", "new", "--devise", "cpu"], "--device"),
+        (["search"], "Missing from vlmo search: INDEX"),
+        (["search", "INDEX"], "Missing from vlmo search: QUERY"),
         (["search", "nowhere", "x"], "is no index"),
         (["search", "INDEX", " "], "the query is empty"),
-        (["search", "INDEX", "gone.png"], "there is no picture gone.png"),
-        (["search", "INDEX", "pics/no such.jpg"], "there is no picture pics/no such.jpg"),
+        (["search", "INDEX", "gone.png"], "there is no image gone.png"),
+        (["search", "INDEX", "pics/no such.jpg"], "there is no image pics/no such.jpg"),
         (["search", "INDEX", "FILE.png"], "not a picture in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),
         (["search", "INDEX", "x", "--where", "yeer > 3"], "Columns:"),
         (["search", "INDEX", "x", "--where", "1=1) or (1=1"], "its parentheses do not match"),
         (["search", "INDEX", "x", "--where", "repeat('a',100000000) = place"], "repeat() makes texts"),
-        (["search", "INDEX", "x", "--captions"], "for a picture"),
+        (["search", "INDEX", "x", "--captions"], "for an image"),
         (["search", "INDEX", "x", "--sheet", "x.pdf"], "--sheet x.pdf"),
         (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),
-        (["embed", "MODEL"], "either pictures or --texts"),
-        (["embed", "MODEL", "PICTURES", "--texts", "FILE", "--out", "x.npy"], "either pictures or --texts"),
+        (["embed", "MODEL", "--out", "x.npy"], "either images or --texts"),
+        (["embed", "MODEL", "PICTURES", "--texts", "FILE", "--out", "x.npy"], "either images or --texts"),
         (["embed", "MODEL", "PICTURES", "--out", "x.csv"], ".parquet or .npy"),
         (["embed", "MODEL", "PICTURES", "--out", "FILE.npy"], "--out FILE.npy is there already"),
         (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "nowhere.txt"),

@@ -119,11 +119,14 @@ def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_p
     sentences = str(write_sentences(tmp_path / "sentences"))
     out = ["--out", str(tmp_path / "never.json")]
     for arguments, words in (
-        (["predict"], "needs a model folder first"),
+        (["predict"], "Missing from vlmo predict: MODEL_FOLDER"),
         (["predict", "nowhere", "--image", picture], "is no model folder"),
         (["predict", folders["retrieval"], "--image", picture, "--question", "why?"], "has no head for answers"),
         (["predict", folders["classification"], "--image", str(tmp_path / "x.png")], "x.png"),
-        (["predict", folders["vqa"], "--image", picture, "--question", "why?", "--tpo", "2"], "'--top'"),
+        (
+            ["predict", folders["vqa"], "--image", picture, "--question", "why?", "--tpo", "2"],
+            "Perhaps you meant: --top INT",
+        ),
         (["evaluate", folders["vqa"], "--task", "nlvr2", "--data", questions, *out], "needs VLMoForVisualReasoning"),
         (["evaluate", folders["vqa"], *out], "needs data: give --data"),
         (["evaluate", folders["vqa"], "--data", "nothing-here", *out], "no data set 'nothing-here'"),
@@ -140,9 +143,9 @@ def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_p
         (["evaluate", folders["vqa"], "--data", questions, "--device", "bogus", *out], "device is 'bogus'"),
         (["evaluate", folders["vqa"], "--data", questions, "--submission", "x", "--limit", "3"], "leave out --limit"),
         (["evaluate", folders["retrieval"], "--data", pairs, "--submission", "x"], "for the tasks vqa and nlvr2"),
-        (["data"], "vlmo data prepare NAME --root DIR --out DIR"),
-        (["data", "prepar"], "'prepare'"),
-        (["data", "prepare", "coco"], "NAME --root DIR --out DIR"),
+        (["data"], "{prepare}"),
+        (["data", "prepar"], "prepare"),
+        (["data", "prepare", "coco"], "Missing from vlmo data prepare: --root"),
         (["data", "prepare", "cocoa", "--root", ".", "--out", "x"], "'coco'"),
         (["data", "prepare", "coco", "--root", str(tmp_path), "--out", str(tmp_path / "new")], "dataset_coco.json"),
     ):
@@ -179,9 +182,9 @@ def test_data_are_prepared(tmp_path, capsys):
 
 
 def test_help_shows_options(capsys):
-    for command, option in (("evaluate", "--rerank-weight"), ("predict", "--question"), ("data", "--num-proc")):
+    for command, option in (("evaluate", "--rerank-weight"), ("predict", "--question"), ("data prepare", "--num-proc")):
         with pytest.raises(SystemExit) as stopped:
-            main([command, "--help"])
+            main([*command.split(), "--help"])
         assert stopped.value.code == 0
         assert option in capsys.readouterr().out
 

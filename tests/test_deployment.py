@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 import yaml
 
-from vlmo.cli.parsing import parse_options
+from vlmo.cli.parsing import parse
 from vlmo.cli.serving import ServeOptions
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +70,7 @@ def test_command_line_is_understood(instructions, service, of) -> None:
     command, name, *arguments = json.loads(entry)
     assert (command, name) == ("vlmo", "serve")
     more = json.loads(usual) if of == "Dockerfile" else service["command"]
-    options = parse_options(ServeOptions(), [*arguments, *more], prog="vlmo serve")
+    options = parse(functools.partial(tyro.cli, ServeOptions), [*arguments, *more], prog="vlmo serve")
     assert (options.folder, options.index, options.host, options.port) == (
         Path("/model"),
         Path("/index"),

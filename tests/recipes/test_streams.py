@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tests.killing import kill_when
 from tests.recipes.toy_recipes import shrunk, write_shards
 
-from vlmo.cli.runs import train_command
+from vlmo.cli import main
 from vlmo.data.stream import StreamConfig
 from vlmo.folder import read_data
 from vlmo.recipes import build, find_recipe
@@ -147,7 +147,7 @@ def test_the_command_line_trains_on_streams_with_weights(make, pictures, tmp_pat
     }
     patterns = [f"{folder}/0000[01].tar", f"{folder}/{{00002..00003}}.tar"]
     flat = [word for option in options.items() for word in option]
-    train_command(["base-stage3", *flat, "--data.streams.patterns", *patterns, "--data.streams.weights", "3", "1"])
+    main(["train", "base-stage3", *flat, "--data.streams.patterns", *patterns, "--data.streams.weights", "3", "1"])
     assert "finished: 2 steps" in capsys.readouterr().out.replace("\n", " ")
     assert json.loads((tmp_path / "recipe.json").read_text())["data"]["streams"]["weights"] == [3, 1]
     assert len(json.loads((tmp_path / "shards.json").read_text())["shards"]) == 2

@@ -2,48 +2,72 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 from safetensors import SafetensorError
+from tyro.extras import SubcommandApp
 
-from vlmo.cli.ablating import ablate_command
-from vlmo.cli.folders import export_command, import_command, release_command
-from vlmo.cli.parsing import nearest
-from vlmo.cli.runs import quickstart_command, recipes_command, train_command
-from vlmo.cli.searching import embed_command, index_command, search_command
-from vlmo.cli.serving import serve_command
-from vlmo.cli.tasks import data_command, evaluate_command, predict_command
+from vlmo.cli.ablating import AblateOptions, ablate_command
+from vlmo.cli.folders import (
+    ExportOptions,
+    ImportOptions,
+    ReleaseOptions,
+    export_command,
+    import_command,
+    release_command,
+)
+from vlmo.cli.parsing import nearest, parse
+from vlmo.cli.runs import (
+    QuickstartOptions,
+    RecipesOptions,
+    TrainName,
+    quickstart_command,
+    recipes_command,
+    train,
+    train_command,
+)
+from vlmo.cli.searching import EmbedOptions, IndexOptions, SearchOptions, embed_command, index_command, search_command
+from vlmo.cli.serving import ServeOptions, serve_command
+from vlmo.cli.tasks import (
+    EvaluateOptions,
+    PredictOptions,
+    PrepareOptions,
+    evaluate_command,
+    predict_command,
+    prepare_command,
+)
 
 _USAGE_ERROR = 2
 _STDERR = Console(stderr=True)
 _QUICKSTART_HINT = ". Training and evaluating need more packages: pip install 'vlmo[quickstart]'"
-_COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "quickstart": quickstart_command,
-    "train": train_command,
-    "evaluate": evaluate_command,
-    "predict": predict_command,
-    "index": index_command,
-    "search": search_command,
-    "embed": embed_command,
-    "serve": serve_command,
-    "data": data_command,
-    "recipes": recipes_command,
-    "ablate": ablate_command,
-    "import": import_command,
-    "export": export_command,
-    "release": release_command,
+# Options and function of each command. The first line of the options' docstring is what `vlmo --help` shows.
+_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "quickstart": (QuickstartOptions, quickstart_command),
+    "train": (TrainName, train_command),
+    "evaluate": (EvaluateOptions, evaluate_command),
+    "predict": (PredictOptions, predict_command),
+    "index": (IndexOptions, index_command),
+    "search": (SearchOptions, search_command),
+    "embed": (EmbedOptions, embed_command),
+    "serve": (ServeOptions, serve_command),
+    "data prepare": (PrepareOptions, prepare_command),
+    "recipes": (RecipesOptions, recipes_command),
+    "ablate": (AblateOptions, ablate_command),
+    "import": (ImportOptions, import_command),
+    "export": (ExportOptions, export_command),
+    "release": (ReleaseOptions, release_command),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; errors of the user are one line on stderr and exit code 2."""
+    """Run a command; errors of the user are one line on stderr and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=_STDERR, show_path=False)]
@@ -72,26 +96,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in {"-h", "--help"}:
-        Console().print(_overview(), highlight=False)
-        return
-    if arguments[0] == "--version":
+    if arguments == ["--version"]:
         sys.stdout.write(f"vlmo {version('vlmo')}\n")
         return
-    name, *rest = arguments
-    if name not in _COMMANDS:
-        raise ValueError(f"no command {name!r}; did you mean {nearest(name, _COMMANDS)!r}? All: vlmo --help")
-    _COMMANDS[name](rest)
+    command = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    words = [name.split()[0] for name in _COMMANDS]
+    if command is not None and command not in words:
+        raise ValueError(f"no command {command!r}; did you mean {nearest(command, words)!r}? All: vlmo --help")
+    if command == "train" and arguments[1:] and not arguments[1].startswith("-"):
+        train(arguments[1], arguments[2:])  # its options are the settings of the recipe
+        return
+    options = parse(_app(command).cli, arguments or ["--help"], prog="vlmo")
+    run = next(run for kind, run in _COMMANDS.values() if kind is type(options))
+    run(options)
 
 
-def _overview() -> str:
-    lines = ["usage: vlmo COMMAND ...", ""]
-    lines += [f"  {name:<12}{inspect.getdoc(command)}".rstrip(".") for name, command in _COMMANDS.items()]
-    return "\n".join([*lines, "", "vlmo COMMAND --help shows the options of a command."]).replace("[", r"\[")
+def _app(command: str | None) -> SubcommandApp:
+    """All commands; or one, so that tyro suggests its options alone."""
+    app, data = SubcommandApp(), SubcommandApp()
+    data.command(name="prepare")(PrepareOptions)
+    for name, (options, _) in _COMMANDS.items():
+        if command not in {None, name.split()[0]}:
+            continue
+        if name == "data prepare":
+            app.command(data, name="data", help="Published data sets: vlmo data prepare NAME --root DIR --out DIR.")
+        else:
+            app.command(name=name)(options)
+    return app
 
 
 def _ends_a_run(error: RuntimeError) -> bool:
-    """Whether it is a TrainingError; looked up only now, because it lives beside torch."""
+    """Return True for a TrainingError; imported only now, because it lives beside torch."""
     from vlmo.training.errors import TrainingError
 
     return isinstance(error, TrainingError)

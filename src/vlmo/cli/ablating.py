@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vlmo.cli.parsing import hide_loading_bars, parse_options
+from vlmo.cli.parsing import hide_loading_bars
 
 if TYPE_CHECKING:
     from vlmo.recipes.ablation_jobs import Job
@@ -46,9 +46,8 @@ class AblateOptions:
     """Run this variant (or stages) with this seed alone, in this process, and write no findings."""
 
 
-def ablate_command(arguments: list[str]) -> None:
-    """Train variants that differ in one thing, with several seeds, and say whether the paper's findings hold."""
-    options = parse_options(AblateOptions(), arguments, prog="vlmo ablate")
+def ablate_command(options: AblateOptions) -> None:
+    """Run `vlmo ablate`."""
     if options.seeds < 1 or (options.workers is not None and options.workers < 1) or not 0 < options.scale < math.inf:
         raise ValueError(
             f"seeds is {options.seeds}, workers {options.workers} and scale {options.scale}; give 1 or more, and a "

@@ -1,31 +1,32 @@
-"""`vlmo import`, `vlmo export` and `vlmo release`: model folders from and to other forms."""
+"""`vlmo import`, `vlmo export` and `vlmo release`: convert model folders."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import hide_loading_bars, need_folder, parse_options
+from vlmo.cli.parsing import ModelFolder, hide_loading_bars
+from vlmo.released import find_model
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Other people's weights as a model folder."""
+    """Convert published weights to a model folder: vlmo import FILE OUT [--image-size N] [--vocabulary PATH]."""
 
-    file: Annotated[Path | None, tyro.conf.Positional] = None
+    file: tyro.conf.Positional[Path]
     """Checkpoint of VLMo, BEiT or BEiT-3 (.pt, .pth, .safetensors), or a folder with config.json and weights."""
-    out: Annotated[Path | None, tyro.conf.Positional] = None
+    out: tyro.conf.Positional[Path]
     """New model folder."""
     kind: Literal["auto", "vlmo", "beit", "hf-beit", "beit3"] = "auto"
     """Layout of the file; by default the one that its keys tell."""
     image_size: int | None = None
-    """Pixels of a picture's side; position tables are resized to it."""
+    """Pixels of an image's side; position tables are resized to it."""
     text_length: int | None = None
     """Longest text in tokens, a multiple of 8; by default that of the file."""
     num_attention_heads: int | None = None
@@ -40,14 +41,13 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A model folder in another form."""
+    """Convert a model folder to another format: vlmo export MODEL_FOLDER --to official|onnx --out PATH."""
 
-    folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """Model folder."""
+    folder: ModelFolder
+    out: Path
+    """New file (official: .pt or .safetensors) or new folder (onnx)."""
     to: Literal["official", "onnx"] = "official"
     """The published VLMo layout, or ONNX."""
-    out: Path | None = None
-    """New file (official: .pt or .safetensors) or new folder (onnx)."""
     int8: bool = False
     """onnx: also write variants with dynamic int8 quantisation."""
     recall_on: str | None = None
@@ -56,11 +56,10 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ReleaseOptions:
-    """A model folder to give to others."""
+    """Write a model folder to publish: half as large, its card with metrics: vlmo release MODEL_FOLDER --out DIR."""
 
-    folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """Model folder of a run, one that retrieves."""
-    out: Path | None = None
+    folder: ModelFolder
+    out: Path
     """New folder; its name becomes the model's."""
     recall_on: tuple[str, ...] = ("emoji-pairs",)
     """Sources, built-in names or paths, whose split "test" is measured."""
@@ -72,11 +71,8 @@ class ReleaseOptions:
     """Where it is measured: cpu, cuda or cuda:N; by default a GPU if there is one."""
 
 
-def import_command(arguments: list[str]) -> None:
-    """Other people's weights as a model folder: vlmo import FILE OUT [--image-size N] [--vocabulary PATH]."""
-    options = parse_options(ImportOptions(), arguments, prog="vlmo import")
-    if options.file is None or options.out is None:
-        raise ValueError("vlmo import needs a checkpoint and a new folder: vlmo import FILE OUT (vlmo import --help)")
+def import_command(options: ImportOptions) -> None:
+    """Run `vlmo import`."""
     hide_loading_bars()
     from vlmo.checkpoints.importing import import_checkpoint
 
@@ -99,12 +95,9 @@ def import_command(arguments: list[str]) -> None:
     console.print("\n".join([*report.lines(), f"model folder {options.out}"]), markup=False, highlight=False)
 
 
-def export_command(arguments: list[str]) -> None:
-    """A model folder in another form: vlmo export FOLDER --to official|onnx --out PATH."""
-    options = parse_options(ExportOptions(), arguments, prog="vlmo export")
-    if options.folder is None or options.out is None:
-        raise ValueError("vlmo export needs a model folder and --out (vlmo export --help)")
-    folder = need_folder(options.folder, command="export")
+def export_command(options: ExportOptions) -> None:
+    """Run `vlmo export`."""
+    folder = Path(find_model(options.folder))
     hide_loading_bars()
     console = Console(soft_wrap=True)
     if options.to == "onnx":
@@ -126,12 +119,9 @@ def export_command(arguments: list[str]) -> None:
     console.print("\n".join(lines), markup=False, highlight=False)
 
 
-def release_command(arguments: list[str]) -> None:
-    """A model folder to give to others, half as large, its card with figures: vlmo release MODEL_FOLDER --out DIR."""
-    options = parse_options(ReleaseOptions(), arguments, prog="vlmo release")
-    folder = need_folder(options.folder, command="release")
-    if options.out is None:
-        raise ValueError("vlmo release needs a new folder: --out DIR")
+def release_command(options: ReleaseOptions) -> None:
+    """Run `vlmo release`."""
+    folder = Path(find_model(options.folder))
     hide_loading_bars()
     from vlmo.recipes.release import write_release
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -13,12 +14,20 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import hide_loading_bars, parse_options
+from vlmo.cli.parsing import hide_loading_bars, parse
+
+
+@dataclass(frozen=True)
+class TrainName:
+    """Train a recipe: vlmo train NAME [--init MODEL_FOLDER] [--run-dir FOLDER] [--optimizer.lr 1e-4 ...]."""
+
+    name: tyro.conf.Positional[str]
+    """Recipe; vlmo recipes lists them, and vlmo train NAME --help every setting with its default."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Where a run lives, and the recipe that it follows."""
+    """Options of a run, and the recipe that it follows."""
 
     recipe: Annotated[Any, tyro.conf.arg(name="")]
     run_dir: Path
@@ -38,7 +47,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class RecipesOptions:
-    """Cards and settings."""
+    """List every recipe; vlmo recipes NAME shows one with its settings, --json the settings alone."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Recipe to show; all by default."""
@@ -48,7 +57,7 @@ class RecipesOptions:
 
 @dataclass(frozen=True)
 class QuickstartOptions:
-    """All stages on small real data, figures and a report."""
+    """Train all stages on small real data in about ten minutes on two CPU cores; --fast: search with a ready model."""
 
     run_dir: Path = Path("runs/quickstart")
     """Folder for all runs and the report; interrupted work goes on where it was."""
@@ -58,9 +67,8 @@ class QuickstartOptions:
     """Train nothing: search among the drawings with the model that comes with the package, in less than a minute."""
 
 
-def quickstart_command(arguments: list[str]) -> None:
-    """All stages on small real data in about ten minutes on two CPU cores; --fast: search with a ready model."""
-    options = parse_options(QuickstartOptions(), arguments, prog="vlmo quickstart")
+def quickstart_command(options: QuickstartOptions) -> None:
+    """Run `vlmo quickstart`."""
     if options.fast and options.scale != 1:
         raise ValueError("--scale shortens the training, and --fast leaves it out; give one of them")
     hide_loading_bars()
@@ -74,25 +82,29 @@ def quickstart_command(arguments: list[str]) -> None:
     run_quickstart(options.run_dir, scale=options.scale, console=Console())
 
 
-def train_command(arguments: list[str]) -> None:
-    """Train one recipe: vlmo train NAME [--init MODEL_FOLDER] [--run-dir FOLDER] [--optimizer.lr 1e-4 ...]."""
-    if arguments and arguments[0] in {"-h", "--help"}:
-        Console().print(inspect.getdoc(train_command), markup=False, highlight=False)
-        return
-    if not arguments or arguments[0].startswith("-"):
-        raise ValueError("vlmo train needs a recipe first (vlmo recipes lists them)")
+def train_command(given: TrainName) -> None:
+    """Run `vlmo train NAME` without further options."""
+    train(given.name, [])
+
+
+def train(name: str, arguments: list[str]) -> None:
+    """Run `vlmo train NAME ...`; every setting of the recipe is an option."""
     hide_loading_bars()
     from vlmo.distributed import is_main
     from vlmo.recipes import build, find_recipe
     from vlmo.training import Watchdog, explained_start, launch
 
-    name, *rest = arguments
     recipe_function = find_recipe(name)
     default = TrainOptions(recipe=recipe_function(), run_dir=Path("runs") / name)
-    card = inspect.getdoc(recipe_function) or name
-    about = card.splitlines()[0]
-    description = f"{about} (The whole card: vlmo recipes {name}.)"
-    options = parse_options(default, rest, prog=f"vlmo train {name}", description=description)
+    about = (inspect.getdoc(recipe_function) or name).splitlines()[0]
+    description = f"{about} (The whole description: vlmo recipes {name}.)"
+    options: TrainOptions = parse(
+        functools.partial(tyro.cli, TrainOptions),
+        arguments,
+        prog=f"vlmo train {name}",
+        default=default,
+        description=description,
+    )
     if options.dry_run:
         _tell_needs(name, options)
         return
@@ -127,14 +139,13 @@ def _tell_needs(name: str, options: TrainOptions) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     whose = f"each of {processes:,} processes" if processes > 1 else "one process"
-    Console().print(needs.table(title=f"{name}: what {whose} will need"), highlight=False)
+    Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
     if options.json is not None:
         options.json.write_text(needs.to_json() + "\n")
 
 
-def recipes_command(arguments: list[str]) -> None:
-    """List every recipe with its card; vlmo recipes NAME shows one with its settings, --json the settings alone."""
-    options = parse_options(RecipesOptions(), arguments, prog="vlmo recipes")
+def recipes_command(options: RecipesOptions) -> None:
+    """Run `vlmo recipes`."""
     from vlmo.recipes import RECIPES, find_recipe
 
     console = Console(soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`vlmo index`, `vlmo embed` and `vlmo search`: people's own pictures, found by words or by a picture."""
+"""`vlmo index`, `vlmo embed` and `vlmo search`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import check_new_file, hide_loading_bars, need_folder, parse_options
+from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars
+from vlmo.released import find_model
 
 if TYPE_CHECKING:
     from vlmo.retrieval import BuildReport, Searcher, SearchResult
@@ -25,27 +26,26 @@ _WIDTH = 200  # of a table that goes into a file
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """An index of pictures: made, gone on with, or brought up to date."""
+    """Build or update an index of own images: vlmo index MODEL_FOLDER IMAGES... --out DIR."""
 
-    folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """Model folder."""
-    pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Folders, picture files, .tar and .parquet files, saved data sets, patterns or URIs of these; what earlier runs
-    were given is looked at in any case."""
-    out: Path | None = None
+    folder: ModelFolder
+    out: Path
     """Folder of the index."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Folders, image files, .tar and .parquet files, saved data sets, patterns or URIs of these; what earlier runs
+    were given is looked at in any case."""
     metadata: Path | None = None
-    """Table (.csv, .tsv, .jsonl) of captions and columns by the names of picture files; later runs go by it too."""
+    """Table (.csv, .tsv, .jsonl) of captions and columns by the names of image files; later runs go by it too."""
     store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Keep the bytes of picture files in the index, in later runs too; those of shards are kept in any case."""
+    """Keep the bytes of image files in the index, in later runs too; those of shards are kept in any case."""
     thumbnail: int = 256
     """Longest side of thumbnails, in pixels."""
     batch: int = 64
-    """Pictures that go through the model at a time."""
+    """Images that go through the model at a time."""
     approximate_from: int = 50_000
-    """Number of pictures from which on an approximate index is built."""
+    """Number of images from which on an approximate index is built."""
     forget: tuple[str, ...] = ()
-    """Inputs of earlier runs whose pictures leave the index, or their table of metadata."""
+    """Inputs of earlier runs whose images leave the index, or their table of metadata."""
     engine: Literal["local", "ray"] = "local"
     """Embed in this process, or with Ray Data."""
     workers: int = 2
@@ -56,34 +56,33 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """Vectors for other tools."""
+    """Write embeddings for other tools: vlmo embed MODEL_FOLDER IMAGES...|--texts FILE --out FILE.parquet|.npy."""
 
-    folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """Model folder."""
-    pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    folder: ModelFolder
+    out: Path
+    """New .parquet or .npy file."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """As for vlmo index."""
     texts: Path | None = None
-    """Text file whose lines are embedded instead of pictures."""
-    out: Path | None = None
-    """New .parquet or .npy file."""
+    """Text file whose lines are embedded instead of images."""
     batch: int = 64
-    """Pictures that go through the model at a time."""
+    """Images that go through the model at a time."""
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Pictures of an index, by words or by a picture."""
+    """Search an index by words or by an image: vlmo search INDEX "a red umbrella"|IMAGE [--rerank 32] [--where SQL]."""
 
-    index: Annotated[Path | None, tyro.conf.Positional] = None
+    index: tyro.conf.Positional[Path]
     """Folder of the index."""
-    query: Annotated[str | None, tyro.conf.Positional] = None
-    """Words, or the file of a picture."""
+    query: tyro.conf.Positional[str]
+    """Words, or the file of an image."""
     model: Path | None = None
     """Model folder; by default the one that the index was made with."""
     top: int = 10
-    """Pictures that are shown."""
+    """Images that are shown."""
     rerank: int | None = None
     """Candidates that the fusion encoder judges, 0 for none; by default 32 for words, if the model can."""
     weight: float | None = None
@@ -93,23 +92,20 @@ class SearchOptions:
     budget: float | None = None
     """Seconds after which the result is given as far as it has got."""
     captions: bool = False
-    """Find captions for a picture instead of pictures."""
+    """Find captions for an image instead of images."""
     json: bool = False
     """Print JSON instead of a table."""
     sheet: Path | None = None
     """PNG or HTML file for a contact sheet of the result."""
     explain: Path | None = None
-    """PNG file for the attention of the query's words over the best pictures."""
+    """PNG file for the attention of the query's words over the best images."""
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
 
 
-def index_command(arguments: list[str]) -> None:
-    """An index of own pictures: vlmo index MODEL_FOLDER PICTURES... --out DIR."""
-    options = parse_options(IndexOptions(), arguments, prog="vlmo index")
-    folder = need_folder(options.folder, command="index")
-    if options.out is None:
-        raise ValueError("vlmo index needs a folder for the index: --out DIR")
+def index_command(options: IndexOptions) -> None:
+    """Run `vlmo index`."""
+    folder = Path(find_model(options.folder))
     hide_loading_bars()
     with _packages():
         from vlmo.retrieval import IndexSettings, build_index
@@ -122,7 +118,7 @@ def index_command(arguments: list[str]) -> None:
     )
     report = build_index(
         folder,
-        options.pictures,
+        options.images,
         out=options.out,
         settings=settings,
         forget=options.forget,
@@ -134,12 +130,11 @@ def index_command(arguments: list[str]) -> None:
     _show_report(report, out=options.out)
 
 
-def embed_command(arguments: list[str]) -> None:
-    """Vectors for other tools: vlmo embed MODEL_FOLDER PICTURES...|--texts FILE --out FILE.parquet|.npy."""
-    options = parse_options(EmbedOptions(), arguments, prog="vlmo embed")
-    folder = need_folder(options.folder, command="embed")
-    if options.out is None or (options.texts is None) == (not options.pictures):
-        raise ValueError("vlmo embed needs either pictures or --texts FILE, and --out FILE.parquet or FILE.npy")
+def embed_command(options: EmbedOptions) -> None:
+    """Run `vlmo embed`."""
+    folder = Path(find_model(options.folder))
+    if (options.texts is None) == (not options.images):
+        raise ValueError("vlmo embed needs either images or --texts FILE")
     check_new_file(options.out, option="--out")
     if options.out.suffix not in {".parquet", ".npy"}:
         raise ValueError(f"--out {options.out}: vectors are written to a file that ends with .parquet or .npy")
@@ -151,67 +146,64 @@ def embed_command(arguments: list[str]) -> None:
         from vlmo.retrieval.vectors import embed_pictures, embed_texts
     if options.texts is None:
         encoder = Encoder(folder, device=options.device)
-        written = embed_pictures(encoder, options.pictures, out=options.out, batch=options.batch, console=_STDERR)
+        written = embed_pictures(encoder, options.images, out=options.out, batch=options.batch, console=_STDERR)
     else:
         with options.texts.open(encoding="utf-8") as file:
             lines = (line.strip() for line in file)
             encoder = Encoder(folder, device=options.device)
             written = embed_texts(encoder, (line for line in lines if line), out=options.out)
-    bad = f"; {written.bad} bad pictures" if written.bad else ""
+    bad = f"; {written.bad} bad images" if written.bad else ""
     files = ", ".join(map(str, written.files))
     Console(soft_wrap=True).print(f"{written.rows} vectors in {files}{bad}", markup=False, highlight=False)
 
 
-def search_command(arguments: list[str]) -> None:
-    """Own pictures by words or by a picture: vlmo search INDEX "a red umbrella"|PICTURE [--rerank 32] [--where SQL]."""
-    options = parse_options(SearchOptions(), arguments, prog="vlmo search")
-    if options.index is None or options.query is None:
-        raise ValueError('vlmo search needs an index and a query: vlmo search INDEX "a red umbrella"')
-    picture = _picture_of(options.query)
-    _check_search(options, picture=picture)
+def search_command(options: SearchOptions) -> None:
+    """Run `vlmo search`."""
+    image = _image_of(options.query)
+    _check_search(options, image=image)
     hide_loading_bars()
     with _packages():
         from vlmo.retrieval import Index, Searcher
         from vlmo.retrieval.results import write_explanation, write_sheet
     index = Index.open(options.index)
-    model = Path(index.model_folder) if options.model is None else need_folder(options.model, command="search")
+    model = Path(index.model_folder) if options.model is None else Path(find_model(options.model))
     if options.model is None and not model.is_dir():
         raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")
     searcher = Searcher(model, index, device=options.device)
-    result = _search(searcher, options, picture=picture)
-    _show_result(result, options)  # before the pictures are drawn, which may fail
+    result = _search(searcher, options, image=image)
+    _show_result(result, options)  # before the images are drawn, which may fail
     lines = []
     if options.sheet is not None:
         write_sheet(options.sheet, query=options.query, result=result, index=index)
-        lines.append(f"picture {options.sheet}")
+        lines.append(f"image {options.sheet}")
     if options.explain is not None:
         lost = write_explanation(options.explain, query=options.query, result=result, searcher=searcher)
         left_out = f", without {', '.join(hit.place for hit in lost)}, which cannot be read" if lost else ""
-        lines.append(f"picture {options.explain}{left_out}")
+        lines.append(f"image {options.explain}{left_out}")
     if lines and not options.json:
         Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
 
 
-def _search(searcher: Searcher, options: SearchOptions, *, picture: Path | None) -> SearchResult:
-    judges = searcher.encoder.can_match and (picture is None or options.captions)
+def _search(searcher: Searcher, options: SearchOptions, *, image: Path | None) -> SearchResult:
+    judges = searcher.encoder.can_match and (image is None or options.captions)
     rerank = (_RERANK if judges else 0) if options.rerank is None else options.rerank
     if options.budget is not None and rerank:
         searcher.warm_up()
     given = {"top": options.top, "rerank": rerank, "weight": options.weight, "budget": options.budget}
-    if picture is not None and options.captions:
-        return searcher.captions(picture, **given)
-    return searcher.search(options.query or "" if picture is None else picture, where=options.where, **given)
+    if image is not None and options.captions:
+        return searcher.captions(image, **given)
+    return searcher.search(options.query if image is None else image, where=options.where, **given)
 
 
-def _check_search(options: SearchOptions, *, picture: Path | None) -> None:
+def _check_search(options: SearchOptions, *, image: Path | None) -> None:
     check_new_file(options.sheet, option="--sheet")
     check_new_file(options.explain, option="--explain")
-    if options.captions and picture is None:
-        raise ValueError("--captions finds captions for a picture; give the file of one as the query")
+    if options.captions and image is None:
+        raise ValueError("--captions finds captions for an image; give the file of one as the query")
     if options.captions and (options.where is not None or options.sheet is not None):
-        raise ValueError("--captions finds captions; leave out --where and --sheet, which are for pictures")
-    if options.explain is not None and picture is not None:
-        raise ValueError("--explain shows where words look; the query is a picture")
+        raise ValueError("--captions finds captions; leave out --where and --sheet, which are for images")
+    if options.explain is not None and image is not None:
+        raise ValueError("--explain shows where words look; the query is an image")
     for option, file, suffixes in (
         ("--sheet", options.sheet, (".png", ".html")),
         ("--explain", options.explain, (".png",)),
@@ -220,7 +212,7 @@ def _check_search(options: SearchOptions, *, picture: Path | None) -> None:
             raise ValueError(f"{option} {file}: give a name that ends with {' or '.join(suffixes)}")
 
 
-def _picture_of(query: str) -> Path | None:
+def _image_of(query: str) -> Path | None:
     """The file that the query names; None of words."""
     from vlmo.data.files import PICTURE_SUFFIXES
 
@@ -232,14 +224,14 @@ def _picture_of(query: str) -> Path | None:
     except OSError:  # a text may be too long for a name
         return None
     if looks_so and (" " not in query.strip() or "/" in query):
-        raise ValueError(f"there is no picture {query}")
+        raise ValueError(f"there is no image {query}")
     return None
 
 
 def _show_result(result: SearchResult, options: SearchOptions) -> None:
     from vlmo.retrieval.results import as_json, as_table
 
-    query = options.query or ""
+    query = options.query
     if options.json:
         sys.stdout.write(json.dumps(as_json(query, result), indent=1, ensure_ascii=False) + "\n")
         return
@@ -259,7 +251,7 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
         "gone": report.deleted,
     }
     lines = [
-        f"{report.pictures} pictures with {report.captions} captions in {out} ({report.seconds:.0f} s)",
+        f"{report.pictures} images with {report.captions} captions in {out} ({report.seconds:.0f} s)",
         ", ".join(f"{word} {number}" for word, number in parts.items()),
     ]
     if report.bad:
@@ -267,7 +259,7 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
     if report.unmatched is not None:
         lost = report.unmatched
         lines.append(
-            f"{lost.number} of {lost.total} names in tables of metadata belong to no picture, such as {lost.example} "
+            f"{lost.number} of {lost.total} names in tables of metadata belong to no image, such as {lost.example} "
             f"in {lost.table}"
         )
     if report.recall is None:

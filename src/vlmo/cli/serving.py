@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from vlmo.cli.parsing import hide_loading_bars, need_folder, parse_options
+from vlmo.cli.parsing import ModelFolder, hide_loading_bars
+from vlmo.released import find_model
 
 _HINT = "Serving needs more packages: pip install 'vlmo[serve]'"
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Search, matching, questions and classes over HTTP, with a web page."""
+    """Serve a model over HTTP, with a web page: vlmo serve MODEL_FOLDER [--index DIR] [--vqa VQA_MODEL_FOLDER]."""
 
-    folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """Model folder: one that retrieves, or one that answers questions."""
+    folder: ModelFolder
     index: Path | None = None
     """What vlmo index has made with this model; without it nothing is searched."""
     vqa: Path | None = None
-    """Folder of a second model, which answers questions about pictures."""
+    """Folder of a second model, which answers questions about images."""
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do."""
     port: int = 8000
@@ -39,11 +36,11 @@ class ServeOptions:
     max_request_mb: float = 16.0
     """Megabytes (2**20 bytes) of a request."""
     max_pixels: int = 25_000_000
-    """Width x height of a picture in a request."""
+    """Width x height of an image in a request."""
     api_key_file: Path | None = None
     """File with the key that clients must send; by default the environment's VLMO_API_KEY, or none."""
     allow_host: tuple[str, ...] = ()
-    """Hosts whose pictures may be given by address; without it nothing is ever fetched."""
+    """Hosts whose images may be given by address; without it nothing is ever fetched."""
     cors_origin: tuple[str, ...] = ()
     """Origins of other pages that may call the service, such as https://example.org."""
     server_name: tuple[str, ...] = ()
@@ -51,10 +48,9 @@ class ServeOptions:
     loopback."""
 
 
-def serve_command(arguments: list[str]) -> None:
-    """A model folder over HTTP, with a web page: vlmo serve MODEL_FOLDER [--index DIR] [--vqa VQA_MODEL_FOLDER]."""
-    options = parse_options(ServeOptions(), arguments, prog="vlmo serve")
-    folder = need_folder(options.folder, command="serve")
+def serve_command(options: ServeOptions) -> None:
+    """Run `vlmo serve`."""
+    folder = Path(find_model(options.folder))
     hide_loading_bars()
     try:
         from vlmo.serving.server import bind, load_parts, read_key, serve

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import check_new_file, hide_loading_bars, nearest, need_folder, parse_options
-from vlmo.released import is_released, notes_folder
+from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars
+from vlmo.released import find_model, is_released, notes_folder
 
 if TYPE_CHECKING:
     from vlmo.recipes.task_result import TaskResult
@@ -25,10 +25,9 @@ _STDERR = Console(stderr=True)
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Figures of a model folder."""
+    """Measure a model: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
 
-    folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """Model folder."""
+    folder: ModelFolder
     task: Literal["retrieval", "vqa", "nlvr2", "classification", "segmentation"] | None = None
     """What to measure; by default what the model is for."""
     data: Annotated[str | None, tyro.conf.arg(aliases=["--source"])] = None
@@ -62,10 +61,9 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What a model folder says about own pictures and texts."""
+    """Answer about own images: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ...]."""
 
-    folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """Model folder."""
+    folder: ModelFolder
     image: tuple[Path, ...] = ()
     """Picture; two for a sentence about two, any number for retrieval."""
     question: str | None = None
@@ -84,23 +82,22 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """A published data set, from the files that people have to a folder that every command reads."""
+    """Turn the files of a published data set into a folder that every command reads."""
 
-    name: Annotated[str | None, tyro.conf.Positional] = None
+    name: tyro.conf.Positional[str]
     """coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, imagenet, ade20k, text, vilt_arrow,
     drawings, glosses."""
-    root: Path | None = None
+    root: Path
     """Folder with the set's files as its publisher gives them."""
-    out: Path | None = None
+    out: Path
     """New folder."""
     num_proc: int = 1
     """Processes that read and decode."""
 
 
-def evaluate_command(arguments: list[str]) -> None:
-    """Figures of a model folder: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
-    options = parse_options(EvaluateOptions(), arguments, prog="vlmo evaluate")
-    folder = need_folder(options.folder, command="evaluate")
+def evaluate_command(options: EvaluateOptions) -> None:
+    """Run `vlmo evaluate`."""
+    folder = Path(find_model(options.folder))
     if is_released(folder) and (options.write_card or options.choose_rerank_weight):
         raise ValueError(
             f"{folder.name} comes with the package and stays as it is; copy {folder} and evaluate the copy, or leave "
@@ -166,10 +163,9 @@ def _choose_rerank_weight(options: EvaluateOptions, *, folder: Path, device: str
         console.print(f"rerank_weight {choice.chosen:g} (before: {choice.before:g}) in {folder / 'config.json'}")
 
 
-def predict_command(arguments: list[str]) -> None:
-    """What a model says of own inputs: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ...]."""
-    options = parse_options(PredictOptions(), arguments, prog="vlmo predict")
-    folder = need_folder(options.folder, command="predict")
+def predict_command(options: PredictOptions) -> None:
+    """Run `vlmo predict`."""
+    folder = Path(find_model(options.folder))
     check_new_file(options.save, option="--save")
     hide_loading_bars()
     from vlmo.recipes.predicting import Inputs, predict
@@ -185,16 +181,8 @@ def predict_command(arguments: list[str]) -> None:
         console.print(f"picture {found.picture}", markup=False, highlight=False)
 
 
-def data_command(arguments: list[str]) -> None:
-    """Published data sets from their own files: vlmo data prepare NAME --root DIR --out DIR [--num-proc N]."""
-    if arguments and arguments[0] in {"-h", "--help"}:
-        arguments = ["prepare", "--help"]
-    if not arguments or arguments[0] != "prepare":
-        given = f"; did you mean {nearest(arguments[0], ['prepare'])!r}?" if arguments else ""
-        raise ValueError(f"vlmo data needs what to do: vlmo data prepare NAME --root DIR --out DIR{given}")
-    options = parse_options(PrepareOptions(), arguments[1:], prog="vlmo data prepare")
-    if options.name is None or options.root is None or options.out is None:
-        raise ValueError("vlmo data prepare needs a set, its files and a new folder: NAME --root DIR --out DIR")
+def prepare_command(options: PrepareOptions) -> None:
+    """Run `vlmo data prepare`."""
     from vlmo.data.prepare import prepare
 
     summary = prepare(options.name, root=options.root, out=options.out, num_proc=options.num_proc)
@@ -222,8 +210,7 @@ def _check_submission(options: EvaluateOptions) -> None:
 
 
 def _check_read(options: EvaluateOptions, read: set[str], *, because: str) -> None:
-    default = EvaluateOptions()
-    given = [field.name for field in fields(options) if vars(options)[field.name] != vars(default)[field.name]]
+    given = [field.name for field in fields(options) if vars(options)[field.name] != field.default]
     if unread := [name for name in given if name not in read]:
         raise ValueError(f"{because}; leave out --{_flag(unread[0])}")
 
