@@ -27,7 +27,7 @@ from surroundings import surroundings, write_result
 from timing import Call, rates_by_turns
 from vlmo.export.conversion import noise
 from vlmo.export.graphs import Graph, graphs_of
-from vlmo.export.onnx import OnnxGraph, load_model
+from vlmo.export.onnx import OnnxGraph, load_for_export
 from vlmo.export.runtime import OnnxSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.recipes.onnx_export import export_onnx
@@ -111,7 +111,7 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
         report = export_onnx(folder, exported, int8=True, recall_on=options.recall_on, console=console)
         description = read_description(exported)
         length = options.text_length or description["text"].get("max_length", 40)
-        model = load_model(folder)
+        model = load_for_export(folder)
         graphs = {
             graph.name: time_graph(
                 model, graph, report.graphs[graph.name], folder=exported, length=length, options=options

@@ -179,7 +179,7 @@ def test_folder_without_contrast_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
         load_open_clip(tmp_path)
     toy(VLMoForMaskedLM).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="retrieval needs one of VLMoForImageTextRetrieval"):
+    with pytest.raises(ValueError, match="expected VLMoForImageTextRetrieval"):
         load_open_clip(tmp_path)
 
 

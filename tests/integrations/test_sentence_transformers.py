@@ -218,7 +218,7 @@ def test_folder_in_half_precision(folder):
 def test_folder_with_other_modules_is_refused(folder, tmp_path):
     modules = [VLMoEmbedder.load(str(folder)), Dense(32, 8)]
     SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path), create_model_card=False)
-    with pytest.raises(ValueError, match=r"Dense; expected vlmo\.interop"):
+    with pytest.raises(ValueError, match=r"Dense; expected vlmo\.integrations"):
         load_sentence_transformer(tmp_path)
     again = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=True, local_files_only=True)
     assert again.encode(["a", drawings()[0]]).shape == (2, 8)
@@ -227,7 +227,7 @@ def test_folder_with_other_modules_is_refused(folder, tmp_path):
 def test_folder_without_contrast_is_refused(tmp_path):
     toy(VLMoForMaskedLM).save_pretrained(tmp_path)
     for load in (load_sentence_transformer, load_cross_encoder):
-        with pytest.raises(ValueError, match="retrieval needs one of VLMoForImageTextRetrieval"):
+        with pytest.raises(ValueError, match="expected VLMoForImageTextRetrieval"):
             load(tmp_path)
         with pytest.raises(ValueError, match=r"no config\.json"):
             load(tmp_path / "nothing")

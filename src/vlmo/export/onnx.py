@@ -8,19 +8,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoImageProcessor
 
-import vlmo.model
+from vlmo.checkpoints.loading import load_model
 from vlmo.export.conversion import OPSET, convert, noise, quantise
 from vlmo.export.graphs import Graph, free_text_length, graphs_of
 from vlmo.export.runtime import DESCRIPTION, OnnxSession, read_description
 from vlmo.folder import write_file, write_folder
 from vlmo.model import (
-    VLMoConfig,
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
     VLMoForPreTraining,
@@ -126,7 +125,7 @@ def write_onnx(folder: str | Path, out: str | Path, *, int8: bool = False) -> On
         raise ModuleNotFoundError("No module named 'onnxscript'")
     if out.exists() and not (out / DESCRIPTION).is_file():
         raise ValueError(f"{out} exists and is no ONNX export; give a new folder.")
-    model = load_model(folder)
+    model = load_for_export(folder)
     graphs = graphs_of(model)
     # Before the model is changed for the exporter, so that the comparison sees that change too.
     comparisons = {graph.name: _comparisons(model, graph) for graph in graphs}
@@ -151,27 +150,11 @@ def add_recalls(report: OnnxReport, recalls: Mapping[str, Mapping[str, float]], 
     return replace(report, recalls=kept)
 
 
-def load_model(folder: Path) -> VLMoPreTrainedModel:
-    """The model of a folder, by the class that wrote it, in float32 and evaluation mode.
-
-    Raises:
-        ValueError: It is no model folder, or lacks weights.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json. A run leaves one under model/.")
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = (settings.get("architectures") or [""])[0]
-    if settings.get("model_type") != VLMoConfig.model_type or name not in vlmo.model.__all__:
-        raise ValueError(
-            f"{folder} holds {name or 'no known class'}; expected a model folder of VLMoModel or VLMoFor..."
-        )
-    loaded: Any = vars(vlmo.model)[name].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    model, info = loaded
-    if info["missing_keys"]:
-        raise ValueError(f"{folder} lacks {', '.join(sorted(info['missing_keys']))}")
-    # With `eager`, the graph would hold attention in pieces.
-    model.set_attn_implementation("sdpa")
-    return cast("VLMoPreTrainedModel", model.eval().requires_grad_(False))
+def load_for_export(folder: str | Path) -> VLMoPreTrainedModel:
+    """Load the model of a folder in float32, without gradients and with one attention operator a layer."""
+    model = load_model(folder, dtype=torch.float32)
+    model.set_attn_implementation("sdpa")  # `eager` would spread attention over several operators
+    return model.requires_grad_(requires_grad=False)
 
 
 @dataclass(frozen=True)
@@ -238,7 +221,7 @@ def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> d
         image |= _preparation(processor.image_processor)
         text |= {"tokenizer": "tokenizer.json", "max_length": min(processor.max_text_length, config.max_text_positions)}
     elif (folder / "preprocessor_config.json").is_file():  # of a model that reads no text
-        image |= _preparation(AutoImageProcessor.from_pretrained(folder))
+        image |= _preparation(AutoImageProcessor.from_pretrained(folder, trust_remote_code=False))
     searches = isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval)
     labels = {str(number): label for number, label in (config.id2label or {}).items()}
     return {

@@ -118,8 +118,8 @@ def load_open_clip(
     Raises:
         ValueError: The folder holds no model that retrieves.
     """
-    model, processor = load_retrieval_model(folder)
-    adapted = ClipModel(model, pad_token_id=processor.tokenizer.pad_token_id).to(device).eval()
+    model, processor = load_retrieval_model(folder, device=device)
+    adapted = ClipModel(model, pad_token_id=processor.tokenizer.pad_token_id).eval()
     return adapted, ClipPreprocess(processor), ClipTokenizer(processor)
 
 

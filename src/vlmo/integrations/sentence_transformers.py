@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from vlmo.checkpoints.loading import check_model_folder, load_by_name
+from vlmo.checkpoints.loading import RETRIEVAL_HINT, check_model_folder, load_from_hub
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.processor import PAD_MULTIPLE
@@ -108,7 +108,7 @@ class _FolderModule(InputModule, ABC):
             "revision": revision,
             "local_files_only": local_files_only,
         }
-        return cls(*load_by_name(model_name_or_path, hub=hub, settings=model_kwargs))
+        return cls(*load_from_hub(model_name_or_path, VLMoForImageTextRetrieval, hub=hub, **dict(model_kwargs or {})))
 
     def _pixel_values(self, pictures: Sequence[Any]) -> Features:
         return dict(self.processor(images=list(pictures), return_tensors="pt"))
@@ -224,7 +224,7 @@ def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> S
     Raises:
         ValueError: The folder holds no model that retrieves, or modules besides `VLMoEmbedder`.
     """
-    folder = check_model_folder(folder)
+    folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval, hint=RETRIEVAL_HINT)
     settings = _saved_settings(folder, VLMoEmbedder)
     chosen = {name: settings[name] for name in _SETTINGS if name in settings}
     return SentenceTransformer(modules=[VLMoEmbedder.load(str(folder))], device=_name(device), **chosen)
@@ -239,7 +239,7 @@ def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEnc
     Raises:
         ValueError: The folder holds no model that judges pairs, or modules besides `VLMoPairScorer`.
     """
-    folder = check_model_folder(folder)
+    folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval, hint=RETRIEVAL_HINT)
     settings = _saved_settings(folder, VLMoPairScorer)
     chosen = {name: settings[name] for name in _SETTINGS[:2] if name in settings}
     activation = settings.get("activation_fn", "torch.nn.modules.linear.Identity")

@@ -70,11 +70,12 @@ class VLMoProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> Self:
         """The processor of a folder, of the hub, or of a model that comes with the package, such as "vlmo-small".
 
-        Arguments are those of transformers.
+        Arguments are those of transformers. Code in the folder is not run unless `trust_remote_code=True` is given.
 
         Raises:
             OSError: There is no such model.
         """
+        kwargs.setdefault("trust_remote_code", False)
         with naming_released(pretrained_model_name_or_path):
             return super().from_pretrained(find_model(pretrained_model_name_or_path), *args, **kwargs)
 

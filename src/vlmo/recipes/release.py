@@ -16,6 +16,7 @@ from torch import Tensor
 from vlmo.checkpoints.loading import check_model_folder
 from vlmo.data import builtin
 from vlmo.folder import add_figures, add_section, read_data, rename_card, write_folder
+from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.recipes.card import data_name
 from vlmo.recipes.confusions import confusions, confusions_table
 from vlmo.recipes.retrieval import evaluate_folder
@@ -55,7 +56,7 @@ def write_release(
         ValueError: The folder holds no model that retrieves, `out` exists, the weights are larger than 20 MB, or a
             source cannot be read.
     """
-    folder, out = check_model_folder(folder), Path(out)
+    folder, out = check_model_folder(folder, VLMoForImageTextRetrieval)[0], Path(out)
     if out.exists():
         raise ValueError(f"{out} exists; name a new folder")
     with write_folder(out) as aside:

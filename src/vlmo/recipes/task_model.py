@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from vlmo.folder import architectures
+from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.model.backbone import VLMoPreTrainedModel
-from vlmo.model.loading import loading
-from vlmo.processing import VLMoProcessor
-from vlmo.released import find_model
-from vlmo.training import choose_device
+
+__all__ = ["load_processor", "load_task_model"]
 
 Model = TypeVar("Model", bound=VLMoPreTrainedModel)
 
@@ -18,42 +16,6 @@ Model = TypeVar("Model", bound=VLMoPreTrainedModel)
 def load_task_model(
     folder: str | Path, model_class: type[Model], *, task: str, recipe: str, device: str | None = None
 ) -> Model:
-    """The model, in evaluation mode, on its device.
-
-    Args:
-        model_class: What the task needs.
-        task: Name of the task, for errors.
-        recipe: A recipe that trains for the task, for errors.
-        device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-
-    Raises:
-        ValueError: It is no model folder, or one for another task.
-    """
-    folder = Path(find_model(folder))
-    wanted = model_class.__name__
-    kinds = architectures(folder)
-    if wanted not in kinds:
-        raise ValueError(
-            f"{folder} holds {', '.join(kinds) or 'no named class'}; the task {task} needs {wanted}. Train one from "
-            f"it: vlmo train {recipe} --init {folder}"
-        )
-    with loading(folder):
-        loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{folder} lacks {len(missing)} tensors of {wanted} ({', '.join(missing[:3])}, ...): write it anew with "
-            "save_pretrained"
-        )
-    return model.to(choose_device(device)).eval()
-
-
-def load_processor(folder: str | Path) -> VLMoProcessor:
-    """The processor of a model folder.
-
-    Raises:
-        ValueError: Its files are missing or damaged.
-    """
-    folder = find_model(folder)
-    with loading(folder):
-        return VLMoProcessor.from_pretrained(folder)
+    """`load_model`, with an error that names the task and a recipe that trains for it."""
+    hint = f"The task {task} needs it; train one: vlmo train {recipe} --init {folder}"
+    return load_model(folder, model_class, device=device, hint=hint)

@@ -11,14 +11,10 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import pipeline
 
+from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.folder import architectures
-from vlmo.integrations.pipelines import QUESTION_TASK
-from vlmo.model.loading import loading
-from vlmo.released import find_model
-
-_KIND = "VLMoForVisualQuestionAnswering"
+from vlmo.model import VLMoForVisualQuestionAnswering
 
 
 @dataclass(frozen=True)
@@ -42,14 +38,9 @@ class Answerer:
     """
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
-        folder = find_model(folder)
-        if not answers_questions(folder):
-            raise ValueError(f"{folder} answers no questions: expected the folder of a {_KIND}, as VQA training leaves")
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        with loading(folder):
-            make: Any = pipeline  # its annotations know transformers' own tasks only
-            found = make(QUESTION_TASK, model=str(folder), device=where)
-        self._model, self._processor = found.model.eval(), found.processor
+        hint = "It answers no questions; VQA training leaves a model that does."
+        self._model: Any = load_model(folder, VLMoForVisualQuestionAnswering, device=device, hint=hint)
+        self._processor: Any = load_processor(folder)
 
     def pixels(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
         """A picture as a question holds it; from any thread."""
@@ -76,4 +67,4 @@ def answers_questions(folder: str | Path) -> bool:
     Raises:
         ValueError: It is no model folder.
     """
-    return _KIND in architectures(folder)
+    return VLMoForVisualQuestionAnswering.__name__ in architectures(folder)

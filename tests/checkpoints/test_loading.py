@@ -1,0 +1,113 @@
+"""Model folders are loaded in one place, whole, without running code, or refused in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.checkpoints.toy_folder import folder_writer, text_processor
+from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, AutoProcessor, pipeline
+
+from vlmo.checkpoints.loading import load_model, load_processor, load_retrieval_model
+from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForPreTraining, VLMoForVisualQuestionAnswering
+
+CODE = 'raise SystemExit("code of the folder was run")\n'
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory):
+    return folder_writer(tmp_path_factory.mktemp("models"), text_processor())
+
+
+@pytest.fixture(scope="module")
+def answering(write):
+    return write(VLMoForVisualQuestionAnswering, num_labels=3)
+
+
+def edited(folder: str, to: Path, file: str = "config.json", *, without: str | None = None, **changes) -> Path:
+    """A copy whose JSON file differs."""
+    if not to.exists():
+        shutil.copytree(folder, to)
+    settings = json.loads((to / file).read_text()) | changes
+    settings.pop(without, None)
+    (to / file).write_text(json.dumps(settings))
+    return to
+
+
+@pytest.mark.parametrize("model_class", [VLMoForVisualQuestionAnswering, None])
+def test_model_is_loaded_for_use(answering, model_class):
+    folder, model = answering
+    loaded = load_model(folder, *([model_class] if model_class else []))
+    assert type(loaded) is VLMoForVisualQuestionAnswering
+    assert not loaded.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert load_processor(folder).max_text_length == 16
+    assert load_model(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("model_class", [VLMoForImageTextRetrieval, VLMoForPreTraining])
+def test_stage_3_and_fine_tuning_leave_models_that_retrieve(write, model_class):
+    model, processor = load_retrieval_model(write(model_class)[0], device="cpu")
+    assert type(model) is VLMoForImageTextRetrieval
+    assert processor.image_size == 64
+
+
+def test_folders_that_cannot_be_used_are_refused_in_one_line(answering, write, tmp_path):
+    folder, _ = answering
+    kind = VLMoForVisualQuestionAnswering
+    cut = edited(folder, tmp_path / "cut") / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    lacking = edited(folder, tmp_path / "lacking") / "model.safetensors"
+    weights = load_file(lacking)
+    del weights["answer_head.classifier.bias"]
+    save_file(weights, lacking, metadata={"format": "pt"})
+    (edited(folder, tmp_path / "empty") / "model.safetensors").unlink()
+    other = write(VLMoForMaskedLM)[0]
+    for path, words in (
+        (tmp_path / "nowhere", "is no model folder: it has no config"),
+        (other, "holds VLMoForMaskedLM; expected VLMoForVisualQuestionAnswering. Train one."),
+        (edited(folder, tmp_path / "unnamed", without="architectures"), "holds no named class"),
+        (edited(folder, tmp_path / "list", architectures="A"), "expected a list of names"),
+        (edited(folder, tmp_path / "odd", architectures=[["A"]]), "expected"),
+        (lacking.parent, "lacks 1 tensors of VLMoForVisualQuestionAnswering"),
+        (cut.parent, "cannot be loaded"),
+        (tmp_path / "empty", "cannot be loaded"),
+        (edited(folder, tmp_path / "wide", hidden_size=48), "other shapes than its config.json says"),
+        (edited(folder, tmp_path / "type", dtype="no type"), "cannot be loaded"),
+        (edited(folder, tmp_path / "quantised", quantization_config=3), "cannot be loaded"),
+        (edited(folder, tmp_path / "kernel", _attn_implementation="a/b"), "cannot be loaded"),
+    ):
+        with pytest.raises(ValueError, match=words.replace(".", r"\.")) as raised:
+            load_model(path, kind, hint="Train one.")
+        assert "\n" not in str(raised.value), path
+        assert str(path) in str(raised.value)
+    with pytest.raises(
+        ValueError, match="holds VLMoForMaskedLM; expected VLMoForImageTextRetrieval or VLMoForPreTrain"
+    ):
+        load_retrieval_model(other)
+    with pytest.raises(ValueError, match="holds SomebodyElse; expected a model folder of VLMoModel or"):
+        load_model(edited(folder, tmp_path / "else", architectures=["SomebodyElse"]))
+    (tmp_path / "unnamed" / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_processor(tmp_path / "unnamed")
+
+
+def test_code_of_a_folder_is_neither_run_nor_asked_about(answering, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
+    folder = tmp_path / "hostile"
+    for file, classes in (
+        ("config.json", {"AutoConfig": "code.A", "AutoModelForVisualQuestionAnswering": "code.A"}),
+        ("processor_config.json", {"AutoProcessor": "code.A"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["code.A", "code.A"]}),
+    ):
+        edited(answering[0], folder, file, auto_map=classes)
+    (folder / "code.py").write_text(CODE)
+    assert load_model(folder).config.num_labels == 3
+    assert load_processor(folder).image_size == 64
+    assert AutoConfig.from_pretrained(folder).model_type == "vlmo"
+    assert isinstance(AutoModelForVisualQuestionAnswering.from_pretrained(folder), VLMoForVisualQuestionAnswering)
+    assert AutoProcessor.from_pretrained(folder).image_size == 64
+    assert pipeline("visual-question-answering", model=str(folder), device="cpu").model.config.num_labels == 3
