@@ -25,9 +25,9 @@ from torch import nn
 from clip_peer import Peer, peer_loader, train_peer
 from surroundings import surroundings, write_result
 from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.demo.quickstart import quickstart_recipes
 from vlmo.evaluation import RetrievalResult
 from vlmo.recipes import Recipe, build, emoji
-from vlmo.recipes.quickstart import quickstart_recipes
 from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
 from vlmo.training import choose_device, read_metrics
 from vlmo.training.checkpoint import claim_run_folder, newest_state

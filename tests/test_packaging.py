@@ -22,8 +22,8 @@ from PIL import Image, ImageDraw
 import vlmo
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.folder import read_data
-from vlmo.recipes.release import MAX_BYTES
 from vlmo.recipes.small import vlmo_small
+from vlmo.release import MAX_BYTES
 from vlmo.released import SMALL, released_names
 
 ROOT = Path(__file__).parents[1]

@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 
 import clip_peer
 import quality_vs_clip
+from vlmo.demo.quickstart import quickstart_recipes
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import Recipe, emoji
 from vlmo.recipes.configs import VisualTokenizerConfig
 from vlmo.recipes.pretraining_stages import TokenizerStage
-from vlmo.recipes.quickstart import quickstart_recipes
 
 BATCH, NUM_TRAIN, NUM_TEST = 16, 24, 12
 COLOURS = ("red", "green", "blue", "black", "orange", "purple")

@@ -14,7 +14,6 @@ from rich.logging import RichHandler
 from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
-from vlmo.cli.ablating import AblateOptions, ablate_command
 from vlmo.cli.folders import (
     ExportOptions,
     ImportOptions,
@@ -59,7 +58,6 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "serve": (ServeOptions, serve_command),
     "data prepare": (PrepareOptions, prepare_command),
     "recipes": (RecipesOptions, recipes_command),
-    "ablate": (AblateOptions, ablate_command),
     "import": (ImportOptions, import_command),
     "export": (ExportOptions, export_command),
     "release": (ReleaseOptions, release_command),

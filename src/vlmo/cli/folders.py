@@ -123,7 +123,7 @@ def release_command(options: ReleaseOptions) -> None:
     """Run `vlmo release`."""
     folder = Path(find_model(options.folder))
     hide_loading_bars()
-    from vlmo.recipes.release import write_release
+    from vlmo.release import write_release
 
     console = Console(soft_wrap=True)
     results = write_release(

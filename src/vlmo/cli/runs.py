@@ -73,11 +73,11 @@ def quickstart_command(options: QuickstartOptions) -> None:
         raise ValueError("--scale shortens the training, and --fast leaves it out; give one of them")
     hide_loading_bars()
     if options.fast:
-        from vlmo.recipes.fast_start import run_fast_start
+        from vlmo.demo.fast import run_fast_start
 
         run_fast_start(options.run_dir / "fast", console=Console())
         return
-    from vlmo.recipes.quickstart import run_quickstart
+    from vlmo.demo.quickstart import run_quickstart
 
     run_quickstart(options.run_dir, scale=options.scale, console=Console())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,6 @@ from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_retrieval_model
@@ -26,7 +24,7 @@ from vlmo.data.schema import column, select_rows
 from vlmo.data.sources import ImageCell, decode_image, open_source
 from vlmo.evaluation import RetrievalModel, RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.scoring import BATCH
-from vlmo.folder import Measurement, add_figures
+from vlmo.folder import Measurement
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.recipes.task_result import Prediction, TaskResult, task_measurements
 from vlmo.released import notes_folder
@@ -132,16 +130,6 @@ def retrieval_measurements(
         source=source,
         split=split,
         measured_by=measured_by,
-    )
-
-
-def write_card_figures(
-    folder: str | Path, result: RetrievalResult, *, source: str, split: str, measured_by: str
-) -> Path:
-    """Puts the figures of an evaluation into the card of a model folder; the rest of the card stays."""
-    return add_figures(
-        folder,
-        retrieval_measurements(result.metrics, result.chance, source=source, split=split, measured_by=measured_by),
     )
 
 
@@ -274,23 +262,3 @@ def progress_of_evaluation(console: Console | None) -> Iterator[Callable[[str, i
             bar.update(tasks[what], completed=done)
 
         yield advance
-
-
-def figures_table(result: RetrievalResult, *, stageless: dict[str, float] | None = None) -> Table:
-    """Figures in percent, chance beside each."""
-    table = Table(title="Retrieval, recall in percent")
-    columns = ["", "dual encoder"] + (["reranked"] if result.reranked else []) + (["stage-less"] if stageless else [])
-    for name in [*columns, "chance"]:
-        table.add_column(name, justify="left" if not name else "right")
-    for name, chance in result.chance.items():
-        values = [result.metrics[name]]
-        values += [result.metrics[f"rerank_{name}"]] if result.reranked else []
-        values += [stageless[name]] if stageless else []
-        table.add_row(name.upper(), *(f"{100 * value:.1f}" for value in values), f"{100 * chance:.1f}")
-    return table
-
-
-def write_figures(result: RetrievalResult, file: Path) -> None:
-    """Figures and chance levels as JSON (fractions)."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"metrics": result.metrics, "chance": result.chance}, indent=2) + "\n")

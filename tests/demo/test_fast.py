@@ -13,7 +13,7 @@ from tests.test_cli_tasks import refused
 
 import vlmo.released
 from vlmo.cli import main
-from vlmo.recipes import fast_start
+from vlmo.demo import fast
 from vlmo.released import SMALL
 from vlmo.retrieval import Index
 
@@ -30,10 +30,10 @@ def test_fast_start_answers_by_the_model_that_comes_along(small, tmp_path):
     console = Console(record=True, width=200)
     pictures = str(write_folder(tmp_path / "pictures"))
     run = tmp_path / "run"
-    made = fast_start.run_fast_start(run, source=pictures, split="train", console=console)
+    made = fast.run_fast_start(run, source=pictures, split="train", console=console)
     index = Index.open(made.index)
     assert index.model_folder == str(small)
-    with (made.pictures / "captions.csv").open(newline="") as file:
+    with (made.images / "captions.csv").open(newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
     assert index.num_pictures == len(captions) == index.num_captions
     assert set(captions) <= {first for first, _ in CAPTIONS}
@@ -51,16 +51,16 @@ def test_fast_start_answers_by_the_model_that_comes_along(small, tmp_path):
 
 def test_fast_start_goes_on_with_what_is_there(small, tmp_path):
     pictures = str(write_folder(tmp_path / "pictures"))
-    first = fast_start.run_fast_start(tmp_path / "run", source=pictures, split="train")
-    before = {file: file.stat().st_mtime_ns for file in first.pictures.iterdir()}
-    second = fast_start.run_fast_start(tmp_path / "run", source="no such source", split="train")
+    first = fast.run_fast_start(tmp_path / "run", source=pictures, split="train")
+    before = {file: file.stat().st_mtime_ns for file in first.images.iterdir()}
+    second = fast.run_fast_start(tmp_path / "run", source="no such source", split="train")
     assert second.ranks == first.ranks
-    assert {file: file.stat().st_mtime_ns for file in first.pictures.iterdir()} == before
+    assert {file: file.stat().st_mtime_ns for file in first.images.iterdir()} == before
 
 
 def test_quickstart_fast_makes_a_folder_of_its_own(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(fast_start, "run_fast_start", lambda run, **_: asked.append(run))
+    monkeypatch.setattr(fast, "run_fast_start", lambda run, **_: asked.append(run))
     main(["quickstart", "--fast", "--run-dir", str(tmp_path)])
     assert asked == [tmp_path / "fast"]
 

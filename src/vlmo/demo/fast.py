@@ -1,10 +1,10 @@
-"""Search among drawings with the small model that comes with the package: nothing is trained, so it takes seconds."""
+"""`vlmo quickstart --fast`: search drawings with the small model that comes with the package, without any training."""
 
 from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,31 +16,29 @@ from rich.table import Table
 from vlmo.data.decoding import read_path
 from vlmo.data.quarantine import keep_good
 from vlmo.data.sources import open_source
-from vlmo.evaluation import PictureQuery, contact_sheet
+from vlmo.demo.examples import ImageQuery, contact_sheet
 from vlmo.folder import write_folder
 from vlmo.recipes.emoji import TEST_SOURCE
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
 
-_QUERIES = 5
-_TOP = 5
-_TOLD = 3
+_NUM_QUERIES, _TOP, _NUM_CAPTIONS = 5, 5, 3
 _RERANK = 32  # as in `vlmo search`
 
 
 @dataclass(frozen=True)
 class FastStart:
-    """What is there after a fast start.
+    """Results of a fast start.
 
     Attributes:
-        pictures: Folder of the pictures.
+        images: Folder of the images.
         index: Their index.
-        sheet: PNG file with the answers.
-        ranks: Rank of the right picture, by query.
+        sheet: PNG file with the results.
+        ranks: Rank of the right image, by query.
         seconds: Wall time until the last query was answered.
     """
 
-    pictures: Path
+    images: Path
     index: Path
     sheet: Path
     ranks: dict[str, int]
@@ -55,12 +53,12 @@ def run_fast_start(
     split: str = "test",
     console: Console | None = None,
 ) -> FastStart:
-    """Makes an index of the pictures of a source, looks for a few by their captions, and tells what to try next.
+    """Index the images of a source, search a few by their captions, and print commands to try next.
 
     Args:
-        run: Folder for pictures, index and contact sheet; what is there already is not made again.
+        run: Folder for images, index and contact sheet; existing ones are used again.
         model: Name of a model that comes with the package, or a model folder.
-        source: Pictures with captions; by default the drawings that no stage of the model has seen.
+        source: Images with captions; by default the drawings that no stage of the model has seen.
         console: Where everything is shown; None shows nothing.
 
     Raises:
@@ -68,31 +66,41 @@ def run_fast_start(
     """
     began = time.monotonic()
     run, console = Path(run), console or Console(quiet=True)
-    pictures, index = run / "drawings", run / "index"
+    images, index, sheet = run / "drawings", run / "index", run / "queries.png"
     encoder = Encoder(model)
-    names = _write_pictures(pictures, source=source, split=split, quarantine=run / "quarantine.jsonl")
-    report = build_index(encoder, [pictures], out=index, console=console)
+    names = _write_images(images, source=source, split=split, quarantine=run / "quarantine.jsonl")
+    report = build_index(encoder, [images], out=index, console=console)
     searcher = Searcher(encoder, index)
-    asked = [names[len(names) * place // _QUERIES] for place in range(min(_QUERIES, len(names)))]
-    answers = [_answer(searcher, text) for text in asked]
+    table = Table("looked for", "rank of the right one", "first results", title="Drawings by their names")
+    queries = []
+    for text in names[:: max(1, len(names) // _NUM_QUERIES)][:_NUM_QUERIES]:
+        # Every image is ranked, so that the right one has its rank.
+        rerank = _RERANK if encoder.can_match else 0
+        hits = searcher.search(text, top=searcher.index.num_pictures, rerank=rerank).hits
+        place = next((place for place, hit in enumerate(hits) if text in hit.captions), None)
+        if place is None:
+            raise ValueError(f"{text!r} is not in the index; remove the folder of the index, or give another --run-dir")
+        shown = searcher.index.pictures([hit.id for hit in hits[:_TOP]])
+        queries.append(ImageQuery(text, shown, correct=place if place < _TOP else None, rank=place + 1))
+        captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])
+        table.add_row(escape(text), str(place + 1), escape(captions))
     seconds = time.monotonic() - began
-    sheet = run / "queries.png"
-    contact_sheet([query for query, _ in answers], top=_TOP).save(sheet)
-    console.print(_table(answers))
+    contact_sheet(queries, top=_TOP).save(sheet)
+    console.print(table)
     lines = [
         f"search among {report.pictures} drawings, ready after {seconds:.0f} s; contact sheet {sheet}",
         "The model knows drawings like these, and no photographs. Try next (where vlmo is not found, after",
         "`. .venv/bin/activate`):",
         f'  vlmo search {index} "a red heart" --sheet hearts.png',
         f"  vlmo serve {model} --index {index}",
-        f"  vlmo index {model} YOUR_PICTURES --out my-index",
+        f"  vlmo index {model} YOUR_IMAGES --out my-index",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-    return FastStart(pictures, index, sheet, {query.text: query.rank for query, _ in answers}, seconds)
+    return FastStart(images, index, sheet, {query.text: query.rank for query in queries}, seconds)
 
 
-def _write_pictures(folder: Path, *, source: str, split: str, quarantine: Path) -> list[str]:
-    """The first caption of each picture; pictures and captions lie in `folder` as people's own would."""
+def _write_images(folder: Path, *, source: str, split: str, quarantine: Path) -> list[str]:
+    """Return the first caption of each image; `folder` gets images and captions in the layout of users' own."""
     table = folder / "captions.csv"
     if not folder.exists():
         quarantine.parent.mkdir(parents=True, exist_ok=True)
@@ -109,29 +117,3 @@ def _write_pictures(folder: Path, *, source: str, split: str, quarantine: Path) 
         raise ValueError(f"{folder} is there, but holds no {table.name}; remove it, or give another --run-dir")
     with table.open(newline="", encoding="utf-8") as file:
         return [row["caption"] for row in csv.DictReader(file)]
-
-
-def _answer(searcher: Searcher, text: str) -> tuple[PictureQuery, list[str]]:
-    """What was found, and the first captions. Every picture is ranked, so that the right one has its rank."""
-    hits = searcher.search(
-        text, top=searcher.index.num_pictures, rerank=_RERANK if searcher.encoder.can_match else 0
-    ).hits
-    place = next((place for place, hit in enumerate(hits) if text in hit.captions), None)
-    if place is None:
-        raise ValueError(f"{text!r} is not in the index; remove the folder of the index, or give another --run-dir")
-    query = PictureQuery(
-        text=text,
-        pictures=searcher.index.pictures([hit.id for hit in hits[:_TOP]]),
-        correct=place if place < _TOP else None,
-        rank=place + 1,
-    )
-    return query, [hit.captions[0] for hit in hits[:_TOLD]]
-
-
-def _table(answers: Sequence[tuple[PictureQuery, list[str]]]) -> Table:
-    table = Table(title="Drawings by their names")
-    for name in ("looked for", "rank of the right one", "first answers"):
-        table.add_column(name, justify="right" if name.startswith("rank") else "left")
-    for query, captions in answers:
-        table.add_row(escape(query.text), str(query.rank), escape(", ".join(captions)))
-    return table

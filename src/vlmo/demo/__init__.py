@@ -1,0 +1,1 @@
+"""The quickstart: every stage on small real data, and the page that shows the result."""

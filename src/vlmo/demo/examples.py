@@ -1,0 +1,104 @@
+"""Example queries with what they found, for the report and as a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from vlmo.drawing.sheet import GREEN, MUTED, Sheet
+
+_MARGIN, _TEXT_WIDTH, _GAP, _ROW_GAP = 28, 200, 14, 18
+
+
+@dataclass(frozen=True, eq=False)
+class ImageQuery:
+    """A text and the images it found, best first.
+
+    Attributes:
+        text: The query.
+        images: The best images.
+        correct: Index of the right image among them; None if it is not there.
+        rank: Rank of the right image among all candidates, from 1.
+        answer: The right image, shown apart where `correct` is None.
+    """
+
+    text: str
+    images: Sequence[Image.Image]
+    correct: int | None
+    rank: int
+    answer: Image.Image | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TextQuery:
+    """An image and the texts it found, best first; `correct` holds the indices of the right ones."""
+
+    image: Image.Image
+    texts: Sequence[str]
+    correct: Sequence[int]
+    rank: int
+
+
+def example_queries(
+    predictions: Sequence[dict[str, Any]],
+    *,
+    images: Mapping[str, Image.Image],
+    count: int,
+    prefix: str = "",
+    top: int = 5,
+) -> tuple[list[ImageQuery], list[TextQuery]]:
+    """Return `count` texts with the images they found, and as many images with the texts they found.
+
+    They are evenly spread over the predictions, not chosen by how well they went.
+
+    Args:
+        predictions: Those of an evaluation of retrieval.
+        images: By their `image_id`.
+        count: Number of queries in each direction; all where there are fewer.
+        prefix: "rerank_" for the order of the fusion encoder, "" for that of the dual encoder.
+        top: Results of each query.
+    """
+    by_text = [row for row in predictions if row["query"] == "caption"]
+    by_image = [row for row in predictions if row["query"] == "image"]
+    image_queries, text_queries = [], []
+    for row in by_text[:: max(1, len(by_text) // count)][:count]:
+        found, answer = row[f"{prefix}found"][:top], row["image_id"]
+        correct = found.index(answer) if answer in found else None
+        shown = [images[name] for name in found]
+        image_queries.append(ImageQuery(row["caption"], shown, correct, row[f"{prefix}rank"], images[answer]))
+    for row in by_image[:: max(1, len(by_image) // count)][:count]:
+        found, image = row[f"{prefix}found"][:top], row["image_id"]
+        own = {other["caption"] for other in by_text if other["image_id"] == image}
+        correct = [place for place, text in enumerate(found) if text in own]
+        text_queries.append(TextQuery(images[image], found, correct, row[f"{prefix}rank"]))
+    return image_queries, text_queries
+
+
+def contact_sheet(queries: Sequence[ImageQuery], *, width: int = 900, top: int = 5) -> Image.Image:
+    """Return one row a query: the text on the left, its best images beside it, the right one framed in green.
+
+    Raises:
+        ValueError: There is no query, or the width leaves no room for the images.
+    """
+    side = (width - 2 * _MARGIN - _TEXT_WIDTH - top * _GAP) // top
+    if not queries or side < 16:
+        raise ValueError(f"A contact sheet needs a query and more room: {len(queries)} queries, {width} pixels wide.")
+    sheet = Sheet(width, 2 * _MARGIN + len(queries) * (side + _ROW_GAP) - _ROW_GAP)
+    for row, query in enumerate(queries):
+        upper = _MARGIN + row * (side + _ROW_GAP)
+        lines = sheet.wrapped(query.text, width=_TEXT_WIDTH, max_lines=3)
+        y = upper + (side - 22 * len(lines) - 20) / 2
+        for line in lines:
+            sheet.text(line, x=_MARGIN, y=y)
+            y += 22
+        colour = MUTED if query.correct is None else GREEN
+        sheet.text(f"rank {query.rank}", x=_MARGIN, y=y + 4, size=12.5, colour=colour)
+        for place, image in enumerate(query.images[:top]):
+            x = _MARGIN + _TEXT_WIDTH + _GAP + place * (side + _GAP)
+            sheet.tile(image, x=x, y=upper, side=side)
+            if place == query.correct:
+                sheet.tick(x=x, y=upper, side=side)
+    return sheet.finished()

@@ -1,0 +1,163 @@
+"""`vlmo release`: a model folder to share, with weights of half the size and metrics measured on these weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlmo.checkpoints.loading import check_model_folder
+from vlmo.data import builtin
+from vlmo.folder import add_figures, add_section, read_data, rename_card, write_folder
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.recipes.card import data_name
+from vlmo.recipes.retrieval import evaluate_folder
+from vlmo.recipes.task_result import Prediction, TaskResult
+
+MAX_BYTES = 20_000_000
+_WEIGHTS = "model.safetensors"
+_SPLIT = "test"
+_FILES = ("README.md", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def write_release(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    recall_on: Sequence[str] = (),
+    licence: str | None = None,
+    note: str = "",
+    device: str | None = None,
+    console: Console | None = None,
+) -> list[TaskResult]:
+    """Write the model of a run as a new folder, and return the evaluation on each source.
+
+    Weights are stored as bfloat16 and computed with as float32, unless `from_pretrained` is given another `dtype`.
+
+    Args:
+        folder: Model folder, one that retrieves.
+        out: New folder; its name becomes the model's.
+        recall_on: Sources whose split "test" is evaluated with the stored weights. The card gets the recalls and the
+            most frequent confusions.
+        licence: Of the weights, by the hub's identifier; None leaves what the card says.
+        note: A paragraph for the top of the card.
+        device: Where the evaluation runs; None takes a GPU if there is one.
+        console: Where progress is shown; None shows nothing.
+
+    Raises:
+        ValueError: The folder holds no model that retrieves, `out` exists, the weights are larger than 20 MB, or a
+            source cannot be read.
+    """
+    folder, out = check_model_folder(folder, VLMoForImageTextRetrieval)[0], Path(out)
+    if out.exists():
+        raise ValueError(f"{out} exists; name a new folder")
+    with write_folder(out) as new:
+        _write_model(folder, new)
+        rename_card(new, title=out.name, licence=licence, note=note)
+        names = dict.fromkeys(source.name for source in read_data(new) if source.name in builtin.NAMES)
+        if names:
+            packages = {name: builtin.packages(name).items() for name in names}
+            lines = [f"- `{name}`: {', '.join(f'{p} {v}' for p, v in found)}" for name, found in packages.items()]
+            add_section(new, title="Packages", body="\n".join(lines))
+        results, skipped = [], []
+        for source in recall_on:
+            result, num_skipped = _evaluate(new, source, out=out, device=device, console=console)
+            results.append(result)
+            if num_skipped:
+                skipped.append(f"- `{data_name(source)}`: {num_skipped} rows of the split cannot be used")
+        for result in results:
+            add_figures(new, result.measurements(measured_by="`vlmo release`"))
+        if results:
+            add_section(new, title="Confusions", body="\n\n".join(map(_confusions_text, results)))
+        if skipped:
+            add_section(new, title="Left out", body="\n".join(skipped))
+    return results
+
+
+def _write_model(folder: Path, out: Path) -> None:
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        weights |= load_file(file)
+    # Single numbers, such as the temperature, keep their precision.
+    halved = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel() > 1]
+    weights |= {name: weights[name].to(torch.bfloat16) for name in halved}
+    size = sum(tensor.nbytes for tensor in weights.values())
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"{folder} has weights of {size / 1e6:.1f} MB as bfloat16; a release has at most {MAX_BYTES / 1e6:.0f} MB: "
+            "train a smaller model"
+        )
+    save_file(weights, out / _WEIGHTS, metadata={"format": "pt"})
+    (out / _WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**settings, "dtype": "float32"}, indent=2, sort_keys=True)
+    (out / "config.json").write_text(text + "\n", encoding="utf-8")
+    for name in _FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+
+
+def _evaluate(
+    folder: Path, source: str, *, out: Path, device: str | None, console: Console | None
+) -> tuple[TaskResult, int]:
+    """Return the evaluation on a source, and the number of its invalid rows.
+
+    `folder` is removed when the source has too many of them; the list of reasons is then copied to a file beside `out`.
+    """
+    try:
+        result = evaluate_folder(folder, source=source, split=_SPLIT, device=device, console=console)
+    except ValueError as error:
+        message = str(error)
+        for file in folder.glob("*.quarantine.jsonl"):
+            kept = out.with_name(f"{out.name}.{file.name}")
+            shutil.copyfile(file, kept)
+            message = message.replace(str(file), str(kept))
+        raise ValueError(message) from error
+    num_skipped = 0
+    for file in folder.glob("*.quarantine.jsonl"):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        num_skipped += sum(json.loads(line)["kind"] == "row" for line in lines)
+        file.unlink()
+    return result, num_skipped
+
+
+def count_confusions(predictions: Sequence[Prediction], *, most: int = 10) -> list[tuple[str, str, int]]:
+    """Return the pairs of names that are confused most often, in both directions of retrieval, with their counts.
+
+    Args:
+        predictions: Those of an evaluation of retrieval. An image is named by its first caption.
+        most: Number of pairs.
+    """
+    names: dict[str, str] = {}  # of images
+    by_caption: dict[str, str] = {}  # the name of the image that has the caption
+    for row in predictions:
+        if row["query"] == "caption":
+            name = names.setdefault(row["image_id"], row["caption"])
+            by_caption.setdefault(row["caption"], name)
+    pairs: Counter[tuple[str, str]] = Counter()
+    for row in predictions:
+        first = row["found"][0]
+        true, predicted = names[row["image_id"]], names[first] if row["query"] == "caption" else by_caption[first]
+        if row["rank"] > 1 and true != predicted:
+            pairs[min(true, predicted), max(true, predicted)] += 1
+    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+    return [(*pair, times) for pair, times in ordered[:most]]
+
+
+def _confusions_text(result: TaskResult) -> str:
+    text = (
+        f"Most frequent wrong first results of the dual encoder on `{data_name(result.source)}`, {result.split}: pairs "
+        "of names, counted in both directions.\n\n"
+    )
+    found = count_confusions(result.predictions)
+    if not found:
+        return f"{text}Every first result was right."
+    rows = [" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in found]
+    return text + "\n".join(["| one | the other | times |", "| --- | --- | --- |", *(f"| {row} |" for row in rows)])

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlmo.demo.examples import ImageQuery, contact_sheet, example_queries
+
+GREEN = (31, 138, 76)
+
+
+def test_examples_come_from_predictions():
+    images = {name: Image.new("RGB", (4, 4)) for name in "xyz"}
+    predictions = [
+        {"query": "caption", "caption": "a", "image_id": "x", "rank": 2, "found": ["z", "x", "y"]},
+        {"query": "caption", "caption": "b", "image_id": "y", "rank": 3, "found": ["x", "z", "y"]},
+        {"query": "caption", "caption": "c", "image_id": "y", "rank": 1, "found": ["y", "z", "x"]},
+        {"query": "image", "image_id": "x", "rank": 4, "found": ["b", "c", "d"]},
+        {"query": "image", "image_id": "y", "rank": 1, "found": ["c", "b", "a"]},
+    ]
+    by_text, by_image = example_queries(predictions, images=images, count=5, top=2)
+    assert [(query.text, query.correct, query.rank, query.answer) for query in by_text] == [
+        ("a", 1, 2, images["x"]),
+        ("b", None, 3, images["y"]),
+        ("c", 0, 1, images["y"]),
+    ]
+    assert by_text[0].images == [images["z"], images["x"]]
+    assert [(query.image, query.texts, query.correct, query.rank) for query in by_image] == [
+        (images["x"], ["b", "c"], [], 4),
+        (images["y"], ["c", "b"], [0, 1], 1),
+    ]
+    assert [query.text for query in example_queries(predictions, images=images, count=1)[0]] == ["a"]
+
+
+def test_contact_sheet_frames_only_the_right_image():
+    images = [Image.new("RGB", (64, 64), "black")] * 5
+    queries = [
+        ImageQuery("a word that is quite a bit too long for one line of the sheet " * 3, images, correct=1, rank=2),
+        ImageQuery("missed", images, correct=None, rank=40),
+    ]
+    sheet = contact_sheet(queries)
+    assert sheet.width == 900
+    pixels = np.asarray(sheet).astype(int)
+    # Below the text column: the frame, far from black, white and grey.
+    green = (np.abs(pixels[:, 230:] - np.array(GREEN)).sum(axis=-1) < 60).nonzero()
+    half = sheet.height // 2
+    assert len(green[0]) > 500
+    assert green[0].max() < half
+    first, last = green[1].min() + 230, green[1].max() + 230
+    assert 350 < first < last < 510  # the second of five
+
+
+def test_contact_sheet_takes_unusual_input():
+    queries = [
+        ImageQuery("", [Image.new("LA", (3, 90))], correct=0, rank=1),
+        ImageQuery("x" * 300, [], None, rank=9),
+    ]
+    assert contact_sheet(queries, width=600).width == 600
+    with pytest.raises(ValueError, match="needs a query"):
+        contact_sheet([])
+    with pytest.raises(ValueError, match="200 pixels"):
+        contact_sheet(queries, width=200)
