@@ -43,7 +43,6 @@ ROOMS = {
     "recipes": "Whole runs",
     "folder": "Folders that are whole or not there",
     "retrieval": "An index of own pictures, and search in it",
-    "drawing": "Heat maps and contact sheets",
     "released": "Models that come with the package",
     "serving": "The service over HTTP and its page",
 }
