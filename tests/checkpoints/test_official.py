@@ -39,11 +39,11 @@ def reference_keys(name: str) -> list[str]:
 def test_names_go_there_and_back(name):
     unnamed = set()
     for key in reference_keys(name):
-        ours = official.our_name(key)
+        ours = official.NAMES.ours(key)
         if ours is None:
             unnamed.add(key)
         else:
-            assert official.published_name(ours) == key
+            assert official.NAMES.published(ours) == key
     assert unnamed == {"text_embeddings.position_ids"}
 
 
@@ -59,16 +59,16 @@ def test_names_go_there_and_back(name):
 def test_every_parameter_has_one_published_name(model_class, changes):
     with torch.device("meta"):
         names = list(model_class(VLMoConfig.tiny(**changes)).state_dict())
-    published = [official.published_name(name) for name in names]
+    published = [official.NAMES.published(name) for name in names]
     assert None not in published
     assert len(set(published)) == len(names)
-    assert [official.our_name(key) for key in published] == names
+    assert [official.NAMES.ours(key) for key in published] == names
 
 
 def test_other_names_have_no_counterpart():
-    assert official.our_name("transformer.blocks.0.mlp_other.fc1.weight") is None
-    assert official.published_name("vlmo.blocks.0.experts.shared.fc1.weight") is None
-    assert official.published_name("vlmo.blocks.0.attention.inner_norm.vision.weight") is None
+    assert official.NAMES.ours("transformer.blocks.0.mlp_other.fc1.weight") is None
+    assert official.NAMES.published("vlmo.blocks.0.experts.shared.fc1.weight") is None
+    assert official.NAMES.published("vlmo.blocks.0.attention.inner_norm.vision.weight") is None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from vlmo.checkpoints import beit
-from vlmo.checkpoints.conversion import Conversion
+from vlmo.checkpoints.layout import Conversion
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForMaskedImageModeling
 from vlmo.model.start import start_from
 
@@ -294,14 +294,14 @@ def test_missing_final_norm_is_not_made_up():
 
 def test_recognises_beit_and_nothing_else():
     theirs = with_random_weights(BeitForMaskedImageModeling(beit_config()))
-    assert beit.recognises(published_keys(theirs))
-    assert beit.recognises(theirs.state_dict())
-    assert beit.recognises(theirs.beit.state_dict())
+    assert beit.is_published(published_keys(theirs))
+    assert beit.is_hugging_face(theirs.state_dict())
+    assert beit.is_hugging_face(theirs.beit.state_dict())
     vit = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
-    assert not beit.recognises(vit.state_dict())
-    assert not beit.recognises({f"transformer.{key}": tensor for key, tensor in published_keys(theirs).items()})
+    others = [vit.state_dict(), {f"transformer.{key}": tensor for key, tensor in published_keys(theirs).items()}]
     timm_style = published_keys(theirs) | {"blocks.0.attn.qkv.bias": torch.zeros(96)}
-    assert not beit.recognises({key: tensor for key, tensor in timm_style.items() if not key.endswith("q_bias")})
+    others.append({key: tensor for key, tensor in timm_style.items() if not key.endswith("q_bias")})
+    assert not any(beit.is_published(keys) or beit.is_hugging_face(keys) for keys in others)
 
 
 def broken(what: str) -> tuple[dict[str, Tensor], dict]:

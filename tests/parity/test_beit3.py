@@ -8,7 +8,7 @@ from tests.parity.plain_beit3 import BASE, LARGE, PlainBEiT3, Sizes, random_weig
 from torch import Tensor
 
 from vlmo.checkpoints import beit3
-from vlmo.checkpoints.conversion import Conversion
+from vlmo.checkpoints.layout import Conversion
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel
 
 ATOL = 1e-5  # float32, two implementations that sum in different orders

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlmo.checkpoints.beit_config import check_sizes, checked_config, class_names
-from vlmo.checkpoints.beit_names import SHARED_TABLE, TABLE, from_hugging_face, is_hugging_face
-from vlmo.checkpoints.conversion import Conversion
-from vlmo.checkpoints.shapes import (
+from vlmo.checkpoints.layout import (
     MAX_TEXT_POSITIONS,
     NUM_CLASS_ROWS,
     NUM_CROSS_ROWS,
+    USUAL_SIZES,
+    Conversion,
+    NameTable,
     check_alike,
     count_blocks,
+    join_projections,
+    note_on_depth,
     shape_of,
     square_side,
     without_batch,
@@ -26,41 +28,108 @@ from vlmo.checkpoints.shapes import (
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForMaskedImageModeling
 
 _LARGE_DEPTH = 24
-_NUM_HEADS = {768: 12, 1024: 16}  # base and large, where no table tells
-_DEPTHS = {768: 12, 1024: 24}
-_NORM_EPS = 1e-6
-_HUGGING_FACE_NORM_EPS = 1e-12  # BeitConfig's default
-_NEEDED = {"cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"}
-_CLASSIFIER = {"fc_norm.weight", "head.weight"}
+_NORM_EPS, _HUGGING_FACE_NORM_EPS = 1e-6, 1e-12  # of the published code, and BeitConfig's default
+_CLASS_TOKEN, _POSITIONS = "vlmo.image_embeddings.cls_token", "vlmo.image_embeddings.positions"
+_PATCHES, _FIRST_LAYER = "vlmo.image_embeddings.projection.weight", "vlmo.blocks.0.experts.vision.fc1.weight"
+_NORM, _MASK_TOKEN, _TOKEN_HEAD = "vlmo.norm.weight", "mim_head.mask_token", "mim_head.decoder.weight"
+_TABLE, _SHARED = "vlmo.position_bias.table", "shared_table"  # `layer_table` and this are joined into the former
+_NEEDED = {_CLASS_TOKEN, _PATCHES, _FIRST_LAYER}
+_CLASSIFIER = {"classifier_norm.weight", "classifier.weight"}
 _LEFTOVERS = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked)")
+_BIAS = "relative_position_bias_table"
 
-# Published name (a pattern) -> ours.
-_PATTERNS: tuple[tuple[str, str], ...] = (
-    (r"cls_token", "vlmo.image_embeddings.cls_token"),
-    (r"patch_embed\.proj\.(weight|bias)", r"vlmo.image_embeddings.projection.\1"),
-    (r"pos_embed", "vlmo.image_embeddings.positions"),
-    (r"norm\.(weight|bias)", r"vlmo.norm.\1"),
-    (r"blocks\.(\d+)\.norm1\.(weight|bias)", r"vlmo.blocks.\1.norm1.shared.\2"),
-    (r"blocks\.(\d+)\.attn\.qkv\.weight", r"vlmo.blocks.\1.attention.qkv.shared.weight"),
-    (r"blocks\.(\d+)\.attn\.q_bias", r"vlmo.blocks.\1.attention.qkv.shared.query_bias"),
-    (r"blocks\.(\d+)\.attn\.v_bias", r"vlmo.blocks.\1.attention.qkv.shared.value_bias"),
-    (r"blocks\.(\d+)\.attn\.proj\.(weight|bias)", r"vlmo.blocks.\1.attention.projection.shared.\2"),
-    (r"blocks\.(\d+)\.gamma_([12])", r"vlmo.blocks.\1.gamma_\2"),
-    (r"blocks\.(\d+)\.norm2\.(weight|bias)", r"vlmo.blocks.\1.experts.vision.norm.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc([12])\.(weight|bias)", r"vlmo.blocks.\1.experts.vision.fc\2.\3"),
-    (r"mask_token", "mim_head.mask_token"),
-    (r"lm_head\.(weight|bias)", r"mim_head.decoder.\1"),
-    (r"fc_norm\.(weight|bias)", r"classifier_norm.\1"),
-    (r"head\.(weight|bias)", r"classifier.\1"),
+_BLOCK = "vlmo.blocks.{layer}."
+_ATTENTION = f"{_BLOCK}attention."
+PUBLISHED = NameTable(
+    (
+        ("cls_token", _CLASS_TOKEN),
+        ("patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
+        ("pos_embed", _POSITIONS),
+        ("norm.{kind}", "vlmo.norm.{kind}"),
+        ("mask_token", _MASK_TOKEN),
+        ("lm_head.{kind}", "mim_head.decoder.{kind}"),
+        ("fc_norm.{kind}", "classifier_norm.{kind}"),
+        ("head.{kind}", "classifier.{kind}"),
+        (f"rel_pos_bias.{_BIAS}", _SHARED),
+        (f"blocks.{{layer}}.attn.{_BIAS}", "layer_table.{layer}"),
+        ("blocks.{layer}.norm1.{kind}", f"{_BLOCK}norm1.shared.{{kind}}"),
+        ("blocks.{layer}.attn.qkv.weight", f"{_ATTENTION}qkv.shared.weight"),
+        ("blocks.{layer}.attn.q_bias", f"{_ATTENTION}qkv.shared.query_bias"),
+        ("blocks.{layer}.attn.v_bias", f"{_ATTENTION}qkv.shared.value_bias"),
+        ("blocks.{layer}.attn.proj.{kind}", f"{_ATTENTION}projection.shared.{{kind}}"),
+        ("blocks.{layer}.gamma_{number}", f"{_BLOCK}gamma_{{number}}"),
+        ("blocks.{layer}.norm2.{kind}", f"{_BLOCK}experts.vision.norm.{{kind}}"),
+        ("blocks.{layer}.mlp.fc{number}.{kind}", f"{_BLOCK}experts.vision.fc{{number}}.{{kind}}"),
+    )
+)
+# Names in files, and in a model of transformers 5, which calls blocks `layers`; without the prefix `beit.`.
+HUGGING_FACE = NameTable(
+    (
+        ("embeddings.cls_token", _CLASS_TOKEN),
+        ("embeddings.patch_embeddings.projection.{kind}", "vlmo.image_embeddings.projection.{kind}"),
+        ("embeddings.position_embeddings", _POSITIONS),
+        ("layernorm.{kind}", "vlmo.norm.{kind}"),
+        ("embeddings.mask_token", _MASK_TOKEN),
+        ("lm_head.{kind}", "mim_head.decoder.{kind}"),
+        ("pooler.layernorm.{kind}", "classifier_norm.{kind}"),
+        ("classifier.{kind}", "classifier.{kind}"),
+        (f"encoder.relative_position_bias.{_BIAS}", _SHARED),
+        (f"shared_position_bias.{_BIAS}", _SHARED),
+        *(
+            (f"{blocks}.{{layer}}.{theirs}", ours)
+            for blocks, attention, parts, output, first, second, table in (
+                (
+                    "encoder.layer",
+                    "attention.attention",
+                    ("query", "key", "value"),
+                    "attention.output.dense",
+                    "intermediate.dense",
+                    "output.dense",
+                    f"attention.attention.relative_position_bias.{_BIAS}",
+                ),
+                (
+                    "layers",
+                    "attention",
+                    ("q_proj", "k_proj", "v_proj"),
+                    "attention.o_proj",
+                    "mlp.fc1",
+                    "mlp.fc2",
+                    f"relative_position_bias.{_BIAS}",
+                ),
+            )
+            for theirs, ours in (
+                ("layernorm_before.{kind}", f"{_BLOCK}norm1.shared.{{kind}}"),
+                ("layernorm_after.{kind}", f"{_BLOCK}experts.vision.norm.{{kind}}"),
+                ("lambda_{number}", f"{_BLOCK}gamma_{{number}}"),
+                *((f"{attention}.{part}.weight", f"{_ATTENTION}{part[0]}.shared.weight") for part in parts),
+                (f"{attention}.{parts[0]}.bias", f"{_ATTENTION}qkv.shared.query_bias"),
+                (f"{attention}.{parts[2]}.bias", f"{_ATTENTION}qkv.shared.value_bias"),
+                (f"{output}.{{kind}}", f"{_ATTENTION}projection.shared.{{kind}}"),
+                (f"{first}.{{kind}}", f"{_BLOCK}experts.vision.fc1.{{kind}}"),
+                (f"{second}.{{kind}}", f"{_BLOCK}experts.vision.fc2.{{kind}}"),
+                (table, "layer_table.{layer}"),
+            )
+        ),
+    )
 )
 
 
-def recognises(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether these are the keys of BEiT, in the published layout or in one of Hugging Face's two.
+def is_published(state_dict: Mapping[str, Tensor]) -> bool:
+    """Return True for the keys of the published layout; those of a plain vision Transformer have no `q_bias`."""
+    needed = {"cls_token", "patch_embed.proj.weight", "blocks.0.norm2.weight", "blocks.0.attn.q_bias"}
+    return needed <= state_dict.keys()
 
-    A plain vision Transformer, whose keys carry a bias, is not one.
-    """
-    return _is_published(state_dict) or is_hugging_face(state_dict)
+
+def is_hugging_face(state_dict: Mapping[str, Tensor]) -> bool:
+    """Return True for the keys of a Beit model, from a file or in the memory of transformers 5."""
+    keys = {key.removeprefix("beit.") for key in state_dict}
+    return "embeddings.cls_token" in keys and any(
+        f"{query}.weight" in keys and f"{key}.bias" not in keys
+        for query, key in (
+            ("encoder.layer.0.attention.attention.query", "encoder.layer.0.attention.attention.key"),
+            ("layers.0.attention.q_proj", "layers.0.attention.k_proj"),
+        )
+    )
 
 
 def convert(
@@ -69,7 +138,7 @@ def convert(
     config: Mapping[str, Any] | None = None,
     num_attention_heads: int | None = None,
 ) -> Conversion:
-    """BEiT as a stage-1 model; with its classifier (`head` behind `fc_norm`) as an image classifier.
+    """Convert BEiT to a stage-1 model; with its classifier (`head` behind `fc_norm`), to an image classifier.
 
     Args:
         config: `config.json` of a Hugging Face folder.
@@ -77,218 +146,250 @@ def convert(
             tells it.
 
     Raises:
-        ValueError: The file is of an architecture that VLMo does not have, or its sizes do not fit together.
+        ValueError: VLMo does not have the file's architecture, or its sizes do not fit together.
     """
-    given = checked_config(config or {})
-    original = _is_published(state_dict)
-    published, sources = (dict(state_dict), {}) if original else from_hugging_face(state_dict)
-    if missing := _NEEDED - published.keys():
-        raise ValueError(f"this BEiT has no {', '.join(sorted(missing))}; the file is incomplete or of another model.")
-    fine_tuned = published.keys() >= _CLASSIFIER
-    table = _join_tables(published)
-    ours = _config(published, table, given=given, num_attention_heads=num_attention_heads, original=original)
-    check_sizes(given, ours)
-    named = {key: name for key in published if (name := _our_name(key)) is not None}
+    given = _checked_config(config or {})
+    original = is_published(state_dict)
+    named, sources = _our_names(state_dict, original=original)
+    if missing := _NEEDED - named.keys():
+        shown = ", ".join(sorted(PUBLISHED.published(name) or name for name in missing))
+        raise ValueError(f"this BEiT has no {shown}; the file is incomplete or of another model.")
+    fine_tuned = named.keys() >= _CLASSIFIER
+    depth = count_blocks(int(match[1]) for name in named if (match := re.match(r"vlmo\.blocks\.(\d+)\.", name)))
+    table = _join_tables(named, sources, depth=depth)
+    ours = _config(named, table, depth=depth, given=given, asked=num_attention_heads, original=original)
+    _check_sizes(given, ours)
     foreign = "mim_head." if fine_tuned else "classifier"
-    weights = {name: _reshaped(name, published[key]) for key, name in named.items() if not name.startswith(foreign)}
+    weights = {name: tensor for name, tensor in named.items() if not name.startswith(foreign)}
     if table is not None:
-        weights["vlmo.position_bias.table"] = _whole_table(table)
-    # A truncated file must not pass for one of these, whose last norm is that of the pooled vector.
-    mean_pooled = "fc_norm.weight" in published or bool(given.get("use_mean_pooling"))
-    neutral, notes = _neutral(weights, ours, without_norm=mean_pooled and "lm_head.weight" not in published)
-    usual = _DEPTHS.get(ours.hidden_size, ours.num_hidden_layers)
-    if ours.num_hidden_layers != usual:
-        notes.append(f"The BEiT of this width has {usual} blocks, this file {ours.num_hidden_layers}: is it whole?")
-    if "head.weight" in published and not fine_tuned:
+        weights[_TABLE] = _with_text_rows(table)
+    # A truncated file must not pass for one whose last norm is that of the pooled vector.
+    mean_pooled = "classifier_norm.weight" in named or bool(given.get("use_mean_pooling"))
+    neutral, notes = _neutral(weights, ours, without_norm=mean_pooled and _TOKEN_HEAD not in named)
+    notes += note_on_depth("BEiT", ours)
+    if "classifier.weight" in named and not fine_tuned:
         notes.append("Its classifier reads [I_CLS] and ours the mean of the patches, so it was left out.")
-    others = published.keys() - named.keys() - _table_keys(published)
-    unused = [key for key, name in named.items() if name.startswith(foreign)]
+    others = state_dict.keys() - sources.values()
+    unused = [sources[name] for name in named if name.startswith(foreign)]
     unused += [key for key in others if _LEFTOVERS.fullmatch(key)]
+    created = [r"vlmo\.text_embeddings\.", r"vlmo\.blocks\.\d+\.experts\.language\."]
+    if not fine_tuned:
+        created += [r"mim_head\.mask_token"] * (_MASK_TOKEN not in named)
+        created += [r"mim_head\.decoder\."] * (_TOKEN_HEAD not in named)
+    state = "pre-trained" if _TOKEN_HEAD in named else "without a head"
+    if fine_tuned:
+        state = f"fine-tuned on {len(named['classifier.weight'])} classes"
     return Conversion(
-        kind=_kind(published, fine_tuned=fine_tuned, original=original),
+        kind=f"BEiT{'' if original else ' of Hugging Face'}, {state}",
         model_class=VLMoForImageClassification if fine_tuned else VLMoForMaskedImageModeling,
         config=ours,
         weights=weights | neutral,
-        unused={sources.get(key, key): published[key] for key in sorted(unused)},
-        unknown=sorted(sources.get(key, key) for key in others.difference(unused)),
-        created=_created(weights, fine_tuned=fine_tuned),
+        unused={key: state_dict[key] for key in sorted(unused)},
+        unknown=sorted(others.difference(unused)),
+        created=created,
         notes=notes,
     )
 
 
-def _is_published(state_dict: Mapping[str, Tensor]) -> bool:
-    return {
-        "cls_token",
-        "patch_embed.proj.weight",
-        "blocks.0.norm2.weight",
-        "blocks.0.attn.q_bias",
-    } <= state_dict.keys()
+def _our_names(state_dict: Mapping[str, Tensor], *, original: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors under our names, and the key of each name in the file."""
+    named: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
+    for key, tensor in state_dict.items():
+        name = PUBLISHED.ours(key) if original else HUGGING_FACE.ours(key.removeprefix("beit."))
+        if name is None:
+            continue
+        if name in named:
+            raise ValueError(
+                f"{key} is a second tensor for {name}. With use_mean_pooling False, BeitForMaskedImageModeling norms "
+                "twice at the end, which VLMo does not; import the BeitModel inside it (model.beit.save_pretrained)."
+            )
+        sources[name] = key
+        if name == _MASK_TOKEN:
+            tensor = tensor.flatten()
+        named[name] = without_batch(key, tensor) if name == _POSITIONS else tensor
+    join_projections(named)
+    return named, sources
 
 
-def _our_name(key: str) -> str | None:
-    for pattern, replacement in _PATTERNS:
-        if match := re.fullmatch(pattern, key):
-            return match.expand(replacement)
-    return None
-
-
-def _reshaped(name: str, tensor: Tensor) -> Tensor:
-    if name == "mim_head.mask_token":
-        return tensor.flatten()
-    return without_batch("pos_embed", tensor) if name == "vlmo.image_embeddings.positions" else tensor
-
-
-def _depth(published: Mapping[str, Tensor]) -> int:
-    return count_blocks(int(match[1]) for key in published if (match := re.match(r"blocks\.(\d+)\.", key)))
-
-
-def _table_keys(published: Mapping[str, Tensor]) -> set[str]:
-    layers = {f"blocks.{layer}.attn.{TABLE}" for layer in range(_depth(published))}
-    return published.keys() & (layers | {SHARED_TABLE})
-
-
-def _join_tables(published: Mapping[str, Tensor]) -> Float[Tensor, "rows layers*heads"] | None:
-    """The tables of all layers beside each other; a shared one belongs to each layer, on top of its own if it has one.
+def _join_tables(
+    named: dict[str, Tensor], sources: Mapping[str, str], *, depth: int
+) -> Float[Tensor, "rows layers*heads"] | None:
+    """Take the tables of all layers out of `named` and join them; a shared one is added to that of each layer.
 
     Raises:
         ValueError: Some layers have a table and others do not, or there are absolute positions too.
     """
-    keys = _table_keys(published)
-    if not keys:
+    tables = {name: named.pop(name) for name in list(named) if name.startswith(("layer_table.", _SHARED))}
+    if not tables:
         return None
-    if "pos_embed" in published:
+    if _POSITIONS in named:
         raise ValueError(
-            f"this BEiT has absolute positions (pos_embed) and relative ones ({min(keys)}); VLMo has either the one or "
-            "the other, so it cannot be imported."
+            f"this BEiT has absolute positions ({sources[_POSITIONS]}) and relative ones ({sources[min(tables)]}); VLMo"
+            " has either the one or the other, so it cannot be imported."
         )
-    depth = _depth(published)
-    shared = published.get(SHARED_TABLE)
-    check_alike({key: published[key] for key in sorted(keys)})
-    own = [published[key] for layer in range(depth) if (key := f"blocks.{layer}.attn.{TABLE}") in keys]
-    if own and len(own) != depth:
-        raise ValueError(f"{len(own)} of {depth} blocks have a {TABLE}; expected all or none. The file is incomplete.")
+    check_alike({sources[name]: table for name, table in sorted(tables.items())})
+    shared = tables.pop(_SHARED, None)
+    own = [tables[name] for layer in range(depth) if (name := f"layer_table.{layer}") in tables]
+    if tables and (len(own) != depth or len(tables) != depth):
+        raise ValueError(f"{len(own)} of {depth} blocks have a {_BIAS}; expected all or none. The file is incomplete.")
     if shared is not None:
         own = [shared + table for table in own] or [shared] * depth
     return torch.cat(own, dim=1)
 
 
-def _whole_table(table: Float[Tensor, "image_rows columns"]) -> Float[Tensor, "rows columns"]:
-    """The image's rows, and zeros for those of text and pair."""
+def _with_text_rows(table: Float[Tensor, "image_rows columns"]) -> Float[Tensor, "rows columns"]:
+    """Add zeros for the rows of text and pair."""
     num_new = NUM_CROSS_ROWS + 2 * MAX_TEXT_POSITIONS
     return torch.cat([table, table.new_zeros(num_new, table.shape[1])])
 
 
 def _config(
-    published: Mapping[str, Tensor],
+    named: Mapping[str, Tensor],
     table: Tensor | None,
     *,
+    depth: int,
     given: Mapping[str, Any],
-    num_attention_heads: int | None,
+    asked: int | None,
     original: bool,
 ) -> VLMoConfig:
-    width, channels, patch_size, _ = shape_of(published, "patch_embed.proj.weight", axes=4)
-    depth = _depth(published)
-    scaled = "blocks.0.gamma_1" in published
-    default_scale = 1e-5 if depth >= _LARGE_DEPTH else 0.1
+    def shape(name: str, *, axes: int) -> tuple[int, ...]:
+        return shape_of(named, name, axes=axes, shown=PUBLISHED.published(name))
+
+    width, channels, patch_size, _ = shape(_PATCHES, axes=4)
+    layer_scale = float(given.get("layer_scale_init_value", 1e-5 if depth >= _LARGE_DEPTH else 0.1))
     num_visual_tokens = given.get("vocab_size", 8192)
-    if "lm_head.weight" in published:
-        num_visual_tokens = shape_of(published, "lm_head.weight", axes=2)[0]
+    if _TOKEN_HEAD in named:
+        num_visual_tokens = shape(_TOKEN_HEAD, axes=2)[0]
+    labels: dict[str, Any] = {}
+    if named.keys() >= _CLASSIFIER:
+        labels = _class_names(given, count=shape("classifier.weight", axes=2)[0])
     return VLMoConfig(
         hidden_size=width,
         num_hidden_layers=depth,
-        num_attention_heads=_num_heads(table, width=width, depth=depth, given=given, asked=num_attention_heads),
-        intermediate_size=shape_of(published, "blocks.0.mlp.fc1.weight", axes=2)[0],
-        num_fusion_layers=0,  # stage 3 makes them, from the expert that its recipe names
-        image_size=patch_size * _grid_side(published, table, given=given, patch_size=patch_size),
+        num_attention_heads=_num_heads(table, width=width, depth=depth, given=given, asked=asked),
+        intermediate_size=shape(_FIRST_LAYER, axes=2)[0],
+        num_fusion_layers=0,  # stage 3 adds them, from the expert that its recipe names
+        image_size=patch_size * _grid_side(named, table, given=given, patch_size=patch_size),
         patch_size=patch_size,
         num_channels=channels,
         max_text_positions=MAX_TEXT_POSITIONS,
-        position_embedding="absolute" if "pos_embed" in published else "relative",
-        layer_scale_init=float(given.get("layer_scale_init_value", default_scale)) if scaled else None,
+        position_embedding="absolute" if _POSITIONS in named else "relative",
+        layer_scale_init=layer_scale if "vlmo.blocks.0.gamma_1" in named else None,
         layer_norm_eps=_NORM_EPS if original else float(given.get("layer_norm_eps", _HUGGING_FACE_NORM_EPS)),
         num_visual_tokens=num_visual_tokens,
-        **_labels(published, given=given),
+        **labels,
     )
 
 
-def _labels(published: Mapping[str, Tensor], *, given: Mapping[str, Any]) -> dict[str, Any]:
-    if not published.keys() >= _CLASSIFIER:
-        return {}
-    return class_names(given, count=shape_of(published, "head.weight", axes=2)[0])
-
-
 def _num_heads(table: Tensor | None, *, width: int, depth: int, given: Mapping[str, Any], asked: int | None) -> int:
-    told = given.get("num_attention_heads", _NUM_HEADS.get(width)) if asked is None else asked
+    usual, _ = USUAL_SIZES.get(width, (None, None))
+    expected = given.get("num_attention_heads", usual) if asked is None else asked
     if table is None:
-        if told is None:
+        if expected is None:
             raise ValueError(
                 f"no position table tells how many attention heads this BEiT of width {width} has; give it"
                 " (--num-attention-heads)."
             )
-        return told
+        return expected
     found = table.shape[1] // depth
     if asked is not None and asked != found:
         raise ValueError(f"num_attention_heads is {asked}, but the position tables of this BEiT have {found} columns.")
-    if told is not None and told != found:
+    if expected is not None and expected != found:
         raise ValueError(
-            f"the position tables of this BEiT of width {width} have {found} columns; expected {told}, one for each"
+            f"the position tables of this BEiT of width {width} have {found} columns; expected {expected}, one for each"
             " attention head. Is the file whole?"
         )
     return found
 
 
-def _grid_side(
-    published: Mapping[str, Tensor], table: Tensor | None, *, given: Mapping[str, Any], patch_size: int
-) -> int:
-    """Patches along a side, by the position table."""
+def _grid_side(named: Mapping[str, Tensor], table: Tensor | None, *, given: Mapping[str, Any], patch_size: int) -> int:
+    """Return the patches along a side, by the position table."""
     if table is not None:
         side = square_side(len(table) - NUM_CLASS_ROWS)
         if side is not None and side % 2:
             return (side + 1) // 2
-        raise ValueError(f"a position table of {len(table)} rows is not of a square picture; VLMo needs one.")
-    if "pos_embed" in published:
-        count = shape_of(published, "pos_embed", axes=3)[1] - 1
+        raise ValueError(f"a position table of {len(table)} rows is not of a square image; VLMo needs one.")
+    if _POSITIONS in named:
+        count = len(named[_POSITIONS]) - 1
         if (side := square_side(count)) is not None:
             return side
-        raise ValueError(f"pos_embed has {count} patches, which is not of a square picture; VLMo needs one.")
+        raise ValueError(f"pos_embed has {count} patches, which is not of a square image; VLMo needs one.")
     if "image_size" not in given:
-        raise ValueError("no position table tells the picture size of this BEiT; give its folder, with config.json.")
+        raise ValueError("no position table tells the image size of this BEiT; give its folder, with config.json.")
     return given["image_size"] // patch_size
 
 
 def _neutral(
     weights: Mapping[str, Tensor], config: VLMoConfig, *, without_norm: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Parameters that VLMo has, BEiT lacks, and that change nothing at these values; and what to tell about them."""
-    like = weights["vlmo.image_embeddings.cls_token"]
+    """Return parameters that BEiT lacks, at values that change nothing, and notes about them."""
+    like = weights[_CLASS_TOKEN]
     width = config.hidden_size
     neutral = {"vlmo.modality_types.weight": like.new_zeros(config.num_modality_types, width)}
     notes = ["BEiT has no modality types: they start at zero."]
-    if config.position_embedding == "relative" and "vlmo.position_bias.table" not in weights:
+    if config.position_embedding == "relative" and _TABLE not in weights:
         rows = (2 * config.grid[0] - 1) ** 2 + NUM_CLASS_ROWS
         columns = config.num_hidden_layers * config.num_attention_heads
-        neutral["vlmo.position_bias.table"] = _whole_table(like.new_zeros(rows, columns))
+        neutral[_TABLE] = _with_text_rows(like.new_zeros(rows, columns))
         notes.append("It has no positions: the position table starts at zero.")
-    if without_norm and "vlmo.norm.weight" not in weights:
-        neutral |= {"vlmo.norm.weight": like.new_ones(width), "vlmo.norm.bias": like.new_zeros(width)}
+    if without_norm and _NORM not in weights:
+        neutral |= {_NORM: like.new_ones(width), "vlmo.norm.bias": like.new_zeros(width)}
         notes.append("It has no final norm: the norm starts as the identity (weight one, bias zero).")
     return neutral, notes
 
 
-def _created(weights: Mapping[str, Tensor], *, fine_tuned: bool) -> list[str]:
-    created = [r"vlmo\.text_embeddings\.", r"vlmo\.blocks\.\d+\.experts\.language\."]
-    if not fine_tuned:
-        if "mim_head.mask_token" not in weights:
-            created.append(r"mim_head\.mask_token")
-        if "mim_head.decoder.weight" not in weights:
-            created.append(r"mim_head\.decoder\.")
-    return created
+_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "image_size", "patch_size")
 
 
-def _kind(published: Mapping[str, Tensor], *, fine_tuned: bool, original: bool) -> str:
-    state = "without a head"
-    if fine_tuned:
-        state = f"fine-tuned on {len(published['head.weight'])} classes"
-    elif "lm_head.weight" in published:
-        state = "pre-trained"
-    return f"BEiT{'' if original else ' of Hugging Face'}, {state}"
+def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Validate `config.json` of a Beit folder; pairs of equal image or patch sizes become one number.
+
+    Raises:
+        ValueError: It is of another model, or a value has another type or range.
+    """
+    given = dict(config)
+    if (kind := given.get("model_type", "beit")) != "beit":
+        raise ValueError(f"config.json is of a model of type {kind!r}; expected 'beit'.")
+    if (activation := given.get("hidden_act", "gelu")) != "gelu":
+        raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
+    for name in ("image_size", "patch_size"):
+        match given.get(name):
+            case [height, width] if height == width:
+                given[name] = height
+    for name in (*_SIZES, "vocab_size"):
+        if name in given and (type(given[name]) is not int or given[name] < 1):
+            raise ValueError(f"config.json has {name} {given[name]!r}; expected a whole number of at least 1.")
+    for name, least in (("layer_norm_eps", "above 0"), ("layer_scale_init_value", "of at least 0")):
+        value = given.get(name, 1.0)
+        if type(value) not in {int, float} or value < 0 or (value == 0 and least == "above 0"):
+            raise ValueError(f"config.json has {name} {value!r}; expected a number {least}.")
+    return given
+
+
+def _check_sizes(given: Mapping[str, Any], config: VLMoConfig) -> None:
+    """Refuse a folder whose weights are of another size than its `config.json`, as where its top blocks are lost."""
+    read = vars(config)
+    wrong = [
+        f"{name} {given[name]}, the weights {read[name]}"
+        for name in _SIZES
+        if given.get(name, read[name]) != read[name]
+    ]
+    if wrong:
+        raise ValueError(f"config.json says {'; '.join(wrong)}; expected the same. Is the folder whole?")
+
+
+def _class_names(given: Mapping[str, Any], *, count: int) -> dict[str, Any]:
+    """Return the names of the classes as `VLMoConfig` takes them; their number where `config.json` names none."""
+    named = given.get("id2label")
+    if named is None:
+        return {"num_labels": count}
+    names: dict[int, str] = {}
+    if isinstance(named, dict):
+        pairs = cast("dict[Any, Any]", named).items()
+        names = {int(number): name for number, name in pairs if str(number).isdecimal() and isinstance(name, str)}
+    if sorted(names) != list(range(count)) or len(names) != len(named):
+        raise ValueError(
+            f"id2label of config.json does not name the {count} classes; expected numbers from 0 and names."
+        )
+    return {"id2label": names, "label2id": {name: number for number, name in names.items()}}

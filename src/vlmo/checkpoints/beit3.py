@@ -1,4 +1,4 @@
-"""BEiT-3's published layout (arXiv 2208.10442): the same backbone, with a branch for each modality."""
+"""BEiT-3's published layout (arXiv 2208.10442): the same backbone, with its own parameters for each modality."""
 
 from __future__ import annotations
 
@@ -7,78 +7,70 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vlmo.checkpoints.conversion import Conversion
-from vlmo.checkpoints.shapes import count_blocks, joined, one_number, shape_of, square_side
+from vlmo.checkpoints.layout import (
+    USUAL_SIZES,
+    Conversion,
+    NameTable,
+    count_blocks,
+    join_projections,
+    note_on_depth,
+    one_number,
+    shape_of,
+    square_side,
+)
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel
 
 _NUM_UNUSED_POSITIONS = 2  # in front of both position tables
 _PADDING = 1  # number of the padding token
-_NUM_HEADS = {768: 12, 1024: 16}  # base and large; no tensor tells
-_DEPTHS = {768: 12, 1024: 24}
 _MAX_TEXT_LENGTH = 64  # `--num_max_bpe_tokens` of the published fine-tuning commands
 _IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 _TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
 _WORDS = "beit3.text_embed.weight"
 _PATCHES = "beit3.vision_embed.proj.weight"
 _FIRST_LAYER = "beit3.encoder.layers.0.ffn.A.fc1.weight"
-_BRANCHES = {"A": "vision", "B": "language"}
 _CONTRAST = {"vision_head.weight", "language_head.weight", "logit_scale"}
 # Heads of pre-training, which VLMo does not share.
 _UNUSED = re.compile(r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|.*num_batches_tracked")
 
-# Published name (a pattern) -> ours. Where a branch is named, the replacement holds `A` or `B` between two points.
-_PATTERNS: tuple[tuple[str, str], ...] = (
-    (r"beit3\.text_embed\.weight", "vlmo.text_embeddings.words.weight"),
-    (r"beit3\.vision_embed\.cls_token", "vlmo.image_embeddings.cls_token"),
-    (r"beit3\.vision_embed\.proj\.(weight|bias)", r"vlmo.image_embeddings.projection.\1"),
-    (re.escape(_IMAGE_POSITIONS), "vlmo.image_embeddings.positions"),
-    (re.escape(_TEXT_POSITIONS), "vlmo.text_embeddings.positions"),
-    (r"beit3\.encoder\.layer_norm\.([AB])\.(weight|bias)", r"vlmo.norm.\1.\2"),
+_THEIRS, _OURS = "beit3.encoder.layers.{layer}.", "vlmo.blocks.{layer}."
+NAMES = NameTable(
     (
-        r"beit3\.encoder\.layers\.(\d+)\.self_attn_layer_norm\.([AB])\.(weight|bias)",
-        r"vlmo.blocks.\1.norm1.\2.\3",
+        (_WORDS, "vlmo.text_embeddings.words.weight"),
+        ("beit3.vision_embed.cls_token", "vlmo.image_embeddings.cls_token"),
+        ("beit3.vision_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
+        (_IMAGE_POSITIONS, "vlmo.image_embeddings.positions"),
+        (_TEXT_POSITIONS, "vlmo.text_embeddings.positions"),
+        ("beit3.encoder.layer_norm.{expert}.{kind}", "vlmo.norm.{expert}.{kind}"),
+        ("vision_head.weight", "contrast_head.image_projection.weight"),
+        ("language_head.weight", "contrast_head.text_projection.weight"),
+        ("logit_scale", "contrast_head.logit_scale"),
+        *(
+            (_THEIRS + theirs, _OURS + ours)
+            for theirs, ours in (
+                ("self_attn_layer_norm.{expert}.{kind}", "norm1.{expert}.{kind}"),
+                ("self_attn.inner_attn_ln.{expert}.{kind}", "attention.inner_norm.{expert}.{kind}"),
+                ("self_attn.out_proj.{expert}.{kind}", "attention.projection.{expert}.{kind}"),
+                ("self_attn.q_proj.{expert}.bias", "attention.qkv.{expert}.query_bias"),
+                ("self_attn.k_proj.{expert}.bias", "attention.qkv.{expert}.key_bias"),
+                ("self_attn.v_proj.{expert}.bias", "attention.qkv.{expert}.value_bias"),
+                ("self_attn.{part}_proj.{expert}.weight", "attention.{part}.{expert}.weight"),
+                ("final_layer_norm.{expert}.{kind}", "experts.{expert}.norm.{kind}"),
+                ("ffn.{expert}.fc{number}.{kind}", "experts.{expert}.fc{number}.{kind}"),
+                ("ffn.{expert}.ffn_layernorm.{kind}", "experts.{expert}.inner_norm.{kind}"),
+            )
+        ),
     ),
-    (
-        r"beit3\.encoder\.layers\.(\d+)\.self_attn\.inner_attn_ln\.([AB])\.(weight|bias)",
-        r"vlmo.blocks.\1.attention.inner_norm.\2.\3",
-    ),
-    (
-        r"beit3\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.([AB])\.(weight|bias)",
-        r"vlmo.blocks.\1.attention.projection.\2.\3",
-    ),
-    (
-        r"beit3\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.([AB])\.bias",
-        r"vlmo.blocks.\1.attention.qkv.\2.query_bias",
-    ),
-    (r"beit3\.encoder\.layers\.(\d+)\.self_attn\.k_proj\.([AB])\.bias", r"vlmo.blocks.\1.attention.qkv.\2.key_bias"),
-    (
-        r"beit3\.encoder\.layers\.(\d+)\.self_attn\.v_proj\.([AB])\.bias",
-        r"vlmo.blocks.\1.attention.qkv.\2.value_bias",
-    ),
-    # Joined by `_join_projections`.
-    (
-        r"beit3\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.([AB])\.weight",
-        r"vlmo.blocks.\1.attention.\2.\3.weight",
-    ),
-    (r"beit3\.encoder\.layers\.(\d+)\.final_layer_norm\.([AB])\.(weight|bias)", r"vlmo.blocks.\1.experts.\2.norm.\3"),
-    (r"beit3\.encoder\.layers\.(\d+)\.ffn\.([AB])\.fc([12])\.(weight|bias)", r"vlmo.blocks.\1.experts.\2.fc\3.\4"),
-    (
-        r"beit3\.encoder\.layers\.(\d+)\.ffn\.([AB])\.ffn_layernorm\.(weight|bias)",
-        r"vlmo.blocks.\1.experts.\2.inner_norm.\3",
-    ),
-    (r"vision_head\.weight", "contrast_head.image_projection.weight"),
-    (r"language_head\.weight", "contrast_head.text_projection.weight"),
-    (r"logit_scale", "contrast_head.logit_scale"),
+    experts={"A": "vision", "B": "language"},
 )
 
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether these are the keys of BEiT-3."""
+    """Return True for the keys of BEiT-3."""
     return {_IMAGE_POSITIONS, _WORDS} <= state_dict.keys()
 
 
 def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None) -> Conversion:
-    """BEiT-3 as a retrieval model where the file holds the contrast heads, as a backbone otherwise.
+    """Convert BEiT-3 to a retrieval model where the file holds the contrast heads, to a backbone otherwise.
 
     Args:
         num_attention_heads: Needed only where the width is neither that of base nor that of large.
@@ -95,32 +87,31 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     weights: dict[str, Tensor] = {}
     others: list[str] = []
     for key, tensor in state_dict.items():
-        if (name := _our_name(key)) is None:
+        if (name := NAMES.ours(key)) is None:
             others.append(key)
+        elif name.endswith(".positions"):
+            weights[name] = tensor[_NUM_UNUSED_POSITIONS:]
         else:
-            weights[name] = _reshaped(name, tensor)
-    _join_projections(weights)
-    notes = ["BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and judges no pair."]
-    usual = _DEPTHS.get(config.hidden_size, config.num_hidden_layers)
-    if config.num_hidden_layers != usual:
-        notes.append(f"The BEiT-3 of this width has {usual} blocks, this file {config.num_hidden_layers}: is it whole?")
-    unused = {key: state_dict[key] for key in others if _UNUSED.fullmatch(key)}
+            weights[name] = one_number(key, tensor) if key == "logit_scale" else tensor
+    join_projections(weights)
+    notes = ["BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."]
     return Conversion(
         kind="BEiT-3, with contrast heads" if contrast else "BEiT-3, without a head",
         model_class=VLMoForImageTextRetrieval if contrast else VLMoModel,
         config=config,
         weights=weights,
-        unused=unused,
-        unknown=[key for key in others if key not in unused],
+        unused={key: state_dict[key] for key in others if _UNUSED.fullmatch(key)},
+        unknown=[key for key in others if not _UNUSED.fullmatch(key)],
         max_text_length=min(_MAX_TEXT_LENGTH, config.max_text_positions),
         text="sentencepiece",
-        notes=notes,
+        notes=notes + note_on_depth("BEiT-3", config),
     )
 
 
 def _config(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None) -> VLMoConfig:
     width, channels, patch_size, _ = shape_of(state_dict, _PATCHES, axes=4)
-    heads = num_attention_heads or _NUM_HEADS.get(width)
+    usual, _ = USUAL_SIZES.get(width, (None, None))
+    heads = num_attention_heads or usual
     if heads is None:
         raise ValueError(
             f"this BEiT-3 is {width} wide; base is 768 and large 1024. Its tensors do not tell the number of attention "
@@ -128,7 +119,7 @@ def _config(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         )
     patches = shape_of(state_dict, _IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS - 1
     if (side := square_side(patches)) is None:
-        raise ValueError(f"{_IMAGE_POSITIONS} has {patches} patches, which is not of a square picture; VLMo needs one.")
+        raise ValueError(f"{_IMAGE_POSITIONS} has {patches} patches, which is not of a square image; VLMo needs one.")
     texts = shape_of(state_dict, _TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
     words = shape_of(state_dict, _WORDS, axes=2)[0]
     if texts < 1 or words <= _PADDING:
@@ -151,29 +142,3 @@ def _config(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         max_text_positions=texts,
         projection_size=projection,
     )
-
-
-def _our_name(key: str) -> str | None:
-    for pattern, replacement in _PATTERNS:
-        if match := re.fullmatch(pattern, key):
-            name = match.expand(replacement)
-            for branch, modality in _BRANCHES.items():
-                name = name.replace(f".{branch}.", f".{modality}.")
-            return name
-    return None
-
-
-def _reshaped(name: str, tensor: Tensor) -> Tensor:
-    if name.endswith(".positions"):
-        return tensor[_NUM_UNUSED_POSITIONS:]
-    return one_number("logit_scale", tensor) if name == "contrast_head.logit_scale" else tensor
-
-
-def _join_projections(weights: dict[str, Tensor]) -> None:
-    """Queries, keys and values of each branch into one matrix, in place."""
-    names = [name for name in weights if re.fullmatch(r"vlmo\.blocks\.\d+\.attention\.q\.\w+\.weight", name)]
-    for name in names:
-        parts = [name.replace(".attention.q.", f".attention.{part}.") for part in "qkv"]
-        if all(part in weights for part in parts):
-            matrices = {part: weights.pop(part) for part in parts}
-            weights[name.replace(".attention.q.", ".attention.qkv.")] = joined(matrices, axis=0)

@@ -1,11 +1,11 @@
-"""From a published checkpoint to a model folder."""
+"""Import of a published checkpoint as a model folder."""
 
 from __future__ import annotations
 
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -13,63 +13,96 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import BeitImageProcessor
 
 from vlmo.checkpoints import beit, beit3, official
-from vlmo.checkpoints.conversion import Conversion
-from vlmo.checkpoints.extras import fit_unused
+from vlmo.checkpoints.layout import Conversion, grouped, listed, one_line, printable
 from vlmo.checkpoints.reading import Origin, read_labels, read_state_dict
-from vlmo.checkpoints.report import ImportReport, listed, one_line, printable
 from vlmo.checkpoints.text import fit_text, make_processor
 from vlmo.folder import ModelCard, write_card, write_folder
-from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForVisualQuestionAnswering, VLMoModel
-from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageClassification,
+    VLMoForVisualQuestionAnswering,
+    VLMoModel,
+    VLMoPreTrainedModel,
+)
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
-from vlmo.processing import VLMoProcessor
 
 PUBLISHED_EXTRAS = "published_extras.safetensors"
 """Tensors of the published file that the model does not use, kept so that an export gives the whole file back."""
 VLMO_LAYOUT = "vlmo"
+KINDS: dict[str, Callable[[Mapping[str, Tensor]], bool]] = {
+    "vlmo": official.recognises,
+    "beit": beit.is_published,
+    "hf-beit": beit.is_hugging_face,
+    "beit3": beit3.recognises,
+}
+"""Published layouts, and the functions that recognise their keys."""
 
 _SEED = 0
-# What tensors of shapes that nobody thought of can end in.
+# Errors of tensors whose shapes no check foresees.
 _UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
-_PREFIX = "vlmo."
 _TABLE, _IMAGE_POSITIONS = "vlmo.position_bias.table", "vlmo.image_embeddings.positions"
 
 
 @dataclass(frozen=True)
-class _Kind:
-    recognises: Callable[[Mapping[str, Tensor]], bool]
-    convert: Callable[[Mapping[str, Tensor], Origin, int | None], Conversion]
+class ImportReport:
+    """Result of an import.
 
+    Attributes:
+        dtype: Of the weights, as in the file.
+        text_length: Longest text of the processor; None without a text side.
+        num_loaded: Tensors of the model that came from the file.
+        unused: Published keys that are known and have no place in the model.
+        left_out: Published keys that no layout knows (only with `allow_partial`).
+        created: Our names of parameters that the file does not hold; initialised from a fixed seed.
+        resized: Our names of position tables that were resized.
+        file_image_size: Image size of the file, in pixels.
+    """
 
-@dataclass(frozen=True)
-class _Fitted:
-    """A conversion at the sizes that were asked for."""
-
+    folder: Path
+    kind: str
+    model_class: str
     config: VLMoConfig
-    weights: dict[str, Tensor]
-    dtype: torch.dtype
-    processor: VLMoProcessor | BeitImageProcessor
+    dtype: str
+    num_parameters: int
     text_length: int | None
-    resized: list[str]
+    num_loaded: int
+    unused: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    created: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    file_image_size: int | None = None
+    notes: list[str] = field(default_factory=list)
 
+    def rows(self) -> list[tuple[str, str]]:
+        """Return class, sizes and task as pairs of a word and a value."""
+        config = self.config
+        fused = f"vision_language in the top {config.num_fusion_layers}"
+        if not config.num_fusion_layers:
+            fused = "no vision_language"
+        resized = f" ({self.file_image_size} in the file)" if self.resized else ""
+        rows = [
+            ("found", self.kind),
+            ("model", f"{self.model_class}, {self.num_parameters / 1e6:.1f} M parameters, {self.dtype}"),
+            ("width, layers, heads", f"{config.hidden_size}, {config.num_hidden_layers}, {config.num_attention_heads}"),
+            ("experts", f"{config.intermediate_size} wide; {fused}"),
+            ("image", f"{config.image_size} px{resized}, patches of {config.patch_size} px"),
+            ("positions", config.position_embedding),
+        ]
+        if self.text_length is not None:
+            rows.append(("text", f"{self.text_length} tokens, vocabulary of {config.vocab_size}"))
+        if self.model_class == VLMoForVisualQuestionAnswering.__name__:
+            rows.append(("answers", f"{config.num_labels}"))
+        return [*rows, ("tensors used", f"{self.num_loaded}")]
 
-def _is_hugging_face(state_dict: Mapping[str, Tensor]) -> bool:
-    return any(key.endswith("embeddings.cls_token") for key in state_dict)
-
-
-def _convert_beit(state_dict: Mapping[str, Tensor], origin: Origin, heads: int | None) -> Conversion:
-    return beit.convert(state_dict, config=origin.config, num_attention_heads=heads)
-
-
-KINDS: dict[str, _Kind] = {
-    "vlmo": _Kind(official.recognises, lambda state, _, heads: official.convert(state, num_attention_heads=heads)),
-    "beit": _Kind(lambda state: beit.recognises(state) and not _is_hugging_face(state), _convert_beit),
-    "hf-beit": _Kind(lambda state: beit.recognises(state) and _is_hugging_face(state), _convert_beit),
-    "beit3": _Kind(beit3.recognises, lambda state, _, heads: beit3.convert(state, num_attention_heads=heads)),
-}
+    def lines(self) -> list[str]:
+        """Return every key that was not simply loaded, and the notes."""
+        lines = [f"resized: {name}" for name in grouped(self.resized)]
+        lines += [f"in the file, without a use: {key}" for key in grouped(self.unused)]
+        lines += [f"in the file, not known, left out: {key}" for key in grouped(self.left_out)]
+        lines += [f"not in the file, started anew: {name}" for name in grouped(self.created)]
+        return lines + [f"note: {note}" for note in self.notes]
 
 
 def import_checkpoint(
@@ -84,7 +117,7 @@ def import_checkpoint(
     labels: str | Path | None = None,
     allow_partial: bool = False,
 ) -> ImportReport:
-    """Writes a published checkpoint as the model folder `out`, which is whole in the end or not there.
+    """Write a published checkpoint as the model folder `out`, in one atomic write.
 
     Args:
         path: A torch or safetensors file, or a folder with `config.json` and weights.
@@ -96,7 +129,7 @@ def import_checkpoint(
         vocabulary: BERT's `vocab.txt` or a folder with it; for BEiT-3 its SentencePiece file. By default BERT's is
             fetched from the model hub.
         labels: File with the names of answers or classes; see `read_labels`.
-        allow_partial: Whether unknown keys are left out, and missing ones started anew, instead of refused.
+        allow_partial: Leave out unknown keys and initialise missing ones, instead of refusing the file.
 
     Raises:
         ValueError: The file, or what was asked, cannot be used; nothing has been written.
@@ -106,10 +139,17 @@ def import_checkpoint(
     state_dict, origin = read_state_dict(path)
     try:
         conversion = _convert(state_dict, origin, kind=kind, num_attention_heads=num_attention_heads)
-        conversion, left_out = _complete(conversion, state_dict, allow_partial=allow_partial)
-        conversion.notes.extend(_notes_on(origin))
-        fitted = _fit(conversion, image_size=image_size, text_length=text_length, vocabulary=vocabulary, labels=labels)
-        model, created = _build(conversion, fitted)
+        config, notes = conversion.config, conversion.notes
+        file_image_size = config.image_size
+        left_out = _complete(conversion, state_dict, allow_partial=allow_partial)
+        if origin.beside:
+            notes.append(f"the file also holds entries that are no weights, and were not read: {listed(origin.beside)}")
+        resized = _resize_images(conversion, image_size)
+        length = fit_text(conversion, asked=text_length, vocabulary=vocabulary)
+        processor = make_processor(conversion, vocabulary=vocabulary, length=length)
+        _name_labels(conversion, labels)
+        dtype = _common_dtype(conversion.weights, notes)
+        model, created = _build(conversion, dtype)
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     except _UNFORESEEN as problem:
@@ -121,37 +161,32 @@ def import_checkpoint(
         folder=out,
         kind=conversion.kind,
         model_class=conversion.model_class.__name__,
-        config=fitted.config,
-        dtype=str(fitted.dtype).removeprefix("torch."),
+        config=config,
+        dtype=str(dtype).removeprefix("torch."),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        text_length=fitted.text_length,
-        num_loaded=len(fitted.weights),
+        text_length=length,
+        num_loaded=len(conversion.weights),
         unused=sorted(conversion.unused),
         left_out=left_out,
         created=created,
-        resized=fitted.resized,
-        file_image_size=conversion.config.image_size,
-        notes=conversion.notes,
+        resized=resized,
+        file_image_size=file_image_size,
+        notes=notes,
     )
-    with write_folder(out) as aside:
-        model.save_pretrained(aside)
-        fitted.processor.save_pretrained(aside)
+    with write_folder(out) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
         if official.recognises(state_dict):
-            extras = fit_unused(
-                conversion.unused, config=fitted.config, resized=bool(fitted.resized), text_length=text_length
+            extras = official.fit_unused(
+                conversion.unused, config=config, resized=bool(resized), text_length=text_length
             )
             tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in extras.items()}
-            save_file(tensors, aside / PUBLISHED_EXTRAS, metadata={"layout": VLMO_LAYOUT})
-        write_card(aside, _card(report, path))
-        _let_others_read(aside)
+            save_file(tensors, partial / PUBLISHED_EXTRAS, metadata={"layout": VLMO_LAYOUT})
+        write_card(partial, _card(report, path))
+        usual = partial.stat().st_mode & 0o666
+        for file in partial.iterdir():  # safetensors gives its files to their owner alone
+            file.chmod(file.stat().st_mode | usual)
     return report
-
-
-def _let_others_read(folder: Path) -> None:
-    """Gives files the rights that new ones get here: those of safetensors are for their owner alone."""
-    usual = folder.stat().st_mode & 0o666
-    for path in folder.iterdir():
-        path.chmod(path.stat().st_mode | usual)
 
 
 def _card(report: ImportReport, path: Path) -> ModelCard:
@@ -184,27 +219,29 @@ def _convert(
         raise ValueError(f"kind is {kind!r}; expected auto, {', '.join(KINDS)}")
     if (origin.config or {}).get("model_type") == VLMoConfig.model_type:
         raise ValueError("this is a model folder of this project already; load it with from_pretrained")
-    fitting = [name for name, candidate in KINDS.items() if candidate.recognises(state_dict)]
+    fitting = [name for name, recognises in KINDS.items() if recognises(state_dict)]
     if not fitting:
         first = ", ".join(map(printable, sorted(state_dict)[:3]))
         raise ValueError(
             f"{len(state_dict)} tensors ({first}, ...) in no layout that is known; expected one of {', '.join(KINDS)}"
         )
-    if kind != "auto" and kind not in fitting:
+    if kind not in {"auto", *fitting}:
         raise ValueError(f"this is not laid out as {kind}, but as {', '.join(fitting)}")
     chosen = fitting[0] if kind == "auto" else kind
-    return KINDS[chosen].convert(state_dict, origin, num_attention_heads)
+    if chosen == "vlmo":
+        return official.convert(state_dict, num_attention_heads=num_attention_heads)
+    if chosen == "beit3":
+        return beit3.convert(state_dict, num_attention_heads=num_attention_heads)
+    return beit.convert(state_dict, config=origin.config, num_attention_heads=num_attention_heads)
 
 
-def _complete(
-    conversion: Conversion, state_dict: Mapping[str, Tensor], *, allow_partial: bool
-) -> tuple[Conversion, list[str]]:
-    """The conversion without weights that its model has no place for, and all keys that are left out.
+def _complete(conversion: Conversion, state_dict: Mapping[str, Tensor], *, allow_partial: bool) -> list[str]:
+    """Drop weights that the model has no place for; return all keys that are left out.
 
     Raises:
         ValueError: There are such keys, or others are missing, and that was not allowed.
     """
-    needed = _shapes(conversion, conversion.config)
+    needed = _shapes(conversion)
     homeless = conversion.weights.keys() - needed.keys()
     missing = [
         name
@@ -216,62 +253,33 @@ def _complete(
     if left_out:
         problems.append(f"keys that this kind ({conversion.kind}) does not have: {listed(left_out)}")
     if missing:
-        names = listed(_published(name, state_dict) for name in missing)
-        problems.append(f"keys that are missing: {names}")
+        in_file = official.recognises(state_dict)
+        shown = listed((official.NAMES.published(name) if in_file else None) or name for name in missing)
+        problems.append(f"keys that are missing: {shown}")
     if problems and not allow_partial:
         raise ValueError(
             f"{'; '.join(problems)}. Is the file whole, and of this kind? --allow-partial leaves out what is unknown"
             " and starts anew what is missing"
         )
-    weights = {name: tensor for name, tensor in conversion.weights.items() if name not in homeless}
-    return replace(conversion, weights=weights, notes=list(conversion.notes)), left_out
+    for name in homeless:
+        del conversion.weights[name]
+    return left_out
 
 
-def _published(name: str, state_dict: Mapping[str, Tensor]) -> str:
-    """The key that a person misses in the file, where its layout is VLMo's; else our name."""
-    return (official.published_name(name) if official.recognises(state_dict) else None) or name
-
-
-def _shapes(conversion: Conversion, config: VLMoConfig) -> dict[str, torch.Size]:
-    """Every tensor of the model, under its name inside a model with heads."""
+def _shapes(conversion: Conversion) -> dict[str, torch.Size]:
+    """Return the shape of every tensor of the model, under its name inside a model with heads."""
     with torch.device("meta"):
-        model = conversion.model_class(copy.deepcopy(config))
-    prefix = _PREFIX if conversion.model_class is VLMoModel else ""
-    return {f"{prefix}{name}": tensor.shape for name, tensor in model.state_dict().items()}
+        model = conversion.model_class(copy.deepcopy(conversion.config))
+    return {f"{_prefix(conversion)}{name}": tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def _notes_on(origin: Origin) -> list[str]:
-    if not origin.beside:
-        return []
-    return [f"the file also holds what is no weight, which was not read: {listed(origin.beside)}"]
+def _prefix(conversion: Conversion) -> str:
+    return "vlmo." if conversion.model_class is VLMoModel else ""
 
 
-def _fit(
-    conversion: Conversion,
-    *,
-    image_size: int | None,
-    text_length: int | None,
-    vocabulary: str | Path | None,
-    labels: str | Path | None,
-) -> _Fitted:
-    """The configuration and weights at the sizes that were asked for, with a processor and names for classes."""
-    config, weights, notes = copy.deepcopy(conversion.config), dict(conversion.weights), conversion.notes
-    resized = _resize_pictures(config, weights, image_size)
-    length = fit_text(conversion, config, weights, asked=text_length, vocabulary=vocabulary, notes=notes)
-    processor = make_processor(conversion, config, vocabulary=vocabulary, length=length, notes=notes)
-    _name_labels(conversion, config, labels=labels, notes=notes)
-    return _Fitted(
-        config=config,
-        weights=weights,
-        dtype=_common_dtype(weights, notes),
-        processor=processor,
-        text_length=length,
-        resized=resized,
-    )
-
-
-def _resize_pictures(config: VLMoConfig, weights: dict[str, Tensor], image_size: int | None) -> list[str]:
-    """Names of the tables that were resized."""
+def _resize_images(conversion: Conversion, image_size: int | None) -> list[str]:
+    """Set the image size; return the names of the tables that were resized."""
+    config, weights = conversion.config, conversion.weights
     if image_size is None or image_size == config.image_size:
         return []
     if image_size < config.patch_size or image_size % config.patch_size:
@@ -286,8 +294,9 @@ def _resize_pictures(config: VLMoConfig, weights: dict[str, Tensor], image_size:
     return resized
 
 
-def _name_labels(conversion: Conversion, config: VLMoConfig, *, labels: str | Path | None, notes: list[str]) -> None:
-    """Writes the names of answers or classes into `config`."""
+def _name_labels(conversion: Conversion, labels: str | Path | None) -> None:
+    """Write the names of answers or classes into the configuration."""
+    config = conversion.config
     if conversion.model_class not in {VLMoForVisualQuestionAnswering, VLMoForImageClassification}:
         if labels is not None:
             raise ValueError(f"labels were given ({labels}), but this is no classifier: {conversion.kind}")
@@ -298,37 +307,35 @@ def _name_labels(conversion: Conversion, config: VLMoConfig, *, labels: str | Pa
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
     elif numbered.get(0) == "LABEL_0":
-        notes.append(
+        conversion.notes.append(
             f"the file does not name its {len(numbered)} classes: they are called LABEL_0 and on; --labels FILE"
             " names them"
         )
 
 
 def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:
-    """The type of all weights; where they differ, all are brought to float32."""
+    """Return the type of all weights; where they differ, convert all to float32."""
     dtypes = {tensor.dtype for tensor in weights.values()}
     if any(not dtype.is_floating_point for dtype in dtypes):
         wrong = sorted(name for name, tensor in weights.items() if not tensor.is_floating_point())
         raise ValueError(f"weights are no floating-point numbers: {listed(wrong)}")
-    if len(dtypes) == 1:
-        dtype = dtypes.pop()
-        if dtype != torch.float32:
-            notes.append(f"the weights are {str(dtype).removeprefix('torch.')}, and so is the model that loads them")
-        return dtype
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-    notes.append(f"the file mixes {names}: all is float32 now")
-    for name, tensor in weights.items():
-        weights[name] = tensor.float()
-    return torch.float32
+    if len(dtypes) > 1:
+        notes.append(f"the file mixes {names}: all is float32 now")
+        weights.update({name: tensor.float() for name, tensor in weights.items()})
+        return torch.float32
+    if dtypes != {torch.float32}:
+        notes.append(f"the weights are {names}, and so is the model that loads them")
+    return dtypes.pop()
 
 
-def _build(conversion: Conversion, fitted: _Fitted) -> tuple[VLMoPreTrainedModel, list[str]]:
-    """The model with its weights as they are, without a copy, and the names of what had to start anew.
+def _build(conversion: Conversion, dtype: torch.dtype) -> tuple[VLMoPreTrainedModel, list[str]]:
+    """Return the model with its weights, without a copy, and the names of newly initialised parameters.
 
     Raises:
         ValueError: A tensor has another shape than the sizes in the configuration ask for.
     """
-    shapes, weights = _shapes(conversion, fitted.config), fitted.weights
+    shapes, weights, prefix = _shapes(conversion), conversion.weights, _prefix(conversion)
     wrong = [name for name, tensor in weights.items() if tensor.shape != shapes[name]]
     if wrong:
         name = wrong[0]
@@ -336,27 +343,21 @@ def _build(conversion: Conversion, fitted: _Fitted) -> tuple[VLMoPreTrainedModel
             f"{len(wrong)} tensors do not fit the sizes that the others tell, the first is {name}: it has shape"
             f" {tuple(weights[name].shape)}, expected {tuple(shapes[name])}"
         )
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        tensor = tensor.detach().contiguous()
+        # Of two tensors that share memory, only one would be saved.
+        state[name.removeprefix(prefix)] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
     missing = sorted(shapes.keys() - weights.keys())
-    prefix = _PREFIX if conversion.model_class is VLMoModel else ""
-    state = {name.removeprefix(prefix): tensor for name, tensor in _apart(weights).items()}
     if missing:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            fresh = conversion.model_class(copy.deepcopy(fitted.config)).state_dict()
+            fresh = conversion.model_class(copy.deepcopy(conversion.config)).state_dict()
         for name in (name.removeprefix(prefix) for name in missing):
-            state[name] = fresh[name].to(fitted.dtype)
+            state[name] = fresh[name].to(dtype)
     with torch.device("meta"):
-        model = conversion.model_class(fitted.config)
+        model = conversion.model_class(conversion.config)
     model.load_state_dict(state, assign=True)
     return model, missing
-
-
-def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, contiguous; one that shares memory with another is copied, or only one would be saved."""
-    seen: set[int] = set()
-    apart = {}
-    for name, tensor in weights.items():
-        tensor = tensor.detach().contiguous()
-        apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return apart

@@ -1,4 +1,4 @@
-"""Reads other people's files without running anything that is inside them."""
+"""Reading of checkpoint files without running code inside them."""
 
 from __future__ import annotations
 
@@ -19,36 +19,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlmo.checkpoints.report import listed, one_line, printable, spans
+from vlmo.checkpoints.layout import listed, one_line, printable, spans
 
 _WRAPPERS = ("state_dict", "module", "model")
 _PARALLEL_PREFIX = "module."
 _INDEX_SUFFIX = ".index.json"
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-# How torch names what it refused to call.
+# Name of the refused function in torch's messages.
 _CULPRIT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)")
-# A damaged pickle can end in any of these, depending on the byte where it breaks.
+# Errors of a damaged pickle, which depend on the byte where it breaks. MemoryError: a length of 2 to the 62nd.
 _DAMAGED = (
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    OSError,
-    struct.error,
-    MemoryError,  # a length of 2 to the 62nd
+    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError),
+    *(OSError, struct.error, MemoryError),
 )
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights were found.
+    """Source of the weights.
 
     Attributes:
-        wrapper: Key that they lay under in the file; empty at the top.
+        wrapper: Key of the file that held them; empty at the top.
         beside: Entries of the file that are no weights, such as `epoch`.
         config: `config.json` of a folder.
     """
@@ -60,25 +51,39 @@ class Origin:
 
 
 def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Origin]:
-    """Named tensors of a torch file, a safetensors file, or a folder with one of these, maybe in shards.
+    """Return the named tensors of a torch file, a safetensors file, or a folder with one of these, maybe in shards.
 
     Tensors of large files stay on the disk until they are used.
 
     Raises:
-        ValueError: No such file, no weights in it, a damaged file, or one that could only be read by running its code.
+        ValueError: There is no such file, no weights in it, it is damaged, or reading it would run code.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise ValueError(f"no file {path}: expected a checkpoint, or a folder with config.json and weights")
-    content = _read_file(path)
-    weights, wrapper, beside = _unwrap(content, path)
-    return weights, Origin(path, wrapper=wrapper, beside=beside)
+    if not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"no file {path}: expected a checkpoint, or a folder with config.json and weights")
+        return _unwrap(_read_file(path), path)
+    candidates = (path / f"{name}{suffix}" for name in _FOLDER_FILES for suffix in ("", _INDEX_SUFFIX))
+    file = next((file for file in candidates if file.is_file()), None)
+    if file is None:
+        raise ValueError(
+            f"{path} holds no weights: expected model.safetensors, pytorch_model.bin, or shards of one with their index"
+        )
+    config_file = path / "config.json"
+    config = read_json(config_file) if config_file.is_file() else None
+    if config is not None and not isinstance(config, dict):
+        raise ValueError(f"{config_file} holds no JSON object; expected the configuration of a model")
+    weights: dict[str, Tensor] = {}
+    beside: list[str] = []
+    for shard in _shards(file) if file.name.endswith(_INDEX_SUFFIX) else [file]:
+        part, origin = _unwrap(_read_file(shard), shard)
+        weights |= part
+        beside += origin.beside
+    return weights, Origin(path, beside=beside, config=config)
 
 
 def read_labels(path: str | Path, *, count: int) -> list[str]:
-    """Names of `count` answers or classes, in the order of their numbers.
+    """Return the names of `count` answers or classes, in the order of their numbers.
 
     The file is a JSON list, a JSON object {answer: number} or {number: answer}, JSON lines with `answer` and `label`,
     or text with one answer a line.
@@ -90,10 +95,14 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
     if not path.is_file():
         raise ValueError(f"no file {path}: expected a list of answers")
     try:
-        text = path.read_text(encoding="utf-8")
+        pairs = _parse_labels(path.read_text(encoding="utf-8").strip())
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text; expected answers as JSON, JSON lines or one a line") from None
-    pairs = _parse_labels(text.strip(), path)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(
+            f"{path} is no list of answers; expected a JSON list, JSON {{answer: number}} or {{number: answer}}, JSON"
+            " lines with answer and label, or one answer a line"
+        ) from None
     numbers = sorted(number for number, _ in pairs)
     if numbers != list(range(count)):
         held = f", numbered {spans(set(numbers))}" if len(numbers) == count else ""
@@ -103,41 +112,19 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
         )
     if twice := [name for name, times in Counter(name for _, name in pairs).items() if times > 1]:
         raise ValueError(f"{path} names {listed(twice)} more than once; give each answer a name of its own")
-    numbered = dict(pairs)
-    return [numbered[number] for number in range(count)]
+    return [name for _, name in sorted(pairs)]
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as problem:
         raise ValueError(f"{path} is no JSON ({one_line(problem)})") from None
-
-
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], Origin]:
-    for name in _FOLDER_FILES:
-        for file in (folder / name, folder / f"{name}{_INDEX_SUFFIX}"):
-            if not file.is_file():
-                continue
-            config_file = folder / "config.json"
-            config = read_json(config_file) if config_file.is_file() else None
-            if config is not None and not isinstance(config, dict):
-                raise ValueError(f"{config_file} holds no JSON object; expected the configuration of a model")
-            weights: dict[str, Tensor] = {}
-            beside: list[str] = []
-            for shard in _shards(file) if file.name.endswith(_INDEX_SUFFIX) else [file]:
-                part, _, others = _unwrap(_read_file(shard), shard)
-                weights |= part
-                beside += others
-            return weights, Origin(folder, beside=beside, config=config)
-    raise ValueError(
-        f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, or shards of one with their index"
-    )
 
 
 def _shards(index: Path) -> list[Path]:
@@ -150,6 +137,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> object:
+    """Return the content of a file: tensors and plain containers only."""
     if not path.is_file():
         raise ValueError(f"no file {path}, which the index of the folder names; the download is incomplete")
     if path.suffix == ".safetensors":
@@ -158,32 +146,37 @@ def _read_file(path: Path) -> object:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as problem:
             raise ValueError(f"{path} is truncated, damaged or no safetensors file ({one_line(problem)})") from None
-    return _read_pickle(path)
-
-
-def _read_pickle(path: Path) -> object:
-    """What a torch file holds: tensors and plain containers only, nothing that would run."""
-    zipped = _is_zip(path)  # the form before torch 1.6 cannot be mapped into memory
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # the form before torch 1.6 cannot be mapped into memory
+    damaged = (
+        f"{path} cannot be read: it is truncated, damaged, or no checkpoint of torch ({path.stat().st_size} bytes)"
+    )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the form of the pickle; what cannot be read fails below
+            warnings.simplefilter("ignore")  # about the form of the pickle; an unreadable one fails below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as problem:
         if (culprit := _foreign_code(str(problem), path)) is None:
-            raise ValueError(_damaged(path)) from None
+            raise ValueError(damaged) from None
         raise ValueError(
             f"{path} was refused: reading it would run code ({culprit}). If you trust its author, re-save its weights"
             " alone where it was made: torch.save({'state_dict': model.state_dict()}, FILE)"
         ) from None
     except _DAMAGED:
-        raise ValueError(_damaged(path)) from None
+        raise ValueError(damaged) from None
 
 
 def _foreign_code(message: str, path: Path) -> str | None:
-    """What torch refused to call, by its message or, where that names nothing, by the first name in a bare pickle."""
+    """Return the function that torch refused to call, by its message or by the first name in a bare pickle.
+
+    None where the file breaks off inside that name, which torch then takes for the whole of it, less a last byte.
+    """
     if found := _CULPRIT.search(message):
         culprit = printable(found[1] or found[2])
-        return None if _is_cut(culprit, path) else culprit
+        last = culprit.rpartition(".")[2].encode()
+        with path.open("rb") as file:
+            file.seek(-min(len(last) + 1, path.stat().st_size), os.SEEK_END)
+            return None if not last or file.read()[:-1] == last else culprit
     strings: list[str] = []
     try:
         with path.open("rb") as file:
@@ -199,27 +192,8 @@ def _foreign_code(message: str, path: Path) -> str | None:
     return None
 
 
-def _is_cut(name: str, path: Path) -> bool:
-    """Whether a file breaks off inside this name: torch takes what is left, less a last byte, for the whole of it."""
-    if name.endswith("."):
-        return True
-    last = name.rpartition(".")[2].encode()
-    with path.open("rb") as file:
-        file.seek(-min(len(last) + 1, path.stat().st_size), os.SEEK_END)
-        return file.read()[:-1] == last
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} cannot be read: it is truncated, damaged, or no checkpoint of torch ({path.stat().st_size} bytes)"
-
-
-def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
-    """The weights in what a file holds, the key they lay under, and the names of all else."""
+def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], Origin]:
+    """Return the weights in the content of a file, and the names of all else."""
     wrapper, beside = "", []
     if isinstance(content, Mapping):
         for name in _WRAPPERS:
@@ -242,7 +216,7 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str, list[s
     beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
-    return weights, wrapper, beside
+    return weights, Origin(path, wrapper=wrapper, beside=beside)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -250,40 +224,30 @@ def _is_plain(tensor: Tensor) -> bool:
     return stored and not tensor.is_nested and not tensor.is_quantized
 
 
-def _parse_labels(text: str, path: Path) -> list[tuple[int, str]]:
-    """Numbers and names, in the order of the file."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        try:
-            content = json.loads(text, object_pairs_hook=_Pairs)
-        except ValueError:
-            if not lines or not lines[0].startswith("{"):
-                return list(enumerate(lines))
-            content = [json.loads(line) for line in lines]
-            return [(_number(row["label"]), _name(row["answer"])) for row in content]
-        if isinstance(content, _Pairs):
-            return _numbered(content)
-        if isinstance(content, list):
-            return [(number, _name(answer)) for number, answer in enumerate(content)]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(
-            f"{path} is no list of answers; expected a JSON list, JSON {{answer: number}} or {{number: answer}}, JSON"
-            " lines with answer and label, or one answer a line"
-        ) from None
-    return list(enumerate(lines))
-
-
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object with every key that was written, also one that was written twice."""
 
 
-def _numbered(pairs: _Pairs) -> list[tuple[int, str]]:
-    row = dict(pairs)
-    if {"answer", "label"} <= row.keys():  # JSON lines with one line
-        return [(_number(row["label"]), _name(row["answer"]))]
-    if all(type(value) is int for value in row.values()):
-        return [(number, answer) for answer, number in pairs]
-    return [(_number(number), _name(answer)) for number, answer in pairs]
+def _parse_labels(text: str) -> list[tuple[int, str]]:
+    """Return numbers and names, in the order of the file."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        content = json.loads(text, object_pairs_hook=_Pairs)
+    except ValueError:
+        if not lines or not lines[0].startswith("{"):
+            return list(enumerate(lines))
+        content = None
+    row = dict(content) if isinstance(content, _Pairs) else {}
+    if content is None or {"answer", "label"} <= row.keys():  # JSON lines
+        rows = [json.loads(line) for line in lines]
+        return [(_number(row["label"]), _name(row["answer"])) for row in rows]
+    if isinstance(content, _Pairs):
+        if all(type(value) is int for value in row.values()):
+            return [(number, answer) for answer, number in content]
+        return [(_number(number), _name(answer)) for number, answer in content]
+    if isinstance(content, list):
+        return [(number, _name(answer)) for number, answer in enumerate(content)]
+    return list(enumerate(lines))
 
 
 def _number(value: Any) -> int:

@@ -1,9 +1,7 @@
 """Folders that are whole or not there, and the card of a model folder."""
 
-from vlmo.folder.card import add_figures, add_section, read_data, rename_card, write_card
-from vlmo.folder.classes import architectures
-from vlmo.folder.contents import DataSource, Measurement, ModelCard
-from vlmo.folder.whole import (
+from vlmo.folder.atomic import (
+    atomic_file,
     need_writable,
     path_aside,
     remove_folder,
@@ -11,6 +9,9 @@ from vlmo.folder.whole import (
     write_file,
     write_folder,
 )
+from vlmo.folder.card import add_figures, add_section, read_data, rename_card, write_card
+from vlmo.folder.classes import architectures
+from vlmo.folder.contents import DataSource, Measurement, ModelCard
 
 __all__ = [
     "DataSource",
@@ -19,6 +20,7 @@ __all__ = [
     "add_figures",
     "add_section",
     "architectures",
+    "atomic_file",
     "need_writable",
     "path_aside",
     "read_data",

@@ -19,9 +19,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
+from vlmo.folder.atomic import write_file
 from vlmo.folder.contents import UNKNOWN, DataSource, Measurement, ModelCard
 from vlmo.folder.usage import USAGES, Usage
-from vlmo.folder.whole import write_file
 
 CARD = "README.md"
 NOT_STATED = "not stated: as its owner states"

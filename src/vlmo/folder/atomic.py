@@ -1,4 +1,4 @@
-"""Folders and files that are whole or not there, whatever interrupts their writing."""
+"""Atomic writes of files and folders: a crash leaves the old content or the new, never a part."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _ASIDE, _REPLACED, _REMOVED = ".vlmo-aside", ".vlmo-replaced", ".vlmo-removed"
 
 @contextlib.contextmanager
 def write_folder(target: Path) -> Iterator[Path]:
-    """Yields a new empty folder, which takes the name `target` when the block ends well, in the place of any before it.
+    """Yield a new empty folder, which takes the name `target` when the block ends without an error.
 
-    A crash at any moment leaves `target` as it was, missing at worst (only when one folder replaces another, for the
-    time between two renames; the next write brings it back), never in part. What a crash leaves beside it begins with a
-    dot. An exception leaves `target` as it was, and nothing beside it.
+    A crash leaves `target` as it was. Only when one folder replaces another may it be missing, for the time between
+    two renames; the next write brings it back. Names that a crash leaves beside it begin with a dot. An exception
+    leaves `target` as it was, and nothing beside it.
     """
     target = target.resolve()  # a link to a folder stays a link
     aside, replaced = path_aside(target), _hidden(target, _REPLACED)
@@ -33,7 +33,7 @@ def write_folder(target: Path) -> Iterator[Path]:
         for path in [*aside.rglob("*"), aside]:
             _flush_to_disk(path)
         if target.exists():
-            target.replace(replaced)  # a folder that holds files cannot be replaced in one go
+            target.replace(replaced)  # a folder that holds files cannot be replaced in one rename
         aside.replace(target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # it may have filled the disk
@@ -45,46 +45,50 @@ def write_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(replaced)
 
 
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which takes the name `target` when the block ends without an error."""
+    aside = target.with_name(f"{target.name}.aside")
+    try:
+        yield aside
+        _flush_to_disk(aside)
+        aside.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+    _flush_to_disk(target.parent)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file in one atomic write."""
+    with atomic_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
 def path_aside(target: Path) -> Path:
-    """Where `write_folder` lets a folder grow; for other processes that write into it."""
+    """Return the folder that `write_folder` fills before the rename; for other processes that write into it."""
     return _hidden(target.resolve(), _ASIDE)
 
 
 def remove_folder(target: Path) -> None:
-    """Removes a folder in such an order that a crash never leaves half of it under its name."""
+    """Remove a folder so that a crash never leaves a part of it under its name."""
     doomed = _hidden(target, _REMOVED)
     target.replace(doomed)
     shutil.rmtree(doomed)
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Removes what crashes of the two functions above have left in `parent`."""
+    """Remove folders that crashes during `write_folder` and `remove_folder` have left in `parent`."""
     for suffix in (_ASIDE, _REPLACED, _REMOVED):
         for leftover in parent.glob(f".*{suffix}"):
             shutil.rmtree(leftover)
 
 
-def _hidden(target: Path, suffix: str) -> Path:
-    return target.with_name(f".{target.name}{suffix}")
-
-
-def write_file(path: Path, text: str) -> None:
-    """Puts `text` into `path`: a crash leaves the old content or the new."""
-    aside = path.with_name(f"{path.name}.aside")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        _flush_to_disk(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _flush_to_disk(path.parent)
-
-
 def need_writable(folder: Path) -> None:
-    """Makes the folder if need be.
+    """Create the folder if necessary, and check that files can be written into it.
 
     Raises:
-        ValueError: Nothing can be written there.
+        ValueError: They cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,8 +101,12 @@ def need_writable(folder: Path) -> None:
         ) from None
 
 
+def _hidden(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}{suffix}")
+
+
 def _flush_to_disk(path: Path) -> None:
-    """Returns when the file, or the names in the folder, have reached the disk."""
+    """Wait until the file, or the names in the folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmo.folder import whole, write_file, write_folder
+from vlmo.folder import atomic, write_file, write_folder
 
 
 class CrashError(Exception):
@@ -33,7 +33,7 @@ def test_folder_that_fails_leaves_the_one_before_it(tmp_path) -> None:
 def test_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
     events = []
     real_replace = Path.replace
-    monkeypatch.setattr(whole, "_flush_to_disk", lambda path: events.append(path.name))
+    monkeypatch.setattr(atomic, "_flush_to_disk", lambda path: events.append(path.name))
     monkeypatch.setattr(Path, "replace", lambda path, to: (events.append(f"rename {to.name}"), real_replace(path, to)))
     with write_folder(tmp_path / "model") as aside:
         (aside / "a.txt").write_text("a")

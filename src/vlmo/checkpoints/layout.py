@@ -1,0 +1,244 @@
+"""Shared parts of the published layouts: name tables, sizes from tensor shapes, and names in messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isqrt
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vlmo.model import VLMoConfig, VLMoPreTrainedModel
+
+MAX_TEXT_POSITIONS = 196
+"""Text positions of every published position table."""
+DEFAULT_TEXT_LENGTH = 40
+"""Tokens of a text in every published stage but the second."""
+NUM_CLASS_ROWS = 3
+"""Rows of a table for a class token: to any, any to it, to itself."""
+NUM_CROSS_ROWS = 2
+"""Rows of a table between the modalities."""
+USUAL_SIZES = {768: (12, 12), 1024: (16, 24)}
+"""Heads and blocks of BEiT and BEiT-3, base and large, by width."""
+
+_PARTS = {
+    "layer": r"\d+",
+    "kind": "weight|bias",
+    "number": "[12]",
+    "side": "image|text",
+    "part": "[qkv]",
+    "expert": r"\w+",
+}
+_BLOCK_NUMBER = re.compile(r"(blocks|layers|layer)\.(\d+)\.")
+_MAX_LISTED, _MAX_CHARACTERS = 20, 200
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Published checkpoint under our names; nothing is resized or built yet.
+
+    Attributes:
+        kind: For people, for example `"VLMo, fine-tuned on VQA"`.
+        weights: Under our names, at the shapes that `config` gives.
+        unused: Published keys that are known and have no place in our model, such as index buffers.
+        unknown: Published keys that no layout knows.
+        created: Patterns (`re.match` on our names) of parameters that a file of this kind never holds. They are
+            initialised from a fixed seed.
+        max_text_length: Longest text that the file was trained for, in tokens; None without a text side.
+        text: Tokenizer of the word table; None without a text side.
+        notes: One sentence each, for the person who imports.
+    """
+
+    kind: str
+    model_class: type[VLMoPreTrainedModel]
+    config: VLMoConfig
+    weights: dict[str, Tensor]
+    unused: dict[str, Tensor] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    created: list[str] = field(default_factory=list)
+    max_text_length: int | None = None
+    text: Literal["wordpiece", "sentencepiece"] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class NameTable:
+    """Translation of tensor names by pairs of templates such as `blocks.{layer}.norm1.{kind}`.
+
+    Args:
+        names: Published template and ours.
+        experts: Published names of the experts and ours, for `{expert}`.
+    """
+
+    def __init__(self, names: Sequence[tuple[str, str]], *, experts: Mapping[str, str] | None = None) -> None:
+        self._experts = dict(experts or {})
+        self._to_ours = [(_compile(published), ours) for published, ours in names]
+        self._to_published = [(_compile(ours), published) for published, ours in names]
+
+    def ours(self, key: str) -> str | None:
+        """Return our name of a published key, or None."""
+        return _translate(key, self._to_ours, self._experts)
+
+    def published(self, name: str) -> str | None:
+        """Return the published key of one of our names, or None where the layout has no such tensor."""
+        return _translate(name, self._to_published, {ours: published for published, ours in self._experts.items()})
+
+
+def _compile(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda part: f"(?P<{part[1]}>{_PARTS[part[1]]})", re.escape(template)))
+
+
+def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]], experts: Mapping[str, str]) -> str | None:
+    for pattern, template in rules:
+        if match := pattern.fullmatch(name):
+            parts = match.groupdict()
+            if "expert" in parts:
+                if parts["expert"] not in experts:
+                    return None
+                parts["expert"] = experts[parts["expert"]]
+            return template.format(**parts)
+    return None
+
+
+def join_projections(weights: dict[str, Tensor]) -> None:
+    """Join query, key and value matrices of each block into one, in place.
+
+    Raises:
+        ValueError: The three of a block are not alike.
+    """
+    for name in [name for name in weights if re.fullmatch(r"vlmo\.blocks\.\d+\.attention\.q\.\w+\.weight", name)]:
+        parts = [name.replace(".attention.q.", f".attention.{part}.") for part in "qkv"]
+        if all(part in weights for part in parts):
+            matrices = {part: weights.pop(part) for part in parts}
+            check_alike(matrices)
+            weights[name.replace(".attention.q.", ".attention.qkv.")] = torch.cat(list(matrices.values()))
+
+
+def check_alike(parts: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that cannot be joined or added.
+
+    Raises:
+        ValueError: They are no matrices, of several shapes, or not floating point.
+    """
+    shapes = {tuple(tensor.shape) for tensor in parts.values()}
+    for key, tensor in parts.items():
+        if tensor.ndim != 2 or len(shapes) > 1:
+            raise ValueError(
+                f"{key} and those that belong to it have shapes {', '.join(map(str, sorted(shapes)))}; expected two"
+                " axes and the same for all"
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(f"weights are no floating-point numbers: {key}")
+
+
+def shape_of(state_dict: Mapping[str, Tensor], key: str, *, axes: int, shown: str | None = None) -> tuple[int, ...]:
+    """Return the shape of a tensor.
+
+    Args:
+        axes: Number of axes that it must have.
+        shown: Name in messages; by default the key.
+
+    Raises:
+        ValueError: The tensor is missing, or has another number of axes or an empty one.
+    """
+    shown = shown or key
+    if key not in state_dict:
+        raise ValueError(f"{shown} is not there; the sizes of the model cannot be read without it. Is the file whole?")
+    shape = tuple(state_dict[key].shape)
+    if len(shape) != axes or 0 in shape:
+        raise ValueError(f"{shown} has shape {shape}; expected {axes} axes, none of them empty")
+    return shape
+
+
+def square_side(count: int) -> int | None:
+    """Return the side of a square of `count` cells, None where there is no such square."""
+    side = isqrt(max(count, 0))
+    return side if side and side * side == count else None
+
+
+def count_blocks(numbers: Iterable[int]) -> int:
+    """Return the number of blocks.
+
+    Raises:
+        ValueError: They are not numbered from 0 without gaps.
+    """
+    found = set(numbers)
+    if not found or max(found) != len(found) - 1:
+        raise ValueError(
+            f"blocks are numbered {spans(found) or 'nothing'}; expected 0 and on without gaps. The file is incomplete"
+        )
+    return len(found)
+
+
+def note_on_depth(model: str, config: VLMoConfig) -> list[str]:
+    """Return a note where a model of a published width has another number of blocks."""
+    _, usual = USUAL_SIZES.get(config.hidden_size, (0, config.num_hidden_layers))
+    if usual == config.num_hidden_layers:
+        return []
+    return [f"The {model} of this width has {usual} blocks, this file {config.num_hidden_layers}: is it whole?"]
+
+
+def one_number(name: str, tensor: Float[Tensor, "..."]) -> Float[Tensor, "1"]:
+    """Return a temperature with the one axis that ours has.
+
+    Raises:
+        ValueError: It is not one number.
+    """
+    if tensor.numel() != 1:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected one number")
+    return tensor.reshape(1)
+
+
+def without_batch(name: str, tensor: Float[Tensor, "1 ..."]) -> Float[Tensor, "..."]:
+    """Return image positions without the leading axis of published files.
+
+    Raises:
+        ValueError: There is no such axis.
+    """
+    if tensor.ndim != 3 or len(tensor) != 1:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (1, positions, width)")
+    return tensor[0]
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Return the names sorted; those that differ in the block's number alone as one, such as `blocks.{0-11}.norm`."""
+    groups: dict[str, list[int]] = {}
+    for name in map(printable, names):
+        match = _BLOCK_NUMBER.search(name)
+        template = name if match is None else f"{name[: match.start(2)]}\0{name[match.end(2) :]}"
+        groups.setdefault(template, []).extend([] if match is None else [int(match[2])])
+    return sorted(
+        template.replace("\0", f"{{{spans(numbers)}}}" if len(numbers) > 1 else "".join(map(str, numbers)))
+        for template, numbers in groups.items()
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names in one line, grouped and cut to twenty."""
+    groups = grouped(names)
+    more = f" and {len(groups) - _MAX_LISTED} more" if len(groups) > _MAX_LISTED else ""
+    return ", ".join(groups[:_MAX_LISTED]) + more
+
+
+def printable(name: str) -> str:
+    """Return a name with control characters escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+
+
+def one_line(problem: BaseException) -> str:
+    """Return the message of an exception without line breaks, cut to 200 characters."""
+    return printable(" ".join(str(problem).split())[:_MAX_CHARACTERS])
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Return numbers as spans, such as `0-2,5`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
