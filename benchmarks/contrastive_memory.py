@@ -29,7 +29,7 @@ from torch import Tensor
 from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.objectives.pretraining import VisionLanguageObjective
-from vlmo.recipes.finetuning import base_coco_retrieval
+from vlmo.recipes import find_recipe
 from vlmo.recipes.retrieval_stage import RetrievalStage
 from vlmo.training.optimizer import build_optimizer
 from vlmo.types import Batch
@@ -98,7 +98,7 @@ def random_batch(pairs: int, *, image_size: int, text: int, vocabulary: int) -> 
 
 def make_objective(options: Options) -> VisionLanguageObjective:
     """The recipe's model and losses, with the gradient cache."""
-    recipe = base_coco_retrieval()
+    recipe = find_recipe("base-coco-retrieval")
     assert isinstance(recipe.stage, RetrievalStage)
     itm_weight = 1.0 if options.matching else 0.0
     settings = asdict(recipe.model) | {"use_match_head": options.matching, "contrast_fusion_ending": False}
@@ -114,7 +114,7 @@ def make_objective(options: Options) -> VisionLanguageObjective:
 def measure(pairs: int, options: Options) -> dict[str, Any]:
     """Figures of one step in this process."""
     torch.set_num_threads(options.threads)
-    recipe, objective = base_coco_retrieval(), make_objective(options)
+    recipe, objective = find_recipe("base-coco-retrieval"), make_objective(options)
     config = objective.model.config
     optimizer = build_optimizer(objective, config=recipe.optimizer)
     batch = random_batch(pairs, image_size=config.image_size, text=options.text_length, vocabulary=config.vocab_size)

@@ -27,12 +27,12 @@ from surroundings import surroundings, write_result
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.demo.quickstart import quickstart_recipes
 from vlmo.evaluation import RetrievalResult
-from vlmo.recipes import Recipe, build, emoji
+from vlmo.recipes import Recipe, build, small
 from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
 from vlmo.training import choose_device, read_metrics
 from vlmo.training.checkpoint import claim_run_folder, newest_state
 
-STAGES = (emoji.TOKENIZER, emoji.STAGE1, emoji.STAGE2, emoji.STAGE3)
+STAGES = (small.TOKENIZER, small.STAGE1, small.STAGE2, small.STAGE3)
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,16 @@ def train_ours(recipes: dict[str, Recipe], *, run: Path, console: Console) -> di
 def compare(options: Options, *, console: Console) -> dict[str, Any]:
     """Trains and evaluates ours, then a peer for each learning rate."""
     recipes = quickstart_recipes(options.run, scale=options.scale)
-    recipe, run = recipes[emoji.STAGE3], options.run
+    recipe, run = recipes[small.STAGE3], options.run
     longest = recipe.text.max_length
     if options.clip_context is not None and options.clip_context < longest:
         raise ValueError(f"--clip-context is {options.clip_context}; texts have up to {longest} tokens: give no less")
     stages = train_ours(recipes, run=run, console=console)
     seconds = sum(stage["seconds"] for stage in stages.values())
-    model, processor = load_retrieval_model(run / emoji.STAGE3 / "model")
+    model, processor = load_retrieval_model(run / small.STAGE3 / "model")
     rows = read_rows(recipe.data.source, split="test", processor=processor, quarantine=run / "test.quarantine.jsonl")
     found = evaluate_with_progress(model, rows, rerank=0, console=console)
-    precision = [line["precision"] for line in read_metrics(run / emoji.STAGE3) if "precision" in line][-1]
+    precision = [line["precision"] for line in read_metrics(run / small.STAGE3) if "precision" in line][-1]
     ours = {"stages": stages, "seconds": seconds, "precision": precision} | outcome(model, found)
 
     loader = peer_loader(recipe, processor, quarantine=run / "peer.quarantine.jsonl")

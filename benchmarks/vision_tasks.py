@@ -73,7 +73,7 @@ def train(name: str, options: Options, *, console: Console) -> tuple[Path, dict[
     recipe, folder = settings_of(name, options), options.run / name
     found = newest_state(folder / "state") if (folder / "model").exists() else None
     if found is None:
-        result = build(recipe, run_dir=folder, console=console, title=name, original=find_recipe(name)()).fit()
+        result = build(recipe, run_dir=folder, console=console, title=name, original=find_recipe(name)).fit()
         if result.status == "stopped":
             sys.exit("stopped; the same command goes on")
         progress = dataclasses.asdict(result)
@@ -85,7 +85,7 @@ def train(name: str, options: Options, *, console: Console) -> tuple[Path, dict[
 
 def settings_of(name: str, options: Options) -> Recipe:
     """The recipe with this call's start folder, seed and share of the steps."""
-    recipe = find_recipe(name)()
+    recipe = find_recipe(name)
     steps = max(1, round(recipe.trainer.max_steps * options.scale))
     return dataclasses.replace(
         recipe,

@@ -43,6 +43,8 @@ ROOMS = {
     "recipes": "Whole runs",
     "folder": "Folders that are whole or not there",
     "retrieval": "An index of own pictures, and search in it",
+    "demo": "Quickstart on small real data, and its report",
+    "drawing": "Heat maps and contact sheets",
     "released": "Models that come with the package",
     "serving": "The service over HTTP and its page",
 }
@@ -125,9 +127,9 @@ def notebook_pages(*, run: bool) -> dict[str, tuple[str, dict[str, bytes]]]:
 
 def recipe_cards() -> str:
     """A table of all recipes by their cards' first lines, then the cards."""
-    from vlmo.recipes import RECIPES
+    from vlmo.recipes import RECIPES, describe
 
-    cards = {name: (inspect.getdoc(function) or "").splitlines() for name, function in RECIPES.items()}
+    cards = {name: describe(name).splitlines() for name in RECIPES}
     lines = [
         "# Recipe cards",
         "",

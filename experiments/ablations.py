@@ -118,13 +118,13 @@ QUESTIONS = {
 
 def start_of(variant: str) -> str | None:
     """Return the stage that stage 3 of a variant starts from; None is random weights."""
-    init = find_recipe(f"{BASE}{variant}")().init
+    init = find_recipe(f"{BASE}{variant}").init
     return None if init is None else Path(init).parts[-2].removeprefix("base-")
 
 
 def with_variant(recipe: Recipe, variant: str) -> Recipe:
     """Return a recipe of stage 3 with the change that the Base-size recipe of the variant makes to the plain one."""
-    plain, changed = (find_recipe(f"{BASE}{name}")() for name in (PLAIN, variant))
+    plain, changed = (find_recipe(f"{BASE}{name}") for name in (PLAIN, variant))
     losses = replace(recipe.stage.losses, **_changes(plain.stage.losses, changed.stage.losses))
     model = replace(recipe.model, **_changes(plain.model, changed.model))
     return replace(recipe, stage=replace(recipe.stage, losses=losses), model=model)
@@ -138,7 +138,7 @@ def small_stage3(variant: str) -> Recipe:
     """Return stage 3 of a variant on drawings and shapes with their names."""
     # In so short a run matching learns nothing from the paper's negatives, nor from drawings alone (docs/log.md).
     losses = VisionLanguageConfig(fused_stride=4, negative_sharpness=SHARPNESS)
-    recipe = find_recipe("emoji-stage3")()
+    recipe = find_recipe("emoji-stage3")
     return with_variant(
         replace(recipe, stage=VisionLanguageStage(losses=losses), data=replace(recipe.data, source=PAIRS)), variant
     )
@@ -146,13 +146,13 @@ def small_stage3(variant: str) -> Recipe:
 
 def small_finetuning(variant: str) -> dict[str, Recipe]:
     """Return short fine-tunings: questions about an image, then sentences about two; plain also without its images."""
-    pairs = find_recipe("easy-vqa-pairs")()
+    pairs = find_recipe("easy-vqa-pairs")
     recipes = {
-        "easy-vqa": find_recipe("easy-vqa")(),
+        "easy-vqa": find_recipe("easy-vqa"),
         "easy-vqa-pairs-colors": replace(pairs, data=replace(pairs.data, source="easy-vqa-pairs-colors")),
     }
     if variant == PLAIN:
-        recipes["easy-vqa-hidden"] = find_recipe("easy-vqa-question-only")()
+        recipes["easy-vqa-hidden"] = find_recipe("easy-vqa-question-only")
     stage3 = small_stage3(variant)
     model, losses = stage3.model, stage3.stage.losses
     if losses.mlm_weight == losses.itm_weight == 0:  # it has no vision-language experts, which fine-tuning adds
@@ -215,7 +215,7 @@ def recipes_of(job: Job, *, run: Path, scale: float = 1.0) -> dict[str, Recipe]:
     """Return the recipes of a job by the names of their folders, in their order."""
     folder = job.folder(run)
     if job.name == STAGES:
-        recipes = {name: find_recipe(f"emoji-{name}")() for name in ("tokenizer", "stage1", "stage2")}
+        recipes = {name: find_recipe(f"emoji-{name}") for name in ("tokenizer", "stage1", "stage2")}
         tokens = replace(recipes["stage1"].stage, visual_tokenizer=str(folder / "tokenizer" / "model"))
         recipes["stage1"] = replace(recipes["stage1"], stage=tokens)
         starts = {"stage2": folder / "stage1"}
@@ -476,7 +476,7 @@ def costs_table(variants: Sequence[str]) -> Table:
     for column in ("recipe", "parameters", "samples", "EFLOPs", "H100 hours"):
         table.add_column(column, justify="left" if column == "recipe" else "right")
     for variant in variants:
-        recipe = find_recipe(f"{BASE}{variant}")()
+        recipe = find_recipe(f"{BASE}{variant}")
         needs = estimate(recipe)
         samples = recipe.trainer.max_steps * recipe.loader.global_batch_size
         flops = needs.flops_per_sample * samples

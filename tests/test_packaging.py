@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 import vlmo
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.folder import read_data
-from vlmo.recipes.small import vlmo_small
+from vlmo.recipes import describe
 from vlmo.release import MAX_BYTES
 from vlmo.released import SMALL, released_names
 
@@ -126,7 +126,7 @@ def test_released_models_figures_are_those_of_its_card() -> None:
     told = {
         name: " ".join((ROOT / name).read_text().split()) for name in ("README.md", "docs/recipes.md", "docs/log.md")
     }
-    told["recipe"] = " ".join(vlmo_small.__doc__.split())
+    told["recipe"] = " ".join(describe("vlmo-small").split())
     (one, ten, texts), concepts = (
         [recall[data, figure] for figure in ("ir@1", "ir@10", "tr@1")] for data in ("emoji-pairs", "drawings-concepts")
     )

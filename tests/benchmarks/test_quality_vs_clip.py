@@ -15,7 +15,7 @@ import clip_peer
 import quality_vs_clip
 from vlmo.demo.quickstart import quickstart_recipes
 from vlmo.processing import VLMoProcessor
-from vlmo.recipes import Recipe, emoji
+from vlmo.recipes import Recipe, small
 from vlmo.recipes.configs import VisualTokenizerConfig
 from vlmo.recipes.pretraining_stages import TokenizerStage
 
@@ -72,7 +72,7 @@ def test_both_are_trained_and_compared_on_the_same_pictures(tmp_path, pictures, 
     result = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == result
     stages, peers = result["ours"]["stages"], [result["clip"], *result["clip_others"]]
-    assert list(stages) == [emoji.TOKENIZER, emoji.STAGE1, emoji.STAGE2, emoji.STAGE3]
+    assert list(stages) == [small.TOKENIZER, small.STAGE1, small.STAGE2, small.STAGE3]
     assert all(stage["steps"] == 2 and stage["trained_in_this_call"] for stage in stages.values())
     assert result["ours"]["seconds"] == pytest.approx(sum(stage["seconds"] for stage in stages.values()))
     assert {peer["lr"] for peer in peers} == {1e-3, 5e-4}

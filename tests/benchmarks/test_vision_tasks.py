@@ -77,7 +77,7 @@ def test_every_model_is_measured(task, sets, tmp_path, monkeypatch):
     VLMoProcessor.train(["a red square"], vocab_size=96, image_size=64).save_pretrained(start)
 
     def tiny(name):
-        recipe = find_recipe(name)()
+        recipe = find_recipe(name)
         stage = recipe.stage if task == "digits" else dataclasses.replace(recipe.stage, channels=8)
         return lambda: dataclasses.replace(
             recipe,

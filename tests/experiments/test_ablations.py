@@ -34,11 +34,11 @@ IN_FINETUNING = {"standard", "no-fusion-expert", "separate-attention"}
 
 def test_variants_differ_in_one_thing():
     assert set(VARIANTS) == {PLAIN, *CHANGED}
-    plain, base = ablations.small_stage3(PLAIN), find_recipe("base-ablation-plain")()
+    plain, base = ablations.small_stage3(PLAIN), find_recipe("base-ablation-plain")
     tuned = ablations.small_finetuning(PLAIN)
     for name, changed in CHANGED.items():
         assert changed_settings(plain, ablations.small_stage3(name)) == changed
-        assert changed_settings(base, find_recipe(f"base-ablation-{name}")()) == changed
+        assert changed_settings(base, find_recipe(f"base-ablation-{name}")) == changed
         for task, recipe in ablations.small_finetuning(name).items():
             expected = changed if name in IN_FINETUNING else []
             assert changed_settings(tuned[task], recipe) == expected

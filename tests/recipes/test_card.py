@@ -58,14 +58,14 @@ def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int,
     """Model folders of the three stages, each from the one before; stage 3 is evaluated at its end."""
     root, folders = tmp_path_factory.mktemp("chain"), {}
     for number in (1, 2, 3):
-        recipe = shrunk(find_recipe(f"emoji-stage{number}")(), source=pictures, visual_tokenizer=visual_tokenizer)
+        recipe = shrunk(find_recipe(f"emoji-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer)
         recipe = dataclasses.replace(
             recipe,
             init=str(folders[number - 1]) if folders else None,
             evaluate_on=str(test_pairs) if number == 3 else None,
         )
         title = f"emoji-stage{number}"
-        original = find_recipe(title)() if number == 2 else None
+        original = find_recipe(title) if number == 2 else None
         trainer = build(
             recipe, run_dir=root / f"stage{number}", title=title, about=f"About stage {number}.", original=original
         )
@@ -146,7 +146,7 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
 
 
 def test_card_of_a_visual_tokenizer_names_no_vocabulary(pictures, visual_tokenizer, tmp_path):
-    recipe = shrunk(find_recipe("emoji-tokenizer")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    recipe = shrunk(find_recipe("emoji-tokenizer"), source=pictures, visual_tokenizer=visual_tokenizer)
     folder = build(recipe, run_dir=tmp_path).fit().model_dir
     assert read_data(folder) == (DataSource(pictures.name, "visual tokenizer"),)
     assert "# VQVisualTokenizer\n" in (folder / "README.md").read_text()
@@ -170,6 +170,6 @@ def test_damaged_card_of_a_start_folder_is_told_before_training(chain, pictures,
     for file in chain[2].iterdir():
         (start / file.name).write_bytes(file.read_bytes())
     (start / "README.md").write_text("---\na: [\n---\n")
-    recipe: Recipe = shrunk(find_recipe("emoji-stage3")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    recipe: Recipe = shrunk(find_recipe("emoji-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
     with pytest.raises(ValueError, match=r"README\.md: its front matter cannot be read"):
         build(dataclasses.replace(recipe, init=str(start)), run_dir=tmp_path / "run")

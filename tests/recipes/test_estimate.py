@@ -63,7 +63,7 @@ CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
 
 def tiny(name: str, *, losses: VisionLanguageConfig | None = None, precision: str = "float32") -> Recipe:
     """A recipe of the sizes of the toy batch."""
-    recipe = find_recipe(name)()
+    recipe = find_recipe(name)
     stage = recipe.stage if losses is None else replace(recipe.stage, losses=losses)
     if name == "base-stage1":
         stage = replace(stage, masked_share=MASKED_PATCHES)
@@ -217,13 +217,13 @@ def test_activations_that_are_computed_again_are_the_measured_peak(chunk, again,
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    one, two = (estimate(find_recipe(name)(), processes=processes) for processes in (1, 2))
+    one, two = (estimate(find_recipe(name), processes=processes) for processes in (1, 2))
     assert 0 < one.trainable_parameters <= one.parameters
     assert one.optimizer_bytes == 2 * one.gradient_bytes == 8 * one.trainable_parameters
     assert one.flops_per_sample > 6 * 49  # more than one parameter's share, whatever the sizes
     assert two.micro_batch * 2 == one.micro_batch
     assert one.gradient_traffic == one.embedding_traffic == one.negative_traffic == 0
-    if find_recipe(name)().trainer.engine.data_parallel == "ddp":
+    if find_recipe(name).trainer.engine.data_parallel == "ddp":
         assert two.gradient_traffic == two.gradient_bytes
     else:
         assert two.gradient_traffic > 2 * two.gradient_bytes  # weights are gathered, too
@@ -231,7 +231,7 @@ def test_every_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch)
 
 
 def test_sizes_of_the_paper() -> None:
-    base = estimate(find_recipe("base-stage3")(), processes=8)
+    base = estimate(find_recipe("base-stage3"), processes=8)
     assert base.parameters == pytest.approx(202e6, rel=0.01)  # 175M of the backbone, and the heads of pre-training
     assert base.micro_batch == 128
     image, dim = 197, 768
@@ -239,17 +239,17 @@ def test_sizes_of_the_paper() -> None:
     assert base.embedding_traffic == 7 * 128 * (2 * 2 * 2 * dim * 4 + 2 * 8)
     # Of 128 pictures and texts, with the gradients of the former, those that other processes hold; and the requests.
     assert base.negative_traffic == 112 * (2 * image * dim * 4 + 2 * 40 * 8) + 2 * 8 * (112 + 7)
-    recipe = find_recipe("base-stage3")()
+    recipe = find_recipe("base-stage3")
     for groups, expected in ((2, base.negative_traffic), (8, 0), (16, 0)):  # within half of the processes; of a process
         losses = replace(recipe.stage.losses, negative_groups=groups)
         changed = replace(recipe, stage=replace(recipe.stage, losses=losses))
         assert estimate(changed, processes=8).negative_traffic == expected
     # Three forward passes' worth; a picture of 224 px alone costs ViT-B/16's 35.1 GFLOPs forward.
-    assert estimate(find_recipe("base-imagenet")()).flops_per_sample == pytest.approx(3 * 35.1e9, rel=0.01)
+    assert estimate(find_recipe("base-imagenet")).flops_per_sample == pytest.approx(3 * 35.1e9, rel=0.01)
 
 
 def changed(name: str, *, chunk: int | None = None, **engine: Any) -> Recipe:
-    recipe = find_recipe(name)()
+    recipe = find_recipe(name)
     losses = replace(recipe.stage.losses, cache_chunk=chunk)
     trainer = replace(recipe.trainer, engine=EngineConfig(**engine))
     return replace(recipe, stage=replace(recipe.stage, losses=losses), trainer=trainer)
@@ -279,7 +279,7 @@ def test_shards_of_weights_are_told() -> None:
 
 @pytest.mark.parametrize("name", ["large-plusplus-stage3", "large-plusplus-stage3-32k"])
 def test_web_scale_run_fits_the_machines_of_its_card(name) -> None:
-    recipe, card = find_recipe(name)(), inspect.getdoc(find_recipe(name))
+    recipe, card = find_recipe(name), inspect.getdoc(find_recipe(name))
     nodes, each = map(int, re.search(r"--nnodes (\d+) --nproc-per-node (\d+)", card).groups())
     needs = estimate(recipe, processes=nodes * each)
     total = needs.parameter_bytes + needs.gradient_bytes + needs.optimizer_bytes + needs.activation_bytes
@@ -289,7 +289,7 @@ def test_web_scale_run_fits_the_machines_of_its_card(name) -> None:
 
 def test_processes_that_cannot_share_the_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"processes is 3; loader.global_batch_size 1024 must be a multiple"):
-        estimate(find_recipe("base-stage3")(), processes=3)
+        estimate(find_recipe("base-stage3"), processes=3)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:
     for part in ("parameters", "optimizer", "activations", "hard negatives", "GFLOPs", "a sample"):
         assert part in output
     needs = json.loads((tmp_path / "needs.json").read_text())
-    assert needs == asdict(estimate(find_recipe("emoji-stage3")(), processes=4))
+    assert needs == asdict(estimate(find_recipe("emoji-stage3"), processes=4))
     assert [path.name for path in tmp_path.iterdir()] == ["needs.json"]
 
 

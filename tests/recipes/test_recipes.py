@@ -1,10 +1,9 @@
-"""Every recipe builds, and trains shrunk; its settings are golden; its card says what a card must say."""
+"""Every recipe has the settings of the golden table and a description; one of each kind trains shrunk."""
 
 import dataclasses
-import inspect
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,17 +11,31 @@ import torch
 from safetensors.torch import load_file
 from tests.recipes.toy_recipes import STEPS, shrunk
 
-from vlmo.recipes import RECIPES, build, emoji, find_recipe
+from vlmo.data import builtin
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.recipes import RECIPES, Recipe, build, describe, find_recipe, small
 from vlmo.recipes.configs import TextConfig
-from vlmo.recipes.recipe import AnyStage, changed_settings
+from vlmo.recipes.pretraining_stages import VisionLanguageStage
+from vlmo.recipes.recipe import AnyStage, changed_settings, check_recipe
 from vlmo.training import read_metrics
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "recipes"
+GOLDEN = Path(__file__).parents[1] / "golden" / "recipes.txt"
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+def kind_of(recipe: Recipe) -> tuple[Any, ...]:
+    """Settings that choose which code a run goes through."""
+    stage, model = recipe.stage, recipe.model
+    position = model.position_embedding if isinstance(stage, VisionLanguageStage) else None
+    losses, streams = repr(getattr(stage, "losses", None)), bool(recipe.data.streams.patterns)
+    return type(stage), losses, model.experts, model.attention, model.num_fusion_layers > 0, position, streams
+
+
+KINDS = {kind_of(recipe): name for name, recipe in reversed(RECIPES.items())}
+
+
+@pytest.mark.parametrize("name", KINDS.values())
 def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, task_sets, tmp_path):
-    recipe = shrunk(find_recipe(name)(), source=pictures, visual_tokenizer=visual_tokenizer, task_sets=task_sets)
+    recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, task_sets=task_sets)
     result = build(recipe, run_dir=tmp_path).fit()
     assert result.status == "finished"
     lines = [line for line in read_metrics(tmp_path) if "loss" in line]
@@ -34,24 +47,78 @@ def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, task_sets, tmp_p
     assert (tmp_path / "quarantine.jsonl").read_text() == ""
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_settings_are_golden(name):
-    golden = GOLDEN / f"{name}.json"
-    assert find_recipe(name)().to_json() + "\n" == golden.read_text(), (
-        f"the settings of {name} changed; if that is wanted: vlmo recipes {name} --json > {golden}"
+def settings_table() -> str:
+    """Every recipe with its settings that are not the defaults, a part of the recipe a line."""
+    lines = []
+    for name, recipe in RECIPES.items():
+        lines += [name, *(f"  {part}: {' '.join(words)}" for part, words in _parts(recipe).items())]
+    return "\n".join(lines) + "\n"
+
+
+def _parts(recipe: Recipe) -> dict[str, list[str]]:
+    parts = {"run": [f"{name}={value!r}" for name, value in _given(recipe) if not dataclasses.is_dataclass(value)]}
+    for part, value in _given(recipe):
+        if dataclasses.is_dataclass(value):
+            parts[part] = [type(value).__name__] if part == "stage" else []
+            for name, inner in _given(value):
+                nested = _given(inner) if dataclasses.is_dataclass(inner) else []
+                parts[part] += [f"{name}.{key}={each!r}" for key, each in nested] or [f"{name}={inner!r}"]
+    return {part: words for part, words in parts.items() if words}
+
+
+def _given(part: Any) -> list[tuple[str, Any]]:
+    """Fields whose value is not the default."""
+    found = []
+    for field in dataclasses.fields(part):
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if getattr(part, field.name) != default:
+            found.append((field.name, getattr(part, field.name)))
+    return found
+
+
+def test_settings_are_golden():
+    assert settings_table() == GOLDEN.read_text(), (
+        "settings changed; if that is wanted: python -m tests.recipes.test_recipes"
     )
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_card_says_what_it_must(name):
-    card = inspect.getdoc(RECIPES[name])
-    for part in ("Data:", "Run:", "Expect:"):
-        assert part in card
-    assert ("Start:" in card) == (find_recipe(name)().init is not None)
+def test_descriptions_say_data_start_command_and_numbers():
+    for name, recipe in RECIPES.items():
+        about, *fields = describe(name).splitlines()
+        assert about.endswith(".")
+        words = [line.split()[0] for line in fields if not line.startswith(" ")]
+        assert {"Data:", "Run:", "Expect:"} <= set(words), name
+        assert ("Start:" in words) == (recipe.init is not None), name
+        assert ("Targets:" in words) == hasattr(recipe.stage, "visual_tokenizer"), name
+        assert f"train {name}" in describe(name)
+
+
+def test_every_recipe_is_valid_on_eight_processes():
+    for name, recipe in RECIPES.items():
+        check_recipe(recipe, processes=1 if name in small.SMALL else 8)
+    kinds = {type(recipe.stage) for recipe in RECIPES.values()}
+    assert kinds == set(get_args(AnyStage))
+
+
+def test_stages_of_the_released_model_read_nothing_about_its_held_out_concepts():
+    names = ("small-tokenizer", "small-stage1", "small-stage2", "vlmo-small")
+    stages = [find_recipe(name) for name in names]
+    read = {stage.data.source for stage in stages} | {name for stage in stages for name in stage.text.learn_from}
+    assert read == {"drawings-images", "drawings-pairs", "english-text"}
+    assert read < set(builtin.NAMES)
+    starts = (stages[1].stage.visual_tokenizer, stages[2].init, stages[3].init)
+    for name, folder, start in zip(names, ("tokenizer", "stage1", "stage2"), starts, strict=False):
+        assert start == f"{small.VLMO_SMALL}/{folder}/model"
+        assert f"--run-dir {small.VLMO_SMALL}/{folder}\n" in describe(name)
+    sizes = vars(stages[3].model) | {"vocab_size": stages[3].text.vocab_size}
+    model = VLMoForImageTextRetrieval(VLMoConfig(**sizes))
+    assert model.num_parameters() <= 10_000_000
+    assert model.match_head is not None
 
 
 def test_paper_settings():
-    stage1, stage2, stage3 = (find_recipe(f"base-stage{number}")() for number in (1, 2, 3))
+    stage1, stage2, stage3 = (find_recipe(f"base-stage{number}") for number in (1, 2, 3))
     assert (stage1.optimizer.lr, stage1.optimizer.weight_decay, stage1.loader.global_batch_size) == (1.5e-3, 0.05, 2048)
     assert round(stage1.stage.masked_share * 196) == 75
     for recipe in (stage2, stage3):
@@ -61,12 +128,12 @@ def test_paper_settings():
         assert recipe.loader.global_batch_size == 1024
     assert stage2.stage.freeze
     assert (stage3.text.max_length, stage3.stage.losses.mlm_weight) == (40, 0.25)
-    parts = [find_recipe(f"large-plusplus-stage3{part}")() for part in ("", "-32k")]
+    parts = [find_recipe(f"large-plusplus-stage3{part}") for part in ("", "-32k")]
     assert [part.loader.global_batch_size for part in parts] == [16_384, 32_768]
     assert all(part.loader.accumulation == 1 for part in parts)  # the contrast sees the whole batch
     assert parts[0].init == stage3.init.replace("base", "large")
     assert parts[1].init == "runs/large-plusplus-stage3/model"
-    rates = {size: find_recipe(f"{size}-stage3")().optimizer.lr for size in ("base", "base-plus", "large")}
+    rates = {size: find_recipe(f"{size}-stage3").optimizer.lr for size in ("base", "base-plus", "large")}
     assert rates == {"base": 2e-4, "base-plus": 1e-4, "large": 5e-5}
 
 
@@ -82,28 +149,28 @@ PAPER = {  # paper, "Fine-Tuning": pixels, rows of a step, learning rates, drop 
 def test_paper_settings_of_fine_tuning(task):
     pixels, batch, rates, drop_paths = PAPER[task]
     for size, rate, drop_path in zip(("base", "base-plus", "large"), rates, drop_paths, strict=True):
-        recipe = find_recipe(f"{size}-{task}")()
+        recipe = find_recipe(f"{size}-{task}")
         assert recipe.model.image_size == recipe.data.transform.image_size == pixels
         assert recipe.loader.global_batch_size == batch
         assert (recipe.optimizer.lr, recipe.optimizer.betas) == (rate, (0.9, 0.98))
         assert recipe.model.drop_path_rate == drop_path
         assert recipe.schedule.warmup_steps == recipe.trainer.max_steps // 10
-        stage3 = find_recipe(f"{size}-stage3")()
+        stage3 = find_recipe(f"{size}-stage3")
         grown = dataclasses.replace(recipe.model, image_size=224, drop_path_rate=stage3.model.drop_path_rate)
         assert grown == stage3.model
-    assert find_recipe("base-flickr30k-retrieval")().init == "runs/base-coco-retrieval/model"
-    assert find_recipe("base-plus-flickr30k-retrieval")().init == "runs/base-plus-stage3/model"
-    assert find_recipe("large-flickr30k-retrieval")().init == "runs/large-coco-retrieval/model"
+    assert find_recipe("base-flickr30k-retrieval").init == "runs/base-coco-retrieval/model"
+    assert find_recipe("base-plus-flickr30k-retrieval").init == "runs/base-plus-stage3/model"
+    assert find_recipe("large-flickr30k-retrieval").init == "runs/large-coco-retrieval/model"
 
 
 def test_paper_settings_of_the_vision_tasks():
-    imagenet, large, ade20k = (find_recipe(name)() for name in ("base-imagenet", "large-imagenet", "base-ade20k"))
+    imagenet, large, ade20k = (find_recipe(name) for name in ("base-imagenet", "large-imagenet", "base-ade20k"))
     assert (imagenet.optimizer.lr, imagenet.loader.global_batch_size, imagenet.stage.layer_decay) == (4e-3, 1024, 0.65)
     losses = imagenet.stage.losses
     assert (losses.mixup, losses.cutmix, losses.label_smoothing) == (0.8, 1.0, 0.1)
     assert imagenet.trainer.max_steps * 1024 == pytest.approx(100 * 1_281_167, abs=1024)
     assert large.stage.layer_decay == 0.75
-    assert find_recipe("base-imagenet-384")().model.image_size == 384
+    assert find_recipe("base-imagenet-384").model.image_size == 384
     assert (ade20k.trainer.max_steps, ade20k.optimizer.lr, ade20k.stage.layer_decay) == (160_000, 3e-5, 0.9)
     assert (ade20k.model.image_size, ade20k.stage.inference, ade20k.loader.global_batch_size) == (512, "slide", 16)
 
@@ -112,7 +179,7 @@ def test_stages_chain(pictures, visual_tokenizer, tmp_path):
     """Stage 3 has stage 1's attention and vision experts, bit for bit, and stage 2's language experts."""
     folders = {}
     for number in (1, 2, 3):
-        recipe = shrunk(find_recipe(f"emoji-stage{number}")(), source=pictures, visual_tokenizer=visual_tokenizer)
+        recipe = shrunk(find_recipe(f"emoji-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer)
         init = None if number == 1 else str(folders[number - 1])
         run = tmp_path / f"stage{number}"
         trainer = build(dataclasses.replace(recipe, init=init), run_dir=run)
@@ -147,20 +214,19 @@ def test_unknown_recipe_names_the_nearest():
     ],
 )
 def test_wrong_folders_are_named(changes, message, pictures, visual_tokenizer, tmp_path):
-    recipe = shrunk(find_recipe("emoji-stage3")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    recipe = shrunk(find_recipe("emoji-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
     with pytest.raises(ValueError, match=message):
         build(dataclasses.replace(recipe, **changes), run_dir=tmp_path)
 
 
-def test_every_stage_has_a_recipe():
-    kinds = {type(find_recipe(name)().stage) for name in RECIPES}
-    assert kinds == set(get_args(AnyStage))
-
-
 def test_changed_settings_are_named_but_for_folders_and_the_seed():
-    recipe = emoji.emoji_stage3()
+    recipe = find_recipe("emoji-stage3")
     trainer = dataclasses.replace(recipe.trainer, max_steps=7)
     stage = dataclasses.replace(recipe.stage, losses=dataclasses.replace(recipe.stage.losses, mlm_weight=0))
     changed = dataclasses.replace(recipe, trainer=trainer, stage=stage, init="elsewhere", seed=5)
     assert changed_settings(recipe, changed) == ["stage.losses.mlm_weight", "trainer.max_steps"]
     assert changed_settings(recipe, recipe) == []
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(settings_table())

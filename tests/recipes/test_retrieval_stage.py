@@ -22,13 +22,13 @@ WITH_MATCHING = VisionLanguageConfig(mlm_weight=0.0, itm_weight=1.0)
 @pytest.fixture(scope="module")
 def stage3(pictures, visual_tokenizer, tmp_path_factory):
     """The folder of a stage 3 with all its heads."""
-    recipe = shrunk(find_recipe("base-stage3")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    recipe = shrunk(find_recipe("base-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
     return build(recipe, run_dir=tmp_path_factory.mktemp("stage3")).fit().model_dir
 
 
 @pytest.fixture
 def recipe(pictures, visual_tokenizer, stage3):
-    small = shrunk(find_recipe("base-coco-retrieval")(), source=pictures, visual_tokenizer=visual_tokenizer)
+    small = shrunk(find_recipe("base-coco-retrieval"), source=pictures, visual_tokenizer=visual_tokenizer)
     return dataclasses.replace(small, init=str(stage3))
 
 

@@ -35,7 +35,7 @@ def make(pictures, visual_tokenizer):
     streams = StreamConfig(patterns=(f"{folder}/{{00000..00005}}.tar",), lanes=4, shuffle=8)
 
     def recipe(name: str, *, steps: int, save_every: int = 500, workers: int = 0):
-        found = shrunk(find_recipe(name)(), source=pictures, visual_tokenizer=visual_tokenizer)
+        found = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer)
         return dataclasses.replace(
             found,
             data=dataclasses.replace(found.data, source="", streams=streams, cache_images=False, max_bad_share=0.5),
@@ -73,7 +73,7 @@ def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
 
 def test_stages_that_need_rows_refuse_streams(make, tmp_path):
     recipe = make("base-stage3", steps=1)
-    recipe = dataclasses.replace(recipe, stage=find_recipe("digits")().stage)
+    recipe = dataclasses.replace(recipe, stage=find_recipe("digits").stage)
     with pytest.raises(ValueError, match=r"data.streams is given, but .* does not read streams"):
         build(recipe, run_dir=tmp_path)
     with pytest.raises(ValueError, match=r"data.source is empty"):

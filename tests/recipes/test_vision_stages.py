@@ -48,7 +48,7 @@ def start(tmp_path_factory) -> Path:
 
 
 def recipe(stage, *, source: Path, **changes) -> Recipe:
-    base = find_recipe("digits")()
+    base = find_recipe("digits")
     plain = {
         "stage": stage,
         "model": model_config(VLMoConfig.tiny(num_fusion_layers=0)),
@@ -182,6 +182,6 @@ def test_shared_statistics_keep_every_name(monkeypatch) -> None:
 
 
 def test_recipe_tells_its_settings() -> None:
-    settings = json.loads(find_recipe("scenes")().to_json())
+    settings = json.loads(find_recipe("scenes").to_json())
     assert settings["stage_name"] == "SegmentationStage"
     assert settings["stage"]["augmentation"]["scale"] == [0.75, 1.5]

@@ -17,8 +17,7 @@ import vlmo.released
 from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel, VLMoProcessor
 from vlmo.cli import main
 from vlmo.model.start import start_from
-from vlmo.recipes import build
-from vlmo.recipes.emoji import emoji_retrieval
+from vlmo.recipes import build, find_recipe
 from vlmo.released import find_model, notes_folder, released_names
 from vlmo.retrieval import Encoder
 
@@ -76,7 +75,7 @@ def test_a_start_takes_a_name(released):
 
 def test_a_run_starts_from_a_name(released, tmp_path):
     pictures = write_folder(tmp_path / "pictures")
-    recipe = shrunk(emoji_retrieval(), source=pictures, visual_tokenizer=tmp_path)
+    recipe = shrunk(find_recipe("emoji-retrieval"), source=pictures, visual_tokenizer=tmp_path)
     recipe = dataclasses.replace(recipe, init="toy", trainer=dataclasses.replace(recipe.trainer, max_steps=1))
     result = build(recipe, run_dir=tmp_path / "run").fit()
     assert "tensors loaded" in (tmp_path / "run" / "start.txt").read_text()

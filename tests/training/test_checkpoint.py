@@ -252,7 +252,7 @@ def test_settings_that_change_no_result_may_change_and_are_kept(tmp_path, caplog
 
 
 def test_names_of_settings_that_may_change_are_those_of_recipes() -> None:
-    recipe = json.loads(find_recipe("base-stage3")().to_json())
+    recipe = json.loads(find_recipe("base-stage3").to_json())
     for name in MAY_DIFFER:
         part = recipe
         for key in name.rstrip(".").split("."):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import sys
 import textwrap
@@ -91,12 +90,11 @@ def train(name: str, arguments: list[str]) -> None:
     """Run `vlmo train NAME ...`; every setting of the recipe is an option."""
     hide_loading_bars()
     from vlmo.distributed import is_main
-    from vlmo.recipes import build, find_recipe
+    from vlmo.recipes import build, describe, find_recipe
     from vlmo.training import Watchdog, explained_start, launch
 
-    recipe_function = find_recipe(name)
-    default = TrainOptions(recipe=recipe_function(), run_dir=Path("runs") / name)
-    about = (inspect.getdoc(recipe_function) or name).splitlines()[0]
+    default = TrainOptions(recipe=find_recipe(name), run_dir=Path("runs") / name)
+    about = describe(name).splitlines()[0]
     description = f"{about} (The whole description: vlmo recipes {name}.)"
     options: TrainOptions = parse(
         functools.partial(tyro.cli, TrainOptions),
@@ -146,18 +144,17 @@ def _tell_needs(name: str, options: TrainOptions) -> None:
 
 def recipes_command(options: RecipesOptions) -> None:
     """Run `vlmo recipes`."""
-    from vlmo.recipes import RECIPES, find_recipe
+    from vlmo.recipes import RECIPES, describe, find_recipe
 
-    console = Console(soft_wrap=True)
     if options.json:
         if options.name is None:
             raise ValueError("vlmo recipes --json needs the name of a recipe")
-        sys.stdout.write(find_recipe(options.name)().to_json() + "\n")
+        sys.stdout.write(find_recipe(options.name).to_json() + "\n")
         return
+    console = Console(soft_wrap=True)
     for name in [options.name] if options.name else RECIPES:
-        card = inspect.getdoc(find_recipe(name)) or ""
+        text = describe(name)
         console.print(f"[bold]{name}[/bold]", highlight=False)
-        console.print(textwrap.indent(card, "  "), markup=False, highlight=False)
-        console.print()
+        console.print(textwrap.indent(text, "  ") + "\n", markup=False, highlight=False)
     if options.name:
-        console.print(find_recipe(options.name)().to_json(), markup=False)
+        console.print(find_recipe(options.name).to_json(), markup=False)

@@ -18,7 +18,7 @@ from vlmo.data.quarantine import keep_good
 from vlmo.data.sources import open_source
 from vlmo.demo.examples import ImageQuery, contact_sheet
 from vlmo.folder import write_folder
-from vlmo.recipes.emoji import TEST_SOURCE
+from vlmo.recipes.small import TEST_SOURCE
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
 

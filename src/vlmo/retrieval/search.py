@@ -14,10 +14,10 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
+from vlmo.drawing.pictures import heat_map
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.hits import Hit, SearchResult
 from vlmo.retrieval.index import MAX_TOP, Index
-from vlmo.visualization import heat_map
 
 JUDGED_AT_ONCE = 8
 """Pairs that go through the fusion encoder between two looks at the clock."""

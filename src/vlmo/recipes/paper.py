@@ -1,0 +1,361 @@
+"""The paper's recipes: a table of tasks x sizes (VLMo, "Pre-Training Setup", "Fine-Tuning", and its appendix).
+
+What the paper leaves to BEiT has the settings of BEiT's published commands and configurations. For Base+ none are
+published: its vision tasks have Base's rates and, for its 24 blocks, Large's layer decay.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from vlmo.data.loader import LoaderConfig
+from vlmo.data.stream import StreamConfig
+from vlmo.model import VLMoConfig
+from vlmo.objectives.pretraining import VisionLanguageConfig
+from vlmo.objectives.vision_tasks import ClassificationConfig
+from vlmo.processing import TransformConfig
+from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
+from vlmo.recipes.configs import DataConfig, TextConfig, model_config
+from vlmo.recipes.entry import Entry
+from vlmo.recipes.pretraining_stages import LanguageStage, VisionLanguageStage, VisionStage
+from vlmo.recipes.recipe import Recipe
+from vlmo.recipes.retrieval_stage import RetrievalStage
+from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
+from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
+
+_IMAGENET_22K = 14_197_122  # images, as its site states
+_IMAGENET_1K = 1_281_167
+_VQA = 640_000  # questions, about: train2014 and most of val2014, those with an answer of the list
+_NLVR2 = 86_373  # sentences
+_BERT = TextConfig(vocabulary="bert-base-uncased", max_length=40)
+_UNFLIPPED = TransformConfig(horizontal_flip=0.0, fill=128)  # sentences speak of left and right
+_BEIT = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.05)
+_SIZES = {
+    "base": ("VLMo-Base", VLMoConfig.base),
+    "base-plus": ("VLMo-Base+", VLMoConfig.base_plus),
+    "large": ("VLMo-Large", VLMoConfig.large),
+}
+_FROM_BEIT = "no number: this stage is that of BEiT's published weights"
+_STAGE3 = "after fine-tuning COCO TR@1 {} / IR@1 {}, Flickr30K {} / {}, VQA test-dev {}, NLVR2 {}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Settings of a task that its sizes share.
+
+    Attributes:
+        data: Note for the description; `{source}` stands for `source`.
+        length: Steps and warm-up steps.
+        every: Steps between training states, and between evaluations.
+        evaluate: Split of the data that is evaluated.
+    """
+
+    about: str
+    data: str
+    stage: Any
+    source: str
+    batch: int
+    length: tuple[int, int]
+    px: int = 224
+    fusion: bool = True
+    text: TextConfig = _BERT
+    transform: TransformConfig | None = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: Literal["linear", "cosine"] = "linear"
+    clip_norm: float | None = None
+    every: tuple[int, int | None] = (5000, None)
+    evaluate: str | None = None
+
+
+class Row(NamedTuple):
+    """A task at one size.
+
+    Attributes:
+        drop_path: Rate of drop path in the last block.
+        start: Task whose model of the same size it starts from.
+        reported: Numbers of the paper, after "the paper reports".
+        stage: Settings of the task's stage that this size changes.
+        length: Steps and warm-up steps, if they are not the task's.
+        nodes: Machines of eight GPUs in the command.
+    """
+
+    task: str
+    size: str
+    lr: float
+    drop_path: float
+    start: str | None
+    reported: str = "no number for this size"
+    stage: dict[str, Any] = {}
+    length: tuple[int, int] | None = None
+    nodes: int = 1
+
+
+def _epochs(epochs: int, warmup: int, *, examples: int, batch: int) -> tuple[int, int]:
+    return epochs * examples // batch, warmup * examples // batch
+
+
+TASKS = {
+    "stage1": Task(
+        "stage 1: masked image modelling with BEiT's settings",
+        "ImageNet-22K as a folder of images, {source}; DALL-E's tokenizer (FlavaImageCodebook) in visual-tokenizer; "
+        "BERT's vocabulary in bert-base-uncased.",
+        stage=VisionStage(visual_tokenizer="visual-tokenizer"),
+        source="data/imagenet22k",
+        batch=2048,
+        length=(150 * _IMAGENET_22K // 2048, 10_000),
+        fusion=False,
+        transform=TransformConfig(rand_augment_ops=0, min_crop=0.08, color_jitter=0.4, fill=128),
+        optimizer=_BEIT,
+        schedule="cosine",
+        clip_norm=3.0,
+    ),
+    "stage2": Task(
+        "stage 2: masked language modelling; attention and vision experts stay as stage 1 left them",
+        "Wikipedia and BookCorpus, one sentence or document a line, {source}; BERT's vocabulary in bert-base-uncased.",
+        stage=LanguageStage(),
+        source="data/text",
+        batch=1024,
+        length=(200_000, 2500),
+        fusion=False,
+        text=replace(_BERT, max_length=192),
+    ),
+    "stage3": Task(
+        "stage 3: contrast, masked language modelling and matching on pairs",
+        "COCO, Visual Genome, SBU and Conceptual Captions, one data set on disk, {source}.",
+        stage=VisionLanguageStage(),
+        source="data/pairs",
+        batch=1024,
+        length=(200_000, 2500),
+        transform=TransformConfig(fill=128),
+    ),
+    "vqa": Task(
+        "on VQAv2: 3,129 answers, ten epochs at 480 pixels",
+        "`vlmo data prepare vqav2 --root DIR --out {source}`.",
+        stage=QuestionStage(head_lr_scale=20.0),
+        source="data/vqav2",
+        px=480,
+        batch=128,
+        length=_epochs(10, 1, examples=_VQA, batch=128),
+        transform=_UNFLIPPED,
+        every=(2000, 5000),
+        evaluate="validation",
+    ),
+    "nlvr2": Task(
+        "on NLVR2: sentences about two images, ten epochs at 384 pixels",
+        "`vlmo data prepare nlvr2 --root DIR --out {source}`.",
+        stage=ReasoningStage(),
+        source="data/nlvr2",
+        px=384,
+        batch=128,
+        length=_epochs(10, 1, examples=_NLVR2, batch=128),
+        transform=_UNFLIPPED,
+        every=(1000, 1000),
+        evaluate="validation",
+    ),
+    "coco-retrieval": Task(
+        "on COCO (Karpathy's split): the dual encoder, by contrast over 3,072 pairs at 384 pixels; "
+        "--stage.losses.itm-weight 1 also trains the fusion encoder, for vlmo evaluate --rerank",
+        "`vlmo data prepare coco --root DIR --out {source}`.",
+        stage=RetrievalStage(),
+        source="data/coco",
+        px=384,
+        batch=3072,
+        length=(3000, 300),
+        transform=_UNFLIPPED,
+        every=(500, 500),
+        evaluate="validation",
+    ),
+    "imagenet": Task(
+        "on ImageNet-1K at 224 pixels: the image encoder, with mixup and cutmix",
+        "`vlmo data prepare imagenet --root DIR --out {source}`.",
+        stage=ClassificationStage(),
+        source="data/imagenet",
+        batch=1024,
+        length=_epochs(100, 20, examples=_IMAGENET_1K, batch=1024),
+        fusion=False,
+        text=TextConfig(),
+        # RandAugment's default are two operations of strength 9, which are BEiT's too.
+        transform=TransformConfig(min_crop=0.08, random_erasing=0.25, fill=128),
+        optimizer=_BEIT,
+        schedule="cosine",
+        every=(2500, 12_500),
+        evaluate="validation",
+    ),
+    "ade20k": Task(
+        "on ADE20K: the image encoder with UPerNet, 160,000 steps of 16 crops of 512 pixels",
+        "`vlmo data prepare ade20k --root DIR --out {source}`.",
+        stage=SegmentationStage(),
+        source="data/ade20k",
+        px=512,
+        batch=16,
+        length=(160_000, 1500),
+        fusion=False,
+        text=TextConfig(),
+        optimizer=_BEIT,
+        every=(4000, 16_000),
+        evaluate="validation",
+    ),
+}
+TASKS["flickr30k-retrieval"] = replace(
+    TASKS["coco-retrieval"],
+    about="on Flickr30K (Karpathy's split): as on COCO, with half as many steps",
+    data="`vlmo data prepare flickr30k --root DIR --out {source}`.",
+    source="data/flickr30k",
+    length=(1500, 150),
+)
+TASKS["imagenet-384"] = replace(
+    TASKS["imagenet"],
+    about="on ImageNet-1K once more, at 384 pixels: a small learning rate, nothing mixed, no weight decay",
+    stage=ClassificationStage(losses=ClassificationConfig(mixup=0.0, cutmix=0.0)),
+    px=384,
+    batch=512,
+    length=_epochs(30, 5, examples=_IMAGENET_1K, batch=512),
+    optimizer=replace(_BEIT, weight_decay=1e-8),
+)
+
+_LARGE_IMAGENET = _epochs(50, 5, examples=_IMAGENET_1K, batch=1024)
+_CITED = "{}, quoted from a secondary source (BEiT {})"
+_AFTER_22K = "no number (BEiT-{}, after ImageNet-22K with labels)"
+# fmt: off
+TABLE = [
+    # task, size, learning rate, drop path, start, reported
+    Row("stage1", "base", 1.5e-3, 0.1, None, _FROM_BEIT),
+    Row("stage1", "base-plus", 1.5e-3, 0.1, None),
+    Row("stage1", "large", 1.5e-3, 0.1, None, _FROM_BEIT),
+    Row("stage2", "base", 2e-4, 0.1, "stage1"),
+    Row("stage2", "base-plus", 2e-4, 0.1, "stage1"),
+    Row("stage2", "large", 2e-4, 0.1, "stage1"),
+    Row("stage3", "base", 2e-4, 0.1, "stage2", _STAGE3.format(74.8, 57.2, 92.3, 79.3, 76.64, "dev 82.77")),
+    Row("stage3", "base-plus", 1e-4, 0.1, "stage2", _STAGE3.format(76.3, 58.6, 93.2, 81.8, 78.5, "test-P 85.1")),
+    Row("stage3", "large", 5e-5, 0.1, "stage2", _STAGE3.format(78.2, 60.6, 95.3, 84.5, 79.94, "dev 85.64")),
+    Row("vqa", "base", 3e-5, 0.15, "stage3", "test-dev 76.64, test-std 76.89"),
+    Row("vqa", "base-plus", 3e-5, 0.15, "stage3", "test-dev 78.5"),
+    Row("vqa", "large", 1.5e-5, 0.15, "stage3", "test-dev 79.94, test-std 79.98"),
+    Row("nlvr2", "base", 5e-5, 0.1, "stage3", "dev 82.77, test-P 83.34"),
+    Row("nlvr2", "base-plus", 3e-5, 0.2, "stage3", "test-P 85.1"),
+    Row("nlvr2", "large", 3e-5, 0.15, "stage3", "dev 85.64, test-P 86.86"),
+    Row("coco-retrieval", "base", 3e-5, 0.2, "stage3", "TR@1 74.8, IR@1 57.2", nodes=8),
+    Row("coco-retrieval", "base-plus", 3e-5, 0.2, "stage3", "TR@1 76.3, IR@1 58.6", nodes=8),
+    Row("coco-retrieval", "large", 2e-5, 0.2, "stage3", "TR@1 78.2, IR@1 60.6", nodes=16),
+    Row("flickr30k-retrieval", "base", 3e-5, 0.15, "coco-retrieval", "TR@1 92.3, IR@1 79.3", nodes=8),
+    Row("flickr30k-retrieval", "base-plus", 3e-5, 0.2, "stage3", "TR@1 93.2, IR@1 81.8", nodes=8),
+    Row("flickr30k-retrieval", "large", 2e-5, 0.2, "coco-retrieval", "TR@1 95.3, IR@1 84.5", nodes=16),
+    Row("imagenet", "base", 4e-3, 0.1, "stage3", _CITED.format("top-1 85.5", 85.2), {"layer_decay": 0.65}),
+    Row("imagenet", "base-plus", 4e-3, 0.1, "stage3", stage={"layer_decay": 0.75}),
+    Row("imagenet", "large", 1e-3, 0.2, "stage3", stage={"layer_decay": 0.75}, length=_LARGE_IMAGENET),
+    Row("imagenet-384", "base", 2e-5, 0.1, "imagenet", _AFTER_22K.format("Base: 86.8"), {"layer_decay": 0.85}),
+    Row("imagenet-384", "base-plus", 2e-5, 0.1, "imagenet", stage={"layer_decay": 0.9}),
+    Row("imagenet-384", "large", 2e-5, 0.4, "imagenet", _AFTER_22K.format("Large: 88.4"), {"layer_decay": 0.9}),
+    Row("ade20k", "base", 3e-5, 0.1, "stage3", _CITED.format("mIoU 53.4", 52.8), {"layer_decay": 0.9, "channels": 768}),
+    Row("ade20k", "base-plus", 3e-5, 0.1, "stage3", stage={"layer_decay": 0.95, "channels": 544}),
+    Row("ade20k", "large", 2e-5, 0.2, "stage3", stage={"layer_decay": 0.95, "channels": 1024}),
+]
+# fmt: on
+
+
+def _entry(row: Row) -> Entry:
+    task, (title, config) = TASKS[row.task], _SIZES[row.size]
+    steps, warmup = row.length or task.length
+    sizes = {"image_size": task.px, "drop_path_rate": row.drop_path} | ({} if task.fusion else {"num_fusion_layers": 0})
+    transform = TransformConfig() if task.transform is None else replace(task.transform, image_size=task.px)
+    recipe = Recipe(
+        stage=replace(task.stage, **row.stage),
+        model=model_config(config(**sizes)),
+        text=task.text,
+        data=DataConfig(source=task.source, transform=transform),
+        loader=LoaderConfig(global_batch_size=task.batch, num_workers=8),
+        optimizer=replace(task.optimizer, lr=row.lr),
+        schedule=ScheduleConfig(warmup_steps=warmup, kind=task.schedule),
+        trainer=TrainerConfig(
+            max_steps=steps,
+            precision="bf16",
+            clip_norm=task.clip_norm,
+            save_every=task.every[0],
+            eval_every=task.every[1],
+        ),
+        init=None if row.start is None else f"runs/{row.size}-{row.start}/model",
+        evaluate_on=None if task.evaluate is None else task.source,
+        evaluate_split=task.evaluate or "test",
+    )
+    comma = "," if row.task.startswith("stage") else ""
+    expect = f"not yet run; the paper reports {row.reported}."
+    return Entry(recipe, f"{title}{comma} {task.about}.", expect=expect, data=task.data, command=_command(row.nodes))
+
+
+def _command(nodes: int) -> str:
+    return f"torchrun {f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc-per-node 8 -m vlmo.cli train {{name}}"
+
+
+PAPER = {f"{row.size}-{row.task}": _entry(row) for row in TABLE}
+"""Recipes by name."""
+
+# A billion noisy pairs, and a much larger contrast: the paper names the data and the batch.
+_large = PAPER["large-stage3"].recipe
+_plusplus = replace(
+    _large,
+    data=replace(
+        _large.data,
+        source="",
+        streams=StreamConfig(patterns=("data/noisy-pairs/{00000..99999}.tar",), lanes=1024, shuffle=262_144),
+        max_bad_share=0.1,
+    ),
+    loader=replace(_large.loader, global_batch_size=16_384),
+    # A process has 64 pairs in either part: 72 GiB without these, 11 with them, by a dry run.
+    trainer=replace(_large.trainer, engine=EngineConfig(data_parallel="fsdp", activation_checkpointing=True)),
+)
+_NOISY = (
+    "a billion pairs of the web as img2dataset leaves them, 100,000 tars of 10,000 pairs, data/noisy-pairs; they are "
+    "streams, so URLs will do: --data.streams.patterns 's3://bucket/{{00000..99999}}.tar'."
+)
+_EXPECT = "not yet run; the paper names the data and the batch. Steps and learning rate are those of large-stage3."
+PAPER["large-plusplus-stage3"] = Entry(
+    _plusplus,
+    "VLMo-Large++, stage 3, first part: large-stage3 on a billion noisy pairs, 16,384 of them in each contrast.",
+    expect=_EXPECT,
+    data=_NOISY,
+    command=_command(32),
+)
+PAPER["large-plusplus-stage3-32k"] = Entry(
+    replace(
+        _plusplus,
+        loader=replace(_plusplus.loader, global_batch_size=32_768),
+        init="runs/large-plusplus-stage3/model",
+        seed=1,
+    ),
+    "VLMo-Large++, stage 3, second part: 32,768 pairs in each contrast, in another order.",
+    expect=_EXPECT,
+    data=_NOISY,
+    command=_command(64),
+)
+
+ABLATIONS: dict[str, tuple[str, str | None, dict[str, Any], dict[str, Any]]] = {
+    "plain": ("Multiway, all losses, global hard negatives, from random weights", None, {}, {}),
+    "stage1": ("from stage 1", "base-stage1", {}, {}),
+    "stage2": ("from stages 1 and 2", "base-stage2", {}, {}),
+    "standard": ("standard Transformer, one FFN for all", None, {"experts": "shared"}, {}),
+    "no-fusion-expert": ("Multiway without vision-language experts", None, {"num_fusion_layers": 0}, {}),
+    # No loss of ITC alone reaches the vision-language experts, so it has none; fine-tuning starts them from the
+    # language experts, as stage 3 does.
+    "itc": ("ITC", None, {"num_fusion_layers": 0}, {"mlm_weight": 0.0, "itm_weight": 0.0}),
+    "itc-mlm": ("ITC + MLM", None, {}, {"itm_weight": 0.0}),
+    "itc-itm": ("ITC + ITM", None, {}, {"mlm_weight": 0.0}),
+    "random-negatives": ("negatives sampled uniformly", None, {}, {"negative_sharpness": 0.0}),
+    "local-negatives": ("hard negatives from an eighth of the batch", None, {}, {"negative_groups": 8}),
+    "separate-attention": ("separate attention for each modality", None, {"attention": "separate"}, {}),
+}
+"""The paper's ablations at Base size: label, start, changes of the model and of the losses."""
+
+# One contrastive loss, as in the paper: base-stage3 has the published code's second one, which models without
+# vision-language experts cannot have.
+_base = PAPER["base-stage3"]
+for _name, (_label, _start, _model, _losses) in ABLATIONS.items():
+    PAPER[f"base-ablation-{_name}"] = replace(
+        _base,
+        recipe=replace(
+            _base.recipe,
+            model=replace(_base.recipe.model, contrast_fusion_ending=False, **_model),
+            stage=VisionLanguageStage(losses=VisionLanguageConfig(**_losses)),
+            init=None if _start is None else f"runs/{_start}/model",
+        ),
+        about=f"An ablation of base-stage3 with one contrastive loss: {_label}.",
+        expect="not yet run; experiments/ablations.py compares the same in small.",
+    )

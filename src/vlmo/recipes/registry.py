@@ -1,0 +1,30 @@
+"""Every recipe by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from vlmo.recipes.paper import PAPER
+from vlmo.recipes.recipe import Recipe
+from vlmo.recipes.small import SMALL
+
+_ENTRIES = SMALL | PAPER
+RECIPES: dict[str, Recipe] = {name: entry.recipe for name, entry in _ENTRIES.items()}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe called `name`.
+
+    Raises:
+        ValueError: There is none; the message has the nearest name.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)
+    raise ValueError(f"no recipe {name!r}; did you mean {nearest[0]!r}? All: vlmo recipes")
+
+
+def describe(name: str) -> str:
+    """Return the description of the recipe called `name`: what it trains, data, start, command, numbers to expect."""
+    find_recipe(name)
+    return _ENTRIES[name].describe(name)

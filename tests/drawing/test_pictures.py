@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlmo.drawing.pictures import data_uri, heat_map, on_white
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_transparency_becomes_white() -> None:
+    for mode in ("RGBA", "LA", "P"):
+        image = Image.new("RGBA", (4, 4), (10, 20, 30, 0)).convert(mode)
+        if mode == "P":
+            image.info["transparency"] = image.getpixel((0, 0))
+        assert on_white(image).getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_data_uri_shrinks_and_chooses_the_format() -> None:
+    flat = Image.new("RGB", (500, 250), "red")
+    waves = np.sin(np.linspace(0, 9, 300)[:, None, None] * np.linspace(1, 3, 300)[:, None] + np.arange(3))
+    photo = Image.fromarray((127 + 90 * waves + np.random.normal(0, 20, waves.shape)).astype(np.uint8))
+    assert data_uri(flat, size=100).startswith("data:image/png;base64,")
+    assert decoded(data_uri(flat, size=100)).size == (100, 50)
+    assert data_uri(photo).startswith("data:image/jpeg;base64,")
+    assert flat.size == (500, 250)  # the caller's picture is left alone
+    assert decoded(data_uri(photo)).size == (144, 144)
+
+
+def test_heat_is_where_the_weight_is() -> None:
+    weights = torch.zeros(4, 4)
+    weights[0, 3] = 2.0
+    heat = np.asarray(heat_map(Image.new("RGB", (72, 72), "white"), weights, size=80)).astype(int)
+    assert heat[5, 75, 1] < 100  # top right: coloured
+    assert heat[70, 10].tolist() == [255, 255, 255]
+    # A flat map has no colour rather than a division by zero.
+    assert np.asarray(heat_map(Image.new("RGB", (8, 8), "white"), torch.ones(2, 2), size=16)).min() == 255
