@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from vlmo.data.examples import PairExamples
-from vlmo.data.loader import Loader
-from vlmo.data.quarantine import keep_good
+from vlmo.data.examples import RowExamples
+from vlmo.data.loader import RowLoader
 from vlmo.data.sources import open_source
+from vlmo.data.validation import filter_invalid_rows
 from vlmo.processing import VLMoProcessor, train_transform
 from vlmo.recipes import Recipe
 from vlmo.training import OptimizerConfig
@@ -93,10 +93,10 @@ class Peer(nn.Module):
         return embeds
 
 
-def peer_loader(recipe: Recipe, processor: VLMoProcessor, *, quarantine: Path) -> Loader:
+def peer_loader(recipe: Recipe, processor: VLMoProcessor, *, quarantine: Path) -> RowLoader:
     """The batches of our stage 3, without masked words."""
-    data = keep_good(open_source(recipe.data.source, split=recipe.data.split), quarantine=quarantine)
-    examples = PairExamples(
+    data = filter_invalid_rows(open_source(recipe.data.source, split=recipe.data.split), quarantine=quarantine)
+    examples = RowExamples(
         data,
         transform=train_transform(dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size)),
         tokenizer=processor.tokenizer,
@@ -104,11 +104,11 @@ def peer_loader(recipe: Recipe, processor: VLMoProcessor, *, quarantine: Path) -
         mlm_probability=None,
         cache_images=recipe.data.cache_images,
     )
-    return Loader(examples, config=dataclasses.replace(recipe.loader, accumulation=1), seed=recipe.seed)
+    return RowLoader(examples, config=dataclasses.replace(recipe.loader, accumulation=1), seed=recipe.seed)
 
 
 def train_peer(
-    peer: Peer, loader: Loader, *, lr: float, seconds: float, bf16: bool, console: Console
+    peer: Peer, loader: RowLoader, *, lr: float, seconds: float, bf16: bool, console: Console
 ) -> dict[str, Any]:
     """Trains with CLIP's loss and optimizer for `seconds`; returns learning rate, steps, samples and seconds."""
     optimizer = build_optimizer(peer, config=dataclasses.replace(CLIP_OPTIMIZER, lr=lr))

@@ -171,7 +171,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "INDEX", " "], "the query is empty"),
         (["search", "INDEX", "gone.png"], "there is no image gone.png"),
         (["search", "INDEX", "pics/no such.jpg"], "there is no image pics/no such.jpg"),
-        (["search", "INDEX", "FILE.png"], "not a picture in a known format"),
+        (["search", "INDEX", "FILE.png"], "not an image in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),
         (["search", "INDEX", "x", "--where", "yeer > 3"], "Columns:"),

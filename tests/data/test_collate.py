@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlmo.data.collate import Example, collate, pad
+from vlmo.data.examples import Example, collate, pad
 
 
 def text(length: int) -> np.ndarray:

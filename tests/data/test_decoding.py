@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from vlmo.data.decoding import EncodedPicture, decode_image, decode_mask, range_path
+from vlmo.data.decoding import EncodedImage, decode_image, decode_mask, range_path
 from vlmo.processing import TransformConfig, train_transform
 
 LOSSY = 6  # JPEG at quality 95 of a flat colour is off by a few of 255 levels (seen: at most 3)
@@ -183,7 +183,7 @@ def test_decode_names_file_and_reason(tmp_path) -> None:
     (tmp_path / "text.png").write_text("I am a text.")
     cases = {
         "empty.jpg": "empty file",
-        "text.png": "not a picture in a known format",
+        "text.png": "not an image in a known format",
         "none.png": "No such file",
         ".": "directory",
     }
@@ -270,7 +270,7 @@ def test_encoded_jpeg_knows_its_size_and_decodes_at_a_smaller_scale(orientation:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.new("RGB", (101, 67), (200, 30, 90))
-    encoded = EncodedPicture(cell(stored, "JPEG", quality=95, exif=exif))
+    encoded = EncodedImage(cell(stored, "JPEG", quality=95, exif=exif))
     size = (67, 101) if orientation == 6 else (101, 67)
     assert encoded.size == size
     picture = encoded.decode(reduction)
@@ -282,7 +282,7 @@ def test_encoded_jpeg_knows_its_size_and_decodes_at_a_smaller_scale(orientation:
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF"])
 def test_encoded_picture_of_another_format_comes_whole(file_format: str) -> None:
     image = cell(Image.new("RGB", (101, 67)), file_format)
-    encoded = EncodedPicture(image)
+    encoded = EncodedImage(image)
     assert encoded.size == encoded.decode(4).size == (101, 67)
 
 
@@ -291,7 +291,7 @@ def test_encoded_jpeg_that_is_cut_is_refused(reduction: int) -> None:
     image = cell(noise(), "JPEG")
     image["bytes"] = image["bytes"][: len(image["bytes"]) // 2]
     with pytest.raises(ValueError, match=r"picture\.jpeg: cannot be decoded"):
-        EncodedPicture(image).decode(reduction)
+        EncodedImage(image).decode(reduction)
 
 
 # Levels of 255, mean over a picture; seen on this photograph: 2.4 and 4.1 (docs/scaling.md). The second is mostly the
@@ -308,7 +308,7 @@ def test_reduced_decoding_of_a_photograph_is_near_the_plain_one(min_crop: float,
     plain = dataclasses.replace(config, reduced_decoding=False)
     for seed in range(3):
         reduced, whole = (
-            train_transform(kind).pixels(EncodedPicture(image), np.random.default_rng(seed)).float()
+            train_transform(kind).pixels(EncodedImage(image), np.random.default_rng(seed)).float()
             for kind in (
                 dataclasses.replace(config, rand_augment_ops=0),
                 dataclasses.replace(plain, rand_augment_ops=0),

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmo.data.examples import ImageExamples, PairExamples, TextExamples
-from vlmo.data.loader import Loader, LoaderConfig
+from vlmo.data.examples import RowExamples
+from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.masking import BlockMaskConfig
-from vlmo.data.sampler import global_batch, step_seed
+from vlmo.data.sampler import batch_seed, global_batch
 from vlmo.data.schema import FEATURES
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
 
@@ -62,11 +62,12 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def pairs(dataset, tokenizer) -> PairExamples:
-    return PairExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=7)
+def pairs(dataset, tokenizer) -> RowExamples:
+    transform = train_transform(TRANSFORM)
+    return RowExamples(dataset, transform=transform, tokenizer=tokenizer, seed=7, mlm_probability=0.15)
 
 
-def take(loader: Loader, *, start: int, count: int) -> list[list[dict]]:
+def take(loader: RowLoader, *, start: int, count: int) -> list[list[dict]]:
     iterator = loader(start)
     steps = list(itertools.islice(iterator, count))
     iterator.close()
@@ -83,9 +84,9 @@ def assert_equal(left: dict, right: dict) -> None:
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_loader_gives_the_same_tensors_with_any_number_of_workers(pairs, num_workers):
     config = LoaderConfig(global_batch_size=8, accumulation=2, num_workers=0)
-    expected = take(Loader(pairs, config=config, seed=7), start=0, count=4)
+    expected = take(RowLoader(pairs, config=config, seed=7), start=0, count=4)
     config = LoaderConfig(global_batch_size=8, accumulation=2, num_workers=num_workers)
-    found = take(Loader(pairs, config=config, seed=7), start=0, count=4)
+    found = take(RowLoader(pairs, config=config, seed=7), start=0, count=4)
     assert [len(step) for step in found] == [2] * 4
     for left, right in zip(itertools.chain(*expected), itertools.chain(*found), strict=True):
         assert_equal(left, right)
@@ -94,7 +95,7 @@ def test_loader_gives_the_same_tensors_with_any_number_of_workers(pairs, num_wor
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loader_restarts_at_any_step(pairs, num_workers):
     config = LoaderConfig(global_batch_size=8, num_workers=num_workers)
-    loader = Loader(pairs, config=config, seed=7)
+    loader = RowLoader(pairs, config=config, seed=7)
     whole = take(loader, start=0, count=7)
     for start in (3, 6):
         for left, right in zip(whole[start:], take(loader, start=start, count=7 - start), strict=True):
@@ -105,9 +106,9 @@ def test_loader_restarts_at_any_step(pairs, num_workers):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_loader_shares_the_same_samples_among_any_number_of_processes(pairs, world_size, accumulation):
     config = LoaderConfig(global_batch_size=8, accumulation=accumulation, num_workers=0)
-    whole = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
+    whole = RowLoader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
     shares = [
-        take(Loader(pairs, config=config, seed=7, rank=rank, world_size=world_size), start=1, count=3)
+        take(RowLoader(pairs, config=config, seed=7, rank=rank, world_size=world_size), start=1, count=3)
         for rank in range(world_size)
     ]
     for number, (batch,) in enumerate(take(whole, start=1, count=3)):
@@ -125,17 +126,17 @@ def test_loader_shares_the_same_samples_among_any_number_of_processes(pairs, wor
 
 
 def test_loader_follows_the_sampler_and_lists_its_samples(pairs):
-    loader = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
+    loader = RowLoader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
     for step, (batch,) in enumerate(take(loader, start=0, count=4)):
         keys = global_batch(step, num_samples=NUM_ROWS, batch_size=8, seed=7)
         assert batch["sample_ids"].tolist() == loader.sample_ids(step) == [row for _, row in keys]
-        assert batch["step_seed"].item() == step_seed(7, step=step)
+        assert batch["step_seed"].item() == batch_seed(7, micro_step=step)
         assert batch["step_seed"].shape == ()
     assert [loader.epoch(step) for step in (0, 2, 3)] == [0, 0, 1]
 
 
 def test_loader_batches_have_the_shapes_of_a_pair_batch(pairs):
-    loader = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
+    loader = RowLoader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
     for (batch,) in take(loader, start=0, count=3):
         assert batch["pixel_values"].shape == (8, 3, 32, 32)
         longest = int(batch["attention_mask"].sum(1).max())
@@ -159,7 +160,7 @@ def _sleeping_thread():
 def test_loader_workers_outlive_signals_of_others_and_obey_their_parent(pairs):
     threads_at_fork = [1]  # as some libraries start them; a hook cannot be taken back, so it is emptied
     os.register_at_fork(after_in_child=lambda: [_sleeping_thread() for _ in threads_at_fork])
-    iterator = Loader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=2), seed=7)(0)
+    iterator = RowLoader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=2), seed=7)(0)
     for _ in range(2):  # a batch of each worker, so that both are past their start
         next(iterator)
     threads_at_fork.clear()
@@ -179,7 +180,11 @@ def test_loader_workers_outlive_signals_of_others_and_obey_their_parent(pairs):
 def test_loader_leaves_global_generators_alone(pairs):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     for num_workers in (0, 1):
-        take(Loader(pairs, config=LoaderConfig(global_batch_size=4, num_workers=num_workers), seed=7), start=0, count=2)
+        take(
+            RowLoader(pairs, config=LoaderConfig(global_batch_size=4, num_workers=num_workers), seed=7),
+            start=0,
+            count=2,
+        )
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
 
@@ -193,17 +198,17 @@ def test_loader_rejects_impossible_configurations(pairs):
         (LoaderConfig(global_batch_size=4, accumulation=0), 1, "accumulation >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            Loader(pairs, config=config, seed=0, rank=0, world_size=world_size)
+            RowLoader(pairs, config=config, seed=0, rank=0, world_size=world_size)
     with pytest.raises(ValueError, match="start_step is -1"):
-        Loader(pairs, config=LoaderConfig(global_batch_size=4), seed=0)(-1)
+        RowLoader(pairs, config=LoaderConfig(global_batch_size=4), seed=0)(-1)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_loader_names_a_sample_that_cannot_be_decoded(tokenizer, num_workers):
     images = [png(row) for row in range(6)]
     images[3] = images[3][:60]
-    examples = PairExamples(rows(images), transform=eval_transform(TRANSFORM), tokenizer=tokenizer, seed=0)
-    loader = Loader(examples, config=LoaderConfig(global_batch_size=6, num_workers=num_workers), seed=0)
+    examples = RowExamples(rows(images), transform=eval_transform(TRANSFORM), tokenizer=tokenizer, seed=0)
+    loader = RowLoader(examples, config=LoaderConfig(global_batch_size=6, num_workers=num_workers), seed=0)
     with pytest.raises(ValueError, match=r"^sample 3 \(image_id 'picture-1'\)"):
         take(loader, start=0, count=1)
 
@@ -222,12 +227,12 @@ def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset,
     assert torch.equal(first["pixel_values"], again["pixel_values"])
     assert np.array_equal(first["mlm_input_ids"], again["mlm_input_ids"])
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
-    reseeded = PairExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=8)
+    reseeded = RowExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=8)
     assert not torch.equal(first["pixel_values"], reseeded[0, 5]["pixel_values"])
 
 
 def test_pair_examples_without_masks_keep_captions_and_pictures(pairs, dataset, tokenizer):
-    plain = PairExamples(
+    plain = RowExamples(
         dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=7, mlm_probability=None
     )
     assert plain[2, 3].keys() == pairs[2, 3].keys() - {"mlm_input_ids", "mlm_labels"}
@@ -245,25 +250,27 @@ def test_examples_travel_to_fresh_processes(pairs):
 @pytest.mark.parametrize("min_crop", [1.0, 0.5])
 def test_cached_pictures_give_the_same_examples(dataset, min_crop):
     transform = train_transform(TransformConfig(image_size=16, min_crop=min_crop))
-    read, kept = (ImageExamples(dataset, transform=transform, seed=1, cache_images=cached) for cached in (False, True))
+    read, kept = (RowExamples(dataset, transform=transform, seed=1, cache_images=cached) for cached in (False, True))
     for key in ((0, 0), (0, 21), (3, 4)):
         assert torch.equal(read[key]["pixel_values"], kept[key]["pixel_values"])
 
 
 def test_image_examples_hide_equally_many_patches(dataset):
     mask = BlockMaskConfig.for_grid(4, width=4)
-    examples = ImageExamples(dataset, transform=train_transform(TRANSFORM), seed=1, mask=mask)
-    loader = Loader(examples, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=1)
+    examples = RowExamples(dataset, transform=train_transform(TRANSFORM), seed=1, mask=mask)
+    loader = RowLoader(examples, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
     assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
     assert batch["bool_masked_pos"].shape == (8, 16)
     assert batch["bool_masked_pos"].sum(1).tolist() == [6] * 8
-    assert "bool_masked_pos" not in ImageExamples(dataset, transform=train_transform(TRANSFORM), seed=1)[0, 0]
+    assert "bool_masked_pos" not in RowExamples(dataset, transform=train_transform(TRANSFORM), seed=1)[0, 0]
 
 
 def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
-    examples = TextExamples(dataset.remove_columns("image"), tokenizer=tokenizer, seed=1, max_length=12)
-    loader = Loader(examples, config=LoaderConfig(global_batch_size=22, num_workers=0), seed=1)
+    examples = RowExamples(
+        dataset.remove_columns("image"), tokenizer=tokenizer, seed=1, max_length=12, mlm_probability=0.15
+    )
+    loader = RowLoader(examples, config=LoaderConfig(global_batch_size=22, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
     assert batch.keys() == {
         "input_ids",
@@ -284,4 +291,4 @@ def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
 def test_text_examples_reject_rows_without_words(dataset, tokenizer, captions):
     broken = dataset.select(range(3)).remove_columns("captions").add_column("captions", [["a"], captions, ["b"]])
     with pytest.raises(ValueError, match="sample 1 has no text or an empty one"):
-        TextExamples(broken, tokenizer=tokenizer, seed=0)
+        RowExamples(broken, tokenizer=tokenizer, seed=0)

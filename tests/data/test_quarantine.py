@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,9 @@ from datasets import Dataset, Value
 from PIL import Image
 from tests.distributed.gloo import run_processes
 
-from vlmo.data import quarantine as quarantine_module
-from vlmo.data.quarantine import PictureCheck, keep_good
+from vlmo.data import validation
 from vlmo.data.schema import FEATURES, REASONING_FEATURES
+from vlmo.data.validation import RowValidator, filter_invalid_rows
 
 
 def png(shade: int) -> dict:
@@ -51,9 +52,9 @@ def mixed() -> Dataset:
     )
 
 
-def test_keep_good_loses_no_row_without_a_line(tmp_path) -> None:
+def test_filter_loses_no_row_without_a_line(tmp_path) -> None:
     file = tmp_path / "deep" / "quarantine.jsonl"
-    good = keep_good(mixed(), quarantine=file, max_share=1.0)
+    good = filter_invalid_rows(mixed(), quarantine=file, max_share=1.0)
     assert good["image_id"][:] == ["id0", "id2", "id4", "id10"]
     assert good["captions"][:] == [["shade 0"], ["shade 2"], ["fine"], ["shade 10"]]
     assert good.features == FEATURES
@@ -62,9 +63,9 @@ def test_keep_good_loses_no_row_without_a_line(tmp_path) -> None:
     assert [line["row"] for line in dropped] == [1, 3, 5, 6, 7, 8, 9, 11]
 
 
-def test_keep_good_says_path_and_reason(tmp_path) -> None:
+def test_filter_says_path_and_reason(tmp_path) -> None:
     file = tmp_path / "quarantine.jsonl"
-    keep_good(mixed(), quarantine=file, max_share=1.0)
+    filter_invalid_rows(mixed(), quarantine=file, max_share=1.0)
     found = {line["row"]: line for line in lines(file)}
     assert found[1] == {
         "kind": "row",
@@ -85,77 +86,81 @@ def test_keep_good_says_path_and_reason(tmp_path) -> None:
     assert found[4]["reason"] == "caption 2 is empty; removed, the row is kept"
 
 
-def test_keep_good_repeat_of_a_bad_row_is_kept(tmp_path) -> None:
+def test_filter_repeat_of_a_bad_row_is_kept(tmp_path) -> None:
     rows = dataset([row(0, captions=[""]), row(1, image_id="id0"), row(2, image_id="id0")])
-    good = keep_good(rows, quarantine=tmp_path / "q.jsonl", max_share=1.0)
+    good = filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=1.0)
     assert good["captions"][:] == [["shade 1"]]
 
 
-def test_keep_good_can_allow_several_rows_an_image(tmp_path) -> None:
+def test_filter_can_allow_several_rows_an_image(tmp_path) -> None:
     rows = dataset([row(0), row(1, image_id="id0")])
-    assert len(keep_good(rows, quarantine=tmp_path / "q.jsonl", unique_ids=False)) == 2
+    assert len(filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", unique_ids=False)) == 2
 
 
-def test_keep_good_text_needs_no_image_and_pictures_no_caption(tmp_path) -> None:
+def test_filter_text_needs_no_image_and_pictures_no_caption(tmp_path) -> None:
     text = dataset([row(0, image=None), row(1, image=None)])
-    assert len(keep_good(text, quarantine=tmp_path / "q.jsonl", needs_image=False)) == 2
+    assert len(filter_invalid_rows(text, quarantine=tmp_path / "q.jsonl", needs_image=False)) == 2
     pictures = dataset([row(0, captions=[]), row(1, captions=[])])
-    assert len(keep_good(pictures, quarantine=tmp_path / "q.jsonl", needs_caption=False)) == 2
+    assert len(filter_invalid_rows(pictures, quarantine=tmp_path / "q.jsonl", needs_caption=False)) == 2
     assert lines(tmp_path / "q.jsonl") == []
 
 
-def test_keep_good_without_faults_changes_nothing(tmp_path) -> None:
+def test_filter_without_faults_changes_nothing(tmp_path) -> None:
     rows = dataset([row(number) for number in range(5)])
     (tmp_path / "q.jsonl").write_text("of an older run\n")
-    assert keep_good(rows, quarantine=tmp_path / "q.jsonl").to_list() == rows.to_list()
+    assert filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl").to_list() == rows.to_list()
     assert (tmp_path / "q.jsonl").read_text() == ""
 
 
-def test_keep_good_keeps_further_columns_and_their_order(tmp_path) -> None:
+def test_filter_keeps_further_columns_and_their_order(tmp_path) -> None:
     rows = dataset([row(0, captions=["a", ""]), row(1, image_id="id0"), row(2)])
     rows = rows.add_column("answer", ["x", "y", "z"], feature=Value("string"))
-    good = keep_good(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)
+    good = filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)
     assert good.column_names == rows.column_names
     assert good["answer"][:] == ["x", "z"]
     assert good["captions"][:] == [["a"], ["shade 2"]]
 
 
-def test_keep_good_stops_above_the_share(tmp_path) -> None:
+def test_filter_stops_above_the_share(tmp_path) -> None:
     rows = dataset([row(number, captions=[""] if number < 2 else ["x"]) for number in range(100)])
     file = tmp_path / "q.jsonl"
-    with pytest.raises(ValueError, match=r"2 of 100 rows are bad \(2\.00%\), more than the allowed 1\.00%") as caught:
-        keep_good(rows, quarantine=file)
+    with pytest.raises(
+        ValueError, match=r"2 of 100 rows are invalid \(2\.00%\), more than the allowed 1\.00%"
+    ) as caught:
+        filter_invalid_rows(rows, quarantine=file)
     assert str(file) in str(caught.value)
     assert len(lines(file)) == 2
-    assert len(keep_good(rows, quarantine=file, max_share=0.02)) == 98
+    assert len(filter_invalid_rows(rows, quarantine=file, max_share=0.02)) == 98
 
 
-def test_keep_good_of_nothing_is_an_error(tmp_path) -> None:
+def test_filter_of_nothing_is_an_error(tmp_path) -> None:
     with pytest.raises(ValueError, match="no rows"):
-        keep_good(dataset([row(0)]).select([]), quarantine=tmp_path / "q.jsonl")
-    with pytest.raises(ValueError, match="all 1 rows are bad"):
-        keep_good(dataset([row(0, captions=[])]), quarantine=tmp_path / "q.jsonl", max_share=1.0)
+        filter_invalid_rows(dataset([row(0)]).select([]), quarantine=tmp_path / "q.jsonl")
+    with pytest.raises(ValueError, match="all 1 rows are invalid"):
+        filter_invalid_rows(dataset([row(0, captions=[])]), quarantine=tmp_path / "q.jsonl", max_share=1.0)
 
 
-def test_keep_good_needs_the_schema(tmp_path) -> None:
+def test_filter_needs_the_schema(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"column\(s\) image_id missing"):
-        keep_good(dataset([row(0)]).remove_columns("image_id"), quarantine=tmp_path / "q.jsonl")
+        filter_invalid_rows(dataset([row(0)]).remove_columns("image_id"), quarantine=tmp_path / "q.jsonl")
 
 
 def share_the_look(file: str) -> dict[str, object]:
     seen: list[str] = []
-    inspect = quarantine_module.inspect_row
-    quarantine_module.inspect_row = lambda row, **settings: seen.append(row["image_id"]) or inspect(row, **settings)
+    validate = RowValidator.__call__
+    RowValidator.__call__ = lambda self, row: seen.append(row["image_id"]) or validate(self, row)
     told: list[None] = []
     try:
-        good = keep_good(mixed(), quarantine=Path(file), max_share=1.0, shared=True, progress=lambda: told.append(None))
+        good = filter_invalid_rows(
+            mixed(), quarantine=Path(file), max_share=1.0, shared=True, progress=lambda: told.append(None)
+        )
     finally:
-        quarantine_module.inspect_row = inspect
+        RowValidator.__call__ = validate
     return {"good": good.to_list(), "seen": len(seen), "told": len(told)}
 
 
 def test_processes_share_the_look_and_keep_the_same_rows(tmp_path) -> None:
-    one = keep_good(mixed(), quarantine=tmp_path / "one.jsonl", max_share=1.0)
+    one = filter_invalid_rows(mixed(), quarantine=tmp_path / "one.jsonl", max_share=1.0)
     found = run_processes(share_the_look, str(tmp_path / "two.jsonl"))
     assert [process["good"] for process in found] == [one.to_list()] * 2
     assert [process["seen"] for process in found] == [6, 6]  # of twelve rows
@@ -164,41 +169,41 @@ def test_processes_share_the_look_and_keep_the_same_rows(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
 
 
-def test_keep_good_looks_again_at_files_that_changed(tmp_path) -> None:
+def test_filter_looks_again_at_files_that_changed(tmp_path) -> None:
     file = tmp_path / "a.png"
     file.write_bytes(png(1)["bytes"])
     rows = dataset([row(0), row(1, image={"bytes": None, "path": str(file)})])
-    assert len(keep_good(rows, quarantine=tmp_path / "q.jsonl")) == 2
+    assert len(filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl")) == 2
     file.write_bytes(b"")
-    assert len(keep_good(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)) == 1
+    assert len(filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)) == 1
 
 
 def test_quarantine_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     file = tmp_path / "q.jsonl"
-    keep_good(mixed(), quarantine=file, max_share=1.0)
+    filter_invalid_rows(mixed(), quarantine=file, max_share=1.0)
     before = file.read_text()
 
     def full_disk(_descriptor: int) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(quarantine_module.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
-        keep_good(dataset([row(0), row(1)]), quarantine=file)
+        filter_invalid_rows(dataset([row(0), row(1)]), quarantine=file)
     assert file.read_text() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["q.jsonl"]
 
 
 def test_a_picture_of_many_rows_is_decoded_once(tmp_path, monkeypatch) -> None:
     decoded = []
-    true = quarantine_module.decode_image
+    true = validation.decode_image
     monkeypatch.setattr(
-        quarantine_module, "decode_image", lambda cell, **more: (decoded.append(cell["path"]), true(cell, **more))[1]
+        validation, "decode_image", lambda cell, **more: (decoded.append(cell["path"]), true(cell, **more))[1]
     )
     file = tmp_path / "broken.jpg"
     file.write_bytes(b"no picture")
     broken = {"bytes": None, "path": str(file)}
     rows = [row(number, image=image) for number, image in enumerate([png(1), png(1), broken, broken, png(2), png(1)])]
-    good = keep_good(dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=0.5)
+    good = filter_invalid_rows(dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=0.5)
     assert good["image_id"][:] == ["id0", "id1", "id4", "id5"]
     assert decoded == ["1.png", str(file), "2.png"]
     # Each row has a line of its own, whoever was looked at.
@@ -206,13 +211,17 @@ def test_a_picture_of_many_rows_is_decoded_once(tmp_path, monkeypatch) -> None:
 
 
 def test_verdicts_are_those_of_the_bytes_and_forgotten_in_time(monkeypatch) -> None:
-    check = PictureCheck()
+    validator = RowValidator(images=["image"], needs_caption=True)
+
+    def check(image: dict) -> str | None:
+        return validator(row(0, image=image)).reason
+
     assert check(png(1) | {"path": "same.png"}) is None
-    assert check({"bytes": b"other", "path": "same.png"}) == "same.png: not a picture in a known format (5 bytes)"
-    monkeypatch.setattr(quarantine_module, "_REMEMBERED", 2)
+    assert check({"bytes": b"other", "path": "same.png"}) == "same.png: not an image in a known format (5 bytes)"
+    monkeypatch.setattr(validation, "_REMEMBERED", 2)
     for shade in range(5):
         assert check(png(shade)) is None
-    assert len(check._known) == 2
+    assert len(validator._known) == 2
 
 
 def test_second_pictures_are_looked_at_too(tmp_path) -> None:
@@ -223,7 +232,7 @@ def test_second_pictures_are_looked_at_too(tmp_path) -> None:
         row(2, second_image=None, **more),
     ]
     pairs = Dataset.from_list(rows, features=REASONING_FEATURES)
-    good = keep_good(pairs, quarantine=tmp_path / "q.jsonl", max_share=1.0)
+    good = filter_invalid_rows(pairs, quarantine=tmp_path / "q.jsonl", max_share=1.0)
     assert good["image_id"][:] == ["id0"]
     reasons = [line["reason"] for line in lines(tmp_path / "q.jsonl")]
-    assert reasons == ["right.png: not a picture in a known format (1 bytes)", "the row has no second_image"]
+    assert reasons == ["right.png: not an image in a known format (1 bytes)", "the row has no second_image"]

@@ -14,7 +14,7 @@ from tests.toy_questions import (
     write_sentences,
 )
 
-from vlmo.data.loader import Loader, LoaderConfig
+from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.question_examples import QuestionExamples, ReasoningExamples, answers_of
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.processing import TransformConfig, eval_transform, train_transform
@@ -153,7 +153,7 @@ def test_examples_go_through_the_loader_in_worker_processes(words):
     examples = questions(question_rows(16), words, transform=train_transform(PLAIN))
     batches = {}
     for workers in (0, 1):
-        iterator = Loader(examples, config=LoaderConfig(global_batch_size=8, num_workers=workers), seed=0)(0)
+        iterator = RowLoader(examples, config=LoaderConfig(global_batch_size=8, num_workers=workers), seed=0)(0)
         batches[workers] = next(iterator)[0]
         iterator.close()
     for name, value in batches[0].items():

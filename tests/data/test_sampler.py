@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vlmo.data.sampler import global_batch, micro_batches, order, sample_generator, sample_seed, stable_id, step_seed
+from vlmo.data.sampler import batch_seed, global_batch, micro_batches, order, sample_generator, sample_seed, stable_id
 
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch():
@@ -71,7 +71,7 @@ def test_sampler_rejects_impossible_numbers():
 def test_seeds_are_63_bit_and_all_different():
     seeds = [sample_seed(seed, epoch=epoch, index=row) for seed in (0, 1) for epoch in range(5) for row in range(200)]
     seeds += [sample_seed(0, epoch=0, index=row, purpose="image") for row in range(200)]
-    seeds += [step_seed(seed, step=step) for seed in (0, 1) for step in range(200)]
+    seeds += [batch_seed(seed, micro_step=step) for seed in (0, 1) for step in range(200)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -79,7 +79,7 @@ def test_seeds_are_63_bit_and_all_different():
 def test_seeds_stay_what_they_were():
     """Resuming a run of an older version relies on these values."""
     assert sample_seed(1, epoch=2, index=3, purpose="image") == 6549454419866204084
-    assert step_seed(1, step=2) == 8517965699486610975
+    assert batch_seed(1, micro_step=2) == 8517965699486610975
     assert stable_id("1f600") == 1679746471161067930
     assert order(8, seed=0, epoch=0).tolist() == [3, 7, 5, 4, 0, 2, 1, 6]
 

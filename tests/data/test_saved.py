@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
-from vlmo.data.saved import read_saved
-from vlmo.data.stream.records import Bad, Sample
+from vlmo.data.stream.records import Bad, Sample, read_saved
 
 FEATURES = Features(
     {
@@ -52,7 +51,7 @@ def test_paths_and_other_names_are_understood(tmp_path):
     Dataset.from_dict({"image": ["a.png"], "captions": [[1, 2]]}).save_to_disk(tmp_path / "wrong")
     (bad,) = read_saved(tmp_path / "wrong")
     assert isinstance(bad, Bad)
-    assert "no texts" in bad.reason
+    assert "expected a text or a list of texts" in bad.reason
 
 
 @pytest.mark.parametrize("damage", ["state.json", "data-00000-of-00001.arrow"])

@@ -5,9 +5,8 @@ import pytest
 from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 
-from vlmo.data.files import split_words
 from vlmo.data.schema import hash_share
-from vlmo.data.sources import FEATURES, decode_image, open_source, source_names
+from vlmo.data.sources import FEATURES, decode_image, open_source, source_names, split_words
 
 
 @pytest.fixture
@@ -122,18 +121,18 @@ def test_split_column_is_used(pictures) -> None:
         ("captions.csv", "image,text\na.png,x\n", "2: no column caption or captions; found image, text"),
         ("captions.csv", "image,caption\na.png,x,y\n", "2: not the 2 fields of the heading.*quotes"),
         ("captions.csv", "image,caption\na.png\n", "2: not the 2 fields of the heading"),
-        ("captions.csv", "image,caption\n ,x\n", "2: no picture is named"),
+        ("captions.csv", "image,caption\n ,x\n", "2: no image is named"),
         ("captions.csv", "image,caption\n", "no rows"),
         ("captions.csv", "", "no rows"),
         ("captions.csv", "image,caption\n../secret.png,x\n", r"2: \.\./secret\.png lies outside"),
         ("captions.csv", "image,caption\n/etc/hosts,x\n", "2: /etc/hosts lies outside"),
         ("captions.csv", "image,caption,split\na,x,train\na,y,test\n", "3: a has split 'test', an earlier line"),
-        ("captions.csv", "image,caption,split\na,x,train\nb,y,\n", "1 pictures have no split, such as b"),
+        ("captions.csv", "image,caption,split\na,x,train\nb,y,\n", "1 images have no split, such as b"),
         ("captions.csv", "image,caption,image_id\na,x,1\nb,y,1\n", "3: 1 has image .*b.*earlier line"),
         ("captions.jsonl", '{"image": "a.png", "caption": "x"}\n{"image":\n', "2: not JSON"),
         ("captions.jsonl", "[1]\n", "1: expected an object"),
         ("captions.jsonl", '{"image": "a.png", "captions": [1]}\n', r"1: captions must be a text or a list.*\[1\]"),
-        ("captions.jsonl", '{"image": 3, "captions": "x"}\n', "1: no picture is named"),
+        ("captions.jsonl", '{"image": 3, "captions": "x"}\n', "1: no image is named"),
     ],
 )
 def test_wrong_table_is_named_with_its_line(tmp_path, name: str, text: str, message: str) -> None:

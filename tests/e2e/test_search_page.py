@@ -83,7 +83,7 @@ def test_options_of_the_page_exist(capsys):
 
 def test_limits_on_the_page_are_those_of_the_code():
     from vlmo.data.decoding import MAX_PIXELS
-    from vlmo.data.files import PICTURE_SUFFIXES
+    from vlmo.data.listing import IMAGE_SUFFIXES
     from vlmo.retrieval import IndexSettings
     from vlmo.retrieval.index import Approximate
     from vlmo.retrieval.reading import MAX_BYTES
@@ -91,4 +91,4 @@ def test_limits_on_the_page_are_those_of_the_code():
     assert f"more than {MAX_BYTES // 10**6} MB or {MAX_PIXELS // 10**6}\n" in PAGE
     assert f"From {IndexSettings().approximate_from // 1000} thousand pictures on" in PAGE
     assert f"for the best {Approximate('', 1).candidates} candidates" in PAGE
-    assert set(re.findall(r"\.\w+", re.search(r"by their suffix \((.*?)\)", PAGE)[1])) <= PICTURE_SUFFIXES
+    assert set(re.findall(r"\.\w+", re.search(r"by their suffix \((.*?)\)", PAGE)[1])) <= IMAGE_SUFFIXES

@@ -294,7 +294,7 @@ def test_labels_outside_the_range_are_named_before_any_work(task, change, words,
         "nlvr2": (reasoning_row, REASONING_FEATURES),
     }[task]
     source = changed(tmp_path / "odd", [make(0), make(1, **change)], kind=task, features=features)
-    monkeypatch.setattr(answering_sets, "keep_good", lambda *_, **__: pytest.fail("pictures were looked at"))
+    monkeypatch.setattr(answering_sets, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
     evaluate = {"vqa": answering.evaluate_vqa, "nlvr2": answering.evaluate_nlvr2}[task]
     with pytest.raises(ValueError, match=words):
         evaluate(runs[task] / "model", source=source, split="test", **HERE)

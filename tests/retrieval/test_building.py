@@ -284,7 +284,7 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
     reasons = {Path(line["path"]).name: line["reason"] for line in quarantine(out)}
     assert reasons.keys() == {"text.jpg", "empty.png", "cut.png", "bomb.png", "x.tar", r"latin \udcfc.png"}
     assert "not UTF-8" in reasons[r"latin \udcfc.png"]
-    assert "not a picture in a known format" in reasons["text.jpg"]
+    assert "not an image in a known format" in reasons["text.jpg"]
     assert "empty file" in reasons["empty.png"]
     assert "81,000,000 pixels" in reasons["bomb.png"]
     assert "cannot be read any further" in reasons["x.tar"]

@@ -23,7 +23,7 @@ from tests.killing import wait_until
 from tests.rights import ordinary_rights
 from toy_run import Settings, make_trainer
 
-from vlmo.data.loader import Loader, LoaderConfig
+from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.training import TrainerConfig, Watchdog, launch
 from vlmo.training.errors import TrainingError
 from vlmo.types import Batch
@@ -190,9 +190,9 @@ class Rows:
         return Batch(pixel_values=torch.sin(rows[:, None] + torch.arange(4.0)), sample_ids=rows)
 
 
-def _loader(*, num_workers: int, kills_in_step: int | None) -> Loader:
+def _loader(*, num_workers: int, kills_in_step: int | None) -> RowLoader:
     rows = Rows()
-    loader = Loader(rows, config=LoaderConfig(global_batch_size=8, num_workers=num_workers), seed=0)
+    loader = RowLoader(rows, config=LoaderConfig(global_batch_size=8, num_workers=num_workers), seed=0)
     if kills_in_step is not None:
         rows.trap = loader.sample_ids(kills_in_step - 1)[0]
     return loader

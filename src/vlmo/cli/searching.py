@@ -214,10 +214,10 @@ def _check_search(options: SearchOptions, *, image: Path | None) -> None:
 
 def _image_of(query: str) -> Path | None:
     """The file that the query names; None of words."""
-    from vlmo.data.files import PICTURE_SUFFIXES
+    from vlmo.data.listing import IMAGE_SUFFIXES
 
     path = Path(query).expanduser()
-    looks_so = path.suffix.lower() in PICTURE_SUFFIXES
+    looks_so = path.suffix.lower() in IMAGE_SUFFIXES
     try:
         if looks_so and path.is_file():
             return path

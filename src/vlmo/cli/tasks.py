@@ -184,8 +184,12 @@ def predict_command(options: PredictOptions) -> None:
 def prepare_command(options: PrepareOptions) -> None:
     """Run `vlmo data prepare`."""
     from vlmo.data.prepare import prepare
+    from vlmo.progress import Progress
 
-    summary = prepare(options.name, root=options.root, out=options.out, num_proc=options.num_proc)
+    with Progress(_STDERR) as progress:
+        summary = prepare(
+            options.name, root=options.root, out=options.out, num_proc=options.num_proc, progress=progress
+        )
     table = Table(title=summary.name)
     for number, name in enumerate(summary.HEADER):
         table.add_column(name, justify="right" if number else "left")

@@ -1,4 +1,4 @@
-"""Bytes or a file to an RGB picture, or a ValueError that says why not."""
+"""Decode image files to RGB, with a ValueError that names the file and the reason where that fails."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
 MAX_PIXELS = 64_000_000
-"""Largest width x height that is decoded: above a camera's usual pictures, below a 100-megapixel bomb."""
+"""Largest width x height that is decoded: above a camera's usual images, below a 100-megapixel bomb."""
 
 # Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -36,25 +36,39 @@ _RANGE = re.compile(r"(?P<file>.+)#bytes=(?P<start>\d+)\+(?P<length>\d+)", re.DO
 
 
 class ImageCell(TypedDict):
-    """What a row's `image` column holds: the file's bytes, or else where it lies (a file, or `range_path`)."""
+    """One value of an `image` column: the file's bytes, or else its path (a file, or a `range_path`)."""
 
     bytes: bytes | None
     path: str | None
 
 
-def range_path(file: Path, *, start: int, length: int) -> str:
-    """Path of a picture that is a piece of a bigger file, for `ImageCell`: "FILE#bytes=START+LENGTH"."""
+def range_path(file: Path | str, *, start: int, length: int) -> str:
+    """Path of an image that is a piece of a bigger file, for `ImageCell`: "FILE#bytes=START+LENGTH"."""
     return f"{file}#bytes={start}+{length}"
 
 
-class EncodedPicture:
-    """A picture of which the header has been read; `decode` makes pixels of it, once.
+def read_path(path: str) -> bytes:
+    """Read a file, or the piece that a `range_path` names.
 
-    Only JPEG waits for that: other formats cannot be decoded at a smaller scale, and are decoded at once.
+    Raises:
+        OSError: It cannot be read.
+    """
+    piece = _RANGE.fullmatch(path)
+    if piece is None:
+        return Path(path).read_bytes()
+    with Path(piece["file"]).open("rb") as file:
+        file.seek(int(piece["start"]))
+        return file.read(int(piece["length"]))
+
+
+class EncodedImage:
+    """An image of which only the header has been read; `decode` gives the pixels, once.
+
+    Only JPEG is decoded lazily: other formats cannot be decoded at a smaller scale, and are decoded at once.
 
     Args:
         image: The file.
-        max_pixels: The most pixels that a picture may have.
+        max_pixels: Largest width x height that is accepted.
 
     Raises:
         ValueError: As `decode_image`, for what the header tells.
@@ -62,66 +76,72 @@ class EncodedPicture:
 
     def __init__(self, image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> None:
         self._where = image["path"] or "bytes in memory"
-        data = _read_bytes(image, where=self._where)
-        with _reasons(self._where, data):
-            opened = _open(data, max_pixels=max_pixels)
-            self._data = data
-            self._picture = opened if opened.format == "JPEG" else _loaded(opened)
-            self.size = _upright_size(opened) if opened.format == "JPEG" else self._picture.size
+        self._data = _read_bytes(image, where=self._where)
+        with _naming_errors(self._where, self._data):
+            self._image = _open(self._data, max_pixels=max_pixels)
+            self._is_lazy = self._image.format == "JPEG"
+            if self._is_lazy:
+                width, height = self._image.size
+                self.size = (height, width) if _orientation(self._image) in _SIDEWAYS else (width, height)
+            else:
+                self._image = _load_upright_rgb(self._image)
+                self.size = self._image.size
 
     size: tuple[int, int]
     """Width and height, EXIF orientation applied."""
 
     def decode(self, reduction: int = 1) -> Image.Image:
-        """The picture as `decode_image` gives it; a JPEG at 1 / `reduction` of its size (1, 2, 4 or 8), rounded up.
+        """Return the image as `decode_image` does; a JPEG at 1 / `reduction` of its size (1, 2, 4 or 8), rounded up.
 
-        The smaller scale is taken out of the file itself, which costs less than decoding all and resizing. A pixel is
+        The JPEG decoder itself gives the smaller scale, which costs less than decoding all and resizing. A pixel is
         then about the mean of reduction x reduction pixels.
 
         Raises:
             ValueError: Cut off or damaged.
         """
-        opened = self._picture
-        if opened.format != "JPEG":
-            return opened
-        with _reasons(self._where, self._data):
+        if not self._is_lazy:
+            return self._image
+        with _naming_errors(self._where, self._data):
             if reduction > 1:
-                opened.draft(None, (max(1, opened.width // reduction), max(1, opened.height // reduction)))
-            return _loaded(opened)
+                width, height = self._image.size
+                self._image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
+            return _load_upright_rgb(self._image)
 
 
 def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Picture in mode RGB: first frame, EXIF orientation applied, transparency put on white.
+    """Decode to mode RGB: first frame, EXIF orientation applied, transparency on white, 16-bit grey scaled to 8 bits.
 
-    16-bit greyscale is scaled to 8 bits. Colour profiles are not applied.
+    Colour profiles are not applied.
 
     Raises:
-        ValueError: Nothing to read, not a picture, cut off, damaged, or more than `max_pixels` pixels;
+        ValueError: Nothing to read, not an image, cut off, damaged, or more than `max_pixels` pixels;
             the message names the file and the reason.
     """
-    return EncodedPicture(image, max_pixels=max_pixels).decode()
+    return EncodedImage(image, max_pixels=max_pixels).decode()
 
 
 def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width"]:
-    """Numbers of a picture with one channel, as they are in the file: greyscale of 8 bits, or indices of a palette.
+    """Return the stored numbers of an image with one channel: greyscale of 8 bits, or indices of a palette.
 
     Raises:
-        ValueError: As `decode_image`, and for a picture with more channels or bits.
+        ValueError: As `decode_image`, and for an image with more channels or bits.
     """
     where = image["path"] or "bytes in memory"
     data = _read_bytes(image, where=where)
-    with _reasons(where, data), _open(data, max_pixels=max_pixels) as opened:
+    with _naming_errors(where, data), _open(data, max_pixels=max_pixels) as opened:
         opened.load()
-        return _numbers(opened)
+        if opened.mode not in ("L", "P"):
+            raise ValueError(f"mode {opened.mode}; a mask needs one channel of 8 bits (mode L or P)")
+        return np.array(opened)
 
 
 @contextlib.contextmanager
-def _reasons(where: str, data: bytes) -> Iterator[None]:
-    """Turns whatever Pillow raises into a ValueError that names the file."""
+def _naming_errors(where: str, data: bytes) -> Iterator[None]:
+    """Turn whatever Pillow raises into a ValueError that names the file."""
     try:
         yield
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{where}: not a picture in a known format ({len(data)} bytes)") from error
+        raise ValueError(f"{where}: not an image in a known format ({len(data)} bytes)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{where}: more pixels than Pillow allows: {error}") from error
     # Pillow's decoders raise many kinds of errors on damaged bytes (SyntaxError, struct.error, zlib.error, ...).
@@ -129,33 +149,28 @@ def _reasons(where: str, data: bytes) -> Iterator[None]:
         raise ValueError(f"{where}: cannot be decoded: {error or type(error).__name__}") from error
 
 
-def _open(data: bytes, *, max_pixels: int) -> ImageFile.ImageFile:
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     opened = Image.open(io.BytesIO(data), formats=_formats())
-    _check_size(opened.size, max_pixels=max_pixels)
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{width} x {height} is {width * height:,} pixels; at most {max_pixels:,} are allowed, make it smaller"
+        )
     return opened
 
 
-def _loaded(opened: Image.Image) -> Image.Image:
+def _load_upright_rgb(opened: Image.Image) -> Image.Image:
     with opened:
         opened.load()
-        return _upright_rgb(opened)
-
-
-def _upright_size(opened: Image.Image) -> tuple[int, int]:
-    width, height = opened.size
-    return (height, width) if _orientation(opened) in _SIDEWAYS else (width, height)
-
-
-def _upright_rgb(opened: Image.Image) -> Image.Image:
-    rotation = _TRANSPOSE.get(_orientation(opened))
-    picture = _to_rgb(opened)
-    return picture if rotation is None else picture.transpose(rotation)
-
-
-def _numbers(opened: Image.Image) -> UInt8[np.ndarray, "height width"]:
-    if opened.mode not in ("L", "P"):
-        raise ValueError(f"mode {opened.mode}; a mask needs one channel of 8 bits (mode L or P)")
-    return np.array(opened)
+        rotation = _TRANSPOSE.get(_orientation(opened))
+        image = _to_rgb(opened)
+        return image if rotation is None else image.transpose(rotation)
 
 
 def _read_bytes(image: ImageCell, *, where: str) -> bytes:
@@ -174,34 +189,6 @@ def _read_bytes(image: ImageCell, *, where: str) -> bytes:
     if not data:
         raise ValueError(f"{where}: empty file (0 bytes)")
     return data
-
-
-def read_path(path: str) -> bytes:
-    """The bytes of a file, or of the piece that `range_path` names.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    piece = _RANGE.fullmatch(path)
-    if piece is None:
-        return Path(path).read_bytes()
-    with Path(piece["file"]).open("rb") as file:
-        file.seek(int(piece["start"]))
-        return file.read(int(piece["length"]))
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _check_size(size: tuple[int, int], *, max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise ValueError(
-            f"{width} x {height} is {width * height:,} pixels; at most {max_pixels:,} are allowed, make it smaller"
-        )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlmo.data import builtin
-from vlmo.data.collate import Example, collate
 from vlmo.data.decoding import decode_image, decode_mask
-from vlmo.data.examples import ImageTransform, Pictures
+from vlmo.data.examples import Example, Images, ImageTransform, collate
 from vlmo.data.prepare import labels_of
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.data.schema import column
@@ -34,7 +33,7 @@ class SegmentTransform(Protocol):
 
 
 class LabelledExamples:
-    """Pictures with the number of their class.
+    """Images with the number of their class.
 
     Args:
         dataset: Rows of `class_features`.
@@ -48,7 +47,7 @@ class LabelledExamples:
 
     def __init__(self, dataset: Dataset, *, transform: ImageTransform, seed: int, cache_images: bool = False) -> None:
         self._labels = checked_labels(dataset)
-        self._pictures = Pictures(dataset, transform=transform, seed=seed, cache=cache_images)
+        self._pictures = Images(dataset, transform=transform, seed=seed, cache=cache_images)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -68,7 +67,7 @@ class LabelledExamples:
 
 
 class SegmentExamples:
-    """Pictures with the class of each pixel.
+    """Images with the class of each pixel.
 
     Args:
         dataset: Rows of `SEGMENT_FEATURES`.

@@ -1,5 +1,7 @@
 """Endless batches by step number, made in worker processes."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import os
@@ -17,15 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmo import distributed
 from vlmo.data.examples import Examples
-from vlmo.data.sampler import Key, global_batch, micro_batches, step_seed
+from vlmo.data.sampler import Key, batch_seed, global_batch, micro_batches
 from vlmo.types import Batch
 
 _LAST_WORD_S = 5.0
+_PARENT_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How many samples a step takes, and who prepares them."""
+    """Samples of a step, and worker processes."""
 
     global_batch_size: int
     """Samples of one step, over all processes and micro-steps."""
@@ -35,19 +38,19 @@ class LoaderConfig:
     """Worker processes for each training process; 0 prepares batches in the training process itself."""
 
 
-def check_sizes(config: LoaderConfig) -> None:
-    """Raises ValueError for sizes that mean nothing."""
+def validate_sizes(config: LoaderConfig) -> None:
+    """Raise ValueError for sizes that mean nothing."""
     if config.accumulation < 1 or config.num_workers < 0 or config.global_batch_size < 1:
         raise ValueError(f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {config}")
 
 
-class Loader:
+class RowLoader:
     """Micro-batches of each step, a pure function of (examples, configuration, seed, step).
 
     Neither workers nor restarts change a tensor, and the number of processes only decides who gets which part.
 
     Args:
-        examples: What to read.
+        examples: Gives the samples.
         config: Sizes.
         seed: The run's.
         rank: Number of this process; None asks the process group.
@@ -66,15 +69,24 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self._examples = examples
-        self._config = config
-        self._seed = seed
+        self._examples, self._config, self._seed = examples, config, seed
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
-        self._check()
+        validate_sizes(config)
+        pieces = self._world_size * config.accumulation
+        if config.global_batch_size % pieces:
+            raise ValueError(
+                f"global_batch_size is {config.global_batch_size}, not a multiple of {self._world_size} processes x "
+                f"{config.accumulation} micro-steps: change it to a multiple of {pieces}"
+            )
+        if config.global_batch_size > len(examples):
+            raise ValueError(
+                f"global_batch_size is {config.global_batch_size}, but there are {len(examples)} samples: "
+                "a batch would hold some of them twice"
+            )
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
-        """Endless: the micro-batches of step `start_step`, then of the next one, and so on.
+        """Yield without end the micro-batches of step `start_step`, then of the next one, and so on.
 
         Workers start at the first `next` and live until the iterator is closed or dropped.
 
@@ -86,26 +98,12 @@ class Loader:
         return self._steps(start_step)
 
     def sample_ids(self, step: int) -> list[int]:
-        """Row numbers of step `step`, over all processes."""
+        """Return the row numbers of step `step`, over all processes."""
         return [row for _, row in self._keys(step)]
 
     def epoch(self, step: int) -> int:
-        """The epoch in which step `step` begins."""
+        """Return the epoch in which step `step` begins."""
         return step * self._config.global_batch_size // len(self._examples)
-
-    def _check(self) -> None:
-        config, pieces = self._config, self._world_size * self._config.accumulation
-        check_sizes(config)
-        if config.global_batch_size % pieces:
-            raise ValueError(
-                f"global_batch_size is {config.global_batch_size}, not a multiple of {self._world_size} processes x "
-                f"{config.accumulation} micro-steps: change it to a multiple of {pieces}"
-            )
-        if config.global_batch_size > len(self._examples):
-            raise ValueError(
-                f"global_batch_size is {config.global_batch_size}, but there are {len(self._examples)} samples: "
-                "a batch would hold some of them twice"
-            )
 
     def _keys(self, step: int) -> list[Key]:
         return global_batch(
@@ -122,30 +120,48 @@ class Loader:
             )
 
     def _steps(self, start_step: int) -> Iterator[list[Batch]]:
-        micro = self._start_workers(start_step)
+        micro = start_workers(
+            _Reader(self._examples),
+            sampler=self._micro_batch_keys(start_step),
+            num_workers=self._config.num_workers,
+            pin=torch.cuda.is_available(),
+        )
+        accumulation = self._config.accumulation
         for step in itertools.count(start_step):
             batches = []
-            for micro_step in range(self._config.accumulation):
+            for number in range(step * accumulation, (step + 1) * accumulation):
                 batch = next(micro)
                 if isinstance(batch, str):
                     raise ValueError(batch)
-                seed = step_seed(self._seed, step=step * self._config.accumulation + micro_step)
-                batch["step_seed"] = torch.tensor(seed, dtype=torch.int64)
+                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number), dtype=torch.int64)
                 batches.append(batch)
             yield batches
 
-    def _start_workers(self, start_step: int) -> Iterator[Batch | str]:
-        keys = self._micro_batch_keys(start_step)
-        return start_workers(
-            _Reader(self._examples), sampler=keys, num_workers=self._config.num_workers, pin=torch.cuda.is_available()
-        )
+
+class _Reader(Dataset):
+    """Turns keys into a batch, in a worker, or into the reason why there is none.
+
+    A reason is handed over as a string: DataLoader would wrap an exception in the worker's traceback, and the frames
+    that it then holds would keep the workers alive.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+
+    def __getitem__(self, keys: list[Key]) -> Batch | str:
+        try:
+            return self._examples.collate([self._examples[key] for key in keys])
+        except (ValueError, OSError) as error:
+            return str(error)
 
 
 def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | None = None, pin: bool = False) -> Any:
-    """Iterator over the items of `dataset`, in order, each made whole by one of the worker processes.
+    """Iterate over the items of `dataset`, in order, each made whole by one of the worker processes.
 
     Args:
-        sampler: What the items are asked for by; None for an iterable data set.
+        dataset: Gives items.
+        num_workers: Worker processes; 0 makes the items in this process.
+        sampler: Keys of the items; None for an iterable data set.
         pin: Put what comes back into pinned memory.
     """
     loader = DataLoader(
@@ -156,11 +172,13 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
         collate_fn=_unchanged,
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_trainer,
-        multiprocessing_context=_start_method() if num_workers else None,
+        # Forked workers start at once and share what the parent holds (cached images, tokenised texts). Elsewhere than
+        # on Linux forking is unsafe or unknown, so examples are pickled to fresh processes.
+        multiprocessing_context=("fork" if sys.platform == "linux" else "spawn") if num_workers else None,
         # Of its own, so that starting a loader takes nothing from the global generator.
         generator=torch.Generator().manual_seed(0),
     )
-    with warnings.catch_warnings(), _without_sigterm():
+    with warnings.catch_warnings(), _sigterm_blocked():
         # From Python 3.12 on, any process with threads warns when it forks. A worker never enters what its
         # parent's threads may hold: PyTorch runs it on one thread, and it calls PIL, NumPy and small operations.
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
@@ -169,8 +187,8 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
 
 
 @contextlib.contextmanager
-def _without_sigterm() -> Iterator[None]:
-    """Blocks SIGTERM while workers fork, so that each of their threads does.
+def _sigterm_blocked() -> Iterator[None]:
+    """Block SIGTERM while workers fork, so that each of their threads does.
 
     Some libraries (Lance, BLAS) start threads of a worker while it forks, before `worker_init_fn` could say so.
     """
@@ -193,40 +211,15 @@ def _until_a_worker_ends(items: Iterator[Any]) -> Iterator[Any]:
         raise
 
 
-class _Reader(Dataset):
-    """What a worker does: keys to a batch, or to the reason why there is none.
-
-    A reason is handed over as a string: DataLoader would wrap an exception in the worker's traceback, and the frames
-    that it then holds would keep the workers alive.
-    """
-
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
-
-    def __getitem__(self, keys: list[Key]) -> Batch | str:
-        try:
-            return self._examples.collate([self._examples[key] for key in keys])
-        except (ValueError, OSError) as error:
-            return str(error)
-
-
 def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _start_method() -> str:
-    """Fork on Linux: workers start at once and share what the parent holds (kept pictures, tokenised texts).
-
-    Elsewhere forking is unsafe or unknown, so examples are pickled to fresh processes.
-    """
-    return "fork" if sys.platform == "linux" else "spawn"
-
-
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Lets a worker live on when a signal goes to the whole process group, so that the trainer can finish and save.
+    """Let a worker live on when a signal goes to the whole process group, so that the trainer can finish and save.
 
     A terminal interrupts, and a batch system terminates, every process of a job at once. Only the parent's own SIGTERM
-    ends a worker; it also ends by itself when the parent is gone.
+    ends a worker, and the end of the parent.
     """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -235,6 +228,8 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 
 
 def _end_with_the_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        continue
+    while os.getppid() == parent:
+        found = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK_S)
+        if found is not None and found.si_pid == parent:
+            break
     os._exit(0)

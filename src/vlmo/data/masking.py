@@ -1,10 +1,18 @@
-"""What masked modelling hides: blocks of patches, and whole words."""
+"""Masks for masked modelling: blocks of patches, and whole words."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int64
+
+from vlmo.processing.wordpiece import continuation_flags, special_flags
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer
 
 IGNORED = -100
 """Label of a token that is not predicted; PyTorch's cross-entropy skips it."""
@@ -26,8 +34,8 @@ class BlockMaskConfig:
     """Smallest height / width of a block; the largest is its inverse."""
 
     @classmethod
-    def for_grid(cls, height: int, *, width: int) -> "BlockMaskConfig":
-        """BEiT's shares (75 and 16 of 196 patches) on a grid of another size."""
+    def for_grid(cls, height: int, *, width: int) -> BlockMaskConfig:
+        """Scale BEiT's shares (75 and 16 of 196 patches) to a grid of another size."""
         patches = height * width
         return cls(
             grid_height=height,
@@ -36,109 +44,85 @@ class BlockMaskConfig:
             min_block=max(1, round(patches * 16 / 196)),
         )
 
-    def draw(self, generator: np.random.Generator) -> Bool[np.ndarray, "patch"]:
-        """A mask by these settings."""
-        return block_mask(
-            self.grid_height,
-            self.grid_width,
-            num_masked=self.num_masked,
-            min_block=self.min_block,
-            max_block=self.max_block,
-            aspect=(self.min_aspect, 1 / self.min_aspect),
-            generator=generator,
-        )
+    def __post_init__(self) -> None:
+        """Validate the numbers.
 
+        Raises:
+            ValueError: They describe no possible blocks.
+        """
+        patches = self.grid_height * self.grid_width
+        if not 0 <= self.num_masked <= patches:
+            raise ValueError(f"num_masked is {self.num_masked}: expected 0 to {patches}, the number of patches")
+        if self.min_block < 1 or (self.max_block is not None and self.max_block < self.min_block):
+            raise ValueError(
+                f"blocks of {self.min_block} to {self.max_block} patches: expected 1 <= min_block <= max_block"
+            )
+        if not 0 < self.min_aspect <= 1:
+            raise ValueError(f"min_aspect is {self.min_aspect}: expected 0 < min_aspect <= 1")
 
-def block_mask(
-    grid_height: int,
-    grid_width: int,
-    *,
-    num_masked: int,
-    min_block: int,
-    max_block: int | None = None,
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
-    generator: np.random.Generator,
-) -> Bool[np.ndarray, "patch"]:
-    """True at exactly `num_masked` patches, row by row, mostly in rectangles (BEiT, "Blockwise Masking").
+    def sample(self, generator: np.random.Generator) -> Bool[np.ndarray, "patch"]:
+        """Mask exactly `num_masked` patches, row by row, mostly in rectangles (BEiT, "Blockwise Masking").
 
-    BEiT's code stops when ten blocks in a row do not fit and so hides `num_masked` patches at most. Here the rest is
-    then filled up with patches beside the hidden ones, so that every image of a batch asks for as many predictions.
+        BEiT's code stops when ten blocks in a row do not fit and so hides `num_masked` patches at most. Here the rest
+        is then filled up with patches beside the hidden ones, so that every image of a batch asks for as many
+        predictions.
+        """
+        mask = np.zeros((self.grid_height, self.grid_width), dtype=bool)
+        missing = self.num_masked
+        while missing > 0:
+            limit = missing if self.max_block is None else min(missing, self.max_block)
+            added = self._add_block(mask, limit=limit, generator=generator)
+            if added == 0:
+                break
+            missing -= added
+        for _ in range(missing):
+            near = np.zeros_like(mask)  # shares a side with a hidden patch
+            near[1:] |= mask[:-1]
+            near[:-1] |= mask[1:]
+            near[:, 1:] |= mask[:, :-1]
+            near[:, :-1] |= mask[:, 1:]
+            candidates = np.flatnonzero(near & ~mask if mask.any() else ~mask)
+            mask.flat[candidates[generator.integers(len(candidates))]] = True
+        return mask.reshape(-1)
 
-    Args:
-        min_block: Smallest target area of a block, in patches.
-        max_block: Largest target area; None: as much as is still missing.
-        aspect: Smallest and largest height / width, drawn evenly on a logarithmic scale.
-
-    Raises:
-        ValueError: `num_masked`, `min_block`, `max_block` or `aspect` name no possible blocks.
-    """
-    if not 0 <= num_masked <= grid_height * grid_width:
-        raise ValueError(f"num_masked is {num_masked}: expected 0 to {grid_height * grid_width}, the number of patches")
-    if min_block < 1 or (max_block is not None and max_block < min_block):
-        raise ValueError(f"blocks of {min_block} to {max_block} patches: expected 1 <= min_block <= max_block")
-    if not 0 < aspect[0] <= aspect[1]:
-        raise ValueError(f"aspect is {aspect}: expected 0 < smallest <= largest")
-    mask = np.zeros((grid_height, grid_width), dtype=bool)
-    missing = num_masked
-    while missing > 0:
-        limit = missing if max_block is None else min(missing, max_block)
-        added = _add_block(mask, min_block=min_block, limit=limit, aspect=aspect, generator=generator)
-        if added == 0:
-            break
-        missing -= added
-    for _ in range(missing):
-        candidates = np.flatnonzero(_beside(mask) if mask.any() else ~mask)
-        mask.flat[candidates[generator.integers(len(candidates))]] = True
-    return mask.reshape(-1)
-
-
-def _add_block(
-    mask: Bool[np.ndarray, "height width"],
-    *,
-    min_block: int,
-    limit: int,
-    aspect: tuple[float, float],
-    generator: np.random.Generator,
-) -> int:
-    """Hides one block of at most `limit` new patches; returns how many were new, 0 if none fitted in ten attempts."""
-    grid_height, grid_width = mask.shape
-    low, high = math.log(aspect[0]), math.log(aspect[1])
-    for _ in range(10):
-        # Near the end `limit` may be below `min_block`; BEiT then draws between the two just the same.
-        area = min_block + (limit - min_block) * generator.random()
-        ratio = math.exp(low + (high - low) * generator.random())
-        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if not (0 < height < grid_height and 0 < width < grid_width):
-            continue
-        top = generator.integers(grid_height - height + 1)
-        left = generator.integers(grid_width - width + 1)
-        block = mask[top : top + height, left : left + width]
-        new = height * width - int(np.count_nonzero(block))
-        if 0 < new <= limit:
-            block[...] = True
-            return new
-    return 0
-
-
-def _beside(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Patches that are not hidden but share a side with one that is."""
-    near = np.zeros_like(mask)
-    near[1:] |= mask[:-1]
-    near[:-1] |= mask[1:]
-    near[:, 1:] |= mask[:, :-1]
-    near[:, :-1] |= mask[:, 1:]
-    return near & ~mask
+    def _add_block(self, mask: Bool[np.ndarray, "height width"], *, limit: int, generator: np.random.Generator) -> int:
+        """Hide one block of at most `limit` new patches; return how many were new, 0 if none fitted in ten attempts."""
+        low, high = math.log(self.min_aspect), math.log(1 / self.min_aspect)
+        for _ in range(10):
+            # Near the end `limit` may be below `min_block`; BEiT then draws between the two just the same.
+            area = self.min_block + (limit - self.min_block) * generator.random()
+            ratio = math.exp(low + (high - low) * generator.random())
+            height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if not (0 < height < self.grid_height and 0 < width < self.grid_width):
+                continue
+            top = generator.integers(self.grid_height - height + 1)
+            left = generator.integers(self.grid_width - width + 1)
+            block = mask[top : top + height, left : left + width]
+            new = height * width - int(np.count_nonzero(block))
+            if 0 < new <= limit:
+                block[...] = True
+                return new
+        return 0
 
 
 @dataclass(frozen=True)
 class MaskingVocabulary:
-    """What whole-word masking must know about a vocabulary."""
+    """The facts about a vocabulary that whole-word masking needs."""
 
     special: Bool[np.ndarray, "vocab"]
     """True for ids that are never hidden nor used as a random replacement."""
     continuation: Bool[np.ndarray, "vocab"]
     """True for ids that continue a word."""
     mask_token_id: int
+
+    @classmethod
+    def of(cls, tokenizer: BertTokenizer) -> MaskingVocabulary:
+        """Read them from a tokenizer."""
+        return cls(
+            special=special_flags(tokenizer),
+            continuation=continuation_flags(tokenizer),
+            mask_token_id=tokenizer.mask_token_id,
+        )
 
 
 def whole_word_mask(
@@ -148,7 +132,7 @@ def whole_word_mask(
     probability: float = 0.15,
     generator: np.random.Generator,
 ) -> tuple[Int64[np.ndarray, "text"], Int64[np.ndarray, "text"]]:
-    """Corrupted ids, and labels: the true id where one was chosen, -100 elsewhere (VLMo, "Masked Language Modeling").
+    """Return corrupted ids, and labels: the true id where one was chosen, else -100 (VLMo, "Masked Language Modeling").
 
     Words are chosen in random order until `probability` of the tokens (rounded, at least one word) are. A word too long
     for what is still missing is taken with the probability of the share that fits, so long words of short texts get
@@ -169,7 +153,10 @@ def whole_word_mask(
     fate = generator.random(len(chosen))
     corrupted[chosen[fate < 0.8]] = vocabulary.mask_token_id
     for position in chosen[(fate >= 0.8) & (fate < 0.9)]:
-        corrupted[position] = _random_token(vocabulary, generator=generator)
+        # Special ids are few, so that sampling again is faster than listing the others.
+        while vocabulary.special[token := int(generator.integers(len(vocabulary.special)))]:
+            continue
+        corrupted[position] = token
     return corrupted, labels
 
 
@@ -180,7 +167,7 @@ def _choose_words(
     probability: float,
     generator: np.random.Generator,
 ) -> Int64[np.ndarray, "chosen"]:
-    """Positions of the tokens of the chosen words."""
+    """Return the positions of the tokens of the chosen words."""
     positions = np.flatnonzero(~vocabulary.special[input_ids])
     if len(positions) == 0 or probability == 0:
         return positions[:0]
@@ -201,13 +188,3 @@ def _choose_words(
         if missing <= 0 or (chosen and chosen[-1] is not words[turn]):
             break
     return np.concatenate(chosen or [words[turns[0]]])
-
-
-def _random_token(vocabulary: MaskingVocabulary, *, generator: np.random.Generator) -> int:
-    """An id that is not special; special ones are few, so drawing again is faster than listing the rest."""
-    if vocabulary.special.all():
-        raise ValueError("every token of the vocabulary is special: nothing can replace a token")
-    while True:
-        token = int(generator.integers(len(vocabulary.special)))
-        if not vocabulary.special[token]:
-            return token

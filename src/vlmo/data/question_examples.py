@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlmo.data import builtin
-from vlmo.data.collate import Example, collate
-from vlmo.data.examples import ImageTransform, Pictures, Texts
+from vlmo.data.examples import Example, Images, ImageTransform, Texts, collate
 from vlmo.data.prepare import labels_of
 from vlmo.data.sampler import Key
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, column
@@ -60,7 +59,7 @@ class QuestionExamples:
             check_answers(dataset, self._labels, num_answers=num_answers)
         questions = [[question] for question in column(dataset, "question")]
         self._texts = Texts(questions, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=None)
-        self._pictures = Pictures(dataset, transform=transform, seed=seed, cache=cache_images)
+        self._pictures = Images(dataset, transform=transform, seed=seed, cache=cache_images)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -117,7 +116,7 @@ class ReasoningExamples:
         captions = column(dataset, "captions")
         self._texts = Texts(captions, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=None)
         self._pictures = [
-            Pictures(dataset, transform=transform, seed=seed, cache=cache_images, column=name)
+            Images(dataset, transform=transform, seed=seed, cache=cache_images, column=name)
             for name in ("image", "second_image")
         ]
 

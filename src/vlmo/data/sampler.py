@@ -18,7 +18,7 @@ Key = tuple[int, int]
 
 
 def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
-    """The permutation of row numbers that `epoch` reads; read-only.
+    """Return the permutation of row numbers that `epoch` reads; read-only.
 
     Raises:
         ValueError: There is no sample.
@@ -28,8 +28,15 @@ def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "samp
     return _order(num_samples, seed, epoch)
 
 
+@lru_cache(maxsize=4)
+def _order(num_samples: int, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
+    permutation = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch))).permutation(num_samples)
+    permutation.setflags(write=False)
+    return permutation
+
+
 def global_batch(step: int, *, num_samples: int, batch_size: int, seed: int) -> list[Key]:
-    """The (epoch, row) keys of step `step`, over all processes.
+    """Return the (epoch, row) keys of step `step`, over all processes.
 
     Raises:
         ValueError: `step` is below 0 or `batch_size` below 1.
@@ -46,7 +53,7 @@ def global_batch(step: int, *, num_samples: int, batch_size: int, seed: int) -> 
 
 
 def micro_batches(keys: list[Key], *, rank: int, world_size: int, accumulation: int) -> list[list[Key]]:
-    """This process's share of a global batch, one list for each micro-step.
+    """Return this process's share of a global batch, one list for each micro-step.
 
     At each micro-step, the shares of all processes in rank order are a contiguous piece of `keys`.
 
@@ -66,30 +73,23 @@ def micro_batches(keys: list[Key], *, rank: int, world_size: int, accumulation: 
 
 
 def sample_seed(seed: int, *, epoch: int, index: int, purpose: str = "") -> int:
-    """A 63-bit number for one visit to one sample; each purpose has its own, so a change to one leaves the others."""
+    """Return 63 bits for one visit to one sample; each purpose has its own, so a change to one leaves the others."""
     return _hash("sample", purpose, seed, epoch, index)
 
 
 def sample_generator(seed: int, *, epoch: int, index: int, purpose: str) -> np.random.Generator:
-    """A generator seeded with `sample_seed`."""
+    """Return a generator seeded with `sample_seed`."""
     return np.random.Generator(np.random.PCG64(sample_seed(seed, epoch=epoch, index=index, purpose=purpose)))
 
 
-def step_seed(seed: int, *, step: int) -> int:
-    """A 63-bit number for one step, the same on every process."""
-    return _hash("step", seed, step)
+def batch_seed(seed: int, *, micro_step: int) -> int:
+    """Return 63 bits for one micro-step, counted over the run, the same on every process; `Batch.step_seed`."""
+    return _hash("step", seed, micro_step)
 
 
 def stable_id(name: str) -> int:
-    """A 63-bit number for a string, the same on every machine."""
+    """Return 63 bits for a string, the same on every machine."""
     return _hash("name", name)
-
-
-@lru_cache(maxsize=4)
-def _order(num_samples: int, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
-    permutation = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch))).permutation(num_samples)
-    permutation.setflags(write=False)
-    return permutation
 
 
 def _hash(*parts: str | int) -> int:

@@ -1,4 +1,4 @@
-"""The one row layout of every data set, and the hash that splits rows."""
+"""The row layout of every data set, and the hash that splits rows."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -34,19 +34,19 @@ set's list of answers, each with its soft score. All three are empty where the a
 REASONING_FEATURES = Features(
     {**FEATURES, "second_image": Image(decode=False), "label": Value("int64"), "sentence_group": Value("string")}
 )
-"""A sentence (the only caption) about two pictures: `label` 1 true, 0 false, -1 not known. Rows of one `sentence_group`
+"""A sentence (the only caption) about two images: `label` 1 true, 0 false, -1 not known. Rows of one `sentence_group`
 share their sentence."""
 
 SEGMENT_FEATURES = Features({**FEATURES, "mask": Image(decode=False)})
-"""A picture with the number of a class for each pixel, 255 where none counts."""
+"""An image with the number of a class for each pixel, 255 where none counts."""
 
 
 def class_features(names: Sequence[str]) -> Features:
-    """Features of pictures that have one of these classes."""
+    """Return the features of images that have one of these classes."""
     return Features({**FEATURES, "label": ClassLabel(names=list(names))})
 
 
-def check_columns(dataset: Dataset, *, name: str) -> None:
+def require_columns(dataset: Dataset, *, name: str) -> None:
     """Raise ValueError where a column of `FEATURES` is missing; further columns are welcome."""
     missing = [column for column in FEATURES if column not in dataset.column_names]
     if missing:
@@ -57,21 +57,21 @@ def check_columns(dataset: Dataset, *, name: str) -> None:
 
 
 def column(dataset: Dataset, name: str) -> list[Any]:
-    """Every value of one column; no other column is read."""
+    """Return every value of one column; no other column is read."""
     return list(cast(Iterable[Any], dataset[name]))
 
 
 def select_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
-    """These rows in this order; images are not copied."""
+    """Return these rows in this order; images are not copied."""
     # The library's decorators hide the type of what comes back.
     return cast(Dataset, dataset.select(rows))
 
 
 def hash_share(key: str) -> float:
-    """Number in [0, 1) that depends on `key` alone; the same on every machine."""
+    """Return a number in [0, 1) that depends on `key` alone; the same on every machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def text_row(sentence: str, *, image_id: str, source: str, licence: str) -> dict:
-    """Row without an image that holds one sentence."""
+    """Return a row without an image that holds one sentence."""
     return {"image": None, "captions": [sentence], "image_id": image_id, "source": source, "licence": licence}

@@ -1,20 +1,28 @@
-"""Data sets by name: the built-in ones, or a path to people's own."""
+"""Data sets by name or path: the built-in ones, and people's own files."""
+
+from __future__ import annotations
 
 import difflib
+import json
+import re
 from pathlib import Path
+from typing import Any, cast
 
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
-from vlmo.data.files import open_path
-from vlmo.data.schema import FEATURES
+from vlmo.data.listing import IMAGE_SUFFIXES, walk
+from vlmo.data.schema import FEATURES, column, hash_share, require_columns, select_rows, text_row
+from vlmo.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_NAMES, TABLE_SUFFIXES, captions_of, table_records
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source", "source_names"]
 
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
 
 def source_names() -> tuple[str, ...]:
-    """Names of the built-in data sets."""
+    """Return the names of the built-in data sets."""
     return builtin.NAMES
 
 
@@ -26,15 +34,15 @@ def open_source(
     test_share: float = 0.05,
     max_words: int = 128,
 ) -> Dataset:
-    """Rows with the columns of `FEATURES` (and perhaps more), not yet checked: see `vlmo.data.quarantine.keep_good`.
+    """Open rows with the columns of `FEATURES` (and perhaps more), not yet validated; see `filter_invalid_rows`.
 
-    A path may be a folder that `datasets` saved; a folder of pictures with `captions.csv`, `.tsv` or `.jsonl`; such a
-    table itself; a folder of pictures alone; a `.txt` file or a folder of them, one sentence or document a line.
+    A path may be a folder that `datasets` saved; a folder of images with `captions.csv`, `.tsv` or `.jsonl`; such a
+    table itself; a folder of images alone; a `.txt` file or a folder of them, one sentence or document a line.
 
     Args:
         name: A built-in name (`source_names`) or a path.
         split: "train" or "test"; for data with a `split` column, any value of it.
-        cache_dir: Where built-in sets are kept once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
+        cache_dir: Folder for built-in sets once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
         test_share: Paths without a `split` column only: share of rows, chosen by a hash of `image_id`, that are "test".
         max_words: Text only: longer lines are cut into pieces, at ends of sentences where possible.
 
@@ -45,12 +53,171 @@ def open_source(
         raise ValueError(f"test_share {test_share} must be in [0, 1), max_words {max_words} at least 1")
     if name in builtin.NAMES:
         return builtin.load(name, split=split, cache_dir=cache_dir)
-    path = Path(name).expanduser()
-    if path.exists():
-        return open_path(path.absolute(), split=split, test_share=test_share, max_words=max_words)
-    near = difflib.get_close_matches(name, builtin.NAMES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    path = Path(name).expanduser().absolute()
+    if not path.exists():
+        near = difflib.get_close_matches(name, builtin.NAMES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} "
+            f"Built-in names: {', '.join(builtin.NAMES)}."
+        )
+    if (path / "dataset_dict.json").is_file():
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if split not in splits:
+            raise ValueError(f"{path}: no split {split!r}; it has {', '.join(splits)}")
+        return _read_saved(path / split)
+    try:
+        dataset = _read(path, max_words=max_words)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: a text or table in it is not UTF-8 ({error}); save it as UTF-8") from error
+    return _choose_split(dataset, split=split, test_share=test_share, path=path)
+
+
+def _read(path: Path, *, max_words: int) -> Dataset:
+    if (path / "state.json").is_file():
+        return _read_saved(path)
+    if path.is_dir():
+        return _read_folder(path, max_words=max_words)
+    suffix = path.suffix.lower()
+    if suffix in TABLE_SUFFIXES:
+        return _read_table(path)
+    if suffix == ".txt":
+        return _read_text([path], root=path.parent, max_words=max_words)
+    raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .txt file, or a folder")
+
+
+def _read_folder(path: Path, *, max_words: int) -> Dataset:
+    tables = [path / name for name in TABLE_NAMES if (path / name).is_file()]
+    if len(tables) > 1:
+        raise ValueError(f"{path}: {' and '.join(table.name for table in tables)}; keep one, or name the file itself")
+    if tables:
+        return _read_table(tables[0])
+    files = list(walk(path))
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if images:
+        return Dataset.from_list([_image_row(file, root=path, captions=[]) for file in images], features=FEATURES)
+    texts = [file for file in files if file.suffix.lower() == ".txt"]
+    if texts:
+        return _read_text(texts, root=path, max_words=max_words)
     raise ValueError(
-        f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} "
-        f"Built-in names: {', '.join(builtin.NAMES)}."
+        f"{path}: {len(files)} files, but none of {', '.join(TABLE_NAMES)}, no image, no .txt and no saved data set; "
+        f"images end with {', '.join(sorted(IMAGE_SUFFIXES))}"
     )
+
+
+def _image_row(file: Path, *, root: Path, captions: list[str]) -> dict[str, Any]:
+    return {
+        "image": {"bytes": None, "path": str(file)},
+        "captions": captions,
+        "image_id": file.relative_to(root).as_posix(),
+        "source": root.name,
+        "licence": "unknown",
+    }
+
+
+def _read_table(path: Path) -> Dataset:
+    """Read one row an image, in the order of first mention; images' paths are relative to the table's folder."""
+    root = path.parent.resolve()
+    rows: dict[str, dict[str, Any]] = {}
+    for number, record in table_records(path):
+        where = f"{path}:{number}"
+        image = _cell(record, IMAGE_COLUMNS, where=where)
+        captions = captions_of(_cell(record, CAPTION_COLUMNS, where=where), where=where)
+        if not isinstance(image, str) or not image.strip():
+            raise ValueError(f"{where}: no image is named; give its path relative to {root}")
+        file = (root / image.strip()).resolve()
+        if not file.is_relative_to(root):
+            raise ValueError(f"{where}: {image} lies outside {root}; move the image or the table")
+        row = _image_row(file, root=root, captions=captions)
+        row |= {key: str(record[key]) for key in ("image_id", "source", "licence", "split") if record.get(key)}
+        known = rows.setdefault(row["image_id"], row)
+        if known is row:
+            continue
+        for key in ("image", "split"):
+            if known.get(key) != row.get(key):
+                raise ValueError(
+                    f"{where}: {row['image_id']} has {key} {row.get(key)!r}, an earlier line said {known.get(key)!r}"
+                )
+        known["captions"] += captions
+    if not rows:
+        raise ValueError(f"{path}: the table has no rows")
+    without = [key for key, row in rows.items() if "split" not in row]
+    if len(without) == len(rows):
+        return Dataset.from_list(list(rows.values()), features=FEATURES)
+    if without:
+        raise ValueError(
+            f"{path}: {len(without)} images have no split, such as {without[0]}; name one for each or none"
+        )
+    return Dataset.from_list(list(rows.values()), features=Features({**FEATURES, "split": Value("string")}))
+
+
+def _cell(record: dict[str, Any], names: tuple[str, str], *, where: str) -> Any:
+    for name in names:
+        if name in record:
+            return record[name]
+    raise ValueError(f"{where}: no column {' or '.join(names)}; found {', '.join(record)}")
+
+
+def _read_text(files: list[Path], *, root: Path, max_words: int) -> Dataset:
+    rows = []
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                for part, piece in enumerate(split_words(line, max_words=max_words)):
+                    image_id = f"{name}:{number}" + (f":{part}" if part else "")
+                    rows.append(text_row(piece, image_id=image_id, source=root.name, licence="unknown"))
+    if not rows:
+        raise ValueError(f"{root}: {', '.join(file.name for file in files[:5])} hold no text")
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+def split_words(line: str, *, max_words: int) -> list[str]:
+    """Cut a line into pieces of at most `max_words` words: whole sentences while they fit; no word is lost."""
+    pieces: list[list[str]] = []
+    for sentence in _SENTENCE_END.split(line.strip()):
+        words = sentence.split()
+        if pieces and len(pieces[-1]) + len(words) <= max_words:
+            pieces[-1] += words
+            continue
+        pieces += [words[start : start + max_words] for start in range(0, len(words), max_words)]
+    return [" ".join(piece) for piece in pieces]
+
+
+def _read_saved(path: Path) -> Dataset:
+    """Open what `save_to_disk` wrote; of no rows it writes no file, and cannot read that itself."""
+    files = [
+        entry["filename"] for entry in json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
+    ]
+    if not files:
+        raise ValueError(f"{path}: the set is empty, it has no row")
+    if missing := [name for name in files if not (path / name).is_file()]:
+        raise ValueError(
+            f"{path}: {len(missing)} of {len(files)} shards are missing, such as {missing[0]}; copy or prepare the set "
+            "again"
+        )
+    dataset = Dataset.load_from_disk(str(path))
+    require_columns(dataset, name=str(path))
+    return cast(Dataset, dataset.cast_column("image", FEATURES["image"]))
+
+
+def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path) -> Dataset:
+    """Choose rows by their column `split`; without that column, by the hash of the row's image or document."""
+    if "split" in dataset.column_names:
+        given = column(dataset, "split")
+        if split not in given:
+            raise ValueError(f"{path}: no row has split {split!r}; found {', '.join(sorted(set(given)))}")
+        return select_rows(dataset, [row for row, value in enumerate(given) if value == split])
+    if split not in ("train", "test"):
+        raise ValueError(f"{path}: split {split!r}; without a split column there are 'train' and 'test'")
+    chosen = [
+        row
+        for row, image_id in enumerate(column(dataset, "image_id"))
+        if (hash_share(image_id) < test_share) == (split == "test")
+    ]
+    if not chosen:
+        raise ValueError(
+            f"{path}: split {split!r} holds none of the {len(dataset)} rows; add a split column or change test_share "
+            f"({test_share})"
+        )
+    return select_rows(dataset, chosen)

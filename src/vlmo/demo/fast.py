@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlmo.data.decoding import read_path
-from vlmo.data.quarantine import keep_good
 from vlmo.data.sources import open_source
+from vlmo.data.validation import filter_invalid_rows
 from vlmo.demo.examples import ImageQuery, contact_sheet
 from vlmo.folder import write_folder
 from vlmo.recipes.small import TEST_SOURCE
@@ -104,7 +104,7 @@ def _write_images(folder: Path, *, source: str, split: str, quarantine: Path) ->
     table = folder / "captions.csv"
     if not folder.exists():
         quarantine.parent.mkdir(parents=True, exist_ok=True)
-        rows = keep_good(open_source(source, split=split), quarantine=quarantine)
+        rows = filter_invalid_rows(open_source(source, split=split), quarantine=quarantine)
         with write_folder(folder) as aside, (aside / table.name).open("w", newline="", encoding="utf-8") as file:
             written = csv.writer(file)
             written.writerow(["image", "caption"])

@@ -1,15 +1,16 @@
 """Images to tensors: the plain transform that evaluation uses, and training's augmentations.
 
 All randomness comes from the NumPy generator that a call is given, never from a global one, so that an image's
-augmentation can be a pure function of (seed, epoch, sample). Augmentations act on 8-bit pictures of the final size, and
+augmentation can be a pure function of (seed, epoch, sample). Augmentations act on 8-bit images of the final size, and
 batches stay 8-bit until they are on the model's device: that is several times faster than float tensors.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,31 +24,29 @@ from vlmo.types import normalize_pixels
 
 # 31 bins, as RandAugment in torchvision: magnitude 30 is the strongest.
 MAX_MAGNITUDE = 30
-# Mean and standard deviation are 0.5 of the range 0 to 255.
 
 # The scales at which JPEG can be decoded, the smallest first.
 _REDUCTIONS = (8, 4, 2)
 
-Picture = Image.Image | UInt8[np.ndarray, "height width 3"]
+Pixels = Image.Image | UInt8[np.ndarray, "height width 3"]
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom edge in pixels."""
-_Edit = Callable[[Image.Image], Image.Image]
 
 
 class Encoded(Protocol):
-    """A picture that is not decoded yet, as `vlmo.data.decoding.EncodedPicture`."""
+    """An image that is not decoded yet, as `vlmo.data.decoding.EncodedImage`."""
 
     size: tuple[int, int]
     """Width and height."""
 
     def decode(self, reduction: int = 1) -> Image.Image:
-        """The picture, at 1 / `reduction` of its size where its format can do that, else whole."""
+        """Return the image, at 1 / `reduction` of its size where its format can do that, else whole."""
         ...
 
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """What becomes of a training image: square resize, flip, RandAugment(2, 9) (VLMo, "Implementation Details").
+    """Augmentation of a training image: square resize, flip, RandAugment(2, 9) (VLMo, "Implementation Details").
 
     Everything below `fill` is off by default. Fields called a probability are in [0, 1].
     """
@@ -83,7 +82,7 @@ class TransformConfig:
     """Probability of a Gaussian blur, standard deviation 0.5 to 2 % of the image size."""
 
     def __post_init__(self) -> None:
-        """Checks ranges.
+        """Validate ranges.
 
         Raises:
             ValueError: A size, a colour, a magnitude, a crop or a probability is out of its range.
@@ -94,19 +93,19 @@ class TransformConfig:
             raise ValueError(f"rand_augment_magnitude is {self.rand_augment_magnitude}: expected 0 to {MAX_MAGNITUDE}")
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop is {self.min_crop}: expected a share of the area in (0, 1]")
-        shares = ("horizontal_flip", "color_jitter", "grayscale", "random_erasing")
-        for name in (*shares, "affine", "recolor", "outline", "blur"):
+        shares = "horizontal_flip color_jitter grayscale random_erasing affine recolor outline blur"
+        for name in shares.split():
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a number in [0, 1]")
 
 
-def train_transform(config: TransformConfig) -> "TrainTransform":
-    """The augmenting transform: `(picture, generator) -> pixel_values`."""
+def train_transform(config: TransformConfig) -> TrainTransform:
+    """Return the augmenting transform: `(image, generator) -> pixel_values`."""
     return TrainTransform(config)
 
 
-def eval_transform(config: TransformConfig) -> "EvalTransform":
-    """The plain transform, equal to what `VLMoProcessor` does: `(picture) -> pixel_values`."""
+def eval_transform(config: TransformConfig) -> EvalTransform:
+    """Return the plain transform, equal to what `VLMoProcessor` does: `(image) -> pixel_values`."""
     return EvalTransform(config)
 
 
@@ -116,22 +115,22 @@ class EvalTransform:
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
 
-    def resize(self, picture: Picture | Encoded) -> UInt8[np.ndarray, "size size 3"]:
-        """The part of the transform that never varies, to be kept when images are kept in memory."""
-        return _to_array(self.pixels(picture))
+    def resize(self, image: Pixels | Encoded) -> UInt8[np.ndarray, "size size 3"]:
+        """Apply the part that never varies, whose result is kept when images are kept in memory."""
+        return _to_array(self.pixels(image))
 
     def pixels(
-        self, picture: Picture | Encoded, generator: np.random.Generator | None = None
+        self, image: Pixels | Encoded, generator: np.random.Generator | None = None
     ) -> UInt8[Tensor, "3 size size"]:
-        """Levels 0 to 255 before `normalize_pixels`."""
+        """Apply all but the normalisation."""
         del generator
-        return _resize(_to_tensor(_decoded(picture)), image_size=self.config.image_size)
+        return _resize(_to_tensor(_decode(image)), image_size=self.config.image_size)
 
     def __call__(
-        self, picture: Picture | Encoded, generator: np.random.Generator | None = None
+        self, image: Pixels | Encoded, generator: np.random.Generator | None = None
     ) -> Float[Tensor, "3 size size"]:
-        """Pixel values in [-1, 1]."""
-        return normalize_pixels(self.pixels(picture, generator))
+        """Return pixel values in [-1, 1]."""
+        return normalize_pixels(self.pixels(image, generator))
 
 
 class TrainTransform:
@@ -140,50 +139,51 @@ class TrainTransform:
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
 
-    def resize(self, picture: Picture | Encoded) -> UInt8[np.ndarray, "height width 3"]:
-        """The part of the transform that never varies; the whole picture where random crops are on."""
+    def resize(self, image: Pixels | Encoded) -> UInt8[np.ndarray, "height width 3"]:
+        """Apply the part that never varies; nothing where random crops are on."""
         if self.config.min_crop < 1:
-            return np.array(_decoded(picture))
-        return _to_array(_cut(picture, box=None, config=self.config))
+            return np.array(_decode(image))
+        return _to_array(_crop_and_resize(image, box=None, config=self.config))
 
-    def pixels(self, picture: Picture | Encoded, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
-        """All but the normalisation, a pure function of the picture and the generator's state."""
+    def pixels(self, image: Pixels | Encoded, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
+        """Apply all but the normalisation, a pure function of the image and the generator's state."""
         config = self.config
-        box = crop_box(_size(picture), config=config, generator=generator) if config.min_crop < 1 else None
-        pixels = _cut(picture, box=box, config=config)
+        size = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
+        box = crop_box(size, config=config, generator=generator) if config.min_crop < 1 else None
+        pixels = _crop_and_resize(image, box=box, config=config)
         if generator.random() < config.horizontal_flip:
             pixels = pixels.flip(-1)
-        edits = [
-            *_style(config, generator=generator),
-            *_color(config, generator=generator),
-            *_drawn_operations(
-                config.rand_augment_ops,
-                magnitude=config.rand_augment_magnitude,
-                fill=config.fill,
-                generator=generator,
-            ),
-        ]
-        if edits:
-            image = Image.fromarray(_to_array(pixels))
-            for edit in edits:
-                image = edit(image)
-            pixels = _to_tensor(image)
+        before = Image.fromarray(_to_array(pixels))
+        after = _change_style(before, config=config, generator=generator)
+        after = _change_color(after, config=config, generator=generator)
+        after = rand_augment(
+            after,
+            num_ops=config.rand_augment_ops,
+            magnitude=config.rand_augment_magnitude,
+            fill=config.fill,
+            generator=generator,
+        )
+        if after is not before:
+            pixels = _to_tensor(after)
         if generator.random() < config.random_erasing:
             _erase(pixels, fill=config.fill, generator=generator)
         return pixels
 
-    def __call__(self, picture: Picture | Encoded, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
-        """Pixel values in [-1, 1]: `pixels`, normalised."""
-        return normalize_pixels(self.pixels(picture, generator))
+    def __call__(self, image: Pixels | Encoded, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
+        """Return pixel values in [-1, 1]: `pixels`, normalised."""
+        return normalize_pixels(self.pixels(image, generator))
+
+
+# ------------------------------------------------------------------------------------------------------------ geometry
 
 
 def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator) -> Box:
-    """A random part of a picture: share of the area from `min_crop` to 1, aspect from 3/4 to 4/3, place.
+    """Sample a part of an image: share of the area from `min_crop` to 1, aspect from 3/4 to 4/3, place.
 
     Args:
-        size: Width and height of the picture.
-        config: Says how small the part may be.
-        generator: Draws it.
+        size: Width and height of the image.
+        config: Gives the smallest share.
+        generator: Source of randomness.
     """
     width, height = size
     area = height * width * generator.uniform(config.min_crop, 1)
@@ -195,35 +195,12 @@ def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.ra
     return left, top, left + crop_width, top + crop_height
 
 
-def rand_augment(
-    image: Image.Image, *, num_ops: int, magnitude: int, fill: int, generator: np.random.Generator
-) -> Image.Image:
-    """`num_ops` operations drawn evenly from torchvision's fourteen, all of one strength (RandAugment, "Methods")."""
-    for edit in _drawn_operations(num_ops, magnitude=magnitude, fill=fill, generator=generator):
-        image = edit(image)
-    return image
+def _decode(image: Pixels | Encoded) -> Pixels:
+    return image if isinstance(image, (Image.Image, np.ndarray)) else image.decode()
 
 
-def _drawn_operations(num_ops: int, *, magnitude: int, fill: int, generator: np.random.Generator) -> list[_Edit]:
-    operations = []
-    for _ in range(num_ops):
-        operation = RAND_AUGMENT_OPS[generator.integers(len(RAND_AUGMENT_OPS))]
-        sign = 1 if generator.random() < 0.5 else -1
-        operations.append(partial(_apply, operation, level=magnitude / MAX_MAGNITUDE, sign=sign, fill=fill))
-    return operations
-
-
-def _decoded(picture: Picture | Encoded) -> Picture:
-    return picture if isinstance(picture, (Image.Image, np.ndarray)) else picture.decode()
-
-
-def _size(picture: Picture | Encoded) -> tuple[int, int]:
-    """Width and height."""
-    return (picture.shape[1], picture.shape[0]) if isinstance(picture, np.ndarray) else picture.size
-
-
-def _to_tensor(picture: Picture, *, box: Box | None = None) -> UInt8[Tensor, "3 height width"]:
-    pixels = np.asarray(picture)
+def _to_tensor(image: Pixels, *, box: Box | None = None) -> UInt8[Tensor, "3 height width"]:
+    pixels = np.asarray(image)
     if box is not None:
         left, top, right, bottom = box
         pixels = pixels[top:bottom, left:right]
@@ -239,69 +216,71 @@ def _resize(pixels: UInt8[Tensor, "3 height width"], *, image_size: int) -> UInt
     return F.resize(pixels, [image_size, image_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def _cut(
-    picture: Picture | Encoded, *, box: Box | None, config: TransformConfig
+def _crop_and_resize(
+    image: Pixels | Encoded, *, box: Box | None, config: TransformConfig
 ) -> UInt8[Tensor, "3 image_size image_size"]:
-    """The part of the picture in `box`, or all of it, resized; decoded no larger than that needs."""
-    if not isinstance(picture, (Image.Image, np.ndarray)):
+    """Resize the part of the image in `box`, or all of it; decoded no larger than that needs."""
+    if not isinstance(image, (Image.Image, np.ndarray)):
         reduction, reduced = 1, box
         if config.reduced_decoding:
-            reduction, reduced = _reduced(picture.size, box=box, image_size=config.image_size)
-        whole, picture = picture.size, picture.decode(reduction)
+            reduction, reduced = _reduced(image.size, box=box, image_size=config.image_size)
+        whole, image = image.size, image.decode(reduction)
         # Formats other than JPEG come whole, whatever they are asked for.
-        box = reduced if picture.size != whole else box
-    return _resize(_to_tensor(picture, box=box), image_size=config.image_size)
+        box = reduced if image.size != whole else box
+    return _resize(_to_tensor(image, box=box), image_size=config.image_size)
 
 
 def _reduced(size: tuple[int, int], *, box: Box | None, image_size: int) -> tuple[int, Box | None]:
-    """The strongest reduction that leaves the box `image_size` pixels each way, and the box at that scale.
+    """Return the strongest reduction that leaves the box `image_size` pixels each way, and the box at that scale.
 
-    Its edges are the nearest to the true ones: at most half a pixel of the reduced picture beside them.
+    Its edges are the nearest to the true ones: at most half a pixel of the reduced image beside them.
     """
     left, top, right, bottom = box or (0, 0, *size)
     for reduction in _REDUCTIONS:
-        near = (_nearest(left, reduction), _nearest(top, reduction))
-        far = (
-            min(_nearest(right, reduction), -(-size[0] // reduction)),
-            min(_nearest(bottom, reduction), -(-size[1] // reduction)),
-        )
+
+        def nearest(length: int, reduction: int = reduction) -> int:
+            return (2 * length + reduction) // (2 * reduction)  # halves up: every edge rounds alike
+
+        near = (nearest(left), nearest(top))
+        far = (min(nearest(right), -(-size[0] // reduction)), min(nearest(bottom), -(-size[1] // reduction)))
         if min(far[0] - near[0], far[1] - near[1]) >= image_size:
             return reduction, (*near, *far) if box else None
     return 1, box
 
 
-def _nearest(length: int, reduction: int) -> int:
-    """`length / reduction`, halves up: every edge of a picture that is reduced rounds alike."""
-    return (2 * length + reduction) // (2 * reduction)
+# -------------------------------------------------------------------------------------------------------- augmentation
 
 
-def _style(config: TransformConfig, *, generator: np.random.Generator) -> list[_Edit]:
+def _change_style(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
     size = config.image_size
-    edits: list[_Edit] = []
     if generator.random() < config.affine:
         degrees, scale = generator.uniform(-15, 15), generator.uniform(0.8, 1.2)
         shift = (size * generator.uniform(-0.1, 0.1), size * generator.uniform(-0.1, 0.1))
-        edits.append(partial(_affine, degrees=degrees, scale=scale, shift=shift, fill=config.fill))
+        image = _affine(image, degrees=degrees, scale=scale, shift=shift, fill=config.fill)
     if generator.random() < config.recolor:
-        edits.append(partial(_turn_hue, turn=generator.uniform(-0.08, 0.08)))
-        edits.append(partial(_enhance, ImageEnhance.Color, factor=generator.uniform(0.5, 1.5)))
+        turn = generator.uniform(-0.08, 0.08)
+        hue, saturation, value = image.convert("HSV").split()
+        moved = hue.point([(level + round(turn * 255)) % 256 for level in range(256)])
+        image = Image.merge("HSV", (moved, saturation, value)).convert("RGB")
+        image = ImageEnhance.Color(image).enhance(generator.uniform(0.5, 1.5))
     if generator.random() < config.outline:
-        edits.append(partial(_outline, strength=generator.uniform(0.5, 1)))
+        image = _outline(image, strength=generator.uniform(0.5, 1))
     if generator.random() < config.blur:
-        edits.append(partial(_blur, radius=size * generator.uniform(0.005, 0.02)))
-    return edits
+        image = image.filter(ImageFilter.GaussianBlur(size * generator.uniform(0.005, 0.02)))
+    return image
 
 
-def _enhance(enhancer: Callable[[Image.Image], Any], image: Image.Image, *, factor: float) -> Image.Image:
-    return enhancer(image).enhance(factor)
-
-
-def _blur(image: Image.Image, *, radius: float) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(radius))
+def _change_color(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
+    if config.color_jitter > 0:
+        for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhancer(image).enhance(1 + generator.uniform(-config.color_jitter, config.color_jitter))
+    if generator.random() < config.grayscale:
+        image = image.convert("L").convert("RGB")
+    return image
 
 
 def _affine(image: Image.Image, *, degrees: float, scale: float, shift: tuple[float, float], fill: int) -> Image.Image:
-    """Turned clockwise and scaled about the centre, then shifted (pixels to the right and down)."""
+    """Turn clockwise and scale about the centre, then shift (pixels to the right and down)."""
     cos, sin = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
     x, y = image.width / 2, image.height / 2
     # PIL asks where an output pixel comes from, so this is the inverse map.
@@ -312,43 +291,16 @@ def _affine(image: Image.Image, *, degrees: float, scale: float, shift: tuple[fl
     )
 
 
-def _turn_hue(image: Image.Image, *, turn: float) -> Image.Image:
-    """Every hue moved by `turn` of the colour circle."""
-    hue, saturation, value = image.convert("HSV").split()
-    moved = hue.point([(level + round(turn * 255)) % 256 for level in range(256)])
-    return Image.merge("HSV", (moved, saturation, value)).convert("RGB")
-
-
 def _outline(image: Image.Image, *, strength: float) -> Image.Image:
-    """Darkens both sides of every edge by its contrast in grey, so that a full edge becomes a line two pixels wide."""
+    """Darken both sides of every edge by its contrast in grey, so that a full edge becomes a line two pixels wide."""
     grey = np.asarray(image.convert("L")).astype(np.int16)
     edge = np.zeros_like(grey)
     across, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))
-    for side, contrast in (
-        (edge[:, :-1], across),
-        (edge[:, 1:], across),
-        (edge[:-1], down),
-        (edge[1:], down),
-    ):
+    for side, contrast in ((edge[:, :-1], across), (edge[:, 1:], across), (edge[:-1], down), (edge[1:], down)):
         np.maximum(side, contrast, out=side)
     # Twice the contrast: the edge of a pale shape on white should already give a clear line.
     kept = 255 - strength * np.minimum(2 * edge, 255)
     return Image.fromarray((np.asarray(image) * (kept[..., None] / 255)).astype(np.uint8))
-
-
-def _color(config: TransformConfig, *, generator: np.random.Generator) -> list[_Edit]:
-    edits: list[_Edit] = []
-    if config.color_jitter > 0:
-        for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            factor = 1 + generator.uniform(-config.color_jitter, config.color_jitter)
-            edits.append(partial(_enhance, enhancer, factor=factor))
-    if generator.random() < config.grayscale:
-        edits.append(_without_color)
-    return edits
-
-
-def _without_color(image: Image.Image) -> Image.Image:
-    return image.convert("L").convert("RGB")
 
 
 def _erase(pixels: UInt8[Tensor, "3 size size"], *, fill: int, generator: np.random.Generator) -> None:
@@ -358,18 +310,6 @@ def _erase(pixels: UInt8[Tensor, "3 size size"], *, fill: int, generator: np.ran
     width = min(size, max(1, round(size * math.sqrt(area / aspect))))
     top, left = generator.integers(size - height + 1), generator.integers(size - width + 1)
     pixels[:, top : top + height, left : left + width] = fill
-
-
-def _apply(operation: str, image: Image.Image, *, level: float, sign: int, fill: int) -> Image.Image:
-    """One operation of RandAugment, `level` in [0, 1]; `sign` matters where there are two directions."""
-    if operation in _GEOMETRIC:
-        matrix = _GEOMETRIC[operation](sign * level, image)
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=(fill, fill, fill))
-    if operation == "rotate":
-        return image.rotate(sign * 30 * level, fillcolor=(fill, fill, fill))
-    if operation in _ENHANCING:
-        return _ENHANCING[operation](image).enhance(1 + sign * 0.9 * level)
-    return _TONAL[operation](image, level)
 
 
 # Largest strengths, and nearest-neighbour sampling, are those of torchvision's RandAugment.
@@ -394,3 +334,26 @@ _TONAL: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "equalize": lambda image, _: ImageOps.equalize(image),
 }
 RAND_AUGMENT_OPS = (*_GEOMETRIC, "rotate", *_ENHANCING, *_TONAL)
+
+
+def rand_augment(
+    image: Image.Image, *, num_ops: int, magnitude: int, fill: int, generator: np.random.Generator
+) -> Image.Image:
+    """Apply `num_ops` of torchvision's fourteen operations, chosen evenly, of one strength (RandAugment, "Methods").
+
+    Torchvision's own RandAugment takes its randomness from a global generator.
+    """
+    level, color = magnitude / MAX_MAGNITUDE, (fill, fill, fill)
+    for _ in range(num_ops):
+        operation = RAND_AUGMENT_OPS[generator.integers(len(RAND_AUGMENT_OPS))]
+        signed = level if generator.random() < 0.5 else -level
+        if operation in _GEOMETRIC:
+            matrix = _GEOMETRIC[operation](signed, image)
+            image = image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=color)
+        elif operation == "rotate":
+            image = image.rotate(30 * signed, fillcolor=color)
+        elif operation in _ENHANCING:
+            image = _ENHANCING[operation](image).enhance(1 + 0.9 * signed)
+        else:
+            image = _TONAL[operation](image, level)
+    return image

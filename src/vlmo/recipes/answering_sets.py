@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import nn
 
 from vlmo.data.examples import Examples
-from vlmo.data.quarantine import keep_good
 from vlmo.data.question_examples import (
     QuestionExamples,
     ReasoningExamples,
@@ -23,6 +22,7 @@ from vlmo.data.question_examples import (
 )
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, column, select_rows
 from vlmo.data.sources import open_source
+from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import gather_objects, rank, world_size
 from vlmo.evaluation import nlvr2, vqa
 from vlmo.evaluation.inference import Advance, PairModel
@@ -198,7 +198,7 @@ def read_questions(
     check_task(rows, QUESTION_FEATURES, task="questions about pictures")
     rows = _first(rows, limit)
     _check_questions(rows, source=source)
-    rows = keep_good(rows, quarantine=quarantine, needs_caption=False, unique_ids=False)
+    rows = filter_invalid_rows(rows, quarantine=quarantine, needs_caption=False, unique_ids=False)
     return QuestionSet(rows, processor=processor, source=source, split=split)
 
 
@@ -210,7 +210,7 @@ def read_sentences(
     check_task(rows, REASONING_FEATURES, task="sentences about two pictures")
     rows = _first(rows, limit)
     check_truth(rows, needs_all=False)
-    rows = keep_good(rows, quarantine=quarantine)
+    rows = filter_invalid_rows(rows, quarantine=quarantine)
     return ReasoningSet(rows, processor=processor, source=source, split=split)
 
 

@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from vlmo.data.loader import check_sizes
+from vlmo.data.loader import validate_sizes
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.objectives.traffic import pair_traffic
 from vlmo.recipes.recipe import Recipe, check_recipe
@@ -104,7 +104,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     Raises:
         ValueError: The global batch cannot be shared by so many processes, or settings contradict each other.
     """
-    check_sizes(recipe.loader)
+    validate_sizes(recipe.loader)
     pieces = processes * recipe.loader.accumulation
     batch = recipe.loader.global_batch_size
     if processes < 1 or batch % pieces:

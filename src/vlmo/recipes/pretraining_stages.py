@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.data.examples import Examples, ImageExamples, PairExamples, TextExamples
+from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.data.stream import StreamExamples
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
@@ -49,7 +49,7 @@ class TokenizerStage(BaseStage):
 
     def examples(self, run: Run) -> Examples:
         """Pictures."""
-        return ImageExamples(run.rows, **pictures(run))
+        return RowExamples(run.rows, **pictures(run))
 
     def stream_examples(self, run: Run) -> StreamExamples:
         """Pictures."""
@@ -91,7 +91,7 @@ class VisionStage(BaseStage):
 
     def examples(self, run: Run) -> Examples:
         """Pictures with masks."""
-        return ImageExamples(run.rows, **pictures(run), mask=self._mask(run))
+        return RowExamples(run.rows, **pictures(run), mask=self._mask(run))
 
     def stream_examples(self, run: Run) -> StreamExamples:
         """Pictures with masks."""
@@ -122,7 +122,7 @@ class LanguageStage(BaseStage):
 
     def examples(self, run: Run) -> Examples:
         """Texts with masks."""
-        return TextExamples(run.rows, **texts(run))
+        return RowExamples(run.rows, **texts(run))
 
     def stream_examples(self, run: Run) -> StreamExamples:
         """Texts with masks."""
@@ -150,7 +150,7 @@ class VisionLanguageStage(BaseStage):
 
     def examples(self, run: Run) -> Examples:
         """Pairs with masks over the text."""
-        return PairExamples(run.rows, **texts(run), **pictures(run, seeded=False))
+        return RowExamples(run.rows, **texts(run), **pictures(run, seeded=False))
 
     def stream_examples(self, run: Run) -> StreamExamples:
         """Pairs with masks over the text."""

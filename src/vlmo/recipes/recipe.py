@@ -13,11 +13,11 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from vlmo.data.loader import Loader, LoaderConfig, check_sizes
-from vlmo.data.quarantine import keep_good
+from vlmo.data.loader import LoaderConfig, RowLoader, validate_sizes
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
-from vlmo.data.stream import StreamLoader, check_lanes, open_sources
+from vlmo.data.stream import StreamLoader, open_sources, validate_lanes
+from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
 from vlmo.folder import need_writable, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
@@ -177,9 +177,9 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         ValueError: There are such; the message says what to change.
     """
     stage, loader = recipe.stage, recipe.loader
-    check_sizes(loader)
+    validate_sizes(loader)
     if recipe.data.streams.patterns:
-        check_lanes(recipe.data.streams, loader=loader, processes=processes)
+        validate_lanes(recipe.data.streams, loader=loader, processes=processes)
     losses = getattr(stage, "losses", None)
     pieces = processes * loader.accumulation
     if isinstance(losses, VisionLanguageConfig) and not loader.global_batch_size % pieces:
@@ -203,10 +203,10 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         )
 
 
-def _loader(run: Run) -> Loader | StreamLoader:
+def _loader(run: Run) -> RowLoader | StreamLoader:
     recipe, data = run.recipe, run.recipe.data
     if not data.streams.patterns:
-        return Loader(recipe.stage.examples(run), config=recipe.loader, seed=recipe.seed)
+        return RowLoader(recipe.stage.examples(run), config=recipe.loader, seed=recipe.seed)
     examples = recipe.stage.stream_examples(run)
     return StreamLoader(
         open_sources(data.streams.patterns, weights=data.streams.weights, folder=run.folder),
@@ -224,7 +224,7 @@ def _read(recipe: Recipe, *, run_dir: Path, watchdog: Watchdog | None) -> Datase
     stage = recipe.stage
     if recipe.data.streams.patterns:
         return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
-    return keep_good(
+    return filter_invalid_rows(
         open_source(recipe.data.source, split=recipe.data.split),
         quarantine=run_dir / _QUARANTINE,
         max_share=recipe.data.max_bad_share,

@@ -19,9 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_retrieval_model
-from vlmo.data.quarantine import keep_good
 from vlmo.data.schema import column, select_rows
 from vlmo.data.sources import ImageCell, decode_image, open_source
+from vlmo.data.validation import filter_invalid_rows
 from vlmo.evaluation import RetrievalModel, RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.scoring import BATCH
 from vlmo.folder import Measurement
@@ -92,7 +92,7 @@ def read_rows(
         raise ValueError(f"limit is {limit}; give the number of rows to read, from 1 up, or none for all")
     rows = open_source(source, split=split)
     rows = rows if limit is None else select_rows(rows, range(min(limit, len(rows))))
-    rows = keep_good(rows, quarantine=quarantine)
+    rows = filter_invalid_rows(rows, quarantine=quarantine)
     if not len(rows):
         raise ValueError(f"{source}, {split}: no picture with a caption is there to search among")
     return RetrievalRows(rows=rows, processor=processor)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from vlmo.data.examples import Examples, PairExamples
+from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.stream import StreamExamples
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
@@ -53,7 +53,7 @@ class RetrievalStage(BaseStage):
 
     def examples(self, run: Run) -> Examples:
         """Each picture with one of its captions, another one at each visit."""
-        return PairExamples(run.rows, **texts(run) | {"mlm_probability": None}, **pictures(run, seeded=False))
+        return RowExamples(run.rows, **texts(run) | {"mlm_probability": None}, **pictures(run, seeded=False))
 
     def stream_examples(self, run: Run) -> StreamExamples:
         """Likewise."""

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlmo.data.label_examples import SegmentRows, checked_labels, class_names, segment_names
-from vlmo.data.quarantine import keep_good
 from vlmo.data.schema import column, select_rows
 from vlmo.data.sources import decode_image, open_source
+from vlmo.data.validation import filter_invalid_rows
 from vlmo.evaluation.classification import chance_accuracy, predict_classes, topk_accuracy
 from vlmo.evaluation.inference import Advance
 from vlmo.evaluation.segmentation import Inference, SegmentationMeter, scores_of, segment
@@ -191,7 +191,7 @@ def read_classes(source: str, *, split: str, quarantine: Path, limit: int | None
     """
     rows = open_source(source, split=split)
     class_names(rows)  # before every picture is looked at
-    rows = keep_good(first_rows(rows, limit), quarantine=quarantine, needs_caption=False)
+    rows = filter_invalid_rows(first_rows(rows, limit), quarantine=quarantine, needs_caption=False)
     checked_labels(rows)
     return ClassSet(rows, source=source, split=split)
 
@@ -200,7 +200,7 @@ def read_segments(source: str, *, split: str, quarantine: Path, limit: int | Non
     """Pictures with masks, as `read_classes`."""
     rows = open_source(source, split=split)
     SegmentRows(rows, num_classes=len(segment_names(source)))
-    rows = keep_good(first_rows(rows, limit), quarantine=quarantine, needs_caption=False)
+    rows = filter_invalid_rows(first_rows(rows, limit), quarantine=quarantine, needs_caption=False)
     return SegmentSet(rows, source=source, split=split)
 
 

@@ -13,8 +13,7 @@ import fsspec
 from braceexpand import braceexpand
 
 from vlmo.data.decoding import read_path
-from vlmo.data.files import PICTURE_SUFFIXES
-from vlmo.data.stream.shards import SHARD_SUFFIXES
+from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES
 
 Kind = Literal["file", "shard", "dataset"]
 
@@ -208,7 +207,7 @@ def _kind(name: str, *, beside: Any) -> Kind | None:
         return None
     stem, dot, suffix = name.rpartition(".")
     suffix = f"{dot}{suffix}".lower()
-    if suffix in PICTURE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES:
         return "file"
     # Beside each tar, img2dataset leaves a parquet file that tells of it and holds no pictures.
     beside_tar = suffix == ".parquet" and f"{stem}.tar" in beside
@@ -220,7 +219,7 @@ def _named_kind(name: str) -> Kind:
     kind = _kind(name.rpartition("/")[2].lstrip("."), beside=())
     if kind is None:
         raise ValueError(
-            f"{name} is no picture by its name ({', '.join(sorted(PICTURE_SUFFIXES))}) and no shard "
+            f"{name} is no picture by its name ({', '.join(sorted(IMAGE_SUFFIXES))}) and no shard "
             f"({', '.join(SHARD_SUFFIXES)})"
         )
     return kind

@@ -53,7 +53,7 @@ class Reader:
     def records(self, found: Found) -> Iterator[Picture | Bad]:
         """Reads a shard or a saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
         if found.kind == "dataset":
-            from vlmo.data.saved import read_saved
+            from vlmo.data.stream.records import read_saved
 
             samples = read_saved(Path(found.place))
         else:

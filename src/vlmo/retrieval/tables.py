@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlmo.data.files import (
+from vlmo.data.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     TABLE_NAMES,

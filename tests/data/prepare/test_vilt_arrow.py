@@ -12,9 +12,9 @@ from tests.data.prepare.toy_task_files import jpeg, png, quarantined
 
 from vlmo.data.prepare import labels_of, prepare
 from vlmo.data.prepare.vilt_arrow import open_set
-from vlmo.data.quarantine import keep_good
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.data.sources import decode_image, open_source
+from vlmo.data.validation import filter_invalid_rows
 
 # What a float32 leaves of 0.3.
 FLOAT32 = 1e-6
@@ -150,7 +150,7 @@ def test_vilt_arrow_pictures_can_be_pickled_and_selected(tmp_path) -> None:
     train = open_source(str(tmp_path / "out"), split="train").select([3, 3, 0])
     again = pickle.loads(pickle.dumps(train))
     np.testing.assert_array_equal(pixels(again[1]["image"]), expected_pixels(jpeg(1)))
-    good = keep_good(again, quarantine=tmp_path / "quarantine.jsonl", unique_ids=False)
+    good = filter_invalid_rows(again, quarantine=tmp_path / "quarantine.jsonl", unique_ids=False)
     assert good["image_id"][:] == train["image_id"][:]
 
 

@@ -77,7 +77,7 @@ def test_visual_genome_bad_pictures_are_quarantined(root, tmp_path) -> None:
     prepare("visual_genome", root=root, out=tmp_path / "out")
     reasons = quarantined(tmp_path / "out")
     assert "VG_100K/1.jpg: cannot be read" in reasons["visual_genome/1"]
-    assert "not a picture" in reasons["visual_genome/2417997"]
+    assert "not an image" in reasons["visual_genome/2417997"]
     assert len(open_source(str(tmp_path / "out"))) == 2
 
 

@@ -6,9 +6,9 @@ import pytest
 from tests.data.prepare.toy_task_files import jpeg, quarantined, write
 
 from vlmo.data.prepare import labels_of, prepare, vqav2
-from vlmo.data.quarantine import keep_good
 from vlmo.data.schema import QUESTION_FEATURES
 from vlmo.data.sources import open_source
+from vlmo.data.validation import filter_invalid_rows
 
 TRAIN_IMAGES = range(1, 13)
 VAL_IMAGES = range(101, 105)
@@ -157,7 +157,7 @@ def test_vqav2_gives_the_same_with_two_processes(tmp_path) -> None:
 
 def test_vqav2_rows_pass_the_check_before_a_run(tmp_path) -> None:
     rows = open_source(str(prepared(Toy(), tmp_path)), split="train")
-    good = keep_good(rows, quarantine=tmp_path / "quarantine.jsonl", needs_caption=False, unique_ids=False)
+    good = filter_invalid_rows(rows, quarantine=tmp_path / "quarantine.jsonl", needs_caption=False, unique_ids=False)
     assert len(good) == len(rows)
 
 

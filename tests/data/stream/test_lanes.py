@@ -5,9 +5,8 @@ from collections import Counter
 import pytest
 from tests.toy_shards import write_tars
 
-from vlmo.data.stream.lanes import Cursor, Lane, Stream
-from vlmo.data.stream.records import Bad
-from vlmo.data.stream.shards import Source
+from vlmo.data.quarantine import Bad
+from vlmo.data.stream.lanes import Cursor, Lane, Source, Stream
 
 COUNTS = [5, 0, 9, 1, 7, 12, 3]  # uneven, and one shard empty
 LANES = 3
@@ -99,7 +98,7 @@ def test_weights_are_the_shares_of_the_sources_and_a_small_source_begins_anew(tm
     small = Source(tuple(map(str, write_tars(tmp_path, [6], name="small"))), weight=1)
     big = Source(tuple(map(str, write_tars(tmp_path, [60, 60, 60, 60, 60], name="big"))), weight=3)
     mixed = lane([small, big])
-    drawn = [mixed.draw([]) for _ in range(300)]
+    drawn = [mixed.next_example([]) for _ in range(300)]
     share = sum(found["key"].startswith("small") for found in drawn) / 300
     assert abs(share - 0.25) < 0.08  # three standard deviations
     of_small = [found["key"] for found in drawn if found["key"].startswith("small")]
@@ -109,9 +108,9 @@ def test_weights_are_the_shares_of_the_sources_and_a_small_source_begins_anew(tm
     assert len(set(of_big)) == len(of_big)
     halfway = lane([small, big])
     for _ in range(150):
-        halfway.draw([])
+        halfway.next_example([])
     resumed = lane([small, big], state=json.loads(json.dumps(halfway.state)))
-    assert [resumed.draw([]) for _ in range(150)] == drawn[150:]
+    assert [resumed.next_example([]) for _ in range(150)] == drawn[150:]
 
 
 def test_bad_samples_are_told_and_the_next_of_the_lane_takes_their_place(source):
@@ -121,7 +120,7 @@ def test_bad_samples_are_told_and_the_next_of_the_lane_takes_their_place(source)
         return {"key": sample.key}
 
     bad, picky = [], lane([source], read=read)
-    drawn = [picky.draw(bad)["key"] for _ in range(32)]
+    drawn = [picky.next_example(bad)["key"] for _ in range(32)]
     assert sorted(drawn) == sorted(f"{shard}-{n}" for shard, count in enumerate(COUNTS) for n in range(count) if n != 2)
     assert sorted(record.key for record in bad) == ["0-2", "2-2", "4-2", "5-2", "6-2"]
     assert {record.reason for record in bad} == {"it is number 2"}
@@ -135,18 +134,18 @@ def test_a_lane_without_any_good_sample_ends_with_a_reason(source, tmp_path):
     with pytest.raises(
         ValueError, match=r"lane 0 finds nothing that can be used, in \d+ records; the last one is in .*: no good"
     ):
-        lane([source], read=read).draw([])
+        lane([source], read=read).next_example([])
     missing = Source((str(tmp_path / "0.tar"), str(tmp_path / "1.tar")))
     with pytest.raises(ValueError, match="No such file"):
-        lane([missing]).draw([])
+        lane([missing]).next_example([])
     empty = Source(tuple(map(str, write_tars(tmp_path / "empty", [0, 0]))))
     with pytest.raises(ValueError, match=r"lane 0 of 1 finds no record in its share of 2 shards"):
-        lane([empty]).draw([])
+        lane([empty]).next_example([])
 
 
 def test_a_lane_gives_up_before_an_epoch_of_missing_shards_has_gone_by(tmp_path):
     missing = Source(tuple(str(tmp_path / f"{number}.tar") for number in range(200)))
     bad = []
     with pytest.raises(ValueError, match="lane 0 finds nothing that can be used, in 32 records"):
-        lane([missing]).draw(bad)
+        lane([missing]).next_example(bad)
     assert len(bad) == 32

@@ -2,7 +2,8 @@ import fsspec
 import pytest
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
-from vlmo.data.stream.shards import list_shards, open_sources
+from vlmo.data.listing import list_shards
+from vlmo.data.stream.lanes import open_sources
 
 
 def test_patterns_name_shards(tmp_path, monkeypatch):

@@ -44,7 +44,11 @@ def open_set(root: Path) -> SetOnDisk:
             find(base, f"{name}/{folder}", layout=_LAYOUT)
     names, note = _class_names(base)
     return SetOnDisk(
-        parts=_parts(base), features=SEGMENT_FEATURES, labels=names, needs_caption=False, notes=(note,) if note else ()
+        parts=list(_parts(base)),
+        features=SEGMENT_FEATURES,
+        labels=names,
+        needs_caption=False,
+        notes=(note,) if note else (),
     )
 
 

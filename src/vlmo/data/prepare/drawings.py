@@ -42,7 +42,7 @@ def open_set(root: Path) -> SetOnDisk:
     keywords = _read_keywords(root / _KEYWORDS)
     missing = [f"{folder} is not there" for style, folder in _FOLDERS.items() if style not in folders]
     missing += [] if keywords else [f"{_KEYWORDS} is not there, so that captions are names alone"]
-    return SetOnDisk(parts=chunked(_rows(folders, keywords)), notes=tuple(missing))
+    return SetOnDisk(parts=list(chunked(_rows(folders, keywords))), notes=tuple(missing))
 
 
 def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record]:

@@ -33,7 +33,7 @@ def open_set(root: Path) -> SetOnDisk:
     layout = f"{', '.join(_FILES)} (Debian: /usr/share/wordnet)"
     files = [find(root, name, layout=layout) for name in _FILES]
     rows = (record for file in files for record in _rows(file))
-    return SetOnDisk(parts=chunked(rows, size=_ROWS_A_PART), needs_image=False)
+    return SetOnDisk(parts=list(chunked(rows, size=_ROWS_A_PART)), needs_image=False)
 
 
 def _rows(file: Path) -> Iterator[Record]:

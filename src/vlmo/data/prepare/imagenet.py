@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmo.data.prepare.assembly import SUMMARY_FILE
 from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, image_at
+from vlmo.data.prepare.summary import SUMMARY_FILE
 from vlmo.data.schema import class_features
 
 NAME = "imagenet"

@@ -30,7 +30,9 @@ def open_set(root: Path) -> SetOnDisk:
         find(root, "train.json", "dev.json", "test1.json", layout=_LAYOUT)
     folders = {part: _image_folder(root, part) for part in files}
     return SetOnDisk(
-        parts=chunked(row for part, file in files.items() for row in _rows(file, part=part, folder=folders[part])),
+        parts=list(
+            chunked(row for part, file in files.items() for row in _rows(file, part=part, folder=folders[part]))
+        ),
         features=REASONING_FEATURES,
         known_sizes={_SPLITS[part]: KNOWN_SIZES[_SPLITS[part]] for part in files},
         notes=tuple(f"{part}.json is not there" for part in _SPLITS if part not in files),

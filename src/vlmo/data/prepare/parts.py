@@ -1,11 +1,12 @@
-"""What a preparer hands to the machinery: parts of a set, each of which gives rows.
+"""The records of a set in parts, as a preparer hands them to the engine.
 
-A preparer is a module with `NAME`, `LICENCE` (one line about the terms), `KNOWN_SIZES` (rows by split, for the sets
-whose sizes everyone knows) and `open_set(root) -> SetOnDisk`, which looks at the door whether everything is there.
+A preparer is a module with `NAME`, `LICENCE` (one line about the terms), `KNOWN_SIZES` (rows by split, for sets of
+published sizes) and `open_set(root) -> SetOnDisk`, which first checks that every file is there.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,12 +19,12 @@ from datasets import Features
 from vlmo.data.schema import FEATURES
 
 ROWS_A_PART = 1024
-"""Rows that are checked and kept as one piece of work: about ten seconds of one process."""
+"""Rows that are validated and kept as one piece of work: about ten seconds of one process."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a split, with the columns of the set's features. It is checked by the machinery."""
+    """One row of a split, with the columns of the set's features, not yet validated."""
 
     split: str
     values: dict[str, Any]
@@ -52,31 +53,34 @@ Record = Row | BadRow | Absent
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of work: its rows are read and checked in one process, and kept when a later part fails.
+    """A piece of work: its rows are read and validated in one process, and kept when a later part fails.
 
-    `rows` runs in another process, so it must be picklable (a module's function, or `functools.partial` of one).
-    `key` tells whether a part kept from an interrupted run is still the same; see `chunked` and `file_key`. Where it
-    does not change with the pictures' files, `pictures_apart` makes the next run look again at a part with bad rows, as
-    the files may have been repaired.
+    Attributes:
+        key: Tells whether a part kept from an interrupted run is still the same; see `chunked` and `file_key`.
+        rows: Gives the records, perhaps in another process.
+        images_apart: The key does not change with the images' files: a kept part with bad rows is read again, as the
+            files may have been repaired.
     """
 
     key: str
     rows: Callable[[], Iterable[Record]]
-    pictures_apart: bool = False
+    images_apart: bool = False
 
 
 @dataclass(frozen=True)
 class SetOnDisk:
-    """What a preparer found below `--root`. `parts` may be a generator; it must give the same parts each time.
+    """The contents of `--root`.
 
-    Args:
+    Attributes:
+        parts: May be a generator; it must give the same parts each time.
         features: Columns of every split; each column of images is decoded once.
         labels: Names of answers or classes, for tasks that have them.
         unique: Text column whose values may occur once in a split; the later row of two is quarantined. None where rows
             are different by their making, such as files of a folder.
-        needs_image: Whether a row without a picture is bad.
-        needs_caption: Whether a row without a caption is bad.
-        num_rows: How many rows there will be, for the progress bar.
+        needs_image: A row without an image is invalid.
+        needs_caption: A row without a caption is invalid.
+        num_rows: Number of rows, for the progress bar.
+        num_parts: Number of parts, likewise, where the rows are not known and `parts` has no length.
         known_sizes: Replaces the module's `KNOWN_SIZES` where not None.
         notes: Lines for the report, such as which optional files are not there.
     """
@@ -88,6 +92,7 @@ class SetOnDisk:
     needs_image: bool = True
     needs_caption: bool = True
     num_rows: int | None = None
+    num_parts: int | None = None
     known_sizes: Mapping[str, int] | None = None
     notes: tuple[str, ...] = ()
 
@@ -100,37 +105,31 @@ class Preparer(Protocol):
     KNOWN_SIZES: Mapping[str, int]
 
     def open_set(self, root: Path) -> SetOnDisk:
-        """What lies below `root`; ValueError says what is missing and what the folder should look like."""
+        """Find the set below `root`; ValueError says what is missing and what the folder should look like."""
         ...
 
 
 def chunked(rows: Iterable[Record], *, size: int = ROWS_A_PART) -> Iterator[Part]:
-    """Parts of `size` rows each, for rows that are cheap to list: images by path, not by their bytes."""
+    """Yield parts of `size` rows each, for rows that are cheap to list: images by path, not by their bytes."""
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, size)):
         key = hashlib.sha256(repr(chunk).encode()).hexdigest()
-        yield Part(key=key, rows=_Listed(chunk), pictures_apart=True)
-
-
-@dataclass(frozen=True)
-class _Listed:
-    rows: list[Record]
-
-    def __call__(self) -> list[Record]:
-        return self.rows
+        yield Part(key=key, rows=functools.partial(list, chunk), images_apart=True)
 
 
 def file_key(file: Path, *details: object) -> str:
-    """Key of a part that is read from `file`; it changes with the file's size and time."""
+    """Return the key of a part that is read from `file`; it changes with the file's size and time."""
     facts = file.stat()
     return hashlib.sha256(repr((str(file), facts.st_size, facts.st_mtime_ns, details)).encode()).hexdigest()
 
 
 def find(root: Path, *candidates: str, layout: str) -> Path:
-    """The first of `candidates` (paths relative to `root`) that exists.
+    """Return the first of `candidates` (paths relative to `root`) that exists.
 
     Args:
-        layout: What the folder should look like, for the error, such as "train2014/, val2014/ and dataset_coco.json".
+        root: Folder.
+        candidates: Where the file or folder may be.
+        layout: The expected files of the folder, for the error, such as "train2014/, val2014/ and dataset_coco.json".
 
     Raises:
         ValueError: None of them exists, or `root` is no folder.
@@ -144,12 +143,12 @@ def find(root: Path, *candidates: str, layout: str) -> Path:
 
 
 def text_of(value: Any) -> str:
-    """The text that a record gives; TypeError where it gives something else."""
+    """Return the text that a record gives; TypeError where it gives something else."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value
 
 
 def image_at(file: Path) -> dict[str, Any]:
-    """Cell of an image column for a file on the disk; the machinery finds out whether it can be read."""
+    """Return the cell of an image column for a file on the disk, which the engine then tries to decode."""
     return {"bytes": None, "path": str(file.absolute())}

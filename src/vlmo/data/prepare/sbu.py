@@ -1,18 +1,11 @@
 """SBU Captions, as img2dataset downloads them."""
 
-from __future__ import annotations
-
-from pathlib import Path
+import functools
 
 from vlmo.data.prepare.image_text_shards import open_shards
-from vlmo.data.prepare.parts import SetOnDisk
 
 NAME = "sbu"
-LICENCE = "captions for research; pictures under the Flickr terms of their owners"
-# Links die, so everyone has another number of pictures.
-KNOWN_SIZES: dict[str, int] = {}
+LICENCE = "captions for research; images under the Flickr terms of their owners"
+KNOWN_SIZES: dict[str, int] = {}  # links die, so everyone has another number of images
 
-
-def open_set(root: Path) -> SetOnDisk:
-    """A row a pair."""
-    return open_shards(root, name=NAME, licence=LICENCE)
+open_set = functools.partial(open_shards, name=NAME, licence=LICENCE)

@@ -1,4 +1,4 @@
-"""What a preparation has made, in numbers and words for people."""
+"""The counts of a preparation, as a table and lines for people, and as `prepared.json`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+SUMMARY_FILE = "prepared.json"
+
 MANY_BAD = 0.01
-"""Share of quarantined rows above which the report warns; `keep_good` stops a run at the same share."""
+"""Share of quarantined rows above which the report warns; `filter_invalid_rows` stops a run at the same share."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class SplitSummary:
     Attributes:
         removed_captions: Empty captions that were taken out of rows that stayed.
         absent: Records of what never was there (a link that could not be downloaded), by reason.
-        expected: The size that everyone knows, if there is one.
+        expected: The published size, if there is one.
         shared_with_train: Rows whose unique column has a value that is in "train" too.
     """
 
@@ -31,7 +33,7 @@ class SplitSummary:
     shared_with_train: int = 0
 
     def warnings(self, split: str) -> list[str]:
-        """What to look into."""
+        """Return what to look into."""
         found = []
         if self.expected is not None and self.rows != self.expected:
             bad = f" ({self.quarantined:,} quarantined)" if self.quarantined else ""
@@ -44,7 +46,7 @@ class SplitSummary:
         return found
 
     def notes(self, split: str) -> list[str]:
-        """What was left out for a reason that needs no repair."""
+        """Return what was left out for a reason that needs no repair."""
         found = [f"{split}: {count:,} records without a file: {reason}" for reason, count in self.absent.items()]
         if self.removed_captions:
             found.append(f"{split}: {self.removed_captions:,} empty captions removed; quarantine.jsonl lists them")
@@ -53,14 +55,14 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What lies in a prepared folder.
+    """The contents of a prepared folder.
 
     Attributes:
         layout: Version of the folder's layout.
-        sources: Where the set was read from.
+        sources: Folders that the set was read from.
         labels: Names of answers or classes, None where the task has none.
-        notes: What the preparer has to say.
-        already: Whether the folder was there before, so that nothing was done.
+        notes: Remarks of the preparer.
+        already: The folder was there before, so that nothing was done.
     """
 
     name: str
@@ -76,20 +78,15 @@ class Summary:
     HEADER = ("split", "rows", "captions", "quarantined", "known size")
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The table below `HEADER`: a line for each split."""
-        return [
-            (
-                split,
-                f"{counts.rows:,}",
-                f"{counts.captions:,}",
-                f"{counts.quarantined:,}",
-                "" if counts.expected is None else f"{counts.expected:,}",
-            )
-            for split, counts in self.splits.items()
-        ]
+        """Return the table below `HEADER`: a line for each split."""
+        table: list[tuple[str, ...]] = []
+        for split, counts in self.splits.items():
+            numbers = (counts.rows, counts.captions, counts.quarantined, counts.expected)
+            table.append((split, *("" if number is None else f"{number:,}" for number in numbers)))
+        return table
 
     def lines(self) -> list[str]:
-        """Warnings, notes, the terms, and where the folder is."""
+        """Return warnings, notes, the terms, and where the folder is."""
         lines = [f"warning: {warning}" for warning in self.warnings()]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"note: {note}" for split, counts in self.splits.items() for note in counts.notes(split)]
@@ -100,11 +97,11 @@ class Summary:
         return [*lines, f"{self.folder} {done}"]
 
     def warnings(self) -> list[str]:
-        """What to look into before training."""
+        """Return what to look into before training."""
         return [warning for split, counts in self.splits.items() for warning in counts.warnings(split)]
 
     def to_json(self) -> dict[str, Any]:
-        """What `prepared.json` holds."""
+        """Return the content of `prepared.json`."""
         return {
             "name": self.name,
             "layout": self.layout,
@@ -118,15 +115,12 @@ class Summary:
 
     @classmethod
     def from_json(cls, facts: dict[str, Any], *, folder: Path) -> Summary:
-        """The summary of a folder that was prepared before."""
+        """Return the summary of a folder that was prepared before."""
         return cls(
-            name=facts["name"],
             folder=folder,
-            layout=facts["layout"],
-            licence=facts["licence"],
             sources=tuple(facts["sources"]),
             splits={split: SplitSummary(**counts) for split, counts in facts["splits"].items()},
-            labels=facts["labels"],
             notes=tuple(facts["notes"]),
             already=True,
+            **{name: facts[name] for name in ("name", "layout", "licence", "labels")},
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmo.data.files import split_words
 from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, file_key
 from vlmo.data.schema import hash_share, text_row
+from vlmo.data.sources import split_words
 
 NAME = "text"
 LICENCE = "that of your own files, which is not known here"
@@ -46,7 +46,8 @@ def open_set(root: Path) -> SetOnDisk:
     for file in tables:
         _check_table(file)
     folder = root.parent if root.is_file() else root
-    return SetOnDisk(parts=_parts(texts, tables, folder=folder), needs_image=False, unique=None)
+    num_parts = len(tables) + sum(-(-file.stat().st_size // _BLOCK_BYTES) for file in texts)
+    return SetOnDisk(parts=_parts(texts, tables, folder=folder), needs_image=False, unique=None, num_parts=num_parts)
 
 
 def _check_table(file: Path) -> None:

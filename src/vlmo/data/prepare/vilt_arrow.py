@@ -63,7 +63,7 @@ def open_set(root: Path) -> SetOnDisk:
             by_split.setdefault(split, []).append(table)
     known = _SIZES.get(name, {})
     return SetOnDisk(
-        parts=_parts(by_split, name=name, kind=kind),
+        parts=list(_parts(by_split, name=name, kind=kind)),
         features=kind.features,
         labels=labels,
         unique=kind.unique,

@@ -11,15 +11,22 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlmo.data.collate import Example
-from vlmo.data.sampler import sample_seed
-from vlmo.data.stream.records import Bad, Offset, Record, Sample, read_shard, sample_id
-from vlmo.data.stream.shards import Source
+from vlmo import distributed
+from vlmo.data.examples import Example
+from vlmo.data.listing import list_shards
+from vlmo.data.quarantine import Bad
+from vlmo.data.sampler import order, sample_seed
+from vlmo.data.stream.records import Offset, Record, Sample, read_shard, sample_id
+from vlmo.folder import write_file
+
+LIST_FILE = "shards.json"
 
 # Epochs, shards that cannot be read, and bad records, without a good one between them, after which a lane gives up: a
 # network that is down must not cost an epoch. A lane of one shard may meet a missing one in several epochs.
@@ -28,8 +35,66 @@ _BARREN_SHARDS = 32
 _BARREN_RECORDS = 10_000
 
 
+class Piece(NamedTuple):
+    """Every `parts`-th record of a shard, from number `part` on."""
+
+    shard: str
+    part: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards that are read in one mixture's share."""
+
+    shards: tuple[str, ...]
+    """Paths or URLs."""
+    weight: float = 1.0
+    """Share of the samples, relative to the other sources'."""
+
+    def of_lane(self, lane: int, *, lanes: int, epoch: int, seed: int) -> list[Piece]:
+        """Return the pieces that lane `lane` of `lanes` reads in `epoch`, in this order.
+
+        A piece is a whole shard where there are enough of them. Each epoch deals all pieces anew, so that over the
+        epochs every lane gets as many as the others.
+        """
+        parts = -(-lanes // len(self.shards))
+        num_pieces = parts * len(self.shards)
+        permutation = order(num_pieces, seed=sample_seed(seed, epoch=0, index=0, purpose="shards"), epoch=epoch)
+        first = (lane - epoch * (num_pieces % lanes)) % lanes
+        return [
+            Piece(self.shards[number // parts], number % parts, parts) for number in permutation[first::lanes].tolist()
+        ]
+
+
+def open_sources(patterns: Sequence[str], *, weights: Sequence[float], folder: Path) -> list[Source]:
+    """Make a source of each pattern; the lists are kept in `folder`, and read there when the run goes on.
+
+    So a shard that vanishes or arrives between two starts changes nobody's order. Lists of other patterns, from a start
+    that came to nothing, are made anew. All processes call this; the main one writes.
+
+    Raises:
+        ValueError: A pattern names nothing, or two name the same shard.
+    """
+    path = folder / LIST_FILE
+    if distributed.is_main() and (
+        not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["patterns"] != list(patterns)
+    ):
+        seen: set[str] = set()
+        lists = [list_shards(pattern) for pattern in patterns]
+        for shard in itertools.chain(*lists):
+            if shard in seen:
+                raise ValueError(f"streams: {shard} is named twice; each shard belongs to one pattern, and once")
+            seen.add(shard)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps({"patterns": list(patterns), "shards": lists}, indent=1))
+    distributed.barrier()
+    lists = json.loads(path.read_text(encoding="utf-8"))["shards"]
+    return [Source(tuple(shards), weight) for shards, weight in zip(lists, weights or [1.0] * len(lists), strict=True)]
+
+
 class Place(NamedTuple):
-    """What a lane's source reads next."""
+    """The next record that a lane's source reads."""
 
     epoch: int = 0
     shard: int = 0
@@ -42,26 +107,28 @@ _FIRST = Place()
 
 
 class _Order(NamedTuple):
-    """Where a sample stands in its block."""
+    """The position of a sample in its block."""
 
     key: int
     shard: int
     index: int
 
 
-class _Entry(NamedTuple):
-    order: _Order
+class _Read(NamedTuple):
+    """A record as it came out of its shard, and the place of the one after it."""
+
     place: Place
     record: Record
+    after: Place
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a lane has come in a source.
+    """Progress of a lane in a source.
 
     Attributes:
-        start: Where its block begins.
-        end: Where the block ends; None where it has not been begun.
+        start: First record of its block.
+        end: The record after the block; None where the block has not been begun.
         after: The last sample of it that was given; None if none was.
     """
 
@@ -70,12 +137,12 @@ class Cursor:
     after: _Order | None = None
 
     def to_json(self) -> list[list[int] | None]:
-        """Ready for JSON."""
+        """Return lists, ready for JSON."""
         return [None if part is None else list(part) for part in (self.start, self.end, self.after)]
 
     @classmethod
     def from_json(cls, parts: Sequence[Sequence[int] | None]) -> Cursor:
-        """What `to_json` gave."""
+        """Restore what `to_json` gave."""
         start, end, after = parts
         assert start is not None
         return cls(Place(*start), None if end is None else Place(*end), None if after is None else _Order(*after))
@@ -85,10 +152,13 @@ class Stream:
     """Endless records of one lane's share of one source, (epoch, record) each.
 
     Args:
+        source: Shards.
         lane: Number of the lane, of `lanes`.
+        lanes: Number of all lanes.
+        seed: Of the order.
         block: Records that are shuffled with each other, and kept in memory.
-        pictures: Whether the pictures are wanted.
-        cursor: Where to go on.
+        images: Read images.
+        cursor: Progress to go on from.
     """
 
     def __init__(
@@ -99,63 +169,58 @@ class Stream:
         lanes: int,
         seed: int,
         block: int,
-        pictures: bool = True,
+        images: bool = True,
         cursor: Cursor = Cursor(),
     ) -> None:
         self._source, self._lane, self._lanes, self._seed = source, lane, lanes, seed
-        self._size, self._pictures = block, pictures
+        self._size, self._images = block, images
         self._reading = self._read(cursor.start)
         self._held: _Read | None = None
         self._cursor = Cursor(cursor.start, cursor.start)
-        self._entries: deque[_Entry] = deque()
+        self._entries: deque[tuple[_Order, _Read]] = deque()
         self._coming: list[_Read] = []
         self._is_whole = False
         if cursor.end is not None:
-            self._resume(cursor)
+            self._resume(cursor, end=cursor.end)
 
     def __next__(self) -> tuple[int, Record]:
         while not self._entries:
-            self._begin_block()
-        entry = self._entries.popleft()
-        self._cursor = dataclasses.replace(self._cursor, after=entry.order)
+            while not self._is_whole:
+                self._read_ahead()
+            assert self._cursor.end is not None
+            self._begin_block(self._cursor.end, self._coming[-1].after)
+        place, read = self._entries.popleft()
+        self._cursor = dataclasses.replace(self._cursor, after=place)
         self._read_ahead()
-        return entry.place.epoch, entry.record
+        return read.place.epoch, read.record
 
     def __iter__(self) -> Stream:
         return self
 
     @property
     def cursor(self) -> Cursor:
-        """Goes on after what was given last."""
+        """Progress; goes on after what was given last."""
         if self._entries or self._cursor.end is None:
             return self._cursor
         return Cursor(self._cursor.end)
 
-    def _begin_block(self) -> None:
-        while not self._is_whole:
-            self._read_ahead()
-        start = self._cursor.end
-        assert start is not None
-        self._take(start, self._coming[-1].after)
-
-    def _take(self, start: Place, end: Place) -> None:
-        self._entries = deque(sorted(self._entry(read) for read in self._coming))
+    def _begin_block(self, start: Place, end: Place) -> None:
+        self._entries = deque(sorted((self._order(read), read) for read in self._coming))
         self._cursor = Cursor(start, end)
         self._coming, self._is_whole = [], False
 
-    def _resume(self, cursor: Cursor) -> None:
-        """The block of the cursor, as far as it has not been given."""
-        assert cursor.end is not None
-        while (read := self._peek()).place[:3] < cursor.end[:3]:
+    def _resume(self, cursor: Cursor, *, end: Place) -> None:
+        """Read the block of the cursor again, and leave out what has been given."""
+        while (read := self._peek()).place[:3] < end[:3]:
             self._coming.append(read)
             self._held = None
-        self._take(cursor.start, cursor.end)
+        self._begin_block(cursor.start, end)
         self._cursor = cursor
-        while cursor.after is not None and self._entries and self._entries[0].order <= cursor.after:
+        while cursor.after is not None and self._entries and self._entries[0][0] <= cursor.after:
             self._entries.popleft()
 
     def _read_ahead(self) -> None:
-        """One more record of the block that comes next: reading keeps pace with what is given."""
+        """Read one more record of the block that comes next: reading keeps pace with what is given."""
         if self._is_whole:
             return
         read = self._peek()
@@ -171,11 +236,10 @@ class Stream:
             self._held = next(self._reading)
         return self._held
 
-    def _entry(self, read: _Read) -> _Entry:
-        place, record = read.place, read.record
-        number = sample_id(record.shard, record.index)
-        key = sample_seed(self._seed, epoch=place.epoch, index=number, purpose="order")
-        return _Entry(_Order(key, place.shard, place.index), place, record)
+    def _order(self, read: _Read) -> _Order:
+        number = sample_id(read.record.shard, read.record.index)
+        key = sample_seed(self._seed, epoch=read.place.epoch, index=number, purpose="order")
+        return _Order(key, read.place.shard, read.place.index)
 
     def _read(self, start: Place) -> Iterator[_Read]:
         barren = 0
@@ -185,7 +249,7 @@ class Stream:
             for number in range(start.shard, len(pieces)):
                 offset = Offset(start.index, start.byte) if number == start.shard else Offset()
                 shard, part, parts = pieces[number]
-                for record, after in read_shard(shard, start=offset, pictures=self._pictures):
+                for record, after in read_shard(shard, start=offset, images=self._images):
                     if record.index % parts != part:
                         continue
                     found = True
@@ -200,21 +264,20 @@ class Stream:
         )
 
 
-class _Read(NamedTuple):
-    place: Place
-    record: Record
-    after: Place
-
-
 class Lane:
-    """Endless good samples of a lane: for each, a seeded draw by weight says from which source.
+    """Endless good samples of a lane; for each one a seeded choice by weight says from which source.
 
     A source that runs out begins its next epoch, so the weights hold for ever; small sources are seen more often.
 
     Args:
-        read: Makes an example of (sample, epoch), or raises ValueError with the reason why not.
+        sources: Shards, with weights.
+        lane: Number of the lane, of `lanes`.
+        lanes: Number of all lanes.
+        seed: The run's.
         shuffle: Samples that are shuffled with each other, over all sources of this lane.
-        state: What `state` gave, to go on from.
+        read: Makes an example of (sample, epoch), or raises ValueError with the reason why not.
+        images: Read images.
+        state: An earlier `state`, to go on from.
     """
 
     def __init__(
@@ -226,7 +289,7 @@ class Lane:
         seed: int,
         shuffle: int,
         read: Callable[[Sample, int], Example],
-        pictures: bool = True,
+        images: bool = True,
         state: dict[str, Any] | None = None,
     ) -> None:
         state = state or {"drawn": 0, "bad": 0, "streams": [Cursor().to_json()] * len(sources)}
@@ -234,7 +297,7 @@ class Lane:
         shares = [source.weight / total for source in sources]
         self._lane, self._seed, self._read = lane, seed, read
         self._until = list(itertools.accumulate(shares))
-        self._drawn, self._bad = state["drawn"], state["bad"]
+        self._num_good, self._num_bad = state["drawn"], state["bad"]
         self._streams = [
             Stream(
                 source,
@@ -242,29 +305,29 @@ class Lane:
                 lanes=lanes,
                 seed=sample_seed(seed, epoch=0, index=number, purpose="source"),
                 block=max(1, round(shuffle * share)),
-                pictures=pictures,
+                images=images,
                 cursor=Cursor.from_json(cursor),
             )
             for number, (source, share, cursor) in enumerate(zip(sources, shares, state["streams"], strict=True))
         ]
 
-    def draw(self, bad: list[Bad]) -> Example:
-        """The next good sample; what was passed over on the way is appended to `bad`.
+    def next_example(self, bad: list[Bad]) -> Example:
+        """Return the next good sample; bad ones before it are appended to `bad`.
 
         Raises:
             ValueError: Many shards, thousands of records, or several epochs hold no good sample.
         """
-        stream = self._streams[self._draw_source()]
+        stream = self._streams[self._choose_source()]
         begun: int | None = None
         lost_shards = 0
         for passed, (epoch, record) in enumerate(stream, start=1):
             begun = epoch if begun is None else begun
             found = self._example(record, epoch)
             if not isinstance(found, Bad):
-                self._drawn += 1
+                self._num_good += 1
                 return found
             bad.append(found)
-            self._bad += found.kind == "row"
+            self._num_bad += found.kind == "row"
             lost_shards += found.kind == "shard"
             if epoch >= begun + _BARREN_EPOCHS or lost_shards >= _BARREN_SHARDS or passed >= _BARREN_RECORDS:
                 raise ValueError(
@@ -275,14 +338,14 @@ class Lane:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Goes on after what was drawn last; ready for JSON."""
+        """Progress, ready for JSON; goes on after what was given last."""
         cursors = [stream.cursor.to_json() for stream in self._streams]
-        return {"drawn": self._drawn, "bad": self._bad, "streams": cursors}
+        return {"drawn": self._num_good, "bad": self._num_bad, "streams": cursors}
 
-    def _draw_source(self) -> int:
+    def _choose_source(self) -> int:
         if len(self._streams) == 1:
             return 0
-        chance = sample_seed(self._seed, epoch=self._lane, index=self._drawn, purpose="mixture") / 2**63
+        chance = sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture") / 2**63
         return min(bisect.bisect_right(self._until, chance), len(self._until) - 1)
 
     def _example(self, record: Record, epoch: int) -> Example | Bad:
@@ -290,5 +353,5 @@ class Lane:
             return record
         try:
             return self._read(record, epoch)
-        except ValueError as error:
-            return Bad("row", record.shard, record.index, record.key, str(error))
+        except (ValueError, MemoryError) as error:
+            return Bad("row", record.shard, record.index, record.key, str(error) or type(error).__name__)

@@ -14,14 +14,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vlmo import distributed
-from vlmo.data.collate import merge
-from vlmo.data.loader import LoaderConfig, check_sizes, start_workers
-from vlmo.data.sampler import step_seed
-from vlmo.data.stream.examples import StreamExamples
-from vlmo.data.stream.lanes import Lane
-from vlmo.data.stream.quarantine import StreamQuarantine
-from vlmo.data.stream.records import Bad
-from vlmo.data.stream.shards import Source
+from vlmo.data.examples import StreamExamples, merge
+from vlmo.data.loader import LoaderConfig, start_workers, validate_sizes
+from vlmo.data.quarantine import Bad, QuarantineFile
+from vlmo.data.sampler import batch_seed
+from vlmo.data.stream.lanes import Lane, Source
 from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -37,7 +34,7 @@ LaneStates = dict[str, Any]
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Shards that are read as streams, and how they are mixed."""
+    """Shards that are read as streams, and their mixture."""
 
     patterns: tuple[str, ...] = ()
     """Tar shards or parquet files: paths, wildcards, braces, folders or fsspec URLs. Each pattern is a source."""
@@ -50,7 +47,7 @@ class StreamConfig:
     """Samples that are kept in memory and shuffled, over all processes."""
 
     def __post_init__(self) -> None:
-        """Looks at the values.
+        """Validate the values.
 
         Raises:
             ValueError: A number is below 1, or the weights do not fit the patterns.
@@ -72,7 +69,7 @@ class StreamLoader:
     does not tell where the lanes are: `cursor` does.
 
     Args:
-        sources: What is read.
+        sources: Shards, with weights.
         examples: Makes examples of samples.
         config: Lanes and shuffling.
         loader: Sizes.
@@ -103,15 +100,15 @@ class StreamLoader:
         self._seed, self._max_bad_share = seed, max_bad_share
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
-        check_lanes(config, loader=loader, processes=self._world_size)
+        validate_lanes(config, loader=loader, processes=self._world_size)
         if self._rank:
             quarantine = quarantine.with_suffix(f".{self._rank}{quarantine.suffix}")
-        self._quarantine = StreamQuarantine(quarantine)
+        self._quarantine = QuarantineFile(quarantine)
         self._lost_shards = 0
         self._cursors: dict[int, LaneStates] = {0: {}}
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
-        """Endless: the micro-batches of step `start_step`, which is 0 or that of `go_on_from`, and so on.
+        """Yield without end the micro-batches of step `start_step`, which is 0 or that of `go_on_from`, and so on.
 
         Workers start at the first `next` and live until the iterator is closed or dropped.
 
@@ -125,11 +122,11 @@ class StreamLoader:
         return self._steps(start_step)
 
     def cursor(self, step: int) -> LaneStates:
-        """Where this process's lanes are after the first `step` steps; `step` is that of the newest item."""
+        """Return the states of this process's lanes after the first `step` steps; `step` is that of the newest item."""
         return self._cursors[step]
 
     def go_on_from(self, step: int, cursor: LaneStates) -> None:
-        """Sets the start: the cursors of all processes after `step` steps, as one dictionary.
+        """Set the start: the cursors of all processes after `step` steps, as one dictionary.
 
         Raises:
             ValueError: The cursor is of a run with other streams.
@@ -140,7 +137,7 @@ class StreamLoader:
         self._cursors = {step: {lane: cursor[lane] for lane in sorted(own, key=int)}}
 
     def _lanes(self) -> list[range]:
-        """This process's lanes, by micro-step."""
+        """Return this process's lanes, by micro-step."""
         count = self._config.lanes // (self._world_size * self._loader.accumulation)
         starts = ((micro * self._world_size + self._rank) * count for micro in range(self._loader.accumulation))
         return [range(start, start + count) for start in starts]
@@ -149,27 +146,31 @@ class StreamLoader:
         accumulation, states = self._loader.accumulation, self._cursors[start_step]
         lanes = self._lanes()
         num_parts = min(max(1, self._loader.num_workers), len(lanes[0]))
-        work = _Parts(self._lane, lanes, self._examples, num_parts=num_parts, rows=self._rows(), states=states)
+        rows = self._loader.global_batch_size // self._config.lanes  # of each lane in a step
+        work = _Parts(self._lane, lanes, self._examples, num_parts=num_parts, rows=rows, states=states)
         parts = start_workers(work, num_workers=min(self._loader.num_workers, num_parts))
         for step in itertools.count(start_step):
             batches = []
             for micro in range(accumulation):
-                found = [_checked(next(parts)) for _ in range(num_parts)]
+                found: list[dict[str, Any]] = []
+                for _ in range(num_parts):
+                    part = next(parts)
+                    if isinstance(part, str):
+                        raise ValueError(part)
+                    found.append(part)
                 states = states | {lane: state for part in found for lane, state in part["lanes"].items()}
                 bad = [Bad(**record) for part in found for record in part["bad"]]
                 self._quarantine.add(bad)
                 self._warn_of_shards(bad)
                 batch = merge([part["batch"] for part in found], pad_token_id=self._examples.pad_token_id)
-                batch = _pinned(batch) if torch.cuda.is_available() else batch
-                batch["step_seed"] = torch.tensor(step_seed(self._seed, step=step * accumulation + micro))
+                if torch.cuda.is_available():
+                    tensors = cast(dict[str, Tensor], batch)
+                    batch = cast(Batch, {name: tensor.pin_memory() for name, tensor in tensors.items()})
+                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=step * accumulation + micro))
                 batches.append(batch)
             self._check_share(states)
             self._cursors = {k: v for k, v in self._cursors.items() if k > step + 1 - _KEPT} | {step + 1: states}
             yield batches
-
-    def _rows(self) -> int:
-        """Rows of a step that each lane gives."""
-        return self._loader.global_batch_size // self._config.lanes
 
     def _lane(self, number: int, state: Mapping[str, Any] | None) -> Lane:
         return Lane(
@@ -179,12 +180,12 @@ class StreamLoader:
             seed=self._seed,
             shuffle=-(-self._config.shuffle // self._config.lanes),
             read=self._examples,
-            pictures=self._examples.reads_pictures,
+            images=self._examples.reads_images,
             state=None if state is None else dict(state),
         )
 
     def _warn_of_shards(self, bad: Sequence[Bad]) -> None:
-        """A line for the first shard of this process that cannot be read to its end, the second, the fourth, ..."""
+        """Log the first shard of this process that cannot be read to its end, the second, the fourth, ..."""
         for record in bad:
             if record.kind == "shard":
                 self._lost_shards += 1
@@ -206,7 +207,7 @@ class StreamLoader:
 
 
 class _Parts(IterableDataset):
-    """What a worker does: for each micro-step the samples of its lanes, or the reason why there are none.
+    """Yields, in a worker, for each micro-step the samples of its lanes, or the reason why there are none.
 
     A reason is handed over as a string, as in `vlmo.data.loader`.
     """
@@ -231,7 +232,10 @@ class _Parts(IterableDataset):
             lanes = [
                 {
                     number: self._make_lane(number, self._states.get(str(number)))
-                    for number in _cut(micro, part, self._num_parts)
+                    # A contiguous share, so that the order of rows does not tell how many workers there are.
+                    for number in micro[
+                        len(micro) * part // self._num_parts : len(micro) * (part + 1) // self._num_parts
+                    ]
                 }
                 for micro in self._lanes
             ]
@@ -243,7 +247,7 @@ class _Parts(IterableDataset):
 
     def _part(self, lanes: dict[int, Lane]) -> dict[str, Any]:
         bad: list[Bad] = []
-        examples = [lane.draw(bad) for lane in lanes.values() for _ in range(self._rows)]
+        examples = [lane.next_example(bad) for lane in lanes.values() for _ in range(self._rows)]
         return {
             "batch": self._examples.collate(examples),
             "lanes": {str(number): lane.state for number, lane in lanes.items()},
@@ -251,29 +255,14 @@ class _Parts(IterableDataset):
         }
 
 
-def _cut(lanes: Sequence[int], part: int, num_parts: int) -> Sequence[int]:
-    """A contiguous share, so that the order of rows does not tell how many workers there are."""
-    return lanes[len(lanes) * part // num_parts : len(lanes) * (part + 1) // num_parts]
-
-
-def _checked(part: dict[str, Any] | str) -> dict[str, Any]:
-    if isinstance(part, str):
-        raise ValueError(part)
-    return part
-
-
-def _pinned(batch: Batch) -> Batch:
-    return cast(Batch, {name: tensor.pin_memory() for name, tensor in cast(dict[str, Tensor], batch).items()})
-
-
-def check_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
-    """Whether lanes can be divided over processes and micro-steps, and the rows of a batch over lanes.
+def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
+    """Check that lanes can be divided over processes and micro-steps, and the rows of a batch over lanes.
 
     Raises:
         ValueError: They cannot.
     """
     pieces = processes * loader.accumulation
-    check_sizes(loader)
+    validate_sizes(loader)
     if config.lanes % pieces:
         raise ValueError(
             f"streams.lanes is {config.lanes}, not a multiple of {processes} processes x {loader.accumulation} "

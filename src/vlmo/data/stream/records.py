@@ -1,7 +1,7 @@
 """Records of one shard, from any place in it: a tar file in webdataset's layout, or a parquet file.
 
-Shards are opened through fsspec and read from front to back. What is wrong with a shard or a record is a `Bad`, never
-an exception: the run goes on with what follows.
+Shards are opened through fsspec and read from front to back. An error of a shard or a record is a `Bad`, never an
+exception: the run goes on with what follows.
 """
 
 from __future__ import annotations
@@ -13,28 +13,41 @@ import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple, cast
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmo.data.files import PICTURE_SUFFIXES
+from vlmo.data.decoding import range_path
+from vlmo.data.listing import IMAGE_SUFFIXES, is_remote
+from vlmo.data.quarantine import Bad
 from vlmo.data.sampler import stable_id
 
+__all__ = ["Bad", "Offset", "Record", "Sample", "read_saved", "read_shard", "sample_id"]
+
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
-"""Names under which parquet files hold pictures, the first one found counts."""
+"""Names under which parquet files hold images, the first one found counts."""
 CAPTION_COLUMNS = ("txt", "caption", "TEXT", "text")
 
-# What a sample says under names of its own.
-_TOLD_BY_SAMPLE = ("caption", "captions", "key", "status", "error_message")
+MAX_MEMBER_BYTES = 1 << 28
+"""Largest member of a tar file that is read."""
+
+# Facts that a sample holds under names of its own.
+_OWN_NAMES = ("caption", "captions", "key", "status", "error_message")
+_SAVED_CAPTIONS = ("captions", "caption", "text")
+_SAVED_KEYS = ("image_id", "key", "id")
 _BATCH_ROWS = 64
 _BUFFER = 1 << 18  # bytes that a tar file is read in
 _WAITS = (1.0, 4.0, 16.0)  # seconds before a remote shard is opened again
 
+# Hostile JSON nests too deep, a hostile header claims gigabytes, another type stands where a text is expected.
+_RECORD_ERRORS = (ValueError, AttributeError, TypeError, RecursionError, MemoryError)
+
 
 class Offset(NamedTuple):
-    """Where a record begins in its shard."""
+    """The place of a record in its shard."""
 
     index: int = 0
     """Number of the record, bad ones counted."""
@@ -55,9 +68,9 @@ class Sample:
     image: bytes | None
     captions: tuple[str, ...]
     path: str | None = None
-    """Where the picture lies, if the record names it and does not hold it."""
+    """Path of the image, if the record names it and does not hold it, or is asked for places alone."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """What else the record says, if it was asked for."""
+    """Further facts of the record, if they were asked for."""
 
     @property
     def sample_id(self) -> int:
@@ -65,92 +78,80 @@ class Sample:
         return sample_id(self.shard, self.index)
 
 
-@dataclass(frozen=True)
-class Bad:
-    """A record that cannot be used (kind "row"), or the end of what can be read of a shard ("shard")."""
-
-    kind: str
-    shard: str
-    index: int
-    key: str
-    reason: str
-
-    def line(self) -> dict[str, Any]:
-        """What the quarantine file says of it."""
-        return {"kind": self.kind, "row": self.index, "image_id": self.key, "path": self.shard, "reason": self.reason}
-
-
 Record = Sample | Bad
 
 
 def sample_id(shard: str, index: int) -> int:
-    """63 bits that name a record."""
+    """Return 63 bits that name a record."""
     return stable_id(f"{shard}#{index}")
 
 
+class _Options(NamedTuple):
+    images: bool | Literal["places"]
+    details: bool
+    absent: bool
+
+
 def read_shard(
-    shard: str, *, start: Offset = _FIRST, pictures: bool = True, details: bool = False
+    shard: str,
+    *,
+    start: Offset = _FIRST,
+    images: bool | Literal["places"] = True,
+    details: bool = False,
+    absent: bool = False,
 ) -> Iterator[tuple[Record, Offset | None]]:
-    """Each record from `start` on, with the place of the one after it; None after the last one that can be read.
+    """Yield each record from `start` on, with the place of the one after it; None after the last one.
 
     Remote shards are opened again, a few times, where the network fails.
 
     Args:
         shard: Path or URL that ends in .tar or .parquet.
-        pictures: Whether the pictures are wanted; parquet files without them are read faster.
-        details: Whether everything else that a record says is wanted.
+        start: The first record to read.
+        images: Read images; parquet files without them are read faster. "places" gives the image of a tar member as
+            the `path` of its bytes (`range_path`).
+        details: Give everything else that a record says as `metadata`.
+        absent: Give rows that img2dataset could not download, which are passed over else, as `Bad` of kind "absent".
 
     Raises:
         ValueError: The process has too many open files.
     """
-    waits = iter(() if is_local(shard) else _WAITS)
+    options = _Options(images, details, absent)
+    read = _tar_records if shard.endswith(".tar") else _parquet_records
+    waits = iter(_WAITS if is_remote(shard) else ())
+    # aiohttp, under fsspec's object stores, has errors of its own; it is imported only where one is used.
+    client_error = getattr(sys.modules.get("aiohttp"), "ClientError", OSError)
     while True:
         try:
             with cast(Any, fsspec.open(shard, "rb")) as file:
-                for record, after in _records(file, shard, start=start, pictures=pictures, details=details):
+                for record, after in read(file, shard, start, options):
                     yield record, after
                     if after is None:
                         return
                     start = after
             return
-        except _failures() as error:
+        except (OSError, EOFError, MemoryError, pa.ArrowException, client_error) as error:
             if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
                 raise ValueError(f"{shard}: too many open files; raise `ulimit -n` or lower streams.lanes") from error
-            pause = (
-                None
-                if isinstance(error, FileNotFoundError | PermissionError | pa.ArrowException)
-                else next(waits, None)
-            )
+            is_final = isinstance(error, FileNotFoundError | PermissionError | MemoryError | pa.ArrowException)
+            pause = None if is_final else next(waits, None)
             if pause is None:
                 yield _rest_is_lost(shard, start, error), None
                 return
             time.sleep(pause)
 
 
-def is_local(shard: str) -> bool:
-    """Whether it is a path of this machine."""
-    return "://" not in shard
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    # aiohttp, under fsspec's object stores, has errors of its own; it is imported only where one is used.
-    client = getattr(sys.modules.get("aiohttp"), "ClientError", OSError)
-    return (OSError, EOFError, pa.ArrowException, client)
-
-
-def _records(
-    file: IO[bytes], shard: str, *, start: Offset, pictures: bool, details: bool
-) -> Iterator[tuple[Record, Offset | None]]:
-    if shard.endswith(".tar"):
-        yield from _tar_records(file, shard, start=start, details=details)
-    else:
-        yield from _parquet_records(file, shard, start=start, pictures=pictures, details=details)
-
-
 def _rest_is_lost(shard: str, start: Offset, error: Exception) -> Bad:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     how_far = "it cannot be read" if start.index == 0 else f"it cannot be read any further than record {start.index}"
     return Bad("shard", shard, start.index, "", f"{how_far}: {reason}")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return the texts that are not empty."""
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"expected a text or a list of texts, found {value!r:.60}")
+    return tuple(text for text in texts if text.strip())
 
 
 # ---------------------------------------------------------------------------------------------------------------- tar
@@ -170,18 +171,19 @@ class _Member(tarfile.TarInfo):
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """What the members of one sample have in common (the path up to the first dot of the name), and the rest."""
+    """Split a member's name into the key of its sample (the path up to the first dot of the file name) and the rest."""
     folder, slash, file = name.rpartition("/")
     key = f"{folder}{slash}{file.split('.')[0]}"
     return key, name[len(key) :].lower()
 
 
 def _tar_records(
-    file: IO[bytes], shard: str, *, start: Offset, details: bool
+    file: IO[bytes], shard: str, start: Offset, options: _Options
 ) -> Iterator[tuple[Record, Offset | None]]:
     file.seek(start.byte)
     key: str | None = None
-    parts: dict[str, bytes] = {}
+    parts: dict[str, bytes | str] = {}
+    fault: str | None = None
     place, end = start, start.byte
     try:
         with cast(Any, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member, bufsize=_BUFFER)) as tar:
@@ -194,70 +196,71 @@ def _tar_records(
                 if found != key:
                     if key is not None:
                         place = Offset(place.index + 1, start.byte + member.offset)
-                        yield _tar_record(shard, place.index - 1, key, parts, details=details), place
-                    key, parts = found, {}
-                if suffix in PICTURE_SUFFIXES or suffix in {".txt", ".json"}:
+                        yield _tar_record(shard, place.index - 1, key, parts, fault, options), place
+                    key, parts, fault = found, {}, None
+                if suffix in IMAGE_SUFFIXES and options.images == "places":
+                    parts[suffix] = range_path(shard, start=start.byte + member.offset_data, length=member.size)
+                elif suffix not in IMAGE_SUFFIXES and suffix not in {".txt", ".json"}:
+                    parts[suffix] = b""
+                elif member.size > MAX_MEMBER_BYTES:
+                    fault = f"{member.name} claims {member.size:,} bytes; at most {MAX_MEMBER_BYTES:,} are read"
+                else:
                     parts[suffix] = tar.extractfile(member).read()
     except tarfile.TarError as error:
         if key is not None:
             index, place = place.index, Offset(place.index + 1, end)
-            yield _tar_record(shard, index, key, parts, details=details), place
+            yield _tar_record(shard, index, key, parts, fault, options), place
         yield _rest_is_lost(shard, place, error), None
         return
     if key is not None:
-        yield _tar_record(shard, place.index, key, parts, details=details), None
+        yield _tar_record(shard, place.index, key, parts, fault, options), None
 
 
-def _tar_record(shard: str, index: int, key: str, parts: dict[str, bytes], *, details: bool) -> Record:
-    picture = next((data for suffix, data in parts.items() if suffix in PICTURE_SUFFIXES), None)
+def _tar_record(
+    shard: str, index: int, key: str, parts: dict[str, bytes | str], fault: str | None, options: _Options
+) -> Record:
+    if fault is not None:
+        return Bad("row", shard, index, key, fault)
+    image = next((data for suffix, data in parts.items() if suffix in IMAGE_SUFFIXES), None)
+    if image is None and options.images == "places":
+        return Bad("row", shard, index, key, f"{key} has no image, only {', '.join(parts)}")
+    text, told = cast(bytes | None, parts.get(".txt")), cast(bytes | None, parts.get(".json"))
     try:
-        captions = _tar_captions(parts)
-        told = json.loads(parts[".json"]) if details and ".json" in parts else {}
-        metadata = {name: value for name, value in told.items() if name not in _TOLD_BY_SAMPLE}
-    except (ValueError, AttributeError, TypeError) as error:
-        return Bad("row", shard, index, key, f"its caption cannot be read: {error}")
-    return Sample(shard, index, key, picture, captions, metadata=metadata)
-
-
-def _tar_captions(parts: dict[str, bytes]) -> tuple[str, ...]:
-    if ".txt" in parts:
-        return _texts(parts[".txt"].decode())
-    if ".json" in parts:
-        found = json.loads(parts[".json"])
-        return _texts(found.get("captions", found.get("caption")))
-    return ()
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    """Texts that are not empty."""
-    texts = [value] if isinstance(value, str) else value or []
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"expected a text or a list of texts, found {value!r:.60}")
-    return tuple(text for text in texts if text.strip())
+        facts = json.loads(told) if told is not None and (options.details or text is None) else {}
+        captions = _texts(facts.get("captions", facts.get("caption")) if text is None else text.decode())
+        metadata = {name: value for name, value in facts.items() if options.details and name not in _OWN_NAMES}
+    except _RECORD_ERRORS as error:
+        return Bad("row", shard, index, key, f"the caption of {key} cannot be read: {error}")
+    if isinstance(image, str):
+        return Sample(shard, index, key, None, captions, path=image, metadata=metadata)
+    return Sample(shard, index, key, image, captions, metadata=metadata)
 
 
 # ------------------------------------------------------------------------------------------------------------ parquet
 
 
 def _parquet_records(
-    file: IO[bytes], shard: str, *, start: Offset, pictures: bool, details: bool
+    file: IO[bytes], shard: str, start: Offset, options: _Options
 ) -> Iterator[tuple[Record, Offset | None]]:
     with pq.ParquetFile(file) as opened:
         names = opened.schema_arrow.names
         columns = {
-            "image": _first(IMAGE_COLUMNS, names) if pictures else None,
+            "image": _first(IMAGE_COLUMNS, names) if options.images else None,
             "captions": _first((*CAPTION_COLUMNS, "captions"), names),
             "key": _first(("key",), names),
             "status": _first(("status",), names),
         }
         found = {meaning: name for meaning, name in columns.items() if name is not None}
-        others = [name for name in names if details and name not in {*found.values(), *_TOLD_BY_SAMPLE}]
+        others = [name for name in names if options.details and name not in {*found.values(), *_OWN_NAMES}]
         for index, row in _rows(opened, [*found.values(), *others], start=start.index):
             values = {meaning: row[name] for meaning, name in found.items()}
             values["metadata"] = {name: row[name] for name in others}
-            # img2dataset keeps rows of pictures that could not be had.
-            if values.get("status", "success") == "success":
-                yield _parquet_record(shard, index, values), Offset(index + 1)
+            key = str(index) if values.get("key") is None else str(values["key"])
+            # img2dataset keeps rows of images that could not be had.
+            if (status := values.get("status", "success")) == "success":
+                yield _parquet_record(shard, index, key, values), Offset(index + 1)
+            elif options.absent:
+                yield Bad("absent", shard, index, key, str(status)), Offset(index + 1)
 
 
 def _first(wanted: tuple[str, ...], names: list[str]) -> str | None:
@@ -265,7 +268,7 @@ def _first(wanted: tuple[str, ...], names: list[str]) -> str | None:
 
 
 def _rows(opened: pq.ParquetFile, columns: list[str], *, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows from number `start` on; groups before it are not read."""
+    """Yield rows from number `start` on; groups before it are not read."""
     first = 0
     for group in range(opened.num_row_groups):
         end = first + opened.metadata.row_group(group).num_rows
@@ -277,21 +280,77 @@ def _rows(opened: pq.ParquetFile, columns: list[str], *, start: int) -> Iterator
         first = end
 
 
-def _parquet_record(shard: str, index: int, values: dict[str, Any]) -> Record:
-    key, image = values.get("key"), values.get("image")
-    key = str(index) if key is None else str(key)
+def _parquet_record(shard: str, index: int, key: str, values: dict[str, Any]) -> Record:
+    image = values.get("image")
     try:
         captions = _texts(values.get("captions"))
-    except TypeError as error:
-        return Bad("row", shard, index, key, f"its caption cannot be read: {error}")
-    path = image.get("path") if isinstance(image, dict) else image
+    except _RECORD_ERRORS as error:
+        return Bad("row", shard, index, key, f"the caption of {key} cannot be read: {error}")
     data = image.get("bytes") if isinstance(image, dict) else image
+    path = image.get("path") if isinstance(image, dict) else image
+    if isinstance(data, bytes):
+        return Sample(shard, index, key, data, captions, metadata=values["metadata"], path=_text_or_none(path))
+    if isinstance(path, str) and not _is_confined(path):
+        return Bad("row", shard, index, key, f"its image {path!r:.80} lies outside the shard's folder")
+    return Sample(shard, index, key, None, captions, metadata=values["metadata"], path=_text_or_none(path))
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _is_confined(path: str) -> bool:
+    """Return True for a relative path that stays in its folder: no URL, no `..`, no other disk."""
+    return not (is_remote(path) or "::" in path or PurePosixPath(path).is_absolute() or ".." in Path(path).parts)
+
+
+# --------------------------------------------------------------------------------------------------------- saved sets
+
+
+def read_saved(folder: Path) -> Iterator[Record]:
+    """Yield each row of a folder that `save_to_disk` wrote, of all its splits; the split is among the metadata.
+
+    Errors of the folder are a `Bad` of kind "shard", errors of a row one of kind "row".
+    """
+    from datasets import Dataset, Image
+
+    told = folder / "dataset_dict.json"
+    parts: list[tuple[str | None, Dataset]] = []
+    try:
+        splits = json.loads(told.read_text(encoding="utf-8"))["splits"] if told.is_file() else [None]
+        for split in splits:
+            path = folder if split is None else folder / split
+            if json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:  # no rows, no file
+                parts.append((split, Dataset.load_from_disk(str(path))))
+    except (OSError, ValueError, KeyError) as error:
+        yield Bad("shard", str(folder), 0, "", f"it cannot be read: {error}")
+        return
+    index = 0
+    for split, dataset in parts:
+        images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+        for name in images:
+            dataset = dataset.cast_column(name, Image(decode=False))
+        for row in dataset:
+            yield _saved_record(cast(dict[str, Any], row), str(folder), index, images=images, split=split)
+            index += 1
+
+
+def _saved_record(row: dict[str, Any], folder: str, index: int, *, images: list[str], split: str | None) -> Record:
+    name = "image" if "image" in images or not images else images[0]
+    cell = row.get(name) or {}
+    image: dict[str, Any] = {"path": cell} if isinstance(cell, str) else cell
+    key = next((str(row[key]) for key in _SAVED_KEYS if row.get(key) is not None), str(index))
+    try:
+        captions = _texts(next((row[name] for name in _SAVED_CAPTIONS if row.get(name)), []))
+    except _RECORD_ERRORS as error:
+        return Bad("row", folder, index, key, f"the caption of {key} cannot be read: {error}")
+    metadata = {key: value for key, value in row.items() if key not in (*images, name, *_SAVED_CAPTIONS)}
     return Sample(
-        shard,
-        index,
-        key,
-        data if isinstance(data, bytes) else None,
-        captions,
-        path=path if isinstance(path, str) else None,
-        metadata=values["metadata"],
+        shard=folder,
+        index=index,
+        key=key,
+        image=image.get("bytes"),
+        captions=captions,
+        path=None if image.get("bytes") else image.get("path"),
+        metadata=metadata if split is None else {**metadata, "split": split},
     )

@@ -1,0 +1,110 @@
+"""Files by pattern: paths, wildcards, braces, folders, and URLs of every file system that fsspec knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+)
+SHARD_SUFFIXES = (".tar", ".parquet")
+
+_WILDCARDS = frozenset("*?[")
+
+
+def is_remote(place: str) -> bool:
+    """Return True for a URL."""
+    return "://" in place
+
+
+def has_wildcards(place: str, *, braces: bool = False) -> bool:
+    """Return True where a path or URL holds `*`, `?` or `[`, or on demand `{`."""
+    return not _WILDCARDS.isdisjoint(place) or (braces and "{" in place)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return every path that braces such as {00000..00331} or {a,b} stand for.
+
+    Raises:
+        ValueError: They do not match.
+    """
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise ValueError(f"{pattern}: its braces do not match ({error})") from error
+
+
+def open_file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a path or URL, and the path in it.
+
+    Raises:
+        ValueError: Nothing is known about such URLs, or a package is missing.
+    """
+    try:
+        return fsspec.core.url_to_fs(place)
+    except (ImportError, OSError, ValueError) as error:
+        raise ValueError(f"{place} cannot be listed: {error}") from error
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder of this machine, by name; hidden ones are passed over.
+
+    Links to folders are followed; each real folder is visited once.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def below(folder: Path) -> Iterator[Path]:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+        for name in names:
+            path = folder / name
+            if path.is_dir():
+                yield from below(path)
+            elif path.is_file():
+                yield path
+
+    yield from below(folder)
+
+
+def list_shards(pattern: str) -> tuple[str, ...]:
+    """Return the shards that a pattern names, sorted.
+
+    Args:
+        pattern: A path or an fsspec URL of .tar or .parquet files, with braces ({00000..00331}, {a,b}) and wildcards
+            (*, ?, [0-9], **), or a folder. Files that braces name are not looked for: a missing shard is found when it
+            is read, and goes to the quarantine. Of a folder, tar files are taken, or else parquet files: beside tars,
+            img2dataset leaves parquet without images.
+
+    Raises:
+        ValueError: Nothing matches, or something other than a shard does.
+    """
+    urls = expand_braces(pattern)
+    files, _ = open_file_system(urls[0])  # one for all: there may be a hundred thousand of them
+    found: list[str] = []
+    for path in (str(files._strip_protocol(url)) for url in urls):
+        try:
+            if has_wildcards(path):
+                paths = files.glob(path)
+            elif path.endswith(SHARD_SUFFIXES):
+                paths = [path]
+            else:
+                paths = files.glob(f"{path}/**/*.tar") or files.glob(f"{path}/**/*.parquet")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{pattern} cannot be listed: {error}") from error
+        if not paths:
+            raise ValueError(f"{pattern} matches nothing; give shards that are there (.tar or .parquet)")
+        is_local = isinstance(files, LocalFileSystem)
+        found += [str(path) if is_local else files.unstrip_protocol(path) for path in paths]
+    if others := [shard for shard in found if not shard.endswith(SHARD_SUFFIXES)]:
+        raise ValueError(f"{pattern} names {others[0]}; shards end with {' or '.join(SHARD_SUFFIXES)}")
+    return tuple(sorted(found))

@@ -1,0 +1,411 @@
+"""Runs a preparer: reads its parts in several processes, validates each row, and writes the prepared folder.
+
+Each part becomes one Arrow file in `OUT.unfinished`, with all its records, bad ones too. A run that was interrupted
+goes on with the parts that are not there yet. At the end the files are read once more, and `OUT` is written of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import DatasetInfo, Features
+from filelock import FileLock, Timeout
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from vlmo.data.loader import start_workers
+from vlmo.data.prepare.parts import Absent, BadRow, Part, Preparer, Record, SetOnDisk
+from vlmo.data.prepare.summary import SUMMARY_FILE, SplitSummary, Summary
+from vlmo.data.quarantine import to_lines
+from vlmo.data.validation import RowValidator, Verdict, image_columns, quarantine_lines, without_empty
+from vlmo.folder import write_folder
+from vlmo.progress import Progress
+
+QUARANTINE_FILE = "quarantine.jsonl"
+LAYOUT = 1
+
+_LOCK_FILE = ".lock"
+_SPLIT_ORDER = ("train", "validation", "test")
+_BATCH_ROWS = 1000
+_BATCH_BYTES = 1 << 26
+"""Rows are written when so many wait: Arrow's binary columns hold at most 2 GB in a batch."""
+_FILE_BYTES = 1 << 28
+"""Size of a file of the prepared folder, about."""
+
+_VALID, _BAD, _ABSENT = range(3)
+_FACTS = (
+    pa.field("_split", pa.string()),
+    pa.field("_kind", pa.int8()),
+    pa.field("_reason", pa.string()),
+    pa.field("_empty", pa.list_(pa.int32())),
+)
+"""Columns of a part beside those of the set: split, validity, reason, and numbers of empty captions."""
+
+
+def prepare_set(
+    preparer: Preparer, *, root: Path, out: Path, num_proc: int = 1, progress: Progress | None = None
+) -> Summary:
+    """Prepare one set; see `vlmo.data.prepare.prepare`.
+
+    Raises:
+        ValueError: As there; or `num_proc` is below 1.
+    """
+    if num_proc < 1:
+        raise ValueError(f"num_proc {num_proc} must be at least 1")
+    root, out = Path(root).expanduser().absolute(), Path(out).expanduser().absolute()
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    _validate_target(out, root=root)
+    with _locked(unfinished, out=out):
+        if (before := _open_prepared(out, name=preparer.NAME, root=root)) is not None:
+            return before
+        found = preparer.open_set(root)
+        files = _write_parts(
+            found, name=preparer.NAME, folder=unfinished, num_proc=num_proc, progress=progress or Progress(None)
+        )
+        return _assemble(files, preparer=preparer, found=found, root=root, out=out)
+
+
+def _validate_target(out: Path, *, root: Path) -> None:
+    """Raise ValueError where `out` cannot become the prepared folder without a loss."""
+    if root.is_relative_to(out):
+        raise ValueError(f"--out {out} holds --root {root}; choose a new folder")
+    if out.exists() and not (out / SUMMARY_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty; choose a new folder for --out, or remove it")
+
+
+def _open_prepared(out: Path, *, name: str, root: Path) -> Summary | None:
+    """Return the summary of what `out` holds already; None if it is no prepared folder.
+
+    Raises:
+        ValueError: Another set, from another root or in an older layout is there.
+    """
+    if not (out / SUMMARY_FILE).is_file():
+        return None
+    try:
+        facts = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
+        held = f"{facts['name']} from {', '.join(facts['sources'])} (layout {facts['layout']})"
+        if (facts["name"], facts["layout"], facts["sources"]) == (name, LAYOUT, [str(root)]):
+            return Summary.from_json(facts, folder=out)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{out / SUMMARY_FILE} is no summary of a prepared folder ({error!r}); choose another --out, or remove it"
+        ) from error
+    raise ValueError(
+        f"{out} holds {held}, not {name} from {root} (layout {LAYOUT}); choose another --out, or remove it"
+    )
+
+
+@contextlib.contextmanager
+def _locked(unfinished: Path, *, out: Path) -> Iterator[None]:
+    """Keep other runs away from `unfinished` while this one works in it; once `out` is there, it is removed.
+
+    The system lets go of the lock when a process ends, whatever ends it.
+
+    Raises:
+        ValueError: Another run has it.
+    """
+    unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(unfinished / _LOCK_FILE, timeout=0).acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another run is preparing {out}; wait until it has ended, or choose another folder for --out"
+        ) from error
+    with lock:
+        try:
+            yield
+        except BaseException:
+            if [entry.name for entry in unfinished.iterdir()] == [_LOCK_FILE]:
+                shutil.rmtree(unfinished)  # no part to keep
+            raise
+        shutil.rmtree(unfinished)
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+@dataclass(frozen=True)
+class _PartWriter(torch.utils.data.Dataset):
+    """Reads, validates and writes parts, in a worker; gives the number of rows, or the error."""
+
+    name: str
+    features: Features
+    needs_image: bool
+    needs_caption: bool
+
+    def __getitem__(self, job: tuple[Path, Part]) -> int | Exception:
+        file, part = job
+        try:
+            return _rows_of(file, part) or self._write(file, part)
+        except (ValueError, OSError, LookupError) as error:
+            return error
+
+    def _write(self, file: Path, part: Part) -> int:
+        images = image_columns(self.features)
+        validator = RowValidator(images=images if self.needs_image else [], needs_caption=self.needs_caption)
+        schema = pa.schema([*self.features.arrow_schema, *_FACTS])
+        aside = file.with_suffix(".aside")
+        with aside.open("wb") as sink:
+            with pa.ipc.new_stream(sink, schema) as writer:
+                waiting: list[dict[str, Any]] = []
+                size = count = 0
+                for record in part.rows():
+                    waiting.append(self._validated(record, validator))
+                    count += not isinstance(record, Absent)
+                    size += sum(len(cell["bytes"] or b"") for name in images if (cell := waiting[-1].get(name)))
+                    if len(waiting) >= _BATCH_ROWS or size > _BATCH_BYTES:
+                        writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+                        waiting, size = [], 0
+                writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+            sink.flush()
+            os.fsync(sink.fileno())
+        aside.replace(file)
+        return count
+
+    def _validated(self, record: Record, validator: RowValidator) -> dict[str, Any]:
+        if isinstance(record, Absent):
+            return {"_split": record.split, "_kind": _ABSENT, "_reason": record.reason}
+        facts: dict[str, Any] = {"_split": record.split, "_kind": _BAD}
+        if isinstance(record, BadRow):
+            image = {"bytes": None, "path": record.path}
+            return facts | {
+                "_reason": record.reason, "image": image, "image_id": record.image_id, "source": self.name
+            }  # fmt: skip
+        values = record.values
+        if values.keys() != self.features.keys():
+            raise KeyError(f"row {values['image_id']} has columns {list(values)}; expected {list(self.features)}")
+        verdict = validator(values)
+        if verdict.reason is not None:
+            image = {"bytes": None, "path": values["image"]["path"] if values["image"] else None}
+            told = {name: values[name] for name in ("image_id", "source")}
+            return facts | told | {"_reason": verdict.reason, "image": image}
+        captions = without_empty(values["captions"], verdict)
+        return values | {"captions": captions, "_split": record.split, "_kind": _VALID, "_empty": verdict.empty}
+
+
+def _rows_of(file: Path, part: Part) -> int | None:
+    """Return the number of rows of a part that an interrupted run has left; None where it is to be read (again)."""
+    if not file.exists():
+        return None
+    kinds = np.concatenate([np.zeros(0), *(batch.column("_kind").to_numpy() for batch in _batches([file]))])
+    return None if part.images_apart and (kinds == _BAD).any() else int((kinds != _ABSENT).sum())
+
+
+def _write_parts(found: SetOnDisk, *, name: str, folder: Path, num_proc: int, progress: Progress) -> list[Path]:
+    """Return the parts' files in order, each of them written now or by an interrupted run."""
+    writer = _PartWriter(name, found.features, found.needs_image, found.needs_caption)
+    files: list[Path] = []
+
+    def jobs() -> Iterator[tuple[Path, Part]]:
+        for number, part in enumerate(found.parts):
+            facts = f"{LAYOUT} {writer} {part.key}"
+            files.append(folder / f"{number:06}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.arrow")
+            yield files[-1], part
+
+    num_parts = len(found.parts) if isinstance(found.parts, Sized) else found.num_parts
+    rows = 0
+    progress.update(name, 0, found.num_rows or num_parts)
+    results = start_workers(writer, sampler=jobs(), num_workers=num_proc if num_proc > 1 else 0)
+    try:
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, Exception):
+                raise result
+            rows += result
+            if found.num_rows:
+                progress.update(name, rows, found.num_rows)
+            else:
+                progress.update(name, done, num_parts, note=f"{rows:,} rows")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError(
+            "a process ended without a word, most often for want of memory. Finished parts are kept: run the same "
+            f"again, with fewer processes than {num_proc}."
+        ) from error
+    return files
+
+
+def _batches(files: Iterable[Path]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of parts, mapped into memory: only what is looked at is read from the disk."""
+    for file in files:
+        with pa.memory_map(str(file)) as source:
+            yield from pa.ipc.open_stream(source)
+
+
+# ------------------------------------------------------------------------------------------------------------ assembly
+
+
+class _Records(NamedTuple):
+    """The small columns of all records of a set."""
+
+    table: pa.Table
+    splits: list[str]
+    split: Int[ndarray, " record"]
+    """Number in `splits`."""
+    kind: Int[ndarray, " record"]
+    unique: Int[ndarray, " record"]
+    """Equal for equal values of the unique column."""
+
+    @classmethod
+    def read(cls, files: Sequence[Path], *, unique: str | None) -> _Records:
+        names = [field.name for field in _FACTS] + list({"image_id", "source", unique or "image_id"})
+        columns: dict[str, list[pa.Array]] = {name: [] for name in (*names, "path", "captions")}
+        for batch in _batches(files):
+            for name in names:
+                columns[name].append(batch.column(name))
+            columns["path"].append(_call("struct_field", batch.column("image"), pc.StructFieldOptions(["path"])))
+            columns["captions"].append(_lengths(batch.column("captions")))
+        if not columns["path"]:
+            return cls(pa.table({}), [], *np.zeros((3, 0), dtype=np.int64))
+        table = pa.table({name: pa.chunked_array(chunks) for name, chunks in columns.items()})
+        split, splits = _codes(table["_split"])
+        repeated = _codes(table[unique])[0] if unique else np.arange(len(table))
+        return cls(table, splits, split, table["_kind"].to_numpy(), repeated)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[Int[ndarray, " record"], list[str]]:
+    encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def _lengths(lists: Any) -> Any:
+    return _call("list_value_length", lists).fill_null(0)
+
+
+def _call(function: str, values: Any, options: Any = None) -> Any:
+    return pc.call_function(function, [values], options)
+
+
+def _assemble(files: Sequence[Path], *, preparer: Preparer, found: SetOnDisk, root: Path, out: Path) -> Summary:
+    """Write the folder `out` from the parts.
+
+    Raises:
+        ValueError: No row is valid.
+    """
+    records = _Records.read(files, unique=found.unique)
+    kept = records.kind == _VALID
+    if not kept.any():
+        reasons = records.table["_reason"].filter(pa.array(records.kind == _BAD)) if records.splits else []
+        if not len(reasons):
+            raise ValueError(f"{root}: there are no rows of {preparer.NAME} in it")
+        raise ValueError(f"{root}: not one row of {preparer.NAME} can be used; the first one: {reasons[0]}")
+    # Of equal values in one split, all but the first are repeats.
+    keys = records.unique * len(records.splits) + records.split
+    _, first = np.unique(keys[kept], return_index=True)
+    kept[np.delete(np.flatnonzero(kept), first)] = False
+    known = preparer.KNOWN_SIZES if found.known_sizes is None else found.known_sizes
+    names = set(records.splits) | known.keys()
+    order = [*(name for name in _SPLIT_ORDER if name in names), *sorted(names.difference(_SPLIT_ORDER))]
+    counts = {name: _count(records, kept, name, expected=known.get(name)) for name in order}
+    summary = Summary(
+        name=preparer.NAME,
+        folder=out,
+        layout=LAYOUT,
+        licence=preparer.LICENCE,
+        sources=(str(root),),
+        splits=counts,
+        labels=found.labels,
+        notes=found.notes,
+    )
+    with write_folder(out) as folder:
+        written = [name for name in order if counts[name].rows]
+        for name in written:
+            mask = kept & (records.split == records.splits.index(name))
+            _write_split(files, mask, features=found.features, split=name, folder=folder / name)
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": written}), encoding="utf-8")
+        lines = (_lines(records, kept, name, unique=found.unique) for name in order if name in records.splits)
+        (folder / QUARANTINE_FILE).write_text("".join(map(to_lines, lines)), encoding="utf-8")
+        text = json.dumps(summary.to_json(), indent=2, ensure_ascii=False)
+        (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    return summary
+
+
+def _count(records: _Records, kept: Bool[ndarray, " record"], name: str, *, expected: int | None) -> SplitSummary:
+    if name not in records.splits:
+        return SplitSummary(expected=expected)
+    own = records.split == records.splits.index(name)
+    stays = own & kept
+    shared = 0
+    if name != "train" and "train" in records.splits:
+        train = kept & (records.split == records.splits.index("train"))
+        shared = int(np.isin(records.unique[stays], records.unique[train]).sum())
+    absent = records.table["_reason"].filter(pa.array(own & (records.kind == _ABSENT))).to_pylist()
+    empty = _lengths(records.table["_empty"]).to_numpy()
+    return SplitSummary(
+        rows=int(stays.sum()),
+        captions=int(records.table["captions"].to_numpy()[stays].sum()),
+        quarantined=int((own & (records.kind != _ABSENT)).sum() - stays.sum()),
+        removed_captions=int(empty[stays].sum()),
+        absent=dict(collections.Counter(absent)),
+        expected=expected,
+        shared_with_train=shared,
+    )
+
+
+def _lines(records: _Records, kept: Bool[ndarray, " record"], name: str, *, unique: str | None) -> list[dict[str, Any]]:
+    """Return the lines of the quarantine file, in the order of rows; `row` counts in the split as it was read."""
+    own = np.flatnonzero((records.split == records.splits.index(name)) & (records.kind != _ABSENT))
+    empty = _lengths(records.table["_empty"]).to_numpy() > 0
+    flagged = np.flatnonzero(~kept[own] | empty[own])
+    lines = []
+    for number, row in zip(flagged.tolist(), records.table.take(own[flagged]).to_pylist(), strict=True):
+        reason = row["_reason"]
+        if reason is None and not kept[own[number]]:
+            reason = f"{unique} {row[unique or 'image_id']} repeats that of an earlier row"
+        cells = {"image_id": row["image_id"], "image": {"path": row["path"]}, "source": row["source"]}
+        lines += quarantine_lines(cells, Verdict(reason, row["_empty"] or []), split=name, row=number)
+    return lines
+
+
+def _write_split(
+    files: Sequence[Path], mask: Bool[ndarray, " record"], *, features: Features, split: str, folder: Path
+) -> None:
+    """Write the rows of the mask, and what `datasets` needs to read them.
+
+    `Dataset.save_to_disk` is not used: it puts every image of the disk into the files.
+    """
+    folder.mkdir()
+    names: list[str] = []
+    writer: pa.ipc.RecordBatchStreamWriter | None = None
+    with contextlib.ExitStack() as stack:
+        size, start = _FILE_BYTES, 0
+        for batch in _batches(files):
+            chosen = batch.select(list(features)).filter(pa.array(mask[start : start + batch.num_rows]))
+            start += batch.num_rows
+            if not chosen.num_rows:
+                continue
+            if writer is None or size >= _FILE_BYTES:
+                stack.close()
+                names.append(f"data-{len(names):05}.arrow")
+                sink = stack.enter_context(pa.OSFile(str(folder / names[-1]), "wb"))
+                writer = stack.enter_context(pa.ipc.new_stream(sink, features.arrow_schema))
+                size = 0
+            writer.write_batch(pa.RecordBatch.from_arrays(chosen.columns, schema=features.arrow_schema))
+            size += chosen.nbytes
+    content = hashlib.sha256(mask.tobytes())
+    for file in files:
+        content.update(file.name.encode())
+    state = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": content.hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": split,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True), encoding="utf-8")
+    DatasetInfo(features=features).write_to_directory(str(folder))

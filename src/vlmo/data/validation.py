@@ -1,0 +1,204 @@
+"""Validation of every row before a run: valid rows go on, each invalid one leaves a line in the quarantine file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from datasets import Dataset, Features, Image
+from datasets.utils import tqdm
+
+from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
+from vlmo.data.quarantine import to_lines
+from vlmo.data.schema import FEATURES, column, require_columns, select_rows
+from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
+from vlmo.folder import write_file
+
+_PROGRESS_EVERY = 256
+"""Rows between two calls of `progress`."""
+_REMEMBERED = 64
+"""Images whose verdict is kept: rows about one image stand together, or nearly so."""
+
+
+class Verdict(NamedTuple):
+    """The result of validating a row.
+
+    Attributes:
+        reason: Why the row is invalid; None for a valid one.
+        empty: Numbers of its empty captions, from 1.
+    """
+
+    reason: str | None
+    empty: list[int]
+
+
+class RowValidator:
+    """Validates rows.
+
+    The verdicts of the last images are remembered, as several rows of questions show the same one. Make a new validator
+    for each pass over a data set: files may have been repaired since.
+
+    Args:
+        images: Columns whose images are decoded.
+        needs_caption: Rows without a caption are invalid.
+        max_pixels: Largest image that is decoded.
+    """
+
+    def __init__(self, *, images: Sequence[str], needs_caption: bool, max_pixels: int = MAX_PIXELS) -> None:
+        self._images, self._needs_caption, self._max_pixels = images, needs_caption, max_pixels
+        self._known: OrderedDict[tuple[str | None, bytes | None], str | None] = OrderedDict()
+
+    def __call__(self, row: dict[str, Any]) -> Verdict:
+        """Decode the row's images and look for empty texts."""
+        captions = row["captions"] or []
+        empty = [number for number, caption in enumerate(captions, start=1) if not caption or not caption.strip()]
+        reasons = [] if row["image_id"] else ["image_id is empty"]
+        for name in self._images:
+            reason = f"the row has no {name}" if row[name] is None else self._image_error(row[name])
+            reasons += [] if reason is None else [reason]
+        if self._needs_caption and len(empty) == len(captions):
+            reasons.append("every caption is empty" if captions else "the row has no caption")
+        return Verdict("; ".join(reasons) or None, empty)
+
+    def _image_error(self, cell: ImageCell) -> str | None:
+        data = cell["bytes"]
+        key = cell["path"], None if data is None else hashlib.sha256(data).digest()
+        if key not in self._known:
+            try:
+                decode_image(cell, max_pixels=self._max_pixels)
+                self._known[key] = None
+            except ValueError as error:
+                self._known[key] = str(error)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+
+def image_columns(features: Features) -> list[str]:
+    """Return the columns of images that nothing has decoded yet, `image` first."""
+    found = [name for name, feature in features.items() if isinstance(feature, Image) and not feature.decode]
+    return ["image", *(name for name in found if name != "image")]
+
+
+def quarantine_lines(
+    cells: dict[str, Any], verdict: Verdict, *, row: int, split: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the lines about row number `row`: its reason, or each empty caption of a valid row."""
+    facts: dict[str, Any] = {"row": row} if split is None else {"split": split, "row": row}
+    facts |= {"image_id": cells["image_id"], "path": cells["image"]["path"] if cells["image"] else None}
+    facts["source"] = cells["source"]
+    if verdict.reason is not None:
+        return [{"kind": "row", **facts, "reason": verdict.reason}]
+    return [
+        {"kind": "caption", **facts, "reason": f"caption {number} is empty; removed, the row is kept"}
+        for number in verdict.empty
+    ]
+
+
+def without_empty(captions: Sequence[str], verdict: Verdict) -> list[str]:
+    """Return the captions but the empty ones."""
+    return [caption for number, caption in enumerate(captions, start=1) if number not in verdict.empty]
+
+
+def filter_invalid_rows(
+    dataset: Dataset,
+    *,
+    quarantine: Path,
+    max_share: float = 0.01,
+    needs_image: bool = True,
+    needs_caption: bool = True,
+    unique_ids: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    shared: bool = False,
+    progress: Callable[[], None] = lambda: None,
+) -> Dataset:
+    """Return the valid rows in their order; every other row is a JSON line in `quarantine`.
+
+    A line has `kind` ("row": the row is dropped; "caption": only an empty caption was), `row`, `image_id`, `path`,
+    `source` and `reason`. So rows in = rows out + lines of kind "row". The file is written atomically, also when every
+    row is valid.
+
+    Args:
+        dataset: Rows.
+        quarantine: File to write, JSON lines; an older one is replaced.
+        max_share: Share of invalid rows, 0 to 1, above which ValueError is raised (after the file is written).
+        needs_image: Decode each column of images (second images and masks too), and drop rows where one is missing
+            or cannot be read.
+        needs_caption: Drop rows that have no caption left.
+        unique_ids: Drop rows whose `image_id` an earlier valid row has; off for sets with several rows an image.
+        max_pixels: Largest image that is decoded.
+        shared: All processes of the group call this for the same rows: each validates a share of them, and the main one
+            writes the file.
+        progress: Called every few hundred rows, for who watches over long work.
+    """
+    require_columns(dataset, name="data set")
+    if not len(dataset):
+        raise ValueError("the data set has no rows; nothing can be trained or tested on it")
+    images = image_columns(dataset.features) if needs_image else []
+    validator = RowValidator(images=images, needs_caption=needs_caption, max_pixels=max_pixels)
+    verdicts = _validate(dataset, validator, shared=shared, progress=progress)
+    if unique_ids:
+        _reject_repeats(verdicts, image_ids=column(dataset, "image_id"))
+    if is_main():
+        lines = [line for row in sorted(verdicts) for line in quarantine_lines(dataset[row], verdicts[row], row=row)]
+        quarantine.parent.mkdir(parents=True, exist_ok=True)
+        write_file(quarantine, to_lines(lines))
+    if shared:
+        barrier()  # the file that the error below names is then there
+    valid = [row for row in range(len(dataset)) if row not in verdicts or verdicts[row].reason is None]
+    _check_share(len(dataset) - len(valid), total=len(dataset), max_share=max_share, quarantine=quarantine)
+    if any(verdict.empty for verdict in verdicts.values()):
+        # Before rows are chosen: afterwards every image would be copied.
+        captions = column(dataset, "captions")
+        for row, verdict in verdicts.items():
+            captions[row] = without_empty(captions[row] or [], verdict)
+        names = dataset.column_names
+        others = cast(Dataset, dataset.remove_columns("captions"))
+        replaced = cast(Dataset, others.add_column("captions", captions, feature=FEATURES["captions"]))
+        dataset = cast(Dataset, replaced.select_columns(names))
+    return dataset if len(valid) == len(dataset) else select_rows(dataset, valid)
+
+
+def _validate(
+    dataset: Dataset, validator: RowValidator, *, shared: bool, progress: Callable[[], None]
+) -> dict[int, Verdict]:
+    """Return the verdicts about rows that have an error, by their number."""
+    place, places = (rank(), world_size()) if shared else (0, 1)
+    own = range(len(dataset) * place // places, len(dataset) * (place + 1) // places)
+    verdicts = {}
+    # Never from a cache: the files behind the paths may have changed since the last pass.
+    rows = cast("Iterable[dict[str, Any]]", dataset.select(own))
+    for row, cells in zip(own, tqdm(rows, total=len(own), desc="Validating rows"), strict=True):
+        if row % _PROGRESS_EVERY == 0:
+            progress()
+        verdict = validator(cells)
+        if verdict.reason is not None or verdict.empty:
+            verdicts[row] = verdict
+    parts = gather_objects(verdicts) if shared else [verdicts]
+    return {row: verdict for part in parts for row, verdict in part.items()}
+
+
+def _reject_repeats(verdicts: dict[int, Verdict], *, image_ids: Sequence[str]) -> None:
+    first: dict[str, int] = {}
+    for row, image_id in enumerate(image_ids):
+        if row in verdicts and verdicts[row].reason is not None:
+            continue
+        if image_id in first:
+            empty = verdicts[row].empty if row in verdicts else []
+            verdicts[row] = Verdict(f"image_id repeats that of row {first[image_id]}", empty)
+        else:
+            first[image_id] = row
+
+
+def _check_share(invalid: int, *, total: int, max_share: float, quarantine: Path) -> None:
+    share = invalid / total
+    if share > max_share:
+        raise ValueError(
+            f"{invalid} of {total} rows are invalid ({share:.2%}), more than the allowed {max_share:.2%}. Each has a "
+            f"line with its reason in {quarantine}: repair or remove them, or allow a larger share (max_bad_share)."
+        )
+    if invalid == total:
+        raise ValueError(f"all {total} rows are invalid, so nothing is left; the reasons are in {quarantine}")
