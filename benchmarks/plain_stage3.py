@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.model.multiway import LANGUAGE, SHARED, VISION, VISION_LANGUAGE, Expert, MultiwayBlock
 from vlmo.model.position import relative_position_index
-from vlmo.objectives.itm import draw_hard_negatives, draws
+from vlmo.objectives.itm import sample_hard_negatives, sample_uniform
 from vlmo.types import Batch
 
 MLM_WEIGHT = 0.25
@@ -77,10 +77,10 @@ def plain_step(model: VLMoForPreTraining, batch: Batch) -> dict[str, Tensor]:
 def _negatives(
     logits: Float[Tensor, "batch batch"], step_seed: Tensor
 ) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"]]:
-    uniform = draws(step_seed, batch=len(logits), rounds=2)
+    uniform = sample_uniform(step_seed, batch=len(logits), rounds=2)
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    text_of_image, _ = draw_hard_negatives(logits, excluded=own, uniform=uniform[0])
-    image_of_text, _ = draw_hard_negatives(logits.T, excluded=own, uniform=uniform[1])
+    text_of_image, _ = sample_hard_negatives(logits, excluded=own, uniform=uniform[0])
+    image_of_text, _ = sample_hard_negatives(logits.T, excluded=own, uniform=uniform[1])
     return text_of_image, image_of_text
 
 

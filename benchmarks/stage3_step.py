@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plain_stage3 import check_plain, plain_step
 from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.types import Batch
 
 OURS, PLAIN = "ours", "plain"
@@ -211,7 +211,7 @@ def peak_memory_apart(side: str, *, precision: str, options: Options) -> int:
 def count_operations(model: VLMoForPreTraining, options: Options) -> dict[str, int]:
     """Floating point operations of matrix products and convolutions, forward and backward; a product-sum counts as two.
 
-    Ours are counted with whole score matrices, as the chunks of `vlmo.model.attention` compute scores a second time,
+    Ours are counted with whole score matrices, as the chunks of `vlmo.model.cpu` compute scores a second time,
     which is of no use.
     """
     implementation = model.config._attn_implementation

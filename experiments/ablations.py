@@ -32,7 +32,7 @@ from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import load_file
 
-from vlmo.objectives.pretraining import VisionLanguageConfig
+from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes import RECIPES, Recipe, build, find_recipe
 from vlmo.recipes.estimate import estimate
 from vlmo.recipes.evaluating import TaskOptions, evaluate_task

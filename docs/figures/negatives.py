@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from figures.svg import Canvas
 from vlmo.objectives.itc import caption_keys, contrast_logits, same_pairs
-from vlmo.objectives.itm import draw_hard_negatives, draws
+from vlmo.objectives.itm import sample_hard_negatives, sample_uniform
 
 COLOURS, SHAPES = ("red", "blue", "green"), ("square", "circle", "bar")
 SEED, TEMPERATURE = 1, 0.2
@@ -70,14 +70,14 @@ def drawn() -> Drawn:
         ids[row, : len(numbers)] = torch.tensor(numbers)
     same = same_pairs(torch.tensor([pair.image_id for pair in BATCH]), caption_keys(ids, (ids > 0).long()))
     excluded = same[slice(None)]
-    uniform = draws(torch.tensor(SEED), batch=len(BATCH), rounds=2)
+    uniform = sample_uniform(torch.tensor(SEED), batch=len(BATCH), rounds=2)
     to_text = contrast_logits(images, texts, logit_scale=scale)
     to_image = contrast_logits(texts, images, logit_scale=scale)
     return Drawn(
         probabilities=to_text.masked_fill(excluded, float("-inf")).softmax(dim=1),
         excluded=excluded,
-        text=draw_hard_negatives(to_text, excluded=excluded, uniform=uniform[0])[0],
-        image=draw_hard_negatives(to_image, excluded=excluded, uniform=uniform[1])[0],
+        text=sample_hard_negatives(to_text, excluded=excluded, uniform=uniform[0])[0],
+        image=sample_hard_negatives(to_image, excluded=excluded, uniform=uniform[1])[0],
     )
 
 

@@ -11,8 +11,9 @@ from figures.svg import Canvas
 from vlmo.data.masking import IGNORED
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
 from vlmo.model.multiway import LANGUAGE, VISION, VISION_LANGUAGE
-from vlmo.model.vq_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
-from vlmo.objectives.pretraining import LanguageObjective, VisionLanguageObjective, VisionObjective
+from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
+from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
+from vlmo.objectives.vision_language import VisionLanguageObjective
 from vlmo.types import Batch
 
 TRAINED, FROZEN, IDLE = "trained", "frozen", "idle"

@@ -14,13 +14,9 @@ from vlmo.model import (
     VLMoForMaskedLM,
     VLMoForPreTraining,
 )
-from vlmo.objectives import pretraining
-from vlmo.objectives.pretraining import (
-    LanguageObjective,
-    VisionLanguageConfig,
-    VisionLanguageObjective,
-    VisionObjective,
-)
+from vlmo.objectives import itm
+from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training.engine import Engine
 
 ATOL = 1e-5  # float32 sums in another order
@@ -90,20 +86,20 @@ def drawn_rows(*, groups: int) -> Tensor:
     objective = make_objective("sum")
     objective.config = VisionLanguageConfig(mlm_weight=0, negative_groups=groups)
     batch = own_share(make_batch(), rank=distributed.rank(), world_size=distributed.world_size())
-    rows, draw = [], pretraining.draw_hard_negatives
+    rows, draw = [], itm.sample_hard_negatives
 
     def noted(similarities: Tensor, **kwargs: Tensor) -> tuple[Tensor, Tensor]:
         drawn = draw(torch.zeros_like(similarities), **kwargs)
         rows.append(drawn[0])
         return drawn
 
-    pretraining.draw_hard_negatives = noted
+    itm.sample_hard_negatives = noted
     try:
         with torch.no_grad():
             for seed in range(20):
                 objective(batch | {"step_seed": torch.tensor(seed)})
     finally:
-        pretraining.draw_hard_negatives = draw
+        itm.sample_hard_negatives = draw
     return torch.stack(rows)  # draws batch
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from tests.distributed.gloo import WatchedCollectives, run_processes
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.objectives import pretraining
-from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.objectives import itm
 from vlmo.objectives.traffic import pair_traffic
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 
 BATCH, TEXT = 4, 8  # pairs of each process, tokens of a text
 CONFIG = VLMoConfig.tiny()
@@ -72,7 +72,7 @@ def step(chunk: int | None, itm_weight: float) -> dict[str, dict[str, int]]:
 
 
 def everything() -> dict[str, Any]:
-    pretraining.draw_hard_negatives = from_the_next_process
+    itm.sample_hard_negatives = from_the_next_process
     return {"cached": step(2, 1), "whole": step(None, 1), "contrast alone": step(2, 0)}
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.distributed.gloo import run_processes
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForSemanticSegmentation
-from vlmo.objectives.vision_tasks import ClassificationConfig, ClassificationObjective, SegmentationObjective
+from vlmo.objectives.downstream import ClassificationConfig, ClassificationObjective, SegmentationObjective
 from vlmo.types import Batch
 
 ATOL = 1e-5  # float32 sums in another order

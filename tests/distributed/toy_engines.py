@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from tests.toy_batch import GLOBAL_BATCH, make_batch
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training import EngineConfig, OptimizerConfig, Result, ScheduleConfig, Trainer, TrainerConfig
 from vlmo.training.engine import Engine, gradient_norm
 from vlmo.training.optimizer import build_optimizer

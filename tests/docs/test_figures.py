@@ -22,8 +22,9 @@ from vlmo.model import (
     VLMoModel,
     language_stage_parameters,
 )
-from vlmo.objectives import pretraining
-from vlmo.objectives.pretraining import LanguageObjective, VisionLanguageObjective, VisionObjective
+from vlmo.objectives import itm
+from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
+from vlmo.objectives.vision_language import VisionLanguageObjective
 from vlmo.retrieval.encoder import Encoder
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -176,7 +177,7 @@ def test_part_with_parameters_of_two_states_is_refused():
 
 
 def test_negatives_are_those_that_stage_3_draws(monkeypatch):
-    """The objective's own `_contrast`, handed the figure's vectors, captions and seed."""
+    """The objective's own `_sample_negatives`, given the figure's vectors, captions and seed."""
     found = negatives.drawn()
     kept = {}
 
@@ -184,8 +185,8 @@ def test_negatives_are_those_that_stage_3_draws(monkeypatch):
         kept.setdefault("calls", []).append((similarities, excluded, uniform))
         return draw(similarities, excluded=excluded, uniform=uniform)
 
-    draw = pretraining.draw_hard_negatives
-    monkeypatch.setattr(pretraining, "draw_hard_negatives", keep)
+    draw = itm.sample_hard_negatives
+    monkeypatch.setattr(itm, "sample_hard_negatives", keep)
     objective = VisionLanguageObjective(toy(VLMoForPreTraining))
     with torch.no_grad():
         objective.model.contrast_head.logit_scale.copy_(torch.tensor([1 / negatives.TEMPERATURE]).log())
@@ -197,7 +198,8 @@ def test_negatives_are_those_that_stage_3_draws(monkeypatch):
         "step_seed": torch.tensor(negatives.SEED),
     }
     vectors = (negatives._vectors(pictures=True), negatives._vectors(pictures=False))
-    _, drawn = objective._contrast([vectors] * 2, batch, torch.arange(len(captions)))
+    rows, same = torch.arange(len(captions)), objective._same_pairs(batch)
+    drawn = objective._sample_negatives(vectors, vectors, same=same, rows=rows, seed=batch["step_seed"])
     assert drawn.text.tolist() == found.text.tolist()
     assert drawn.image.tolist() == found.image.tolist()
     similarities, excluded, _ = kept["calls"][0]

@@ -7,8 +7,8 @@ import torch
 from tests.toy_model import pictures, texts, toy
 from torch import Tensor
 
-from vlmo.model import VLMoModel, attention
-from vlmo.model.attention import chunked_attention
+from vlmo.model import VLMoModel, cpu
+from vlmo.model.cpu import chunked_attention
 
 BATCH, LENGTH, HEADS, DIM = 5, 19, 2, 4
 
@@ -34,7 +34,7 @@ def inputs(dtype: torch.dtype, *, heads_of_bias: int = HEADS) -> tuple[Tensor, T
 @pytest.mark.parametrize("rows_of_a_chunk", [1, 2, 5])
 @pytest.mark.parametrize("given", ["nothing", "bias", "bias of all heads", "hidden keys", "both"])
 def test_chunks_equal_whole_matrices_in_value_and_gradient(given, rows_of_a_chunk, monkeypatch):
-    monkeypatch.setattr(attention, "_CHUNK_SCORES", rows_of_a_chunk * HEADS * 32**2)
+    monkeypatch.setattr(cpu, "_CHUNK_SCORES", rows_of_a_chunk * HEADS * 32**2)
     qkv, bias, hidden = inputs(torch.float64, heads_of_bias=1 if given == "bias of all heads" else HEADS)
     learnt = [qkv, bias] if "bias" in given or given == "both" else [qkv]
     options = {

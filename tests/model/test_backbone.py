@@ -142,16 +142,16 @@ def test_pair_depends_on_both_parts_and_their_order():
 
 
 @torch.no_grad()
-def test_contrast_endings_differ_in_the_top_experts_alone():
+def test_itc_branches_differ_in_the_top_experts_alone():
     model = model_with("sdpa")
     image = model.join(image=model.embed_image(pictures()), grid=(4, 4))
-    own, fusion = model.contrast_endings(image)
+    own, fusion = model.contrast_states(image, fusion_branch=True)
     torch.testing.assert_close(own, model(pixel_values=pictures()).last_hidden_state[:, 0])
     top = model.blocks[-1].experts
     top["vision_language"].load_state_dict(top["vision"].state_dict())
     assert not torch.allclose(own, fusion, atol=1e-3)
-    assert torch.equal(*model.contrast_endings(image))
-    assert len(model_with("sdpa", num_fusion_layers=0).contrast_endings(image)) == 1
+    assert torch.equal(*model.contrast_states(image, fusion_branch=True))
+    assert len(model.contrast_states(image)) == 1
 
 
 # -------------------------------------------------------------------------------- recomputed activations

@@ -110,7 +110,7 @@ def test_reasoning_names_what_it_needs():
     with pytest.raises(ValueError, match="num_modality_types is 2; VLMoForVisualReasoning needs 3"):
         VLMoForVisualReasoning(VLMoConfig.tiny(num_labels=2))
     model = VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))
-    with pytest.raises(ValueError, match="two pictures for each sentence"):
+    with pytest.raises(ValueError, match="two images for each sentence"):
         model(pictures(4), **TEXTS[4])
 
 

@@ -21,7 +21,7 @@ from vlmo import (
     VLMoModel,
 )
 from vlmo.checkpoints.reading import read_state_dict
-from vlmo.model.start import start_from
+from vlmo.model.stages import start_from
 
 # A compiler may put other operations, with other roundings, in the place of ours.
 COMPILED = 1e-5

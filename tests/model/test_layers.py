@@ -4,14 +4,14 @@ import pytest
 from tests.toy_model import toy
 
 from vlmo.model import VLMoForImageClassification, VLMoForSemanticSegmentation
-from vlmo.model.layers import layer_scales
+from vlmo.model.stages import layer_decay_factors
 
 DECAY = 0.5
 DEPTH = 3  # the tiny preset
 
 
 def test_storeys_of_a_classifier() -> None:
-    scales = layer_scales(toy(VLMoForImageClassification, layer_scale_init=0.1), decay=DECAY)
+    scales = layer_decay_factors(toy(VLMoForImageClassification, layer_scale_init=0.1), decay=DECAY)
     # Blocks + 2 storeys: 0 is four steps below the top.
     assert scales["vlmo.image_embeddings.projection.weight"] == DECAY**4
     assert scales["vlmo.image_embeddings.cls_token"] == DECAY**4
@@ -28,17 +28,17 @@ def test_storeys_of_a_classifier() -> None:
 
 def test_every_parameter_has_a_scale() -> None:
     model = toy(VLMoForSemanticSegmentation, position_embedding="absolute", segmentation_channels=8)
-    scales = layer_scales(model, decay=0.9)
+    scales = layer_decay_factors(model, decay=0.9)
     assert scales.keys() == {name for name, _ in model.named_parameters()}
     assert scales["vlmo.image_embeddings.positions"] == pytest.approx(0.9**4)
     assert scales["decode_head.classifier.weight"] == scales["pyramid.finer.weight"] == 1.0
 
 
 def test_decay_of_one_leaves_all_rates_equal() -> None:
-    assert set(layer_scales(toy(VLMoForImageClassification), decay=1).values()) == {1.0}
+    assert set(layer_decay_factors(toy(VLMoForImageClassification), decay=1).values()) == {1.0}
 
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
 def test_wrong_decay_is_refused(decay) -> None:
     with pytest.raises(ValueError, match="layer decay"):
-        layer_scales(toy(VLMoForImageClassification), decay=decay)
+        layer_decay_factors(toy(VLMoForImageClassification), decay=decay)

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmo import distributed
 from vlmo.model import VLMoModel
-from vlmo.model.multiway import Expert, Kept, MultiwayAttention, Route
+from vlmo.model.multiway import Expert, MultiwayAttention
+from vlmo.model.sequence import Queries, Route, additive_mask
 
 WAYS = ("image", "text", "pair")
 NUM_TEXT = 6
@@ -125,7 +126,7 @@ def test_attention_from_few_tokens_projects_no_token_to_a_key(biased, padded, mo
     hidden = torch.randn(3, 40, 32, dtype=torch.float64, generator=generator, requires_grad=True)
     bias = torch.randn(2, 40, 40, dtype=torch.float64, generator=generator, requires_grad=True) if biased else None
     mask = torch.arange(40) < torch.tensor([[40], [31], [33]]) if padded else None
-    kept = Kept(torch.tensor([[0, 3], [0, 30], [0, 0]]), num_text=2)
+    queries = Queries(torch.tensor([[0, 3], [0, 30], [0, 0]]), num_text=2)
     learnt = [tensor for tensor in (hidden, bias, *attention.parameters()) if tensor is not None]
 
     def result() -> tuple[Tensor, tuple[Tensor, ...], int]:
@@ -133,12 +134,13 @@ def test_attention_from_few_tokens_projects_no_token_to_a_key(biased, padded, mo
         for tensor in learnt:
             tensor.grad = None
         with FlopCounterMode(display=False) as counter:
-            attended, _ = attention(hidden, route=route, bias=bias, attention_mask=mask, kept=kept)
+            attended, _ = attention(hidden, route=route, bias=bias, attention_mask=mask, queries=queries)
             attended.sin().sum().backward()
         return attended, tuple(tensor.grad for tensor in learnt), counter.get_total_flops()
 
     attended, gradients, operations = result()
-    monkeypatch.setattr(MultiwayAttention, "_saves_keys", lambda *_: False)
+    # As for an adapter around the layer.
+    monkeypatch.setattr("vlmo.model.cpu.SHARED", "none")
     expected, wanted, all_operations = result()
     torch.testing.assert_close(attended, expected)
     torch.testing.assert_close(gradients, wanted)
@@ -150,10 +152,10 @@ def test_attention_from_few_tokens_keeps_scores_in_float32():
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 40, 32, generator=generator)
     options = {"route": Route(num_text=0, num_image=40, fusion=True), "bias": 50 * torch.randn(2, 40, 40)}
-    kept = Kept(torch.tensor([[0, 3], [0, 30], [0, 0]]), num_text=0)
-    expected, _ = attention(hidden, kept=kept, **options)
+    queries = Queries(torch.tensor([[0, 3], [0, 30], [0, 0]]), num_text=0)
+    expected, _ = attention(hidden, queries=queries, **options)
     with torch.autocast("cpu", torch.bfloat16):
-        actual, _ = attention(hidden, kept=kept, **options)
+        actual, _ = attention(hidden, queries=queries, **options)
     assert actual.dtype == torch.bfloat16
     # Eight bits for queries, means and results; scores of 8 bits would be off by 0.5.
     torch.testing.assert_close(actual.float(), expected, atol=0.02, rtol=0.02)
@@ -187,7 +189,7 @@ def test_expert_computes_gelu_again_instead_of_keeping_it(inner_norm, precision,
         results.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr("vlmo.model.multiway.F.gelu", gelu)
+    monkeypatch.setattr("vlmo.model.cpu.F.gelu", gelu)
     hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     gradients = []
     for context, alive in ((nullcontext(), False), (watched(), True)):
@@ -232,16 +234,19 @@ def test_gradients_of_what_is_read_often_do_not_depend_on_threads(two_threads):
     """With several threads, PyTorch adds up the gradient of an index in any order."""
     torch.manual_seed(0)
     bias, states, places = torch.randn(2, 17, 17), torch.randn(64, 17, 32), torch.randint(0, 17, (128, 16))
-    kept, rows = Kept(places, num_text=0), torch.randint(0, 64, (256,))
+    queries, rows = Queries(places, num_text=0), torch.randint(0, 64, (256,))
     upstream = torch.randn(128, 2, 16, 17), torch.randn(256, 17, 32)
+
+    def rows_of(bias: Tensor) -> Tensor:
+        return additive_mask(bias, None, queries=queries, dtype=bias.dtype)
 
     def gradients() -> list[torch.Tensor]:
         inputs = bias.clone().requires_grad_(), states.clone().requires_grad_()
-        read = kept.bias_of(inputs[0]), distributed.exchange(inputs[1], rows)
+        read = rows_of(inputs[0]), distributed.exchange(inputs[1], rows)
         torch.autograd.backward(read, upstream)
         return [value.grad for value in inputs]
 
-    assert torch.equal(kept.bias_of(bias), bias[:, places].transpose(0, 1))
+    assert torch.equal(rows_of(bias), bias[:, places].transpose(0, 1))
     first = gradients()
     for _ in range(20):
         assert all(map(torch.equal, first, gradients()))

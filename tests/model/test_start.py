@@ -13,7 +13,7 @@ from vlmo.model import (
     VLMoForVisualReasoning,
 )
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
-from vlmo.model.start import start_from
+from vlmo.model.stages import start_from
 
 
 def make(model_class, *, seed: int, **changes) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlmo import distributed
 from vlmo.model import VLMoForVisualQuestionAnswering, VLMoForVisualReasoning
-from vlmo.objectives.answering import QuestionObjective, ReasoningObjective
+from vlmo.objectives.downstream import QuestionObjective, ReasoningObjective
 
 ATOL = 1e-5  # float32 sums in another order
 GLOBAL_BATCH = 4

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
-from vlmo.objectives import chunks, pretraining
-from vlmo.objectives.chunks import equal_blocks, recomputed, row_blocks
+from vlmo.objectives import gradient_cache, itm
+from vlmo.objectives.gradient_cache import recomputed, row_blocks, row_slices
 from vlmo.objectives.itc import itc_loss, same_pairs
-from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 
 ATOL = 1e-5  # float32 sums in another order
 
@@ -97,7 +97,7 @@ def random_parts(monkeypatch, *, cached: bool, device: str = "cpu") -> Results:
     )
     with monkeypatch.context() as patch:
         if not cached:
-            patch.setattr(pretraining, "recomputed", lambda function, *args, **_: function(*args))
+            patch.setattr(gradient_cache, "recomputed", lambda function, *args, **_: function(*args))
         torch.manual_seed(5)
         found = results(objective, batch)
     assert abs(objective(batch)["loss"] - found[0]["loss"]) > 1e-3  # another draw, another loss
@@ -113,7 +113,7 @@ def test_dropout_and_drop_path_are_replayed(monkeypatch, device):
 def test_random_numbers_of_the_device_are_replayed_too(monkeypatch):
     """`checkpoint` saves the generators of those devices that it sees tensors of among its arguments."""
     seen = []
-    monkeypatch.setattr(chunks, "checkpoint", lambda _, *args, **__: seen.extend(args))
+    monkeypatch.setattr(gradient_cache, "checkpoint", lambda _, *args, **__: seen.extend(args))
     recomputed(len, slice(0, 2), device=torch.device("meta"))
     assert [argument.device.type for argument in seen if isinstance(argument, Tensor)] == ["meta"]
     assert seen[-1] == slice(0, 2)
@@ -222,7 +222,7 @@ def test_memory_does_not_grow_with_the_batch():
 
 
 def test_logits_of_all_pairs_are_never_in_memory(monkeypatch):
-    monkeypatch.setattr(chunks, "_BLOCK_ELEMENTS", 2**12)
+    monkeypatch.setattr(gradient_cache, "_BLOCK_ELEMENTS", 2**12)
     count, dim = 512, 4
     embeds = torch.randn(2, count, dim, generator=torch.Generator().manual_seed(0))
     leaf = F.normalize(embeds, dim=-1).requires_grad_()
@@ -242,35 +242,35 @@ def test_logits_of_all_pairs_are_never_in_memory(monkeypatch):
 
 
 def test_negatives_are_drawn_block_by_block(monkeypatch):
-    drawn, draw = [], pretraining.draw_hard_negatives
+    drawn, draw = [], itm.sample_hard_negatives
 
     def noted(similarities: Tensor, **kwargs: Tensor) -> tuple[Tensor, Tensor]:
         found = draw(similarities, **kwargs)
         drawn.append(found[0])
         return found
 
-    monkeypatch.setattr(pretraining, "draw_hard_negatives", noted)
+    monkeypatch.setattr(itm, "sample_hard_negatives", noted)
     whole = results(stage_3({}), make_batch())
     expected = torch.stack(drawn)
     drawn.clear()
-    monkeypatch.setattr(chunks, "_BLOCK_ELEMENTS", 3 * 8)
+    monkeypatch.setattr(gradient_cache, "_BLOCK_ELEMENTS", 3 * 8)
     assert_equal(results(stage_3({}, cache_chunk=2), make_batch()), whole)
     assert [len(rows) for rows in drawn] == [3, 3, 2] * 2
     assert torch.equal(torch.cat(drawn), expected.flatten())
 
 
 def test_blocks_cover_every_row_once():
-    for blocks in (row_blocks(7, width=2**21), equal_blocks(7, size=2)):
+    for blocks in (row_blocks(7, width=2**21), row_slices(7, size=2)):
         assert [list(range(7)[rows]) for rows in blocks] == [[0, 1], [2, 3], [4, 5], [6]]
     assert row_blocks(2, width=2**30) == [slice(0, 1), slice(1, 2)]
-    assert equal_blocks(0, size=4) == [slice(0, 0)]
+    assert row_slices(0, size=4) == [slice(0, 0)]
 
 
 HEAP_PATTERN = """
 import os
 from pathlib import Path
 import torch
-from vlmo.objectives.chunks import recomputed
+from vlmo.objectives.gradient_cache import recomputed
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlmo import distributed
-from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
+from vlmo.objectives.itm import itm_loss, sample_hard_negatives, sample_uniform
 
 BELOW_ONE = 1 - 2**-24  # the largest number that torch.rand gives
 EXTREMES = (1e4, -1e4, 0.0, 1e-30, -88.0, 3e38, -3e38)
@@ -27,7 +27,7 @@ def test_negatives_follow_the_softmax_of_similarities():
     similarities = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5])
     excluded = torch.tensor([False, True, False, False, False])
     count = 20_000
-    drawn, valid = draw_hard_negatives(
+    drawn, valid = sample_hard_negatives(
         similarities.expand(count, -1),
         excluded=excluded.expand(count, -1),
         uniform=(torch.arange(count) + 0.5) / count,  # evenly spread, so counts are exact up to one at each border
@@ -43,11 +43,11 @@ def test_negatives_are_random_in_the_row_and_fixed_by_the_number():
     seen = [set() for _ in range(4)]
     for _ in range(2000):
         uniform = torch.rand(4, generator=generator)
-        drawn, _ = draw_hard_negatives(similarities, excluded=excluded, uniform=uniform)
+        drawn, _ = sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
         for row, number in enumerate(drawn.tolist()):
             seen[row].add(number)
     assert seen == [set(range(64)) - {row} for row in range(4)]
-    again, _ = draw_hard_negatives(similarities, excluded=excluded, uniform=uniform)
+    again, _ = sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
     assert torch.equal(again, drawn)
 
 
@@ -59,7 +59,9 @@ def test_negatives_are_allowed_whatever_the_similarities(uniform):
             rows.append(values)
             exclusions.append(excluded)
     excluded = torch.tensor(exclusions)
-    drawn, valid = draw_hard_negatives(torch.tensor(rows), excluded=excluded, uniform=torch.full((len(rows),), uniform))
+    drawn, valid = sample_hard_negatives(
+        torch.tensor(rows), excluded=excluded, uniform=torch.full((len(rows),), uniform)
+    )
     assert valid.all()
     assert not excluded.gather(1, drawn[:, None]).any()
 
@@ -71,7 +73,7 @@ def test_negatives_survive_weights_that_underflow():
     assert similarities.softmax(dim=1)[~excluded].max() == 0
     counts = torch.zeros(2, 3)
     for uniform in torch.linspace(0, BELOW_ONE, 1000):
-        drawn, valid = draw_hard_negatives(similarities, excluded=excluded, uniform=uniform.expand(2))
+        drawn, valid = sample_hard_negatives(similarities, excluded=excluded, uniform=uniform.expand(2))
         assert valid.all()
         counts[torch.arange(2), drawn] += 1
     # exp(0) against exp(-1), and exp(7) against exp(-200).
@@ -80,14 +82,14 @@ def test_negatives_survive_weights_that_underflow():
 
 def test_rows_without_candidates_are_not_valid():
     excluded = torch.tensor([[True, True, True], [True, True, False]])
-    drawn, valid = draw_hard_negatives(torch.randn(2, 3), excluded=excluded, uniform=torch.tensor([0.9, 0.9]))
+    drawn, valid = sample_hard_negatives(torch.randn(2, 3), excluded=excluded, uniform=torch.tensor([0.9, 0.9]))
     assert valid.tolist() == [False, True]
     assert drawn.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_similarities_that_are_not_finite_still_give_a_row(bad):
-    drawn, _ = draw_hard_negatives(
+    drawn, _ = sample_hard_negatives(
         torch.full((3, 4), bad), excluded=torch.eye(4, dtype=torch.bool)[:3], uniform=torch.tensor([0.0, 0.5, 0.9])
     )
     assert torch.all((drawn >= 0) & (drawn < 4))
@@ -95,7 +97,7 @@ def test_similarities_that_are_not_finite_still_give_a_row(bad):
 
 def test_negatives_carry_no_gradient():
     similarities = torch.randn(2, 3, requires_grad=True)
-    drawn, _ = draw_hard_negatives(similarities, excluded=torch.eye(3).bool()[:2], uniform=torch.rand(2))
+    drawn, _ = sample_hard_negatives(similarities, excluded=torch.eye(3).bool()[:2], uniform=torch.rand(2))
     assert not drawn.requires_grad
 
 
@@ -105,22 +107,22 @@ def test_negatives_carry_no_gradient():
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_draws_are_a_share_of_the_global_numbers(world_size, monkeypatch):
     seed = torch.tensor(5)
-    whole = draws(seed, batch=8, rounds=2)
+    whole = sample_uniform(seed, batch=8, rounds=2)
     assert whole.shape == (2, 8)
     monkeypatch.setattr(distributed, "world_size", lambda: world_size)
     shares = []
     for rank in range(world_size):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(draws(seed, batch=8 // world_size, rounds=2))
+        shares.append(sample_uniform(seed, batch=8 // world_size, rounds=2))
     assert torch.equal(torch.cat(shares, dim=1), whole)
 
 
 def test_draws_depend_on_the_seed_alone():
-    first = draws(torch.tensor(5), batch=8, rounds=2)
+    first = sample_uniform(torch.tensor(5), batch=8, rounds=2)
     torch.manual_seed(99)
-    assert torch.equal(draws(torch.tensor(5), batch=8, rounds=2), first)
-    assert not torch.equal(draws(torch.tensor(6), batch=8, rounds=2), first)
+    assert torch.equal(sample_uniform(torch.tensor(5), batch=8, rounds=2), first)
+    assert not torch.equal(sample_uniform(torch.tensor(6), batch=8, rounds=2), first)
     assert not torch.equal(first[0], first[1])
     assert torch.all((first >= 0) & (first < 1))
     largest = torch.tensor(2**63 - 1)  # any int64 will do
-    assert torch.isfinite(draws(largest, batch=8, rounds=1)).all()
+    assert torch.isfinite(sample_uniform(largest, batch=8, rounds=1)).all()

@@ -14,15 +14,11 @@ from vlmo.model import (
     VLMoForMaskedLM,
     VLMoForPreTraining,
 )
-from vlmo.objectives import pretraining
+from vlmo.objectives import itm, vision_language
 from vlmo.objectives.itc import itc_loss
-from vlmo.objectives.itm import draw_hard_negatives, draws, itm_loss
-from vlmo.objectives.pretraining import (
-    LanguageObjective,
-    VisionLanguageConfig,
-    VisionLanguageObjective,
-    VisionObjective,
-)
+from vlmo.objectives.itm import itm_loss, sample_hard_negatives, sample_uniform
+from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 
 ATOL = 1e-5  # float32 sums in another order
@@ -130,7 +126,7 @@ def test_language_stage_computes_masked_positions_only(monkeypatch):
 
 
 @torch.no_grad()
-def test_itc_is_the_mean_of_both_endings():
+def test_itc_is_the_mean_of_both_branches():
     objective, batch = stage_3(), make_batch()
     model, backbone = objective.model, objective.model.vlmo
     image = backbone.join(image=backbone.embed_image(batch["pixel_values"]), grid=(4, 4))
@@ -138,10 +134,10 @@ def test_itc_is_the_mean_of_both_endings():
     same = torch.eye(8, dtype=torch.bool)
     same[0, 5] = same[5, 0] = True
     heads = (model.contrast_head, model.fusion_contrast_head)
-    endings = zip(heads, backbone.contrast_endings(image), backbone.contrast_endings(text), strict=True)
+    states = [backbone.contrast_states(sequence, fusion_branch=True) for sequence in (image, text)]
     expected = [
         itc_loss(head.embed_image(i), head.embed_text(t), logit_scale=head.logit_scale, same=same)
-        for head, i, t in endings
+        for head, i, t in zip(heads, *states, strict=True)
     ]
     losses = objective(batch)
     close(losses["itc"], sum(expected) / 2)
@@ -175,9 +171,9 @@ def test_itm_judges_pairs_and_drawn_negatives(variant):
     per_image = model(images, ids, mask).logits_per_image
     excluded = torch.eye(8, dtype=torch.bool)
     excluded[0, 5] = excluded[5, 0] = True
-    uniform = draws(batch["step_seed"], batch=8, rounds=2)
-    text, _ = draw_hard_negatives(per_image, excluded=excluded, uniform=uniform[0])
-    image, _ = draw_hard_negatives(per_image.T, excluded=excluded, uniform=uniform[1])
+    uniform = sample_uniform(batch["step_seed"], batch=8, rounds=2)
+    text, _ = sample_hard_negatives(per_image, excluded=excluded, uniform=uniform[0])
+    image, _ = sample_hard_negatives(per_image.T, excluded=excluded, uniform=uniform[1])
     assert not excluded.gather(1, text[:, None]).any()
     assert len(set(text.tolist())) > 1
     logits = model.match(
@@ -273,9 +269,9 @@ def test_sharpness_says_how_hard_negatives_are(monkeypatch):
 
     def noted(similarities, *, excluded, uniform):
         drawn.setdefault(sharpness, []).append(similarities)
-        return draw_hard_negatives(similarities, excluded=excluded, uniform=uniform)
+        return sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
 
-    monkeypatch.setattr(pretraining, "draw_hard_negatives", noted)
+    monkeypatch.setattr(itm, "sample_hard_negatives", noted)
     for sharpness in (1.0, 0.5, 0.0):
         retrieval(itm_weight=1, negative_sharpness=sharpness)(batch)
     for whole, half, none in zip(*drawn.values(), strict=True):
@@ -292,9 +288,9 @@ def test_groups_are_where_negatives_are_drawn_from(monkeypatch):
 
     def noted(similarities, *, excluded, uniform):
         seen.append(excluded)
-        return draw_hard_negatives(similarities, excluded=excluded, uniform=uniform)
+        return sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
 
-    monkeypatch.setattr(pretraining, "draw_hard_negatives", noted)
+    monkeypatch.setattr(itm, "sample_hard_negatives", noted)
     for groups in (1, 2, 4):
         retrieval(itm_weight=1, negative_groups=groups, exclude_same=False)(batch)
     row = torch.arange(8)
@@ -405,10 +401,10 @@ def excluded_rows(objective: VisionLanguageObjective, batch: dict[str, Tensor], 
 
     def draw(similarities: Tensor, *, excluded: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         seen["itm"] = excluded
-        return draw_hard_negatives(similarities, excluded=excluded, uniform=uniform)
+        return sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
 
-    monkeypatch.setattr(pretraining, "itc_loss", contrast)
-    monkeypatch.setattr(pretraining, "draw_hard_negatives", draw)
+    monkeypatch.setattr(vision_language, "itc_loss", contrast)
+    monkeypatch.setattr(itm, "sample_hard_negatives", draw)
     objective(batch)
     return seen["itc"], seen["itm"]
 

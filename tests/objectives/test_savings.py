@@ -18,12 +18,8 @@ from vlmo.model import (
     VLMoModel,
 )
 from vlmo.model.multiway import MultiwayBlock
-from vlmo.objectives.pretraining import (
-    LanguageObjective,
-    VisionLanguageConfig,
-    VisionLanguageObjective,
-    VisionObjective,
-)
+from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 
 VARIANTS = {
     "base": {},
@@ -32,7 +28,7 @@ VARIANTS = {
     "separate attention without fusion experts": {"attention": "separate", "num_fusion_layers": 0},
     "shared experts": {"experts": "shared"},
     "all layers fuse": {"num_fusion_layers": 3},
-    "one ending": {"contrast_fusion_ending": False},
+    "one branch": {"contrast_fusion_ending": False},
     "beit3": BEIT3,
 }
 STAGE_3 = {
@@ -81,9 +77,9 @@ def compute_everything(monkeypatch) -> None:
     """Makes the last block compute all tokens; those that are wanted are taken out afterwards."""
     run = VLMoModel.run
 
-    def run_all(self, sequence, *, kept=None, **options):
+    def run_all(self, sequence, *, queries=None, **options):
         states = run(self, sequence, **options)
-        return states if kept is None else kept.of(states)
+        return states if queries is None else queries.select(states)
 
     monkeypatch.setattr(VLMoModel, "run", run_all)
 
@@ -111,7 +107,7 @@ def test_each_implementation_of_attention_gives_the_same(implementation, monkeyp
     objective = make_objective("sum", "base")
     expected = result(objective)
     objective.model.set_attn_implementation(implementation)
-    monkeypatch.setattr("vlmo.model.multiway._trains_on_cpu", lambda _: False)
+    monkeypatch.setattr("vlmo.model.cpu._trains_on_cpu", lambda _: False)
     check_equal(result(objective), expected)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
-from vlmo.objectives.tokenizer import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
+from vlmo.objectives.unimodal import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
 
 PATCH = 8
 

@@ -9,7 +9,7 @@ from tests.toy_model import pictures, toy
 from torch.nn import functional as F
 
 from vlmo.model import VLMoForImageClassification, VLMoForSemanticSegmentation
-from vlmo.objectives.vision_tasks import (
+from vlmo.objectives.downstream import (
     ClassificationConfig,
     ClassificationObjective,
     SegmentationConfig,
@@ -119,7 +119,7 @@ def test_mixing_repeats_with_the_seed() -> None:
 
 
 def test_odd_batches_cannot_be_mixed() -> None:
-    with pytest.raises(ValueError, match="3 pictures; mixup and cutmix need an even number"):
+    with pytest.raises(ValueError, match="3 images; mixup and cutmix need an even number"):
         classifier().train()(class_batch(3))
     assert classifier(PLAIN).train()(class_batch(3))["loss"].isfinite()
 

@@ -24,7 +24,7 @@ from vlmo.model import (
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.objectives.itc import itc_loss
 from vlmo.objectives.itm import itm_loss
-from vlmo.objectives.mlm import mlm_loss
+from vlmo.objectives.unimodal import masked_loss
 
 REFERENCE = Path(__file__).parent / "reference"
 ABSOLUTE = Sizes()
@@ -62,7 +62,7 @@ def pretraining_cases(model: VLMoForPreTraining) -> Iterator[Case]:
     logits, labels = model.mlm_head(fused.text_hidden_state), known["in.mlm_labels"]
     yield "mlm.logits", logits, known["mlm.logits"]
     hidden = labels != -100
-    yield "mlm.loss_times_quarter", mlm_loss(logits[hidden], labels[hidden]) * 0.25, known["mlm.loss_times_quarter"]
+    yield "mlm.loss_times_quarter", masked_loss(logits[hidden], labels[hidden]) * 0.25, known["mlm.loss_times_quarter"]
     image, text = known["in.itm_negative_image"], known["in.itm_negative_text"]
     logits = model.match(
         torch.cat([pixels, pixels[image], pixels]),
@@ -85,9 +85,12 @@ def _states(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Iterator[Cas
 
 def _contrast(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Iterator[Case]:
     backbone, pixels, text = model.vlmo, known["in.pixel_values"], _text(known)
-    images = backbone.contrast_endings(backbone.join(image=backbone.embed_image(pixels), grid=(4, 4)))
-    texts = backbone.contrast_endings(
-        backbone.join(text=backbone.embed_text(text["input_ids"]), attention_mask=text["attention_mask"])
+    images = backbone.contrast_states(
+        backbone.join(image=backbone.embed_image(pixels), grid=(4, 4)), fusion_branch=True
+    )
+    texts = backbone.contrast_states(
+        backbone.join(text=backbone.embed_text(text["input_ids"]), attention_mask=text["attention_mask"]),
+        fusion_branch=True,
     )
     losses = []
     for image, words, head, name in zip(

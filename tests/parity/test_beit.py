@@ -20,7 +20,7 @@ from transformers import (
 from vlmo.checkpoints import beit
 from vlmo.checkpoints.layout import Conversion
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForMaskedImageModeling
-from vlmo.model.start import start_from
+from vlmo.model.stages import start_from
 
 ATOL = 1e-5  # float32, two implementations that sum in different orders
 PATCH, GRID, DEPTH, HEADS, WIDTH = 8, 5, 3, 4, 32

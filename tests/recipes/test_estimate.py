@@ -32,14 +32,14 @@ from vlmo.model import (
     VLMoForVisualReasoning,
 )
 from vlmo.model.multiway import MultiwayAttention
-from vlmo.objectives.answering import QuestionObjective, ReasoningObjective
-from vlmo.objectives.pretraining import (
-    LanguageObjective,
-    VisionLanguageConfig,
-    VisionLanguageObjective,
-    VisionObjective,
+from vlmo.objectives.downstream import (
+    ClassificationObjective,
+    QuestionObjective,
+    ReasoningObjective,
+    SegmentationObjective,
 )
-from vlmo.objectives.vision_tasks import ClassificationObjective, SegmentationObjective
+from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.recipes import RECIPES, Recipe, find_recipe
 from vlmo.recipes.configs import model_config
 from vlmo.recipes.estimate import estimate

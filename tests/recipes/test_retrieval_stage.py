@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.recipes.toy_recipes import shrunk
 
 from vlmo.checkpoints.loading import load_retrieval_model
-from vlmo.objectives.pretraining import VisionLanguageConfig
+from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes import build, find_recipe
 from vlmo.recipes.retrieval import evaluate_folder
 from vlmo.recipes.retrieval_stage import RetrievalStage

@@ -16,7 +16,7 @@ from vlmo.model import (
     VLMoForPreTraining,
     VLMoForSemanticSegmentation,
 )
-from vlmo.objectives.vision_tasks import ClassificationConfig
+from vlmo.objectives.downstream import ClassificationConfig
 from vlmo.processing import TransformConfig, VLMoProcessor
 from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes import build, find_recipe

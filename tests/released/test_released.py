@@ -16,7 +16,7 @@ from tests.test_cli_tasks import refused
 import vlmo.released
 from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel, VLMoProcessor
 from vlmo.cli import main
-from vlmo.model.start import start_from
+from vlmo.model.stages import start_from
 from vlmo.recipes import build, find_recipe
 from vlmo.released import find_model, notes_folder, released_names
 from vlmo.retrieval import Encoder

@@ -1,6 +1,6 @@
 """The Multiway Transformer: one backbone for images, texts and pairs."""
 
-from vlmo.model.backbone import VLMoModel, VLMoModelOutput, VLMoPreTrainedModel, language_stage_parameters
+from vlmo.model.backbone import VLMoModel, VLMoModelOutput, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.downstream import (
     VLMoForImageClassification,
@@ -9,6 +9,7 @@ from vlmo.model.downstream import (
     VLMoForVisualReasoning,
 )
 from vlmo.model.inference import DualEncoderForInference
+from vlmo.model.stages import language_stage_parameters
 from vlmo.model.tasks import (
     VLMoContrastOutput,
     VLMoForImageTextRetrieval,

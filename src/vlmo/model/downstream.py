@@ -1,7 +1,8 @@
-"""Backbone plus the head of a downstream task (VLMo, "Fine-Tuning VLMo on Downstream Tasks")."""
+"""Models of downstream tasks (VLMo, "Fine-Tuning VLMo on Downstream Tasks")."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
 )
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+from transformers.utils import can_return_tuple
 
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
@@ -35,26 +37,25 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         self.answer_head = TaskHead(config.hidden_size, width=2 * config.hidden_size, num_labels=_num_labels(config))
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Float[Tensor, "batch 3 height width"],
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"] | None = None,
         labels: Float[Tensor, "batch answers"] | None = None,
-        *,
-        return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Logits of each answer; a sigmoid makes them scores.
+    ) -> SequenceClassifierOutput:
+        """Return logits of each answer; a sigmoid makes them scores.
 
         Args:
             labels: Score of each answer, 0 to 1 (VQAv2: from ten annotators). The loss is binary cross-entropy, summed
                 over answers, mean over the batch.
 
         Raises:
-            ValueError: Picture or question is missing, or the labels have another shape than the logits.
+            ValueError: Image or question is missing, or the labels have another shape than the logits.
         """
         if pixel_values is None or input_ids is None:
-            raise ValueError("A question needs pixel_values and input_ids, a picture for each question.")
+            raise ValueError("A question needs pixel_values and input_ids, an image for each question.")
         fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
         logits = self.answer_head(fused.pooler_output)
         loss = None
@@ -65,15 +66,14 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
                     "each answer."
                 )
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum") / len(logits)
-        output = SequenceClassifierOutput(loss=loss, logits=logits)
-        return output if return_dict is not False else output.to_tuple()
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
 class VLMoForVisualReasoning(VLMoPreTrainedModel):
-    """NLVR2: whether a sentence about two pictures is true. Each picture is fused with the sentence apart.
+    """NLVR2: is a sentence about two images true? Each image is fused with the sentence apart.
 
     Raises:
-        ValueError: The configuration has no modality type for a second picture.
+        ValueError: The configuration has no modality type for a second image.
     """
 
     def __init__(self, config: VLMoConfig) -> None:
@@ -81,7 +81,7 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         if config.num_modality_types <= SECOND_IMAGE_TYPE:
             raise ValueError(
                 f"num_modality_types is {config.num_modality_types}; VLMoForVisualReasoning needs "
-                f"{SECOND_IMAGE_TYPE + 1}, the last for the second picture."
+                f"{SECOND_IMAGE_TYPE + 1}, the last for the second image."
             )
         super().__init__(config)
         self.vlmo = VLMoModel(config)
@@ -89,24 +89,23 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         self.reasoning_head = TaskHead(width, width=width, num_labels=_num_labels(config))
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Float[Tensor, "batch 2 3 height width"],
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"] | None = None,
         labels: Int[Tensor, "batch"] | None = None,
-        *,
-        return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Logits of false (0) and true (1); with `labels` the cross-entropy.
+    ) -> SequenceClassifierOutput:
+        """Return logits of false (0) and true (1); with `labels` the cross-entropy.
 
         Raises:
-            ValueError: There are not two pictures for each sentence.
+            ValueError: There are not two images for each sentence.
         """
         if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
             raise ValueError(
                 f"pixel_values have shape {tuple(pixel_values.shape)}; expected (batch, 2, 3, height, width), two "
-                "pictures for each sentence."
+                "images for each sentence."
             )
         backbone = self.vlmo
         grid = backbone.image_embeddings.grid_of(pixel_values[:, 0])
@@ -119,8 +118,7 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
             pooled.append(backbone.pool_pair(backbone.run_to_first(pair, fusion=True)))
         logits = self.reasoning_head(torch.cat(pooled, dim=-1))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        output = SequenceClassifierOutput(loss=loss, logits=logits)
-        return output if return_dict is not False else output.to_tuple()
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
 class VLMoForImageClassification(VLMoPreTrainedModel):
@@ -137,22 +135,17 @@ class VLMoForImageClassification(VLMoPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, _num_labels(config))
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Float[Tensor, "batch 3 height width"],
         labels: Int[Tensor, "batch"] | Float[Tensor, "batch classes"] | None = None,
-        *,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutput | tuple[Tensor, ...]:
-        """Logits of each class; with `labels` (class numbers, or shares as mixup makes them) the cross-entropy."""
-        backbone = self.vlmo
-        grid = backbone.image_embeddings.grid_of(pixel_values)
-        sequence = backbone.join(image=backbone.embed_image(pixel_values), grid=grid)
-        patches = backbone.run(sequence, fusion=False)[:, 1:]
+    ) -> ImageClassifierOutput:
+        """Return logits of each class; with `labels` (class numbers, or shares as from mixup) the cross-entropy."""
+        patches = self.vlmo.run(self.vlmo.embed(pixel_values=pixel_values), fusion=False)[:, 1:]
         logits = self.classifier(self.classifier_norm(patches.mean(dim=1)))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        output = ImageClassifierOutput(loss=loss, logits=logits)
-        return output if return_dict is not False else output.to_tuple()
+        return ImageClassifierOutput(loss=loss, logits=logits)
 
 
 class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
@@ -185,28 +178,25 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
         self.post_init()
 
     def levels(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch dim h w"]]:
-        """States of the patches after each of `config.feature_layers` blocks, on their grid."""
-        backbone = self.vlmo
-        grid = backbone.image_embeddings.grid_of(pixel_values)
-        sequence = backbone.join(image=backbone.embed_image(pixel_values), grid=grid)
+        """Return states of the patches after each of `config.feature_layers` blocks, on their grid."""
+        sequence, grid = self.vlmo.embed(pixel_values=pixel_values), self.vlmo.image_embeddings.grid_of(pixel_values)
         levels, start = [], 0
         for stop in self.config.feature_layers:
-            hidden = backbone.run(sequence, layers=range(start, stop), fusion=False)
-            sequence, start = sequence.at(hidden), stop
+            hidden = self.vlmo.run(sequence, layers=range(start, stop), fusion=False)
+            sequence, start = replace(sequence, hidden=hidden), stop
             levels.append(hidden[:, 1:].transpose(1, 2).unflatten(2, grid))
         return levels
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Float[Tensor, "batch 3 height width"],
         labels: Int[Tensor, "batch height width"] | None = None,
-        *,
-        return_dict: bool | None = None,
-    ) -> SemanticSegmenterOutput | tuple[Tensor, ...]:
-        """Logits of each class at the picture's size; with `labels` the cross-entropy, 255 ignored.
+    ) -> SemanticSegmenterOutput:
+        """Return logits of each class at the image's size; with `labels` the cross-entropy, 255 ignored.
 
         Raises:
-            ValueError: The picture is less than two patches high or wide.
+            ValueError: The image is less than two patches high or wide.
         """
         if min(self.vlmo.image_embeddings.grid_of(pixel_values)) < 2:
             raise ValueError(
@@ -220,8 +210,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
             auxiliary = _resize(self.auxiliary_head(levels), size)
             loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_CLASS)
             loss = loss + _AUXILIARY_WEIGHT * F.cross_entropy(auxiliary.float(), labels, ignore_index=IGNORED_CLASS)
-        output = SemanticSegmenterOutput(loss=loss, logits=logits)
-        return output if return_dict is not False else output.to_tuple()
+        return SemanticSegmenterOutput(loss=loss, logits=logits)
 
 
 def _resize(logits: Float[Tensor, "batch classes h w"], size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What sits on the backbone during pre-training and retrieval."""
+"""Heads on the backbone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ from vlmo.model.config import VLMoConfig
 MAX_LOGIT_SCALE = 4.6052  # ln 100, the bound of CLIP ("Training", arXiv 2103.00020)
 
 
+class Pooler(nn.Module):
+    """Dense layer and tanh on the first token."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch dim"]:
+        """Return one vector for each sequence, from states after the final norm."""
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
 class ContrastHead(nn.Module):
-    """Projections of one ending of ITC, and its temperature (VLMo, "Image-Text Contrast")."""
+    """Projections of one ITC branch, and its temperature (VLMo, "Image-Text Contrast")."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
@@ -26,35 +38,35 @@ class ContrastHead(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), config.logit_scale_init))
 
     def embed_image(self, state: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch projection"]:
-        """L2-normalised image vectors."""
+        """Return L2-normalised image vectors."""
         return F.normalize(self.image_projection(state).float(), dim=-1)
 
     def embed_text(self, state: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch projection"]:
-        """L2-normalised text vectors."""
+        """Return L2-normalised text vectors."""
         return F.normalize(self.text_projection(state).float(), dim=-1)
 
     def forward(
         self, images: Float[Tensor, "images projection"], texts: Float[Tensor, "texts projection"]
     ) -> Float[Tensor, "images texts"]:
-        """Similarities over temperature, from L2-normalised vectors; float32 under autocast too."""
+        """Return similarities over temperature of L2-normalised vectors, in float32 under autocast too."""
         with torch.autocast(device_type=images.device.type, enabled=False):
             return self.logit_scale.float().exp() * images.float() @ texts.float().T
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
-        """Keeps the temperature at or above 1/100."""
+        """Clamp the temperature to 1/100 or above."""
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
 class MatchHead(nn.Module):
-    """Whether image and text belong together: two logits, class 1 = match (VLMo, "Image-Text Matching")."""
+    """Classifier of pairs, class 1 = match (VLMo, "Image-Text Matching")."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
         self.classifier = nn.Linear(config.hidden_size, 2)
 
     def forward(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch 2"]:
-        """Logits from the pooled first token of a fused pair."""
+        """Return logits from the pooled first token of a fused pair."""
         return self.classifier(pooled)
 
 
@@ -68,12 +80,12 @@ class MaskedLanguageHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens vocab"]:
-        """Logits over word pieces, from states after the final norm."""
+        """Return logits over word pieces, from states after the final norm."""
         return self.decoder(self.norm(F.gelu(self.dense(hidden))))
 
 
 class MaskedImageHead(nn.Module):
-    """Predicts visual tokens; owns the token that stands in for masked patches (BEiT)."""
+    """Classifier over visual tokens, with the token that replaces masked patches (BEiT)."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
@@ -81,7 +93,7 @@ class MaskedImageHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.num_visual_tokens)
 
     def forward(self, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens visual_vocab"]:
-        """Logits over visual tokens, from states after the final norm."""
+        """Return logits over visual tokens, from states after the final norm."""
         return self.decoder(hidden)
 
 
@@ -95,7 +107,7 @@ class TaskHead(nn.Module):
         self.classifier = nn.Linear(width, num_labels)
 
     def forward(self, pooled: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch labels"]:
-        """Logits from the vector of a pair, or of two pairs joined."""
+        """Return logits from the vector of a pair, or of two pairs joined."""
         return self.classifier(F.gelu(self.norm(self.dense(pooled))))
 
 
@@ -116,6 +128,6 @@ class FeaturePyramid(nn.Module):
     def forward(
         self, levels: list[Float[Tensor, "batch dim height width"]]
     ) -> list[Float[Tensor, "batch dim level_height level_width"]]:
-        """The levels from fine to coarse."""
+        """Return the levels from fine to coarse."""
         first, second, third, fourth = levels
         return [self.finest(first), self.finer(second), third, F.max_pool2d(fourth, kernel_size=2, stride=2)]

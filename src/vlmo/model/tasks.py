@@ -1,4 +1,4 @@
-"""Backbone plus heads, one class for each use (Hugging Face's names and conventions)."""
+"""Models of the three stages and of retrieval (names and conventions of Hugging Face)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import MaskedImageModelingOutput, MaskedLMOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
-from vlmo.model.backbone import Sequence, VLMoModel, VLMoPreTrainedModel
+from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead
 from vlmo.model.inference import DualEncoderForInference
-from vlmo.model.multiway import LANGUAGE, VISION, wanted_places
+from vlmo.model.sequence import VISION, Sequence, masked_positions
 
 
 @dataclass
 class VLMoContrastOutput(ModelOutput):
-    """What a dual encoder returns.
+    """Output of a dual encoder.
 
     Attributes:
         image_embeds: L2-normalised, (images, projection).
@@ -46,7 +46,7 @@ _NO_MATCH_HEAD = (
 
 
 class _DualEncoder(VLMoPreTrainedModel):
-    """Image and text apart in one space, and the fusion encoder's judgement on a pair."""
+    """Dual encoder for images and texts, with the matching head of the fusion encoder."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__(config)
@@ -55,21 +55,16 @@ class _DualEncoder(VLMoPreTrainedModel):
         self.match_head = MatchHead(config) if config.use_match_head else None
 
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """L2-normalised `image_embeds`."""
-        backbone = self.vlmo
-        grid = backbone.image_embeddings.grid_of(pixel_values)
-        sequence = backbone.join(image=backbone.embed_image(pixel_values), grid=grid)
-        first = backbone.run_to_first(sequence, fusion=False)
-        return self.contrast_head.embed_image(backbone.finish(first, modality=VISION))
+        """Return L2-normalised `image_embeds`."""
+        (state,) = self.vlmo.contrast_states(self.vlmo.embed(pixel_values=pixel_values))
+        return self.contrast_head.embed_image(state)
 
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """L2-normalised `text_embeds`."""
-        backbone = self.vlmo
-        sequence = backbone.join(text=backbone.embed_text(input_ids), attention_mask=attention_mask)
-        first = backbone.run_to_first(sequence, fusion=False)
-        return self.contrast_head.embed_text(backbone.finish(first, modality=LANGUAGE))
+        """Return L2-normalised `text_embeds`."""
+        (state,) = self.vlmo.contrast_states(self.vlmo.embed(input_ids=input_ids, attention_mask=attention_mask))
+        return self.contrast_head.embed_text(state)
 
     def match(
         self,
@@ -77,7 +72,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"] | None = None,
     ) -> Float[Tensor, "batch 2"]:
-        """Matching logits of the fusion encoder, class 1 = match.
+        """Return matching logits of the fusion encoder, class 1 = match.
 
         Raises:
             ValueError: The model has no matching head.
@@ -88,7 +83,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         return self.judge(fused.pooler_output)
 
     def judge(self, pooled: Float[Tensor, "batch dim"] | None) -> Float[Tensor, "batch 2"]:
-        """Matching logits from pooled pairs.
+        """Return matching logits from pooled pairs.
 
         Raises:
             ValueError: The model has no matching head.
@@ -98,7 +93,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         return self.match_head(pooled)
 
     def for_inference(self, *, dtype: torch.dtype | None = None, int8: bool = False) -> DualEncoderForInference:
-        """The dual encoder alone, ready to embed quickly; see there for the arguments. This model stays as it is.
+        """Return the dual encoder alone, made fast; see there for the arguments. This model stays as it is.
 
         Raises:
             ValueError: int8 on another device than a CPU.
@@ -106,7 +101,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         return DualEncoderForInference.of(self.vlmo, self.contrast_head, dtype=dtype, int8=int8)
 
     def clamp_logit_scale_(self) -> None:
-        """Keeps every temperature at or above 1/100; called after each update."""
+        """Clamp every temperature to 1/100 or above; called after each update."""
         for module in self.modules():
             if isinstance(module, ContrastHead):
                 module.clamp_logit_scale_()
@@ -136,6 +131,7 @@ class VLMoForImageTextRetrieval(_DualEncoder):
         super().__init__(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Float[Tensor, "images 3 height width"] | None = None,
@@ -143,9 +139,8 @@ class VLMoForImageTextRetrieval(_DualEncoder):
         attention_mask: Int[Tensor, "texts text"] | None = None,
         *,
         output_match_logits: bool = False,
-        return_dict: bool | None = None,
-    ) -> VLMoContrastOutput | tuple[Tensor, ...]:
-        """Embeds what is given and compares all images with all texts; `match_logits` row by row when asked for.
+    ) -> VLMoContrastOutput:
+        """Embed what is given and compare all images with all texts; `match_logits` row by row when asked for.
 
         Raises:
             ValueError: Nothing to embed, or matching logits were asked of something other than pairs.
@@ -157,11 +152,11 @@ class VLMoForImageTextRetrieval(_DualEncoder):
                     "output_match_logits needs pixel_values and input_ids, as many of the one as the other."
                 )
             output["match_logits"] = self.match(pixel_values, input_ids, attention_mask)
-        return output if return_dict is not False else output.to_tuple()
+        return output
 
 
 class VLMoForPreTraining(_DualEncoder):
-    """Everything that stage 3 trains: ITC (both endings), ITM and MLM heads.
+    """Stage 3: backbone with the heads of ITC (both branches), ITM and MLM.
 
     Raises:
         ValueError: The configuration leaves the matching head out.
@@ -176,22 +171,21 @@ class VLMoForPreTraining(_DualEncoder):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The decoder, which grows with the word table but is not tied to it."""
+        """Return the decoder, which grows with the word table but is not tied to it."""
         return self.mlm_head.decoder
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replaces the decoder."""
+        """Replace the decoder."""
         self.mlm_head.decoder = value
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Float[Tensor, "images 3 height width"] | None = None,
         input_ids: Int[Tensor, "texts text"] | None = None,
         attention_mask: Int[Tensor, "texts text"] | None = None,
-        *,
-        return_dict: bool | None = None,
-    ) -> VLMoContrastOutput | tuple[Tensor, ...]:
-        """Dual encoder and, with as many images as texts, matching and masked-language logits of each pair.
+    ) -> VLMoContrastOutput:
+        """Run the dual encoder and, with as many images as texts, matching and masked-language logits of each pair.
 
         The losses live in `vlmo.objectives`, which run the same heads with fewer passes.
         """
@@ -200,11 +194,11 @@ class VLMoForPreTraining(_DualEncoder):
             fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
             output["match_logits"] = self.judge(fused.pooler_output)
             output["mlm_logits"] = self.mlm_head(fused.text_hidden_state)
-        return output if return_dict is not False else output.to_tuple()
+        return output
 
 
 class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
-    """Stage 1: predicts the visual tokens of masked patches."""
+    """Stage 1: backbone with the head of MIM."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__(config)
@@ -218,17 +212,17 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         *,
         bool_masked_pos: Bool[Tensor, "batch patch"] | None,
     ) -> Float[Tensor, "batch patch dim"]:
-        """Final hidden states of the patches, with the mask token where `bool_masked_pos` is True."""
+        """Return final hidden states of the patches, with the mask token where `bool_masked_pos` is True."""
         sequence = self._sequence(pixel_values, bool_masked_pos=bool_masked_pos)
         return self.vlmo.finish(self.vlmo.run(sequence, fusion=False)[:, 1:], modality=VISION)
 
     def encode_masked(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, bool_masked_pos: Bool[Tensor, "batch patch"]
     ) -> Float[Tensor, "masked dim"]:
-        """What `encode` returns of the masked patches, row by row, with nothing computed for others in vain."""
+        """Return what `encode` does for the masked patches alone, row by row, without computing the others."""
         sequence = self._sequence(pixel_values, bool_masked_pos=bool_masked_pos)
-        places, filled = wanted_places(bool_masked_pos)
-        states = self.vlmo.run(sequence, fusion=False, kept=sequence.keep(patches=1 + places))[:, 1:]
+        positions, filled = masked_positions(bool_masked_pos)
+        states = self.vlmo.run(sequence, fusion=False, queries=sequence.queries(patches=1 + positions))[:, 1:]
         return self.vlmo.finish(states[filled], modality=VISION)
 
     def _sequence(
@@ -241,26 +235,24 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         image = backbone.embed_image(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mim_head.mask_token)
         return backbone.join(image=image, grid=backbone.image_embeddings.grid_of(pixel_values))
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Float[Tensor, "batch 3 height width"],
         bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
         labels: Int[Tensor, "batch patch"] | None = None,
-        *,
-        return_dict: bool | None = None,
-    ) -> MaskedImageModelingOutput | tuple[Tensor, ...]:
-        """Logits over visual tokens for every patch; with `labels` (the visual tokens) the loss at masked patches."""
+    ) -> MaskedImageModelingOutput:
+        """Return logits over visual tokens for each patch; with `labels` (visual tokens) the loss at masked patches."""
         logits = self.mim_head(self.encode(pixel_values, bool_masked_pos=bool_masked_pos))
         loss = None
         if labels is not None:
             chosen = slice(None) if bool_masked_pos is None else bool_masked_pos
             loss = F.cross_entropy(logits[chosen].flatten(0, -2).float(), labels[chosen].flatten())
-        output = MaskedImageModelingOutput(loss=loss, reconstruction=logits)
-        return output if return_dict is not False else output.to_tuple()
+        return MaskedImageModelingOutput(loss=loss, reconstruction=logits)
 
 
 class VLMoForMaskedLM(VLMoPreTrainedModel):
-    """Stage 2: predicts masked words of a text; with a picture, of a pair."""
+    """Stage 2: backbone with the head of MLM, for texts or pairs."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__(config)
@@ -269,25 +261,23 @@ class VLMoForMaskedLM(VLMoPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The decoder, which grows with the word table but is not tied to it."""
+        """Return the decoder, which grows with the word table but is not tied to it."""
         return self.mlm_head.decoder
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replaces the decoder."""
+        """Replace the decoder."""
         self.mlm_head.decoder = value
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"] | None = None,
         pixel_values: Float[Tensor, "batch 3 height width"] | None = None,
         labels: Int[Tensor, "batch text"] | None = None,
-        *,
-        return_dict: bool | None = None,
-    ) -> MaskedLMOutput | tuple[Tensor, ...]:
-        """Logits over the vocabulary for every token; the loss where `labels` is not -100."""
+    ) -> MaskedLMOutput:
+        """Return logits over the vocabulary for every token; the loss where `labels` is not -100."""
         encoded = self.vlmo(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
         logits = self.mlm_head(encoded.text_hidden_state)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        output = MaskedLMOutput(loss=loss, logits=logits)
-        return output if return_dict is not False else output.to_tuple()
+        return MaskedLMOutput(loss=loss, logits=logits)

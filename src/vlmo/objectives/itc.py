@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
-from vlmo.objectives.chunks import recomputed, row_blocks
+from vlmo.objectives.gradient_cache import recomputed, row_blocks
 
 
 @dataclass(frozen=True)
 class SamePairs:
-    """True where a row and a row of the global batch have a number in common; a matrix that is made block by block.
+    """Matrix that is True where a row and a global row have a number in common, computed block by block.
 
     Attributes:
-        own: Numbers of this process's rows, such as that of the picture and that of the caption.
+        own: Numbers of this process's rows, such as that of the image and that of the caption.
         every: Those of all processes' rows.
     """
 
@@ -45,7 +45,7 @@ def itc_loss(
     Args:
         image_embeds: L2-normalised; row i belongs with row i of `text_embeds`.
         logit_scale: Natural logarithm of the inverse temperature.
-        same: True where a row and a global row share picture or caption (`same_pairs`); such rows are left out of
+        same: True where a row and a global row share image or caption (`same_pairs`); such rows are left out of
             each other's softmax. None leaves nothing out.
         keys: Image and text vectors of all processes (`gather_with_grad`), if the caller has them already.
 
@@ -89,7 +89,7 @@ def _sum_of_losses(
 def contrast_logits(
     queries: Float[Tensor, "batch dim"], keys: Float[Tensor, "global dim"], *, logit_scale: Float[Tensor, "1"]
 ) -> Float[Tensor, "batch global"]:
-    """Similarities over temperature, in float32 also under autocast: bfloat16 would round a logit of 10 to 1/16."""
+    """Return similarities over temperature, in float32 under autocast too: bfloat16 rounds a logit of 10 to 1/16."""
     with torch.autocast(queries.device.type, enabled=False):
         return logit_scale.float().exp() * queries.float() @ keys.float().T
 
@@ -97,7 +97,7 @@ def contrast_logits(
 def caption_keys(
     input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"]
 ) -> Int[Tensor, "batch"]:
-    """A 64-bit hash of each caption's tokens, the same however far the caption is padded."""
+    """Return a 64-bit hash of each caption's tokens, the same however far the caption is padded."""
     length = input_ids.shape[1]
     powers = torch.ones(length, dtype=torch.long, device=input_ids.device)
     if length > 1:
@@ -107,13 +107,13 @@ def caption_keys(
 
 
 def same_pairs(image_ids: Int[Tensor, "batch"], captions: Int[Tensor, "batch"]) -> SamePairs:
-    """True where a row shares its picture or its caption with a row of the global batch (itself included)."""
+    """Return pairs of rows that share image or caption, over the global batch (each row with itself included)."""
     own = torch.stack([image_ids, captions], dim=1)
     return SamePairs(own, distributed.gather(own))
 
 
 def own_pairs(batch: int, *, device: torch.device) -> SamePairs:
-    """True where a row of the global batch is the row itself."""
+    """Return pairs of each row with itself alone."""
     every = torch.arange(batch * distributed.world_size(), device=device)[:, None]
     start = distributed.rank() * batch
     return SamePairs(every[start : start + batch], every)

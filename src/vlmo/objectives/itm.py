@@ -1,6 +1,8 @@
-"""Image-text matching and its hard negatives, drawn from the gathered batch."""
+"""Image-text matching and its hard negatives, sampled from the batch of all processes."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
+from vlmo.objectives.gradient_cache import row_blocks
+from vlmo.objectives.itc import SamePairs, contrast_logits
 
 
 def itm_loss(
@@ -23,21 +27,72 @@ def itm_loss(
     return distributed.global_mean((losses * weights).sum(), weights.sum())
 
 
-def draw_hard_negatives(
+@dataclass(frozen=True)
+class HardNegatives:
+    """Global rows of the hard negatives of some own rows; `found` is False where there was nothing to sample from."""
+
+    text: Int[Tensor, "rows"]
+    image: Int[Tensor, "rows"]
+    text_found: Bool[Tensor, "rows"]
+    image_found: Bool[Tensor, "rows"]
+
+    @property
+    def labels(self) -> Int[Tensor, "3*rows"]:
+        """Labels of true pairs, pairs with another image and pairs with another text, in this order."""
+        return torch.cat([torch.ones_like(self.text), torch.zeros_like(self.image), torch.zeros_like(self.text)])
+
+    @property
+    def valid(self) -> Bool[Tensor, "3*rows"]:
+        """True for those pairs that count."""
+        return torch.cat([torch.ones_like(self.image_found), self.image_found, self.text_found])
+
+
+@torch.no_grad()
+def sample_by_similarity(
+    queries: Float[Tensor, "rows dim"],
+    keys: Float[Tensor, "global dim"],
+    *,
+    logit_scale: Float[Tensor, "1"],
+    uniform: Float[Tensor, "rows"],
+    same: SamePairs,
+    rows: Int[Tensor, "rows"],
+    groups: int = 1,
+    sharpness: float = 1.0,
+) -> tuple[Int[Tensor, "rows"], Bool[Tensor, "rows"]]:
+    """Sample one global row for each query by its ITC logits times `sharpness`, some queries at a time.
+
+    Args:
+        rows: Places of the queries among this process's rows.
+        groups: Groups of neighbouring global rows; a query's row comes from its own group.
+    """
+    size, chosen, found = len(keys) // groups, [], []
+    for part in row_blocks(len(queries), width=len(keys)):
+        excluded = same[rows[part]]
+        if groups > 1:
+            own = (distributed.rank() * len(same.own) + rows[part]) // size
+            excluded = excluded | (own[:, None] != torch.arange(len(keys), device=rows.device) // size)
+        logits = contrast_logits(queries[part], keys, logit_scale=logit_scale) * sharpness
+        numbers, any_found = sample_hard_negatives(logits, excluded=excluded, uniform=uniform[part])
+        chosen.append(numbers)
+        found.append(any_found)
+    return torch.cat(chosen), torch.cat(found)
+
+
+def sample_hard_negatives(
     similarities: Float[Tensor, "batch global"],
     *,
     excluded: Bool[Tensor, "batch global"],
     uniform: Float[Tensor, "batch"],
 ) -> tuple[Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
-    """For each row one global row, drawn with probability softmax(similarity) among those not excluded.
+    """Sample one global row for each row with probability softmax(similarity) among those not excluded.
 
     Args:
         similarities: ITC logits (temperature applied).
         excluded: True where the global row is a true pair of the row; the row itself must be among them.
-        uniform: In [0, 1); row i's draw is a pure function of `uniform[i]`.
+        uniform: In [0, 1); the sample of row i is a pure function of `uniform[i]`.
 
     Returns:
-        Row numbers in the global batch, and whether there was anything to draw from (if not, the number is 0).
+        Row numbers in the global batch, and False for rows with nothing to sample from (their number is 0).
     """
     possible = ~excluded.all(dim=1)
     # The largest allowed logit is subtracted before exp, so that some weight is always 1: never all zero.
@@ -51,8 +106,8 @@ def draw_hard_negatives(
     return torch.where(possible, chosen, torch.zeros_like(chosen)), possible
 
 
-def draws(seed: Int[Tensor, ""], *, batch: int, rounds: int) -> Float[Tensor, "rounds batch"]:
-    """This process's share of uniform numbers that depend only on the seed and the row's place in the global batch."""
+def sample_uniform(seed: Int[Tensor, ""], *, batch: int, rounds: int) -> Float[Tensor, "rounds batch"]:
+    """Return this process's share of uniform numbers that depend only on the seed and the row's global place."""
     generator = torch.Generator().manual_seed(int(seed))
     numbers = torch.rand(rounds, batch * distributed.world_size(), generator=generator)
     start = distributed.rank() * batch

@@ -11,8 +11,8 @@ from torch import nn
 from vlmo.data.examples import Examples
 from vlmo.data.question_examples import QuestionExamples, ReasoningExamples, answers_of
 from vlmo.model import VLMoConfig, VLMoForVisualQuestionAnswering, VLMoForVisualReasoning
-from vlmo.model.start import FusionStart
-from vlmo.objectives.answering import QuestionObjective, ReasoningObjective
+from vlmo.model.stages import FusionStart
+from vlmo.objectives.downstream import QuestionObjective, ReasoningObjective
 from vlmo.recipes.answering_sets import TaskEvaluator, read_questions, read_sentences
 from vlmo.recipes.pretraining_stages import pictures
 from vlmo.recipes.stage import BaseStage, Run

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream import StreamConfig
 from vlmo.model import VLMoConfig
-from vlmo.objectives.pretraining import VisionLanguageConfig
-from vlmo.objectives.vision_tasks import ClassificationConfig
+from vlmo.objectives.downstream import ClassificationConfig
+from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
 from vlmo.recipes.configs import DataConfig, TextConfig, model_config

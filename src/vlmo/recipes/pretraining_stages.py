@@ -13,15 +13,15 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.data.stream import StreamExamples
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
-from vlmo.model.start import FusionStart
+from vlmo.model.stages import FusionStart
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig, load_visual_tokenizer
-from vlmo.objectives.pretraining import (
+from vlmo.objectives.unimodal import (
     LanguageObjective,
-    VisionLanguageConfig,
-    VisionLanguageObjective,
     VisionObjective,
+    VisualTokenizerObjective,
+    VisualTokenizerObjectiveConfig,
 )
-from vlmo.objectives.tokenizer import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.processing import train_transform
 from vlmo.recipes.configs import VisualTokenizerConfig
 from vlmo.recipes.retrieval import RetrievalEvaluator, read_rows

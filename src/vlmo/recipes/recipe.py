@@ -22,7 +22,7 @@ from vlmo.distributed import is_main, world_size
 from vlmo.folder import need_writable, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
-from vlmo.objectives.pretraining import VisionLanguageConfig
+from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import image_processor_for
 from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
 from vlmo.recipes.card import run_card

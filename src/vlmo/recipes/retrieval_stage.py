@@ -11,7 +11,7 @@ from torch import nn
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.stream import StreamExamples
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
-from vlmo.objectives.pretraining import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.recipes.pretraining_stages import pictures, retrieval_evaluators, streamed, texts
 from vlmo.recipes.retrieval import RetrievalEvaluator
 from vlmo.recipes.stage import BaseStage, Run

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from vlmo.data.loader import LoaderConfig
 from vlmo.model import VLMoConfig
-from vlmo.objectives.pretraining import VisionLanguageConfig
-from vlmo.objectives.vision_tasks import ClassificationConfig
+from vlmo.objectives.downstream import ClassificationConfig
+from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage

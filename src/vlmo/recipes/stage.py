@@ -17,7 +17,7 @@ from vlmo.data.stream import StreamExamples
 from vlmo.distributed import is_main
 from vlmo.folder import Measurement
 from vlmo.model.backbone import VLMoPreTrainedModel
-from vlmo.model.start import FusionStart, StartReport, start_from
+from vlmo.model.stages import FusionStart, StartReport, start_from
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes.vocabulary import num_word_rows
 from vlmo.training import read_metrics

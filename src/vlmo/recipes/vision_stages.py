@@ -15,8 +15,8 @@ from vlmo.data.label_examples import LabelledExamples, SegmentExamples, class_na
 from vlmo.evaluation.segmentation import Inference
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForSemanticSegmentation
 from vlmo.model.backbone import VLMoPreTrainedModel
-from vlmo.model.layers import layer_scales
-from vlmo.objectives.vision_tasks import (
+from vlmo.model.stages import layer_decay_factors
+from vlmo.objectives.downstream import (
     ClassificationConfig,
     ClassificationObjective,
     SegmentationConfig,
@@ -65,7 +65,7 @@ class ClassificationStage(BaseStage):
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Falls from the head to the embeddings."""
-        return layer_scales(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
+        return layer_decay_factors(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class SegmentationStage(BaseStage):
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Falls from the head to the embeddings."""
-        return layer_scales(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
+        return layer_decay_factors(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
 
 
 def with_shared_statistics(model: VLMoForSemanticSegmentation) -> VLMoForSemanticSegmentation:

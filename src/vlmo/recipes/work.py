@@ -24,8 +24,9 @@ from vlmo.model import (
 )
 from vlmo.model.costs import Pass, block_bytes, input_bytes, training_flops
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
-from vlmo.objectives.chunks import row_blocks
-from vlmo.objectives.pretraining import LanguageObjective, VisionLanguageConfig
+from vlmo.objectives.gradient_cache import row_blocks
+from vlmo.objectives.unimodal import LanguageObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
 from vlmo.recipes.pretraining_stages import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
 from vlmo.recipes.recipe import Recipe

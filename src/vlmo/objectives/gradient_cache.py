@@ -1,4 +1,4 @@
-"""Work on some rows at a time, so that memory does not grow with the batch."""
+"""Gradient cache: work on some rows at a time, so that memory does not grow with the batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def give_back_free_memory() -> None:
-    """Gives what freed tensors have left in the heap back to the system; on Linux with glibc, elsewhere nothing.
+    """Return memory of freed tensors to the system; on Linux with glibc, elsewhere do nothing.
 
     The small nodes of a graph that lives across chunks come to lie between the tensors of each chunk, whose holes the
     next chunk's do not fit: left alone, memory grows with the number of chunks.
@@ -32,17 +32,24 @@ def give_back_free_memory() -> None:
 
 
 def row_blocks(count: int, *, width: int) -> list[slice]:
-    """Rows 0 to `count` in blocks of about equal memory: the wider a row, the fewer rows."""
-    return equal_blocks(count, size=max(1, _BLOCK_ELEMENTS // max(width, 1)))
+    """Return rows 0 to `count` in blocks of about equal memory: the wider a row, the fewer rows."""
+    return row_slices(count, size=max(1, _BLOCK_ELEMENTS // max(width, 1)))
 
 
-def equal_blocks(count: int, *, size: int) -> list[slice]:
-    """Rows 0 to `count` in blocks of `size`; the last one may be shorter. At least one block, if an empty one."""
+def row_slices(count: int, *, size: int) -> list[slice]:
+    """Return rows 0 to `count` in slices of `size`; the last may be shorter. At least one slice, if an empty one."""
     return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
 
+def run_blocks(
+    function: Callable[[Any], Any], blocks: list[Any], *, recompute: bool, device: torch.device
+) -> list[Any]:
+    """Return `function` of each block; with `recompute`, the backward pass computes it again (`recomputed`)."""
+    return [recomputed(function, block, device=device) if recompute else function(block) for block in blocks]
+
+
 def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -> Any:
-    """`function(*args)`, of which no intermediate result is kept: backward computes it again, its dropout replayed.
+    """Return `function(*args)` without keeping intermediate results: backward computes it again, dropout replayed.
 
     For the encoders of a contrastive batch this is the gradient cache ("Scaling Deep Contrastive Learning Batch Size
     under Memory Limited Setup", Gao et al. 2021): first all embeddings, then the loss and its gradient for each

@@ -1,4 +1,4 @@
-"""Starts one stage from the model folder of another (VLMo, "Stagewise Pre-Training")."""
+"""From one stage to the next: start from a model folder, choose parameters, layer-wise learning rate decay."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
+from vlmo.model.multiway import MultiwayBlock
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
+from vlmo.model.sequence import LANGUAGE, SHARED
 from vlmo.released import find_model, known_models
 
 FusionStart = Literal["language", "vision", "random"]
@@ -29,11 +31,11 @@ _IMAGE_POSITIONS = "vlmo.image_embeddings.positions"
 
 @dataclass(frozen=True)
 class StartReport:
-    """What became of each parameter when a model started from a folder.
+    """Report of each parameter when a model starts from a folder.
 
     Attributes:
         loaded: Taken as they were.
-        resized: Position tables brought to another picture size, or a modality table with a row more (second picture).
+        resized: Position tables brought to another image size, or a modality table with a row more (second image).
         filled: `vision_language` experts that the folder lacks, and where they came from.
         missing: Left at their random start.
         unused: In the folder, without a place in the model.
@@ -48,7 +50,7 @@ class StartReport:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report for people: everything that was not simply loaded, by name."""
+        """Return lines for people: everything that was not simply loaded, by name."""
         lines = [f"{len(self.loaded)} tensors loaded"]
         lines += [f"resized: {name}" for name in self.resized]
         lines += [f"filled: {name} from {source}" for name, source in self.filled.items()]
@@ -60,7 +62,7 @@ class StartReport:
 def start_from(
     model: VLMoPreTrainedModel, folder: str | Path, *, fusion_experts_from: FusionStart = "language"
 ) -> StartReport:
-    """Copies what `folder` holds into `model`, in place.
+    """Copy the tensors of `folder` into `model`, in place (VLMo, "Stagewise Pre-Training").
 
     Args:
         fusion_experts_from: Which expert of the same layer fills `vision_language` experts that the folder lacks.
@@ -103,6 +105,51 @@ def start_from(
     if not report.loaded and not report.resized:
         raise ValueError(f"{folder} holds no tensor that this model has; it is a folder of another kind of model.")
     return report
+
+
+def language_stage_parameters(model: VLMoPreTrainedModel) -> list[nn.Parameter]:
+    """Return the parameters that stage 2 trains, without its head (VLMo, "Stagewise Pre-Training").
+
+    Text embeddings, language experts, type and position tables and the final norm; all else is frozen. Which small
+    tables move is a detail of the published code.
+    """
+    backbone = model.backbone
+    modules: list[nn.Module | None] = [
+        backbone.text_embeddings,
+        backbone.modality_types,
+        backbone.norm[LANGUAGE] if isinstance(backbone.norm, nn.ModuleDict) else backbone.norm,
+        backbone.position_bias,
+    ]
+    for block in backbone.modules():
+        if isinstance(block, MultiwayBlock):
+            modules.append(block.experts[SHARED if SHARED in block.experts else LANGUAGE])
+            # Separate attention has a language half, which stage 1 has not trained.
+            attention = block.attention
+            parts = (block.norm1, attention.qkv, attention.inner_norm, attention.projection)
+            modules += [part[LANGUAGE] for part in parts if part is not None and LANGUAGE in part]
+    return [parameter for module in modules if module is not None for parameter in module.parameters()]
+
+
+def layer_decay_factors(model: VLMoPreTrainedModel, *, decay: float) -> dict[str, float]:
+    """Return the factor on the learning rate of each parameter, by its full name (BEiT, "Fine-Tuning BEiT ...").
+
+    Layer-wise learning rate decay: `decay` to the power of the distance from the top. Layer ids as BEiT counts them: 0
+    for embeddings (of pixels, words and modality types), *i* + 1 for block *i*, the last for heads, norms after the
+    blocks, the pooler and the table of relative positions, which serves all blocks.
+
+    Raises:
+        ValueError: `decay` is not above 0 and at most 1.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"the layer decay is {decay}; give a number above 0, at most 1 (which leaves all rates equal)")
+    backbone = model.backbone
+    blocks = [block for block in backbone.blocks if isinstance(block, MultiwayBlock)]
+    embeddings = (backbone.image_embeddings, backbone.text_embeddings, backbone.modality_types)
+    layers: list[tuple[int, nn.Module | None]] = [(0, module) for module in embeddings]
+    layers += [(number + 1, block) for number, block in enumerate(blocks)]
+    ids = {id(weight): layer for layer, module in layers if module is not None for weight in module.parameters()}
+    top = len(blocks) + 1
+    return {name: decay ** (top - ids.get(id(parameter), top)) for name, parameter in model.named_parameters()}
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], VLMoConfig]:
@@ -161,5 +208,5 @@ def _resize(name: str, tensor: Tensor, *, source: tuple[int, int], target: tuple
 
 
 def _with_second_image(types: Float[Tensor, "2 dim"]) -> Float[Tensor, "3 dim"]:
-    """The second picture's row starts as the picture's, as in the published code (docs/reproduction.md)."""
+    """Start the second image's row as the image's, as in the published code (docs/reproduction.md)."""
     return torch.cat([types, types[SECOND_IMAGE_TYPE - 1 :]])

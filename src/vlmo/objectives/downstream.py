@@ -1,4 +1,4 @@
-"""Fine-tuning of the image encoder: the class of a picture, and the class of each pixel."""
+"""Objectives of fine-tuning: VQA and NLVR2 on pairs, classification and segmentation of images."""
 
 from __future__ import annotations
 
@@ -11,19 +11,71 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmo.distributed import global_mean
-from vlmo.model import VLMoForImageClassification, VLMoForSemanticSegmentation
+from vlmo.model import (
+    VLMoForImageClassification,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+)
 from vlmo.model.downstream import IGNORED_CLASS
 from vlmo.types import Batch, normalize_pixels
 
 
+class QuestionObjective(nn.Module):
+    """VQA: a score of every answer to a question (VLMo, "Vision-Language Classification")."""
+
+    def __init__(self, model: VLMoForVisualQuestionAnswering) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` (= `vqa`) and `vqa_score`, the labels' own score of the best answer.
+
+        Reads `pixel_values`, `input_ids`, `attention_mask` and `labels`. Every process has equally many rows, so that
+        the mean over processes of each value is that of the global batch.
+        """
+        labels = batch["labels"]
+        output = self.model(
+            pixel_values=batch["pixel_values"],
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=labels,
+        )
+        best = output.logits.argmax(dim=-1, keepdim=True)
+        return {
+            "loss": output.loss,
+            "vqa": output.loss.detach(),
+            "vqa_score": labels.gather(1, best).mean(),
+        }
+
+
+class ReasoningObjective(nn.Module):
+    """NLVR2: is a sentence about two images true? (VLMo, "Vision-Language Classification")."""
+
+    def __init__(self, model: VLMoForVisualReasoning) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` (= `nlvr2`) and `nlvr2_accuracy`; reads as `QuestionObjective`, with two images a row."""
+        output = self.model(
+            pixel_values=batch["pixel_values"],
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=batch["labels"],
+        )
+        right = output.logits.argmax(dim=-1) == batch["labels"]
+        return {"loss": output.loss, "nlvr2": output.loss.detach(), "nlvr2_accuracy": right.float().mean()}
+
+
 @dataclass(frozen=True)
 class ClassificationConfig:
-    """How pictures and classes are mixed; the defaults are those of BEiT's recipe for ImageNet."""
+    """Mixup and cutmix; the defaults are those of BEiT's recipe for ImageNet."""
 
     mixup: float = 0.8
-    """Alpha of mixup, which adds pictures; 0 leaves it out."""
+    """Alpha of mixup, which adds images; 0 leaves it out."""
     cutmix: float = 1.0
-    """Alpha of cutmix, which puts a part of one picture into another; 0 leaves it out."""
+    """Alpha of cutmix, which puts a part of one image into another; 0 leaves it out."""
     mix_probability: float = 1.0
     """Share of the micro-batches that are mixed."""
     cutmix_share: float = 0.5
@@ -32,7 +84,7 @@ class ClassificationConfig:
     """Share of a label that is spread over all classes."""
 
     def __post_init__(self) -> None:
-        """Looks at the values.
+        """Validate the values.
 
         Raises:
             ValueError: Mixing is below 0, or a share is not from 0 to 1.
@@ -48,7 +100,7 @@ class ClassificationConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures are mixed at all."""
+        """True if images are mixed at all."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
@@ -69,7 +121,7 @@ class ClassificationObjective(nn.Module):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss` and `accuracy`, of mixed pictures the share whose larger part is recognised; reads `labels`.
+        """Return `loss` and `accuracy` (of mixed images, the share whose larger part is recognised); reads `labels`.
 
         Every process has equally many rows, so the mean over processes of each value is that of the global batch.
         Mixed are rows of one micro-batch of one process.
@@ -82,7 +134,7 @@ class ClassificationObjective(nn.Module):
         if self.training and self.config.mixes:
             if len(pixels) % 2:
                 raise ValueError(
-                    f"a micro-batch has {len(pixels)} pictures; mixup and cutmix need an even number. Change "
+                    f"a micro-batch has {len(pixels)} images; mixup and cutmix need an even number. Change "
                     "loader.global_batch_size, or set losses.mixup and losses.cutmix to 0"
                 )
             pixels, targets = self._mixup(pixels.clone(), labels)  # it writes into what it is given
@@ -100,10 +152,10 @@ class SegmentationConfig:
     """Weights of the losses."""
 
     auxiliary_weight: float = 0.4
-    """Of the auxiliary head, which reads the third level and is not used afterwards."""
+    """Weight of the auxiliary head, which reads the third level and is not used afterwards."""
 
     def __post_init__(self) -> None:
-        """Looks at the values.
+        """Validate the values.
 
         Raises:
             ValueError: A weight is below 0.
@@ -125,7 +177,7 @@ class SegmentationObjective(nn.Module):
         self.config = config or SegmentationConfig()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`; reads `labels`."""
+        """Return `loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`; reads `labels`."""
         labels, model = batch["labels"], self.model
         levels = model.pyramid(model.levels(batch["pixel_values"]))
         logits = _resize(model.decode_head(levels), labels)

@@ -1,0 +1,214 @@
+"""Code that exists only to train faster on a CPU, behind two calls: `attend` and `gelu_then`.
+
+The rest of the model is complete without this file, and computes the same to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from vlmo.model.sequence import SHARED, Queries, Route, additive_mask
+
+_CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
+_ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of this size lose a third of their speed
+
+
+def attend(
+    hidden: Float[Tensor, "batch seq dim"],
+    qkv: nn.ModuleDict,
+    *,
+    num_heads: int,
+    route: Route,
+    bias: Float[Tensor, "#heads seq seq"] | None,
+    attention_mask: Bool[Tensor, "batch seq"] | None,
+    queries: Queries | None,
+) -> Float[Tensor, "batch queries dim"] | None:
+    """Return attention of the `queries` (all tokens by default), before the output projection.
+
+    None where PyTorch's own kernels are as fast: on other devices, without gradients, and where keys and values cost
+    little beside the queries.
+    """
+    if not _trains_on_cpu(hidden):
+        return None
+    if queries is None:
+        hidden_keys = None if attention_mask is None else ~attention_mask
+        projected = route(qkv, hidden).unflatten(-1, (3, num_heads, -1))
+        return chunked_attention(projected, bias=bias, hidden_keys=hidden_keys).flatten(2)
+    layer = dict(qkv.items()).get(SHARED)
+    (_, seq, dim), count = hidden.shape, queries.positions.shape[1]
+    # An adapter around the layer is no linear layer.
+    if not isinstance(layer, nn.Linear) or layer.key_bias is not None:
+        return None
+    if count * (dim + num_heads * seq) >= seq * (dim + count):
+        return None
+    return _attend_from_few(
+        hidden, layer, num_heads=num_heads, bias=bias, attention_mask=attention_mask, queries=queries
+    )
+
+
+def gelu_then(
+    function: Callable[[Tensor], Tensor], inner: Float[Tensor, "*tokens inner"]
+) -> Float[Tensor, "*tokens out"]:
+    """Return `function(gelu(inner))`; when training on a CPU, the backward pass computes `gelu(inner)` again.
+
+    GELU itself keeps `inner`, so one tensor remains of two that are four times as wide as a state.
+    """
+    active = F.gelu(inner)
+    # Where hooks are set, as by checkpointing, somebody else decides what is kept.
+    if not _trains_on_cpu(inner) or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return function(active)
+    given, address = inner.detach(), active.untyped_storage().data_ptr()
+
+    def pack(tensor: Tensor) -> Tensor | torch.Size:
+        whole = tensor.untyped_storage().data_ptr() == address and tensor.is_contiguous()
+        return tensor.shape if whole and tensor.numel() == given.numel() else tensor
+
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        return packed if isinstance(packed, Tensor) else F.gelu(given).view(packed)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return function(active)
+
+
+def _trains_on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _attend_from_few(
+    hidden: Float[Tensor, "batch seq dim"],
+    layer: nn.Linear,
+    *,
+    num_heads: int,
+    bias: Float[Tensor, "#heads seq seq"] | None,
+    attention_mask: Bool[Tensor, "batch seq"] | None,
+    queries: Queries,
+) -> Float[Tensor, "batch queries dim"]:
+    """Attention from few queries, for which no token is projected to a key or a value.
+
+    The key matrix multiplies the queries instead of all tokens, and the value matrix the weighted means of tokens: the
+    same products in another order. Scores are float32, as in `chunked_attention`.
+    """
+    batch, count = queries.positions.shape
+    query_weight, key_weight, value_weight = layer.weight.unflatten(0, (3, num_heads, -1)).unbind(0)
+    query_bias, value_bias = cast("Tensor", layer.query_bias), cast("Tensor", layer.value_bias)
+    query = F.linear(queries.select(hidden), query_weight.flatten(0, 1), query_bias)
+    by_head = query.unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2) @ key_weight
+    wanted = by_head.unflatten(1, (batch, count)).transpose(0, 1).flatten(1, 2)  # batch heads*queries dim
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        scores = (wanted.to(exact) @ hidden.to(exact).mT).unflatten(1, (num_heads, count))
+        scores = scores * key_weight.shape[1] ** -0.5
+        mask = additive_mask(bias, attention_mask, queries=queries, dtype=exact)
+        weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+    means = weights.flatten(1, 2).to(hidden.dtype) @ hidden
+    by_head = means.unflatten(1, (num_heads, count)).transpose(0, 1).flatten(1, 2) @ value_weight.mT
+    attended = by_head.unflatten(1, (batch, count)).permute(1, 2, 0, 3).flatten(2)
+    return attended + value_bias.to(attended.dtype)  # weights sum to one
+
+
+def chunked_attention(
+    qkv: Float[Tensor, "batch seq 3 heads dim"],
+    *,
+    bias: Float[Tensor, "#heads seq seq"] | None,
+    hidden_keys: Bool[Tensor, "batch seq"] | None,
+) -> Float[Tensor, "batch seq heads dim"]:
+    """Softmax attention a few rows at a time, with the gradient of a learnt bias.
+
+    PyTorch's fused CPU kernel returns no gradient for a bias; with one it falls back to whole score matrices, which are
+    kept for the backward pass and cross the memory many times. Here the scores of a few rows fit the cache, and are
+    computed again backward. Scores and softmax are float32 whatever the type of `qkv` (float64 for float64).
+
+    Args:
+        bias: Added to the scaled scores.
+        hidden_keys: True for the tokens that get no weight.
+    """
+    return _ChunkedAttention.apply(qkv, bias, hidden_keys)
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor | None, hidden_keys: Tensor | None) -> Tensor:
+        ctx.save_for_backward(qkv, bias, hidden_keys)
+        attended = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
+        with torch.autocast("cpu", enabled=False):
+            for chunk in _chunks(qkv, bias, hidden_keys):
+                _fill(attended[chunk.rows], chunk.weights.to(qkv.dtype) @ chunk.value)
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        qkv, bias, hidden_keys = ctx.saved_tensors
+        length, heads, scale = qkv.shape[1], qkv.shape[3], qkv.shape[4] ** -0.5
+        grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+        grad_bias = None
+        with torch.autocast("cpu", enabled=False):
+            for rows, query, key, value, weights in _chunks(qkv, bias, hidden_keys):
+                grad_attended = grad[rows].transpose(1, 2).flatten(0, 1)
+                grad_weights = (grad_attended @ value.mT).to(weights.dtype)
+                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+                if ctx.needs_input_grad[1]:
+                    grad_bias = torch.zeros_like(grad_scores) if grad_bias is None else grad_bias
+                    grad_bias[: len(grad_scores)] += grad_scores  # the last chunk may be shorter
+                grad_scores = grad_scores.to(qkv.dtype)
+                _fill(grad_qkv[rows, :, 0], grad_scores @ key, scale=scale)
+                _fill(grad_qkv[rows, :, 1], grad_scores.mT @ query, scale=scale)
+                _fill(grad_qkv[rows, :, 2], weights.to(qkv.dtype).mT @ grad_attended)
+        if grad_bias is not None:
+            grad_bias = grad_bias[..., :length].unflatten(0, (-1, heads)).sum(dim=0)
+            grad_bias = grad_bias.sum_to_size(bias.shape).to(bias.dtype)
+        return grad_qkv, grad_bias, None
+
+
+class _Chunk(NamedTuple):
+    """Some rows, with their heads in one dimension; keys and values are filled up with zeros."""
+
+    rows: slice
+    query: Float[Tensor, "chunk*heads seq dim"]
+    key: Float[Tensor, "chunk*heads aligned dim"]
+    value: Float[Tensor, "chunk*heads aligned dim"]
+    weights: Float[Tensor, "chunk*heads seq aligned"]
+
+
+def _chunks(
+    qkv: Float[Tensor, "batch seq 3 heads dim"],
+    bias: Float[Tensor, "#heads seq seq"] | None,
+    hidden_keys: Bool[Tensor, "batch seq"] | None,
+) -> Iterator[_Chunk]:
+    """Yield all rows with their attention weights; a chunk's tensors are overwritten by the next one."""
+    batch, length, _, heads, dim = qkv.shape
+    exact = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    aligned = length + -length % _ALIGNMENT
+    size = min(batch, max(1, _CHUNK_SCORES // (heads * aligned**2)))
+    added = qkv.new_full((size, heads, length, aligned), float("-inf"), dtype=exact)
+    added[..., :length] = 0 if bias is None else bias
+    added = added.flatten(0, 1)
+    hides = [False] * batch if hidden_keys is None else hidden_keys.any(dim=1).tolist()
+    parts = qkv.new_zeros(3, size, heads, aligned, dim)
+    for start in range(0, batch, size):
+        rows = slice(start, min(start + size, batch))
+        chunk = parts[:, : rows.stop - start]
+        chunk[..., :length, :] = qkv[rows].permute(2, 0, 3, 1, 4)
+        query, key, value = chunk.flatten(1, 2)
+        query = query[:, :length]
+        scores = torch.baddbmm(added[: len(query)], query.to(exact), key.to(exact).mT, alpha=dim**-0.5)
+        if hidden_keys is not None and any(hides[rows]):
+            # Finite, so that a row that hides everything has even weights rather than none. Added, which is several
+            # times quicker than to fill.
+            lowest = hidden_keys[rows, None, None].to(exact).mul_(torch.finfo(exact).min)
+            scores.unflatten(0, (-1, heads))[..., :length].add_(lowest)
+        yield _Chunk(rows, query, key, value, scores.softmax(dim=-1))
+
+
+def _fill(
+    target: Float[Tensor, "chunk seq heads dim"], part: Float[Tensor, "chunk*heads aligned dim"], *, scale: float = 1.0
+) -> None:
+    part = part[:, : target.shape[1]].unflatten(0, (len(target), -1))
+    torch.mul(part.transpose(1, 2), scale, out=target)

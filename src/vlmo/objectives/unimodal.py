@@ -1,0 +1,120 @@
+"""Objectives of one modality: the visual tokenizer, stage 1 (MIM on images) and stage 2 (MLM on texts)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmo import distributed
+from vlmo.model import VLMoForMaskedImageModeling, VLMoForMaskedLM, language_stage_parameters
+from vlmo.model.sequence import LANGUAGE, masked_positions
+from vlmo.model.visual_tokenizer import VisualTokenizer, VQVisualTokenizer
+from vlmo.types import Batch, normalize_pixels
+
+
+@dataclass(frozen=True)
+class VisualTokenizerObjectiveConfig:
+    """Weights of the tokenizer's losses."""
+
+    commitment_weight: float = 1.0
+    """Weight of the distance between codes and codebook, against 1 for the error of the reconstruction."""
+
+    def __post_init__(self) -> None:
+        """Validate the values.
+
+        Raises:
+            ValueError: A weight is below 0.
+        """
+        if self.commitment_weight < 0:
+            raise ValueError(f"commitment_weight is {self.commitment_weight}; give a number from 0 up")
+
+
+class VisualTokenizerObjective(nn.Module):
+    """Reconstruction of images from their visual tokens (VQ-VAE, "Learning")."""
+
+    def __init__(self, model: VQVisualTokenizer, *, config: VisualTokenizerObjectiveConfig | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config or VisualTokenizerObjectiveConfig()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` and its parts `reconstruction` and `commitment`, and `perplexity`; reads `pixel_values`."""
+        output = self.model(batch["pixel_values"])
+        loss = output.reconstruction_loss + self.config.commitment_weight * output.commitment_loss
+        return {
+            "loss": loss,
+            "reconstruction": output.reconstruction_loss.detach(),
+            "commitment": output.commitment_loss.detach(),
+            "perplexity": output.perplexity,
+        }
+
+
+class VisionObjective(nn.Module):
+    """Stage 1: masked image modelling on visual tokens (VLMo, "Stagewise Pre-Training").
+
+    Raises:
+        ValueError: The tokenizer has more tokens than the model predicts.
+    """
+
+    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer) -> None:
+        super().__init__()
+        if tokenizer.num_tokens > model.config.num_visual_tokens:
+            raise ValueError(
+                f"The visual tokenizer has {tokenizer.num_tokens} tokens, the model's head "
+                f"{model.config.num_visual_tokens}; set the model's num_visual_tokens to the former."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` (= `mim`) and `mim_accuracy`; reads `pixel_values` and `bool_masked_pos`."""
+        pixels, masked = normalize_pixels(batch["pixel_values"]), batch["bool_masked_pos"]
+        grid = self.model.vlmo.image_embeddings.grid_of(pixels)
+        with torch.no_grad():
+            tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
+        logits = self.model.mim_head(self.model.encode_masked(pixels, bool_masked_pos=masked))
+        loss = masked_loss(logits, tokens)
+        return {"loss": loss, "mim": loss.detach(), "mim_accuracy": accuracy(logits, tokens)}
+
+
+class LanguageObjective(nn.Module):
+    """Stage 2: masked language modelling with attention and vision experts frozen (VLMo, "Stagewise Pre-Training")."""
+
+    def __init__(self, model: VLMoForMaskedLM, *, freeze: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        if freeze:
+            model.requires_grad_(requires_grad=False)
+            for parameter in [*language_stage_parameters(model), *model.mlm_head.parameters()]:
+                parameter.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` (= `mlm`) and `mlm_accuracy`; reads `mlm_input_ids`, `attention_mask` and `mlm_labels`."""
+        backbone, masked = self.model.vlmo, batch["mlm_labels"] != -100
+        sequence = backbone.embed(input_ids=batch["mlm_input_ids"], attention_mask=batch["attention_mask"])
+        positions, filled = masked_positions(masked)
+        states = backbone.run(sequence, fusion=False, queries=sequence.queries(words=positions))[:, 1:][filled]
+        labels = batch["mlm_labels"][masked]
+        logits = self.model.mlm_head(backbone.finish(states, modality=LANGUAGE))
+        loss = masked_loss(logits, labels)
+        return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": accuracy(logits, labels)}
+
+
+def masked_loss(logits: Float[Tensor, "masked vocab"], labels: Int[Tensor, "masked"]) -> Float[Tensor, ""]:
+    """Cross-entropy in nats over the masked positions of all processes.
+
+    Masked words (VLMo, "Masked Language Modeling") or visual tokens of masked patches (BEiT, "Pre-Training: Masked
+    Image Modeling").
+    """
+    count = torch.tensor(float(len(labels)), device=logits.device)
+    return distributed.global_mean(F.cross_entropy(logits.float(), labels, reduction="sum"), count)
+
+
+def accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]) -> Float[Tensor, ""]:
+    """Share of right predictions over all processes, for the log."""
+    right = (logits.detach().argmax(dim=-1) == labels).float()
+    return distributed.global_mean(right.sum(), torch.tensor(float(len(labels)), device=right.device))

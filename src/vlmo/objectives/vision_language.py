@@ -1,0 +1,366 @@
+"""Stage 3, and fine-tuning for retrieval: contrast, hard negatives, then matching and masked language modelling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmo import distributed
+from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
+from vlmo.model.heads import ContrastHead
+from vlmo.model.sequence import LANGUAGE, masked_positions
+from vlmo.objectives.gradient_cache import row_slices, run_blocks
+from vlmo.objectives.itc import SamePairs, caption_keys, itc_loss, own_pairs, same_pairs
+from vlmo.objectives.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
+from vlmo.objectives.unimodal import accuracy
+from vlmo.types import Batch
+
+
+@dataclass(frozen=True)
+class VisionLanguageConfig:
+    """Weights and switches of stage 3.
+
+    Attributes:
+        mlm_weight: 0.25 in the published code; a weight of 0 leaves the passes out.
+        exclude_same: Rows that share an image or a caption are never each other's negatives.
+        negative_groups: Groups of equal size, of neighbouring rows, that the global batch is divided into for
+            sampling hard negatives: a row's come from its own group. 1, as in the paper, gives global negatives; the
+            number of processes gives local ones, each process sampling from its own rows.
+        negative_sharpness: Hard negatives are sampled by the softmax of ITC's logits times this. 1 as in the paper; 0
+            samples evenly. Softer ones are easier to tell from true pairs, for small data.
+        fused_stride: Every n-th row of the global batch takes part in the fused passes (MLM and ITM); 1 = all rows.
+        fused_chunk: Pairs that go through the fusion encoder at once, sorted by the length of their captions; None =
+            all, or `cache_chunk`. The result is the same; chunks hold less padding, which saves time where they are
+            large enough.
+        cache_chunk: Pairs that any encoder holds activations of; None = all. The contrast, and the choice of hard
+            negatives, are over the whole batch all the same: backward computes each chunk again (a gradient cache).
+    """
+
+    itc_weight: float = 1.0
+    mlm_weight: float = 0.25
+    itm_weight: float = 1.0
+    exclude_same: bool = True
+    negative_groups: int = 1
+    negative_sharpness: float = 1.0
+    fused_stride: int = 1
+    fused_chunk: int | None = None
+    cache_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the values.
+
+        Raises:
+            ValueError: A weight or a sharpness is below 0 or no number, all weights are 0, or a count is below 1.
+        """
+        weights = self.itc_weight, self.mlm_weight, self.itm_weight
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
+        if not 0 <= self.negative_sharpness < math.inf:
+            raise ValueError(f"negative_sharpness is {self.negative_sharpness}; give a number from 0 up")
+        numbers = self.negative_groups, self.fused_stride, self.fused_chunk, self.cache_chunk
+        if any(number is not None and number < 1 for number in numbers):
+            raise ValueError(
+                f"negative_groups is {self.negative_groups}, fused_stride {self.fused_stride}, fused_chunk "
+                f"{self.fused_chunk} and cache_chunk {self.cache_chunk}; give 1 or more (or no chunk)"
+            )
+
+    def check_batch(self, rows: int, *, processes: int) -> None:
+        """Check that the fused rows and the groups of negatives come out even.
+
+        Args:
+            rows: Pairs of a micro-batch on each process.
+
+        Raises:
+            ValueError: They do not.
+        """
+        if rows % self.fused_stride:
+            raise ValueError(
+                f"fused_stride {self.fused_stride} does not divide the micro-batch of {rows} pairs; choose a divisor."
+            )
+        if self.itm_weight and rows * processes % self.negative_groups:
+            raise ValueError(
+                f"negative_groups {self.negative_groups} does not divide the batch of {rows * processes} pairs; choose "
+                "a divisor."
+            )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Image-text pairs for the fusion encoder.
+
+    Attributes:
+        texts: Token ids, or embedded tokens.
+        images: Pixels, or embedded patches; pair i shows `images[rows[i]]`.
+        labels: Of MLM, -100 where no prediction is asked for; None for pairs that ITM judges.
+    """
+
+    texts: Tensor
+    mask: Int[Tensor, "pairs text"]
+    images: Tensor
+    rows: Int[Tensor, "pairs"]
+    labels: Int[Tensor, "pairs text"] | None = None
+
+    def __getitem__(self, part: slice) -> Pairs:
+        labels = None if self.labels is None else self.labels[part]
+        return Pairs(self.texts[part], self.mask[part], self.images, self.rows[part], labels)
+
+
+class VisionLanguageObjective(nn.Module):
+    """Image-text contrast, masked language modelling and matching with global hard negatives.
+
+    On `VLMoForPreTraining` this is stage 3. On `VLMoForImageTextRetrieval` it is fine-tuning for retrieval: contrast of
+    the unimodal branch, which is what the dual encoder embeds with, and matching if there is a head for it.
+
+    Raises:
+        ValueError: A loss has a weight, but the model lacks its head.
+    """
+
+    def __init__(
+        self, model: VLMoForPreTraining | VLMoForImageTextRetrieval, *, config: VisionLanguageConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config or VisionLanguageConfig()
+        if self.config.mlm_weight and not isinstance(model, VLMoForPreTraining):
+            raise ValueError(
+                f"mlm_weight is {self.config.mlm_weight}, but {type(model).__name__} has no head for words; set the "
+                "weight to 0."
+            )
+        if self.config.itm_weight and model.match_head is None:
+            raise ValueError(
+                f"itm_weight is {self.config.itm_weight}, but the model has no matching head (use_match_head is "
+                "False); set the weight to 0, or use_match_head to True."
+            )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` and its parts `itc`, `mlm`, `itm`, with accuracies.
+
+        Reads images, captions, masked captions and `step_seed`. With `cache_chunk` the encoders run block by block, and
+        the backward pass computes each block again; without it, all passes share the embeddings of the batch.
+        """
+        config, head = self.config, self.model.contrast_head
+        config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
+        batch = _pad_to_global_length(batch)
+        images, texts = batch["pixel_values"], batch["input_ids"]
+        if config.cache_chunk is None:
+            images, texts = self._embed(images, texts)
+
+        # Contrast of the vectors of all processes, for each ITC branch.
+        vectors = self._encode(batch, images, texts)
+        keys = [(distributed.gather_with_grad(image), distributed.gather_with_grad(text)) for image, text in vectors]
+        same = self._same_pairs(batch)
+        losses = {"itc": self._contrast_loss(vectors, keys, same=same)}
+
+        # Hard negatives, by the similarities of the unimodal branch.
+        rows = torch.arange(0, len(texts), config.fused_stride, device=texts.device)
+        negatives = None
+        if config.itm_weight:
+            negatives = self._sample_negatives(vectors[0], keys[0], same=same, rows=rows, seed=batch["step_seed"])
+
+        # Masked words of the pairs, and matching of pairs and negatives, in the fusion encoder.
+        sums, logits = self._fuse(batch, self._pairs(batch, images, texts, rows=rows, negatives=negatives))
+        if sums is not None:
+            count = (batch["mlm_labels"][rows] != -100).sum().float()
+            losses["mlm"] = distributed.global_mean(sums[0], count)
+            losses["mlm_accuracy"] = distributed.global_mean(sums[1].detach(), count)
+        if logits is not None and negatives is not None:
+            labels, valid = negatives.labels, negatives.valid
+            losses["itm"] = itm_loss(logits, labels, valid=valid)
+            losses["itm_accuracy"] = accuracy(logits[valid], labels[valid])
+
+        loss = config.itc_weight * losses["itc"]
+        loss = loss + config.mlm_weight * losses.get("mlm", 0.0) + config.itm_weight * losses.get("itm", 0.0)
+        temperature = (-head.logit_scale.detach()).exp()[0]
+        return {"loss": loss} | {name: value.detach() for name, value in losses.items()} | {"temperature": temperature}
+
+    def _embed(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed pixels and token ids; what is embedded already stays as it is."""
+        backbone = self.model.vlmo
+        images = backbone.embed_image(images) if images.ndim == 4 else images
+        return images, backbone.embed_text(texts) if texts.ndim == 2 else texts
+
+    # ------------------------------------------------------------------------------------------------ dual encoder
+
+    def _encode(self, batch: Batch, images: Tensor, texts: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return L2-normalised image and text vectors of each ITC branch."""
+        backbone, heads, mask = self.model.vlmo, self._contrast_heads(), batch["attention_mask"]
+        grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
+        image_bias = backbone.make_position_bias(num_text=0, grid=grid)
+        text_bias = backbone.make_position_bias(num_text=mask.shape[1], grid=None)
+
+        def encode(block: tuple[Tensor, Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+            image, text = self._embed(*block[:2])
+            sequences = (
+                backbone.join(image=image, grid=grid, position_bias=image_bias),
+                backbone.join(text=text, attention_mask=block[2], position_bias=text_bias),
+            )
+            states = [backbone.contrast_states(each, fusion_branch=len(heads) > 1) for each in sequences]
+            return [(head.embed_image(i), head.embed_text(t)) for head, i, t in zip(heads, *states, strict=True)]
+
+        blocks, size = [(images, texts, mask)], self.config.cache_chunk
+        if size is not None:
+            blocks = list(zip(images.split(size), texts.split(size), mask.split(size), strict=True))
+        outputs = run_blocks(encode, blocks, recompute=size is not None, device=mask.device)
+        return [
+            (torch.cat(images), torch.cat(texts))
+            for images, texts in (zip(*branch, strict=True) for branch in zip(*outputs, strict=True))
+        ]
+
+    def _contrast_loss(
+        self, vectors: list[tuple[Tensor, Tensor]], keys: list[tuple[Tensor, Tensor]], *, same: SamePairs
+    ) -> Float[Tensor, ""]:
+        """Mean ITC loss of the branches."""
+        left_out = same if self.config.exclude_same else None
+        losses = [
+            itc_loss(image, text, logit_scale=head.logit_scale, same=left_out, keys=branch_keys)
+            for head, (image, text), branch_keys in zip(self._contrast_heads(), vectors, keys, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def _contrast_heads(self) -> list[ContrastHead]:
+        """Return the head of each ITC branch: unimodal, and VL-FFN where the model has one."""
+        second = self.model.fusion_contrast_head if isinstance(self.model, VLMoForPreTraining) else None
+        return [self.model.contrast_head] if second is None else [self.model.contrast_head, second]
+
+    def _same_pairs(self, batch: Batch) -> SamePairs:
+        if self.config.exclude_same:
+            return same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
+        return own_pairs(len(batch["input_ids"]), device=batch["input_ids"].device)
+
+    def _sample_negatives(
+        self,
+        vectors: tuple[Tensor, Tensor],
+        keys: tuple[Tensor, Tensor],
+        *,
+        same: SamePairs,
+        rows: Int[Tensor, "rows"],
+        seed: Int[Tensor, ""],
+    ) -> HardNegatives:
+        """Sample another text and another image for each of `rows`."""
+        uniform = sample_uniform(seed, batch=len(vectors[0]), rounds=2)[:, rows]
+        (text, text_found), (image, image_found) = (
+            sample_by_similarity(
+                own[rows],
+                others,
+                logit_scale=self.model.contrast_head.logit_scale,
+                uniform=numbers,
+                same=same,
+                rows=rows,
+                groups=self.config.negative_groups,
+                sharpness=self.config.negative_sharpness,
+            )
+            for own, others, numbers in zip(vectors, reversed(keys), uniform, strict=True)
+        )
+        return HardNegatives(text=text, image=image, text_found=text_found, image_found=image_found)
+
+    # ---------------------------------------------------------------------------------------------- fusion encoder
+
+    def _pairs(
+        self, batch: Batch, images: Tensor, texts: Tensor, *, rows: Int[Tensor, "rows"], negatives: HardNegatives | None
+    ) -> list[Pairs]:
+        """Return pairs for MLM, then for ITM: true pairs, pairs with a negative image, with a negative text."""
+        mask, pairs = batch["attention_mask"][rows], []
+        if self.config.mlm_weight:
+            pairs.append(Pairs(batch["mlm_input_ids"][rows], mask, images, rows, labels=batch["mlm_labels"][rows]))
+        if negatives is not None:
+            sent = torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1)
+            other_ids, other_mask = distributed.exchange(sent, negatives.text).unbind(1)
+            pairs.append(Pairs(texts[rows], mask, images, rows))
+            pairs.append(Pairs(texts[rows], mask, *distributed.borrow(images, negatives.image)))
+            pairs.append(Pairs(other_ids, other_mask, images, rows))
+        new = [number for number, each in enumerate(pairs) if each.texts.ndim == 2]
+        if new and self.config.cache_chunk is None:
+            # Embedded together, since each look-up costs a gradient of the size of the word table.
+            embedded = self.model.vlmo.embed_text(torch.cat([pairs[number].texts for number in new]))
+            for number, part in zip(new, embedded.split(len(rows)), strict=True):
+                pairs[number] = replace(pairs[number], texts=part)
+        return pairs
+
+    def _fuse(
+        self, batch: Batch, groups: list[Pairs]
+    ) -> tuple[Float[Tensor, "2"] | None, Float[Tensor, "judged 2"] | None]:
+        """Return sums of MLM (of losses, and of right predictions), and the logits of ITM; None for one left out."""
+        backbone, config, mask = self.model.vlmo, self.config, batch["attention_mask"]
+        grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
+        blocks, bias = [groups] if groups else [], None
+        if groups and config.cache_chunk is not None:
+            bias = backbone.make_position_bias(num_text=mask.shape[1], grid=grid)
+            size = config.fused_chunk or config.cache_chunk
+            blocks = [[pairs[part]] for pairs in groups for part in row_slices(len(pairs.rows), size=size)]
+
+        def fuse(groups: list[Pairs]) -> tuple[Tensor | None, Tensor | None]:
+            words, first = self._fused_states(groups, grid=grid, position_bias=bias)
+            labels = [pairs.labels for pairs in groups if pairs.labels is not None]
+            judged = first[sum(map(len, labels)) :]
+            sums = self._masked_language_sums(words, torch.cat(labels)) if labels else None
+            return sums, self.model.judge(backbone.pool_pair(judged)) if len(labels) < len(groups) else None
+
+        outputs = run_blocks(fuse, blocks, recompute=config.cache_chunk is not None, device=mask.device)
+        sums = [each for each, _ in outputs if each is not None]
+        logits = [each for _, each in outputs if each is not None]
+        return torch.stack(sums).sum(0) if sums else None, torch.cat(logits) if logits else None
+
+    def _fused_states(
+        self, groups: list[Pairs], *, grid: tuple[int, int], position_bias: list[Tensor] | None
+    ) -> tuple[Float[Tensor, "words dim"], Float[Tensor, "pairs dim"]]:
+        """Return states of masked words and of first tokens (before the final norm), `fused_chunk` pairs at a time.
+
+        Chunks hold captions of like length, and none pads its captions further than its own longest, unless the
+        `position_bias` of the whole length is given.
+        """
+        backbone = self.model.vlmo
+        embedded = [self._embed(pairs.images.index_select(0, pairs.rows), pairs.texts) for pairs in groups]
+        image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+        mask = torch.cat([pairs.mask for pairs in groups])
+        no_words = torch.zeros_like(groups[0].mask, dtype=torch.bool)
+        positions, filled = masked_positions(
+            torch.cat([no_words if pairs.labels is None else pairs.labels != -100 for pairs in groups])
+        )
+        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
+        rising, order = lengths.sort(stable=True)
+        biases: dict[int, list[Tensor] | None] = {}
+        states, chunk = [], self.config.fused_chunk or len(text)
+        for rows, longest in zip(order.split(chunk), (part[-1] for part in rising.cpu().split(chunk)), strict=True):
+            length = int(longest) if position_bias is None else text.shape[1]
+            if length not in biases:
+                biases[length] = position_bias or backbone.make_position_bias(num_text=length, grid=grid)
+            sequence = backbone.join(
+                text=text.index_select(0, rows)[:, :length],
+                attention_mask=mask[rows, :length],
+                image=image.index_select(0, rows),
+                grid=grid,
+                position_bias=biases[length],
+            )
+            states.append(backbone.run(sequence, fusion=True, queries=sequence.queries(words=positions[rows])))
+        states = torch.cat(states)[order.argsort()]
+        return states[:, 1:][filled], states[:, 0]
+
+    def _masked_language_sums(
+        self, states: Float[Tensor, "masked dim"], labels: Int[Tensor, "rows text"]
+    ) -> Float[Tensor, "2"]:
+        assert isinstance(self.model, VLMoForPreTraining)  # others have been refused an mlm_weight
+        words = labels[labels != -100]
+        logits = self.model.mlm_head(self.model.vlmo.finish(states, modality=LANGUAGE))
+        right = (logits.detach().argmax(dim=-1) == words).float().sum()
+        return torch.stack([F.cross_entropy(logits.float(), words, reduction="sum"), right])
+
+
+def _pad_to_global_length(batch: Batch) -> Batch:
+    """Pad texts to the longest of all processes, so that exchanged texts fit (padding changes no result)."""
+    length = batch["input_ids"].shape[1]
+    longest = int(distributed.all_reduce(torch.tensor(length, device=batch["input_ids"].device), op="max"))
+    if longest == length:
+        return batch
+    missing = (0, longest - length)
+    padded = batch.copy()
+    padded["input_ids"] = F.pad(batch["input_ids"], missing)
+    padded["attention_mask"] = F.pad(batch["attention_mask"], missing)
+    if "mlm_labels" in batch:
+        padded["mlm_input_ids"] = F.pad(batch["mlm_input_ids"], missing)
+        padded["mlm_labels"] = F.pad(batch["mlm_labels"], missing, value=-100)
+    return padded
