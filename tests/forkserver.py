@@ -124,10 +124,11 @@ def run_command(
     return subprocess.CompletedProcess(arguments, process.wait(timeout), process.stdout, process.stderr)
 
 
-def group_environments(world_size: int) -> list[dict[str, str]]:
+def group_environments(world_size: int, *, port: int | None = None) -> list[dict[str, str]]:
     """Return the environment of each process of a new group, as torchrun would set it; process 0 keeps the store."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    if port is None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
@@ -135,6 +136,32 @@ def group_environments(world_size: int) -> list[dict[str, str]]:
 def start_group(function: Callable[..., Any], *args: Any, world_size: int = 2, **options: Any) -> list[Process]:
     """Start a function in processes that torchrun might have started; nothing joins them to a group."""
     return [start(function, *args, env=env, **options) for env in group_environments(world_size)]
+
+
+def start_torchrun(
+    function: Callable[..., Any], *args: Any, world_size: int = 2, shutdown_timeout: int = 30, **kwargs: Any
+) -> Process:
+    """Start torchrun's agent, which runs a function in processes of its own, and ends all if one fails."""
+    return start(_agent, function, args, kwargs, world_size=world_size, shutdown_timeout=shutdown_timeout)
+
+
+def _agent(function: Callable[..., Any], args: Any, kwargs: Any, *, world_size: int, shutdown_timeout: int) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, launch_agent
+
+    config = LaunchConfig(
+        *(1, 1, world_size),
+        run_id="tests",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+        shutdown_timeout=shutdown_timeout,
+    )
+    launch_agent(config, _worker, [function, args, kwargs])
+
+
+def _worker(function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    function(*args, **kwargs)
 
 
 def run_processes(function: Callable[..., Any], *args: Any, world_size: int = 2) -> list[Any]:

@@ -20,7 +20,7 @@ from tests.toy_batch import GLOBAL_BATCH, make_batch
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
-from vlmo.training import EngineConfig, OptimizerConfig, Result, ScheduleConfig, Trainer, TrainerConfig
+from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, TrainingResult
 from vlmo.training.engine import Engine, gradient_norm
 from vlmo.training.optimizer import build_optimizer
 from vlmo.types import Batch
@@ -125,7 +125,7 @@ def mean_state(model: nn.Module) -> float:
     return model.vlmo(pixel_values=torch.ones(1, 3, 64, 64)).last_hidden_state.square().mean().item()
 
 
-def run(folder: Path, *, engine: EngineConfig, stops: bool = False) -> Result:
+def run(folder: Path, *, engine: EngineConfig, stops: bool = False) -> TrainingResult:
     """Trains in `folder`, to the end or until it is asked to stop after step 3."""
     updates = 0
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -10,14 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from saved_tensors import saved_tensors
+from tests.training.saved_tensors import saved_tensors
+from tests.training.toy_run import make_trainer
 from torch import nn
-from toy_run import make_trainer
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from vlmo.recipes import find_recipe
-from vlmo.training import Watchdog, checkpoint
+from vlmo.training import TrainingError, Watchdog, checkpoint
 from vlmo.training.checkpoint import MAY_DIFFER, StateStore, claim_run_folder, newest_state, training_tensors
-from vlmo.training.errors import TrainingError
 
 FILES = [".metadata", "__0_0.distcp", "manifest.json"]
 
@@ -212,14 +214,34 @@ def test_run_whose_states_are_all_damaged_is_not_started_again_in_silence(tmp_pa
             newest_state(tmp_path)
 
 
-def test_state_runs_no_pickled_code(tmp_path) -> None:
+@pytest.mark.parametrize("place", ["the contents", "inside the contents", "a weight of bytes", "a weight of tensors"])
+def test_state_runs_no_pickled_code(tmp_path, place) -> None:
     module, optimizer = trained(steps=1)
     store = StateStore(tmp_path, keep=1, in_background=False)
     store.save(training_tensors(module, optimizer), progress={"step": 1})
     state = newest_state(tmp_path)
     assert state is not None
-    (state.path / ".metadata").write_bytes(pickle.dumps(Runs(str(tmp_path / "ran"))))
-    with pytest.raises(pickle.UnpicklingError, match=r"\.mkdir does not belong into a training state"):
+    contents = pickle.loads((state.path / ".metadata").read_bytes())
+    hostile = Runs(str(tmp_path / "ran"))
+    name = "objective.first.weight"
+    (index,) = [index for index in contents.storage_data if index.fqn == name]
+    stored = contents.storage_data[index]
+    if place == "the contents":
+        contents = hostile
+    elif place == "inside the contents":
+        contents.planner_data = hostile
+    else:
+        file = state.path / stored.relative_path
+        start = file.stat().st_size
+        with file.open("ab") as data:
+            torch.save(hostile, data)
+        contents.storage_data[index] = dataclasses.replace(stored, offset=start, length=file.stat().st_size - start)
+    if place == "a weight of bytes":
+        contents.state_dict_metadata[name] = BytesStorageMetadata()
+        contents.storage_data[MetadataIndex(name)] = contents.storage_data.pop(index)
+    (state.path / ".metadata").write_bytes(pickle.dumps(contents))
+    words = "mkdir does not belong|is no tensor; it does not belong|Weights only load failed"
+    with pytest.raises((TrainingError, CheckpointException), match=words):
         store.load(state, module, optimizer)
     assert not (tmp_path / "ran").exists()
 

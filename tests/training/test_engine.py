@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.distributed.toy_engines import make_objective, micro_batches, one_update
-from toy_run import make_trainer
+from tests.training.toy_run import make_trainer
 
 from vlmo.model.multiway import Expert
 from vlmo.training import EngineConfig, TrainerConfig, read_metrics

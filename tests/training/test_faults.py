@@ -7,8 +7,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -18,17 +16,16 @@ from typing import Any
 
 import pytest
 import torch
-import toy_group
-import toy_run
+from tests.forkserver import PATIENCE_S, start_torchrun
 from tests.killing import wait_until
 from tests.rights import ordinary_rights
-from toy_group import Group, Pause
-from toy_run import Settings, make_trainer
+from tests.training import toy_group, toy_run
+from tests.training.toy_group import Group, Pause
+from tests.training.toy_run import Settings, make_trainer
 
 from vlmo import cli
 from vlmo.cli.runs import TrainOptions
-from vlmo.training import TrainerConfig, explained_start, read_metrics
-from vlmo.training.errors import TrainingError
+from vlmo.training import TrainerConfig, TrainingError, explained_start, read_metrics
 from vlmo.training.watchdog import HANG_SECONDS, Sighting, Watchdog, Word, find_hung
 from vlmo.types import Batch
 
@@ -38,7 +35,7 @@ SOON_S = 120.0  # the survivors' time to end on a busy machine; a collective tha
 HANG_S = 3.0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start() -> Iterator[Any]:
     groups: list[Group] = []
 
@@ -49,6 +46,14 @@ def start() -> Iterator[Any]:
     yield start_group
     for group in groups:
         group.end()
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory) -> Path:
+    """The folder of a run of one process that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert start(folder, world_size=1).codes(within_s=SOON_S) == [0]
+    return folder
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
@@ -75,7 +80,7 @@ def test_either_process_killed_in_a_step_or_a_save_leaves_a_run_that_ends_with_t
     ):
         group = start(folder, pause=pause)
         group.wait_for_pause()
-        group.signal(victim, signal.SIGKILL)
+        group.processes[victim].send_signal(signal.SIGKILL)
         group.go_on()
         codes = group.codes(within_s=SOON_S)
         assert codes[victim] == -signal.SIGKILL
@@ -96,91 +101,95 @@ def test_either_process_killed_in_a_step_or_a_save_leaves_a_run_that_ends_with_t
 
 @pytest.mark.slow
 def test_survivor_of_a_kill_under_torchrun_says_whom_it_has_lost(tmp_path) -> None:
-    script = Path(__file__).parent / "toy_run.py"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    settings = ["max_steps=1000", "log_every=1", "save_every=2", "pause_s=0.1"]
-    command = [*launcher, str(script), str(tmp_path / "run"), *settings]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        states = tmp_path / "run" / "state"
-        wait_until(lambda: any(states.glob("step_*")), within_s=toy_group.PATIENCE_S)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        second = next(pid for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes())
-        os.kill(int(second), signal.SIGKILL)
-        output, _ = process.communicate(timeout=SOON_S)
-    finally:
-        process.terminate()  # the launcher then ends its processes
-        process.communicate()
-    assert process.returncode == 1
-    assert "process 0 has lost process 1, which has ended or was killed" in output
+    settings = {"max_steps": 1000, "log_every": 1, "save_every": 2, "pause_s": 0.1}
+    process = start_torchrun(toy_run.command, tmp_path / "run", **settings)
+    states = tmp_path / "run" / "state"
+    wait_until(lambda: any(states.glob("step_*")), within_s=PATIENCE_S, meanwhile=process.is_alive)
+    os.kill(int((tmp_path / "rank1.pid").read_text()), signal.SIGKILL)
+    assert process.wait(SOON_S) == 1
+    assert "process 0 has lost process 1, which has ended or was killed" in process.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rank", "keeps_store"), [(1, False), (0, True)], ids=["other", "keeper of the store"])
-def test_stopped_process_is_named_and_the_other_ends(start, tmp_path, rank, keeps_store) -> None:
-    group = start(
-        tmp_path, pause=Pause(rank=rank, moment="forward", step=3), hang_seconds=HANG_S, keeps_store=keeps_store
-    )
-    group.wait_for_pause()
-    group.signal(rank, signal.SIGSTOP)
-    began = time.monotonic()
-    other = group.processes[1 - rank]
-    other.join(SOON_S)
-    assert other.exitcode == 1, group.output(1 - rank)
-    assert HANG_S / 2 < time.monotonic() - began < SOON_S
-    (line,) = told(group.output(1 - rank))
-    assert f"process {rank} hangs (" in line
-    assert f"process {1 - rank} hangs" not in line
-    assert f"Process {1 - rank} of 2, in step 3, ends" in line
-    assert "backward" in group.output(1 - rank), "the survivor's own stack"
+def test_signal_to_the_launcher_lets_a_long_step_end_in_a_save(tmp_path) -> None:
+    settings = {"max_steps": 1000, "log_every": 1, "save_every": 500, "pause_s": 1.5}
+    process = start_torchrun(toy_run.command, tmp_path / "run", shutdown_timeout=100, **settings)
+    wait_until(lambda: bool(read_metrics(tmp_path / "run")), within_s=PATIENCE_S, meanwhile=process.is_alive)
+    process.send_signal(signal.SIGTERM)
+    process.wait(SOON_S)
+    (state,) = (tmp_path / "run" / "state").iterdir()
+    assert state.name in {f"step_{step:08d}" for step in range(1, 5)}, process.stderr
+    assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.slow
-def test_process_that_lives_but_makes_no_progress_is_named_by_both(start, tmp_path) -> None:
-    group = start(tmp_path, pause=Pause(rank=1, moment="batch", step=3), hang_seconds=HANG_S)
-    assert group.codes(within_s=SOON_S) == [1, 1]
-    for rank in range(2):
-        (line,) = told(group.output(rank))
-        assert "process 1 hangs (no progress for" in line
-        assert "reading the batch of step 3" in line
-        assert "process 0 hangs" not in line
-    assert "stop_here" in group.output(1), "its stack shows where it hangs"
+# Pauses of groups that hang at the same time, each of which needs seconds to be noticed and no processor.
+HANGS = {
+    "stopped": Pause(rank=1, moment="forward", step=3),
+    "keeper stopped": Pause(rank=0, moment="forward", step=3),
+    "stopped at the start": Pause(rank=1, moment="start"),
+    "no batch": Pause(rank=1, moment="batch", step=3),
+    "evaluation": Pause(rank=0, moment="evaluation", step=5),
+    "save": Pause(rank=0, moment="save", step=4),
+    "long evaluation": Pause(rank=0, moment="evaluation", step=5),
+    "long save": Pause(rank=None, moment="save", step=4),
+}
 
 
-@pytest.mark.slow
-def test_process_that_stops_before_there_is_a_trainer_is_named(start, tmp_path) -> None:
-    group = start(tmp_path, pause=Pause(rank=1, moment="start"), hang_seconds=HANG_S)
-    group.wait_for_pause()
-    group.signal(1, signal.SIGSTOP)
-    group.processes[0].join(SOON_S)
-    assert group.processes[0].exitcode == 1, group.output(0)
-    (line,) = told(group.output(0))
-    assert "process 1 hangs (no sign of life for" in line
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "pause", [Pause(0, "evaluation", step=5), Pause(None, "save", step=4)], ids=["evaluation", "save"]
-)
-def test_what_takes_longer_than_a_step_may_is_no_hang_while_the_process_lives(start, tmp_path, pause) -> None:
-    group = start(tmp_path, pause=pause, hang_seconds=HANG_S)
-    group.wait_for_pause()
+@pytest.fixture(scope="module")
+def hangs(start, tmp_path_factory) -> dict[str, Group]:
+    """Groups that pause, after the time that a hang takes to be noticed; two of them have gone on."""
+    groups = {}
+    for name, pause in HANGS.items():
+        folder = tmp_path_factory.mktemp("hangs")
+        group = start(folder, pause=pause, hang_seconds=HANG_S, keeps_store=name == "keeper stopped")
+        groups[name] = group
+        group.wait_for_pause()
+        if "stopped" in name:
+            group.processes[pause.rank].send_signal(signal.SIGSTOP)
     time.sleep(2 * HANG_S)
-    group.go_on()
+    for name in ("long evaluation", "long save"):
+        groups[name].go_on()
+    return groups
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stopped", "keeper stopped", "stopped at the start"])
+def test_stopped_process_is_named_and_the_other_ends(hangs, name) -> None:
+    group, stopped = hangs[name], HANGS[name].rank
+    survivor = group.processes[1 - stopped]
+    survivor.join(SOON_S)
+    assert survivor.exitcode == 1, group.output(1 - stopped)
+    (line,) = told(group.output(1 - stopped))
+    assert f"process {stopped} hangs (" in line
+    assert f"process {1 - stopped} hangs" not in line
+    if name == "stopped at the start":
+        assert "no sign of life for" in line
+    else:
+        assert f"Process {1 - stopped} of 2, in step 3, ends" in line
+        assert "backward" in group.output(1 - stopped), "the survivor's own stack"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["no batch", "evaluation", "save"])
+def test_process_that_lives_but_makes_no_progress_is_named_by_both(hangs, name) -> None:
+    group, rank = hangs[name], HANGS[name].rank
+    assert group.codes(within_s=SOON_S) == [1, 1]
+    for number in range(2):
+        (line,) = told(group.output(number))
+        assert f"process {rank} hangs (no progress for" in line
+        if name == "no batch":
+            assert f"process {1 - rank} hangs" not in line
+            assert "reading the batch of step 3" in line
+    if name == "no batch":
+        assert "stop_here" in group.output(1), "its stack shows where it hangs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["long evaluation", "long save"])
+def test_what_takes_longer_than_a_step_may_is_no_hang_while_the_process_lives(hangs, name) -> None:
+    group = hangs[name]
     assert group.codes(within_s=SOON_S) == [0, 0], group.output(0) + group.output(1)
     assert "hangs" not in group.output(0) + group.output(1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "pause", [Pause(0, "evaluation", step=5), Pause(0, "save", step=4)], ids=["evaluation", "save"]
-)
-def test_process_that_never_ends_an_evaluation_or_a_save_is_named_by_both(start, tmp_path, pause) -> None:
-    group = start(tmp_path, pause=pause, hang_seconds=HANG_S)
-    assert group.codes(within_s=SOON_S) == [1, 1], group.output(0) + group.output(1)
-    for rank in range(2):
-        (line,) = told(group.output(rank))
-        assert "process 0 hangs (no progress for" in line
 
 
 def sightings(*words: Word, beat_at: float = 100.0, progress_at: float = 0.0) -> dict[int, Sighting]:
@@ -259,7 +268,7 @@ def close_folder(group: Group) -> None:
     ids=["full disk", "read-only folder"],
 )
 def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
-    start, tmp_path, fault: Callable[[Group], None], line: str
+    start, alone, tmp_path, fault: Callable[[Group], None], line: str
 ) -> None:
     folder = tmp_path / "run that the disk refuses"
     group = start(folder, world_size=1, pause=Pause(rank=0, moment="forward", step=4), ordinary=True)
@@ -275,9 +284,8 @@ def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
     (folder / "run" / "state").chmod(0o755)
     assert [path.name for path in (folder / "run" / "state").iterdir()] == ["step_00000002"], "no leftovers"
     assert start(folder, world_size=1).codes(within_s=SOON_S) == [0]
-    assert start(tmp_path / "whole", world_size=1).codes(within_s=SOON_S) == [0]
-    assert curve(folder) == curve(tmp_path / "whole")
-    assert all(torch.equal(value, model(folder)[name]) for name, value in model(tmp_path / "whole").items())
+    assert curve(folder) == curve(alone)
+    assert all(torch.equal(value, model(folder)[name]) for name, value in model(alone).items())
 
 
 def test_run_folder_that_cannot_be_written_is_told_at_once(tmp_path, capsys) -> None:
@@ -320,25 +328,6 @@ def test_process_that_loses_another_before_the_first_step_says_so() -> None:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer")
     with pytest.raises(RuntimeError, match="shapes"), explained_start("base-stage3", watchdog=Missing()):
         raise RuntimeError("shapes do not fit")
-
-
-@pytest.mark.slow
-def test_signal_to_the_launcher_lets_a_long_step_end_in_a_save(tmp_path) -> None:
-    script = Path(__file__).parent / "toy_run.py"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    settings = ["max_steps=1000", "log_every=1", "save_every=500", "pause_s=3"]
-    command = [*launcher, "--shutdown-timeout=100", str(script), str(tmp_path / "run"), *settings]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        wait_until(lambda: bool(read_metrics(tmp_path / "run")), within_s=toy_group.PATIENCE_S)
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=SOON_S)
-    finally:
-        process.kill()
-        process.communicate()
-    (state,) = (tmp_path / "run" / "state").iterdir()
-    assert state.name in {"step_00000001", "step_00000002", "step_00000003"}, output
-    assert not (tmp_path / "run" / "model").exists()
 
 
 @pytest.mark.slow

@@ -1,12 +1,54 @@
+"""Parameter groups, by hand and of each preset as golden files, and the learning rate.
+
+`python -m tests.training.test_optimizer` writes the golden files anew; do so only in a commit that says why they moved.
+"""
+
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from vlmo.training.optimizer import OptimizerConfig, build_optimizer, describe_groups, param_groups
+from vlmo.model import VLMoConfig, VLMoForPreTraining
+from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer, lr_at, param_groups
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "parameter_groups"
+PRESETS = ("tiny", "small", "base", "base_plus", "large")
+
+
+def listing(module: nn.Module, **rules: Any) -> dict[str, list]:
+    """Name -> [shape, weight decay, learning-rate scale]; frozen parameters have their shape only."""
+    groups = param_groups(module, **rules)
+    settings = {id(p): [group["weight_decay"], group["lr_scale"]] for group in groups for p in group["params"]}
+    return {name: [list(p.shape), *settings.get(id(p), [])] for name, p in module.named_parameters()}
+
+
+def preset_listing(preset: str) -> dict[str, list]:
+    with torch.device("meta"):
+        model = VLMoForPreTraining(getattr(VLMoConfig, preset)())
+    return listing(model, weight_decay=OptimizerConfig().weight_decay, no_weight_decay=model.no_weight_decay())
+
+
+def as_text(groups: dict[str, list]) -> str:
+    """JSON with a line for each parameter, so that a change shows by name."""
+    lines = [f"{json.dumps(name)}: {json.dumps(group, separators=(',', ':'))}" for name, group in groups.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parameter_groups_equal_the_golden_file(preset):
+    assert preset_listing(preset) == json.loads((GOLDEN / f"{preset}.json").read_text())
+
+
+def test_exactly_vectors_tables_and_class_token_are_not_decayed():
+    for name, (shape, decay, scale) in preset_listing("tiny").items():
+        exempt = len(shape) == 1 or name in ("vlmo.image_embeddings.cls_token", "vlmo.position_bias.table")
+        assert decay == (0.0 if exempt else 0.01), name
+        assert scale == 1.0
 
 
 class Model(nn.Module):
@@ -22,17 +64,15 @@ class Model(nn.Module):
 
 
 def test_groups_decay_matrices_only_and_not_those_named() -> None:
-    listing = describe_groups(
-        Model(), weight_decay=0.1, no_weight_decay={"position_bias"}, lr_scale={"head.bias": 20, "logit_scale": 0.5}
-    )
-    assert json.loads(json.dumps(listing)) == {
-        "embed.weight": {"shape": [5, 3], "group": "decay_x1", "weight_decay": 0.1, "lr_scale": 1.0},
-        "position_bias": {"shape": [4, 2], "group": "no_decay_x1", "weight_decay": 0.0, "lr_scale": 1.0},
-        "norm_weight_matrix": {"shape": [3, 3], "group": "decay_x1", "weight_decay": 0.1, "lr_scale": 1.0},
-        "logit_scale": {"shape": [], "group": "no_decay_x0.5", "weight_decay": 0.0, "lr_scale": 0.5},
-        "frozen.weight": {"shape": [3, 3], "group": "frozen"},
-        "frozen.bias": {"shape": [3], "group": "frozen"},
-        "head.bias": {"shape": [5], "group": "no_decay_x20", "weight_decay": 0.0, "lr_scale": 20.0},
+    rules = {"no_weight_decay": {"position_bias"}, "lr_scale": {"head.bias": 20, "logit_scale": 0.5}}
+    assert listing(Model(), weight_decay=0.1, **rules) == {
+        "embed.weight": [[5, 3], 0.1, 1.0],
+        "position_bias": [[4, 2], 0.0, 1.0],
+        "norm_weight_matrix": [[3, 3], 0.1, 1.0],
+        "logit_scale": [[], 0.0, 0.5],
+        "frozen.weight": [[3, 3]],
+        "frozen.bias": [[3]],
+        "head.bias": [[5], 0.0, 20.0],
     }
 
 
@@ -49,8 +89,7 @@ def test_groups_hold_every_trainable_parameter_once() -> None:
 
 
 def test_groups_know_a_shared_parameter_by_each_of_its_names() -> None:
-    listing = describe_groups(Model(), weight_decay=0.1, no_weight_decay={"head.weight"})
-    assert listing["embed.weight"]["group"] == "no_decay_x1"
+    assert listing(Model(), weight_decay=0.1, no_weight_decay={"head.weight"})["embed.weight"] == [[5, 3], 0.0, 1.0]
 
 
 def test_groups_keep_close_scales_apart() -> None:
@@ -83,3 +122,38 @@ def test_optimizer_steps_as_adamw_does_by_hand() -> None:
 def test_optimizer_names_a_wrong_setting(wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         OptimizerConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "min_ratio", "expected"),
+    [
+        # Two steps of warm-up, then four of decay; the seventh number is what a step beyond the end would have.
+        ("linear", 0.0, [1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0]),
+        ("linear", 0.5, [1.0, 2.0, 2.0, 1.75, 1.5, 1.25, 1.0]),
+        ("cosine", 0.0, [1.0, 2.0, 2.0, 1 + 2**-0.5, 1.0, 1 - 2**-0.5, 0.0]),
+        ("constant", 0.0, [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
+    ],
+)
+def test_lr_follows_the_curve_worked_out_by_hand(kind, min_ratio, expected) -> None:
+    config = ScheduleConfig(warmup_steps=2, kind=kind, min_ratio=min_ratio)
+    assert [lr_at(step, base_lr=2.0, max_steps=6, config=config) for step in range(7)] == pytest.approx(expected)
+
+
+def test_lr_without_warmup_starts_at_the_full_rate() -> None:
+    assert lr_at(0, base_lr=3.0, max_steps=10, config=ScheduleConfig()) == 3.0
+
+
+def test_lr_of_a_run_shorter_than_its_warmup_only_rises() -> None:
+    config = ScheduleConfig(warmup_steps=100)
+    assert [lr_at(step, base_lr=1.0, max_steps=3, config=config) for step in range(3)] == [0.01, 0.02, 0.03]
+
+
+@pytest.mark.parametrize("wrong", [{"warmup_steps": -1}, {"kind": "step"}, {"min_ratio": 1.5}])
+def test_schedule_names_a_wrong_setting(wrong) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        ScheduleConfig(**wrong)
+
+
+if __name__ == "__main__":
+    for name in PRESETS:
+        (GOLDEN / f"{name}.json").write_text(as_text(preset_listing(name)))

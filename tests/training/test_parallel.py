@@ -2,41 +2,76 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.forkserver import finish, start_group
+from tests.training.toy_run import Settings, make_trainer
 from torch import nn
-from toy_processes import EQUAL, PARTLY_USED, SHORT
-from toy_run import make_trainer
 
-from vlmo.distributed import gather_objects
+from vlmo.distributed import barrier, gather_objects, rank
+from vlmo.training import Trainer, TrainerConfig, TrainingResult
 from vlmo.training.engine import Engine
 from vlmo.training.parallel import StopSignal, from_main, launch
-from vlmo.training.randomness import step_seed
 from vlmo.training.tracking import read_metrics
+from vlmo.training.trainer import forward_seed
 
 # Sums over rows are taken in another order; float32 keeps about 7 digits, and AdamW's first steps amplify differences.
 TOLERANCE = 1e-6
+
+
+SHORT = TrainerConfig(max_steps=3, log_every=1, save_every=2, clip_norm=1.0)
+LONG = TrainerConfig(max_steps=6, log_every=1, save_every=4)
+EQUAL = Settings(dropout=0.0)
+PARTLY_USED = Settings(dropout=0.0, accumulation=2, bonus_in_first_micro_batch=True)
+BAD_ON_ONE = Settings(bad_from=1, bad_to=2, bad_rank=1)
+
+
+def train(folder: Path, *, settings: Settings, config: TrainerConfig, stop_after: int | None = None) -> TrainingResult:
+    """Trains in `folder`, which all processes share."""
+    updates = 0
+
+    def after_step() -> None:
+        nonlocal updates
+        updates += 1
+        if updates == stop_after and rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = make_trainer(folder, settings=settings, config=config, after_step=after_step)
+    result = trainer.fit()
+    keep_weights(trainer, folder)
+    return result
+
+
+def keep_weights(trainer: Trainer, folder: Path) -> None:
+    torch.save(trainer.objective.state_dict(), folder / f"rank{rank()}.pt")
+    barrier()
+
+
+def two_processes(folder: Path) -> None:
+    with launch("cpu"):
+        _train_all(folder)
+
+
+def _train_all(folder: Path) -> None:
+    train(folder / "equal", settings=EQUAL, config=SHORT)
+    train(folder / "partly_used", settings=PARTLY_USED, config=SHORT)
+    result = train(folder / "bad_on_one", settings=BAD_ON_ONE, config=SHORT)
+    assert result.skipped == 1
+    train(folder / "whole", settings=Settings(), config=LONG)
+    result = train(folder / "stopped", settings=Settings(), config=LONG, stop_after=2)
+    assert (result.status, result.steps) == ("stopped", 3)  # the signal came after the flags of step 2 were exchanged
+    result = train(folder / "stopped", settings=Settings(), config=LONG)
+    assert (result.status, result.steps) == ("finished", 6)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """Run folders that two processes have left."""
     folder = tmp_path_factory.mktemp("runs")
-    script = Path(__file__).parent / "toy_processes.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        _, errors = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # the launcher then ends its processes, which a kill would leave behind
-        process.communicate()
-        raise
-    assert process.returncode == 0, errors
+    finish(start_group(two_processes, folder))
     return folder
 
 
@@ -58,7 +93,6 @@ def curve(run_dir: Path) -> list[dict[str, object]]:
     return [{name: value for name, value in line.items() if name not in timing} for line in read_metrics(run_dir)]
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_joined_batch(runs, tmp_path) -> None:
     trainer = make_trainer(tmp_path, settings=EQUAL, config=SHORT)
     trainer.fit()
@@ -70,7 +104,6 @@ def test_two_processes_train_as_one_with_the_joined_batch(runs, tmp_path) -> Non
         assert line == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_parameter_that_one_micro_batch_of_one_process_uses_is_trained_on_all(runs, tmp_path) -> None:
     # One process with the same four micro-batches; only the first of them uses `bonus`.
     trainer = make_trainer(tmp_path, settings=replace(PARTLY_USED, accumulation=4), config=SHORT)
@@ -80,31 +113,27 @@ def test_parameter_that_one_micro_batch_of_one_process_uses_is_trained_on_all(ru
     )
 
 
-@pytest.mark.slow
 def test_bad_loss_on_one_process_skips_the_update_on_all(runs) -> None:
     (line,) = [line for line in curve(runs / "bad_on_one") if "skipped" in line]
     assert (line["step"], line["sample_ids"]) == (2, list(range(8, 16)))
     assert weights(runs / "bad_on_one" / "rank0.pt")["bonus"].isfinite().all()
 
 
-@pytest.mark.slow
 def test_signal_to_one_process_stops_all_and_the_run_resumes_exactly(runs) -> None:
     assert curve(runs / "stopped") == curve(runs / "whole")
-    for rank in range(2):
-        expected = weights(runs / "whole" / f"rank{rank}.pt")
+    for number in range(2):
+        expected = weights(runs / "whole" / f"rank{number}.pt")
         assert all(
-            torch.equal(value, expected[name]) for name, value in weights(runs / "stopped" / f"rank{rank}.pt").items()
+            torch.equal(value, expected[name]) for name, value in weights(runs / "stopped" / f"rank{number}.pt").items()
         )
 
 
-@pytest.mark.slow
 def test_processes_hold_the_same_weights(runs) -> None:
     for name in ("equal", "partly_used", "bad_on_one", "whole"):
-        first, second = (weights(runs / name / f"rank{rank}.pt") for rank in range(2))
+        first, second = (weights(runs / name / f"rank{number}.pt") for number in range(2))
         assert is_same(first, second)
 
 
-@pytest.mark.slow
 def test_only_the_main_process_logs(runs) -> None:
     assert len(list((runs / "equal" / "tensorboard").iterdir())) == 1
     assert sorted(path.name for path in (runs / "equal" / "state").iterdir()) == ["step_00000002", "step_00000003"]
@@ -155,13 +184,13 @@ def test_signals_have_their_usual_effect_afterwards() -> None:
 
 def test_seeds_differ_between_steps_micro_batches_processes_and_runs() -> None:
     seeds = {
-        step_seed(seed, step=step, micro=micro, rank=rank)
+        forward_seed(seed, step=step, micro=micro, rank=number)
         for seed in range(3)
         for step in range(20)
         for micro in range(4)
-        for rank in range(4)
+        for number in range(4)
     }
     assert len(seeds) == 3 * 20 * 4 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
     # Pinned: another hash would change what every run draws.
-    assert step_seed(0, step=0, micro=0, rank=0) == 3434107503531660146
+    assert forward_seed(0, step=0, micro=0, rank=0) == 3434107503531660146

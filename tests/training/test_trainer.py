@@ -9,13 +9,13 @@ from itertools import pairwise
 import pytest
 import torch
 from rich.console import Console
-from saved_tensors import saved_tensors
+from tests.training.saved_tensors import saved_tensors
+from tests.training.toy_run import Objective, Settings, make_loader, make_trainer
 from torch import nn
-from toy_run import Objective, Settings, make_loader, make_trainer
 
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, lr_at, read_metrics
 from vlmo.training.errors import TrainingError
-from vlmo.training.randomness import step_seed
+from vlmo.training.trainer import forward_seed
 from vlmo.types import Batch
 
 CONFIG = TrainerConfig(max_steps=6, log_every=1, save_every=2)
@@ -48,7 +48,7 @@ def test_training_is_a_plain_loop(tmp_path) -> None:
     for step, (batch,) in zip(range(6), make_loader(Settings())(0), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, base_lr=0.05, max_steps=6, config=schedule)
-        torch.manual_seed(step_seed(0, step=step, micro=0, rank=0))
+        torch.manual_seed(forward_seed(0, step=step, micro=0, rank=0))
         objective(batch)["loss"].backward()
         nn.utils.clip_grad_norm_(objective.parameters(), 0.5)
         optimizer.step()

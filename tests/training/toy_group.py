@@ -1,42 +1,37 @@
-"""Runs the toy run in several gloo processes that tests can pause, stop and kill at a chosen moment.
-
-Processes come from a fork server that has imported everything once, so that each starts at once.
-"""
+"""The toy run in several gloo processes that tests can pause, stop and kill at a chosen moment."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import toy_run
+from tests import forkserver
+from tests.forkserver import PATIENCE_S
 from tests.killing import wait_until
 from tests.rights import ordinary_rights
-from toy_run import Settings, make_trainer
+from tests.training import toy_run
+from tests.training.toy_run import Settings, make_trainer
 
 from vlmo.data.loader import LoaderConfig, RowLoader
-from vlmo.training import TrainerConfig, Watchdog, launch
-from vlmo.training.errors import TrainingError
+from vlmo.training import TrainerConfig, TrainingError, Watchdog, launch
 from vlmo.types import Batch
-
-PATIENCE_S = 180.0  # a busy machine may take minutes to start Python
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Where a process stops and waits for the test.
+    """The place where a process stops and waits for the test.
 
     Attributes:
-        rank: Whose; None: whichever process gets there.
+        rank: Its process; None: whichever gets there.
         moment: Before there is a trainer, in reading a batch, in a forward, in an evaluation, or just before a training
             state gets its name.
         step: The step that is read, trained, evaluated or saved; they count from 1.
@@ -52,22 +47,18 @@ class Group:
     """Processes of one run."""
 
     folder: Path
-    processes: list[Any] = field(default_factory=list)
+    processes: list[forkserver.Process]
+    store: dist.TCPStore | None
 
     def wait_for_pause(self) -> None:
-        """Returns when a process has come to its pause."""
-        wait_until((self.folder / "paused").exists, within_s=PATIENCE_S, meanwhile=self._all_live)
-
-    def _all_live(self) -> bool:
-        return all(process.is_alive() for process in self.processes)
+        wait_until(
+            (self.folder / "paused").exists,
+            within_s=PATIENCE_S,
+            meanwhile=lambda: all(process.is_alive() for process in self.processes),
+        )
 
     def go_on(self) -> None:
-        """Ends the pause."""
         (self.folder / "paused").unlink()
-
-    def signal(self, rank: int, number: int) -> None:
-        """Sends a signal to one process."""
-        os.kill(self.processes[rank].pid, number)
 
     def codes(self, *, within_s: float) -> list[int | None]:
         """Exit codes; None for a process that still lives after that time."""
@@ -77,19 +68,12 @@ class Group:
         return [process.exitcode for process in self.processes]
 
     def output(self, rank: int) -> str:
-        """What a process has written."""
-        return (self.folder / f"rank{rank}.log").read_text()
+        return self.processes[rank].stdout + self.processes[rank].stderr
 
     def end(self) -> None:
-        """Leaves no process behind."""
         for process in self.processes:
             process.kill()
             process.join()
-
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["toy_group", "torch.utils.tensorboard"])
-os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for what the server imports
 
 
 def start(folder: Path, *, world_size: int = 2, keeps_store: bool = False, **arguments: Any) -> Group:
@@ -103,47 +87,27 @@ def start(folder: Path, *, world_size: int = 2, keeps_store: bool = False, **arg
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     port = store.port
     if keeps_store:
-        del store  # its port is free again
-    surroundings = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(world_size),
-        "TORCHELASTIC_USE_AGENT_STORE": str(not keeps_store),
-        "TORCHELASTIC_RESTART_COUNT": "0",
-    }
-    group = Group(folder)
-    for rank in range(world_size):
-        own = surroundings | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _CONTEXT.Process(target=_process, args=(folder, own), kwargs=arguments)
-        process.start()
-        group.processes.append(process)
-    if not keeps_store:
-        group.store = store  # lives as long as the group
-    return group
+        store = None  # its port is free again
+    env = {"TORCHELASTIC_USE_AGENT_STORE": str(not keeps_store), "TORCHELASTIC_RESTART_COUNT": "0"}
+    processes = [
+        forkserver.start(_process, folder, env=env | own, **arguments)
+        for own in forkserver.group_environments(world_size, port=port)
+    ]
+    return Group(folder, processes, store)
 
 
-def _process(folder: Path, surroundings: dict[str, str], **arguments: Any) -> None:
-    log = os.open(folder / f"rank{surroundings['RANK']}.log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.environ.update(surroundings)
-    torch.set_num_threads(1)
-    code = 0
+def _process(folder: Path, **arguments: Any) -> None:
     try:
-        _train(folder, rank=int(surroundings["RANK"]), **arguments)
-    except (ValueError, OSError) as error:  # as the command line does
-        code = 2
+        _train(folder, **arguments)
+    except (ValueError, OSError, TrainingError) as error:  # as the command line does
         os.write(2, f"vlmo: {error}\n".encode())
-    except TrainingError as error:
-        code = 1
-        os.write(2, f"vlmo: {error}\n".encode())
-    os._exit(code)
+        os._exit(1 if isinstance(error, TrainingError) else 2)
+    os._exit(0)
 
 
 def _train(
     folder: Path,
     *,
-    rank: int,
     config: TrainerConfig,
     pause: Pause | None = None,
     hang_seconds: float = 60.0,
@@ -152,9 +116,9 @@ def _train(
     kills_worker_in_step: int | None = None,
 ) -> None:
     """Trains; if `ordinary`, without root's right to write anywhere; with `num_workers`, by the real loader."""
+    rank = int(os.environ["RANK"])
     if pause is not None and pause.rank in {None, rank}:
         _arm(folder, pause)
-
     evaluations = itertools.count(1)
 
     def evaluate(_: Any) -> dict[str, float]:
@@ -168,8 +132,7 @@ def _train(
         if pause is not None and pause.moment == "start" and pause.rank == rank:
             _stop_here(folder)
         trainer = make_trainer(folder / "run", load=load, config=config, watchdog=watchdog, evaluators=[evaluate])
-        result = trainer.fit()
-    os.write(1, f"{result.status} {result.steps}\n".encode())
+        trainer.fit()
 
 
 class Rows:

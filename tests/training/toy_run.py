@@ -1,14 +1,12 @@
 """A training run small enough to be started, killed and compared dozens of times.
 
-As a script: `python toy_run.py RUN_DIR [NAME=VALUE ...]`, with names of `TrainerConfig` or of `Settings`. With
-TOY_RUN_WAITS=0 in its environment it makes no pause, and is the same run: the recipe holds `pause_s` and not that.
+With TOY_RUN_WAITS=0 in its environment it makes no pause, and is the same run: the recipe holds `pause_s` and not that.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmo.distributed import rank, world_size
-from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, Watchdog, launch
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, TrainingError, Watchdog, launch
 from vlmo.types import Batch
 
 
@@ -119,18 +117,23 @@ def make_trainer(
     return Trainer(objective, load or make_loader(settings), **(arguments | others))
 
 
-def main() -> None:
-    changes = {name: json.loads(value) for name, value in (word.split("=") for word in sys.argv[2:])}
+def main(run_dir: Path, **changes: Any) -> None:
+    """Trains in `run_dir`, with names of `TrainerConfig` or of `Settings`; in a group if torchrun started it."""
     names = {field.name for field in fields(Settings)}
     settings = replace(Settings(), **{name: value for name, value in changes.items() if name in names})
     config = TrainerConfig(**{name: value for name, value in changes.items() if name not in names})
     with launch("cpu"), Watchdog() as watchdog:
+        run_dir.with_name(f"rank{rank()}.pid").write_text(str(os.getpid()))
         evaluators = [lambda _: {"toy/one": 1.0}]
-        run_dir = Path(sys.argv[1])
         result = make_trainer(run_dir, settings=settings, config=config, watchdog=watchdog, evaluators=evaluators).fit()
-    sys.stdout.write(f"{result.status} {result.steps}\n")
+    os.write(1, f"{result.status} {result.steps}\n".encode())
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+def command(run_dir: Path, **changes: Any) -> None:
+    """`main` with one line for an error, and an exit code."""
+    try:
+        main(run_dir, **changes)
+    except TrainingError as error:
+        os.write(2, f"vlmo: {error}\n".encode())
+        os._exit(1)
+    os._exit(0)

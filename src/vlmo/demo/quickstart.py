@@ -26,7 +26,7 @@ from vlmo.recipes.pretraining_stages import VisionStage
 from vlmo.recipes.recipe import Recipe, build, scaled
 from vlmo.recipes.task_result import TaskResult
 from vlmo.retrieval import Encoder
-from vlmo.training import Result, read_metrics
+from vlmo.training import TrainingResult, read_metrics
 
 _NUM_EXAMPLES, _NUM_ATTENTION = 12, 3
 _RERANKED = "rerank_"
@@ -113,7 +113,7 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     return Outcome(folder, path, result.metrics, stageless.metrics, seconds)
 
 
-def _train(name: str, recipe: Recipe, *, run_dir: Path, console: Console) -> Result:
+def _train(name: str, recipe: Recipe, *, run_dir: Path, console: Console) -> TrainingResult:
     title = f"emoji-{name}"
     about = describe(title).splitlines()[0]
     trainer = build(recipe, run_dir=run_dir, console=console, title=title, about=about, original=find_recipe(title))

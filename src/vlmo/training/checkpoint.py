@@ -1,7 +1,7 @@
-"""What a run folder keeps so that the same command goes on where the last one ended.
+"""Training states of a run folder: the same command goes on where the last one ended.
 
-A folder is written aside, flushed to the disk and renamed, so that under its final name it is whole or not there at
-all. A training state also carries checksums: one that the disk damaged later is set aside, and the one before is used.
+A state is an atomic write: a folder written aside, flushed to the disk and renamed. It also carries checksums: one that
+the disk damaged later is renamed, and the one before is used.
 
 All processes write a state together, each its own share (torch.distributed.checkpoint); any other number of processes
 can read it.
@@ -29,7 +29,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -59,11 +59,17 @@ MAY_DIFFER = (
     "trainer.log_every",
     "trainer.save_every",
 )
-"""How the names of settings begin that may be others when a run goes on."""
+"""Prefixes of the names of settings that may be others when a run goes on."""
 MANIFEST, METADATA, CHECKSUMS = "manifest.json", ".metadata", "checksums-{rank}.json"
 # All that the pickled metadata of torch.distributed.checkpoint is made of.
-_TYPES = "torch.distributed.checkpoint.metadata"
-_METADATA_MODULES = {_TYPES, "torch", "torch.serialization", "torch.distributed.checkpoint.filesystem", "pathlib"}
+_METADATA_TYPES = "torch.distributed.checkpoint.metadata"
+_METADATA_MODULES = {
+    _METADATA_TYPES,
+    "torch",
+    "torch.serialization",
+    "torch.distributed.checkpoint.filesystem",
+    "pathlib",
+}
 _METADATA_CALLS = (torch.Size, _get_layout, _StorageInfo, Path, PosixPath, WindowsPath)
 
 
@@ -77,7 +83,7 @@ class SavedState:
 
 
 def state_path(folder: Path, step: int) -> Path:
-    """Where the state of a step lies."""
+    """Return the folder of the state of a step."""
     return folder / f"step_{step:08d}"
 
 
@@ -87,18 +93,20 @@ class StateStore:
     Args:
         folder: Shared by all processes.
         keep: Number of newest states that are kept.
-        in_background: Whether `save` returns as soon as the tensors are copied to the memory of the CPU.
-        longest_wait: For the slowest process to write its share; None: PyTorch's half an hour.
+        in_background: `save` returns as soon as the tensors are copied to the memory of the CPU.
+        longest_wait: Time for the slowest process to write its share; None: PyTorch's half an hour.
     """
 
     def __init__(self, folder: Path, *, keep: int, in_background: bool, longest_wait: timedelta | None = None) -> None:
         self.folder, self.keep, self.in_background = folder, keep, in_background
-        # Of its own: what a background thread sends must not mix with what the training sends.
-        self._group = _own_group(longest_wait)
+        # A group of its own: what a background thread sends must not mix with what the training sends.
+        self._group = None
+        if world_size() > 1:
+            self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait))
         self._writing: tuple[_StateWriter, Future[Any]] | None = None
 
     def save(self, tensors: dict[str, Any], *, progress: Mapping[str, Any]) -> None:
-        """Writes the state `folder`/step_00001234 after the last one, and removes all but the `keep` newest states.
+        """Write the state `folder`/step_00001234 once the last one is complete; remove all but the `keep` newest.
 
         Args:
             tensors: Nested dictionaries of tensors, sharded or not.
@@ -117,7 +125,7 @@ class StateStore:
                 dcp.save(tensors, storage_writer=writer, process_group=self._group)
 
     def wait(self) -> None:
-        """Returns when the last state is whole.
+        """Return when the last state is complete.
 
         Raises:
             TrainingError: It could not be written.
@@ -127,14 +135,27 @@ class StateStore:
             with writer:
                 future.result()
 
+    def last_saved(self, *, finish: bool) -> str:
+        """Return which state a run goes on from, for the end of a message; `finish` waits for one being written."""
+        if finish:
+            with contextlib.suppress(TrainingError, RuntimeError, OSError):
+                self.wait()
+        saved = max(self.folder.glob("step_????????"), default=None)
+        return (
+            f"{f'the last saved state is {saved}, and' if saved else 'nothing was saved yet;'} the same command goes on"
+        )
+
     def load(self, saved: SavedState, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Takes weights and optimizer from a state, whatever number of processes has written it.
+        """Load weights and optimizer from a state, whatever number of processes has written it.
 
         Raises:
             TrainingError: The state holds other tensors than this run.
         """
         reader = _StateReader(saved.path)
-        names = reader.read_metadata().state_dict_metadata.keys()
+        try:
+            names = set(reader.read_metadata().state_dict_metadata)
+        except pickle.UnpicklingError as error:
+            raise TrainingError(f"training state {saved.path} is not one of this package: {error}") from error
         tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
         groups = []
         if any(name.startswith("optimizer.") for name in names):
@@ -142,7 +163,12 @@ class StateStore:
             groups, of_parameters = state["param_groups"], cast("dict[str, Any]", state["state"])
             # What no step has used yet has no state, here as before.
             tensors["optimizer"] = {n: of for n, of in of_parameters.items() if f"optimizer.{n}.step" in names}
-        _check_names(saved.path, set(names), set(_flat_names(tensors)))
+        if differing := sorted(names ^ set(_flat_names(tensors))):
+            raise TrainingError(
+                f"training state {saved.path} holds other tensors than this run, {len(differing)} of them, such as"
+                f" {differing[0]} (only in the {'state' if differing[0] in names else 'run'}); resume it with the"
+                " version that has written it, or give a new run folder"
+            )
         dcp.load(tensors, storage_reader=reader, process_group=self._group)
         set_model_state_dict(objective, tensors["objective"])
         if groups:
@@ -154,14 +180,8 @@ class StateStore:
             )
 
 
-def _own_group(longest_wait: timedelta | None) -> dist.ProcessGroup | None:
-    if world_size() == 1:
-        return None
-    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait))
-
-
 def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights, buffers and optimizer state by the names of parameters; sharded where they are.
+    """Return weights, buffers and optimizer state by the names of parameters; sharded where they are.
 
     Settings of the optimizer are left out: the recipe and the step give them.
     """
@@ -172,7 +192,7 @@ def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 
 def newest_state(folder: Path) -> SavedState | None:
-    """The newest undamaged state in `folder`, or None if there has never been one.
+    """Return the newest undamaged state in `folder`, or None if there has never been one.
 
     Newer states that are damaged are renamed to step_00001234.damaged, each with a warning. Leftovers of interrupted
     saves are removed.
@@ -184,10 +204,17 @@ def newest_state(folder: Path) -> SavedState | None:
     damaged = sorted(folder.glob("*.damaged"))
     for path in reversed(_states(folder)):
         try:
-            return SavedState(path, _verify(path))
+            manifest = json.loads((path / MANIFEST).read_text())
+            for name, expected in manifest["files"].items():
+                if _fingerprint(path / name) != expected:
+                    raise ValueError(f"{name} is not what was written")
+            return SavedState(path, manifest["progress"])
         except (OSError, ValueError, KeyError) as problem:
             logger.warning("training state %s is damaged (%s); going back to the one before it", path, problem)
-            damaged.append(_set_aside(path))
+            renamed = path.with_name(f"{path.name}.damaged")
+            if renamed.exists():
+                shutil.rmtree(renamed)
+            damaged.append(path.replace(renamed))
     if damaged:
         raise TrainingError(
             f"every training state in {folder} is damaged: {', '.join(path.name for path in damaged)};"
@@ -197,9 +224,9 @@ def newest_state(folder: Path) -> SavedState | None:
 
 
 def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
-    """Checks that `run_dir` is new or holds a run of the same recipe, and keeps the recipe there if `write`.
+    """Check that `run_dir` is new or holds a run of the same recipe, and keep the recipe there if `write`.
 
-    Settings that say how the machine is used, or when to give up, and not what is computed, may differ (`MAY_DIFFER`).
+    Settings of the machine's use, or of when to give up, may differ (`MAY_DIFFER`).
 
     Raises:
         ValueError: The folder holds another recipe; the message names the settings that differ.
@@ -222,7 +249,7 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
 
 
 class _StateWriter(dcp.FileSystemWriter):
-    """Writes one state; a context that ends in one clear error, with nothing left of the state, if that fails."""
+    """Writer of one state; as a context, it turns a failure into one clear error and leaves nothing of the state."""
 
     def __init__(self, target: Path, *, progress: dict[str, Any], keep: int) -> None:
         super().__init__(path_aside(target))
@@ -230,17 +257,17 @@ class _StateWriter(dcp.FileSystemWriter):
         self._folder = contextlib.ExitStack()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """The plan of a process; the main one makes the folder when it has the plans of all."""
+        """Return the plan of a process; the main one makes the folder when it has the plans of all."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """On the main process, before any writes: opens the folder."""
+        """Open the folder, on the main process, before any writes."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self._folder.enter_context(write_folder(self.target))
         return super().prepare_global_plan(plans)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
-        """Writes this process's share, and checksums of it."""
+        """Write this process's share, and checksums of it."""
         written = super().write_data(plan, planner)
         names = {result.storage_data.relative_path for result in written.value()}
         path = Path(self.path) / CHECKSUMS.format(rank=rank())
@@ -248,7 +275,7 @@ class _StateWriter(dcp.FileSystemWriter):
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """On the main process, when all have written: makes the state whole, and removes those that are too old."""
+        """Complete the state, on the main process, when all have written, and remove those that are too old."""
         super().finish(metadata, results)
         aside = Path(self.path)
         files = {METADATA: _fingerprint(aside / METADATA)}
@@ -281,28 +308,31 @@ class _StateWriter(dcp.FileSystemWriter):
 
 
 class _StateReader(dcp.FileSystemReader):
-    """Reads a state without running anything in it."""
+    """Reader of a state that runs no code of it: its pickles may hold descriptions of tensors and nothing else."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """The contents of a state: which tensor lies where."""
+        """Return which tensor lies where."""
         with (Path(self.path) / METADATA).open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
+        for name, entry in metadata.state_dict_metadata.items():
+            # torch would unpickle anything else, whatever it holds.
+            if type(entry) is not TensorStorageMetadata:
+                raise pickle.UnpicklingError(f"{name} is no tensor; it does not belong into a training state")
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Reads pickled metadata, and refuses whatever else a pickle could call."""
-
     def find_class(self, module: str, name: str, /) -> Any:
         found = super().find_class(module, name) if module in _METADATA_MODULES else None
-        if found in _METADATA_CALLS or isinstance(found, torch.dtype) or getattr(found, "__module__", "") == _TYPES:
+        of_torch = getattr(found, "__module__", "") == _METADATA_TYPES
+        if found in _METADATA_CALLS or isinstance(found, torch.dtype) or of_torch:
             return found
         raise pickle.UnpicklingError(f"{module}.{name} does not belong into a training state")
 
 
 def _flat_names(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """Names as torch.distributed.checkpoint gives them to nested tensors."""
+    """Yield names as torch.distributed.checkpoint gives them to nested tensors."""
     for name, value in tensors.items():
         if isinstance(value, Mapping):
             yield from (f"{name}.{inner}" for inner in _flat_names(value))
@@ -310,28 +340,9 @@ def _flat_names(tensors: Mapping[str, Any]) -> Iterator[str]:
             yield name
 
 
-def _check_names(path: Path, saved: set[str], wanted: set[str]) -> None:
-    if saved != wanted:
-        differing = sorted(saved ^ wanted)
-        raise TrainingError(
-            f"training state {path} holds other tensors than this run, {len(differing)} of them, such as"
-            f" {differing[0]} (only in the {'state' if differing[0] in saved else 'run'}); resume it with the version"
-            " that has written it, or give a new run folder"
-        )
-
-
 def _states(folder: Path) -> list[Path]:
-    """Complete states, oldest first."""
+    """Return complete states, oldest first."""
     return sorted(path for path in folder.glob("step_*") if not path.suffix)
-
-
-def _verify(path: Path) -> dict[str, Any]:
-    """Progress of a state, or ValueError, KeyError or OSError if its files are not what was written."""
-    manifest = json.loads((path / MANIFEST).read_text())
-    for name, expected in manifest["files"].items():
-        if _fingerprint(path / name) != expected:
-            raise ValueError(f"{name} is not what was written")
-    return manifest["progress"]
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -339,16 +350,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _set_aside(path: Path) -> Path:
-    damaged = path.with_name(f"{path.name}.damaged")
-    if damaged.exists():
-        shutil.rmtree(damaged)
-    path.replace(damaged)
-    return damaged
-
-
 def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str]]:
-    """The dotted name of each leaf that differs, and a phrase that tells how."""
+    """Return the dotted name of each leaf that differs, and a phrase that tells how."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in sorted(old.keys() | new.keys()):

@@ -1,4 +1,4 @@
-"""How one objective is run: compiled, checkpointed, and spread over processes, in this order."""
+"""Engine of one objective: compiled, checkpointed, and spread over processes, in this order."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from vlmo.model.multiway import MultiwayBlock
 from vlmo.training.checkpoint import training_tensors
 from vlmo.types import Batch
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 Precision = Literal["float32", "bf16"]
 PRECISIONS = ("float32", "bf16", "auto")
 
 logger = logging.getLogger(__name__)
 
-# Graphs of the forward of a block: it is traced for each modality, ending and drop path rate.
+# Graphs of the forward of a block: it is traced for each modality, branch and drop path rate.
 _GRAPHS_PER_BLOCK = 16
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How processes share the work, and what is traded for memory and time; results do not depend on it.
+    """Distribution over processes, and what is traded for memory and time; results do not depend on it.
 
     On one process `data_parallel` means nothing. The other two act on each Multiway block.
     """
@@ -54,17 +54,13 @@ class EngineConfig:
     """torch.compile each block: minutes at the start, then faster steps."""
 
     def __post_init__(self) -> None:
-        """Looks at the values.
-
-        Raises:
-            ValueError: There is no such kind of data parallelism.
-        """
+        """Validate the kind of data parallelism; ValueError if there is no such one."""
         if self.data_parallel not in {"ddp", "fsdp"}:
             raise ValueError(f"data_parallel is {self.data_parallel!r}; give 'ddp' or 'fsdp'")
 
 
 def multiplies_in_bf16(device: torch.device) -> bool:
-    """Whether PyTorch knows of instructions for bf16 on the device; without them it is computed by detours.
+    """Return True if PyTorch knows of instructions for bf16 on the device; without them it is computed by detours.
 
     Releases of PyTorch without `torch.cpu.get_capabilities` tell nothing of Arm, which is False here.
     """
@@ -80,7 +76,7 @@ def multiplies_in_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(name: Precision | Literal["auto"], *, device: torch.device) -> Precision:
-    """`name`, or for "auto" bf16 where the device has instructions for it, else float32; warns of bf16 without them.
+    """Return `name`; for "auto", bf16 if the device has instructions for it, else float32. Warn of bf16 without them.
 
     Raises:
         ValueError: There is no such precision.
@@ -108,7 +104,7 @@ class _Step(nn.Module):
 
 
 class Engine:
-    """Runs an objective; all methods are called on every process alike.
+    """Wrapper that runs an objective; all methods are called on every process alike.
 
     Parameters that a step does not use are found at each step, as objectives may leave out any of them; like on one
     process, their gradient stays None. With "fsdp" all processes must leave out the same ones.
@@ -133,7 +129,12 @@ class Engine:
             _same_everywhere([*objective.parameters(), *objective.buffers()])
             self._twin = _drop_weights(copy.deepcopy(objective.get_submodule("model")).eval())
         blocks = [module for module in objective.modules() if isinstance(module, MultiwayBlock)]
-        _change_forward(blocks, config=config)
+        if config.compile:
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, _GRAPHS_PER_BLOCK * len(blocks))
+        for block in blocks:  # `forward` itself is replaced, so that the hooks of sharding stay outside
+            forward: Callable[..., Any] = torch.compile(block.forward) if config.compile else block.forward
+            block.forward = partial(_checkpointed, forward) if config.activation_checkpointing else forward
         self._step: nn.Module = _Step(objective)
         if shards:
             _shard(self._step, blocks, precision=precision)
@@ -141,7 +142,7 @@ class Engine:
             self._step = DistributedDataParallel(self._step, find_unused_parameters=True)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a micro-batch, in float32; only "loss" carries a gradient."""
+        """Return the losses of a micro-batch, in float32; only "loss" carries a gradient."""
         return self._step(batch)
 
     @contextlib.contextmanager
@@ -155,8 +156,8 @@ class Engine:
         else:
             yield
 
-    def evaluate(self, work: Callable[[nn.Module], Result]) -> Result:
-        """Result of `work(model)` with the model in evaluation mode, without gradients.
+    def evaluate(self, work: Callable[[nn.Module], T]) -> T:
+        """Return `work(model)` with the model in evaluation mode, without gradients.
 
         `work` may call any part of the model, and may differ between processes: a sharded model is handed to it as a
         whole float32 copy, which is there only for so long.
@@ -173,17 +174,16 @@ class Engine:
                 finally:
                     _drop_weights(self._twin)
             model = self.objective.get_submodule("model")
-            if world_size() > 1:
-                _same_everywhere(model.buffers())
+            _same_everywhere(model.buffers())
             modes = [(module, module.training) for module in model.modules()]
             model.eval()
-            figures = work(model)
+            result = work(model)
             for module, training in modes:
                 module.training = training
-            return figures
+            return result
 
     def weights(self) -> dict[str, Tensor]:
-        """State dictionary of the model, whole, on the main process; of a sharded model on the CPU."""
+        """Return the model's whole state dictionary on the main process; on the CPU if the model is sharded."""
         model = self.objective.get_submodule("model")
         if self._twin is None:
             return model.state_dict()
@@ -194,45 +194,30 @@ class Engine:
         )
 
     def training_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What `checkpoint.StateStore` is to save."""
-        if world_size() > 1:
-            # Also with DDP, which does so before each forward: of a state, each process writes a part of its own.
-            _same_everywhere(self.objective.buffers())
+        """Return what `checkpoint.StateStore` is to save."""
+        # With DDP, too, which does so before each forward: each process writes a part of its own.
+        _same_everywhere(self.objective.buffers())
         return training_tensors(self.objective, optimizer)
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
-    """Norm of all gradients together, the same plain tensor on every process."""
+    """Return the norm of all gradients together, the same plain tensor on every process."""
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _same_everywhere(tensors: Iterable[Tensor]) -> None:
-    """Gives every process the main one's values, as DDP does by itself with weights and running statistics."""
-    for tensor in tensors:
+    """Give every process the main one's values, as DDP does by itself with weights and running statistics."""
+    for tensor in tensors if world_size() > 1 else ():
         dist.broadcast(tensor.detach(), src=0)
 
 
 def _drop_weights(model: nn.Module) -> nn.Module:
-    """The same model, whose weights take no memory."""
+    """Return the same model, whose weights take no memory."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
     return model
-
-
-def _change_forward(blocks: Sequence[nn.Module], *, config: EngineConfig) -> None:
-    """Compiles and checkpoints `forward` itself, so that the hooks of sharding stay outside of both."""
-    if config.compile:
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, _GRAPHS_PER_BLOCK * len(blocks))
-    for block in blocks:
-        forward: Callable[..., Any] = block.forward
-        if config.compile:
-            forward = torch.compile(forward)
-        if config.activation_checkpointing:
-            forward = partial(_checkpointed, forward)
-        block.forward = forward
 
 
 def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -242,7 +227,7 @@ def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
 
 
 def _shard(step: nn.Module, blocks: Sequence[nn.Module], *, precision: Precision) -> None:
-    """Shards each block, then all that is left as the root, whose forward gathers what the objective calls by itself.
+    """Shard each block, then all that is left as the root, whose forward gathers what the objective calls by itself.
 
     With bf16, weights of blocks travel and work in bf16. The few others, the temperature among them, stay float32 and
     meet autocast, as the residual stream does; gradients are summed in float32.
@@ -260,6 +245,6 @@ def _shard(step: nn.Module, blocks: Sequence[nn.Module], *, precision: Precision
 
 
 def _norm_in_float32(norm: nn.LayerNorm, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens dim"]:
-    """What autocast makes of a layer norm on a GPU; on a CPU it refuses a norm whose weights are bf16."""
+    """Layer norm as autocast computes it on a GPU; on a CPU it refuses a norm whose weights are bf16."""
     weight, bias = (None if vector is None else vector.float() for vector in (norm.weight, norm.bias))
     return F.layer_norm(hidden.float(), norm.normalized_shape, weight, bias, norm.eps)

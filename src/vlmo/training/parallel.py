@@ -20,14 +20,14 @@ from vlmo.types import Batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`; pictures stay as they are, 8-bit ones a fourth of what they will be."""
+    """Return the batch on `device`; 8-bit images stay so, a fourth of what they will be."""
     tensors = cast(dict[str, Tensor], batch)
     return cast(Batch, {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 @contextlib.contextmanager
 def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=4)) -> Iterator[torch.device]:
-    """This process's device, inside a process group if torchrun started several processes.
+    """Yield this process's device, inside a process group if torchrun started several processes.
 
     Without a launcher there is no group, and nothing to set up. A group that is already there is used and left open.
 
@@ -50,12 +50,12 @@ def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=4)
 
 
 def from_main(value: Any) -> Any:
-    """The main process's `value`, on every process."""
+    """Return the main process's `value`, on every process."""
     return gather_objects(value if rank() == 0 else None)[0]
 
 
 class StopSignal:
-    """Notes a first SIGTERM or SIGINT instead of obeying it; the next one has its usual effect. A context.
+    """Context that notes a first SIGTERM or SIGINT instead of obeying it; the next one has its usual effect.
 
     Signals reach the main thread only; in another thread this notes nothing.
     """
@@ -85,7 +85,7 @@ class StopSignal:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """A context for last words: it ends even if a launcher asks for an end, or a loader's worker ends meanwhile."""
+    """Context for last messages: it ends even if a launcher asks for an end, or a loader's worker ends meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
