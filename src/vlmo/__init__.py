@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vlmo.registration import register, register_when_transformers_is_imported
+from vlmo.registration import register, register_once_transformers_is_imported
 
 if TYPE_CHECKING:
     from vlmo.model import (
@@ -40,18 +40,17 @@ __all__ = [
     "VLMoProcessor",
 ]
 
-_ROOMS = {"Searcher": "vlmo.retrieval", "VLMoProcessor": "vlmo.processing"}
+_PACKAGES = {"Searcher": "vlmo.retrieval", "VLMoProcessor": "vlmo.processing"}
 
-register_when_transformers_is_imported()
+register_once_transformers_is_imported()
 
 
 def __getattr__(name: str) -> Any:
-    """Public classes are imported when they are asked for: torch and transformers take seconds."""
+    """Import a public class on first use; torch and transformers take seconds."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     register()
-    room = _ROOMS.get(name, "vlmo.model")
-    found = globals()[name] = getattr(importlib.import_module(room), name)
+    found = globals()[name] = getattr(importlib.import_module(_PACKAGES.get(name, "vlmo.model")), name)
     return found
 
 

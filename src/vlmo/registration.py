@@ -1,110 +1,61 @@
-"""Makes transformers know the models, the processor and two pipelines, once transformers is there.
+"""Registration of models, processor and pipelines with transformers.
 
-transformers and torch take seconds to import, and much that is done with this package (the command line's help, a look
-at its version) needs neither. So `import vlmo` imports neither: it waits until somebody has imported transformers.
+torch and transformers take seconds to import, and much of this package needs neither. `import vlmo` therefore imports
+neither: a hook registers the classes once something has imported transformers.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-_REGISTERED = threading.Event()
+_importing: list[str] = []  # modules that the hook follows
 
 
 def register() -> None:
-    """Enters the classes into transformers' Auto classes and pipelines. Calling it again changes nothing."""
-    if _REGISTERED.is_set():
-        return
-    # Before transformers is imported below, which would otherwise lead here again.
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Watch)]
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoModelForImageClassification,
-        AutoModelForMaskedImageModeling,
-        AutoModelForMaskedLM,
-        AutoModelForPreTraining,
-        AutoModelForSemanticSegmentation,
-        AutoModelForVisualQuestionAnswering,
-        AutoModelForZeroShotImageClassification,
-        AutoProcessor,
-    )
-
-    from vlmo import model
+    """Register the classes with transformers' Auto classes and pipelines. Calling it again changes nothing."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Hook)]
     from vlmo.integrations import pipelines
-    from vlmo.processing import VLMoProcessor
 
-    config = model.VLMoConfig
-    AutoConfig.register(config.model_type, config)
-    for auto, own in (
-        (AutoModel, model.VLMoModel),
-        (AutoModelForPreTraining, model.VLMoForPreTraining),
-        (AutoModelForMaskedImageModeling, model.VLMoForMaskedImageModeling),
-        (AutoModelForMaskedLM, model.VLMoForMaskedLM),
-        (AutoModelForZeroShotImageClassification, model.VLMoForImageTextRetrieval),
-        (AutoModelForVisualQuestionAnswering, model.VLMoForVisualQuestionAnswering),
-        (AutoModelForImageClassification, model.VLMoForImageClassification),
-        (AutoModelForSemanticSegmentation, model.VLMoForSemanticSegmentation),
-        (AutoProcessor, VLMoProcessor),
-    ):
-        auto.register(config, own)
     pipelines.register()
-    _REGISTERED.set()
 
 
-def register_when_transformers_is_imported() -> None:
-    """Registers now if it has been imported, else as soon as it will have been."""
+def register_once_transformers_is_imported() -> None:
+    """Register now if transformers has been imported, otherwise right after its import."""
     if "transformers" in sys.modules:
         register()
     else:
-        sys.meta_path.insert(0, _Watch())
+        sys.meta_path.insert(0, _Hook())
 
 
-class _Watch:
-    """Finds modules as all other finders do, and registers after transformers.
+class _Hook(MetaPathFinder):
+    """Registers after the import of transformers.
 
-    Most of our own modules import transformers. While one of them is on its way, its classes are not there yet, so the
-    end of the outermost import counts.
+    Where a module of this package imports transformers, its own classes do not exist yet: the end of the outermost
+    import counts.
     """
 
-    def __init__(self) -> None:
-        self._depth = 0
-        self._lock = threading.Lock()
-
     def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The specification that the other finders give, with a loader that tells when it has done its work."""
-        if name != "transformers" and not name.startswith("vlmo."):
+        """Return the usual specification of transformers and of our modules, with a loader that ends in `register`."""
+        ours = fullname == "transformers" or fullname.startswith("vlmo.")
+        spec = PathFinder.find_spec(fullname, path, target) if ours else None
+        if spec is None or spec.loader is None:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
-            if spec is not None:
-                self._follow(spec)
-                return spec
-        return None
-
-    def _follow(self, spec: ModuleSpec) -> None:
-        loader = spec.loader
-        if loader is None:
-            return
-        execute = loader.exec_module
+        execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            # Set on this one loader, so that all else that a loader can do (sources, resources) stays.
-            del loader.exec_module
-            with self._lock:
-                self._depth += 1
+            _importing.append(fullname)
             try:
                 execute(module)
             finally:
-                with self._lock:
-                    self._depth -= 1
-            if self._depth == 0 and "transformers" in sys.modules:
+                _importing.remove(fullname)
+            if not _importing and "transformers" in sys.modules and self in sys.meta_path:
                 register()
 
-        loader.exec_module = exec_module
+        spec.loader.exec_module = exec_module
+        return spec

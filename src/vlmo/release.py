@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlmo.checkpoints.loading import check_model_folder
 from vlmo.data import builtin
-from vlmo.folder import add_figures, add_section, read_data, rename_card, write_folder
+from vlmo.folder import add_metrics, add_section, read_data, rename_card, write_folder
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.recipes.card import data_name
 from vlmo.recipes.retrieval import evaluate_folder
@@ -73,7 +73,7 @@ def write_release(
             if num_skipped:
                 skipped.append(f"- `{data_name(source)}`: {num_skipped} rows of the split cannot be used")
         for result in results:
-            add_figures(new, result.measurements(measured_by="`vlmo release`"))
+            add_metrics(new, result.measurements(measured_by="`vlmo release`"))
         if results:
             add_section(new, title="Confusions", body="\n\n".join(map(_confusions_text, results)))
         if skipped:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import vlmo
 from vlmo import VLMoProcessor
-from vlmo.folder import DataSource, Measurement, ModelCard, add_figures, read_data, write_card
+from vlmo.folder import DataSource, Measurement, ModelCard, add_metrics, read_data, write_card
 from vlmo.folder.usage import USAGES
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 
@@ -52,7 +52,7 @@ def build(kind: str) -> PreTrainedModel:
 def save(folder: Path, kind: str) -> Path:
     """A model folder with a processor whose vocabulary fits the tiny model."""
     build(kind).save_pretrained(folder)
-    words = ["a red heart", "what colour is it", "both pictures show a sailing boat"]
+    words = ["a red heart", "what colour is it", "both images show a sailing boat"]
     processor = VLMoProcessor.train(words, vocab_size=96, min_frequency=1, image_size=64, max_text_length=24)
     assert processor.vocab_size <= 96
     processor.save_pretrained(folder)
@@ -79,7 +79,7 @@ def test_card_of_every_class_shows_code_that_runs(kind, tmp_path, monkeypatch):
     assert 5 <= len(code.splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save("picture.png")
+    Image.fromarray(pixels).save("image.png")
     names: dict[str, Any] = {}
     exec(code.replace("path/to/this/folder", str(folder)), names)
     last = code.splitlines()[-1].split(" = ")[0]
@@ -93,7 +93,7 @@ def test_every_model_class_has_a_usage():
 
 
 def test_front_matter_is_what_the_hub_reads(folder):
-    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, figures=(measurement(),)))
+    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, metrics=(measurement(),)))
     loaded = huggingface_hub.ModelCard.load(card)
     front = loaded.data
     assert (front.license, front.library_name) == ("unknown", "transformers")
@@ -155,16 +155,16 @@ def test_card_without_facts_says_so(folder):
     assert section(card, "Recipe") == "- Recipe: not known\n- Settings: not known\n- Start: not known"
     assert section(card, "Data") == "Training data: not known."
     assert "not stated" in section(card, "Licence")
-    assert section(card, "Figures") == "Not measured."
+    assert section(card, "Metrics") == "Not measured."
     front = metadata_load(card)
     assert not {"model-index", "model_name", "datasets", "data_sources"} & front.keys()
     assert section(write_card(folder, ModelCard(recipe="x")), "Recipe").endswith("- Start: random weights")
 
 
-def test_figures_stand_beside_chance_meaning_and_source(folder):
-    card = write_card(folder, ModelCard(figures=(measurement(), measurement("accuracy", value=1, chance=None))))
-    rows = section(card, "Figures").splitlines()
-    assert rows[0] == "| figure | value | chance | what it says | measured on | source |"
+def test_metrics_stand_beside_chance_meaning_and_source(folder):
+    card = write_card(folder, ModelCard(metrics=(measurement(), measurement("accuracy", value=1, chance=None))))
+    rows = section(card, "Metrics").splitlines()
+    assert rows[0] == "| metric | value | chance | meaning | measured on | source |"
     expected = "the right image comes first | `emoji-pairs`, test | vlmo evaluate, 2026-02-03 |"
     assert rows[2:] == [
         f"| IR@1, dual encoder | 12.34 % | 0.2 % | {expected}",
@@ -172,13 +172,13 @@ def test_figures_stand_beside_chance_meaning_and_source(folder):
     ]
 
 
-def test_added_figures_replace_equal_ones_and_keep_the_rest(folder):
-    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, figures=(measurement(), measurement("tr@1"))))
+def test_added_metrics_replace_equal_ones_and_keep_the_rest(folder):
+    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, metrics=(measurement(), measurement("tr@1"))))
     mine = card.read_text().replace("## Limits\n", "## Thanks\n\nTo the artists.\n\n## Limits\n")
     mine = mine.replace("tags:\n", "thumbnail: café.png\ntags:\n").replace("- vlmo\n", "- vlmo\n- mine\n")
     card.write_text(mine, encoding="utf-8")
-    add_figures(folder, [measurement(value=0.5), measurement(value=0.25, split="train")])
-    rows = section(card, "Figures").splitlines()[2:]
+    add_metrics(folder, [measurement(value=0.5), measurement(value=0.25, split="train")])
+    rows = section(card, "Metrics").splitlines()[2:]
     assert [re.findall(r"[TI]R@1|[\d.]+ %|test|train", row) for row in rows] == [
         ["TR@1", "12.34 %", "0.2 %", "test"],
         ["IR@1", "50.0 %", "0.2 %", "test"],
@@ -188,39 +188,39 @@ def test_added_figures_replace_equal_ones_and_keep_the_rest(folder):
     assert (front["thumbnail"], front["tags"]) == ("café.png", ["vlmo", "mine"])
     values = [metric["value"] for result in front["model-index"][0]["results"] for metric in result["metrics"]]
     assert values == [12.34, 50.0, 25.0]
-    figures = re.compile(r"## Figures\n.*?(?=## Thanks)", flags=re.DOTALL)
+    figures = re.compile(r"## Metrics\n.*?(?=## Thanks)", flags=re.DOTALL)
     body = card.read_text(encoding="utf-8").split("---\n", 2)[2]
     assert figures.sub("", body) == figures.sub("", mine.split("---\n", 2)[2])
     before = card.read_bytes()
-    add_figures(folder, [measurement(value=0.5), measurement(value=0.25, split="train")])
+    add_metrics(folder, [measurement(value=0.5), measurement(value=0.25, split="train")])
     assert card.read_bytes() == before
     assert read_data(folder) == DATA
 
 
-def test_figures_are_added_to_cards_that_others_wrote(folder, caplog):
+def test_metrics_are_added_to_cards_that_others_wrote(folder, caplog):
     card = folder / "README.md"
     front = (
         "model-index:\n- name: theirs\n  results:\n  - task: {type: t}\n    dataset: {type: d, name: D}\n    metrics: "
     )
     card.write_text(f"---\n{front}[{{type: bleu, value: 20.0 ± 1.2}}]\n---\n# Theirs\n\nWords.\n", encoding="utf-8")
-    add_figures(folder, [measurement()])
+    add_metrics(folder, [measurement()])
     text = card.read_text(encoding="utf-8")
-    assert "# Theirs\n\nWords.\n\n## Figures\n" in text
+    assert "# Theirs\n\nWords.\n\n## Metrics\n" in text
     assert "| bleu | 20.0 ± 1.2 | not known | not known | `D`, split not known | not known |" in text
     assert "| IR@1, dual encoder | 12.34 %" in text
     card.write_text("# No front matter\n")
     with caplog.at_level(logging.CRITICAL):
-        add_figures(folder, [measurement()])
+        add_metrics(folder, [measurement()])
     assert metadata_load(card)["model-index"][0]["name"] == "No front matter"
 
 
-def test_figures_of_a_folder_without_a_card_start_one(folder):
-    card = add_figures(folder, [measurement()])
-    assert "12.34 %" in section(card, "Figures")
+def test_metrics_of_a_folder_without_a_card_start_one(folder):
+    card = add_metrics(folder, [measurement()])
+    assert "12.34 %" in section(card, "Metrics")
     assert section(card, "Data") == "Training data: not known."
 
 
-def test_card_is_replaced_whole_or_not_at_all(folder, monkeypatch):
+def test_card_is_written_atomically(folder, monkeypatch):
     card = write_card(folder, ModelCard(recipe="old"))
     before = card.read_bytes()
 
@@ -229,7 +229,7 @@ def test_card_is_replaced_whole_or_not_at_all(folder, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", crashing)
     with pytest.raises(OSError, match="no space left"):
-        add_figures(folder, [measurement()])
+        add_metrics(folder, [measurement()])
     assert card.read_bytes() == before
 
 

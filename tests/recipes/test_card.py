@@ -110,8 +110,8 @@ def test_card_gathers_the_data_of_all_stages(chain, pictures, visual_tokenizer):
 
 
 def test_card_shows_the_last_evaluation_beside_chance(chain, test_pairs):
-    assert section(chain[1], "Figures") == "Not measured."
-    rows = {row[0]: row[1:] for row in cells(section(chain[3], "Figures"))}
+    assert section(chain[1], "Metrics") == "Not measured."
+    rows = {row[0]: row[1:] for row in cells(section(chain[3], "Metrics"))}
     assert {name: row[1] for name, row in rows.items()} == {
         "TR@1, dual encoder": "25.0 %",
         "TR@5, dual encoder": "89.29 %",  # two of eight captions are right: 1 - C(6, 5) / C(8, 5) = 1 - 6 / 56
@@ -132,7 +132,7 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
     folder, before = chain[3], section(chain[3], "Data")
     result = evaluate_folder(folder, source=str(test_pairs), split="test", rerank=2)
     result.write_card(folder, measured_by="`vlmo evaluate`")
-    rows = {row[0]: row[1:] for row in cells(section(folder, "Figures"))}
+    rows = {row[0]: row[1:] for row in cells(section(folder, "Metrics"))}
     assert len(rows) == 12
     for metric, value in result.metrics.items():
         plain = metric.removeprefix("rerank_")

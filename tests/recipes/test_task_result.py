@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console
 from tests.toy_model import toy
 
-from vlmo.folder import write_card
-from vlmo.folder.contents import ModelCard
+from vlmo.folder import ModelCard, write_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.recipes import task_result
 from vlmo.recipes.task_result import TaskResult, circumstances

@@ -1,4 +1,7 @@
-"""Folders that are whole or not there, and the card of a model folder."""
+"""Model folders: atomic writes, the model card, and the class that `config.json` names."""
+
+import json
+from pathlib import Path
 
 from vlmo.folder.atomic import (
     atomic_file,
@@ -9,15 +12,23 @@ from vlmo.folder.atomic import (
     write_file,
     write_folder,
 )
-from vlmo.folder.card import add_figures, add_section, read_data, rename_card, write_card
-from vlmo.folder.classes import architectures
-from vlmo.folder.contents import DataSource, Measurement, ModelCard
+from vlmo.folder.card import (
+    DataSource,
+    Measurement,
+    ModelCard,
+    add_metrics,
+    add_section,
+    read_data,
+    rename_card,
+    write_card,
+)
+from vlmo.released import find_model, known_models
 
 __all__ = [
     "DataSource",
     "Measurement",
     "ModelCard",
-    "add_figures",
+    "add_metrics",
     "add_section",
     "architectures",
     "atomic_file",
@@ -31,3 +42,24 @@ __all__ = [
     "write_file",
     "write_folder",
 ]
+
+
+def architectures(folder: str | Path) -> list[str]:
+    """Return the classes that `config.json` of a model folder, or of a released model, names.
+
+    Raises:
+        ValueError: There is no such file (transformers would go on to look for the name on the hub), or it cannot be
+            read.
+    """
+    file = Path(find_model(folder)) / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
+        )
+    try:
+        named = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(named, list):
+        raise ValueError(f"{file}: architectures is {named!r}; expected a list of names")
+    return [str(name) for name in named]

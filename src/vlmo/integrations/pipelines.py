@@ -13,8 +13,16 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
+    AutoProcessor,
     BatchFeature,
     PreTrainedModel,
     pipelines,
@@ -26,10 +34,14 @@ from transformers.processing_utils import ProcessorMixin
 
 from vlmo.model import (
     VLMoConfig,
+    VLMoForImageClassification,
     VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
     VLMoForPreTraining,
     VLMoForSemanticSegmentation,
     VLMoForVisualQuestionAnswering,
+    VLMoModel,
     VLMoPreTrainedModel,
 )
 from vlmo.processing import VLMoProcessor
@@ -238,19 +250,32 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
 
 
 def register() -> None:
-    """Makes `transformers.pipeline` know both tasks. Calling it again changes nothing."""
+    """Register models, processor and pipelines with transformers. Calling it again changes nothing."""
+    AutoConfig.register(VLMoConfig.model_type, VLMoConfig, exist_ok=True)
+    for auto, own in (
+        (AutoModel, VLMoModel),
+        (AutoModelForPreTraining, VLMoForPreTraining),
+        (AutoModelForMaskedImageModeling, VLMoForMaskedImageModeling),
+        (AutoModelForMaskedLM, VLMoForMaskedLM),
+        (AutoModelForZeroShotImageClassification, VLMoForImageTextRetrieval),
+        (AutoModelForVisualQuestionAnswering, VLMoForVisualQuestionAnswering),
+        (AutoModelForImageClassification, VLMoForImageClassification),
+        (AutoModelForSemanticSegmentation, VLMoForSemanticSegmentation),
+        (AutoProcessor, VLMoProcessor),
+    ):
+        auto.register(VLMoConfig, own, exist_ok=True)
     # transformers 5 has dropped a pipeline of this name, and refuses the name before it looks for a registered one.
     vars(pipelines).get("REMOVED_TASKS", {}).pop(QUESTION_TASK, None)
-    # Not by `register_pipeline`: what it registers makes `Pipeline.save_pretrained` copy this file into the folder, and
-    # the folder then asks for `trust_remote_code`.
+    # Not by `register_pipeline`: it makes `Pipeline.save_pretrained` copy this file into the folder, which then asks
+    # for `trust_remote_code`.
     for task, pipeline_class, loader in (
         (QUESTION_TASK, VisualQuestionAnsweringPipeline, _QuestionModel),
         (MATCHING_TASK, ImageTextMatchingPipeline, _MatchingModel),
     ):
         entry = {"impl": pipeline_class, "pt": (loader,), "type": "multimodal"}
         pipelines.PIPELINE_REGISTRY.supported_tasks[task] = entry
-    # The pipeline for segmentation looks into a copy of this table, which lacks registered classes, and logs an error
-    # for ours although they work.
+    # The segmentation pipeline reads a copy of this table, which lacks registered classes, and logs an error for ours
+    # although they work.
     names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
     names[VLMoConfig.model_type] = VLMoForSemanticSegmentation.__name__
 

@@ -129,7 +129,7 @@ def build(
             processor.save_pretrained(folder)
         elif isinstance(model, VLMoPreTrainedModel):
             image_processor_for(model.config.image_size).save_pretrained(folder)
-        write_card(folder, dataclasses.replace(card, figures=last_measurements(evaluators, run_dir=run_dir)))
+        write_card(folder, dataclasses.replace(card, metrics=last_measurements(evaluators, run_dir=run_dir)))
 
     return Trainer(
         objective,

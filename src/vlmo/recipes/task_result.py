@@ -19,7 +19,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.folder import Measurement, add_figures, write_file
+from vlmo.folder import Measurement, add_metrics, write_file
 from vlmo.recipes.card import data_name
 from vlmo.training import read_metrics
 
@@ -120,7 +120,7 @@ class TaskResult:
 
     def write_card(self, folder: str | Path, *, measured_by: str) -> Path:
         """Puts the figures into the card of a model folder; the rest of the card stays."""
-        return add_figures(folder, self.measurements(measured_by=measured_by))
+        return add_metrics(folder, self.measurements(measured_by=measured_by))
 
 
 def task_measurements(
