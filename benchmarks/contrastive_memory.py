@@ -101,7 +101,7 @@ def make_objective(options: Options) -> VisionLanguageObjective:
     recipe = find_recipe("base-coco-retrieval")
     assert isinstance(recipe.stage, RetrievalStage)
     itm_weight = 1.0 if options.matching else 0.0
-    settings = asdict(recipe.model) | {"use_match_head": options.matching, "contrast_fusion_ending": False}
+    settings = asdict(recipe.model) | {"use_match_head": options.matching, "contrast_fusion_branch": False}
     if options.image_size is not None:
         settings["image_size"] = options.image_size
     if options.layers is not None:

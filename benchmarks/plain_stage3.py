@@ -33,7 +33,7 @@ class _Tokens:
 
 def check_plain(config: VLMoConfig) -> None:
     """Raises ValueError for a variant of the model that is not written here."""
-    variant = (config.attention, config.experts, config.position_embedding, config.contrast_fusion_ending)
+    variant = (config.attention, config.experts, config.position_embedding, config.contrast_fusion_branch)
     if variant != ("shared", "multiway", "relative", True):
         raise ValueError(f"the plain step knows VLMo-Base and -Large as published, not {variant}; choose base or large")
 

@@ -101,8 +101,8 @@ def test_table_of_base_has_the_rows_of_the_layout():
 @pytest.mark.parametrize(
     ("heads", "model_class", "expected"),
     [
-        (STAGE_3, VLMoForPreTraining, {"contrast_fusion_ending": True, "use_match_head": True}),
-        (("pooler", "itc", "itm", "mlm"), VLMoForPreTraining, {"contrast_fusion_ending": False}),
+        (STAGE_3, VLMoForPreTraining, {"contrast_fusion_branch": True, "use_match_head": True}),
+        (("pooler", "itc", "itm", "mlm"), VLMoForPreTraining, {"contrast_fusion_branch": False}),
         (("pooler", "itc"), VLMoForImageTextRetrieval, {"use_match_head": False, "use_pooler": True}),
         (("pooler", "itc", "itm"), VLMoForImageTextRetrieval, {"use_match_head": True}),
         (("itc",), VLMoForImageTextRetrieval, {"use_match_head": False, "use_pooler": False}),

@@ -55,11 +55,12 @@ def test_configuration_survives_its_file(name, tmp_path):
     assert VLMoConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
-def test_fusion_ending_needs_fusion_experts():
-    assert VLMoConfig.tiny().has_fusion_ending
-    assert not VLMoConfig.tiny(contrast_fusion_ending=False).has_fusion_ending
-    assert not VLMoConfig.tiny(num_fusion_layers=0).has_fusion_ending
-    assert not VLMoConfig.tiny(experts="shared").has_fusion_ending
+def test_fusion_branch_needs_fusion_experts():
+    assert VLMoConfig.tiny().has_fusion_branch
+    for key in ("contrast_fusion_branch", "contrast_fusion_ending"):  # the latter in older folders
+        assert not VLMoConfig.tiny(**{key: False}).has_fusion_branch
+    assert not VLMoConfig.tiny(num_fusion_layers=0).has_fusion_branch
+    assert not VLMoConfig.tiny(experts="shared").has_fusion_branch
 
 
 @pytest.mark.parametrize(

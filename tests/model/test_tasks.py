@@ -212,7 +212,7 @@ def test_temperature_stays_within_bounds():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_fusion_layers": 0}, {"contrast_fusion_ending": False}, {"experts": "shared"}]
+    "changes", [{"num_fusion_layers": 0}, {"contrast_fusion_branch": False}, {"experts": "shared"}]
 )
 def test_second_ending_has_a_head_only_where_there_is_one(changes):
     assert toy(VLMoForPreTraining, **changes).fusion_contrast_head is None

@@ -67,7 +67,7 @@ def retrieval(model: dict[str, Any], **config: Any) -> VisionLanguageObjective:
         (retrieval, {}, {}, {"cache_chunk": 2}),
         (
             retrieval,
-            {"contrast_fusion_ending": False},
+            {"contrast_fusion_branch": False},
             {"itm_weight": 1, "negative_sharpness": 0.5},
             {"cache_chunk": 2},
         ),

@@ -142,7 +142,7 @@ def test_itc_is_the_mean_of_both_branches():
     losses = objective(batch)
     close(losses["itc"], sum(expected) / 2)
     close(losses["temperature"], 1 / model.contrast_head.logit_scale.exp()[0])
-    single = stage_3(model={"contrast_fusion_ending": False})
+    single = stage_3(model={"contrast_fusion_branch": False})
     features = (
         single.model.get_image_features(batch["pixel_values"]),
         single.model.get_text_features(batch["input_ids"], batch["attention_mask"]),
@@ -246,7 +246,7 @@ def test_retrieval_contrasts_what_the_model_embeds(model):
 @torch.no_grad()
 def test_retrieval_has_the_contrast_and_matching_of_stage_3():
     batch = make_batch()
-    whole = stage_3(mlm_weight=0, model={"contrast_fusion_ending": False})
+    whole = stage_3(mlm_weight=0, model={"contrast_fusion_branch": False})
     alone = retrieval(itm_weight=1)
     alone.model.load_state_dict(whole.model.state_dict(), strict=False)
     expected = whole(batch)
@@ -452,7 +452,7 @@ def test_weights_that_are_not_finite_show_in_the_loss_and_raise_nothing():
         {"attention": "separate"},
         {"num_fusion_layers": 0},
         {"position_embedding": "absolute", "layer_scale_init": None},
-        {"contrast_fusion_ending": False},
+        {"contrast_fusion_branch": False},
         BEIT3,
     ],
 )

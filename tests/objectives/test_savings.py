@@ -28,7 +28,7 @@ VARIANTS = {
     "separate attention without fusion experts": {"attention": "separate", "num_fusion_layers": 0},
     "shared experts": {"experts": "shared"},
     "all layers fuse": {"num_fusion_layers": 3},
-    "one branch": {"contrast_fusion_ending": False},
+    "one branch": {"contrast_fusion_branch": False},
     "beit3": BEIT3,
 }
 STAGE_3 = {

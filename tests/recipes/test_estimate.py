@@ -105,7 +105,7 @@ def stage3(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 def retrieval(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    model = VLMoForImageTextRetrieval(config(recipe, contrast_fusion_ending=False, use_match_head=False))
+    model = VLMoForImageTextRetrieval(config(recipe, contrast_fusion_branch=False, use_match_head=False))
     return VisionLanguageObjective(model, config=recipe.stage.losses), make_batch()
 
 

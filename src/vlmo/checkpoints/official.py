@@ -252,7 +252,7 @@ def _config(state_dict: Mapping[str, Tensor], state: _State, *, num_attention_he
         position_embedding=positions,
         # Of BEiT's base and large; only a newly initialised model reads it.
         layer_scale_init=(0.1 if depth <= 12 else 1e-5) if "transformer.blocks.0.gamma_1" in state_dict else None,
-        contrast_fusion_ending="itc_vl_image_proj.fc.weight" in state_dict,
+        contrast_fusion_branch="itc_vl_image_proj.fc.weight" in state_dict,
         num_modality_types=shape_of(state_dict, "token_type_embeddings.weight", axes=2)[0],
         use_pooler=pooled or state in {_VQA, _NLVR2, _PRETRAINED},
         use_match_head=state is _PRETRAINED or any(key.startswith("itm_score.") for key in state_dict),

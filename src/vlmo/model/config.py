@@ -44,7 +44,7 @@ class VLMoConfig(PreTrainedConfig):
         hidden_dropout_prob: Dropout on embeddings. The published code ties it to `drop_path_rate`; here it is apart.
         experts: `"multiway"` or `"shared"` (a standard Transformer: one FFN for all tokens).
         attention: `"shared"`, or `"separate"` projections and first norm for each modality (attention joins them).
-        contrast_fusion_ending: Whether ITC has a second ending, through the `vision_language` experts.
+        contrast_fusion_branch: Give ITC a second branch, through the `vision_language` experts (VL-FFN).
         num_visual_tokens: Size of the vocabulary of masked image modelling.
         num_modality_types: Rows of the modality table: text, image and, for two images, second image; 0: no table.
         rerank_weight: Share of the matching score when a shortlist is reordered, between 0 and 1.
@@ -61,6 +61,7 @@ class VLMoConfig(PreTrainedConfig):
     """
 
     model_type = "vlmo"
+    attribute_map = {"contrast_fusion_ending": "contrast_fusion_branch"}  # the key in older folders
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -81,7 +82,7 @@ class VLMoConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     experts: str = "multiway"
     attention: str = "shared"
-    contrast_fusion_ending: bool = True
+    contrast_fusion_branch: bool = True
     projection_size: int | None = None
     logit_scale_init: float = math.log(1 / 0.07)
     num_visual_tokens: int = 8192
@@ -181,9 +182,9 @@ class VLMoConfig(PreTrainedConfig):
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
     @property
-    def has_fusion_ending(self) -> bool:
-        """Whether ITC is also computed through the `vision_language` experts."""
-        return self.contrast_fusion_ending and self.num_fusion_layers > 0 and self.experts == "multiway"
+    def has_fusion_branch(self) -> bool:
+        """True if ITC is also computed through the `vision_language` experts."""
+        return self.contrast_fusion_branch and self.num_fusion_layers > 0 and self.experts == "multiway"
 
     @classmethod
     def base(cls, **changes: Any) -> Self:
@@ -224,7 +225,7 @@ class VLMoConfig(PreTrainedConfig):
             "max_text_positions": 1022,
             "position_embedding": "absolute",
             "num_fusion_layers": 0,
-            "contrast_fusion_ending": False,
+            "contrast_fusion_branch": False,
             "layer_scale_init": None,
             "layer_norm_eps": 1e-5,
             "attention": "separate",

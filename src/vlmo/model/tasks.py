@@ -166,7 +166,7 @@ class VLMoForPreTraining(_DualEncoder):
         if not config.use_match_head:
             raise ValueError("VLMoForPreTraining trains the matching head; its configuration has use_match_head False.")
         super().__init__(config)
-        self.fusion_contrast_head = ContrastHead(config) if config.has_fusion_ending else None
+        self.fusion_contrast_head = ContrastHead(config) if config.has_fusion_branch else None
         self.mlm_head = MaskedLanguageHead(config)
         self.post_init()
 

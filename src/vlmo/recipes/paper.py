@@ -352,7 +352,7 @@ for _name, (_label, _start, _model, _losses) in ABLATIONS.items():
         _base,
         recipe=replace(
             _base.recipe,
-            model=replace(_base.recipe.model, contrast_fusion_ending=False, **_model),
+            model=replace(_base.recipe.model, contrast_fusion_branch=False, **_model),
             stage=VisionLanguageStage(losses=VisionLanguageConfig(**_losses)),
             init=None if _start is None else f"runs/{_start}/model",
         ),

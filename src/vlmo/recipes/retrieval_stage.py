@@ -45,7 +45,7 @@ class RetrievalStage(BaseStage):
         # The second ending of stage 3 has no part in a model that retrieves.
         settings = run.model_settings() | {
             "use_match_head": self.losses.itm_weight > 0,
-            "contrast_fusion_ending": False,
+            "contrast_fusion_branch": False,
         }
         model = VLMoForImageTextRetrieval(VLMoConfig(**settings))
         run.start(model)

@@ -34,7 +34,7 @@ _MODEL = model_config(
         num_attention_heads=2,
         num_hidden_layers=4,
         layer_scale_init=None,
-        contrast_fusion_ending=False,
+        contrast_fusion_branch=False,
         initializer_range=0.08,
     )
 )

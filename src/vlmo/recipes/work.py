@@ -244,9 +244,9 @@ def _pairs(recipe: Recipe) -> Work:
     losses: VisionLanguageConfig = stage.losses
     if isinstance(stage, VisionLanguageStage):
         model = VLMoForPreTraining(config := _config(recipe))
-        endings = 2 if config.has_fusion_ending else 1
+        endings = 2 if config.has_fusion_branch else 1
     else:
-        changes = {"use_match_head": losses.itm_weight > 0, "contrast_fusion_ending": False}
+        changes = {"use_match_head": losses.itm_weight > 0, "contrast_fusion_branch": False}
         model, endings = VLMoForImageTextRetrieval(config := _config(recipe, **changes)), 1
     text, image, dim = _num_text(recipe), _num_image(config), config.hidden_size
     projection, cached = cast("int", config.projection_size), losses.cache_chunk is not None
