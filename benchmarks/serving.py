@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,15 @@ def make_index(options: Options, folder: Path, *, console: Console) -> dict[str,
             build_index(encoder, [name], out=folder, settings=IndexSettings(store_bytes=True))
         store = Store(folder, dim=encoder.dim)
         _grow(store, options.vectors)
-        store.tidy(lookups=True, alone=True)
+        store.optimize(lookups=True, alone=True)
         made = make_approximate(store, least=IndexSettings().approximate_from, before=None, console=console)
         facts = read_facts(folder) | {
-            "pictures": store.pictures.count_rows(),
-            "approximate": None if made is None else made.facts(),
+            "pictures": store.images.count_rows(),
+            "approximate": None if made is None else asdict(made),
         }
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     facts = read_facts(folder)
-    return {"pictures": facts["pictures"], "dim": facts["model"]["dim"], "approximate": facts["approximate"]}
+    return {"images": facts["pictures"], "dim": facts["model"]["dim"], "approximate": facts["approximate"]}
 
 
 def _write_drawings(folder: Path, *, number: int) -> None:
@@ -134,7 +134,7 @@ def _write_drawings(folder: Path, *, number: int) -> None:
 
 def _grow(store: Store, number: int) -> None:
     """Adds copies of the rows under new names, each with a vector near that of its original."""
-    rows = store.pictures.search().limit(store.pictures.count_rows()).to_arrow()
+    rows = store.images.search().limit(store.images.count_rows()).to_arrow()
     vectors = np.array(rows["vector"].to_pylist(), dtype=np.float32)
     random_numbers = np.random.default_rng(0)
     for start in range(len(rows), number, _CHUNK):
@@ -150,7 +150,7 @@ def _grow(store: Store, number: int) -> None:
         columns = {name: part[name] for name in part.column_names}
         columns |= {"id": pa.array(names), "place": pa.array(names)}
         columns["vector"] = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])
-        store.pictures.add(pa.table(columns))
+        store.images.add(pa.table(columns))
 
 
 # --------------------------------------------------------------------------------------------------------- the server
@@ -247,8 +247,8 @@ async def run_clients(
     await asyncio.gather(*parts)
 
 
-def requests_of(texts: Sequence[str], *, top: int, rerank: int, pictures: Sequence[str] = ()) -> Callable[[], bytes]:
-    """Gives a request after another: a text at random; with pictures a mixture that has every kind of work in it."""
+def requests_of(texts: Sequence[str], *, top: int, rerank: int, images: Sequence[str] = ()) -> Callable[[], bytes]:
+    """Gives a request after another: a text at random; with images a mixture that has every kind of work in it."""
     choose = random.Random(0)
 
     def text(rerank: int) -> bytes:
@@ -259,10 +259,10 @@ def requests_of(texts: Sequence[str], *, top: int, rerank: int, pictures: Sequen
         if kind < 0.1:
             return text(rerank)
         if kind < 0.2:
-            return request("POST", "/v1/search", {"picture": choose.choice(pictures), "top": top})
+            return request("POST", "/v1/search", {"image": choose.choice(images), "top": top})
         return text(0)
 
-    return mixed if pictures else lambda: text(rerank)
+    return mixed if images else lambda: text(rerank)
 
 
 # ------------------------------------------------------------------------------------------------------- measurements
@@ -296,14 +296,14 @@ def measure(
 
 
 def soak(options: Options, port: int, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Memory of the server during a mixed load: words, reranking and pictures."""
+    """Memory of the server during a mixed load: words, reranking and images."""
     import base64
 
     rows = open_source("emoji-pairs", split="test")
     texts = [row["captions"][0] for row in rows]
-    pictures = [base64.b64encode(rows[place]["image"]["bytes"]).decode() for place in range(50)]
+    images = [base64.b64encode(rows[place]["image"]["bytes"]).decode() for place in range(50)]
     load, memory = Load(), []
-    next_request = requests_of(texts, top=options.top, rerank=options.rerank, pictures=pictures)
+    next_request = requests_of(texts, top=options.top, rerank=options.rerank, images=images)
 
     async def watch() -> None:
         start = time.monotonic()

@@ -35,7 +35,7 @@ def test_fast_start_answers_by_the_model_that_comes_along(small, tmp_path):
     assert index.model_folder == str(small)
     with (made.images / "captions.csv").open(newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
-    assert index.num_pictures == len(captions) == index.num_captions
+    assert index.num_images == len(captions) == index.num_captions
     assert set(captions) <= {first for first, _ in CAPTIONS}
     assert len(made.ranks) == 5
     assert all(text in captions and 1 <= rank <= len(captions) for text, rank in made.ranks.items())

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vlmo.retrieval import BuildReport, Searcher, SearchResult
 
 _STDERR = Console(stderr=True)
-_RERANK = 32
 _WIDTH = 200  # of a table that goes into a file
 
 
@@ -84,9 +83,9 @@ class SearchOptions:
     top: int = 10
     """Images that are shown."""
     rerank: int | None = None
-    """Candidates that the fusion encoder judges, 0 for none; by default 32 for words, if the model can."""
+    """Candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can."""
     weight: float | None = None
-    """Share of its judgement in the order, 0 to 1; by default the model's."""
+    """Share of its score in the order, 0 to 1; by default the model's."""
     where: str | None = None
     """Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'"."""
     budget: float | None = None
@@ -143,10 +142,10 @@ def embed_command(options: EmbedOptions) -> None:
     hide_loading_bars()
     with _packages():
         from vlmo.retrieval.encoder import Encoder
-        from vlmo.retrieval.vectors import embed_pictures, embed_texts
+        from vlmo.retrieval.vectors import embed_images, embed_texts
     if options.texts is None:
         encoder = Encoder(folder, device=options.device)
-        written = embed_pictures(encoder, options.images, out=options.out, batch=options.batch, console=_STDERR)
+        written = embed_images(encoder, options.images, out=options.out, batch=options.batch, console=_STDERR)
     else:
         with options.texts.open(encoding="utf-8") as file:
             lines = (line.strip() for line in file)
@@ -185,8 +184,10 @@ def search_command(options: SearchOptions) -> None:
 
 
 def _search(searcher: Searcher, options: SearchOptions, *, image: Path | None) -> SearchResult:
-    judges = searcher.encoder.can_match and (image is None or options.captions)
-    rerank = (_RERANK if judges else 0) if options.rerank is None else options.rerank
+    from vlmo.retrieval.search import SEARCH_RERANK
+
+    can_rerank = searcher.encoder.can_match and (image is None or options.captions)
+    rerank = (SEARCH_RERANK if can_rerank else 0) if options.rerank is None else options.rerank
     if options.budget is not None and rerank:
         searcher.warm_up()
     given = {"top": options.top, "rerank": rerank, "weight": options.weight, "budget": options.budget}
@@ -238,7 +239,7 @@ def _show_result(result: SearchResult, options: SearchOptions) -> None:
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(as_table(query, result) if result.hits else "nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
-    console.print(f"{result.num_reranked} judged by the fusion encoder; {parts}", markup=False, highlight=False)
+    console.print(f"{result.num_reranked} reranked by the fusion encoder; {parts}", markup=False, highlight=False)
     if result.note is not None:
         console.print(result.note, markup=False, highlight=False)
 
@@ -251,7 +252,7 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
         "gone": report.deleted,
     }
     lines = [
-        f"{report.pictures} images with {report.captions} captions in {out} ({report.seconds:.0f} s)",
+        f"{report.images} images with {report.captions} captions in {out} ({report.seconds:.0f} s)",
         ", ".join(f"{word} {number}" for word, number in parts.items()),
     ]
     if report.bad:
@@ -272,7 +273,7 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
         )
         if recall.is_low:
             lines.append(
-                f"this recall is low: search misses some of the nearest. --approximate-from {report.pictures + 1} "
+                f"this recall is low: search misses some of the nearest. --approximate-from {report.images + 1} "
                 "makes it compare with every vector"
             )
     Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)

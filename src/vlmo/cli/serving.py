@@ -53,7 +53,8 @@ def serve_command(options: ServeOptions) -> None:
     folder = Path(find_model(options.folder))
     hide_loading_bars()
     try:
-        from vlmo.serving.server import bind, load_parts, read_key, serve
+        from vlmo.serving.parts import load_parts
+        from vlmo.serving.server import bind, read_key, serve
         from vlmo.serving.settings import Limits, Settings
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}. {_HINT}") from error

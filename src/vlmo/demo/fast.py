@@ -21,9 +21,9 @@ from vlmo.folder import write_folder
 from vlmo.recipes.small import TEST_SOURCE
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
+from vlmo.retrieval.search import SEARCH_RERANK
 
 _NUM_QUERIES, _TOP, _NUM_CAPTIONS = 5, 5, 3
-_RERANK = 32  # as in `vlmo search`
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def run_fast_start(
     queries = []
     for text in names[:: max(1, len(names) // _NUM_QUERIES)][:_NUM_QUERIES]:
         # Every image is ranked, so that the right one has its rank.
-        rerank = _RERANK if encoder.can_match else 0
-        hits = searcher.search(text, top=searcher.index.num_pictures, rerank=rerank).hits
+        rerank = SEARCH_RERANK if encoder.can_match else 0
+        hits = searcher.search(text, top=searcher.index.num_images, rerank=rerank).hits
         place = next((place for place, hit in enumerate(hits) if text in hit.captions), None)
         if place is None:
             raise ValueError(f"{text!r} is not in the index; remove the folder of the index, or give another --run-dir")
-        shown = searcher.index.pictures([hit.id for hit in hits[:_TOP]])
+        shown = searcher.index.images([hit.id for hit in hits[:_TOP]])
         queries.append(ImageQuery(text, shown, correct=place if place < _TOP else None, rank=place + 1))
         captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])
         table.add_row(escape(text), str(place + 1), escape(captions))
@@ -88,7 +88,7 @@ def run_fast_start(
     contact_sheet(queries, top=_TOP).save(sheet)
     console.print(table)
     lines = [
-        f"search among {report.pictures} drawings, ready after {seconds:.0f} s; contact sheet {sheet}",
+        f"search among {report.images} drawings, ready after {seconds:.0f} s; contact sheet {sheet}",
         "The model knows drawings like these, and no photographs. Try next (where vlmo is not found, after",
         "`. .venv/bin/activate`):",
         f'  vlmo search {index} "a red heart" --sheet hearts.png',

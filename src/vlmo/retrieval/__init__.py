@@ -1,9 +1,8 @@
-"""Search among people's own pictures: an index of their vectors, and a model that looks at the best ones."""
+"""Search of image collections: an index of vectors, and a model that reranks the best ones."""
 
 from vlmo.retrieval.building import BuildReport, IndexSettings, build_index
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.hits import Hit, SearchResult
-from vlmo.retrieval.index import Index
-from vlmo.retrieval.search import Searcher
+from vlmo.retrieval.index import Hit, Index
+from vlmo.retrieval.search import Searcher, SearchResult
 
 __all__ = ["BuildReport", "Encoder", "Hit", "Index", "IndexSettings", "SearchResult", "Searcher", "build_index"]

@@ -1,10 +1,10 @@
-"""The approximate index above a size, and its recall against the exact search."""
+"""Approximate index of the vectors of a large table, and its recall against the exact search."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,21 +22,21 @@ _KIND = "IVF_RQ"
 _AT = 10
 _QUERIES = 100
 ENOUGH = 0.97
-"""Recall below which twice as many partitions are looked through, and twice as many candidates compared."""
+"""Recall below which twice as many partitions are searched, and twice as many candidates compared."""
 _MOST_CANDIDATES = 3200
 _GROWN = 2.0
-"""Partitions are made anew when there are so many times as many vectors as they were made for."""
+"""Growth of the number of vectors from which on the partitions are made anew."""
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Share of the truly nearest pictures that the approximate index finds.
+    """Share of the truly nearest images that the approximate index finds.
 
     Attributes:
-        at: How many nearest pictures of each query count.
+        at: Number of nearest images of each query that count.
         value: 0 to 1.
-        queries: How many queries.
-        asked_with: What the queries were: vectors of captions, or of pictures.
+        queries: Number of queries.
+        asked_with: Kind of the queries' vectors: of "captions", or of "images".
     """
 
     at: int
@@ -46,19 +46,19 @@ class Recall:
 
     @property
     def is_low(self) -> bool:
-        """Whether it stayed below `ENOUGH`, although as much was tried as there is to try."""
+        """True if it stayed below `ENOUGH` although the search was widened as far as possible."""
         return self.value < ENOUGH
 
 
 @dataclass(frozen=True)
 class Made:
-    """An approximate index that is there.
+    """An approximate index, as `index.json` describes it.
 
     Attributes:
-        search: How it is asked.
-        recall: What it finds when it is asked so.
+        search: Its search parameters.
+        recall: Its recall with these parameters.
         made_for: Number of vectors when its partitions were made.
-        captions: How that of the captions is asked; None without one.
+        captions: Search parameters of that of the captions; None without one.
         captions_made_for: Number of captions when its partitions were made.
     """
 
@@ -68,50 +68,52 @@ class Made:
     captions: Approximate | None
     captions_made_for: int
 
-    def facts(self) -> dict[str, Any]:
-        """For `index.json`."""
-        return asdict(self)
-
 
 def make_approximate(
     store: Store, *, least: int, before: dict[str, Any] | None, console: Console | None
 ) -> Made | None:
-    """An approximate index of the pictures, and of the captions where there are as many, with its recall.
+    """Build an approximate index of the images, and of the captions where there are as many, and measure its recall.
 
     An index whose table has not grown to twice its size stays, and is only measured again: LanceDB has added the new
     rows to it.
 
     Args:
+        store: The tables.
         least: Number of rows from which on there is one.
-        before: What `Made.facts` of the last run said.
+        before: `Made` of the last run as a dictionary.
+        console: Console for progress.
     """
-    if store.pictures.count_rows() < least:
+    if store.images.count_rows() < least:
         return None
-    made_for = _made_for(store, store.pictures, before, "made_for", console=console)
+    made_for = _make(store, store.images, made_for=(before or {}).get("made_for", 0), console=console)
     captions, captions_made_for = None, 0
     if store.captions.count_rows() >= least:
-        captions_made_for = _made_for(store, store.captions, before, "captions_made_for", console=console)
+        earlier = (before or {}).get("captions_made_for", 0)
+        captions_made_for = _make(store, store.captions, made_for=earlier, console=console)
         captions = _search_for(captions_made_for)
     queries, asked_with = _sample(store)
     exact = _exactly_nearest(store, queries)
     search = _search_for(made_for)
     recall = _recall(store, queries, exact, search)
-    while recall < ENOUGH and (wider := _wider(search, partitions=_partitions(made_for))) != search:
+    while recall < ENOUGH:
+        # Twice as much of each, as far as there is more: one bit a number may be too coarse for a few candidates.
+        nprobes = min(2 * search.nprobes, _partitions(made_for))
+        wider = replace(search, nprobes=nprobes, candidates=min(2 * search.candidates, _MOST_CANDIDATES))
+        if wider == search:
+            break
         search, recall = wider, _recall(store, queries, exact, wider)
     return Made(search, Recall(_AT, recall, len(queries), asked_with), made_for, captions, captions_made_for)
 
 
-def _made_for(store: Store, table: Table, before: dict[str, Any] | None, name: str, *, console: Console | None) -> int:
-    """The number of vectors that the table's index was made for; it is made where there is none that fits."""
-    total, made_for = table.count_rows(), 0 if before is None else before[name]
+def _make(store: Store, table: Table, *, made_for: int, console: Console | None) -> int:
+    """Build the table's index unless it has one that fits; return the number of vectors that it was made for."""
+    total = table.count_rows()
     with one_line(store.folder):
-        there = any("vector" in index.columns for index in table.list_indices())
-        if there and total <= _GROWN * made_for:
+        if total <= _GROWN * made_for and any("vector" in index.columns for index in table.list_indices()):
             return made_for
         if console is not None:
             console.print(f"building the approximate index of {total} vectors", highlight=False)
-        config = IvfRq(distance_type=DISTANCE, num_partitions=_partitions(total))
-        table.create_index("vector", config=config)
+        table.create_index("vector", config=IvfRq(distance_type=DISTANCE, num_partitions=_partitions(total)))
     return total
 
 
@@ -124,19 +126,10 @@ def _search_for(total: int) -> Approximate:
     return Approximate(_KIND, nprobes=min(partitions, max(20, round(4 * math.sqrt(partitions)))))
 
 
-def _wider(search: Approximate, *, partitions: int) -> Approximate:
-    """Twice as much of each, as far as there is more: one bit a number may be too coarse for a few candidates."""
-    return replace(
-        search,
-        nprobes=min(2 * search.nprobes, partitions),
-        candidates=min(2 * search.candidates, _MOST_CANDIDATES),
-    )
-
-
 def _sample(store: Store) -> tuple[Float32[np.ndarray, "query dim"], str]:
-    """Vectors of captions, as people ask with words; without captions, those of pictures."""
+    """Vectors of captions, as people search with words; without captions, those of images."""
     captions = store.captions.count_rows()
-    table, asked_with = (store.captions, "captions") if captions >= _QUERIES else (store.pictures, "pictures")
+    table, asked_with = (store.captions, "captions") if captions >= _QUERIES else (store.images, "images")
     rows = np.linspace(0, table.count_rows() - 1, _QUERIES).astype(int).tolist()
     with one_line(store.folder):
         found = table.take_offsets(sorted(set(rows))).select(["vector"]).to_arrow()["vector"]
@@ -144,7 +137,7 @@ def _sample(store: Store) -> tuple[Float32[np.ndarray, "query dim"], str]:
 
 
 def _exactly_nearest(store: Store, queries: Float32[np.ndarray, "query dim"]) -> list[set[str]]:
-    """Ids of the nearest pictures of each query, in one pass over the table."""
+    """Ids of the nearest images of each query, in one pass over the table."""
     best = np.full((len(queries), 0), -np.inf, dtype=np.float32)
     names = np.zeros((len(queries), 0), dtype=object)
     for batch in store.scan(["id", "vector"]):
@@ -161,5 +154,5 @@ def _recall(
     store: Store, queries: Float32[np.ndarray, "query dim"], exact: Sequence[set[str]], search: Approximate
 ) -> float:
     with one_line(store.folder):
-        found = [nearest_ids(store.pictures, query, top=_AT, search=search) for query in queries]
+        found = [nearest_ids(store.images, query, top=_AT, search=search) for query in queries]
     return float(np.mean([len(truth & set(ids)) / len(truth) for truth, ids in zip(exact, found, strict=True)]))

@@ -3,48 +3,48 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from vlmo.folder import write_file
+from vlmo.progress import Progress
 from vlmo.retrieval.approximate import Recall, make_approximate
-from vlmo.retrieval.embedding import LocalEngine
 from vlmo.retrieval.encoder import BATCH, Encoder
+from vlmo.retrieval.engine import THUMBNAIL, Engine, LocalEngine
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
-from vlmo.retrieval.listing import listed
-from vlmo.retrieval.pictures import THUMBNAIL
-from vlmo.retrieval.places import as_origin
-from vlmo.retrieval.reading import Reader
+from vlmo.retrieval.metadata import MetadataTable, Unmatched
+from vlmo.retrieval.sources import Found, Reader, as_origin, find, was_deleted
 from vlmo.retrieval.store import Store
-from vlmo.retrieval.tables import MetadataTable, Unmatched
-from vlmo.retrieval.tasks import Engine
 from vlmo.retrieval.update import Update
 
 _LOCK_FILE = ".lock"
 _LOOKUPS_FROM = 20_000
-"""Pictures from which on the table's columns of ids and hashes are indexed."""
+"""Images from which on the table's columns of ids and hashes are indexed."""
+_LISTED_EVERY = 1000
+"""Listed files between two updates of the progress."""
 
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How an index is built.
+    """Settings of an index.
 
     Attributes:
-        store_bytes: Whether the index holds the bytes of picture files; those of shards it holds in any case. None: as
-            in the last run, and not in the first one.
+        store_bytes: Keep the bytes of image files in the index; those of shards are kept in any case. None: as in the
+            last run, and not in the first one.
         metadata: Table of captions and columns for files, by their names. None: that of the last run; without one,
             `captions.csv` and the like in the folders themselves.
         thumbnail: Longest side of thumbnails, in pixels.
-        batch: Pictures that go through the model at a time.
-        approximate_from: Number of pictures from which on an approximate index is built beside the exact search.
+        batch: Images that go through the model at a time.
+        approximate_from: Number of images from which on an approximate index is built beside the exact search.
     """
 
     store_bytes: bool | None = None
@@ -54,7 +54,7 @@ class IndexSettings:
     approximate_from: int = 50_000
 
     def __post_init__(self) -> None:
-        """Looks at the values.
+        """Validate the values.
 
         Raises:
             ValueError: Thumbnails are below 16 pixels, or a count is below 1.
@@ -62,28 +62,28 @@ class IndexSettings:
         if self.thumbnail < 16 or self.batch < 1 or self.approximate_from < 1:
             raise ValueError(
                 f"thumbnail is {self.thumbnail}, batch {self.batch} and approximate_from {self.approximate_from}; give "
-                "at least 16 pixels, and numbers of pictures from 1 up"
+                "at least 16 pixels, and numbers of images from 1 up"
             )
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a run did to an index.
+    """Result of a run.
 
     Attributes:
-        pictures: How many pictures it holds now.
-        captions: How many captions.
-        encoded: Pictures that went through the model.
-        reused: New or changed pictures whose bytes the index had a vector of.
-        unchanged: Pictures that were left as they are.
-        deleted: Pictures that are gone.
+        images: Number of images that the index holds now.
+        captions: Number of captions.
+        encoded: Images that went through the model.
+        reused: New or changed images whose bytes the index had a vector of.
+        unchanged: Images that were left as they are.
+        deleted: Images that are gone.
         bad: Lines in the quarantine.
-        seconds: Of the whole run.
-        recall: Of the approximate index; None without one.
-        unmatched: Names in tables of metadata that no picture has; None: every name has one.
+        seconds: Duration of the whole run.
+        recall: Recall of the approximate index; None without one.
+        unmatched: Names in tables of metadata that no image has; None: every name has one.
     """
 
-    pictures: int
+    images: int
     captions: int
     encoded: int
     reused: int
@@ -107,21 +107,22 @@ def build_index(
     device: str | None = None,
     console: Console | None = None,
 ) -> BuildReport:
-    """Makes the folder `out` an index of all pictures in `inputs`, and in the inputs of earlier runs.
+    """Make the folder `out` an index of all images in `inputs`, and in the inputs of earlier runs.
 
-    What the index has already is not embedded again: after a crash, and when files were added, changed or removed. Bad
-    pictures leave a line in `quarantine.jsonl`.
+    Images that the index has already are not embedded again: after a crash, and when files were added, changed or
+    removed. Bad images leave a line in `quarantine.jsonl`.
 
     Args:
-        model: Model folder, or what `Encoder` made of one.
-        inputs: Folders, picture files, .tar and .parquet files, folders that `datasets` saved, or patterns and URIs of
+        model: Model folder, or an `Encoder` of one.
+        inputs: Folders, image files, .tar and .parquet files, folders that `datasets` saved, or patterns and URIs of
             these.
         out: Folder of the index, on this machine's disk.
-        forget: Inputs of earlier runs whose pictures leave the index, or the table of metadata that they were given.
-        engine: Who embeds: this process, or actors of Ray Data.
+        settings: Settings of the index.
+        forget: Inputs of earlier runs whose images leave the index, or the table of metadata that they were given.
+        engine: Embed in this process, or in actors of Ray Data.
         workers: Number of these actors.
-        device: Where the model runs, if a folder is given; None takes a GPU if there is one.
-        console: Where the progress goes, as a bar, or as a line every ten seconds where it is no terminal; None shows
+        device: Device of the model, if a folder is given; None takes a GPU if there is one.
+        console: Console for the progress, as a bar, or as a line every ten seconds where it is no terminal; None shows
             nothing.
 
     Raises:
@@ -129,60 +130,67 @@ def build_index(
     """
     settings = settings or IndexSettings()
     start, folder = time.perf_counter(), Path(out).expanduser()
-    facts = _facts_of(folder)
-    told = _told(facts, settings, forget)
+    earlier = _facts_of(folder)
+    told = _remembered(earlier, settings, forget)
     table = None if told["metadata"] is None else MetadataTable(Path(told["metadata"]))
-    origins = _origins(facts, inputs, forget)
+    origins = _origins(earlier, inputs, forget)
     encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
-    _check_model(facts, encoder, folder=folder)
-    before = () if facts is None else facts["inputs"]
-    with listed(origins, before=before, console=console) as listing, _locked(folder):
-        facts = _new_facts(facts, encoder, origins=origins, told=told)
-        write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
-        store = Store(folder, dim=encoder.dim)
-        reader = Reader(told["store_bytes"], table)
-        update = Update(store, reader=reader, listing=listing, console=console)
-        counts = update.run(_engine(engine, encoder, settings=settings, workers=workers))
-        pictures = store.pictures.count_rows()
-        store.tidy(lookups=pictures >= _LOOKUPS_FROM, alone="updated" not in facts)
-        approximate = make_approximate(
-            store, least=settings.approximate_from, before=facts["approximate"], console=console
+    if earlier is not None and earlier["model"]["fingerprint"] != encoder.fingerprint:
+        raise ValueError(
+            f"{folder} was made with another model ({earlier['model']['folder']}, fingerprint "
+            f"{earlier['model']['fingerprint'][:8]}) than {encoder.folder} ({encoder.fingerprint[:8]}); name a new "
+            "folder"
         )
-        captions = store.captions.count_rows()
-        facts |= {
-            "complete": True,
-            "pictures": pictures,
-            "captions": captions,
-            "updated": _now(),
-            "approximate": None if approximate is None else approximate.facts(),
-        }
-        write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as listing:  # lists of millions need no memory
+        before = () if earlier is None else earlier["inputs"]
+        with Progress(console) as progress:
+            size = sum(_list(origin, listing, before=before, progress=progress) for origin in origins)
+        with _locked(folder):
+            facts: dict[str, Any] = {
+                **(earlier or {"created": _now(), "pictures": 0, "captions": 0, "approximate": None}),
+                "version": VERSION,
+                "model": {
+                    "folder": str(encoder.folder.absolute()),
+                    "fingerprint": encoder.fingerprint,
+                    "dim": encoder.dim,
+                },
+                "metric": "cosine",
+                "inputs": origins,
+                "told": told,
+                "complete": False,
+            }
+            write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
+            store = Store(folder, dim=encoder.dim)
+            reader = Reader(told["store_bytes"], table)
+            with Progress(console, in_bytes=True) as progress:
+                update = Update(store, reader=reader, size=size, progress=progress)
+                counts = update.run(_engine(engine, encoder, settings=settings, workers=workers), _listed(listing))
+            images = store.images.count_rows()
+            store.optimize(lookups=images >= _LOOKUPS_FROM, alone="updated" not in facts)
+            approximate = make_approximate(
+                store, least=settings.approximate_from, before=facts["approximate"], console=console
+            )
+            captions = store.captions.count_rows()
+            facts |= {
+                "complete": True,
+                "pictures": images,
+                "captions": captions,
+                "updated": _now(),
+                "approximate": None if approximate is None else asdict(approximate),
+            }
+            write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     return BuildReport(
-        pictures=pictures,
+        images=images,
         captions=captions,
-        encoded=counts.encoded,
-        reused=counts.reused,
-        unchanged=counts.unchanged,
-        deleted=counts.deleted,
-        bad=counts.bad,
+        **vars(counts),
         seconds=time.perf_counter() - start,
         recall=None if approximate is None else approximate.recall,
         unmatched=reader.unmatched(),
     )
 
 
-def _engine(name: Literal["local", "ray"], encoder: Encoder, *, settings: IndexSettings, workers: int) -> Engine:
-    if name == "local":
-        return LocalEngine(encoder, batch=settings.batch, thumbnail=settings.thumbnail)
-    try:
-        from vlmo.retrieval.ray_engine import RayEngine
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}. Ray needs more packages: pip install 'vlmo[ray]'") from error
-    return RayEngine(encoder, workers=workers, batch=settings.batch, thumbnail=settings.thumbnail)
-
-
 def _facts_of(folder: Path) -> dict[str, Any] | None:
-    """What the index says of itself; None of a folder that is missing or empty.
+    """Contents of the index file; None of a folder that is missing or empty.
 
     Raises:
         ValueError: The folder holds something else.
@@ -191,13 +199,13 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
         return None
     if not folder.is_dir() or not (folder / INDEX_FILE).is_file():
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK_FILE, f"{INDEX_FILE}.aside"}:
-            return None  # a start that came to nothing
+            return None  # a start that was cut off
         raise ValueError(f"{folder} holds something else than an index; name a new folder")
     return read_facts(folder)
 
 
-def _told(facts: dict[str, Any] | None, settings: IndexSettings, forget: Sequence[str | Path]) -> dict[str, Any]:
-    """What every run goes by until one is told otherwise.
+def _remembered(facts: dict[str, Any] | None, settings: IndexSettings, forget: Sequence[str | Path]) -> dict[str, Any]:
+    """Settings that stay in force for later runs until they are given anew.
 
     Raises:
         ValueError: The table of metadata is gone.
@@ -226,25 +234,51 @@ def _origins(facts: dict[str, Any] | None, inputs: Sequence[str | Path], forget:
     kept = [origin for origin in before if origin not in dropped]
     origins = list(dict.fromkeys([*kept, *(as_origin(str(given)) for given in inputs)]))
     if not origins and not forget:
-        raise ValueError("there is nothing to index; give folders, pictures, .tar or .parquet files")
+        raise ValueError("there is nothing to index; give folders, images, .tar or .parquet files")
     return origins
 
 
-def _check_model(facts: dict[str, Any] | None, encoder: Encoder, *, folder: Path) -> None:
-    if facts is not None and facts["model"]["fingerprint"] != encoder.fingerprint:
+def _list(origin: str, listing: IO[str], *, before: Collection[str], progress: Progress) -> int:
+    """Write everything in an input to a file, a line each; return its size in bytes.
+
+    Raises:
+        ValueError: It holds nothing, or is gone. A single file of an earlier run (in `before`) may have been deleted.
+    """
+    if origin in before and was_deleted(origin):
+        return 0
+    size = number = 0
+    try:
+        for number, found in enumerate(find(origin), start=1):
+            listing.write(json.dumps(asdict(found)) + "\n")
+            size += found.size
+            if number % _LISTED_EVERY == 0:
+                progress.update(f"listing {origin}", number, None)
+    except ValueError as error:
+        if origin not in before:
+            raise
+        raise ValueError(f"{error}. The index has images of it; --forget {origin} takes them out") from error
+    if not number:
         raise ValueError(
-            f"{folder} was made with another model ({facts['model']['folder']}, fingerprint "
-            f"{facts['model']['fingerprint'][:8]}) than {encoder.folder} ({encoder.fingerprint[:8]}); name a new folder"
+            f"{origin} holds no image, .tar or .parquet file; an input that is empty on purpose is taken out of an "
+            "index with --forget"
         )
+    return size
 
 
-def _new_facts(
-    facts: dict[str, Any] | None, encoder: Encoder, *, origins: list[str], told: dict[str, Any]
-) -> dict[str, Any]:
-    model = {"folder": str(encoder.folder.absolute()), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
-    before = {"created": _now(), "pictures": 0, "captions": 0, "approximate": None} if facts is None else facts
-    now = {"model": model, "metric": "cosine", "inputs": origins, "told": told, "complete": False}
-    return {**before, "version": VERSION, **now}
+def _listed(listing: IO[str]) -> Iterator[Found]:
+    listing.seek(0)
+    for line in listing:
+        yield Found(**json.loads(line))
+
+
+def _engine(name: Literal["local", "ray"], encoder: Encoder, *, settings: IndexSettings, workers: int) -> Engine:
+    if name == "local":
+        return LocalEngine(encoder, batch=settings.batch, thumbnail=settings.thumbnail)
+    try:
+        from vlmo.retrieval.ray_engine import RayEngine
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}. Ray needs more packages: pip install 'vlmo[ray]'") from error
+    return RayEngine(encoder, workers=workers, batch=settings.batch, thumbnail=settings.thumbnail)
 
 
 def _now() -> str:
@@ -253,7 +287,7 @@ def _now() -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; the system lifts the lock when a process ends, however it does.
+    """Allow one writer at a time; the system lifts the lock when a process ends, however it does.
 
     Raises:
         ValueError: Another process is writing.

@@ -1,7 +1,9 @@
-"""A model folder made ready: vectors of pictures and texts, judgement on pairs, attention of words."""
+"""A model folder ready for retrieval: vectors of images and texts, match scores, attention of words."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,20 +23,23 @@ from vlmo.drawing.pictures import on_white
 from vlmo.model.attention_maps import attention_maps, maps_by_word
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.released import find_model
-from vlmo.retrieval.fingerprint import model_fingerprint
 from vlmo.types import normalize_pixels
 
 BATCH = 64
-"""Pictures or texts that go through the model at a time."""
+"""Images or texts that go through the model at a time."""
+
+# Settings that do not change a vector: they may change while an index stays valid.
+_IRRELEVANT = ("rerank_weight", "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
+_FILES = ("*.safetensors", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
 
 
 class Encoder:
-    """The model of a folder that retrieves. Threads may share one: they take turns in the model.
+    """The retrieval model of a folder. Threads may share one: they take turns in the model.
 
     Args:
         folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model that comes along.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-        dtype: Of weights and activations; None: that of the folder.
+        dtype: Type of weights and activations; None: that of the folder.
 
     Raises:
         ValueError: It is no model folder, or its model does not retrieve; or there is no such device.
@@ -42,114 +47,111 @@ class Encoder:
 
     def __init__(self, folder: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
         self.folder = Path(find_model(Path(folder).expanduser()))
-        place = choose_device(device)
+        chosen = choose_device(device)
         model, self._processor = load_retrieval_model(self.folder)
         self.fingerprint = model_fingerprint(self.folder)
-        self._dual = model.for_inference(dtype=dtype).to(place)
+        self._dual = model.for_inference(dtype=dtype).to(chosen)
         module: nn.Module = model
-        module.to(device=place, dtype=dtype).requires_grad_(requires_grad=False)
+        module.to(device=chosen, dtype=dtype).requires_grad_(requires_grad=False)
         self._model = model
         self._transform = eval_transform(TransformConfig(image_size=self._processor.image_size))
-        self._turn = threading.RLock()
-        self._workers = ThreadPoolExecutor(os.cpu_count())
+        self._lock = threading.RLock()
+        self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vlmo-decode")
 
     folder: Path
-    """Where the model lies."""
     fingerprint: str
     """The same for every copy of the folder; see `model_fingerprint`."""
+    pool: ThreadPoolExecutor
+    """Threads that decode and resize images."""
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Size of a vector."""
         return self._model.contrast_head.image_projection.out_features
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """Device of the model."""
         return self._dual.device
 
     @property
     def can_match(self) -> bool:
-        """Whether there is a matching head, so that `match` works."""
+        """True if the model has a matching head, so that `match` works."""
         return self._model.match_head is not None
 
     @property
     def rerank_weight(self) -> float:
-        """The share of the matching score that the folder's config.json names."""
+        """Share of the match score in the order, from the folder's config.json."""
         return self._model.config.rerank_weight
 
     @property
     def inverse_temperature(self) -> float:
-        """What similarities are multiplied with to be log-odds, as in training."""
+        """Factor that turns similarities into logits, as in training."""
         return float(self._model.contrast_head.logit_scale.exp())
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """L2-normalised vectors of texts; a text that is too long is cut."""
+        return self._in_batches(texts, lambda part: self._dual.get_text_features(**self._tokens(part)), like=[self.dim])
 
-        def embed(part: Sequence[str]) -> Tensor:
-            return self._dual.get_text_features(**self._tokens(part))
+    def embed_images(self, images: Sequence[Image.Image]) -> Float32[np.ndarray, "image dim"]:
+        """L2-normalised vectors of images, which may have any size and mode."""
+        return self.embed_pixels(list(self.pool.map(self.pixels, images)))
 
-        return self._embed(texts, embed)
+    def pixels(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
+        """An image as `embed_pixels` and `match_pixels` take it. Does not wait for the model."""
+        return self._transform.pixels(image if image.mode == "RGB" else on_white(image))
 
-    def embed_images(self, pictures: Sequence[Image.Image]) -> Float32[np.ndarray, "picture dim"]:
-        """L2-normalised vectors of pictures, which may have any size and mode."""
-        return self.embed_pixels(list(self._workers.map(self.pixels, pictures)))
-
-    def pixels(self, picture: Image.Image) -> UInt8[Tensor, "3 size size"]:
-        """A picture as `embed_pixels` takes it. Needs no turn in the model."""
-        return self._transform.pixels(picture if picture.mode == "RGB" else on_white(picture))
-
-    def embed_pixels(self, pixels: Sequence[UInt8[Tensor, "3 size size"]]) -> Float32[np.ndarray, "picture dim"]:
-        """L2-normalised vectors of what `pixels` gave."""
+    def embed_pixels(self, pixels: Sequence[UInt8[Tensor, "3 size size"]]) -> Float32[np.ndarray, "image dim"]:
+        """L2-normalised vectors of images from `pixels`."""
 
         def embed(part: Sequence[Tensor]) -> Tensor:
             return self._dual.get_image_features(self._pixel_values(part, dtype=self._dual.dtype))
 
-        return self._embed(pixels, embed)
+        return self._in_batches(pixels, embed, like=[self.dim])
 
-    def match(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
-        """Log-odds that each text belongs to the picture in the same place.
+    def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
+        """Log-odds that each text belongs to the image at the same position.
 
         Raises:
-            ValueError: The model has no matching head, or there are not as many texts as pictures.
+            ValueError: The model has no matching head, or there are not as many texts as images.
         """
-        if len(pictures) != len(texts):
-            raise ValueError(f"given are {len(pictures)} pictures and {len(texts)} texts; expected pairs")
-        pixels = list(self._workers.map(self.pixels, pictures))
+        return self.match_pixels(list(self.pool.map(self.pixels, images)), texts)
 
-        def match(part: range) -> Tensor:
-            values = self._pixel_values([pixels[row] for row in part], dtype=self._model.dtype)
-            logits = self._model.match(values, **self._tokens([texts[row] for row in part])).float()
+    def match_pixels(
+        self, pixels: Sequence[UInt8[Tensor, "3 size size"]], texts: Sequence[str]
+    ) -> Float32[np.ndarray, " pair"]:
+        """`match` of images from `pixels`."""
+        if len(pixels) != len(texts):
+            raise ValueError(f"given are {len(pixels)} images and {len(texts)} texts; expected pairs")
+
+        def match(part: Sequence[tuple[Tensor, str]]) -> Tensor:
+            values = self._pixel_values([image for image, _ in part], dtype=self._model.dtype)
+            logits = self._model.match(values, **self._tokens([text for _, text in part])).float()
             return logits[:, 1] - logits[:, 0]
 
-        if not pixels:
-            return np.zeros(0, dtype=np.float32)
-        return self._in_batches(range(len(pixels)), match)
+        return self._in_batches(list(zip(pixels, texts, strict=True)), match, like=[])
 
-    def attention(self, picture: Image.Image, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
-        """The words of a text, and how much each looks at each patch of the picture in the fusion encoder's layers.
+    def attention(self, image: Image.Image, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
+        """The words of a text, and the attention of each to each patch of the image in the fusion encoder's layers.
 
         Raises:
             ValueError: No word is left of the text.
         """
-        with self._turn, torch.inference_mode():
+        with self._lock, torch.inference_mode():
             tokens = self._tokens([text])
-            values = self._pixel_values([self.pixels(picture)], dtype=self._model.dtype)
+            values = self._pixel_values([self.pixels(image)], dtype=self._model.dtype)
             ids, mask = tokens["input_ids"], tokens["attention_mask"]
             maps = attention_maps(self._model, pixel_values=values, input_ids=ids, attention_mask=mask)[0].cpu()
             pieces = self._processor.tokenizer.convert_ids_to_tokens(ids[0].tolist())
         words, weights = maps_by_word(maps, tokens=pieces)
         return words, weights.numpy()
 
-    def _embed(self, rows: Sequence[Any], embed: Callable[[Any], Tensor]) -> Float32[np.ndarray, "row dim"]:
-        if not len(rows):
-            return np.zeros((0, self.dim), dtype=np.float32)
-        return self._in_batches(rows, embed)
-
-    def _in_batches(self, rows: Any, run: Callable[[Any], Tensor]) -> Float32[np.ndarray, "row *dim"]:
-        results = []
+    def _in_batches(
+        self, rows: Sequence[Any], run: Callable[[Any], Tensor], *, like: list[int]
+    ) -> Float32[np.ndarray, "row *dim"]:
+        results = [torch.zeros(0, *like)]
         for start in range(0, len(rows), BATCH):
-            with self._turn, torch.inference_mode():
+            with self._lock, torch.inference_mode():
                 results.append(run(rows[start : start + BATCH]).float().cpu())
         found = torch.cat(results)
         if found.isnan().any():
@@ -160,6 +162,24 @@ class Encoder:
         return normalize_pixels(torch.stack(list(pixels)).to(self.device)).to(dtype)
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """In turn: the tokenizer changes while it is used."""
+        """Tokenize; called with the lock held, as the tokenizer changes while it is used."""
         encoded = self._processor(text=list(texts), return_tensors="pt")
         return {name: encoded[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Return 32 hexadecimal digits that change with weights, sizes, vocabulary or image size, and with nothing else.
+
+    Copies of a folder have the same fingerprint, wherever they lie.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
+        if name == "config.json" or (folder / name).is_file():
+            settings = json.loads((folder / name).read_text(encoding="utf-8"))
+            if name == "config.json":
+                settings = {key: value for key, value in settings.items() if key not in _IRRELEVANT}
+            digest.update(f"{name} {json.dumps(settings, sort_keys=True)}\n".encode())
+    for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:32]

@@ -1,11 +1,12 @@
-"""An index that is there: its facts, the nearest pictures of a vector, and the pictures themselves."""
+"""An index that was built: its facts, the nearest images of a vector, and the images themselves."""
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +20,8 @@ from lancedb.table import Table
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
-from vlmo.retrieval.filters import blames_filter, check_condition, filter_error
-from vlmo.retrieval.hits import Hit
-from vlmo.retrieval.places import read_place
+from vlmo.retrieval.filters import check_condition, filter_error, is_filter_error
+from vlmo.retrieval.sources import read_place
 from vlmo.retrieval.store import DISTANCE, RESERVED, Store, one_line
 
 INDEX_FILE = "index.json"
@@ -30,19 +30,48 @@ MAX_TOP = 10_000
 _LOGGER = logging.getLogger(__name__)
 
 _FEW, _FEW_SHARE = 50_000, 0.05
-"""Pictures, and share of all, up to which those that pass a filter are all compared: of the partitions that an
-approximate index looks through, few or none may hold one of them."""
+"""Number, and share of all, of images up to which those that pass a filter are all compared: the partitions that an
+approximate index searches may hold few or none of them."""
 _SHOWN = ["id", "place", "path", "captions", "width", "height"]
 
 
 @dataclass(frozen=True)
+class Hit:
+    """An image that was found.
+
+    Attributes:
+        id: Its id in the index; the same as long as the image stays where it is.
+        score: Value that results are ordered by: the mixed score in nats after reranking, else the similarity.
+        similarity: Cosine of the vectors of query and image.
+        match: Log-odds that the text belongs to the image; None where it was not reranked.
+        path: File of the image; None if the index holds it.
+        captions: Its captions; of a search for captions, the one that was found.
+        metadata: Every other column.
+        width: In pixels.
+        height: In pixels.
+        place: Source of the image, for people: a file, or a shard and the record in it.
+    """
+
+    id: str
+    score: float
+    similarity: float
+    match: float | None
+    path: str | None
+    captions: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    width: int
+    height: int
+    place: str = ""
+
+
+@dataclass(frozen=True)
 class Approximate:
-    """How an approximate index of the vectors is asked.
+    """Parameters of a search in an approximate index of the vectors.
 
     Attributes:
         kind: LanceDB's name of the index type.
-        nprobes: Partitions that are looked through.
-        candidates: How many of the best are compared once more, by their whole vectors; never less than twice `top`.
+        nprobes: Partitions that are searched.
+        candidates: Number of the best that are compared once more, by their whole vectors; never less than twice `top`.
     """
 
     kind: str
@@ -50,12 +79,12 @@ class Approximate:
     candidates: int = 200
 
     def widened(self, factor: float) -> Approximate:
-        """For a filter that one of `factor` pictures passes: as many that pass are met as without it."""
+        """Parameters for a filter that one of `factor` images passes: as many that pass are met as without it."""
         return replace(self, nprobes=math.ceil(factor * self.nprobes))
 
 
 class Index:
-    """An index folder, open for reading; what a writer changes meanwhile is seen a moment later.
+    """An index folder, open for reading; changes of a writer are seen a moment later.
 
     Raises:
         ValueError: It is no index, damaged, or its first run has not ended.
@@ -63,29 +92,30 @@ class Index:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self._seen = _seen(self.folder)
+        self._version = _version(self.folder)
         self.facts = read_facts(self.folder)
-        _check_complete(self.facts, folder=self.folder)
-        with _whole_facts(self.folder):
+        if not self.facts.get("complete", True):
+            _check_interrupted(self.folder, self.facts)
+        with _complete_facts(self.folder):
             self.fingerprint: str = self.facts["model"]["fingerprint"]
             self.model_folder: str = self.facts["model"]["folder"]
-            self._asked = _asked(self.facts)
+            self._searches = _searches(self.facts)
         self._store = Store(self.folder)
         self.dim = self._store.dim
 
     folder: Path
     facts: Mapping[str, Any]
-    """What `index.json` said when the index was opened."""
+    """Contents of `index.json` when the index was opened."""
     fingerprint: str
-    """Of the model that made the vectors."""
+    """Fingerprint of the model that made the vectors."""
     model_folder: str
-    """Where that model was."""
+    """Folder of that model."""
     dim: int
-    """Numbers in a vector."""
+    """Size of a vector."""
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """The index of a folder.
+        """Open the index of a folder.
 
         Raises:
             ValueError: It is none, damaged, or its first run has not ended.
@@ -94,65 +124,65 @@ class Index:
 
     @property
     def approximate(self) -> Approximate | None:
-        """How the approximate index of pictures is asked, as the last writer has left it; None: there is none."""
-        return self._asked_now()[0]
+        """Search parameters of the approximate index of images, as the last writer has set them; None without one."""
+        return self._current_searches()[0]
 
     @property
-    def num_pictures(self) -> int:
-        """How many pictures it holds."""
+    def num_images(self) -> int:
+        """Number of images."""
         with one_line(self.folder):
-            return self._store.pictures.count_rows()
+            return self._store.images.count_rows()
 
     @property
     def num_captions(self) -> int:
-        """How many captions it holds."""
+        """Number of captions."""
         with one_line(self.folder):
             return self._store.captions.count_rows()
 
     @property
     def columns(self) -> dict[str, str]:
-        """Columns of metadata and what they hold, in words."""
+        """Columns of metadata and their types, in words."""
         return {name: kind.value for name, kind in self._store.kinds().items()}
 
     def nearest(
         self, vector: Float32[np.ndarray, " dim"], *, top: int, where: str | None = None, exact: bool = False
     ) -> list[Hit]:
-        """The pictures whose vectors are most like this one, best first.
+        """The images whose vectors are most similar to this one, best first.
 
         Args:
-            vector: Of length one.
-            top: How many, at most.
-            where: A filter in SQL; only pictures that pass it are looked at. With an approximate index, those that pass
+            vector: L2-normalised.
+            top: Number of images, at most.
+            where: A filter in SQL; only images that pass it are compared. With an approximate index, those that pass
                 are all compared where they are few.
-            exact: Whether to compare with every vector, also where there is an approximate index.
+            exact: Compare with every vector, also where there is an approximate index.
 
         Raises:
             ValueError: An argument is wrong, or the index is damaged.
         """
         search = None if exact else self.approximate
-        found = self._search(self._store.pictures, vector, top=top, where=where, search=search, columns=self._visible())
+        columns = self._visible()
+        found = self._search(self._store.images, vector, top=top, where=where, search=search, columns=columns)
         return [_hit(row) for row in found]
 
     def nearest_captions(self, vector: Float32[np.ndarray, " dim"], *, top: int, exact: bool = False) -> list[Hit]:
-        """The captions whose vectors are most like this one; each hit is the picture that has it.
+        """The captions whose vectors are most similar to this one; each hit is the image that has it.
 
         Raises:
             ValueError: The index holds no captions, or as for `nearest`.
         """
         if not self.num_captions:
-            raise ValueError(f"{self.folder}: no picture of this index has a caption to be found")
-        columns, search = ["picture", "caption"], None if exact else self._asked_now()[1]
+            raise ValueError(f"{self.folder}: no image of this index has a caption to be found")
+        columns, search = ["picture", "caption"], None if exact else self._current_searches()[1]
         found = self._search(self._store.captions, vector, top=top, where=None, search=search, columns=columns)
         owners = {row["id"]: row for row in self._rows([row["picture"] for row in found], self._visible())}
-        hits = []
-        for row in found:
-            owner = owners.get(row["picture"])
-            if owner is not None:
-                hits.append(_hit({**owner, "captions": [row["caption"]], "_distance": row["_distance"]}))
-        return hits
+        return [
+            _hit({**owners[row["picture"]], "captions": [row["caption"]], "_distance": row["_distance"]})
+            for row in found
+            if row["picture"] in owners
+        ]
 
     def hit(self, id: str) -> Hit:  # noqa: A002 (it is the id)
-        """A picture by its id, with a similarity of 1 to itself.
+        """An image by its id, with a similarity of 1 to itself.
 
         Raises:
             ValueError: There is none.
@@ -160,55 +190,60 @@ class Index:
         return _hit({**self._row(id, self._visible()), "_distance": 0.0})
 
     def thumbnail(self, id: str) -> bytes:  # noqa: A002
-        """A small JPEG file of a picture.
+        """A small JPEG file of an image.
 
         Raises:
-            ValueError: There is no such picture.
+            ValueError: There is no such image.
         """
         return self._row(id, ["thumbnail"])["thumbnail"]
 
     def vector(self, id: str) -> Float32[np.ndarray, " dim"]:  # noqa: A002
-        """The vector of a picture.
+        """The vector of an image.
 
         Raises:
-            ValueError: There is no such picture.
+            ValueError: There is no such image.
         """
         return np.array(self._row(id, ["vector"])["vector"], dtype=np.float32)
 
-    def picture(self, id: str) -> Image.Image:  # noqa: A002
-        """A picture at its full size, from the index or from where it lies.
+    def image(self, id: str) -> Image.Image:  # noqa: A002
+        """An image at its full size, from the index or from its file.
 
         Raises:
-            ValueError: There is no such picture, or its file is gone or damaged.
+            ValueError: There is no such image, or its file is gone or damaged.
         """
-        return self.pictures([id])[0]
+        return self.images([id])[0]
 
-    def pictures(self, ids: Sequence[str]) -> list[Image.Image]:
-        """Several pictures; see `picture`."""
+    def images(self, ids: Sequence[str]) -> list[Image.Image]:
+        """Several images; see `image`."""
+        return [load() for load in self.loaders(ids)]
+
+    def loaders(self, ids: Sequence[str]) -> list[Callable[[], Image.Image]]:
+        """Functions that read and decode an image each, to be called on any thread; they raise as `image` does."""
         rows = {row["id"]: row for row in self._rows(ids, ["id", "place", "path", "bytes"])}
-        return [self._open(rows.get(picture), id=picture) for picture in ids]
 
-    def _open(self, row: Mapping[str, Any] | None, *, id: str) -> Image.Image:  # noqa: A002
-        if row is None:
-            raise ValueError(f"{self.folder}: no picture has the id {id!r}")
-        data = row["bytes"]
-        if data is None:
-            try:
-                data = read_place(row["path"])
-            except OSError as error:
-                raise ValueError(f"{row['place']} is gone, or cannot be read: {error.strerror or error}") from error
-        return decode_image({"bytes": data, "path": row["place"]})
+        def load(id: str) -> Image.Image:  # noqa: A002
+            if id not in rows:
+                raise ValueError(f"{self.folder}: no image has the id {id!r}")
+            place, data = rows[id]["place"], rows[id]["bytes"]
+            if data is None:
+                try:
+                    data = read_place(rows[id]["path"])
+                except OSError as error:
+                    raise ValueError(f"{place} is gone, or cannot be read: {error.strerror or error}") from error
+            return decode_image({"bytes": data, "path": place})
 
-    # -------------------------------------------------------------------------------------------------------- asking
+        return [functools.partial(load, id) for id in ids]  # noqa: A001
 
-    def _asked_now(self) -> tuple[Approximate | None, Approximate | None]:
-        """How pictures and captions are asked; read again when a writer has been there."""
-        seen = _seen(self.folder)
-        if seen != self._seen:
-            with _whole_facts(self.folder):
-                self._asked = _asked(read_facts(self.folder))
-            self._seen = seen
-        return self._asked
+    # ----------------------------------------------------------------------------------------------------- searching
+
+    def _current_searches(self) -> tuple[Approximate | None, Approximate | None]:
+        """Search parameters of images and captions; read again when a writer has changed them."""
+        version = _version(self.folder)
+        if version != self._version:
+            with _complete_facts(self.folder):
+                self._searches = _searches(read_facts(self.folder))
+            self._version = version
+        return self._searches
 
     def _visible(self) -> list[str]:
         return [*_SHOWN, *self._store.kinds()]
@@ -216,7 +251,7 @@ class Index:
     def _row(self, id: str, columns: list[str]) -> dict[str, Any]:  # noqa: A002
         for row in self._rows([id], columns):
             return row
-        raise ValueError(f"{self.folder}: no picture has the id {id!r}")
+        raise ValueError(f"{self.folder}: no image has the id {id!r}")
 
     def _rows(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
         return self._store.rows("id", [id for id in ids if id.isalnum()], columns=columns)  # noqa: A001
@@ -231,7 +266,10 @@ class Index:
         search: Approximate | None,
         columns: list[str],
     ) -> list[dict[str, Any]]:
-        self._check(vector, top=top)
+        if np.shape(vector) != (self.dim,):
+            raise ValueError(f"the vector has shape {np.shape(vector)}; expected {self.dim} numbers")
+        if not 1 <= top <= MAX_TOP:
+            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP}")
         if where is not None:
             check_condition(where, columns=self.columns)
 
@@ -244,102 +282,33 @@ class Index:
             if search is not None:
                 total = table.count_rows()
                 passing = total if where is None else table.count_rows(where)
-                if where is None or not _few(passing, total):
+                if where is None or passing > max(_FEW, _FEW_SHARE * total):
                     found = found_by(search.widened(total / max(1, passing)))
                     if len(found) >= min(top, passing):
                         return found
             return found_by(None)
         except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
-            if where is not None and blames_filter(error):
+            if where is not None and is_filter_error(error):
                 raise filter_error(where, error, columns=self.columns) from error
             with one_line(self.folder):
                 raise
-
-    def _check(self, vector: Float32[np.ndarray, " dim"], *, top: int) -> None:
-        if np.shape(vector) != (self.dim,):
-            raise ValueError(f"the vector has shape {np.shape(vector)}; expected {self.dim} numbers")
-        if not 1 <= top <= MAX_TOP:
-            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP}")
 
 
 def nearest_ids(
     table: Table, vector: Float32[np.ndarray, " dim"], *, top: int, search: Approximate | None
 ) -> list[str]:
-    """Ids of the rows whose vectors are most like this one; `search` None compares with every vector."""
+    """Ids of the rows whose vectors are most similar to this one; `search` None compares with every vector."""
     return _query(table, vector, top=top, search=search).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
-
-
-def _few(passing: int, total: int) -> bool:
-    return passing <= max(_FEW, _FEW_SHARE * total)
 
 
 def _query(
     table: Table, vector: Float32[np.ndarray, " dim"], *, top: int, search: Approximate | None
 ) -> LanceVectorQueryBuilder:
     asked = table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector", query_type="vector")
-    query = cast("LanceVectorQueryBuilder", asked)
-    query = query.distance_type(DISTANCE).limit(top)
+    query = cast("LanceVectorQueryBuilder", asked).distance_type(DISTANCE).limit(top)
     if search is None:
         return query.bypass_vector_index()
     return query.nprobes(search.nprobes).refine_factor(max(2, -(-search.candidates // top)))
-
-
-def _seen(folder: Path) -> tuple[int, int] | None:
-    """What tells one version of `index.json` from the next."""
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        return None
-    found = path.stat()
-    return found.st_mtime_ns, found.st_ino
-
-
-def _asked(facts: Mapping[str, Any]) -> tuple[Approximate | None, Approximate | None]:
-    made = facts["approximate"]
-    if made is None:
-        return None, None
-    captions = made["captions"]
-    return Approximate(**made["search"]), None if captions is None else Approximate(**captions)
-
-
-@contextmanager
-def _whole_facts(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: the index is damaged ({INDEX_FILE} lacks {error}); build it anew") from error
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What `index.json` says.
-
-    Raises:
-        ValueError: The folder is no index, or one of another version.
-    """
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder} is no index: it has no {INDEX_FILE}. Make one: vlmo index MODEL PICTURES --out DIR")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); build the index anew") from error
-    version = facts.get("version") if isinstance(facts, dict) else None
-    if version != VERSION:
-        raise ValueError(f"{path} has version {version}; this program reads version {VERSION}. Build the index anew.")
-    return facts
-
-
-def _check_complete(facts: Mapping[str, Any], *, folder: Path) -> None:
-    if facts.get("complete", True):
-        return
-    if "updated" not in facts:
-        raise ValueError(
-            f"{folder}: the index is not finished: its first run was cut off, or has not ended yet. If none is going "
-            "on, run vlmo index again with this folder as --out; it goes on where it stood"
-        )
-    _LOGGER.warning(
-        "%s: a run of vlmo index has not ended, so that new pictures may be missing; if none is going on, run it again",
-        folder,
-    )
 
 
 def _hit(row: Mapping[str, Any]) -> Hit:
@@ -355,4 +324,63 @@ def _hit(row: Mapping[str, Any]) -> Hit:
         width=row["width"],
         height=row["height"],
         place=row["place"],
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- facts
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read `index.json`.
+
+    Raises:
+        ValueError: The folder is no index, or one of another version.
+    """
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} is no index: it has no {INDEX_FILE}. Make one: vlmo index MODEL IMAGES --out DIR")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); build the index anew") from error
+    version = facts.get("version") if isinstance(facts, dict) else None
+    if version != VERSION:
+        raise ValueError(f"{path} has version {version}; this program reads version {VERSION}. Build the index anew.")
+    return facts
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    """Time and inode of `index.json`, which differ from one version to the next."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
+
+
+def _searches(facts: Mapping[str, Any]) -> tuple[Approximate | None, Approximate | None]:
+    made = facts["approximate"]
+    if made is None:
+        return None, None
+    captions = made["captions"]
+    return Approximate(**made["search"]), None if captions is None else Approximate(**captions)
+
+
+@contextmanager
+def _complete_facts(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: the index is damaged ({INDEX_FILE} lacks {error}); build it anew") from error
+
+
+def _check_interrupted(folder: Path, facts: Mapping[str, Any]) -> None:
+    if "updated" not in facts:
+        raise ValueError(
+            f"{folder}: the index is not finished: its first run was cut off, or has not ended yet. If none is "
+            "running, run vlmo index again with this folder as --out; it goes on where it stood"
+        )
+    _LOGGER.warning(
+        "%s: a run of vlmo index has not ended, so that new images may be missing; if none is running, run it again",
+        folder,
     )

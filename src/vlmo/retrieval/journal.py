@@ -14,85 +14,79 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vlmo.retrieval.pictures import Looks
+from vlmo.retrieval.engine import Encoded, Rows
 from vlmo.retrieval.store import Known, Store
 
-FOLDER = "pending"
 _ROWS, _BYTES = 4096, 128 << 20
-"""When the table takes what is pending."""
+"""Pending rows and bytes from which on they go into the table."""
 _SHARED = ["hash", "vector", "thumbnail", "width", "height"]
 
 
 class Journal:
-    """Takes rows for a store. What an earlier process left behind is put into the table first."""
+    """Takes rows for a store. Rows that an earlier process left behind are put into the table first."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._folder = store.folder / FOLDER
+        self._folder = store.folder / "pending"
         self._folder.mkdir(exist_ok=True)
-        self._known: dict[str, Known] = {}
-        self._looks: dict[str, Looks] = {}
-        self._files: list[Path] = []
-        self._rows = self._bytes = 0
-        self._fresh = False
         for aside in self._folder.glob("*.aside"):
             aside.unlink()
-        if left := sorted(self._folder.glob("*.arrow")):
-            self._files = left
-            self.flush()
-        self._fresh = True
+        self._known: dict[str, Known] = {}
+        self._encoded: dict[str, Encoded] = {}
+        self._files = sorted(self._folder.glob("*.arrow"))
+        self._rows = self._bytes = 0
+        self._fresh = False
+        self.flush()
 
     def known(self, ids: Sequence[str]) -> dict[str, Known]:
-        """Those of these pictures that the table has or will have."""
+        """Those of these images that the table has or will have."""
         waiting = {id: self._known[id] for id in ids if id in self._known}  # noqa: A001
         return {**self._store.known([id for id in ids if id not in waiting]), **waiting}  # noqa: A001
 
-    def looks(self, hashes: Sequence[str]) -> dict[str, Looks]:
-        """Vectors and thumbnails of pictures with these bytes, as far as there are any."""
-        found = {hash: self._looks[hash] for hash in hashes if hash in self._looks}  # noqa: A001
+    def encoded(self, hashes: Sequence[str]) -> dict[str, Encoded]:
+        """Vectors and thumbnails of images with these bytes, as far as there are any."""
+        found = {hash: self._encoded[hash] for hash in hashes if hash in self._encoded}  # noqa: A001
         missing = sorted({hash for hash in hashes if hash not in found})  # noqa: A001
         for row in self._store.rows("hash", missing, columns=_SHARED):
             vector = np.array(row["vector"], dtype=np.float32)
-            found[row["hash"]] = Looks(vector, row["thumbnail"], row["width"], row["height"])
+            found[row["hash"]] = Encoded(vector, row["thumbnail"], row["width"], row["height"])
         return found
 
-    def add(self, rows: pa.Table, *, looks: Sequence[Looks], fresh: bool) -> None:
-        """Takes rows as `as_table` makes them; when this returns, a killed process does not lose them.
-
-        Args:
-            looks: Of the rows.
-            fresh: None of them is in the table.
-        """
+    def add(self, rows: Rows) -> None:
+        """Take rows; when this returns, a killed process does not lose them."""
         path = self._folder / f"{len(self._files):06d}-{uuid.uuid4().hex}.arrow"
         aside = path.with_suffix(".aside")
+        table = rows.as_table()
         try:
-            with pa.ipc.new_file(str(aside), rows.schema) as file:
-                file.write_table(rows)
+            with pa.ipc.new_file(str(aside), table.schema) as file:
+                file.write_table(table)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
         self._files.append(path)
-        columns = [rows[name].to_pylist() for name in ("id", "stamp", "hash")]
-        for (id, stamp, hash), look in zip(zip(*columns, strict=True), looks, strict=True):  # noqa: A001
-            self._known[id] = Known(stamp, hash)
-            self._looks[hash] = look
-        self._fresh = self._fresh and fresh
-        self._rows, self._bytes = self._rows + len(rows), self._bytes + rows.nbytes
+        for record, encoded in zip(rows.records, rows.encoded, strict=True):
+            self._known[record.id] = Known(record.stamp, record.hash)
+            self._encoded[record.hash] = encoded
+            self._fresh = self._fresh and not record.replaces
+        self._rows, self._bytes = self._rows + len(table), self._bytes + table.nbytes
         if self._rows >= _ROWS or self._bytes >= _BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Puts everything into the table."""
+        """Put everything into the table."""
         if self._files:
             rows = pa.concat_tables([_read(path) for path in self._files])
-            self._store.write(_last_of_each(rows), fresh=self._fresh)
+            last = {id: row for row, id in enumerate(rows["id"].to_pylist())}  # noqa: A001
+            # Without older rows of the same image.
+            rows = rows if len(last) == len(rows) else rows.take(sorted(last.values()))
+            self._store.write(rows, fresh=self._fresh)
         for path in self._files:
             path.unlink()
-        self._known, self._looks, self._files = {}, {}, []
+        self._known, self._encoded, self._files = {}, {}, []
         self._rows, self._bytes, self._fresh = 0, 0, True
 
     def close(self) -> None:
-        """Puts everything into the table and leaves nothing beside it."""
+        """Put everything into the table and remove the folder of pending rows."""
         self.flush()
         with contextlib.suppress(OSError):  # somebody else's file in it
             self._folder.rmdir()
@@ -101,9 +95,3 @@ class Journal:
 def _read(path: Path) -> pa.Table:
     with pa.OSFile(str(path)) as file:  # not by memory map: the file is removed before the rows are
         return pa.ipc.open_file(file).read_all()
-
-
-def _last_of_each(rows: pa.Table) -> pa.Table:
-    """Without older rows of the same picture."""
-    last = {id: row for row, id in enumerate(rows["id"].to_pylist())}  # noqa: A001
-    return rows if len(last) == len(rows) else rows.take(sorted(last.values()))

@@ -1,7 +1,7 @@
-"""Embeds pictures with Ray Data, on this machine or on a cluster, for an index.
+"""Embeds images with Ray Data, on this machine or on a cluster.
 
-Tasks are read wherever there is room, and what they read streams through actors that hold a model each, to this
-process, which alone writes the tables. Every machine must see the model folder and the inputs at the same places.
+Tasks are read wherever there is room, and their images stream through actors that hold a model each, to this process,
+which alone writes the tables. Every machine must see the model folder and the inputs at the same places.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ import ray
 import torch
 from jaxtyping import Float32
 from numpy import ndarray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext
 
 from vlmo.data.stream.records import Bad
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.pictures import Looks, Picture, PictureEncoder, as_table
-from vlmo.retrieval.reading import Reader
-from vlmo.retrieval.tasks import Group, Sink, Task, read_groups
+from vlmo.retrieval.engine import Encoded, Finished, Group, Lookup, RecordEncoder, Rows, Task, read_groups
+from vlmo.retrieval.sources import Reader, Record
 
 _READ, _EMBEDDED, _AGAIN, _REFUSED = "read", "embedded", "again", "refused"
 _UNCHANGED, _BAD, _END = "unchanged", "bad", "end"
-"""What a row is: a picture to embed; one that was; one whose bytes the index has a vector of; one that cannot be
-decoded. Or else an id, what could not be read, and, once a task, its `_End`."""
+"""Kind of a row: an image to embed; an embedded one; one whose bytes the index has a vector of; one that cannot be
+decoded. Or else an id, something that cannot be read, and, once a task, its `_End`."""
 
 _SCHEMA = pa.schema([("mark", pa.string()), ("task", pa.int64()), ("size", pa.int64()), ("content", pa.large_binary())])
 _SHARE = 0.5
@@ -38,18 +37,18 @@ _SHARE = 0.5
 
 
 class _Made(NamedTuple):
-    """A picture with what a model has made of it; of one that the index knows, captions only."""
+    """An image with its results; of one that the index knows, caption vectors only."""
 
-    picture: Picture
-    looks: Looks | None
+    record: Record
+    encoded: Encoded | None
     captions: Float32[ndarray, "caption dim"]
 
 
 class _End(NamedTuple):
-    """How many rows of a task are written, and whether it could be read to its end."""
+    """Number of images of a task that are to be written, and true if it could be read to its end."""
 
-    pictures: int
-    whole: bool
+    records: int
+    complete: bool
 
 
 class RayEngine:
@@ -60,7 +59,7 @@ class RayEngine:
     Args:
         encoder: The model, whose folder the actors read.
         workers: Number of actors.
-        batch: Pictures that go through a model at a time.
+        batch: Images that go through a model at a time.
         thumbnail: Longest side of thumbnails, in pixels.
 
     Raises:
@@ -70,43 +69,39 @@ class RayEngine:
     def __init__(self, encoder: Encoder, *, workers: int, batch: int, thumbnail: int) -> None:
         if workers < 1:
             raise ValueError(f"workers is {workers}; give a number from 1 up")
-        self._dim, self._workers, self._batch = encoder.dim, workers, batch
+        self._workers, self._batch = workers, batch
         self._settings = {
             "folder": str(encoder.folder.absolute()),
             "device": encoder.device.type,
             "thumbnail": thumbnail,
         }
 
-    def run(self, tasks: Iterable[Task], *, reader: Reader, sink: Sink) -> None:
-        """Works on all tasks. Pictures with the same bytes are embedded once a batch, or not if their row is there."""
+    def run(self, tasks: Iterable[Task], *, reader: Reader, lookup: Lookup) -> Iterator[Group | Rows | Finished]:
+        """See `Engine.run`. Images with the same bytes are embedded once a batch, or not if their row exists."""
         given = list(tasks)
         if not given:
             return
-        with _cluster(self._workers):
-            progress = _Progress(given, sink=sink, dim=self._dim)
-            for rows in self._results(given, reader).iter_batches(batch_size=None, batch_format="pyarrow"):
-                progress.take(rows)
-
-    def _results(self, tasks: list[Task], reader: Reader) -> Dataset:
-        items = [{"task": number, "content": pickle.dumps(task)} for number, task in enumerate(tasks)]
+        items = [{"task": number, "content": pickle.dumps(task)} for number, task in enumerate(given)]
         function: Any = _read  # Ray's annotation knows no functions with more arguments
-        read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            function, batch_size=1, batch_format="pyarrow", fn_kwargs={"reader": reader}, num_cpus=_SHARE
-        )
-        return read.map_batches(
-            _Embedder,
-            batch_size=self._batch,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=self._workers),
-            fn_constructor_kwargs=self._settings,
-            num_cpus=_SHARE,
-            num_gpus=1 if self._settings["device"] == "cuda" else None,
-        )
+        with _cluster(self._workers):
+            read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                function, batch_size=1, batch_format="pyarrow", fn_kwargs={"reader": reader}, num_cpus=_SHARE
+            )
+            results = read.map_batches(
+                _Embedder,
+                batch_size=self._batch,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=self._workers),
+                fn_constructor_kwargs=self._settings,
+                num_cpus=_SHARE,
+                num_gpus=1 if self._settings["device"] == "cuda" else None,
+            )
+            yield from _steps(results.iter_batches(batch_size=None, batch_format="pyarrow"), given, lookup=lookup)
 
 
 @contextmanager
 def _cluster(workers: int) -> Iterator[None]:
-    """Ray, begun here if need be, and then ended here."""
+    """Start Ray if need be, and then stop it at the end."""
     ours = not ray.is_initialized()
     if ours:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -124,48 +119,48 @@ def _cluster(workers: int) -> Iterator[None]:
 
 
 def _read(rows: pa.Table, *, reader: Reader) -> Iterator[pa.Table]:
-    """The rows of a task, a table for each group of pictures."""
+    """The rows of a task, a table for each group of images."""
     number, task = rows["task"][0].as_py(), pickle.loads(rows["content"][0].as_py())
     hashes = {known.hash for known in task.known.values()}
-    count, whole = 0, True
+    count, complete = 0, True
     for group in read_groups(task, reader):
-        pictures = [(_AGAIN if each.hash in hashes else _READ, len(each.data), each) for each in group.pictures]
-        rest = [(_UNCHANGED, 0, each) for each in group.unchanged] + [(_BAD, 0, each) for each in group.bad]
-        count += len(pictures)
-        whole = whole and not any(bad.kind == "shard" for bad in group.bad)
-        yield _table([(mark, number, size, content) for mark, size, content in [*pictures, *rest]])
-    yield _table([(_END, number, 0, _End(count, whole))])
+        records = [(_AGAIN if each.hash in hashes else _READ, number, len(each.data), each) for each in group.records]
+        rest = [(_UNCHANGED, number, 0, each) for each in group.unchanged] + [
+            (_BAD, number, 0, each) for each in group.bad
+        ]
+        count += len(records)
+        complete = complete and not any(bad.kind == "shard" for bad in group.bad)
+        yield _table([*records, *rest])
+    yield _table([(_END, number, 0, _End(count, complete))])
 
 
 class _Embedder:
-    """An actor's model, for the pictures among the rows; other rows pass."""
+    """An actor's model, for the images among the rows; other rows pass."""
 
     def __init__(self, *, folder: str, device: str, thumbnail: int) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-        self._encoder = PictureEncoder(Encoder(folder, device=device), thumbnail=thumbnail)
+        self._encoder = RecordEncoder(Encoder(folder, device=device), thumbnail=thumbnail)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The same rows, pictures made ready for the table."""
+        """The same rows, images made ready for the table."""
         given = [(row["mark"], row["task"], row["size"], pickle.loads(row["content"])) for row in rows.to_pylist()]
-        fresh = {content.hash: content for mark, _, _, content in given if mark == _READ}
-        pictures = [content for mark, _, _, content in given if mark in {_READ, _AGAIN}]
-        looks = self._encoder.finish(list(fresh.values()), self._encoder.start(list(fresh.values())))
-        made = dict(zip(fresh, looks, strict=True))
-        captions = iter(self._encoder.captions(pictures))
-        return _table([self._row(row, made, captions) for row in given])
-
-    def _row(
-        self, row: tuple[str, int, int, Any], made: dict[str, Looks | Bad], captions: Iterator[Any]
-    ) -> tuple[str, int, int, Any]:
-        mark, task, size, content = row
-        if mark == _AGAIN:
-            return mark, task, size, _Made(content, None, next(captions))
-        if mark != _READ:
-            return row
-        looks, vectors = made[content.hash], next(captions)
-        if isinstance(looks, Bad):
-            return _REFUSED, task, size, content.bad(looks.reason)
-        return _EMBEDDED, task, size, _Made(content, looks, vectors)
+        fresh = {content.hash: content for mark, *_, content in given if mark == _READ}
+        results = self._encoder.finish(list(fresh.values()), [self._encoder.start(each) for each in fresh.values()])
+        made = dict(zip(fresh, results, strict=True))
+        captions = iter(self._encoder.captions([each for mark, *_, each in given if mark in {_READ, _AGAIN}]))
+        finished = []
+        for mark, task, size, content in given:
+            if mark == _AGAIN:
+                finished.append((mark, task, size, _Made(content, None, next(captions))))
+            elif mark == _READ:
+                result, vectors = made[content.hash], next(captions)
+                if isinstance(result, Bad):
+                    finished.append((_REFUSED, task, size, content.bad(result.reason)))
+                else:
+                    finished.append((_EMBEDDED, task, size, _Made(content, result, vectors)))
+            else:
+                finished.append((mark, task, size, content))
+        return _table(finished)
 
 
 def _table(rows: list[tuple[str, int, int, Any]]) -> pa.Table:
@@ -174,43 +169,34 @@ def _table(rows: list[tuple[str, int, int, Any]]) -> pa.Table:
     return pa.table(dict(zip(_SCHEMA.names, columns, strict=True)), schema=_SCHEMA)
 
 
-class _Progress:
-    """Hands what comes back to the sink, and knows when all rows of a task have come, in whatever order."""
-
-    def __init__(self, tasks: list[Task], *, sink: Sink, dim: int) -> None:
-        self._tasks, self._sink, self._dim = tasks, sink, dim
-        self._come: Counter[int] = Counter()
-        self._ends: dict[int, _End] = {}
-
-    def take(self, rows: pa.Table) -> None:
-        """Some rows."""
-        group, made = Group([], [], [], 0), []
-        for row in rows.to_pylist():
+def _steps(tables: Iterable[pa.Table], tasks: list[Task], *, lookup: Lookup) -> Iterator[Group | Rows | Finished]:
+    """Turn Ray's rows, in whatever order they come, into the steps of an engine."""
+    arrived: Counter[int] = Counter()
+    ends: dict[int, _End] = {}
+    for table in tables:
+        unchanged, bad, made, size = [], [], [], 0
+        for row in table.to_pylist():
             mark, content = row["mark"], pickle.loads(row["content"])
-            group = group._replace(size=group.size + row["size"])
+            size += row["size"]
             if mark in {_EMBEDDED, _AGAIN}:
                 made.append(content)
             elif mark == _UNCHANGED:
-                group.unchanged.append(content)
+                unchanged.append(content)
             elif mark in {_BAD, _REFUSED}:
-                group.bad.append(content)
+                bad.append(content)
             else:
-                self._ends[row["task"]] = content
-            self._come[row["task"]] += mark in {_EMBEDDED, _AGAIN, _REFUSED}
-        self._sink.take(group)
-        self._write(made)
-        for number in [number for number, end in self._ends.items() if self._come[number] >= end.pictures]:
-            self._sink.finish(self._tasks[number], whole=self._ends.pop(number).whole)
-
-    def _write(self, made: list[_Made]) -> None:
-        if not made:
-            return
-        there = self._sink.looks([each.picture.hash for each in made if each.looks is None])
-        looks = [there[each.picture.hash] if each.looks is None else each.looks for each in made]
-        pictures = [each.picture for each in made]
-        self._sink.write(
-            as_table(pictures, looks, [each.captions for each in made], dim=self._dim),
-            looks=looks,
-            encoded=sum(each.looks is not None for each in made),
-            fresh=not any(picture.replaces for picture in pictures),
-        )
+                ends[row["task"]] = content
+            arrived[row["task"]] += mark in {_EMBEDDED, _AGAIN, _REFUSED}
+        yield Group([], unchanged, bad, size)
+        if made:
+            known = lookup([each.record.hash for each in made if each.encoded is None])
+            yield Rows(
+                [each.record for each in made],
+                [known[each.record.hash] if each.encoded is None else each.encoded for each in made],
+                [each.captions for each in made],
+                sum(each.encoded is not None for each in made),
+            )
+        for number in [number for number, end in ends.items() if arrived[number] >= end.records]:
+            complete, shard = ends.pop(number).complete, tasks[number].shard
+            if shard is not None:
+                yield Finished(shard, complete)

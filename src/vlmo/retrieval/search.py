@@ -1,39 +1,177 @@
-"""Search by words or by picture: a shortlist by vectors, then the fusion encoder's judgement on it."""
+"""Search by words or by image: a shortlist by vectors, reranked by the fusion encoder."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float32
 from PIL import Image
+from torch import Tensor
 
 from vlmo.data.decoding import decode_image
-from vlmo.drawing.pictures import heat_map
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.hits import Hit, SearchResult
-from vlmo.retrieval.index import MAX_TOP, Index
+from vlmo.retrieval.index import MAX_TOP, Hit, Index
 
-JUDGED_AT_ONCE = 8
+SEARCH_RERANK = 32
+"""Candidates that `vlmo search` and the web page rerank."""
+RERANK_BATCH = 8
 """Pairs that go through the fusion encoder between two looks at the clock."""
 _HEAT_PIXELS = 288
 
-Pairs = Callable[[Sequence[Hit]], tuple[list[Image.Image], list[str]]]
-"""The pictures and texts of which candidates are judged."""
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Result of one search, best first.
+
+    Attributes:
+        hits: Images; of a search for captions, a hit for each caption.
+        num_reranked: Number of candidates that the fusion encoder scored.
+        num_late: Number of candidates that it did not score, because the time was up.
+        unreadable: Candidates that it did not score, because their images are gone or damaged.
+        seconds: Durations of "encode", "index" and "rerank".
+    """
+
+    hits: list[Hit]
+    num_reranked: int = 0
+    num_late: int = 0
+    unreadable: tuple[Hit, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """False if the time ran out before all candidates were reranked."""
+        return not self.num_late
+
+    @property
+    def note(self) -> str | None:
+        """Remarks on the result, in words; None if there are none."""
+        return self.noted(lambda hit: hit.place)
+
+    def noted(self, named: Callable[[Hit], str]) -> str | None:
+        """`note` with other names of images than their places, which are not for everybody."""
+        notes = []
+        if self.num_late:
+            total = self.num_late + self.num_reranked + len(self.unreadable)
+            notes.append(
+                f"the time was up after {self.num_reranked} of {total} candidates had been reranked; the others follow "
+                "in the order of their vectors"
+            )
+        if self.unreadable:
+            first = named(self.unreadable[0])
+            notes.append(f"{len(self.unreadable)} images could not be read and were not reranked, such as {first}")
+        return "; ".join(notes) or None
+
+
+class Speed:
+    """Seconds a pair of the last calls of the fusion encoder, to tell how many can still be scored in time."""
+
+    _REMEMBERED = 16
+
+    def __init__(self) -> None:
+        self._lately: list[float] = []
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float) -> None:
+        """Remember the seconds that a pair took."""
+        with self._lock:
+            self._lately = [*self._lately[1 - self._REMEMBERED :], seconds]
+
+    def number_until(self, deadline: float) -> int:
+        """Return how many pairs end before the deadline, up to a batch, if they are as slow as the slowest lately.
+
+        One if no pair has been timed. Where it is none, the slowest is forgotten, but for the last: a busy moment shall
+        not end reranking for good.
+        """
+        left = deadline - time.perf_counter()
+        if left <= 0:
+            return 0
+        with self._lock:
+            if not self._lately:
+                return 1
+            slowest = max(self._lately)
+            if slowest > left and len(self._lately) > 1:
+                self._lately.remove(slowest)
+        return RERANK_BATCH if slowest * RERANK_BATCH <= left else int(left / slowest)
+
+
+class Reranking:
+    """Order of a shortlist while its candidates are scored, a few at a time, from the best down.
+
+    The caller scores the candidates of `next_batch` and hands their scores to `add` until there are none left, or the
+    time is up.
+
+    Args:
+        shortlist: Hits in the order of their similarity.
+        rerank: Number of candidates that are scored.
+        weight: Share of the match score in the order.
+        scale: Inverse temperature of the similarity.
+        deadline: Time by `time.perf_counter` at which scoring must have ended; None: no limit.
+        speed: Remembers how long a pair takes.
+    """
+
+    def __init__(
+        self,
+        shortlist: Sequence[Hit],
+        *,
+        rerank: int,
+        weight: float,
+        scale: float,
+        deadline: float | None,
+        speed: Speed,
+    ) -> None:
+        self._left, self._rest = list(shortlist[:rerank]), list(shortlist[rerank:])
+        self._weight, self._scale, self._speed = weight, scale, speed
+        self.deadline = deadline
+        self._batch: list[Hit] = []
+        self._started = self._began = time.perf_counter()
+        self._scored: list[Hit] = []
+        self._unreadable: list[Hit] = []
+        self._used = rerank > 0
+
+    def next_batch(self) -> list[Hit]:
+        """Candidates to score now; none if all are scored or no more can be scored in time."""
+        count = RERANK_BATCH if self.deadline is None else self._speed.number_until(self.deadline)
+        self._batch, self._started = self._left[:count], time.perf_counter()
+        return self._batch
+
+    def add(self, log_odds: Sequence[float | None]) -> None:
+        """Take the match scores of the batch; None where an image cannot be read."""
+        self._speed.add((time.perf_counter() - self._started) / len(self._batch))
+        for hit, match in zip(self._batch, log_odds, strict=True):
+            if match is None:
+                self._unreadable.append(hit)
+            else:
+                score = (1 - self._weight) * self._scale * hit.similarity + self._weight * match
+                self._scored.append(replace(hit, score=score, match=match))
+        self._left, self._batch = self._left[len(self._batch) :], []
+
+    def result(self, *, top: int, seconds: Mapping[str, float]) -> SearchResult:
+        """Scored hits by their scores (equal ones in the order of the vectors), then all others by the vectors."""
+        now = time.perf_counter()
+        if self._batch:  # given up
+            self._speed.add((now - self._started) / len(self._batch))
+        scored = sorted(self._scored, key=lambda hit: -hit.score)
+        others = sorted([*self._unreadable, *self._left, *self._rest], key=lambda hit: -hit.similarity)
+        return SearchResult(
+            hits=[*scored, *others][:top],
+            num_reranked=len(scored),
+            num_late=len(self._left),
+            unreadable=tuple(self._unreadable),
+            seconds={**seconds, "rerank": now - self._began} if self._used else seconds,
+        )
 
 
 class Searcher:
     """A model and an index of its vectors. Threads may share one.
 
     Args:
-        model: Model folder, or what `Encoder` made of one.
+        model: Model folder, or an `Encoder` of one.
         index: Index folder, or an open one.
-        device: Where the model runs, if a folder is given; None takes a GPU if there is one.
+        device: Device of the model, if a folder is given; None takes a GPU if there is one.
 
     Raises:
         ValueError: One of them cannot be opened, or the index was made with another model.
@@ -48,7 +186,7 @@ class Searcher:
                 f"{self.index.fingerprint[:8]}) than {self.encoder.folder} ({self.encoder.fingerprint[:8]}): their "
                 "vectors cannot be compared. Use that model, or build an index with this one"
             )
-        self._speed = _Speed()
+        self._speed = Speed()
 
     encoder: Encoder
     index: Index
@@ -63,21 +201,21 @@ class Searcher:
         where: str | None = None,
         budget: float | None = None,
     ) -> SearchResult:
-        """Pictures for a text, or like a picture.
+        """Search images by a text or by an image.
 
-        The fusion encoder judges the `rerank` best candidates of a text, and only these change places:
+        The fusion encoder scores the `rerank` best candidates of a text, and only these change places:
 
             score = (1 - weight) * similarity / temperature + weight * log-odds of a match
 
-        It judges from the best candidate down, a few at a time, and stops before the budget would be overrun. Those it
-        has judged stand first, in the order of their scores; the others follow as the vectors put them. So a search
-        that ran out of time gives what a smaller `rerank` would have given.
+        It scores from the best candidate down, a few at a time, and stops before the budget would be overrun. Those it
+        has scored stand first, in the order of their scores; the others follow in the order of the vectors. So a search
+        that ran out of time gives the result of a smaller `rerank`.
 
         Args:
-            query: A text, a picture, or the path of a picture's file.
-            top: How many pictures, at most.
-            rerank: How many candidates the fusion encoder judges; 0: none. For texts only.
-            weight: Share of its judgement, 0 to 1; None: what the model's configuration says.
+            query: A text, an image, or the path of an image file.
+            top: Number of images, at most.
+            rerank: Number of candidates that the fusion encoder scores; 0: none. For texts only.
+            weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
             budget: Seconds for the whole search; None: no limit. Vectors are always compared.
 
@@ -85,72 +223,57 @@ class Searcher:
             ValueError: An argument is wrong; the message says what is right.
         """
         start = time.perf_counter()
-        text = _text(query) if isinstance(query, str) else None
-        weight = self._checked(text, top=top, rerank=rerank, weight=weight, budget=budget)
-        vector = self._encoded(query)
+        text = query if isinstance(query, str) else None
+        weight = self.check(text, top=top, rerank=rerank, weight=weight, budget=budget)
+        if isinstance(query, str):
+            vector = self.encoder.embed_texts([query])[0]
+        else:
+            vector = self.encoder.embed_images([_opened(query)])[0]
         encoded = time.perf_counter()
+        shortlist = self.index.nearest(vector, top=max(top, rerank), where=where)
+        seconds = {"encode": encoded - start, "index": time.perf_counter() - encoded}
         deadline = None if budget is None else start + budget
-        found = self._find(vector, text, top=top, rerank=rerank, weight=weight, where=where, deadline=deadline)
-        return replace(found, seconds={"encode": encoded - start, **found.seconds})
-
-    def search_vector(
-        self,
-        vector: Float32[np.ndarray, " dim"],
-        *,
-        text: str | None = None,
-        top: int = 10,
-        rerank: int = 0,
-        weight: float | None = None,
-        where: str | None = None,
-        budget: float | None = None,
-    ) -> SearchResult:
-        """`search` with a vector that the encoder gave before.
-
-        Args:
-            text: The text of the vector, which the fusion encoder reads; None with `rerank` 0.
-            budget: Seconds from now.
-        """
-        deadline = None if budget is None else time.perf_counter() + budget
-        weight = self._checked(text, top=top, rerank=rerank, weight=weight, budget=budget)
-        found = self._find(vector, text, top=top, rerank=rerank, weight=weight, where=where, deadline=deadline)
-        return replace(found, seconds={"encode": 0.0, **found.seconds})
+        ranking = self.reranking(shortlist, rerank=rerank, weight=weight, deadline=deadline)
+        while batch := ranking.next_batch():
+            loaders = self.index.loaders([hit.id for hit in batch])
+            pixels = list(self.encoder.pool.map(self.load_pixels, loaders))
+            readable = [each for each in pixels if each is not None]
+            odds = iter(self.encoder.match_pixels(readable, [text or ""] * len(readable)).tolist())
+            ranking.add([None if each is None else next(odds) for each in pixels])
+        return ranking.result(top=top, seconds=seconds)
 
     def captions(
         self,
-        picture: Path | Image.Image,
+        image: Path | Image.Image,
         *,
         top: int = 10,
         rerank: int = 0,
         weight: float | None = None,
         budget: float | None = None,
     ) -> SearchResult:
-        """Captions of the index that describe a picture; each hit has one, and is the picture that it was written for.
+        """Search captions that describe an image; each hit has one, and is the image that it was written for.
 
         Arguments as for `search`.
         """
         start = time.perf_counter()
-        weight = self._checked("", top=top, rerank=rerank, weight=weight, budget=budget)
-        opened = _opened(picture)
-        vector = self.encoder.embed_images([opened])[0]
+        weight = self.check("captions", top=top, rerank=rerank, weight=weight, budget=budget)
+        pixels = self.encoder.pixels(_opened(image))
+        vector = self.encoder.embed_pixels([pixels])[0]
         encoded = time.perf_counter()
         shortlist = self.index.nearest_captions(vector, top=max(top, rerank))
-        found = time.perf_counter()
-        seconds = {"encode": encoded - start, "index": found - encoded}
-        if not rerank:
-            return SearchResult(shortlist[:top], seconds=seconds)
-
-        def pairs(hits: Sequence[Hit]) -> tuple[list[Image.Image], list[str]]:
-            return [opened] * len(hits), [hit.captions[0] for hit in hits]
-
+        seconds = {"encode": encoded - start, "index": time.perf_counter() - encoded}
         deadline = None if budget is None else start + budget
-        judged = self._judge(shortlist, pairs, rerank=rerank, weight=weight, deadline=deadline)
-        return judged.result(top=top, seconds={**seconds, "rerank": time.perf_counter() - found})
+        ranking = self.reranking(shortlist, rerank=rerank, weight=weight, deadline=deadline)
+        while batch := ranking.next_batch():
+            texts = [hit.captions[0] for hit in batch]
+            ranking.add(self.encoder.match_pixels([pixels] * len(batch), texts).tolist())
+        return ranking.result(top=top, seconds=seconds)
 
     def similar(self, id: str, *, top: int = 10, where: str | None = None) -> SearchResult:  # noqa: A002
-        """Pictures like one of the index, without itself.
+        """Search images like one of the index, without itself.
 
         Raises:
-            ValueError: There is no such picture, or an argument is wrong.
+            ValueError: There is no such image, or an argument is wrong.
         """
         start = time.perf_counter()
         if not 1 <= top < MAX_TOP:
@@ -160,180 +283,69 @@ class Searcher:
         return SearchResult(hits, seconds={"encode": 0.0, "index": time.perf_counter() - start})
 
     def explain(self, query: str, id: str) -> list[tuple[str, Image.Image]]:  # noqa: A002
-        """For each word of a text, the picture with a heat where the fusion encoder looks from that word.
+        """For each word of a text, the image with a heat map of the fusion encoder's attention from that word.
 
         Raises:
-            ValueError: There is no such picture, or no word in the text.
+            ValueError: There is no such image, or no word in the text.
         """
-        picture = self.index.picture(id)
-        words, maps = self.encoder.attention(picture, _text(query))
-        heats = [heat_map(picture, torch.from_numpy(weights), size=_HEAT_PIXELS) for weights in maps]
+        from vlmo.drawing.pictures import heat_map
+
+        image = self.index.image(id)
+        words, maps = self.encoder.attention(image, _filled(query))
+        heats = [heat_map(image, torch.from_numpy(weights), size=_HEAT_PIXELS) for weights in maps]
         return list(zip(words, heats, strict=True))
 
     def warm_up(self) -> None:
-        """Learns how long the fusion encoder takes for a pair, so that the first search keeps its budget too."""
+        """Measure how long the fusion encoder takes for a pair, so that the first search keeps its budget too."""
         if self.encoder.can_match:
             blank = Image.new("RGB", (256, 256), "white")
-            for count in (1, JUDGED_AT_ONCE):  # the first call of a model takes longer than those that follow
+            for count in (1, RERANK_BATCH):  # the first call of a model takes longer than those that follow
                 start = time.perf_counter()
-                self.encoder.match([blank] * count, ["a picture"] * count)
-            self._speed.tell((time.perf_counter() - start) / JUDGED_AT_ONCE)
+                self.encoder.match([blank] * count, ["an image"] * count)
+            self._speed.add((time.perf_counter() - start) / RERANK_BATCH)
 
-    # ------------------------------------------------------------------------------------------------------- the parts
+    # ----------------------------------------------------------------------- parts, for callers that share the model
 
-    def _encoded(self, query: str | Path | Image.Image) -> Float32[np.ndarray, " dim"]:
-        if isinstance(query, str):
-            return self.encoder.embed_texts([query])[0]
-        return self.encoder.embed_images([_opened(query)])[0]
-
-    def _find(
-        self,
-        vector: Float32[np.ndarray, " dim"],
-        text: str | None,
-        *,
-        top: int,
-        rerank: int,
-        weight: float,
-        where: str | None,
-        deadline: float | None,
-    ) -> SearchResult:
-        start = time.perf_counter()
-        shortlist = self.index.nearest(vector, top=max(top, rerank), where=where)
-        found = time.perf_counter()
-        seconds = {"index": found - start}
-        if not rerank:
-            return SearchResult(shortlist[:top], seconds=seconds)
-
-        def pairs(hits: Sequence[Hit]) -> tuple[list[Image.Image], list[str]]:
-            return self.index.pictures([hit.id for hit in hits]), [text or ""] * len(hits)
-
-        judged = self._judge(shortlist, pairs, rerank=rerank, weight=weight, deadline=deadline)
-        return judged.result(top=top, seconds={**seconds, "rerank": time.perf_counter() - found})
-
-    def _checked(self, text: str | None, *, top: int, rerank: int, weight: float | None, budget: float | None) -> float:
-        """The weight, when all is well.
+    def check(self, text: str | None, *, top: int, rerank: int, weight: float | None, budget: float | None) -> float:
+        """Validate the arguments of a search; return the weight.
 
         Raises:
-            ValueError: It is not.
+            ValueError: One of them is wrong.
         """
+        if text is not None:
+            _filled(text)
         if not 1 <= top <= MAX_TOP or not 0 <= rerank <= MAX_TOP:
             raise ValueError(f"top is {top} and rerank {rerank}; give a top from 1 and a rerank from 0, to {MAX_TOP}")
         if weight is not None and not 0 <= weight <= 1:
-            raise ValueError(f"weight is {weight}; give the share of the fusion encoder's judgement, from 0 to 1")
+            raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
         if budget is not None and not budget > 0:
             raise ValueError(f"budget is {budget}; give a number of seconds above 0, or none for no limit")
         if rerank and text is None:
-            raise ValueError("the query is a picture, and the fusion encoder judges texts; leave rerank at 0")
+            raise ValueError("the query is an image, and the fusion encoder scores texts; leave rerank at 0")
         if rerank and not self.encoder.can_match:
             raise ValueError(f"{self.encoder.folder}: this model has no matching head; leave rerank at 0")
         return self.encoder.rerank_weight if weight is None else weight
 
-    def _judge(
-        self, shortlist: list[Hit], pairs: Pairs, *, rerank: int, weight: float, deadline: float | None
-    ) -> _Judged:
-        """Judges the best `rerank` of a shortlist while there is time."""
-        candidates, rest = shortlist[:rerank], shortlist[rerank:]
+    def reranking(self, shortlist: Sequence[Hit], *, rerank: int, weight: float, deadline: float | None) -> Reranking:
+        """Begin to rerank a shortlist."""
         scale = self.encoder.inverse_temperature
-        done = _Judged()
-        while candidates:
-            # Nobody knows how long a pair takes before the first one has been judged.
-            count = JUDGED_AT_ONCE if deadline is None or self._speed.known else 1
-            if deadline is not None:
-                count = min(count, self._speed.number_until(deadline))
-            if count < 1:
-                break
-            part = candidates[:count]
-            start = time.perf_counter()
-            readable, missing = self._readable(part, pairs)
-            try:
-                odds = self.encoder.match([pair[1] for pair in readable], [pair[2] for pair in readable])
-            except TimeoutError:  # of an encoder that knows when the time is up, and waits no longer
-                break
-            finally:
-                self._speed.tell((time.perf_counter() - start) / len(part))
-            for (hit, _, _), match in zip(readable, odds.tolist(), strict=True):
-                score = (1 - weight) * scale * hit.similarity + weight * match
-                done.judged.append(replace(hit, score=score, match=match))
-            done.lost += missing
-            candidates = candidates[count:]
-        done.unjudged = [*candidates, *rest]
-        done.num_late = len(candidates)
-        return done
+        return Reranking(shortlist, rerank=rerank, weight=weight, scale=scale, deadline=deadline, speed=self._speed)
 
-    def _readable(self, hits: Sequence[Hit], pairs: Pairs) -> tuple[list[tuple[Hit, Image.Image, str]], list[Hit]]:
-        """Candidates with what is judged of them, and those whose picture is gone."""
+    def load_pixels(self, load: Callable[[], Image.Image]) -> Tensor | None:
+        """Image of a loader of the index, as the model takes it; None if it cannot be read."""
         try:
-            return list(zip(hits, *pairs(hits), strict=True)), []
+            return self.encoder.pixels(load())
         except ValueError:
-            if len(hits) == 1:
-                return [], list(hits)
-        parts = [self._readable([hit], pairs) for hit in hits]
-        return [pair for readable, _ in parts for pair in readable], [hit for _, lost in parts for hit in lost]
+            return None
 
 
-@dataclass
-class _Judged:
-    """How far the fusion encoder came."""
-
-    judged: list[Hit] = field(default_factory=list)
-    lost: list[Hit] = field(default_factory=list)
-    unjudged: list[Hit] = field(default_factory=list)
-    num_late: int = 0
-
-    def result(self, *, top: int, seconds: dict[str, float]) -> SearchResult:
-        """Judged ones by their scores (equal ones as the vectors put them), then all others by the vectors."""
-        judged = sorted(self.judged, key=lambda hit: -hit.score)
-        others = sorted([*self.lost, *self.unjudged], key=lambda hit: -hit.similarity)
-        return SearchResult(
-            hits=[*judged, *others][:top],
-            num_reranked=len(self.judged),
-            num_late=self.num_late,
-            unreadable=tuple(self.lost),
-            seconds=seconds,
-        )
-
-
-class _Speed:
-    """Seconds that a pair took lately, the slowest of them, to tell what can still be done in time."""
-
-    _REMEMBERED = 16
-
-    def __init__(self) -> None:
-        self._lately: list[float] = []
-        self._lock = threading.Lock()
-
-    @property
-    def known(self) -> bool:
-        """Whether a pair has been timed."""
-        return bool(self._lately)
-
-    def tell(self, seconds: float) -> None:
-        """How long a pair took."""
-        with self._lock:
-            self._lately = [*self._lately[1 - self._REMEMBERED :], seconds]
-
-    def number_until(self, deadline: float) -> int:
-        """How many pairs end before the deadline, if they are as slow as the slowest lately.
-
-        Where that is none, the slowest is forgotten, but for the last: a busy moment shall not end judging for good.
-        """
-        left = deadline - time.perf_counter()
-        if left <= 0:
-            return 0
-        with self._lock:
-            slowest = max(self._lately, default=0.0)
-            if slowest > left and len(self._lately) > 1:
-                self._lately.remove(slowest)
-        return JUDGED_AT_ONCE if slowest * JUDGED_AT_ONCE <= left else int(left / slowest)
-
-
-def _text(query: str) -> str:
+def _filled(query: str) -> str:
     if not query.strip():
         raise ValueError("the query is empty; give some words")
     return query
 
 
-def _opened(picture: str | Path | Image.Image) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    return decode_image({"bytes": None, "path": str(Path(picture).expanduser())})
+def _opened(image: str | Path | Image.Image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    return decode_image({"bytes": None, "path": str(Path(image).expanduser())})

@@ -1,4 +1,4 @@
-"""The tables of an index: what is in them, and how rows get in and out."""
+"""LanceDB tables of an index: their columns, and how rows get in and out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ import pyarrow as pa
 from lancedb.index import BTree
 from lancedb.table import Table
 
-from vlmo.retrieval.columns import WIDER, Kind, arrow_type, converted, kind_of_type, merged_kind
-
-PICTURES, CAPTIONS = "pictures", "captions"
+IMAGES, CAPTIONS = "pictures", "captions"
+"""Names of the tables on the disk."""
 DISTANCE = "cosine"
 """LanceDB's word for 1 - cosine."""
+WIDER = "__wider"
+"""Suffix of a column's name while its type is changed."""
 
 _OWN = {
     "id": pa.string(),
@@ -39,22 +41,64 @@ _OWN = {
 RESERVED = frozenset((*_OWN, "vector", "metadata", "caption_vectors"))
 """Names that no column of metadata has."""
 
-_READ_EVERY = timedelta(seconds=2)  # how soon a reader sees what a writer has done
-_OLD = timedelta(seconds=10)  # what no reader looks at any more
-_ANY_AGE = timedelta(milliseconds=1)
+_READ_EVERY = timedelta(seconds=2)  # how soon a reader sees the writes of others
+_OLD, _ANY_AGE = timedelta(seconds=10), timedelta(milliseconds=1)  # versions that no reader uses any more
+
+
+class Kind(Enum):
+    """Type of a column of metadata; the value is its name for people."""
+
+    BOOL = "true or false"
+    INT = "whole number"
+    FLOAT = "number"
+    TEXT = "text"
+
+    def joined(self, other: Kind) -> Kind:
+        """The narrowest kind that holds values of both."""
+        if self is other:
+            return self
+        return Kind.FLOAT if {self, other} == {Kind.INT, Kind.FLOAT} else Kind.TEXT
+
+
+# Kinds with their types in Arrow, SQL and Python.
+_TYPES = {
+    Kind.BOOL: (pa.bool_(), "boolean", bool),
+    Kind.INT: (pa.int64(), "bigint", int),
+    Kind.FLOAT: (pa.float64(), "double", float),
+    Kind.TEXT: (pa.string(), "string", str),
+}
+
+
+def merged_kind(values: Iterable[Any]) -> Kind | None:
+    """The narrowest kind that holds all values; None if all are missing."""
+    found: Kind | None = None
+    for value in values:
+        if value is not None:
+            kind = next(kind for kind, (*_, python) in _TYPES.items() if isinstance(value, python))
+            found = kind if found is None else found.joined(kind)
+    return found
+
+
+def converted(value: Any, kind: Kind) -> Any:
+    """A value as a column of this kind, which must be wide enough, holds it."""
+    if value is None:
+        return None
+    if kind is Kind.TEXT:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    return float(value) if kind is Kind.FLOAT else value
 
 
 class Known(NamedTuple):
-    """What the table says of a picture: enough to tell whether it has changed."""
+    """Stamp and hash of an image in the table: enough to tell if it has changed."""
 
     stamp: str
     hash: str
 
 
 def encoded_schema(dim: int) -> pa.Schema:
-    """Pictures on their way to the table: metadata as JSON, vectors of captions as bytes of float32."""
+    """Schema of rows on their way to the table: metadata as JSON, caption vectors as bytes of float32."""
     more = {"metadata": pa.string(), "vector": _vector(dim), "caption_vectors": pa.large_binary()}
-    return pa.schema([pa.field(name, kind) for name, kind in {**_OWN, **more}.items()])
+    return pa.schema({**_OWN, **more})
 
 
 def _vector(dim: int) -> pa.DataType:
@@ -63,10 +107,10 @@ def _vector(dim: int) -> pa.DataType:
 
 @contextmanager
 def one_line(folder: Path) -> Iterator[None]:
-    """Turns what LanceDB raises inside into one line that names the index.
+    """Turn LanceDB's exceptions into one line that names the index.
 
     Raises:
-        ValueError: Something inside failed.
+        ValueError: The code inside failed.
     """
     try:
         yield
@@ -75,7 +119,7 @@ def one_line(folder: Path) -> Iterator[None]:
 
 
 def plain(error: Exception) -> str:
-    """LanceDB's message in one line, without places in its source."""
+    """LanceDB's message in one line, without file names of its source."""
     text = " ".join(str(error).split()).removeprefix("Invalid input, ")
     return re.sub(r",? ?\S*/src/\S+\.rs:\d+:\d+", "", text)[:300].rstrip(". ")
 
@@ -84,8 +128,8 @@ class Store:
     """The tables in the folder of an index.
 
     Args:
-        folder: Of the index.
-        dim: Numbers in a vector; the tables are made if they are missing. None opens what is there.
+        folder: Folder of the index.
+        dim: Size of a vector; the tables are created if they are missing. None opens existing ones.
 
     Raises:
         ValueError: The tables are missing or cannot be read.
@@ -97,26 +141,19 @@ class Store:
             interval = _READ_EVERY if dim is None else timedelta(0)
             self._connection = lancedb.connect(folder, read_consistency_interval=interval)
             if dim is not None:
-                self._make(dim)
-            self.pictures: Table = self._connection.open_table(PICTURES)
+                self._create(dim)
+            self.images: Table = self._connection.open_table(IMAGES)
             self.captions: Table = self._connection.open_table(CAPTIONS)
-            self.dim: int = self.pictures.schema.field("vector").type.list_size
+            self.dim: int = self.images.schema.field("vector").type.list_size
 
-    def _make(self, dim: int) -> None:
-        own = [pa.field(name, kind) for name, kind in _OWN.items()]
-        pictures = pa.schema([*own, pa.field("vector", _vector(dim))])
-        captions = pa.schema(
-            [
-                pa.field("id", pa.string()),
-                pa.field("picture", pa.string()),
-                pa.field("caption", pa.string()),
-                pa.field("vector", _vector(dim)),
-            ]
-        )
-        there = set(self._connection.list_tables().tables)
-        if PICTURES not in there:  # it comes last: where it is, the other one must be
-            for name, schema in ((CAPTIONS, captions), (PICTURES, pictures)):
-                if name in there:
+    def _create(self, dim: int) -> None:
+        images = pa.schema({**_OWN, "vector": _vector(dim)})
+        texts = {"id": pa.string(), "picture": pa.string(), "caption": pa.string()}
+        captions = pa.schema({**texts, "vector": _vector(dim)})
+        existing = set(self._connection.list_tables().tables)
+        if IMAGES not in existing:  # it is created last: if it exists, the other one must
+            for name, schema in ((CAPTIONS, captions), (IMAGES, images)):
+                if name in existing:
                     self._connection.drop_table(name)
                 self._connection.create_table(name, schema=schema)
         self._finish_widening()
@@ -125,49 +162,49 @@ class Store:
 
     def kinds(self) -> dict[str, Kind]:
         """Columns of metadata."""
-        schema = self.pictures.schema
-        return {field.name: kind_of_type(field.type) for field in schema if field.name not in RESERVED}
+        kinds = {arrow: kind for kind, (arrow, *_) in _TYPES.items()}
+        return {field.name: kinds[field.type] for field in self.images.schema if field.name not in RESERVED}
 
     def known(self, ids: Sequence[str]) -> dict[str, Known]:
-        """Those of these pictures that are in the table."""
+        """Those of these images that are in the table."""
         rows = self.rows("id", ids, columns=["id", "stamp", "hash"])
         return {row["id"]: Known(row["stamp"], row["hash"]) for row in rows}
 
     def rows(self, column: str, values: Sequence[str], *, columns: list[str]) -> list[dict[str, Any]]:
-        """These columns of the rows that have one of the values, in no order."""
+        """Columns of the rows that have one of the values, in no order."""
         if not values:
             return []
         with one_line(self.folder):
-            return self.pictures.search().where(_among(column, values)).select(columns).to_arrow().to_pylist()
+            return self.images.search().where(_among(column, values)).select(columns).to_arrow().to_pylist()
 
     def scan(self, columns: list[str], *, where: str | None = None, batch: int = 8192) -> Iterator[pa.RecordBatch]:
-        """All rows, or those that `where` takes."""
+        """All rows, or those that pass `where`."""
         with one_line(self.folder):
-            query = self.pictures.search().select(columns)
+            query = self.images.search().select(columns)
             yield from (query if where is None else query.where(where)).to_batches(batch)
 
     # ------------------------------------------------------------------------------------------------------- writing
 
     def write(self, encoded: pa.Table, *, fresh: bool) -> None:
-        """Puts pictures and their captions into the tables, in the place of older rows of the same pictures.
+        """Put images and their captions into the tables, in place of older rows of the same images.
 
-        Captions go first, and doing it twice changes nothing: a crash between leaves nothing that is not repaired.
+        Captions go first, and writing twice changes nothing: the next run repairs what a crash leaves.
 
         Args:
-            fresh: No older rows are there, which is faster.
+            encoded: Rows of `encoded_schema`.
+            fresh: True if there are no older rows, which is faster.
         """
         metadata = [json.loads(text) for text in encoded["metadata"].to_pylist()]
         self._write_captions(encoded, fresh=fresh)
         columns = self._metadata_columns(metadata)
-        names = [*_OWN, "vector"]
-        table = encoded.select(names)
+        table = encoded.select([*_OWN, "vector"])
         for name, column in columns.items():
             table = table.append_column(name, column)
         with one_line(self.folder):
             if fresh:
-                self.pictures.add(table)
+                self.images.add(table)
             else:
-                merge = self.pictures.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+                merge = self.images.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 merge.execute(table)
 
     def _write_captions(self, encoded: pa.Table, *, fresh: bool) -> None:
@@ -188,55 +225,51 @@ class Store:
                 self.captions.add(pa.table(rows))
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Takes pictures and their captions out."""
+        """Remove images and their captions."""
         with one_line(self.folder):
             self.captions.delete(_among("picture", ids))
-            self.pictures.delete(_among("id", ids))
+            self.images.delete(_among("id", ids))
 
-    def tidy(self, *, lookups: bool, alone: bool) -> None:
-        """Joins small files, brings the vector indexes up to date and removes what no reader needs any more.
+    def optimize(self, *, lookups: bool, alone: bool) -> None:
+        """Compact files, update the vector indexes and remove versions that no reader uses any more.
 
         Args:
-            lookups: Also index ids and hashes, which is worth it for large tables.
+            lookups: Also index ids and hashes, which pays off for large tables.
             alone: Nobody reads the index yet, so that everything older than the newest version may go.
         """
         with one_line(self.folder):
             if lookups:
-                for table, columns in ((self.pictures, ("id", "hash")), (self.captions, ("picture",))):
-                    there = {column for index in table.list_indices() for column in index.columns}
+                for table, columns in ((self.images, ("id", "hash")), (self.captions, ("picture",))):
+                    indexed = {column for index in table.list_indices() for column in index.columns}
                     for column in columns:
-                        if column not in there:
+                        if column not in indexed:
                             table.create_index(column, config=BTree())
-            for table in (self.pictures, self.captions):
+            for table in (self.images, self.captions):
                 table.optimize(cleanup_older_than=_ANY_AGE if alone else _OLD)
 
     # ------------------------------------------------------------------------------------------- columns of metadata
 
     def _metadata_columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
-        """A column of values for each column of metadata that the table has, or gets now."""
+        """Values of each column of metadata; missing columns are added, too narrow ones widened."""
         names = sorted({name for row in rows for name in row})
-        wanted = {name: merged_kind(row.get(name) for row in rows) for name in names}
+        wanted = {name: kind for name in names if (kind := merged_kind(row.get(name) for row in rows)) is not None}
         with one_line(self.folder):
-            self._fit({name: kind for name, kind in wanted.items() if kind is not None})
+            existing = self.kinds()
+            if new := {name: _TYPES[kind][0] for name, kind in wanted.items() if name not in existing}:
+                self.images.add_columns(pa.schema(new))
+            for name, kind in wanted.items():
+                wider = existing.get(name, kind).joined(kind)
+                if wider is not existing.get(name, wider):
+                    self.images.add_columns({f"{name}{WIDER}": f"cast(`{name}` as {_TYPES[wider][1]})"})
+                    self._finish_widening()
         return {
-            name: pa.array([converted(row.get(name), kind) for row in rows], arrow_type(kind))
+            name: pa.array([converted(row.get(name), kind) for row in rows], _TYPES[kind][0])
             for name, kind in self.kinds().items()
         }
 
-    def _fit(self, wanted: Mapping[str, Kind]) -> None:
-        """Adds columns that are missing, and widens those whose kind is too narrow."""
-        there = self.kinds()
-        if new := [pa.field(name, arrow_type(kind)) for name, kind in wanted.items() if name not in there]:
-            self.pictures.add_columns(pa.schema(new))
-        for name, kind in wanted.items():
-            wider = there.get(name, kind).joined(kind)
-            if wider is not there.get(name, wider):
-                self.pictures.add_columns({f"{name}{WIDER}": f"cast(`{name}` as {wider.sql})"})
-                self._finish_widening()
-
     def _finish_widening(self) -> None:
-        """A column gets another type by way of a new column that takes its name; a crash may come between."""
-        table = self._connection.open_table(PICTURES)
+        """Rename widened columns to the names of those they replace; a crash may have come between."""
+        table = self._connection.open_table(IMAGES)
         for wider in [name for name in table.schema.names if name.endswith(WIDER)]:
             name = wider.removesuffix(WIDER)
             if name in table.schema.names:
@@ -246,6 +279,6 @@ class Store:
 
 
 def _among(column: str, values: Iterable[str]) -> str:
-    """SQL; the values are hexadecimal or hold no quotes."""
+    """SQL condition; the values are hexadecimal or hold no quotes."""
     listed = "', '".join(values)
     return f"{column} in ('{listed}')"

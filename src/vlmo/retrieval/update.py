@@ -1,37 +1,32 @@
-"""Brings the tables of an index in line with what lies in its inputs."""
+"""Brings the tables of an index in line with its inputs."""
 
 from __future__ import annotations
 
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from rich.console import Console
 
 from vlmo.data.stream.records import Bad
 from vlmo.folder import write_file
+from vlmo.progress import Progress
+from vlmo.retrieval.engine import Engine, Finished, Rows, Task
 from vlmo.retrieval.journal import Journal
-from vlmo.retrieval.listing import Listing
-from vlmo.retrieval.pictures import Looks
-from vlmo.retrieval.places import Found
-from vlmo.retrieval.progress import ByteProgress
-from vlmo.retrieval.quarantine import IndexQuarantine
-from vlmo.retrieval.reading import Reader
+from vlmo.retrieval.sources import Found, Reader, image_id
 from vlmo.retrieval.store import Known, Store
-from vlmo.retrieval.tasks import Engine, Group, Task, task_ids
 
-SHARDS_FILE = "shards.jsonl"
+SHARDS_FILE, QUARANTINE_FILE = "shards.jsonl", "quarantine.jsonl"
 _LOOKED_UP = 2048
 _DELETED_AT_ONCE = 1024
 
 
 @dataclass
 class Counts:
-    """What a run did."""
+    """Numbers of images by what a run did with them."""
 
     encoded: int = 0
     reused: int = 0
@@ -45,59 +40,76 @@ class Update:
 
     Args:
         store: The tables.
-        reader: Reads pictures.
-        listing: What lies in the inputs.
-        console: Where the progress goes; None shows nothing.
+        reader: Reads images.
+        size: Bytes of all inputs.
+        progress: Progress in bytes.
     """
 
-    def __init__(self, store: Store, *, reader: Reader, listing: Listing, console: Console | None) -> None:
-        self._store, self._reader, self._listing = store, reader, listing
-        self._bar = ByteProgress(console, total=listing.size)
+    def __init__(self, store: Store, *, reader: Reader, size: int, progress: Progress) -> None:
+        self._store, self._reader, self._progress = store, reader, progress
+        self._size, self._read = size, 0
         self.counts = Counts()
-        self._seen = array("Q")
-        self._done = _read_done(store)
-        self._listed: set[str] = set()
-        self._settled: set[str] = set()
-        self._begun: Counter[str] = Counter()
+        self._seen = array("Q")  # the first 64 bits of the ids that are still there
+        self._done = _read_done(store.folder / SHARDS_FILE)  # stamps of the shards that were read to their ends
+        self._settled: set[str] = set()  # shards that were not read again, or not to their ends: their images stay
 
-    def run(self, engine: Engine) -> Counts:
-        """Embeds and removes; the tables are whole whenever this is interrupted.
+    def run(self, engine: Engine, listing: Iterable[Found]) -> Counts:
+        """Embed new images and remove those that are gone; the tables are valid whenever this is interrupted.
 
         Raises:
             ValueError: The index is damaged.
         """
-        self._journal = Journal(self._store)
-        for batch in self._store.scan(["shard"], where="shard is not null"):
-            self._begun.update(batch["shard"].to_pylist())
-        self._quarantine = IndexQuarantine(self._store.folder)
-        with self._bar:
-            engine.run(self._tasks(), reader=self._reader, sink=self)
-        self._journal.close()
-        self._sweep()
-        self._write_done()
-        self.counts.bad = self._quarantine.finish(settled=self._settled.__contains__)
+        journal, quarantine = Journal(self._store), _Quarantine(self._store.folder / QUARANTINE_FILE)
+        tasks = self._tasks(listing, journal)
+        for step in engine.run(tasks, reader=self._reader, lookup=journal.encoded):
+            if isinstance(step, Finished):
+                self._finish(step)
+                continue
+            if isinstance(step, Rows):
+                journal.add(step)
+                self._mark(record.id for record in step.records)
+                self.counts.encoded += step.num_encoded
+                self.counts.reused += len(step.records) - step.num_encoded
+                self._advance(0, unchanged=0)
+            else:
+                self._mark(step.unchanged)
+                for bad in step.bad:
+                    quarantine.add(bad)
+                self._advance(step.size, unchanged=len(step.unchanged))
+        journal.close()
+        self._delete_unseen()
+        _write_lines(self._store.folder / SHARDS_FILE, (_done_line(*done) for done in self._done.items()))
+        self.counts.bad = quarantine.finish(settled=self._settled)
         return self.counts
 
-    # --------------------------------------------------------------------------------------------- what is to be done
-
-    def _tasks(self) -> Iterator[Task]:
+    def _tasks(self, listing: Iterable[Found], journal: Journal) -> Iterator[Task]:
+        """Tasks of what is new or may have changed; the rest counts as unchanged."""
+        begun: Counter[str] = Counter()  # images of shards in the table
+        for batch in self._store.scan(["shard"], where="shard is not null"):
+            begun.update(batch["shard"].to_pylist())
         files: list[Found] = []
-        for found in self._listing:
+        listed: set[str] = set()
+        for found in listing:
             if found.kind == "file":
                 files.append(found)
                 if len(files) >= _LOOKED_UP:
-                    yield from self._files_task(files)
+                    yield from self._files_task(files, journal)
                     files = []
-            elif found.place not in self._listed:
-                self._listed.add(found.place)
-                yield from self._shard_task(found)
-        yield from self._files_task(files)
+            elif found.place not in listed:
+                listed.add(found.place)
+                if self._done.get(found.place) == self._reader.stamp(found):
+                    self._settled.add(found.place)
+                    self._advance(found.size, unchanged=begun[found.place])
+                else:
+                    yield Task([found], self._known_of(found.place) if found.place in begun else {})
+        yield from self._files_task(files, journal)
 
-    def _files_task(self, files: list[Found]) -> Iterator[Task]:
-        known = self._journal.known(task_ids(files))
+    def _files_task(self, files: list[Found], journal: Journal) -> Iterator[Task]:
+        ids = [image_id(found.place) for found in files]
+        known = journal.known(ids)
         changed: dict[str, Found] = {}
-        for id, found in zip(task_ids(files), files, strict=True):  # noqa: A001
-            stamp = self._reader.stamp(found)  # of new files too: the tables hear here which names there are
+        for id, found in zip(ids, files, strict=True):  # noqa: A001
+            stamp = self._reader.stamp(found)  # of new files too: it marks names in tables as used
             if id in known and known[id].stamp == stamp:
                 self._mark([id])
                 self._advance(found.size, unchanged=1)
@@ -106,101 +118,85 @@ class Update:
         if changed:
             yield Task(list(changed.values()), {id: known[id] for id in changed if id in known})  # noqa: A001
 
-    def _shard_task(self, found: Found) -> Iterator[Task]:
-        if self._done.get(found.place) == self._reader.stamp(found):
-            self._settled.add(found.place)
-            self._advance(found.size, unchanged=self._begun[found.place])
-            return
-        yield Task([found], self._known_of(found.place) if found.place in self._begun else {})
-
     def _known_of(self, shard: str) -> dict[str, Known]:
-        rows = [
-            row
-            for batch in self._store.scan(["id", "stamp", "hash"], where=_of_shard(shard))
-            for row in batch.to_pylist()
-        ]
-        return {row["id"]: Known(row["stamp"], row["hash"]) for row in rows}
+        quoted = shard.replace("'", "''")
+        batches = self._store.scan(["id", "stamp", "hash"], where=f"shard = '{quoted}'")
+        return {row["id"]: Known(row["stamp"], row["hash"]) for batch in batches for row in batch.to_pylist()}
 
-    # ------------------------------------------------------------------------------------------------ what comes back
-
-    def looks(self, hashes: Sequence[str]) -> dict[str, Looks]:
-        """What the index has of pictures with these bytes."""
-        return self._journal.looks(hashes)
-
-    def take(self, group: Group) -> None:
-        """Marks what is unchanged, tells of what is bad, and moves the bar."""
-        self._mark(group.unchanged)
-        for bad in group.bad:
-            self._quarantine.add(bad)
-        self._advance(group.size, unchanged=len(group.unchanged))
-
-    def refuse(self, bad: Bad) -> None:
-        """Tells of a picture that cannot be decoded."""
-        self._quarantine.add(bad)
-
-    def write(self, rows: pa.Table, *, looks: Sequence[Looks], encoded: int, fresh: bool) -> None:
-        """Takes rows; a process that is killed after this does not lose them."""
-        self._journal.add(rows, looks=looks, fresh=fresh)
-        self._mark(rows["id"].to_pylist())
-        self.counts.encoded += encoded
-        self.counts.reused += len(rows) - encoded
-        self._advance(0, unchanged=0)
-
-    def finish(self, task: Task, *, whole: bool) -> None:
-        """Remembers a shard, so that it is not read again before it changes."""
-        shard = task.shard
-        if shard is None:
-            return
-        if whole:
+    def _finish(self, finished: Finished) -> None:
+        """Remember a shard, so that it is not read again before it changes."""
+        shard = finished.shard
+        if finished.complete:
             self._done[shard.place] = self._reader.stamp(shard)
             with (self._store.folder / SHARDS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"shard": shard.place, "stamp": self._done[shard.place]}) + "\n")
+                file.write(_done_line(shard.place, self._done[shard.place]) + "\n")
         else:
-            # What could not be read this time may be there: its pictures stay.
+            # The part that could not be read this time may exist: its images stay.
             self._settled.add(shard.place)
             self._done.pop(shard.place, None)
 
-    def _mark(self, ids: Sequence[str]) -> None:
+    def _mark(self, ids: Iterable[str]) -> None:
         self._seen.extend(int(id[:16], 16) for id in ids)  # noqa: A001
 
     def _advance(self, size: int, *, unchanged: int) -> None:
         self.counts.unchanged += unchanged
+        self._read += size
         done = self.counts.encoded + self.counts.reused + self.counts.unchanged
-        self._bar.advance(size, text=f"{done} pictures")
+        self._progress.update("indexing", self._read, self._size, note=f"{done} images")
 
-    # -------------------------------------------------------------------------------------------------- what is gone
-
-    def _sweep(self) -> None:
-        """Removes pictures that were not seen, unless their shard was not read."""
+    def _delete_unseen(self) -> None:
+        """Remove images that were not seen, unless their shard was not read."""
         seen = np.unique(np.frombuffer(self._seen, dtype=np.uint64)) if self._seen else np.zeros(0, np.uint64)
         gone: list[str] = []
         for batch in self._store.scan(["id", "shard"]):
-            ids = batch["id"].to_pylist()
-            numbers = np.array([int(id[:16], 16) for id in ids], dtype=np.uint64)  # noqa: A001
-            there = np.isin(numbers, seen)
-            shards = batch["shard"].to_pylist()
-            gone += [
-                id
-                for id, is_there, shard in zip(ids, there, shards, strict=True)  # noqa: A001
-                if not is_there and shard not in self._settled
-            ]
+            ids, shards = batch["id"].to_pylist(), batch["shard"].to_pylist()
+            there = np.isin(np.array([int(id[:16], 16) for id in ids], dtype=np.uint64), seen)  # noqa: A001
+            rows = zip(ids, there, shards, strict=True)
+            gone += [id for id, is_there, shard in rows if not is_there and shard not in self._settled]  # noqa: A001
         for start in range(0, len(gone), _DELETED_AT_ONCE):
             self._store.delete(gone[start : start + _DELETED_AT_ONCE])
         self.counts.deleted = len(gone)
 
-    def _write_done(self) -> None:
-        lines = [json.dumps({"shard": shard, "stamp": stamp}) for shard, stamp in self._done.items()]
-        write_file(self._store.folder / SHARDS_FILE, "".join(f"{line}\n" for line in lines if line))
+
+class _Quarantine:
+    """Lines about images and shards that cannot be used; those of an earlier run stay until this one ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("a+b") as file:  # half a line, left by a kill, is removed
+            file.seek(0)
+            content = file.read()
+            content = content[: content.rfind(b"\n") + 1]
+            file.truncate(len(content))
+        self._before = dict.fromkeys(content.decode().splitlines())
+        self._now: dict[str, None] = {}
+
+    def add(self, bad: Bad) -> None:
+        """Append the line at once, unless the file has it."""
+        line = json.dumps(bad.line(), ensure_ascii=False)
+        if line not in self._before and line not in self._now:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        self._now[line] = None
+
+    def finish(self, *, settled: set[str]) -> int:
+        """Keep the lines of this run, and older ones about settled shards; return their number."""
+        old = [line for line in self._before if line not in self._now and json.loads(line)["path"] in settled]
+        lines = [*old, *self._now]
+        _write_lines(self._path, lines)
+        return len(lines)
 
 
-def _of_shard(shard: str) -> str:
-    quoted = shard.replace("'", "''")
-    return f"shard = '{quoted}'"
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    write_file(path, "".join(f"{line}\n" for line in lines))
 
 
-def _read_done(store: Store) -> dict[str, str]:
-    """Stamps of the shards that were read to their ends; half a line, left by a kill, is nothing."""
-    path = store.folder / SHARDS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+def _done_line(shard: str, stamp: str) -> str:
+    return json.dumps({"shard": shard, "stamp": stamp})
+
+
+def _read_done(path: Path) -> dict[str, str]:
+    """Stamps of shards; half a line, left by a kill, is passed over."""
+    lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
     return {record["shard"]: record["stamp"] for record in records}

@@ -1,39 +1,41 @@
-"""The service over HTTP: routes, their documentation, and the form of errors."""
+"""The service over HTTP: routes, their documentation, bodies of requests and the form of errors."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel
+from prometheus_client import generate_latest
+from pydantic import BaseModel, ValidationError
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from vlmo.serving import schemas
-from vlmo.serving.batcher import Places
-from vlmo.serving.bodies import described, read_body
-from vlmo.serving.door import Door
-from vlmo.serving.errors import error_response
-from vlmo.serving.metrics import Metrics
-from vlmo.serving.service import Parts, Service
-from vlmo.serving.settings import Settings
+from vlmo.serving.middleware import Guard, Metrics
+from vlmo.serving.parts import Parts
+from vlmo.serving.schemas import Body, BusyError, ServiceError, error_response
+from vlmo.serving.service import Service
+from vlmo.serving.settings import MAX_FILTER, MAX_IMAGES, MAX_LABELS, MAX_TEXTS, Settings
 
 _STATIC = Path(__file__).parent / "static"
 _ERRORS = {
     400: "The body cannot be read.",
     401: "The API key is missing or wrong.",
     403: "The origin or address is not allowed.",
-    404: "This service cannot do it, or there is no such picture.",
+    404: "This service cannot do it, or there is no such image.",
     408: "The body took too long.",
     413: "Too many bytes or pixels.",
     415: "Another content type than JSON or a form.",
@@ -43,10 +45,16 @@ _ERRORS = {
 }
 _WITHOUT_BODY = (401, 404, 421, 422, 503)
 _JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}}
-_FIGURES = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Figures"}}
+_METRICS = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics"}}
+_JSON, _FORM = "application/json", "multipart/form-data"
+_FIELDS = MAX_TEXTS + MAX_LABELS + 10
+# UTF-8 takes up to four bytes a character; texts are checked exactly afterwards.
+_FIELD_BYTES = 4 * max(1000, MAX_FILTER) + 1
+_HINT = "GET /openapi.json describes every field"
 
+B = TypeVar("B", bound=Body)
 Work = Callable[[Service, Any], Coroutine[Any, Any, BaseModel]]
-_POSTS: tuple[tuple[str, type[schemas.Body], type[BaseModel], Work], ...] = (
+_POSTS: tuple[tuple[str, type[Body], type[BaseModel], Work], ...] = (
     ("/embed", schemas.EmbedRequest, schemas.EmbedResponse, Service.embed),
     ("/search", schemas.SearchRequest, schemas.SearchResponse, Service.search),
     ("/similar", schemas.SimilarRequest, schemas.SearchResponse, Service.similar),
@@ -54,16 +62,15 @@ _POSTS: tuple[tuple[str, type[schemas.Body], type[BaseModel], Work], ...] = (
     ("/vqa", schemas.QuestionRequest, schemas.QuestionResponse, Service.answer),
     ("/classify", schemas.ClassifyRequest, schemas.ClassifyResponse, Service.classify),
 )
-"""Path, body, answer, and what makes one of the other; the latter's docstring is the description."""
+"""Path, body, answer, and the method that makes one of the other; its docstring is the description."""
 
 
 class State:
-    """Of a running app: whether it is stopping, its places, and its service, which lives as long as the event loop."""
+    """State of a running app; its service lives as long as the event loop."""
 
     def __init__(self, parts: Parts, settings: Settings) -> None:
         self.parts, self.settings, self.metrics = parts, settings, Metrics()
-        self.places = Places(settings.queue, observe=self.metrics.queue)
-        self.stopping = False
+        self.admitted, self.stopping = 0, False
         self._service: Service | None = None
 
     @property
@@ -79,8 +86,8 @@ class State:
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        """Starts and stops the service."""
-        self._service = Service(self.parts, self.settings, observe=self.metrics.batch)
+        """Start and stop the service."""
+        self._service = Service(self.parts, self.settings, observe=self.metrics.observe_batch)
         try:
             await asyncio.to_thread(self._service.warm_up)
             yield
@@ -88,25 +95,55 @@ class State:
             await asyncio.to_thread(self._service.close)
             self._service = None
 
+    async def answer(self, request: Request, work: Coroutine[Any, Any, BaseModel | bytes]) -> Response:
+        """Answer with the result of `work`, which is cancelled if the client goes away.
+
+        Raises:
+            BusyError: The queue is full.
+            ClientDisconnect: The client has gone.
+        """
+        if self.admitted >= self.settings.queue:
+            work.close()
+            raise BusyError
+        self._admit(1)
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientDisconnect
+            result = task.result()
+            if isinstance(result, bytes):
+                return _jpeg(result)
+            # Vectors of many texts are megabytes of JSON.
+            return Response(await asyncio.to_thread(_dump, result), media_type=_JSON)
+        finally:
+            task.cancel()
+            gone.cancel()
+            self._admit(-1)
+
+    def _admit(self, change: int) -> None:
+        self.admitted += change
+        self.metrics.queue.set(self.admitted)
+
 
 def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
-    """An ASGI app. `app.state.vlmo` is its `State`."""
+    """Create an ASGI app. `app.state.vlmo` is its `State`."""
     settings = settings or Settings()
     state = State(parts, settings)
     app = FastAPI(
         title="vlmo",
         version=version("vlmo"),
-        summary="Search pictures by words or by picture, and ask whether words fit.",
+        summary="Search images by words or by image, and score how well words fit.",
         lifespan=state.lifespan,
-        docs_url=None,  # FastAPI's pages fetch their scripts from a network of other people
+        docs_url=None,  # FastAPI's pages fetch their scripts from other servers
         redoc_url=None,
-        exception_handlers={HTTPException: _http_error, RequestValidationError: _invalid},
+        exception_handlers={HTTPException: _http_error, RequestValidationError: _invalid_request},
     )
     app.state.vlmo = state
     app.include_router(_api())
-    app.include_router(_around(state))
+    app.include_router(_pages(state))
     app.mount("/static", StaticFiles(directory=_STATIC))
-    app.add_middleware(Door, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping)
+    app.add_middleware(Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -115,6 +152,9 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-API-Key"],
         )
     return app
+
+
+# --------------------------------------------------------------------------------------------------------------- routes
 
 
 def _state(request: Request) -> State:
@@ -129,33 +169,33 @@ def _errors(*numbers: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _api() -> APIRouter:
-    """What models do."""
+    """Routes of the models and the index."""
     api = APIRouter(prefix="/v1")
     for path, body, answer, work in _POSTS:
         _add_post(api, path, body=body, answer=answer, work=work)
 
-    @api.get("/pictures/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
-    async def picture(request: Request, state: Running, id: str) -> Response:  # noqa: A002 - the path's name
-        """An indexed picture, of at most 2048 pixels a side."""
-        return await _answer(request, state, state.service.picture(id))
+    @api.get("/images/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
+    async def image(request: Request, state: Running, id: str) -> Response:  # noqa: A002 - the path's name
+        """An indexed image, of at most 2048 pixels a side."""
+        return await state.answer(request, state.service.image(id))
 
     @api.get("/thumbnails/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
     async def thumbnail(state: Running, id: str) -> Response:  # noqa: A002
-        """A small copy of an indexed picture."""
+        """A small copy of an indexed image."""
         return _jpeg(await state.service.thumbnail(id))
 
     @api.get("/about", responses=_errors(*_WITHOUT_BODY))
     def about(state: Running) -> schemas.About:  # no coroutine, so that it runs on a thread
-        """What this service can do, its columns and its limits."""
+        """Abilities of this service, its columns and its limits."""
         return state.service.about()
 
     return api
 
 
-def _add_post(api: APIRouter, path: str, *, body: type[schemas.Body], answer: type[BaseModel], work: Work) -> None:
+def _add_post(api: APIRouter, path: str, *, body: type[Body], answer: type[BaseModel], work: Work) -> None:
     async def route(request: Request, state: Running) -> Response:
         read = await read_body(request, body)
-        return await _answer(request, state, work(state.service, read))
+        return await state.answer(request, work(state.service, read))
 
     api.post(
         path,
@@ -163,57 +203,35 @@ def _add_post(api: APIRouter, path: str, *, body: type[schemas.Body], answer: ty
         description=inspect.getdoc(work),
         response_class=JSONResponse,
         responses={200: {"model": answer}, **_errors(*_ERRORS)},
-        openapi_extra=described(body),
+        openapi_extra=_described(body),
     )(route)
 
 
-def _around(state: State) -> APIRouter:
-    """What is around the models."""
+def _pages(state: State) -> APIRouter:
+    """Routes of the page, of health and of metrics."""
     router = APIRouter()
 
     @router.get("/healthz", responses={503: {"model": schemas.Health}})
     async def healthz(response: Response) -> schemas.Health:
-        """Whether requests are taken."""
+        """State of the server: ready, or stopping."""
         if state.stopping:
             response.status_code = 503
         return schemas.Health(status="stopping" if state.stopping else "ready")
 
-    @router.get("/metrics", response_class=Response, responses={**_FIGURES, **_errors(401)})
+    @router.get("/metrics", response_class=Response, responses={**_METRICS, **_errors(401)})
     async def metrics() -> Response:
-        """Figures in Prometheus's text format."""
-        return Response(state.metrics.text(), media_type="text/plain; version=0.0.4")
+        """Metrics in Prometheus's text format."""
+        return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4")
+
+    def sender(file: str) -> Callable[[], Coroutine[Any, Any, FileResponse]]:
+        async def send() -> FileResponse:
+            return FileResponse(_STATIC / file)
+
+        return send
 
     for path, file in (("/", "index.html"), ("/docs", "docs.html"), ("/favicon.ico", "icon.svg")):
-        router.get(path, include_in_schema=False)(_sender(file))
+        router.get(path, include_in_schema=False, response_class=FileResponse)(sender(file))
     return router
-
-
-def _sender(file: str) -> Any:
-    async def send() -> FileResponse:
-        return FileResponse(_STATIC / file)
-
-    return send
-
-
-async def _answer(request: Request, state: State, work: Coroutine[Any, Any, BaseModel | bytes]) -> Response:
-    """The result of `work`, which is cancelled if the client goes away."""
-    task: asyncio.Task[BaseModel | bytes] | None = None
-    gone: asyncio.Task[Any] | None = None
-    try:
-        with state.places.take():
-            task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientDisconnect
-            result = task.result()
-            if isinstance(result, bytes):
-                return _jpeg(result)
-            # Vectors of many texts are megabytes of JSON.
-            return Response(await asyncio.to_thread(_dump, result), media_type="application/json")
-    finally:
-        work.close() if task is None else task.cancel()
-        if gone is not None:
-            gone.cancel()
 
 
 async def _disconnect(request: Request) -> None:
@@ -233,12 +251,66 @@ def _jpeg(data: bytes) -> Response:
 async def _http_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    hint = "GET /openapi.json lists what there is" if error.status_code in {404, 405} else ""
+    hint = "GET /openapi.json lists all routes" if error.status_code in {404, 405} else ""
     return error_response(error.status_code, str(error.detail), hint=hint, headers=error.headers)
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
+async def _invalid_request(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     first = error.errors()[0]
     return error_response(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+
+# --------------------------------------------------------------------------------------------------------------- bodies
+
+
+async def read_body(request: Request, kind: type[B]) -> B:
+    """Read and validate the body of a request: JSON, or a form with files.
+
+    Raises:
+        ServiceError: It cannot be read, or a value is wrong.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        # Large bodies take a while to parse; other requests are answered meanwhile.
+        if media == _JSON:
+            return await asyncio.to_thread(kind.model_validate_json, await request.body())
+        if media == _FORM:
+            return await asyncio.to_thread(kind.model_validate, await _read_form(request, kind))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ServiceError(422, f"{where}: {message}" if where else message, hint=_HINT) from None
+    raise ServiceError(415, f"content type {media!r}", hint=f"send {_JSON} or {_FORM}")
+
+
+async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    try:
+        async with request.form(max_files=MAX_IMAGES, max_fields=_FIELDS, max_part_size=_FIELD_BYTES) as form:
+            for name, value in form.multi_items():
+                content = await value.read() if isinstance(value, UploadFile) else value
+                if name in kind.repeated:
+                    fields.setdefault(name, []).append(content)
+                elif name in fields:
+                    raise ServiceError(422, f"{name!r:.80} is given twice", hint=_HINT)
+                else:
+                    fields[name] = content
+    except FormParserError as error:
+        raise ServiceError(400, f"the form cannot be read: {error}") from error
+    return fields
+
+
+def _described(kind: type[Body]) -> dict[str, Any]:
+    """OpenAPI description of a body that `read_body` reads."""
+    schema = kind.model_json_schema()
+    form = json.loads(json.dumps(schema))
+    for name, field in form["properties"].items():
+        if name in {"image", "images"}:
+            file = {"type": "string", "contentMediaType": "application/octet-stream"}
+            counted = {limit: field[limit] for limit in ("minItems", "maxItems") if limit in field}
+            form["properties"][name] = {"type": "array", "items": file, **counted} if name in kind.repeated else file
+            form["properties"][name]["description"] = field.get("description", "An image file.")
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}, _FORM: {"schema": form}}}}

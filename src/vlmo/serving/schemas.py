@@ -1,11 +1,15 @@
-"""What requests and answers look like. Limits that stand here are in the OpenAPI schema too."""
+"""Bodies of requests, answers and errors. Limits that stand here are in the OpenAPI schema too."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+from fastapi.responses import JSONResponse
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -17,27 +21,28 @@ from pydantic import (
     model_validator,
 )
 
+from vlmo.retrieval import Hit, SearchResult
 from vlmo.serving.settings import (
     MAX_BUDGET,
     MAX_CHARACTERS,
     MAX_FILTER,
+    MAX_IMAGES,
     MAX_LABELS,
-    MAX_PICTURES,
     MAX_RERANK,
     MAX_TEXTS,
     MAX_TOP,
 )
 
-_ADDRESSES = ("http://", "https://")
+# ------------------------------------------------------------------------------------------------------------- requests
 
 
-def _picture(value: Any) -> bytes | str:
-    """Bytes of base64 or of a `data:` address; bytes and other addresses stay as they are."""
+def _image(value: Any) -> bytes | str:
+    """Decode base64 and `data:` addresses; bytes and other addresses stay as they are."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise ValueError("a picture is a string: a file in base64")
-    if value[:8].lower().startswith(_ADDRESSES):
+        raise ValueError("an image is a string: a file in base64")
+    if value[:8].lower().startswith(("http://", "https://")):
         if len(value) > 2000:
             raise ValueError("the address has more than 2000 characters")
         return value
@@ -46,9 +51,9 @@ def _picture(value: Any) -> bytes | str:
     try:
         data = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"the picture is no base64: {error}") from None
+        raise ValueError(f"the image is no base64: {error}") from None
     if not data:
-        raise ValueError("the picture is empty")
+        raise ValueError("the image is empty")
     return data
 
 
@@ -58,61 +63,57 @@ def _text(value: str) -> str:
     return value
 
 
-Picture = Annotated[
-    bytes | str,
-    BeforeValidator(_picture),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "description": "A picture's file in base64 (a `data:` address will do). An http(s) address, where the "
-            "server was started with --allow-host for its host.",
-        }
-    ),
+_ABOUT_IMAGES = (
+    "An image file in base64 (a `data:` address will do). An http(s) address, where the server was started with "
+    "--allow-host for its host."
+)
+ImageSource = Annotated[
+    bytes | str, BeforeValidator(_image), WithJsonSchema({"type": "string", "description": _ABOUT_IMAGES})
 ]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)]
 Id = Annotated[
-    str, StringConstraints(min_length=1, max_length=1000), Field(description="Of an indexed picture, as hits have it.")
+    str, StringConstraints(min_length=1, max_length=1000), Field(description="Id of an indexed image, from a hit.")
 ]
 Where = Annotated[
     str,
     StringConstraints(max_length=MAX_FILTER),
     Field(description="Filter on the index's columns, such as `year >= 2020 and album = 'Rome'`."),
 ]
-Top = Annotated[int, Field(ge=1, le=MAX_TOP, description="How many results.")]
+Top = Annotated[int, Field(ge=1, le=MAX_TOP, description="Number of results.")]
 
 
 class Body(BaseModel):
-    """Of a request. `repeated` names the fields that are lists, which a form gives several times."""
+    """Body of a request. `repeated` names the fields that are lists, which a form gives several times."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
     repeated: ClassVar[frozenset[str]] = frozenset()
 
 
 class EmbedRequest(Body):
-    """Texts, pictures, or both."""
+    """Texts, images, or both."""
 
-    repeated: ClassVar[frozenset[str]] = frozenset({"texts", "pictures"})
+    repeated: ClassVar[frozenset[str]] = frozenset({"texts", "images"})
     texts: list[Text] = Field(default=[], max_length=MAX_TEXTS, description="Texts to embed.")
-    pictures: list[Picture] = Field(default=[], max_length=MAX_PICTURES)
+    images: list[ImageSource] = Field(default=[], max_length=MAX_IMAGES)
 
     @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not self.texts and not self.pictures:
-            raise ValueError("give texts, pictures, or both")
+    def _check(self) -> Self:
+        if not self.texts and not self.images:
+            raise ValueError("give texts, images, or both")
         return self
 
 
 class SearchRequest(Body):
-    """A text or a picture to search by."""
+    """A text or an image to search by."""
 
-    text: Text | None = Field(default=None, description="Words that the picture should fit.")
-    picture: Picture | None = None
+    text: Text | None = Field(default=None, description="Words that the image should fit.")
+    image: ImageSource | None = None
     top: Top = 10
     rerank: Annotated[
-        int, Field(ge=0, le=MAX_RERANK, description="Candidates that the fusion encoder judges; of text queries only.")
+        int, Field(ge=0, le=MAX_RERANK, description="Candidates that the fusion encoder scores; of text queries only.")
     ] = 0
     weight: Annotated[
-        float | None, Field(ge=0, le=1, description="Share of its judgement in the order; by default the model's.")
+        float | None, Field(ge=0, le=1, description="Share of the match score in the order; by default the model's.")
     ] = None
     where: Where | None = None
     budget: Annotated[
@@ -120,16 +121,16 @@ class SearchRequest(Body):
     ] = None
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.text is None) == (self.picture is None):
-            raise ValueError("give a text or a picture, one of them")
-        if self.picture is not None and self.rerank:
-            raise ValueError("the fusion encoder judges texts; leave out rerank, or search by a text")
+    def _check(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("give a text or an image, one of them")
+        if self.image is not None and self.rerank:
+            raise ValueError("the fusion encoder scores texts; leave out rerank, or search by a text")
         return self
 
 
 class SimilarRequest(Body):
-    """An indexed picture to search by."""
+    """An indexed image to search by."""
 
     id: Id
     top: Top = 10
@@ -137,49 +138,49 @@ class SimilarRequest(Body):
 
 
 class MatchRequest(Body):
-    """Pairs: the first picture with the first text and so on; a single one goes with each of the others."""
+    """Pairs: the first image with the first text and so on; a single one goes with each of the others."""
 
-    repeated: ClassVar[frozenset[str]] = frozenset({"texts", "pictures"})
-    pictures: list[Picture] = Field(min_length=1, max_length=MAX_PICTURES)
+    repeated: ClassVar[frozenset[str]] = frozenset({"texts", "images"})
+    images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
     texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS, description="Texts that may fit.")
 
     @model_validator(mode="after")
-    def _pairs(self) -> Self:
-        if len(self.pictures) != len(self.texts) and 1 not in (len(self.pictures), len(self.texts)):
+    def _check(self) -> Self:
+        if len(self.images) != len(self.texts) and 1 not in (len(self.images), len(self.texts)):
             raise ValueError(
-                f"{len(self.pictures)} pictures and {len(self.texts)} texts make no pairs: give equally many, or one "
-                "of either"
+                f"{len(self.images)} images and {len(self.texts)} texts make no pairs: give equally many, or one of "
+                "either"
             )
         return self
 
 
 class QuestionRequest(Body):
-    """A question about a picture, given as a file or by its id in the index."""
+    """A question about an image, given as a file or by its id in the index."""
 
-    question: Annotated[Text, Field(description="About the picture.")]
-    picture: Picture | None = None
+    question: Annotated[Text, Field(description="Question about the image.")]
+    image: ImageSource | None = None
     id: Id | None = None
-    top: Annotated[int, Field(ge=1, le=20, description="How many answers.")] = 5
+    top: Annotated[int, Field(ge=1, le=20, description="Number of answers.")] = 5
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.picture is None) == (self.id is None):
-            raise ValueError("give a picture or the id of an indexed one, one of them")
+    def _check(self) -> Self:
+        if (self.image is None) == (self.id is None):
+            raise ValueError("give an image or the id of an indexed one, one of them")
         return self
 
 
 class ClassifyRequest(Body):
-    """Pictures, and the words that may describe them."""
+    """Images, and the words that may describe them."""
 
-    repeated: ClassVar[frozenset[str]] = frozenset({"labels", "pictures"})
-    pictures: list[Picture] = Field(min_length=1, max_length=MAX_PICTURES)
+    repeated: ClassVar[frozenset[str]] = frozenset({"labels", "images"})
+    images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
     labels: list[Text] = Field(min_length=2, max_length=MAX_LABELS, description="Names of the classes.")
     template: Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] = Field(
         default="{}", description="Sentence with one `{}`, where the label goes: `a photo of a {}`."
     )
 
     @model_validator(mode="after")
-    def _place(self) -> Self:
+    def _check(self) -> Self:
         if self.template.count("{}") != 1:
             raise ValueError("the template needs one {}, where the label goes")
         if len(set(self.labels)) != len(self.labels):
@@ -187,54 +188,85 @@ class ClassifyRequest(Body):
         return self
 
 
-class Sample(BaseModel):
-    """An indexed picture."""
+# -------------------------------------------------------------------------------------------------------------- answers
 
-    id: str = Field(description="The same as long as the picture stays where it is.")
-    name: str = Field(description="The file's name.")
-    captions: list[str] = Field(description="All that it has.")
+
+class Sample(BaseModel):
+    """An indexed image."""
+
+    id: str = Field(description="The same as long as the image stays where it is.")
+    name: str = Field(description="Name of the file.")
+    captions: list[str] = Field(description="All its captions.")
     metadata: dict[str, Any] = Field(description="The index's other columns.")
     width: int = Field(description="In pixels.")
     height: int = Field(description="In pixels.")
 
+    @classmethod
+    def of(cls, hit: Hit, **more: Any) -> Self:
+        """The fields of a hit that clients may see: its file's name, and not where that lies on the server."""
+        metadata = {name: _plain(value) for name, value in hit.metadata.items()}
+        about = {"id": hit.id, "name": _name(hit), "captions": list(hit.captions), "metadata": metadata}
+        return cls(**about, width=hit.width, height=hit.height, **more)
+
 
 class Result(Sample):
-    """An indexed picture that was found."""
+    """An indexed image that was found."""
 
-    score: float = Field(description="What the order is by: similarity, or the mixed score in nats after reranking.")
-    similarity: float = Field(description="Cosine of the query's and the picture's vectors.")
-    match: float | None = Field(description="Log-odds that the text fits, by the fusion encoder; null: not judged.")
+    score: float = Field(description="Value of the order: similarity, or the mixed score in nats after reranking.")
+    similarity: float = Field(description="Cosine of the query's and the image's vectors.")
+    match: float | None = Field(description="Log-odds that the text fits, by the fusion encoder; null: not scored.")
     probability: float | None = Field(description="The same as a probability.")
 
 
 class SearchResponse(BaseModel):
-    """What was found, the best first."""
+    """Found images, the best first."""
 
     hits: list[Result]
-    num_reranked: int = Field(description="Candidates that the fusion encoder has judged.")
+    num_reranked: int = Field(description="Candidates that the fusion encoder has scored.")
     complete: bool = Field(description="False: the budget ran out, and the order is as far as it got.")
-    note: str | None = Field(description="Says so in words, and how many candidates' pictures could not be read.")
+    note: str | None = Field(description="The same in words, and how many candidates' images could not be read.")
     seconds: dict[str, float] = Field(description="`encode`, `index`, `rerank` and `total`, waiting included.")
+
+    @classmethod
+    def of(cls, result: SearchResult, *, total: float) -> Self:
+        """The answer to a search that took `total` seconds."""
+        hits = [
+            Result.of(
+                hit,
+                score=hit.score,
+                similarity=hit.similarity,
+                match=hit.match,
+                probability=None if hit.match is None else sigmoid(hit.match),
+            )
+            for hit in result.hits
+        ]
+        return cls(
+            hits=hits,
+            num_reranked=result.num_reranked,
+            complete=result.complete,
+            note=result.noted(_name),
+            seconds={name: round(each, 6) for name, each in {**result.seconds, "total": total}.items()},
+        )
 
 
 class EmbedResponse(BaseModel):
     """Vectors of length 1; a dot product of two is their cosine."""
 
     texts: list[list[float]] = Field(description="A vector for each text.")
-    pictures: list[list[float]] = Field(description="A vector for each picture.")
-    dim: int = Field(description="Numbers in a vector.")
+    images: list[list[float]] = Field(description="A vector for each image.")
+    dim: int = Field(description="Size of a vector.")
     model: str = Field(description="Fingerprint of the model. Vectors of different models do not compare.")
 
 
 class Match(BaseModel):
-    """Of one pair."""
+    """Result of one pair."""
 
-    log_odds: float = Field(description="That the text fits the picture, by the fusion encoder.")
+    log_odds: float = Field(description="That the text fits the image, by the fusion encoder.")
     probability: float = Field(description="The same as a probability.")
 
 
 class MatchResponse(BaseModel):
-    """In the order of the pairs."""
+    """Results in the order of the pairs."""
 
     matches: list[Match]
 
@@ -247,7 +279,7 @@ class Answer(BaseModel):
 
 
 class QuestionResponse(BaseModel):
-    """The best first."""
+    """Answers, the best first."""
 
     answers: list[Answer]
 
@@ -260,40 +292,105 @@ class Label(BaseModel):
 
 
 class ClassifyResponse(BaseModel):
-    """For each picture all labels, the best first."""
+    """For each image all labels, the best first."""
 
-    pictures: list[list[Label]]
+    images: list[list[Label]]
 
 
 class Health(BaseModel):
-    """Whether requests are taken."""
+    """State of the server."""
 
     status: Literal["ready", "stopping"]
 
 
 class About(BaseModel):
-    """What this service can do."""
+    """Abilities of this service."""
 
     version: str
-    model: str | None = Field(description="Fingerprint of the model that compares pictures with texts.")
+    model: str | None = Field(description="Fingerprint of the model that compares images with texts.")
     dim: int | None
     can_search: bool
     can_rerank: bool
     can_answer: bool
-    num_pictures: int
-    columns: dict[str, str] = Field(description="Columns that filters may name, and what they hold.")
-    samples: list[Sample] = Field(description="Some of the pictures.")
+    num_images: int
+    columns: dict[str, str] = Field(description="Columns that filters may name, and their types.")
+    samples: list[Sample] = Field(description="Some of the images.")
     limits: dict[str, int] = Field(description="The most of each that a request may have.")
 
 
+def sigmoid(odds: float) -> float:
+    """Probability of log-odds."""
+    return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
+
+
+def _name(hit: Hit) -> str:
+    return PurePath(hit.place).name
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold; bytes are left out, other objects are written as text."""
+    if isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    return str(value)
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
 class ErrorDetail(BaseModel):
-    """What is wrong, and what to do."""
+    """Reason of an error, and what to do."""
 
     reason: str
     hint: str
 
 
 class ErrorResponse(BaseModel):
-    """The form of every error."""
+    """Form of every error."""
 
     error: ErrorDetail
+
+
+class ServiceError(Exception):
+    """Becomes `{"error": {"reason": ..., "hint": ...}}`.
+
+    Args:
+        status: HTTP status.
+        reason: Cause of the error.
+        hint: Advice to the client.
+    """
+
+    def __init__(self, status: int, reason: str, *, hint: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.hint = status, reason, hint
+
+    def response(self) -> JSONResponse:
+        """The error over HTTP; 503 says when to come again."""
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(self.status)
+        return error_response(self.status, self.reason, hint=self.hint, headers=headers)
+
+
+class BusyError(ServiceError):
+    """The queue is full."""
+
+    def __init__(self, reason: str = "the queue is full") -> None:
+        super().__init__(503, reason, hint="try again in a second, or start the server with a longer --queue")
+
+
+class StoppingError(ServiceError):
+    """No new work is accepted."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "the server is stopping", hint="try again when it has been started anew")
+
+
+def error_response(
+    status: int, reason: str, *, hint: str = "", headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """An error as JSON."""
+    return JSONResponse({"error": {"reason": reason, "hint": hint}}, status_code=status, headers=dict(headers or {}))

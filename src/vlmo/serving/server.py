@@ -1,4 +1,4 @@
-"""Runs the service: loads what it needs, binds, and stops without breaking anything off."""
+"""Runs the service: binds a socket, serves, and stops without breaking off requests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vlmo.retrieval import Encoder, Index, Searcher
-from vlmo.serving.answering import Answerer, answers_questions
 from vlmo.serving.app import create_app
-from vlmo.serving.service import Parts
+from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
 
 KEY_VARIABLE = "VLMO_API_KEY"
@@ -29,9 +27,9 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
-    """Serves on what `bind` gave, until SIGTERM or SIGINT; then finishes what runs, and returns."""
+    """Serve on a socket of `bind` until SIGTERM or SIGINT; then finish the running requests, and return."""
     host, port = bound.getsockname()[:2]
-    app = create_app(parts, named(settings, host=host))
+    app = create_app(parts, with_names(settings, host=host))
     config = uvicorn.Config(
         app,
         http=_protocol(settings.limits.header_seconds),
@@ -43,35 +41,14 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
         timeout_graceful_shutdown=round(settings.grace),
     )
     _LOGGER.info("serving on http://%s:%d/", f"[{host}]" if ":" in host else host, port)
-    if settings.api_key is None and not _is_loopback(host):
+    if settings.api_key is None and not ipaddress.ip_address(host).is_loopback:
         _LOGGER.warning("everybody who reaches %s may use it: there is no API key", host)
     with bound:
         _Server(config, app).run(sockets=[bound])
 
 
-def load_parts(
-    folder: str | Path, *, index: str | Path | None = None, vqa: str | Path | None = None, device: str | None = None
-) -> Parts:
-    """Models and index, ready to serve. `folder` may hold a model that compares, or one that answers.
-
-    Raises:
-        ValueError: A folder is not what it should be, or model and index do not belong together.
-    """
-    if answers_questions(folder):
-        if index is not None or vqa is not None:
-            raise ValueError(
-                f"{folder} answers questions and searches nothing; give it with --vqa, after another model"
-            )
-        return Parts(answerer=Answerer(folder, device=device))
-    encoder = Encoder(folder, device=device)
-    opened = None if index is None else Index.open(index)
-    if opened is not None:
-        Searcher(encoder, opened)  # tells whether they belong together
-    return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))
-
-
 def read_key(file: Path | None) -> str | None:
-    """The API key: that of the file, or else of the environment's VLMO_API_KEY, or none.
+    """Read the API key from the file, or else from the environment's VLMO_API_KEY; None without either.
 
     Raises:
         ValueError: The file is empty, or no text.
@@ -91,7 +68,7 @@ def read_key(file: Path | None) -> str | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is known before a model is loaded.
+    """Bind a socket, so that a taken port is known before a model is loaded.
 
     Raises:
         ValueError: There is no such port.
@@ -100,7 +77,8 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port <= _MAX_PORT:
         raise ValueError(f"--port {port} is none: give a number from 1 to {_MAX_PORT}, or 0 for any that is free")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sets TCP_NODELAY only where the protocol is named.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
@@ -110,20 +88,17 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def named(settings: Settings, *, host: str) -> Settings:
+def with_names(settings: Settings, *, host: str) -> Settings:
     """Settings with the names that a request may call the server by.
 
-    On loopback these are known. Elsewhere any will do unless some are given; this machine's own stay among them, for
-    health checks and proxies beside the server.
+    On loopback these are known. Elsewhere any name is accepted unless some are given; this machine's own stay among
+    them, for health checks and proxies beside the server.
     """
-    if not settings.server_names and not _is_loopback(host):
+    address = ipaddress.ip_address(host)
+    if not settings.server_names and not address.is_loopback:
         return settings
-    own = () if ipaddress.ip_address(host).is_unspecified else (host,)
+    own = () if address.is_unspecified else (host,)
     return replace(settings, server_names=(*_LOOPBACK_NAMES, *own, *settings.server_names))
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host).is_loopback
 
 
 class _Server(uvicorn.Server):
@@ -140,7 +115,7 @@ class _Server(uvicorn.Server):
 
 
 def _protocol(seconds: float) -> type[H11Protocol]:
-    """The HTTP of uvicorn, which closes a connection whose request has no whole head after `seconds`."""
+    """HTTP of uvicorn, with connections closed whose request has no complete head after `seconds`."""
 
     class Patient(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
@@ -159,7 +134,7 @@ def _protocol(seconds: float) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def _watch(self) -> None:
-            """Starts the clock while a head is incomplete, and stops it when it is there."""
+            """Start the timer while a head is incomplete, and cancel it when it is complete."""
             waiting = self.conn.their_state is h11.IDLE
             if waiting and self._timer is None:
                 self._timer = self.loop.call_later(seconds, self.transport.close)

@@ -1,4 +1,4 @@
-"""What a server is told when it starts, and how much of everything it takes."""
+"""Settings of a server, and limits of what it accepts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ MAX_TEXTS = 256
 """Texts of a request."""
 MAX_CHARACTERS = 1000
 """Characters of a text; the model reads the first 40 or 64 tokens of it."""
-MAX_PICTURES = 16
-"""Pictures of a request."""
+MAX_IMAGES = 16
+"""Images of a request."""
 MAX_LABELS = 1000
 """Classes of a request."""
 MAX_TOP = 200
 """Results of a request."""
 MAX_RERANK = 128
-"""Candidates of a request that the fusion encoder judges."""
+"""Candidates of a request that the fusion encoder scores."""
 MAX_BUDGET = 60.0
 """Seconds."""
 MAX_FILTER = 500
@@ -24,37 +24,36 @@ MAX_FILTER = 500
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused, or made to wait, so that memory stays bounded."""
+    """Limits that keep memory bounded: requests beyond them are refused, or have to wait."""
 
     request_bytes: int = 16 * 2**20
     """Largest body of a request."""
     buffered_bytes: int = 256 * 2**20
-    """Of all bodies that are held at a time; more are told to come again."""
+    """All bodies that are held at a time; further requests are refused with 503."""
     pixels: int = 25_000_000
-    """Width x height of a picture: above what phones take by default."""
+    """Width x height of an image: above the default of phones."""
     body_seconds: float = 30.0
-    """Until a body has arrived."""
+    """Seconds until a body has arrived."""
     header_seconds: float = 10.0
-    """Until the head of a request has arrived."""
+    """Seconds until the head of a request has arrived."""
 
     def __post_init__(self) -> None:
-        """Looks at the values.
+        """Validate the values.
 
         Raises:
             ValueError: A limit is below 1.
         """
         for name in ("request_bytes", "buffered_bytes", "pixels"):
-            if vars(self)[name] < 1:
-                raise ValueError(f"{name} is {vars(self)[name]}: expected a positive number")
+            _check_positive(self, name)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server behaves."""
+    """Settings of a server."""
 
     limits: Limits = field(default_factory=Limits)
     queue: int = 64
-    """Requests that are let in at a time, waiting ones included; one more is answered 503."""
+    """Requests that are admitted at a time, waiting ones included; one more is answered 503."""
     max_batch: int = 32
     """Rows of one call of the model."""
     max_wait: float = 0.005
@@ -62,24 +61,28 @@ class Settings:
     grace: float = 30.0
     """Seconds that running requests have to finish when the server is stopped."""
     api_key: str | None = field(default=None, repr=False)
-    """What a client must send; None lets everybody in."""
+    """Key that a client must send; None admits everybody."""
     allowed_hosts: tuple[str, ...] = ()
-    """Hosts whose pictures are fetched; none: no address is."""
+    """Hosts whose images are fetched; none: nothing is fetched."""
     cors_origins: tuple[str, ...] = ()
     """Pages of other origins that may call the service."""
     server_names: tuple[str, ...] = ()
     """Names that a request's Host header may have; none: any."""
 
     def __post_init__(self) -> None:
-        """Looks at the values.
+        """Validate the values.
 
         Raises:
             ValueError: A wait is not from 0 to 60 s, a count is below 1, or the key has other than printable ASCII.
         """
         for name in ("queue", "max_batch"):
-            if vars(self)[name] < 1:
-                raise ValueError(f"{name} is {vars(self)[name]}: expected a positive number")
+            _check_positive(self, name)
         if not 0 <= self.max_wait <= 60:
             raise ValueError(f"max_wait is {self.max_wait} seconds: expected 0 to 60")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise ValueError("the API key must be one line of ASCII characters: headers carry no others")
+
+
+def _check_positive(settings: Limits | Settings, name: str) -> None:
+    if vars(settings)[name] < 1:
+        raise ValueError(f"{name} is {vars(settings)[name]}: expected a positive number")

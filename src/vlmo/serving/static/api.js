@@ -19,7 +19,7 @@ export async function call(path, { body = null, signal = null } = {}) {
 
 const wanted = new WeakMap(); // what an image was last told to show: an older answer that comes later is not for it
 
-// Pictures cannot be asked for with a key by their address; without a key the browser loads, and keeps, them itself.
+// Images cannot be asked for with a key by their address; without a key the browser loads, and keeps, them itself.
 export async function show(image, path) {
   wanted.set(image, path);
   image.removeAttribute("title");

@@ -1,4 +1,4 @@
-// One picture in a dialog: what is known of it, pictures like it, and questions about it.
+// One image in a dialog: what is known of it, images like it, and questions about it.
 
 import { Problem, call, show } from "./api.js";
 import { $, make, percent } from "./dom.js";
@@ -15,7 +15,7 @@ export function openHit(hit, { onSimilar, canAnswer }) {
   facts.push(["file", hit.name], ["size", `${hit.width} × ${hit.height}`]);
   facts.push(...Object.entries(hit.metadata).filter(([, value]) => value !== null && value !== ""));
   showFacts(facts);
-  show($("detail-image"), `/v1/pictures/${encodeURIComponent(hit.id)}`);
+  show($("detail-image"), `/v1/images/${encodeURIComponent(hit.id)}`);
   $("detail-image").alt = titleOf(hit);
   $("detail-similar").hidden = false;
   $("detail-similar").onclick = () => {
@@ -26,13 +26,13 @@ export function openHit(hit, { onSimilar, canAnswer }) {
 }
 
 export function openOwn(file, { canAnswer }) {
-  $("detail-title").textContent = file.name || "Your picture";
+  $("detail-title").textContent = file.name || "Your image";
   $("detail-captions").replaceChildren();
   showFacts([]);
   show($("detail-image"), URL.createObjectURL(file));
-  $("detail-image").alt = "Your picture";
+  $("detail-image").alt = "Your image";
   $("detail-similar").hidden = true;
-  open({ canAnswer, about: (form) => form.append("picture", file) });
+  open({ canAnswer, about: (form) => form.append("image", file) });
 }
 
 function open({ canAnswer, about }) {

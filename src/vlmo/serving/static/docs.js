@@ -8,9 +8,9 @@ const EXAMPLES = {
   "/v1/embed": { texts: ["a red umbrella"] },
   "/v1/search": { text: "a red umbrella", top: 5, rerank: 32 },
   "/v1/similar": { id: "ID", top: 5 },
-  "/v1/match": { pictures: ["BASE64"], texts: ["a red umbrella", "a dog"] },
+  "/v1/match": { images: ["BASE64"], texts: ["a red umbrella", "a dog"] },
   "/v1/vqa": { id: "ID", question: "what color is it?" },
-  "/v1/classify": { pictures: ["BASE64"], labels: ["cat", "dog"], template: "a photo of a {}" },
+  "/v1/classify": { images: ["BASE64"], labels: ["cat", "dog"], template: "a photo of a {}" },
 };
 
 let schemas = {};

@@ -14,7 +14,7 @@ let about = null;
 let filters = null;
 let running = null;
 let ready = null; // true when it is known what the service can do; what a quick user does before waits for it
-const pictures = new Map(); // those that were searched by; an address cannot hold one, so it holds their number
+const images = new Map(); // those that were searched by; an address cannot hold one, so it holds their number
 
 // ---- what is wanted, and the address
 
@@ -22,16 +22,16 @@ function wanted() {
   const params = new URLSearchParams(location.search);
   const values = Object.fromEntries([...params].filter(([name]) => name.startsWith("f.")));
   const top = Math.min(Math.max(Number(params.get("top")) || STEP, 1), about?.limits.top ?? STEP);
-  return { words: params.get("q") ?? "", like: params.get("like"), picture: params.get("picture"), rerank: params.has("closer"), top, values };
+  return { words: params.get("q") ?? "", like: params.get("like"), image: params.get("image"), rerank: params.has("rerank"), top, values };
 }
 
-async function go({ words = "", like = null, picture = null, top = STEP }, { replace = false, title = "" } = {}) {
+async function go({ words = "", like = null, image = null, top = STEP }, { replace = false, title = "" } = {}) {
   if (!(await ready)) return null;
   const params = new URLSearchParams();
-  if (picture) params.set("picture", picture);
+  if (image) params.set("image", image);
   else if (like) params.set("like", like);
   else if (words) params.set("q", words);
-  if ($("rerank").checked) params.set("closer", "1");
+  if ($("rerank").checked) params.set("rerank", "1");
   if (top !== STEP) params.set("top", top);
   for (const [name, value] of Object.entries(filters?.values ?? {})) params.set(name, value);
   const address = params.size ? `?${params}` : "/";
@@ -59,10 +59,10 @@ async function run({ typing = false } = {}) {
   if (!typing) fillForm(want);
   showWanted(want);
   clearProblem();
-  if (!want.words && !want.like && !want.picture) return showStart();
-  if (want.picture && !pictures.has(want.picture)) {
+  if (!want.words && !want.like && !want.image) return showStart();
+  if (want.image && !images.has(want.image)) {
     $("grid").replaceChildren();
-    return showProblem(new Problem("That picture is no longer here.", { hint: "Choose it again.", status: 410 }), {});
+    return showProblem(new Problem("That image is no longer here.", { hint: "Choose it again.", status: 410 }), {});
   }
   setBusy(true);
   const began = performance.now();
@@ -85,12 +85,12 @@ async function run({ typing = false } = {}) {
 function ask(want, signal) {
   const common = { top: want.top, where: filters.where };
   if (want.like) return call("/v1/similar", { body: { id: want.like, ...common }, signal });
-  if (!want.picture) {
+  if (!want.image) {
     const rerank = want.rerank && about.can_rerank ? RERANK : 0;
     return call("/v1/search", { body: { text: want.words, rerank, ...common }, signal });
   }
   const form = new FormData();
-  form.append("picture", pictures.get(want.picture).file);
+  form.append("image", images.get(want.image).file);
   form.append("top", want.top);
   if (common.where) form.append("where", common.where);
   return call("/v1/search", { body: form, signal });
@@ -110,19 +110,19 @@ function showStart() {
   $("note").hidden = $("more").hidden = true;
 }
 
-function showWanted({ words, like, picture, values }) {
-  const byPicture = Boolean(like || picture);
-  document.body.classList.toggle("start", !words && !byPicture);
-  $("samples").hidden = Boolean(words || byPicture || !about?.samples.length);
-  document.title = words ? `${words} · Picture search` : "Picture search";
-  $("words").hidden = byPicture;
-  $("by-picture").hidden = !byPicture;
-  $("rerank").disabled = byPicture;
+function showWanted({ words, like, image, values }) {
+  const byImage = Boolean(like || image);
+  document.body.classList.toggle("start", !words && !byImage);
+  $("samples").hidden = Boolean(words || byImage || !about?.samples.length);
+  document.title = words ? `${words} · Image search` : "Image search";
+  $("words").hidden = byImage;
+  $("by-image").hidden = !byImage;
+  $("rerank").disabled = byImage;
   if (filters) filters.values = values;
-  if (!byPicture) return;
-  const own = picture && pictures.get(picture);
-  $("by-picture-name").textContent = own ? own.name : like ? `like ${history.state?.title || "this picture"}` : "a picture";
-  show($("by-picture-image"), own ? own.url : like ? `/v1/thumbnails/${encodeURIComponent(like)}` : "/static/icon.svg");
+  if (!byImage) return;
+  const own = image && images.get(image);
+  $("by-image-name").textContent = own ? own.name : like ? `like ${history.state?.title || "this image"}` : "an image";
+  show($("by-image-image"), own ? own.url : like ? `/v1/thumbnails/${encodeURIComponent(like)}` : "/static/icon.svg");
   $("ask-own").hidden = !(own && about?.can_answer);
   if (own) $("ask-own").onclick = () => openOwn(own.file, { canAnswer: true });
 }
@@ -136,22 +136,22 @@ function searchSimilar(hit) {
   go({ like: hit.id }, { title: titleOf(hit) }).then(() => $("results").focus({ preventScroll: true }));
 }
 
-// ---- pictures of the user
+// ---- images of the user
 
 async function searchBy(file) {
   if (!file || !(await ready)) return;
   if (!file.type.startsWith("image/")) {
-    return showProblem(new Problem("That is no picture.", { hint: "Choose a JPEG, PNG, WebP or GIF file.", status: 415 }), {});
+    return showProblem(new Problem("That is no image.", { hint: "Choose a JPEG, PNG, WebP or GIF file.", status: 415 }), {});
   }
-  const name = file.name || "your picture";
+  const name = file.name || "your image";
   const sent = await fitted(file);
   if (!about.can_search) return openOwn(sent, { canAnswer: about.can_answer });
   const number = crypto.randomUUID?.() ?? String(Math.random());
-  pictures.set(number, { file: sent, name, url: URL.createObjectURL(sent) });
-  await go({ picture: number });
+  images.set(number, { file: sent, name, url: URL.createObjectURL(sent) });
+  await go({ image: number });
 }
 
-// A copy that the service takes, where the picture has too many bytes or pixels for it.
+// A copy that the service takes, where the image has too many bytes or pixels for it.
 async function fitted(file) {
   const { request_bytes: bytes, pixels } = about.limits;
   try {
@@ -172,7 +172,7 @@ async function fitted(file) {
   }
 }
 
-function listenForPictures() {
+function listenForImages() {
   $("file").addEventListener("change", () => {
     searchBy($("file").files[0]);
     $("file").value = "";
@@ -205,10 +205,10 @@ function listen() {
   $("search").addEventListener("submit", (event) => {
     event.preventDefault();
     const words = $("words").value.trim();
-    const { like, picture } = wanted();
+    const { like, image } = wanted();
     if ($("words").hidden) return goAgain();
     if (words) go({ words });
-    else if (like || picture) goAgain();
+    else if (like || image) goAgain();
     else $("words").focus();
   });
   $("rerank").addEventListener("change", () => {
@@ -237,22 +237,22 @@ function listen() {
   $("detail").addEventListener("click", (event) => {
     if (event.target === $("detail")) $("detail").close(); // beside what it shows
   });
-  listenForPictures();
+  listenForImages();
 }
 
 function showAbout() {
-  const number = about.num_pictures.toLocaleString("en");
+  const number = about.num_images.toLocaleString("en");
   $("rerank-option").hidden = !about.can_rerank;
   if (about.can_search) {
     showSamples(about.samples, { onOpen: openResult });
-    $("collection").textContent = `${number} picture${about.num_pictures === 1 ? "" : "s"}`;
+    $("collection").textContent = `${number} image${about.num_images === 1 ? "" : "s"}`;
     return;
   }
   $("words").hidden = true;
   $("search").querySelector(".go").hidden = true;
-  $("headline").textContent = about.can_answer ? "Ask about a picture." : "Nothing to search here.";
+  $("headline").textContent = about.can_answer ? "Ask about an image." : "Nothing to search here.";
   $("hint").textContent = about.can_answer
-    ? "Drop, paste or upload a picture, then ask."
+    ? "Drop, paste or upload an image, then ask."
     : "This service was started without an index. Its API embeds, matches and classifies all the same.";
 }
 

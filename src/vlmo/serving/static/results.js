@@ -12,8 +12,8 @@ export function showResults(found, { onOpen }) {
 
 export function showStatus(found, { seconds }) {
   const number = found.hits.length;
-  const closer = found.num_reranked ? ` · looked closer at the best ${found.num_reranked}` : "";
-  $("status").textContent = `${number || "No"} picture${number === 1 ? "" : "s"} in ${seconds.toFixed(2)} s${closer}`;
+  const closer = found.num_reranked ? ` · the best ${found.num_reranked} reranked` : "";
+  $("status").textContent = `${number || "No"} image${number === 1 ? "" : "s"} in ${seconds.toFixed(2)} s${closer}`;
   $("note").hidden = !found.note;
   $("note").textContent = found.note || "";
 }
@@ -54,13 +54,13 @@ function card(hit, { place, onOpen, below }) {
 const title = (hit) => make("span", { className: "what" }, titleOf(hit));
 
 function scores(hit) {
-  const parts = [make("span", { title: "Cosine of the vectors of query and picture" }, `similarity ${hit.similarity.toFixed(2)}`)];
+  const parts = [make("span", { title: "Cosine of the vectors of query and image" }, `similarity ${hit.similarity.toFixed(2)}`)];
   if (hit.probability !== null) {
-    parts.unshift(make("span", { title: "Judgement of the fusion encoder on words and picture" }, make("b", {}, `fits ${percent(hit.probability)}`)));
+    parts.unshift(make("span", { title: "Score of the fusion encoder for words and image" }, make("b", {}, `fits ${percent(hit.probability)}`)));
   }
   return make("span", { className: "scores" }, ...parts);
 }
 
 function nothing() {
-  return make("li", { className: "empty" }, make("strong", {}, "Nothing here"), "No picture passes the filters. Widen or remove them.");
+  return make("li", { className: "empty" }, make("strong", {}, "Nothing here"), "No image passes the filters. Widen or remove them.");
 }

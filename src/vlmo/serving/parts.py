@@ -1,4 +1,4 @@
-"""Answers to questions about pictures, many at a time."""
+"""Models and index that a service is made of."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.folder import architectures
 from vlmo.model import VLMoForVisualQuestionAnswering
+from vlmo.retrieval import Encoder, Index, Searcher
 
 
 @dataclass(frozen=True)
 class Question:
-    """About a picture, which `Answerer.pixels` has made ready."""
+    """A question about an image from `Answerer.pixels`."""
 
     pixels: Float[Tensor, "3 height width"]
     text: str
@@ -27,10 +28,10 @@ class Question:
 
 
 class Answerer:
-    """A model folder that answers, made ready.
+    """A model folder that answers questions about images.
 
     Args:
-        folder: Of a `VLMoForVisualQuestionAnswering`.
+        folder: Folder of a `VLMoForVisualQuestionAnswering`.
         device: cpu, cuda or cuda:N; by default a GPU if there is one.
 
     Raises:
@@ -42,9 +43,9 @@ class Answerer:
         self._model: Any = load_model(folder, VLMoForVisualQuestionAnswering, device=device, hint=hint)
         self._processor: Any = load_processor(folder)
 
-    def pixels(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
-        """A picture as a question holds it; from any thread."""
-        return self._processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    def pixels(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """An image as a question holds it; from any thread."""
+        return self._processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     def __call__(self, questions: Sequence[Question]) -> list[list[tuple[str, float]]]:
         """For each question its best answers with their scores (sigmoids of logits)."""
@@ -61,10 +62,31 @@ class Answerer:
         return answers
 
 
-def answers_questions(folder: str | Path) -> bool:
-    """Whether the folder's model is one for questions about pictures.
+@dataclass(frozen=True)
+class Parts:
+    """Models and index of a service; requests that need a missing one fail with a reason."""
+
+    encoder: Encoder | None = None
+    index: Index | None = None
+    answerer: Answerer | None = None
+
+
+def load_parts(
+    folder: str | Path, *, index: str | Path | None = None, vqa: str | Path | None = None, device: str | None = None
+) -> Parts:
+    """Load models and index. `folder` may hold a model for retrieval, or one for questions.
 
     Raises:
-        ValueError: It is no model folder.
+        ValueError: A folder is of another kind, or model and index do not belong together.
     """
-    return VLMoForVisualQuestionAnswering.__name__ in architectures(folder)
+    if VLMoForVisualQuestionAnswering.__name__ in architectures(folder):
+        if index is not None or vqa is not None:
+            raise ValueError(
+                f"{folder} answers questions and searches nothing; give it with --vqa, after another model"
+            )
+        return Parts(answerer=Answerer(folder, device=device))
+    encoder = Encoder(folder, device=device)
+    opened = None if index is None else Index.open(index)
+    if opened is not None:
+        Searcher(encoder, opened)  # checks that they belong together
+    return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))

@@ -1,0 +1,175 @@
+"""Metadata of images: captions and columns from tables beside the files, as plain values under SQL names."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vlmo.data.tables import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    TABLE_NAMES,
+    TABLE_SUFFIXES,
+    captions_of,
+    table_records,
+)
+from vlmo.retrieval.store import RESERVED, WIDER
+
+_NOT_METADATA = frozenset((*IMAGE_COLUMNS, *CAPTION_COLUMNS))
+
+
+class Annotation(NamedTuple):
+    """Captions and columns of an image."""
+
+    captions: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """Names in tables that no image has.
+
+    Attributes:
+        number: Number of these names.
+        total: Number of all names in the tables.
+        example: One of them.
+        table: The table that it stands in.
+    """
+
+    number: int
+    total: int
+    example: str
+    table: Path
+
+
+class MetadataTable:
+    """Captions and columns by the name of an image: its path below the folder, or the file's name alone.
+
+    Several lines about one image give it several captions; of other columns the last line counts.
+
+    Args:
+        path: .csv, .tsv or .jsonl with a column `image` or `file_name`.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
+            raise ValueError(f"{path}: expected a table of metadata, a {', '.join(sorted(TABLE_SUFFIXES))} file")
+        self.path = path
+        try:
+            records = [record for _, record in table_records(path)]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
+        except csv.Error as error:
+            raise ValueError(f"{path}: not a table: {error}") from error
+        if path.suffix.lower() != ".jsonl" and records:  # numbers where every cell of a column is one
+            names = [name for name in records[0] if name not in _NOT_METADATA]
+            columns = {name: read_column([record[name] for record in records]) for name in names}
+            records = [{**record, **{name: columns[name][row] for name in names}} for row, record in enumerate(records)]
+        self._rows: dict[str, Annotation] = {}
+        self._used: set[str] = set()
+        for number, record in enumerate(records, start=1):
+            self._add(record, where=f"{path}, record {number}")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def about(self, name: str) -> Annotation:
+        """Annotation of the image with this path below its folder; empty if there is none."""
+        for known in (name, name.rpartition("/")[2]):
+            if known in self._rows:
+                self._used.add(known)
+                return self._rows[known]
+        return Annotation()
+
+    def unused(self) -> list[str]:
+        """Names that `about` has not returned."""
+        return [name for name in self._rows if name not in self._used]
+
+    def _add(self, record: Mapping[str, Any], *, where: str) -> None:
+        image = next((record[name] for name in IMAGE_COLUMNS if record.get(name)), None)
+        if not isinstance(image, str):
+            raise ValueError(f"{where}: no image is named; give its file in a column {' or '.join(IMAGE_COLUMNS)}")
+        given = [text for name in CAPTION_COLUMNS for text in captions_of(record.get(name), where=where)]
+        columns = {name: value for name, value in record.items() if name not in _NOT_METADATA}
+        name = image.strip().removeprefix("./")
+        before = self._rows.get(name, Annotation())
+        captions = (*before.captions, *(caption for caption in given if caption.strip()))
+        self._rows[name] = Annotation(captions, {**before.metadata, **clean_metadata(columns)})
+
+
+def find_table(folder: Path) -> MetadataTable | None:
+    """The table in a folder under one of the names that training reads too; None if there is none.
+
+    Raises:
+        ValueError: There are several, or it cannot be read.
+    """
+    found = [folder / name for name in TABLE_NAMES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{folder}: {' and '.join(table.name for table in found)}; keep one")
+    return MetadataTable(found[0]) if found else None
+
+
+def find_unmatched(tables: Iterable[MetadataTable]) -> Unmatched | None:
+    """Names in tables that no image was looked up by; None if there are none."""
+    tables = list(tables)
+    unused = [(name, table.path) for table in tables for name in table.unused()]
+    return Unmatched(len(unused), sum(map(len, tables)), *unused[0]) if unused else None
+
+
+def clean_metadata(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of an image as plain values under names that SQL takes without quotes.
+
+    Names become lower case, with `_` for everything but letters and digits; a name that the index uses, or that ends
+    with `WIDER`, gets a `_` at its end. Dates become ISO texts, lists and dictionaries JSON. Missing values and bytes
+    are left out.
+    """
+    cleaned: dict[str, Any] = {}
+    for name, value in given.items():
+        plain = _plain(value)
+        if plain is not None:
+            column = re.sub(r"\W+", "_", str(name).lower()).strip("_") or "column"
+            column = f"_{column}" if column[0].isdigit() else column
+            cleaned[f"{column}_" if column in RESERVED or column.endswith(WIDER) else column] = plain
+    return cleaned
+
+
+def _plain(value: Any) -> bool | int | float | str | None:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bytes) or (isinstance(value, float) and not np.isfinite(value)):
+        return None
+    if isinstance(value, bool | float | str):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def read_column(cells: Sequence[str]) -> list[bool | int | float | str | None]:
+    """Values of a column of texts: true/false, numbers, or texts (also digits with a leading zero). Empty: None."""
+    filled = [cell.strip() for cell in cells if cell.strip()]
+    if all(cell in {"true", "false"} for cell in filled):
+        read = {"true": True, "false": False}.get
+    elif all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", cell) for cell in filled):
+        read = int
+    elif all(re.fullmatch(r"-?(?=[.\d])(0|[1-9]\d{0,14})?(\.\d+)?([eE][-+]?\d+)?", cell) for cell in filled):
+        read = float
+    else:
+        read = str
+    return [read(cell.strip()) if cell.strip() else None for cell in cells]

@@ -1,0 +1,363 @@
+"""Inputs of an index: find images, shards and saved data sets on a disk or in an object store, and read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+from braceexpand import braceexpand
+
+from vlmo.data.decoding import read_path
+from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES
+from vlmo.data.stream.records import Bad, Sample, read_shard
+from vlmo.retrieval.metadata import Annotation, MetadataTable, Unmatched, clean_metadata, find_table, find_unmatched
+
+MAX_BYTES = 256_000_000
+"""Largest file that is read as an image."""
+
+Kind = Literal["file", "shard", "dataset"]
+
+_MAGIC = frozenset("*?[{")
+_SAVED = ("state.json", "dataset_dict.json")
+# What object stores call the time or the version of a file.
+_VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image file, a shard, or a saved data set.
+
+    Attributes:
+        place: Absolute path or URI.
+        origin: The input that led there.
+        kind: "file", "shard" or "dataset".
+        stamp: Changes when the content does, as far as its size and time tell.
+        size: In bytes.
+        root: The folder below which names count, for a table of metadata.
+    """
+
+    place: str
+    origin: str
+    kind: Kind
+    stamp: str
+    size: int
+    root: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """An image as it was read, not yet decoded.
+
+    Attributes:
+        id: See `image_id`.
+        place: File, or shard and key.
+        origin: The input that it belongs to.
+        shard: The shard or saved data set; None of a file.
+        stamp: Changes when the file or its metadata have changed.
+        hash: Digest of the bytes.
+        data: The file's bytes.
+        path: File from which it can be read again; None if there is none.
+        keep_bytes: The index is to hold the bytes.
+        captions: Texts.
+        metadata: Further columns.
+        replaces: The table has an older row of it.
+    """
+
+    id: str
+    place: str
+    origin: str
+    shard: str | None
+    stamp: str
+    hash: str
+    data: bytes = field(repr=False)
+    path: str | None
+    keep_bytes: bool
+    captions: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    replaces: bool = False
+
+    def bad(self, reason: str) -> Bad:
+        """Line of the quarantine about it."""
+        return Bad("row", self.shard or self.place, 0, self.place, reason)
+
+
+def image_id(place: str) -> str:
+    """The id of the image of a file, or of a record "SHARD#KEY"."""
+    return _digest(place.encode("utf-8", "surrogatepass"), length=24)
+
+
+def as_origin(given: str) -> str:
+    """An input as it is remembered: a URI, or an absolute path, which may hold wildcards."""
+    given = given.removeprefix("file://")
+    return given if _is_remote(given) else os.path.abspath(Path(given).expanduser())  # noqa: PTH100 (links stay)
+
+
+def read_place(place: str) -> bytes:
+    """Read a file, or a piece of one (`range_path`).
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not _is_remote(place):
+        return read_path(place)
+    files, path = _file_system(place)
+    return files.cat_file(path)
+
+
+# -------------------------------------------------------------------------------------------------------------- listing
+
+
+def find(origin: str) -> Iterator[Found]:
+    """List everything below an input, in the order of names.
+
+    Args:
+        origin: Result of `as_origin`: a folder, a file, a pattern of either, or a folder that `datasets` saved. Matches
+            of a pattern that are no images or shards, or begin with a dot, are passed over, as in a folder.
+
+    Raises:
+        ValueError: There is nothing, or something that holds no images by its name.
+    """
+    files, path = _file_system(origin)
+    if _is_remote(origin):
+        yield from _find_remote(files, path, origin=origin)
+    elif os.path.lexists(origin) or _MAGIC.isdisjoint(origin):
+        given = Path(origin)
+        if not given.exists():
+            raise ValueError(f"there is nothing at {given}; give a folder, an image, or a .tar or .parquet file")
+        if given.is_file():
+            yield _local(given, kind=_named_kind(str(given)), origin=origin, root=given.parent)
+        else:
+            yield from _below(given, origin=origin, root=given, above=frozenset())
+    else:
+        matches = sorted({match for pattern in _alternatives(origin) for match in files.glob(pattern)})
+        if not matches:
+            raise ValueError(f"{origin} matches nothing; give folders, images, .tar or .parquet files that exist")
+        for match in map(Path, matches):
+            if match.is_dir() and not match.name.startswith("."):
+                yield from _below(match, origin=origin, root=match, above=frozenset())
+            elif match.is_file() and (kind := _kind(str(match), beside=matches)) is not None:
+                yield _local(match, kind=kind, origin=origin, root=match.parent)
+
+
+def was_deleted(origin: str) -> bool:
+    """True if an input of an earlier run was one file, and only this file is gone, not the disk that it was on."""
+    path = Path(origin)
+    if _is_remote(origin) or not _MAGIC.isdisjoint(origin) or path.exists():
+        return False
+    return _kind(f"a{path.suffix}", beside=()) is not None and path.parent.is_dir() and any(path.parent.iterdir())
+
+
+def _is_remote(place: str) -> bool:
+    return "://" in place
+
+
+def _file_system(place: str) -> tuple[Any, str]:
+    try:
+        return fsspec.core.url_to_fs(place)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{place} cannot be opened: {error}") from error
+
+
+def _alternatives(pattern: str) -> list[str]:
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise ValueError(f"{pattern}: its braces do not match ({error})") from error
+
+
+def _below(folder: Path, *, origin: str, root: Path, above: frozenset[tuple[int, int]]) -> Iterator[Found]:
+    """Follow links to folders, but never into a folder that is in `above` already."""
+    if saved := [folder / name for name in _SAVED if (folder / name).is_file()]:
+        size = sum(file.stat().st_size for file in folder.rglob("*.arrow"))
+        states = [saved[0].read_bytes(), *(file.read_bytes() for file in sorted(folder.glob("*/state.json")))]
+        yield Found(str(folder), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(root))
+        return
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    for name in names:
+        path = folder / name
+        kind = _kind(name, beside=names)
+        try:
+            if path.is_dir():
+                yield from _below(path, origin=origin, root=root, above=above | {here})
+            elif kind is not None and path.is_file():
+                yield _local(path, kind=kind, origin=origin, root=root)
+        except FileNotFoundError:
+            continue  # it was removed in the meantime
+
+
+def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:
+    status = path.stat()
+    return Found(str(path), origin, kind, f"{status.st_size}-{status.st_mtime_ns}", status.st_size, str(root))
+
+
+def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
+    try:
+        if _MAGIC.isdisjoint(path):
+            details: dict[str, dict] = files.find(path, detail=True)
+        else:
+            details = {
+                name: info for each in _alternatives(path) for name, info in files.glob(each, detail=True).items()
+            }
+    except OSError as error:
+        raise ValueError(f"{origin} cannot be listed: {error}") from error
+    names = sorted(name for name, info in details.items() if info.get("type", "file") == "file")
+    if not names:
+        raise ValueError(f"there is nothing at {origin}; give a folder, an image, or a .tar or .parquet file")
+    beside = set(names)
+    for name in names:
+        if (kind := _kind(name, beside=beside)) is not None:
+            info = details[name]
+            versions = "-".join(str(info[key]) for key in _VERSIONS if info.get(key) is not None)
+            size = int(info.get("size") or 0)
+            root = files.unstrip_protocol(path if name != path else path.rpartition("/")[0])
+            yield Found(files.unstrip_protocol(name), origin, kind, f"{size}-{versions}", size, root)
+
+
+def _kind(name: str, *, beside: Any) -> Kind | None:
+    """Kind of a file of a folder by its name; None: neither image nor shard."""
+    if name.rpartition("/")[2].startswith("."):
+        return None
+    stem, dot, suffix = name.rpartition(".")
+    suffix = f"{dot}{suffix}".lower()
+    if suffix in IMAGE_SUFFIXES:
+        return "file"
+    # Beside each tar, img2dataset leaves a parquet file with its metadata, which holds no images.
+    beside_tar = suffix == ".parquet" and f"{stem}.tar" in beside
+    return "shard" if suffix in SHARD_SUFFIXES and not beside_tar else None
+
+
+def _named_kind(name: str) -> Kind:
+    """Kind of a file that is named outright, also with a dot before its name."""
+    kind = _kind(name.rpartition("/")[2].lstrip("."), beside=())
+    if kind is None:
+        raise ValueError(
+            f"{name} is no image by its name ({', '.join(sorted(IMAGE_SUFFIXES))}) and no shard "
+            f"({', '.join(SHARD_SUFFIXES)})"
+        )
+    return kind
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads images with their captions and metadata.
+
+    Attributes:
+        keep_bytes: The index is to hold the bytes of files too; those of records it holds in any case.
+        table: A table about the images of all folders; None: that of each folder, if it has one.
+    """
+
+    keep_bytes: bool = False
+    table: MetadataTable | None = None
+    _tables: dict[str, MetadataTable | None] = field(default_factory=dict, repr=False)
+
+    def stamp(self, found: Found) -> str:
+        """A text that changes when the file or its metadata may have changed."""
+        return f"{found.stamp}-{_stamp(self._annotation(found), self.keep_bytes)}"
+
+    def unmatched(self) -> Unmatched | None:
+        """Names in tables that no file had whose stamp was asked for here."""
+        return find_unmatched(table for table in [*self._tables.values(), self.table] if table is not None)
+
+    def files(self, files: Iterable[Found]) -> list[Record | Bad]:
+        """Read files in parallel."""
+        with ThreadPoolExecutor(_READERS) as workers:
+            return list(workers.map(self._file, files))
+
+    def records(self, found: Found) -> Iterator[Record | Bad]:
+        """Read a shard or a saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
+        if found.kind == "dataset":
+            from vlmo.data.stream.records import read_saved
+
+            samples = read_saved(Path(found.place))
+        else:
+            samples = (record for record, _ in read_shard(found.place, details=True))
+        seen: set[str] = set()
+        for sample in samples:
+            yield sample if isinstance(sample, Bad) else self._record(sample, found, seen=seen)
+
+    def _annotation(self, found: Found) -> Annotation:
+        table = self.table
+        if table is None and not _is_remote(found.place):
+            if found.root not in self._tables:
+                self._tables[found.root] = find_table(Path(found.root))
+            table = self._tables[found.root]
+        return Annotation() if table is None else table.about(found.place.removeprefix(found.root).lstrip("/"))
+
+    def _file(self, found: Found) -> Record | Bad:
+        if (readable := found.place.encode("utf-8", "backslashreplace").decode()) != found.place:
+            return Bad("row", readable, 0, readable, "its name is not UTF-8; give it another one")
+        if found.size > MAX_BYTES:
+            return Bad("row", found.place, 0, found.place, f"{found.size:,} bytes; at most {MAX_BYTES:,} are read")
+        try:
+            data = read_place(found.place)
+        except OSError as error:
+            return Bad("row", found.place, 0, found.place, f"cannot be read: {error.strerror or error}")
+        captions, metadata = self._annotation(found)
+        return Record(
+            id=image_id(found.place),
+            place=found.place,
+            origin=found.origin,
+            shard=None,
+            stamp=self.stamp(found),
+            hash=_digest(data, length=32),
+            data=data,
+            path=None if self.keep_bytes else found.place,
+            keep_bytes=self.keep_bytes,
+            captions=captions,
+            metadata=dict(metadata),
+        )
+
+    def _record(self, sample: Sample, found: Found, *, seen: set[str]) -> Record | Bad:
+        key = sample.key if sample.key not in seen else f"{sample.key}#{sample.index}"
+        seen.add(key)
+        place = f"{found.place}#{key}"
+        data, path = sample.image, None
+        if data is None and sample.path is not None:
+            path = sample.path
+            if not _is_remote(path) and not path.startswith("/"):  # it counts from the folder of the parquet file
+                path = f"{found.place.rpartition('/')[0]}/{path}"
+            try:
+                data = read_place(path)
+            except (OSError, ValueError) as error:
+                return Bad("row", found.place, sample.index, sample.key, f"{path} cannot be read: {error}")
+        if data is None:
+            return Bad("row", found.place, sample.index, sample.key, "it has no image")
+        annotation = Annotation(sample.captions, clean_metadata(sample.metadata))
+        keep_bytes = self.keep_bytes or path is None
+        return Record(
+            id=image_id(place),
+            place=place,
+            origin=found.origin,
+            shard=found.place,
+            stamp=_stamp(annotation, keep_bytes),
+            hash=_digest(data, length=32),
+            data=data,
+            path=None if self.keep_bytes else path,
+            keep_bytes=keep_bytes,
+            captions=annotation.captions,
+            metadata=dict(annotation.metadata),
+        )
+
+
+def _digest(data: bytes, *, length: int) -> str:
+    return hashlib.sha256(data).hexdigest()[:length]
+
+
+def _stamp(*parts: Any) -> str:
+    return _digest(json.dumps(parts, sort_keys=True).encode(), length=16)

@@ -1,0 +1,215 @@
+"""Middleware around the service: access, limits on bodies, security headers, errors and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+
+from vlmo.serving.schemas import BusyError, ServiceError, StoppingError
+from vlmo.serving.settings import Settings
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+_LOGGER = logging.getLogger(__name__)
+# Open without a key: these show nothing but files of the package, or that the server runs.
+_OPEN = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/favicon.ico"})
+_STATIC = "/static/"
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_METHODS = _READING | {"POST", "PUT", "PATCH", "DELETE"}
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Prometheus metrics of one server; another one in the same process has its own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter(
+            "vlmo_requests", "Requests by route and status", ["method", "route", "status"], registry=registry
+        )
+        self.latency = Histogram(
+            "vlmo_request_seconds",
+            "Seconds from the head of a request to the end of its answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue = Gauge("vlmo_queue_length", "Requests that are admitted and not answered", registry=registry)
+        self._rows = Histogram(
+            "vlmo_batch_rows", "Rows of a call of the model", ["kind"], buckets=_ROWS, registry=registry
+        )
+        self._batch = Histogram(
+            "vlmo_batch_seconds", "Seconds of a call of the model", ["kind"], buckets=_SECONDS, registry=registry
+        )
+
+    def observe_batch(self, kind: str, rows: int, seconds: float) -> None:
+        """Count a call of the model."""
+        self._rows.labels(kind).observe(rows)
+        self._batch.labels(kind).observe(seconds)
+
+
+class Guard:
+    """ASGI middleware that checks each request, and answers it where it is refused or fails.
+
+    Starlette's own middlewares do not do: TrustedHostMiddleware knows no IPv6 addresses, and none limits bodies.
+
+    Args:
+        app: The app that it guards.
+        settings: Settings of the server.
+        metrics: Counts each request.
+        stopping: Function that tells if new work is refused.
+    """
+
+    def __init__(self, app: App, *, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]) -> None:
+        self._app, self._settings, self._metrics, self._stopping = app, settings, metrics, stopping
+        self._names = frozenset(name.lower() for name in settings.server_names)
+        self.buffered = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request to the app, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, guard=self)
+        try:
+            self._check(scope["path"], scope["method"], Headers(scope=scope))
+            await self._app(scope, exchange.receive, exchange.send)
+        except ServiceError as error:
+            await exchange.fail(error)
+        except ClientDisconnect:
+            pass
+        except Exception:
+            # The last resort: a traceback goes to the log and is never shown to a client.
+            _LOGGER.exception("%s %s failed", scope["method"], scope["path"])
+            await exchange.fail(ServiceError(500, "the server failed", hint="its log says why"))
+        finally:
+            self.buffered -= exchange.received
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            # The route has a name in place of an id, so that there are few of them.
+            route = getattr(scope.get("route"), "path", "other")
+            route = _STATIC if scope["path"].startswith(_STATIC) else route
+            self._metrics.requests.labels(method, route, str(exchange.status or 499)).inc()
+            self._metrics.latency.labels(route).observe(time.monotonic() - exchange.began)
+
+    def _check(self, path: str, method: str, headers: Headers) -> None:
+        host = headers.get("host", "")
+        name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+        if self._names and name.lower() not in self._names:
+            # A page elsewhere can point its own name here; its requests then have that name.
+            raise ServiceError(421, "this server has another name", hint="start it with --server-name and this one")
+        origin = headers.get("origin")
+        if method not in _READING and origin is not None and not self._is_allowed(origin, host=host):
+            raise ServiceError(403, "pages of other origins may not call this service", hint="see --cors-origin")
+        if not (path in _OPEN or path.startswith(_STATIC)):
+            self._check_key(headers)
+            if self._stopping() and path.startswith("/v1/"):
+                raise StoppingError
+        length = headers.get("content-length", "0")
+        if length.isdecimal():
+            self._check_size(int(length))
+
+    def _is_allowed(self, origin: str, *, host: str) -> bool:
+        allowed = self._settings.cors_origins
+        try:
+            return origin in allowed or "*" in allowed or urlsplit(origin).netloc == host
+        except ValueError:  # such as that of "http://["
+            return False
+
+    def _check_key(self, headers: Headers) -> None:
+        wanted = self._settings.api_key
+        if wanted is None:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not hmac.compare_digest(given.encode(), wanted.encode()):
+            raise ServiceError(401, "the API key is missing or wrong", hint="send it as Authorization: Bearer KEY")
+
+    def count(self, number: int, received: int) -> None:
+        """Count `number` more bytes of a request that has now sent `received`.
+
+        Raises:
+            ServiceError: One request, or all of them together, have sent too many.
+        """
+        self.buffered += number
+        self._check_size(received)
+        if self.buffered > self._settings.limits.buffered_bytes:
+            raise BusyError("too many bytes are being received at a time")
+
+    def _check_size(self, received: int) -> None:
+        limit = self._settings.limits.request_bytes
+        if received > limit:
+            reason = f"the request has more than {limit:,} bytes"
+            raise ServiceError(413, reason, hint="send less at a time, or smaller images")
+
+    @property
+    def body_seconds(self) -> float:
+        """Seconds until a body must have arrived."""
+        return self._settings.limits.body_seconds
+
+
+class _Exchange:
+    """Counts the bytes of a request, and adds headers to its answer."""
+
+    def __init__(self, scope: Message, receive: Receive, send: Send, *, guard: Guard) -> None:
+        self._scope, self._receive, self._send, self._guard = scope, receive, send, guard
+        self._complete = False
+        self.began = time.monotonic()
+        self.received = self.status = 0
+
+    async def receive(self) -> Message:
+        if self._complete:  # the next message says that the client has gone, whenever that is
+            return await self._receive()
+        seconds = self._guard.body_seconds
+        try:
+            async with asyncio.timeout(max(self.began + seconds - time.monotonic(), 0)):
+                message = await self._receive()
+        except TimeoutError:
+            raise ServiceError(408, f"the body took more than {seconds:g} seconds", hint="send it faster") from None
+        if message["type"] == "http.request":
+            number = len(message.get("body", b""))
+            self.received += number
+            self._complete = not message.get("more_body", False)
+            self._guard.count(number, self.received)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Cache-Control", "no-cache" if self._scope["path"].startswith(_STATIC) else "no-store")
+            if not self._complete and self._scope["method"] not in _READING:  # the rest of the body is not read
+                headers["Connection"] = "close"
+        await self._send(message)
+
+    async def fail(self, error: ServiceError) -> None:
+        if not self.status:
+            await error.response()(self._scope, self._receive, self.send)
