@@ -1,4 +1,4 @@
-"""The commands and requests of docs/serving.md, word for word but for the ports, on a miniature folder of pictures."""
+"""The commands and requests of docs/serving.md, word for word but for the ports, on a miniature folder of images."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def place(tmp_path_factory) -> Path:
     shutil.copytree(gallery.vqa, folder / "models" / "vqa")
     (folder / "photos").mkdir()
     table = ["image,caption,year,album"]
-    for number, picture in enumerate(drawings()[:6]):
-        picture.save(folder / "photos" / f"{number}.png")
+    for number, image in enumerate(drawings()[:6]):
+        image.save(folder / "photos" / f"{number}.png")
         table.append(f"{number}.png,a drawing,{2018 + number},{'Rome' if number % 2 else 'Oslo'}")
     (folder / "photos" / "captions.csv").write_text("\n".join(table))
     drawings()[0].save(folder / "umbrella.jpg")
@@ -116,7 +116,7 @@ def test_requests_are_answered(place, client, monkeypatch):
         assert answer.json()
     found = sent(requests[0], client).json()["hits"]
     assert [hit["metadata"]["album"] for hit in found] == ["Rome"] * 2  # of 2021 and 2023
-    assert sent(requests[1], client).json()["hits"][0]["similarity"] > 0.99  # the same picture
+    assert sent(requests[1], client).json()["hits"][0]["similarity"] > 0.99  # the same image
     vectors = sent(requests[2], client).json()
     assert json.dumps(vectors).count("[") >= 3
     shares = sent(requests[4], client).json()

@@ -16,7 +16,7 @@ def model(tmp_path_factory):
 def gallery(model, tmp_path_factory):
     """A folder of drawings and an index of it; tests that change one make their own."""
     base = tmp_path_factory.mktemp("gallery")
-    folder = write_folder(base / "pictures")
+    folder = write_folder(base / "images")
     build(model, folder, out=base / "index")
     return folder, base / "index"
 

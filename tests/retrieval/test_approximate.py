@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,20 +9,21 @@ from tests.retrieval.toy_index import NUM, build, write_folder
 
 from vlmo.retrieval import Index
 from vlmo.retrieval.approximate import make_approximate
-from vlmo.retrieval.pictures import Looks, Picture, as_table
+from vlmo.retrieval.engine import Encoded, Rows
+from vlmo.retrieval.sources import Record
 from vlmo.retrieval.store import Store
 
 DIM = 32
 
 
 def filled(folder, *, number: int, captions: bool) -> tuple[Store, np.ndarray]:
-    """A table of vectors around some centres, as those of pictures lie."""
+    """A table of vectors around some centres, as those of images lie."""
     generator = np.random.default_rng(0)
     centres = generator.standard_normal((40, DIM))
     vectors = centres[generator.integers(0, 40, number)] + generator.standard_normal((number, DIM))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    pictures = [
-        Picture(
+    records = [
+        Record(
             id=f"{row:024x}",
             place=f"{row}.png",
             origin="/",
@@ -38,7 +40,8 @@ def filled(folder, *, number: int, captions: bool) -> tuple[Store, np.ndarray]:
     ]
     told = [vector[None] if captions else np.zeros((0, DIM), np.float32) for vector in vectors]
     store = Store(folder, dim=DIM)
-    store.write(as_table(pictures, [Looks(vector, b"", 1, 1) for vector in vectors], told, dim=DIM), fresh=True)
+    encoded = [Encoded(vector, b"", 1, 1) for vector in vectors]
+    store.write(Rows(records, encoded, told, number).as_table(), fresh=True)
     return store, vectors
 
 
@@ -54,9 +57,9 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
     store, vectors = filled(tmp_path, number=3000, captions=captions)
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
-    assert made.recall.asked_with == ("captions" if captions else "pictures")
+    assert made.recall.asked_with == ("captions" if captions else "images")
     assert (made.captions is not None) == captions
-    index = written(store, made.facts())
+    index = written(store, asdict(made))
     assert index.approximate is not None
     assert index.approximate.nprobes < 55  # not all partitions
     found = []
@@ -85,7 +88,7 @@ def test_filter_that_few_pass_costs_no_recall(few, tmp_path, monkeypatch):
     store, vectors = filled(tmp_path, number=3000, captions=False)
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
-    index = written(store, {**made.facts(), "search": {"kind": "IVF_RQ", "nprobes": 2, "candidates": 200}})
+    index = written(store, {**asdict(made), "search": {"kind": "IVF_RQ", "nprobes": 2, "candidates": 200}})
     for query in vectors[5::300]:
         for where, passing in (
             ("place like '%00.png'", 30),  # one of a hundred
@@ -107,7 +110,7 @@ def test_search_for_more_than_the_partitions_hold_is_exact(tmp_path):
     store, vectors = filled(tmp_path, number=3000, captions=False)
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
-    index = written(store, {**made.facts(), "search": {"kind": "IVF_RQ", "nprobes": 1, "candidates": 200}})
+    index = written(store, {**asdict(made), "search": {"kind": "IVF_RQ", "nprobes": 1, "candidates": 200}})
     assert len(index.nearest(vectors[5], top=2000)) == 2000
 
 
@@ -139,25 +142,25 @@ def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch
     assert list(dict.fromkeys(asked)) == [(25, 200), (39, 400), (39, 800), (39, 1600)]
     assert (made.search.nprobes, made.search.candidates) == (39, 1600)
     assert not made.recall.is_low
-    assert written(store, made.facts()).approximate == made.search
+    assert written(store, asdict(made)).approximate == made.search
 
 
 def test_index_stays_until_the_table_has_doubled(tmp_path):
     store, _ = filled(tmp_path, number=1200, captions=False)
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
-    uuids = [index.index_uuid for index in store.pictures.list_indices()]
-    again = make_approximate(store, least=1000, before=made.facts(), console=None)
+    uuids = [index.index_uuid for index in store.images.list_indices()]
+    again = make_approximate(store, least=1000, before=asdict(made), console=None)
     assert again is not None
-    assert [index.index_uuid for index in store.pictures.list_indices()] == uuids
+    assert [index.index_uuid for index in store.images.list_indices()] == uuids
     assert again.made_for == 1200
-    new = make_approximate(store, least=1000, before={**made.facts(), "made_for": 500}, console=None)
+    new = make_approximate(store, least=1000, before={**asdict(made), "made_for": 500}, console=None)
     assert new is not None
-    assert [index.index_uuid for index in store.pictures.list_indices()] != uuids
+    assert [index.index_uuid for index in store.images.list_indices()] != uuids
 
 
 def test_small_set_is_searched_exactly(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+    folder = write_folder(tmp_path / "images", numbers=range(3))
     report = build(model, folder, out=tmp_path / "index")
     assert report.recall is None
     opened = Index.open(tmp_path / "index")

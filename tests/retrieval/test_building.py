@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import shutil
@@ -11,10 +12,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+from rich.console import Console
 from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
 from tests.retrieval.toy_index import (
     NAMES,
@@ -28,9 +31,11 @@ from tests.retrieval.toy_index import (
     write_tar,
 )
 
-from vlmo.retrieval import Encoder, Index, IndexSettings, build_index
-from vlmo.retrieval.pictures import PictureEncoder
-from vlmo.retrieval.tables import Unmatched
+from vlmo import progress
+from vlmo.retrieval import Encoder, Index, IndexSettings, build_index, building, journal
+from vlmo.retrieval.engine import RecordEncoder
+from vlmo.retrieval.metadata import Unmatched
+from vlmo.retrieval.vectors import embed_images
 
 # Batches of other sizes add up in another order.
 CLOSE = 1e-5
@@ -38,15 +43,15 @@ CLOSE = 1e-5
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often each picture went through the model."""
+    """How often each image went through the model."""
     counts: Counter[str] = Counter()
-    finish = PictureEncoder.finish
+    finish = RecordEncoder.finish
 
-    def count(self, pictures, started):
-        counts.update(picture.hash for picture in pictures)
-        return finish(self, pictures, started)
+    def count(self, images, started):
+        counts.update(image.hash for image in images)
+        return finish(self, images, started)
 
-    monkeypatch.setattr(PictureEncoder, "finish", count)
+    monkeypatch.setattr(RecordEncoder, "finish", count)
     return counts
 
 
@@ -74,6 +79,23 @@ def test_index_of_a_folder_holds_what_is_there(model, gallery):
     assert facts["inputs"] == [str(folder)]
     assert facts["model"]["fingerprint"] == Encoder(model).fingerprint
     assert not (out / "pending").exists()
+
+
+def test_layout_on_the_disk_is_that_of_version_1(gallery):
+    """Indexes that exist stay readable, also by programs that know LanceDB only."""
+    tables = lancedb.connect(gallery[1])
+    own = "id place origin shard stamp hash path bytes captions thumbnail width height vector kind year"
+    assert tables.open_table("pictures").schema.names == own.split()
+    assert tables.open_table("captions").schema.names == ["id", "picture", "caption", "vector"]
+    facts = json.loads((gallery[1] / "index.json").read_text())
+    expected = "created pictures captions approximate version model metric inputs told complete updated"
+    assert set(facts) == set(expected.split())
+    assert facts["version"] == 1
+    assert set(facts["model"]) == {"folder", "fingerprint", "dim"}
+    assert facts["told"] == {"metadata": None, "store_bytes": False}
+    assert {path.name for path in gallery[1].iterdir()} == {
+        ".lock", "captions.lance", "index.json", "pictures.lance", "quarantine.jsonl", "shards.jsonl"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "parquet with paths", "dataset", "dataset with splits"])
@@ -125,11 +147,11 @@ def test_every_form_gives_the_same_vectors(kind, model, gallery, tmp_path):
 
 
 def test_patterns_and_files_are_inputs(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures")
+    folder = write_folder(tmp_path / "images")
     report = build(model, str(folder / "*0?.png"), folder / NAMES[11], out=tmp_path / "index")
     names = {Path(place).relative_to(folder).as_posix() for place in rows(tmp_path / "index")}
     assert names == {*(name for number, name in enumerate(NAMES) if number < 10 and number % 2 == 0), NAMES[11]}
-    assert report.pictures == 6
+    assert report.images == 6
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
@@ -139,26 +161,26 @@ def test_uris_are_inputs(scheme, model, gallery, tmp_path):
     base = f"memory://{tmp_path.name}" if scheme == "memory" else f"file://{tmp_path}/store"
     files = fsspec.filesystem(scheme)
     for number in range(6):
-        with fsspec.open(f"{base}/pictures/{number}.png", "wb", auto_mkdir=True) as file:
+        with fsspec.open(f"{base}/images/{number}.png", "wb", auto_mkdir=True) as file:
             file.write(encoded(drawings()[number]))
     write_tar(tmp_path / "00000.tar", numbers=range(6, NUM))
     with fsspec.open(f"{base}/tars/00000.tar", "wb", auto_mkdir=True) as file:
         file.write((tmp_path / "00000.tar").read_bytes())
     out = tmp_path / "index"
-    assert build(model, f"{base}/pictures", f"{base}/tars/*.tar", out=out).encoded == NUM
+    assert build(model, f"{base}/images", f"{base}/tars/*.tar", out=out).encoded == NUM
     expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
     for row in rows(out).values():
         np.testing.assert_allclose(row["vector"], expected[row["hash"]], atol=CLOSE)
     index = Index.open(out)
     ids = [row["id"] for row in rows(out).values()]
-    assert {picture.size for picture in index.pictures(ids)} == {picture.size for picture in drawings()}
+    assert {image.size for image in index.images(ids)} == {image.size for image in drawings()}
     assert build(model, out=out).unchanged == NUM
-    files.rm(f"{base}/pictures/3.png")
+    files.rm(f"{base}/images/3.png")
     assert build(model, out=out).deleted == 1
 
 
 def test_update_embeds_what_is_new_and_removes_what_is_gone(model, counted, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(12))
+    folder = write_folder(tmp_path / "images", numbers=range(12))
     out = tmp_path / "index"
     assert build(model, folder, out=out).encoded == 12
     counted.clear()
@@ -177,13 +199,13 @@ def test_update_embeds_what_is_new_and_removes_what_is_gone(model, counted, tmp_
     expected = Encoder(model).embed_images([drawings()[20], drawings()[21], drawings()[2]])
     for name, vector in zip([NAMES[1], NAMES[20], "moved.png"], expected, strict=True):
         np.testing.assert_allclose(found[str(folder / name)]["vector"], vector, atol=CLOSE)
-    # Captions of pictures that are gone are gone too.
+    # Captions of images that are gone are gone too.
     index = Index.open(out)
     assert index.num_captions == sum(len(row["captions"]) for row in found.values())
 
 
 def test_other_captions_and_columns_need_no_other_vector(model, counted, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(8))
+    folder = write_folder(tmp_path / "images", numbers=range(8))
     out = tmp_path / "index"
     build(model, folder, out=out)
     counted.clear()
@@ -196,7 +218,7 @@ def test_other_captions_and_columns_need_no_other_vector(model, counted, tmp_pat
 
 
 def test_metadata_file_tells_of_files_by_name(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(4))
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(4))
     table = tmp_path / "about.jsonl"
     lines = [
         {"file_name": NAMES[0], "captions": ["one", "two"], "Price (EUR)": 3, "place": "here", "tags": ["a"]},
@@ -215,7 +237,7 @@ def test_metadata_file_tells_of_files_by_name(model, tmp_path):
 
 
 def test_later_runs_go_by_what_the_first_was_told(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(3))
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(3))
     out, table = tmp_path / "index", write_table(tmp_path / "about.csv", numbers=range(4))
     report = build(model, folder, out=out, metadata=table, store_bytes=True)
     assert report.unmatched == Unmatched(1, 4, NAMES[3], table)
@@ -238,7 +260,7 @@ def test_later_runs_go_by_what_the_first_was_told(model, tmp_path):
 
 
 def test_column_keeps_a_name_that_looks_like_ours(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(2))
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(2))
     table = tmp_path / "about.jsonl"
     table.write_text(json.dumps({"image": NAMES[0], "n__wider": 1}), encoding="utf-8")
     for _ in range(2):
@@ -247,7 +269,7 @@ def test_column_keeps_a_name_that_looks_like_ours(model, tmp_path):
 
 
 def test_columns_widen_from_run_to_run(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(3))
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(3))
     out, table = tmp_path / "index", tmp_path / "about.jsonl"
     for value, kind in ((1, "whole number"), (0.5, "number"), ("many", "text")):
         table.write_text(json.dumps({"image": NAMES[0], "n": value}), encoding="utf-8")
@@ -257,20 +279,20 @@ def test_columns_widen_from_run_to_run(model, tmp_path):
 
 
 def test_same_bytes_are_embedded_once(model, counted, tmp_path):
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(20))
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(20))
     for copy in range(3):
         for number in range(20):
             (folder / f"copy {copy} of {number}.png").write_bytes((folder / NAMES[number]).read_bytes())
     report = build(model, folder, out=tmp_path / "index")
-    assert (report.pictures, report.encoded, report.reused) == (80, 20, 60)
+    assert (report.images, report.encoded, report.reused) == (80, 20, 60)
     assert len(counted) == 20
     assert set(counted.values()) == {1}
     assert len({row["id"] for row in rows(tmp_path / "index").values()}) == 80
 
 
 def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(4))
-    (folder / "text.jpg").write_text("no picture")
+    folder = write_folder(tmp_path / "images", numbers=range(4))
+    (folder / "text.jpg").write_text("no image")
     (folder / "empty.png").touch()
     (folder / "cut.png").write_bytes(encoded(drawings()[0])[:60])
     Image.new("1", (9000, 9000)).save(folder / "bomb.png")
@@ -280,11 +302,11 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
     (folder / "x.tar").write_bytes(cut[: len(cut) // 4])
     out = tmp_path / "index"
     report = build(model, folder, out=out)
-    assert 4 < report.pictures < 8
+    assert 4 < report.images < 8
     reasons = {Path(line["path"]).name: line["reason"] for line in quarantine(out)}
     assert reasons.keys() == {"text.jpg", "empty.png", "cut.png", "bomb.png", "x.tar", r"latin \udcfc.png"}
     assert "not UTF-8" in reasons[r"latin \udcfc.png"]
-    assert "not an image in a known format" in reasons["text.jpg"]
+    assert "in a known format" in reasons["text.jpg"]
     assert "empty file" in reasons["empty.png"]
     assert "81,000,000 pixels" in reasons["bomb.png"]
     assert "cannot be read any further" in reasons["x.tar"]
@@ -296,7 +318,7 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
     (folder / NAMES[0]).write_bytes(b"now it is bad")
     report = build(model, out=out)
     assert {Path(line["path"]).name for line in quarantine(out)} == {"empty.png", "cut.png", "bomb.png", NAMES[0]}
-    assert report.pictures == 3 + 1 + 4
+    assert report.images == 3 + 1 + 4
     # What is said of a shard stays while the shard is not read again.
     write_tar(folder / "y.tar", numbers=range(9, 11))
     data = bytearray((folder / "y.tar").read_bytes())
@@ -310,38 +332,50 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
 
 
 def test_file_that_vanishes_before_it_is_read_is_told(model, tmp_path, monkeypatch):
-    from vlmo.retrieval import listing
-
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(4))
-    listed = listing.find
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(4))
+    listed = building.find
 
     def find(origin):
         yield from listed(origin)
         (folder / NAMES[1]).unlink()
 
-    monkeypatch.setattr(listing, "find", find)
+    monkeypatch.setattr(building, "find", find)
     report = build(model, folder, out=tmp_path / "index")
-    assert (report.pictures, report.bad) == (3, 1)
+    assert (report.images, report.bad) == (3, 1)
     assert "No such file" in quarantine(tmp_path / "index")[0]["reason"]
 
 
+def test_log_gets_lines_of_progress(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(building, "_LISTED_EVERY", 5)
+    folder = write_folder(tmp_path / "images")
+    console = Console(file=io.StringIO(), force_terminal=False, width=60)
+    build_index(model, [folder], out=tmp_path / "index", settings=IndexSettings(batch=8), console=console)
+    embed_images(Encoder(model), [folder], out=tmp_path / "v.npy", batch=8, console=console)
+    lines = console.file.getvalue().splitlines()
+    size = sum((folder / name).stat().st_size for name in NAMES) / 1000
+    assert f"listing {folder}: 20" in lines
+    assert f"indexing: {size:.1f} kB of {size:.1f} kB, {NUM} images" in lines
+    assert any(line.startswith(f"embedding: {size:.1f} kB of") for line in lines)
+
+
 def test_links_are_followed_once(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(4))
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(4))
     (folder / "sub" / "loop").symlink_to(folder)
     (folder / "self").symlink_to(folder / "self")
     (folder / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     outside = write_folder(tmp_path / "outside", table=False, numbers=range(6, 8))
     (folder / "linked").symlink_to(outside)
-    assert build(model, folder, out=tmp_path / "index").pictures == 6
+    assert build(model, folder, out=tmp_path / "index").images == 6
 
 
 def test_stored_bytes_outlive_the_files(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(2))
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(2))
     out = tmp_path / "index"
     build(model, folder, out=out, store_bytes=True)
     (id,) = [row["id"] for place, row in rows(out).items() if place.endswith(NAMES[0])]  # noqa: A001
     (folder / NAMES[0]).unlink()
-    assert Index.open(out).picture(id).size == drawings()[0].size
+    assert Index.open(out).image(id).size == drawings()[0].size
     assert Index.open(out).hit(id).path is None
 
 
@@ -353,32 +387,32 @@ def test_forgotten_input_leaves_the_index(model, tmp_path):
     with pytest.raises(ValueError, match="third is no input of this index"):
         build_index(model, out=out, forget=[tmp_path / "third"])
     report = build_index(model, out=out, forget=[first])
-    assert (report.pictures, report.deleted) == (5, 3)
+    assert (report.images, report.deleted) == (5, 3)
     assert json.loads((out / "index.json").read_text())["inputs"] == [str(second)]
 
 
 def test_input_that_is_empty_or_gone_empties_nothing(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(3))
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(3))
     out = tmp_path / "index"
     build(model, folder, out=out)
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="there is nothing at"):
         build(model, out=out)
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"holds no picture.*--forget"):
+    with pytest.raises(ValueError, match=r"holds no image.*--forget"):
         build(model, out=out)
     assert len(rows(out)) == 3
 
 
 def test_single_file_that_is_gone_leaves_the_index(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", table=False, numbers=range(6))
+    folder = write_folder(tmp_path / "images", table=False, numbers=range(6))
     files, out = [folder / NAMES[number] for number in (0, 2, 4)], tmp_path / "index"
     build(model, *files, out=out)
     files[1].unlink()
     report = build(model, files[0], files[2], out=out)
-    assert (report.pictures, report.deleted) == (2, 1)
+    assert (report.images, report.deleted) == (2, 1)
     files[1].write_bytes(encoded(drawings()[8]))
-    assert build(model, out=out).pictures == 3
+    assert build(model, out=out).images == 3
     with pytest.raises(ValueError, match=r"there is nothing at .*typo\.png"):
         build(model, folder / "typo.png", out=out)
     folder.rename(tmp_path / "elsewhere")
@@ -394,13 +428,10 @@ def test_other_model_is_refused(model, gallery, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["files", "tar"])
-def test_pictures_go_through_a_few_at_a_time(kind, model, tmp_path, monkeypatch):
-    from vlmo.retrieval import journal, tasks
-    from vlmo.retrieval.pictures import Picture
-
-    monkeypatch.setattr(tasks, "_GROUP", 8)
+def test_images_go_through_a_few_at_a_time(kind, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_GROUP", 8)
     monkeypatch.setattr(journal, "_ROWS", 10)
-    given = write_folder(tmp_path / "pictures", table=False)
+    given = write_folder(tmp_path / "images", table=False)
     for number in range(60):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(given / f"plain {number}.png")
     if kind == "tar":
@@ -408,24 +439,24 @@ def test_pictures_go_through_a_few_at_a_time(kind, model, tmp_path, monkeypatch)
             tar.add(given, arcname="x")
         given = tmp_path / "x.tar"
     alive, waiting = [], []
-    finish = PictureEncoder.finish
+    finish = RecordEncoder.finish
 
-    def count(self, pictures, started):
-        alive.append(sum(type(each) is Picture for each in gc.get_objects()))
+    def count(self, images, started):
+        alive.append(sum(type(each) is Record for each in gc.get_objects()))
         waiting.append(len(list((tmp_path / "index" / "pending").glob("*.arrow"))))
-        return finish(self, pictures, started)
+        return finish(self, images, started)
 
-    monkeypatch.setattr(PictureEncoder, "finish", count)
+    monkeypatch.setattr(RecordEncoder, "finish", count)
     gc.collect()  # what the errors of other tests hold
     report = build_index(model, [given], out=tmp_path / "index", settings=IndexSettings(batch=2))
-    assert report.pictures == NUM + 60
+    assert report.images == NUM + 60
     # A group that was read, one that is being read, and three batches; never all of them.
     assert max(alive) <= 2 * 8 + 3 * 2
     assert max(waiting) <= 10
 
 
 def test_lost_captions_are_no_empty_captions(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(2))
+    folder = write_folder(tmp_path / "images", numbers=range(2))
     out = tmp_path / "index"
     build(model, folder, out=out)
     shutil.rmtree(out / "captions.lance")
@@ -434,7 +465,7 @@ def test_lost_captions_are_no_empty_captions(model, tmp_path):
 
 
 def test_only_one_process_writes(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(2))
+    folder = write_folder(tmp_path / "images", numbers=range(2))
     out = tmp_path / "index"
     build(model, folder, out=out)
     with FileLock(out / ".lock"), pytest.raises(ValueError, match="another process is writing"):
@@ -442,7 +473,7 @@ def test_only_one_process_writes(model, tmp_path):
 
 
 def test_folder_of_something_else_is_left_alone(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(2))
+    folder = write_folder(tmp_path / "images", numbers=range(2))
     with pytest.raises(ValueError, match="something else than an index"):
         build(model, folder, out=folder)
     with pytest.raises(ValueError, match="nothing to index"):
@@ -453,31 +484,31 @@ def test_folder_of_something_else_is_left_alone(model, tmp_path):
 
 
 def test_index_that_is_not_finished_says_so(model, tmp_path, monkeypatch, caplog):
-    folder, out = write_folder(tmp_path / "pictures"), tmp_path / "index"
-    finish, batches = PictureEncoder.finish, []
+    folder, out = write_folder(tmp_path / "images"), tmp_path / "index"
+    finish, batches = RecordEncoder.finish, []
 
-    def cut_off(self, pictures, started):
-        batches.append(len(pictures))
+    def cut_off(self, images, started):
+        batches.append(len(images))
         if len(batches) > 1:
             raise KeyboardInterrupt
-        return finish(self, pictures, started)
+        return finish(self, images, started)
 
-    monkeypatch.setattr(PictureEncoder, "finish", cut_off)
+    monkeypatch.setattr(RecordEncoder, "finish", cut_off)
     with pytest.raises(KeyboardInterrupt):
         build(model, folder, out=out)
     with pytest.raises(ValueError, match=r"not finished: its first run was cut off.*run vlmo index again"):
         Index.open(out)
     monkeypatch.undo()
     build(model, out=out)
-    assert Index.open(out).num_pictures == NUM
+    assert Index.open(out).num_images == NUM
     assert not caplog.messages
 
     Image.new("RGB", (20, 20)).save(folder / "new.png")
-    monkeypatch.setattr(PictureEncoder, "finish", cut_off)
+    monkeypatch.setattr(RecordEncoder, "finish", cut_off)
     with pytest.raises(KeyboardInterrupt):
         build(model, out=out)
-    assert Index.open(out).num_pictures == NUM
-    assert "has not ended, so that new pictures may be missing" in caplog.messages[0]
+    assert Index.open(out).num_images == NUM
+    assert "has not ended, so that new images may be missing" in caplog.messages[0]
 
 
 SLOW = """
@@ -485,15 +516,15 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from vlmo.retrieval import IndexSettings, build_index, pictures
-finish = pictures.PictureEncoder.finish
+from vlmo.retrieval import IndexSettings, build_index, engine
+finish = engine.RecordEncoder.finish
 log = open(sys.argv[4], "a")
 def slow(self, batch, started):
     time.sleep(float(sys.argv[5]))
-    log.write("".join(picture.hash + "\\n" for picture in batch))
+    log.write("".join(image.hash + "\\n" for image in batch))
     log.flush()
     return finish(self, batch, started)
-pictures.PictureEncoder.finish = slow
+engine.RecordEncoder.finish = slow
 build_index(sys.argv[1], [sys.argv[2]], out=sys.argv[3], settings=IndexSettings(batch=2))
 """
 
@@ -501,7 +532,7 @@ build_index(sys.argv[1], [sys.argv[2]], out=sys.argv[3], settings=IndexSettings(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["files", "tar"])
 def test_killed_process_loses_no_batch(kind, model, gallery, tmp_path):
-    given = write_folder(tmp_path / "pictures")
+    given = write_folder(tmp_path / "images")
     if kind == "tar":
         given = write_tar(tmp_path / "x.tar")
     out, log = tmp_path / "index", tmp_path / "log"

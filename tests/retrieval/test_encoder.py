@@ -48,11 +48,11 @@ def test_match_is_the_log_odds_of_the_head(encoder, plain):
     expected = (logits[:, 1] - logits[:, 0]).numpy()
     np.testing.assert_allclose(encoder.match(drawings()[:3], texts), expected, atol=CLOSE)
     assert encoder.match([], []).shape == (0,)
-    with pytest.raises(ValueError, match="2 pictures and 1 texts"):
+    with pytest.raises(ValueError, match="2 images and 1 texts"):
         encoder.match(drawings()[:2], texts[:1])
 
 
-def test_pictures_of_any_mode_are_embedded_on_white(encoder):
+def test_images_of_any_mode_are_embedded_on_white(encoder):
     clear = Image.new("RGBA", (30, 20), (255, 0, 0, 0))
     white = Image.new("RGB", (30, 20), "white")
     vectors = encoder.embed_images([clear, clear.convert("LA"), white, white.convert("L")])

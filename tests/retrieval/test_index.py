@@ -19,14 +19,14 @@ def index(gallery):
 
 
 def test_index_tells_its_facts(index, model, gallery):
-    assert (index.num_pictures, index.num_captions, index.dim) == (NUM, 2 * NUM, 32)
+    assert (index.num_images, index.num_captions, index.dim) == (NUM, 2 * NUM, 32)
     assert index.columns == {"kind": "text", "year": "whole number"}
     assert index.fingerprint == Encoder(model).fingerprint
     assert index.model_folder == str(model)
     assert index.approximate is None
 
 
-def test_hit_holds_everything_of_a_picture(index, gallery):
+def test_hit_holds_everything_of_an_image(index, gallery):
     row = rows(gallery[1])[str(gallery[0] / NAMES[3])]
     (hit,) = index.nearest(np.array(row["vector"]), top=1)
     assert (hit.id, hit.path, hit.place) == (row["id"], row["path"], row["path"])
@@ -36,7 +36,7 @@ def test_hit_holds_everything_of_a_picture(index, gallery):
     assert hit.similarity == pytest.approx(1, abs=1e-6)
     assert index.hit(row["id"]).captions == hit.captions
     np.testing.assert_array_equal(index.vector(row["id"]), np.array(row["vector"], dtype=np.float32))
-    np.testing.assert_array_equal(np.asarray(index.picture(row["id"])), np.asarray(drawings()[3]))
+    np.testing.assert_array_equal(np.asarray(index.image(row["id"])), np.asarray(drawings()[3]))
     thumbnail = Image.open(io.BytesIO(index.thumbnail(row["id"])))
     assert (thumbnail.format, thumbnail.size) == ("JPEG", drawings()[3].size)
 
@@ -53,8 +53,8 @@ def test_nearest_is_in_the_order_of_the_cosine(index, gallery):
 
 @pytest.mark.parametrize("unknown", ["", "nobody", "' or 1=1 --", "\n"])
 def test_unknown_id_is_one_line(unknown, index):
-    for ask in (index.thumbnail, index.picture, index.vector, index.hit):
-        with pytest.raises(ValueError, match="no picture has the id"):
+    for ask in (index.thumbnail, index.image, index.vector, index.hit):
+        with pytest.raises(ValueError, match="no image has the id"):
             ask(unknown)
 
 
@@ -64,8 +64,8 @@ def test_vector_of_another_size_is_refused(index):
 
 
 def test_index_without_captions_says_so(model, tmp_path):
-    build(model, write_folder(tmp_path / "pictures", table=False, numbers=range(2)), out=tmp_path / "index")
-    with pytest.raises(ValueError, match="no picture of this index has a caption"):
+    build(model, write_folder(tmp_path / "images", table=False, numbers=range(2)), out=tmp_path / "index")
+    with pytest.raises(ValueError, match="no image of this index has a caption"):
         Index.open(tmp_path / "index").nearest_captions(np.zeros(32), top=1)
 
 
@@ -149,13 +149,13 @@ def test_damaged_data_is_one_line(gallery, tmp_path):
 def test_reader_sees_what_a_writer_does(model, tmp_path):
     import time
 
-    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+    folder = write_folder(tmp_path / "images", numbers=range(3))
     build(model, folder, out=tmp_path / "index")
     index = Index.open(tmp_path / "index")
     vector = index.vector(index.nearest(np.ones(32, dtype=np.float32), top=1)[0].id)
-    assert index.num_pictures == 3
+    assert index.num_images == 3
     (folder / NAMES[0]).unlink()
     build(model, out=tmp_path / "index")
     time.sleep(2.1)
-    assert index.num_pictures == 2
+    assert index.num_images == 2
     assert len(index.nearest(vector, top=9)) == 2

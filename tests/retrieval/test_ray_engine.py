@@ -25,8 +25,8 @@ def cluster():
 
 
 def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(10))
-    (folder / "bad.jpg").write_text("no picture")
+    folder = write_folder(tmp_path / "images", numbers=range(10))
+    (folder / "bad.jpg").write_text("no image")
     write_tar(tmp_path / "tars" / "0.tar", numbers=range(10, 16))
     write_parquet(tmp_path / "parquet" / "0.parquet", numbers=range(14, NUM))
     inputs = [folder, tmp_path / "tars", tmp_path / "parquet"]
@@ -49,12 +49,12 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
         captions = [Index.open(tmp_path / engine).num_captions for engine in ("ray", "local")]
         assert captions[0] == captions[1]
 
-    both(*inputs, pictures=26, bad=1)
+    both(*inputs, images=26, bad=1)
     both(encoded=0, unchanged=26)
     write_table(folder / "captions.csv", numbers=range(4), year=1900)  # columns alone
     (folder / NAMES[9]).write_bytes(encoded(drawings()[0].transpose(1)))
     write_parquet(tmp_path / "parquet" / "0.parquet", numbers=range(14, 20))
-    both(encoded=1, pictures=22, deleted=4)
+    both(encoded=1, images=22, deleted=4)
 
 
 def test_no_workers_are_refused(model):

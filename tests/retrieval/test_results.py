@@ -27,14 +27,14 @@ def test_json_says_everything(result):
     assert told["hits"][0].keys() >= {"score", "similarity", "match", "path", "captions", "metadata", "width", "height"}
 
 
-def test_table_shows_judgements_only_if_there_are_any(result, searcher):
+def test_table_shows_match_scores_only_if_there_are_any(result, searcher):
     assert [column.header for column in as_table(QUERY, result).columns][:4] == ["", "score", "similarity", "match"]
     plain = as_table(QUERY, searcher.search("a red square", top=2))
-    assert [column.header for column in plain.columns] == ["", "score", "picture", "caption", "metadata"]
+    assert [column.header for column in plain.columns] == ["", "score", "image", "caption", "metadata"]
     assert plain.row_count == 2
 
 
-def test_sheet_is_a_picture_of_all_hits(result, searcher, tmp_path):
+def test_sheet_is_a_image_of_all_hits(result, searcher, tmp_path):
     write_sheet(tmp_path / "new" / "sheet.png", query=QUERY, result=result, index=searcher.index)
     with Image.open(tmp_path / "new" / "sheet.png") as two_rows:
         assert len(two_rows.getcolors(maxcolors=2**20)) > 50
@@ -65,7 +65,7 @@ def test_empty_result_is_a_sheet_too(searcher, tmp_path):
 
 
 def test_explanation_leaves_out_what_is_gone(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(5))
+    folder = write_folder(tmp_path / "images", numbers=range(5))
     build(model, folder, out=tmp_path / "index")
     searcher = Searcher(model, tmp_path / "index")
     found = searcher.search("a red square", top=5)
@@ -80,7 +80,7 @@ def test_explanation_leaves_out_what_is_gone(model, tmp_path):
     with Image.open(tmp_path / "e.png") as drawn:
         assert drawn.height < three_rows
     Path(found.hits[0].place).unlink()
-    with pytest.raises(ValueError, match="no picture can be read that was found"):
+    with pytest.raises(ValueError, match="no image can be read that was found"):
         write_explanation(tmp_path / "e.png", query="red", result=found, searcher=searcher)
 
 

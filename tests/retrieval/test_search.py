@@ -43,22 +43,22 @@ def test_order_is_that_of_the_evaluation(text, searcher, evaluated):
     np.testing.assert_allclose([hit.score for hit in plain.hits], dual.scores[text, :10], atol=CLOSE)
     assert plain.num_reranked == 0
     assert all(hit.match is None and hit.score == hit.similarity for hit in plain.hits)
-    reranked = evaluated.reranked.text_to_image
-    judged = searcher.search(query, top=10, rerank=10, weight=0.3)
-    assert numbers(judged) == reranked.indices[text, :10].tolist()
-    np.testing.assert_allclose([hit.score for hit in judged.hits], reranked.scores[text, :10], atol=CLOSE)
-    assert (judged.num_reranked, judged.complete, judged.note) == (10, True, None)
+    expected = evaluated.reranked.text_to_image
+    reranked = searcher.search(query, top=10, rerank=10, weight=0.3)
+    assert numbers(reranked) == expected.indices[text, :10].tolist()
+    np.testing.assert_allclose([hit.score for hit in reranked.hits], expected.scores[text, :10], atol=CLOSE)
+    assert (reranked.num_reranked, reranked.complete, reranked.note) == (10, True, None)
 
 
-def test_captions_of_a_picture_are_those_of_the_evaluation(searcher, evaluated, gallery):
+def test_captions_of_an_image_are_those_of_the_evaluation(searcher, evaluated, gallery):
     for number in (0, 11):
         result = searcher.captions(gallery[0] / NAMES[number], top=10)
         expected = evaluated.dual.image_to_text.indices[number, :10].tolist()
         assert [hit.captions for hit in result.hits] == [(CAPTIONS[text // 2][text % 2],) for text in expected]
         assert numbers(result) == [text // 2 for text in expected]
-        judged = searcher.captions(drawings()[number], top=10, rerank=10, weight=0.3)
+        reranked = searcher.captions(drawings()[number], top=10, rerank=10, weight=0.3)
         expected = evaluated.reranked.image_to_text.indices[number, :10].tolist()
-        assert [hit.captions for hit in judged.hits] == [(CAPTIONS[text // 2][text % 2],) for text in expected]
+        assert [hit.captions for hit in reranked.hits] == [(CAPTIONS[text // 2][text % 2],) for text in expected]
 
 
 def test_weight_comes_from_the_model_if_none_is_given(searcher):
@@ -70,14 +70,14 @@ def test_weight_comes_from_the_model_if_none_is_given(searcher):
 
 
 def test_shorter_rerank_moves_only_its_candidates(searcher):
-    plain, judged = searcher.search(QUERY, top=10), searcher.search(QUERY, top=10, rerank=4, weight=1.0)
-    assert sorted(numbers(judged)[:4]) == sorted(numbers(plain)[:4])
-    assert numbers(judged)[4:] == numbers(plain)[4:]
-    assert judged.num_reranked == 4
+    plain, reranked = searcher.search(QUERY, top=10), searcher.search(QUERY, top=10, rerank=4, weight=1.0)
+    assert sorted(numbers(reranked)[:4]) == sorted(numbers(plain)[:4])
+    assert numbers(reranked)[4:] == numbers(plain)[4:]
+    assert reranked.num_reranked == 4
     assert searcher.search(QUERY, top=2, rerank=10, weight=1.0).num_reranked == 10
 
 
-def test_picture_finds_itself_and_similar_leaves_it_out(searcher, gallery):
+def test_image_finds_itself_and_similar_leaves_it_out(searcher, gallery):
     file = gallery[0] / NAMES[5]
     result = searcher.search(file, top=4)
     assert numbers(result)[0] == 5
@@ -85,7 +85,7 @@ def test_picture_finds_itself_and_similar_leaves_it_out(searcher, gallery):
     assert numbers(searcher.search(drawings()[5], top=4)) == numbers(result)
     similar = searcher.similar(result.hits[0].id, top=3)
     assert numbers(similar) == numbers(result)[1:]
-    with pytest.raises(ValueError, match="no picture has the id 'nobody'"):
+    with pytest.raises(ValueError, match="no image has the id 'nobody'"):
         searcher.similar("nobody")
 
 
@@ -104,9 +104,9 @@ class SlowEncoder(Encoder):
 
     seconds = 0.02
 
-    def match(self, pictures, texts):
-        time.sleep(self.seconds * len(pictures))
-        return super().match(pictures, texts)
+    def match_pixels(self, pixels, texts):
+        time.sleep(self.seconds * len(pixels))
+        return super().match_pixels(pixels, texts)
 
 
 @pytest.fixture
@@ -117,36 +117,36 @@ def slow(model, gallery):
 def test_budget_gives_what_a_shorter_rerank_would(slow, searcher):
     slow.warm_up()
     result = slow.search(QUERY, top=24, rerank=24, weight=1.0, budget=0.35)
-    judged = result.num_reranked
-    assert 0 < judged < 24
+    reranked = result.num_reranked
+    assert 0 < reranked < 24
     assert not result.complete
-    assert f"time was up after {judged} of 24" in result.note
-    assert numbers(result) == numbers(searcher.search(QUERY, top=24, rerank=judged, weight=1.0))
-    assert [hit.match is not None for hit in result.hits] == [True] * judged + [False] * (24 - judged)
+    assert f"time was up after {reranked} of 24" in result.note
+    assert numbers(result) == numbers(searcher.search(QUERY, top=24, rerank=reranked, weight=1.0))
+    assert [hit.match is not None for hit in result.hits] == [True] * reranked + [False] * (24 - reranked)
 
 
-def test_no_judgement_begins_that_cannot_end_in_time(slow, monkeypatch):
+def test_no_call_begins_that_cannot_end_in_time(slow, monkeypatch):
     slow.warm_up()
-    slow.encoder.seconds = 0.05  # more than a judgement took so far
+    slow.encoder.seconds = 0.05  # more than a call took so far
     start = time.perf_counter()
     slow.search(QUERY, rerank=24, budget=0.6)
     late = time.perf_counter() - start - 0.6
     # One batch of 8 pairs, begun with the wrong idea of 0.02 s a pair.
     assert late < 8 * 0.05
-    monkeypatch.setattr(slow.encoder, "match", lambda *_: pytest.fail("there was no time left"))
+    monkeypatch.setattr(slow.encoder, "match_pixels", lambda *_: pytest.fail("there was no time left"))
     result = slow.search(QUERY, rerank=24, budget=0.02)
     assert result.num_reranked == 0
     assert not result.complete
 
 
-def test_busy_moment_does_not_end_judging_for_good(slow):
+def test_busy_moment_does_not_end_reranking_for_good(slow):
     slow.warm_up()
     slow.encoder.seconds = 0.5
     slow.search(QUERY, rerank=1)
     slow.encoder.seconds = 0.02
-    judged = [slow.search(QUERY, rerank=8, budget=0.3).num_reranked for _ in range(2)]
-    assert judged[0] == 0
-    assert judged[1] > 0
+    reranked = [slow.search(QUERY, rerank=8, budget=0.3).num_reranked for _ in range(2)]
+    assert reranked[0] == 0
+    assert reranked[1] > 0
 
 
 def test_enough_time_is_no_limit(slow):
@@ -156,16 +156,8 @@ def test_enough_time_is_no_limit(slow):
     assert sum(result.seconds.values()) < 60
 
 
-def test_search_vector_is_search_with_a_vector(searcher):
-    vector = searcher.encoder.embed_texts([QUERY])[0]
-    for settings in ({}, {"rerank": 6, "weight": 0.4}, {"where": "year > 2005"}, {"rerank": 6, "budget": 60.0}):
-        by_text = searcher.search(QUERY, **settings)
-        by_vector = searcher.search_vector(vector, text=QUERY, **settings)
-        assert [(hit.id, hit.score) for hit in by_vector.hits] == [(hit.id, hit.score) for hit in by_text.hits]
-
-
-def test_picture_that_is_gone_is_not_judged(model, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(6))
+def test_image_that_is_gone_is_not_reranked(model, tmp_path):
+    folder = write_folder(tmp_path / "images", numbers=range(6))
     build(model, folder, out=tmp_path / "index")
     searcher = Searcher(model, tmp_path / "index")
     gone = searcher.search("a red square", top=6).hits[1]
@@ -173,9 +165,9 @@ def test_picture_that_is_gone_is_not_judged(model, tmp_path):
     result = searcher.search("a red square", top=6, rerank=6)
     assert result.num_reranked == 5
     assert result.hits[-1].id == gone.id
-    assert result.note == f"1 pictures could not be read and were not judged, such as {gone.place}"
+    assert result.note == f"1 images could not be read and were not reranked, such as {gone.place}"
     with pytest.raises(ValueError, match="is gone"):
-        searcher.index.picture(gone.id)
+        searcher.index.image(gone.id)
 
 
 @pytest.mark.parametrize(
@@ -189,13 +181,13 @@ def test_picture_that_is_gone_is_not_judged(model, tmp_path):
         ({"budget": 0}, "budget is 0"),
         ({"budget": float("nan")}, "budget is nan"),
         ({"query": Path("nowhere.png")}, "nowhere.png: cannot be read"),
-        ({"query": drawings()[0], "rerank": 3}, "the query is a picture"),
+        ({"query": drawings()[0], "rerank": 3}, "the query is an image"),
         ({"where": "yeer > 3"}, "Columns: height .*, kind .*, place .*, width .*, year"),
         ({"where": "year >"}, "the filter 'year >' cannot be used"),
         ({"where": "year"}, "the filter 'year' cannot be used"),
         ({"where": "kind = 3"}, "the filter 'kind = 3' cannot be used"),
         ({"where": ""}, "the filter '' cannot be used"),
-        ({"where": "1 = 1; drop table pictures"}, "cannot be used"),
+        ({"where": "1 = 1; drop table images"}, "cannot be used"),
     ],
 )
 def test_wrong_arguments_are_one_line(settings, words, searcher):
@@ -211,9 +203,9 @@ def test_other_model_is_refused(gallery, tmp_path):
         Searcher(trained_folder(tmp_path, steps=1), gallery[1])
 
 
-def test_model_without_matching_head_finds_and_does_not_judge(tmp_path):
+def test_model_without_matching_head_finds_and_does_not_rerank(tmp_path):
     path, _ = folder_writer(tmp_path, text_processor())(VLMoForImageTextRetrieval, use_match_head=False)
-    folder = write_folder(tmp_path / "pictures", numbers=range(4))
+    folder = write_folder(tmp_path / "images", numbers=range(4))
     build(path, folder, out=tmp_path / "index")
     searcher = Searcher(path, tmp_path / "index")
     assert len(searcher.search("a red square").hits) == 4
@@ -222,11 +214,11 @@ def test_model_without_matching_head_finds_and_does_not_judge(tmp_path):
         searcher.search("a red square", rerank=2)
 
 
-def test_explain_has_a_picture_for_each_word(searcher):
+def test_explain_has_a_image_for_each_word(searcher):
     id = searcher.search(QUERY, top=1).hits[0].id  # noqa: A001
     explained = searcher.explain("a blue square", id)
     assert [word for word, _ in explained] == ["a", "blue", "square"]
-    assert len({picture.tobytes() for _, picture in explained}) == 3
+    assert len({image.tobytes() for _, image in explained}) == 3
 
 
 def test_threads_share_a_searcher(searcher):

@@ -9,7 +9,7 @@ from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import NAMES, write_folder, write_tar
 
 from vlmo.retrieval import Encoder
-from vlmo.retrieval.vectors import embed_pictures, embed_texts
+from vlmo.retrieval.vectors import embed_images, embed_texts
 
 # Batches of other sizes add up in another order.
 CLOSE = 1e-5
@@ -30,12 +30,12 @@ def read(path, name):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
-def test_pictures_become_vectors(suffix, encoder, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(10))
-    (folder / "bad.jpg").write_text("no picture")
+def test_images_become_vectors(suffix, encoder, tmp_path):
+    folder = write_folder(tmp_path / "images", numbers=range(10))
+    (folder / "bad.jpg").write_text("no image")
     write_tar(tmp_path / "x.tar", numbers=range(10, 14))
     out = tmp_path / "new" / f"vectors{suffix}"
-    written = embed_pictures(encoder, [folder, tmp_path / "x.tar"], out=out, batch=4)
+    written = embed_images(encoder, [folder, tmp_path / "x.tar"], out=out, batch=4)
     names, vectors = read(out, "place")
     assert (written.rows, written.bad) == (14, 1)
     assert set(written.files) == set(out.parent.iterdir())
@@ -58,29 +58,29 @@ def test_texts_become_vectors(suffix, encoder, tmp_path):
     np.testing.assert_allclose(vectors, encoder.embed_texts(texts), atol=CLOSE)
 
 
-def test_picture_that_two_inputs_lead_to_is_written_once(encoder, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(4))
+def test_image_that_two_inputs_lead_to_is_written_once(encoder, tmp_path):
+    folder = write_folder(tmp_path / "images", numbers=range(4))
     tar = write_tar(folder / "x.tar", numbers=range(4, 6))
     out = tmp_path / "vectors.npy"
-    assert embed_pictures(encoder, [folder, folder / NAMES[0], tar, f"{folder}/*.png"], out=out).rows == 6
+    assert embed_images(encoder, [folder, folder / NAMES[0], tar, f"{folder}/*.png"], out=out).rows == 6
     names, _ = read(out, "place")
     assert len(set(names)) == 6
 
 
 def test_file_that_is_there_is_left_alone(encoder, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(2))
-    (folder / "bad.jpg").write_text("no picture")
+    folder = write_folder(tmp_path / "images", numbers=range(2))
+    (folder / "bad.jpg").write_text("no image")
     out = tmp_path / "vectors.npy"
-    assert len(embed_pictures(encoder, [folder], out=out).files) == 3
+    assert len(embed_images(encoder, [folder], out=out).files) == 3
     before = out.read_bytes()
-    with pytest.raises(ValueError, match=r"vectors\.npy is there already; name a new file"):
-        embed_pictures(encoder, [folder], out=out)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match=r"vectors\.npy exists already; name a new file"):
+        embed_images(encoder, [folder], out=out)
+    with pytest.raises(ValueError, match="exists already"):
         embed_texts(encoder, ["a"], out=out)
     assert out.read_bytes() == before
     out.unlink()
     (folder / "bad.jpg").unlink()
-    assert set(embed_pictures(encoder, [folder], out=out).files) == {out, tmp_path / "vectors.npy.ids.txt"}
+    assert set(embed_images(encoder, [folder], out=out).files) == {out, tmp_path / "vectors.npy.ids.txt"}
     assert not (tmp_path / "vectors.npy.quarantine.jsonl").exists()
 
 
@@ -90,5 +90,5 @@ def test_nothing_is_left_of_what_fails(encoder, tmp_path):
     with pytest.raises(ValueError, match="no text to embed"):
         embed_texts(encoder, [], out=tmp_path / "out.npy")
     with pytest.raises(ValueError, match="there is nothing at"):
-        embed_pictures(encoder, [tmp_path / "nowhere"], out=tmp_path / "out.parquet")
+        embed_images(encoder, [tmp_path / "nowhere"], out=tmp_path / "out.parquet")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A tiny model, pictures for it in every form that an index reads, and an index of them."""
+"""A tiny model, images for it in every form that an index reads, and an index of them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NAMES = [f"{'sub/' if number % 2 else ''}ünïcode {number:02d}.png" for number 
 """Of the files, half of them in a folder of their own, with letters and blanks that need care."""
 
 
-def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind)
+    image.save(buffer, kind)
     return buffer.getvalue()
 
 

@@ -9,8 +9,7 @@ from fastapi.testclient import TestClient
 
 from tests.serving.toy_service import Gallery, make_gallery
 from vlmo.serving.app import create_app
-from vlmo.serving.server import load_parts
-from vlmo.serving.service import Parts
+from vlmo.serving.parts import Parts, load_parts
 
 
 @pytest.fixture(scope="session")

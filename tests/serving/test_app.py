@@ -15,8 +15,8 @@ from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings
 from tests.serving.toy_service import in_base64, png
 from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app
-from vlmo.serving.service import Parts
-from vlmo.serving.settings import MAX_PICTURES, Settings
+from vlmo.serving.parts import Parts
+from vlmo.serving.settings import MAX_IMAGES, Settings
 
 TOLERANCE = 1e-5
 """Rows of one call and of several differ by the order of sums."""
@@ -63,7 +63,7 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts) -> None:
     assert found["seconds"].keys() >= {"encode", "index", "total"}
 
 
-def test_search_with_rerank_judges_as_the_searcher_does(client, parts) -> None:
+def test_search_with_rerank_scores_as_the_searcher_does(client, parts) -> None:
     found = post(client, "/v1/search", text="a red circle", top=6, rerank=12, weight=0.7)
     expected = Searcher(parts.encoder, parts.index).search("a red circle", top=6, rerank=12, weight=0.7)
     assert found["num_reranked"] == expected.num_reranked == 12
@@ -81,11 +81,11 @@ def test_search_that_runs_out_of_time_says_so(client) -> None:
     assert len(found["hits"]) == NUM_PICTURES
 
 
-def test_search_by_picture_finds_that_picture_first_however_it_is_sent(client) -> None:
+def test_search_by_image_finds_that_image_first_however_it_is_sent(client) -> None:
     data = png(drawings()[14])
-    by_json = post(client, "/v1/search", picture=in_base64(data), top=3)
-    by_address = post(client, "/v1/search", picture=f"data:image/png;base64,{in_base64(data)}", top=3)
-    by_form = client.post("/v1/search", files={"picture": ("x.png", data, "image/png")}, data={"top": "3"}).json()
+    by_json = post(client, "/v1/search", image=in_base64(data), top=3)
+    by_address = post(client, "/v1/search", image=f"data:image/png;base64,{in_base64(data)}", top=3)
+    by_form = client.post("/v1/search", files={"image": ("x.png", data, "image/png")}, data={"top": "3"}).json()
     for found in (by_json, by_address, by_form):
         assert found["hits"][0]["captions"][0] == CAPTIONS[14][0]
         assert found["hits"][0]["similarity"] == pytest.approx(1, abs=TOLERANCE)
@@ -109,7 +109,7 @@ def test_search_keeps_to_its_filter(client) -> None:
         "contains(upper(colour), 'RE') and ends_with(colour, 'd')",
         "array_has(captions, 'a red circle') or width > 1 and height < 10000",
         "`number` between -1 and 30 and even is not null and colour in ('red', 'blue')",
-        "colour = 'it''s; drop table pictures'",
+        "colour = 'it''s; drop table images'",
         "number = 1 or " * 33 + "even",
         "(" * 20 + "even" + ")" * 20,
     ],
@@ -121,7 +121,7 @@ def test_filters_that_pass_the_check_are_understood_by_the_index(client, where) 
 @pytest.mark.parametrize(
     "where",
     [
-        "colour = 'a'; drop table pictures",
+        "colour = 'a'; drop table images",
         "repeat('a', 2000000000) = colour",
         "1 = 1) or (1 = 1",
         "colour = 1 and",
@@ -139,14 +139,14 @@ def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, whe
     hint = client.post("/v1/search", json={"text": "a red circle", "where": where}).json()["error"]["hint"]
     assert hint.endswith("there are captions, colour, even, height, id, number, width")
     assert reason.count("place") == where.count("place")
-    assert parts.index.num_pictures == NUM_PICTURES
+    assert parts.index.num_images == NUM_PICTURES
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({}, "give a text or a picture"),
-        ({"text": "a", "picture": "aGk="}, "give a text or a picture"),
+        ({}, "give a text or an image"),
+        ({"text": "a", "image": "aGk="}, "give a text or an image"),
         ({"text": "  "}, "text: the text is empty"),
         ({"text": "a" * 1001}, "text: String should have at most 1000 characters"),
         ({"text": "a", "top": 0}, "top"),
@@ -157,11 +157,11 @@ def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, whe
         ({"text": "a", "budget": 1e9}, "budget"),
         ({"text": ["a"]}, "text"),
         ({"text": "a", "nonsense": 1}, "nonsense"),
-        ({"picture": "aGk=", "rerank": 5}, "the fusion encoder judges texts"),
-        ({"picture": "not base64!"}, "no base64"),
-        ({"picture": ""}, "empty"),
-        ({"picture": "aGk="}, "no usable picture"),
-        ({"picture": 5}, "a picture is a string"),
+        ({"image": "aGk=", "rerank": 5}, "the fusion encoder scores texts"),
+        ({"image": "not base64!"}, "no base64"),
+        ({"image": ""}, "empty"),
+        ({"image": "aGk="}, "no usable image"),
+        ({"image": 5}, "an image is a string"),
     ],
 )
 def test_search_names_what_is_wrong(client, body, reason) -> None:
@@ -180,19 +180,19 @@ def test_lone_surrogates_are_refused(client) -> None:
     assert response.status_code == 422
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------------------ images
 
 
-def test_similar_leaves_the_picture_itself_out(client) -> None:
+def test_similar_leaves_the_image_itself_out(client) -> None:
     first = post(client, "/v1/search", text="a red circle", top=1)["hits"][0]
     found = post(client, "/v1/similar", id=first["id"], top=NUM_PICTURES, where="colour = 'red'")
     assert len(found["hits"]) == 3
     assert first["id"] not in {hit["id"] for hit in found["hits"]}
 
 
-def test_pictures_and_thumbnails_are_jpeg_of_that_picture(client) -> None:
-    first = post(client, "/v1/search", picture=in_base64(png(drawings()[14])), top=1)["hits"][0]
-    for route in ("pictures", "thumbnails"):
+def test_images_and_thumbnails_are_jpeg_of_that_image(client) -> None:
+    first = post(client, "/v1/search", image=in_base64(png(drawings()[14])), top=1)["hits"][0]
+    for route in ("images", "thumbnails"):
         response = client.get(f"/v1/{route}/{first['id']}")
         assert response.headers["content-type"] == "image/jpeg"
         assert response.headers["vary"] == "Authorization, X-API-Key"  # a browser keeps it
@@ -207,7 +207,7 @@ def test_pictures_and_thumbnails_are_jpeg_of_that_picture(client) -> None:
     "number", ["0" * 24, "nothing", "..%2f..%2fetc%2fpasswd", "x' or '1'='1", "%00", "é", "a" * 900]
 )
 def test_unknown_ids_are_not_found(client, number) -> None:
-    for route in ("pictures", "thumbnails"):
+    for route in ("images", "thumbnails"):
         response = client.get(f"/v1/{route}/{number}")
         assert response.status_code == 404
         assert "error" in response.json()
@@ -216,18 +216,18 @@ def test_unknown_ids_are_not_found(client, number) -> None:
     assert "id" in reason
 
 
-def test_picture_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, parts, client) -> None:
+def test_image_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, parts, client) -> None:
     hit = Searcher(parts.encoder, parts.index).search("a pink cross", top=1).hits[0]
-    file = gallery.index.parent / "pictures" / hit.place.rsplit("/", maxsplit=1)[-1]
+    file = gallery.index.parent / "images" / hit.place.rsplit("/", maxsplit=1)[-1]
     aside = file.with_suffix(".aside")
     file.rename(aside)
     try:
-        response = client.get(f"/v1/pictures/{hit.id}")
+        response = client.get(f"/v1/images/{hit.id}")
         searched = client.post("/v1/search", json={"text": "a pink cross", "rerank": NUM_PICTURES, "top": NUM_PICTURES})
     finally:
         aside.rename(file)
     assert response.status_code == 404
-    assert searched.json()["note"] == f"1 pictures could not be read and were not judged, such as {file.name}"
+    assert searched.json()["note"] == f"1 images could not be read and were not reranked, such as {file.name}"
     assert searched.json()["num_reranked"] == NUM_PICTURES - 1
     for each in (response, searched):
         assert str(gallery.index.parent) not in each.text
@@ -237,40 +237,40 @@ def test_picture_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, 
 
 
 def test_embed_gives_the_encoders_vectors(client, parts, bar) -> None:
-    found = post(client, "/v1/embed", texts=["a red circle", "two"], pictures=[bar])
+    found = post(client, "/v1/embed", texts=["a red circle", "two"], images=[bar])
     np.testing.assert_allclose(found["texts"], parts.encoder.embed_texts(["a red circle", "two"]), atol=TOLERANCE)
-    np.testing.assert_allclose(found["pictures"], parts.encoder.embed_images([drawings()[14]]), atol=TOLERANCE)
+    np.testing.assert_allclose(found["images"], parts.encoder.embed_images([drawings()[14]]), atol=TOLERANCE)
     assert (found["dim"], found["model"]) == (parts.encoder.dim, parts.encoder.fingerprint)
 
 
 def test_embed_takes_forms_with_many_of_each(client) -> None:
-    files = [("pictures", ("a.png", png(picture), "image/png")) for picture in drawings()[:3]]
+    files = [("images", ("a.png", png(image), "image/png")) for image in drawings()[:3]]
     response = client.post("/v1/embed", files=files, data={"texts": ["a red circle", "two"]})
-    assert [len(response.json()[name]) for name in ("texts", "pictures")] == [2, 3]
+    assert [len(response.json()[name]) for name in ("texts", "images")] == [2, 3]
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"texts": ["a"] * 257}, {"pictures": ["aGk="] * (MAX_PICTURES + 1)}, {"texts": ["a", ""]}]
+    "body", [{}, {"texts": ["a"] * 257}, {"images": ["aGk="] * (MAX_IMAGES + 1)}, {"texts": ["a", ""]}]
 )
 def test_embed_refuses_nothing_and_too_much(client, body) -> None:
     assert error(client, "/v1/embed", **body)[0] == 422
 
 
-def test_match_judges_pairs_as_the_encoder_does(client, parts, bar) -> None:
+def test_match_scores_pairs_as_the_encoder_does(client, parts, bar) -> None:
     cross = in_base64(png(drawings()[3]))
-    pairs = post(client, "/v1/match", pictures=[bar, cross], texts=["a yellow bar", "a red cross"])["matches"]
+    pairs = post(client, "/v1/match", images=[bar, cross], texts=["a yellow bar", "a red cross"])["matches"]
     odds = parts.encoder.match([drawings()[14], drawings()[3]], ["a yellow bar", "a red cross"])
     np.testing.assert_allclose([pair["log_odds"] for pair in pairs], odds, atol=TOLERANCE)
     np.testing.assert_allclose([pair["probability"] for pair in pairs], 1 / (1 + np.exp(-odds)), atol=TOLERANCE)
-    many = post(client, "/v1/match", pictures=[bar], texts=["a yellow bar", "a red cross", "a dog"])["matches"]
+    many = post(client, "/v1/match", images=[bar], texts=["a yellow bar", "a red cross", "a dog"])["matches"]
     assert len(many) == 3
     assert many[0]["log_odds"] == pytest.approx(pairs[0]["log_odds"], abs=TOLERANCE)
-    assert error(client, "/v1/match", pictures=[bar] * 2, texts=["a"] * 3)[0] == 422
+    assert error(client, "/v1/match", images=[bar] * 2, texts=["a"] * 3)[0] == 422
 
 
 def test_classify_gives_shares_of_labels_by_the_models_temperature(client, parts, bar) -> None:
-    body = {"pictures": [bar], "labels": ["red", "yellow", "blue"], "template": "a {} bar"}
-    (ranked,) = post(client, "/v1/classify", **body)["pictures"]
+    body = {"images": [bar], "labels": ["red", "yellow", "blue"], "template": "a {} bar"}
+    (ranked,) = post(client, "/v1/classify", **body)["images"]
     image = parts.encoder.embed_images([drawings()[14]])
     texts = parts.encoder.embed_texts(["a red bar", "a yellow bar", "a blue bar"])
     logits = parts.encoder.inverse_temperature * (image @ texts.T)[0]
@@ -285,19 +285,19 @@ def test_classify_gives_shares_of_labels_by_the_models_temperature(client, parts
 
 @pytest.mark.parametrize("template", ["a bar", "{} {}", "{0}", "{label.__class__}"])
 def test_classify_refuses_templates_without_one_place(client, bar, template) -> None:
-    status, reason = error(client, "/v1/classify", pictures=[bar], labels=["a", "b"], template=template)
+    status, reason = error(client, "/v1/classify", images=[bar], labels=["a", "b"], template=template)
     assert (status, "template" in reason) == (422, True)
 
 
 def test_classify_refuses_a_label_that_is_given_twice(client, bar) -> None:
-    assert error(client, "/v1/classify", pictures=[bar], labels=["a", "a"])[0] == 422
+    assert error(client, "/v1/classify", images=[bar], labels=["a", "a"])[0] == 422
 
 
 def test_vqa_answers_as_the_pipeline_does(client, gallery, parts, bar) -> None:
     question = "what color is it?"
     expected = pipeline("visual-question-answering", model=str(gallery.vqa))(drawings()[14], question=question, top_k=3)
-    by_file = post(client, "/v1/vqa", picture=bar, question=question, top=3)["answers"]
-    first = post(client, "/v1/search", picture=bar, top=1)["hits"][0]
+    by_file = post(client, "/v1/vqa", image=bar, question=question, top=3)["answers"]
+    first = post(client, "/v1/search", image=bar, top=1)["hits"][0]
     by_id = post(client, "/v1/vqa", id=first["id"], question=question, top=3)["answers"]
     for answers in (by_file, by_id):
         assert [answer["answer"] for answer in answers] == [answer["answer"] for answer in expected]
@@ -317,23 +317,23 @@ def test_requests_for_what_is_missing_say_what_to_start(parts, bar) -> None:
         assert (status, reason) == (404, "this service has no index")
         assert error(client, "/v1/similar", id="a")[0] == 404
         assert client.get("/v1/thumbnails/a").status_code == 404
-        assert error(client, "/v1/vqa", picture=bar, question="a")[1] == "this service answers no questions"
+        assert error(client, "/v1/vqa", image=bar, question="a")[1] == "this service answers no questions"
         assert post(client, "/v1/embed", texts=["a"])["dim"] == parts.encoder.dim
         about = client.get("/v1/about").json()
         assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (False, False, False)
     with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
-        for path, body in (("/v1/embed", {"texts": ["a"]}), ("/v1/match", {"texts": ["a"], "pictures": [bar]})):
+        for path, body in (("/v1/embed", {"texts": ["a"]}), ("/v1/match", {"texts": ["a"], "images": [bar]})):
             assert error(client, path, **body)[0] == 404
-        assert post(client, "/v1/vqa", picture=bar, question="what?")["answers"]
+        assert post(client, "/v1/vqa", image=bar, question="what?")["answers"]
 
 
 def test_about_describes_the_index_and_the_limits(client, parts) -> None:
     about = client.get("/v1/about").json()
-    assert (about["num_pictures"], about["model"]) == (NUM_PICTURES, parts.encoder.fingerprint)
+    assert (about["num_images"], about["model"]) == (NUM_PICTURES, parts.encoder.fingerprint)
     assert about["columns"] == {"colour": "text", "even": "true or false", "number": "whole number"}
     assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (True, True, True)
     assert len({sample["id"] for sample in about["samples"]}) == 12
-    assert about["limits"]["pictures"] == MAX_PICTURES
+    assert about["limits"]["images"] == MAX_IMAGES
 
 
 # ------------------------------------------------------------------------------------------------------- many at a time
@@ -369,7 +369,7 @@ def test_requests_of_several_clients_are_encoded_together(parts, monkeypatch) ->
         assert counting.entered.wait(30)
         for thread in threads[1:]:
             thread.start()
-        while app.state.vlmo.metrics.text().count(b"vlmo_queue_length 7.0") == 0:
+        while app.state.vlmo.admitted < 7:
             assert threads[0].is_alive()
         counting.go.set()
         for thread in threads:

@@ -8,8 +8,8 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from vlmo.serving.batcher import Batcher, Places
-from vlmo.serving.errors import BusyError, StoppingError
+from vlmo.serving.batcher import Batcher
+from vlmo.serving.schemas import StoppingError
 
 PATIENCE_S = 30
 """A wait that only a bug uses up."""
@@ -160,14 +160,3 @@ def test_calls_are_observed(doubler) -> None:
     batcher.submit("double", [1, 2]).result(PATIENCE_S)
     batcher.close()
     assert seen == [("double", 2, True)]
-
-
-def test_places_are_bounded_and_given_back() -> None:
-    lengths = []
-    places = Places(2, observe=lengths.append)
-    with places.take(), places.take(), pytest.raises(BusyError) as refused, places.take():
-        pass
-    assert refused.value.response().headers["retry-after"] == "1"
-    with places.take():
-        pass
-    assert lengths == [1, 2, 1, 0, 1, 0]

@@ -27,7 +27,7 @@ ROUTES = [
     ("/v1/match", "POST"),
     ("/v1/vqa", "POST"),
     ("/v1/classify", "POST"),
-    ("/v1/pictures/{id}", "GET"),
+    ("/v1/images/{id}", "GET"),
     ("/v1/thumbnails/{id}", "GET"),
     ("/v1/about", "GET"),
     ("/healthz", "GET"),

@@ -16,7 +16,7 @@ from tests.integrations.toy_gallery import drawings
 from tests.serving.toy_service import Gallery, ServerProcess, in_base64, png
 
 MAX_GROWTH = 900 * 2**20
-"""Bytes that the whole set may add to a server's memory at its highest: two pictures of 25 million pixels are decoded
+"""Bytes that the whole set may add to a server's memory at its highest: two images of 25 million pixels are decoded
 at a time, and transparency takes four copies of four bytes a pixel. The bombs would take from two gigabytes up."""
 PATIENCE_S = 60
 
@@ -37,9 +37,9 @@ def png_bomb(width: int, height: int, *, bits: int = 1, colour: int = 0) -> byte
 
 
 def frames(kind: str, number: int, **options) -> bytes:
-    pictures = [Image.new("RGB", (64, 64), (shade % 256, 0, 0)) for shade in range(number)]
+    images = [Image.new("RGB", (64, 64), (shade % 256, 0, 0)) for shade in range(number)]
     file = io.BytesIO()
-    pictures[0].save(file, kind, save_all=True, append_images=pictures[1:], **options)
+    images[0].save(file, kind, save_all=True, append_images=images[1:], **options)
     return file.getvalue()
 
 
@@ -57,7 +57,7 @@ def jpeg_with_exif(exif: bytes) -> bytes:
 
 
 def tiff_loop() -> bytes:
-    """A TIFF whose list of pictures leads back to its start."""
+    """A TIFF whose list of images leads back to its start."""
     return b"II*\x00\x08\x00\x00\x00" + struct.pack("<HHHII", 1, 256, 3, 1, 1) + struct.pack("<I", 8)
 
 
@@ -78,7 +78,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "comment of 200 MB in a png": text_bomb,
     "cut png": lambda: cut(png(drawings()[0])),
     "cut jpeg": lambda: cut(jpeg()),
-    "tiff without a picture": tiff_loop,
+    "tiff without an image": tiff_loop,
     "svg": lambda: (
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><image href="file:///etc/passwd"/></svg>'
     ),
@@ -91,9 +91,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "floats out of range": lambda: tiff(Image.new("F", (8, 8), 1e30)),
 }
 TAKEN: dict[str, Callable[[], bytes]] = {
-    "gif of 2,000 pictures": lambda: frames("GIF", 2000),
-    "webp of 300 pictures": lambda: frames("WEBP", 300),
-    "tiff of 1,000 pictures": lambda: frames("TIFF", 1000),
+    "gif of 2,000 images": lambda: frames("GIF", 2000),
+    "webp of 300 images": lambda: frames("WEBP", 300),
+    "tiff of 1,000 images": lambda: frames("TIFF", 1000),
     "png with transparency of 4,992 x 5,000": lambda: png_bomb(4992, 5000, bits=8, colour=6),
     "png of 16 bits of 4,992 x 5,000": lambda: png_bomb(4992, 5000, bits=16, colour=0),
     "jpeg with 60 kB of nonsense as exif": lambda: jpeg_with_exif(b"\xff" * 60_000),
@@ -105,9 +105,9 @@ TAKEN: dict[str, Callable[[], bytes]] = {
 }
 
 
-def tiff(picture: Image.Image) -> bytes:
+def tiff(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "TIFF")
+    image.save(file, "TIFF")
     return file.getvalue()
 
 
@@ -126,7 +126,7 @@ def memory(server: ServerProcess) -> int:
 
 
 def send(server: ServerProcess, data: bytes) -> httpx.Response:
-    files = {"picture": ("picture.png", data, "image/png")}
+    files = {"image": ("image.png", data, "image/png")}
     return httpx.post(f"{server.address}/v1/search", files=files, data={"top": "1"}, timeout=PATIENCE_S)
 
 
@@ -134,13 +134,13 @@ def send(server: ServerProcess, data: bytes) -> httpx.Response:
 def test_hostile_file_is_refused_with_a_reason(server, memory, name) -> None:
     response = send(server, REFUSED[name]())
     assert response.status_code == 422, response.text
-    assert response.json()["error"]["reason"].startswith("no usable picture: ")
+    assert response.json()["error"]["reason"].startswith("no usable image: ")
     assert len(response.json()["error"]["reason"]) < 300
     assert server.memory("VmHWM") - memory < MAX_GROWTH
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_odd_file_that_is_a_picture_is_searched_by(server, memory, name) -> None:
+def test_odd_file_that_is_a_image_is_searched_by(server, memory, name) -> None:
     response = send(server, TAKEN[name]())
     assert response.status_code == 200, response.text
     assert server.memory("VmHWM") - memory < MAX_GROWTH
@@ -150,16 +150,16 @@ def test_odd_file_that_is_a_picture_is_searched_by(server, memory, name) -> None
     "text", ["====", "aGk", "a" * 1001, "\u00e9", "data:image/png;base64,", "data:,", "aGk=\x00", " "]
 )
 def test_nonsense_as_base64_is_refused(server, text) -> None:
-    response = httpx.post(f"{server.address}/v1/search", json={"picture": text}, timeout=PATIENCE_S)
+    response = httpx.post(f"{server.address}/v1/search", json={"image": text}, timeout=PATIENCE_S)
     assert response.status_code == 422
     assert text.strip(" =") == "" or text not in response.text
 
 
-def test_many_large_pictures_at_a_time_are_decoded_a_few_at_a_time(server, memory) -> None:
+def test_many_large_images_at_a_time_are_decoded_a_few_at_a_time(server, memory) -> None:
     large = in_base64(png_bomb(4992, 5000, bits=8, colour=6))
-    body = {"pictures": [large] * 8}
+    body = {"images": [large] * 8}
     response = httpx.post(f"{server.address}/v1/embed", json=body, timeout=PATIENCE_S)
-    assert len(response.json()["pictures"]) == 8
+    assert len(response.json()["images"]) == 8
     assert server.memory("VmHWM") - memory < MAX_GROWTH
 
 

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.serving.toy_service import png, served
 from vlmo.serving.app import create_app
-from vlmo.serving.service import Parts
+from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Limits, Settings
 
 pytestmark = pytest.mark.browser
@@ -28,12 +28,12 @@ LATE_PICTURE = """async () => {
   const { show } = await import("/static/api.js");
   const image = document.createElement("img");
   const id = document.querySelector("#grid .card").dataset.id;
-  const late = show(image, `/v1/pictures/${id}`);
+  const late = show(image, `/v1/images/${id}`);
   await show(image, "/static/icon.svg");
   await late;
   return [image.getAttribute("src")];
 }"""
-"""What an image shows that was told to show one picture, and then another, before the first has come."""
+"""What an image shows that was told to show one image, and then another, before the first has come."""
 FIRST_PIXEL = """async (image) => {
   await image.decode();
   const canvas = document.createElement("canvas");
@@ -92,9 +92,9 @@ def cards(page: Page):
 
 
 def search(page: Page, words: str) -> None:
-    page.get_by_label("Words that describe the picture").fill(words)
+    page.get_by_label("Words that describe the image").fill(words)
     page.keyboard.press("Enter")
-    expect(page.get_by_role("status")).to_have_text(re.compile(r"\d+ pictures? in \d+\.\d\d s"))
+    expect(page.get_by_role("status")).to_have_text(re.compile(r"\d+ images? in \d+\.\d\d s"))
 
 
 def upload(page: Page, number: int) -> None:
@@ -103,10 +103,10 @@ def upload(page: Page, number: int) -> None:
 
 def upload_file(page: Page, data: bytes) -> None:
     file = {"name": "mine.png", "mimeType": "image/png", "buffer": data}
-    page.get_by_label("Search by a picture of yours").set_input_files(file)
+    page.get_by_label("Search by an image of yours").set_input_files(file)
 
 
-def test_words_find_the_right_picture_first(page) -> None:
+def test_words_find_the_right_image_first(page) -> None:
     expect(page.locator("#strip .card")).to_have_count(12)
     search(page, "a red circle")
     first = cards(page).first
@@ -118,28 +118,28 @@ def test_words_find_the_right_picture_first(page) -> None:
     assert page.title().startswith("a red circle")
 
 
-def test_look_closer_judges_and_says_so(page) -> None:
+def test_rerank_scores_and_says_so(page) -> None:
     search(page, "a red circle")
-    page.get_by_text("Look closer").click()
-    expect(page.get_by_role("status")).to_contain_text("looked closer at the best 24")
+    page.get_by_text("Rerank").click()
+    expect(page.get_by_role("status")).to_contain_text("the best 24 reranked")
     expect(cards(page).first).to_contain_text(re.compile(r"fits \d+(\.\d)? %"))
     page.reload()
-    expect(page.get_by_role("switch", name="Look closer")).to_be_checked()
+    expect(page.get_by_role("switch", name="Rerank")).to_be_checked()
     expect(cards(page).first).to_contain_text("fits")
 
 
-def test_uploaded_picture_finds_itself_first(page) -> None:
+def test_uploaded_image_finds_itself_first(page) -> None:
     upload(page, 14)
     expect(cards(page).first).to_contain_text(CAPTIONS[14][0])
     expect(cards(page).first).to_contain_text("similarity 1.00")
-    expect(page.locator("#by-picture-name")).to_have_text("mine.png")
-    page.get_by_role("button", name="Remove the picture and search by words").click()
-    expect(page.get_by_label("Words that describe the picture")).to_be_focused()
+    expect(page.locator("#by-image-name")).to_have_text("mine.png")
+    page.get_by_role("button", name="Remove the image and search by words").click()
+    expect(page.get_by_label("Words that describe the image")).to_be_focused()
     expect(cards(page)).to_have_count(0)
 
 
 @pytest.mark.parametrize("how", ["drop", "paste"])
-def test_picture_that_is_dropped_or_pasted_is_searched_by(page, how) -> None:
+def test_image_that_is_dropped_or_pasted_is_searched_by(page, how) -> None:
     code = """([how, data]) => {
       const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
       const transfer = new DataTransfer();
@@ -152,13 +152,13 @@ def test_picture_that_is_dropped_or_pasted_is_searched_by(page, how) -> None:
       fire("drop", { dataTransfer: transfer, cancelable: true });
       return shown && document.getElementById("drop").hidden;
     }"""
-    expect(page.locator("#collection")).to_have_text("24 pictures")
+    expect(page.locator("#collection")).to_have_text("24 images")
     done = page.evaluate(code, [how, base64.b64encode(png(drawings()[3])).decode()])
     assert done is (how == "drop")
     expect(cards(page).first).to_contain_text(CAPTIONS[3][0])
 
 
-def test_similar_pictures_and_back_again(page) -> None:
+def test_similar_images_and_back_again(page) -> None:
     search(page, "a blue square")
     cards(page).first.click()
     dialog = page.get_by_role("dialog", name="a blue square")
@@ -167,14 +167,14 @@ def test_similar_pictures_and_back_again(page) -> None:
     expect(dialog.get_by_role("img", name="a blue square")).to_be_visible()
     dialog.get_by_role("button", name="Search similar").click()
     expect(dialog).to_be_hidden()
-    expect(page.get_by_role("status")).to_contain_text("23 pictures")
-    expect(page.locator("#by-picture-name")).to_have_text("like a blue square")
+    expect(page.get_by_role("status")).to_contain_text("23 images")
+    expect(page.locator("#by-image-name")).to_have_text("like a blue square")
     assert "a blue square" not in cards(page).all_inner_texts()[0]
     page.go_back()
-    expect(page.get_by_label("Words that describe the picture")).to_have_value("a blue square")
+    expect(page.get_by_label("Words that describe the image")).to_have_value("a blue square")
     expect(cards(page).first).to_contain_text("a blue square")
     page.go_back()
-    expect(page.get_by_role("heading", name="What should the picture show?")).to_be_visible()
+    expect(page.get_by_role("heading", name="What should the image show?")).to_be_visible()
     page.go_forward()
     expect(cards(page).first).to_contain_text("a blue square")
 
@@ -200,10 +200,10 @@ def test_filters_narrow_the_search_and_can_be_removed(page) -> None:
         expect(cards(page)).to_have_count(3)
 
 
-def test_question_about_a_found_and_about_an_own_picture(page) -> None:
+def test_question_about_a_found_and_about_an_own_image(page) -> None:
     search(page, "a red circle")
     cards(page).first.click()
-    page.get_by_label("Ask about this picture").fill("what color is it?")
+    page.get_by_label("Ask about this image").fill("what color is it?")
     page.keyboard.press("Enter")
     expect(page.locator("#answers li")).to_have_count(3)
     expect(page.locator("#answers li").first).to_contain_text("%")
@@ -212,13 +212,13 @@ def test_question_about_a_found_and_about_an_own_picture(page) -> None:
     expect(cards(page).first).to_be_focused()
     upload(page, 5)
     page.get_by_role("button", name="Ask about it").click()
-    page.get_by_label("Ask about this picture").fill("what color is it?")
+    page.get_by_label("Ask about this image").fill("what color is it?")
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.locator("#answers li")).to_have_count(3)
 
 
 def test_all_of_it_works_with_the_keyboard_alone(page) -> None:
-    expect(page.get_by_label("Words that describe the picture")).to_be_focused()
+    expect(page.get_by_label("Words that describe the image")).to_be_focused()
     page.keyboard.type("a red circle")
     page.keyboard.press("Enter")
     expect(cards(page).first).to_contain_text("a red circle")
@@ -246,14 +246,14 @@ def test_all_of_it_works_with_the_keyboard_alone(page) -> None:
         assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('#detail')")
     page.get_by_role("button", name="Search similar").focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("status")).to_contain_text("23 pictures")
+    expect(page.get_by_role("status")).to_contain_text("23 images")
     expect(page.locator("#results")).to_be_focused()
 
 
-@pytest.mark.parametrize("query", ["", "?q=a+red+circle&closer=1&f.colour=red", "?q=" + "x" * 400])
+@pytest.mark.parametrize("query", ["", "?q=a+red+circle&rerank=1&f.colour=red", "?q=" + "x" * 400])
 def test_phone_has_no_sideways_scroll(open_page, address, query) -> None:
     page = open_page(f"{address}/{query}", width=360, height=740, is_mobile=True, has_touch=True)
-    expect(page.locator("#collection")).to_have_text("24 pictures")
+    expect(page.locator("#collection")).to_have_text("24 images")
     if query:
         expect(cards(page).first).to_be_visible()
     narrow = "document.documentElement.scrollWidth <= 360"
@@ -282,7 +282,7 @@ def test_page_is_accessible(open_page, address, scheme) -> None:
     page.wait_for_selector("#strip .card")
     assert page.evaluate(ACCESSIBLE) == []
     search(page, "a red circle")
-    page.get_by_text("Look closer").click()
+    page.get_by_text("Rerank").click()
     expect(cards(page).first).to_contain_text("fits")
     page.get_by_text("Filters", exact=True).click()
     assert page.evaluate(ACCESSIBLE) == []
@@ -305,7 +305,7 @@ def test_page_of_the_api_shows_bodies_answers_and_statuses(open_page, address) -
         "weight number, at least 0, at most 1 text",
         "budget number, above 0, at most 60 text",
         "where string, at most 500 characters text",
-        "picture string file",
+        "image string file",
         "hits list of object",
         "hits[].captions list of string",
         "hits[].match number or null",
@@ -318,7 +318,7 @@ def test_page_of_the_api_shows_bodies_answers_and_statuses(open_page, address) -
     expect(
         classify.get_by_role("row", name="labels list of string, at most 1000 characters, 2 to 1000 of")
     ).to_be_visible()
-    expect(classify.get_by_role("row", name="pictures[][].probability number")).to_be_visible()
+    expect(classify.get_by_role("row", name="images[][].probability number")).to_be_visible()
     expect(classify.get_by_role("row", name="file, repeated")).to_be_visible()
     for each in page.locator("article").all():
         assert {"Answer", "Statuses"} <= set(each.locator("h3").all_inner_texts())
@@ -335,7 +335,7 @@ def test_texts_of_the_index_are_shown_as_text(open_page, address) -> None:
 def test_error_is_shown_with_its_hint_and_can_be_tried_again(page) -> None:
     refused = '{"error": {"reason": "the queue is full", "hint": "try again in a second"}}'
     page.route("**/v1/search", lambda route: route.fulfill(status=503, content_type="application/json", body=refused))
-    page.get_by_label("Words that describe the picture").fill("a red circle")
+    page.get_by_label("Words that describe the image").fill("a red circle")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("The queue is full.Try again in a second.")
     expect(cards(page)).to_have_count(0)
@@ -344,15 +344,15 @@ def test_error_is_shown_with_its_hint_and_can_be_tried_again(page) -> None:
     expect(cards(page).first).to_contain_text("a red circle")
     expect(page.get_by_role("alert")).to_be_hidden()
     page.context.set_offline(True)
-    page.get_by_label("Words that describe the picture").fill("a blue bar")
+    page.get_by_label("Words that describe the image").fill("a blue bar")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("The service does not answer.")
 
 
-def test_file_that_is_no_picture_is_refused_at_once(page) -> None:
+def test_file_that_is_no_image_is_refused_at_once(page) -> None:
     file = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"}
-    page.get_by_label("Search by a picture of yours").set_input_files(file)
-    expect(page.get_by_role("alert")).to_contain_text("That is no picture.")
+    page.get_by_label("Search by an image of yours").set_input_files(file)
+    expect(page.get_by_role("alert")).to_contain_text("That is no image.")
 
 
 def test_budget_note_is_shown(page) -> None:
@@ -364,13 +364,13 @@ def test_budget_note_is_shown(page) -> None:
             body='{"hits": [], "num_reranked": 8, "complete": false, "note": "the time was up", "seconds": {}}',
         ),
     )
-    search_words = page.get_by_label("Words that describe the picture")
+    search_words = page.get_by_label("Words that describe the image")
     search_words.fill("a")
     page.keyboard.press("Enter")
     expect(page.locator("#note")).to_have_text("the time was up")
 
 
-def test_key_is_kept_when_the_service_has_taken_it_and_pictures_are_shown_with_it(open_page, parts) -> None:
+def test_key_is_kept_when_the_service_has_taken_it_and_images_are_shown_with_it(open_page, parts) -> None:
     with served(create_app(parts, Settings(api_key="open sesame"))) as address:
         page = open_page(address)
         for key, words in (("schlüssel", "no other characters"), ("wrong", "That is not the key.")):
@@ -388,18 +388,18 @@ def test_key_is_kept_when_the_service_has_taken_it_and_pictures_are_shown_with_i
         expect(cards(page).first).to_contain_text("a red circle")
         cards(page).first.click()
         page.get_by_role("button", name="Search similar").click()
-        expect(page.locator("#by-picture-image")).to_have_attribute("src", re.compile("^blob:"))
+        expect(page.locator("#by-image-image")).to_have_attribute("src", re.compile("^blob:"))
         assert page.evaluate(LATE_PICTURE) == ["/static/icon.svg"]
         page.context.close()
 
 
-def test_picture_that_is_too_large_is_made_smaller_in_the_browser(open_page, parts) -> None:
+def test_image_that_is_too_large_is_made_smaller_in_the_browser(open_page, parts) -> None:
     with served(create_app(parts, Settings(limits=Limits(pixels=4000)))) as address:
         page = open_page(address)
-        expect(page.locator("#collection")).to_have_text("24 pictures")
+        expect(page.locator("#collection")).to_have_text("24 images")
         upload(page, 14)
         expect(cards(page).first).to_contain_text(CAPTIONS[14][0])
-        sent = page.locator("#by-picture-image")
+        sent = page.locator("#by-image-image")
         before = sent.get_attribute("src") or ""
         upload_file(page, png(Image.new("RGBA", (100, 100), (0, 0, 0, 0))))
         expect(sent).not_to_have_attribute("src", before)
@@ -410,9 +410,9 @@ def test_picture_that_is_too_large_is_made_smaller_in_the_browser(open_page, par
 def test_service_without_an_index_only_answers_questions(open_page, parts) -> None:
     with served(create_app(Parts(answerer=parts.answerer))) as address:
         page = open_page(address)
-        expect(page.get_by_role("heading", name="Ask about a picture.")).to_be_visible()
+        expect(page.get_by_role("heading", name="Ask about an image.")).to_be_visible()
         upload(page, 5)
-        page.get_by_label("Ask about this picture").fill("what color is it?")
+        page.get_by_label("Ask about this image").fill("what color is it?")
         page.keyboard.press("Enter")
         expect(page.locator("#answers li")).to_have_count(3)
         page.context.close()

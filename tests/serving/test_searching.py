@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 
 from vlmo.retrieval import Encoder
 from vlmo.serving.app import create_app
-from vlmo.serving.batcher import Batcher
-from vlmo.serving.searching import SharedSearcher, turn
+from vlmo.serving.schemas import SearchRequest
+from vlmo.serving.service import Service
 from vlmo.serving.settings import Settings
 
 PATIENCE_S = 30
@@ -23,60 +23,47 @@ CALL_S = 0.2
 BUDGET_S = 0.7
 LATE_S = 1.3
 """The work of all clients takes more than twice as long."""
+BODY = {"text": "a red circle", "rerank": 24, "top": 24}
 
 
-def test_budget_ends_the_wait_for_a_model_that_is_busy(parts) -> None:
+def test_budget_ends_the_wait_for_a_model_that_is_busy(parts, monkeypatch) -> None:
     held, go = threading.Event(), threading.Event()
 
-    def match(rows) -> list[float]:
+    def match(_encoder, pixels, _texts) -> list[float]:
         held.set()
         assert go.wait(PATIENCE_S)
-        return [0.0] * len(rows)
+        return [0.0] * len(pixels)
 
-    batcher = Batcher({"pairs": match}, max_batch=8, max_wait=0.0)
-    searcher = SharedSearcher(parts.encoder, parts.index, batcher=batcher, kind="pairs")
-    other = batcher.submit("pairs", [(None, "another client's")])
-    assert held.wait(PATIENCE_S)
-    vector = parts.encoder.embed_texts(["a red circle"])[0]
-    try:
-        found = searcher.run(
-            lambda each: each.search_vector(vector, text="a red circle", top=12, rerank=12, budget=0.3),
-            deadline=time.monotonic() + 0.3,
-        )
-        assert not other.done()
-    finally:
+    monkeypatch.setattr(Encoder, "match_pixels", match)
+
+    async def search():
+        service = Service(parts, Settings())
+        found = await service.search(SearchRequest(text="a red circle", top=12, rerank=12, budget=0.3))
+        assert held.is_set()
         go.set()
-        batcher.close()
-    assert (found.num_reranked, found.num_late, found.complete) == (0, 12, False)
+        await asyncio.to_thread(service.close)
+        return found
+
+    found = asyncio.run(search())
+    assert (found.num_reranked, found.complete, len(found.hits)) == (0, False, 12)
     assert "time was up after 0 of 12" in found.note
     assert [hit.similarity for hit in found.hits] == sorted((hit.similarity for hit in found.hits), reverse=True)
 
 
-def test_turn_that_does_not_come_in_time_is_given_up() -> None:
-    async def wait() -> bool:
-        turns = asyncio.Semaphore(1)
-        async with turn(turns, deadline=None), turn(turns, deadline=time.monotonic() + 0.05):
-            late = turns.locked()
-        return late and not turns.locked()  # who had none gives none back
-
-    assert asyncio.run(asyncio.wait_for(wait(), PATIENCE_S))
-
-
 def test_budget_is_kept_while_others_rerank(parts, monkeypatch) -> None:
-    match = Encoder.match
+    match = Encoder.match_pixels
 
-    def slow(encoder, pictures, texts):
+    def slow(encoder, pixels, texts):
         time.sleep(CALL_S)
-        return match(encoder, pictures, texts)
+        return match(encoder, pixels, texts)
 
-    monkeypatch.setattr(Encoder, "match", slow)
-    body = {"text": "a red circle", "rerank": 24, "top": 24}
+    monkeypatch.setattr(Encoder, "match_pixels", slow)
     app = create_app(parts, Settings(max_batch=16))
     with TestClient(app) as client, ThreadPoolExecutor(LOAD) as threads:
-        others = [threads.submit(client.post, "/v1/search", json=body) for _ in range(LOAD)]
-        while f"vlmo_queue_length {LOAD}.0" not in client.get("/metrics").text:
+        others = [threads.submit(client.post, "/v1/search", json=BODY) for _ in range(LOAD)]
+        while app.state.vlmo.admitted < LOAD:
             assert not others[0].done()
-        found = client.post("/v1/search", json={**body, "budget": BUDGET_S}).json()
+        found = client.post("/v1/search", json={**BODY, "budget": BUDGET_S}).json()
         assert not all(other.done() for other in others)
     assert [other.result().status_code for other in others] == [200] * LOAD
     assert len(found["hits"]) == 24
@@ -84,16 +71,33 @@ def test_budget_is_kept_while_others_rerank(parts, monkeypatch) -> None:
     assert found["seconds"]["total"] < LATE_S
 
 
-def test_first_search_of_a_service_knows_how_long_a_judgement_takes(parts, monkeypatch) -> None:
-    seen, match = [], Encoder.match
+def test_pairs_of_several_clients_are_scored_together(parts, monkeypatch) -> None:
+    sizes, match = [], Encoder.match_pixels
 
-    def slow(encoder, pictures, texts):
+    def slow(encoder, pixels, texts):
+        sizes.append(len(pixels))
+        time.sleep(0.05)
+        return match(encoder, pixels, texts)
+
+    with TestClient(create_app(parts)) as client, ThreadPoolExecutor(4) as threads:
+        expected = client.post("/v1/search", json=BODY).json()["hits"]
+        monkeypatch.setattr(Encoder, "match_pixels", slow)
+        found = list(threads.map(lambda _: client.post("/v1/search", json=BODY).json()["hits"], range(4)))
+    assert [[hit["id"] for hit in hits] for hits in found] == [[hit["id"] for hit in expected]] * 4
+    assert sum(sizes) == 4 * 24
+    assert max(sizes) > 8  # a client sends 8 at a time
+
+
+def test_first_search_of_a_service_knows_how_long_a_pair_takes(parts, monkeypatch) -> None:
+    seen, match = [], Encoder.match_pixels
+
+    def slow(encoder, pixels, texts):
         seen.extend(texts)
         time.sleep(0.05 * len(texts))
-        return match(encoder, pictures, texts)
+        return match(encoder, pixels, texts)
 
-    monkeypatch.setattr(Encoder, "match", slow)
+    monkeypatch.setattr(Encoder, "match_pixels", slow)
     with TestClient(create_app(parts)) as client:
         found = client.post("/v1/search", json={"text": "a red circle", "rerank": 24, "budget": 0.045}).json()
     assert found["num_reranked"] == 0
-    assert set(seen) == {"a picture"}  # what the warm-up asks
+    assert set(seen) == {"an image"}  # the text of the warm-up

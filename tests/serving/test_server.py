@@ -20,8 +20,8 @@ from fastapi.testclient import TestClient
 from tests.serving.toy_service import SRC, Gallery, ServerProcess
 from vlmo.cli import main
 from vlmo.serving.app import create_app
-from vlmo.serving.server import _protocol, bind, load_parts, named, read_key
-from vlmo.serving.service import Parts
+from vlmo.serving.parts import Parts, load_parts
+from vlmo.serving.server import _protocol, bind, read_key, with_names
 from vlmo.serving.settings import Limits, Settings
 
 PATIENCE_S = 30
@@ -197,23 +197,23 @@ def test_key_comes_from_the_file_or_the_environment(monkeypatch, tmp_path) -> No
 
 
 def test_server_on_loopback_knows_its_names() -> None:
-    settings = Settings(server_names=("pictures.example",))
-    assert named(settings, host="127.0.0.1").server_names == (
+    settings = Settings(server_names=("images.example",))
+    assert with_names(settings, host="127.0.0.1").server_names == (
         "localhost",
         "127.0.0.1",
         "::1",
         "127.0.0.1",
-        "pictures.example",
+        "images.example",
     )
-    assert named(Settings(), host="0.0.0.0").server_names == ()
+    assert with_names(Settings(), host="0.0.0.0").server_names == ()
 
 
 @pytest.mark.parametrize(("host", "own"), [("0.0.0.0", ()), ("::", ()), ("192.0.2.7", ("192.0.2.7",))])
 def test_server_with_a_name_knows_this_machines_names_too(host, own) -> None:
-    settings = named(Settings(server_names=("Pictures.example",)), host=host)
-    assert settings.server_names == ("localhost", "127.0.0.1", "::1", *own, "Pictures.example")
+    settings = with_names(Settings(server_names=("Images.example",)), host=host)
+    assert settings.server_names == ("localhost", "127.0.0.1", "::1", *own, "Images.example")
     with TestClient(create_app(Parts(), settings)) as client:
-        for name, status in (("127.0.0.1:8000", 200), ("pictures.example", 200), ("evil.example", 421)):
+        for name, status in (("127.0.0.1:8000", 200), ("images.example", 200), ("evil.example", 421)):
             assert client.get("/healthz", headers={"host": name}).status_code == status
 
 

@@ -10,7 +10,7 @@ from tests.integrations.toy_gallery import drawings
 from vlmo.retrieval import Index, build_index
 from vlmo.serving import service
 from vlmo.serving.app import create_app
-from vlmo.serving.service import Parts
+from vlmo.serving.parts import Parts
 
 READ_EVERY_S = 2.1
 """Until a reader looks for what a writer has done."""
@@ -18,8 +18,8 @@ READ_EVERY_S = 2.1
 
 def test_samples_are_those_of_the_index_as_it_is_now(parts, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(service, "_SAMPLES_SECONDS", 0.0)
-    for number, picture in enumerate(drawings()[:3]):
-        picture.save(tmp_path / f"{number}.png")
+    for number, image in enumerate(drawings()[:3]):
+        image.save(tmp_path / f"{number}.png")
     build_index(parts.encoder, [tmp_path], out=tmp_path / "index")
     with TestClient(create_app(Parts(parts.encoder, Index.open(tmp_path / "index")))) as client:
         assert sorted(each["name"] for each in client.get("/v1/about").json()["samples"]) == ["0.png", "1.png", "2.png"]

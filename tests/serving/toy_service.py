@@ -45,17 +45,17 @@ class Gallery:
 def make_gallery(parent: Path) -> Gallery:
     """A drawing of each colour and shape, with its captions and three columns."""
     model = trained_folder(parent / "model")
-    pictures = parent / "pictures"
-    pictures.mkdir()
+    images = parent / "images"
+    images.mkdir()
     rows = []
-    for number, (picture, captions) in enumerate(zip(drawings(), CAPTIONS, strict=True)):
+    for number, (image, captions) in enumerate(zip(drawings(), CAPTIONS, strict=True)):
         name = f"{captions[0].replace(' ', '_')}.png"
-        picture.save(pictures / name)
+        image.save(images / name)
         colour = COLOURS[number // (len(CAPTIONS) // len(COLOURS))]
         row = {"image": name, "captions": captions, "colour": colour, "number": number, "even": number % 2 == 0}
         rows.append(json.dumps(row))
-    (pictures / "captions.jsonl").write_text("\n".join(rows))
-    build_index(model, [pictures], out=parent / "index")
+    (images / "captions.jsonl").write_text("\n".join(rows))
+    build_index(model, [images], out=parent / "index")
     return Gallery(model, parent / "index", _questions(parent / "vqa"))
 
 
@@ -69,10 +69,10 @@ def _questions(folder: Path) -> Path:
     return folder
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     """A file."""
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 from tests.toy_shards import write_parquet, write_tars
 
-from vlmo.retrieval.places import as_origin, find, picture_id, was_deleted
+from vlmo.retrieval.sources import as_origin, find, image_id, was_deleted
 
 
 def touch(path: Path) -> Path:
@@ -20,7 +20,7 @@ def below(origin: Path | str) -> list[tuple[str, str]]:
     return [(Path(found.place).name, found.kind) for found in find(origin)]
 
 
-def test_folder_gives_pictures_and_shards_in_the_order_of_names(tmp_path):
+def test_folder_gives_images_and_shards_in_the_order_of_names(tmp_path):
     for name in ("b.JPG", "a/c.webp", "a/.hidden.png", ".git/x.png", "notes.txt", "z.gif"):
         touch(tmp_path / name)
     write_tars(tmp_path / "t", [1])
@@ -39,7 +39,7 @@ def test_stamp_follows_size_and_time(tmp_path):
     (changed,) = find(str(tmp_path))
     assert first == again
     assert first.stamp != changed.stamp
-    assert picture_id(first.place) == picture_id(changed.place)
+    assert image_id(first.place) == image_id(changed.place)
 
 
 def test_patterns_name_files_and_folders(tmp_path):
@@ -98,9 +98,9 @@ def test_object_store_is_listed_like_a_disk(tmp_path):
 
 @pytest.mark.parametrize(
     ("origin", "words"),
-    [("nowhere", "there is nothing at"), ("file.txt", "is no picture by its name"), ("ftpx://a/b", "cannot be opened")],
+    [("nowhere", "there is nothing at"), ("file.txt", "is no image by its name"), ("ftpx://a/b", "cannot be opened")],
 )
-def test_what_holds_no_pictures_is_refused(origin, words, tmp_path, monkeypatch):
+def test_what_holds_no_images_is_refused(origin, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path / "file.txt")
     with pytest.raises(ValueError, match=words):

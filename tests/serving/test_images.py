@@ -1,4 +1,4 @@
-"""Pictures by address: only from allowed names, and from the very public address that was checked."""
+"""Images by address: only from allowed names, and from the very public address that was checked."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from vlmo.serving import fetching
-from vlmo.serving.errors import ServiceError
-from vlmo.serving.fetching import Fetcher, is_public_address
+from vlmo.serving import images
+from vlmo.serving.images import Fetcher, is_public_address
+from vlmo.serving.schemas import ServiceError
 
 ANSWERS = {
-    "/picture?size=1": (200, b"bytes"),
+    "/image?size=1": (200, b"bytes"),
     "/moved": (302, b""),
     "/missing": (404, b"no"),
     "/large": (200, b"x" * 200_000),
@@ -39,12 +39,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fetcher(monkeypatch) -> Iterator[Fetcher]:
-    """Allows pictures.example, whose public address is played by a server on this machine."""
+    """Allows images.example, whose public address is played by a server on this machine."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setitem(fetching._PORTS, "http", server.server_port)
+        monkeypatch.setitem(images._PORTS, "http", server.server_port)
         yield Fetcher(
-            ["Pictures.Example"],
+            ["Images.Example"],
             max_bytes=100_000,
             resolve=lambda *_: ["127.0.0.1"],
             is_public=lambda address: address == "127.0.0.1",
@@ -59,8 +59,8 @@ def refused(fetcher: Fetcher, url: str) -> ServiceError:
 
 
 def test_allowed_host_is_asked_by_its_name(fetcher) -> None:
-    assert fetcher.fetch("http://PICTURES.example/picture?size=1") == b"bytes"
-    assert Handler.hosts[-1].startswith("pictures.example")
+    assert fetcher.fetch("http://IMAGES.example/image?size=1") == b"bytes"
+    assert Handler.hosts[-1].startswith("images.example")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_allowed_host_is_asked_by_its_name(fetcher) -> None:
     [("/moved", 422, "answered 302"), ("/missing", 422, "answered 404"), ("/large", 413, "more than 100,000 bytes")],
 )
 def test_redirects_errors_and_large_answers_are_refused(fetcher, path, status, reason) -> None:
-    error = refused(fetcher, f"http://pictures.example{path}")
+    error = refused(fetcher, f"http://images.example{path}")
     assert error.status == status
     assert reason in error.reason
 
@@ -76,18 +76,18 @@ def test_redirects_errors_and_large_answers_are_refused(fetcher, path, status, r
 @pytest.mark.parametrize(
     "url",
     [
-        "http://other.example/picture",
-        "http://pictures.example.evil.example/picture",
-        "http://sub.pictures.example/picture",
-        "http://user@pictures.example/picture",
-        "http://pictures.example:8080/picture",
-        "http://pictures.example:99999/picture",
-        "http://[::1/picture",
-        "https://127.0.0.1/picture",
-        "file://pictures.example/etc/passwd",
-        "http://pictures.example/a b",
-        "http://pictures.example/\r\nX: y",
-        "http://pictures.example\\@127.0.0.1/",
+        "http://other.example/image",
+        "http://images.example.evil.example/image",
+        "http://sub.images.example/image",
+        "http://user@images.example/image",
+        "http://images.example:8080/image",
+        "http://images.example:99999/image",
+        "http://[::1/image",
+        "https://127.0.0.1/image",
+        "file://images.example/etc/passwd",
+        "http://images.example/a b",
+        "http://images.example/\r\nX: y",
+        "http://images.example\\@127.0.0.1/",
     ],
 )
 def test_addresses_that_are_not_allowed_are_refused(fetcher, url) -> None:
@@ -97,15 +97,15 @@ def test_addresses_that_are_not_allowed_are_refused(fetcher, url) -> None:
 
 
 def test_nothing_is_fetched_without_a_list() -> None:
-    error = refused(Fetcher([], max_bytes=1), "http://pictures.example/picture")
+    error = refused(Fetcher([], max_bytes=1), "http://images.example/image")
     assert (error.status, error.reason) == (403, "this server fetches nothing")
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["93.184.215.14", "10.0.0.1"], []])
 def test_name_with_a_private_address_is_refused_without_connecting(addresses, monkeypatch) -> None:
-    monkeypatch.setattr(fetching.socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
-    fetcher = Fetcher(["pictures.example"], max_bytes=1, resolve=lambda *_: addresses)
-    assert refused(fetcher, "https://pictures.example/").reason == "pictures.example is not on the public internet"
+    monkeypatch.setattr(images.socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
+    fetcher = Fetcher(["images.example"], max_bytes=1, resolve=lambda *_: addresses)
+    assert refused(fetcher, "https://images.example/").reason == "images.example is not on the public internet"
 
 
 def test_name_is_resolved_once_and_that_address_is_connected_to(monkeypatch) -> None:
@@ -116,15 +116,15 @@ def test_name_is_resolved_once_and_that_address_is_connected_to(monkeypatch) -> 
         connected.append(address)
         raise ConnectionRefusedError("refused")
 
-    monkeypatch.setattr(fetching.socket, "create_connection", connect)
-    fetcher = Fetcher(["pictures.example"], max_bytes=1, resolve=lambda *_: next(answers))
-    assert "refused" in refused(fetcher, "https://pictures.example/").reason
+    monkeypatch.setattr(images.socket, "create_connection", connect)
+    fetcher = Fetcher(["images.example"], max_bytes=1, resolve=lambda *_: next(answers))
+    assert "refused" in refused(fetcher, "https://images.example/").reason
     assert connected == [("93.184.215.14", 443)]
 
 
 def test_unknown_name_is_an_error_of_the_client(monkeypatch) -> None:
     def resolve(host: str, port: int) -> list[str]:
-        raise fetching.socket.gaierror(-2, "Name or service not known")
+        raise images.socket.gaierror(-2, "Name or service not known")
 
     assert refused(Fetcher(["nowhere.example"], max_bytes=1, resolve=resolve), "http://nowhere.example/").status == 422
 

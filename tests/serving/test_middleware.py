@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from vlmo.serving.app import create_app
-from vlmo.serving.service import Parts
+from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Limits, Settings
 
 KEY = "a-secret"
@@ -71,7 +71,8 @@ def test_other_names_of_the_server_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "status"), [("http://testserver", 404), ("http://evil.example", 403), ("null", 403), (None, 404)]
+    ("origin", "status"),
+    [("http://testserver", 404), ("http://evil.example", 403), ("null", 403), ("http://[", 403), (None, 404)],
 )
 def test_posts_of_other_origins_are_refused(origin, status) -> None:
     with TestClient(app_of()) as client:
@@ -112,7 +113,7 @@ def test_body_that_is_too_large_is_refused(content) -> None:
 
 def test_form_that_is_too_large_is_refused() -> None:
     with TestClient(app_of(limits=SMALL)) as client:
-        assert client.post("/v1/search", files={"picture": b"x" * 30_000}).status_code == 413
+        assert client.post("/v1/search", files={"image": b"x" * 30_000}).status_code == 413
 
 
 def test_length_that_is_a_lie_changes_nothing() -> None:
@@ -202,14 +203,14 @@ def test_body_that_cannot_be_read_is_an_error_of_the_client(headers, content, st
 def test_form_that_is_wrong_is_an_error_of_the_client(fields, reason) -> None:
     with TestClient(app_of()) as client:
         # An empty file makes the form a multipart one.
-        response = client.post("/v1/search", data=fields, files={"picture": b""})
+        response = client.post("/v1/search", data=fields, files={"image": b""})
         assert response.status_code in {400, 422}
         assert reason in response.json()["error"]["reason"]
 
 
 def test_form_with_too_many_files_is_refused() -> None:
     with TestClient(app_of()) as client:
-        response = client.post("/v1/embed", files=[("pictures", (f"{n}.png", b"x")) for n in range(17)])
+        response = client.post("/v1/embed", files=[("images", (f"{n}.png", b"x")) for n in range(17)])
         assert response.status_code == 400
         assert "Too many files" in response.json()["error"]["reason"]
 
