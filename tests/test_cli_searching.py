@@ -70,7 +70,7 @@ def test_index_counts_names_that_no_picture_has(model, tmp_path, capsys):
 def test_search_shows_a_table(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     shown = printed(["search", made[1], "a red square", "--top", "3"], capsys)
-    assert "24 judged by the fusion encoder" in shown
+    assert "24 reranked by the fusion encoder" in shown
     assert "similarity" in shown
     assert Path(NAMES[0]).name in shown
     shown = printed(["search", made[1], "a red square", "--rerank", "0", "--where", "kind = 'cross'"], capsys)
@@ -109,7 +109,7 @@ def test_query_of_any_indexed_suffix_is_a_picture(suffix, made, capsys, tmp_path
     with Image.open(made[0] / NAMES[7]) as picture:
         picture.convert("L" if suffix == ".pgm" else "RGB").save(tmp_path / f"a b{suffix}")
     main(["search", made[1], str(tmp_path / f"a b{suffix}"), "--json", "--top", "1"])
-    assert json.loads(capsys.readouterr().out)["num_reranked"] == 0  # a text's candidates would be judged
+    assert json.loads(capsys.readouterr().out)["num_reranked"] == 0  # a text's candidates would be reranked
 
 
 def test_result_is_shown_although_its_pictures_are_gone(model, capsys, tmp_path):
@@ -118,7 +118,7 @@ def test_result_is_shown_although_its_pictures_are_gone(model, capsys, tmp_path)
     (folder / NAMES[0]).unlink()
     line = ["search", tmp_path / "index", "a red square", "--explain", tmp_path / "e.png"]
     shown = printed(line, capsys)
-    assert "judged by the fusion encoder" in shown
+    assert "reranked by the fusion encoder" in shown
     assert f"e.png, without {folder / NAMES[0]}, which cannot be read" in shown
     for number in (1, 2):
         (folder / NAMES[number]).unlink()
@@ -126,7 +126,7 @@ def test_result_is_shown_although_its_pictures_are_gone(model, capsys, tmp_path)
         main([str(word) for word in line])
     both = capsys.readouterr()
     assert Path(NAMES[0]).name in both.out
-    assert "no picture can be read" in " ".join(both.err.split())
+    assert "no image can be read" in " ".join(both.err.split())
 
 
 def test_model_that_moved_is_named(made, model, capsys, tmp_path):
@@ -156,7 +156,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["index", "MODEL", "PICTURES"], "Missing from vlmo index: --out"),
         (["index", "nowhere", "PICTURES", "--out", "new"], "no model folder"),
         (["index", "MODEL", "nowhere", "--out", "new"], "there is nothing at"),
-        (["index", "MODEL", "EMPTY", "--out", "new"], "holds no picture"),
+        (["index", "MODEL", "EMPTY", "--out", "new"], "holds no image"),
         (["index", "MODEL", "--out", "new"], "nothing to index"),
         (["index", "MODEL", "PICTURES", "--out", "PICTURES"], "something else than an index"),
         (["index", "MODEL", "PICTURES", "--out", "FILE"], "something else than an index"),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.e2e.test_tutorial import write_images
+from tests.e2e.test_tutorial import write_pictures
 from tests.integrations.toy_gallery import trained_folder
 from vlmo.cli import main
 
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
     """Where the page is followed."""
     folder = tmp_path_factory.mktemp("page")
     trained_folder(folder / "runs" / "mine" / "model")
-    write_images(folder / "images")
+    write_pictures(folder / "images")
     (folder / "sentences.txt").write_text("a dog\n\na cat\n")
     return folder
 
@@ -82,12 +82,11 @@ def test_options_of_the_page_exist(capsys):
 
 
 def test_limits_on_the_page_are_those_of_the_code():
-    from vlmo.retrieval.reading import MAX_BYTES
-
     from vlmo.data.decoding import MAX_PIXELS
     from vlmo.data.listing import IMAGE_SUFFIXES
     from vlmo.retrieval import IndexSettings
     from vlmo.retrieval.index import Approximate
+    from vlmo.retrieval.sources import MAX_BYTES
 
     assert f"more than {MAX_BYTES // 10**6} MB or {MAX_PIXELS // 10**6}\n" in PAGE
     assert f"From {IndexSettings().approximate_from // 1000} thousand images on" in PAGE

@@ -21,7 +21,7 @@ from tests.serving.toy_service import make_gallery
 from vlmo.cli import main
 from vlmo.serving import server
 from vlmo.serving.app import create_app
-from vlmo.serving.service import Parts
+from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
 
 pytestmark = pytest.mark.slow

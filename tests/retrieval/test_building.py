@@ -32,9 +32,10 @@ from tests.retrieval.toy_index import (
 )
 
 from vlmo import progress
-from vlmo.retrieval import Encoder, Index, IndexSettings, build_index, building, journal
+from vlmo.retrieval import Encoder, Index, IndexSettings, build_index, building, engine, journal
 from vlmo.retrieval.engine import RecordEncoder
 from vlmo.retrieval.metadata import Unmatched
+from vlmo.retrieval.sources import Record
 from vlmo.retrieval.vectors import embed_images
 
 # Batches of other sizes add up in another order.
