@@ -98,7 +98,7 @@ def test_object_store_is_listed_like_a_disk(tmp_path):
 
 @pytest.mark.parametrize(
     ("origin", "words"),
-    [("nowhere", "there is nothing at"), ("file.txt", "is no image by its name"), ("ftpx://a/b", "cannot be opened")],
+    [("nowhere", "there is nothing at"), ("file.txt", "is no image by its name"), ("ftpx://a/b", "cannot be listed")],
 )
 def test_what_holds_no_images_is_refused(origin, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

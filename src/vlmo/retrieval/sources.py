@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import fsspec
-from braceexpand import braceexpand
+from typing import Any, Literal, cast
 
 from vlmo.data.decoding import read_path
-from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES
+from vlmo.data.listing import (
+    IMAGE_SUFFIXES,
+    SHARD_SUFFIXES,
+    expand_braces,
+    has_wildcards,
+    is_remote,
+    open_file_system,
+    walk,
+)
 from vlmo.data.stream.records import Bad, Sample, read_shard
 from vlmo.retrieval.metadata import Annotation, MetadataTable, Unmatched, clean_metadata, find_table, find_unmatched
 
@@ -24,7 +30,6 @@ MAX_BYTES = 256_000_000
 
 Kind = Literal["file", "shard", "dataset"]
 
-_MAGIC = frozenset("*?[{")
 _SAVED = ("state.json", "dataset_dict.json")
 # What object stores call the time or the version of a file.
 _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
@@ -97,7 +102,7 @@ def image_id(place: str) -> str:
 def as_origin(given: str) -> str:
     """An input as it is remembered: a URI, or an absolute path, which may hold wildcards."""
     given = given.removeprefix("file://")
-    return given if _is_remote(given) else os.path.abspath(Path(given).expanduser())  # noqa: PTH100 (links stay)
+    return given if is_remote(given) else os.path.abspath(Path(given).expanduser())  # noqa: PTH100 (links stay)
 
 
 def read_place(place: str) -> bytes:
@@ -106,10 +111,10 @@ def read_place(place: str) -> bytes:
     Raises:
         OSError: It cannot be read.
     """
-    if not _is_remote(place):
+    if not is_remote(place):
         return read_path(place)
-    files, path = _file_system(place)
-    return files.cat_file(path)
+    files, path = open_file_system(place)
+    return cast("Any", files).cat_file(path)
 
 
 # -------------------------------------------------------------------------------------------------------------- listing
@@ -125,77 +130,50 @@ def find(origin: str) -> Iterator[Found]:
     Raises:
         ValueError: There is nothing, or something that holds no images by its name.
     """
-    files, path = _file_system(origin)
-    if _is_remote(origin):
+    files, path = open_file_system(origin)
+    if is_remote(origin):
         yield from _find_remote(files, path, origin=origin)
-    elif os.path.lexists(origin) or _MAGIC.isdisjoint(origin):
+    elif os.path.lexists(origin) or not has_wildcards(origin, braces=True):
         given = Path(origin)
         if not given.exists():
             raise ValueError(f"there is nothing at {given}; give a folder, an image, or a .tar or .parquet file")
         if given.is_file():
             yield _local(given, kind=_named_kind(str(given)), origin=origin, root=given.parent)
         else:
-            yield from _below(given, origin=origin, root=given, above=frozenset())
+            yield from _below(given, origin=origin)
     else:
-        matches = sorted({match for pattern in _alternatives(origin) for match in files.glob(pattern)})
+        matches = sorted({match for pattern in expand_braces(origin) for match in files.glob(pattern)})
         if not matches:
             raise ValueError(f"{origin} matches nothing; give folders, images, .tar or .parquet files that exist")
         for match in map(Path, matches):
             if match.is_dir() and not match.name.startswith("."):
-                yield from _below(match, origin=origin, root=match, above=frozenset())
-            elif match.is_file() and (kind := _kind(str(match), beside=matches)) is not None:
+                yield from _below(match, origin=origin)
+            elif match.is_file() and (kind := _kind(match.name, has_tar=match.with_suffix(".tar").is_file)) is not None:
                 yield _local(match, kind=kind, origin=origin, root=match.parent)
 
 
 def was_deleted(origin: str) -> bool:
     """True if an input of an earlier run was one file, and only this file is gone, not the disk that it was on."""
     path = Path(origin)
-    if _is_remote(origin) or not _MAGIC.isdisjoint(origin) or path.exists():
+    if is_remote(origin) or has_wildcards(origin, braces=True) or path.exists():
         return False
-    return _kind(f"a{path.suffix}", beside=()) is not None and path.parent.is_dir() and any(path.parent.iterdir())
+    return _kind(f"a{path.suffix}") is not None and path.parent.is_dir() and any(path.parent.iterdir())
 
 
-def _is_remote(place: str) -> bool:
-    return "://" in place
+def _below(folder: Path, *, origin: str) -> Iterator[Found]:
+    for path in walk(folder):
+        if path.name in _SAVED:
+            if not (path.parent.parent / "dataset_dict.json").is_file():  # that of a split belongs to the whole
+                yield _saved(path.parent, path, origin=origin, root=folder)
+        elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
+            with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
+                yield _local(path, kind=kind, origin=origin, root=folder)
 
 
-def _file_system(place: str) -> tuple[Any, str]:
-    try:
-        return fsspec.core.url_to_fs(place)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"{place} cannot be opened: {error}") from error
-
-
-def _alternatives(pattern: str) -> list[str]:
-    try:
-        return list(braceexpand(pattern))
-    except ValueError as error:
-        raise ValueError(f"{pattern}: its braces do not match ({error})") from error
-
-
-def _below(folder: Path, *, origin: str, root: Path, above: frozenset[tuple[int, int]]) -> Iterator[Found]:
-    """Follow links to folders, but never into a folder that is in `above` already."""
-    if saved := [folder / name for name in _SAVED if (folder / name).is_file()]:
-        size = sum(file.stat().st_size for file in folder.rglob("*.arrow"))
-        states = [saved[0].read_bytes(), *(file.read_bytes() for file in sorted(folder.glob("*/state.json")))]
-        yield Found(str(folder), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(root))
-        return
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    for name in names:
-        path = folder / name
-        kind = _kind(name, beside=names)
-        try:
-            if path.is_dir():
-                yield from _below(path, origin=origin, root=root, above=above | {here})
-            elif kind is not None and path.is_file():
-                yield _local(path, kind=kind, origin=origin, root=root)
-        except FileNotFoundError:
-            continue  # it was removed in the meantime
+def _saved(folder: Path, state: Path, *, origin: str, root: Path) -> Found:
+    size = sum(file.stat().st_size for file in folder.rglob("*.arrow"))
+    states = [state.read_bytes(), *(file.read_bytes() for file in sorted(folder.glob("*/state.json")))]
+    return Found(str(folder), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(root))
 
 
 def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:
@@ -205,20 +183,20 @@ def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:
 
 def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
     try:
-        if _MAGIC.isdisjoint(path):
+        if not has_wildcards(path, braces=True):
             details: dict[str, dict] = files.find(path, detail=True)
         else:
             details = {
-                name: info for each in _alternatives(path) for name, info in files.glob(each, detail=True).items()
+                name: info for each in expand_braces(path) for name, info in files.glob(each, detail=True).items()
             }
     except OSError as error:
         raise ValueError(f"{origin} cannot be listed: {error}") from error
     names = sorted(name for name, info in details.items() if info.get("type", "file") == "file")
     if not names:
         raise ValueError(f"there is nothing at {origin}; give a folder, an image, or a .tar or .parquet file")
-    beside = set(names)
     for name in names:
-        if (kind := _kind(name, beside=beside)) is not None:
+        tar = f"{name.rpartition('.')[0]}.tar"
+        if (kind := _kind(name, has_tar=lambda tar=tar: tar in details)) is not None:
             info = details[name]
             versions = "-".join(str(info[key]) for key in _VERSIONS if info.get(key) is not None)
             size = int(info.get("size") or 0)
@@ -226,22 +204,26 @@ def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
             yield Found(files.unstrip_protocol(name), origin, kind, f"{size}-{versions}", size, root)
 
 
-def _kind(name: str, *, beside: Any) -> Kind | None:
-    """Kind of a file of a folder by its name; None: neither image nor shard."""
-    if name.rpartition("/")[2].startswith("."):
+def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | None:
+    """Kind of a file of a folder by its name; None: neither image nor shard.
+
+    Args:
+        name: Name of the file, or its path.
+        has_tar: Function that tells if there is a tar of the same name: with it, img2dataset leaves a parquet file of
+            metadata, which holds no images.
+    """
+    name = name.rpartition("/")[2]
+    suffix = f".{name.rpartition('.')[2].lower()}"
+    if name.startswith("."):
         return None
-    stem, dot, suffix = name.rpartition(".")
-    suffix = f"{dot}{suffix}".lower()
     if suffix in IMAGE_SUFFIXES:
         return "file"
-    # Beside each tar, img2dataset leaves a parquet file with its metadata, which holds no images.
-    beside_tar = suffix == ".parquet" and f"{stem}.tar" in beside
-    return "shard" if suffix in SHARD_SUFFIXES and not beside_tar else None
+    return "shard" if suffix in SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar()) else None
 
 
 def _named_kind(name: str) -> Kind:
     """Kind of a file that is named outright, also with a dot before its name."""
-    kind = _kind(name.rpartition("/")[2].lstrip("."), beside=())
+    kind = _kind(name.rpartition("/")[2].lstrip("."))
     if kind is None:
         raise ValueError(
             f"{name} is no image by its name ({', '.join(sorted(IMAGE_SUFFIXES))}) and no shard "
@@ -293,7 +275,7 @@ class Reader:
 
     def _annotation(self, found: Found) -> Annotation:
         table = self.table
-        if table is None and not _is_remote(found.place):
+        if table is None and not is_remote(found.place):
             if found.root not in self._tables:
                 self._tables[found.root] = find_table(Path(found.root))
             table = self._tables[found.root]
@@ -330,7 +312,7 @@ class Reader:
         data, path = sample.image, None
         if data is None and sample.path is not None:
             path = sample.path
-            if not _is_remote(path) and not path.startswith("/"):  # it counts from the folder of the parquet file
+            if not is_remote(path) and not path.startswith("/"):  # it counts from the folder of the parquet file
                 path = f"{found.place.rpartition('/')[0]}/{path}"
             try:
                 data = read_place(path)
