@@ -30,7 +30,7 @@ from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.objectives.vision_language import VisionLanguageObjective
 from vlmo.recipes import find_recipe
-from vlmo.recipes.retrieval_stage import RetrievalStage
+from vlmo.tasks import RetrievalStage
 from vlmo.training.optimizer import build_optimizer
 from vlmo.types import Batch
 

@@ -28,7 +28,7 @@ from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.demo.quickstart import quickstart_recipes
 from vlmo.evaluation import RetrievalResult
 from vlmo.recipes import Recipe, build, small
-from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
+from vlmo.tasks.retrieval import read_pairs
 from vlmo.training import choose_device, read_metrics
 from vlmo.training.checkpoint import claim_run_folder, newest_state
 
@@ -86,8 +86,8 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     stages = train_ours(recipes, run=run, console=console)
     seconds = sum(stage["seconds"] for stage in stages.values())
     model, processor = load_retrieval_model(run / small.STAGE3 / "model")
-    rows = read_rows(recipe.data.source, split="test", processor=processor, quarantine=run / "test.quarantine.jsonl")
-    found = evaluate_with_progress(model, rows, rerank=0, console=console)
+    rows = read_pairs(recipe.data.source, split="test", processor=processor, quarantine=run / "test.quarantine.jsonl")
+    found = rows.outputs(model, console=console)
     precision = [line["precision"] for line in read_metrics(run / small.STAGE3) if "precision" in line][-1]
     ours = {"stages": stages, "seconds": seconds, "precision": precision} | outcome(model, found)
 
@@ -102,7 +102,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
         torch.manual_seed(recipe.seed)
         peer = Peer(processor, pad_to=options.clip_context).to(choose_device())
         training = train_peer(peer, loader, lr=lr, **settings)
-        peers.append(training | outcome(peer, evaluate_with_progress(peer, rows, rerank=0, console=console)))
+        peers.append(training | outcome(peer, rows.outputs(peer, console=console)))
     best = max(peers, key=lambda tried: tried["figures"]["ir@1"])
     recall = best["figures"]["ir@1"]
     return {

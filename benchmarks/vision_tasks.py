@@ -25,20 +25,15 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from surroundings import surroundings, write_result
-from vlmo.data.label_examples import SegmentRows
 from vlmo.data.sources import decode_image
 from vlmo.evaluation.classification import NAME_ALONE, fit_linear_probe
-from vlmo.evaluation.segmentation import SegmentationMeter
+from vlmo.evaluation.segmentation import count_pixels
 from vlmo.processing.segmentation import IGNORED_CLASS
 from vlmo.recipes import Recipe, build, find_recipe
-from vlmo.recipes.task_result import TaskResult
-from vlmo.recipes.vision_sets import ClassSet, SegmentSet, read_classes, read_segments
-from vlmo.recipes.vision_tasks import (
-    evaluate_classification,
-    evaluate_linear_probe,
-    evaluate_segmentation,
-    evaluate_zero_shot,
-)
+from vlmo.tasks import ClassificationStage, SegmentationStage
+from vlmo.tasks.classification import ClassSet, evaluate_linear_probe, evaluate_zero_shot
+from vlmo.tasks.result import TaskResult
+from vlmo.tasks.segmentation import SegmentRows, SegmentSet
 from vlmo.training.checkpoint import newest_state
 
 CLASS_RECIPES = {"digits": 8, "emoji-kinds": 16}
@@ -100,14 +95,16 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     """Fine-tuned, probed and zero-shot figures, and logistic regression on pixels."""
     source = settings_of(name, options).evaluate_on or name
     rows = {
-        split: read_classes(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
+        split: ClassificationStage.read(
+            source, split=split, processor=None, quarantine=options.run / f"{name}.{split}.quarantine.jsonl"
+        )
         for split in ("train", "test")
     }
     where: dict[str, Any] = {"source": source, "split": "test"}
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
-        models[recipe] = spent | figures(evaluate_classification(folder, **where))
+        models[recipe] = spent | figures(ClassificationStage.evaluate(folder, **where))
     began = time.monotonic()
     baseline = logistic_regression(rows["train"], rows["test"], side=CLASS_RECIPES[name])
     models["logistic regression on pixels"] = {"seconds": time.monotonic() - began} | figures(baseline)
@@ -127,14 +124,16 @@ def segmentation(name: str, options: Options, *, console: Console) -> dict[str, 
     """Fine-tuned figures by windows and whole pictures, and what colours alone tell."""
     source = settings_of(name, options).evaluate_on or name
     rows = {
-        split: read_segments(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
+        split: SegmentationStage.read(
+            source, split=split, processor=None, quarantine=options.run / f"{name}.{split}.quarantine.jsonl"
+        )
         for split in ("train", "test")
     }
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
         for inference in ("slide", "whole"):
-            found = evaluate_segmentation(folder, source=source, split="test", inference=inference)
+            found = SegmentationStage.evaluate(folder, source=source, split="test", inference=inference)
             models[f"{recipe}, {inference}"] = spent | figures(found)
     began = time.monotonic()
     colours = colour_table(rows["train"])
@@ -148,7 +147,8 @@ def logistic_regression(train_rows: ClassSet, test_rows: ClassSet, *, side: int)
     """A linear classifier on pictures of `side` pixels."""
     vectors = [pixel_vectors(rows, side=side) for rows in (train_rows, test_rows)]
     probe = fit_linear_probe(vectors[0], train_rows.labels, num_classes=len(train_rows.names))
-    return test_rows.score(probe(vectors[1]), settings={"method": "logistic regression on pixels", "l2": probe.l2})
+    method = {"method": "logistic regression on pixels", "l2": probe.l2}
+    return dataclasses.replace(test_rows, method=method).result(probe(vectors[1]))
 
 
 def pixel_vectors(rows: ClassSet, *, side: int) -> torch.Tensor:
@@ -177,12 +177,11 @@ def segment_by_colour(rows: SegmentSet, table: np.ndarray) -> TaskResult:
     predictions = []
     for row, name in enumerate(pictures.names):
         picture, mask = pictures[row]
-        meter = SegmentationMeter(len(rows.names))
-        meter.add(torch.from_numpy(table[_colours(picture)]), torch.from_numpy(mask))
-        counts = meter.counts()
-        cells = [[true, given, int(counts[true, given])] for true, given in counts.nonzero().tolist()]
+        given = torch.from_numpy(table[_colours(picture)])
+        counts = count_pixels(given, torch.from_numpy(mask), num_classes=len(rows.names))
+        cells = [[true, found, int(counts[true, found])] for true, found in counts.nonzero().tolist()]
         predictions.append({"image_id": name, "pixels": cells})
-    return rows.score(predictions)
+    return rows.result(predictions)
 
 
 def figures(result: TaskResult) -> dict[str, Any]:
@@ -210,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if unknown:
         sys.exit(f"no task {', '.join(unknown)}; there are {', '.join((*CLASS_RECIPES, SEGMENT_RECIPE))}")
     torch.set_num_threads(options.threads)
-    packages = ("vlmo", "torch", "torchvision", "transformers", "timm", "torchmetrics", "scikit-learn", "scikit-image")
+    packages = ("vlmo", "torch", "torchvision", "transformers", "timm", "scikit-learn", "scikit-image")
     result = surroundings("vision_tasks.py", arguments, packages=packages) | {"seed": options.seed}
     result["tasks"] = {
         name: (segmentation if name == SEGMENT_RECIPE else classification)(name, options, console=console)

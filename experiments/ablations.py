@@ -35,10 +35,9 @@ from safetensors.torch import load_file
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes import RECIPES, Recipe, build, find_recipe
 from vlmo.recipes.estimate import estimate
-from vlmo.recipes.evaluating import TaskOptions, evaluate_task
-from vlmo.recipes.pretraining_stages import VisionLanguageStage
-from vlmo.recipes.recipe import scaled
-from vlmo.recipes.task_result import circumstances
+from vlmo.recipes.schema import scaled
+from vlmo.tasks import VisionLanguageStage, evaluate
+from vlmo.tasks.result import circumstances
 from vlmo.training import choose_device
 
 PLAIN, STAGES = "plain", "stages"
@@ -303,8 +302,8 @@ def measure(name: str, recipe: Recipe, *, folder: Path, device: str | None) -> I
     if name == "stage3":
         matches = recipe.stage.losses.itm_weight > 0
         # With a weight of 1 the matching head alone orders the shortlist.
-        options = TaskOptions(rerank=RERANK, rerank_weight=1.0) if matches else TaskOptions(rerank=0)
-        found = evaluate_task(folder, source="emoji-pairs", options=options, device=device)
+        options = {"rerank": RERANK, "rerank_weight": 1.0} if matches else {"rerank": 0}
+        found = evaluate(folder, source="emoji-pairs", device=device, **options)
         for metric in ("ir@1", "ir@10", "tr@1", "tr@10"):
             yield metric, found.metrics[metric], found.chance[metric]
         asked = [row for row in found.predictions if row["query"] == "caption"]
@@ -312,7 +311,7 @@ def measure(name: str, recipe: Recipe, *, folder: Path, device: str | None) -> I
         if matches and hits:  # of the shortlists with the right image: in the others, matching has nothing to find
             yield "matching", found.metrics["rerank_ir@1"] * len(asked) / hits, 1 / RERANK
     elif name in STEPS:
-        found = evaluate_task(folder, source=name, device=device)
+        found = evaluate(folder, source=name, device=device)
         yield name, found.metrics["accuracy"], found.chance["accuracy"]
         if "consistency" in found.metrics:
             yield f"{name} consistency", found.metrics["consistency"], found.chance["consistency"]

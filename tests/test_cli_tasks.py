@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.recipes.toy_folders import write_folders
-from tests.recipes.toy_vision import write_class_set
+from tests.tasks.toy_folders import write_folders
+from tests.tasks.toy_vision import write_class_set
 from tests.toy_questions import ANSWERS, COLORS, write_questions, write_sentences
 from vlmo.cli import main
 
@@ -101,7 +101,7 @@ def test_predict_answers_a_question_and_draws_what_it_looked_at(folders, picture
     main(["predict", folders["vqa"], "--image", picture, "--question", "what color is it?", "--save", str(saved)])
     shown = capsys.readouterr().out
     assert any(answer in shown for answer in ANSWERS)
-    assert f"picture {saved}" in shown
+    assert f"image {saved}" in shown
     with Image.open(saved) as drawn:
         assert drawn.format == "PNG"
 
@@ -127,12 +127,12 @@ def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_p
             ["predict", folders["vqa"], "--image", picture, "--question", "why?", "--tpo", "2"],
             "Perhaps you meant: --top INT",
         ),
-        (["evaluate", folders["vqa"], "--task", "nlvr2", "--data", questions, *out], "needs VLMoForVisualReasoning"),
+        (["evaluate", folders["vqa"], "--task", "nlvr2", "--data", questions, *out], "expected VLMoForVisualReasoning"),
         (["evaluate", folders["vqa"], *out], "needs data: give --data"),
         (["evaluate", folders["vqa"], "--data", "nothing-here", *out], "no data set 'nothing-here'"),
         (["evaluate", folders["vqa"], "--data", questions, "--split", "dev", *out], "no split 'dev'"),
         (["evaluate", folders["vqa"], "--data", questions, "--split", "test_dev", *out], "answer"),
-        (["evaluate", folders["nlvr2"], "--data", questions, *out], "no sentences about two pictures"),
+        (["evaluate", folders["nlvr2"], "--data", questions, *out], "no sentences about two images"),
         (["evaluate", folders["segmentation"], "--data", classes, *out], "no masks"),
         (["evaluate", folders["classification"], "--data", sentences, *out], "no classes"),
         (["evaluate", folders["dual"], "--data", pairs, "--rerank", "4", *out], "no matching head"),

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import vlmo.released
 from tests.integrations.toy_gallery import retrieval_set, trained_folder
-from tests.recipes.toy_folders import write_folders
 from tests.retrieval.toy_index import write_folder
+from tests.tasks.toy_folders import write_folders
 from tests.test_cli_tasks import refused
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor, release
 from vlmo.cli import main
@@ -74,7 +74,7 @@ def test_card_tells_rows_that_could_not_be_measured_on(folder, tmp_path, monkeyp
         (aside / f"{split}.quarantine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return SimpleNamespace(source=source, split=split, predictions=[], measurements=lambda **_: [])
 
-    monkeypatch.setattr(release, "evaluate_folder", evaluate)
+    monkeypatch.setattr(release.RetrievalStage, "evaluate", evaluate)
     release.write_release(folder, tmp_path / "out", recall_on=list(bad))
     card = (tmp_path / "out" / "README.md").read_text()
     lines = "- `first`: 2 rows of the split cannot be used\n- `third`: 1 rows of the split cannot be used\n"

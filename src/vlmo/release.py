@@ -17,9 +17,8 @@ from vlmo.checkpoints.loading import check_model_folder
 from vlmo.data import builtin
 from vlmo.folder import add_metrics, add_section, read_data, rename_card, write_folder
 from vlmo.model import VLMoForImageTextRetrieval
-from vlmo.recipes.card import data_name
-from vlmo.recipes.retrieval import evaluate_folder
-from vlmo.recipes.task_result import Prediction, TaskResult
+from vlmo.tasks import Prediction, RetrievalStage, TaskResult
+from vlmo.tasks.result import data_name
 
 MAX_BYTES = 20_000_000
 _WEIGHTS = "model.safetensors"
@@ -112,7 +111,7 @@ def _evaluate(
     `folder` is removed when the source has too many of them; the list of reasons is then copied to a file beside `out`.
     """
     try:
-        result = evaluate_folder(folder, source=source, split=_SPLIT, device=device, console=console)
+        result = RetrievalStage.evaluate(folder, source=source, split=_SPLIT, device=device, console=console)
     except ValueError as error:
         message = str(error)
         for file in folder.glob("*.quarantine.jsonl"):

@@ -16,8 +16,7 @@ import quality_vs_clip
 from vlmo.demo.quickstart import quickstart_recipes
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import Recipe, small
-from vlmo.recipes.configs import VisualTokenizerConfig
-from vlmo.recipes.pretraining_stages import TokenizerStage
+from vlmo.tasks import TokenizerStage, VisualTokenizerConfig
 
 BATCH, NUM_TRAIN, NUM_TEST = 16, 24, 12
 COLOURS = ("red", "green", "blue", "black", "orange", "purple")

@@ -7,15 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.recipes.toy_vision import PIXELS, write_class_set, write_segment_set
+from tests.tasks.toy_vision import PIXELS, write_class_set, write_segment_set
 from tests.toy_model import toy
 
 import vision_tasks
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
-from vlmo.recipes.configs import model_config
-from vlmo.recipes.vision_sets import read_classes, read_segments
+from vlmo.recipes.schema import model_config
 
 MODELS = {
     "digits": {

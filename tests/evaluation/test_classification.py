@@ -4,20 +4,15 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from tests.toy_model import pictures, toy
 from torch import Tensor
 
 from vlmo.evaluation.classification import (
     PROMPTS,
     chance_accuracy,
-    embed_pictures,
-    encode_pictures,
     fit_linear_probe,
-    predict_classes,
     topk_accuracy,
     zero_shot_classifier,
 )
-from vlmo.model import VLMoForImageClassification, VLMoForImageTextRetrieval, VLMoModel
 
 PROBE_ATOL = 2e-3  # L-BFGS of two programs stops at slightly different points
 
@@ -52,29 +47,6 @@ def test_equal_logits_are_never_right() -> None:
 def test_what_cannot_be_scored_is_refused(logits, labels, message) -> None:
     with pytest.raises(ValueError, match=message):
         topk_accuracy(logits, labels)
-
-
-def test_batches_do_not_change_predictions() -> None:
-    model = toy(VLMoForImageClassification, num_labels=4).train()
-    pixels = pictures(5)
-    seen: list[int] = []
-    whole = predict_classes(model, [pixels])
-    parts = predict_classes(model, [pixels[:3], pixels[3:]], advance=seen.append)
-    torch.testing.assert_close(parts, whole)
-    assert whole.shape == (5, 4)
-    assert seen == [3, 5]
-    assert model.training  # its own mode is back
-    with pytest.raises(ValueError, match="no rows"):
-        predict_classes(model, [])
-
-
-def test_features_are_patches_or_class_token_after_the_norm() -> None:
-    model = toy(VLMoModel)
-    pixels = pictures(3)
-    with torch.no_grad():
-        states = model(pixel_values=pixels).last_hidden_state
-    torch.testing.assert_close(encode_pictures(model, [pixels], features="class"), states[:, 0])
-    torch.testing.assert_close(encode_pictures(model, [pixels]), states[:, 1:].mean(dim=1))
 
 
 def clouds(*, per_class: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -140,11 +112,3 @@ def test_every_prompt_has_one_place_for_the_name() -> None:
     for prompts in ((), ("a cat",), ("{} {}",)):
         with pytest.raises(ValueError, match="where the name goes"):
             zero_shot_classifier(lambda texts: torch.ones(len(texts), 2), ["cat"], prompts=prompts)
-
-
-def test_pictures_are_embedded_by_the_dual_encoder() -> None:
-    model = toy(VLMoForImageTextRetrieval)
-    pixels = pictures(3)
-    with torch.no_grad():
-        expected = model.get_image_features(pixel_values=pixels)
-    torch.testing.assert_close(embed_pictures(model, [pixels[:1], pixels[1:]]), expected)

@@ -1,35 +1,32 @@
 import pytest
 import torch
-from tests.evaluation.toy_pair_model import LookUp, batches
+from torch import nn
 
-from vlmo.evaluation.inference import top_logits
-
-LOGITS = torch.tensor([[0.0, 3.0, 1.0], [2.0, -1.0, 5.0], [4.0, 0.5, 0.0]])
+from vlmo.evaluation.inference import map_batches
 
 
-def test_top_logits_come_best_first_in_the_order_of_rows():
-    heard = []
-    values, classes = top_logits(LookUp(LOGITS), batches(3, size=2), top=2, advance=heard.append)
-    assert values.tolist() == [[3, 1], [5, 2], [4, 0.5]]
-    assert classes.tolist() == [[1, 2], [2, 0], [0, 1]]
-    assert heard == [2, 3]
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Dropout(0.5).eval()
 
 
-def test_top_logits_gives_all_where_fewer_are_there():
-    values, _ = top_logits(LookUp(LOGITS), batches(3, size=3), top=10)
-    assert values.shape == (3, 3)
-
-
-def test_top_logits_leaves_the_modes_as_they_were():
-    model = LookUp(LOGITS).train()
+def test_batches_come_in_order_and_modes_stay_as_they_were():
+    model, told = Model().train(), []
     model.frozen.eval()
-    top_logits(model, batches(1, size=1), top=1)
+
+    def run(rows: range) -> list[int]:
+        assert not model.training
+        assert torch.is_inference_mode_enabled()
+        return list(rows)
+
+    found = map_batches(run, 5, model=model, batch=2, title="rows", report=lambda *state: told.append(state))
+    assert found == [[0, 1], [2, 3], [4]]
+    assert told == [("rows", 2, 5), ("rows", 4, 5), ("rows", 5, 5)]
     assert model.training
     assert not model.frozen.training
 
 
-def test_top_logits_refuses_nan_and_nothing():
-    with pytest.raises(ValueError, match="NaN"):
-        top_logits(LookUp(LOGITS * torch.nan), batches(3, size=3), top=1)
+def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="no rows"):
-        top_logits(LookUp(LOGITS), iter(()), top=1)
+        map_batches(list, 0, model=Model())

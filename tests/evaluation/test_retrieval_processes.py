@@ -6,7 +6,7 @@ from tests.distributed.gloo import run_processes
 from torch import Tensor
 
 from vlmo.evaluation import RetrievalSet, evaluate_retrieval
-from vlmo.evaluation.scoring import own_batches
+from vlmo.evaluation.inference import own_batches
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
 NUM_IMAGES, CAPTIONS = 11, 2

@@ -14,7 +14,7 @@ from tests.killing import wait_until
 import ablations
 from ablations import LOCK, LOG, PLAIN, QUESTIONS, RESULT, STAGES, STEPS, VARIANTS, Job
 from vlmo.recipes import find_recipe
-from vlmo.recipes.recipe import changed_settings
+from vlmo.recipes.schema import changed_settings
 
 CHANGED = {
     "stage1": [],

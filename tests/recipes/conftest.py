@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.recipes.toy_vision import write_class_set, write_segment_set
+from tests.tasks.toy_vision import write_class_set, write_segment_set
 from tests.toy_questions import write_questions, write_sentences
 
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
-from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
-from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
+from vlmo.tasks import ClassificationStage, QuestionStage, ReasoningStage, SegmentationStage
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 

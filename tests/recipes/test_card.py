@@ -16,9 +16,9 @@ from tests.recipes.toy_recipes import STEPS, shrunk
 from vlmo.data.sources import open_source
 from vlmo.folder import DataSource, read_data
 from vlmo.recipes import build, find_recipe
-from vlmo.recipes.card import data_source
-from vlmo.recipes.recipe import Recipe
-from vlmo.recipes.retrieval import evaluate_folder
+from vlmo.recipes.build import data_source
+from vlmo.recipes.schema import Recipe
+from vlmo.tasks import evaluate
 
 TODAY = datetime.date.today().isoformat()
 NOT_STATED = "not stated: as its owner states"
@@ -130,7 +130,7 @@ def test_card_shows_the_last_evaluation_beside_chance(chain, test_pairs):
 
 def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
     folder, before = chain[3], section(chain[3], "Data")
-    result = evaluate_folder(folder, source=str(test_pairs), split="test", rerank=2)
+    result = evaluate(folder, source=str(test_pairs), split="test", rerank=2)
     result.write_card(folder, measured_by="`vlmo evaluate`")
     rows = {row[0]: row[1:] for row in cells(section(folder, "Metrics"))}
     assert len(rows) == 12

@@ -41,8 +41,8 @@ from vlmo.objectives.downstream import (
 from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.recipes import RECIPES, Recipe, find_recipe
-from vlmo.recipes.configs import model_config
 from vlmo.recipes.estimate import estimate
+from vlmo.recipes.schema import model_config
 from vlmo.training.engine import Engine, EngineConfig
 
 # Left out are operations of vectors (norms, softmax) and of single tokens (a pooler's input).

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +14,8 @@ from tests.recipes.toy_recipes import STEPS, shrunk
 from vlmo.data import builtin
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.recipes import RECIPES, Recipe, build, describe, find_recipe, small
-from vlmo.recipes.configs import TextConfig
-from vlmo.recipes.pretraining_stages import VisionLanguageStage
-from vlmo.recipes.recipe import AnyStage, changed_settings, check_recipe
+from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe
+from vlmo.tasks import TASKS, VisionLanguageStage
 from vlmo.training import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recipes.txt"
@@ -98,7 +97,7 @@ def test_every_recipe_is_valid_on_eight_processes():
     for name, recipe in RECIPES.items():
         check_recipe(recipe, processes=1 if name in small.SMALL else 8)
     kinds = {type(recipe.stage) for recipe in RECIPES.values()}
-    assert kinds == set(get_args(AnyStage))
+    assert kinds == set(TASKS.values())
 
 
 def test_stages_of_the_released_model_read_nothing_about_its_held_out_concepts():

@@ -10,9 +10,8 @@ from tests.recipes.toy_recipes import shrunk
 from vlmo import VLMoConfig, VLMoForMaskedImageModeling, VLMoForPreTraining, VLMoProcessor
 from vlmo.processing import image_processor_for
 from vlmo.recipes import build, find_recipe
-from vlmo.recipes.configs import TextConfig, model_config
-from vlmo.recipes.recipe import Recipe
-from vlmo.recipes.vocabulary import build_processor
+from vlmo.recipes.build import build_processor
+from vlmo.recipes.schema import Recipe, TextConfig, model_config
 
 WORDS = ["a red green blue yellow square, number 0123456789"] * 2
 

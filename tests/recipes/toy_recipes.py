@@ -9,10 +9,8 @@ from pathlib import Path
 
 from vlmo.data.stream import StreamConfig
 from vlmo.model import VLMoConfig
-from vlmo.recipes.configs import TextConfig, VisualTokenizerConfig, model_config
-from vlmo.recipes.pretraining_stages import TokenizerStage, VisionStage
-from vlmo.recipes.recipe import Recipe
-from vlmo.recipes.vision_stages import SegmentationStage
+from vlmo.recipes.schema import Recipe, TextConfig, model_config
+from vlmo.tasks import SegmentationStage, TokenizerStage, VisionStage, VisualTokenizerConfig
 
 STEPS = 3
 

@@ -1,4 +1,4 @@
-"""`vlmo evaluate`, `vlmo predict` and `vlmo data`: what a model folder is worth, what it says, and data for it."""
+"""`vlmo evaluate`, `vlmo predict` and `vlmo data`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars
 from vlmo.released import find_model, is_released, notes_folder
 
 if TYPE_CHECKING:
-    from vlmo.recipes.task_result import TaskResult
+    from vlmo.tasks import TaskResult
 
 _STDERR = Console(stderr=True)
+_TASK_OPTIONS = ("rerank", "rerank_weight", "method", "inference")
+_SUBMITTING = {"folder", "task", "data", "split", "submission", "device"}
+_CHOOSING = {"folder", "task", "data", "split", "limit", "batch_size", "rerank", "choose_rerank_weight", "device"}
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class EvaluateOptions:
     """Measure a model: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
 
     folder: ModelFolder
-    task: Literal["retrieval", "vqa", "nlvr2", "classification", "segmentation"] | None = None
-    """What to measure; by default what the model is for."""
+    task: str | None = None
+    """retrieval, vqa, nlvr2, classification or segmentation; by default the task that the model is for."""
     data: Annotated[str | None, tyro.conf.arg(aliases=["--source"])] = None
     """A built-in name or a path (docs/data.md), such as a folder of vlmo data prepare; retrieval: emoji-pairs."""
     split: str = "test"
@@ -47,16 +50,16 @@ class EvaluateOptions:
     method: Literal["head", "linear-probe", "zero-shot"] | None = None
     """classification: the model's own classifier (head), one fitted on the split train, or the classes' names."""
     inference: Literal["slide", "whole"] | None = None
-    """segmentation: windows (slide) or whole pictures."""
+    """segmentation: windows (slide) or whole images."""
     submission: Path | None = None
     """vqa, nlvr2: write the file that the evaluation server takes instead of measuring."""
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
     out: Path | None = None
-    """JSON file for figures and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or here if
+    """JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or here if
     the model comes with the package, with the method or inference in its name where one is given."""
     write_card: bool = False
-    """Put the figures into the folder's README.md."""
+    """Put the metrics into the folder's README.md."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,15 @@ class PredictOptions:
 
     folder: ModelFolder
     image: tuple[Path, ...] = ()
-    """Picture; two for a sentence about two, any number for retrieval."""
+    """Image; two for a sentence about two, any number for retrieval."""
     question: str | None = None
-    """About the picture."""
+    """Question about the image."""
     text: tuple[str, ...] = ()
-    """Sentence about two pictures, or texts to compare with pictures."""
+    """Sentence about two images, or texts to compare with images."""
     top: int = 5
-    """Answers, classes, or texts of a picture that are shown."""
+    """Answers, classes, or texts of an image that are shown."""
     save: Path | None = None
-    """PNG file: what the question looked at, or the classes of the pixels."""
+    """PNG file: attention of the question over the image, or the classes of the pixels."""
     json: bool = False
     """Print JSON instead of a table."""
     device: str | None = None
@@ -107,56 +110,42 @@ def evaluate_command(options: EvaluateOptions) -> None:
     check_new_file(options.submission, option="--submission")
     hide_loading_bars()
     from vlmo.distributed import is_main
-    from vlmo.recipes.evaluating import TaskOptions, evaluate_task, write_submission
+    from vlmo.tasks import evaluate, write_submission
     from vlmo.training import launch
 
     with launch(options.device) as device:
         where: dict[str, Any] = {"task": options.task, "source": options.data, "split": options.split}
         where |= {"device": str(device), "console": _STDERR if is_main() else None}
         if options.submission is not None:
-            _check_submission(options)
+            _check_read(options, _SUBMITTING, because="--submission writes predictions and measures nothing")
             number = write_submission(folder, options.submission, **where)
             if is_main():
                 Console(soft_wrap=True).print(f"{number} predictions in {options.submission}", highlight=False)
-            return
-        if options.choose_rerank_weight:
-            _choose_rerank_weight(options, folder=folder, device=str(device))
-            return
-        given = TaskOptions(
-            rerank=options.rerank,
-            rerank_weight=options.rerank_weight,
-            method=options.method,
-            inference=options.inference,
-        )
-        result = evaluate_task(folder, **where, limit=options.limit, batch_size=options.batch_size, options=given)
-        if is_main():
-            _show(result, folder=folder, options=options)
+        elif options.choose_rerank_weight:
+            _choose_rerank_weight(options, folder=folder, **where)
+        else:
+            given = {name: vars(options)[name] for name in _TASK_OPTIONS}
+            result = evaluate(folder, **where, limit=options.limit, batch_size=options.batch_size, **given)
+            if is_main():
+                _show(result, folder=folder, options=options)
 
 
-def _choose_rerank_weight(options: EvaluateOptions, *, folder: Path, device: str) -> None:
+def _choose_rerank_weight(
+    options: EvaluateOptions, *, folder: Path, task: str | None, source: str | None, **where: Any
+) -> None:
     from vlmo.distributed import is_main
-    from vlmo.evaluation.scoring import BATCH
-    from vlmo.recipes.evaluating import DEFAULT_DATA, task_of
-    from vlmo.recipes.rerank_weight import choose_rerank_weight
-    from vlmo.recipes.retrieval import RERANK
+    from vlmo.tasks import RetrievalStage, find_task, task_of
+    from vlmo.tasks.registry import source_of
+    from vlmo.tasks.rerank_weight import choose_rerank_weight
 
-    _check_read(
-        options,
-        {"folder", "task", "data", "split", "limit", "batch_size", "rerank", "choose_rerank_weight", "device"},
-        because="--choose-rerank-weight chooses a weight and measures nothing else",
-    )
-    if (task := options.task or task_of(folder)) != "retrieval":
-        raise ValueError(f"--choose-rerank-weight belongs to the task retrieval; this is {task}")
-    choice = choose_rerank_weight(
-        folder,
-        source=options.data or DEFAULT_DATA["retrieval"],
-        split=options.split,
-        rerank=RERANK if options.rerank is None else options.rerank,
-        limit=options.limit,
-        batch_size=options.batch_size or BATCH,
-        device=device,
-        console=_STDERR if is_main() else None,
-    )
+    _check_read(options, _CHOOSING, because="--choose-rerank-weight chooses a weight and measures nothing else")
+    found = task_of(folder) if task is None else find_task(task)
+    if found is not RetrievalStage:
+        raise ValueError(f"--choose-rerank-weight belongs to the task retrieval; this is {found.name}")
+    sizes = {"rerank": options.rerank, "batch_size": options.batch_size}
+    given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
+    source = source_of(source, task=found)
+    choice = choose_rerank_weight(folder, source=source, limit=options.limit, **where, **given)
     if is_main():
         console = Console(soft_wrap=True)
         console.print(choice.table())
@@ -168,7 +157,7 @@ def predict_command(options: PredictOptions) -> None:
     folder = Path(find_model(options.folder))
     check_new_file(options.save, option="--save")
     hide_loading_bars()
-    from vlmo.recipes.predicting import Inputs, predict
+    from vlmo.tasks import Inputs, predict
 
     inputs = Inputs(images=options.image, texts=options.text, question=options.question)
     found = predict(folder, inputs, top=options.top, save=options.save, device=options.device)
@@ -177,8 +166,8 @@ def predict_command(options: PredictOptions) -> None:
         return
     console = Console(soft_wrap=True)
     console.print(found.table())
-    if found.picture is not None:
-        console.print(f"picture {found.picture}", markup=False, highlight=False)
+    if found.image is not None:
+        console.print(f"image {found.image}", markup=False, highlight=False)
 
 
 def prepare_command(options: PrepareOptions) -> None:
@@ -200,19 +189,6 @@ def prepare_command(options: PrepareOptions) -> None:
     console.print("\n".join(summary.lines()), markup=False, highlight=False)
 
 
-def _check_submission(options: EvaluateOptions) -> None:
-    """What measures nothing reads no option of measuring.
-
-    Raises:
-        ValueError: One is given.
-    """
-    _check_read(
-        options,
-        {"folder", "task", "data", "split", "submission", "device"},
-        because="--submission writes predictions and measures nothing",
-    )
-
-
 def _check_read(options: EvaluateOptions, read: set[str], *, because: str) -> None:
     given = [field.name for field in fields(options) if vars(options)[field.name] != field.default]
     if unread := [name for name in given if name not in read]:
@@ -225,10 +201,13 @@ def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None
     parts = [result.task, _plain(result.source), _plain(result.split), options.method, options.inference]
     out = options.out or notes_folder(folder) / f"evaluation_{'_'.join(part for part in parts if part)}.json"
     result.write_json(out, folder=folder)
-    console.print(f"figures and {len(result.predictions)} predictions in {out}", markup=False, highlight=False)
+    console.print(f"metrics and {len(result.predictions)} predictions in {out}", markup=False, highlight=False)
     if options.write_card:
-        names = ("rerank", "rerank_weight", "method", "inference", "limit")
-        given = [f" --{_flag(name)} {value}" for name in names if (value := vars(options)[name]) is not None]
+        given = [
+            f" --{_flag(name)} {value}"
+            for name in (*_TASK_OPTIONS, "limit")
+            if (value := vars(options)[name]) is not None
+        ]
         result.write_card(folder, measured_by=f"`vlmo evaluate --split {options.split}{''.join(given)}`")
 
 

@@ -21,11 +21,10 @@ from vlmo.data.sources import decode_image, open_source
 from vlmo.demo.examples import contact_sheet, example_queries
 from vlmo.demo.report import AttentionMap, Attribution, Report, write_report
 from vlmo.recipes import describe, find_recipe, small
-from vlmo.recipes.evaluating import TaskOptions, evaluate_task
-from vlmo.recipes.pretraining_stages import VisionStage
-from vlmo.recipes.recipe import Recipe, build, scaled
-from vlmo.recipes.task_result import TaskResult
+from vlmo.recipes.build import build
+from vlmo.recipes.schema import Recipe, scaled
 from vlmo.retrieval import Encoder
+from vlmo.tasks import TaskResult, VisionStage, evaluate
 from vlmo.training import TrainingResult, read_metrics
 
 _NUM_EXAMPLES, _NUM_ATTENTION = 12, 3
@@ -94,10 +93,8 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
         seconds[name] = _train(name, recipe, run_dir=run / name, console=console).seconds
     began = time.monotonic()
     folder, stageless_folder = run / small.STAGE3 / "model", run / small.STAGELESS / "model"
-    result = evaluate_task(folder, source=small.TEST_SOURCE, console=console)
-    stageless = evaluate_task(
-        stageless_folder, source=small.TEST_SOURCE, options=TaskOptions(rerank=0), console=console
-    )
+    result = evaluate(folder, source=small.TEST_SOURCE, console=console)
+    stageless = evaluate(stageless_folder, source=small.TEST_SOURCE, rerank=0, console=console)
     seconds["evaluation"] = time.monotonic() - began
     shortlist = f"`vlmo quickstart`, shortlist of {result.settings['rerank']}"
     result.write_card(folder, measured_by=shortlist)

@@ -1,22 +1,14 @@
-"""Classes of pictures: accuracy of a classifier, of a linear probe on an encoder, and of words alone (zero-shot)."""
+"""Image classification: accuracy, a linear probe on features, and classes from words alone (zero-shot)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-
-from vlmo.evaluation.inference import Advance, evaluating
-from vlmo.evaluation.scoring import RetrievalModel
-from vlmo.model import VLMoForImageClassification, VLMoModel
-
-Features = Literal["mean", "class"]
-"""What stands for a picture: the mean of its patches, or the class token; after the final norm."""
 
 PROMPTS = (
     "a photo of a {}.",
@@ -39,7 +31,7 @@ _HELD_OUT = 5  # every fifth row chooses the strength of the penalty
 def topk_accuracy(
     logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"], *, ks: Sequence[int] = (1, 5)
 ) -> dict[str, float]:
-    """Share of rows whose class is among the `k` most likely, as `top1`, `top5`; a tie counts against the model.
+    """Return the share of rows whose class is among the `k` most likely, as `top1`; a tie counts against the model.
 
     `k` from the number of classes up is left out: it would always be 1.
 
@@ -56,44 +48,8 @@ def topk_accuracy(
 
 
 def chance_accuracy(num_classes: int, *, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """What a guess among all classes reaches."""
+    """Return the accuracies of a guess among all classes."""
     return {f"top{k}": k / num_classes for k in ks if k < num_classes}
-
-
-def predict_classes(
-    model: VLMoForImageClassification,
-    batches: Iterable[Float[Tensor, "batch 3 height width"]],
-    *,
-    advance: Advance | None = None,
-) -> Float[Tensor, "rows classes"]:
-    """Logits of batches of pixel values, on the CPU.
-
-    Raises:
-        ValueError: There are no batches.
-    """
-    with evaluating(model):
-        return _collect(batches, lambda pixels: model(pixels.to(model.device)).logits, advance=advance)
-
-
-def encode_pictures(
-    model: VLMoModel,
-    batches: Iterable[Float[Tensor, "batch 3 height width"]],
-    *,
-    features: Features = "mean",
-    advance: Advance | None = None,
-) -> Float[Tensor, "rows dim"]:
-    """A vector for each picture of batches of pixel values, on the CPU.
-
-    Raises:
-        ValueError: There are no batches.
-    """
-
-    def encode(pixels: Tensor) -> Tensor:
-        states = cast(Tensor, model(pixel_values=pixels.to(model.device)).image_hidden_state)
-        return states[:, 1:].mean(dim=1) if features == "mean" else states[:, 0]
-
-    with evaluating(model):
-        return _collect(batches, encode, advance=advance)
 
 
 @dataclass(frozen=True)
@@ -111,7 +67,7 @@ class LinearProbe:
     l2: float
 
     def __call__(self, vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows classes"]:
-        """Logits."""
+        """Return logits."""
         return F.linear((vectors - self.mean) / self.deviation, self.weight, self.bias)
 
 
@@ -122,7 +78,7 @@ def fit_linear_probe(
     num_classes: int,
     l2: float | None = None,
 ) -> LinearProbe:
-    """Logistic regression, by L-BFGS until it stands still.
+    """Fit a logistic regression by L-BFGS until it converges.
 
     Args:
         l2: Strength of the penalty, a half of the squared weights times this; None: the one of 1e-4 to 0.1 that
@@ -175,10 +131,10 @@ def zero_shot_classifier(
     *,
     prompts: Sequence[str] = PROMPTS,
 ) -> Float[Tensor, "classes dim"]:
-    """A vector for each class: the mean of its sentences' vectors, of length 1.
+    """Return a vector of length 1 for each class: the mean of its sentences' vectors.
 
     Args:
-        embed_texts: Gives vectors of length 1.
+        embed_texts: Returns vectors of length 1.
         prompts: Sentences with one `{}` for the name.
 
     Raises:
@@ -188,33 +144,3 @@ def zero_shot_classifier(
         raise ValueError(f"prompts are {list(prompts)}; give sentences with one {{}} each, where the name goes")
     vectors = [embed_texts([prompt.replace("{}", name) for prompt in prompts]).mean(dim=0) for name in names]
     return F.normalize(torch.stack(vectors), dim=-1)
-
-
-def embed_pictures(
-    model: RetrievalModel, batches: Iterable[Float[Tensor, "batch 3 height width"]], *, advance: Advance | None = None
-) -> Float[Tensor, "rows dim"]:
-    """Vectors of the dual encoder, of length 1, on the CPU.
-
-    Raises:
-        ValueError: There are no batches.
-    """
-    with evaluating(model):
-        return _collect(
-            batches, lambda pixels: model.get_image_features(pixel_values=pixels.to(model.device)), advance=advance
-        )
-
-
-def _collect(
-    batches: Iterable[Float[Tensor, "batch 3 height width"]],
-    run: Callable[[Tensor], Tensor],
-    *,
-    advance: Advance | None,
-) -> Float[Tensor, "rows columns"]:
-    found: list[Tensor] = []
-    for pixels in batches:
-        found.append(run(pixels).float().cpu())
-        if advance is not None:
-            advance(sum(map(len, found)))
-    if not found:
-        raise ValueError("there are no rows: nothing can be predicted")
-    return torch.cat(found)

@@ -1,35 +1,27 @@
-"""Runs a model that gives logits, batch by batch."""
+"""Run a model over the rows of an evaluation, shared among the processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
-from vlmo.types import Batch
+from vlmo import distributed
 
-Advance = Callable[[int], None]
-"""Called with the number of rows that are done."""
-
-
-class Logits(Protocol):
-    """What a model of this module returns."""
-
-    @property
-    def logits(self) -> Float[Tensor, "batch classes"]:
-        """A number for each answer or class."""
-        ...
+BATCH = 256
+"""Images, texts or pairs that go through a model at a time."""
+Report = Callable[[str, int, int], None]
+"""Called with the kind of work, how much of this process's share is done, and its total."""
 
 
 class HasModes(Protocol):
-    """What has a training and an evaluation mode, as `torch.nn.Module`."""
+    """A model with a training and an evaluation mode, as `torch.nn.Module`."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """The model and all that is in it, as `torch.nn.Module.modules`."""
+        """Return the model and all its modules, as `torch.nn.Module.modules`."""
         ...
 
     def eval(self) -> object:
@@ -37,63 +29,9 @@ class HasModes(Protocol):
         ...
 
 
-class PairModel(HasModes, Protocol):
-    """A model that reads pictures and texts and gives logits: `VLMoForVisualQuestionAnswering` and the like."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the inputs go."""
-        ...
-
-    def __call__(self, *, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Logits:
-        """Logits of each pair."""
-        ...
-
-
-def top_logits(
-    model: PairModel,
-    batches: Iterable[Batch],
-    *,
-    top: int,
-    autocast_dtype: torch.dtype | None = None,
-    advance: Advance | None = None,
-) -> tuple[Float[Tensor, "rows top"], Int[Tensor, "rows top"]]:
-    """The `top` largest logits of each row, or all where there are fewer, and their classes; on the CPU.
-
-    Args:
-        model: Put in evaluation mode and back again.
-        autocast_dtype: `torch.bfloat16` runs the model under autocast.
-        advance: Hears of progress.
-
-    Raises:
-        ValueError: There are no batches, or the model returns NaN.
-    """
-    values: list[Tensor] = []
-    classes: list[Tensor] = []
-    with evaluating(model):
-        for batch in batches:
-            with torch.autocast(model.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                logits = model(
-                    pixel_values=batch["pixel_values"].to(model.device),
-                    input_ids=batch["input_ids"].to(model.device),
-                    attention_mask=batch["attention_mask"].to(model.device),
-                ).logits
-            best = logits.float().topk(min(top, logits.shape[-1]))
-            values.append(best.values.cpu())
-            classes.append(best.indices.cpu())
-            if advance is not None:
-                advance(sum(map(len, values)))
-    if not values:
-        raise ValueError("there are no rows: nothing can be predicted")
-    found = torch.cat(values)
-    if found.isnan().any():
-        raise ValueError("the logits contain NaN; check the weights of the model")
-    return found, torch.cat(classes)
-
-
 @contextmanager
 def evaluating(model: HasModes) -> Generator[None]:
-    """Evaluation mode without gradients; every module gets its own mode back, frozen ones too."""
+    """Evaluation mode without gradients; afterwards every module has its own mode again, frozen ones too."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -102,3 +40,47 @@ def evaluating(model: HasModes) -> Generator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def own_batches(total: int, *, batch: int) -> list[range]:
+    """Return the batches of rows that this process works on.
+
+    The batches are the same for any number of processes, so each row has the same neighbours and, to the last bit, the
+    same result.
+    """
+    batches = [range(start, min(start + batch, total)) for start in range(0, total, batch)]
+    rank, world_size = distributed.rank(), distributed.world_size()
+    return batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size]
+
+
+def map_batches(
+    run: Callable[[range], Any],
+    total: int,
+    *,
+    model: HasModes,
+    batch: int = BATCH,
+    title: str = "rows",
+    report: Report | None = None,
+) -> list[Any]:
+    """Return `run` of each batch of row numbers, in order.
+
+    Each process runs its share and returns the results of all, so results must be ready for pickle (tensors on the
+    CPU).
+
+    Args:
+        model: Put in evaluation mode and back again.
+        report: Called after each batch.
+
+    Raises:
+        ValueError: There are no rows.
+    """
+    if not total:
+        raise ValueError("there are no rows: nothing can be predicted")
+    batches, results, done = own_batches(total, batch=batch), [], 0
+    with evaluating(model):
+        for rows in batches:
+            results.append(run(rows))
+            done += len(rows)
+            if report is not None:
+                report(title, done, sum(map(len, batches)))
+    return [result for part in distributed.gather_objects(results) for result in part]

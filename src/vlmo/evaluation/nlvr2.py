@@ -1,15 +1,10 @@
-"""Sentences about two pictures: whether a model takes them for true, NLVR2's accuracy and consistency of it."""
+"""NLVR2's accuracy and consistency of judgements of sentences about two images."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-
-from vlmo.evaluation.inference import Advance, PairModel, top_logits
-from vlmo.types import Batch
 
 ACCURACY, CONSISTENCY = "accuracy", "consistency"
 _GUESS = 0.5
@@ -17,12 +12,12 @@ _GUESS = 0.5
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence about two pictures and what is known of it.
+    """A sentence about two images, with its label.
 
     Attributes:
-        identifier: Of the sentence with these pictures.
+        identifier: Identifier of the sentence with these images.
         group: Equal for rows that share their sentence.
-        label: None where it is not known.
+        label: None if it is not known.
     """
 
     identifier: str
@@ -31,34 +26,8 @@ class Sentence:
     label: bool | None = None
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What a model says; `confidence` is the share of "true" in the softmax of both logits."""
-
-    is_true: bool
-    confidence: float
-
-
-def judge_sentences(
-    model: PairModel,
-    batches: Iterable[Batch],
-    *,
-    autocast_dtype: torch.dtype | None = None,
-    advance: Advance | None = None,
-) -> list[Judgement]:
-    """Whether each sentence is true; arguments as in `top_logits`, pictures are (batch, 2, 3, height, width)."""
-    logits, classes = top_logits(model, batches, top=2, autocast_dtype=autocast_dtype, advance=advance)
-    shares = logits.softmax(dim=-1)
-    true_share = torch.where(classes[:, 0] == 1, shares[:, 0], shares[:, 1])
-    best: list[int] = classes[:, 0].tolist()
-    return [
-        Judgement(is_true=number == 1, confidence=confidence)
-        for number, confidence in zip(best, true_share.tolist(), strict=True)
-    ]
-
-
 def nlvr2_metrics(sentences: Sequence[Sentence], judged: Sequence[bool]) -> dict[str, float]:
-    """`accuracy` over rows, and `consistency`: the share of groups of which every row is right.
+    """Return `accuracy` over rows, and `consistency`: the share of groups of which every row is right.
 
     Raises:
         ValueError: No label is known, or lengths differ.
@@ -79,6 +48,6 @@ def nlvr2_metrics(sentences: Sequence[Sentence], judged: Sequence[bool]) -> dict
 
 
 def guessed_metrics(sentences: Sequence[Sentence]) -> dict[str, float]:
-    """What a coin gives."""
+    """Return the metrics of a coin."""
     sizes = Counter(sentence.group for sentence in sentences if sentence.label is not None).values()
     return {ACCURACY: _GUESS, CONSISTENCY: sum(_GUESS**size for size in sizes) / len(sizes)}

@@ -93,7 +93,7 @@ def chance_recall(num_candidates: int, *, k: int, num_positives: int = 1) -> flo
     return 1 - comb(num_candidates - num_positives, draws) / comb(num_candidates, draws)
 
 
-def chance_metrics(text_to_image: Int[Tensor, " text"], *, ks: Sequence[int]) -> dict[str, float]:
+def chance_metrics(text_to_image: Int[Tensor, " text"], *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """`tr@K` and `ir@K` of a random order; images may have different numbers of captions."""
     num_captions = torch.bincount(text_to_image)
     num_images, num_texts = len(num_captions), len(text_to_image)

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlmo.evaluation.inference import BATCH, Report
 from vlmo.evaluation.recall import chance_metrics, chunked_ranks, chunked_topk, recall_metrics
-from vlmo.evaluation.scoring import BATCH, Matcher, Progress, RetrievalModel, RetrievalSet, embed_images, embed_texts
+from vlmo.evaluation.scoring import Matcher, RetrievalModel, RetrievalSet, embed_images, embed_texts
 
 _CHUNK = 4096
 
@@ -73,7 +74,7 @@ def evaluate_retrieval(
     pair_batch: int = BATCH,
     chunk: int = _CHUNK,
     autocast_dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> RetrievalResult:
     """Recall of the dual encoder and, if `rerank` > 0, of the fusion encoder on its shortlist.
 
@@ -132,7 +133,7 @@ def recall_by_weight(
     rerank: int,
     ks: Sequence[int] = (1, 5, 10),
     batch: int = BATCH,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> list[dict[str, float]]:
     """`tr@K` and `ir@K` after reranking with each of the weights; the model judges each pair once.
 
@@ -206,7 +207,7 @@ class _Odds:
         )
 
 
-def _judged(dual: Rankings, matcher: Matcher, *, shortlist: int, progress: Progress | None) -> _Odds:
+def _judged(dual: Rankings, matcher: Matcher, *, shortlist: int, progress: Report | None) -> _Odds:
     text_labels = matcher.retrieval_set.text_to_image.cpu()
     image_labels = torch.arange(matcher.retrieval_set.num_images)
     found_texts = dual.image_to_text.indices[:, :shortlist]

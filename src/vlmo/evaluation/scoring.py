@@ -1,9 +1,8 @@
-"""What a model says about a set of images and texts: embeddings of each, log-odds of chosen pairs."""
+"""Embeddings of a set of images and texts, and log-odds of chosen pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,15 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmo import distributed
-
-BATCH = 256
-"""Images, texts or pairs that go through a model at a time."""
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done and how much there is, of this process's share."""
+from vlmo.evaluation.inference import BATCH, Report, evaluating, map_batches, own_batches
 
 
 class ContrastHead(Protocol):
-    """Where a model keeps the temperature of ITC."""
+    """Head that holds the temperature of ITC."""
 
     @property
     def logit_scale(self) -> Float[Tensor, "1"]:
@@ -30,11 +25,11 @@ class ContrastHead(Protocol):
 
 
 class RetrievalModel(Protocol):
-    """What this module asks of a model; `VLMoForImageTextRetrieval` and `VLMoForPreTraining` have it."""
+    """Interface of a model to evaluate; `VLMoForImageTextRetrieval` and `VLMoForPreTraining` have it."""
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
+        """Device of the inputs."""
         ...
 
     @property
@@ -96,22 +91,22 @@ class RetrievalSet:
 
     @property
     def num_texts(self) -> int:
-        """How many texts there are."""
+        """Number of texts."""
         return len(self.text_to_image)
 
     @property
     def num_images(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return int(self.text_to_image.max()) + 1
 
     def images(self, numbers: range) -> Float[Tensor, "batch 3 height width"]:
-        """`read_images`, whose answer must have a row for each number."""
+        """Return `read_images`, which must give a row for each number."""
         pixel_values = self.read_images(numbers)
         _check_count("images", len(pixel_values), numbers)
         return pixel_values
 
     def texts(self, numbers: range) -> tuple[Int[Tensor, "batch text"], Int[Tensor, "batch text"]]:
-        """`read_texts`, likewise."""
+        """Return `read_texts`, which must give a row for each number."""
         input_ids, attention_mask = self.read_texts(numbers)
         _check_count("texts", len(input_ids), numbers)
         return input_ids, attention_mask
@@ -123,15 +118,15 @@ def embed_images(
     *,
     batch: int = BATCH,
     autocast_dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Float[Tensor, "num_images dim"]:
-    """L2-normalised image embeddings, float32, on the model's device; each process embeds its share for all."""
+    """Return L2-normalised image embeddings, float32, on the model's device; the processes share the images."""
 
     def embed(numbers: range) -> Tensor:
         return model.get_image_features(pixel_values=retrieval_set.images(numbers).to(model.device))
 
-    batches = own_batches(retrieval_set.num_images, batch=batch)
-    return _embed_all("images", embed, model, batches, autocast_dtype=autocast_dtype, progress=progress)
+    total, how = retrieval_set.num_images, {"batch": batch, "autocast_dtype": autocast_dtype}
+    return _embed_all("images", embed, total, model, progress=progress, **how)
 
 
 def embed_texts(
@@ -140,61 +135,34 @@ def embed_texts(
     *,
     batch: int = BATCH,
     autocast_dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Float[Tensor, "num_texts dim"]:
-    """L2-normalised text embeddings, float32, on the model's device; each process embeds its share for all."""
+    """Return L2-normalised text embeddings, float32, on the model's device; the processes share the texts."""
 
     def embed(numbers: range) -> Tensor:
         input_ids, attention_mask = (part.to(model.device) for part in retrieval_set.texts(numbers))
         return model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
 
-    batches = own_batches(retrieval_set.num_texts, batch=batch)
-    return _embed_all("texts", embed, model, batches, autocast_dtype=autocast_dtype, progress=progress)
-
-
-def own_batches(total: int, *, batch: int) -> list[range]:
-    """The batches of rows that this process works on.
-
-    Rows are cut in the same places however many processes there are, so that each row has the same neighbours and, to
-    the last bit, the same result.
-    """
-    batches = [range(start, min(start + batch, total)) for start in range(0, total, batch)]
-    rank, world_size = distributed.rank(), distributed.world_size()
-    return batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size]
+    total, how = retrieval_set.num_texts, {"batch": batch, "autocast_dtype": autocast_dtype}
+    return _embed_all("texts", embed, total, model, progress=progress, **how)
 
 
 def _embed_all(
-    what: str,
+    title: str,
     embed: Callable[[range], Float[Tensor, "batch dim"]],
+    total: int,
     model: RetrievalModel,
-    batches: list[range],
     *,
+    batch: int,
     autocast_dtype: torch.dtype | None,
-    progress: Progress | None,
+    progress: Report | None,
 ) -> Float[Tensor, "total dim"]:
-    embeds: list[Tensor] = []
-    done, total = 0, sum(map(len, batches))
-    with _evaluating(model):
-        for numbers in batches:
-            with _autocast(model.device, autocast_dtype):
-                features = embed(numbers)
-            embeds.append(features.float())
-            done += len(numbers)
-            _report(progress, what, done, total)
-    return _gather_rows(embeds, device=model.device)
+    def run(numbers: range) -> Tensor:
+        with _autocast(model.device, autocast_dtype):
+            return embed(numbers).float().cpu()
 
-
-def _gather_rows(parts: list[Float[Tensor, "_ dim"]], *, device: torch.device) -> Float[Tensor, "total dim"]:
-    """The rows of all processes in rank order; a process may have none."""
-    if distributed.world_size() == 1:
-        return torch.cat(parts)
-    shape = torch.tensor([sum(map(len, parts)), parts[0].shape[1] if parts else 0], device=device)
-    counts, widths = distributed.gather(shape[None]).T.tolist()
-    padded = torch.zeros(max(counts), max(widths), device=device)
-    if parts:
-        padded[: counts[distributed.rank()]] = torch.cat(parts)
-    gathered = distributed.gather(padded).split(max(counts))
-    return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
+    parts = map_batches(run, total, model=model, batch=batch, title=title, report=progress)
+    return torch.cat(parts).to(model.device)
 
 
 class Matcher:
@@ -219,9 +187,9 @@ class Matcher:
         self.lengths = (self.attention_mask * positions).amax(dim=1)
 
     def __call__(
-        self, images: Int[Tensor, " pair"], texts: Int[Tensor, " pair"], *, progress: Progress | None = None
+        self, images: Int[Tensor, " pair"], texts: Int[Tensor, " pair"], *, progress: Report | None = None
     ) -> Float[Tensor, " pair"]:
-        """Log-odds of a match for each pair; a pair that is asked for twice is computed once.
+        """Return the log-odds of a match for each pair; a pair that is given twice is computed once.
 
         Pairs are taken image batch by image batch, so that each image is decoded once and never kept. Several processes
         are asked for the same pairs; each computes those of its own images and is told the others.
@@ -233,7 +201,7 @@ class Matcher:
         chosen = [((images >= own.start) & (images < own.stop)).nonzero().flatten() for own in batches]
         log_odds = torch.zeros(pairs.shape)
         done, total = 0, sum(map(len, chosen))
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for own, places in zip(batches, chosen, strict=True):
                 if not len(places):
                     continue
@@ -242,7 +210,8 @@ class Matcher:
                 for part in places[self.lengths[texts[places]].argsort()].split(self.pair_batch):
                     log_odds[part] = self._log_odds(pixel_values, images[part] - own.start, texts[part])
                     done += len(part)
-                    _report(progress, "pairs", done, total)
+                    if progress is not None:
+                        progress("pairs", done, total)
         # The others' places hold 0, so that the sum is whole. It is taken on the device, where every backend can.
         log_odds = distributed.all_reduce(log_odds.to(self.model.device)).cpu()
         if log_odds.isnan().any():
@@ -275,19 +244,6 @@ def _padded_texts(
     return joined(ids for ids, _ in batches), joined(mask for _, mask in batches)
 
 
-@contextmanager
-def _evaluating(model: RetrievalModel) -> Generator[None]:
-    """Evaluation mode without gradients; every module gets its own mode back, frozen ones too."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
@@ -295,8 +251,3 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast
 def _check_count(what: str, given: int, numbers: range) -> None:
     if given != len(numbers):
         raise ValueError(f"The set gave {given} {what} for numbers {numbers.start} to {numbers.stop - 1}.")
-
-
-def _report(progress: Progress | None, what: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(what, done, total)

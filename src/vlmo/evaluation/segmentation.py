@@ -1,4 +1,4 @@
-"""Classes of pixels: sliding-window and whole-picture inference, mIoU, aAcc and mAcc."""
+"""Semantic segmentation: sliding-window and whole-image inference, mIoU, aAcc and mAcc."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vlmo.evaluation.inference import evaluating
 from vlmo.model import VLMoForSemanticSegmentation
@@ -31,14 +30,14 @@ def segment(
     size: tuple[int, int] | None = None,
     batch_size: int = 16,
 ) -> Float[Tensor, "classes out_height out_width"]:
-    """Logits of each pixel, on the model's device.
+    """Return the logits of each pixel, on the model's device.
 
     Args:
         inference: `"slide"`: windows of the training crop's size, logits averaged where they overlap; `"whole"`: the
-            picture at once, its sides being multiples of the patch size.
+            image at once, its sides being multiples of the patch size.
         window: Side of a window; by default `config.image_size`.
         stride: Pixels between windows; by default two thirds of `window`.
-        size: Height and width of what comes out; by default the picture's.
+        size: Height and width of the result; by default the image's.
         batch_size: Windows that go through the model at a time.
 
     Raises:
@@ -60,7 +59,7 @@ def segment(
 
 
 def window_starts(length: int, *, window: int, stride: int) -> list[int]:
-    """Where windows begin on one side: every `stride` pixels, the last one moved back to end at the edge.
+    """Return the starts of windows on one side: every `stride` pixels, the last one moved back to end at the edge.
 
     Raises:
         ValueError: `stride` is not from 1 to `window`.
@@ -80,7 +79,7 @@ def _slide(
     batch_size: int,
 ) -> Float[Tensor, "classes height width"]:
     height, width = pixel_values.shape[1:]
-    # A picture smaller than a window is filled up with grey, as crops are in training.
+    # An image smaller than a window is padded with grey, as crops are in training.
     padded = F.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
     corners = [
         (top, left)
@@ -100,7 +99,7 @@ def _slide(
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """How well pixels were told apart, as mmsegmentation counts; fractions.
+    """Scores of predicted classes of pixels, as mmsegmentation counts; fractions.
 
     Attributes:
         miou: Mean over classes of intersection over union.
@@ -122,38 +121,24 @@ class SegmentationScores:
         return {"miou": self.miou, "aacc": self.aacc, "macc": self.macc}
 
 
-class SegmentationMeter:
-    """Counts pixels, picture by picture; those of class 255 do not count."""
-
-    def __init__(self, num_classes: int) -> None:
-        # Evaluations run on one process: waiting for the others would last for ever.
-        self._matrix = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED_CLASS, sync_on_compute=False)
-
-    def add(self, predicted: Int[Tensor, "height width"], target: Int[Tensor, "height width"]) -> None:
-        """Counts one picture."""
-        self._matrix.update(predicted.cpu().long(), target.cpu().long())
-
-    def counts(self) -> Int[Tensor, "true predicted"]:
-        """Pixels by true and predicted class."""
-        return self._matrix.confmat.clone()
-
-    def compute(self) -> SegmentationScores:
-        """Scores of all pictures together.
-
-        Raises:
-            ValueError: No pixel counted.
-        """
-        return scores_of(self.counts())
+def count_pixels(
+    predicted: Int[Tensor, "height width"], target: Int[Tensor, "height width"], *, num_classes: int
+) -> Int[Tensor, "true predicted"]:
+    """Return the numbers of pixels of an image by true and predicted class; pixels of class 255 do not count."""
+    predicted, target = predicted.cpu().long(), target.cpu().long()
+    counted = target != IGNORED_CLASS
+    cells = target[counted] * num_classes + predicted[counted]
+    return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def scores_of(counts: Int[Tensor, "true predicted"]) -> SegmentationScores:
-    """Scores from pixels by true and predicted class.
+    """Return scores from numbers of pixels by true and predicted class.
 
     Raises:
         ValueError: There are no pixels.
     """
     if not int(counts.sum()):
-        raise ValueError("no pixel counts: there are no pictures, or every pixel is ignored")
+        raise ValueError("no pixel counts: there are no images, or every pixel is ignored")
     counts = counts.double()
     right, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
     iou, accuracy = right / (true + predicted - right), right / true  # 0 / 0 is NaN: the class does not count

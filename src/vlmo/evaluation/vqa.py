@@ -1,16 +1,12 @@
-"""Questions about pictures: what a model answers, and VQA's accuracy of it."""
+"""VQA's accuracy of answers to questions about images."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from vlmo.evaluation.inference import Advance, PairModel, top_logits
 from vlmo.processing.answers import leave_one_out_score, normalize_answer
-from vlmo.types import Batch
 
 ACCURACY = "accuracy"
 _ONE_ANSWER_STANDS_FOR = 10  # annotators, as many as VQA has
@@ -18,11 +14,11 @@ _ONE_ANSWER_STANDS_FOR = 10  # annotators, as many as VQA has
 
 @dataclass(frozen=True)
 class Question:
-    """A question and what is known of it.
+    """A question with its known answers.
 
     Attributes:
         answers: The annotators' own words: ten in VQA, one where a set has one right answer, none in a test split.
-        soft_scores: Score of each answer of a set that keeps no annotators' words; read where `answers` is empty.
+        soft_scores: Score of each answer, for sets that keep no annotators' words; read if `answers` is empty.
     """
 
     question_id: str
@@ -35,11 +31,11 @@ class Question:
 
     @property
     def is_known(self) -> bool:
-        """Whether an answer can be scored."""
+        """True if an answer can be scored."""
         return bool(self.answers or self.soft_scores)
 
     def score(self, answer: str) -> float:
-        """Official accuracy of an answer, 0 to 1; where there is one right answer, whether it is that one.
+        """Return the official accuracy of an answer, 0 to 1; with one right answer, 1 for that one.
 
         Without the annotators' words it is the answer's soft score, 0 for an answer that has none.
 
@@ -52,37 +48,8 @@ class Question:
         return leave_one_out_score(answer, self.answers * times)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a model answers; `confidence` is the sigmoid of the answer's logit."""
-
-    answer: str
-    confidence: float
-
-
-def answer_questions(
-    model: PairModel,
-    batches: Iterable[Batch],
-    *,
-    names: Mapping[int, str],
-    top: int = 1,
-    autocast_dtype: torch.dtype | None = None,
-    advance: Advance | None = None,
-) -> list[list[Answer]]:
-    """The best `top` answers to each question, best first; arguments as in `top_logits`.
-
-    Args:
-        names: The answer of each class, `model.config.id2label`.
-    """
-    logits, classes = top_logits(model, batches, top=top, autocast_dtype=autocast_dtype, advance=advance)
-    return [
-        [Answer(answer=names[number], confidence=confidence) for number, confidence in zip(row, scores, strict=True)]
-        for row, scores in zip(classes.tolist(), logits.sigmoid().tolist(), strict=True)
-    ]
-
-
 def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
-    """`accuracy`, the mean over all questions with known answers, then that of each answer type and question type.
+    """Return `accuracy`, the mean over all questions with known answers, and that of each answer and question type.
 
     Raises:
         ValueError: No question has a known answer, or lengths differ.
@@ -105,7 +72,7 @@ def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> dict[s
 
 
 def guessed_metrics(questions: Sequence[Question]) -> dict[str, float]:
-    """What `vqa_metrics` gives to the answer that is most frequent in each part, the same for all its questions."""
+    """Return `vqa_metrics` of a constant guess: the most frequent answer of each part, for all its questions."""
     parts = defaultdict(list)
     for question in questions:
         for part in _parts(question) if question.is_known else ():
@@ -122,7 +89,7 @@ def guessed_metrics(questions: Sequence[Question]) -> dict[str, float]:
 
 
 def _parts(question: Question) -> list[str]:
-    """Names of the figures that a question counts for."""
+    """Return the names of the metrics that a question counts for."""
     parts = [ACCURACY]
     parts += [f"{ACCURACY}[answer: {question.answer_type}]"] if question.answer_type else []
     parts += [f"{ACCURACY}[question: {question.question_type}]"] if question.question_type else []
@@ -130,5 +97,5 @@ def _parts(question: Question) -> list[str]:
 
 
 def _order(part: tuple[str, object]) -> tuple[int, str]:
-    """All questions first, then answer types, then question types: that is the order of the alphabet too."""
+    """Sort key: all questions first, then answer types, then question types, as in the alphabet."""
     return len(part[0]) > len(ACCURACY), part[0]

@@ -1,6 +1,7 @@
 """Recipes: names and numbers of runs."""
 
-from vlmo.recipes.recipe import Recipe, build
+from vlmo.recipes.build import build
 from vlmo.recipes.registry import RECIPES, describe, find_recipe
+from vlmo.recipes.schema import Recipe
 
 __all__ = ["RECIPES", "Recipe", "build", "describe", "find_recipe"]

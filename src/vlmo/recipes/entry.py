@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from vlmo.recipes.recipe import Recipe
+from vlmo.recipes.schema import Recipe
 
 _INDENT = 9
 

@@ -17,7 +17,7 @@ from torch import nn
 from vlmo.data.loader import validate_sizes
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.objectives.traffic import pair_traffic
-from vlmo.recipes.recipe import Recipe, check_recipe
+from vlmo.recipes.schema import Recipe, check_recipe
 from vlmo.recipes.work import PairWork, Work, work_of
 
 _FLOAT32, _BFLOAT16 = 4, 2

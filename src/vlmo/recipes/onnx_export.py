@@ -7,12 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import RetrievalResult
 from vlmo.export.onnx import OnnxReport, add_recalls, write_onnx
 from vlmo.export.runtime import OnnxRetrievalModel
-from vlmo.recipes.retrieval import evaluate_with_progress, read_rows
-from vlmo.released import notes_folder
+from vlmo.tasks.base import quarantine_of
+from vlmo.tasks.retrieval import RetrievalStage, read_pairs
 
 
 def export_onnx(
@@ -35,17 +34,15 @@ def export_onnx(
     """
     rows = None
     if recall_on is not None:  # before the work, as this may fail
-        _, processor = load_retrieval_model(folder)
-        quarantine = notes_folder(folder) / f"{split}.quarantine.jsonl"
-        rows = read_rows(recall_on, split=split, processor=processor, quarantine=quarantine)
+        _, processor = RetrievalStage.load(folder, device="cpu")
+        rows = read_pairs(recall_on, split=split, processor=processor, quarantine=quarantine_of(folder, split))
     report = write_onnx(folder, out, int8=int8)
     if console is not None:
         console.print("\n".join(report.lines()), markup=False, highlight=False)
     if rows is not None:
         variants = ["float32", "int8"] if int8 else ["float32"]
         results = {
-            name: evaluate_with_progress(OnnxRetrievalModel(out, int8=name == "int8"), rows, rerank=0, console=console)
-            for name in variants
+            name: rows.outputs(OnnxRetrievalModel(out, int8=name == "int8"), console=console) for name in variants
         }
         report = add_recalls(report, {name: result.metrics for name, result in results.items()}, source=str(recall_on))
         if console is not None:

@@ -13,13 +13,18 @@ from vlmo.model import VLMoConfig
 from vlmo.objectives.downstream import ClassificationConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
-from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
-from vlmo.recipes.configs import DataConfig, TextConfig, model_config
 from vlmo.recipes.entry import Entry
-from vlmo.recipes.pretraining_stages import LanguageStage, VisionLanguageStage, VisionStage
-from vlmo.recipes.recipe import Recipe
-from vlmo.recipes.retrieval_stage import RetrievalStage
-from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
+from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
+from vlmo.tasks import (
+    ClassificationStage,
+    LanguageStage,
+    QuestionStage,
+    ReasoningStage,
+    RetrievalStage,
+    SegmentationStage,
+    VisionLanguageStage,
+    VisionStage,
+)
 from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _IMAGENET_22K = 14_197_122  # images, as its site states

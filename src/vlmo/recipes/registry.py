@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from vlmo.recipes.paper import PAPER
-from vlmo.recipes.recipe import Recipe
+from vlmo.recipes.schema import Recipe
 from vlmo.recipes.small import SMALL
 
 _ENTRIES = SMALL | PAPER

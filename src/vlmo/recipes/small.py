@@ -12,13 +12,19 @@ from vlmo.objectives.downstream import ClassificationConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTransformConfig
-from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
-from vlmo.recipes.configs import DataConfig, TextConfig, model_config
 from vlmo.recipes.entry import Entry
-from vlmo.recipes.pretraining_stages import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
-from vlmo.recipes.recipe import Recipe
-from vlmo.recipes.retrieval_stage import RetrievalStage
-from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
+from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
+from vlmo.tasks import (
+    ClassificationStage,
+    LanguageStage,
+    QuestionStage,
+    ReasoningStage,
+    RetrievalStage,
+    SegmentationStage,
+    TokenizerStage,
+    VisionLanguageStage,
+    VisionStage,
+)
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 TOKENIZER, STAGE1, STAGE2, STAGE3, STAGELESS = "tokenizer", "stage1", "stage2", "stage3", "stageless"

@@ -27,17 +27,22 @@ from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConf
 from vlmo.objectives.gradient_cache import row_blocks
 from vlmo.objectives.unimodal import LanguageObjective
 from vlmo.objectives.vision_language import VisionLanguageConfig
-from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
-from vlmo.recipes.pretraining_stages import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
-from vlmo.recipes.recipe import Recipe
-from vlmo.recipes.retrieval_stage import RetrievalStage
-from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage
+from vlmo.recipes.schema import Recipe
+from vlmo.tasks import (
+    ClassificationStage,
+    LanguageStage,
+    QuestionStage,
+    ReasoningStage,
+    RetrievalStage,
+    SegmentationStage,
+    TokenizerStage,
+    VisionLanguageStage,
+    VisionStage,
+)
 
 _FLOAT32 = 4
 _PAD_MULTIPLE = 8
 _LOGIT_COPIES = 3  # logits, their float32 form and the log of the softmax
-# The published sets' classes; a set at hand may have others, and only the last layer depends on it.
-_CLASSES: dict[type, int] = {QuestionStage: 3129, ReasoningStage: 2, ClassificationStage: 1000, SegmentationStage: 150}
 
 
 @dataclass(frozen=True)
@@ -153,14 +158,14 @@ class Work:
 
 def work_of(recipe: Recipe) -> Work:
     """The work of the recipe's stage; call it where the meta device is the default one."""
-    return replace(_STAGES[type(recipe.stage)](recipe), assumed_classes=_CLASSES.get(type(recipe.stage)))
+    return replace(_STAGES[type(recipe.stage)](recipe), assumed_classes=recipe.stage.num_classes)
 
 
 def _config(recipe: Recipe, **changes: Any) -> VLMoConfig:
     settings = asdict(recipe.model)
     if recipe.stage.reads_text:
         settings["vocab_size"] = recipe.text.vocab_size
-    if (classes := _CLASSES.get(type(recipe.stage))) is not None:
+    if (classes := recipe.stage.num_classes) is not None:
         settings["id2label"] = dict(enumerate(map(str, range(classes))))
     return VLMoConfig(**settings | changes)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.recipes.toy_vision import NAMES, PIXELS, class_rows, segment_rows, write_class_set, write_segment_set
+from tests.tasks.toy_vision import NAMES, PIXELS, class_rows, segment_rows, write_class_set, write_segment_set
 from tests.toy_model import toy
 
 from vlmo.evaluation.segmentation import scores_of
@@ -18,14 +18,8 @@ from vlmo.model import (
     VLMoForSemanticSegmentation,
 )
 from vlmo.processing import VLMoProcessor
-from vlmo.recipes.vision_tasks import (
-    evaluate_classification,
-    evaluate_linear_probe,
-    evaluate_segmentation,
-    evaluate_zero_shot,
-    predict_classification,
-    predict_segmentation,
-)
+from vlmo.tasks import ClassificationStage, Inputs, SegmentationStage
+from vlmo.tasks.classification import evaluate_linear_probe, evaluate_zero_shot
 
 
 def labels(names: list[str]) -> dict:
@@ -73,7 +67,7 @@ def picture(tmp_path) -> Path:
 
 
 def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
-    result = evaluate_classification(classifier, source=class_set, split="test", batch_size=3)
+    result = ClassificationStage.evaluate(classifier, source=class_set, split="test", batch_size=3)
     assert list(result.metrics) == ["top1"]  # five of three classes would always be right
     assert result.chance == {"top1": 1 / 3}
     rows = result.predictions
@@ -81,11 +75,11 @@ def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
     assert [row["label"] for row in rows] == [NAMES[number % 3] for number in range(8)]
     assert result.metrics["top1"] == np.mean([row["prediction"] == row["label"] for row in rows])
     assert all(sorted(row["guesses"]) == sorted(NAMES) and row["guesses"][0] == row["prediction"] for row in rows)
-    assert evaluate_classification(classifier, source=class_set, split="test", limit=2).predictions == rows[:2]
+    assert ClassificationStage.evaluate(classifier, source=class_set, split="test", limit=2).predictions == rows[:2]
 
 
 def test_scored_result_is_written_whole(classifier, class_set, tmp_path) -> None:
-    result = evaluate_classification(classifier, source=class_set, split="test")
+    result = ClassificationStage.evaluate(classifier, source=class_set, split="test")
     content = json.loads(result.write_json(tmp_path / "figures.json", folder=classifier).read_text())
     assert content["task"] == "classification"
     assert len(content["predictions"]) == 8
@@ -125,7 +119,7 @@ def test_zero_shot_compares_with_sentences(retrieval, class_set) -> None:
 
 
 def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
-    result = evaluate_segmentation(segmenter, source=segment_set, split="test", stride=32)
+    result = SegmentationStage.evaluate(segmenter, source=segment_set, split="test", stride=32)
     assert list(result.metrics)[:3] == ["miou", "aacc", "macc"]
     assert {name for name in result.metrics if "[" in name} <= {f"iou[{name}]" for name in PIXELS}
     counts = torch.zeros(4, 4, dtype=torch.long)
@@ -142,26 +136,24 @@ def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
 
 
 def test_whole_pictures_and_other_sizes(segmenter, segment_set) -> None:
-    whole = evaluate_segmentation(segmenter, source=segment_set, split="test", inference="whole", limit=3)
+    whole = SegmentationStage.evaluate(segmenter, source=segment_set, split="test", inference="whole", limit=3)
     assert len(whole.predictions) == 3
-    small = evaluate_segmentation(segmenter, source=segment_set, split="test", short_side=40, limit=3)
+    small = SegmentationStage.evaluate(segmenter, source=segment_set, split="test", short_side=40, limit=3)
     totals = [sum(cell[2] for cell in row["pixels"]) for row in (*whole.predictions, *small.predictions)]
     assert set(totals) == {63 * 80}  # counted at the mask's size, whatever the model saw
 
 
 def test_classes_of_a_picture(classifier, picture) -> None:
-    rows = predict_classification(classifier, image=picture)
+    rows = ClassificationStage.predict(classifier, Inputs((picture,)))
     assert sorted(row["class"] for row in rows) == sorted(NAMES)
     assert sum(row["confidence"] for row in rows) == pytest.approx(1, abs=1e-3)
     assert [row["confidence"] for row in rows] == sorted((row["confidence"] for row in rows), reverse=True)
-    assert len(predict_classification(classifier, image=picture, top=1)) == 1
-    with pytest.raises(ValueError, match="top is 0"):
-        predict_classification(classifier, image=picture, top=0)
+    assert len(ClassificationStage.predict(classifier, Inputs((picture,)), top=1)) == 1
 
 
 def test_pixels_of_a_picture(segmenter, picture, tmp_path) -> None:
     drawn, mask = tmp_path / "new" / "drawn.png", tmp_path / "mask.png"
-    rows = predict_segmentation(segmenter, image=picture, picture=drawn, mask=mask)
+    rows = SegmentationStage.predict(segmenter, Inputs((picture,)), save=drawn, mask=mask)
     with Image.open(mask) as opened:
         numbers = np.array(opened)
     assert numbers.shape == (64, 80)
@@ -171,44 +163,44 @@ def test_pixels_of_a_picture(segmenter, picture, tmp_path) -> None:
     with Image.open(drawn) as shown:
         assert shown.width == 80
         assert shown.height > 64
-    predict_segmentation(segmenter, image=picture, inference="whole")
+    SegmentationStage.predict(segmenter, Inputs((picture,)), inference="whole")
 
 
 def test_folders_of_another_task_are_refused(
     classifier, segmenter, retrieval, class_set, segment_set, tmp_path
 ) -> None:
-    with pytest.raises(ValueError, match="task classification needs VLMoForImageClassification"):
-        evaluate_classification(segmenter, source=class_set, split="test")
-    with pytest.raises(ValueError, match="task segmentation needs VLMoForSemanticSegmentation"):
-        evaluate_segmentation(classifier, source=segment_set, split="test")
-    with pytest.raises(ValueError, match="VLMoForImageClassification; retrieval needs"):
+    with pytest.raises(ValueError, match=r"expected VLMoForImageClassification\. The task classification"):
+        ClassificationStage.evaluate(segmenter, source=class_set, split="test")
+    with pytest.raises(ValueError, match=r"expected VLMoForSemanticSegmentation\. The task segmentation"):
+        SegmentationStage.evaluate(classifier, source=segment_set, split="test")
+    with pytest.raises(ValueError, match="VLMoForImageClassification; expected VLMoForImageTextRetrieval"):
         evaluate_zero_shot(classifier, source=class_set, split="test")
     with pytest.raises(ValueError, match=r"no config\.json"):
         evaluate_linear_probe(tmp_path, source=class_set, split="test")
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
-    with pytest.raises(ValueError, match="BertModel; a linear probe needs a VLMo model"):
+    with pytest.raises(ValueError, match=r"BertModel; .* A linear probe"):
         evaluate_linear_probe(tmp_path, source=class_set, split="test")
 
 
 def test_data_of_another_task_is_refused(classifier, segmenter, retrieval, class_set, segment_set) -> None:
     with pytest.raises(ValueError, match="these rows have no classes"):
-        evaluate_classification(classifier, source=segment_set, split="test")
+        ClassificationStage.evaluate(classifier, source=segment_set, split="test")
     with pytest.raises(ValueError, match="these rows have no masks"):
-        evaluate_segmentation(segmenter, source=class_set, split="test")
+        SegmentationStage.evaluate(segmenter, source=class_set, split="test")
 
 
 def test_other_classes_are_refused(classifier, segmenter, class_set) -> None:
     with pytest.raises(ValueError, match=r"the model has 3 classes \(red, .*\), digits has 10 \(zero, "):
-        evaluate_classification(classifier, source="digits", split="test", limit=2)
+        ClassificationStage.evaluate(classifier, source="digits", split="test", limit=2)
 
 
 def test_limit_of_zero_is_refused(classifier, class_set) -> None:
     with pytest.raises(ValueError, match="limit is 0"):
-        evaluate_classification(classifier, source=class_set, split="test", limit=0)
+        ClassificationStage.evaluate(classifier, source=class_set, split="test", limit=0)
 
 
 def test_damaged_pictures_are_named(classifier, tmp_path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png: not a picture"):
-        predict_classification(classifier, image=broken)
+        ClassificationStage.predict(classifier, Inputs((broken,)))

@@ -10,8 +10,8 @@ from tests.toy_model import toy
 
 from vlmo.folder import ModelCard, write_card
 from vlmo.model import VLMoForImageTextRetrieval
-from vlmo.recipes import task_result
-from vlmo.recipes.task_result import TaskResult, circumstances
+from vlmo.tasks import result
+from vlmo.tasks.result import TaskResult, circumstances
 
 RESULT = TaskResult(
     task="vqa",
@@ -23,6 +23,7 @@ RESULT = TaskResult(
     names={"accuracy": "VQA accuracy"},
     predictions=[{"question_id": "1", "answer": "café"}, {"question_id": "2", "answer": "no"}],
     settings={"top": 1},
+    hub_task="visual-question-answering",
 )
 
 
@@ -67,7 +68,7 @@ def test_file_holds_what_it_takes_to_score_again(tmp_path):
 
 
 def test_commit_is_that_of_this_checkout():
-    folder = Path(task_result.__file__).parent
+    folder = Path(result.__file__).parent
     head = ["git", "rev-parse", "HEAD"]
     described = subprocess.run(head, cwd=folder, capture_output=True, text=True, check=False)
     commit = circumstances("nowhere")["commit"]

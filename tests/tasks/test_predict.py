@@ -4,13 +4,13 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from tests.recipes.toy_folders import TASKS, write_folders
-from tests.recipes.toy_vision import NAMES, PIXELS
+from tests.tasks.toy_folders import TASKS, write_folders
+from tests.tasks.toy_vision import NAMES, PIXELS
 from tests.toy_questions import ANSWERS, COLORS
 
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
-from vlmo.recipes.predicting import Inputs, predict
+from vlmo.tasks import Inputs, predict
 
 ATOL = 1e-4  # rows are rounded to four decimals
 SENTENCE = "both pictures are red"
@@ -97,8 +97,8 @@ def test_one_text_finds_the_best_pictures(folders, files):
 @pytest.mark.parametrize("task", ["vqa", "segmentation"])
 def test_result_is_drawn(task, folders, files, tmp_path):
     found = predict(folders[task], inputs_for(task, files), save=tmp_path / "new" / "seen.png", device="cpu")
-    assert found.picture == tmp_path / "new" / "seen.png"
-    with Image.open(found.picture) as drawn:
+    assert found.image == tmp_path / "new" / "seen.png"
+    with Image.open(found.image) as drawn:
         assert drawn.format == "PNG"
         assert len(drawn.convert("RGB").getcolors(maxcolors=1 << 24)) > 1  # the picture itself has one
 
@@ -111,15 +111,15 @@ def wrong_inputs(files) -> list[tuple[str, Inputs, str]]:
         (
             "vqa",
             Inputs(one),
-            "is for vqa and needs one --image and a --question; given were 1 pictures, 0 texts and no",
+            "is for vqa and needs one --image and a --question; given were 1 images, 0 texts and no",
         ),
-        ("vqa", Inputs(two, question="why?"), "given were 2 pictures"),
+        ("vqa", Inputs(two, question="why?"), "given were 2 images"),
         ("vqa", Inputs(one, question=" "), "give a question"),
-        ("nlvr2", Inputs(one, texts=(SENTENCE,)), "needs two pictures after --image and one --text"),
-        ("classification", Inputs(()), "needs one --image; given were 0 pictures"),
+        ("nlvr2", Inputs(one, texts=(SENTENCE,)), "needs two images after --image and one --text"),
+        ("classification", Inputs(()), "needs one --image; given were 0 images"),
         ("classification", Inputs(one, texts=("red",)), "needs one --image"),
         ("segmentation", Inputs(two), "needs one --image"),
-        ("retrieval", Inputs(one), "needs pictures after --image and texts after --text"),
+        ("retrieval", Inputs(one), "needs images after --image and texts after --text"),
         ("retrieval", Inputs(one, texts=("red", "")), "give at least one of each"),
         ("words", Inputs(one), "VLMoForMaskedLM, which is for none of the tasks"),
     ]
@@ -133,7 +133,7 @@ def test_inputs_that_do_not_fit_are_refused(folders, files):
 
 def test_other_mistakes_are_told(folders, files, tmp_path):
     with pytest.raises(
-        ValueError, match=r"--save draws for vqa and segmentation; the model of .* is for classification"
+        ValueError, match=r"--save is for the tasks vqa and segmentation; the model of .* is for classification"
     ):
         predict(folders["classification"], inputs_for("classification", files), save=tmp_path / "x.png")
     with pytest.raises(ValueError, match="top is 0"):

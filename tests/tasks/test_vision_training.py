@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.recipes.toy_vision import NAMES, PIXELS, write_class_set, write_segment_set
+from tests.tasks.toy_vision import NAMES, PIXELS, write_class_set, write_segment_set
 from tests.toy_model import toy
 from torch import nn
 
@@ -20,9 +20,9 @@ from vlmo.objectives.downstream import ClassificationConfig
 from vlmo.processing import TransformConfig, VLMoProcessor
 from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes import build, find_recipe
-from vlmo.recipes.configs import DataConfig, model_config
-from vlmo.recipes.recipe import Recipe
-from vlmo.recipes.vision_stages import ClassificationStage, SegmentationStage, with_shared_statistics
+from vlmo.recipes.schema import DataConfig, Recipe, model_config
+from vlmo.tasks import ClassificationStage, SegmentationStage
+from vlmo.tasks.segmentation import with_shared_statistics
 from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
 
 STEPS = 2
@@ -159,7 +159,7 @@ def test_data_of_another_task_is_refused(task, class_set, segment_set, tmp_path)
 
 
 def test_other_classes_for_the_evaluation_are_refused(class_set, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"evaluate_on digits has 10 classes, .* 3"):
+    with pytest.raises(ValueError, match=r"evaluate_on digits has 10 classes \(zero, .* 3 \(red"):
         build(recipe(ClassificationStage(), source=class_set, evaluate_on="digits"), run_dir=tmp_path)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.recipes.toy_vision import NAMES, PIXELS
+from tests.tasks.toy_vision import NAMES, PIXELS
 from tests.toy_model import toy
 from tests.toy_questions import ANSWERS, processor
 

@@ -7,8 +7,8 @@ import pytest
 from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
 
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
-from vlmo.recipes.rerank_weight import WEIGHTS, best_weight, choose_rerank_weight, write_rerank_weight
-from vlmo.recipes.retrieval import evaluate_folder
+from vlmo.tasks import evaluate
+from vlmo.tasks.rerank_weight import WEIGHTS, best_weight, choose_rerank_weight, write_rerank_weight
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def test_weight_with_the_best_recall_is_kept(folder, pictures):
     assert VLMoForImageTextRetrieval.from_pretrained(folder).config.rerank_weight == choice.chosen
     # What it measured is what the evaluation measures.
     for weight in (WEIGHTS[0], choice.chosen, WEIGHTS[-1]):
-        result = evaluate_folder(folder, source=pictures, split="val", rerank=8, rerank_weight=weight, device="cpu")
+        result = evaluate(folder, source=pictures, split="val", rerank=8, rerank_weight=weight, device="cpu")
         measured = {name: result.metrics[f"rerank_{name}"] for name in choice.metrics[0]}
         assert measured == pytest.approx(choice.metrics[WEIGHTS.index(weight)])
-    result = evaluate_folder(folder, source=pictures, split="val", rerank=8, device="cpu")
+    result = evaluate(folder, source=pictures, split="val", rerank=8, device="cpu")
     assert result.settings["rerank_weight"] == choice.chosen
 
 

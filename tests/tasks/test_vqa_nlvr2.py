@@ -24,10 +24,9 @@ from tests.toy_questions import (
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
-from vlmo.recipes import answering, answering_sets
-from vlmo.recipes.answering_stages import QuestionStage, ReasoningStage
-from vlmo.recipes.configs import DataConfig, TextConfig, model_config
-from vlmo.recipes.recipe import Recipe, build
+from vlmo.recipes.build import build
+from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
+from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, base
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 
 HERE = {"device": "cpu"}
@@ -103,7 +102,7 @@ def test_training_learns_and_measures(task, figure, runs):
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
 def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sources):
-    evaluate = {"vqa": answering.evaluate_vqa, "nlvr2": answering.evaluate_nlvr2}[task]
+    evaluate = {"vqa": QuestionStage, "nlvr2": ReasoningStage}[task].evaluate
     result = evaluate(runs[task] / "model", source=str(sources[task]), split="test", batch_size=5, **HERE)
     line = next(line for line in read_metrics(runs[task]) if "val/accuracy" in line)
     assert result.metrics["accuracy"] == line["val/accuracy"]
@@ -142,80 +141,81 @@ def test_second_picture_starts_with_the_type_of_the_first(start, sources, tmp_pa
 
 
 def test_scores_can_be_told_from_the_predictions(runs, sources):
-    result = answering.evaluate_vqa(runs["vqa"] / "model", source=str(sources["vqa"]), split="test", **HERE)
+    result = QuestionStage.evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test", **HERE)
     scores = [row["score"] for row in result.predictions]
     assert sum(scores) / len(scores) == pytest.approx(result.metrics["accuracy"], abs=1e-4)  # rows are rounded
     first = result.predictions[0]
     assert (first["question_id"], first["question"]) == ("100", "what color is it?")
     assert first["annotators"] == ["red"] * 8 + ["no"] * 2
-    result = answering.evaluate_nlvr2(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
+    result = ReasoningStage.evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
     right = [row["prediction"] == row["label"] for row in result.predictions]
     assert sum(right) / len(right) == result.metrics["accuracy"]
 
 
 def test_limit_reads_the_first_rows(runs, sources):
     task = {"source": str(sources["vqa"]), "split": "test", **HERE}
-    result = answering.evaluate_vqa(runs["vqa"] / "model", limit=3, **task)
+    result = QuestionStage.evaluate(runs["vqa"] / "model", limit=3, **task)
     assert [row["question_id"] for row in result.predictions] == ["100", "101", "102"]
     with pytest.raises(ValueError, match="limit is 0"):
-        answering.evaluate_vqa(runs["vqa"] / "model", limit=0, **task)
+        QuestionStage.evaluate(runs["vqa"] / "model", limit=0, **task)
 
 
 def test_submissions_need_no_answers(runs, sources, tmp_path):
     vqa, nlvr2 = tmp_path / "new" / "vqa.json", tmp_path / "new" / "nlvr2.csv"
     part = {"split": "test_dev", **HERE}
-    assert answering.write_vqa_submission(runs["vqa"] / "model", vqa, source=str(sources["vqa"]), **part) == 4
+    assert QuestionStage.write_submission(runs["vqa"] / "model", vqa, source=str(sources["vqa"]), **part) == 4
     rows = json.loads(vqa.read_text())
     assert [row["question_id"] for row in rows] == [100, 101, 102, 103]
     assert all(row.keys() == {"question_id", "answer"} and row["answer"] in ANSWERS for row in rows)
-    assert answering.write_nlvr2_submission(runs["nlvr2"] / "model", nlvr2, source=str(sources["nlvr2"]), **part) == 4
+    assert ReasoningStage.write_submission(runs["nlvr2"] / "model", nlvr2, source=str(sources["nlvr2"]), **part) == 4
     lines = [line.split(",") for line in nlvr2.read_text().splitlines()]
     assert [line[0] for line in lines] == ["toy-0-0-0", "toy-0-1-0", "toy-1-0-0", "toy-1-1-0"]
     assert {line[1] for line in lines} <= {"True", "False"}
 
 
 def test_identifiers_that_are_no_numbers_are_submitted_as_they_are():
-    assert json.loads(answering.vqa_submission([{"question_id": "a-1", "answer": "yes"}])) == [
+    assert json.loads(QuestionStage.submission([{"question_id": "a-1", "answer": "yes"}])) == [
         {"question_id": "a-1", "answer": "yes"}
     ]
 
 
 def test_a_split_without_answers_cannot_be_measured(runs, sources):
     with pytest.raises(ValueError, match="none of 4 questions has a known answer"):
-        answering.evaluate_vqa(runs["vqa"] / "model", source=str(sources["vqa"]), split="test_dev", **HERE)
+        QuestionStage.evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test_dev", **HERE)
     with pytest.raises(ValueError, match="the label of none of 4 sentences"):
-        answering.evaluate_nlvr2(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test_dev", **HERE)
+        ReasoningStage.evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test_dev", **HERE)
 
 
 def test_other_models_and_other_rows_are_refused(runs, sources, start):
-    with pytest.raises(ValueError, match="the task vqa needs VLMoForVisualQuestionAnswering"):
-        answering.evaluate_vqa(start, source=str(sources["vqa"]), split="test", **HERE)
-    with pytest.raises(ValueError, match="no questions about pictures"):
-        answering.evaluate_vqa(runs["vqa"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
-    with pytest.raises(ValueError, match="no sentences about two pictures"):
-        answering.evaluate_nlvr2(runs["nlvr2"] / "model", source=str(sources["vqa"]), split="test", **HERE)
+    with pytest.raises(ValueError, match=r"expected VLMoForVisualQuestionAnswering\. The task vqa needs it"):
+        QuestionStage.evaluate(start, source=str(sources["vqa"]), split="test", **HERE)
+    with pytest.raises(ValueError, match="no questions about images"):
+        QuestionStage.evaluate(runs["vqa"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
+    with pytest.raises(ValueError, match="no sentences about two images"):
+        ReasoningStage.evaluate(runs["nlvr2"] / "model", source=str(sources["vqa"]), split="test", **HERE)
 
 
 def test_questions_are_answered_and_what_was_looked_at_is_drawn(runs, picture, tmp_path):
     model, drawn = runs["vqa"] / "model", tmp_path / "new" / "attention.png"
-    answers = answering.predict_vqa(model, image=picture, question="what color is it?", top=3, picture=drawn, **HERE)
+    answers = QuestionStage.predict(model, asked(picture, "what color is it?"), top=3, save=drawn, **HERE)
     assert len({row["answer"] for row in answers}) == 3
     assert answers[0]["confidence"] >= answers[1]["confidence"] >= answers[2]["confidence"]
     with Image.open(drawn) as image:
         assert image.size == (384, 384)
-    assert len(answering.predict_vqa(model, image=picture, question="is it red?", top=99, **HERE)) == len(ANSWERS)
+    assert len(QuestionStage.predict(model, asked(picture, "is it red?"), top=99, **HERE)) == len(ANSWERS)
     with pytest.raises(ValueError, match="give a question"):
-        answering.predict_vqa(model, image=picture, question=" ", **HERE)
+        QuestionStage.predict(model, asked(picture, " "), **HERE)
     with pytest.raises(ValueError, match=r"nowhere\.png"):
-        answering.predict_vqa(model, image=tmp_path / "nowhere.png", question="is it red?", **HERE)
+        QuestionStage.predict(model, asked(tmp_path / "nowhere.png", "is it red?"), **HERE)
 
 
 def test_sentences_about_two_pictures_are_judged(runs, picture, tmp_path):
     model = runs["nlvr2"] / "model"
-    judged = answering.predict_nlvr2(model, left=picture, right=picture, sentence="both pictures are red", **HERE)
+    pair = (picture, picture)
+    (judged,) = ReasoningStage.predict(model, Inputs(pair, texts=("both pictures are red",)), **HERE)
     assert judged["prediction"] == (judged["confidence"] > 0.5)
     with pytest.raises(ValueError, match="the sentence is empty"):
-        answering.predict_nlvr2(model, left=picture, right=picture, sentence="", **HERE)
+        ReasoningStage.predict(model, Inputs(pair, texts=("",)), **HERE)
 
 
 def test_training_needs_labels(start, sources, tmp_path):
@@ -230,10 +230,14 @@ def test_training_needs_labels(start, sources, tmp_path):
             build(dataclasses.replace(settings, data=data, loader=loader), run_dir=tmp_path / task, **HERE)
 
 
+def asked(image, question) -> Inputs:
+    return Inputs((image,), question=question)
+
+
 def evaluate_both(folders: dict[str, str], sources: dict[str, str]) -> list:
     """Figures and predictions of both tasks on an odd number of rows, ready to be sent to another process."""
-    vqa = answering.evaluate_vqa(folders["vqa"], source=sources["vqa"], split="test", limit=5, batch_size=2, **HERE)
-    nlvr2 = answering.evaluate_nlvr2(
+    vqa = QuestionStage.evaluate(folders["vqa"], source=sources["vqa"], split="test", limit=5, batch_size=2, **HERE)
+    nlvr2 = ReasoningStage.evaluate(
         folders["nlvr2"], source=sources["nlvr2"], split="test", limit=5, batch_size=2, **HERE
     )
     return [(result.metrics, result.predictions) for result in (vqa, nlvr2)]
@@ -255,7 +259,7 @@ def test_more_processes_than_rows_are_no_mishap(runs, sources):
 
 
 def predict_one(folder: str, source: str) -> list:
-    return answering.evaluate_vqa(folder, source=source, split="test", limit=1, **HERE).predictions
+    return QuestionStage.evaluate(folder, source=source, split="test", limit=1, **HERE).predictions
 
 
 def changed(folder, rows, *, kind, features):
@@ -270,7 +274,7 @@ def test_sets_without_the_annotators_words_are_scored_by_their_labels(runs, tmp_
     rows = [question_row(number, answers=[]) for number in range(12)]
     rows.append(question_row(12, known=False))
     source = changed(tmp_path / "soft", rows, kind="vqa", features=QUESTION_FEATURES)
-    result = answering.evaluate_vqa(runs["vqa"] / "model", source=source, split="test", **HERE)
+    result = QuestionStage.evaluate(runs["vqa"] / "model", source=source, split="test", **HERE)
     scores = [row["soft_scores"].get(row["answer"], 0.0) for row in result.predictions[:12]]
     assert [row["score"] for row in result.predictions[:12]] == scores
     assert result.metrics["accuracy"] == pytest.approx(sum(scores) / 12)
@@ -294,8 +298,8 @@ def test_labels_outside_the_range_are_named_before_any_work(task, change, words,
         "nlvr2": (reasoning_row, REASONING_FEATURES),
     }[task]
     source = changed(tmp_path / "odd", [make(0), make(1, **change)], kind=task, features=features)
-    monkeypatch.setattr(answering_sets, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
-    evaluate = {"vqa": answering.evaluate_vqa, "nlvr2": answering.evaluate_nlvr2}[task]
+    monkeypatch.setattr(base, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
+    evaluate = {"vqa": QuestionStage, "nlvr2": ReasoningStage}[task].evaluate
     with pytest.raises(ValueError, match=words):
         evaluate(runs[task] / "model", source=source, split="test", **HERE)
 
@@ -304,6 +308,6 @@ def test_second_pictures_that_cannot_be_read_are_quarantined(runs, tmp_path):
     rows = [reasoning_row(number) for number in range(120)]
     rows[5]["second_image"] = {"bytes": b"no picture", "path": "right.png"}
     source = changed(tmp_path / "broken", rows, kind="nlvr2", features=REASONING_FEATURES)
-    result = answering.evaluate_nlvr2(runs["nlvr2"] / "model", source=source, split="test", **HERE)
+    result = ReasoningStage.evaluate(runs["nlvr2"] / "model", source=source, split="test", **HERE)
     assert len(result.predictions) == 119
     assert "right.png" in (runs["nlvr2"] / "model" / "test.quarantine.jsonl").read_text()

@@ -12,8 +12,7 @@ from tests.recipes.toy_recipes import shrunk
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes import build, find_recipe
-from vlmo.recipes.retrieval import evaluate_folder
-from vlmo.recipes.retrieval_stage import RetrievalStage
+from vlmo.tasks import RetrievalStage, evaluate
 from vlmo.training import read_metrics
 
 WITH_MATCHING = VisionLanguageConfig(mlm_weight=0.0, itm_weight=1.0)
@@ -70,7 +69,7 @@ def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_p
     assert "match_head.classifier.weight" in moved
     line = [line for line in read_metrics(tmp_path) if "loss" in line][-1]
     assert line["loss"] == pytest.approx(line["itc"] + line["itm"], abs=1e-5)  # logged as float32
-    result = evaluate_folder(folder, source=str(pictures), split="train", device="cpu")
+    result = evaluate(folder, source=str(pictures), split="train", device="cpu")
     assert result.settings == {"rerank": 16, "rerank_weight": 0.5}
     assert "rerank_ir@1" in result.metrics
 
@@ -109,6 +108,6 @@ def test_masked_words_are_refused():
 
 def test_reranking_without_a_matching_head_is_refused(recipe, pictures, tmp_path):
     _, folder = trained(recipe, tmp_path)
-    assert evaluate_folder(folder, source=str(pictures), split="train").settings == {"rerank": 0}
+    assert evaluate(folder, source=str(pictures), split="train").settings == {"rerank": 0}
     with pytest.raises(ValueError, match="has no matching head, so that nothing can be reordered"):
-        evaluate_folder(folder, source=str(pictures), split="train", rerank=4)
+        evaluate(folder, source=str(pictures), split="train", rerank=4)

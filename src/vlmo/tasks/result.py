@@ -1,4 +1,4 @@
-"""What an evaluation of a task gives: figures with chance beside them, and the predictions they were scored from."""
+"""Metrics of a task with chance beside them, and the predictions that they were computed from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,38 +19,35 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
+from vlmo.data.sources import source_names
 from vlmo.folder import Measurement, add_metrics, write_file
-from vlmo.recipes.card import data_name
 from vlmo.training import read_metrics
 
 Prediction = dict[str, Any]
-"""One row of an evaluation, ready for JSON: an identifier, what was predicted and, where known, what is right."""
-
-HUB_TASKS = {
-    "retrieval": "image-text-retrieval",
-    "vqa": "visual-question-answering",
-    "nlvr2": "visual-reasoning",
-    "classification": "image-classification",
-    "segmentation": "image-segmentation",
-}
-"""Hugging Face's name of each task, or one like it."""
+"""One row of an evaluation, ready for JSON: an identifier, the prediction and, where known, the right answer."""
 _PACKAGES = ("vlmo", "torch", "transformers", "datasets")
+
+
+def data_name(source: str) -> str:
+    """Return the name of a source for cards and files: a built-in name, or the last part of a path."""
+    return source if source in source_names() else Path(source).expanduser().absolute().name
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Figures of a model folder on one split of a data set.
+    """Metrics of a model folder on one split of a data set.
 
     Attributes:
-        task: One of `HUB_TASKS`.
+        task: Name of the task.
         source: The data, a built-in name or a path.
-        split: Part of it.
+        split: Part of the data.
         metrics: Fractions by name, in the order in which they are shown.
-        chance: What a guess without a look reaches, by the same names; a name may be missing.
+        chance: Metrics of a guess that reads no input, by the same names; a name may be missing.
         meanings: A sentence for each metric.
-        names: How people call a metric, where not by its own name.
+        names: Display names of metrics.
         predictions: A row for each example, with its identifier.
-        settings: What else the figures depend on, such as the length of a shortlist.
+        settings: Other settings that the metrics depend on, such as the length of a shortlist.
+        hub_task: Hugging Face's name of the task, or one like it.
     """
 
     task: str
@@ -62,13 +59,12 @@ class TaskResult:
     names: dict[str, str] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    hub_task: str = ""
 
     def table(self) -> Table:
-        """Figures in percent, chance and meaning beside each."""
-        table = Table(
-            title=escape(f"{self.task}, {data_name(self.source)} {self.split}, {len(self.predictions)} rows, percent")
-        )
-        table.add_column("")
+        """Return metrics in percent, with chance and meaning beside each."""
+        rows = f"{len(self.predictions)} rows, percent"
+        table = Table("", title=escape(f"{self.task}, {data_name(self.source)} {self.split}, {rows}"))
         table.add_column("model", justify="right")
         table.add_column("chance", justify="right")
         table.add_column("meaning")
@@ -79,11 +75,11 @@ class TaskResult:
         return table
 
     def write_json(self, path: str | Path, *, folder: str | Path, predictions: bool = True) -> Path:
-        """Writes figures, predictions and all that they depend on: everything needed to score again.
+        """Write metrics, predictions and all that they depend on: everything needed to compute the metrics again.
 
         Args:
             folder: The model folder that was measured. Where it lies in a run folder, the run's recipe is written too.
-            predictions: Leave out only where the file is to be kept small.
+            predictions: Leave out only to keep the file small.
         """
         content = {
             "task": self.task,
@@ -106,60 +102,54 @@ class TaskResult:
         return path
 
     def measurements(self, *, measured_by: str) -> list[Measurement]:
-        """The figures as a model's card shows them, dated today."""
-        return task_measurements(
+        """Return the metrics as a model card shows them, dated today."""
+        return measurements(
             self.metrics,
-            task=self.task,
             chance=self.chance,
-            meanings=self.meanings,
+            meaning=lambda metric: self.meanings.get(metric, ""),
+            label=lambda metric: self.names.get(metric, metric),
             source=self.source,
             split=self.split,
             measured_by=measured_by,
-            names=self.names,
+            hub_task=self.hub_task,
         )
 
     def write_card(self, folder: str | Path, *, measured_by: str) -> Path:
-        """Puts the figures into the card of a model folder; the rest of the card stays."""
+        """Put the metrics into the card of a model folder; the rest of the card stays."""
         return add_metrics(folder, self.measurements(measured_by=measured_by))
 
 
-def task_measurements(
+def measurements(
     metrics: Mapping[str, float],
     *,
-    task: str,
     chance: Mapping[str, float],
-    meanings: Mapping[str, str],
+    meaning: Callable[[str], str],
+    label: Callable[[str], str],
     source: str,
     split: str,
     measured_by: str,
-    names: Mapping[str, str] | None = None,
+    hub_task: str,
 ) -> list[Measurement]:
-    """Figures as a model's card shows them, dated today; for what `Evaluator.measurements` gives too.
-
-    Args:
-        task: One of `HUB_TASKS`.
-        names: How a metric is called in the card, where not by its own name.
-    """
-    today = datetime.date.today().isoformat()
+    """Return metrics as a model card shows them, dated today."""
     return [
         Measurement(
             metric=metric,
-            name=(names or {}).get(metric, metric),
+            name=label(metric),
             value=value,
             chance=chance.get(metric),
-            meaning=meanings.get(metric, ""),
+            meaning=meaning(metric),
             data=data_name(source),
             split=split,
             measured_by=measured_by,
-            date=today,
-            task=HUB_TASKS[task],
+            date=datetime.date.today().isoformat(),
+            task=hub_task,
         )
         for metric, value in metrics.items()
     ]
 
 
 def circumstances(folder: str | Path, *, packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
-    """Model folder, recipe and wall time of its run, commit, versions, machine and date, ready for JSON."""
+    """Return model folder, recipe and wall time of its run, commit, versions, machine and date, ready for JSON."""
     folder = Path(folder).absolute()
     recipe = folder.parent / "recipe.json"
     trained = [line for line in read_metrics(folder.parent) if "seconds" in line]
@@ -186,14 +176,12 @@ def _json(value: Any, *, indent: int | None = None) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this package's checkout; None where it is installed without one."""
+    """Return the commit of this package's checkout; None for an installed package, in any checkout."""
     git, folder = shutil.which("git"), Path(__file__).parent
     if git is None:
         return None
-    describe = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     listed = [git, "ls-files", "--error-unmatch", Path(__file__).parents[1] / "__init__.py"]
-    if subprocess.run(
-        listed, cwd=folder, capture_output=True, check=False
-    ).returncode:  # an installed package inside somebody else's checkout
+    if subprocess.run(listed, cwd=folder, capture_output=True, check=False).returncode:
         return None
+    describe = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=False).stdout.strip() or None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from tests.recipes.toy_vision import (
+from tests.tasks.toy_vision import (
     IGNORED,
     NAMES,
     PIXELS,
@@ -17,16 +17,12 @@ from tests.recipes.toy_vision import (
     write_segment_set,
 )
 
-from vlmo.data.label_examples import (
-    LabelledExamples,
-    SegmentExamples,
-    checked_labels,
-    class_names,
-    segment_names,
-)
 from vlmo.data.schema import FEATURES, SEGMENT_FEATURES, class_features
 from vlmo.processing import TransformConfig, train_transform
 from vlmo.processing.segmentation import SegmentTrainTransform, SegmentTransformConfig
+from vlmo.tasks.base import names_of_source
+from vlmo.tasks.classification import LabelledExamples, checked_labels, class_names
+from vlmo.tasks.segmentation import SegmentExamples
 
 SIZE = 32
 TRANSFORM = train_transform(TransformConfig(image_size=SIZE))
@@ -83,15 +79,15 @@ def test_rows_of_another_task_are_refused() -> None:
 
 def test_names_of_classes() -> None:
     assert class_names(class_set()) == NAMES
-    assert segment_names("scenes")[:3] == ["background", "face", "hand"]
+    assert names_of_source("scenes")[:3] == ["background", "face", "hand"]
     with pytest.raises(ValueError, match="emoji-pairs has neither answers nor classes"):
-        segment_names("emoji-pairs")
+        names_of_source("emoji-pairs")
 
 
 def test_names_of_a_prepared_set(tmp_path) -> None:
-    assert segment_names(str(write_segment_set(tmp_path / "set"))) == PIXELS
+    assert names_of_source(str(write_segment_set(tmp_path / "set"))) == PIXELS
     with pytest.raises(ValueError, match=r"no prepared\.json"):
-        segment_names(str(tmp_path))
+        names_of_source(str(tmp_path))
 
 
 def test_masks_go_with_their_pictures() -> None:
@@ -116,7 +112,7 @@ def test_kept_pictures_give_the_same_examples() -> None:
     ("mask", "message"),
     [
         (np.full((64, 80), 4, dtype=np.uint8), "class 4; the set has 4 classes, 0 to 3, and 255"),
-        (np.zeros((64, 64), dtype=np.uint8), "the mask has 64 x 64 pixels, its picture 80 x 64"),
+        (np.zeros((64, 64), dtype=np.uint8), "the mask has 64 x 64 pixels, its image 80 x 64"),
         (np.zeros((64, 80, 3), dtype=np.uint8), "mode RGB"),
     ],
 )

@@ -15,9 +15,11 @@ from tests.toy_questions import (
 )
 
 from vlmo.data.loader import LoaderConfig, RowLoader
-from vlmo.data.question_examples import QuestionExamples, ReasoningExamples, answers_of
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.processing import TransformConfig, eval_transform, train_transform
+from vlmo.tasks.base import names_of_source
+from vlmo.tasks.nlvr2 import ReasoningExamples
+from vlmo.tasks.vqa import QuestionExamples
 from vlmo.types import normalize_pixels
 
 PLAIN = TransformConfig(image_size=64)
@@ -106,9 +108,9 @@ def test_answers_outside_the_list_are_named(numbers, words):
 
 def test_rows_of_another_task_are_refused(words):
     plain = reasoning_rows(2).select_columns(list(FEATURES))
-    with pytest.raises(ValueError, match="no questions about pictures: they lack question, question_id"):
+    with pytest.raises(ValueError, match="no questions about images: they lack question, question_id"):
         questions(plain, words)
-    with pytest.raises(ValueError, match="no sentences about two pictures: they lack second_image, label"):
+    with pytest.raises(ValueError, match="no sentences about two images: they lack second_image, label"):
         sentences(question_rows(2), words)
 
 
@@ -160,14 +162,14 @@ def test_examples_go_through_the_loader_in_worker_processes(words):
         assert torch.equal(value, batches[1][name]), name
 
 
-def test_answers_of_built_in_and_prepared_sets(tmp_path):
-    assert answers_of(str(write_questions(tmp_path / "questions"))) == ANSWERS
-    assert {"circle", "teal", "yes"} < set(answers_of("easy-vqa"))
-    assert answers_of("easy-vqa-hidden") == answers_of("easy-vqa")
+def test_names_of_source_built_in_and_prepared_sets(tmp_path):
+    assert names_of_source(str(write_questions(tmp_path / "questions"))) == ANSWERS
+    assert {"circle", "teal", "yes"} < set(names_of_source("easy-vqa"))
+    assert names_of_source("easy-vqa-hidden") == names_of_source("easy-vqa")
     with pytest.raises(ValueError, match="emoji-pairs has neither answers"):
-        answers_of("emoji-pairs")
+        names_of_source("emoji-pairs")
     with pytest.raises(ValueError, match="no answers or classes"):
-        answers_of(str(write_sentences(tmp_path / "sentences")))
+        names_of_source(str(write_sentences(tmp_path / "sentences")))
 
 
 def test_scores_are_those_of_the_rows(words):

@@ -1,0 +1,263 @@
+"""From a recipe to a trainer: processor, data, objective, evaluation, model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from vlmo.data.loader import RowLoader
+from vlmo.data.schema import FEATURES
+from vlmo.data.sources import open_source
+from vlmo.data.stream import StreamLoader, open_sources
+from vlmo.data.validation import filter_invalid_rows
+from vlmo.distributed import is_main, world_size
+from vlmo.folder import DataSource, Measurement, ModelCard, need_writable, read_data, write_card
+from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
+from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.processing import VLMoProcessor, image_processor_for
+from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe, changed_settings, check_recipe
+from vlmo.released import find_model, known_models
+from vlmo.tasks.base import EvaluationSet, RunContext
+from vlmo.tasks.result import data_name
+from vlmo.training import Trainer, Watchdog, claim_run_folder, read_metrics
+
+_QUARANTINE = "quarantine.jsonl"
+_LOGGED = "val/"
+_MOST_LICENCES = 20
+_CHUNK = 10_000
+
+
+def build(
+    recipe: Recipe,
+    *,
+    run_dir: str | Path,
+    console: Console | None = None,
+    title: str | None = None,
+    about: str = "",
+    original: Recipe | None = None,
+    device: str | None = None,
+    watchdog: Watchdog | None = None,
+) -> Trainer:
+    """Return the trainer of a recipe, ready to `fit`; a run that exists in `run_dir` is resumed.
+
+    Args:
+        title: Name of the recipe, before the progress bar and on the card of the model.
+        about: First line of the recipe's description.
+        original: The recipe of that name, if `recipe` may differ from it; the model's card then says so.
+        watchdog: With several processes: entered by the caller, so that this function is watched too.
+
+    Raises:
+        ValueError: Something in the recipe cannot be used; the message says what to change.
+    """
+    run_dir, task = Path(run_dir), recipe.stage
+    check_recipe(recipe, processes=world_size())
+    claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
+    if is_main():
+        need_writable(run_dir)  # and before the data are read, which may take long
+    torch.manual_seed(recipe.seed)
+    processor = build_processor(recipe) if task.reads_text else None
+    run = RunContext(
+        folder=run_dir,
+        rows=_read_rows(recipe, run_dir=run_dir, watchdog=watchdog),
+        source=recipe.data.source,
+        processor=processor,
+        model=model_settings(recipe, processor),
+        seed=recipe.seed,
+        init=recipe.init,
+        transform=dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size),
+        cache_images=recipe.data.cache_images,
+        mlm_probability=recipe.data.mlm_probability,
+        evaluate_on=recipe.evaluate_on,
+        evaluate_split=recipe.evaluate_split,
+    )
+    objective = task.objective(run)
+    model = cast(PreTrainedModel, objective.get_submodule("model"))
+    loader = _loader(recipe, run)
+    evaluators = task.evaluators(run)
+    # Before the training, so that a damaged card of the start folder is reported now.
+    card = run_card(recipe, run.rows, title=title, about=about, changed=changed_settings(original or recipe, recipe))
+
+    def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        model.save_pretrained(folder, state_dict=weights)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        elif isinstance(model, VLMoPreTrainedModel):
+            image_processor_for(model.config.image_size).save_pretrained(folder)
+        write_card(folder, dataclasses.replace(card, metrics=_last_measurements(evaluators, run_dir=run_dir)))
+
+    return Trainer(
+        objective,
+        loader,
+        run_dir=run_dir,
+        save_model=save_model,
+        config=recipe.trainer,
+        optimizer=recipe.optimizer,
+        schedule=recipe.schedule,
+        seed=recipe.seed,
+        no_weight_decay={f"model.{name}" for name in model.no_weight_decay()}
+        if isinstance(model, VLMoPreTrainedModel)
+        else (),
+        lr_scale={f"model.{name}": scale for name, scale in task.lr_scale(model).items()},
+        evaluators=evaluators,
+        after_step=model.clamp_logit_scale_
+        if isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval)
+        else None,
+        recipe_json=recipe.to_json(),
+        device=device,
+        console=console,
+        title=title or "training",
+        watchdog=watchdog,
+    )
+
+
+def _read_rows(recipe: Recipe, *, run_dir: Path, watchdog: Watchdog | None) -> Dataset:
+    """Return the valid rows; invalid ones are listed in the run folder's quarantine.jsonl. Streams have no rows yet."""
+    if recipe.data.streams.patterns:
+        return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
+    return filter_invalid_rows(
+        open_source(recipe.data.source, split=recipe.data.split),
+        quarantine=run_dir / _QUARANTINE,
+        max_share=recipe.data.max_bad_share,
+        needs_image=recipe.stage.needs_image,
+        needs_caption=recipe.stage.needs_caption,
+        unique_ids=recipe.stage.unique_ids,
+        shared=True,
+        progress=lambda: None if watchdog is None else watchdog.at("checking the data", timed=False),
+    )
+
+
+def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
+    data = recipe.data
+    if not data.streams.patterns:
+        return RowLoader(recipe.stage.examples(run), config=recipe.loader, seed=recipe.seed)
+    return StreamLoader(
+        open_sources(data.streams.patterns, weights=data.streams.weights, folder=run.folder),
+        recipe.stage.stream_examples(run),
+        config=data.streams,
+        loader=recipe.loader,
+        seed=recipe.seed,
+        quarantine=run.folder / _QUARANTINE,
+        max_bad_share=data.max_bad_share,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- vocabulary
+
+
+def build_processor(recipe: Recipe) -> VLMoProcessor:
+    """Return a processor with the start folder's vocabulary if it has one, else with the recipe's.
+
+    Raises:
+        ValueError: The start folder or the vocabulary cannot be used.
+    """
+    sizes = {"image_size": recipe.model.image_size, "max_text_length": recipe.text.max_length}
+    if recipe.init is not None and not (Path(find_model(recipe.init)) / "config.json").is_file():
+        raise ValueError(
+            f"init: {recipe.init} is no model folder (no config.json); a run leaves one under model/. {known_models()}"
+        )
+    if (start := _start_with_vocabulary(recipe)) is not None:
+        return VLMoProcessor.from_pretrained(start).with_sizes(**sizes)
+    if recipe.text.vocabulary != LEARN_VOCABULARY:
+        return VLMoProcessor.from_vocabulary(recipe.text.vocabulary, **sizes)
+    captions = (text for name in recipe.text.learn_from for texts in open_source(name)["captions"] for text in texts)
+    return VLMoProcessor.train(captions, vocab_size=recipe.text.vocab_size, **sizes)
+
+
+def model_settings(recipe: Recipe, processor: VLMoProcessor | None) -> dict[str, Any]:
+    """Return the recipe's settings of the model with those that follow from the vocabulary."""
+    settings = asdict(recipe.model)
+    if processor is None:
+        return settings
+    size = processor.vocab_size
+    if (start := _start_with_vocabulary(recipe)) is not None:
+        # The table may have more rows than there are tokens (BEiT-3: 64,010 for 64,002).
+        size = max(size, json.loads((start / "config.json").read_text()).get("vocab_size", 0))
+    return settings | {"vocab_size": size, "pad_token_id": processor.tokenizer.pad_token_id}
+
+
+def _start_with_vocabulary(recipe: Recipe) -> Path | None:
+    """Return the start folder if it has a vocabulary; an imported image model has none."""
+    start = None if recipe.init is None else Path(find_model(recipe.init))
+    return start if start is not None and (start / "tokenizer_config.json").is_file() else None
+
+
+# ---------------------------------------------------------------------------------------------- model card
+
+
+def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str, changed: Sequence[str] = ()) -> ModelCard:
+    """Return the card of a run's model, without metrics.
+
+    Args:
+        rows: Training rows.
+        title: Name of the recipe.
+        about: First line of the recipe's description; left out if settings were changed.
+        changed: Names of settings that are not those of the recipe called `title`.
+
+    Raises:
+        ValueError: The card of a folder that the run starts from cannot be read.
+    """
+    task, streams = recipe.stage, recipe.data.streams.patterns
+    # The end of a pattern: the folder of the shards and their names.
+    names = ["/".join(pattern.rsplit("://", maxsplit=1)[-1].split("/")[-2:]) for pattern in streams]
+    data = [DataSource(name, task.title, ()) for name in names]
+    data += [] if streams else [data_source(recipe.data.source, rows, use=task.title)]
+    if task.reads_text and recipe.text.vocabulary == LEARN_VOCABULARY and _start_with_vocabulary(recipe) is None:
+        data += [data_source(name, open_source(name), use="vocabulary") for name in recipe.text.learn_from]
+    for folder in (recipe.init, task.targets):
+        data += [] if folder is None else _inherited(folder)
+    return ModelCard(
+        stage=task.title,
+        recipe=title,
+        about="" if changed else about,
+        changed=tuple(changed),
+        settings=f"`recipe.json` in the run folder; {recipe.trainer.max_steps} steps of "
+        f"{recipe.loader.global_batch_size} examples, seed {recipe.seed}",
+        start="random weights" if recipe.init is None else f"`{_folder_name(recipe.init)}`",
+        data=tuple(dict.fromkeys(data)),
+    )
+
+
+def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
+    """Return a source with the licences that its rows state."""
+    name = data_name(source)
+    pairs: set[tuple[str, str]] = set()
+    columns = cast(Dataset, rows.select_columns(["source", "licence"]))  # decorators hide the type
+    for batch in columns.iter(batch_size=_CHUNK):
+        chunk = cast(dict[str, list[str]], batch)
+        pairs.update(zip(chunk["source"], chunk["licence"], strict=True))
+    stated = sorted((origin, licence) for origin, licence in pairs if licence and licence != "unknown")
+    licences = [licence if origin in {name, source} else f"{origin}: {licence}" for origin, licence in stated]
+    if len(licences) > _MOST_LICENCES:
+        licences = [*licences[:_MOST_LICENCES], f"and {len(licences) - _MOST_LICENCES} more"]
+    return DataSource(name, use, tuple(dict.fromkeys(licences)))
+
+
+def _inherited(folder: str) -> tuple[DataSource, ...]:
+    """Return the data of the model of a folder; an entry that says so if its card does not name them."""
+    name = _folder_name(folder)
+    unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say", is_data=False)
+    return read_data(find_model(folder)) or (unknown,)
+
+
+def _folder_name(folder: str) -> str:
+    """Return the end of a path, enough to recognise the folder."""
+    return "/".join(part for part in Path(folder).parts[-3:] if part != "/")
+
+
+def _last_measurements(evaluators: Sequence[EvaluationSet], *, run_dir: Path) -> tuple[Measurement, ...]:
+    """Return the metrics of a run's last evaluation, if it had one."""
+    lines = [line for line in read_metrics(run_dir) if any(name.startswith(_LOGGED) for name in line)]
+    if not lines:
+        return ()
+    metrics = {name.removeprefix(_LOGGED): value for name, value in lines[-1].items() if name.startswith(_LOGGED)}
+    measured_by = f"last evaluation of the run, step {lines[-1]['step']}"
+    return tuple(figure for each in evaluators for figure in each.measurements(metrics, measured_by=measured_by))

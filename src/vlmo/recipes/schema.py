@@ -1,0 +1,174 @@
+"""A recipe: every setting of a run, as plain frozen dataclasses."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vlmo.data.loader import LoaderConfig, validate_sizes
+from vlmo.data.stream import StreamConfig, validate_lanes
+from vlmo.model import VLMoConfig
+from vlmo.objectives.vision_language import VisionLanguageConfig
+from vlmo.processing import TransformConfig
+from vlmo.tasks import Task
+from vlmo.tasks.tokenizer import plain_fields
+from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+
+LEARN_VOCABULARY = "learn"
+# Settings that no pre-training stage reads.
+_NOT_PRE_TRAINED = (
+    "use_pooler",
+    "use_match_head",
+    "segmentation_layers",
+    "segmentation_channels",
+    "tie_word_embeddings",
+)
+_ON_CARD_ANYWAY = {"init", "seed", "stage.visual_tokenizer"}
+# Hugging Face configurations cannot be frozen, nor shown as options; a plain dataclass with their fields can.
+ModelConfig: Any = dataclasses.make_dataclass(
+    "ModelConfig",
+    plain_fields(VLMoConfig, leave_out=("pad_token_id", *_NOT_PRE_TRAINED)),
+    frozen=True,
+    namespace={"__module__": __name__},
+)
+
+
+def model_config(config: VLMoConfig) -> Any:
+    """Return a preset in the form of recipes; sizes that follow from hidden_size stay unset."""
+    settings = {field.name: vars(config)[field.name] for field in dataclasses.fields(ModelConfig)}
+    for name, factor in (("intermediate_size", 4), ("projection_size", 1)):
+        if settings[name] == factor * config.hidden_size:
+            settings[name] = None
+    return ModelConfig(**settings)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Vocabulary and length of texts."""
+
+    vocabulary: str = LEARN_VOCABULARY
+    """`learn` (WordPiece, on `learn_from`), or BERT's `vocab.txt` or a folder that holds it."""
+    vocab_size: int = 30522
+    """Size of a vocabulary that is learnt."""
+    learn_from: tuple[str, ...] = ()
+    """Data sets whose captions a vocabulary is learnt on."""
+    max_length: int = 40
+    """Most tokens of a text; longer ones are cut."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training data, and how they are read."""
+
+    source: str = ""
+    """A built-in name or a path (docs/data.md)."""
+    split: str = "train"
+    """Part of the source."""
+    transform: TransformConfig = TransformConfig()
+    """Augmentation; its image_size follows the model's."""
+    mlm_probability: float = 0.15
+    """Share of text tokens that are masked, as whole words."""
+    max_bad_share: float = 0.01
+    """Share of unreadable samples above which the run does not start; of streams, above which it ends."""
+    cache_images: bool = False
+    """Keep decoded pictures in memory (small sets)."""
+    streams: StreamConfig = StreamConfig()
+    """Shards to read instead of `source`, for pre-training and fine-tuning for retrieval (docs/data.md, "Streams")."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings.
+
+        Raises:
+            ValueError: No data are named, or a share is not from 0 to 1.
+        """
+        if not self.source and not self.streams.patterns:
+            raise ValueError("data.source is empty, and data.streams.patterns too; name the data to read")
+        if not 0 < self.mlm_probability <= 1 or not 0 <= self.max_bad_share <= 1:
+            raise ValueError(
+                f"mlm_probability is {self.mlm_probability} and max_bad_share {self.max_bad_share}; give shares, "
+                "from 0 to 1 (the former above 0)"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. Derive variants with `dataclasses.replace`."""
+
+    stage: Task
+    model: ModelConfig
+    data: DataConfig
+    loader: LoaderConfig
+    trainer: TrainerConfig
+    text: TextConfig = TextConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    init: str | None = None
+    """Model folder to start from, or the name of a model that comes with the package."""
+    evaluate_on: str | None = None
+    """Stage 3 and fine-tuning: data (a name or a path) that the model is measured on, every trainer.eval_every."""
+    evaluate_split: str = "test"
+    """Part of `evaluate_on`."""
+    seed: int = 0
+    """Seed of data order, augmentation, masks, initial weights and dropout."""
+
+    def to_json(self) -> str:
+        """Return all settings, as in `recipe.json`."""
+        return json.dumps({"stage_name": type(self.stage).__name__} | asdict(self), indent=2)
+
+
+def scaled(recipe: Recipe, *, scale: float) -> Recipe:
+    """Return the recipe with a share of its steps, at least one, and of its warm-up."""
+    trainer, schedule = recipe.trainer, recipe.schedule
+    return dataclasses.replace(
+        recipe,
+        trainer=dataclasses.replace(trainer, max_steps=max(1, round(trainer.max_steps * scale))),
+        schedule=dataclasses.replace(schedule, warmup_steps=round(schedule.warmup_steps * scale)),
+    )
+
+
+def changed_settings(original: Recipe, recipe: Recipe) -> list[str]:
+    """Return dotted names of settings that differ, but for folders and the seed, which are on the card anyway."""
+    return sorted(name for name in _differing(asdict(original), asdict(recipe)) if name not in _ON_CARD_ANYWAY)
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in old.keys() | new.keys():
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differing(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}"
+
+
+def check_recipe(recipe: Recipe, *, processes: int) -> None:
+    """Validate that settings agree with each other, with the task, and with the number of processes.
+
+    Raises:
+        ValueError: They do not; the message says what to change.
+    """
+    stage, loader = recipe.stage, recipe.loader
+    validate_sizes(loader)
+    if recipe.data.streams.patterns:
+        validate_lanes(recipe.data.streams, loader=loader, processes=processes)
+    losses = getattr(stage, "losses", None)
+    pieces = processes * loader.accumulation
+    if isinstance(losses, VisionLanguageConfig) and not loader.global_batch_size % pieces:
+        losses.check_batch(loader.global_batch_size // pieces, processes=processes)
+    if recipe.init is not None and not stage.can_start:
+        raise ValueError(f"init is given, but a {stage.title} starts from nothing; leave it out")
+    if recipe.evaluate_on is not None and not stage.can_evaluate:
+        raise ValueError(
+            f"evaluate_on is given, but {stage.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
+        )
+    if recipe.data.streams.patterns and not stage.can_stream:
+        raise ValueError(f"data.streams is given, but {stage.title} does not read streams; name a data.source instead")
+    if recipe.data.streams.patterns and recipe.data.cache_images:
+        raise ValueError("data.cache_images is set, but the images of data.streams are not kept; leave it out")
+    if recipe.trainer.eval_every is not None and recipe.evaluate_on is None:
+        raise ValueError("trainer.eval_every is given without evaluate_on; name the data to evaluate on")
+    if recipe.text.max_length > recipe.model.max_text_positions:
+        raise ValueError(
+            f"text.max_length is {recipe.text.max_length}, but the model's position tables end at "
+            f"model.max_text_positions {recipe.model.max_text_positions}"
+        )

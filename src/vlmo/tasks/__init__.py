@@ -1,0 +1,52 @@
+"""Tasks: each is declared once, in one file, and everything that lists tasks reads `TASKS`."""
+
+from vlmo.tasks.base import EvaluationSet, Inputs, RunContext, Task
+from vlmo.tasks.classification import ClassificationStage
+from vlmo.tasks.language import LanguageStage
+from vlmo.tasks.nlvr2 import ReasoningStage
+from vlmo.tasks.registry import (
+    TASKS,
+    Predicted,
+    evaluate,
+    evaluated_tasks,
+    find_task,
+    predict,
+    register,
+    task_of,
+    write_submission,
+)
+from vlmo.tasks.result import Prediction, TaskResult
+from vlmo.tasks.retrieval import RetrievalStage
+from vlmo.tasks.segmentation import SegmentationStage
+from vlmo.tasks.tokenizer import TokenizerStage, VisualTokenizerConfig
+from vlmo.tasks.vision import VisionStage
+from vlmo.tasks.vision_language import VisionLanguageStage
+from vlmo.tasks.vqa import QuestionStage
+
+__all__ = [
+    "TASKS",
+    "ClassificationStage",
+    "EvaluationSet",
+    "Inputs",
+    "LanguageStage",
+    "Predicted",
+    "Prediction",
+    "QuestionStage",
+    "ReasoningStage",
+    "RetrievalStage",
+    "RunContext",
+    "SegmentationStage",
+    "Task",
+    "TaskResult",
+    "TokenizerStage",
+    "VisionLanguageStage",
+    "VisionStage",
+    "VisualTokenizerConfig",
+    "evaluate",
+    "evaluated_tasks",
+    "find_task",
+    "predict",
+    "register",
+    "task_of",
+    "write_submission",
+]

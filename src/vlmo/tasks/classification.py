@@ -1,0 +1,421 @@
+"""Image classification: fine-tuning as BEiT on ImageNet, a linear probe, and zero-shot classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from datasets import ClassLabel, Dataset
+from jaxtyping import Float, Int
+from rich.console import Console
+from torch import Tensor, nn
+
+from vlmo.checkpoints.loading import load_model
+from vlmo.data.decoding import decode_image
+from vlmo.data.examples import Example, Examples, Images, ImageTransform, collate
+from vlmo.data.sampler import Key
+from vlmo.data.schema import column
+from vlmo.evaluation.classification import (
+    PROMPTS,
+    chance_accuracy,
+    fit_linear_probe,
+    topk_accuracy,
+    zero_shot_classifier,
+)
+from vlmo.model import VLMoConfig, VLMoForImageClassification
+from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.model.stages import layer_decay_factors
+from vlmo.objectives.downstream import ClassificationConfig, ClassificationObjective
+from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
+from vlmo.released import find_model
+from vlmo.tasks.base import (
+    EvaluationSet,
+    Inputs,
+    RunContext,
+    Task,
+    check_names,
+    label_settings,
+    names_of_model,
+    open_image,
+    quarantine_of,
+    read_split,
+)
+from vlmo.tasks.result import Prediction, TaskResult
+from vlmo.tasks.retrieval import RetrievalStage
+from vlmo.types import Batch
+
+Features = Literal["mean", "class"]
+"""Feature of an image: the mean of its patches, or the class token; after the final norm."""
+_GUESSES = 5
+_MEANINGS = {
+    "top1": "share of images whose class is the model's first guess",
+    "top5": "share of images whose class is among the model's first five guesses",
+}
+
+
+class LabelledExamples:
+    """Images with the number of their class.
+
+    Args:
+        dataset: Rows of `class_features`.
+        transform: Makes pixel values.
+        seed: The run's.
+        cache_images: Decode every image now and keep it, at the transform's size if that is fixed.
+
+    Raises:
+        ValueError: Rows without classes, or with a number that is none.
+    """
+
+    def __init__(self, dataset: Dataset, *, transform: ImageTransform, seed: int, cache_images: bool = False) -> None:
+        self._labels = checked_labels(dataset)
+        self._images = Images(dataset, transform=transform, seed=seed, cache=cache_images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, key: Key) -> Example:
+        epoch, row = key
+        return Example(
+            sample_id=row,
+            image_id=self._images.image_id(row),
+            pixel_values=self._images.pixel_values(row, epoch=epoch),
+            labels=torch.tensor(self._labels[row], dtype=torch.int64),
+        )
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """Return `pixel_values`, `labels`, `image_ids` and `sample_ids`."""
+        return collate(examples)
+
+
+def class_names(dataset: Dataset) -> list[str]:
+    """Return the names of the classes of images, in the order of their numbers.
+
+    Raises:
+        ValueError: The rows have no classes.
+    """
+    feature = dataset.features.get("label")
+    if not isinstance(feature, ClassLabel):
+        raise ValueError(
+            f"these rows have no classes (a column label of type ClassLabel; their columns: "
+            f"{', '.join(dataset.column_names)}); give a set for classification, such as imagenet (vlmo data prepare)"
+        )
+    return list(feature.names)
+
+
+def checked_labels(dataset: Dataset) -> list[int]:
+    """Return the class numbers of all rows.
+
+    Raises:
+        ValueError: Rows without classes, or a number that is none.
+    """
+    num_classes = len(class_names(dataset))
+    labels: list[int | None] = column(dataset, "label")
+    checked = []
+    for row, label in enumerate(labels):
+        if label is None or not 0 <= label < num_classes:
+            name = column(dataset, "image_id")[row]
+            raise ValueError(
+                f"sample {row} (image_id {name!r}) has label {label}; expected a class from 0 to {num_classes - 1}. "
+                "Leave rows without a class out"
+            )
+        checked.append(label)
+    return checked
+
+
+@dataclass(frozen=True)
+class ClassSet(EvaluationSet):
+    """Images of a split with their classes; outputs are the logits of all rows, whichever classifier they are from."""
+
+    method: dict[str, Any] = field(default_factory=dict)
+    """Settings of the classifier, for `TaskResult.settings`."""
+
+    task: ClassVar[str] = "classification"
+    hub_task: ClassVar[str] = "image-classification"
+    batch_size: ClassVar[int] = 128
+
+    @property
+    def names(self) -> list[str]:
+        """Every class of the set."""
+        return class_names(self.rows)
+
+    @property
+    def labels(self) -> Int[Tensor, " rows"]:
+        """Class number of each row."""
+        return torch.tensor(checked_labels(self.rows))
+
+    def encode(
+        self,
+        model: Any,
+        run: Callable[[Tensor], Tensor],
+        *,
+        image_size: int,
+        batch_size: int | None = None,
+        console: Console | None = None,
+    ) -> Float[Tensor, "rows dim"]:
+        """Return `run` of the pixel values of all rows, on the CPU; the processes share the rows."""
+        transform = eval_transform(TransformConfig(image_size=image_size))
+
+        def of_batch(rows: range) -> Tensor:
+            cells: Any = self.rows[rows.start : rows.stop]
+            pixels = torch.stack([transform(decode_image(cell)) for cell in cells["image"]])
+            return run(pixels.to(model.device)).float().cpu()
+
+        return torch.cat(self.map(of_batch, model, batch=batch_size or self.batch_size, console=console))
+
+    def outputs(
+        self, model: Any, *, batch_size: int | None = None, console: Console | None = None
+    ) -> Float[Tensor, "rows classes"]:
+        """Return the logits of a classifier."""
+        size = model.config.image_size
+        return self.encode(
+            model, lambda pixels: model(pixels).logits, image_size=size, batch_size=batch_size, console=console
+        )
+
+    def check(self, model: Any) -> None:
+        """Raise ValueError if the model has other classes than the set."""
+        check_names(names_of_model(model), self.names, owner="the model", source=self.source)
+
+    def metrics(self, outputs: Float[Tensor, "rows classes"]) -> dict[str, float]:
+        """Return top-1 and top-5 accuracy."""
+        return topk_accuracy(outputs, self.labels)
+
+    def chance(self, outputs: Float[Tensor, "rows classes"] | None = None) -> dict[str, float]:
+        """Return the accuracies of a guess among all classes."""
+        del outputs
+        return chance_accuracy(len(self.names))
+
+    def meaning(self, metric: str) -> str:
+        """Return a sentence about an accuracy."""
+        return _MEANINGS[metric]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the classifier."""
+        return self.method
+
+    def predictions(self, outputs: Float[Tensor, "rows classes"]) -> list[Prediction]:
+        """Return the first guess of each row with its share, and the next ones in their order."""
+        names, best = self.names, outputs.softmax(dim=-1).topk(min(_GUESSES, outputs.shape[1]))
+        rows = zip(
+            column(self.rows, "image_id"), best.values[:, 0].tolist(), best.indices.tolist(), self.labels.tolist(),
+            strict=True,
+        )  # fmt: skip
+        return [
+            {
+                "image_id": image_id,
+                "prediction": names[guesses[0]],
+                "confidence": round(share, 4),
+                "guesses": [names[number] for number in guesses],
+                "label": names[label],
+            }
+            for image_id, share, guesses, label in rows
+        ]
+
+
+@dataclass(frozen=True)
+class ClassificationStage(Task):
+    """Fine-tuning on classes of images, as BEiT on ImageNet."""
+
+    name: ClassVar[str] = "classification"
+    title: ClassVar[str] = "fine-tuning on classes of images"
+    reads_text: ClassVar[bool] = False
+    can_evaluate: ClassVar[bool] = True
+    num_classes: ClassVar[int | None] = 1000
+    models = (VLMoForImageClassification,)
+    recipe: ClassVar[str] = "digits"
+    options: ClassVar[tuple[str, ...]] = ("method",)
+    inputs: ClassVar[str] = "one --image"
+    losses: ClassificationConfig = ClassificationConfig()
+    """How images and classes are mixed."""
+    layer_decay: float = 0.65
+    """Factor on the learning rate from each layer to the one below it; 1 for equal rates."""
+
+    def build_model(self, settings: dict[str, Any]) -> VLMoForImageClassification:
+        """Return the image encoder with a classifier."""
+        return VLMoForImageClassification(VLMoConfig(**settings))
+
+    def objective(self, run: RunContext) -> nn.Module:
+        """Return the loss over the classes of the data."""
+        model = self.build_model(image_model_settings(run, class_names(run.rows)))
+        run.start(model)
+        return ClassificationObjective(model, config=self.losses)
+
+    def examples(self, run: RunContext) -> Examples:
+        """Return images with their class."""
+        return LabelledExamples(run.rows, **run.image_options())
+
+    def evaluators(self, run: RunContext) -> Sequence[EvaluationSet]:
+        """Return the set to measure on, which must have the classes of the training rows."""
+        sets = cast(Sequence[ClassSet], super().evaluators(run))
+        for rows in sets:
+            check_names(rows.names, class_names(run.rows), owner=f"evaluate_on {rows.source}", source=run.source)
+        return sets
+
+    def lr_scale(self, model: nn.Module) -> dict[str, float]:
+        """Return factors that fall from the head to the embeddings."""
+        return layer_decay_factors(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
+
+    @classmethod
+    def read(
+        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
+    ) -> ClassSet:
+        """Return the valid images of a split with their classes."""
+        rows = read_split(
+            source,
+            split=split,
+            limit=limit,
+            quarantine=quarantine,
+            check_columns=class_names,
+            check_values=checked_labels,
+            needs_caption=False,
+        )
+        return ClassSet(rows, source=source, split=split, processor=processor)
+
+    @classmethod
+    def evaluate(cls, folder: str | Path, **arguments: Any) -> TaskResult:
+        """Return the accuracies of a model folder on a split; arguments as in `Task.evaluate`.
+
+        Args:
+            method: "head" (the model's own classifier), "linear-probe" or "zero-shot"; see the functions below.
+
+        Raises:
+            ValueError: There is no such method, or as `Task.evaluate`.
+        """
+        methods = {"head": super().evaluate, "linear-probe": evaluate_linear_probe, "zero-shot": evaluate_zero_shot}
+        method = arguments.pop("method", "head")
+        if method not in methods:
+            raise ValueError(f"method is {method!r}; give one of {', '.join(methods)}")
+        return methods[method](folder, **arguments)
+
+    @classmethod
+    def predict(
+        cls,
+        folder: str | Path,
+        inputs: Inputs,
+        *,
+        top: int = 5,
+        save: str | Path | None = None,
+        device: str | None = None,
+    ) -> list[Prediction]:
+        """Return the likeliest `top` classes of an image, each with its share.
+
+        Raises:
+            ValueError: The folder holds no classifier, or the image cannot be read.
+        """
+        del save
+        image = open_image(inputs.images[0])
+        model, _ = cls.load(folder, device=device)
+        pixels = eval_transform(TransformConfig(image_size=model.config.image_size))(image)
+        with torch.inference_mode():
+            shares = model(pixels[None].to(model.device)).logits[0].float().softmax(dim=-1)
+        best = shares.topk(min(top, len(shares)))
+        return [
+            {"class": model.config.id2label[number], "confidence": round(share, 4)}
+            for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+def evaluate_linear_probe(
+    folder: str | Path,
+    *,
+    source: str,
+    split: str,
+    train_split: str = "train",
+    features: Features = "mean",
+    l2: float | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    console: Console | None = None,
+) -> TaskResult:
+    """Return the accuracies of a linear classifier on the image encoder of any model folder, which stays as it is.
+
+    The classifier is fitted on `train_split` without augmentation; see `fit_linear_probe`.
+
+    Args:
+        features: The mean of the patches, or the class token, after the final norm.
+        limit: Read the first rows of each split only.
+
+    Raises:
+        ValueError: The folder holds no VLMo model, or the splits have other classes.
+    """
+    model = load_model(folder, device=device, hint="A linear probe needs its image encoder.").backbone
+    train, test = (
+        ClassificationStage.read(
+            source, split=part, processor=None, quarantine=quarantine_of(folder, part), limit=limit
+        )
+        for part in (train_split, split)
+    )
+    if train.names != test.names:
+        raise ValueError(f"{source}: {train_split} and {split} have other classes; a probe needs the same")
+
+    def encode(pixels: Tensor) -> Tensor:
+        states = cast(Tensor, model(pixel_values=pixels).image_hidden_state)
+        return states[:, 1:].mean(dim=1) if features == "mean" else states[:, 0]
+
+    size = model.config.image_size
+    vectors = [
+        rows.encode(model, encode, image_size=size, batch_size=batch_size, console=console) for rows in (train, test)
+    ]
+    probe = fit_linear_probe(vectors[0], train.labels, num_classes=len(train.names), l2=l2)
+    method = {"method": "linear probe", "train_split": train_split, "features": features, "l2": probe.l2}
+    return replace(test, method=method).result(probe(vectors[1]))
+
+
+def evaluate_zero_shot(
+    folder: str | Path,
+    *,
+    source: str,
+    split: str,
+    prompts: Sequence[str] = PROMPTS,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    console: Console | None = None,
+) -> TaskResult:
+    """Return the accuracies of a dual encoder that never saw the classes: the class whose sentences fit best.
+
+    Args:
+        prompts: Sentences with `{}` for the name of the class; a class is the mean of its sentences' vectors.
+
+    Raises:
+        ValueError: The folder holds no model that retrieves, or a prompt has no place for the name.
+    """
+    model, processor = RetrievalStage.load(folder, device=device)
+    rows = ClassificationStage.read(
+        source, split=split, processor=processor, quarantine=quarantine_of(folder, split), limit=limit
+    )
+
+    def embed_texts(texts: list[str]) -> Tensor:
+        with torch.inference_mode():
+            encoded: Any = processor(text=texts, return_tensors="pt").to(model.device)
+            return model.get_text_features(**encoded).float().cpu()
+
+    classes = zero_shot_classifier(embed_texts, rows.names, prompts=prompts)
+    vectors = rows.encode(
+        model,
+        lambda pixels: model.get_image_features(pixel_values=pixels),
+        image_size=processor.image_size,
+        batch_size=batch_size,
+        console=console,
+    )
+    scale = model.contrast_head.logit_scale.detach().float().exp().item()
+    method = {"method": "zero-shot", "prompts": list(prompts)}
+    return replace(rows, method=method).result(scale * vectors @ classes.T)
+
+
+def image_model_settings(run: RunContext, names: Sequence[str]) -> dict[str, Any]:
+    """Return the run's model settings with these classes, and with the text side of the start folder, if there is one.
+
+    Tasks on images alone do not read texts, so the recipe's sizes of the text side do not matter.
+    """
+    settings = dict(run.model)
+    if run.init is not None:
+        config = Path(find_model(run.init)) / "config.json"
+        start = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        sizes = ("vocab_size", "max_text_positions", "pad_token_id")
+        settings |= {name: start[name] for name in sizes if name in start}
+    return settings | label_settings(names)

@@ -1,0 +1,235 @@
+"""The tasks by name, and what can be done with any model folder: evaluate, predict, write a submission."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vlmo.folder import architectures
+from vlmo.tasks.base import Inputs, Task
+from vlmo.tasks.classification import ClassificationStage
+from vlmo.tasks.language import LanguageStage
+from vlmo.tasks.nlvr2 import ReasoningStage
+from vlmo.tasks.result import Prediction, TaskResult
+from vlmo.tasks.retrieval import RetrievalStage
+from vlmo.tasks.segmentation import SegmentationStage
+from vlmo.tasks.tokenizer import TokenizerStage
+from vlmo.tasks.vision import VisionStage
+from vlmo.tasks.vision_language import VisionLanguageStage
+from vlmo.tasks.vqa import QuestionStage
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        TokenizerStage,
+        VisionStage,
+        LanguageStage,
+        VisionLanguageStage,
+        RetrievalStage,
+        QuestionStage,
+        ReasoningStage,
+        ClassificationStage,
+        SegmentationStage,
+    )
+}
+"""Every task by its name. Add one of your own with `register`."""
+_PERCENT = ("confidence", "share", "match")
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Add a task, so that `evaluate`, `predict` and the command line know it; usable as a decorator."""
+    TASKS[task.name] = task
+    return task
+
+
+def evaluated_tasks() -> dict[str, type[Task]]:
+    """Return the tasks that measure model folders and predict with them."""
+    return {name: task for name, task in TASKS.items() if task.models}
+
+
+def find_task(name: str) -> type[Task]:
+    """Return the task with this name, one that measures model folders.
+
+    Raises:
+        ValueError: There is none; the message has the nearest name.
+    """
+    known = evaluated_tasks()
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise ValueError(f"no task {name!r} for --task; did you mean {nearest!r}? All: {', '.join(known)}")
+    return known[name]
+
+
+def task_of(folder: str | Path) -> type[Task]:
+    """Return the task that the model of a folder is for.
+
+    Raises:
+        ValueError: It is no model folder, or its model is for no task.
+    """
+    kinds, known = architectures(folder), evaluated_tasks()
+    for kind in kinds:
+        for task in known.values():
+            if kind in {each.__name__ for each in task.models}:
+                return task
+    raise ValueError(
+        f"{folder} holds {', '.join(kinds) or 'no named class'}, which is for none of the tasks "
+        f"{', '.join(known)}. Start a fine-tuning from it: vlmo train RECIPE --init {folder}"
+    )
+
+
+def evaluate(
+    folder: str | Path,
+    *,
+    task: str | None = None,
+    source: str | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> TaskResult:
+    """Return the metrics of a model folder on a split. Several processes share the rows.
+
+    Args:
+        task: Name of the task; None takes the one that the model is for.
+        source: The data; None takes the task's default, if it has one.
+        limit: Read the first rows only.
+        batch_size: Rows that go through the model at a time; None takes the task's.
+        console: Shows a progress bar; None shows nothing.
+        options: Options of the task, such as `rerank`; None stands for the task's choice.
+
+    Raises:
+        ValueError: The folder is for another task, an option belongs to another task, or the data cannot be used.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give the number of rows that go through the model, from 1 up")
+    found = task_of(folder) if task is None else find_task(task)
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in found.options:
+            owners = [other.name for other in evaluated_tasks().values() if name in other.options]
+            belongs = f"belongs to the task {owners[0]}" if owners else "is no option of a task"
+            raise ValueError(f"--{name.replace('_', '-')} {belongs}; this is {found.name}")
+    return found.evaluate(
+        folder,
+        source=source_of(source, task=found),
+        split=split,
+        limit=limit,
+        batch_size=batch_size,
+        device=device,
+        console=console,
+        **given,
+    )
+
+
+def write_submission(
+    folder: str | Path,
+    file: str | Path,
+    *,
+    task: str | None = None,
+    source: str | None = None,
+    split: str = "test",
+    device: str | None = None,
+    console: Console | None = None,
+) -> int:
+    """Write a split's predictions as the evaluation server of its task takes them; return their number.
+
+    Raises:
+        ValueError: The task has no such server, or as `evaluate`.
+    """
+    found = task_of(folder) if task is None else find_task(task)
+    if not found.submits:
+        able = " and ".join(name for name, each in TASKS.items() if each.submits)
+        raise ValueError(f"a submission is for the tasks {able}; this is {found.name}")
+    source = source_of(source, task=found)
+    return found.write_submission(folder, file, source=source, split=split, device=device, console=console)
+
+
+def source_of(source: str | None, *, task: type[Task]) -> str:
+    """Return the data to measure a task on.
+
+    Raises:
+        ValueError: None are given, and the task has no default.
+    """
+    if source is None and task.default_data is None:
+        raise ValueError(f"the task {task.name} needs data: give --data with a built-in name or a path (docs/data.md)")
+    return source or str(task.default_data)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions for one set of inputs.
+
+    Attributes:
+        task: Name of the model's task.
+        rows: Predictions, the best first.
+        image: File with an image of the result; None without one.
+    """
+
+    task: str
+    rows: list[Prediction] = field(default_factory=list)
+    image: Path | None = None
+
+    def table(self) -> Table:
+        """Return the rows as a table, shares in percent."""
+        table = Table(title=self.task)
+        names = list(self.rows[0]) if self.rows else []
+        for name in names:
+            numbers = all(isinstance(row[name], float) for row in self.rows)
+            table.add_column(f"{name}, %" if name in _PERCENT else name, justify="right" if numbers else "left")
+        for row in self.rows:
+            table.add_row(*(_shown(name, row[name]) for name in names))
+        return table
+
+
+def predict(
+    folder: str | Path,
+    inputs: Inputs,
+    *,
+    top: int = 5,
+    save: str | Path | None = None,
+    device: str | None = None,
+) -> Predicted:
+    """Return what the model of a folder predicts for these images and texts.
+
+    Args:
+        top: Answers, classes, or texts of an image that are returned.
+        save: PNG file for an image of the result: the attention of a question, or the classes of the pixels.
+
+    Raises:
+        ValueError: The folder is for no task, or for one that needs other inputs; an image cannot be read.
+    """
+    task = task_of(folder)
+    if inputs.question is not None and task is not QuestionStage:
+        raise ValueError(
+            f"a question was given, but the model of {folder} is for {task.name} and has no head for answers. Give it "
+            f"{task.inputs}, or fine-tune one on questions: vlmo train base-vqa --init {folder}"
+        )
+    if not task.accepts(inputs):
+        asks = "a" if inputs.question is not None else "no"
+        given = f"{len(inputs.images)} images, {len(inputs.texts)} texts and {asks} question"
+        raise ValueError(f"the model of {folder} is for {task.name} and needs {task.inputs}; given were {given}")
+    if save is not None and not task.draws:
+        able = " and ".join(name for name, each in TASKS.items() if each.draws)
+        raise ValueError(f"--save is for the tasks {able}; the model of {folder} is for {task.name}")
+    if save is not None and Path(save).suffix.lower() != ".png":
+        raise ValueError(f"--save {save}: the image is a PNG file; give a name that ends with .png")
+    if top < 1:
+        raise ValueError(f"top is {top}; give a number from 1 up")
+    rows = task.predict(folder, inputs, top=top, save=save, device=device)
+    return Predicted(task.name, rows=rows, image=None if save is None else Path(save))
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "image":
+        return escape(Path(value).name)
+    if name in _PERCENT:
+        return f"{100 * value:.1f}"
+    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))

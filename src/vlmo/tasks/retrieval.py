@@ -1,0 +1,292 @@
+"""Image-text retrieval: the dual encoder, and the fusion encoder that reranks what the dual encoder found."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+
+from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.data.examples import Examples, RowExamples
+from vlmo.data.schema import column
+from vlmo.data.sources import ImageCell, decode_image
+from vlmo.data.stream import StreamExamples
+from vlmo.evaluation import RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
+from vlmo.evaluation.inference import BATCH
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
+from vlmo.progress import Progress
+from vlmo.tasks.base import EvaluationSet, Inputs, RunContext, Task, open_image, read_split
+from vlmo.tasks.result import Prediction
+
+CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
+"""The paper's fine-tuning: the dual encoder alone."""
+SHORTLIST = 16
+"""Candidates of each query that an evaluation reranks by default."""
+_RERANKED = "rerank_"
+_FOUND = 10
+_MEANINGS = {
+    "ir": "share of captions whose own image has rank {k} or better among all images of the split",
+    "tr": "share of images with one of their captions at rank {k} or better among all captions of the split",
+}
+
+
+@dataclass(frozen=True)
+class PairSet(EvaluationSet):
+    """Images and captions to search among; its outputs are a `RetrievalResult`."""
+
+    rerank: int = 0
+    """Candidates of each query that the fusion encoder reranks."""
+    rerank_weight: float = 0.5
+    """Share of the matching score in the new order."""
+
+    task: ClassVar[str] = "retrieval"
+    hub_task: ClassVar[str] = "image-text-retrieval"
+    batch_size: ClassVar[int] = BATCH
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """All captions, image by image."""
+        return [caption for captions in column(self.rows, "captions") for caption in captions]
+
+    def image(self, number: int) -> Image.Image:
+        """Return one decoded image."""
+        return decode_image(self.rows[number]["image"])
+
+    def as_set(self) -> RetrievalSet:
+        """Return the input of `evaluate_retrieval`."""
+        counts = torch.tensor([len(captions) for captions in column(self.rows, "captions")])
+        return RetrievalSet(
+            read_images=self._pixels,
+            read_texts=self._tokens,
+            text_to_image=torch.repeat_interleave(torch.arange(len(counts)), counts),
+        )
+
+    def _pixels(self, numbers: range) -> Tensor:
+        transform = eval_transform(TransformConfig(image_size=cast(VLMoProcessor, self.processor).image_size))
+        cells: list[ImageCell] = self.rows[numbers.start : numbers.stop]["image"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing run beside each other
+            return torch.stack(list(pool.map(lambda cell: transform(decode_image(cell)), cells)))
+
+    def _tokens(self, numbers: range) -> tuple[Tensor, Tensor]:
+        processor = cast(VLMoProcessor, self.processor)
+        encoded = processor(text=self.captions[numbers.start : numbers.stop], return_tensors="pt")
+        return encoded["input_ids"], encoded["attention_mask"]
+
+    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> RetrievalResult:
+        """Return recalls and rankings; the processes share images, texts and pairs."""
+        with Progress(console) as progress:
+            return evaluate_retrieval(
+                model,
+                self.as_set(),
+                rerank=self.rerank,
+                rerank_weight=self.rerank_weight,
+                batch=batch_size or self.batch_size,
+                progress=progress.update,
+            )
+
+    def metrics(self, outputs: RetrievalResult) -> dict[str, float]:
+        """Return `tr@K` and `ir@K`, and `rerank_tr@K` and `rerank_ir@K` with a shortlist."""
+        return outputs.metrics
+
+    def chance(self, outputs: RetrievalResult | None = None) -> dict[str, float]:
+        """Return recalls of a random order, for both encoders."""
+        plain = chance_metrics(self.as_set().text_to_image) if outputs is None else outputs.chance
+        return plain | {f"{_RERANKED}{metric}": value for metric, value in plain.items()} if self.rerank else plain
+
+    def meaning(self, metric: str) -> str:
+        """Return a sentence about a recall."""
+        direction, _, k = metric.removeprefix(_RERANKED).partition("@")
+        reordered = ", reordered by the fusion encoder" if metric.startswith(_RERANKED) else ""
+        return _MEANINGS[direction].format(k=k) + reordered
+
+    def label(self, metric: str) -> str:
+        """Return a name such as "IR@1, dual encoder"."""
+        encoder = "reranked" if metric.startswith(_RERANKED) else "dual encoder"
+        return f"{metric.removeprefix(_RERANKED).upper()}, {encoder}"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of reranking."""
+        return {"rerank": self.rerank, "rerank_weight": self.rerank_weight} if self.rerank else {"rerank": 0}
+
+    def predictions(self, outputs: RetrievalResult) -> list[Prediction]:
+        """Return a row for each caption that is looked for, then for each image."""
+        image_ids = column(self.rows, "image_id")
+        own = self.as_set().text_to_image.tolist()
+        captions: list[Prediction] = [
+            {"query": "caption", "caption": text, "image_id": image_ids[own[n]]} for n, text in enumerate(self.captions)
+        ]
+        images: list[Prediction] = [{"query": "image", "image_id": image_id} for image_id in image_ids]
+        for prefix, rankings in (("", outputs.dual), (_RERANKED, outputs.reranked)):
+            if rankings is None:
+                continue
+            for queries, ranking, names in (
+                (captions, rankings.text_to_image, image_ids),
+                (images, rankings.image_to_text, self.captions),
+            ):
+                found = ranking.indices[:, :_FOUND].tolist()
+                for row, rank, best in zip(queries, ranking.ranks.tolist(), found, strict=True):
+                    row[f"{prefix}rank"] = rank
+                    row[f"{prefix}found"] = [names[number] for number in best]
+        return [*captions, *images]
+
+
+def read_pairs(
+    source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
+) -> PairSet:
+    """Return the valid pairs of a split; invalid rows are listed in `quarantine`.
+
+    Args:
+        limit: Read the first rows only.
+
+    Raises:
+        ValueError: No row is valid.
+    """
+    rows = read_split(source, split=split, limit=limit, quarantine=quarantine)
+    if not len(rows):
+        raise ValueError(f"{source}, {split}: there is no image with a caption to search among")
+    return PairSet(rows, source=source, split=split, processor=processor)
+
+
+@dataclass(frozen=True)
+class RetrievalStage(Task):
+    """Fine-tuning for retrieval: contrast, and matching for a fusion encoder that reorders what the contrast found."""
+
+    name: ClassVar[str] = "retrieval"
+    title: ClassVar[str] = "fine-tuning for retrieval"
+    can_stream: ClassVar[bool] = True
+    needs_caption: ClassVar[bool] = True
+    can_evaluate: ClassVar[bool] = True
+    models = (VLMoForImageTextRetrieval, VLMoForPreTraining)
+    recipe: ClassVar[str] = "emoji-retrieval"
+    default_data: ClassVar[str | None] = "emoji-pairs"
+    options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight")
+    inputs: ClassVar[str] = "images after --image and texts after --text"
+    losses: VisionLanguageConfig = CONTRAST_ALONE
+    """Weights and switches; with an itm_weight above 0 the model keeps its matching head. mlm_weight must be 0."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings.
+
+        Raises:
+            ValueError: Masked language modelling has a weight.
+        """
+        if self.losses.mlm_weight:
+            raise ValueError(f"losses.mlm_weight is {self.losses.mlm_weight}; fine-tuning for retrieval masks no words")
+
+    def build_model(self, settings: dict[str, Any]) -> VLMoForImageTextRetrieval:
+        """Return the dual encoder, with a matching head if matching has a weight."""
+        # The second ITC branch of stage 3 has no part in a model that retrieves.
+        own: dict[str, Any] = {"use_match_head": self.losses.itm_weight > 0, "contrast_fusion_branch": False}
+        return VLMoForImageTextRetrieval(VLMoConfig(**settings | own))
+
+    def objective(self, run: RunContext) -> nn.Module:
+        """Return the contrast of the branch that embeds, and matching if it has a weight."""
+        model = self.build_model(run.model)
+        run.start(model)
+        return VisionLanguageObjective(model, config=self.losses)
+
+    def examples(self, run: RunContext) -> Examples:
+        """Return each image with one of its captions, another one at each visit."""
+        return RowExamples(run.rows, **run.text_options() | run.image_options() | {"mlm_probability": None})
+
+    def stream_examples(self, run: RunContext) -> StreamExamples:
+        """Return each image with one of its captions."""
+        return StreamExamples(**run.text_options() | run.stream_options() | {"mlm_probability": None})
+
+    @classmethod
+    def read(
+        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
+    ) -> PairSet:
+        """Return pairs to search among."""
+        return read_pairs(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
+        """Return dual encoder (with matching head, if the folder has one) and processor."""
+        return load_retrieval_model(folder, device=device)
+
+    @classmethod
+    def resolve(cls, model: VLMoForImageTextRetrieval, options: dict[str, Any]) -> dict[str, Any]:
+        """Return length of the shortlist (16 with a matching head) and weight (the model's), validated.
+
+        Raises:
+            ValueError: The model cannot rerank, or a value is out of range.
+        """
+        has_head, given = model.match_head is not None, options.get("rerank_weight")
+        rerank = options.get("rerank", SHORTLIST if has_head else 0)
+        if rerank and not has_head:
+            raise ValueError("this model has no matching head, so that nothing can be reordered; give --rerank 0")
+        if rerank < 0 or (given is not None and not 0 <= given <= 1):
+            raise ValueError(
+                f"rerank is {rerank} and rerank_weight {given}; give a number of candidates from 0 up, and a share "
+                "from 0 to 1"
+            )
+        if not rerank and given is not None:
+            raise ValueError(f"rerank_weight is {given}, but nothing is reordered (rerank is 0); leave one out")
+        return {"rerank": rerank, "rerank_weight": model.config.rerank_weight if given is None else given}
+
+    @classmethod
+    def accepts(cls, inputs: Inputs) -> bool:
+        """Return True for any number of images and texts."""
+        return bool(inputs.images and inputs.texts) and inputs.question is None
+
+    @classmethod
+    def predict(
+        cls,
+        folder: str | Path,
+        inputs: Inputs,
+        *,
+        top: int = 5,
+        save: str | Path | None = None,
+        device: str | None = None,
+    ) -> list[Prediction]:
+        """Return the best `top` texts of each image by cosine similarity; of one text, the best images.
+
+        With a matching head, each pair also has the fusion encoder's probability that the text describes the image.
+
+        Raises:
+            ValueError: The folder holds no model that retrieves, a text is empty, or an image cannot be read.
+        """
+        del save
+        images, texts = inputs.images, list(inputs.texts)
+        if not images or not texts or not all(text.strip() for text in texts):
+            raise ValueError(f"given are {len(images)} images and the texts {texts}; give at least one of each")
+        opened = [open_image(image) for image in images]
+        model, processor = cls.load(folder, device=device)
+        encoded: Any = processor(images=opened, text=texts, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            output: Any = model(**encoded)
+            similarity = output.image_embeds @ output.text_embeds.T
+            pairs = _best_pairs(similarity, top=top)
+            matches = None
+            if model.match_head is not None:
+                image_rows, text_rows = (list(rows) for rows in zip(*pairs, strict=True))
+                pixels, ids = encoded["pixel_values"][image_rows], encoded["input_ids"][text_rows]
+                logits = model.match(pixels, ids, encoded["attention_mask"][text_rows])
+                matches = logits.float().softmax(dim=-1)[:, 1].tolist()
+        rows: list[Prediction] = [
+            {"image": str(images[image]), "text": texts[text], "similarity": round(similarity[image, text].item(), 4)}
+            for image, text in pairs
+        ]
+        if matches is None:
+            return rows
+        return [row | {"match": round(match, 4)} for row, match in zip(rows, matches, strict=True)]
+
+
+def _best_pairs(similarity: Float[Tensor, "images texts"], *, top: int) -> list[tuple[int, int]]:
+    """Return the best texts of each image in turn; of a single text, the best images."""
+    if similarity.shape[1] == 1:
+        return [(image, 0) for image in similarity[:, 0].topk(min(top, len(similarity))).indices.tolist()]
+    best = similarity.topk(min(top, similarity.shape[1]), dim=1).indices.tolist()
+    return [(image, text) for image, found in enumerate(best) for text in found]

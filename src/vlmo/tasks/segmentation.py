@@ -1,0 +1,357 @@
+"""Semantic segmentation: fine-tuning as BEiT on ADE20K."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, distributed, nn
+
+from vlmo.data.decoding import decode_image, decode_mask
+from vlmo.data.examples import Example, Examples, collate
+from vlmo.data.sampler import Key, sample_generator, stable_id
+from vlmo.data.schema import column
+from vlmo.evaluation.masks import overlay
+from vlmo.evaluation.segmentation import Inference, count_pixels, scores_of, segment
+from vlmo.model import VLMoConfig, VLMoForSemanticSegmentation
+from vlmo.model.backbone import VLMoPreTrainedModel
+from vlmo.model.stages import layer_decay_factors
+from vlmo.objectives.downstream import SegmentationConfig, SegmentationObjective
+from vlmo.processing import TransformConfig, VLMoProcessor
+from vlmo.processing.segmentation import (
+    IGNORED_CLASS,
+    SegmentTrainTransform,
+    SegmentTransformConfig,
+    eval_pixel_values,
+)
+from vlmo.tasks.base import (
+    EvaluationSet,
+    Inputs,
+    RunContext,
+    Task,
+    check_names,
+    names_of_model,
+    names_of_source,
+    open_image,
+    read_split,
+    with_parent,
+)
+from vlmo.tasks.classification import image_model_settings
+from vlmo.tasks.result import Prediction
+from vlmo.types import Batch
+
+_WINDOWS = 16
+_MEANINGS = {
+    "miou": "intersection of predicted and true pixels over their union, mean over classes",
+    "aacc": "share of pixels whose class is right",
+    "macc": "share of a class's pixels that are right, mean over classes",
+}
+
+
+class SegmentTransform(Protocol):
+    """An image and its mask to pixel values and classes, as `SegmentTrainTransform` makes them."""
+
+    def __call__(
+        self, picture: Image.Image, mask: UInt8[np.ndarray, "height width"], generator: np.random.Generator
+    ) -> tuple[Float[Tensor, "3 size size"], Int64[Tensor, "size size"]]:
+        """Return both after the same augmentation."""
+        ...
+
+
+class SegmentRows:
+    """Decoded images with their masks by row number.
+
+    Args:
+        dataset: Rows of `SEGMENT_FEATURES`.
+        num_classes: Classes of the set; masks hold numbers below it, and 255 for pixels that do not count.
+
+    Raises:
+        ValueError: The rows have no masks; on reading, a mask cannot be used.
+    """
+
+    def __init__(self, dataset: Dataset, *, num_classes: int) -> None:
+        if "mask" not in dataset.column_names:
+            raise ValueError(
+                f"these rows have no masks (their columns: {', '.join(dataset.column_names)}); give a set for "
+                "segmentation, such as ade20k (vlmo data prepare)"
+            )
+        self.names: list[str] = column(dataset, "image_id")
+        self._rows = dataset.select_columns(["image", "mask"])
+        self._num_classes = num_classes
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, row: int) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
+        cells: Any = self._rows[row]
+        try:
+            image, mask = decode_image(cells["image"]), decode_mask(cells["mask"])
+            if image.size != mask.shape[::-1]:
+                raise ValueError(
+                    f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its image {image.width} x {image.height}"
+                )
+            counted = mask[mask != IGNORED_CLASS]
+            if counted.size and counted.max() >= self._num_classes:
+                raise ValueError(
+                    f"the mask holds class {counted.max()}; the set has {self._num_classes} classes, 0 to "
+                    f"{self._num_classes - 1}, and {IGNORED_CLASS} for pixels that do not count"
+                )
+        except ValueError as error:
+            raise ValueError(f"sample {row} (image_id {self.names[row]!r}): {error}") from error
+        return image, mask
+
+
+class SegmentExamples:
+    """Images with the class of each pixel; `dataset`, `num_classes` and errors as in `SegmentRows`.
+
+    Args:
+        transform: Augments image and mask together.
+        seed: The run's.
+        cache_images: Decode every image and mask now and keep them.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        transform: SegmentTransform,
+        num_classes: int,
+        seed: int,
+        cache_images: bool = False,
+    ) -> None:
+        self._rows = SegmentRows(dataset, num_classes=num_classes)
+        self._image_ids = [stable_id(name) for name in self._rows.names]
+        self._transform = transform
+        self._seed = seed
+        self._cache = [self._rows[row] for row in range(len(self))] if cache_images else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: Key) -> Example:
+        epoch, row = key
+        image, mask = self._rows[row] if self._cache is None else self._cache[row]
+        generator = sample_generator(self._seed, epoch=epoch, index=row, purpose="image")
+        pixel_values, classes = self._transform(image, mask, generator)
+        return Example(sample_id=row, image_id=self._image_ids[row], pixel_values=pixel_values, labels=classes)
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """Return `pixel_values`, `labels` (batch, height, width), `image_ids` and `sample_ids`."""
+        return collate(examples)
+
+
+@dataclass(frozen=True)
+class SegmentSet(EvaluationSet):
+    """Images of a split with the class of each pixel; outputs count pixels by true and predicted class."""
+
+    inference: Inference = "slide"
+    """Windows of the training crop's size, or whole images."""
+    stride: int | None = None
+    """Pixels between windows; by default two thirds of a window."""
+    short_side: int | None = None
+    """Pixels of an image's short side; by default that of a window."""
+
+    task: ClassVar[str] = "segmentation"
+    hub_task: ClassVar[str] = "image-segmentation"
+
+    @property
+    def names(self) -> list[str]:
+        """Every class of the set."""
+        return names_of_source(self.source)
+
+    def check(self, model: Any) -> None:
+        """Raise ValueError if the model has other classes than the set."""
+        check_names(names_of_model(model), self.names, owner="the model", source=self.source)
+
+    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> list[Prediction]:
+        """Return the counts of all images, at each mask's own size; `batch_size` is in windows."""
+        num_classes, how = len(self.names), {"inference": self.inference, "stride": self.stride}
+        images = SegmentRows(self.rows, num_classes=num_classes)
+
+        def count(rows: range) -> Prediction:
+            (row,) = rows
+            image, mask = images[row]
+            pixels = _pixel_values(model, image, inference=self.inference, short_side=self.short_side)
+            size = (mask.shape[0], mask.shape[1])
+            logits = segment(model, pixels, size=size, batch_size=batch_size or _WINDOWS, **how)
+            counts = count_pixels(logits.argmax(dim=0), torch.from_numpy(mask), num_classes=num_classes)
+            cells = [[true, predicted, int(counts[true, predicted])] for true, predicted in counts.nonzero().tolist()]
+            return {"image_id": images.names[row], "pixels": cells}
+
+        return self.map(count, model, batch=1, console=console)
+
+    def _counts(self, outputs: Sequence[Prediction]) -> Tensor:
+        counts = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)
+        for row in outputs:
+            for true, predicted, pixels in row["pixels"]:
+                counts[true, predicted] += pixels
+        return counts
+
+    def metrics(self, outputs: Sequence[Prediction]) -> dict[str, float]:
+        """Return mIoU, aAcc and mAcc, and `iou[NAME]` for each class that occurs or was predicted."""
+        scores = scores_of(self._counts(outputs))
+        by_class = zip(self.names, scores.iou, strict=True)
+        return scores.metrics | {f"iou[{name}]": value for name, value in by_class if value is not None}
+
+    def chance(self, outputs: Sequence[Prediction] | None = None) -> dict[str, float]:
+        """Return the metrics of the most frequent class for every pixel, which is known with the outputs."""
+        if outputs is None:
+            return {}
+        true = self._counts(outputs).sum(dim=1)
+        constant = torch.zeros(len(true), len(true), dtype=torch.int64)
+        constant[:, true.argmax()] = true
+        return scores_of(constant).metrics
+
+    def meaning(self, metric: str) -> str:
+        """Return a sentence about a metric."""
+        return _MEANINGS.get(metric, "")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of inference."""
+        return {"inference": self.inference, "stride": self.stride, "short_side": self.short_side}
+
+
+@dataclass(frozen=True)
+class SegmentationStage(Task):
+    """Fine-tuning on classes of pixels, as BEiT on ADE20K. `data.transform` is not read: see `augmentation`."""
+
+    name: ClassVar[str] = "segmentation"
+    title: ClassVar[str] = "fine-tuning on classes of pixels"
+    reads_text: ClassVar[bool] = False
+    can_evaluate: ClassVar[bool] = True
+    num_classes: ClassVar[int | None] = 150
+    models = (VLMoForSemanticSegmentation,)
+    recipe: ClassVar[str] = "scenes"
+    options: ClassVar[tuple[str, ...]] = ("inference", "stride", "short_side")
+    inputs: ClassVar[str] = "one --image"
+    draws: ClassVar[bool] = True
+    losses: SegmentationConfig = SegmentationConfig()
+    """Weights of the two heads."""
+    layer_decay: float = 0.9
+    """Factor on the learning rate from each layer to the one below it; 1 for equal rates."""
+    augmentation: SegmentTransformConfig = SegmentTransformConfig()
+    """Augmentation of image and mask together; crops are of model.image_size."""
+    channels: int = 512
+    """Width of the segmentation head."""
+    layers: tuple[int, int, int, int] | None = None
+    """Numbers of layers after which the feature levels are taken; by default as BEiT does."""
+    inference: Inference = "slide"
+    """How `evaluate_on` is measured: windows of model.image_size, or whole images."""
+
+    def build_model(self, settings: dict[str, Any]) -> VLMoForSemanticSegmentation:
+        """Return the image encoder with UPerNet's heads."""
+        layers = None if self.layers is None else list(self.layers)
+        own: dict[str, Any] = {"segmentation_channels": self.channels, "segmentation_layers": layers}
+        return VLMoForSemanticSegmentation(VLMoConfig(**settings | own))
+
+    def objective(self, run: RunContext) -> nn.Module:
+        """Return the loss over the classes of the data's list."""
+        model = self.build_model(image_model_settings(run, names_of_source(run.source)))
+        run.start(model)
+        return SegmentationObjective(with_shared_statistics(model), config=self.losses)
+
+    def examples(self, run: RunContext) -> Examples:
+        """Return images with masks.
+
+        Raises:
+            ValueError: The recipe sets `data.transform`, which segmentation does not read.
+        """
+        size = run.model["image_size"]
+        if run.transform != TransformConfig(image_size=size):
+            raise ValueError(
+                "data.transform is given, but segmentation augments image and mask together; leave it out and set "
+                "stage.augmentation"
+            )
+        return SegmentExamples(
+            run.rows,
+            transform=SegmentTrainTransform(self.augmentation, crop_size=size),
+            num_classes=len(names_of_source(run.source)),
+            seed=run.seed,
+            cache_images=run.cache_images,
+        )
+
+    def evaluators(self, run: RunContext) -> Sequence[EvaluationSet]:
+        """Return the set to measure on, which must have the classes of the training rows."""
+        sets = cast(Sequence[SegmentSet], super().evaluators(run))
+        for rows in sets:
+            check_names(rows.names, names_of_source(run.source), owner=f"evaluate_on {rows.source}", source=run.source)
+        return [replace(rows, inference=self.inference) for rows in sets]
+
+    def lr_scale(self, model: nn.Module) -> dict[str, float]:
+        """Return factors that fall from the head to the embeddings."""
+        return layer_decay_factors(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
+
+    @classmethod
+    def read(
+        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
+    ) -> SegmentSet:
+        """Return the valid images of a split with their masks."""
+        rows = read_split(
+            source,
+            split=split,
+            limit=limit,
+            quarantine=quarantine,
+            check_columns=lambda rows: SegmentRows(rows, num_classes=len(names_of_source(source))),
+            needs_caption=False,
+        )
+        return SegmentSet(rows, source=source, split=split, processor=processor)
+
+    @classmethod
+    def predict(
+        cls,
+        folder: str | Path,
+        inputs: Inputs,
+        *,
+        top: int = 5,
+        save: str | Path | None = None,
+        device: str | None = None,
+        inference: Inference = "slide",
+        short_side: int | None = None,
+        mask: str | Path | None = None,
+    ) -> list[Prediction]:
+        """Return the classes of an image's pixels and the share of each, the largest first.
+
+        Args:
+            save: PNG file for the image with its classes in colour, and their names below it.
+            mask: PNG file for the numbers of the classes, one channel of the image's size.
+
+        Raises:
+            ValueError: The folder holds no such model, or the image cannot be read.
+        """
+        del top
+        image = open_image(inputs.images[0])
+        model, _ = cls.load(folder, device=device)
+        pixels = _pixel_values(model, image, inference=inference, short_side=short_side)
+        logits = segment(model, pixels, inference=inference, size=(image.height, image.width))
+        classes = logits.argmax(dim=0).cpu().numpy().astype(np.uint8)
+        names = names_of_model(model)
+        if save is not None:
+            overlay(image, classes, names=names).save(with_parent(save), format="PNG")
+        if mask is not None:
+            Image.fromarray(classes).save(with_parent(mask), format="PNG")
+        counts = np.bincount(classes.ravel(), minlength=len(names))
+        order = [number for number in np.argsort(-counts, kind="stable").tolist() if counts[number]]
+        return [{"class": names[number], "share": round(float(counts[number] / counts.sum()), 4)} for number in order]
+
+
+def _pixel_values(model: Any, image: Image.Image, *, inference: Inference, short_side: int | None) -> Tensor:
+    multiple = model.config.patch_size if inference == "whole" else 1
+    return eval_pixel_values(image, short_side=short_side or model.config.image_size, multiple=multiple)
+
+
+def with_shared_statistics(model: VLMoForSemanticSegmentation) -> VLMoForSemanticSegmentation:
+    """Return the model with batch normalisation over the rows of all GPUs, as BEiT has it; unchanged on CPUs.
+
+    PyTorch offers it for GPUs only. Parameters and buffers keep their names.
+    """
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "nccl":
+        return cast(VLMoForSemanticSegmentation, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    return model

@@ -1,0 +1,68 @@
+"""Stage 1: masked image modelling on images alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from vlmo.data.examples import Examples, RowExamples
+from vlmo.data.masking import BlockMaskConfig
+from vlmo.data.stream import StreamExamples
+from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling
+from vlmo.model.visual_tokenizer import load_visual_tokenizer
+from vlmo.objectives.unimodal import VisionObjective
+from vlmo.tasks.base import RunContext, Task
+
+
+@dataclass(frozen=True)
+class VisionStage(Task):
+    """Stage 1, masked image modelling."""
+
+    name: ClassVar[str] = "vision"
+    title: ClassVar[str] = "stage 1, masked image modelling"
+    can_stream: ClassVar[bool] = True
+    visual_tokenizer: str
+    """Model folder of a visual tokenizer, or of DALL-E's (`FlavaImageCodebook`)."""
+    masked_share: float = 75 / 196
+    """Share of patches that are masked, in blocks."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings.
+
+        Raises:
+            ValueError: The masked share is not between 0 and 1.
+        """
+        if not 0 < self.masked_share < 1:
+            raise ValueError(f"masked_share is {self.masked_share}; give a share between 0 and 1")
+
+    @property
+    def targets(self) -> str | None:
+        """The visual tokenizer."""
+        return self.visual_tokenizer
+
+    def build_model(self, settings: dict[str, Any]) -> VLMoForMaskedImageModeling:
+        """Return the backbone with a head over visual tokens."""
+        return VLMoForMaskedImageModeling(VLMoConfig(**settings))
+
+    def objective(self, run: RunContext) -> nn.Module:
+        """Return the loss of visual tokens at masked patches."""
+        tokenizer = load_visual_tokenizer(self.visual_tokenizer)
+        model = self.build_model(run.model | {"num_visual_tokens": tokenizer.num_tokens})
+        run.start(model)
+        return VisionObjective(model, tokenizer=tokenizer)
+
+    def examples(self, run: RunContext) -> Examples:
+        """Return images with masks."""
+        return RowExamples(run.rows, **run.image_options(), mask=self._mask(run))
+
+    def stream_examples(self, run: RunContext) -> StreamExamples:
+        """Return images with masks."""
+        return StreamExamples(**run.stream_options(), mask=self._mask(run))
+
+    def _mask(self, run: RunContext) -> BlockMaskConfig:
+        side = run.model["image_size"] // run.model["patch_size"]
+        mask = BlockMaskConfig.for_grid(side, width=side)
+        return dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))

@@ -1,0 +1,338 @@
+"""VQA: questions about an image, answered with one of a list of answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlmo.data.examples import Example, Examples, Images, ImageTransform, Texts, collate
+from vlmo.data.sampler import Key
+from vlmo.data.schema import QUESTION_FEATURES, column, select_rows
+from vlmo.drawing.pictures import heat_map
+from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
+from vlmo.model import VLMoConfig, VLMoForVisualQuestionAnswering
+from vlmo.model.attention_maps import attention_maps
+from vlmo.model.stages import FusionStart
+from vlmo.objectives.downstream import QuestionObjective
+from vlmo.processing import VLMoProcessor
+from vlmo.processing.answers import MIN_ANNOTATORS
+from vlmo.tasks.base import (
+    EvaluationSet,
+    Inputs,
+    RunContext,
+    Task,
+    batch_of,
+    check_logits,
+    check_task,
+    eval_options,
+    head_lr_scale,
+    label_settings,
+    names_of_source,
+    open_image,
+    read_split,
+    with_parent,
+)
+from vlmo.tasks.result import Prediction
+from vlmo.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer
+
+_TEN_ANSWERS = "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out each of them"
+_ONE_ANSWER = "share of questions that get the one right answer"
+_SOFT = "mean score that the set gives to the answer (0, 0.3, 0.6, 0.9, 1); the ten people's words are not in it"
+_SHOWN_PIXELS = 384
+
+
+class QuestionExamples:
+    """Questions about images, with a score for each answer of the set.
+
+    Args:
+        dataset: Rows of `QUESTION_FEATURES`.
+        transform: Makes pixel values.
+        tokenizer: The processor's.
+        seed: The run's.
+        num_answers: Length of the set's list of answers; None leaves `labels` out.
+        max_length: Tokens that are kept of a question; None: the tokenizer's own limit.
+        cache_images: Decode every image now and keep it, once for all its questions.
+
+    Raises:
+        ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        transform: ImageTransform,
+        tokenizer: BertTokenizer,
+        seed: int,
+        num_answers: int | None,
+        max_length: int | None = None,
+        cache_images: bool = False,
+    ) -> None:
+        check_task(dataset, QUESTION_FEATURES, task="questions about images")
+        self._num_answers = num_answers
+        self._labels: list[list[int]] = column(dataset, "answer_labels")
+        self._scores: list[list[float]] = column(dataset, "answer_scores")
+        if num_answers is not None:
+            check_answers(dataset, self._labels, num_answers=num_answers)
+        questions = [[question] for question in column(dataset, "question")]
+        self._texts = Texts(questions, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=None)
+        self._images = Images(dataset, transform=transform, seed=seed, cache=cache_images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, key: Key) -> Example:
+        epoch, row = key
+        example = self._texts.example(row, epoch=epoch)
+        example["sample_id"] = row
+        example["image_id"] = self._images.image_id(row)
+        example["pixel_values"] = self._images.pixel_values(row, epoch=epoch)
+        if self._num_answers is not None:
+            example["labels"] = self._targets(row, num_answers=self._num_answers)
+        return example
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """Return `pixel_values`, `input_ids`, `attention_mask`, `image_ids`, `sample_ids` and perhaps `labels`."""
+        return collate(examples, pad_token_id=self._texts.pad_token_id)
+
+    def _targets(self, row: int, *, num_answers: int) -> Float[Tensor, "answers"]:
+        targets = torch.zeros(num_answers)
+        targets[torch.tensor(self._labels[row], dtype=torch.int64)] = torch.tensor(self._scores[row])
+        return targets
+
+
+def check_answers(dataset: Dataset, labels: Sequence[Sequence[int]], *, num_answers: int) -> None:
+    """Raise ValueError if an answer's number is not in the list of `num_answers`, or no row has an answer."""
+    if not any(labels):
+        raise ValueError("no row has an answer of the set's list; give a part of the set that has answers")
+    for row, numbers in enumerate(labels):
+        if numbers and not 0 <= min(numbers) <= max(numbers) < num_answers:
+            name = column(dataset, "question_id")[row]
+            raise ValueError(
+                f"question {name!r} has answer numbers {list(numbers)}; the set's list has {num_answers} answers, "
+                f"0 to {num_answers - 1}"
+            )
+
+
+@dataclass(frozen=True)
+class QuestionSet(EvaluationSet):
+    """Questions of a split; an output is the prediction for a question."""
+
+    task: ClassVar[str] = "vqa"
+    hub_task: ClassVar[str] = "visual-question-answering"
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The questions with their known answers."""
+        names = ("question_id", "image_id", "question", "question_type", "answer_type", "answers")
+        columns = zip(*(column(self.rows, name) for name in names), self._soft_scores(), strict=True)
+        return [
+            Question(
+                question_id=question_id,
+                image_id=image_id,
+                question=question,
+                question_type=question_type or "",
+                answer_type=answer_type or "",
+                answers=tuple(answers or ()),
+                soft_scores=soft_scores,
+            )
+            for question_id, image_id, question, question_type, answer_type, answers, soft_scores in columns
+        ]
+
+    def _soft_scores(self) -> list[dict[str, float]]:
+        """Return the score of each answer by name, for rows that have no annotators' words."""
+        parts = (column(self.rows, name) for name in ("answers", "answer_labels", "answer_scores"))
+        rows = [
+            ([], []) if answers else (labels or [], scores or [])
+            for answers, labels, scores in zip(*parts, strict=True)
+        ]
+        if not any(labels for labels, _ in rows):
+            return [{} for _ in rows]
+        names = names_of_source(self.source)
+        return [
+            {names[label]: round(score, 4) for label, score in zip(labels, scores, strict=True)}
+            for labels, scores in rows
+        ]
+
+    def predict(self, model: Any, rows: range) -> list[Prediction]:
+        """Return the best answer to each question; with its score if the right answers are known."""
+        assert self.processor is not None
+        chosen = select_rows(self.rows, rows)
+        examples = QuestionExamples(chosen, **eval_options(self.processor), num_answers=None)
+        batch = batch_of(examples, range(len(rows)))
+        logits = check_logits(
+            model(
+                pixel_values=batch["pixel_values"].to(model.device),
+                input_ids=batch["input_ids"].to(model.device),
+                attention_mask=batch["attention_mask"].to(model.device),
+            ).logits
+        )
+        best = logits.sigmoid().max(dim=-1)
+        found = zip(rows, best.values.tolist(), logits.argmax(dim=-1).tolist(), strict=True)
+        return [
+            _answered(self.questions[row], answer=model.config.id2label[number], confidence=confidence)
+            for row, confidence, number in found
+        ]
+
+    def metrics(self, outputs: list[Prediction]) -> dict[str, float]:
+        """Return VQA's accuracy: of all questions, and by answer type and question type."""
+        return vqa_metrics(self.questions, [prediction["answer"] for prediction in outputs])
+
+    def chance(self, outputs: list[Prediction] | None = None) -> dict[str, float]:
+        """Return the accuracies of the most frequent answer."""
+        del outputs
+        return guessed_metrics(self.questions)
+
+    def meaning(self, metric: str) -> str:
+        """Return a sentence about an accuracy."""
+        if metric != ACCURACY:
+            kind, _, name = metric.removeprefix(f"{ACCURACY}[").removesuffix("]").partition(": ")
+            return f"of these, {kind} type {name!r}"
+        meaning = _TEN_ANSWERS if any(len(question.answers) > 1 for question in self.questions) else _ONE_ANSWER
+        meaning = _SOFT if any(question.soft_scores for question in self.questions) else meaning
+        return f"{meaning}; chance is the most frequent answer"
+
+
+def _answered(question: Question, *, answer: str, confidence: float) -> Prediction:
+    row: Prediction = {
+        "question_id": question.question_id,
+        "image_id": question.image_id,
+        "question": question.question,
+        "answer": answer,
+        "confidence": round(confidence, 4),
+    }
+    if question.answers:
+        row["annotators"] = list(question.answers)
+    elif question.soft_scores:
+        row["soft_scores"] = dict(question.soft_scores)
+    return row | {"score": round(question.score(answer), 4)} if question.is_known else row
+
+
+@dataclass(frozen=True)
+class QuestionStage(Task):
+    """Fine-tuning on questions, VQA."""
+
+    name: ClassVar[str] = "vqa"
+    title: ClassVar[str] = "fine-tuning on questions (VQA)"
+    unique_ids: ClassVar[bool] = False
+    can_evaluate: ClassVar[bool] = True
+    num_classes: ClassVar[int | None] = 3129
+    models = (VLMoForVisualQuestionAnswering,)
+    recipe: ClassVar[str] = "easy-vqa"
+    inputs: ClassVar[str] = "one --image and a --question"
+    draws: ClassVar[bool] = True
+    submits: ClassVar[bool] = True
+    head_lr_scale: float = 20.0
+    """Factor on the learning rate of the answer head, which starts at random."""
+    fusion_experts_from: FusionStart = "language"
+    """Expert of the same layer that starts `vision_language` experts which the start folder lacks."""
+
+    def build_model(self, settings: dict[str, Any]) -> VLMoForVisualQuestionAnswering:
+        """Return the fusion encoder with an answer head."""
+        return VLMoForVisualQuestionAnswering(VLMoConfig(**settings))
+
+    def objective(self, run: RunContext) -> nn.Module:
+        """Return the loss over the answers of the data's list."""
+        model = self.build_model(run.model | label_settings(names_of_source(run.source)))
+        run.start(model, fusion_experts_from=self.fusion_experts_from)
+        return QuestionObjective(model)
+
+    def examples(self, run: RunContext) -> Examples:
+        """Return questions with their images and the score of each answer."""
+        tokenizer, num_answers = run.text_processor.tokenizer, len(names_of_source(run.source))
+        return QuestionExamples(run.rows, **run.image_options(), tokenizer=tokenizer, num_answers=num_answers)
+
+    def lr_scale(self, model: nn.Module) -> dict[str, float]:
+        """Return the factor of the head."""
+        return head_lr_scale(model, head="answer_head", scale=self.head_lr_scale)
+
+    @classmethod
+    def read(
+        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
+    ) -> QuestionSet:
+        """Return the valid questions of a split, refusing answers that could not be scored afterwards."""
+
+        def check_values(rows: Dataset) -> None:
+            for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
+                if answers and 1 < len(answers) < MIN_ANNOTATORS:
+                    raise ValueError(
+                        f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); expected ten of ten "
+                        "people, one that is right, or none"
+                    )
+            if any(labels := column(rows, "answer_labels")):
+                check_answers(rows, labels, num_answers=len(names_of_source(source)))
+
+        rows = read_split(
+            source,
+            split=split,
+            limit=limit,
+            quarantine=quarantine,
+            check_columns=lambda rows: check_task(rows, QUESTION_FEATURES, task="questions about images"),
+            check_values=check_values,
+            needs_caption=False,
+            unique_ids=False,
+        )
+        return QuestionSet(rows, source=source, split=split, processor=processor)
+
+    @classmethod
+    def submission(cls, predictions: Sequence[Prediction]) -> str:
+        """Return JSON, a list of `{"question_id", "answer"}`; identifiers that are numbers are written as numbers."""
+        rows = [
+            {"question_id": int(name) if (name := row["question_id"]).isdecimal() else name, "answer": row["answer"]}
+            for row in predictions
+        ]
+        return json.dumps(rows, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def accepts(cls, inputs: Inputs) -> bool:
+        """Return True for one image with a question."""
+        return len(inputs.images) == 1 and inputs.question is not None and not inputs.texts
+
+    @classmethod
+    def predict(
+        cls,
+        folder: str | Path,
+        inputs: Inputs,
+        *,
+        top: int = 5,
+        save: str | Path | None = None,
+        device: str | None = None,
+    ) -> list[Prediction]:
+        """Return the best `top` answers, each with its confidence, the sigmoid of its logit.
+
+        Args:
+            save: PNG file for the image with the attention of the question's first token, out of whose state the answer
+                is read; the mean over the fusion layers.
+
+        Raises:
+            ValueError: The folder holds no model for questions, the question is empty, or the image cannot be read.
+        """
+        question = inputs.question or ""
+        if not question.strip():
+            raise ValueError(f"question is {question!r}; give a question")
+        image = open_image(inputs.images[0])
+        model, processor = cls.load(folder, device=device)
+        assert processor is not None
+        encoded: Any = processor(images=image, text=question, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            scores = model(**encoded).logits[0].float().sigmoid()
+        if save is not None:
+            seen = heat_map(image, attention_maps(model, **encoded)[0, 0], size=_SHOWN_PIXELS)
+            seen.save(with_parent(save), format="PNG")
+        best = scores.topk(min(top, len(scores)))
+        return [
+            {"answer": model.config.id2label[number], "confidence": round(score, 4)}
+            for score, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
