@@ -33,7 +33,7 @@ quickstart: $(VENV)/.installed-quickstart  ## all stages on small real data: abo
 	$(BIN)/vlmo quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev  ## all tests but those that need a GPU; some drive Chromium (on Debian: apt install chromium)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder -m "not gpu" $(ARGS)
 
 check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling, dependencies
 	$(BIN)/ruff format --check .

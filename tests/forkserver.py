@@ -104,9 +104,12 @@ def _run(folder: Path, env: dict[str, str], cwd: str, function: Callable[..., An
     function(*args, **kwargs)
 
 
-def start_command(*arguments: str | Path, **options: Any) -> Process:
-    """Start `vlmo ARGUMENTS`; options as for `start`."""
-    return start(_command, list(map(str, arguments)), **options)
+def start_command(*arguments: str | Path, world_size: int = 1, **options: Any) -> Process:
+    """Start `vlmo ARGUMENTS`, under torchrun if `world_size` is above 1; options as for `start`."""
+    words = list(map(str, arguments))
+    if world_size > 1:
+        return start(_agent, _command, [words], {}, world_size=world_size, **options)
+    return start(_command, words, **options)
 
 
 def _command(arguments: list[str]) -> None:
@@ -145,7 +148,9 @@ def start_torchrun(
     return start(_agent, function, args, kwargs, world_size=world_size, shutdown_timeout=shutdown_timeout)
 
 
-def _agent(function: Callable[..., Any], args: Any, kwargs: Any, *, world_size: int, shutdown_timeout: int) -> None:
+def _agent(
+    function: Callable[..., Any], args: Any, kwargs: Any, *, world_size: int, shutdown_timeout: int = 30
+) -> None:
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
     config = LaunchConfig(

@@ -3,8 +3,6 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.e2e.test_tutorial import write_pictures
+from tests.forkserver import PATIENCE_S, Process, start_command
+from tests.killing import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -31,15 +31,15 @@ SMALL = [
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     write_pictures(folder / "pictures")
-    train(folder, "whole").communicate(timeout=180)
+    process = train(folder, "whole")
+    assert process.wait() == 0, process.stderr
     return folder
 
 
-def train(folder: Path, run: str, *, processes: int = 1, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    start = launcher if processes > 1 else [sys.executable]
-    command = [*start, "-m", "vlmo.cli", "train", "emoji-stage3", "--run-dir", run, *SMALL, *options]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def train(folder: Path, run: str, *options: str, world_size: int = 1) -> Process:
+    return start_command(
+        *("train", "emoji-stage3", "--run-dir", run, *SMALL, *options), world_size=world_size, cwd=folder
+    )
 
 
 def lines(run: Path) -> list[dict]:
@@ -50,26 +50,22 @@ def lines(run: Path) -> list[dict]:
 
 def test_killed_run_ends_with_the_same_bits(folder):
     process = train(folder, "killed")
-    deadline = time.monotonic() + 120
-    while not list((folder / "killed" / "state").glob("step_*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    states = folder / "killed" / "state"
+    wait_until(lambda: any(states.glob("step_*")), within_s=PATIENCE_S, meanwhile=process.is_alive)
     time.sleep(random.Random().uniform(0, 0.5))  # anywhere: in a step, in a save
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     assert not (folder / "killed" / "model").exists()
     again = train(folder, "killed")
-    output, _ = again.communicate(timeout=180)
-    assert again.returncode == 0, output
+    assert again.wait() == 0, again.stderr
     assert lines(folder / "killed") == lines(folder / "whole")
     whole, killed = (load_file(folder / run / "model" / "model.safetensors") for run in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
 def test_two_processes_train_as_one(folder):
-    process = train(folder, "two", processes=2)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    process = train(folder, "two", world_size=2)
+    assert process.wait() == 0, process.stderr
     for one, two in zip(lines(folder / "whole"), lines(folder / "two"), strict=True):
         assert one["sample_ids_digest"] == two["sample_ids_digest"]
         for name in ("loss", "itc", "mlm", "itm"):
@@ -83,17 +79,15 @@ def test_two_processes_train_as_one(folder):
 
 def test_ended_run_is_not_trained_again(folder):
     process = train(folder, "whole")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "already" in output
+    assert process.wait() == 0
+    assert "already" in process.stdout + process.stderr
 
 
 def test_other_recipe_in_the_same_folder_is_refused(folder):
     kept = folder / "whole" / "quarantine.jsonl"
     kept.write_text("kept\n")
-    process = train(folder, "whole", options=("--optimizer.lr", "0.5"))
-    output, _ = process.communicate(timeout=120)
+    process = train(folder, "whole", "--optimizer.lr", "0.5")
+    assert process.wait() == 2
     assert kept.read_text() == "kept\n"
-    assert process.returncode == 2
-    assert "optimizer" in output
-    assert "Traceback" not in output
+    assert "optimizer" in process.stderr
+    assert "Traceback" not in process.stderr
