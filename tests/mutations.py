@@ -1,0 +1,230 @@
+"""Check that tests fail when the code is wrong: apply one wrong change at a time to a copy, and run the named tests.
+
+    python tests/mutations.py                  # all mutations: about an hour on two cores
+    python tests/mutations.py "rerank order"   # those whose names contain the words
+    python tests/mutations.py --check          # only whether the code still has each text to be changed
+
+Exit code 1 if tests pass with a wrong change, or a text is not found exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+_TESTS_FAILED = 1  # pytest's exit code; others mean that nothing was tested
+_LIMIT_S = 1800
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A wrong change.
+
+    Attributes:
+        name: What is wrong then.
+        file: File below src/vlmo.
+        old: Text that stands in it once.
+        new: Text that takes its place.
+        tests: Tests below tests/, one of which must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "experts swapped",
+        "model/multiway.py",
+        "torch.cat([modules[LANGUAGE](text, **options), modules[VISION](image, **options)], dim=1)",
+        "torch.cat([modules[VISION](text, **options), modules[LANGUAGE](image, **options)], dim=1)",
+        ("model/test_multiway.py",),
+    ),
+    Mutation(
+        "fusion expert never used",
+        "model/multiway.py",
+        "if self.fusion and VISION_LANGUAGE in modules:",
+        "if not self and VISION_LANGUAGE in modules:",
+        ("model/test_multiway.py",),
+    ),
+    Mutation(
+        "rows of the position table swapped",
+        "model/position.py",
+        "    index[:num_text, num_text:] = cross\n    index[num_text:, :num_text] = cross + 1\n",
+        "    index[:num_text, num_text:] = cross + 1\n    index[num_text:, :num_text] = cross\n",
+        ("model/test_position.py",),
+    ),
+    Mutation(
+        "same-image mask dropped in ITC",
+        "objectives/pretraining.py",
+        "same=same if self.config.exclude_same else None, keys=every",
+        "same=None, keys=every",
+        ("objectives/test_pretraining.py",),
+    ),
+    Mutation(
+        "same-image mask dropped in ITM",
+        "objectives/pretraining.py",
+        "excluded = same[rows[part]]",
+        "excluded = own_pairs(len(same.own), device=rows.device)[rows[part]]",
+        ("objectives/test_pretraining.py",),
+    ),
+    Mutation(
+        "negatives from the other ITC branch",
+        "objectives/pretraining.py",
+        "(images, texts), (image_keys, text_keys) = embeds[0], keys[0]",
+        "(images, texts), (image_keys, text_keys) = embeds[-1], keys[-1]",
+        ("objectives/test_pretraining.py",),
+    ),
+    Mutation(
+        "stage 2 trains a vision expert",
+        "model/backbone.py",
+        "modules.append(block.experts[SHARED if SHARED in block.experts else LANGUAGE])",
+        "modules += block.experts.values()",
+        ("model/test_backbone.py",),
+    ),
+    Mutation(
+        "stage 2 freezes the position table",
+        "model/backbone.py",
+        "        backbone.position_bias,\n    ]",
+        "    ]",
+        ("model/test_backbone.py",),
+    ),
+    Mutation(
+        "every chosen word becomes [MASK], instead of 80 %",
+        "data/masking.py",
+        "corrupted[chosen[fate < 0.8]]",
+        "corrupted[chosen[fate < 1.0]]",
+        ("data/test_masking.py",),
+    ),
+    Mutation(
+        "tokens masked instead of whole words",
+        "data/masking.py",
+        "begins = ~vocabulary.continuation[input_ids[positions]]",
+        "begins = np.ones(len(positions), dtype=bool)",
+        ("data/test_masking.py",),
+    ),
+    Mutation(
+        "pooler without tanh",
+        "model/backbone.py",
+        "return torch.tanh(self.dense(hidden[:, 0]))",
+        "return self.dense(hidden[:, 0])",
+        ("parity/test_published_layout.py",),
+    ),
+    Mutation(
+        "gather without gradient",
+        "distributed.py",
+        "return tensor if world_size() == 1 else _Gather.apply(tensor)",
+        "return gather(tensor)",
+        ("distributed/test_collectives.py",),
+    ),
+    Mutation(
+        "drop path not replayed in the gradient cache",
+        "objectives/chunks.py",
+        "use_reentrant=False, determinism_check",
+        "use_reentrant=False, preserve_rng_state=False, determinism_check",
+        ("objectives/test_chunks.py",),
+    ),
+    Mutation(
+        "one sample repeated after a resume",
+        "data/stream/lanes.py",
+        "self._entries[0].order <= cursor.after",
+        "self._entries[0].order < cursor.after",
+        ("data/stream/test_lanes.py",),
+    ),
+    Mutation(
+        "one step repeated after a resume",
+        "data/loader.py",
+        "        keys = self._micro_batch_keys(start_step)\n",
+        "        keys = self._micro_batch_keys(max(0, start_step - 1))\n",
+        ("data/test_loader.py",),
+    ),
+    Mutation(
+        "rerank order reversed",
+        "evaluation/retrieval.py",
+        "mixed, order = mixed.sort(dim=1, descending=True, stable=True)",
+        "mixed, order = mixed.sort(dim=1, descending=False, stable=True)",
+        ("evaluation/test_retrieval.py",),
+    ),
+)
+
+
+def main(*words: str, check: bool = False) -> None:
+    """Run mutations.
+
+    Args:
+        words: Parts of names; all mutations without any.
+        check: Only look for the texts to be changed.
+    """
+    console = Console()
+    chosen = [each for each in MUTATIONS if not words or any(word in each.name for word in words)]
+    missing = [each for each in chosen if (ROOT / "src" / "vlmo" / each.file).read_text().count(each.old) != 1]
+    for each in missing:
+        console.print(f"{each.name}: {each.file} does not hold its text once", markup=False, highlight=False)
+    if check or missing or not chosen:
+        sys.exit(bool(missing) or not chosen)
+    table = Table("mutation", "result", "tests", "seconds")
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "checkout"
+        _copy_checkout(copy)
+        tests = list(dict.fromkeys(test for each in chosen for test in each.tests))
+        if _run(copy, tests) != 0:
+            sys.exit("the tests fail without any change; nothing can be said of the changes")
+        for each in chosen:
+            began, file = time.monotonic(), copy / "src" / "vlmo" / each.file
+            text = file.read_text()
+            file.write_text(text.replace(each.old, each.new))
+            code = _run(copy, each.tests)
+            file.write_text(text)
+            caught = code == _TESTS_FAILED
+            survivors += not caught
+            result = "caught" if caught else "NOT CAUGHT" if code == 0 else f"NOT TESTED (exit code {code})"
+            console.print(f"{each.name}: {result}", highlight=False)
+            table.add_row(each.name, result, " ".join(each.tests), f"{time.monotonic() - began:.0f}")
+    console.print(table)
+    sys.exit(survivors > 0)
+
+
+def _copy_checkout(target: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():  # not one that was removed and not yet committed
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def _run(copy: Path, tests: tuple[str, ...] | list[str]) -> int:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu and not browser"]
+    # The copy comes before an installed package, in processes that tests start too.
+    environment = os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command += [f"tests/{test}" for test in tests]
+    try:
+        return subprocess.run(
+            command, cwd=copy, env=environment, stdout=subprocess.DEVNULL, timeout=_LIMIT_S, check=False
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return _TESTS_FAILED  # processes that wait for each other for ever
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
