@@ -67,7 +67,7 @@ class Options:
     queue: int = 64
     """Places of the server."""
     soak: float = 0.0
-    """Seconds of a mixed load, up to 7200, in place of the measurements."""
+    """Seconds of a mixed load after the measurements, up to 7200."""
     index: Path | None = None
     """Where the index is kept for the next run; by default it is made anew and removed."""
     out: Path | None = None
@@ -354,16 +354,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         index = options.index or Path(name) / "index"
         result |= {"index": make_index(options, index, console=console), "clients": options.clients}
         with running_server(options, index) as (port, process):
+            warm_up = min(_WARM_UP, options.seconds)
+            result["search"] = [
+                measure(options, port, process, rerank=rerank, warm_up=warm_up) for rerank in (0, options.rerank)
+            ]
+            print(json.dumps(result["search"], indent=1))
             if options.soak:
                 result["soak"] = soak(options, port, process)
                 shown = {key: value for key, value in result["soak"].items() if key != "resident_mb"}
                 print(json.dumps(shown, indent=1))
-            else:
-                warm_up = min(_WARM_UP, options.seconds)
-                result["search"] = [
-                    measure(options, port, process, rerank=rerank, warm_up=warm_up) for rerank in (0, options.rerank)
-                ]
-                print(json.dumps(result["search"], indent=1))
     write_result(result, options.out)
 
 

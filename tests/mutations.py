@@ -162,7 +162,7 @@ MUTATIONS = (
 )
 
 
-def main(*words: str, check: bool = False) -> None:
+def main(words: tyro.conf.Positional[tuple[str, ...]] = (), /, *, check: bool = False) -> None:
     """Run mutations.
 
     Args:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 import dual_vs_fusion
 from dual_vs_fusion import Clock
 
@@ -57,8 +55,3 @@ def test_crossing_points_by_hand() -> None:
     }
     never = dual_vs_fusion.crossings(image=1.0, text=1.0, pair=1.0, product=1.0, shortlist=1)
     assert never["dual_faster_than_fusion_from"] is None
-
-
-def test_counts_below_one_are_refused() -> None:
-    with pytest.raises(SystemExit, match="1 or more"):
-        dual_vs_fusion.main(["--counts", "0"])

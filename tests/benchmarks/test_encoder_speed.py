@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,8 +62,3 @@ def test_counted_operations_are_those_of_the_towers() -> None:
         encoder.get_image_features(pixels)
     assert counter.get_total_flops() == expected[OURS] + projection
     assert expected[OURS] < expected["clip"]
-
-
-def test_impossible_lengths_are_refused() -> None:
-    with pytest.raises(SystemExit, match="two rising numbers"):
-        encoder_speed.main(["--text-lengths", "24", "8"])

@@ -29,12 +29,3 @@ def test_figures_are_within_the_bar_and_written(tmp_path, capsys):
     cost = written["import_base"]
     assert cost["seconds"] > 0
     assert 0.1 < cost["peak_gib"] < 3
-
-
-def test_table_names_the_worst_output_of_each_checkpoint():
-    outputs = {
-        "one": {"largest_difference": 1e-7, "largest_value": 2.0},
-        "two": {"largest_difference": 3e-6, "largest_value": 1.0},
-    }
-    lines = parity.table([{"checkpoint": "VLMo", "against": "another", "outputs": outputs}]).splitlines()
-    assert lines[-1] == "| VLMo | another | 2 | 3.0e-06 (`two`) | 1.0 |"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 import search
-from search_engines import index_parameters
 
 ARGUMENTS = ["--dim", "32", "--query-count", "4", "--seconds", "60", "--threads", "1", "--clients", "3"]
 
@@ -42,10 +40,6 @@ def test_recall_is_the_share_of_the_true_neighbours() -> None:
     assert (found["queries"], found["recall@10"]) == (40, 0.7)
 
 
-def test_latency_is_in_milliseconds() -> None:
-    assert search.latency([0.002] * 98 + [0.5] * 3) == {"p50_ms": 2.0, "p99_ms": 500.0}
-
-
 def test_clients_ask_each_query_once() -> None:
     engine = _Knows(asked(), knows=10)
     found = search.at_once(engine, asked().vectors, clients=4, seconds=10)
@@ -53,24 +47,10 @@ def test_clients_ask_each_query_once() -> None:
     assert found["a_second"] > 0
 
 
-def test_a_client_that_fails_is_told() -> None:
-    engine = _Knows(asked(), knows=10)
-    with pytest.raises(IndexError):
-        search.at_once(engine, asked().vectors + 1, clients=2, seconds=10)
-
-
 @pytest.mark.parametrize(("recall", "p99", "met"), [(0.97, 49.0, True), (0.96, 49.0, False), (0.99, 50.0, False)])
 def test_bar_is_for_the_worst_kind_of_query(recall, p99, met) -> None:
     kinds = {"texts": {"recall@10": recall, "p99_ms": 1.0}, "pictures": {"recall@10": 1.0, "p99_ms": p99}}
     assert search.against_bar({"lancedb index": {"one by one": kinds}})["met"] is met
-
-
-def test_parameters_grow_with_the_set_and_stay_possible() -> None:
-    found = [index_parameters(rows) for rows in (1, 100, 10_000, 1_000_000, 1_000_000_000)]
-    for smaller, larger in pairwise(found):
-        assert smaller["partitions"] < larger["partitions"]
-        assert smaller["nprobes"] <= larger["nprobes"]
-    assert all(1 <= each["nprobes"] <= each["partitions"] for each in found)
 
 
 @pytest.mark.slow

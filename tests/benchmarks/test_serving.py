@@ -15,7 +15,7 @@ def test_load_and_soak_are_measured_and_written(tmp_path) -> None:
     model = trained_folder(tmp_path / "model", steps=1)
     common = ["--model", str(model), "--vectors", "300", "--drawings", "40", "--clients", "3", "--rerank", "4"]
     common += ["--index", str(tmp_path / "index"), "--out", str(tmp_path / "out.json")]
-    serving.main([*common, "--seconds", "1"])
+    serving.main([*common, "--seconds", "0.5", "--soak", "1"])
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["index"]["pictures"] == 300
     plain, reranked = result["search"]
@@ -26,8 +26,7 @@ def test_load_and_soak_are_measured_and_written(tmp_path) -> None:
         assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
         assert figures["requests"] >= 3
         assert 1 <= figures["rows_per_call"] <= 32
-    serving.main([*common, "--soak", "2"])
-    soak = json.loads((tmp_path / "out.json").read_text())["soak"]
+    soak = result["soak"]
     assert soak["errors"] == 0
     assert len(soak["resident_mb"]) >= 2
     assert soak["resident_mb_highest"] >= soak["resident_mb_of_the_last_fifth"] > 50
@@ -37,13 +36,6 @@ def test_errors_are_counted_apart() -> None:
     load = serving.Load(seconds=[0.1, 0.2, 0.3], statuses=serving.Counter({"200": 2, "503": 1}))
     summary = load.summary(wall=3.0)
     assert (summary["errors"], summary["requests_per_second"], summary["p50_ms"]) == (1, 1.0, 200.0)
-
-
-def test_mixture_has_every_kind_of_request() -> None:
-    next_request = serving.requests_of(["a", "b"], top=3, rerank=4, pictures=["aGk="])
-    bodies = [json.loads(next_request().partition(b"\r\n\r\n")[2]) for _ in range(300)]
-    kinds = [sum("picture" in body for body in bodies), sum(body.get("rerank") == 4 for body in bodies)]
-    assert all(10 < kind < 60 for kind in kinds)
 
 
 @pytest.mark.parametrize("wrong", [{"clients": 1000}, {"seconds": 1e6}, {"soak": 1e6}, {"vectors": 1}])

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-import plain_stage3
 import stage3_step
 from stage3_step import OURS, PLAIN, Options
 from vlmo.model import VLMoConfig
@@ -71,11 +70,8 @@ def test_result_is_written(tmp_path, monkeypatch, capsys) -> None:
 
 @pytest.mark.slow
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
-    few, many = (
-        stage3_step.peak_memory_apart(PLAIN, precision="float32", options=Options(preset="tiny", pairs=pairs))
-        for pairs in (2, 64)
-    )
-    assert few < many / 4
+    peak = stage3_step.peak_memory_apart(PLAIN, precision="float32", options=Options(preset="tiny", pairs=64))
+    assert 0 < peak < 2**28  # above the state: neither this process nor the libraries count
 
 
 def test_sides_that_differ_are_refused() -> None:
@@ -85,10 +81,3 @@ def test_sides_that_differ_are_refused() -> None:
     assert stage3_step.check_losses(losses, precision="bf16") == pytest.approx(0.001)
     with pytest.raises(RuntimeError, match="differ by nan"):
         stage3_step.check_losses({OURS: {"loss": float("nan")}, PLAIN: {"loss": 1.0}}, precision="bf16")
-
-
-def test_what_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(ValueError, match="pairs, rounds and threads are 1, 3 and 2"):
-        Options(pairs=1)
-    with pytest.raises(ValueError, match="the plain step knows VLMo-Base and -Large"):
-        plain_stage3.check_plain(VLMoConfig.tiny(experts="shared"))

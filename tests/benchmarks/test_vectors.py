@@ -66,9 +66,3 @@ def test_vectors_of_a_file_are_normalised_and_its_last_rows_are_queries(tmp_path
     np.testing.assert_allclose(source.queries(5)["rows"], expected[25:], atol=ROUNDING)
     asked = FileVectors(source.vectors, asked=rows[:3])
     np.testing.assert_allclose(asked.queries(5)["file"], expected[:3], atol=ROUNDING)
-
-
-def test_a_file_of_another_shape_is_refused(tmp_path) -> None:
-    np.save(tmp_path / "flat.npy", np.zeros(8))
-    with pytest.raises(ValueError, match=r"shape \(8,\)"):
-        read_vectors(tmp_path / "flat.npy")
