@@ -57,8 +57,7 @@ def test_each_batch_is_measured_and_written_and_a_missed_bar_is_an_error(tmp_pat
     assert len(result["faults"]) == 1
 
 
-@pytest.mark.slow
-def test_a_step_runs_in_its_own_process() -> None:
+def test_a_step_is_measured(scripts_run_here) -> None:
     arguments = ["--layers", "1", "--image-size", "32", "--text-length", "4", "--chunk", "2", "--threads", "1"]
     found = contrastive_memory.in_own_process(4, [*arguments, "--matching"])
     assert found["pairs"] == 4

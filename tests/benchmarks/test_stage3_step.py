@@ -68,10 +68,9 @@ def test_result_is_written(tmp_path, monkeypatch, capsys) -> None:
     assert "bf16: time" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
+def test_peak_memory_is_that_of_the_step_alone(scripts_run_here) -> None:
     peak = stage3_step.peak_memory_apart(PLAIN, precision="float32", options=Options(preset="tiny", pairs=64))
-    assert 0 < peak < 2**28  # above the state: neither this process nor the libraries count
+    assert 0 < peak < 2**28  # neither the libraries nor the model count
 
 
 def test_sides_that_differ_are_refused() -> None:

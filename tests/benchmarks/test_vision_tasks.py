@@ -78,7 +78,7 @@ def test_every_model_is_measured(task, sets, tmp_path, monkeypatch):
     def tiny(name):
         recipe = find_recipe(name)
         stage = recipe.stage if task == "digits" else dataclasses.replace(recipe.stage, channels=8)
-        return lambda: dataclasses.replace(
+        return dataclasses.replace(
             recipe,
             stage=stage,
             model=model_config(VLMoConfig.tiny(num_fusion_layers=0)),
