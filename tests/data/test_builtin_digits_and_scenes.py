@@ -57,8 +57,8 @@ def test_photographs_for_testing_are_others() -> None:
     parts = {split: photographs(split) for split in ("train", "test")}
     assert not {photo.name for photo in parts["train"]} & {photo.name for photo in parts["test"]}
     for photo in (*parts["train"], *parts["test"]):
-        assert photo.picture.mode == "RGB"
-        assert min(photo.picture.size) >= 300
+        assert photo.image.mode == "RGB"
+        assert min(photo.image.size) >= 300
         assert photo.licence
 
 

@@ -150,7 +150,7 @@ def test_facts_are_what_questions_and_answers_tell() -> None:
 
 def test_facts_agree_with_the_pictures() -> None:
     """Black, gray and pure colors are told by the pixels; the shape fills its own share of the box around it."""
-    files = easy_vqa.picture_files("test")
+    files = easy_vqa.image_files("test")
     shown = easy_vqa.facts(easy_vqa.asked("test"))
     assert 850 < len(shown) <= 1000
     paints = {

@@ -1,4 +1,4 @@
-"""Answers to questions about pictures: the form in which VQA's evaluation compares them, and what they score."""
+"""Answers to questions about images: the form in which VQA's evaluation compares them, and what they score."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 MIN_COUNT = 9
-"""How often an answer must be given to be in the answer list; on VQAv2 this leaves the published 3,129."""
+"""Number of times that an answer must be given to be in the answer list; on VQAv2 this leaves the published 3,129."""
 
 _SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 

@@ -24,14 +24,14 @@ _TEXT_DEFAULTS = {"padding": True, "truncation": True, "pad_to_multiple_of": PAD
 
 
 def image_processor_for(image_size: int) -> BeitImageProcessor:
-    """What `VLMoProcessor` does to images, alone: `save_pretrained` writes it for a model that reads no text.
+    """Return the image half of `VLMoProcessor`: `save_pretrained` writes it for a model that reads no text.
 
     Raises:
         ValueError: `image_size` is not positive.
     """
     if image_size < 1:
         raise ValueError(f"image_size is {image_size}: expected a positive number of pixels")
-    return BeitImageProcessor(  # ViT's does the same to pictures, but cannot make segments of logits
+    return BeitImageProcessor(  # ViT's does the same to images, but cannot make segments of logits
         do_convert_rgb=True,
         size={"height": image_size, "width": image_size},
         resample=Image.Resampling.BICUBIC,

@@ -1,4 +1,4 @@
-"""Pictures together with the class of each pixel: augmentation for training, and the plain way for evaluation.
+"""Images together with the class of each pixel: augmentation for training, and the plain way for evaluation.
 
 The steps and their strengths are those with which BEiT is fine-tuned on ADE20K (mmsegmentation's usual ones).
 """
@@ -22,7 +22,7 @@ IGNORED_CLASS = 255
 """Number of pixels that do not count."""
 
 _LONGEST = 4
-"""A picture's long side is at most this times the wanted short side."""
+"""An image's long side is at most this times the wanted short side."""
 _CROP_TRIES = 10
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32, (0.5, 1.5), (0.5, 1.5), 18 / 360
 
@@ -31,7 +31,7 @@ Mask = UInt8[np.ndarray, "height width"]
 
 @dataclass(frozen=True)
 class SegmentTransformConfig:
-    """What becomes of a training picture and its mask; fields called a probability are in [0, 1]."""
+    """Augmentation of a training image and its mask; fields called a probability are in [0, 1]."""
 
     short_side: int | None = None
     """Pixels of the short side before the random scale; None: the side of the crop."""
@@ -45,7 +45,7 @@ class SegmentTransformConfig:
     """Probability of each change of brightness, contrast, saturation and hue."""
 
     def __post_init__(self) -> None:
-        """Looks at the values.
+        """Validate the values.
 
         Raises:
             ValueError: A scale or side is not above 0, or a probability not from 0 to 1.
@@ -73,26 +73,26 @@ class SegmentTrainTransform:
         self.crop_size = crop_size
 
     def __call__(
-        self, picture: Image.Image, mask: Mask, generator: np.random.Generator
+        self, image: Image.Image, mask: Mask, generator: np.random.Generator
     ) -> tuple[Float[Tensor, "3 crop crop"], Int64[Tensor, "crop crop"]]:
         """Pixel values in [-1, 1] and classes, a pure function of the arguments and the generator's state."""
         config = self.config
         size = scaled_size(
-            picture.size,
+            image.size,
             short_side=config.short_side or self.crop_size,
             scale=generator.uniform(*config.scale),
         )
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        image = image.resize(size, Image.Resampling.BILINEAR)
         mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         left, top = self._place(mask, generator)
         box = (left, top, min(left + self.crop_size, size[0]), min(top + self.crop_size, size[1]))
-        picture, mask = picture.crop(box), mask[box[1] : box[3], box[0] : box[2]]
+        image, mask = image.crop(box), mask[box[1] : box[3], box[0] : box[2]]
         if generator.random() < config.horizontal_flip:
-            picture, mask = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mask[:, ::-1]
-        picture = change_colors(picture, probability=config.photometric, generator=generator)
+            image, mask = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mask[:, ::-1]
+        image = change_colors(image, probability=config.photometric, generator=generator)
         missing = (0, self.crop_size - mask.shape[1], 0, self.crop_size - mask.shape[0])
         return (
-            functional.pad(to_pixel_values(picture), missing),
+            functional.pad(to_pixel_values(image), missing),
             functional.pad(torch.from_numpy(mask.astype(np.int64)), missing, value=IGNORED_CLASS),
         )
 
@@ -109,17 +109,17 @@ class SegmentTrainTransform:
         return left, top
 
 
-def eval_pixel_values(picture: Image.Image, *, short_side: int, multiple: int = 1) -> Float[Tensor, "3 height width"]:
-    """The picture at evaluation's size: proportions kept, but for rounding both sides to multiples of `multiple`."""
+def eval_pixel_values(image: Image.Image, *, short_side: int, multiple: int = 1) -> Float[Tensor, "3 height width"]:
+    """The image at evaluation's size: proportions kept, but for rounding both sides to multiples of `multiple`."""
     width, height = (
-        max(1, _rounded(side / multiple)) * multiple for side in scaled_size(picture.size, short_side=short_side)
+        max(1, _rounded(side / multiple)) * multiple for side in scaled_size(image.size, short_side=short_side)
     )
-    return to_pixel_values(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return to_pixel_values(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def to_pixel_values(picture: Image.Image) -> Float[Tensor, "3 height width"]:
+def to_pixel_values(image: Image.Image) -> Float[Tensor, "3 height width"]:
     """Pixels in [-1, 1]."""
-    return normalize_pixels(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
+    return normalize_pixels(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
 
 
 def scaled_size(size: tuple[int, int], *, short_side: int, scale: float = 1.0) -> tuple[int, int]:
@@ -133,31 +133,31 @@ def _rounded(number: float) -> int:
     return math.floor(number + 0.5)  # halves up, where Python takes the even neighbour
 
 
-def change_colors(picture: Image.Image, *, probability: float, generator: np.random.Generator) -> Image.Image:
+def change_colors(image: Image.Image, *, probability: float, generator: np.random.Generator) -> Image.Image:
     """Brightness, contrast (first or last), saturation and hue, each changed with this probability."""
     if probability == 0:
-        return picture
+        return image
     contrast_first = generator.random() < 0.5
     brightness, contrast, saturation, hue = generator.random(4) < probability
     shift = generator.uniform(-_BRIGHTNESS, _BRIGHTNESS) if brightness else 0.0
     gain = generator.uniform(*_CONTRAST) if contrast else 1.0
     more = generator.uniform(*_SATURATION) if saturation else 1.0
     turn = generator.uniform(-_HUE, _HUE) if hue else 0.0
-    picture = _map_levels(picture, gain=gain if contrast_first else 1.0, shift=shift)
+    image = _map_levels(image, gain=gain if contrast_first else 1.0, shift=shift)
     if saturation or hue:
-        picture = _map_hsv(picture, saturation=more, turn=turn)
-    return picture if contrast_first else _map_levels(picture, gain=gain, shift=0.0)
+        image = _map_hsv(image, saturation=more, turn=turn)
+    return image if contrast_first else _map_levels(image, gain=gain, shift=0.0)
 
 
-def _map_levels(picture: Image.Image, *, gain: float, shift: float) -> Image.Image:
+def _map_levels(image: Image.Image, *, gain: float, shift: float) -> Image.Image:
     """Every channel's levels shifted, then multiplied."""
     if gain == 1 and shift == 0:
-        return picture
-    return picture.point(_table([(level + shift) * gain for level in range(256)]) * 3)
+        return image
+    return image.point(_table([(level + shift) * gain for level in range(256)]) * 3)
 
 
-def _map_hsv(picture: Image.Image, *, saturation: float, turn: float) -> Image.Image:
-    hue, colorful, value = picture.convert("HSV").split()
+def _map_hsv(image: Image.Image, *, saturation: float, turn: float) -> Image.Image:
+    hue, colorful, value = image.convert("HSV").split()
     hue = hue.point([(level + round(256 * turn)) % 256 for level in range(256)])
     colorful = colorful.point(_table([level * saturation for level in range(256)]))
     return Image.merge("HSV", (hue, colorful, value)).convert("RGB")

@@ -60,7 +60,7 @@ class SegmentTransform(Protocol):
     """An image and its mask to pixel values and classes, as `SegmentTrainTransform` makes them."""
 
     def __call__(
-        self, picture: Image.Image, mask: UInt8[np.ndarray, "height width"], generator: np.random.Generator
+        self, image: Image.Image, mask: UInt8[np.ndarray, "height width"], generator: np.random.Generator
     ) -> tuple[Float[Tensor, "3 size size"], Int64[Tensor, "size size"]]:
         """Return both after the same augmentation."""
         ...

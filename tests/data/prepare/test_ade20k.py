@@ -128,10 +128,10 @@ def test_ade20k_quarantines_what_does_not_fit_together(tmp_path) -> None:
     reasons = quarantined(tmp_path / "out")
     assert reasons.keys() == bad.keys()
     assert reasons["without_mask"] == "the annotation is missing"
-    assert reasons["without_picture"] == "the picture is missing"
+    assert reasons["without_picture"] == "the image is missing"
     assert "cut_picture.jpg: cannot be decoded" in reasons["cut_picture"]
     assert "cut_mask.png: cannot be decoded" in reasons["cut_mask"]
-    assert reasons["other_size"].endswith("other_size.png: 6 x 4 pixels, its picture has 5 x 4")
+    assert reasons["other_size"].endswith("other_size.png: 6 x 4 pixels, its image has 5 x 4")
     assert reasons["class_151"].endswith("class_151.png: class 151; expected 0 (none) to 150")
     assert "coloured.png: cannot be decoded: mode RGB; a mask needs one channel" in reasons["coloured"]
     assert (summary.splits["train"].rows, summary.splits["train"].quarantined) == (3, 7)

@@ -103,7 +103,7 @@ def test_imagenet_layouts_that_cannot_be_read_are_named(root, tmp_path) -> None:
         for file in (root / "val" / synset).iterdir():
             file.rename(root / "val" / f"{synset}.JPEG")
         (root / "val" / synset).rmdir()
-    refused("val: no folder for any class in it; sort its pictures into such folders")
+    refused("val: no folder for any class in it; sort its images into such folders")
     (root / "train").rename(tmp_path / "elsewhere")
     refused(r"validation but no train/; --root must be a folder with train/ and val/")
     (root / "val").rename(tmp_path / "elsewhere too")
@@ -128,7 +128,7 @@ def test_imagenet_lists_no_more_than_a_class_at_a_time(root, tmp_path, monkeypat
         return files(folder)
 
     monkeypatch.setattr(imagenet_module, "_files", watched)
-    rows = imagenet_module._rows({"train": root / "train"}, SYNSETS, root=root)
+    rows = imagenet_module._rows({"train": root / "train"}, {"train": SYNSETS}, root=root)
     for _ in range(4):
         next(rows)
     assert listed == SYNSETS[:2]

@@ -118,7 +118,7 @@ def test_vilt_arrow_captions_become_rows_of_our_layout(tmp_path) -> None:
 
 
 def test_vilt_arrow_pictures_are_read_in_place(tmp_path) -> None:
-    """Noise cannot be packed, so that a copy of the pictures would show in the folder's size."""
+    """Noise cannot be packed, so that a copy of the images would show in the folder's size."""
     generator = np.random.default_rng(0)
     rows = []
     for number in range(8):
@@ -217,7 +217,7 @@ def test_vilt_arrow_sentences_become_a_row_each(tmp_path) -> None:
     assert validation[1]["captions"] == ["One is red."]
     np.testing.assert_array_equal(pixels(validation[0]["image"]), expected_pixels(png(9)))
     np.testing.assert_array_equal(pixels(validation[0]["second_image"]), expected_pixels(jpeg(109)))
-    # The same sentence about the same set of pictures is one group; another set's is another.
+    # The same sentence about the same set of images is one group; another set's is another.
     first, second, third, fourth = validation["sentence_group"][:]
     assert second == third
     assert len({first, second, fourth}) == 3
@@ -291,7 +291,7 @@ def test_vilt_arrow_pictures_whose_file_is_gone_are_named(tmp_path) -> None:
         ),
         (
             lambda table: table.set_column(0, "image", pa.array(["a", "b"])),
-            "a column of pictures holds string; expected",
+            "a column of images holds string; expected",
         ),
     ],
 )
@@ -304,7 +304,7 @@ def test_vilt_arrow_rejects_other_columns(tmp_path, change: Any, message: str) -
 
 def test_vilt_arrow_rejects_compressed_pictures(tmp_path) -> None:
     write_arrow(tmp_path / "vg.arrow", [captioned(1, "train") | {"image": b"a" * 10_000}], compression="zstd")
-    with pytest.raises(ValueError, match=r"vg.arrow: its pictures are compressed by Arrow; write the file without"):
+    with pytest.raises(ValueError, match=r"vg.arrow: its images are compressed by Arrow; write the file without"):
         prepare("vilt_arrow", root=tmp_path, out=tmp_path / "out")
 
 
@@ -352,7 +352,7 @@ def test_vilt_arrow_quarantines_targets_that_do_not_fit_together(targets, tmp_pa
     prepare("vilt_arrow", root=tmp_path / "arrows", out=tmp_path / "out")
     (reason,) = quarantined(tmp_path / "out").values()
     assert "expected as many scores from 0 to 1 as numbers from 0 up" in reason
-    # The other question about the picture stays.
+    # The other question about the image stays.
     assert len(open_source(str(tmp_path / "out"))) == 3
 
 

@@ -50,7 +50,7 @@ def test_visual_genome_names_cocos_pictures_as_coco_does(root, tmp_path) -> None
 
 def test_visual_genome_keeps_cocos_held_out_pictures_apart(root, tmp_path) -> None:
     notes = prepare("visual_genome", root=root, out=tmp_path / "without").notes
-    assert "2 pictures are from COCO" in notes[0]
+    assert "2 images are from COCO" in notes[0]
     records = [coco_record(77, "test"), coco_record(88, "restval"), coco_record(99, "val")]
     write(root / "dataset_coco.json", json.dumps({"images": records}))
     summary = prepare("visual_genome", root=root, out=tmp_path / "with")

@@ -113,7 +113,7 @@ def test_vqav2_leaves_out_training_questions_without_a_known_answer(tmp_path) ->
     notes = "\n".join(summary.notes)
     assert "2 answers are given to 9 questions or more; whole: 3,129" in notes
     assert f"{len(TRAIN_IMAGES) + 2} questions with none of these answers are left out of training" in notes
-    assert "the questions about 2 pictures of val2014 are for validation" in notes
+    assert "the questions about 2 images of val2014 are for validation" in notes
     assert "48 questions have answers; in the whole set 658,111 have" in notes
     assert summary.splits["train"].quarantined == 0
 
@@ -181,7 +181,7 @@ def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
     assert "question_id 1000 repeats that of an earlier row" in reasons["coco/1"]
     assert reasons["coco/2"] == "question 2009 has no annotation"
     assert reasons["coco/3"] == "question 3007: annotation without a question"
-    assert reasons["coco/4"] == "question 4008 is about picture 4, its annotation about 5"
+    assert reasons["coco/4"] == "question 4008 is about image 4, its annotation about 5"
     assert reasons["coco/6"] == "question 6000: second annotation"
     assert "No such file" in reasons["coco/7"]
     assert "cannot be decoded" in reasons["coco/8"]

@@ -25,7 +25,7 @@ _BRIGHTEST = 16
 
 
 def build() -> dict[str, DatasetDict]:
-    """`digits`: pictures of one class each, white strokes on black."""
+    """`digits`: images of one class each, white strokes on black."""
     found: Any = load_digits()
     rows = list(_rows(found.images, found.target))
     features = class_features(NAMES)
@@ -33,11 +33,11 @@ def build() -> dict[str, DatasetDict]:
     return {"digits": DatasetDict({"train": train, "test": test})}
 
 
-def _rows(pictures: np.ndarray, classes: np.ndarray) -> Iterator[dict[str, Any]]:
-    for number, (picture, label) in enumerate(zip(pictures, classes, strict=True)):
+def _rows(images: np.ndarray, classes: np.ndarray) -> Iterator[dict[str, Any]]:
+    for number, (image, label) in enumerate(zip(images, classes, strict=True)):
         name = f"{SOURCE}/{number:04}"
         yield {
-            "image": {"bytes": _png(np.rint(picture * (255 / _BRIGHTEST)).astype(np.uint8)), "path": f"{name}.png"},
+            "image": {"bytes": _png(np.rint(image * (255 / _BRIGHTEST)).astype(np.uint8)), "path": f"{name}.png"},
             "captions": [],
             "image_id": name,
             "source": SOURCE,

@@ -1,4 +1,4 @@
-"""easy-VQA: pictures of one drawn shape with questions and answers, from the `easy-vqa` package."""
+"""easy-VQA: images of one drawn shape with questions and answers, from the `easy-vqa` package."""
 
 import io
 from collections import defaultdict
@@ -31,26 +31,26 @@ _PIXELS = 64
 _GREY = (128, 128, 128)
 
 Asked = tuple[list[str], list[str], list[int]]
-"""Questions, their answers and the numbers of their pictures."""
+"""Questions, their answers and the numbers of their images."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a picture shows."""
+    """The shape and colour that an image shows."""
 
     shape: str
     color: str
 
 
 def build() -> dict[str, DatasetDict]:
-    """Questions about pictures, the same with every picture hidden, and the questions' texts alone.
+    """Questions about images, the same with every image hidden, and the questions' texts alone.
 
-    `easy-vqa` has a row a question, so rows of one picture share its `image_id`. In `easy-vqa-hidden` one grey picture
-    stands for every picture: what a model reaches there, it reaches by the questions alone. More than half of the
+    `easy-vqa` has a row a question, so rows of one image share its `image_id`. In `easy-vqa-hidden` one grey image
+    stands for every image: what a model reaches there, it reaches by the questions alone. More than half of the
     questions ask for a yes or no about a colour; `easy-vqa-balanced` has fewer of these to train on, and the same test.
     """
     questions = sorted(distinct_questions())
-    train, test = (_rows(split, files=picture_files(split)) for split in ("train", "test"))
+    train, test = (_rows(split, files=image_files(split)) for split in ("train", "test"))
     grey = _grey()
     hidden = defaultdict(lambda: grey)
     return {
@@ -71,8 +71,8 @@ def asked(split: str) -> Asked:
     return easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
 
 
-def picture_files(split: str) -> dict[int, bytes]:
-    """The package's pictures of a split by number, as they lie in its files."""
+def image_files(split: str) -> dict[int, bytes]:
+    """The package's images of a split by number, as they lie in its files."""
     paths = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
     return {number: Path(path).read_bytes() for number, path in paths.items()}
 
@@ -83,7 +83,7 @@ def distinct_questions() -> set[str]:
 
 
 def facts(questions: Asked) -> dict[int, Drawn]:
-    """What the pictures show, by number, as far as questions and answers tell; pictures that stay unclear are left out.
+    """Return what the images show, by number, as far as questions and answers tell; unclear ones are left out.
 
     >>> facts((["is there a circle?", "what color is the shape?"], ["yes", "red"], [7, 7]))
     {7: Drawn(shape='circle', color='red')}
@@ -113,7 +113,7 @@ def question_type(question: str) -> str:
 
 
 def _denies(question: str, answer: str) -> bool:
-    """Whether question and answer say that the thing which the question names is not there."""
+    """Return True where question and answer say that the thing which the question names is not there."""
     return answer in {"yes", "no"} and (answer == "yes") == _is_negated(question)
 
 

@@ -1,7 +1,7 @@
-"""Sentences that are true or false of two of easy-VQA's pictures, in the manner of NLVR2.
+"""Sentences that are true or false of two of easy-VQA's images, in the manner of NLVR2.
 
-Four rows share a sentence: it is true of two pairs and false of two. Each false pair is a true one with another picture
-in one of its two places, so neither the sentence alone nor one picture alone tells.
+Four rows share a sentence: it is true of two pairs and false of two. Each false pair is a true one with another image
+in one of its two places, so neither the sentence alone nor one image alone tells.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlmo.data.builtin.easy_vqa import (
     Drawn,
     asked,
     facts,
-    picture_files,
+    image_files,
 )
 from vlmo.data.schema import REASONING_FEATURES, hash_share
 
@@ -51,7 +51,7 @@ class Claim:
 
     Attributes:
         forms: Wordings, with the names of slots in braces.
-        holds: Whether it is true of the left and the right shape; None where people could read it either way.
+        holds: True where it is true of the left and the right shape; None where people could read it either way.
     """
 
     forms: tuple[str, ...]
@@ -137,7 +137,7 @@ COLOR_CLAIMS = (
 def build() -> dict[str, DatasetDict]:
     """`easy-vqa-pairs`, and `easy-vqa-pairs-colors` about one colour in the words of the questions, learnt sooner.
 
-    Test pairs are made of the package's test pictures alone.
+    Test pairs are made of the package's test images alone.
     """
     claims = {NAME: CLAIMS, COLOR_NAME: COLOR_CLAIMS}
     return {
@@ -152,7 +152,7 @@ def build() -> dict[str, DatasetDict]:
 
 
 def _pairs(split: str, *, name: str, claims: Sequence[Claim]) -> Dataset:
-    shown, files = facts(asked(split)), picture_files(split)
+    shown, files = facts(asked(split)), image_files(split)
     rows = pair_rows(split, shown=shown, files=files, num_groups=NUM_GROUPS[split], name=name, claims=claims)
     return Dataset.from_list(rows, features=REASONING_FEATURES)
 
@@ -169,10 +169,10 @@ def pair_rows(
     """Rows of `num_groups` sentences, a pure function of the arguments.
 
     Args:
-        shown: What each picture shows, by number.
-        files: The pictures' files.
+        shown: Shape and colour of each image, by number.
+        files: The images' files.
         name: Name of the set, in the rows' ids.
-        claims: What the sentences say, in turn.
+        claims: Meanings of the sentences, in turn.
     """
     rows = []
     for group in range(num_groups):
@@ -200,7 +200,7 @@ def pair_rows(
 def _true_and_false(
     claim: Claim, slots: Slots, *, shown: Mapping[int, Drawn], draws: _Draws
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """A pair of pictures that the claim is true of, and one that it is false of and that shares a picture with it."""
+    """A pair of images that the claim is true of, and one that it is false of and that shares an image with it."""
     numbers = list(shown)
 
     def holds(left: int, right: int) -> bool | None:

@@ -35,7 +35,7 @@ LICENCES = {TWEMOJI: "CC-BY-4.0", OPENMOJI: "CC-BY-SA-4.0"}
 _OPENMOJI_PIXELS = 80
 _SMALL_PIXELS = 40
 _SAME_LOOK = 5.0
-"""Root mean square difference of two drawings (0 to 255, at 40 x 40 pixels) below which they count as one picture.
+"""Root mean square difference of two drawings (0 to 255, at 40 x 40 pixels) below which they count as one image.
 
 Found by looking at all close pairs: "full moon" and "yellow circle" lie below, distinct faces above.
 """
@@ -133,7 +133,7 @@ def plain_codes(codes: str) -> str:
 
 
 def base_codes(codes: str) -> str:
-    """What variants in skin tone, gender and direction of one drawing have in common."""
+    """Return the code points that variants in skin tone, gender and direction of one drawing share."""
     toneless = "-".join(point for point in codes.split("-") if point not in _SKIN_TONES)
     parts = toneless.split(f"-{_JOINER}-")
     if len(parts) > 1:
@@ -170,7 +170,7 @@ def _words(name: str) -> str:
 
 
 def is_concept(name: str) -> bool:
-    """Whether the name is that of no variant in skin tone, and of no "man ..." or "woman ..." variant."""
+    """Return False for the name of a variant in skin tone, or of a "man ..." or "woman ..." variant."""
     return "skin tone" not in name and "man " not in name
 
 
@@ -251,9 +251,9 @@ def read_drawings(style: str, pngs: Mapping[str, bytes]) -> dict[str, Drawing]:
     first_ids: dict[bytes, str] = {}
     drawings = {}
     for codes in sorted(by_codes, key=lambda codes: (codes != base_codes(codes), codes)):
-        picture = decode_image({"bytes": by_codes[codes], "path": f"{style}/{codes}"})
-        pixels = hashlib.sha256(picture.tobytes()).digest()
-        small = picture.resize((_SMALL_PIXELS, _SMALL_PIXELS), Image.Resampling.BOX)
+        image = decode_image({"bytes": by_codes[codes], "path": f"{style}/{codes}"})
+        pixels = hashlib.sha256(image.tobytes()).digest()
+        small = image.resize((_SMALL_PIXELS, _SMALL_PIXELS), Image.Resampling.BOX)
         drawings[codes] = Drawing(
             style=style,
             codes=codes,
@@ -271,7 +271,7 @@ def _dataset(drawings: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> D
 def rows_of(
     drawings: Iterable[Drawing], *, names: Mapping[str, tuple[str, ...]], licences: Mapping[str, str] = LICENCES
 ) -> Iterator[dict]:
-    """One row a picture: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
+    """One row an image: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
     groups: dict[str, list[Drawing]] = defaultdict(list)
     for drawing in drawings:
         groups[drawing.image_id].append(drawing)

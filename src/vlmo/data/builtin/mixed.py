@@ -11,7 +11,7 @@ from vlmo.data.schema import FEATURES, hash_share
 PACKAGES = (*emoji.PACKAGES, *easy_vqa.PACKAGES)
 NAME = "drawings-and-shapes"
 NUM_SHAPES = 1500
-"""Pictures of shapes, chosen by a hash among easy-VQA's training pictures."""
+"""Images of shapes, chosen by a hash among easy-VQA's training images."""
 
 
 def build() -> dict[str, DatasetDict]:
@@ -22,7 +22,7 @@ def build() -> dict[str, DatasetDict]:
 
 
 def _shapes() -> Dataset:
-    shown, files = easy_vqa.facts(easy_vqa.asked("train")), easy_vqa.picture_files("train")
+    shown, files = easy_vqa.facts(easy_vqa.asked("train")), easy_vqa.image_files("train")
     chosen = sorted(shown, key=lambda number: hash_share(f"{NAME}/{number}"))[:NUM_SHAPES]
     rows = [
         {

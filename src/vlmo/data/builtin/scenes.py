@@ -81,10 +81,10 @@ _PHOTOGRAPHS: dict[str, dict[str, tuple[Callable[[], np.ndarray], str]]] = {
 
 @dataclass(frozen=True)
 class Photograph:
-    """What scenes are pasted on."""
+    """A background of scenes."""
 
     name: str
-    picture: Image.Image
+    image: Image.Image
     licence: str
 
 
@@ -94,12 +94,12 @@ class Cutout:
 
     image_id: str
     kind: str
-    picture: Image.Image
+    image: Image.Image
     licence: str
 
 
 def build() -> dict[str, DatasetDict]:
-    """`emoji-kinds` (drawings with their class) and `scenes` (pictures with masks)."""
+    """`emoji-kinds` (drawings with their class) and `scenes` (images with masks)."""
     pairs = emoji.build()["emoji-pairs"]
     kinds = kinds_by_codes()
     train, test = (_of_known_kind(pairs[split], kinds) for split in ("train", "test"))
@@ -132,16 +132,16 @@ def scene(
     photograph: Photograph, cutouts: Sequence[Cutout], *, generator: np.random.Generator
 ) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
     """A part of the photograph with all drawings pasted on it, later ones over earlier ones, and each pixel's class."""
-    picture = _part(photograph.picture, generator=generator)
+    image = _part(photograph.image, generator=generator)
     mask = np.zeros((SIZE[1], SIZE[0]), dtype=np.uint8)
     for cutout in cutouts:
         side = int(generator.integers(_DRAWING_PIXELS[0], _DRAWING_PIXELS[1] + 1))
         left, top = (int(generator.integers(length - side + 1)) for length in SIZE)
-        drawing = cutout.picture.resize((side, side), Image.Resampling.LANCZOS)
-        picture.paste(drawing, (left, top), drawing)
+        drawing = cutout.image.resize((side, side), Image.Resampling.LANCZOS)
+        image.paste(drawing, (left, top), drawing)
         opaque = np.asarray(drawing.getchannel("A")) >= _OPAQUE
         mask[top : top + side, left : left + side][opaque] = LABELS.index(cutout.kind)
-    return picture, mask
+    return image, mask
 
 
 def _of_known_kind(rows: Dataset, kinds: Mapping[str, str]) -> list[tuple[dict[str, Any], str]]:
@@ -166,8 +166,8 @@ def _scenes(split: str, drawings: Sequence[tuple[dict[str, Any], str]]) -> Datas
 
 
 def _cutout(row: dict[str, Any], kind: str) -> Cutout:
-    picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGBA")
-    return Cutout(row["image_id"], kind, picture, row["licence"])
+    image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGBA")
+    return Cutout(row["image_id"], kind, image, row["licence"])
 
 
 def _scene_rows(split: str, cutouts: Sequence[Cutout]) -> Iterator[dict[str, Any]]:
@@ -180,11 +180,11 @@ def _scene_rows(split: str, cutouts: Sequence[Cutout]) -> Iterator[dict[str, Any
         photograph = backgrounds[number % len(backgrounds)]
         kinds = generator.choice(list(by_kind), size=generator.integers(1, _MOST_DRAWINGS + 1))
         chosen = [by_kind[kind][generator.integers(len(by_kind[kind]))] for kind in kinds]
-        picture, mask = scene(photograph, chosen, generator=generator)
+        image, mask = scene(photograph, chosen, generator=generator)
         name = f"{SOURCE}/{split}-{number:04}"
         licences = dict.fromkeys(sorted({cutout.licence for cutout in chosen}))
         yield {
-            "image": {"bytes": _packed(picture, "JPEG", quality=_JPEG_QUALITY), "path": f"{name}.jpg"},
+            "image": {"bytes": _packed(image, "JPEG", quality=_JPEG_QUALITY), "path": f"{name}.jpg"},
             "captions": [],
             "image_id": name,
             "source": SOURCE,
@@ -193,17 +193,17 @@ def _scene_rows(split: str, cutouts: Sequence[Cutout]) -> Iterator[dict[str, Any
         }
 
 
-def _part(picture: Image.Image, *, generator: np.random.Generator) -> Image.Image:
-    """A part of the shape of a scene, half as wide as the picture or more, at a scene's size."""
-    widest = min(picture.width, picture.height * SIZE[0] // SIZE[1])
+def _part(image: Image.Image, *, generator: np.random.Generator) -> Image.Image:
+    """A part of the shape of a scene, half as wide as the image or more, at a scene's size."""
+    widest = min(image.width, image.height * SIZE[0] // SIZE[1])
     width = int(generator.integers(widest // 2, widest + 1))
     height = width * SIZE[1] // SIZE[0]
-    left = int(generator.integers(picture.width - width + 1))
-    top = int(generator.integers(picture.height - height + 1))
-    return picture.crop((left, top, left + width, top + height)).resize(SIZE, Image.Resampling.LANCZOS)
+    left = int(generator.integers(image.width - width + 1))
+    top = int(generator.integers(image.height - height + 1))
+    return image.crop((left, top, left + width, top + height)).resize(SIZE, Image.Resampling.LANCZOS)
 
 
-def _packed(picture: Image.Image, kind: str, **settings: Any) -> bytes:
+def _packed(image: Image.Image, kind: str, **settings: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, format=kind, **settings)
+    image.save(file, format=kind, **settings)
     return file.getvalue()

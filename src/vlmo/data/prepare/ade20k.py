@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from vlmo.data.decoding import decode_image, decode_mask
@@ -19,15 +18,16 @@ from vlmo.data.prepare.parts import BadRow, Part, Row, SetOnDisk, file_key, find
 from vlmo.data.schema import SEGMENT_FEATURES
 
 NAME = "ade20k"
-LICENCE = "annotations BSD-3-Clause (MIT CSAIL); pictures for non-commercial research and education"
+LICENCE = "annotations BSD-3-Clause (MIT CSAIL); images for non-commercial research and education"
 KNOWN_SIZES = {"train": 20_210, "validation": 2_000}
 
 NUM_CLASSES = 150
 IGNORED = 255
 
 _SPLITS = {"training": "train", "validation": "validation"}
+_NAMES_FILE = "objectInfo150.txt"
 _PART_ROWS = 256
-"""Pictures of a part: their masks are read, numbered anew and packed again."""
+"""Images of a part: their masks are read, numbered anew and packed again."""
 
 _LAYOUT = (
     "images/{training,validation}/*.jpg and annotations/{training,validation}/*.png (there, or in "
@@ -36,44 +36,33 @@ _LAYOUT = (
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a picture. Masks are stored with class n as n - 1, and 255 where the annotation has 0 (no class)."""
-    images = find(root, "images", "ADEChallengeData2016/images", layout=_LAYOUT)
-    base = images.parent
+    """Find one row an image. Masks are stored with class n as n - 1, and 255 where the annotation has 0 (no class)."""
+    base = find(root, "images", "ADEChallengeData2016/images", layout=_LAYOUT).parent
     for name in ("images", "annotations"):
         for folder in _SPLITS:
             find(base, f"{name}/{folder}", layout=_LAYOUT)
-    names, note = _class_names(base)
+    file = next((place / _NAMES_FILE for place in (base, base.parent) if (place / _NAMES_FILE).is_file()), None)
     return SetOnDisk(
         parts=list(_parts(base)),
         features=SEGMENT_FEATURES,
-        labels=names,
+        labels=[str(number) for number in range(1, NUM_CLASSES + 1)] if file is None else _class_names(file),
         needs_caption=False,
-        notes=(note,) if note else (),
+        notes=(f"{_NAMES_FILE} is not there; classes are called by their numbers",) if file is None else (),
     )
 
 
-def _class_names(base: Path) -> tuple[list[str], str | None]:
-    """Names of the classes from `objectInfo150.txt`, or else their numbers and a note that says so."""
-    file = next((place / "objectInfo150.txt" for place in (base, base.parent) if _has_names(place)), None)
-    if file is None:
-        numbers = [str(number) for number in range(1, NUM_CLASSES + 1)]
-        return numbers, "objectInfo150.txt is not there; classes are called by their numbers"
+def _class_names(file: Path) -> list[str]:
     found: dict[int, str] = {}
-    with file.open(encoding="utf-8") as lines:
-        for line in itertools.islice(lines, 1, None):
-            cells = [cell.strip() for cell in line.split("\t")]
-            if cells[0].isdecimal():
-                found[int(cells[0])] = cells[-1]
+    for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+        cells = [cell.strip() for cell in line.split("\t")]
+        if cells[0].isdecimal():
+            found[int(cells[0])] = cells[-1]
     if sorted(found) != list(range(1, NUM_CLASSES + 1)) or len(set(found.values())) != NUM_CLASSES:
         raise ValueError(
             f"{file}: {len(found)} classes with {len(set(found.values()))} names; expected a heading, then "
             f"{NUM_CLASSES} lines of fields with tabs between: first the number, last the name"
         )
-    return [found[number] for number in range(1, NUM_CLASSES + 1)], None
-
-
-def _has_names(folder: Path) -> bool:
-    return (folder / "objectInfo150.txt").is_file()
+    return [found[number] for number in range(1, NUM_CLASSES + 1)]
 
 
 def _parts(base: Path) -> Iterator[Part]:
@@ -91,9 +80,8 @@ def _parts(base: Path) -> Iterator[Part]:
 def _rows(*, split: str, pairs: list[tuple[str, Path | None, Path | None]]) -> Iterator[Row | BadRow]:
     for name, image, mask in pairs:
         if image is None or mask is None:
-            there = image or mask
-            missing = "the picture" if image is None else "the annotation"
-            yield BadRow(split, name, f"{missing} is missing", path=str(there))
+            missing = "the image" if image is None else "the annotation"
+            yield BadRow(split, name, f"{missing} is missing", path=str(image or mask))
             continue
         try:
             yield Row(split, _values(name, image=image, mask=mask))
@@ -105,24 +93,17 @@ def _values(name: str, *, image: Path, mask: Path) -> dict[str, Any]:
     numbers = decode_mask({"bytes": None, "path": str(mask)})
     width, height = decode_image({"bytes": None, "path": str(image)}).size
     if numbers.shape != (height, width):
-        raise ValueError(f"{mask}: {numbers.shape[1]} x {numbers.shape[0]} pixels, its picture has {width} x {height}")
+        raise ValueError(f"{mask}: {numbers.shape[1]} x {numbers.shape[0]} pixels, its image has {width} x {height}")
     if numbers.max() > NUM_CLASSES:
         raise ValueError(f"{mask}: class {numbers.max()}; expected 0 (none) to {NUM_CLASSES}")
+    buffer = io.BytesIO()
+    renumbered = np.where(numbers == 0, IGNORED, numbers - np.uint8(1)).astype(np.uint8)
+    Image.fromarray(renumbered).save(buffer, "PNG")
     return {
         "image": image_at(image),
         "captions": [],
         "image_id": name,
         "source": NAME,
         "licence": LICENCE,
-        "mask": {"bytes": _packed(_renumbered(numbers)), "path": mask.name},
+        "mask": {"bytes": buffer.getvalue(), "path": mask.name},
     }
-
-
-def _renumbered(numbers: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    return np.where(numbers == 0, IGNORED, numbers - np.uint8(1)).astype(np.uint8)
-
-
-def _packed(numbers: UInt8[np.ndarray, "height width"]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(numbers).save(buffer, "PNG")
-    return buffer.getvalue()

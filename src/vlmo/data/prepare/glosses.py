@@ -1,4 +1,4 @@
-"""What words mean: the glosses of WordNet, as its database files hold them (Debian's package wordnet-base)."""
+"""Glosses of WordNet, as its database files hold them (Debian's package wordnet-base)."""
 
 from __future__ import annotations
 

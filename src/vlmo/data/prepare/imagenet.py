@@ -1,4 +1,4 @@
-"""ImageNet, 1K or 22K, and every other set of pictures in one folder a class."""
+"""ImageNet, 1K or 22K, and every other set of images in one folder a class."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from vlmo.data.prepare.summary import SUMMARY_FILE
 from vlmo.data.schema import class_features
 
 NAME = "imagenet"
-LICENCE = "ImageNet: research and education, not commercial; pictures belong to their owners"
+LICENCE = "ImageNet: research and education, not commercial; images belong to their owners"
 KNOWN_SIZES: dict[str, int] = {}
 
 _KNOWN_SIZES_1K = {"train": 1_281_167, "validation": 50_000}
-_NUM_CLASSES_1K = 1_000
 _BASES = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 _SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation"}
 _NAME_FILES = ("LOC_synset_mapping.txt", "imagenet_class_index.json", "words.txt", "classnames.txt")
@@ -28,7 +27,7 @@ _LAYOUT = (
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a picture; classes are the folders of the training split, in the order of their names.
+    """Find one row an image; classes are the folders of the training split, in the order of their names.
 
     Raises:
         ValueError: There is no such folder, no training split in it, or no class in that.
@@ -36,19 +35,31 @@ def open_set(root: Path) -> SetOnDisk:
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; --root must be a folder with {_LAYOUT}")
     splits = _split_folders(root)
-    classes = _class_folders(splits["train"])
+    found = {split: _class_folders(folder) for split, folder in splits.items()}
+    classes = found["train"]
     if not classes:
         raise ValueError(f"{splits['train']}: no folder in it; --root must be a folder with {_LAYOUT}")
-    _check_classes(splits, classes)
-    is_1k = len(classes) == _NUM_CLASSES_1K and all(_is_synset(name) for name in classes)
+    for split, names in found.items():
+        if not names:
+            raise ValueError(f"{splits[split]}: no folder for any class in it; sort its images into such folders")
+        if unknown := set(names).difference(classes):
+            raise ValueError(
+                f"{splits[split]}: class {min(unknown)!r} is not among the {len(classes)} classes of train ({split})"
+            )
+    is_1k = len(classes) == 1_000 and all(name.startswith("n") and name[1:].isdigit() for name in classes)
+    known = {split: _KNOWN_SIZES_1K[split] for split in splits} if is_1k else {}
+    labels = _read_names(root)
+    names = [labels.get(name, name) for name in classes]
+    uses = Counter(names)
     return SetOnDisk(
-        parts=chunked(_rows(splits, classes, root=root)),
+        parts=chunked(_rows(splits, found, root=root)),
         features=class_features(classes),
-        labels=_labels(classes, root=root),
+        # ImageNet has two classes "crane".
+        labels=[name if uses[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, classes, strict=True)],
         unique=None,
         needs_caption=False,
-        num_rows=sum(_KNOWN_SIZES_1K[split] for split in splits) if is_1k else None,
-        known_sizes={split: _KNOWN_SIZES_1K[split] for split in splits} if is_1k else {},
+        num_rows=sum(known.values()) or None,
+        known_sizes=known,
     )
 
 
@@ -63,46 +74,26 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _class_folders(folder: Path) -> list[str]:
+    """Return the names of the folders but hidden ones, and those that `--out` has become or is about to become."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not _is_other(Path(entry)))
+        paths = [Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(path.name for path in paths if path.suffix != ".unfinished" and not (path / SUMMARY_FILE).is_file())
 
 
-def _is_other(folder: Path) -> bool:
-    """Whether it holds no class: it is hidden, or what `--out` has become or is about to become."""
-    return folder.name.startswith(".") or folder.suffix == ".unfinished" or (folder / SUMMARY_FILE).is_file()
-
-
-def _check_classes(splits: dict[str, Path], classes: list[str]) -> None:
+def _rows(splits: dict[str, Path], present: dict[str, list[str]], *, root: Path) -> Iterator[Row]:
+    numbers = {name: number for number, name in enumerate(present["train"])}
     for split, folder in splits.items():
-        found = _class_folders(folder)
-        if not found:
-            raise ValueError(f"{folder}: no folder for any class in it; sort its pictures into such folders")
-        if unknown := set(found).difference(classes):
-            raise ValueError(
-                f"{folder}: class {min(unknown)!r} is not among the {len(classes)} classes of train ({split})"
-            )
-
-
-def _is_synset(name: str) -> bool:
-    return name.startswith("n") and name[1:].isdigit()
-
-
-def _rows(splits: dict[str, Path], classes: list[str], *, root: Path) -> Iterator[Row]:
-    for split, folder in splits.items():
-        present = set(_class_folders(folder))
-        for label, name in enumerate(classes):
-            for file in _files(folder / name) if name in present else ():
-                yield Row(
-                    split,
-                    {
-                        "image": image_at(file),
-                        "captions": [],
-                        "image_id": f"{NAME}/{file.relative_to(root).as_posix()}",
-                        "source": NAME,
-                        "licence": LICENCE,
-                        "label": label,
-                    },
-                )
+        for name in present[split]:
+            for file in _files(folder / name):
+                values = {
+                    "image": image_at(file),
+                    "captions": [],
+                    "image_id": f"{NAME}/{file.relative_to(root).as_posix()}",
+                    "source": NAME,
+                    "licence": LICENCE,
+                    "label": numbers[name],
+                }
+                yield Row(split, values)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -110,36 +101,23 @@ def _files(folder: Path) -> list[Path]:
         return sorted(folder / entry.name for entry in entries if not entry.name.startswith("."))
 
 
-def _labels(classes: list[str], *, root: Path) -> list[str]:
-    """Names for people where a file tells them, otherwise those of the folders. No two are equal."""
-    known = _known_names(root)
-    names = [known.get(name, name) for name in classes]
-    uses = Counter(names)
-    # ImageNet has two classes "crane".
-    return [name if uses[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, classes, strict=True)]
-
-
-def _known_names(root: Path) -> dict[str, str]:
+def _read_names(root: Path) -> dict[str, str]:
+    """Return names of classes by their folders, where a file tells them."""
     file = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
     if file is None:
         return {}
     text = file.read_text(encoding="utf-8-sig")
     if file.suffix == ".json":
-        return _json_names(text, file=file)
+        try:
+            return {str(folder): str(name) for folder, name in json.loads(text).values()}
+        except (ValueError, TypeError, AttributeError) as error:
+            expected = '{"0": ["n01440764", "tench"], ...}'
+            raise ValueError(f"{file}: expected JSON such as {expected} ({error})") from error
     names = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        # A synset, then a space or tab, then its words.
-        folder, *words = line.split(maxsplit=1)[:2] if line.strip() else ("", "")
-        if folder and not words:
+        words = line.split(maxsplit=1)  # a synset, then a space or tab, then its words
+        if len(words) == 1:
             raise ValueError(f"{file}:{number}: expected a folder's name and a class's name, found {line!r}")
-        if folder:
-            names[folder] = words[0].strip()
+        if words:
+            names[words[0]] = words[1].strip()
     return names
-
-
-def _json_names(text: str, *, file: Path) -> dict[str, str]:
-    try:
-        return {str(folder): str(name) for folder, name in json.loads(text).values()}
-    except (ValueError, TypeError, AttributeError) as error:
-        expected = '{"0": ["n01440764", "tench"], ...}'
-        raise ValueError(f"{file}: expected JSON such as {expected} ({error})") from error

@@ -71,7 +71,7 @@ class _Text:
                 return self._text[self._place : self._place + 1]
 
     def skip(self, character: str) -> bool:
-        """Whether `character` is next; if so, it is passed over."""
+        """Pass over `character` if it is next; return True if so."""
         if self.peek() != character:
             return False
         self._place += 1

@@ -17,17 +17,17 @@ _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "t
 def open_karpathy(
     file: Path, *, name: str, licence: str, folder: Path, image_id: Callable[[dict[str, Any]], str]
 ) -> SetOnDisk:
-    """A row a picture, with all its sentences.
+    """A row an image, with all its sentences.
 
     Args:
-        folder: Where the pictures are; a record's `filepath` is a folder below it.
+        folder: Folder of the images; a record's `filepath` is a folder below it.
         image_id: Of a record.
 
     Raises:
         ValueError: A record without what is needed, or with an unknown split; the message names both.
     """
     rows = functools.partial(_rows, file, name=name, licence=licence, folder=folder, image_id=image_id)
-    # Read once before any picture is, so that errors come at the start.
+    # Read once before any image is, so that errors come at the start.
     return SetOnDisk(parts=chunked(rows()), num_rows=sum(1 for _ in rows()))
 
 
@@ -37,14 +37,14 @@ def _rows(
     for number, record in enumerate(read_array(file, key="images")):
         where = f"{file}: images[{number}]"
         try:
-            split, picture = record["split"], Path(record.get("filepath", "")) / record["filename"]
+            split, image = record["split"], Path(record.get("filepath", "")) / record["filename"]
             captions = [text_of(sentence["raw"]) for sentence in record["sentences"]]
-            row = {"image": image_at(folder / picture), "captions": captions, "image_id": image_id(record)}
+            row = {"image": image_at(folder / image), "captions": captions, "image_id": image_id(record)}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{where} is no record of {name}: filename, split and sentences[].raw are needed ({error!r}); "
                 "is it the file of another set?"
             ) from error
         if split not in _SPLITS:
-            raise ValueError(f"{where} ({picture.name}): unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
+            raise ValueError(f"{where} ({image.name}): unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
         yield Row(_SPLITS[split], row | {"source": name, "licence": licence})

@@ -128,7 +128,7 @@ def find(root: Path, *candidates: str, layout: str) -> Path:
 
     Args:
         root: Folder.
-        candidates: Where the file or folder may be.
+        candidates: Possible places of the file or folder.
         layout: The expected files of the folder, for the error, such as "train2014/, val2014/ and dataset_coco.json".
 
     Raises:

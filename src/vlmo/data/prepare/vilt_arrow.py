@@ -1,7 +1,8 @@
-"""Arrow files as ViLT's and VLMo's published preparation wrote them. Their pictures are read in place, never copied."""
+"""Arrow files as ViLT's and VLMo's published preparation wrote them. Their images are read in place, never copied."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ import pyarrow as pa
 from datasets import Features
 
 from vlmo.data.decoding import range_path
-from vlmo.data.prepare.parts import BadRow, Part, Row, SetOnDisk, file_key
+from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, file_key
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 
 NAME = "vilt_arrow"
@@ -26,7 +27,7 @@ _SIZES = {
     "f30k_caption_karpathy": {"train": 29_000, "validation": 1_014, "test": 1_000},
     "nlvr2": {"train": 86_373, "validation": 6_982, "test": 6_967},
 }
-"""Rows of the sets whose sizes everyone knows; those of VQA lost the questions without a known answer."""
+"""Published sizes; the sets of VQA lost the questions without a known answer."""
 
 _SPLITS = {
     "train": "train",
@@ -47,29 +48,40 @@ _LABELS = {"true": 1, "false": 0}
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """Rows of one set; a row a picture with captions, a question, or a sentence about two pictures.
+    """Find the rows of one set; a row an image with captions, a question, or a sentence about two images.
 
     `root` is a folder that holds the files of one set, or FOLDER/SET, such as `arrows/vqav2`, where it holds several.
     """
     name, files = _files_of_one_set(root)
     tables = [_Table.open(file) for file in files]
-    kind = _kind(tables)
+    kind = next((kind for kind in _KINDS if all(set(kind.needed) <= set(table.columns) for table in tables)), None)
+    if kind is None:
+        found = "; ".join(f"{table.file.name}: {', '.join(table.columns)}" for table in tables)
+        raise ValueError(
+            "columns that no published preparation writes. Expected in each file "
+            f"{' or '.join(', '.join(kind.needed) for kind in _KINDS)}. Found {found}"
+        )
     labels, notes = _answers(tables) if kind is _QUESTIONS else (None, [])
-    by_split: dict[str, list[_Table]] = {}
+    parts: dict[str, list[Part]] = {}
     for table in tables:
-        if (split := _split(table.file, files)) is None:
+        split = _split(table.file, files)
+        if split is None:
             notes.append(f"{table.file.name} is left out: its rows are in the files of its two halves")
-        else:
-            by_split.setdefault(split, []).append(table)
+            continue
+        for batch in range(table.reader.num_record_batches):
+            for first in range(0, table.reader.get_batch(batch).num_rows, _PART_IMAGES):
+                rows = functools.partial(_rows, table.file, batch, first, split=split, name=name)
+                part = Part(key=file_key(table.file, batch, first, split, name), rows=rows)
+                parts.setdefault(split, []).append(part)
     known = _SIZES.get(name, {})
     return SetOnDisk(
-        parts=list(_parts(by_split, name=name, kind=kind)),
+        parts=[part for of_split in parts.values() for part in of_split],
         features=kind.features,
         labels=labels,
         unique=kind.unique,
         needs_caption=kind is not _QUESTIONS,
-        known_sizes={split: size for split, size in known.items() if split in by_split},
-        notes=(*notes, "pictures stay in the Arrow files: keep those where they are"),
+        known_sizes={split: size for split, size in known.items() if split in parts},
+        notes=(*notes, "images stay in the Arrow files: keep those where they are"),
     )
 
 
@@ -97,14 +109,11 @@ def _parsed(file: Path) -> re.Match[str]:
 
 
 def _split(file: Path, files: Sequence[Path]) -> str | None:
-    """The split of a file's rows; None for `vqav2_val` where its two halves are there too."""
+    """Return the split of a file's rows; None for `vqav2_val` where its two halves are there too."""
     name, given = _parsed(file)["set"], _parsed(file)["split"]
-    halves = {_parsed(other)["split"] for other in files} & {"trainable_val", "rest_val"}
-    if given == "val" and halves:
+    if given == "val" and {_parsed(other)["split"] for other in files} & {"trainable_val", "rest_val"}:
         return None
-    if name == "vqav2" and given == "test":
-        return "test_std"
-    return _SPLITS[given or "train"]
+    return "test_std" if name == "vqav2" and given == "test" else _SPLITS[given or "train"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,6 @@ class _Table:
 
     @classmethod
     def open(cls, file: Path) -> _Table:
-        """ValueError where it is no whole Arrow file."""
         try:
             with pa.memory_map(str(file)) as source:
                 memory = source.read_buffer()
@@ -129,25 +137,20 @@ class _Table:
     def columns(self) -> list[str]:
         return self.reader.schema.names
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """The pieces in which it was written."""
-        for number in range(self.reader.num_record_batches):
-            yield self.reader.get_batch(number)
-
     def image_cells(self, column: pa.Array) -> list[dict[str, Any] | None]:
-        """Where each picture of a column lies in the file; no picture is read.
+        """Return the range of each image of a column in the file; no image is read.
 
         Raises:
             ValueError: The column holds no bytes, or they are compressed.
         """
         if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-            raise ValueError(f"{self.file}: a column of pictures holds {column.type}; expected their bytes (binary)")
+            raise ValueError(f"{self.file}: a column of images holds {column.type}; expected their bytes (binary)")
         if not len(column):
             return []
         _, offsets, data = column.buffers()
         start = 0 if data is None else data.address - self.memory.address
         if data is not None and not 0 <= start <= self.memory.size - data.size:
-            raise ValueError(f"{self.file}: its pictures are compressed by Arrow; write the file without compression")
+            raise ValueError(f"{self.file}: its images are compressed by Arrow; write the file without compression")
         kind = np.int64 if pa.types.is_large_binary(column.type) else np.int32
         places = np.frombuffer(offsets, dtype=kind)[column.offset : column.offset + len(column) + 1].tolist()
         return [
@@ -156,38 +159,24 @@ class _Table:
         ]
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """One of the three ways in which the published preparation laid out its tables.
-
-    Attributes:
-        images: Our columns of pictures, and theirs.
-        columns: Their other columns that are needed.
-        rows: What a row of theirs becomes, without its pictures; an error stands for one that it cannot make.
-    """
-
-    images: dict[str, str]
-    columns: tuple[str, ...]
-    features: Features
-    unique: str
-    rows: Callable[[dict[str, Any]], Iterator[dict[str, Any] | ValueError]]
+def _caption_rows(image: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"captions": image["caption"], "image_id": str(image["image_id"])}
 
 
-def _caption_rows(picture: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield {"captions": picture["caption"], "image_id": str(picture["image_id"])}
-
-
-def _question_rows(picture: dict[str, Any]) -> Iterator[dict[str, Any] | ValueError]:
-    questions = list(zip(picture["questions"], picture["question_id"], strict=True))
-    labels = picture["answer_labels"] or [[]] * len(questions)
-    scores = picture["answer_scores"] or [[]] * len(questions)
+def _question_rows(image: dict[str, Any]) -> Iterator[dict[str, Any] | ValueError]:
+    questions = list(zip(image["questions"], image["question_id"], strict=True))
+    labels = image["answer_labels"] or [[]] * len(questions)
+    scores = image["answer_scores"] or [[]] * len(questions)
     for (question, number), numbers, targets in zip(questions, labels, scores, strict=True):
-        if (fault := _fault(number, numbers, targets)) is not None:
-            yield fault
+        if len(numbers) != len(targets) or min(numbers, default=0) < 0 or not all(0 <= score <= 1 for score in targets):
+            yield ValueError(
+                f"question {number} has the answers {list(numbers)} with the scores {list(targets)}; expected as many "
+                "scores from 0 to 1 as numbers from 0 up"
+            )
             continue
         yield {
             "captions": [],
-            "image_id": f"coco/{picture['image_id']}",
+            "image_id": f"coco/{image['image_id']}",
             "question": question,
             "question_id": str(number),
             "question_type": "",
@@ -199,43 +188,42 @@ def _question_rows(picture: dict[str, Any]) -> Iterator[dict[str, Any] | ValueEr
         }
 
 
-def _fault(question: Any, numbers: Sequence[int], scores: Sequence[float]) -> ValueError | None:
-    """What is wrong with the numbers and scores of a question's answers."""
-    if len(numbers) == len(scores) and min(numbers, default=0) >= 0 and all(0 <= score <= 1 for score in scores):
-        return None
-    return ValueError(
-        f"question {question} has the answers {list(numbers)} with the scores {list(scores)}; expected as many scores "
-        "from 0 to 1 as numbers from 0 up"
-    )
-
-
 def _reasoning_rows(pair: dict[str, Any]) -> Iterator[dict[str, Any]]:
     identifier = str(pair["identifier"])
-    pictures = identifier.rpartition("-")[0]
     for place, (sentence, answer) in enumerate(zip(pair["questions"], pair["answers"], strict=True)):
-        # The sentence's own number was not kept; within one set of pictures the sentence itself tells it apart.
+        if (label := _LABELS.get(str(answer).lower())) is None:
+            raise ValueError(f"{identifier}: answer {answer!r}; expected True or False")
+        # The sentence's own number was not kept; within one set of images the sentence itself tells it apart.
         group = hashlib.sha256(sentence.encode()).hexdigest()[:8]
         yield {
             "captions": [sentence],
             "image_id": f"{identifier}/{place}",
-            "label": _label(answer, where=identifier),
-            "sentence_group": f"{pictures}-{group}",
+            "label": label,
+            "sentence_group": f"{identifier.rpartition('-')[0]}-{group}",
         }
 
 
-def _label(answer: Any, *, where: str) -> int:
-    if str(answer).lower() not in _LABELS:
-        raise ValueError(f"{where}: answer {answer!r}; expected True or False")
-    return _LABELS[str(answer).lower()]
+@dataclass(frozen=True)
+class _Kind:
+    """One of the three table layouts of the published preparation.
+
+    Attributes:
+        images: Our columns of images, and theirs.
+        columns: Their other columns that are needed.
+        rows: Makes rows, without images, of a row of theirs; an error stands for one that it cannot make.
+    """
+
+    images: dict[str, str]
+    columns: tuple[str, ...]
+    features: Features
+    unique: str
+    rows: Callable[[dict[str, Any]], Iterator[dict[str, Any] | ValueError]]
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return (*self.images.values(), *self.columns)
 
 
-_CAPTIONS = _Kind(
-    images={"image": "image"},
-    columns=("caption", "image_id"),
-    features=FEATURES,
-    unique="image_id",
-    rows=_caption_rows,
-)
 _QUESTIONS = _Kind(
     images={"image": "image"},
     columns=("questions", "question_id", "answers", "answer_labels", "answer_scores", "image_id"),
@@ -243,81 +231,54 @@ _QUESTIONS = _Kind(
     unique="question_id",
     rows=_question_rows,
 )
-_REASONING = _Kind(
-    images={"image": "image_0", "second_image": "image_1"},
-    columns=("questions", "answers", "identifier"),
-    features=REASONING_FEATURES,
-    unique="image_id",
-    rows=_reasoning_rows,
+_KINDS = (
+    _Kind({"image": "image"}, ("caption", "image_id"), FEATURES, "image_id", _caption_rows),
+    _QUESTIONS,
+    _Kind(
+        images={"image": "image_0", "second_image": "image_1"},
+        columns=("questions", "answers", "identifier"),
+        features=REASONING_FEATURES,
+        unique="image_id",
+        rows=_reasoning_rows,
+    ),
 )
-_KINDS = (_CAPTIONS, _QUESTIONS, _REASONING)
 
 
-def _kind(tables: Sequence[_Table]) -> _Kind:
-    expected = [(*kind.images.values(), *kind.columns) for kind in _KINDS]
-    for kind, columns in zip(_KINDS, expected, strict=True):
-        if all(set(columns) <= set(table.columns) for table in tables):
-            return kind
-    found = "; ".join(f"{table.file.name}: {', '.join(table.columns)}" for table in tables)
-    raise ValueError(
-        "columns that no published preparation writes. Expected in each file "
-        f"{' or '.join(', '.join(columns) for columns in expected)}. Found {found}"
-    )
+def _rows(file: Path, batch: int, first: int, *, split: str, name: str) -> Iterator[Record]:
+    """Yield rows of some images of a file: those from `first` on of one batch."""
+    table = _Table.open(file)
+    kind = next(kind for kind in _KINDS if set(kind.needed) <= set(table.columns))
+    rows = table.reader.get_batch(batch).slice(first, _PART_IMAGES)
+    cells = {ours: table.image_cells(rows.column(theirs)) for ours, theirs in kind.images.items()}
+    for number, columns in enumerate(rows.select(list(kind.columns)).to_pylist()):
+        images = {ours: column[number] for ours, column in cells.items()}
+        where = f"{file.stem}/{batch}/{first + number}"
 
+        def bad(error: Exception, where: str = where) -> BadRow:
+            return BadRow(split, where, f"batch/row {where}: {error}", path=str(file))
 
-@dataclass(frozen=True)
-class _Piece:
-    """Some pictures of a file: those from `first` on of one batch of the Arrow file."""
-
-    file: Path
-    batch: int
-    first: int
-    split: str
-    name: str
-    kind: int
-
-    def __call__(self) -> Iterator[Row | BadRow]:
-        table, kind = _Table.open(self.file), _KINDS[self.kind]
-        rows = table.reader.get_batch(self.batch).slice(self.first, _PART_IMAGES)
-        cells = {ours: table.image_cells(rows.column(theirs)) for ours, theirs in kind.images.items()}
-        for number, columns in enumerate(rows.select(list(kind.columns)).to_pylist()):
-            images = {ours: column[number] for ours, column in cells.items()}
-            try:
-                for values in kind.rows(columns):
-                    if isinstance(values, ValueError):
-                        yield self._bad(self.first + number, values)
-                    else:
-                        yield Row(self.split, {**images, "source": self.name, "licence": LICENCE, **values})
-            except (TypeError, ValueError) as error:
-                yield self._bad(self.first + number, error)
-
-    def _bad(self, row: int, error: Exception) -> BadRow:
-        where = f"{self.file.stem}/{self.batch}/{row}"
-        return BadRow(self.split, where, f"batch/row {where}: {error}", path=str(self.file))
-
-
-def _parts(tables: dict[str, list[_Table]], *, name: str, kind: _Kind) -> Iterator[Part]:
-    for split, of_split in tables.items():
-        for table in of_split:
-            for batch, rows in enumerate(table.batches()):
-                for first in range(0, rows.num_rows, _PART_IMAGES):
-                    piece = _Piece(table.file, batch, first, split, name, _KINDS.index(kind))
-                    yield Part(key=file_key(table.file, batch, first, split, name), rows=piece)
+        try:
+            for values in kind.rows(columns):
+                if isinstance(values, ValueError):
+                    yield bad(values)
+                else:
+                    yield Row(split, {**images, "source": name, "licence": LICENCE, **values})
+        except (TypeError, ValueError) as error:
+            yield bad(error)
 
 
 def _answers(tables: Sequence[_Table]) -> tuple[list[str], list[str]]:
-    """Name of each answer's number, from the rows that have both; notes about numbers that no row has."""
+    """Return the name of each answer's number, from the rows that have both, and notes about unused numbers."""
     names: dict[int, str] = {}
     for table in tables:
-        for batch in table.batches():
+        for batch in map(table.reader.get_batch, range(table.reader.num_record_batches)):
             texts, numbers = _flat(batch.column("answers")), _flat(batch.column("answer_labels"))
             if len(texts) != len(numbers):
                 raise ValueError(f"{table.file}: {len(texts)} answers with {len(numbers)} numbers; expected as many")
             found, places = np.unique(numbers.to_numpy(zero_copy_only=False), return_index=True)
             for number, text in zip(found.tolist(), texts.take(pa.array(places)).to_pylist(), strict=True):
-                if number < 0:
-                    continue  # its question is quarantined
-                if names.setdefault(int(number), text) != text:
+                # The question of a number below 0 is quarantined.
+                if number >= 0 and names.setdefault(int(number), text) != text:
                     raise ValueError(
                         f"{table.file}: answer {number} is {text!r}, in another file {names[number]!r}; the files are "
                         "of different preparations"

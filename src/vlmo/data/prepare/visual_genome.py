@@ -1,12 +1,10 @@
-"""Visual Genome: the phrases about the regions of a picture, as captions of the whole picture."""
+"""Visual Genome: the phrases about the regions of an image, as captions of the whole image."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from vlmo.data.prepare.coco import KARPATHY_FILES, coco_image_id
 from vlmo.data.prepare.json_stream import read_array
@@ -14,70 +12,55 @@ from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, find, image_at, tex
 
 NAME = "visual_genome"
 LICENCE = "CC-BY-4.0"
-# Its versions differ by a few pictures, so there is no size that everyone knows.
-KNOWN_SIZES: dict[str, int] = {}
+KNOWN_SIZES: dict[str, int] = {}  # its versions differ by a few images
 
 HELD_OUT_SPLIT = "coco_held_out"
-"""Pictures that are also in the validation or test split of COCO: whoever trains on them cannot test on COCO."""
+"""Images that are also in the validation or test split of COCO: whoever trains on them cannot test on COCO."""
 
 _FOLDERS = ("VG_100K", "VG_100K_2")
 _LAYOUT = "VG_100K/, VG_100K_2/, region_descriptions.json and image_data.json (or images/ and annotations/ with these)"
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """What image_data.json says of a picture: its folder, and its number in COCO if it is from there."""
-
-    folder: str
-    coco_id: int | None
-
-
 def open_set(root: Path) -> SetOnDisk:
-    """A row a picture; pictures of COCO's validation and test split go to a split of their own, if they are known."""
-    regions = _found(root, "annotations", "region_descriptions.json")
-    pictures = _pictures(_found(root, "annotations", "image_data.json"))
-    folders = {name: _found(root, "images", name) for name in _FOLDERS}
-    held_out, note = _coco_held_out(root, pictures)
-    rows = functools.partial(_rows, regions, pictures=pictures, folders=folders, held_out=held_out)
-    # Read once before any picture is, so that errors come at the start.
-    return SetOnDisk(parts=chunked(rows()), num_rows=sum(1 for _ in rows()), notes=(note,) if note else ())
-
-
-def _found(root: Path, folder: str, name: str) -> Path:
-    return find(root, name, f"{folder}/{name}", layout=_LAYOUT)
-
-
-def _pictures(file: Path) -> dict[int, _Picture]:
-    pictures = {}
-    for number, record in enumerate(read_array(file)):
+    """Find one row an image; images of COCO's validation and test split go to a split of their own, if known."""
+    regions = find(root, "region_descriptions.json", "annotations/region_descriptions.json", layout=_LAYOUT)
+    facts = find(root, "image_data.json", "annotations/image_data.json", layout=_LAYOUT)
+    folders = {name: find(root, name, f"images/{name}", layout=_LAYOUT) for name in _FOLDERS}
+    images: dict[int, tuple[str, int | None]] = {}  # folder, and number in COCO if it is from there
+    for number, record in enumerate(read_array(facts)):
         try:
             folder = PurePosixPath(record["url"]).parent.name
-            pictures[int(record["image_id"])] = _Picture(folder=folder, coco_id=record.get("coco_id"))
+            images[int(record["image_id"])] = folder, record.get("coco_id")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{file}: [{number}]: image_id and url are needed ({error!r})") from error
-    return pictures
-
-
-def _coco_held_out(root: Path, pictures: dict[int, _Picture]) -> tuple[frozenset[int], str | None]:
-    shared = {picture.coco_id for picture in pictures.values() if picture.coco_id is not None}
+            raise ValueError(f"{facts}: [{number}]: image_id and url are needed ({error!r})") from error
+    shared = {coco_id for _, coco_id in images.values() if coco_id is not None}
     file = next((root / name for name in KARPATHY_FILES if (root / name).is_file()), None)
-    if file is None and shared:
-        note = f"{len(shared):,} pictures are from COCO, and some of them are in its validation and test splits; with "
-        return frozenset(), note + f"dataset_coco.json in {root} these go to the split {HELD_OUT_SPLIT!r}"
-    if file is None:
-        return frozenset(), None
+    held_out: frozenset[int] = frozenset()
+    notes = []
+    if file is not None:
+        held_out = _held_out(file) & shared
+    elif shared:
+        notes.append(
+            f"{len(shared):,} images are from COCO, and some of them are in its validation and test splits; with "
+            f"dataset_coco.json in {root} these go to the split {HELD_OUT_SPLIT!r}"
+        )
+    rows = functools.partial(_rows, regions, images=images, folders=folders, held_out=held_out)
+    # Read once before any image is, so that errors come at the start.
+    return SetOnDisk(parts=chunked(rows()), num_rows=sum(1 for _ in rows()), notes=tuple(notes))
+
+
+def _held_out(file: Path) -> frozenset[int]:
     try:
         records = read_array(file, key="images")
-        held_out = frozenset(record["cocoid"] for record in records if record["split"] in ("val", "test"))
+        return frozenset(record["cocoid"] for record in records if record["split"] in ("val", "test"))
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{file}: images[] need cocoid and split ({error!r}); is it the file of another set?"
         ) from error
-    return held_out & shared, None
 
 
 def _rows(
-    file: Path, *, pictures: dict[int, _Picture], folders: dict[str, Path], held_out: frozenset[int]
+    file: Path, *, images: dict[int, tuple[str, int | None]], folders: dict[str, Path], held_out: frozenset[int]
 ) -> Iterator[Row]:
     for number, record in enumerate(read_array(file)):
         try:
@@ -85,24 +68,18 @@ def _rows(
             captions = [text_of(region["phrase"]) for region in record["regions"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: [{number}]: id and regions[].phrase are needed ({error!r})") from error
-        picture = pictures.get(image_id, _Picture(folder=_FOLDERS[0], coco_id=None))
-        coco_id = picture.coco_id
+        folder, coco_id = images.get(image_id, (_FOLDERS[0], None))
+        # In the folder that its address names, or in the other one: people merge the two.
+        usual = folders.get(folder, folders[_FOLDERS[0]])
+        places = [place / f"{image_id}.jpg" for place in (usual, *folders.values())]
         yield Row(
             HELD_OUT_SPLIT if coco_id in held_out else "train",
             {
-                "image": _cell(f"{image_id}.jpg", folder=picture.folder, folders=folders),
+                "image": image_at(next(filter(Path.is_file, places), places[0])),
                 "captions": captions,
-                # The same picture has the same name in both sets: it is no negative of itself.
+                # The same image has the same name in both sets: it is no negative of itself.
                 "image_id": f"{NAME}/{image_id}" if coco_id is None else coco_image_id(coco_id),
                 "source": NAME,
                 "licence": LICENCE,
             },
         )
-
-
-def _cell(name: str, *, folder: str, folders: dict[str, Path]) -> dict[str, Any]:
-    """The picture where its address says, or in the other folder: people merge the two."""
-    usual = folders.get(folder, folders[_FOLDERS[0]])
-    return image_at(
-        next((place / name for place in (usual, *folders.values()) if (place / name).is_file()), usual / name)
-    )

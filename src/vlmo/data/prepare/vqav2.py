@@ -1,12 +1,11 @@
-"""VQA 2.0: questions about COCO's pictures, with ten answers each."""
+"""VQA 2.0: questions about COCO's images, with ten answers each."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlmo.data.prepare.json_stream import read_array
 from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, image_at, text_of
@@ -14,13 +13,13 @@ from vlmo.data.schema import QUESTION_FEATURES, hash_share
 from vlmo.processing.answers import MIN_COUNT, answer_list, soft_targets
 
 NAME = "vqav2"
-LICENCE = "questions and answers CC-BY-4.0 (VQA Consortium); pictures under the Flickr terms of their owners (COCO)"
+LICENCE = "questions and answers CC-BY-4.0 (VQA Consortium); images under the Flickr terms of their owners (COCO)"
 KNOWN_SIZES = {"test_dev": 107_394, "test_std": 447_793}
-"""Of the test splits only: how many questions are trained on depends on the pictures that are held out."""
+"""The test splits only: the number of questions that are trained on depends on the images that are held out."""
 
 HELD_OUT_IMAGES = 1000
-"""Pictures of val2014 that are kept for validation, as many as in the published preparation. Which ones was left to
-chance there; here a hash of the picture's number decides. Of fewer than 2,000 pictures, half are kept."""
+"""Images of val2014 that are kept for validation, as many as in the published preparation. Which ones was left to
+chance there; here a hash of the image's number decides. Of fewer than 2,000 images, half are kept."""
 
 _KNOWN_ANNOTATIONS = 443_757 + 214_354
 _KNOWN_ANSWERS = 3_129
@@ -29,23 +28,33 @@ _ANNOTATORS = 10
 _LABELLED = ("train2014", "val2014")
 _UNLABELLED = {"test-dev2015": "test_dev", "test2015": "test_std"}
 
+_QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 _LAYOUT = (
     "v2_OpenEnded_mscoco_{train2014,val2014}_questions.json, v2_mscoco_{train2014,val2014}_annotations.json (there, in "
-    "questions/ and annotations/, or in vqa/) and the pictures in train2014/ and val2014/ (there, in images/ or coco/)"
+    "questions/ and annotations/, or in vqa/) and the images in train2014/ and val2014/ (there, in images/ or coco/)"
 )
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a question. Questions of val2014 are trained on, but for those about the pictures that are held out.
+    """Find a row a question. Questions of val2014 are trained on, but for those about the images that are held out.
 
     Raises:
         ValueError: A file or folder is missing, or no answer is frequent enough to be in the list.
     """
-    for part in _LABELLED:
-        _questions_file(root, part)
-    tests = {part: split for part, split in _UNLABELLED.items() if _has_questions(root, part)}
-    folders = {part: _image_folder(root, part) for part in (*_LABELLED, *(["test2015"] if tests else []))}
-    annotations = {part: _read_annotations(_annotations_file(root, part)) for part in _LABELLED}
+
+    def named(name: str, *folders: str) -> Path:
+        return find(root, name, *(f"{folder}/{name}" for folder in folders), layout=_LAYOUT)
+
+    files = {part: named(_QUESTIONS.format(part), "questions", "vqa") for part in _LABELLED}
+    tests = {}
+    for part, split in _UNLABELLED.items():
+        places = [root / folder / _QUESTIONS.format(part) for folder in ("", "questions", "vqa")]
+        if (file := next(filter(Path.is_file, places), None)) is not None:
+            files[part], tests[part] = file, split
+    folders = {part: named(part, "images", "coco") for part in (*_LABELLED, *(["test2015"] if tests else []))}
+    annotations = {
+        part: _read_annotations(named(f"v2_mscoco_{part}_annotations.json", "annotations", "vqa")) for part in _LABELLED
+    }
     known = [annotation for of_part in annotations.values() for annotation in of_part.by_question.values()]
     answers = answer_list(annotation.majority for annotation in known)
     if not answers:
@@ -58,7 +67,7 @@ def open_set(root: Path) -> SetOnDisk:
     notes = [*labelled.notes(), *(f"no questions of {part} are there" for part in _UNLABELLED if part not in tests)]
     sizes = {split: KNOWN_SIZES[split] for split in tests.values()}
     return SetOnDisk(
-        parts=chunked(_rows(root, labelled=labelled, tests=tests, folders=folders)),
+        parts=chunked(_rows(files, labelled=labelled, tests=tests, folders=folders)),
         features=QUESTION_FEATURES,
         labels=answers,
         unique="question_id",
@@ -69,8 +78,7 @@ def open_set(root: Path) -> SetOnDisk:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Annotation:
+class _Annotation(NamedTuple):
     image: int
     question_type: str
     answer_type: str
@@ -78,34 +86,11 @@ class _Annotation:
     answers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Annotations:
-    """What one file says; `repeated` are questions that it answers a second time."""
+class _Annotations(NamedTuple):
+    """The content of one file; `repeated` are questions that it answers a second time."""
 
     by_question: dict[int, _Annotation]
     repeated: list[tuple[int, int]]
-
-
-def _questions_names(part: str) -> tuple[str, ...]:
-    name = f"v2_OpenEnded_mscoco_{part}_questions.json"
-    return name, f"questions/{name}", f"vqa/{name}"
-
-
-def _has_questions(root: Path, part: str) -> bool:
-    return any((root / name).is_file() for name in _questions_names(part))
-
-
-def _questions_file(root: Path, part: str) -> Path:
-    return find(root, *_questions_names(part), layout=_LAYOUT)
-
-
-def _annotations_file(root: Path, part: str) -> Path:
-    name = f"v2_mscoco_{part}_annotations.json"
-    return find(root, name, f"annotations/{name}", f"vqa/{name}", layout=_LAYOUT)
-
-
-def _image_folder(root: Path, name: str) -> Path:
-    return find(root, name, f"images/{name}", f"coco/{name}", layout=_LAYOUT)
 
 
 def _read_annotations(file: Path) -> _Annotations:
@@ -133,20 +118,19 @@ def _read_annotations(file: Path) -> _Annotations:
     return found
 
 
-@dataclass(frozen=True)
-class _Labelled:
-    """The annotations of train2014 and val2014, the numbers of the answers, and the pictures kept for validation."""
+class _Labelled(NamedTuple):
+    """The annotations of train2014 and val2014, the numbers of the answers, and the images kept for validation."""
 
     annotations: Mapping[str, _Annotations]
     numbers: Mapping[str, int]
     held_out: frozenset[int]
 
     def split(self, image: int) -> str:
-        """A picture has one number in all of COCO, so that it is enough to know that."""
+        """Return the split of an image; it has one number in all of COCO."""
         return "validation" if image in self.held_out else "train"
 
     def notes(self) -> list[str]:
-        """What was counted before any picture is looked at."""
+        """Return what was counted before any image is read."""
         known = [annotation for part in self.annotations.values() for annotation in part.by_question.values()]
         outside = sum(
             self.split(annotation.image) == "train" and not any(answer in self.numbers for answer in annotation.answers)
@@ -155,7 +139,7 @@ class _Labelled:
         notes = [
             f"{len(self.numbers):,} answers are given to {MIN_COUNT} questions or more; whole: {_KNOWN_ANSWERS:,}",
             f"{outside:,} questions with none of these answers are left out of training",
-            f"the questions about {len(self.held_out):,} pictures of val2014 are for validation, others for training",
+            f"the questions about {len(self.held_out):,} images of val2014 are for validation, others for training",
         ]
         if len(known) != _KNOWN_ANNOTATIONS:
             notes.append(f"{len(known):,} questions have answers; in the whole set {_KNOWN_ANNOTATIONS:,} have")
@@ -168,13 +152,13 @@ def _held_out(images: Iterable[int]) -> frozenset[int]:
 
 
 def _rows(
-    root: Path, *, labelled: _Labelled, tests: Mapping[str, str], folders: Mapping[str, Path]
+    files: Mapping[str, Path], *, labelled: _Labelled, tests: Mapping[str, str], folders: Mapping[str, Path]
 ) -> Iterator[Row | BadRow]:
     for part in _LABELLED:
-        yield from _labelled_rows(_questions_file(root, part), part=part, labelled=labelled, folder=folders[part])
+        yield from _labelled_rows(files[part], part=part, labelled=labelled, folder=folders[part])
     for part, split in tests.items():
-        for record in _read_questions(_questions_file(root, part)):
-            file = _picture(folders["test2015"], record["image_id"])
+        for record in _read_questions(files[part]):
+            file = _image(folders["test2015"], record["image_id"])
             yield Row(split, _values(record, file=file, annotation=None, numbers=labelled.numbers))
 
 
@@ -189,13 +173,12 @@ def _labelled_rows(file: Path, *, part: str, labelled: _Labelled, folder: Path) 
         if annotation is None:
             yield BadRow(split, _image_id(image), f"question {question} has no annotation")
         elif annotation.image != image:
-            reason = f"question {question} is about picture {image}, its annotation about {annotation.image}"
+            reason = f"question {question} is about image {image}, its annotation about {annotation.image}"
             yield BadRow(split, _image_id(image), reason)
         elif (number := len(annotation.answers)) != _ANNOTATORS:
             yield BadRow(split, _image_id(image), f"question {question} has {number} answers; expected {_ANNOTATORS}")
         else:
-            picture = _picture(folder, image)
-            values = _values(record, file=picture, annotation=annotation, numbers=labelled.numbers)
+            values = _values(record, file=_image(folder, image), annotation=annotation, numbers=labelled.numbers)
             if split != "train" or values["answer_labels"]:
                 yield Row(split, values)
     unasked = [(question, known.image) for question, known in annotations.by_question.items() if question not in asked]
@@ -204,7 +187,7 @@ def _labelled_rows(file: Path, *, part: str, labelled: _Labelled, folder: Path) 
             yield BadRow(labelled.split(image), _image_id(image), f"question {question}: {reason}")
 
 
-def _picture(folder: Path, image: int) -> Path:
+def _image(folder: Path, image: int) -> Path:
     return folder / f"COCO_{folder.name}_{image:012}.jpg"
 
 
@@ -223,7 +206,7 @@ def _read_questions(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _image_id(image: int) -> str:
-    # As in the set `coco`, whose pictures these are.
+    # As in the set `coco`, whose images these are.
     return f"coco/{image}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -99,13 +99,17 @@ class StreamLoader:
         self._sources, self._examples, self._config, self._loader = sources, examples, config, loader
         self._seed, self._max_bad_share = seed, max_bad_share
         self._rank = distributed.rank() if rank is None else rank
-        self._world_size = distributed.world_size() if world_size is None else world_size
-        validate_lanes(config, loader=loader, processes=self._world_size)
+        world_size = distributed.world_size() if world_size is None else world_size
+        validate_lanes(config, loader=loader, processes=world_size)
         if self._rank:
             quarantine = quarantine.with_suffix(f".{self._rank}{quarantine.suffix}")
         self._quarantine = QuarantineFile(quarantine)
         self._lost_shards = 0
         self._cursors: dict[int, LaneStates] = {0: {}}
+        count = config.lanes // (world_size * loader.accumulation)
+        starts = [(micro * world_size + self._rank) * count for micro in range(loader.accumulation)]
+        # This process's lanes, by micro-step.
+        self._lanes = [range(start, start + count) for start in starts]
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yield without end the micro-batches of step `start_step`, which is 0 or that of `go_on_from`, and so on.
@@ -131,61 +135,53 @@ class StreamLoader:
         Raises:
             ValueError: The cursor is of a run with other streams.
         """
-        own = {str(lane) for lanes in self._lanes() for lane in lanes}
+        own = {str(lane) for lanes in self._lanes for lane in lanes}
         if missing := own - cursor.keys():
             raise ValueError(f"the saved cursor has no lane {min(missing)}: it is of a run with other streams")
         self._cursors = {step: {lane: cursor[lane] for lane in sorted(own, key=int)}}
 
-    def _lanes(self) -> list[range]:
-        """Return this process's lanes, by micro-step."""
-        count = self._config.lanes // (self._world_size * self._loader.accumulation)
-        starts = ((micro * self._world_size + self._rank) * count for micro in range(self._loader.accumulation))
-        return [range(start, start + count) for start in starts]
-
     def _steps(self, start_step: int) -> Iterator[list[Batch]]:
         accumulation, states = self._loader.accumulation, self._cursors[start_step]
-        lanes = self._lanes()
-        num_parts = min(max(1, self._loader.num_workers), len(lanes[0]))
-        rows = self._loader.global_batch_size // self._config.lanes  # of each lane in a step
-        work = _Parts(self._lane, lanes, self._examples, num_parts=num_parts, rows=rows, states=states)
-        parts = start_workers(work, num_workers=min(self._loader.num_workers, num_parts))
+        num_parts = min(max(1, self._loader.num_workers), len(self._lanes[0]))
+        reader = _LaneReader(
+            self._sources,
+            self._examples,
+            config=self._config,
+            seed=self._seed,
+            lanes=self._lanes,
+            num_parts=num_parts,
+            rows=self._loader.global_batch_size // self._config.lanes,
+            states=states,
+        )
+        parts = start_workers(reader, num_workers=min(self._loader.num_workers, num_parts))
         for step in itertools.count(start_step):
             batches = []
             for micro in range(accumulation):
                 found: list[dict[str, Any]] = []
-                for _ in range(num_parts):
-                    part = next(parts)
+                for part in itertools.islice(parts, num_parts):
                     if isinstance(part, str):
                         raise ValueError(part)
                     found.append(part)
-                states = states | {lane: state for part in found for lane, state in part["lanes"].items()}
-                bad = [Bad(**record) for part in found for record in part["bad"]]
-                self._quarantine.add(bad)
-                self._warn_of_shards(bad)
+                    states = states | part["lanes"]
+                    self._note_bad([Bad(**record) for record in part["bad"]])
                 batch = merge([part["batch"] for part in found], pad_token_id=self._examples.pad_token_id)
                 if torch.cuda.is_available():
                     tensors = cast(dict[str, Tensor], batch)
                     batch = cast(Batch, {name: tensor.pin_memory() for name, tensor in tensors.items()})
                 batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=step * accumulation + micro))
                 batches.append(batch)
-            self._check_share(states)
+            bad, good = (sum(state[name] for state in states.values()) for name in ("bad", "drawn"))
+            if bad + good >= _ENOUGH and bad > self._max_bad_share * (bad + good):
+                raise ValueError(
+                    f"streams: {bad} of {bad + good} samples are bad, a larger share than {self._max_bad_share}; their"
+                    " reasons are in the quarantine file: repair the data, or allow a larger share (max_bad_share)"
+                )
             self._cursors = {k: v for k, v in self._cursors.items() if k > step + 1 - _KEPT} | {step + 1: states}
             yield batches
 
-    def _lane(self, number: int, state: Mapping[str, Any] | None) -> Lane:
-        return Lane(
-            self._sources,
-            lane=number,
-            lanes=self._config.lanes,
-            seed=self._seed,
-            shuffle=-(-self._config.shuffle // self._config.lanes),
-            read=self._examples,
-            images=self._examples.reads_images,
-            state=None if state is None else dict(state),
-        )
-
-    def _warn_of_shards(self, bad: Sequence[Bad]) -> None:
-        """Log the first shard of this process that cannot be read to its end, the second, the fourth, ..."""
+    def _note_bad(self, bad: Sequence[Bad]) -> None:
+        """Add to the quarantine; log the first shard that cannot be read to its end, the second, the fourth, ..."""
+        self._quarantine.add(bad)
         for record in bad:
             if record.kind == "shard":
                 self._lost_shards += 1
@@ -197,16 +193,8 @@ class StreamLoader:
                         self._lost_shards,
                     )
 
-    def _check_share(self, states: LaneStates) -> None:
-        bad, drawn = (sum(state[name] for state in states.values()) for name in ("bad", "drawn"))
-        if bad + drawn >= _ENOUGH and bad > self._max_bad_share * (bad + drawn):
-            raise ValueError(
-                f"streams: {bad} of {bad + drawn} samples are bad, a larger share than {self._max_bad_share}; their"
-                " reasons are in the quarantine file: repair the data, or allow a larger share (max_bad_share)"
-            )
 
-
-class _Parts(IterableDataset):
+class _LaneReader(IterableDataset):
     """Yields, in a worker, for each micro-step the samples of its lanes, or the reason why there are none.
 
     A reason is handed over as a string, as in `vlmo.data.loader`.
@@ -214,45 +202,51 @@ class _Parts(IterableDataset):
 
     def __init__(
         self,
-        make_lane: Any,
-        lanes: Sequence[Sequence[int]],
+        sources: Sequence[Source],
         examples: StreamExamples,
         *,
+        config: StreamConfig,
+        seed: int,
+        lanes: Sequence[Sequence[int]],
         num_parts: int,
         rows: int,
         states: LaneStates,
     ) -> None:
-        self._make_lane, self._lanes, self._examples = make_lane, lanes, examples
-        self._num_parts, self._rows, self._states = num_parts, rows, states
+        self._sources, self._examples, self._config, self._seed = sources, examples, config, seed
+        self._lanes, self._num_parts, self._rows, self._states = lanes, num_parts, rows, states
 
     def __iter__(self) -> Iterator[dict[str, Any] | str]:
         worker = get_worker_info()
         part = 0 if worker is None else worker.id
         try:
-            lanes = [
-                {
-                    number: self._make_lane(number, self._states.get(str(number)))
-                    # A contiguous share, so that the order of rows does not tell how many workers there are.
-                    for number in micro[
-                        len(micro) * part // self._num_parts : len(micro) * (part + 1) // self._num_parts
-                    ]
+            lanes = []
+            for micro in self._lanes:
+                # A contiguous share, so that the order of rows does not tell how many workers there are.
+                first, end = (len(micro) * number // self._num_parts for number in (part, part + 1))
+                lanes.append({number: self._open(number) for number in micro[first:end]})
+            for of_micro in itertools.cycle(lanes):
+                bad: list[Bad] = []
+                examples = [lane.next_example(bad) for lane in of_micro.values() for _ in range(self._rows)]
+                yield {
+                    "batch": self._examples.collate(examples),
+                    "lanes": {str(number): lane.state for number, lane in of_micro.items()},
+                    "bad": [vars(record) for record in bad],
                 }
-                for micro in self._lanes
-            ]
-            while True:
-                for of_micro in lanes:
-                    yield self._part(of_micro)
         except (ValueError, OSError) as error:
             yield str(error)
 
-    def _part(self, lanes: dict[int, Lane]) -> dict[str, Any]:
-        bad: list[Bad] = []
-        examples = [lane.next_example(bad) for lane in lanes.values() for _ in range(self._rows)]
-        return {
-            "batch": self._examples.collate(examples),
-            "lanes": {str(number): lane.state for number, lane in lanes.items()},
-            "bad": [vars(record) for record in bad],
-        }
+    def _open(self, number: int) -> Lane:
+        state = self._states.get(str(number))
+        return Lane(
+            self._sources,
+            lane=number,
+            lanes=self._config.lanes,
+            seed=self._seed,
+            shuffle=-(-self._config.shuffle // self._config.lanes),
+            read=self._examples,
+            images=self._examples.reads_images,
+            state=None if state is None else dict(state),
+        )
 
 
 def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:

@@ -52,7 +52,7 @@ class Offset(NamedTuple):
     index: int = 0
     """Number of the record, bad ones counted."""
     byte: int = 0
-    """Of its first header, in tar files."""
+    """Place of its first header, in tar files."""
 
 
 _FIRST = Offset()
