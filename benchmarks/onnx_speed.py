@@ -25,9 +25,8 @@ from torch import Tensor
 
 from surroundings import surroundings, write_result
 from timing import Call, rates_by_turns
-from vlmo.export.conversion import noise
 from vlmo.export.graphs import Graph, graphs_of
-from vlmo.export.onnx import OnnxGraph, load_for_export
+from vlmo.export.onnx import OnnxGraph, load_for_export, noise
 from vlmo.export.runtime import OnnxSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.recipes.onnx_export import export_onnx

@@ -130,7 +130,7 @@ def test_release_refuses_what_it_cannot_make(folder, released, tmp_path, capsys,
     assert "exists; name a new folder" in refused(["release", str(folder), "--out", str(released)], capsys)
     assert "--out" in refused(["release", str(folder)], capsys)
     words = write_folders(tmp_path / "toys")["words"]
-    assert "VLMoForMaskedLM; retrieval needs" in refused(["release", str(words), "--out", str(tmp_path / "x")], capsys)
+    assert "VLMoForMaskedLM; expected" in refused(["release", str(words), "--out", str(tmp_path / "x")], capsys)
     monkeypatch.setattr(release, "MAX_BYTES", 10_000)
     shown = refused(["release", str(folder), "--out", str(tmp_path / "large")], capsys)
     assert "at most 0 MB: train a smaller model" in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -33,7 +34,6 @@ from vlmo import (
     VLMoProcessor,
 )
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.export import conversion
 from vlmo.export import onnx as onnx_export
 from vlmo.export.graphs import AnyLengthPositionBias
 from vlmo.export.onnx import write_onnx
@@ -267,7 +267,6 @@ def inputs_of(name: str) -> tuple[Tensor, ...]:
     [
         (VLMoForVisualQuestionAnswering, {"num_labels": 5}, "fusion_encoder"),
         (VLMoForVisualReasoning, {"num_modality_types": 3}, "fusion_encoder"),
-        (VLMoForImageClassification, {"num_labels": 4}, "image_encoder"),
         (
             VLMoForSemanticSegmentation,
             {"num_labels": 3, "segmentation_channels": 8, "num_hidden_layers": 4},
@@ -321,41 +320,53 @@ def test_backbone_gives_hidden_states(tmp_path, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        BEIT3 | NO_POOLER,
-        {"position_embedding": "absolute", "layer_scale_init": None},
-        {"experts": "shared", "attention": "separate"},
-    ],
-    ids=["beit3", "absolute positions", "shared expert"],
-)
 @torch.no_grad()
-def test_dual_encoders_of_other_configurations(tmp_path, changes):
+def test_dual_encoder_with_absolute_positions_and_other_sharing(tmp_path):
+    changes = {"position_embedding": "absolute", "layer_scale_init": None, "experts": "shared", "attention": "separate"}
     model, sessions = export(VLMoForImageTextRetrieval, tmp_path, **changes)
     text = text_of([3, 6, LONGEST])
     close(sessions["image_encoder"](pictures(3))[0], model.get_image_features(pictures(3)))
     close(sessions["text_encoder"](*text)[0], model.get_text_features(*text))
-    assert ("fusion_encoder" in sessions) == (model.match_head is not None)
-    if model.match_head is not None:
-        close(sessions["fusion_encoder"](pictures(3), *text)[0], model.match(pictures(3), *text))
-    else:
-        with pytest.raises(ValueError, match="no matching head"):
-            OnnxRetrievalModel(tmp_path / "exported").match(pictures(3), *text)
+    close(sessions["fusion_encoder"](pictures(3), *text)[0], model.match(pictures(3), *text))
+
+
+@pytest.fixture(scope="module")
+def classifier_export(tmp_path_factory) -> SimpleNamespace:
+    """A model with one graph, without a tokenizer, exported as if its weights were too large for one file."""
+    folder = tmp_path_factory.mktemp("classifier")
+    model = toy(VLMoForImageClassification, **SMALL, num_labels=2)
+    model.save_pretrained(folder / "model")
+    image_processor_for(64).save_pretrained(folder / "model")
+    root = logging.getLogger()
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = records.append
+    root.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "_MAX_SINGLE_FILE", 1000)
+        report = write_onnx(folder / "model", folder / "exported", int8=True)
+    root.removeHandler(handler)
+    logged = [record for record in records if record.name == "root"]
+    return SimpleNamespace(model=model, folder=folder, report=report, logged=logged)
 
 
 @pytest.fixture
-def classifier(tmp_path) -> Path:
-    """A model folder with one graph, without a tokenizer."""
-    toy(VLMoForImageClassification, **SMALL, num_labels=2).save_pretrained(tmp_path / "model")
-    image_processor_for(64).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def classifier(classifier_export, tmp_path, monkeypatch) -> Path:
+    """A copy of the model folder; its graph is not converted again but copied."""
+
+    def copy(model, graph, file: Path) -> bool:
+        for suffix in ("", ".data"):
+            shutil.copy(classifier_export.folder / "exported" / f"{file.name}{suffix}", f"{file}{suffix}")
+        return True
+
+    monkeypatch.setattr(onnx_export, "_convert", copy)
+    return shutil.copytree(classifier_export.folder / "model", tmp_path / "model")
 
 
 def test_a_difference_leaves_nothing_behind_and_an_earlier_export_as_it_was(classifier, tmp_path, monkeypatch):
     write_onnx(classifier, tmp_path / "exported")
     before = {file.name: file.read_bytes() for file in (tmp_path / "exported").iterdir()}
-    assert set(before) == {"image_encoder.onnx", "onnx.json", "preprocessor_config.json"}
+    assert set(before) == {"image_encoder.onnx", "image_encoder.onnx.data", "onnx.json", "preprocessor_config.json"}
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
     for out in (tmp_path / "exported", tmp_path / "new"):
         with pytest.raises(ValueError, match=r"image_encoder\.onnx differs from PyTorch by .*, more than -1e\+00"):
@@ -373,16 +384,17 @@ def test_weights_that_are_not_numbers_are_refused(classifier, tmp_path):
         write_onnx(classifier, tmp_path / "exported")
 
 
-def test_large_weights_lie_beside_the_graph(classifier, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(conversion, "_MAX_SINGLE_FILE", 1000)
-    with caplog.at_level(logging.INFO):
-        report = write_onnx(classifier, tmp_path / "exported", int8=True)
-    assert not [record for record in caplog.records if record.name == "root"]  # the quantiser's chatter
-    moved = (tmp_path / "exported").replace(tmp_path / "moved")
-    for variant in (report.graphs["image_encoder"].float32, report.graphs["image_encoder"].int8):
+@torch.no_grad()
+def test_large_weights_lie_beside_the_graph(classifier_export, tmp_path):
+    assert not classifier_export.logged  # the quantiser's log
+    moved = shutil.copytree(classifier_export.folder / "exported", tmp_path / "moved")
+    graph = classifier_export.report.graphs["image_encoder"]
+    for variant in (graph.float32, graph.int8):
         sizes = [(moved / f"{variant.file}{suffix}").stat().st_size for suffix in ("", ".data")]
         assert sum(sizes) == variant.num_bytes
         assert OnnxSession(moved / variant.file)(pictures(2))[0].isfinite().all()
+    close(OnnxSession(moved / graph.float32.file)(pictures(2))[0], classifier_export.model(pictures(2)).logits)
+    assert len(json.loads((moved / "onnx.json").read_text())["labels"]) == 2
 
 
 def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_path):
@@ -402,14 +414,21 @@ def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_pat
     assert not (tmp_path / "exported").exists()
 
 
-def test_retrieval_asks_for_what_was_exported(classifier, tmp_path):
-    write_onnx(classifier, tmp_path / "exported")
+def test_retrieval_asks_for_what_was_exported(classifier_export, exported, tmp_path):
+    folder = shutil.copytree(classifier_export.folder / "exported", tmp_path / "exported")
     with pytest.raises(ValueError, match="holds a VLMoForImageClassification, which does not search"):
-        OnnxRetrievalModel(tmp_path / "exported")
-    description = json.loads((tmp_path / "exported" / "onnx.json").read_text())
-    (tmp_path / "exported" / "onnx.json").write_text(json.dumps(description | {"logit_scale": 1.0}))
+        OnnxRetrievalModel(folder)
+    description = json.loads((folder / "onnx.json").read_text())
+    description["graphs"]["image_encoder"]["int8"] = None
+    (folder / "onnx.json").write_text(json.dumps(description | {"logit_scale": 1.0}))
     with pytest.raises(ValueError, match="holds no int8 files"):
-        OnnxRetrievalModel(tmp_path / "exported", int8=True)
+        OnnxRetrievalModel(folder, int8=True)
+    pairless = shutil.copytree(exported.folder, tmp_path / "pairless")
+    description = json.loads((pairless / "onnx.json").read_text())
+    del description["graphs"]["fusion_encoder"]
+    (pairless / "onnx.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="no matching head"):
+        OnnxRetrievalModel(pairless).match(pictures(1), *text_of([3]))
 
 
 def test_a_missing_package_is_named(classifier, tmp_path, monkeypatch):

@@ -1,10 +1,13 @@
-"""From a model folder to ONNX: a graph for each encoder, compared with PyTorch before anything is kept."""
+"""Export of a model folder to ONNX: a graph for each encoder, compared with PyTorch before anything is kept."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import re
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,12 +17,12 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor
 
-from vlmo.checkpoints.loading import load_model
-from vlmo.export.conversion import OPSET, convert, noise, quantise
-from vlmo.export.graphs import Graph, free_text_length, graphs_of
+from vlmo.checkpoints.loading import load_model, load_processor
+from vlmo.export.graphs import Graph, GraphModule, free_text_length, graphs_of
 from vlmo.export.runtime import DESCRIPTION, OnnxSession, read_description
 from vlmo.folder import write_file, write_folder
 from vlmo.model import (
+    VLMoConfig,
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
     VLMoForPreTraining,
@@ -28,22 +31,23 @@ from vlmo.model import (
     VLMoForVisualReasoning,
     VLMoPreTrainedModel,
 )
-from vlmo.processing import VLMoProcessor
 
 # Largest difference to PyTorch in float32; measured ones are around 1e-6.
 TOLERANCE = 1e-4
 FORMAT = 1
+# The newest that torch 2.13 writes natively, with attention as one operator; ONNX Runtime reads it from 1.23 on.
+OPSET = 23
+# The one that opset 23 came with; torch writes the one before it.
+IR_VERSION = 11
 
+_MIN_TEXT = 2  # `[CLS]` and `[SEP]`
 # Batch and text length of each comparison; the longest text is added.
 _CASES = ((1, 2), (2, 8), (3, 13))
+# protobuf holds less than 2 GiB; larger weights go to a file beside the graph.
+_MAX_SINGLE_FILE = 1_500_000_000
 _PROCESSOR_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
+    *("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.txt"),
 )
 _CLASSIFIERS = (
     VLMoForImageClassification,
@@ -82,7 +86,7 @@ class OnnxGraph:
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What was written, and how far it is from PyTorch.
+    """Written files, and their difference to PyTorch.
 
     Attributes:
         recalls: Of each variant whose recall was measured, fractions.
@@ -94,7 +98,7 @@ class OnnxReport:
     recalls: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """One for each file."""
+        """Return a line for each file."""
         return [
             f"{file.file}: {file.num_bytes / 1e6:,.1f} MB, largest difference to PyTorch {file.largest_difference:.1e}"
             for graph in self.graphs.values()
@@ -104,15 +108,15 @@ class OnnxReport:
 
 
 def write_onnx(folder: str | Path, out: str | Path, *, int8: bool = False) -> OnnxReport:
-    """Writes the encoders of a model folder as ONNX graphs, with the processor's files and a description.
+    """Write the encoders of a model folder as ONNX graphs, with the processor's files and a description.
 
-    Batch and text length are free, up to `max_text_positions`; the picture's size is the configured one. Every graph
-    is run in ONNX Runtime on several batches and lengths, with padding.
+    Batch and text length are free, up to `max_text_positions`; the image size is the configured one. Every graph is run
+    in ONNX Runtime on several batches and lengths, with padding.
 
     Args:
         folder: Model folder of any VLMo class.
         out: New folder, or one of an earlier export, which is replaced.
-        int8: Also writes variants whose linear layers are quantised to int8, with scales of activations taken at run
+        int8: Also write variants whose linear layers are quantised to int8, with scales of activations taken at run
             time.
 
     Raises:
@@ -128,22 +132,22 @@ def write_onnx(folder: str | Path, out: str | Path, *, int8: bool = False) -> On
     model = load_for_export(folder)
     graphs = graphs_of(model)
     # Before the model is changed for the exporter, so that the comparison sees that change too.
-    comparisons = {graph.name: _comparisons(model, graph) for graph in graphs}
+    cases = {graph.name: _compared_cases(model, graph) for graph in graphs}
     free_text_length(model)
-    with write_folder(out) as aside:
+    with write_folder(out) as partial:
         written = {
-            graph.name: _write_graph(model, graph, comparisons[graph.name], folder=aside, int8=int8) for graph in graphs
+            graph.name: _write_graph(model, graph, cases[graph.name], folder=partial, int8=int8) for graph in graphs
         }
         for name in _PROCESSOR_FILES:
             if (folder / name).is_file():
-                shutil.copy2(folder / name, aside / name)
+                shutil.copy2(folder / name, partial / name)
         report = OnnxReport(out, model_class=type(model).__name__, graphs=written)
-        (aside / DESCRIPTION).write_text(_json(_describe(model, folder, report)), encoding="utf-8")
+        (partial / DESCRIPTION).write_text(_json(_describe(model, folder, report)), encoding="utf-8")
     return report
 
 
 def add_recalls(report: OnnxReport, recalls: Mapping[str, Mapping[str, float]], *, source: str) -> OnnxReport:
-    """The report with recalls of its variants on a source, which also go into the folder's description."""
+    """Add recalls of the variants on a source to the report and to the folder's description."""
     kept = {variant: dict(metrics) for variant, metrics in recalls.items()}
     description = read_description(report.folder) | {"recall": {"source": source} | kept}
     write_file(report.folder / DESCRIPTION, _json(description))
@@ -157,32 +161,45 @@ def load_for_export(folder: str | Path) -> VLMoPreTrainedModel:
     return model.requires_grad_(requires_grad=False)
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    inputs: tuple[Tensor, ...]
-    expected: tuple[Tensor, ...]
+def noise(graph: Graph, config: VLMoConfig, *, batch: int, length: int, seed: int) -> tuple[Tensor, ...]:
+    """Sample noise as `pixel_values` and random words; the last text is full, the others may be padded."""
+    generator = torch.Generator().manual_seed(seed)
+    images = (batch,) if graph.num_images == 1 else (batch, graph.num_images)
+    shape = (*images, config.num_channels, config.image_size, config.image_size)
+    lengths = torch.randint(_MIN_TEXT, length + 1, (batch, 1), generator=generator)
+    lengths[-1] = length
+    mask = torch.arange(length) < lengths
+    ids = torch.randint(config.vocab_size, (batch, length), generator=generator)
+    made = {
+        "pixel_values": 2 * torch.rand(shape, generator=generator) - 1,
+        "input_ids": torch.where(mask, ids, config.pad_token_id or 0),
+        "attention_mask": mask.long(),
+        "bool_masked_pos": torch.rand(batch, config.grid[0] * config.grid[1], generator=generator) < 0.4,
+    }
+    return tuple(made[name] for name in graph.inputs)
 
 
-def _comparisons(model: VLMoPreTrainedModel, graph: Graph) -> list[_Comparison]:
+_Case = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # inputs, and PyTorch's outputs
+
+
+def _compared_cases(model: VLMoPreTrainedModel, graph: Graph) -> list[_Case]:
     longest = model.config.max_text_positions
-    sizes = [(batch, min(length, longest)) for batch, length in (*_CASES, (1, longest))]
-    if not graph.reads_text:
-        sizes = sizes[: len(_CASES)]
-    comparisons = []
-    for seed, (batch, length) in enumerate(sizes):
-        inputs = noise(graph, model.config, batch=batch, length=length, seed=seed)
-        with torch.inference_mode():
-            comparisons.append(_Comparison(inputs, graph.call(model, *inputs)))
-    return comparisons
+    sizes = [(batch, min(length, longest)) for batch, length in _CASES]
+    sizes += [(1, longest)] if graph.reads_text else []
+    inputs = [
+        noise(graph, model.config, batch=batch, length=length, seed=seed) for seed, (batch, length) in enumerate(sizes)
+    ]
+    with torch.inference_mode():
+        return [(given, graph.call(model, *given)) for given in inputs]
 
 
 def _write_graph(
-    model: VLMoPreTrainedModel, graph: Graph, comparisons: Sequence[_Comparison], *, folder: Path, int8: bool
+    model: VLMoPreTrainedModel, graph: Graph, cases: Sequence[_Case], *, folder: Path, int8: bool
 ) -> OnnxGraph:
     file = folder / f"{graph.name}.onnx"
-    large = convert(model, graph, file)
+    large = _convert(model, graph, file)
     session = OnnxSession(file)
-    difference = _largest_difference(session, comparisons)
+    difference = _largest_difference(session, cases)
     if not difference <= TOLERANCE:  # NaN is not below either
         raise ValueError(
             f"{file.name} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; nothing was kept. Check "
@@ -191,37 +208,127 @@ def _write_graph(
     int8_file = None
     if int8:
         quantised = file.with_suffix(".int8.onnx")
-        quantise(file, quantised, large=large)
-        int8_file = _measured(quantised, _largest_difference(OnnxSession(quantised), comparisons))
-    return OnnxGraph(session.inputs, session.outputs, float32=_measured(file, difference), int8=int8_file)
+        _quantise(file, quantised, large=large)
+        int8_file = _described_file(quantised, _largest_difference(OnnxSession(quantised), cases))
+    return OnnxGraph(session.inputs, session.outputs, float32=_described_file(file, difference), int8=int8_file)
 
 
-def _measured(file: Path, difference: float) -> OnnxFile:
+def _described_file(file: Path, difference: float) -> OnnxFile:
     parts = (file, file.with_name(f"{file.name}.data"))
     num_bytes = sum(part.stat().st_size for part in parts if part.is_file())
     return OnnxFile(file.name, num_bytes=num_bytes, largest_difference=difference)
 
 
-def _largest_difference(session: OnnxSession, comparisons: Sequence[_Comparison]) -> float:
+def _largest_difference(session: OnnxSession, cases: Sequence[_Case]) -> float:
     differences = [
         (actual - expected).abs().max() / expected.abs().max().clamp(min=1)
-        for comparison in comparisons
-        for actual, expected in zip(session(*comparison.inputs), comparison.expected, strict=True)
+        for inputs, outputs in cases
+        for actual, expected in zip(session(*inputs), outputs, strict=True)
     ]
     return float(torch.stack(differences).max())
 
 
+def _convert(model: VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
+    """Write one graph of a model prepared by `free_text_length`; return True if its weights lie in a second file."""
+    longest = model.config.max_text_positions
+    axes = {"batch": torch.export.Dim("batch", min=1), "text": torch.export.Dim("text", min=_MIN_TEXT, max=longest)}
+    shapes = tuple({axis: axes[name] for axis, name in free.items()} for free in graph.dynamic_axes)
+    # Sizes that stand for no other axis of the model by chance.
+    example = noise(graph, model.config, batch=3, length=min(7, longest), seed=0)
+    # strict: `len(tensor)` in the model stays a free size only there.
+    program = torch.export.export(GraphModule(model, graph).eval(), example, dynamic_shapes=(shapes,), strict=True)
+    with warnings.catch_warnings():
+        # Between two parts of torch 2.13: its exporter copies what it has deprecated itself.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            verbose=False,
+        )
+    if exported is None:  # only where the older exporter writes a file itself
+        raise TypeError("torch.onnx.export gave no program")
+    if (opset := exported.model.opset_imports[""]) != OPSET:
+        raise ValueError(
+            f"torch {torch.__version__} writes ONNX opset {opset}; expected {OPSET}. Install a newer torch."
+        )
+    exported.model.ir_version = IR_VERSION
+    _tidy(exported.model, graph)
+    weights = [value.const_value for value in exported.model.graph.initializers.values()]
+    large = sum(weight.nbytes for weight in weights if weight is not None) > _MAX_SINGLE_FILE
+    exported.save(file, external_data=large)
+    return large
+
+
+def _tidy(model: Any, graph: Graph) -> None:
+    """Name the free axes, and drop the exporter's notes, which hold paths of this machine."""
+    names = {
+        str(value.shape[axis].value): name
+        for value, free in zip(model.graph.inputs, graph.dynamic_axes, strict=True)
+        for axis, name in free.items()
+    }
+    nodes, weights = list(model.graph), list(model.graph.initializers.values())
+    values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs)]
+    for part in (model, model.graph, *nodes, *weights, *values):
+        part.metadata_props.clear()
+    for weight in weights:
+        # Redundant, and wrong once ONNX Runtime (1.26, for one) has transposed a matrix to quantise it.
+        weight.shape = weight.type = None
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and size.value is not None:
+                value.shape[axis] = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)
+
+
+def _quantise(source: Path, target: Path, *, large: bool) -> None:
+    """Write a graph whose linear layers multiply in int8, with scales of activations taken at run time."""
+    from onnxruntime import quantization  # brings `onnx`, which takes a second
+
+    # The library logs to the root logger: a line for each tensor, and the advice to optimise first, which its sessions
+    # do.
+    root = logging.getLogger()
+    root.addFilter(_is_error)
+    try:
+        quantization.quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            # Seven bits of weight: with eight, sums saturate on x86 processors without VNNI.
+            reduce_range=True,
+            use_external_data_format=large,
+        )
+    finally:
+        root.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> dict[str, Any]:
-    """All that who runs the graphs needs to know beside the tokenizer's file."""
+    """Return all that a program needs to run the graphs, beside the tokenizer's file."""
     config = model.config
     image: dict[str, Any] = {"size": [config.image_size, config.image_size]}
     text: dict[str, Any] = {"max_positions": config.max_text_positions, "pad_token_id": config.pad_token_id}
+    images: Any = None
     if (folder / "processor_config.json").is_file():
-        processor = VLMoProcessor.from_pretrained(folder)
-        image |= _preparation(processor.image_processor)
+        processor = load_processor(folder)
+        images = processor.image_processor
         text |= {"tokenizer": "tokenizer.json", "max_length": min(processor.max_text_length, config.max_text_positions)}
     elif (folder / "preprocessor_config.json").is_file():  # of a model that reads no text
-        image |= _preparation(AutoImageProcessor.from_pretrained(folder, trust_remote_code=False))
+        images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    if images is not None:
+        image |= {
+            "resample": _RESAMPLING[int(images.resample)],
+            "transparency": "on white",
+            "rescale": images.rescale_factor,
+            "mean": list(images.image_mean),
+            "std": list(images.image_std),
+        }
     searches = isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval)
     labels = {str(number): label for number, label in (config.id2label or {}).items()}
     return {
@@ -233,17 +340,6 @@ def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> d
         "logit_scale": float(model.contrast_head.logit_scale) if searches else None,
         "labels": labels if isinstance(model, _CLASSIFIERS) else None,
         "graphs": {name: asdict(graph) for name, graph in report.graphs.items()},
-    }
-
-
-def _preparation(processor: Any) -> dict[str, Any]:
-    """How a picture becomes `pixel_values`."""
-    return {
-        "resample": _RESAMPLING[int(processor.resample)],
-        "transparency": "on white",
-        "rescale": processor.rescale_factor,
-        "mean": list(processor.image_mean),
-        "std": list(processor.image_std),
     }
 
 

@@ -1,4 +1,4 @@
-"""An exported folder in ONNX Runtime."""
+"""Exported folders in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class OnnxSession:
         self.outputs = {tensor.name: _description(tensor) for tensor in self.session.get_outputs()}
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        """Outputs for inputs in the order of the graph."""
+        """Return the outputs for inputs in the order of the graph."""
         given = {name: tensor.numpy() for name, tensor in zip(self.inputs, tensors, strict=True)}
         return [torch.from_numpy(np.asarray(output)) for output in self.session.run(None, given)]
 
@@ -45,7 +45,7 @@ def _description(tensor: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Temperature:
-    """ITC's temperature, where `evaluate_retrieval` looks for it."""
+    """Holder of ITC's temperature under the name that `evaluate_retrieval` reads."""
 
     logit_scale: Float[Tensor, "1"]
 
@@ -57,7 +57,7 @@ class OnnxRetrievalModel:
 
     Args:
         folder: Written by `write_onnx`.
-        int8: Whether to run the quantised files.
+        int8: Run the quantised files.
 
     Raises:
         ValueError: The folder holds no dual encoder, or no quantised files.
@@ -83,13 +83,13 @@ class OnnxRetrievalModel:
         self.contrast_head = Temperature(torch.tensor([description["logit_scale"]]))
 
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """L2-normalised image vectors."""
+        """Return L2-normalised image vectors."""
         return self.sessions[IMAGE_ENCODER](pixel_values)[0]
 
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"]
     ) -> Float[Tensor, "batch dim"]:
-        """L2-normalised text vectors."""
+        """Return L2-normalised text vectors."""
         return self.sessions[TEXT_ENCODER](input_ids, attention_mask)[0]
 
     def match(
@@ -98,7 +98,7 @@ class OnnxRetrievalModel:
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"],
     ) -> Float[Tensor, "batch 2"]:
-        """Matching logits, class 1 = match.
+        """Return matching logits, class 1 = match.
 
         Raises:
             ValueError: There is no fusion encoder in the folder.
@@ -108,19 +108,19 @@ class OnnxRetrievalModel:
         return self.sessions[FUSION_ENCODER](pixel_values, input_ids, attention_mask)[0]
 
     def modules(self) -> Iterator[nn.Module]:
-        """None: nothing here has a mode."""
+        """Return nothing: no part of this model has a mode."""
         return iter(())
 
     def eval(self) -> OnnxRetrievalModel:
-        """Itself."""
+        """Return the model itself."""
         return self
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What `write_onnx` says about a folder.
+    """Return the description that `write_onnx` keeps in a folder.
 
     Raises:
-        ValueError: It has not written this one.
+        ValueError: There is none.
     """
     file = folder / DESCRIPTION
     if not file.is_file():
