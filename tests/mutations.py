@@ -49,16 +49,16 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "experts swapped",
-        "model/multiway.py",
+        "model/sequence.py",
         "torch.cat([modules[LANGUAGE](text, **options), modules[VISION](image, **options)], dim=1)",
         "torch.cat([modules[VISION](text, **options), modules[LANGUAGE](image, **options)], dim=1)",
         ("model/test_multiway.py",),
     ),
     Mutation(
         "fusion expert never used",
-        "model/multiway.py",
+        "model/sequence.py",
         "if self.fusion and VISION_LANGUAGE in modules:",
-        "if not self and VISION_LANGUAGE in modules:",
+        "if self.fusion and VISION_LANGUAGE not in modules:",
         ("model/test_multiway.py",),
     ),
     Mutation(
@@ -70,35 +70,35 @@ MUTATIONS = (
     ),
     Mutation(
         "same-image mask dropped in ITC",
-        "objectives/pretraining.py",
-        "same=same if self.config.exclude_same else None, keys=every",
-        "same=None, keys=every",
+        "objectives/vision_language.py",
+        "left_out = same if self.config.exclude_same else None",
+        "left_out = None",
         ("objectives/test_pretraining.py",),
     ),
     Mutation(
         "same-image mask dropped in ITM",
-        "objectives/pretraining.py",
+        "objectives/itm.py",
         "excluded = same[rows[part]]",
-        "excluded = own_pairs(len(same.own), device=rows.device)[rows[part]]",
+        "excluded = rows[part][:, None] + distributed.rank() * len(same.own) == torch.arange(len(keys))",
         ("objectives/test_pretraining.py",),
     ),
     Mutation(
         "negatives from the other ITC branch",
-        "objectives/pretraining.py",
-        "(images, texts), (image_keys, text_keys) = embeds[0], keys[0]",
-        "(images, texts), (image_keys, text_keys) = embeds[-1], keys[-1]",
+        "objectives/vision_language.py",
+        "self._sample_negatives(vectors[0], keys[0],",
+        "self._sample_negatives(vectors[-1], keys[-1],",
         ("objectives/test_pretraining.py",),
     ),
     Mutation(
         "stage 2 trains a vision expert",
-        "model/backbone.py",
+        "model/stages.py",
         "modules.append(block.experts[SHARED if SHARED in block.experts else LANGUAGE])",
         "modules += block.experts.values()",
         ("model/test_backbone.py",),
     ),
     Mutation(
         "stage 2 freezes the position table",
-        "model/backbone.py",
+        "model/stages.py",
         "        backbone.position_bias,\n    ]",
         "    ]",
         ("model/test_backbone.py",),
@@ -119,7 +119,7 @@ MUTATIONS = (
     ),
     Mutation(
         "pooler without tanh",
-        "model/backbone.py",
+        "model/heads.py",
         "return torch.tanh(self.dense(hidden[:, 0]))",
         "return self.dense(hidden[:, 0])",
         ("parity/test_published_layout.py",),
@@ -133,7 +133,7 @@ MUTATIONS = (
     ),
     Mutation(
         "drop path not replayed in the gradient cache",
-        "objectives/chunks.py",
+        "objectives/gradient_cache.py",
         "use_reentrant=False, determinism_check",
         "use_reentrant=False, preserve_rng_state=False, determinism_check",
         ("objectives/test_chunks.py",),
@@ -141,15 +141,15 @@ MUTATIONS = (
     Mutation(
         "one sample repeated after a resume",
         "data/stream/lanes.py",
-        "self._entries[0].order <= cursor.after",
-        "self._entries[0].order < cursor.after",
+        "self._entries[0][0] <= cursor.after",
+        "self._entries[0][0] < cursor.after",
         ("data/stream/test_lanes.py",),
     ),
     Mutation(
         "one step repeated after a resume",
         "data/loader.py",
-        "        keys = self._micro_batch_keys(start_step)\n",
-        "        keys = self._micro_batch_keys(max(0, start_step - 1))\n",
+        "sampler=self._micro_batch_keys(start_step)",
+        "sampler=self._micro_batch_keys(max(0, start_step - 1))",
         ("data/test_loader.py",),
     ),
     Mutation(
@@ -171,7 +171,9 @@ def main(words: tyro.conf.Positional[tuple[str, ...]] = (), /, *, check: bool = 
     """
     console = Console()
     chosen = [each for each in MUTATIONS if not words or any(word in each.name for word in words)]
-    missing = [each for each in chosen if (ROOT / "src" / "vlmo" / each.file).read_text().count(each.old) != 1]
+    files = {each.file: ROOT / "src" / "vlmo" / each.file for each in chosen}
+    texts = {name: file.read_text() if file.is_file() else "" for name, file in files.items()}
+    missing = [each for each in chosen if texts[each.file].count(each.old) != 1]
     for each in missing:
         console.print(f"{each.name}: {each.file} does not hold its text once", markup=False, highlight=False)
     if check or missing or not chosen:
