@@ -44,7 +44,6 @@ ROOMS = {
     "folder": "Folders that are whole or not there",
     "retrieval": "An index of own pictures, and search in it",
     "demo": "Quickstart on small real data, and its report",
-    "drawing": "Heat maps and contact sheets",
     "released": "Models that come with the package",
     "serving": "The service over HTTP and its page",
 }

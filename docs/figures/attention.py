@@ -12,8 +12,8 @@ from PIL import Image
 
 from figures.svg import Canvas
 from vlmo.data.sources import decode_image, open_source
-from vlmo.drawing.pictures import data_uri, heat_map
 from vlmo.retrieval.encoder import Encoder
+from vlmo.visualization import data_uri, heat_map
 
 MODEL, SOURCE = "vlmo-small", "emoji-pairs"
 NAMES = ("red apple", "potted plant", "dog face")

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmo.drawing.sheet import GREEN, MUTED, Sheet
+from vlmo.visualization import GREEN, MUTED, Sheet
 
 _MARGIN, _TEXT_WIDTH, _GAP, _ROW_GAP = 28, 200, 14, 18
 

@@ -18,8 +18,8 @@ from PIL.Image import Image
 
 from vlmo.demo.charts import line_chart
 from vlmo.demo.examples import ImageQuery, TextQuery
-from vlmo.drawing.pictures import data_uri, heat_map
 from vlmo.folder import write_file
+from vlmo.visualization import data_uri, heat_map
 
 _DIRECTIONS = {"ir": "Text to image", "tr": "Image to text"}
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.distributed import choose_device
-from vlmo.drawing.pictures import on_white
 from vlmo.model.attention_maps import attention_maps, maps_by_word
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.released import find_model
 from vlmo.types import normalize_pixels
+from vlmo.visualization import on_white
 
 BATCH = 64
 """Images or texts that go through the model at a time."""

@@ -12,10 +12,9 @@ from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.drawing.pictures import data_uri
-from vlmo.drawing.sheet import MUTED, Sheet
 from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import Searcher, SearchResult
+from vlmo.visualization import MUTED, Sheet, data_uri
 
 SHEET_SUFFIXES = (".png", ".html")
 _COLUMNS, _TILE, _GAP, _MARGIN = 4, 200, 16, 28

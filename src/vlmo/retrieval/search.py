@@ -288,7 +288,7 @@ class Searcher:
         Raises:
             ValueError: There is no such image, or no word in the text.
         """
-        from vlmo.drawing.pictures import heat_map
+        from vlmo.visualization import heat_map
 
         image = self.index.image(id)
         words, maps = self.encoder.attention(image, _filled(query))

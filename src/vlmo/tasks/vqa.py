@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from vlmo.data.examples import Example, Examples, Images, ImageTransform, Texts, collate
 from vlmo.data.sampler import Key
 from vlmo.data.schema import QUESTION_FEATURES, column, select_rows
-from vlmo.drawing.pictures import heat_map
 from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
 from vlmo.model import VLMoConfig, VLMoForVisualQuestionAnswering
 from vlmo.model.attention_maps import attention_maps
@@ -43,6 +42,7 @@ from vlmo.tasks.base import (
 )
 from vlmo.tasks.result import Prediction
 from vlmo.types import Batch
+from vlmo.visualization import heat_map
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer

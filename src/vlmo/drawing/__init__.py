@@ -1,1 +1,0 @@
-"""Pictures for people: data URIs, attention as a heat map, sheets of pictures."""

@@ -1,0 +1,175 @@
+"""Images for people: data URIs, attention as a heat map, and sheets of images with text."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import importlib.util
+import io
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+INK, MUTED, GREEN = "#1f2328", "#6e7681", "#1f8a4c"
+_LINE, _PAPER = "#dfe2e6", "#ffffff"
+_HEAT = np.array([196, 18, 96], dtype=np.float32)  # a red that few drawings use
+_SCALE = 2  # sheets are drawn twice as large and scaled down, which smooths every edge
+_RADIUS = 10
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+# Pillow's own font comes first, which is the same everywhere; then those of Linux, macOS and Windows.
+_FONTS = (
+    "",
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKjp-Regular.otf",
+    "wqy-zenhei.ttc",
+    "Arial Unicode.ttf",
+    "arialuni.ttf",
+    "segoeui.ttf",
+    "msyh.ttc",
+)
+_UNASSIGNED = "\U0010fffe"  # no font has it, so its bitmap is that of a missing glyph
+_PROBE_SIZE = 16
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return a new RGB image; transparent parts become white."""
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def data_uri(image: Image.Image, *, size: int = 144) -> str:
+    """Return the image as a `data:` address, at most `size` pixels wide and high, transparency on white."""
+    image = on_white(image)
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    encoded = {}
+    for kind in ("png", "jpeg"):
+        buffer = io.BytesIO()
+        image.save(buffer, format=kind, optimize=True, quality=85)
+        encoded[kind] = buffer.getvalue()
+    # Flat drawings are small and sharp as PNG; photographs are much smaller as JPEG.
+    kind = "jpeg" if 4 * len(encoded["jpeg"]) < len(encoded["png"]) else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
+
+
+def heat_map(image: Image.Image, weights: Float[Tensor, "grid_h grid_w"], *, size: int = 144) -> Image.Image:
+    """Return the image, pale, with the weights over it; the largest weight of the map has the full colour."""
+    base = on_white(image).resize((size, size), Image.Resampling.LANCZOS)
+    grey = base.convert("L").convert("RGB")
+    pale = np.asarray(Image.blend(grey, base, 0.35), dtype=np.float32) * 0.65 + 255 * 0.35
+    values = weights.detach().float().cpu().numpy()
+    values = values - values.min()
+    values = values / max(float(values.max()), 1e-12)
+    # Smooth between the centres of patches; cubic interpolation may overshoot.
+    heat = Image.fromarray(values).resize((size, size), Image.Resampling.BICUBIC)
+    alpha = 0.85 * np.clip(np.asarray(heat), 0, 1)[..., None]
+    return Image.fromarray((pale * (1 - alpha) + _HEAT * alpha).round().astype(np.uint8))
+
+
+class Sheet:
+    """A white sheet of `width` x `height` pixels; all lengths are in these pixels."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self._size = width, height
+        self._image = Image.new("RGB", (width * _SCALE, height * _SCALE), _PAPER)
+        self._draw = ImageDraw.Draw(self._image)
+
+    def finished(self) -> Image.Image:
+        """Return the sheet at its own size."""
+        return self._image.resize(self._size, Image.Resampling.LANCZOS)
+
+    def text(self, line: str, *, x: float, y: float, size: float = 16, colour: str = INK) -> None:
+        """Write one line, its upper left corner at (x, y)."""
+        font, line = fitting_font(line, size=size * _SCALE)
+        self._draw.text((x * _SCALE, y * _SCALE), line, fill=colour, font=font)
+
+    def wrapped(self, text: str, *, width: float, max_lines: int, size: float = 16) -> list[str]:
+        """Return lines no longer than `width`, in letters that there is a font for, shortened by an ellipsis."""
+        font, text = fitting_font(text, size=size * _SCALE)
+        limit = width * _SCALE
+        lines = [""]
+        for word in text.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if self._draw.textlength(longer, font=font) <= limit or not lines[-1]:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        if len(lines) > max_lines:
+            lines = [*lines[: max_lines - 1], f"{lines[max_lines - 1]} …"]
+        # A word, or the ellipsis, may still be too long for a line.
+        for number, line in enumerate(lines):
+            while self._draw.textlength(line, font=font) > limit:
+                line = line.rstrip("…").rstrip()[:-1] + "…"
+            lines[number] = line
+        return lines
+
+    def tile(self, image: Image.Image, *, x: float, y: float, side: float) -> None:
+        """Paste the image into the middle of a square with a thin frame."""
+        self._draw.rounded_rectangle(_box(x, y, side, side), radius=_RADIUS * _SCALE, outline=_LINE, width=_SCALE)
+        image = on_white(image)
+        factor = round(side - 18) * _SCALE / max(image.size)
+        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        left = x * _SCALE + (side * _SCALE - size[0]) // 2
+        upper = y * _SCALE + (side * _SCALE - size[1]) // 2
+        self._image.paste(image.resize(size, Image.Resampling.LANCZOS), (round(left), round(upper)))
+
+    def tick(self, *, x: float, y: float, side: float) -> None:
+        """Add a green frame and a tick to the tile at this place."""
+        self._draw.rounded_rectangle(_box(x, y, side, side), radius=_RADIUS * _SCALE, outline=GREEN, width=3 * _SCALE)
+        self._draw.ellipse(_box(x + side - 16, y - 8, 24, 24), fill=GREEN, outline=_PAPER, width=2 * _SCALE)
+        points = [(x + side - 9.5, y + 4), (x + side - 5.5, y + 8.5), (x + side + 2, y + 0.5)]
+        scaled = [(a * _SCALE, b * _SCALE) for a, b in points]
+        self._draw.line(scaled, fill=_PAPER, width=round(2.4 * _SCALE), joint="curve")
+
+
+def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return x * _SCALE, y * _SCALE, (x + width) * _SCALE - 1, (y + height) * _SCALE - 1
+
+
+def fitting_font(text: str, *, size: float) -> tuple[Font, str]:
+    """Return the first font with the most letters of a text, and the text without accents and with `?` for the rest."""
+    text = unicodedata.normalize("NFC", text)
+    letters = {letter for letter in text if not letter.isspace()}
+    name = ""
+    if not all(_has(name, letter) for letter in letters):
+        there = [name for name in _FONTS if _font(name, _PROBE_SIZE) is not None]
+        name = max(there, key=lambda name: sum(_has(name, letter) for letter in letters))
+        text = "".join(letter if letter.isspace() or _has(name, letter) else _plain(letter, name) for letter in text)
+    return _font(name, size) or ImageFont.load_default(size), text
+
+
+def _plain(letter: str, name: str) -> str:
+    bare = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
+    return bare if bare and all(part.isspace() or _has(name, part) for part in bare) else "?"
+
+
+@functools.lru_cache(maxsize=65_536)
+def _has(name: str, letter: str) -> bool:
+    bitmaps = []
+    for each in (letter, _UNASSIGNED):
+        image = Image.new("L", (4 * _PROBE_SIZE, 4 * _PROBE_SIZE))
+        ImageDraw.Draw(image).text((_PROBE_SIZE, _PROBE_SIZE), each, fill=255, font=_font(name, _PROBE_SIZE))
+        bitmaps.append(image.tobytes())
+    return bitmaps[0] != bitmaps[1]
+
+
+@functools.lru_cache(maxsize=256)
+def _font(name: str, size: float) -> Font | None:
+    """Return a font by the name of its file; None if this machine has none."""
+    if not name:
+        return ImageFont.load_default(size)
+    matplotlib = importlib.util.find_spec("matplotlib")  # brings a font, where it is installed
+    bundled = Path(matplotlib.origin or "").parent / "mpl-data" / "fonts" / "ttf" if matplotlib else Path()
+    for path in (name, bundled / name):
+        try:
+            return ImageFont.truetype(path, size)
+        except OSError:
+            continue
+    return None
