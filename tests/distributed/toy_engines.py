@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -29,10 +29,15 @@ STEPS, STOP_AFTER = 6, 3
 OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-4)  # a larger eps lets AdamW amplify the last bits of tiny gradients less
 
 
-def make_objective(*, cache_chunk: int | None = None, **changes: float) -> VisionLanguageObjective:
+def make_objective(
+    *, cache_chunk: int | None = None, contrast_only: bool = False, **changes: float
+) -> VisionLanguageObjective:
     torch.manual_seed(0)
     config = VLMoConfig.tiny(**{"layer_scale_init": 1.0, "initializer_range": 0.2} | changes)
-    return VisionLanguageObjective(VLMoForPreTraining(config), config=VisionLanguageConfig(cache_chunk=cache_chunk))
+    settings = VisionLanguageConfig(cache_chunk=cache_chunk)
+    if contrast_only:
+        settings = replace(settings, mlm_weight=0.0, itm_weight=0.0)
+    return VisionLanguageObjective(VLMoForPreTraining(config), config=settings)
 
 
 def micro_batches(step: int, *, accumulation: int = 1) -> list[Batch]:

@@ -26,7 +26,7 @@ from tests.training.toy_run import Settings, make_trainer
 from vlmo import cli
 from vlmo.cli.runs import TrainOptions
 from vlmo.training import TrainerConfig, TrainingError, explained_start, read_metrics
-from vlmo.training.watchdog import HANG_SECONDS, Sighting, Watchdog, Word, find_hung
+from vlmo.training.watchdog import HANG_SECONDS, Report, Sighting, Watchdog, find_hung
 from vlmo.types import Batch
 
 STEPS = 10
@@ -192,19 +192,19 @@ def test_what_takes_longer_than_a_step_may_is_no_hang_while_the_process_lives(ha
     assert "hangs" not in group.output(0) + group.output(1)
 
 
-def sightings(*words: Word, beat_at: float = 100.0, progress_at: float = 0.0) -> dict[int, Sighting]:
-    return {n: Sighting(word, beat_at=beat_at, progress_at=progress_at) for n, word in enumerate(words)}
+def sightings(*reports: Report, beat_at: float = 100.0, progress_at: float = 0.0) -> dict[int, Sighting]:
+    return {n: Sighting(report, beat_at=beat_at, progress_at=progress_at) for n, report in enumerate(reports)}
 
 
 def test_only_those_that_the_others_wait_for_hang() -> None:
-    ahead, behind = (Word(progress=n, place=f"in step {n}", timed=True) for n in (7, 6))
+    ahead, behind = (Report(progress=n, place=f"in step {n}", timed=True) for n in (7, 6))
     hung = find_hung(sightings(ahead, behind, ahead), now=100.0, hang_seconds=50.0)
     assert hung == {1: "hangs (no progress for 100 s, in step 6)"}
     assert find_hung(sightings(ahead, behind, progress_at=60.0), now=100.0, hang_seconds=50.0) == {}
 
 
 def test_evaluation_and_save_may_take_four_times_as_long_while_the_process_lives() -> None:
-    waiting, saving = Word(progress=7, place="in step 7", timed=True), Word(progress=6, place="saving step 6")
+    waiting, saving = Report(progress=7, place="in step 7", timed=True), Report(progress=6, place="saving step 6")
     assert find_hung(sightings(saving, waiting), now=100.0, hang_seconds=25.0) == {}
     hung = find_hung(sightings(saving, waiting), now=100.0, hang_seconds=24.0)
     assert hung == {0: "hangs (no progress for 100 s, saving step 6)"}
@@ -213,21 +213,21 @@ def test_evaluation_and_save_may_take_four_times_as_long_while_the_process_lives
 
 
 def test_process_that_has_ended_does_not_hang() -> None:
-    assert find_hung(sightings(Word(ended=True), beat_at=0.0), now=100.0, hang_seconds=50.0) == {}
+    assert find_hung(sightings(Report(ended=True), beat_at=0.0), now=100.0, hang_seconds=50.0) == {}
 
 
 def test_process_that_has_ended_is_named_when_those_that_wait_for_it_get_no_further() -> None:
-    gone, waiting = Word(progress=9, ended=True), Word(progress=7, place="in step 7", timed=True)
+    gone, waiting = Report(progress=9, ended=True), Report(progress=7, place="in step 7", timed=True)
     found = sightings(waiting, gone, waiting)
     assert find_hung(found, now=100.0, hang_seconds=50.0) == {1: "has ended, and the others wait for it"}
     assert find_hung(found, now=40.0, hang_seconds=50.0) == {}  # the others are ending, too
 
 
 def test_ages_count_from_the_moment_that_a_word_changes() -> None:
-    first = Sighting(Word(beat=1, progress=1), beat_at=0.0, progress_at=0.0)
-    assert first.then(Word(beat=2, progress=1), now=5.0) == Sighting(Word(2, 1), beat_at=5.0, progress_at=0.0)
-    assert first.then(Word(beat=2, progress=2), now=5.0).progress_at == 5.0
-    assert first.then(Word(beat=1, progress=1), now=5.0).beat_at == 0.0
+    first = Sighting(Report(beat=1, progress=1), beat_at=0.0, progress_at=0.0)
+    assert first.then(Report(beat=2, progress=1), now=5.0) == Sighting(Report(2, 1), beat_at=5.0, progress_at=0.0)
+    assert first.then(Report(beat=2, progress=2), now=5.0).progress_at == 5.0
+    assert first.then(Report(beat=1, progress=1), now=5.0).beat_at == 0.0
 
 
 def test_one_process_is_not_watched() -> None:

@@ -204,11 +204,7 @@ def newest_state(folder: Path) -> SavedState | None:
     damaged = sorted(folder.glob("*.damaged"))
     for path in reversed(_states(folder)):
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            for name, expected in manifest["files"].items():
-                if _fingerprint(path / name) != expected:
-                    raise ValueError(f"{name} is not what was written")
-            return SavedState(path, manifest["progress"])
+            return SavedState(path, _verified_progress(path))
         except (OSError, ValueError, KeyError) as problem:
             logger.warning("training state %s is damaged (%s); going back to the one before it", path, problem)
             renamed = path.with_name(f"{path.name}.damaged")
@@ -343,6 +339,14 @@ def _flat_names(tensors: Mapping[str, Any]) -> Iterator[str]:
 def _states(folder: Path) -> list[Path]:
     """Return complete states, oldest first."""
     return sorted(path for path in folder.glob("step_*") if not path.suffix)
+
+
+def _verified_progress(path: Path) -> dict[str, Any]:
+    manifest = json.loads((path / MANIFEST).read_text())
+    for name, expected in manifest["files"].items():
+        if _fingerprint(path / name) != expected:
+            raise ValueError(f"{name} is not what was written")
+    return manifest["progress"]
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Tells which of several processes hangs or has gone, so that the others end instead of waiting for ever.
+"""Watchdog of several processes: names one that hangs or has gone, so that the others end instead of waiting for ever.
 
-Each process says twice a second that it lives, and where it stands, in the key-value store of the process group. Ages
-are taken by each reader's own monotonic clock from the moment that it sees a word change, so clocks need not agree.
+Each process reports twice a second that it lives, and where it stands, in the key-value store of the process group.
+Ages are taken by each reader's own monotonic clock from the moment that it sees a report change, so clocks need not
+agree.
 """
 
 from __future__ import annotations
@@ -27,26 +28,26 @@ from vlmo.distributed import barrier, rank, world_size
 HANG_SECONDS = 1800.0
 """Long enough for a first step that compiles and for slow storage; a hang of this length wastes little of days."""
 LONG_FACTOR = 4
-"""What may take long (reading the data, an evaluation, a save) hangs after this many times the time of a step."""
+"""Work that may take long (reading the data, an evaluation, a save) hangs after this many times the time of a step."""
 _BEAT_S = 0.5
 _GRACE_S = 6 * _BEAT_S  # in which a living process says something, also on a busy machine
-_READS = 20  # of all processes' words, in the time after which one counts as hanging
-_MAX_READ_S = 15.0  # between them; a thousand processes that read a thousand words each are then a light load
+_READS = 20  # of all processes' reports, in the time after which one counts as hanging
+_MAX_READ_S = 15.0  # between them; a thousand processes that read a thousand reports each are then a light load
 _MAX_WAIT_S = 30 * 86_400.0  # the most that process groups are asked to wait
 _EXIT_CODE = 1
 _STACK_LINES = 6
 
 
 @dataclass(frozen=True)
-class Word:
-    """What a process last said of itself.
+class Report:
+    """Last report of a process.
 
     Attributes:
         beat: Counts while the process lives.
-        progress: Counts what it has begun.
-        place: What that is, for people ("in step 6").
-        timed: Whether it should not take long: a step.
-        ended: It left the training loop, in whatever way.
+        progress: Counts the work that it has begun.
+        place: Name of that work ("in step 6").
+        timed: It should not take long: a step.
+        ended: The process left the training loop, in whatever way.
         lost: It has noticed itself that another process is missing.
     """
 
@@ -60,56 +61,53 @@ class Word:
 
 @dataclass(frozen=True)
 class Sighting:
-    """A process's word, and when (seconds) its beat and its progress last changed."""
+    """A process's report, and when (seconds) its beat and its progress last changed."""
 
-    word: Word
+    report: Report
     beat_at: float
     progress_at: float
 
-    def then(self, word: Word, *, now: float) -> Sighting:
-        """The sighting after a new word."""
-        return Sighting(
-            word=word,
-            beat_at=self.beat_at if word.beat == self.word.beat else now,
-            progress_at=self.progress_at if word.progress == self.word.progress else now,
-        )
+    def then(self, report: Report, *, now: float) -> Sighting:
+        """Return the sighting after a new report."""
+        beat_at = self.beat_at if report.beat == self.report.beat else now
+        return Sighting(report, beat_at, self.progress_at if report.progress == self.report.progress else now)
 
 
 def find_hung(sightings: Mapping[int, Sighting], *, now: float, hang_seconds: float) -> dict[int, str]:
-    """Which processes hang, and how; empty if all is well.
+    """Return which processes hang, and how; empty if all is well.
 
-    A process that says nothing hangs. Where all live and none gets on, those hang that are furthest behind, as the
+    A process that reports nothing hangs. Where all live and none gets on, those hang that are furthest behind, as the
     others wait for them; after `LONG_FACTOR` times as long if what they are at may take long (an evaluation, a save).
     If others have ended by then, it is these that are waited for.
     """
-    living = {number: each for number, each in sightings.items() if not each.word.ended}
+    living = {number: each for number, each in sightings.items() if not each.report.ended}
     silent = {
-        number: f"hangs (no sign of life for {now - each.beat_at:.0f} s, last seen {each.word.place})"
+        number: f"hangs (no sign of life for {now - each.beat_at:.0f} s, last seen {each.report.place})"
         for number, each in living.items()
         if now - each.beat_at > hang_seconds
     }
     if silent or not living:
         return silent
-    last = min(each.word.progress for each in living.values())
-    behind = {number: each for number, each in living.items() if each.word.progress == last}
-    patience = hang_seconds * (1 if all(each.word.timed for each in behind.values()) else LONG_FACTOR)
+    last = min(each.report.progress for each in living.values())
+    behind = {number: each for number, each in living.items() if each.report.progress == last}
+    patience = hang_seconds * (1 if all(each.report.timed for each in behind.values()) else LONG_FACTOR)
     if any(now - each.progress_at <= patience for each in living.values()):
         return {}
     if len(living) < len(sightings):
         return dict.fromkeys(sightings.keys() - living.keys(), "has ended, and the others wait for it")
     return {
-        number: f"hangs (no progress for {now - each.progress_at:.0f} s, {each.word.place})"
+        number: f"hangs (no progress for {now - each.progress_at:.0f} s, {each.report.place})"
         for number, each in behind.items()
     }
 
 
 class Watchdog:
-    """Watches the processes of a group from threads of its own; a context, for once. One process is not watched.
+    """Watchdog of the processes of a group, in threads of its own; a context, used once. One process is not watched.
 
     When a process hangs, each living one prints a line that names it, and where it stands itself, and exits with 1.
 
     Args:
-        hang_seconds: How long a process may give no sign of life, or all of them make no progress in a step.
+        hang_seconds: Longest time without a sign of life of a process, or without progress of all in a step.
 
     Raises:
         ValueError: `hang_seconds` is not a number above 0.
@@ -121,7 +119,7 @@ class Watchdog:
         self._hang_seconds = hang_seconds
         self._beat_every = min(_BEAT_S, hang_seconds / 4)
         self._read_every = min(max(self._beat_every, hang_seconds / _READS), _MAX_READ_S)
-        self._word = Word()
+        self._report = Report()
         self._sightings: dict[int, Sighting] = {}
         self._read_at = time.monotonic()
         self._wake, self._was_read, self._stop = threading.Event(), threading.Event(), threading.Event()
@@ -129,7 +127,7 @@ class Watchdog:
 
     @property
     def longest_wait(self) -> timedelta:
-        """Timeout for the group's collectives: long enough that this watchdog, which knows who hangs, speaks first."""
+        """Timeout for the group's collectives: long enough that this watchdog, which knows who hangs, reports first."""
         return timedelta(seconds=min(2 * LONG_FACTOR * self._hang_seconds, _MAX_WAIT_S))
 
     def __enter__(self) -> Self:
@@ -138,29 +136,29 @@ class Watchdog:
             store = cast(Any, dist.distributed_c10d)._get_default_store().clone()
             store = dist.PrefixStore("vlmo/watchdog", store)
             store.set_timeout(timedelta(seconds=self._hang_seconds))
-            store.set(str(rank()), json.dumps(asdict(self._word)))
-            barrier()  # from here on every process has said something
+            store.set(str(rank()), json.dumps(asdict(self._report)))
+            barrier()  # from here on every process has reported
             self._read_at = time.monotonic()
-            for work in (lambda: self._talk(store), self._look):
+            for work in (lambda: self._send(store), self._watch):
                 self._threads.append(threading.Thread(target=work, daemon=True, name="vlmo-watchdog"))
             for thread in self._threads:
                 thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._word = replace(self._word, ended=True)
+        self._report = replace(self._report, ended=True)
         self._stop.set()
         self._wake.set()
         for thread in self._threads:
             thread.join(timeout=2 * _BEAT_S)  # not for ever: the store's keeper may be what hangs
 
     def at(self, place: str, *, timed: bool = True) -> None:
-        """Progress: this process now begins `place` ("in step 6"). `timed` is what should not take long."""
-        self._word = replace(self._word, place=place, timed=timed, progress=self._word.progress + 1)
+        """Report that this process now begins `place` ("in step 6"). `timed` work should not take long."""
+        self._report = replace(self._report, place=place, timed=timed, progress=self._report.progress + 1)
 
     def missing(self) -> list[int]:
-        """The other processes that have gone, after a collective has failed. Takes some seconds."""
-        self._word = replace(self._word, lost=True)
+        """Return the other processes that have gone, after a collective has failed. Takes some seconds."""
+        self._report = replace(self._report, lost=True)
         if not self._threads:
             return []
         if not self._read_now():
@@ -172,23 +170,23 @@ class Watchdog:
         return sorted(
             number
             for number, each in self._sightings.items()
-            if number != rank() and not each.word.lost and (each.word.ended or each.beat_at <= asked)
+            if number != rank() and not each.report.lost and (each.report.ended or each.beat_at <= asked)
         )
 
     def _read_now(self) -> bool:
-        """Whether the others' words could be read."""
+        """Return True if the others' reports could be read."""
         self._was_read.clear()
         self._wake.set()
         return self._was_read.wait(_GRACE_S)
 
-    def _talk(self, store: dist.Store) -> None:
-        """Says that this process lives and reads what the others say, until told to stop."""
+    def _send(self, store: dist.Store) -> None:
+        """Report that this process lives, and read the reports of the others, until told to stop."""
         names = [str(number) for number in range(world_size())]
         read_at, beats = float("-inf"), itertools.count(1)
-        with contextlib.suppress(RuntimeError):  # the keeper of the store has gone; `_look` sees that nothing is read
+        with contextlib.suppress(RuntimeError):  # the keeper of the store has gone; `_watch` sees that nothing is read
             while True:
                 last = self._stop.is_set()
-                store.set(str(rank()), json.dumps(asdict(replace(self._word, beat=next(beats)))))
+                store.set(str(rank()), json.dumps(asdict(replace(self._report, beat=next(beats)))))
                 if last:
                     return
                 if self._wake.is_set() or time.monotonic() - read_at >= self._read_every:
@@ -197,40 +195,40 @@ class Watchdog:
                     read_at = self._read_at
                 self._wake.wait(self._beat_every)
 
-    def _read(self, words: Sequence[bytes]) -> None:
+    def _read(self, reports: Sequence[bytes]) -> None:
         now = time.monotonic()
         # After a time away (stopped, no CPU) this process cannot judge by what it saw before.
         known = {} if now - self._read_at > self._hang_seconds / 2 else self._sightings
         sightings = {}
-        for number, text in enumerate(words):
-            word = Word(**json.loads(text))
-            before = known.get(number, Sighting(word, beat_at=now, progress_at=now))
-            sightings[number] = before.then(word, now=now)
+        for number, text in enumerate(reports):
+            report = Report(**json.loads(text))
+            before = known.get(number, Sighting(report, beat_at=now, progress_at=now))
+            sightings[number] = before.then(report, now=now)
         self._sightings, self._read_at = sightings, now
         self._was_read.set()
 
-    def _look(self) -> None:
-        """Ends this process when another one hangs."""
+    def _watch(self) -> None:
+        """End this process when another one hangs."""
         looked_at = time.monotonic()
         while not self._stop.wait(self._read_every):
             now = time.monotonic()
             was_away, looked_at = now - looked_at > self._hang_seconds / 2, now
-            if was_away or self._word.lost:
+            if was_away or self._report.lost:
                 continue
             if now - self._read_at > 1.5 * self._hang_seconds:
                 hung = {0: f"hangs (it, or its node, has not answered for {now - self._read_at:.0f} s)"}
             else:
                 hung = find_hung(self._sightings, now=self._read_at, hang_seconds=self._hang_seconds)
             if hung:
-                _tell(hung, word=self._word)
+                _tell(hung, report=self._report)
                 # The others should see the same, rather than miss this one.
                 time.sleep(2 * self._read_every + 2 * _BEAT_S)
                 os._exit(_EXIT_CODE)
 
 
-def _tell(hung: Mapping[int, str], *, word: Word) -> None:
+def _tell(hung: Mapping[int, str], *, report: Report) -> None:
     told = "; ".join(f"process {number} {how}" for number, how in hung.items())
-    line = f"vlmo: {told}. Process {rank()} of {world_size()}, {word.place}, ends; the same command goes on."
+    line = f"vlmo: {told}. Process {rank()} of {world_size()}, {report.place}, ends; the same command goes on."
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     stack = "".join(traceback.format_stack(frame)[-_STACK_LINES:])
     # Past sys.stderr, whose lock the thread that hangs may hold.
@@ -238,7 +236,7 @@ def _tell(hung: Mapping[int, str], *, word: Word) -> None:
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether an error says that another process could not be reached."""
+    """Return True if an error means that another process could not be reached."""
     words = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
