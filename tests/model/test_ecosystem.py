@@ -52,24 +52,22 @@ def compiled(backbone: nn.Module, *, backend: str):
     torch.compiler.reset()
 
 
-WAYS = {
+INPUTS = {
     "image": {"pixel_values": pictures(3)},
-    "text": {"input_ids": texts([8, 8, 8])["input_ids"]},
     "padded text": texts([5, 8, 3]),
-    "pair": {"pixel_values": pictures(3), "input_ids": texts([8, 8, 8])["input_ids"]},
     "padded pair": pairs(),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", INPUTS)
 @torch.no_grad()
-def test_blocks_compile_without_a_graph_break(way, variant):
+def test_blocks_compile_without_a_graph_break(name, variant):
     """By the part that captures graphs; a C++ compiler is not everywhere, and has no say in graph breaks."""
-    model = toy(VLMoModel, **VARIANTS[variant])
-    expected = model(**WAYS[way]).last_hidden_state
+    model = toy(VLMoModel, **{"num_hidden_layers": 2} | VARIANTS[variant])
+    expected = model(**INPUTS[name]).last_hidden_state
     with compiled(model, backend="eager") as counters:
-        torch.testing.assert_close(model(**WAYS[way]).last_hidden_state, expected, rtol=0, atol=COMPILED)
+        torch.testing.assert_close(model(**INPUTS[name]).last_hidden_state, expected, rtol=0, atol=COMPILED)
         # Blocks with and without a `vision_language` expert.
         assert counters["stats"]["unique_graphs"] == (2 if variant == "vlmo" else 1)
         assert not counters["graph_break"]
@@ -78,8 +76,8 @@ def test_blocks_compile_without_a_graph_break(way, variant):
 @torch.no_grad()
 def test_compiled_blocks_take_texts_of_any_length():
     """Graphs become general in the length after the second one, so that a run does not compile for ever."""
-    model = toy(VLMoForImageTextRetrieval)
-    batches = [texts([length, 3], padded_to=length) for length in (8, 16, 24, 32, 40, 48, 56, 64, 9, 10, 11)]
+    model = toy(VLMoForImageTextRetrieval, num_hidden_layers=2)
+    batches = [texts([length, 3], padded_to=length) for length in (8, 16, 24, 64, 9)]
     expected = [model.match(pictures(2), **batch) for batch in batches]
     with compiled(model.vlmo, backend="eager") as counters:
         for batch, wanted in zip(batches, expected, strict=True):
@@ -88,8 +86,8 @@ def test_compiled_blocks_take_texts_of_any_length():
 
 
 def test_compiled_blocks_have_the_same_gradients():
-    expected = gradients(toy(VLMoForImageTextRetrieval), match_loss)
-    model = toy(VLMoForImageTextRetrieval)
+    expected = gradients(toy(VLMoForImageTextRetrieval, num_hidden_layers=2), match_loss)
+    model = toy(VLMoForImageTextRetrieval, num_hidden_layers=2)
     with compiled(model.vlmo, backend="aot_eager"):
         check_equal(gradients(model, match_loss), expected, atol=COMPILED)
 

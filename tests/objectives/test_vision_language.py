@@ -1,8 +1,8 @@
-"""The three stages on one process: parts of the losses, what they train, and what must not change them."""
+"""Stage 3 and fine-tuning for retrieval on one process: parts of the losses, and what must not change them."""
 
 import pytest
 import torch
-from tests.toy_batch import FixedTokens, make_batch
+from tests.toy_batch import make_batch
 from tests.toy_model import BEIT3, shaken, toy
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,14 +10,11 @@ from torch.nn import functional as F
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageTextRetrieval,
-    VLMoForMaskedImageModeling,
-    VLMoForMaskedLM,
     VLMoForPreTraining,
 )
 from vlmo.objectives import itm, vision_language
 from vlmo.objectives.itc import itc_loss
 from vlmo.objectives.itm import itm_loss, sample_hard_negatives, sample_uniform
-from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 
@@ -47,79 +44,6 @@ def train(objective: torch.nn.Module, *, steps: int) -> None:
         objective(make_batch())["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-
-
-# -------------------------------------------------------------------------------- stage 1
-
-
-@torch.no_grad()
-def test_vision_stage_predicts_tokens_at_masked_patches():
-    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
-    batch = make_batch()
-    losses = objective(batch)
-    tokens = FixedTokens().tokenize(batch["pixel_values"], grid=(4, 4))
-    full = objective.model(batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"], labels=tokens)
-    close(losses["loss"], full.loss)
-    close(losses["mim"], full.loss)
-    right = (full.reconstruction.argmax(dim=-1) == tokens)[batch["bool_masked_pos"]]
-    close(losses["mim_accuracy"], right.float().mean())
-
-
-def test_vision_stage_trains_the_image_side():
-    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
-    moved = {name for name, gradient in gradients(objective, make_batch()).items() if gradient.any()}
-    text_side = ("vlmo.text_embeddings.", ".experts.language.", ".experts.vision_language.")
-    every = {name for name, _ in objective.model.named_parameters()}
-    assert moved == {name for name in every if not any(part in name for part in text_side)}
-
-
-def test_vision_stage_refuses_more_tokens_than_the_head_has():
-    model = toy(VLMoForMaskedImageModeling, num_visual_tokens=63)
-    with pytest.raises(ValueError, match="tokenizer has 64 tokens, the model's head 63; set the model's num_visual"):
-        VisionObjective(model, tokenizer=FixedTokens())
-
-
-# -------------------------------------------------------------------------------- stage 2
-
-
-@pytest.mark.parametrize("attention", ["shared", "separate"])
-def test_language_stage_moves_only_the_text_side(attention):
-    objective = LanguageObjective(toy(VLMoForMaskedLM, attention=attention).train())
-    before = {name: parameter.clone() for name, parameter in objective.model.named_parameters()}
-    train(objective, steps=3)
-    frozen = ["vlmo.image_embeddings.", ".gamma_", ".norm1.", ".attention.", ".experts.vision."]
-    frozen += [".experts.vision_language."]
-    trained = [".experts.language.", "vlmo.text_embeddings.", "vlmo.modality_types.", "vlmo.norm."]
-    trained += ["vlmo.position_bias.", "mlm_head."]
-    if attention == "separate":
-        trained += [".norm1.language.", ".attention.qkv.language.", ".attention.projection.language."]
-        frozen = [part.replace(".norm1.", ".norm1.vision.") for part in frozen if part != ".attention."]
-        frozen += [".attention.qkv.vision.", ".attention.projection.vision."]
-    for name, parameter in objective.model.named_parameters():
-        is_frozen, is_trained = (any(part in name for part in parts) for parts in (frozen, trained))
-        assert is_frozen != is_trained, name
-        assert parameter.requires_grad == is_trained, name
-        assert torch.equal(parameter, before[name]) == is_frozen, name
-
-
-def test_language_stage_can_train_everything():
-    objective = LanguageObjective(toy(VLMoForMaskedLM), freeze=False)
-    assert all(parameter.requires_grad for parameter in objective.parameters())
-    assert gradients(objective, make_batch())["vlmo.blocks.0.attention.qkv.shared.weight"].any()
-
-
-@torch.no_grad()
-def test_language_stage_computes_masked_positions_only(monkeypatch):
-    objective, batch = LanguageObjective(toy(VLMoForMaskedLM)), make_batch()
-    shapes = []
-    objective.model.mlm_head.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
-    losses = objective(batch)
-    assert shapes == [(4, 32)]  # four masked words in the batch
-    full = objective.model(batch["mlm_input_ids"], batch["attention_mask"], labels=batch["mlm_labels"])
-    close(losses["loss"], full.loss)
-    chosen = batch["mlm_labels"] != -100
-    right = full.logits.argmax(dim=-1)[chosen] == batch["mlm_labels"][chosen]
-    close(losses["mlm_accuracy"], right.float().mean())
 
 
 # -------------------------------------------------------------------------------- stage 3: its parts

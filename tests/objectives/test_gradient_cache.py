@@ -60,7 +60,7 @@ def retrieval(model: dict[str, Any], **config: Any) -> VisionLanguageObjective:
 @pytest.mark.parametrize(
     ("make", "model", "config", "cached"),
     [
-        *[(stage_3, {}, {}, {"cache_chunk": chunk}) for chunk in (1, 2, 4, 5, 8, 100)],
+        *[(stage_3, {}, {}, {"cache_chunk": chunk}) for chunk in (2, 5, 100)],
         (stage_3, {}, {"fused_stride": 2}, {"cache_chunk": 4, "fused_chunk": 3}),
         (stage_3, {}, {"exclude_same": False, "negative_groups": 2}, {"cache_chunk": 4}),
         (stage_3, BEIT3, {}, {"cache_chunk": 2}),
@@ -216,14 +216,14 @@ def peak_of(count: int, **config: Any) -> int:
 
 
 def test_memory_does_not_grow_with_the_batch():
-    small, large = peak_of(8, cache_chunk=4), peak_of(32, cache_chunk=4)
-    assert large < 1.1 * small  # embeddings, pictures and autograd's nodes grow
-    assert peak_of(32) > 3 * large  # and what there is to measure
+    small, large = peak_of(4, cache_chunk=2), peak_of(12, cache_chunk=2)
+    assert large < 1.1 * small  # embeddings, images and autograd's nodes grow
+    assert peak_of(12) > 3 * large  # and what there is to measure
 
 
 def test_logits_of_all_pairs_are_never_in_memory(monkeypatch):
-    monkeypatch.setattr(gradient_cache, "_BLOCK_ELEMENTS", 2**12)
-    count, dim = 512, 4
+    monkeypatch.setattr(gradient_cache, "_BLOCK_ELEMENTS", 2**10)
+    count, dim = 256, 4
     embeds = torch.randn(2, count, dim, generator=torch.Generator().manual_seed(0))
     leaf = F.normalize(embeds, dim=-1).requires_grad_()
     scale = torch.tensor([2.0], requires_grad=True)
@@ -231,7 +231,7 @@ def test_logits_of_all_pairs_are_never_in_memory(monkeypatch):
     with Memory() as memory:
         loss = itc_loss(*leaf, logit_scale=scale, same=same)
         loss.backward()
-    assert memory.largest <= 8 * 2**12  # int64 numbers of one block, where all logits would take 4 * 2**18
+    assert memory.largest <= 8 * 2**10  # int64 numbers of one block, where all logits would take 4 * 2**16
     whole, whole_scale = leaf.detach().requires_grad_(), torch.tensor([2.0], requires_grad=True)
     logits = whole_scale.exp() * whole[0] @ whole[1].T
     logits = logits.masked_fill(same[:] & ~torch.eye(count, dtype=torch.bool), -torch.inf)
@@ -285,7 +285,7 @@ def chunk(rows):
 
 torch.ones(7 * 2**18)  # once freed, glibc keeps tensors up to this size in its heap
 small, at_start = [], []
-for _ in range(20):
+for _ in range(10):
     small.append(recomputed(chunk, torch.ones(8, requires_grad=True), device=torch.device("cpu")))
 print((max(at_start) - at_start[0]) / 2**20)
 """

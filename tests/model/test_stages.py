@@ -1,19 +1,21 @@
-"""Starting one stage from the folder of another."""
+"""Starting one stage from the folder of another, and layer-wise learning rate decay."""
 
 import pytest
 import torch
-from tests.toy_model import pictures, shaken, texts
+from tests.toy_model import pictures, shaken, texts, toy
 from torch import nn
 
 from vlmo.model import (
     VLMoConfig,
+    VLMoForImageClassification,
     VLMoForMaskedImageModeling,
     VLMoForMaskedLM,
     VLMoForPreTraining,
+    VLMoForSemanticSegmentation,
     VLMoForVisualReasoning,
 )
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
-from vlmo.model.stages import start_from
+from vlmo.model.stages import layer_decay_factors, start_from
 
 
 def make(model_class, *, seed: int, **changes) -> nn.Module:
@@ -237,3 +239,43 @@ def test_folder_with_numbers_that_are_not_finite_is_refused_by_the_tensor(tmp_pa
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"vlmo\.norm\.weight holds numbers that are not finite, as in 1 more"):
         start_from(make(VLMoForPreTraining, seed=2), tmp_path)
+
+
+# -------------------------------------------------------------------------------- layer-wise decay
+
+DECAY = 0.5
+DEPTH = 3  # the tiny preset
+
+
+def test_layer_ids_of_a_classifier() -> None:
+    factors = layer_decay_factors(toy(VLMoForImageClassification, layer_scale_init=0.1), decay=DECAY)
+    # Blocks + 2 layer ids: 0 is four steps below the top.
+    assert factors["vlmo.image_embeddings.projection.weight"] == DECAY**4
+    assert factors["vlmo.image_embeddings.cls_token"] == DECAY**4
+    assert factors["vlmo.text_embeddings.words.weight"] == DECAY**4
+    assert factors["vlmo.modality_types.weight"] == DECAY**4
+    for block in range(DEPTH):
+        expected = DECAY ** (DEPTH - block)
+        of_block = {value for name, value in factors.items() if name.startswith(f"vlmo.blocks.{block}.")}
+        assert of_block == {expected}
+    assert factors["vlmo.blocks.0.gamma_1"] == DECAY**3
+    for name in ("vlmo.position_bias.table", "vlmo.norm.weight", "classifier_norm.weight", "classifier.bias"):
+        assert factors[name] == 1.0
+
+
+def test_every_parameter_has_a_factor() -> None:
+    model = toy(VLMoForSemanticSegmentation, position_embedding="absolute", segmentation_channels=8)
+    factors = layer_decay_factors(model, decay=0.9)
+    assert factors.keys() == {name for name, _ in model.named_parameters()}
+    assert factors["vlmo.image_embeddings.positions"] == pytest.approx(0.9**4)
+    assert factors["decode_head.classifier.weight"] == factors["pyramid.finer.weight"] == 1.0
+
+
+def test_decay_of_one_leaves_all_rates_equal() -> None:
+    assert set(layer_decay_factors(toy(VLMoForImageClassification), decay=1).values()) == {1.0}
+
+
+@pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
+def test_wrong_decay_is_refused(decay) -> None:
+    with pytest.raises(ValueError, match="layer decay"):
+        layer_decay_factors(toy(VLMoForImageClassification), decay=decay)

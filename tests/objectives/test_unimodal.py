@@ -1,0 +1,221 @@
+"""The visual tokenizer, stage 1 and stage 2: losses by hand, and what they train."""
+
+import math
+
+import pytest
+import torch
+from tests.toy_batch import FixedTokens, make_batch
+from tests.toy_model import toy
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlmo.model import VLMoForMaskedImageModeling, VLMoForMaskedLM
+from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
+from vlmo.objectives.unimodal import (
+    LanguageObjective,
+    VisionObjective,
+    VisualTokenizerObjective,
+    VisualTokenizerObjectiveConfig,
+    masked_loss,
+)
+from vlmo.training.optimizer import OptimizerConfig, build_optimizer
+
+ATOL = 1e-5  # float32 sums in another order
+
+
+def close(actual: Tensor, expected: Tensor, atol: float = ATOL) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
+
+
+def gradients(objective: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    objective.zero_grad()
+    objective(batch)["loss"].backward()
+    return {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
+
+
+def train(objective: torch.nn.Module, *, steps: int) -> None:
+    config = OptimizerConfig(lr=1e-2, weight_decay=0.1)
+    optimizer = build_optimizer(objective, config=config)
+    for _ in range(steps):
+        objective(make_batch())["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# -------------------------------------------------------------------------------- masked loss
+
+
+def test_loss_is_the_mean_over_masked_tokens():
+    # Two classes: logits (0, 0) cost log 2; logits (0, log 3) give the classes 1/4 and 3/4.
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [0.0, math.log(3)]])
+    expected = (math.log(2) + math.log(4) + math.log(4 / 3)) / 3
+    assert masked_loss(logits, torch.tensor([1, 0, 1])).item() == pytest.approx(expected)
+
+
+def test_loss_of_nothing_is_zero_with_a_gradient():
+    logits = torch.zeros(0, 5, requires_grad=True)
+    value = masked_loss(logits, torch.zeros(0, dtype=torch.long))
+    value.backward()
+    assert value.item() == 0
+    assert logits.grad.shape == (0, 5)
+
+
+def test_loss_is_taken_in_float32():
+    logits = torch.tensor([[1.0, 0.0]] * 100, dtype=torch.bfloat16)  # which has three digits
+    value = masked_loss(logits, torch.zeros(100, dtype=torch.long))
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
+
+
+def test_gradient_is_softmax_minus_truth_over_the_count():
+    logits = torch.randn(4, 6, requires_grad=True)
+    labels = torch.tensor([0, 5, 2, 2])
+    masked_loss(logits, labels).backward()
+    truth = torch.nn.functional.one_hot(labels, 6)
+    torch.testing.assert_close(logits.grad, (logits.detach().softmax(dim=1) - truth) / 4)
+
+
+# -------------------------------------------------------------------------------- stage 1
+
+
+@torch.no_grad()
+def test_vision_stage_predicts_tokens_at_masked_patches():
+    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
+    batch = make_batch()
+    losses = objective(batch)
+    tokens = FixedTokens().tokenize(batch["pixel_values"], grid=(4, 4))
+    full = objective.model(batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"], labels=tokens)
+    close(losses["loss"], full.loss)
+    close(losses["mim"], full.loss)
+    right = (full.reconstruction.argmax(dim=-1) == tokens)[batch["bool_masked_pos"]]
+    close(losses["mim_accuracy"], right.float().mean())
+
+
+def test_vision_stage_trains_the_image_side():
+    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
+    moved = {name for name, gradient in gradients(objective, make_batch()).items() if gradient.any()}
+    text_side = ("vlmo.text_embeddings.", ".experts.language.", ".experts.vision_language.")
+    every = {name for name, _ in objective.model.named_parameters()}
+    assert moved == {name for name in every if not any(part in name for part in text_side)}
+
+
+def test_vision_stage_refuses_more_tokens_than_the_head_has():
+    model = toy(VLMoForMaskedImageModeling, num_visual_tokens=63)
+    with pytest.raises(ValueError, match="tokenizer has 64 tokens, the model's head 63; set the model's num_visual"):
+        VisionObjective(model, tokenizer=FixedTokens())
+
+
+# -------------------------------------------------------------------------------- stage 2
+
+
+@pytest.mark.parametrize("attention", ["shared", "separate"])
+def test_language_stage_moves_only_the_text_side(attention):
+    objective = LanguageObjective(toy(VLMoForMaskedLM, attention=attention).train())
+    before = {name: parameter.clone() for name, parameter in objective.model.named_parameters()}
+    train(objective, steps=3)
+    frozen = ["vlmo.image_embeddings.", ".gamma_", ".norm1.", ".attention.", ".experts.vision."]
+    frozen += [".experts.vision_language."]
+    trained = [".experts.language.", "vlmo.text_embeddings.", "vlmo.modality_types.", "vlmo.norm."]
+    trained += ["vlmo.position_bias.", "mlm_head."]
+    if attention == "separate":
+        trained += [".norm1.language.", ".attention.qkv.language.", ".attention.projection.language."]
+        frozen = [part.replace(".norm1.", ".norm1.vision.") for part in frozen if part != ".attention."]
+        frozen += [".attention.qkv.vision.", ".attention.projection.vision."]
+    for name, parameter in objective.model.named_parameters():
+        is_frozen, is_trained = (any(part in name for part in parts) for parts in (frozen, trained))
+        assert is_frozen != is_trained, name
+        assert parameter.requires_grad == is_trained, name
+        assert torch.equal(parameter, before[name]) == is_frozen, name
+
+
+def test_language_stage_can_train_everything():
+    objective = LanguageObjective(toy(VLMoForMaskedLM), freeze=False)
+    assert all(parameter.requires_grad for parameter in objective.parameters())
+    assert gradients(objective, make_batch())["vlmo.blocks.0.attention.qkv.shared.weight"].any()
+
+
+@torch.no_grad()
+def test_language_stage_computes_masked_positions_only(monkeypatch):
+    objective, batch = LanguageObjective(toy(VLMoForMaskedLM)), make_batch()
+    shapes = []
+    objective.model.mlm_head.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
+    losses = objective(batch)
+    assert shapes == [(4, 32)]  # four masked words in the batch
+    full = objective.model(batch["mlm_input_ids"], batch["attention_mask"], labels=batch["mlm_labels"])
+    close(losses["loss"], full.loss)
+    chosen = batch["mlm_labels"] != -100
+    right = full.logits.argmax(dim=-1)[chosen] == batch["mlm_labels"][chosen]
+    close(losses["mlm_accuracy"], right.float().mean())
+
+
+# -------------------------------------------------------------------------------- visual tokenizer
+
+PATCH = 8
+
+
+def patterns(count: int, *, seed: int) -> torch.Tensor:
+    """Images of 32 px whose patches are stripes, checks or a step of two colours: flat colour says little of them."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = torch.meshgrid(torch.arange(PATCH), torch.arange(PATCH), indexing="ij")
+    masks = torch.stack([rows // 2 % 2, columns // 2 % 2, (rows // 2 + columns // 2) % 2, rows // 4, columns // 4])
+    kinds = torch.randint(len(masks), (count, 4, 4), generator=generator)
+    colours = torch.tensor([[-1.0, -0.5, 0.5], [1.0, 0.0, -1.0], [0.5, 1.0, 1.0]])
+    first, second = (torch.randint(3, (count, 4, 4), generator=generator) for _ in range(2))
+    mask = masks[kinds].float()[..., None]  # count 4 4 height width 1
+    patches = mask * colours[first][:, :, :, None, None] + (1 - mask) * colours[second][:, :, :, None, None]
+    return patches.permute(0, 5, 1, 3, 2, 4).reshape(count, 3, 32, 32)
+
+
+def tokenizer_objective(**changes: float) -> VisualTokenizerObjective:
+    config = VQVisualTokenizerConfig(
+        patch_size=PATCH, hidden_size=48, intermediate_size=96, num_tokens=64, code_size=24, dead_code_threshold=0.5
+    )
+    return VisualTokenizerObjective(VQVisualTokenizer(config).train(), config=VisualTokenizerObjectiveConfig(**changes))
+
+
+def train_tokenizer(module: VisualTokenizerObjective, *, steps: int) -> list[dict[str, torch.Tensor]]:
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    history = []
+    for step in range(steps):
+        losses = module({"pixel_values": patterns(32, seed=step)})
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        history.append(losses)
+    return history
+
+
+def test_tokenizer_learns_patterns_better_than_mean_colours() -> None:
+    module = tokenizer_objective()
+    history = train_tokenizer(module, steps=100)
+    unseen = patterns(64, seed=1000)
+    mean_colours = F.mse_loss(F.interpolate(F.avg_pool2d(unseen, PATCH), scale_factor=PATCH), unseen)
+    with torch.no_grad():
+        output = module.model.eval()(unseen)
+    assert output.reconstruction_loss < 0.5 * mean_colours
+    assert output.reconstruction_loss < 0.8 * history[0]["reconstruction"]
+    assert output.perplexity > 16
+
+
+def test_tokenizer_loss_is_the_weighted_sum_of_its_parts() -> None:
+    losses = tokenizer_objective(commitment_weight=0.25)({"pixel_values": patterns(16, seed=0)})
+    assert set(losses) == {"loss", "reconstruction", "commitment", "perplexity"}
+    assert all(value.shape == () for value in losses.values())
+    assert torch.allclose(losses["loss"], losses["reconstruction"] + 0.25 * losses["commitment"])
+    assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+
+
+def test_every_parameter_of_the_tokenizer_learns() -> None:
+    module = tokenizer_objective()
+    history = train_tokenizer(
+        module, steps=2
+    )  # the networks' last layers start at zero and hide the rest in a first step
+    assert len(history) == 2
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def test_negative_commitment_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="commitment_weight"):
+        VisualTokenizerObjectiveConfig(commitment_weight=-1.0)
