@@ -73,21 +73,21 @@ MUTATIONS = (
         "objectives/vision_language.py",
         "left_out = same if self.config.exclude_same else None",
         "left_out = None",
-        ("objectives/test_pretraining.py",),
+        ("objectives/test_vision_language.py",),
     ),
     Mutation(
         "same-image mask dropped in ITM",
         "objectives/itm.py",
         "excluded = same[rows[part]]",
         "excluded = rows[part][:, None] + distributed.rank() * len(same.own) == torch.arange(len(keys))",
-        ("objectives/test_pretraining.py",),
+        ("objectives/test_vision_language.py",),
     ),
     Mutation(
         "negatives from the other ITC branch",
         "objectives/vision_language.py",
         "self._sample_negatives(vectors[0], keys[0],",
         "self._sample_negatives(vectors[-1], keys[-1],",
-        ("objectives/test_pretraining.py",),
+        ("objectives/test_vision_language.py",),
     ),
     Mutation(
         "stage 2 trains a vision expert",
@@ -136,7 +136,7 @@ MUTATIONS = (
         "objectives/gradient_cache.py",
         "use_reentrant=False, determinism_check",
         "use_reentrant=False, preserve_rng_state=False, determinism_check",
-        ("objectives/test_chunks.py",),
+        ("objectives/test_gradient_cache.py",),
     ),
     Mutation(
         "one sample repeated after a resume",
