@@ -21,7 +21,7 @@ from vlmo import (
 from vlmo.integrations.pipelines import (
     ImageTextMatchingPipeline,
     VisualQuestionAnsweringPipeline,
-    open_picture,
+    open_image,
     register,
 )
 
@@ -237,11 +237,11 @@ def test_pictures_come_from_objects_paths_and_strings(tmp_path):
     picture.save(path)
     text = base64.b64encode(path.read_bytes()).decode()
     for given in (picture, path, str(path), text, f"data:image/png;base64,{text}"):
-        assert np.array_equal(np.asarray(open_picture(given)), np.asarray(picture))
+        assert np.array_equal(np.asarray(open_image(given)), np.asarray(picture))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-        open_picture(Path("nowhere.png"))
+        open_image(Path("nowhere.png"))
     with pytest.raises(ValueError, match="image is a int"):
-        open_picture(3)
+        open_image(3)
 
 
 def test_pictures_are_turned_upright(tmp_path):
@@ -251,7 +251,7 @@ def test_pictures_are_turned_upright(tmp_path):
     picture.save(tmp_path / "turned.png", exif=exif)
     expected = np.asarray(picture.transpose(Image.Transpose.ROTATE_270))
     for given in (str(tmp_path / "turned.png"), Image.open(tmp_path / "turned.png")):
-        assert np.array_equal(np.asarray(open_picture(given)), expected)
+        assert np.array_equal(np.asarray(open_image(given)), expected)
 
 
 def test_transparency_becomes_white(make, processor, tmp_path):

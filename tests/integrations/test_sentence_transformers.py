@@ -362,7 +362,7 @@ def test_saved_activation_is_kept_or_refused(folder, tmp_path):
 
 @pytest.mark.parametrize("pair", [("a", "b"), ("a",), ("a", 3), ("a", "b", "c")])
 def test_other_pairs_are_refused(scorer, pair):
-    with pytest.raises(ValueError, match=r"one string and one picture|expected a string|not supported"):
+    with pytest.raises(ValueError, match=r"one string and one image|expected a string|not supported"):
         scorer.predict([pair])
 
 

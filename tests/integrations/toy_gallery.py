@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -42,7 +43,14 @@ def _draw(colour: str, shape: str) -> Image.Image:
 
 
 def trained_folder(folder: Path, *, steps: int = 60) -> Path:
-    """A tiny model that has seen the first caption of every other drawing, `steps` times."""
+    """Write a tiny model that was trained on the first caption of every other drawing for `steps` steps."""
+    for part in _trained(steps):
+        part.save_pretrained(folder)
+    return folder
+
+
+@functools.cache  # several test modules of a process share it
+def _trained(steps: int) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
     torch.manual_seed(0)
     words = [caption for captions in CAPTIONS for caption in captions]
     processor = VLMoProcessor.train(words * 2, vocab_size=90, image_size=64, max_text_length=16)
@@ -62,9 +70,7 @@ def trained_folder(folder: Path, *, steps: int = 60) -> Path:
         (loss + F.cross_entropy(match_logits, match_labels)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return model, processor
 
 
 def retrieval_set(processor: VLMoProcessor) -> RetrievalSet:

@@ -1,6 +1,6 @@
-"""A model folder for programs that expect a CLIP of open_clip, among them clip_benchmark.
+"""Adapter of a model folder for programs that expect a CLIP of open_clip, such as clip_benchmark.
 
-Neither package is needed here: both call what they are handed. Only `register` imports clip_benchmark.
+Neither package is needed here; only `register` imports clip_benchmark.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,12 +24,12 @@ MODEL_TYPE = "vlmo"
 
 
 class ClipModel(nn.Module):
-    """The dual encoder with open_clip's methods.
+    """Dual encoder with open_clip's methods.
 
     Both encoders return vectors of length one whatever `normalize` says: VLMo compares no others.
 
     Args:
-        model: What `from_pretrained` gives.
+        model: Result of `from_pretrained`.
         pad_token_id: Fills up short texts; the attention mask is read off it.
     """
 
@@ -46,47 +46,43 @@ class ClipModel(nn.Module):
     def encode_image(
         self, image: Float[Tensor, "batch 3 height width"], *, normalize: bool = False
     ) -> Float[Tensor, "batch dim"]:
-        """L2-normalised embeddings of what `preprocess` gives."""
+        """Return L2-normalised embeddings of preprocessed images."""
         del normalize
         return self.model.get_image_features(image.to(self.model.dtype))
 
     def encode_text(self, text: Int[Tensor, "batch text"], *, normalize: bool = False) -> Float[Tensor, "batch dim"]:
-        """L2-normalised embeddings of what `tokenizer` gives."""
+        """Return L2-normalised embeddings of tokenized texts."""
         del normalize
-        attention_mask = self._attention_mask(text)
-        # Columns that are padding in every row change nothing and cost time.
-        longest = int(attention_mask.sum(dim=1).max())
+        # Up to the last token that is no padding: a text may itself spell "[PAD]".
+        places = torch.arange(text.shape[1], device=text.device)
+        lengths = ((places + 1) * (text != self.pad_token_id)).amax(dim=1)
+        attention_mask = places < lengths[:, None]
+        longest = int(lengths.max())  # columns that are padding in every row change nothing and cost time
         width = min(text.shape[1], -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE)
         return self.model.get_text_features(text[:, :width], attention_mask[:, :width])
 
     def forward(
         self, image: Float[Tensor, "images 3 height width"] | None = None, text: Int[Tensor, "texts text"] | None = None
     ) -> tuple[Float[Tensor, "images dim"] | None, Float[Tensor, "texts dim"] | None, Float[Tensor, ""]]:
-        """Embeddings of what is given, and the inverse temperature."""
+        """Return the embeddings of the given inputs, and the inverse temperature."""
         images = None if image is None else self.encode_image(image)
         texts = None if text is None else self.encode_text(text)
         return images, texts, self.logit_scale.exp()
 
-    def _attention_mask(self, text: Int[Tensor, "batch text"]) -> Bool[Tensor, "batch text"]:
-        # Up to the last token that is no padding: a text may itself spell "[PAD]".
-        places = torch.arange(text.shape[1], device=text.device)
-        lengths = ((places + 1) * (text != self.pad_token_id)).amax(dim=1)
-        return places < lengths[:, None]
-
 
 class ClipPreprocess:
-    """Picture to `pixel_values`, exactly as the processor of the folder does it; takes the place of a transform."""
+    """Transform from an image to `pixel_values`, the same as the folder's processor."""
 
     def __init__(self, processor: VLMoProcessor) -> None:
         self.processor = processor
 
-    def __call__(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
-        """Square resize and normalisation; transparency becomes white."""
-        return self.processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """Resize to a square and normalise; transparency becomes white."""
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
 class ClipTokenizer:
-    """Texts to token ids, all of the same length.
+    """Tokenizer whose rows all have the same length.
 
     Attributes:
         context_length: Tokens in a row, `[CLS]`, `[SEP]` and padding included.
@@ -97,7 +93,7 @@ class ClipTokenizer:
         self.context_length = processor.max_text_length
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Int[Tensor, "batch text"]:
-        """Token ids, cut or filled up to `context_length` (by default the one of the folder)."""
+        """Return token ids, cut or padded to `context_length` (by default that of the folder)."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         encoded = self.processor(
             text=texts,
@@ -113,7 +109,7 @@ class ClipTokenizer:
 def load_open_clip(
     folder: str | Path, *, device: str | torch.device = "cpu"
 ) -> tuple[ClipModel, ClipPreprocess, ClipTokenizer]:
-    """Model, preprocess and tokenizer of a model folder, in the order of clip_benchmark's loaders.
+    """Load model, preprocess and tokenizer of a model folder, in the order of clip_benchmark's loaders.
 
     Raises:
         ValueError: The folder holds no model that retrieves.
@@ -124,7 +120,7 @@ def load_open_clip(
 
 
 def register() -> None:
-    """Teaches clip_benchmark the model type `vlmo`, whose `pretrained` is a model folder.
+    """Register the model type `vlmo` with clip_benchmark; its `pretrained` is a model folder.
 
     Its command line then takes `--model_type vlmo --pretrained FOLDER`, in the same process.
 
@@ -145,6 +141,6 @@ def register() -> None:
 def _load_for_clip_benchmark(
     model_name: str, pretrained: str, cache_dir: str | None, device: str | torch.device
 ) -> tuple[ClipModel, ClipPreprocess, ClipTokenizer]:
-    """clip_benchmark names the arguments; `model_name` only labels its results, and nothing is downloaded."""
+    """Load a folder; clip_benchmark names the arguments, and `model_name` only labels its results."""
     del model_name, cache_dir
     return load_open_clip(pretrained, device=device)

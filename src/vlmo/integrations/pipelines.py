@@ -1,6 +1,6 @@
-"""Pipelines for two tasks that transformers has none for: questions about a picture, and whether a text fits it.
+"""Two pipelines that transformers lacks, visual question answering and image-text matching, and their registration.
 
-`import vlmo` registers both, so `transformers.pipeline("visual-question-answering", model=FOLDER)` works as for any
+`import vlmo` registers them, so `transformers.pipeline("visual-question-answering", model=FOLDER)` works as for any
 other task.
 """
 
@@ -49,16 +49,13 @@ from vlmo.processing import VLMoProcessor
 QUESTION_TASK = "visual-question-answering"
 MATCHING_TASK = "image-text-matching"
 
-# A PIL image, a local path, or a string that transformers' `load_image` takes (an address or base64).
-Picture = Image.Image | str | Path
-
 
 class _Complete:
-    """Refuses a folder that lacks tensors of the model: a head that is left random gives answers all the same."""
+    """Refuses a folder that lacks tensors of the model: a randomly initialised head gives answers all the same."""
 
     @classmethod
     def from_pretrained(cls, folder: str, *args: Any, **options: Any) -> PreTrainedModel:
-        """The model, all of it out of the folder.
+        """Load the model of a folder, all of its tensors.
 
         Raises:
             LookupError: Tensors are missing. (transformers would bury a ValueError under its own attempts to load.)
@@ -74,20 +71,20 @@ class _Complete:
 
 
 class _QuestionModel(_Complete, AutoModelForVisualQuestionAnswering):
-    """Loads the model of a folder for questions."""
+    """Loader of models for questions."""
 
 
 class _MatchingModel(_Complete, AutoModelForZeroShotImageClassification):
-    """Loads the model of a folder for matching."""
+    """Loader of models for matching."""
 
 
 class _PairPipeline(Pipeline):
-    """What both pipelines share: a processor, and inputs that are an image with a text.
+    """Pipeline over pairs of an image and a text.
 
     Args:
         model: A model of one of `model_classes`.
-        processor: By default that of the folder which the model came from.
-        options: As in any pipeline: `device`, `batch_size`, and what a call takes.
+        processor: By default that of the model's folder.
+        options: As in any pipeline: `device`, `batch_size`, and the options of a call.
     """
 
     _load_processor = None
@@ -102,14 +99,23 @@ class _PairPipeline(Pipeline):
     text_key = ""
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **options: Any) -> None:
-        # A wrapper, such as PEFT's, is none of ours and hands on what it wraps.
+        # A wrapper, such as PEFT's, is no class of ours and passes calls on.
         if isinstance(model, VLMoPreTrainedModel) and not isinstance(model, self.model_classes):
             wanted = " or ".join(each.__name__ for each in self.model_classes)
             raise ValueError(f"{type(self).__name__} got a {type(model).__name__}: expected {wanted}")
-        super().__init__(model, processor=processor or _processor_of(model), **options)
+        if processor is None:
+            folder = model.name_or_path or ""
+            try:
+                processor = VLMoProcessor.from_pretrained(folder)
+            except (OSError, ValueError, TypeError) as error:
+                where = f"in {folder}" if folder else "for a model that came from no folder"
+                raise ValueError(
+                    f"there is no processor {where}: pass processor=..., or a folder that holds one"
+                ) from error
+        super().__init__(model, processor=processor, **options)
 
     def _pair(self, image: Any, text: Any) -> Any:
-        """One pair as a dictionary; a list, generator or data set of such dictionaries goes through."""
+        """Return one pair as a dictionary; pass on a list, generator or data set of such dictionaries."""
         if text is not None:
             return {"image": image, self.text_key: text}
         if image is None or isinstance(image, Image.Image | str | Path):
@@ -119,11 +125,11 @@ class _PairPipeline(Pipeline):
     def _open_pair(self, pair: Any, *, timeout: float | None) -> tuple[Image.Image, Any]:
         if not isinstance(pair, dict) or not {"image", self.text_key} <= pair.keys():
             raise ValueError(f"got {pair!r:.120}: expected a dictionary with 'image' and '{self.text_key}'")
-        return open_picture(pair["image"], timeout=timeout), pair[self.text_key]
+        return open_image(pair["image"], timeout=timeout), pair[self.text_key]
 
 
 class VisualQuestionAnsweringPipeline(_PairPipeline):
-    """Answers to a question about a picture, out of the fixed set `model.config.id2label`, best first.
+    """Answers to a question about an image, out of the fixed set `model.config.id2label`, best first.
 
     ```python
     answer = pipeline("visual-question-answering", model="FOLDER")
@@ -139,11 +145,12 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
     text_key = "question"
 
     def __call__(self, image: Any = None, *, question: str | None = None, **options: Any) -> Any:
-        """A list of `{"score", "answer"}`; for several pairs, a list (or iterator) of such lists.
+        """Return a list of `{"score", "answer"}`; for several pairs, a list (or iterator) of such lists.
 
         Args:
             image: A PIL image, a local path or what transformers' `load_image` takes; or, without `question`, a list,
                 generator or data set of `{"image": ..., "question": ...}`.
+            question: About the image.
             options: `top_k` (5 by default), `timeout` in seconds for images that are fetched, `batch_size`.
 
         Raises:
@@ -156,10 +163,11 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}: expected the number of answers to return, from 1 up")
-        return _given(timeout=timeout), {}, _given(top_k=top_k)
+        # Only what a call has set; the pipeline fills in the rest.
+        return _without_none(timeout=timeout), {}, _without_none(top_k=top_k)
 
     def preprocess(self, pair: Any, timeout: float | None = None) -> BatchFeature:
-        """Tensors of one pair."""
+        """Return the tensors of one pair."""
         image, question = self._open_pair(pair, timeout=timeout)
         return self.processor(images=image, text=question, return_tensors="pt").to(self.dtype)
 
@@ -167,7 +175,7 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
         return {"logits": self.model(**model_inputs).logits}
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor], top_k: int = 5) -> list[dict[str, Any]]:
-        """The best answers of one pair."""
+        """Return the best answers of one pair."""
         scores = model_outputs["logits"][0].float().sigmoid()
         best = scores.topk(min(top_k, len(scores)))
         answers = self.model.config.id2label
@@ -178,7 +186,7 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
 
 
 class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
-    """Whether each of some texts describes a picture, by the fusion encoder's matching head, best first.
+    """Match probability of each of several texts with an image, by the fusion encoder's matching head, best first.
 
     ```python
     match = pipeline("image-text-matching", model="FOLDER")
@@ -187,8 +195,8 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
     match([{"image": "cat.png", "text": "a black cat"}, {"image": "dog.png", "text": ["a dog", "a fox"]}])
     ```
 
-    A score is the softmax share of "match" for that one pair, so the scores of several texts do not compete. For
-    many texts the task `zero-shot-image-classification` is faster: it embeds each text once. `batch_size` counts pairs.
+    Each pair is scored by itself, so the scores of several texts do not compete. For many texts the task
+    `zero-shot-image-classification` is faster: it embeds each text once. `batch_size` counts pairs.
 
     Raises:
         ValueError: The model has no matching head.
@@ -200,10 +208,10 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **options: Any) -> None:
         super().__init__(model, processor, **options)
         if not self.model.config.use_match_head:
-            raise ValueError("this model has no matching head (use_match_head is False), so it judges no pairs")
+            raise ValueError("this model has no matching head (use_match_head is False), so it scores no pairs")
 
     def __call__(self, image: Any = None, *, text: str | list[str] | None = None, **options: Any) -> Any:
-        """A list of `{"text", "score"}`; for several images, a list (or iterator) of such lists.
+        """Return a list of `{"text", "score"}`; for several images, a list (or iterator) of such lists.
 
         Args:
             image: A PIL image, a local path or what transformers' `load_image` takes; or, without `text`, a list,
@@ -219,13 +227,13 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
     def _sanitize_parameters(
         self, *, timeout: float | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        return _given(timeout=timeout), {}, {}
+        return _without_none(timeout=timeout), {}, {}
 
     def preprocess(self, pair: Any, timeout: float | None = None) -> Iterator[dict[str, Any]]:
-        """Tensors of the image with each of its texts in turn.
+        """Yield the tensors of the image with each of its texts.
 
         Raises:
-            ValueError: A picture comes without texts.
+            ValueError: An image comes without texts.
         """
         image, texts = self._open_pair(pair, timeout=timeout)
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -237,16 +245,20 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
             yield {"is_last": number == len(texts), "text": text, **pixels, **tokens}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        is_last, text = model_inputs.pop("is_last"), model_inputs.pop("text")
-        return {"is_last": is_last, "text": text, "logits": self.model.match(**model_inputs)}
+        kept = {name: model_inputs.pop(name) for name in ("is_last", "text")}
+        return kept | {"logits": self.model.match(**model_inputs)}
 
     def postprocess(self, model_outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The texts of one image."""
+        """Return the texts of one image with their scores."""
         scored = [
             {"text": output["text"], "score": output["logits"][0].float().softmax(dim=-1)[1].item()}
             for output in model_outputs
         ]
         return sorted(scored, key=lambda entry: -entry["score"])
+
+
+def _without_none(**parameters: Any) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def register() -> None:
@@ -280,39 +292,26 @@ def register() -> None:
     names[VLMoConfig.model_type] = VLMoForSemanticSegmentation.__name__
 
 
-def open_picture(image: Picture, *, timeout: float | None = None) -> Image.Image:
-    """The picture, the right way up. Transparency is kept where it can be: the processor puts it on white.
+def open_image(image: Image.Image | str | Path, *, timeout: float | None = None) -> Image.Image:
+    """Open an image and turn it upright. Transparency stays where possible: the processor puts it on white.
+
+    Args:
+        image: A PIL image, a local path, or a string that transformers' `load_image` takes (an address or base64).
+        timeout: Seconds for an image that is fetched.
 
     Raises:
-        ValueError: It is no PIL image, no path, and nothing that transformers' `load_image` takes.
-        OSError: The file cannot be read, or is no picture.
+        ValueError: It is none of these.
+        OSError: The file cannot be read, or holds no image.
     """
-    if not isinstance(image, Image.Image | str | Path):
-        raise ValueError(f"image is a {type(image).__name__}: expected a PIL image, a path, an address or base64")
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
-    if isinstance(image, Path) or _is_file(image):
+    if not isinstance(image, str | Path):
+        raise ValueError(f"image is a {type(image).__name__}: expected a PIL image, a path, an address or base64")
+    try:
+        is_file = Path(image).is_file()
+    except (OSError, ValueError):  # a base64 string is too long for a name
+        is_file = False
+    if is_file or isinstance(image, Path):
         with Image.open(image) as opened:
             return ImageOps.exif_transpose(opened)
     return load_image(image, timeout=timeout)
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # a base64 string is too long for a name
-        return False
-
-
-def _given(**parameters: Any) -> dict[str, Any]:
-    """Without what is None: a pipeline must be able to tell what a call has set from what it has not."""
-    return {name: value for name, value in parameters.items() if value is not None}
-
-
-def _processor_of(model: PreTrainedModel) -> ProcessorMixin:
-    folder = model.name_or_path or ""
-    try:
-        return VLMoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        where = f"in {folder}" if folder else "for a model that came from no folder"
-        raise ValueError(f"there is no processor {where}: pass processor=..., or a folder that holds one") from error

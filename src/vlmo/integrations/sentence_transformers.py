@@ -1,8 +1,8 @@
-"""A model folder in sentence-transformers: one space for pictures and texts, and the fusion encoder as a cross-encoder.
+"""Adapter of a model folder for sentence-transformers: dual encoder, and fusion encoder as a cross-encoder.
 
-`SentenceTransformer.save` leaves a folder that is a model folder too. It names the classes below in `modules.json`, and
-sentence-transformers (6 and later) imports classes of others only with `trust_remote_code=True`; the two `load_`
-functions here need no such trust, for they import nothing that a folder names.
+`SentenceTransformer.save` writes a model folder that names the classes below in `modules.json`. sentence-transformers
+(6 and later) imports classes of others only with `trust_remote_code=True`; the two `load_` functions here import
+nothing that a folder names, and need no such trust.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ACTIVATIONS = {
 
 
 class _FolderModule(InputModule, ABC):
-    """What both modules share: a model and its processor, kept in the root of the folder."""
+    """A model and its processor, kept in the root of the folder."""
 
     def __init__(self, model: VLMoForImageTextRetrieval, processor: VLMoProcessor) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class _FolderModule(InputModule, ABC):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """That of the processor."""
+        """Tokenizer of the processor."""
         return self.processor.tokenizer
 
     @property
     def max_seq_length(self) -> int:
-        """The most tokens of a text."""
+        """Longest text in tokens."""
         return self.processor.max_text_length
 
     @max_seq_length.setter
@@ -69,7 +69,7 @@ class _FolderModule(InputModule, ABC):
         self.processor.tokenizer.model_max_length = value
 
     def save(self, output_path: str, *, safe_serialization: bool = True) -> None:
-        """Writes a model folder; always safetensors."""
+        """Write a model folder, always as safetensors."""
         del safe_serialization
         self.model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
@@ -90,7 +90,7 @@ class _FolderModule(InputModule, ABC):
         backend: str = "torch",
         **kwargs: Any,
     ) -> Self:
-        """What sentence-transformers calls; the arguments are its own.
+        """Load a folder; sentence-transformers calls this with arguments of its own.
 
         Raises:
             ValueError: The folder holds no model that retrieves, or an argument is not supported.
@@ -110,8 +110,8 @@ class _FolderModule(InputModule, ABC):
         }
         return cls(*load_from_hub(model_name_or_path, VLMoForImageTextRetrieval, hub=hub, **dict(model_kwargs or {})))
 
-    def _pixel_values(self, pictures: Sequence[Any]) -> Features:
-        return dict(self.processor(images=list(pictures), return_tensors="pt"))
+    def _pixel_values(self, images: Sequence[Any]) -> Features:
+        return dict(self.processor(images=list(images), return_tensors="pt"))
 
     def _tokens(self, texts: Sequence[str], *, prompt: str | None) -> Features:
         prompted = [(prompt or "") + text for text in texts]
@@ -120,29 +120,29 @@ class _FolderModule(InputModule, ABC):
 
 
 class VLMoEmbedder(_FolderModule):
-    """The dual encoder: strings and pictures, in one list if need be, to L2-normalised vectors of one space."""
+    """Dual encoder: strings and images, also mixed in one list, to L2-normalised vectors of one space."""
 
     @property
     def modalities(self) -> list[Any]:
-        """Strings and pictures. `message` lets lists of both pass; chat messages themselves are refused."""
+        """Strings and images. `message` lets lists of both pass; chat messages themselves are refused."""
         return ["text", "image", "message"]
 
     def get_embedding_dimension(self) -> int | None:
-        """Length of a vector."""
+        """Return the length of a vector."""
         return self.model.config.projection_size
 
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, *, task: str | None = None, **kwargs: Any
     ) -> Features:
-        """Tokens of the strings and pixel values of the pictures; `order` where there are both.
+        """Return tokens of the strings and pixel values of the images; `order` where there are both.
 
         Args:
-            inputs: Strings, pictures (PIL, arrays or tensors), or `{"text": ...}` and `{"image": ...}`.
+            inputs: Strings, images (PIL, arrays or tensors), or `{"text": ...}` and `{"image": ...}`.
             prompt: Put in front of each string.
             task: `query` or `document`; both are embedded alike.
 
         Raises:
-            ValueError: An input is neither string nor picture, or an argument is not supported.
+            ValueError: An input is neither string nor image, or an argument is not supported.
         """
         del task
         _refuse(kwargs)
@@ -154,12 +154,12 @@ class VLMoEmbedder(_FolderModule):
         if rows["text"]:
             features |= self._tokens([values[row] for row in rows["text"]], prompt=prompt)
         if rows["image"] and rows["text"]:
-            # Where each input stands when all pictures come before all texts.
+            # Place of each input when all images come before all texts.
             features["order"] = torch.tensor(rows["image"] + rows["text"]).argsort()
         return features
 
     def forward(self, features: Features) -> Features:
-        """Adds `sentence_embedding`, (batch, dim)."""
+        """Add `sentence_embedding`, (batch, dim)."""
         model, parts = self.model, []
         if "pixel_values" in features:
             parts.append(model.get_image_features(features["pixel_values"].to(model.dtype)))
@@ -170,7 +170,7 @@ class VLMoEmbedder(_FolderModule):
 
 
 class VLMoPairScorer(_FolderModule):
-    """The fusion encoder: log-odds that a string and a picture belong together.
+    """Fusion encoder: log-odds that a string and an image belong together.
 
     Raises:
         ValueError: The model has no matching head.
@@ -179,20 +179,20 @@ class VLMoPairScorer(_FolderModule):
     def __init__(self, model: VLMoForImageTextRetrieval, processor: VLMoProcessor) -> None:
         super().__init__(model, processor)
         if model.match_head is None:
-            raise ValueError("This model has no matching head: it embeds, but judges no pairs.")
+            raise ValueError("This model has no matching head: it embeds, but scores no pairs.")
 
     @property
     def modalities(self) -> list[Any]:
-        """A picture with a string; neither alone."""
+        """An image with a string; neither alone."""
         return [("image", "text")]
 
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, *, task: str | None = None, **kwargs: Any
     ) -> Features:
-        """Pixel values and tokens of pairs; `image_rows` says which picture each pair has.
+        """Return pixel values and tokens of pairs; `image_rows` holds the number of each pair's image.
 
         Args:
-            inputs: (string, picture) or (picture, string), or `{"text": ..., "image": ...}`.
+            inputs: (string, image) or (image, string), or `{"text": ..., "image": ...}`.
             prompt: Put in front of each string.
             task: Without meaning here.
 
@@ -202,24 +202,21 @@ class VLMoPairScorer(_FolderModule):
         del task
         _refuse(kwargs)
         pairs = [_as_pair(pair) for pair in inputs]
-        # One picture against many texts is how shortlists are judged: it is resized once.
-        pictures = {id(picture): picture for picture, _ in pairs}
-        numbers = {key: number for number, key in enumerate(pictures)}
-        features = self._pixel_values(list(pictures.values())) | self._tokens(
-            [text for _, text in pairs], prompt=prompt
-        )
-        features["image_rows"] = torch.tensor([numbers[id(picture)] for picture, _ in pairs])
-        return features
+        # Rerankers score one image against many texts: it is resized once.
+        images = {id(image): image for image, _ in pairs}
+        numbers = {key: number for number, key in enumerate(images)}
+        features = self._pixel_values(list(images.values())) | self._tokens([text for _, text in pairs], prompt=prompt)
+        return features | {"image_rows": torch.tensor([numbers[id(image)] for image, _ in pairs])}
 
     def forward(self, features: Features) -> Features:
-        """Adds `scores`, (batch, 1): log-odds of a match."""
+        """Add `scores`, (batch, 1): log-odds of a match."""
         pixel_values = features["pixel_values"].to(self.model.dtype)[features["image_rows"]]
         logits = self.model.match(pixel_values, features["input_ids"], features["attention_mask"]).float()
         return features | {"scores": logits[:, 1:] - logits[:, :1]}
 
 
 def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> SentenceTransformer:
-    """The dual encoder of a model folder, or of one that `SentenceTransformer.save` left.
+    """Load the dual encoder of a model folder, or of one that `SentenceTransformer.save` wrote.
 
     Raises:
         ValueError: The folder holds no model that retrieves, or modules besides `VLMoEmbedder`.
@@ -227,17 +224,19 @@ def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> S
     folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval, hint=RETRIEVAL_HINT)
     settings = _saved_settings(folder, VLMoEmbedder)
     chosen = {name: settings[name] for name in _SETTINGS if name in settings}
-    return SentenceTransformer(modules=[VLMoEmbedder.load(str(folder))], device=_name(device), **chosen)
+    return SentenceTransformer(
+        modules=[VLMoEmbedder.load(str(folder))], device=None if device is None else str(device), **chosen
+    )
 
 
 def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEncoder:
-    """The fusion encoder of a model folder, or of one that `CrossEncoder.save` left.
+    """Load the fusion encoder of a model folder, or of one that `CrossEncoder.save` wrote.
 
-    Scores are log-odds of a match, as in `vlmo evaluate`: they keep apart what a probability in float32 rounds to 1.
+    Scores are log-odds of a match, as in `vlmo evaluate`: a probability in float32 rounds many of them to 1.
     `predict(..., activation_fn=torch.nn.Sigmoid())` gives the probability.
 
     Raises:
-        ValueError: The folder holds no model that judges pairs, or modules besides `VLMoPairScorer`.
+        ValueError: The folder holds no model that scores pairs, or modules besides `VLMoPairScorer`.
     """
     folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval, hint=RETRIEVAL_HINT)
     settings = _saved_settings(folder, VLMoPairScorer)
@@ -247,14 +246,14 @@ def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEnc
         raise ValueError(f"{folder} asks for the activation {activation}; expected one of {', '.join(_ACTIVATIONS)}.")
     return CrossEncoder(
         modules=[VLMoPairScorer.load(str(folder))],
-        device=_name(device),
+        device=None if device is None else str(device),
         activation_fn=_ACTIVATIONS[activation](),
         **chosen,
     )
 
 
 def _saved_settings(folder: Path, module: type[_FolderModule]) -> dict[str, Any]:
-    """What sentence-transformers kept beside a model with `module`; nothing where it did not write the folder."""
+    """Return the settings that sentence-transformers saved with `module`; empty where it did not write the folder."""
     listing = folder / "modules.json"
     if not listing.is_file():
         return {}
@@ -266,7 +265,7 @@ def _saved_settings(folder: Path, module: type[_FolderModule]) -> dict[str, Any]
             "it by sentence-transformers itself, with trust_remote_code=True."
         )
     if types[0] != f"{module.__module__}.{module.__name__}":
-        return {}  # The same weights, saved in the other role.
+        return {}  # the same weights, saved as the other module
     return json.loads((folder / "config_sentence_transformers.json").read_text())
 
 
@@ -275,8 +274,8 @@ def _classify(entry: Any) -> tuple[Literal["image", "text"], Any]:
     kind, value = next(iter(entry.items())) if named else (None, entry)
     if isinstance(value, str) and kind in {None, "text"}:
         if kind is None and is_image_url_or_path(value):
-            # Elsewhere in sentence-transformers such a string stands for the picture itself.
-            raise ValueError(f"{value!r:.80} names a picture file: open it with PIL, or give {{'text': ...}} if not.")
+            # Elsewhere in sentence-transformers such a string stands for the image itself.
+            raise ValueError(f"{value!r:.80} names an image file: open it with PIL, or give {{'text': ...}} if not.")
         return "text", value
     if isinstance(value, (Image.Image, np.ndarray, Tensor)) and kind in {None, "image"}:
         return "image", value
@@ -289,13 +288,9 @@ def _as_pair(pair: Any) -> tuple[Any, str]:
         found = dict(map(_classify, parts))
         if len(found) == 2:
             return found["image"], found["text"]
-    raise ValueError(f"Got {pair!r:.80}: expected one string and one picture.")
+    raise ValueError(f"Got {pair!r:.80}: expected one string and one image.")
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:
     if given := sorted(name for name, value in arguments.items() if value is not None):
         raise ValueError(f"Got {', '.join(given)}, which VLMo does not support: its processor decides.")
-
-
-def _name(device: Device) -> str | None:
-    return None if device is None else str(device)
