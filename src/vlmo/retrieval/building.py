@@ -54,11 +54,7 @@ class IndexSettings:
     approximate_from: int = 50_000
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: Thumbnails are below 16 pixels, or a count is below 1.
-        """
+        """Validate the values."""
         if self.thumbnail < 16 or self.batch < 1 or self.approximate_from < 1:
             raise ValueError(
                 f"thumbnail is {self.thumbnail}, batch {self.batch} and approximate_from {self.approximate_from}; give "
@@ -190,11 +186,7 @@ def build_index(
 
 
 def _facts_of(folder: Path) -> dict[str, Any] | None:
-    """Contents of the index file; None of a folder that is missing or empty.
-
-    Raises:
-        ValueError: The folder holds something else.
-    """
+    """Contents of the index file; None of a folder that is missing or empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not folder.is_dir() or not (folder / INDEX_FILE).is_file():
@@ -205,11 +197,7 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _remembered(facts: dict[str, Any] | None, settings: IndexSettings, forget: Sequence[str | Path]) -> dict[str, Any]:
-    """Settings that stay in force for later runs until they are given anew.
-
-    Raises:
-        ValueError: The table of metadata is gone.
-    """
+    """Settings that stay in force for later runs until they are given anew."""
     told: dict[str, Any] = {"metadata": None, "store_bytes": False, **({} if facts is None else facts.get("told", {}))}
     if settings.store_bytes is not None:
         told["store_bytes"] = settings.store_bytes
@@ -239,11 +227,7 @@ def _origins(facts: dict[str, Any] | None, inputs: Sequence[str | Path], forget:
 
 
 def _list(origin: str, listing: IO[str], *, before: Collection[str], progress: Progress) -> int:
-    """Write everything in an input to a file, a line each; return its size in bytes.
-
-    Raises:
-        ValueError: It holds nothing, or is gone. A single file of an earlier run (in `before`) may have been deleted.
-    """
+    """Write everything in an input to a file, a line each; return its size in bytes."""
     if origin in before and was_deleted(origin):
         return 0
     size = number = 0
@@ -287,11 +271,7 @@ def _now() -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Allow one writer at a time; the system lifts the lock when a process ends, however it does.
-
-    Raises:
-        ValueError: Another process is writing.
-    """
+    """Allow one writer at a time; the system lifts the lock when a process ends, however it does."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK_FILE)
     try:

@@ -10,9 +10,9 @@ import logging
 import os
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import ray
@@ -26,28 +26,22 @@ from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.engine import Encoded, Finished, Group, Lookup, RecordEncoder, Rows, Task, read_groups
 from vlmo.retrieval.sources import Reader, Record
 
-_READ, _EMBEDDED, _AGAIN, _REFUSED = "read", "embedded", "again", "refused"
-_UNCHANGED, _BAD, _END = "unchanged", "bad", "end"
-"""Kind of a row: an image to embed; an embedded one; one whose bytes the index has a vector of; one that cannot be
-decoded. Or else an id, something that cannot be read, and, once a task, its `_End`."""
-
-_SCHEMA = pa.schema([("mark", pa.string()), ("task", pa.int64()), ("size", pa.int64()), ("content", pa.large_binary())])
 _SHARE = 0.5
 """CPUs that a reading task or an actor asks for, so that both find room on a machine of two."""
 
 
 class _Made(NamedTuple):
-    """An image with its results; of one that the index knows, caption vectors only."""
+    """An image with its results; `encoded` is None if the index has a vector of the same bytes."""
 
     record: Record
     encoded: Encoded | None
-    captions: Float32[ndarray, "caption dim"]
+    captions: Float32[ndarray, "caption dim"] | None
 
 
 class _End(NamedTuple):
-    """Number of images of a task that are to be written, and true if it could be read to its end."""
+    """Number of rows of a task, and true if it could be read to its end."""
 
-    records: int
+    rows: int
     complete: bool
 
 
@@ -118,20 +112,30 @@ def _cluster(workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
+# Rows travel as pickles: of a `Record` to embed, a `_Made`, the id of an unchanged image, a `Bad`, the `Group` of the
+# bytes that were read, and once a task its `_End`.
+
+
+def _table(task: int, contents: Sequence[Any]) -> pa.Table:
+    return pa.table({"task": [task] * len(contents), "content": _pickled(contents)})
+
+
+def _pickled(contents: Iterable[Any]) -> pa.Array:
+    return pa.array([pickle.dumps(content) for content in contents], pa.large_binary())
+
+
 def _read(rows: pa.Table, *, reader: Reader) -> Iterator[pa.Table]:
     """The rows of a task, a table for each group of images."""
     number, task = rows["task"][0].as_py(), pickle.loads(rows["content"][0].as_py())
-    hashes = {known.hash for known in task.known.values()}
+    known = {known.hash for known in task.known.values()}
     count, complete = 0, True
     for group in read_groups(task, reader):
-        records = [(_AGAIN if each.hash in hashes else _READ, number, len(each.data), each) for each in group.records]
-        rest = [(_UNCHANGED, number, 0, each) for each in group.unchanged] + [
-            (_BAD, number, 0, each) for each in group.bad
-        ]
-        count += len(records)
+        records = [_Made(each, None, None) if each.hash in known else each for each in group.records]
+        table = _table(number, [*records, *group.unchanged, *group.bad, Group([], [], [], group.size)])
+        count += len(table)
         complete = complete and not any(bad.kind == "shard" for bad in group.bad)
-        yield _table([*records, *rest])
-    yield _table([(_END, number, 0, _End(count, complete))])
+        yield table
+    yield _table(number, [_End(count, complete)])
 
 
 class _Embedder:
@@ -142,31 +146,21 @@ class _Embedder:
         self._encoder = RecordEncoder(Encoder(folder, device=device), thumbnail=thumbnail)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The same rows, images made ready for the table."""
-        given = [(row["mark"], row["task"], row["size"], pickle.loads(row["content"])) for row in rows.to_pylist()]
-        fresh = {content.hash: content for mark, *_, content in given if mark == _READ}
+        """The same rows, with the results of images."""
+        contents = [pickle.loads(content) for content in rows["content"].to_pylist()]
+        fresh = {each.hash: each for each in contents if isinstance(each, Record)}
         results = self._encoder.finish(list(fresh.values()), [self._encoder.start(each) for each in fresh.values()])
         made = dict(zip(fresh, results, strict=True))
-        captions = iter(self._encoder.captions([each for mark, *_, each in given if mark in {_READ, _AGAIN}]))
-        finished = []
-        for mark, task, size, content in given:
-            if mark == _AGAIN:
-                finished.append((mark, task, size, _Made(content, None, next(captions))))
-            elif mark == _READ:
+        images = [each.record if isinstance(each, _Made) else each for each in contents]
+        captions = iter(self._encoder.captions([each for each in images if isinstance(each, Record)]))
+        for row, content in enumerate(contents):
+            if isinstance(content, _Made):
+                contents[row] = content._replace(captions=next(captions))
+            elif isinstance(content, Record):
                 result, vectors = made[content.hash], next(captions)
-                if isinstance(result, Bad):
-                    finished.append((_REFUSED, task, size, content.bad(result.reason)))
-                else:
-                    finished.append((_EMBEDDED, task, size, _Made(content, result, vectors)))
-            else:
-                finished.append((mark, task, size, content))
-        return _table(finished)
-
-
-def _table(rows: list[tuple[str, int, int, Any]]) -> pa.Table:
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
-    columns[3] = [pickle.dumps(content) for content in columns[3]]
-    return pa.table(dict(zip(_SCHEMA.names, columns, strict=True)), schema=_SCHEMA)
+                refused = isinstance(result, Bad)
+                contents[row] = content.bad(result.reason) if refused else _Made(content, result, vectors)
+        return rows.set_column(1, "content", _pickled(contents))
 
 
 def _steps(tables: Iterable[pa.Table], tasks: list[Task], *, lookup: Lookup) -> Iterator[Group | Rows | Finished]:
@@ -174,29 +168,30 @@ def _steps(tables: Iterable[pa.Table], tasks: list[Task], *, lookup: Lookup) -> 
     arrived: Counter[int] = Counter()
     ends: dict[int, _End] = {}
     for table in tables:
-        unchanged, bad, made, size = [], [], [], 0
-        for row in table.to_pylist():
-            mark, content = row["mark"], pickle.loads(row["content"])
-            size += row["size"]
-            if mark in {_EMBEDDED, _AGAIN}:
+        made: list[_Made] = []
+        group = Group([], [], [], 0)
+        for task, data in zip(table["task"].to_pylist(), table["content"].to_pylist(), strict=True):
+            content = pickle.loads(data)
+            arrived[task] += 1
+            if isinstance(content, _End):
+                arrived[task] -= 1
+                ends[task] = content
+            elif isinstance(content, Group):
+                group = group._replace(size=group.size + content.size)
+            elif isinstance(content, _Made):
                 made.append(content)
-            elif mark == _UNCHANGED:
-                unchanged.append(content)
-            elif mark in {_BAD, _REFUSED}:
-                bad.append(content)
             else:
-                ends[row["task"]] = content
-            arrived[row["task"]] += mark in {_EMBEDDED, _AGAIN, _REFUSED}
-        yield Group([], unchanged, bad, size)
+                (group.bad if isinstance(content, Bad) else group.unchanged).append(content)
+        yield group
         if made:
             known = lookup([each.record.hash for each in made if each.encoded is None])
             yield Rows(
                 [each.record for each in made],
-                [known[each.record.hash] if each.encoded is None else each.encoded for each in made],
-                [each.captions for each in made],
+                [each.encoded or known[each.record.hash] for each in made],
+                [cast("Any", each.captions) for each in made],
                 sum(each.encoded is not None for each in made),
             )
-        for number in [number for number, end in ends.items() if arrived[number] >= end.records]:
+        for number in [number for number, end in ends.items() if arrived[number] >= end.rows]:
             complete, shard = ends.pop(number).complete, tasks[number].shard
             if shard is not None:
                 yield Finished(shard, complete)

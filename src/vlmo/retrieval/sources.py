@@ -290,19 +290,8 @@ class Reader:
             data = read_place(found.place)
         except OSError as error:
             return Bad("row", found.place, 0, found.place, f"cannot be read: {error.strerror or error}")
-        captions, metadata = self._annotation(found)
-        return Record(
-            id=image_id(found.place),
-            place=found.place,
-            origin=found.origin,
-            shard=None,
-            stamp=self.stamp(found),
-            hash=_digest(data, length=32),
-            data=data,
-            path=None if self.keep_bytes else found.place,
-            keep_bytes=self.keep_bytes,
-            captions=captions,
-            metadata=dict(metadata),
+        return self._made(
+            found.place, data, found, path=found.place, stamp=self.stamp(found), about=self._annotation(found)
         )
 
     def _record(self, sample: Sample, found: Found, *, seen: set[str]) -> Record | Bad:
@@ -320,20 +309,25 @@ class Reader:
                 return Bad("row", found.place, sample.index, sample.key, f"{path} cannot be read: {error}")
         if data is None:
             return Bad("row", found.place, sample.index, sample.key, "it has no image")
-        annotation = Annotation(sample.captions, clean_metadata(sample.metadata))
-        keep_bytes = self.keep_bytes or path is None
+        about = Annotation(sample.captions, clean_metadata(sample.metadata))
+        stamp = _stamp(about, self.keep_bytes or path is None)
+        return self._made(place, data, found, path=path, stamp=stamp, about=about)
+
+    def _made(
+        self, place: str, data: bytes, found: Found, *, path: str | None, stamp: str, about: Annotation
+    ) -> Record:
         return Record(
             id=image_id(place),
             place=place,
             origin=found.origin,
-            shard=found.place,
-            stamp=_stamp(annotation, keep_bytes),
+            shard=None if found.kind == "file" else found.place,
+            stamp=stamp,
             hash=_digest(data, length=32),
             data=data,
             path=None if self.keep_bytes else path,
-            keep_bytes=keep_bytes,
-            captions=annotation.captions,
-            metadata=dict(annotation.metadata),
+            keep_bytes=self.keep_bytes or path is None,
+            captions=about.captions,
+            metadata=dict(about.metadata),
         )
 
 

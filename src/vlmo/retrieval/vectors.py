@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,83 +112,47 @@ def _tasks(found: Sequence[Found]) -> Iterator[Task]:
             yield Task([each])
 
 
+class _Writer:
+    """Appends rows to a parquet file under a hidden name."""
+
+    def __init__(self, file: pq.ParquetWriter) -> None:
+        self._file, self.rows = file, 0
+        self.files: tuple[Path, ...] = ()
+
+    def add(self, names: Sequence[str], vectors: Float32[np.ndarray, "row dim"]) -> None:
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        self._file.write_table(pa.table([pa.array(names), column], schema=self._file.schema))
+        self.rows += len(names)
+
+
 @contextmanager
 def _writing(out: Path, *, name: str, dim: int) -> Iterator[_Writer]:
     """A writer whose files get their names when everything has been written, and are removed if something fails."""
-    kinds = {".parquet": _ParquetWriter, ".npy": _NpyWriter}
-    if out.suffix not in kinds:
-        raise ValueError(f"{out}: vectors are written to a file that ends with {' or '.join(kinds)}")
+    if out.suffix not in {".parquet", ".npy"}:
+        raise ValueError(f"{out}: vectors are written to a file that ends with .parquet or .npy")
     if out.exists():
         raise ValueError(f"{out} exists already; name a new file, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    writer = kinds[out.suffix](out, name=name, dim=dim)
+    aside, names = out.with_name(f".{out.name}.aside"), out.with_name(out.name + _NAMES)
     try:
-        with contextlib.closing(writer):
+        with pq.ParquetWriter(aside, pa.schema([(name, pa.string()), ("vector", pa.list_(pa.float32(), dim))])) as file:
+            writer = _Writer(file)
             yield writer
-        for file in reversed(writer.files):
-            writer.aside(file).replace(file)
+        writer.files = (out,)
+        if out.suffix == ".npy":
+            writer.files = (out, names)
+            array = np.lib.format.open_memmap(f"{aside}.npy", "w+", dtype="<f4", shape=(writer.rows, dim))
+            with pq.ParquetFile(aside) as written, names.open("w", encoding="utf-8") as lines:
+                start = 0
+                for batch in written.iter_batches():
+                    array[start : start + len(batch)] = batch["vector"].flatten().to_numpy().reshape(-1, dim)
+                    lines.writelines(each.replace("\n", " ") + "\n" for each in batch[name].to_pylist())
+                    start += len(batch)
+            array.flush()
+            Path(f"{aside}.npy").replace(aside)
+        aside.replace(out)
     finally:
-        for file in writer.files:
-            writer.aside(file).unlink(missing_ok=True)
-
-
-class _Writer(ABC):
-    """Appends rows to files under hidden names."""
-
-    def __init__(self, *files: Path) -> None:
-        self.files, self.rows = files, 0
-
-    def aside(self, file: Path) -> Path:
-        """Name of a file while it is written."""
-        return file.with_name(f".{file.name}.aside")
-
-    @abstractmethod
-    def add(self, names: Sequence[str], vectors: Float32[np.ndarray, "row dim"]) -> None:
-        """Append rows."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Complete the files, and let go of them."""
-
-
-class _ParquetWriter(_Writer):
-    def __init__(self, out: Path, *, name: str, dim: int) -> None:
-        super().__init__(out)
-        self._dim = dim
-        self._schema = pa.schema([(name, pa.string()), ("vector", pa.list_(pa.float32(), dim))])
-        self._file = pq.ParquetWriter(self.aside(out), self._schema)
-
-    def add(self, names: Sequence[str], vectors: Float32[np.ndarray, "row dim"]) -> None:
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self._dim)
-        self._file.write_table(pa.table([pa.array(names), column], schema=self._schema))
-        self.rows += len(names)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _NpyWriter(_Writer):
-    """Rows behind a header that is written anew, at the same length, when their number is known."""
-
-    def __init__(self, out: Path, *, name: str, dim: int) -> None:
-        del name
-        super().__init__(out, out.with_name(out.name + _NAMES))
-        self._dim = dim
-        self._file = self.aside(out).open("wb")
-        self._names = self.aside(self.files[1]).open("w", encoding="utf-8")
-        self._write_header()
-
-    def _write_header(self) -> None:
-        self._file.seek(0)
-        described = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dim)}
-        np.lib.format.write_array_header_1_0(self._file, described)
-
-    def add(self, names: Sequence[str], vectors: Float32[np.ndarray, "row dim"]) -> None:
-        self._file.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
-        self._names.writelines(name.replace("\n", " ") + "\n" for name in names)
-        self.rows += len(names)
-
-    def close(self) -> None:
-        self._write_header()
-        self._file.close()
-        self._names.close()
+        aside.unlink(missing_ok=True)
+        if not out.exists():
+            names.unlink(missing_ok=True)
+        Path(f"{aside}.npy").unlink(missing_ok=True)

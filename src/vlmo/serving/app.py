@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import generate_latest
 from pydantic import BaseModel, ValidationError
@@ -71,29 +70,18 @@ class State:
     def __init__(self, parts: Parts, settings: Settings) -> None:
         self.parts, self.settings, self.metrics = parts, settings, Metrics()
         self.admitted, self.stopping = 0, False
-        self._service: Service | None = None
 
-    @property
-    def service(self) -> Service:
-        """The service.
-
-        Raises:
-            RuntimeError: The app was not started (an ASGI server does so by the lifespan protocol).
-        """
-        if self._service is None:
-            raise RuntimeError("the app was not started: its lifespan has not run")
-        return self._service
+    service: Service
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """Start and stop the service."""
-        self._service = Service(self.parts, self.settings, observe=self.metrics.observe_batch)
+        self.service = Service(self.parts, self.settings, observe=self.metrics.observe_batch)
         try:
-            await asyncio.to_thread(self._service.warm_up)
+            await asyncio.to_thread(self.service.warm_up)
             yield
         finally:
-            await asyncio.to_thread(self._service.close)
-            self._service = None
+            await asyncio.to_thread(self.service.close)
 
     async def answer(self, request: Request, work: Coroutine[Any, Any, BaseModel | bytes]) -> Response:
         """Answer with the result of `work`, which is cancelled if the client goes away.
@@ -137,7 +125,7 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
         lifespan=state.lifespan,
         docs_url=None,  # FastAPI's pages fetch their scripts from other servers
         redoc_url=None,
-        exception_handlers={HTTPException: _http_error, RequestValidationError: _invalid_request},
+        exception_handlers={HTTPException: _http_error},
     )
     app.state.vlmo = state
     app.include_router(_api())
@@ -253,13 +241,6 @@ async def _http_error(_request: Request, error: Exception) -> Response:
         raise error
     hint = "GET /openapi.json lists all routes" if error.status_code in {404, 405} else ""
     return error_response(error.status_code, str(error.detail), hint=hint, headers=error.headers)
-
-
-async def _invalid_request(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    first = error.errors()[0]
-    return error_response(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
 # --------------------------------------------------------------------------------------------------------------- bodies

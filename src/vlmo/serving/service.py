@@ -259,11 +259,7 @@ class Service:
         return [await self._decode(read, source) for source in sources]
 
     async def _ask_index(self, work: Callable[[], T], *, where: str | None) -> T:
-        """Run a search of the index on a thread.
-
-        Raises:
-            ServiceError: The filter is wrong.
-        """
+        """Run a search of the index on a thread."""
         index = self._index()
 
         def checked() -> T:
@@ -284,11 +280,7 @@ class Service:
 
 
 async def _of_image(work: Awaitable[T]) -> T:
-    """Result of work on one image of the index.
-
-    Raises:
-        ServiceError: There is no such image.
-    """
+    """Result of work on one image of the index."""
     try:
         return await work
     except ValueError as error:  # its message may name a path of the server

@@ -38,11 +38,7 @@ class Limits:
     """Seconds until the head of a request has arrived."""
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: A limit is below 1.
-        """
+        """Validate the values."""
         for name in ("request_bytes", "buffered_bytes", "pixels"):
             _check_positive(self, name)
 
@@ -70,11 +66,7 @@ class Settings:
     """Names that a request's Host header may have; none: any."""
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: A wait is not from 0 to 60 s, a count is below 1, or the key has other than printable ASCII.
-        """
+        """Validate the values."""
         for name in ("queue", "max_batch"):
             _check_positive(self, name)
         if not 0 <= self.max_wait <= 60:
