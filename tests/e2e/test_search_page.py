@@ -31,7 +31,7 @@ def place(tmp_path_factory):
     """Where the page is followed."""
     folder = tmp_path_factory.mktemp("page")
     trained_folder(folder / "runs" / "mine" / "model")
-    write_pictures(folder / "images")
+    write_pictures(folder / "pictures")
     (folder / "sentences.txt").write_text("a dog\n\na cat\n")
     return folder
 

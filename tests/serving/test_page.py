@@ -301,7 +301,7 @@ def test_page_of_the_api_shows_bodies_answers_and_statuses(open_page, address) -
     page = open_page(f"{address}/docs")
     search_route = page.locator("article", has=page.get_by_role("heading", name="/v1/search"))
     for row in (
-        "top integer, at least 1, at most 200 text How many results. By default 10.",
+        "top integer, at least 1, at most 200 text Number of results. By default 10.",
         "weight number, at least 0, at most 1 text",
         "budget number, above 0, at most 60 text",
         "where string, at most 500 characters text",

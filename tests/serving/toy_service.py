@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from tests.forkserver import start_command
 from tests.integrations.toy_gallery import CAPTIONS, COLOURS, drawings, trained_folder
 from tests.toy_model import shaken
 from vlmo import VLMoConfig, VLMoForVisualQuestionAnswering, VLMoProcessor
@@ -105,18 +103,15 @@ class ServerProcess:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "vlmo.cli", "serve", *map(str, arguments), "--port", str(self.port)]
-        environment = os.environ | {"PYTHONPATH": str(SRC)}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = start_command("serve", *arguments, "--port", str(self.port))
 
     def __enter__(self) -> ServerProcess:
-        _wait_until_ready(self.address, alive=lambda: self.process.poll() is None)
+        _wait_until_ready(self.address, alive=self.process.is_alive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+        self.process.kill()
+        self.process.join()
 
     def stop(self, signum: int = signal.SIGTERM) -> None:
         """Asks it to stop."""
