@@ -278,13 +278,13 @@ def run_job(job: Job, *, run: Path, scale: float = 1.0, device: str | None = Non
             seconds[name] = round(result.seconds, 1)
             for metric, value, by_chance in measure(name, recipe, folder=folder / name / "model", device=device):
                 metrics[metric], chance[metric] = value, by_chance
-        around = circumstances(folder / name / "model")
+        first, around = folder / next(iter(recipes)), circumstances(folder / name / "model")
         facts = {
             "variant": job.name,
             "seed": job.seed,
             "scale": scale,
             "settings": _settings(recipes, run=run),
-            "parameters": _count_parameters(folder / next(iter(recipes)) / "model"),
+            "parameters": sum(tensor.numel() for tensor in load_file(first / "model" / "model.safetensors").values()),
             "metrics": metrics,
             "chance": chance,
             "seconds": seconds,
@@ -315,10 +315,6 @@ def measure(name: str, recipe: Recipe, *, folder: Path, device: str | None) -> I
         yield name, found.metrics["accuracy"], found.chance["accuracy"]
         if "consistency" in found.metrics:
             yield f"{name} consistency", found.metrics["consistency"], found.chance["consistency"]
-
-
-def _count_parameters(folder: Path) -> int:
-    return sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
 
 
 @contextmanager
@@ -486,4 +482,7 @@ def costs_table(variants: Sequence[str]) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -88,7 +88,7 @@ def test_second_run_trains_nothing_again(run, capsys, monkeypatch):
     def stop(*_, **__):
         raise ValueError("all stages are done")
 
-    monkeypatch.setattr(quickstart, "evaluate_task", stop)
+    monkeypatch.setattr(quickstart, "evaluate", stop)
     with pytest.raises(SystemExit):
         main(["quickstart", "--run-dir", str(run), "--scale", SCALE])
     assert "all stages are done" in capsys.readouterr().err
