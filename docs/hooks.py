@@ -40,6 +40,7 @@ ROOMS = {
     "checkpoints": "Published layouts in and out; loading model folders",
     "export": "ONNX",
     "integrations": "transformers pipelines, sentence-transformers, open_clip",
+    "tasks": "One file a task: objective, examples, evaluation, prediction",
     "recipes": "Whole runs",
     "folder": "Folders that are whole or not there",
     "retrieval": "An index of own pictures, and search in it",
