@@ -18,11 +18,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmo.data.loader import check_sizes
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.model.multiway import MultiwayBlock
-from vlmo.objectives.chunks import row_blocks
-from vlmo.objectives.pretraining import LanguageObjective, VisionLanguageConfig
+from vlmo.objectives.gradient_cache import row_blocks
+from vlmo.objectives.unimodal import LanguageObjective
+from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes.schema import Recipe, check_recipe
 from vlmo.tasks import (
     ClassificationStage,
@@ -120,14 +120,14 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     Raises:
         ValueError: The processes cannot share the global batch, or settings contradict each other.
     """
-    check_sizes(recipe.loader)
+    if processes > 0:
+        check_recipe(recipe, processes=processes)
     pieces, batch = processes * recipe.loader.accumulation, recipe.loader.global_batch_size
     if processes < 1 or batch % pieces:
         raise ValueError(
             f"processes is {processes}; loader.global_batch_size {batch} must be a multiple of processes x "
             f"loader.accumulation ({recipe.loader.accumulation})"
         )
-    check_recipe(recipe, processes=processes)
     with torch.device("meta"):
         work = _work(recipe)
     micro = batch // pieces
