@@ -14,8 +14,8 @@ from tests.distributed.gloo import WatchedCollectives, run_processes
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.objectives import itm
-from vlmo.objectives.traffic import pair_traffic
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.recipes.estimate import Pairs, Traffic
 
 BATCH, TEXT = 4, 8  # pairs of each process, tokens of a text
 CONFIG = VLMoConfig.tiny()
@@ -81,17 +81,9 @@ def sent(request) -> list[dict[str, Any]]:
     return run_processes(everything, world_size=request.param)
 
 
-def expected(processes: int, *, chosen: int, picture: int, gradient: int = 0) -> Any:
-    return pair_traffic(
-        processes=processes,
-        batch=BATCH,
-        chosen=chosen,
-        projection=CONFIG.projection_size,
-        endings=2,
-        picture_bytes=picture,
-        gradient_bytes=gradient,
-        text=TEXT,
-    )
+def expected(processes: int, *, image: int, gradient: int = 0) -> Traffic:
+    pairs = Pairs(branches=2, projection=CONFIG.projection_size, image_bytes=image, gradient_bytes=gradient, text=TEXT)
+    return pairs.traffic(BATCH, processes=processes)
 
 
 def test_negatives_cost_what_is_chosen(sent):
@@ -118,7 +110,7 @@ def test_formula_counts_what_is_sent(sent):
     elsewhere = processes / (processes - 1)  # here all negatives are, evenly drawn ones are not
     for result in sent:
         for name, picture, gradient in (("cached", PIXELS, 0), ("whole", PATCHES, PATCHES)):
-            traffic = expected(processes, chosen=BATCH, picture=picture, gradient=gradient)
+            traffic = expected(processes, image=picture, gradient=gradient)
             gathered, exchanged = result[name]["gathered"], result[name]["exchanged"]
             negatives = traffic.negatives * elsewhere
             requests = 2 * (processes - 1 + BATCH) * 8
@@ -131,16 +123,8 @@ def test_formula_counts_what_is_sent(sent):
 def table_row(processes: int, *, batch: int = 32) -> str:
     """A line of the table in the documents: Base, 384 pixels, texts of 40 tokens, one ending."""
     picture = 3 * 384 * 384
-    traffic = pair_traffic(
-        processes=processes,
-        batch=batch,
-        chosen=batch,
-        projection=768,
-        endings=1,
-        picture_bytes=picture,
-        gradient_bytes=0,
-        text=40,
-    )
+    pairs = Pairs(branches=1, projection=768, image_bytes=picture, gradient_bytes=0, text=40)
+    traffic = pairs.traffic(batch, processes=processes)
     sizes = traffic.contrast, traffic.negatives + traffic.requests, (processes - 1) * batch * picture
     return f"| {processes:,} | {processes * batch:,} | " + " | ".join(f"{size / 2**20:,.1f}" for size in sizes) + " |"
 

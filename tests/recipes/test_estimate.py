@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import weakref
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,18 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmo import cli
 from vlmo.data.loader import LoaderConfig
-from vlmo.model import (
-    VLMoConfig,
-    VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
-    VLMoForMaskedImageModeling,
-    VLMoForMaskedLM,
-    VLMoForPreTraining,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-)
-from vlmo.model.multiway import MultiwayAttention
+from vlmo.model import VLMoConfig
 from vlmo.objectives.downstream import (
     ClassificationObjective,
     QuestionObjective,
@@ -40,10 +27,20 @@ from vlmo.objectives.downstream import (
 )
 from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
-from vlmo.recipes import RECIPES, Recipe, find_recipe
+from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.estimate import estimate
 from vlmo.recipes.schema import model_config
+from vlmo.tasks import (
+    ClassificationStage,
+    LanguageStage,
+    QuestionStage,
+    ReasoningStage,
+    RetrievalStage,
+    VisionLanguageStage,
+    VisionStage,
+)
 from vlmo.training.engine import Engine, EngineConfig
+from vlmo.types import Batch
 
 # Left out are operations of vectors (norms, softmax) and of single tokens (a pooler's input).
 FLOPS_TOLERANCE = 0.01
@@ -52,7 +49,7 @@ MEMORY_TOLERANCE = 0.15
 LAST_BLOCK = 0.25
 """It is told of as a whole one, but run for the tokens whose state is used; of a toy it is a large part."""
 SCRATCH = 2 * 2**20
-"""What attention works in at most, whatever the batch (`model/attention.py`)."""
+"""What attention works in at most, whatever the batch (`model/cpu.py`)."""
 SIZES = VLMoConfig.tiny(hidden_size=64, num_hidden_layers=4)
 TEXT = 16
 MASKED_WORDS = 4 / (GLOBAL_BATCH * TEXT)
@@ -80,74 +77,44 @@ def tiny(name: str, *, losses: VisionLanguageConfig | None = None, precision: st
     )
 
 
-def config(recipe: Recipe, *, classes: int = 2, **changes: Any) -> VLMoConfig:
-    names = {number: str(number) for number in range(classes)}
-    return VLMoConfig(**asdict(recipe.model) | {"id2label": names} | changes)
-
-
-def with_labels(labels: Tensor, *, pictures: int = 1) -> dict[str, Tensor]:
-    batch = make_batch()
-    if pictures > 1:
-        batch["pixel_values"] = batch["pixel_values"][:, None].repeat(1, pictures, 1, 1, 1)
-    return batch | {"labels": labels}
-
-
-def stage1(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    return VisionObjective(VLMoForMaskedImageModeling(config(recipe)), tokenizer=FixedTokens()), make_batch()
-
-
-def stage2(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    return LanguageObjective(VLMoForMaskedLM(config(recipe))), make_batch()
-
-
-def stage3(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    return VisionLanguageObjective(VLMoForPreTraining(config(recipe)), config=recipe.stage.losses), make_batch()
-
-
-def retrieval(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    model = VLMoForImageTextRetrieval(config(recipe, contrast_fusion_branch=False, use_match_head=False))
-    return VisionLanguageObjective(model, config=recipe.stage.losses), make_batch()
-
-
-def question(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    model = VLMoForVisualQuestionAnswering(config(recipe, classes=3129))
-    return QuestionObjective(model), with_labels(torch.rand(GLOBAL_BATCH, 3129))
-
-
-def reasoning(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    model = VLMoForVisualReasoning(config(recipe, num_modality_types=3))
-    return ReasoningObjective(model), with_labels(torch.zeros(GLOBAL_BATCH, dtype=torch.long), pictures=2)
-
-
-def classification(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    model = VLMoForImageClassification(config(recipe, classes=1000))
-    return ClassificationObjective(model), with_labels(torch.zeros(GLOBAL_BATCH, dtype=torch.long))
-
-
-def segmentation(recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    model = VLMoForSemanticSegmentation(config(recipe, classes=150, segmentation_channels=recipe.stage.channels))
-    return SegmentationObjective(model), with_labels(torch.zeros(GLOBAL_BATCH, 64, 64, dtype=torch.long))
+def toy_objective(recipe: Recipe) -> tuple[nn.Module, Batch]:
+    """The objective of the recipe's task, and the toy batch with its labels."""
+    task, batch = recipe.stage, make_batch()
+    names = {"id2label": {number: str(number) for number in range(task.num_classes or 2)}}
+    model: Any = task.build_model(asdict(recipe.model) | names)
+    match task:
+        case VisionStage():
+            return VisionObjective(model, tokenizer=FixedTokens()), batch
+        case LanguageStage():
+            return LanguageObjective(model), batch
+        case VisionLanguageStage() | RetrievalStage():
+            return VisionLanguageObjective(model, config=task.losses), batch
+        case QuestionStage():
+            return QuestionObjective(model), batch | {"labels": torch.rand(GLOBAL_BATCH, 3129)}
+        case ReasoningStage():
+            batch["pixel_values"] = batch["pixel_values"][:, None].repeat(1, 2, 1, 1, 1)
+            return ReasoningObjective(model), batch | {"labels": torch.zeros(GLOBAL_BATCH, dtype=torch.long)}
+        case ClassificationStage():
+            return ClassificationObjective(model), batch | {"labels": torch.zeros(GLOBAL_BATCH, dtype=torch.long)}
+    return SegmentationObjective(model), batch | {"labels": torch.zeros(GLOBAL_BATCH, 64, 64, dtype=torch.long)}
 
 
 CASES = [
-    ("base-stage1", None, stage1),
-    ("base-stage2", None, stage2),
-    ("base-stage3", ALL_LOSSES, stage3),
-    ("base-coco-retrieval", CONTRAST_ALONE, retrieval),
-    ("base-vqa", None, question),
-    ("base-nlvr2", None, reasoning),
-    ("base-imagenet", None, classification),
-    ("base-ade20k", None, segmentation),
+    ("base-stage1", None),
+    ("base-stage2", None),
+    ("base-stage3", ALL_LOSSES),
+    ("base-coco-retrieval", CONTRAST_ALONE),
+    ("base-vqa", None),
+    ("base-nlvr2", None),
+    ("base-imagenet", None),
+    ("base-ade20k", None),
 ]
-Make = Callable[[Recipe], tuple[nn.Module, dict[str, Tensor]]]
 
 
-@pytest.mark.parametrize(("name", "losses", "make"), CASES, ids=[name for name, _, _ in CASES])
-def test_operations_and_parameters_are_those_of_a_run(name, losses, make: Make, monkeypatch) -> None:
-    # What a CPU saves in the last block besides (keys and values of all tokens) is not part of the estimate.
-    monkeypatch.setattr(MultiwayAttention, "_saves_keys", lambda *_: False)
+@pytest.mark.parametrize(("name", "losses"), CASES, ids=[name for name, _ in CASES])
+def test_operations_and_parameters_are_those_of_a_run(name, losses) -> None:
     recipe = tiny(name, losses=losses)
-    objective, batch = make(recipe)
+    objective, batch = toy_objective(recipe)
     objective.get_submodule("model").set_attn_implementation("eager")  # whose products are counted one by one
     with FlopCounterMode(display=False) as counter:
         objective(batch)["loss"].backward()
@@ -182,9 +149,9 @@ class LiveBytes(TorchDispatchMode):
         self._now -= size
 
 
-def measured_peak(recipe: Recipe, make: Make) -> int:
+def measured_peak(recipe: Recipe) -> int:
     """Bytes of a step beside the weights."""
-    objective, batch = make(recipe)
+    objective, batch = toy_objective(recipe)
     run = Engine(objective, config=recipe.trainer.engine)
     with LiveBytes() as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.trainer.precision == "bf16"):
@@ -195,11 +162,11 @@ def measured_peak(recipe: Recipe, make: Make) -> int:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize(
-    ("name", "losses", "make"), [CASES[index] for index in (0, 2, 3)], ids=["stage1", "stage3", "retrieval"]
+    ("name", "losses"), [CASES[index] for index in (0, 2, 3)], ids=["stage1", "stage3", "retrieval"]
 )
-def test_activations_are_the_measured_peak(name, losses, make: Make, precision) -> None:
+def test_activations_are_the_measured_peak(name, losses, precision) -> None:
     recipe = tiny(name, losses=losses, precision=precision)
-    told, measured = estimate(recipe).activation_bytes, measured_peak(recipe, make)
+    told, measured = estimate(recipe).activation_bytes, measured_peak(recipe)
     assert (1 - MEMORY_TOLERANCE) * measured <= told <= (1 + MEMORY_TOLERANCE + LAST_BLOCK) * measured
 
 
@@ -208,14 +175,15 @@ def test_activations_are_the_measured_peak(name, losses, make: Make, precision) 
 def test_activations_that_are_computed_again_are_the_measured_peak(chunk, again, precision) -> None:
     recipe = tiny("base-stage3", losses=replace(ALL_LOSSES, cache_chunk=chunk), precision=precision)
     recipe = replace(recipe, trainer=replace(recipe.trainer, engine=EngineConfig(activation_checkpointing=again)))
-    needs, measured = estimate(recipe), measured_peak(recipe, stage3)
+    needs, measured = estimate(recipe), measured_peak(recipe)
     told = needs.activation_bytes + needs.gradient_bytes  # which fill up while there are activations
     assert (1 - MEMORY_TOLERANCE) * told <= measured <= (1 + MEMORY_TOLERANCE) * told + SCRATCH
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["emoji-tokenizer", "emoji-stage3", "easy-vqa-pairs", "scenes", "large-plusplus-stage3"]
+)
+def test_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     one, two = (estimate(find_recipe(name), processes=processes) for processes in (1, 2))
     assert 0 < one.trainable_parameters <= one.parameters
@@ -279,7 +247,7 @@ def test_shards_of_weights_are_told() -> None:
 
 @pytest.mark.parametrize("name", ["large-plusplus-stage3", "large-plusplus-stage3-32k"])
 def test_web_scale_run_fits_the_machines_of_its_card(name) -> None:
-    recipe, card = find_recipe(name), inspect.getdoc(find_recipe(name))
+    recipe, card = find_recipe(name), describe(name)
     nodes, each = map(int, re.search(r"--nnodes (\d+) --nproc-per-node (\d+)", card).groups())
     needs = estimate(recipe, processes=nodes * each)
     total = needs.parameter_bytes + needs.gradient_bytes + needs.optimizer_bytes + needs.activation_bytes
@@ -292,23 +260,6 @@ def test_processes_that_cannot_share_the_batch_are_refused() -> None:
         estimate(find_recipe("base-stage3"), processes=3)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("large-plusplus-stage3 --processes 2048", "streams.lanes is 1024, not a multiple of 2048 processes"),
-        ("emoji-stage3 --processes 16", "fused_stride 16 does not divide the micro-batch of 8 pairs"),
-        ("emoji-stage3 --stage.losses.negative-groups 3", "negative_groups 3 does not divide the batch of 128 pairs"),
-        ("emoji-stage3 --text.max-length 128", "text.max_length is 128"),
-        ("emoji-tokenizer --init somewhere", "starts from nothing"),
-    ],
-)
-def test_what_the_run_would_refuse_is_refused_by_the_dry_run(arguments, words, capsys) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main(["train", *arguments.split(), "--dry-run"])
-    assert end.value.code == 2
-    assert words in capsys.readouterr().err
-
-
 def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     cli.main(["train", "emoji-stage3", "--dry-run", "--processes", "4", "--json", "needs.json"])
@@ -318,10 +269,3 @@ def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:
     needs = json.loads((tmp_path / "needs.json").read_text())
     assert needs == asdict(estimate(find_recipe("emoji-stage3"), processes=4))
     assert [path.name for path in tmp_path.iterdir()] == ["needs.json"]
-
-
-def test_command_refuses_options_of_a_dry_run_without_one(capsys) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main(["train", "emoji-stage3", "--processes", "4"])
-    assert end.value.code == 2
-    assert "--processes and --json belong to --dry-run" in capsys.readouterr().err

@@ -1,8 +1,9 @@
 """The dry run: memory, operations and traffic of a run, from its recipe alone.
 
 Models live on the meta device: PyTorch counts operations, and a formula over shapes gives the memory that the backward
-pass needs. Not counted: the frozen visual tokenizer of stage 1, evaluation, buffers of the libraries, fragmented memory. The last
-block counts as a whole one, although most of it is run for few tokens only, so the numbers are upper bounds.
+pass needs. Not counted: the frozen visual tokenizer of stage 1, evaluation, buffers of the libraries, fragmented
+memory. The last block counts as a whole one, although most of it is run for few tokens only,
+so the numbers are upper bounds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from vlmo.objectives.unimodal import LanguageObjective
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes.schema import Recipe, check_recipe
 from vlmo.tasks import (
-    ClassificationStage,
     LanguageStage,
     QuestionStage,
     ReasoningStage,
@@ -42,8 +42,6 @@ _LOGIT_COPIES = 3  # logits, their float32 form and the log of the softmax
 # FSDP2 gathers the weights of a block while the one before it runs. It gives none up while the gradient cache computes
 # a chunk again, until the backward pass has been through it.
 _GATHERED_BLOCKS = 2
-# The published sets' classes; a set at hand may have others, and only the last layer depends on it.
-_CLASSES: dict[type, int] = {QuestionStage: 3129, ReasoningStage: 2, ClassificationStage: 1000, SegmentationStage: 150}
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
         negative_traffic=round(recipe.loader.accumulation * negatives),
         flops_per_sample=round(flops),
         flops_per_step=round(flops * batch),
-        assumed_classes=_CLASSES.get(type(recipe.stage)),
+        assumed_classes=recipe.stage.num_classes,
     )
 
 
@@ -209,9 +207,10 @@ class _Work:
         """Return what a micro-batch keeps for its backward pass, at most."""
         half, checkpointed = recipe.trainer.precision == "bf16", recipe.trainer.engine.activation_checkpointing
         kept, moment = micro * self.row_bytes, 0.0
+        config = cast(VLMoConfig, self.model.config)
         for each in self.passes:
-            blocks = [_block_bytes(self.model.config, length, half=half) for length in each.lengths]
-            inputs = [length * _FLOAT32 * self.model.config.hidden_size for length in each.lengths]
+            blocks = [_block_bytes(config, length, half=half) for length in each.lengths]
+            inputs = [length * _FLOAT32 * config.hidden_size for length in each.lengths]
             row = each.other_bytes + each.layers * sum(inputs if checkpointed else blocks)
             one_block = max(blocks) if checkpointed else 0
             if each.recomputed:
@@ -239,7 +238,7 @@ def _work(recipe: Recipe) -> _Work:
     task, settings = recipe.stage, asdict(recipe.model)
     if task.reads_text:
         settings["vocab_size"] = recipe.text.vocab_size
-    if (classes := _CLASSES.get(type(task))) is not None:
+    if (classes := task.num_classes) is not None:
         settings["id2label"] = {number: str(number) for number in range(classes)}
     model: Any = task.build_model(settings)
     if isinstance(task, TokenizerStage):
@@ -247,41 +246,55 @@ def _work(recipe: Recipe) -> _Work:
     if isinstance(task, LanguageStage):
         LanguageObjective(model, freeze=task.freeze)  # freezes
     model.set_attn_implementation("eager")  # its products are counted one by one
-    config: VLMoConfig = model.config
+    config: Any = model.config
     depth, dim, pixels = config.num_hidden_layers, config.hidden_size, config.num_channels * config.image_size**2
     image, text = 1 + config.grid[0] * config.grid[1], -(-recipe.text.max_length // _PAD_MULTIPLE) * _PAD_MULTIPLE
-    images = {"pixel_values": torch.empty(1, config.num_channels, config.image_size, config.image_size)}
-    texts = {"input_ids": torch.zeros(1, text, dtype=torch.long)}
-
-    def encode(**inputs: Tensor) -> float:
-        return _count_flops(lambda: model.vlmo(**inputs).last_hidden_state)
-
     masked = recipe.data.mlm_probability * text
     # Operations and bytes of a text's masked words in their head.
     words = 6 * masked * dim * (dim + config.vocab_size), _LOGIT_COPIES * _FLOAT32 * masked * config.vocab_size
-    if isinstance(task, VisionStage):
-        predicted = task.masked_share * (image - 1) * config.num_visual_tokens
-        kept = _FLOAT32 * (pixels + _LOGIT_COPIES * predicted)
-        return _Work(model, encode(**images) + 6 * predicted * dim, kept, (_Pass((image,), depth),))
     if isinstance(task, LanguageStage):
-        return _Work(model, encode(**texts) + words[0], words[1], (_Pass((text,), depth),))
+        return _Work(model, _encode(model, text=text) + words[0], words[1], (_Pass((text,), depth),))
     if isinstance(task, VisionLanguageStage | RetrievalStage):
-        flops = encode(**images) + encode(**texts), encode(**images, **texts)
-        return _pair_work(model, task.losses, flops=flops, image=image, text=text, words=words)
-    if isinstance(task, SegmentationStage):
-        flops, saved = _segmentation_heads(model)
-        saved *= 0.5 if recipe.trainer.precision == "bf16" else 1.0
-        logits = 2 * _LOGIT_COPIES * _FLOAT32 * _CLASSES[SegmentationStage] * config.image_size**2
-        kept = _FLOAT32 * pixels + saved + logits
-        return _Work(model, encode(**images) + flops, kept, (_Pass((image,), depth),))
-    count, lengths = 1, (image,)
+        return _pair_work(model, task.losses, image=image, text=text, words=words)
     if isinstance(task, QuestionStage | ReasoningStage):
         count = 2 if isinstance(task, ReasoningStage) else 1
-        images, lengths = images | texts, count * (text + image,)
-    if count == 2:
-        images["pixel_values"] = images["pixel_values"].repeat(2, 1, 1, 1)[None]
-    flops = _count_flops(lambda: model(**images).logits)
-    return _Work(model, flops, count * _FLOAT32 * pixels, (_Pass(lengths, depth),))
+        heads = (
+            count * dim**2 + sum(map(_products, model.children())) - _products(model.vlmo)
+        )  # the pooler's, and its own
+        flops = count * _encode(model, text=text, image=True) + 6 * heads
+        return _Work(model, flops, count * _FLOAT32 * pixels, (_Pass(count * (text + image,), depth),))
+    flops, kept = _encode(model, image=True), _FLOAT32 * pixels
+    if isinstance(task, VisionStage):
+        predicted = task.masked_share * (image - 1) * config.num_visual_tokens
+        flops, kept = flops + 6 * predicted * dim, kept + _FLOAT32 * _LOGIT_COPIES * predicted
+    elif isinstance(task, SegmentationStage):
+        heads, saved = _segmentation_heads(model)
+        logits = 2 * _LOGIT_COPIES * _FLOAT32 * config.num_labels * config.image_size**2
+        flops, kept = flops + heads, kept + saved * (0.5 if recipe.trainer.precision == "bf16" else 1.0) + logits
+    else:
+        flops += 6 * dim * config.num_labels
+    return _Work(model, flops, kept, (_Pass((image,), depth),))
+
+
+def _encode(model: Any, *, text: int = 0, image: bool = False) -> float:
+    """Return the operations of the backbone on a text, an image, or both; all blocks cost the same."""
+    backbone, config = model.vlmo, model.config
+    parts: dict[str, Any] = {}
+
+    def run(layers: int) -> Tensor:
+        if image:
+            parts["image"] = backbone.embed_image(torch.empty(1, config.num_channels, *2 * (config.image_size,)))
+            parts["grid"] = config.grid
+        if text:
+            parts["text"] = backbone.embed_text(torch.zeros(1, text, dtype=torch.long))
+        return backbone.run(backbone.join(**parts), layers=range(layers), fusion=len(parts) == 3)
+
+    one, two = (_count_flops(lambda layers=layers: run(layers)) for layers in (1, 2))
+    return one + (config.num_hidden_layers - 1) * (two - one)
+
+
+def _products(module: nn.Module) -> int:
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def _count_flops(run: Callable[[], Tensor]) -> int:
@@ -318,24 +331,19 @@ def _segmentation_heads(model: Any) -> tuple[float, float]:
     return flops / rows, sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / rows
 
 
-def _pair_work(
-    model: Any,
-    losses: VisionLanguageConfig,
-    *,
-    flops: tuple[float, float],
-    image: int,
-    text: int,
-    words: tuple[float, float],
-) -> _Work:
-    """Return the work of stage 3 or of retrieval; `flops`: image and text apart, and the pair."""
+def _pair_work(model: Any, losses: VisionLanguageConfig, *, image: int, text: int, words: tuple[float, float]) -> _Work:
+    """Return the work of stage 3 or of retrieval."""
     config: VLMoConfig = model.config
     depth, dim, pixels = config.num_hidden_layers, config.hidden_size, config.num_channels * config.image_size**2
-    branches = 2 if isinstance(model, VLMoForPreTraining) and config.has_fusion_ending else 1
+    branches = 2 if isinstance(model, VLMoForPreTraining) and config.has_fusion_branch else 1
     masked, matched = (int(weight > 0) / losses.fused_stride for weight in (losses.mlm_weight, losses.itm_weight))
     alone = depth + (branches - 1) * config.num_fusion_layers
     projection, cached = cast("int", config.projection_size), losses.cache_chunk is not None
     heads = 6 * 2 * branches * dim * projection + masked * words[0] + 6 * 3 * matched * dim * dim
-    total = flops[0] * alone / depth + flops[1] * (masked + 3 * matched) + heads
+    apart = _encode(model, text=text) + _encode(model, image=True)
+    patches = 4 * (image - 1) * config.num_channels * config.patch_size**2 * dim  # embedded once for all passes
+    fused = _encode(model, text=text, image=True) - patches
+    total = apart * alone / depth + fused * (masked + 3 * matched) + heads
     floats, chunk, pair = _FLOAT32 * pixels, losses.fused_chunk or losses.cache_chunk, (text + image,)
     if cached:
         again: dict[str, Any] = {"recomputed": True, "other_bytes": floats}
