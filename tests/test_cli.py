@@ -70,7 +70,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("import nowhere.pt out", "no file nowhere.pt"),
         ("export", "Missing from vlmo export: MODEL_FOLDER"),
         ("export nowhere", "Missing from vlmo export: --out"),
-        ("export nowhere --out file.pt", "no file nowhere"),
+        ("export nowhere --out file.pt", "nowhere is no model folder"),
         ("export nowhere --out file.pt --int8", "belong to --to onnx"),
         ("export nowhere --to tensorflow --out file.pt", "--to"),
     ],
