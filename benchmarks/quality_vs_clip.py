@@ -28,7 +28,7 @@ from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.demo.quickstart import quickstart_recipes
 from vlmo.evaluation import RetrievalResult
 from vlmo.recipes import Recipe, build, small
-from vlmo.tasks.retrieval import read_pairs
+from vlmo.tasks.retrieval import PairSet
 from vlmo.training import choose_device, read_metrics
 from vlmo.training.checkpoint import claim_run_folder, newest_state
 
@@ -86,7 +86,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     stages = train_ours(recipes, run=run, console=console)
     seconds = sum(stage["seconds"] for stage in stages.values())
     model, processor = load_retrieval_model(run / small.STAGE3 / "model")
-    rows = read_pairs(recipe.data.source, split="test", processor=processor, quarantine=run / "test.quarantine.jsonl")
+    rows = PairSet.read(recipe.data.source, split="test", processor=processor, quarantine=run / "test.quarantine.jsonl")
     found = rows.outputs(model, console=console)
     precision = [line["precision"] for line in read_metrics(run / small.STAGE3) if "precision" in line][-1]
     ours = {"stages": stages, "seconds": seconds, "precision": precision} | outcome(model, found)

@@ -96,7 +96,7 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     source = settings_of(name, options).evaluate_on or name
     rows = {
         split: ClassificationStage.read(
-            source, split=split, processor=None, quarantine=options.run / f"{name}.{split}.quarantine.jsonl"
+            source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl"
         )
         for split in ("train", "test")
     }
@@ -124,9 +124,7 @@ def segmentation(name: str, options: Options, *, console: Console) -> dict[str, 
     """Fine-tuned figures by windows and whole pictures, and what colours alone tell."""
     source = settings_of(name, options).evaluate_on or name
     rows = {
-        split: SegmentationStage.read(
-            source, split=split, processor=None, quarantine=options.run / f"{name}.{split}.quarantine.jsonl"
-        )
+        split: SegmentationStage.read(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
         for split in ("train", "test")
     }
     models: dict[str, Any] = {}

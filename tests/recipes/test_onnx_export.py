@@ -15,7 +15,7 @@ from vlmo.export.runtime import OnnxRetrievalModel
 from vlmo.model import VLMoForImageClassification, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes.onnx_export import export_onnx
-from vlmo.tasks.retrieval import read_pairs
+from vlmo.tasks.retrieval import PairSet
 
 NUM_PICTURES = 32
 
@@ -38,7 +38,7 @@ def test_recall_of_both_variants_is_printed_and_kept(folder, pictures, tmp_path)
     out = tmp_path / "exported"
     report = export_onnx(folder, out, int8=True, recall_on=str(pictures), split="train", console=console)
     float32, int8 = report.recalls["float32"], report.recalls["int8"]
-    rows = read_pairs(
+    rows = PairSet.read(
         str(pictures), split="train", processor=VLMoProcessor.from_pretrained(out), quarantine=tmp_path / "quarantine"
     )
     # Not PyTorch's: these pictures are so alike that the last digit decides some ranks.

@@ -1,6 +1,7 @@
 """Pictures with classes, and with the class of each pixel."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,20 +18,28 @@ from tests.tasks.toy_vision import (
     write_segment_set,
 )
 
+from vlmo.data.examples import Examples
 from vlmo.data.schema import FEATURES, SEGMENT_FEATURES, class_features
-from vlmo.processing import TransformConfig, train_transform
+from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTrainTransform, SegmentTransformConfig
-from vlmo.tasks.base import names_of_source
-from vlmo.tasks.classification import LabelledExamples, checked_labels, class_names
+from vlmo.tasks import ClassificationStage, RunContext
+from vlmo.tasks.classification import checked_labels, class_names
+from vlmo.tasks.evaluation_set import names_of_source
 from vlmo.tasks.segmentation import SegmentExamples
 
 SIZE = 32
-TRANSFORM = train_transform(TransformConfig(image_size=SIZE))
 SEGMENT_TRANSFORM = SegmentTrainTransform(SegmentTransformConfig(), crop_size=SIZE)
 
 
 def class_set(count: int = 6) -> Dataset:
     return Dataset.from_list(class_rows("train", count), features=class_features(NAMES))
+
+
+def labelled(dataset: Dataset, **options) -> Examples:
+    run = RunContext(
+        Path(), dataset, source="", processor=None, model={}, transform=TransformConfig(image_size=SIZE), **options
+    )
+    return ClassificationStage().examples(run)
 
 
 def segment_set(rows: list[dict] | None = None) -> Dataset:
@@ -42,7 +51,7 @@ def segment_examples(dataset: Dataset, **settings) -> SegmentExamples:
 
 
 def test_labels_go_with_their_pictures() -> None:
-    examples = LabelledExamples(class_set(), transform=TRANSFORM, seed=0)
+    examples = labelled(class_set())
     assert len(examples) == 6
     batch = examples.collate([examples[0, row] for row in (4, 0, 2)])
     assert batch["labels"].tolist() == [1, 0, 2]
@@ -53,9 +62,7 @@ def test_labels_go_with_their_pictures() -> None:
 
 
 def test_augmentation_depends_on_epoch_and_row_alone() -> None:
-    first, second = (
-        LabelledExamples(class_set(), transform=TRANSFORM, seed=0, cache_images=cached) for cached in (False, True)
-    )
+    first, second = (labelled(class_set(), cache_images=cached) for cached in (False, True))
     assert torch.equal(first[3, 1]["pixel_values"], second[3, 1]["pixel_values"])
     assert not torch.equal(first[3, 1]["pixel_values"], first[4, 1]["pixel_values"])
 
@@ -72,7 +79,7 @@ def test_rows_without_a_class_are_named(label) -> None:
 def test_rows_of_another_task_are_refused() -> None:
     plain = class_set().select_columns(list(FEATURES))
     with pytest.raises(ValueError, match="these rows have no classes"):
-        LabelledExamples(plain, transform=TRANSFORM, seed=0)
+        labelled(plain)
     with pytest.raises(ValueError, match="these rows have no masks"):
         segment_examples(plain)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from tests.tasks.toy_folders import TASKS, write_folders
+from tests.tasks.toy_folders import TASKS
 from tests.tasks.toy_vision import NAMES, PIXELS
 from tests.toy_questions import ANSWERS, COLORS
 
@@ -14,11 +14,6 @@ from vlmo.tasks import Inputs, predict
 
 ATOL = 1e-4  # rows are rounded to four decimals
 SENTENCE = "both pictures are red"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return write_folders(tmp_path_factory.mktemp("folders"))
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +109,13 @@ def wrong_inputs(files) -> list[tuple[str, Inputs, str]]:
             "is for vqa and needs one --image and a --question; given were 1 images, 0 texts and no",
         ),
         ("vqa", Inputs(two, question="why?"), "given were 2 images"),
-        ("vqa", Inputs(one, question=" "), "give a question"),
+        ("vqa", Inputs(one, question=" "), "texts that are not empty"),
         ("nlvr2", Inputs(one, texts=(SENTENCE,)), "needs two images after --image and one --text"),
         ("classification", Inputs(()), "needs one --image; given were 0 images"),
         ("classification", Inputs(one, texts=("red",)), "needs one --image"),
         ("segmentation", Inputs(two), "needs one --image"),
         ("retrieval", Inputs(one), "needs images after --image and texts after --text"),
-        ("retrieval", Inputs(one, texts=("red", "")), "give at least one of each"),
+        ("retrieval", Inputs(one, texts=("red", "")), "texts that are not empty"),
         ("words", Inputs(one), "VLMoForMaskedLM, which is for none of the tasks"),
     ]
 

@@ -14,12 +14,13 @@ from tests.toy_questions import (
     write_sentences,
 )
 
+from vlmo.data.examples import RowExamples
 from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.processing import TransformConfig, eval_transform, train_transform
-from vlmo.tasks.base import names_of_source
-from vlmo.tasks.nlvr2 import ReasoningExamples
-from vlmo.tasks.vqa import QuestionExamples
+from vlmo.tasks.evaluation_set import names_of_source
+from vlmo.tasks.nlvr2 import reasoning_examples
+from vlmo.tasks.vqa import question_examples
 from vlmo.types import normalize_pixels
 
 PLAIN = TransformConfig(image_size=64)
@@ -31,14 +32,14 @@ def words():
     return processor()
 
 
-def questions(rows: Dataset, words, **changes) -> QuestionExamples:
+def questions(rows: Dataset, words, **changes) -> RowExamples:
     settings = {"transform": eval_transform(PLAIN), "seed": 0, "num_answers": len(ANSWERS)}
-    return QuestionExamples(rows, tokenizer=words.tokenizer, **settings | changes)
+    return question_examples(rows, tokenizer=words.tokenizer, **settings | changes)
 
 
-def sentences(rows: Dataset, words, **changes) -> ReasoningExamples:
+def sentences(rows: Dataset, words, **changes) -> RowExamples:
     settings = {"transform": eval_transform(PLAIN), "seed": 0}
-    return ReasoningExamples(rows, tokenizer=words.tokenizer, **settings | changes)
+    return reasoning_examples(rows, tokenizer=words.tokenizer, **settings | changes)
 
 
 def test_question_labels_are_the_scores_of_the_answers(words):

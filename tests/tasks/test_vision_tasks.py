@@ -202,5 +202,5 @@ def test_limit_of_zero_is_refused(classifier, class_set) -> None:
 def test_damaged_pictures_are_named(classifier, tmp_path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"broken\.png: not a picture"):
+    with pytest.raises(ValueError, match=r"broken\.png: not an image"):
         ClassificationStage.predict(classifier, Inputs((broken,)))

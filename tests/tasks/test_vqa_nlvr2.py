@@ -9,7 +9,6 @@ import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 from safetensors.torch import load_file
-from tests.distributed.gloo import run_processes
 from tests.toy_model import shaken
 from tests.toy_questions import (
     ANSWERS,
@@ -26,7 +25,7 @@ from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.recipes.build import build
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
-from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, base
+from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, evaluation_set
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 
 HERE = {"device": "cpu"}
@@ -87,6 +86,10 @@ def picture(tmp_path_factory):
     file = tmp_path_factory.mktemp("pictures") / "red.png"
     Image.new("RGB", (30, 20), COLORS["red"]).save(file)
     return file
+
+
+def asked(image, question) -> Inputs:
+    return Inputs((image,), question=question)
 
 
 @pytest.mark.parametrize(("task", "figure"), [("vqa", "vqa_score"), ("nlvr2", "nlvr2_accuracy")])
@@ -203,7 +206,7 @@ def test_questions_are_answered_and_what_was_looked_at_is_drawn(runs, picture, t
     with Image.open(drawn) as image:
         assert image.size == (384, 384)
     assert len(QuestionStage.predict(model, asked(picture, "is it red?"), top=99, **HERE)) == len(ANSWERS)
-    with pytest.raises(ValueError, match="give a question"):
+    with pytest.raises(ValueError, match="texts that are not empty"):
         QuestionStage.predict(model, asked(picture, " "), **HERE)
     with pytest.raises(ValueError, match=r"nowhere\.png"):
         QuestionStage.predict(model, asked(tmp_path / "nowhere.png", "is it red?"), **HERE)
@@ -214,7 +217,7 @@ def test_sentences_about_two_pictures_are_judged(runs, picture, tmp_path):
     pair = (picture, picture)
     (judged,) = ReasoningStage.predict(model, Inputs(pair, texts=("both pictures are red",)), **HERE)
     assert judged["prediction"] == (judged["confidence"] > 0.5)
-    with pytest.raises(ValueError, match="the sentence is empty"):
+    with pytest.raises(ValueError, match="texts that are not empty"):
         ReasoningStage.predict(model, Inputs(pair, texts=("",)), **HERE)
 
 
@@ -228,38 +231,6 @@ def test_training_needs_labels(start, sources, tmp_path):
         loader = dataclasses.replace(settings.loader, global_batch_size=2)
         with pytest.raises(ValueError, match=message):
             build(dataclasses.replace(settings, data=data, loader=loader), run_dir=tmp_path / task, **HERE)
-
-
-def asked(image, question) -> Inputs:
-    return Inputs((image,), question=question)
-
-
-def evaluate_both(folders: dict[str, str], sources: dict[str, str]) -> list:
-    """Figures and predictions of both tasks on an odd number of rows, ready to be sent to another process."""
-    vqa = QuestionStage.evaluate(folders["vqa"], source=sources["vqa"], split="test", limit=5, batch_size=2, **HERE)
-    nlvr2 = ReasoningStage.evaluate(
-        folders["nlvr2"], source=sources["nlvr2"], split="test", limit=5, batch_size=2, **HERE
-    )
-    return [(result.metrics, result.predictions) for result in (vqa, nlvr2)]
-
-
-@pytest.mark.slow
-def test_several_processes_share_the_rows_and_give_the_figures_of_one(runs, sources):
-    arguments = {task: str(run / "model") for task, run in runs.items()}, {name: str(p) for name, p in sources.items()}
-    alone = evaluate_both(*arguments)
-    for shared in run_processes(evaluate_both, *arguments):
-        assert shared == alone
-
-
-@pytest.mark.slow
-def test_more_processes_than_rows_are_no_mishap(runs, sources):
-    arguments = str(runs["vqa"] / "model"), str(sources["vqa"])
-    alone = predict_one(*arguments)
-    assert run_processes(predict_one, *arguments) == [alone, alone]
-
-
-def predict_one(folder: str, source: str) -> list:
-    return QuestionStage.evaluate(folder, source=source, split="test", limit=1, **HERE).predictions
 
 
 def changed(folder, rows, *, kind, features):
@@ -298,7 +269,7 @@ def test_labels_outside_the_range_are_named_before_any_work(task, change, words,
         "nlvr2": (reasoning_row, REASONING_FEATURES),
     }[task]
     source = changed(tmp_path / "odd", [make(0), make(1, **change)], kind=task, features=features)
-    monkeypatch.setattr(base, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
+    monkeypatch.setattr(evaluation_set, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
     evaluate = {"vqa": QuestionStage, "nlvr2": ReasoningStage}[task].evaluate
     with pytest.raises(ValueError, match=words):
         evaluate(runs[task] / "model", source=source, split="test", **HERE)

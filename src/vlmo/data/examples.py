@@ -7,7 +7,7 @@ augmentation and the masks have generators of their own: a change to one leaves 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
 
 import numpy as np
@@ -80,6 +80,9 @@ class RowExamples:
 
     Args:
         dataset: Rows.
+        texts: Texts of each row; by default its captions.
+        columns: Columns of images. Several, which have augmentations of their own, are stacked.
+        labels: Returns the label of a row; None leaves labels out.
         seed: The run's.
         transform: Makes pixel values; None leaves images out.
         mask: Samples `bool_masked_pos` for masked image modelling; None leaves it out.
@@ -100,14 +103,19 @@ class RowExamples:
         mlm_probability: float | None = None,
         max_length: int | None = None,
         cache_images: bool = False,
+        texts: Sequence[Sequence[str]] | None = None,
+        columns: Sequence[str] = ("image",),
+        labels: Callable[[int], Tensor] | None = None,
     ) -> None:
-        self._images = self._texts = None
+        self._images, self._texts, self._labels = [], None, labels
         if transform is not None:
-            self._images = Images(dataset, transform=transform, seed=seed, cache=cache_images)
+            self._images = [
+                Images(dataset, transform=transform, seed=seed, cache=cache_images, column=column) for column in columns
+            ]
         if tokenizer is not None:
-            captions = list(dataset["captions"])
+            texts = list(dataset["captions"]) if texts is None else texts
             self._texts = Texts(
-                captions, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=mlm_probability
+                texts, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=mlm_probability
             )
         self._seed, self._mask, self._length = seed, mask, len(dataset)
 
@@ -118,9 +126,12 @@ class RowExamples:
         epoch, row = key
         example = Example(sample_id=row) if self._texts is None else self._texts.example(row, epoch=epoch)
         example["sample_id"] = row
-        if self._images is not None:
-            example["image_id"] = self._images.image_id(row)
-            example["pixel_values"] = self._images.pixel_values(row, epoch=epoch)
+        if self._images:
+            pixels = [images.pixel_values(row, epoch=epoch) for images in self._images]
+            example["image_id"] = self._images[0].image_id(row)
+            example["pixel_values"] = pixels[0] if len(pixels) == 1 else torch.stack(pixels)
+        if self._labels is not None:
+            example["labels"] = self._labels(row)
         if self._mask is not None:
             example["bool_masked_pos"] = self._mask.sample(_patch_generator(self._seed, epoch=epoch, index=row))
         return example

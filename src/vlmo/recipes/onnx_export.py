@@ -11,7 +11,7 @@ from vlmo.evaluation import RetrievalResult
 from vlmo.export.onnx import OnnxReport, add_recalls, write_onnx
 from vlmo.export.runtime import OnnxRetrievalModel
 from vlmo.tasks.base import quarantine_of
-from vlmo.tasks.retrieval import RetrievalStage, read_pairs
+from vlmo.tasks.retrieval import PairSet, RetrievalStage
 
 
 def export_onnx(
@@ -35,7 +35,7 @@ def export_onnx(
     rows = None
     if recall_on is not None:  # before the work, as this may fail
         _, processor = RetrievalStage.load(folder, device="cpu")
-        rows = read_pairs(recall_on, split=split, processor=processor, quarantine=quarantine_of(folder, split))
+        rows = PairSet.read(recall_on, split=split, processor=processor, quarantine=quarantine_of(folder, split))
     report = write_onnx(folder, out, int8=int8)
     if console is not None:
         console.print("\n".join(report.lines()), markup=False, highlight=False)

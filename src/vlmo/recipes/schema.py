@@ -157,7 +157,7 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         losses.check_batch(loader.global_batch_size // pieces, processes=processes)
     if recipe.init is not None and not stage.can_start:
         raise ValueError(f"init is given, but a {stage.title} starts from nothing; leave it out")
-    if recipe.evaluate_on is not None and not stage.can_evaluate:
+    if recipe.evaluate_on is not None and stage.evaluation is None:
         raise ValueError(
             f"evaluate_on is given, but {stage.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
         )

@@ -1,7 +1,8 @@
 """Tasks: each is declared once, in one file, and everything that lists tasks reads `TASKS`."""
 
-from vlmo.tasks.base import EvaluationSet, Inputs, RunContext, Task
+from vlmo.tasks.base import Inputs, RunContext, Task
 from vlmo.tasks.classification import ClassificationStage
+from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.language import LanguageStage
 from vlmo.tasks.nlvr2 import ReasoningStage
 from vlmo.tasks.registry import (

@@ -8,37 +8,29 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset
-from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from vlmo.checkpoints.loading import load_model, load_processor
-from vlmo.data import builtin
 from vlmo.data.decoding import decode_image
 from vlmo.data.examples import Examples
-from vlmo.data.prepare import labels_of
-from vlmo.data.schema import select_rows
-from vlmo.data.sources import open_source
 from vlmo.data.stream import StreamExamples
-from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main
-from vlmo.evaluation.inference import map_batches
-from vlmo.folder import Measurement
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.stages import FusionStart, StartReport, start_from
-from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
-from vlmo.progress import Progress
+from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
 from vlmo.released import notes_folder
-from vlmo.tasks.result import Prediction, TaskResult, measurements
-from vlmo.types import Batch, normalize_pixels
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.result import Prediction, TaskResult
 
 logger = logging.getLogger(__name__)
 
@@ -124,114 +116,6 @@ class Inputs:
     question: str | None = None
 
 
-@dataclass(frozen=True)
-class EvaluationSet(ABC):
-    """Rows of a split that a model is measured on.
-
-    A task's subclass says how a model reads rows, and how its outputs are scored. A training run calls the set itself
-    to measure its model.
-    """
-
-    rows: Dataset
-    source: str
-    split: str
-    processor: VLMoProcessor | None = None
-
-    task: ClassVar[str]
-    hub_task: ClassVar[str]
-    batch_size: ClassVar[int] = 256
-
-    def predict(self, model: Any, rows: range) -> Sequence[Any]:
-        """Return one output for each of these rows, ready to be sent to another process.
-
-        A subclass implements this, or `outputs` if rows do not go through the model batch by batch.
-        """
-        raise NotImplementedError
-
-    @abstractmethod
-    def metrics(self, outputs: Any) -> dict[str, float]:
-        """Return the metrics of the outputs of all rows, fractions.
-
-        Raises:
-            ValueError: No row has a known answer.
-        """
-
-    @abstractmethod
-    def chance(self, outputs: Any = None) -> dict[str, float]:
-        """Return the metrics of a guess that reads no input, as far as they are known without `outputs`."""
-
-    @abstractmethod
-    def meaning(self, metric: str) -> str:
-        """Return a sentence about a metric."""
-
-    def label(self, metric: str) -> str:
-        """Return the display name of a metric."""
-        return metric
-
-    def predictions(self, outputs: Any) -> list[Prediction]:
-        """Return the outputs as rows for JSON."""
-        return outputs
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that the metrics depend on."""
-        return {}
-
-    def check(self, model: Any) -> None:
-        """Raise ValueError if a model does not fit these rows."""
-        del model
-
-    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> Any:
-        """Return the outputs of all rows, in order. The processes share the rows, and each returns all outputs.
-
-        Args:
-            batch_size: Rows that go through the model at a time.
-            console: Shows a progress bar; None shows nothing.
-        """
-        batch = batch_size or self.batch_size
-        batches = self.map(lambda rows: self.predict(model, rows), model, batch=batch, console=console)
-        return [output for outputs in batches for output in outputs]
-
-    def map(self, run: Callable[[range], Any], model: Any, *, batch: int, console: Console | None) -> list[Any]:
-        """Return `run` of each batch of rows, in order, with a progress bar; see `map_batches`."""
-        with Progress(console) as progress:
-            title = f"evaluating {self.task}, {self.split}"
-            return map_batches(run, len(self.rows), model=model, batch=batch, title=title, report=progress.update)
-
-    def result(self, outputs: Any) -> TaskResult:
-        """Return metrics and predictions of such outputs, whichever model they are from."""
-        metrics = self.metrics(outputs)
-        return TaskResult(
-            task=self.task,
-            source=self.source,
-            split=self.split,
-            metrics=metrics,
-            chance=self.chance(outputs),
-            meanings={metric: meaning for metric in metrics if (meaning := self.meaning(metric))},
-            names={metric: self.label(metric) for metric in metrics},
-            predictions=self.predictions(outputs),
-            settings=self.settings(),
-            hub_task=self.hub_task,
-        )
-
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Return the metrics of a model in training, without those of parts of the rows (`metric[part]`)."""
-        metrics = self.metrics(self.outputs(model))
-        return {name: value for name, value in metrics.items() if "[" not in name}
-
-    def measurements(self, metrics: Mapping[str, float], *, measured_by: str) -> list[Measurement]:
-        """Return metrics that this set gave, as a model card shows them."""
-        return measurements(
-            metrics,
-            chance=self.chance(),
-            meaning=self.meaning,
-            label=self.label,
-            source=self.source,
-            split=self.split,
-            measured_by=measured_by,
-            hub_task=self.hub_task,
-        )
-
-
 class Task(ABC):
     """A task: settings of its training as fields, and all else that the library asks of a task."""
 
@@ -253,8 +137,8 @@ class Task(ABC):
     """Training may start from a model folder."""
     can_stream: ClassVar[bool] = False
     """Training may read `data.streams`."""
-    can_evaluate: ClassVar[bool] = False
-    """`read` is implemented: models can be measured during training and afterwards."""
+    evaluation: ClassVar[type[EvaluationSet] | None] = None
+    """Rows that its models are measured on, during training and afterwards."""
     num_classes: ClassVar[int | None] = None
     """Answers or classes of the published set, for estimates; a set at hand may have others."""
 
@@ -309,18 +193,10 @@ class Task(ABC):
         return {}
 
     @classmethod
-    def read(
-        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
-    ) -> EvaluationSet:
-        """Return the valid rows of a split, if `can_evaluate`; invalid rows are listed in `quarantine`.
-
-        Args:
-            limit: Read the first rows only.
-
-        Raises:
-            ValueError: The rows are of another task, or too many are invalid.
-        """
-        raise NotImplementedError
+    def read(cls, source: str, **arguments: Any) -> Any:
+        """Return the valid rows of a split to measure on; arguments as in `EvaluationSet.read`."""
+        assert cls.evaluation is not None  # recipes and commands refuse other tasks
+        return cls.evaluation.read(source, **arguments)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[Any, VLMoProcessor | None]:
@@ -413,85 +289,42 @@ class Task(ABC):
         top: int = 5,
         save: str | Path | None = None,
         device: str | None = None,
+        **options: Any,
     ) -> list[Prediction]:
         """Return predictions for one set of inputs, the best first.
 
         Args:
             top: Number of answers, classes, or texts of an image.
             save: PNG file for an image of the result, if the task `draws`.
+            options: Further arguments of the task's `answer`.
 
         Raises:
-            ValueError: The folder is of another task, or an input cannot be read.
+            ValueError: The folder is of another task, a text is empty, or an image cannot be read.
         """
+        given = [*inputs.texts, *([] if inputs.question is None else [inputs.question])]
+        if not all(text.strip() for text in given):
+            raise ValueError(f"given are the texts {given}; give texts that are not empty")
+        images = [open_image(file) for file in inputs.images]
+        model, processor = cls.load(folder, device=device)
+        with torch.inference_mode():
+            return cls.answer(model, processor, images, inputs, top=top, save=save, **options)
+
+    @classmethod
+    def answer(
+        cls,
+        model: Any,
+        processor: Any,
+        images: Sequence[Image.Image],
+        inputs: Inputs,
+        *,
+        top: int = 5,
+        save: str | Path | None = None,
+    ) -> list[Prediction]:
+        """Return predictions of a loaded model for decoded images, see `predict`."""
         raise NotImplementedError
 
 
 # ---------------------------------------------------------------------------------------------- parts of tasks
-
-
-def read_split(
-    source: str,
-    *,
-    split: str,
-    limit: int | None,
-    quarantine: Path,
-    check_columns: Callable[[Dataset], object] = lambda _: None,
-    check_values: Callable[[Dataset], object] = lambda _: None,
-    **needs: Any,
-) -> Dataset:
-    """Return the valid rows of a split; every process calls this and checks a share of the rows.
-
-    Args:
-        limit: Read the first rows only.
-        check_columns: Raises ValueError for rows of another task, before any work.
-        check_values: Raises ValueError for values out of range, before images are decoded.
-        needs: As in `filter_invalid_rows`.
-
-    Raises:
-        ValueError: `limit` is below 1, or too many rows are invalid.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; give the number of rows to read, from 1 up, or none for all")
-    rows = open_source(source, split=split)
-    check_columns(rows)
-    rows = rows if limit is None else select_rows(rows, range(min(limit, len(rows))))
-    check_values(rows)
-    return filter_invalid_rows(rows, quarantine=quarantine, shared=True, **needs)
-
-
-def check_task(dataset: Dataset, features: Iterable[str], *, task: str) -> None:
-    """Raise ValueError if rows lack a column of the task's `features`."""
-    missing = [name for name in features if name not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"these rows are no {task}: they lack {', '.join(missing)} (there are {', '.join(dataset.column_names)}). "
-            "Give a set that was prepared for this task (vlmo data prepare), or another task"
-        )
-
-
-def check_names(own: Sequence[str], names: Sequence[str], *, owner: str, source: str) -> None:
-    """Raise ValueError unless the classes of `owner` (a model, or other data) are those of the data `source`."""
-    if list(own) != list(names):
-        first, second = (f"{', '.join(each[:5])}{', ...' if len(each) > 5 else ''}" for each in (own, names))
-        raise ValueError(
-            f"{owner} has {len(own)} classes ({first}), {source} has {len(names)} ({second}); they must be the same, "
-            "in the same order"
-        )
-
-
-def names_of_source(source: str) -> list[str]:
-    """Return the answers or classes of a source, built-in or prepared, in the order of their numbers.
-
-    Raises:
-        ValueError: It has none.
-    """
-    return builtin.labels(source) if source in builtin.NAMES else labels_of(Path(source).expanduser())
-
-
-def names_of_model(model: Any) -> list[str]:
-    """Return the answers or classes of a model, in the order of their numbers."""
-    names: dict[int, str] = model.config.id2label
-    return [names[number] for number in range(len(names))]
 
 
 def label_settings(names: Sequence[str]) -> dict[str, Any]:
@@ -502,30 +335,6 @@ def label_settings(names: Sequence[str]) -> dict[str, Any]:
 def head_lr_scale(model: nn.Module, *, head: str, scale: float) -> dict[str, float]:
     """Return a factor on the learning rate for each parameter of a head."""
     return {name: scale for name, _ in model.get_submodule(head).named_parameters(prefix=head)}
-
-
-def eval_options(processor: VLMoProcessor) -> dict[str, Any]:
-    """Return the arguments of classes of examples that make them read as in evaluation."""
-    transform = eval_transform(TransformConfig(image_size=processor.image_size))
-    return {"transform": transform, "tokenizer": processor.tokenizer, "seed": 0}
-
-
-def check_logits(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return logits as float32 on the CPU.
-
-    Raises:
-        ValueError: They contain NaN.
-    """
-    logits = logits.float().cpu()
-    if logits.isnan().any():
-        raise ValueError("the logits contain NaN; check the weights of the model")
-    return logits
-
-
-def batch_of(examples: Examples, rows: Iterable[int]) -> Batch:
-    """Return normalised examples of these rows as one batch."""
-    batch = examples.collate([examples[0, row] for row in rows])
-    return batch | {"pixel_values": normalize_pixels(batch["pixel_values"])}
 
 
 def open_image(file: str | Path) -> Image.Image:

@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from datasets import ClassLabel, Dataset
 from jaxtyping import Float, Int
+from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_model
 from vlmo.data.decoding import decode_image
-from vlmo.data.examples import Example, Examples, Images, ImageTransform, collate
-from vlmo.data.sampler import Key
+from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.schema import column
 from vlmo.evaluation.classification import (
     PROMPTS,
@@ -30,23 +30,12 @@ from vlmo.model import VLMoConfig, VLMoForImageClassification
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.stages import layer_decay_factors
 from vlmo.objectives.downstream import ClassificationConfig, ClassificationObjective
-from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
+from vlmo.processing import TransformConfig, eval_transform
 from vlmo.released import find_model
-from vlmo.tasks.base import (
-    EvaluationSet,
-    Inputs,
-    RunContext,
-    Task,
-    check_names,
-    label_settings,
-    names_of_model,
-    open_image,
-    quarantine_of,
-    read_split,
-)
+from vlmo.tasks.base import Inputs, RunContext, Task, label_settings, quarantine_of
+from vlmo.tasks.evaluation_set import EvaluationSet, check_names, names_of_model
 from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.tasks.retrieval import RetrievalStage
-from vlmo.types import Batch
 
 Features = Literal["mean", "class"]
 """Feature of an image: the mean of its patches, or the class token; after the final norm."""
@@ -55,40 +44,6 @@ _MEANINGS = {
     "top1": "share of images whose class is the model's first guess",
     "top5": "share of images whose class is among the model's first five guesses",
 }
-
-
-class LabelledExamples:
-    """Images with the number of their class.
-
-    Args:
-        dataset: Rows of `class_features`.
-        transform: Makes pixel values.
-        seed: The run's.
-        cache_images: Decode every image now and keep it, at the transform's size if that is fixed.
-
-    Raises:
-        ValueError: Rows without classes, or with a number that is none.
-    """
-
-    def __init__(self, dataset: Dataset, *, transform: ImageTransform, seed: int, cache_images: bool = False) -> None:
-        self._labels = checked_labels(dataset)
-        self._images = Images(dataset, transform=transform, seed=seed, cache=cache_images)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, key: Key) -> Example:
-        epoch, row = key
-        return Example(
-            sample_id=row,
-            image_id=self._images.image_id(row),
-            pixel_values=self._images.pixel_values(row, epoch=epoch),
-            labels=torch.tensor(self._labels[row], dtype=torch.int64),
-        )
-
-    def collate(self, examples: list[Example]) -> Batch:
-        """Return `pixel_values`, `labels`, `image_ids` and `sample_ids`."""
-        return collate(examples)
 
 
 def class_names(dataset: Dataset) -> list[str]:
@@ -136,6 +91,16 @@ class ClassSet(EvaluationSet):
     task: ClassVar[str] = "classification"
     hub_task: ClassVar[str] = "image-classification"
     batch_size: ClassVar[int] = 128
+
+    @classmethod
+    def check_columns(cls, rows: Dataset, _source: str) -> None:
+        """Raise ValueError for rows without classes."""
+        class_names(rows)
+
+    @classmethod
+    def check_values(cls, rows: Dataset, _source: str) -> None:
+        """Raise ValueError for numbers that are no class."""
+        checked_labels(rows)
 
     @property
     def names(self) -> list[str]:
@@ -222,7 +187,7 @@ class ClassificationStage(Task):
     name: ClassVar[str] = "classification"
     title: ClassVar[str] = "fine-tuning on classes of images"
     reads_text: ClassVar[bool] = False
-    can_evaluate: ClassVar[bool] = True
+    evaluation: ClassVar[type[EvaluationSet] | None] = ClassSet
     num_classes: ClassVar[int | None] = 1000
     models = (VLMoForImageClassification,)
     recipe: ClassVar[str] = "digits"
@@ -245,7 +210,8 @@ class ClassificationStage(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return images with their class."""
-        return LabelledExamples(run.rows, **run.image_options())
+        labels = torch.tensor(checked_labels(run.rows))
+        return RowExamples(run.rows, labels=labels.__getitem__, **run.image_options())
 
     def evaluators(self, run: RunContext) -> Sequence[EvaluationSet]:
         """Return the set to measure on, which must have the classes of the training rows."""
@@ -257,22 +223,6 @@ class ClassificationStage(Task):
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""
         return layer_decay_factors(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
-
-    @classmethod
-    def read(
-        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
-    ) -> ClassSet:
-        """Return the valid images of a split with their classes."""
-        rows = read_split(
-            source,
-            split=split,
-            limit=limit,
-            quarantine=quarantine,
-            check_columns=class_names,
-            check_values=checked_labels,
-            needs_caption=False,
-        )
-        return ClassSet(rows, source=source, split=split, processor=processor)
 
     @classmethod
     def evaluate(cls, folder: str | Path, **arguments: Any) -> TaskResult:
@@ -291,26 +241,20 @@ class ClassificationStage(Task):
         return methods[method](folder, **arguments)
 
     @classmethod
-    def predict(
+    def answer(
         cls,
-        folder: str | Path,
+        model: Any,
+        processor: Any,
+        images: Sequence[Image.Image],
         inputs: Inputs,
         *,
         top: int = 5,
         save: str | Path | None = None,
-        device: str | None = None,
     ) -> list[Prediction]:
-        """Return the likeliest `top` classes of an image, each with its share.
-
-        Raises:
-            ValueError: The folder holds no classifier, or the image cannot be read.
-        """
-        del save
-        image = open_image(inputs.images[0])
-        model, _ = cls.load(folder, device=device)
-        pixels = eval_transform(TransformConfig(image_size=model.config.image_size))(image)
-        with torch.inference_mode():
-            shares = model(pixels[None].to(model.device)).logits[0].float().softmax(dim=-1)
+        """Return the likeliest `top` classes of an image, each with its share."""
+        del processor, inputs, save
+        pixels = eval_transform(TransformConfig(image_size=model.config.image_size))(images[0])
+        shares = model(pixels[None].to(model.device)).logits[0].float().softmax(dim=-1)
         best = shares.topk(min(top, len(shares)))
         return [
             {"class": model.config.id2label[number], "confidence": round(share, 4)}
@@ -344,9 +288,7 @@ def evaluate_linear_probe(
     """
     model = load_model(folder, device=device, hint="A linear probe needs its image encoder.").backbone
     train, test = (
-        ClassificationStage.read(
-            source, split=part, processor=None, quarantine=quarantine_of(folder, part), limit=limit
-        )
+        ClassSet.read(source, split=part, quarantine=quarantine_of(folder, part), limit=limit)
         for part in (train_split, split)
     )
     if train.names != test.names:
@@ -385,9 +327,7 @@ def evaluate_zero_shot(
         ValueError: The folder holds no model that retrieves, or a prompt has no place for the name.
     """
     model, processor = RetrievalStage.load(folder, device=device)
-    rows = ClassificationStage.read(
-        source, split=split, processor=processor, quarantine=quarantine_of(folder, split), limit=limit
-    )
+    rows = ClassSet.read(source, split=split, quarantine=quarantine_of(folder, split), limit=limit)
 
     def embed_texts(texts: list[str]) -> Tensor:
         with torch.inference_mode():

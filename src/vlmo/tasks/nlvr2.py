@@ -12,35 +12,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import nn
 
-from vlmo.data.examples import Example, Examples, Images, ImageTransform, Texts, collate
-from vlmo.data.sampler import Key
+from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.schema import REASONING_FEATURES, column, select_rows
 from vlmo.evaluation import nlvr2
 from vlmo.model import VLMoConfig, VLMoForVisualReasoning
 from vlmo.model.stages import FusionStart
 from vlmo.objectives.downstream import ReasoningObjective
-from vlmo.processing import VLMoProcessor
-from vlmo.tasks.base import (
-    EvaluationSet,
-    Inputs,
-    RunContext,
-    Task,
-    batch_of,
-    check_logits,
-    check_task,
-    eval_options,
-    head_lr_scale,
-    label_settings,
-    open_image,
-    read_split,
-)
+from vlmo.tasks.base import Inputs, RunContext, Task, head_lr_scale, label_settings
+from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, pair_logits
 from vlmo.tasks.result import Prediction
-from vlmo.types import Batch
 
 if TYPE_CHECKING:
-    from transformers import BertTokenizer
+    pass
 
 _UNKNOWN = -1
 _ROWS = "sentences about two images"
@@ -50,58 +36,21 @@ _MEANINGS = {
 }
 
 
-class ReasoningExamples:
-    """Sentences about two images, which have augmentations of their own; `labels` 1 is true, 0 false.
+def reasoning_examples(dataset: Dataset, *, labelled: bool = True, **options: Any) -> RowExamples:
+    """Return sentences about two images, which have augmentations of their own; `labels` 1 is true, 0 false.
 
     Args:
         dataset: Rows of `REASONING_FEATURES`.
-        transform: Makes pixel values.
-        tokenizer: The processor's.
-        seed: The run's.
         labelled: False leaves `labels` out.
-        max_length: Tokens that are kept of a sentence; None: the tokenizer's own limit.
-        cache_images: Decode every image now and keep it.
+        options: Further arguments of `RowExamples`.
 
     Raises:
         ValueError: Rows of another task or, for examples with `labels`, a row without.
     """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        transform: ImageTransform,
-        tokenizer: BertTokenizer,
-        seed: int,
-        labelled: bool = True,
-        max_length: int | None = None,
-        cache_images: bool = False,
-    ) -> None:
-        check_task(dataset, REASONING_FEATURES, task=_ROWS)
-        self._labels = check_truth(dataset) if labelled else None
-        captions = column(dataset, "captions")
-        self._texts = Texts(captions, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=None)
-        self._images = [
-            Images(dataset, transform=transform, seed=seed, cache=cache_images, column=name)
-            for name in ("image", "second_image")
-        ]
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __getitem__(self, key: Key) -> Example:
-        epoch, row = key
-        example = self._texts.example(row, epoch=epoch)
-        example["sample_id"] = row
-        example["image_id"] = self._images[0].image_id(row)
-        example["pixel_values"] = torch.stack([side.pixel_values(row, epoch=epoch) for side in self._images])
-        if self._labels is not None:
-            example["labels"] = torch.tensor(self._labels[row], dtype=torch.int64)
-        return example
-
-    def collate(self, examples: list[Example]) -> Batch:
-        """Return `pixel_values` (batch, 2, 3, height, width), and the other keys of `QuestionExamples.collate`."""
-        return collate(examples, pad_token_id=self._texts.pad_token_id)
+    check_task(dataset, REASONING_FEATURES, task=_ROWS)
+    labels = torch.tensor(check_truth(dataset)) if labelled else None
+    of_row = None if labels is None else labels.__getitem__
+    return RowExamples(dataset, columns=("image", "second_image"), labels=of_row, **options)
 
 
 def check_truth(dataset: Dataset, *, needs_all: bool = True) -> list[int]:
@@ -130,6 +79,7 @@ class ReasoningSet(EvaluationSet):
 
     task: ClassVar[str] = "nlvr2"
     hub_task: ClassVar[str] = "visual-reasoning"
+    needs: ClassVar[dict[str, Any]] = {}
 
     @cached_property
     def sentences(self) -> list[nlvr2.Sentence]:
@@ -140,19 +90,20 @@ class ReasoningSet(EvaluationSet):
             for identifier, captions, group, label in zip(*(column(self.rows, name) for name in names), strict=True)
         ]
 
+    @classmethod
+    def check_columns(cls, rows: Dataset, _source: str) -> None:
+        """Raise ValueError for rows that are no sentences about two images."""
+        check_task(rows, REASONING_FEATURES, task=_ROWS)
+
+    @classmethod
+    def check_values(cls, rows: Dataset, _source: str) -> None:
+        """Raise ValueError for labels that are none."""
+        check_truth(rows, needs_all=False)
+
     def predict(self, model: Any, rows: range) -> list[Prediction]:
         """Return the judgement of each sentence; `confidence` is the share of "true" in the softmax."""
-        assert self.processor is not None
         chosen = select_rows(self.rows, rows)
-        examples = ReasoningExamples(chosen, **eval_options(self.processor), labelled=False)
-        batch = batch_of(examples, range(len(rows)))
-        logits = check_logits(
-            model(
-                pixel_values=batch["pixel_values"].to(model.device),
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-            ).logits
-        )
+        logits = pair_logits(model, reasoning_examples(chosen, labelled=False, **eval_options(self.processor)))
         shares, best = logits.softmax(dim=-1)[:, 1].tolist(), logits.argmax(dim=-1).tolist()
         predictions: list[Prediction] = []
         for row, share, number in zip(rows, shares, best, strict=True):
@@ -190,7 +141,7 @@ class ReasoningStage(Task):
     name: ClassVar[str] = "nlvr2"
     title: ClassVar[str] = "fine-tuning on sentences about two images (NLVR2)"
     needs_caption: ClassVar[bool] = True
-    can_evaluate: ClassVar[bool] = True
+    evaluation: ClassVar[type[EvaluationSet] | None] = ReasoningSet
     num_classes: ClassVar[int | None] = 2
     models = (VLMoForVisualReasoning,)
     recipe: ClassVar[str] = "easy-vqa-pairs"
@@ -214,26 +165,11 @@ class ReasoningStage(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return sentences with their images and labels."""
-        return ReasoningExamples(run.rows, **run.image_options(), tokenizer=run.text_processor.tokenizer)
+        return reasoning_examples(run.rows, tokenizer=run.text_processor.tokenizer, **run.image_options())
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return the factor of the head."""
         return head_lr_scale(model, head="reasoning_head", scale=self.head_lr_scale)
-
-    @classmethod
-    def read(
-        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
-    ) -> ReasoningSet:
-        """Return the valid sentences of a split."""
-        rows = read_split(
-            source,
-            split=split,
-            limit=limit,
-            quarantine=quarantine,
-            check_columns=lambda rows: check_task(rows, REASONING_FEATURES, task=_ROWS),
-            check_values=lambda rows: check_truth(rows, needs_all=False),
-        )
-        return ReasoningSet(rows, source=source, split=split, processor=processor)
 
     @classmethod
     def submission(cls, predictions: Sequence[Prediction]) -> str:
@@ -248,29 +184,19 @@ class ReasoningStage(Task):
         return len(inputs.images) == 2 and len(inputs.texts) == 1 and inputs.question is None
 
     @classmethod
-    def predict(
+    def answer(
         cls,
-        folder: str | Path,
+        model: Any,
+        processor: Any,
+        images: Sequence[Image.Image],
         inputs: Inputs,
         *,
         top: int = 5,
         save: str | Path | None = None,
-        device: str | None = None,
     ) -> list[Prediction]:
-        """Return the judgement of the sentence, with the model's share of "true".
-
-        Raises:
-            ValueError: The folder holds no such model, the sentence is empty, or an image cannot be read.
-        """
+        """Return the judgement of the sentence, with the model's share of "true"."""
         del top, save
-        (sentence,) = inputs.texts
-        if not sentence.strip():
-            raise ValueError("the sentence is empty; give one about two images")
-        images = [open_image(image) for image in inputs.images]
-        model, processor = cls.load(folder, device=device)
-        assert processor is not None
-        encoded: Any = processor(images=images, text=sentence, return_tensors="pt").to(model.device)
+        encoded: Any = processor(images=list(images), text=inputs.texts[0], return_tensors="pt").to(model.device)
         encoded["pixel_values"] = encoded["pixel_values"][None]
-        with torch.inference_mode():
-            shares = model(**encoded).logits[0].float().softmax(dim=-1).tolist()
+        shares = model(**encoded).logits[0].float().softmax(dim=-1).tolist()
         return [{"prediction": shares[1] > shares[0], "confidence": round(shares[1], 4)}]

@@ -16,7 +16,7 @@ from vlmo.evaluation.inference import BATCH
 from vlmo.folder import write_file
 from vlmo.progress import Progress
 from vlmo.tasks.base import quarantine_of
-from vlmo.tasks.retrieval import SHORTLIST, RetrievalStage, read_pairs
+from vlmo.tasks.retrieval import SHORTLIST, PairSet, RetrievalStage
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 _TEST = "test"
@@ -79,7 +79,7 @@ def choose_rerank_weight(
     if model.match_head is None:
         raise ValueError(f"{folder}: this model has no matching head, so that there is nothing to weigh")
     quarantine = quarantine_of(folder, split)
-    rows = read_pairs(source, split=split, processor=processor, quarantine=quarantine, limit=limit).as_set()
+    rows = PairSet.read(source, split=split, processor=processor, quarantine=quarantine, limit=limit).as_set()
     with Progress(console) as progress:
         metrics = recall_by_weight(
             model, rows, weights=WEIGHTS, rerank=rerank, batch=batch_size, progress=progress.update

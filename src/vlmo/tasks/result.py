@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -103,49 +103,25 @@ class TaskResult:
 
     def measurements(self, *, measured_by: str) -> list[Measurement]:
         """Return the metrics as a model card shows them, dated today."""
-        return measurements(
-            self.metrics,
-            chance=self.chance,
-            meaning=lambda metric: self.meanings.get(metric, ""),
-            label=lambda metric: self.names.get(metric, metric),
-            source=self.source,
-            split=self.split,
-            measured_by=measured_by,
-            hub_task=self.hub_task,
-        )
+        return [
+            Measurement(
+                metric=metric,
+                name=self.names.get(metric, metric),
+                value=value,
+                chance=self.chance.get(metric),
+                meaning=self.meanings.get(metric, ""),
+                data=data_name(self.source),
+                split=self.split,
+                measured_by=measured_by,
+                date=datetime.date.today().isoformat(),
+                task=self.hub_task,
+            )
+            for metric, value in self.metrics.items()
+        ]
 
     def write_card(self, folder: str | Path, *, measured_by: str) -> Path:
         """Put the metrics into the card of a model folder; the rest of the card stays."""
         return add_metrics(folder, self.measurements(measured_by=measured_by))
-
-
-def measurements(
-    metrics: Mapping[str, float],
-    *,
-    chance: Mapping[str, float],
-    meaning: Callable[[str], str],
-    label: Callable[[str], str],
-    source: str,
-    split: str,
-    measured_by: str,
-    hub_task: str,
-) -> list[Measurement]:
-    """Return metrics as a model card shows them, dated today."""
-    return [
-        Measurement(
-            metric=metric,
-            name=label(metric),
-            value=value,
-            chance=chance.get(metric),
-            meaning=meaning(metric),
-            data=data_name(source),
-            split=split,
-            measured_by=measured_by,
-            date=datetime.date.today().isoformat(),
-            task=hub_task,
-        )
-        for metric, value in metrics.items()
-    ]
 
 
 def circumstances(folder: str | Path, *, packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:

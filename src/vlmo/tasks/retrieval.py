@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,8 @@ from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.progress import Progress
-from vlmo.tasks.base import EvaluationSet, Inputs, RunContext, Task, open_image, read_split
+from vlmo.tasks.base import Inputs, RunContext, Task
+from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.result import Prediction
 
 CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
@@ -52,6 +54,7 @@ class PairSet(EvaluationSet):
 
     task: ClassVar[str] = "retrieval"
     hub_task: ClassVar[str] = "image-text-retrieval"
+    needs: ClassVar[dict[str, Any]] = {}
     batch_size: ClassVar[int] = BATCH
 
     @cached_property
@@ -141,23 +144,6 @@ class PairSet(EvaluationSet):
         return [*captions, *images]
 
 
-def read_pairs(
-    source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
-) -> PairSet:
-    """Return the valid pairs of a split; invalid rows are listed in `quarantine`.
-
-    Args:
-        limit: Read the first rows only.
-
-    Raises:
-        ValueError: No row is valid.
-    """
-    rows = read_split(source, split=split, limit=limit, quarantine=quarantine)
-    if not len(rows):
-        raise ValueError(f"{source}, {split}: there is no image with a caption to search among")
-    return PairSet(rows, source=source, split=split, processor=processor)
-
-
 @dataclass(frozen=True)
 class RetrievalStage(Task):
     """Fine-tuning for retrieval: contrast, and matching for a fusion encoder that reorders what the contrast found."""
@@ -166,7 +152,7 @@ class RetrievalStage(Task):
     title: ClassVar[str] = "fine-tuning for retrieval"
     can_stream: ClassVar[bool] = True
     needs_caption: ClassVar[bool] = True
-    can_evaluate: ClassVar[bool] = True
+    evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
     models = (VLMoForImageTextRetrieval, VLMoForPreTraining)
     recipe: ClassVar[str] = "emoji-retrieval"
     default_data: ClassVar[str | None] = "emoji-pairs"
@@ -205,13 +191,6 @@ class RetrievalStage(Task):
         return StreamExamples(**run.text_options() | run.stream_options() | {"mlm_probability": None})
 
     @classmethod
-    def read(
-        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
-    ) -> PairSet:
-        """Return pairs to search among."""
-        return read_pairs(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
-
-    @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
         """Return dual encoder (with matching head, if the folder has one) and processor."""
         return load_retrieval_model(folder, device=device)
@@ -242,46 +221,36 @@ class RetrievalStage(Task):
         return bool(inputs.images and inputs.texts) and inputs.question is None
 
     @classmethod
-    def predict(
+    def answer(
         cls,
-        folder: str | Path,
+        model: Any,
+        processor: Any,
+        images: Sequence[Image.Image],
         inputs: Inputs,
         *,
         top: int = 5,
         save: str | Path | None = None,
-        device: str | None = None,
     ) -> list[Prediction]:
         """Return the best `top` texts of each image by cosine similarity; of one text, the best images.
 
         With a matching head, each pair also has the fusion encoder's probability that the text describes the image.
-
-        Raises:
-            ValueError: The folder holds no model that retrieves, a text is empty, or an image cannot be read.
         """
         del save
-        images, texts = inputs.images, list(inputs.texts)
-        if not images or not texts or not all(text.strip() for text in texts):
-            raise ValueError(f"given are {len(images)} images and the texts {texts}; give at least one of each")
-        opened = [open_image(image) for image in images]
-        model, processor = cls.load(folder, device=device)
-        encoded: Any = processor(images=opened, text=texts, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            output: Any = model(**encoded)
-            similarity = output.image_embeds @ output.text_embeds.T
-            pairs = _best_pairs(similarity, top=top)
-            matches = None
-            if model.match_head is not None:
-                image_rows, text_rows = (list(rows) for rows in zip(*pairs, strict=True))
-                pixels, ids = encoded["pixel_values"][image_rows], encoded["input_ids"][text_rows]
-                logits = model.match(pixels, ids, encoded["attention_mask"][text_rows])
-                matches = logits.float().softmax(dim=-1)[:, 1].tolist()
+        texts = list(inputs.texts)
+        encoded: Any = processor(images=list(images), text=texts, return_tensors="pt").to(model.device)
+        output = model(**encoded)
+        similarity = output.image_embeds @ output.text_embeds.T
+        pairs = _best_pairs(similarity, top=top)
         rows: list[Prediction] = [
-            {"image": str(images[image]), "text": texts[text], "similarity": round(similarity[image, text].item(), 4)}
-            for image, text in pairs
+            {"image": str(inputs.images[i]), "text": texts[t], "similarity": round(similarity[i, t].item(), 4)}
+            for i, t in pairs
         ]
-        if matches is None:
+        if model.match_head is None:
             return rows
-        return [row | {"match": round(match, 4)} for row, match in zip(rows, matches, strict=True)]
+        image_rows, text_rows = (list(numbers) for numbers in zip(*pairs, strict=True))
+        pixels, ids = encoded["pixel_values"][image_rows], encoded["input_ids"][text_rows]
+        matches = model.match(pixels, ids, encoded["attention_mask"][text_rows]).float().softmax(dim=-1)[:, 1]
+        return [row | {"match": round(match, 4)} for row, match in zip(rows, matches.tolist(), strict=True)]
 
 
 def _best_pairs(similarity: Float[Tensor, "images texts"], *, top: int) -> list[tuple[int, int]]:

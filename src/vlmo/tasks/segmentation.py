@@ -25,26 +25,16 @@ from vlmo.model import VLMoConfig, VLMoForSemanticSegmentation
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.stages import layer_decay_factors
 from vlmo.objectives.downstream import SegmentationConfig, SegmentationObjective
-from vlmo.processing import TransformConfig, VLMoProcessor
+from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import (
     IGNORED_CLASS,
     SegmentTrainTransform,
     SegmentTransformConfig,
     eval_pixel_values,
 )
-from vlmo.tasks.base import (
-    EvaluationSet,
-    Inputs,
-    RunContext,
-    Task,
-    check_names,
-    names_of_model,
-    names_of_source,
-    open_image,
-    read_split,
-    with_parent,
-)
+from vlmo.tasks.base import Inputs, RunContext, Task, with_parent
 from vlmo.tasks.classification import image_model_settings
+from vlmo.tasks.evaluation_set import EvaluationSet, check_names, names_of_model, names_of_source
 from vlmo.tasks.result import Prediction
 from vlmo.types import Batch
 
@@ -162,6 +152,11 @@ class SegmentSet(EvaluationSet):
     task: ClassVar[str] = "segmentation"
     hub_task: ClassVar[str] = "image-segmentation"
 
+    @classmethod
+    def check_columns(cls, rows: Dataset, source: str) -> None:
+        """Raise ValueError for rows without masks, or a set without a list of classes."""
+        SegmentRows(rows, num_classes=len(names_of_source(source)))
+
     @property
     def names(self) -> list[str]:
         """Every class of the set."""
@@ -226,7 +221,7 @@ class SegmentationStage(Task):
     name: ClassVar[str] = "segmentation"
     title: ClassVar[str] = "fine-tuning on classes of pixels"
     reads_text: ClassVar[bool] = False
-    can_evaluate: ClassVar[bool] = True
+    evaluation: ClassVar[type[EvaluationSet] | None] = SegmentSet
     num_classes: ClassVar[int | None] = 150
     models = (VLMoForSemanticSegmentation,)
     recipe: ClassVar[str] = "scenes"
@@ -290,29 +285,15 @@ class SegmentationStage(Task):
         return layer_decay_factors(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
 
     @classmethod
-    def read(
-        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
-    ) -> SegmentSet:
-        """Return the valid images of a split with their masks."""
-        rows = read_split(
-            source,
-            split=split,
-            limit=limit,
-            quarantine=quarantine,
-            check_columns=lambda rows: SegmentRows(rows, num_classes=len(names_of_source(source))),
-            needs_caption=False,
-        )
-        return SegmentSet(rows, source=source, split=split, processor=processor)
-
-    @classmethod
-    def predict(
+    def answer(
         cls,
-        folder: str | Path,
+        model: Any,
+        processor: Any,
+        images: Sequence[Image.Image],
         inputs: Inputs,
         *,
         top: int = 5,
         save: str | Path | None = None,
-        device: str | None = None,
         inference: Inference = "slide",
         short_side: int | None = None,
         mask: str | Path | None = None,
@@ -322,13 +303,9 @@ class SegmentationStage(Task):
         Args:
             save: PNG file for the image with its classes in colour, and their names below it.
             mask: PNG file for the numbers of the classes, one channel of the image's size.
-
-        Raises:
-            ValueError: The folder holds no such model, or the image cannot be read.
         """
-        del top
-        image = open_image(inputs.images[0])
-        model, _ = cls.load(folder, device=device)
+        del processor, inputs, top
+        image = images[0]
         pixels = _pixel_values(model, image, inference=inference, short_side=short_side)
         logits = segment(model, pixels, inference=inference, size=(image.height, image.width))
         classes = logits.argmax(dim=0).cpu().numpy().astype(np.uint8)

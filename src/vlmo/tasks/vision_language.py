@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -13,9 +12,9 @@ from vlmo.data.stream import StreamExamples
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.model.stages import FusionStart
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
-from vlmo.processing import VLMoProcessor
 from vlmo.tasks.base import RunContext, Task
-from vlmo.tasks.retrieval import PairSet, read_pairs
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.retrieval import PairSet
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class VisionLanguageStage(Task):
     title: ClassVar[str] = "stage 3, contrast, masked language modelling and matching"
     can_stream: ClassVar[bool] = True
     needs_caption: ClassVar[bool] = True
-    can_evaluate: ClassVar[bool] = True
+    evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
     losses: VisionLanguageConfig = VisionLanguageConfig()
     """Weights and switches."""
     fusion_experts_from: FusionStart = "language"
@@ -49,10 +48,3 @@ class VisionLanguageStage(Task):
     def stream_examples(self, run: RunContext) -> StreamExamples:
         """Return pairs with masks over the text."""
         return StreamExamples(**run.text_options() | run.stream_options())
-
-    @classmethod
-    def read(
-        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
-    ) -> PairSet:
-        """Return pairs to search among."""
-        return read_pairs(source, split=split, processor=processor, quarantine=quarantine, limit=limit)

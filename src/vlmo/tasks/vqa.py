@@ -11,37 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from datasets import Dataset
-from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
-from vlmo.data.examples import Example, Examples, Images, ImageTransform, Texts, collate
-from vlmo.data.sampler import Key
+from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.schema import QUESTION_FEATURES, column, select_rows
 from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
 from vlmo.model import VLMoConfig, VLMoForVisualQuestionAnswering
 from vlmo.model.attention_maps import attention_maps
 from vlmo.model.stages import FusionStart
 from vlmo.objectives.downstream import QuestionObjective
-from vlmo.processing import VLMoProcessor
 from vlmo.processing.answers import MIN_ANNOTATORS
-from vlmo.tasks.base import (
-    EvaluationSet,
-    Inputs,
-    RunContext,
-    Task,
-    batch_of,
-    check_logits,
-    check_task,
-    eval_options,
-    head_lr_scale,
-    label_settings,
-    names_of_source,
-    open_image,
-    read_split,
-    with_parent,
-)
+from vlmo.tasks.base import Inputs, RunContext, Task, head_lr_scale, label_settings, with_parent
+from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, names_of_source, pair_logits
 from vlmo.tasks.result import Prediction
-from vlmo.types import Batch
 from vlmo.visualization import heat_map
 
 if TYPE_CHECKING:
@@ -51,66 +34,36 @@ _TEN_ANSWERS = "VQA's accuracy: an answer scores by how many of ten people gave 
 _ONE_ANSWER = "share of questions that get the one right answer"
 _SOFT = "mean score that the set gives to the answer (0, 0.3, 0.6, 0.9, 1); the ten people's words are not in it"
 _SHOWN_PIXELS = 384
+_ROWS = "questions about images"
 
 
-class QuestionExamples:
-    """Questions about images, with a score for each answer of the set.
+def question_examples(
+    dataset: Dataset, *, tokenizer: BertTokenizer, num_answers: int | None, **options: Any
+) -> RowExamples:
+    """Return questions about images, with a score for each answer of the set.
 
     Args:
         dataset: Rows of `QUESTION_FEATURES`.
-        transform: Makes pixel values.
-        tokenizer: The processor's.
-        seed: The run's.
         num_answers: Length of the set's list of answers; None leaves `labels` out.
-        max_length: Tokens that are kept of a question; None: the tokenizer's own limit.
-        cache_images: Decode every image now and keep it, once for all its questions.
+        options: Further arguments of `RowExamples`.
 
     Raises:
         ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
     """
+    check_task(dataset, QUESTION_FEATURES, task=_ROWS)
+    questions = [[question] for question in column(dataset, "question")]
+    if num_answers is None:
+        return RowExamples(dataset, tokenizer=tokenizer, texts=questions, **options)
+    numbers: list[list[int]] = column(dataset, "answer_labels")
+    scores: list[list[float]] = column(dataset, "answer_scores")
+    check_answers(dataset, numbers, num_answers=num_answers)
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        transform: ImageTransform,
-        tokenizer: BertTokenizer,
-        seed: int,
-        num_answers: int | None,
-        max_length: int | None = None,
-        cache_images: bool = False,
-    ) -> None:
-        check_task(dataset, QUESTION_FEATURES, task="questions about images")
-        self._num_answers = num_answers
-        self._labels: list[list[int]] = column(dataset, "answer_labels")
-        self._scores: list[list[float]] = column(dataset, "answer_scores")
-        if num_answers is not None:
-            check_answers(dataset, self._labels, num_answers=num_answers)
-        questions = [[question] for question in column(dataset, "question")]
-        self._texts = Texts(questions, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=None)
-        self._images = Images(dataset, transform=transform, seed=seed, cache=cache_images)
+    def targets(row: int) -> Tensor:
+        values = torch.zeros(num_answers)
+        values[torch.tensor(numbers[row], dtype=torch.int64)] = torch.tensor(scores[row])
+        return values
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, key: Key) -> Example:
-        epoch, row = key
-        example = self._texts.example(row, epoch=epoch)
-        example["sample_id"] = row
-        example["image_id"] = self._images.image_id(row)
-        example["pixel_values"] = self._images.pixel_values(row, epoch=epoch)
-        if self._num_answers is not None:
-            example["labels"] = self._targets(row, num_answers=self._num_answers)
-        return example
-
-    def collate(self, examples: list[Example]) -> Batch:
-        """Return `pixel_values`, `input_ids`, `attention_mask`, `image_ids`, `sample_ids` and perhaps `labels`."""
-        return collate(examples, pad_token_id=self._texts.pad_token_id)
-
-    def _targets(self, row: int, *, num_answers: int) -> Float[Tensor, "answers"]:
-        targets = torch.zeros(num_answers)
-        targets[torch.tensor(self._labels[row], dtype=torch.int64)] = torch.tensor(self._scores[row])
-        return targets
+    return RowExamples(dataset, tokenizer=tokenizer, texts=questions, labels=targets, **options)
 
 
 def check_answers(dataset: Dataset, labels: Sequence[Sequence[int]], *, num_answers: int) -> None:
@@ -132,6 +85,7 @@ class QuestionSet(EvaluationSet):
 
     task: ClassVar[str] = "vqa"
     hub_task: ClassVar[str] = "visual-question-answering"
+    needs: ClassVar[dict[str, Any]] = {"needs_caption": False, "unique_ids": False}
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -166,21 +120,29 @@ class QuestionSet(EvaluationSet):
             for labels, scores in rows
         ]
 
+    @classmethod
+    def check_columns(cls, rows: Dataset, _source: str) -> None:
+        """Raise ValueError for rows that are no questions."""
+        check_task(rows, QUESTION_FEATURES, task=_ROWS)
+
+    @classmethod
+    def check_values(cls, rows: Dataset, source: str) -> None:
+        """Raise ValueError for answers that could not be scored afterwards."""
+        for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
+            if answers and 1 < len(answers) < MIN_ANNOTATORS:
+                raise ValueError(
+                    f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); expected ten of ten people, "
+                    "one that is right, or none"
+                )
+        if any(labels := column(rows, "answer_labels")):
+            check_answers(rows, labels, num_answers=len(names_of_source(source)))
+
     def predict(self, model: Any, rows: range) -> list[Prediction]:
         """Return the best answer to each question; with its score if the right answers are known."""
-        assert self.processor is not None
         chosen = select_rows(self.rows, rows)
-        examples = QuestionExamples(chosen, **eval_options(self.processor), num_answers=None)
-        batch = batch_of(examples, range(len(rows)))
-        logits = check_logits(
-            model(
-                pixel_values=batch["pixel_values"].to(model.device),
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-            ).logits
-        )
-        best = logits.sigmoid().max(dim=-1)
-        found = zip(rows, best.values.tolist(), logits.argmax(dim=-1).tolist(), strict=True)
+        examples = question_examples(chosen, num_answers=None, **eval_options(self.processor))
+        best = pair_logits(model, examples).sigmoid().max(dim=-1)
+        found = zip(rows, best.values.tolist(), best.indices.tolist(), strict=True)
         return [
             _answered(self.questions[row], answer=model.config.id2label[number], confidence=confidence)
             for row, confidence, number in found
@@ -227,7 +189,7 @@ class QuestionStage(Task):
     name: ClassVar[str] = "vqa"
     title: ClassVar[str] = "fine-tuning on questions (VQA)"
     unique_ids: ClassVar[bool] = False
-    can_evaluate: ClassVar[bool] = True
+    evaluation: ClassVar[type[EvaluationSet] | None] = QuestionSet
     num_classes: ClassVar[int | None] = 3129
     models = (VLMoForVisualQuestionAnswering,)
     recipe: ClassVar[str] = "easy-vqa"
@@ -252,39 +214,11 @@ class QuestionStage(Task):
     def examples(self, run: RunContext) -> Examples:
         """Return questions with their images and the score of each answer."""
         tokenizer, num_answers = run.text_processor.tokenizer, len(names_of_source(run.source))
-        return QuestionExamples(run.rows, **run.image_options(), tokenizer=tokenizer, num_answers=num_answers)
+        return question_examples(run.rows, tokenizer=tokenizer, num_answers=num_answers, **run.image_options())
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return the factor of the head."""
         return head_lr_scale(model, head="answer_head", scale=self.head_lr_scale)
-
-    @classmethod
-    def read(
-        cls, source: str, *, split: str, processor: VLMoProcessor | None, quarantine: Path, limit: int | None = None
-    ) -> QuestionSet:
-        """Return the valid questions of a split, refusing answers that could not be scored afterwards."""
-
-        def check_values(rows: Dataset) -> None:
-            for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
-                if answers and 1 < len(answers) < MIN_ANNOTATORS:
-                    raise ValueError(
-                        f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); expected ten of ten "
-                        "people, one that is right, or none"
-                    )
-            if any(labels := column(rows, "answer_labels")):
-                check_answers(rows, labels, num_answers=len(names_of_source(source)))
-
-        rows = read_split(
-            source,
-            split=split,
-            limit=limit,
-            quarantine=quarantine,
-            check_columns=lambda rows: check_task(rows, QUESTION_FEATURES, task="questions about images"),
-            check_values=check_values,
-            needs_caption=False,
-            unique_ids=False,
-        )
-        return QuestionSet(rows, source=source, split=split, processor=processor)
 
     @classmethod
     def submission(cls, predictions: Sequence[Prediction]) -> str:
@@ -301,35 +235,26 @@ class QuestionStage(Task):
         return len(inputs.images) == 1 and inputs.question is not None and not inputs.texts
 
     @classmethod
-    def predict(
+    def answer(
         cls,
-        folder: str | Path,
+        model: Any,
+        processor: Any,
+        images: Sequence[Image.Image],
         inputs: Inputs,
         *,
         top: int = 5,
         save: str | Path | None = None,
-        device: str | None = None,
     ) -> list[Prediction]:
         """Return the best `top` answers, each with its confidence, the sigmoid of its logit.
 
         Args:
             save: PNG file for the image with the attention of the question's first token, out of whose state the answer
                 is read; the mean over the fusion layers.
-
-        Raises:
-            ValueError: The folder holds no model for questions, the question is empty, or the image cannot be read.
         """
-        question = inputs.question or ""
-        if not question.strip():
-            raise ValueError(f"question is {question!r}; give a question")
-        image = open_image(inputs.images[0])
-        model, processor = cls.load(folder, device=device)
-        assert processor is not None
-        encoded: Any = processor(images=image, text=question, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            scores = model(**encoded).logits[0].float().sigmoid()
+        encoded: Any = processor(images=images[0], text=inputs.question, return_tensors="pt").to(model.device)
+        scores = model(**encoded).logits[0].float().sigmoid()
         if save is not None:
-            seen = heat_map(image, attention_maps(model, **encoded)[0, 0], size=_SHOWN_PIXELS)
+            seen = heat_map(images[0], attention_maps(model, **encoded)[0, 0], size=_SHOWN_PIXELS)
             seen.save(with_parent(save), format="PNG")
         best = scores.topk(min(top, len(scores)))
         return [

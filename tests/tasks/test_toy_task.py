@@ -1,0 +1,161 @@
+"""A task in one file: declared, registered, trained, measured and asked through the public entry points."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from vlmo.data.decoding import decode_image
+from vlmo.data.examples import RowExamples
+from vlmo.data.schema import column
+from vlmo.evaluation.inference import BATCH
+from vlmo.model import VLMoConfig, VLMoModel, VLMoPreTrainedModel
+from vlmo.processing import TransformConfig, eval_transform
+from vlmo.recipes import Recipe, build, find_recipe
+from vlmo.recipes.schema import DataConfig, model_config
+from vlmo.tasks import TASKS, EvaluationSet, Inputs, Task, TaskResult, evaluate, predict, register, task_of
+from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
+
+STEPS = 20
+
+
+class VLMoForBrightness(VLMoPreTrainedModel):
+    """Regression of the mean brightness of an image, 0 to 1."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.vlmo = VLMoModel(config, add_pooling_layer=False)
+        self.brightness = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        states = self.vlmo(pixel_values=pixel_values).last_hidden_state
+        return ImageClassifierOutput(logits=self.brightness(states[:, 0])[:, 0])
+
+
+class BrightnessObjective(nn.Module):
+    def __init__(self, model: VLMoForBrightness) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": F.mse_loss(self.model(batch["pixel_values"]).logits, batch["labels"])}
+
+
+def brightness_of(image: Image.Image) -> float:
+    return float(np.asarray(image.convert("L")).mean()) / 255
+
+
+@dataclass(frozen=True)
+class BrightnessSet(EvaluationSet):
+    task: ClassVar[str] = "brightness"
+    hub_task: ClassVar[str] = "image-regression"
+    batch_size: ClassVar[int] = BATCH
+
+    def predict(self, model: Any, rows: range) -> list[dict[str, Any]]:
+        examples = BrightnessStage.examples_of(self.rows.select(rows))
+        pixels = torch.stack([examples[0, row]["pixel_values"] for row in range(len(rows))])
+        values = model(pixels.to(model.device)).logits.tolist()
+        names = column(self.rows, "image_id")
+        return [
+            {"image_id": names[row], "brightness": value, "label": float(examples[0, place]["labels"])}
+            for place, (row, value) in enumerate(zip(rows, values, strict=True))
+        ]
+
+    def metrics(self, outputs: list[dict[str, Any]]) -> dict[str, float]:
+        return {"close": float(np.mean([abs(row["brightness"] - row["label"]) < 0.2 for row in outputs]))}
+
+    def chance(self, outputs: Any = None) -> dict[str, float]:
+        return {"close": 0.4}
+
+    def meaning(self, metric: str) -> str:
+        return "share of images whose brightness is less than 0.2 off"
+
+
+@register
+@dataclass(frozen=True)
+class BrightnessStage(Task):
+    """Fine-tuning on the brightness of images."""
+
+    name: ClassVar[str] = "brightness"
+    title: ClassVar[str] = "fine-tuning on brightness"
+    reads_text: ClassVar[bool] = False
+    evaluation: ClassVar[type[EvaluationSet] | None] = BrightnessSet
+    models = (VLMoForBrightness,)
+    inputs: ClassVar[str] = "one --image"
+    weight: float = 1.0
+    """A setting of its own."""
+
+    def build_model(self, settings: dict[str, Any]) -> VLMoForBrightness:
+        return VLMoForBrightness(VLMoConfig(**settings))
+
+    def objective(self, run: Any) -> nn.Module:
+        model = self.build_model(run.model)
+        run.start(model)
+        return BrightnessObjective(model)
+
+    def examples(self, run: Any) -> RowExamples:
+        return self.examples_of(run.rows)
+
+    @staticmethod
+    def examples_of(rows: Any) -> RowExamples:
+        labels = torch.tensor([brightness_of(decode_image(cell)) for cell in rows["image"]])
+        return RowExamples(
+            rows, seed=0, transform=eval_transform(TransformConfig(image_size=64)), labels=labels.__getitem__
+        )
+
+    @classmethod
+    def answer(cls, model: Any, processor: Any, images: Any, inputs: Inputs, **_: Any) -> list[dict[str, Any]]:
+        del processor, inputs
+        pixels = eval_transform(TransformConfig(image_size=64))(images[0])[None]
+        return [{"brightness": model(pixels.to(model.device)).logits.item()}]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    yield
+    TASKS.pop("brightness")
+
+
+def test_one_file_is_all_that_a_task_needs(pictures, tmp_path):
+    base = find_recipe("digits")
+    recipe: Recipe = dataclasses.replace(
+        base,
+        stage=BrightnessStage(),
+        model=model_config(VLMoConfig.tiny(num_fusion_layers=0, initializer_range=0.2, layer_scale_init=None)),
+        data=DataConfig(source=str(pictures)),
+        loader=dataclasses.replace(base.loader, global_batch_size=8),
+        optimizer=OptimizerConfig(lr=3e-3),
+        trainer=TrainerConfig(max_steps=STEPS, log_every=1),
+        init=None,
+        evaluate_on=str(pictures),
+        evaluate_split="train",
+    )
+    assert '"stage_name": "BrightnessStage"' in recipe.to_json()
+    result = build(recipe, run_dir=tmp_path, title="brightness").fit()
+    losses = [line["loss"] for line in read_metrics(tmp_path) if "loss" in line]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    folder = result.model_dir
+    assert task_of(folder) is BrightnessStage
+    assert "fine-tuning on brightness" in (folder / "README.md").read_text()
+    assert "less than 0.2 off" in (folder / "README.md").read_text()
+
+    measured: TaskResult = evaluate(folder, source=str(pictures), split="train", device="cpu")
+    assert measured.task == "brightness"
+    assert measured.metrics["close"] == result.metrics["val/close"]
+    assert len(measured.predictions) == 32
+
+    found = predict(folder, Inputs((pictures / "0.png",)), device="cpu")
+    expected = next(row["brightness"] for row in measured.predictions if row["image_id"].startswith("0."))
+    assert found.rows[0]["brightness"] == pytest.approx(expected, abs=1e-4)
+    with (console := Console(width=80)).capture() as shown:
+        console.print(found.table())
+    assert "brightness" in shown.get()
