@@ -17,11 +17,6 @@ from vlmo.data.schema import FEATURES, SEGMENT_FEATURES
 from vlmo.data.sources import open_source
 
 
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 def rows_of(name: str, cache_dir) -> tuple[Dataset, Dataset]:
     return tuple(open_source(name, split=split, cache_dir=cache_dir) for split in ("train", "test"))
 

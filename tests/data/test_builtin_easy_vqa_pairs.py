@@ -8,14 +8,9 @@ from vlmo.data.schema import REASONING_FEATURES
 from vlmo.data.sources import open_source
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(scope="module", params=["easy-vqa-pairs", "easy-vqa-pairs-colors"])
-def pairs(cache, request):
-    return {split: open_source(request.param, split=split, cache_dir=cache) for split in ("train", "test")}
+def pairs(cache_dir, request):
+    return {split: open_source(request.param, split=split, cache_dir=cache_dir) for split in ("train", "test")}
 
 
 def means(sentence: str, left: Drawn, right: Drawn) -> bool:
@@ -86,9 +81,9 @@ def test_labels_are_what_the_sentences_say(pairs) -> None:
         assert sorted(same) == [False, True]
 
 
-def test_sentences_about_colours_name_no_shape(cache) -> None:
+def test_sentences_about_colours_name_no_shape(cache_dir) -> None:
     for split in ("train", "test"):
-        rows = open_source("easy-vqa-pairs-colors", split=split, cache_dir=cache)
+        rows = open_source("easy-vqa-pairs-colors", split=split, cache_dir=cache_dir)
         sentences = {sentence for captions in rows["captions"] for sentence in captions}
         assert len(sentences) == len(COLOR_CLAIMS) * 2 * len(COLORS)
         assert not any(shape in sentence.split() for sentence in sentences for shape in SHAPES)

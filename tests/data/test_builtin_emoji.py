@@ -16,11 +16,6 @@ SAME_LOOK = 5.0  # root mean square of 255 levels at 40 x 40 pixels; the full mo
 
 
 @pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def emoji_sets(cache_dir) -> dict[str, dict[str, Dataset]]:
     return {
         name: {split: open_source(name, split=split, cache_dir=cache_dir) for split in ("train", "test")}

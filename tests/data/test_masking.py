@@ -24,7 +24,7 @@ def draw_text(generator: np.random.Generator, *, num_words: int, longest: int = 
 
 def test_whole_word_mask_takes_words_whole_and_never_special_tokens():
     generator = np.random.default_rng(0)
-    for _ in range(300):
+    for _ in range(150):
         input_ids, words = draw_text(generator, num_words=int(generator.integers(1, 25)))
         original = input_ids.copy()
         corrupted, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=generator)
@@ -43,7 +43,7 @@ def test_whole_word_mask_takes_words_whole_and_never_special_tokens():
 @pytest.mark.parametrize("num_words", [20, 80])
 def test_whole_word_mask_takes_15_percent_of_the_tokens(num_words):
     generator, chosen, tokens = np.random.default_rng(1), 0, 0
-    for _ in range(1000):
+    for _ in range(20_000 // num_words):
         input_ids, words = draw_text(generator, num_words=num_words)
         _, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=generator)
         chosen += np.count_nonzero(labels != IGNORED)
@@ -147,7 +147,7 @@ def test_block_mask_is_blockwise():
 
 def test_block_mask_covers_the_grid_evenly_over_many_draws():
     generator = np.random.default_rng(0)
-    frequency = np.mean([BlockMaskConfig().sample(generator) for _ in range(2000)], axis=0).reshape(14, 14)
+    frequency = np.mean([BlockMaskConfig().sample(generator) for _ in range(1000)], axis=0).reshape(14, 14)
     assert frequency == pytest.approx(frequency[::-1, ::-1], abs=0.07)
     assert frequency.min() > 0.02  # few rectangles reach a corner
     assert frequency.mean() == pytest.approx(75 / 196)

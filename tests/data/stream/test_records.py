@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.toy_shards import tar_bytes, write_parquet
 
+from vlmo.data.decoding import read_path
 from vlmo.data.stream import records
 from vlmo.data.stream.records import Bad, Offset, Sample, read_shard
 
@@ -220,3 +221,42 @@ def test_parquet_may_name_pictures_instead_of_holding_them(tmp_path):
     ]
     pq.write_table(pa.table({"image": ["c.png"], "caption": ["x"]}), tmp_path / "1.parquet")
     assert [(record.path, record.image) for record in read(tmp_path / "1.parquet")] == [("c.png", None)]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../secret.png", "a/../../b.png", "file:///etc/passwd", "zip::x"])
+def test_a_path_that_leaves_the_folder_of_the_shard_is_a_bad_record(tmp_path, path):
+    cells = [{"bytes": None, "path": path}, {"bytes": None, "path": "in/here.png"}]
+    pq.write_table(pa.table({"image": cells, "caption": ["x", "y"]}), tmp_path / "0.parquet")
+    bad, good = read(tmp_path / "0.parquet")
+    assert (bad.kind, bad.index) == ("row", 0)
+    assert "lies outside the shard's folder" in bad.reason
+    assert good.path == "in/here.png"
+
+
+def test_hostile_members_cost_one_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MAX_MEMBER_BYTES", 300_000)
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (
+            ("a.json", b"[" * 100_000),
+            ("b.png", bytes(300_001)),
+            ("c.json", b'{"caption": "' + b"{" * 1000 + b'"}'),
+            ("d.json", b'{"captions": {"x": 1}}'),
+            ("e.txt", b"fine"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    deep, large, odd, mapping, fine = read(path, details=True)
+    assert [each.kind for each in (deep, large, mapping)] == ["row"] * 3
+    assert "claims 300,001 bytes; at most 300,000 are read" in large.reason
+    assert isinstance(odd, Sample)
+    assert fine.captions == ("fine",)
+
+
+def test_places_alone_are_ranges_of_the_tar(tmp_path):
+    path = tmp_path / "0.tar"
+    path.write_bytes(tar_bytes(["a", "b"]))
+    for place, whole in zip(read(path, images="places"), read(path), strict=True):
+        assert place.image is None
+        assert read_path(place.path) == whole.image

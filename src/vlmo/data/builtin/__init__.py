@@ -13,23 +13,17 @@ from types import ModuleType
 from datasets import Dataset
 
 _MODULES = {
-    "emoji-pairs": "emoji",
-    "emoji-pairs-all": "emoji",
-    "emoji-images": "emoji",
-    "drawings-pairs": "emoji",
-    "drawings-images": "emoji",
-    "drawings-concepts": "emoji",
-    "english-text": "english",
-    "easy-vqa": "easy_vqa",
-    "easy-vqa-balanced": "easy_vqa",
-    "easy-vqa-hidden": "easy_vqa",
-    "easy-vqa-questions": "easy_vqa",
-    "easy-vqa-pairs": "easy_vqa_pairs",
-    "easy-vqa-pairs-colors": "easy_vqa_pairs",
-    "drawings-and-shapes": "mixed",
-    "digits": "digits",
-    "emoji-kinds": "scenes",
-    "scenes": "scenes",
+    name: module
+    for module, names in {
+        "emoji": "emoji-pairs emoji-pairs-all emoji-images drawings-pairs drawings-images drawings-concepts",
+        "english": "english-text",
+        "easy_vqa": "easy-vqa easy-vqa-balanced easy-vqa-hidden easy-vqa-questions",
+        "easy_vqa_pairs": "easy-vqa-pairs easy-vqa-pairs-colors",
+        "mixed": "drawings-and-shapes",
+        "digits": "digits",
+        "scenes": "emoji-kinds scenes",
+    }.items()
+    for name in names.split()
 }
 """Name of each set and the module here that builds it: `PACKAGES` it reads and `build() -> dict[name, DatasetDict]`."""
 
@@ -38,13 +32,16 @@ _WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "scenes")
 
 
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
-    """Rows of `split` of the built-in set `name`; built where the cache does not hold it yet (seconds).
+    """Load rows of `split` of the built-in set `name`, which is built where the cache does not hold it yet (seconds).
 
     Raises:
         ValueError: The set has no such split.
         ModuleNotFoundError: A package that the set comes from is not installed.
     """
-    folder = _built(_MODULES[name], root=cache_dir or _default_cache()) / name
+    folder = (
+        _built(_MODULES[name], root=cache_dir or Path(os.environ.get("VLMO_CACHE") or "~/.cache/vlmo").expanduser())
+        / name
+    )
     splits = sorted(entry.name for entry in folder.iterdir())
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
@@ -52,7 +49,7 @@ def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
 
 
 def labels(name: str) -> list[str]:
-    """Answers, or classes of pixels, of the built-in set `name`, in the order of their numbers.
+    """Return the answers, or classes of pixels, of the built-in set `name`, in the order of their numbers.
 
     Raises:
         ValueError: The set has none.
@@ -63,7 +60,7 @@ def labels(name: str) -> list[str]:
 
 
 def packages(name: str) -> dict[str, str]:
-    """The packages that the built-in set `name` comes from, with their versions.
+    """Return the packages that the built-in set `name` comes from, with their versions.
 
     Raises:
         ModuleNotFoundError: One of them is not installed.
@@ -71,12 +68,8 @@ def packages(name: str) -> dict[str, str]:
     return {package: version(package) for package in _builder(_MODULES[name]).PACKAGES}
 
 
-def _default_cache() -> Path:
-    return Path(os.environ.get("VLMO_CACHE") or "~/.cache/vlmo").expanduser()
-
-
 def _built(module_name: str, *, root: Path) -> Path:
-    """Folder with every set of one module; it is either whole or not there."""
+    """Return the folder with every set of one module, which is written atomically."""
     module = _builder(module_name)
     fingerprint = _fingerprint(module.PACKAGES)
     folder = root / "builtin" / f"{module_name}-{fingerprint}"
@@ -88,7 +81,10 @@ def _built(module_name: str, *, root: Path) -> Path:
         for name, datasets in module.build().items():
             for split, dataset in datasets.items():
                 dataset.save_to_disk(str(aside / name / split))
-        _rename(aside, folder)
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise  # else another process was faster: its folder holds the same rows
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
@@ -107,17 +103,8 @@ def _builder(module_name: str) -> ModuleType:
     return module
 
 
-def _rename(aside: Path, folder: Path) -> None:
-    try:
-        aside.rename(folder)
-    except OSError:
-        # Another process was faster: its folder holds the same rows.
-        if not folder.is_dir():
-            raise
-
-
 def _fingerprint(packages: tuple[str, ...]) -> str:
-    """Changes with any builder's code, with the code that builders share, with the packages read and with Python."""
+    """Hash any builder's code, the code that builders share, the versions of the packages read and of Python."""
     here = Path(__file__).parent
     digest = hashlib.sha256(platform.python_version().encode())
     for file in (*sorted(here.glob("*.py")), here.parent / "schema.py", here.parent / "decoding.py"):
