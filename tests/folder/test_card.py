@@ -82,9 +82,9 @@ def test_card_of_every_class_shows_code_that_runs(kind, tmp_path, monkeypatch):
     Image.fromarray(pixels).save("image.png")
     names: dict[str, Any] = {}
     exec(code.replace("path/to/this/folder", str(folder)), names)
-    last = code.splitlines()[-1].split(" = ")[0]
-    assert names[last] is not None
-    assert type(names["model"]).__name__ in (kind, "VLMoForImageTextRetrieval")
+    assert names["result"] is not None
+    model = names["model"] if "model" in names else names["run"].model
+    assert type(model).__name__ in (kind, "VLMoForImageTextRetrieval", "VLMoModel")
 
 
 def test_every_model_class_has_a_usage():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -30,27 +30,14 @@ _SUPERSETS: dict[type[VLMoPreTrainedModel], tuple[type[VLMoPreTrainedModel], ...
 _DAMAGED = (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, ImportError)
 
 
-@overload
 def load_model(
     folder: str | Path,
-    model_class: type[Model],
-    *,
-    device: str | torch.device | None = ...,
-    hint: str = ...,
-    **options: Any,
-) -> Model: ...
-@overload
-def load_model(
-    folder: str | Path, *, device: str | torch.device | None = ..., hint: str = ..., **options: Any
-) -> VLMoPreTrainedModel: ...
-def load_model(
-    folder: str | Path,
-    model_class: type[VLMoPreTrainedModel] | None = None,
+    model_class: type[Model] | None = None,
     *,
     device: str | torch.device | None = "cpu",
     hint: str = "",
     **options: Any,
-) -> VLMoPreTrainedModel:
+) -> Model:
     """Load the model of a folder in evaluation mode. No code of the folder is run.
 
     Args:
@@ -63,8 +50,8 @@ def load_model(
     Raises:
         ValueError: The folder is no model folder, is damaged, or holds a model of another class.
     """
-    folder, model_class = check_model_folder(folder, model_class, hint=hint)
-    model = _load_complete(folder, model_class, **options).eval()
+    folder, found = check_model_folder(folder, model_class, hint=hint)
+    model = _load_complete(folder, cast("type[Model]", found), **options).eval()
     module: nn.Module = model  # transformers annotates its own `to` in a way that checkers do not read
     module.to(choose_device(None if device is None else str(device)))
     return model

@@ -1,6 +1,6 @@
-"""Models that come with the package: a folder each beside this file, found by its name.
+"""Released models: folders beside this file, which ship with the package and are found by their names.
 
-A model folder of one's own by the same name, in the working directory, goes before one that comes along.
+A model folder of the same name in the working directory takes precedence.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ Name = TypeVar("Name", bound=str | PathLike)
 
 
 def released_names() -> tuple[str, ...]:
-    """Names of the models that come with the package."""
+    """Return the names of the released models."""
     return tuple(sorted(file.parent.name for file in FOLDER.glob("*/config.json")))
 
 
 def find_model(name: Name) -> Name | Path:
-    """The folder of the model called `name`; any other name or path is given back as it is."""
+    """Return the folder of the released model `name`; any other name or path unchanged."""
     if (Path(name) / "config.json").is_file() or str(name) not in released_names():
         return name
     return FOLDER / name
 
 
 def is_released(folder: str | PathLike) -> bool:
-    """Whether the folder is part of the package, so that nothing should be written into it."""
+    """Return True for a folder of the package, into which nothing should be written."""
     return FOLDER in Path(find_model(folder)).absolute().parents
 
 
 def notes_folder(folder: str | PathLike) -> Path:
-    """Where files about a model go: its folder, or the working directory if the model comes with the package."""
+    """Return the folder for files about a model: its own, or the working directory for a released model."""
     return Path() if is_released(folder) else Path(folder)
 
 
 def known_models() -> str:
-    """A sentence with the names, for errors."""
+    """Return a sentence with the names, for errors."""
     return f"Models that come with the package: {', '.join(released_names()) or 'none'}."
 
 
 @contextmanager
 def naming_released(name: object) -> Iterator[None]:
-    """Adds the names to what transformers raises inside about a name that it does not know.
+    """Add the names to the error that transformers raises about an unknown name.
 
     Raises:
         OSError: There is no such model, here or on the hub.
