@@ -4,7 +4,7 @@ import pytest
 from tests.integrations.toy_gallery import trained_folder
 from tests.retrieval.toy_index import build, write_folder
 
-from vlmo.retrieval import Searcher
+from vlmo.retrieval import Encoder, Searcher
 
 
 @pytest.fixture(scope="session")
@@ -13,14 +13,19 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def gallery(model, tmp_path_factory):
+def encoder(model):
+    return Encoder(model)
+
+
+@pytest.fixture(scope="session")
+def gallery(encoder, tmp_path_factory):
     """A folder of drawings and an index of it; tests that change one make their own."""
     base = tmp_path_factory.mktemp("gallery")
     folder = write_folder(base / "images")
-    build(model, folder, out=base / "index")
+    build(encoder, folder, out=base / "index")
     return folder, base / "index"
 
 
 @pytest.fixture(scope="session")
-def searcher(model, gallery):
-    return Searcher(model, gallery[1])
+def searcher(encoder, gallery):
+    return Searcher(encoder, gallery[1])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tests.retrieval.toy_index import NUM, build, write_folder
 
-from vlmo.retrieval import Index
+from vlmo.retrieval import Index, approximate
 from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.engine import Encoded, Rows
 from vlmo.retrieval.sources import Record
@@ -81,13 +81,20 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
         assert index.nearest_captions(vectors[7], top=1)[0].captions == ("caption 7",)
 
 
-@pytest.mark.parametrize("few", [50_000, 0])
-def test_filter_that_few_pass_costs_no_recall(few, tmp_path, monkeypatch):
-    """Also where few partitions are looked through: those that pass are compared all, or partitions are added."""
-    monkeypatch.setattr("vlmo.retrieval.index._FEW", few)
-    store, vectors = filled(tmp_path, number=3000, captions=False)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """3000 vectors without captions, and their approximate index."""
+    store, vectors = filled(tmp_path_factory.mktemp("plain"), number=3000, captions=False)
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
+    return store, vectors, made
+
+
+@pytest.mark.parametrize("few", [50_000, 0])
+def test_filter_that_few_pass_costs_no_recall(few, plain, monkeypatch):
+    """Also where few partitions are looked through: those that pass are compared all, or partitions are added."""
+    monkeypatch.setattr("vlmo.retrieval.index._FEW", few)
+    store, vectors, made = plain
     index = written(store, {**asdict(made), "search": {"kind": "IVF_RQ", "nprobes": 2, "candidates": 200}})
     for query in vectors[5::300]:
         for where, passing in (
@@ -106,17 +113,13 @@ def test_filter_that_few_pass_costs_no_recall(few, tmp_path, monkeypatch):
                 assert [hit.id for hit in found] == [hit.id for hit in exact]
 
 
-def test_search_for_more_than_the_partitions_hold_is_exact(tmp_path):
-    store, vectors = filled(tmp_path, number=3000, captions=False)
-    made = make_approximate(store, least=1000, before=None, console=None)
-    assert made is not None
+def test_search_for_more_than_the_partitions_hold_is_exact(plain):
+    store, vectors, made = plain
     index = written(store, {**asdict(made), "search": {"kind": "IVF_RQ", "nprobes": 1, "candidates": 200}})
     assert len(index.nearest(vectors[5], top=2000)) == 2000
 
 
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
-    from vlmo.retrieval import approximate
-
     store, _ = filled(tmp_path, number=1500, captions=False)
     monkeypatch.setattr(approximate, "nearest_ids", lambda *_, **__: ["nobody"] * 5)
     made = make_approximate(store, least=1000, before=None, console=None)
@@ -127,8 +130,6 @@ def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
 
 
 def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch):
-    from vlmo.retrieval import approximate
-
     store, _ = filled(tmp_path, number=1500, captions=False)
     nearest_ids, asked = approximate.nearest_ids, []
 
@@ -137,6 +138,7 @@ def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch
         return nearest_ids(table, query, top=top if search.candidates >= 1000 else 5, search=search)
 
     monkeypatch.setattr(approximate, "nearest_ids", few_candidates)
+    monkeypatch.setattr(approximate, "_QUERIES", 20)
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
     assert list(dict.fromkeys(asked)) == [(25, 200), (39, 400), (39, 800), (39, 1600)]
@@ -145,7 +147,8 @@ def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch
     assert written(store, asdict(made)).approximate == made.search
 
 
-def test_index_stays_until_the_table_has_doubled(tmp_path):
+def test_index_stays_until_the_table_has_doubled(tmp_path, monkeypatch):
+    monkeypatch.setattr(approximate, "_QUERIES", 10)
     store, _ = filled(tmp_path, number=1200, captions=False)
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
@@ -159,13 +162,13 @@ def test_index_stays_until_the_table_has_doubled(tmp_path):
     assert [index.index_uuid for index in store.images.list_indices()] != uuids
 
 
-def test_small_set_is_searched_exactly(model, tmp_path):
+def test_small_set_is_searched_exactly(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(3))
-    report = build(model, folder, out=tmp_path / "index")
+    report = build(encoder, folder, out=tmp_path / "index")
     assert report.recall is None
     opened = Index.open(tmp_path / "index")
     assert opened.approximate is None
-    report = build(model, write_folder(tmp_path / "more"), out=tmp_path / "index", approximate_from=10)
+    report = build(encoder, write_folder(tmp_path / "more"), out=tmp_path / "index", approximate_from=10)
     facts = json.loads((tmp_path / "index" / "index.json").read_text())
     assert report.recall is not None
     assert facts["approximate"]["recall"]["value"] == report.recall.value

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import io
 import json
 import os
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from tests.retrieval.toy_index import (
 )
 
 from vlmo import progress
-from vlmo.retrieval import Encoder, Index, IndexSettings, build_index, building, engine, journal
+from vlmo.retrieval import Index, IndexSettings, build_index, building, engine, journal
 from vlmo.retrieval.engine import RecordEncoder
 from vlmo.retrieval.metadata import Unmatched
 from vlmo.retrieval.sources import Record
@@ -60,12 +60,12 @@ def quarantine(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
 
 
-def test_index_of_a_folder_holds_what_is_there(model, gallery):
+def test_index_of_a_folder_holds_what_is_there(encoder, gallery):
     folder, out = gallery
     found = rows(out)
     assert list(found) == sorted(found)
     assert found.keys() == {str(folder / name) for name in NAMES}
-    vectors = Encoder(model).embed_images(drawings())
+    vectors = encoder.embed_images(drawings())
     for number, name in enumerate(NAMES):
         row = found[str(folder / name)]
         np.testing.assert_allclose(row["vector"], vectors[number], atol=CLOSE)
@@ -78,7 +78,7 @@ def test_index_of_a_folder_holds_what_is_there(model, gallery):
     assert facts["complete"]
     assert (facts["pictures"], facts["captions"]) == (NUM, 2 * NUM)
     assert facts["inputs"] == [str(folder)]
-    assert facts["model"]["fingerprint"] == Encoder(model).fingerprint
+    assert facts["model"]["fingerprint"] == encoder.fingerprint
     assert not (out / "pending").exists()
 
 
@@ -100,7 +100,7 @@ def test_layout_on_the_disk_is_that_of_version_1(gallery):
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "parquet with paths", "dataset", "dataset with splits"])
-def test_every_form_gives_the_same_vectors(kind, model, gallery, tmp_path):
+def test_every_form_gives_the_same_vectors(kind, encoder, gallery, tmp_path):
     given = tmp_path / "given"
     if kind == "tar":
         write_tar(given / "00000.tar")
@@ -122,7 +122,7 @@ def test_every_form_gives_the_same_vectors(kind, model, gallery, tmp_path):
         splits = DatasetDict({"train": whole.select(range(20)), "test": whole.select(range(20, NUM))})
         (splits if "splits" in kind else whole).save_to_disk(given)
     inputs = given / "x.parquet" if "parquet" in kind else given
-    report = build(model, inputs, out=tmp_path / "index")
+    report = build(encoder, inputs, out=tmp_path / "index")
     assert report.encoded == NUM
     expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
     found = rows(tmp_path / "index")
@@ -143,20 +143,20 @@ def test_every_form_gives_the_same_vectors(kind, model, gallery, tmp_path):
             "dataset with splits": {"year": "whole number", "split": "text"},
         }[kind].items()
     )
-    again = build(model, inputs, out=tmp_path / "index")
+    again = build(encoder, inputs, out=tmp_path / "index")
     assert (again.encoded, again.reused, again.unchanged, again.deleted) == (0, 0, NUM, 0)
 
 
-def test_patterns_and_files_are_inputs(model, tmp_path):
+def test_patterns_and_files_are_inputs(encoder, tmp_path):
     folder = write_folder(tmp_path / "images")
-    report = build(model, str(folder / "*0?.png"), folder / NAMES[11], out=tmp_path / "index")
+    report = build(encoder, str(folder / "*0?.png"), folder / NAMES[11], out=tmp_path / "index")
     names = {Path(place).relative_to(folder).as_posix() for place in rows(tmp_path / "index")}
     assert names == {*(name for number, name in enumerate(NAMES) if number < 10 and number % 2 == 0), NAMES[11]}
     assert report.images == 6
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
-def test_uris_are_inputs(scheme, model, gallery, tmp_path):
+def test_uris_are_inputs(scheme, encoder, gallery, tmp_path):
     import fsspec
 
     base = f"memory://{tmp_path.name}" if scheme == "memory" else f"file://{tmp_path}/store"
@@ -168,22 +168,22 @@ def test_uris_are_inputs(scheme, model, gallery, tmp_path):
     with fsspec.open(f"{base}/tars/00000.tar", "wb", auto_mkdir=True) as file:
         file.write((tmp_path / "00000.tar").read_bytes())
     out = tmp_path / "index"
-    assert build(model, f"{base}/images", f"{base}/tars/*.tar", out=out).encoded == NUM
+    assert build(encoder, f"{base}/images", f"{base}/tars/*.tar", out=out).encoded == NUM
     expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
     for row in rows(out).values():
         np.testing.assert_allclose(row["vector"], expected[row["hash"]], atol=CLOSE)
     index = Index.open(out)
     ids = [row["id"] for row in rows(out).values()]
     assert {image.size for image in index.images(ids)} == {image.size for image in drawings()}
-    assert build(model, out=out).unchanged == NUM
+    assert build(encoder, out=out).unchanged == NUM
     files.rm(f"{base}/images/3.png")
-    assert build(model, out=out).deleted == 1
+    assert build(encoder, out=out).deleted == 1
 
 
-def test_update_embeds_what_is_new_and_removes_what_is_gone(model, counted, tmp_path):
+def test_update_embeds_what_is_new_and_removes_what_is_gone(encoder, counted, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(12))
     out = tmp_path / "index"
-    assert build(model, folder, out=out).encoded == 12
+    assert build(encoder, folder, out=out).encoded == 12
     counted.clear()
 
     (folder / NAMES[0]).unlink()
@@ -191,13 +191,13 @@ def test_update_embeds_what_is_new_and_removes_what_is_gone(model, counted, tmp_
     (folder / NAMES[2]).rename(folder / "moved.png")
     (folder / NAMES[20]).write_bytes(encoded(drawings()[21]))  # new
     os.utime(folder / NAMES[3], (1, 1))  # looks changed, and is not
-    report = build(model, out=out)
+    report = build(encoder, out=out)
     assert (report.encoded, report.reused, report.unchanged, report.deleted) == (2, 2, 8, 2)
     assert set(counted.values()) == {1}
     assert len(counted) == 2
     found = rows(out)
     assert found.keys() == {str(folder / name) for name in [*NAMES[1:2], *NAMES[3:12], NAMES[20], "moved.png"]}
-    expected = Encoder(model).embed_images([drawings()[20], drawings()[21], drawings()[2]])
+    expected = encoder.embed_images([drawings()[20], drawings()[21], drawings()[2]])
     for name, vector in zip([NAMES[1], NAMES[20], "moved.png"], expected, strict=True):
         np.testing.assert_allclose(found[str(folder / name)]["vector"], vector, atol=CLOSE)
     # Captions of images that are gone are gone too.
@@ -205,20 +205,20 @@ def test_update_embeds_what_is_new_and_removes_what_is_gone(model, counted, tmp_
     assert index.num_captions == sum(len(row["captions"]) for row in found.values())
 
 
-def test_other_captions_and_columns_need_no_other_vector(model, counted, tmp_path):
+def test_other_captions_and_columns_need_no_other_vector(encoder, counted, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(8))
     out = tmp_path / "index"
-    build(model, folder, out=out)
+    build(encoder, folder, out=out)
     counted.clear()
     write_table(folder / "captions.csv", numbers=range(4), year=1900)
-    report = build(model, out=out)
+    report = build(encoder, out=out)
     assert not counted
     assert (report.encoded, report.reused, report.captions) == (0, 8, 8)
     found = rows(out)
     assert [found[str(folder / name)]["year"] for name in NAMES[:6]] == [1900, 1901, 1902, 1903, None, None]
 
 
-def test_metadata_file_tells_of_files_by_name(model, tmp_path):
+def test_metadata_file_tells_of_files_by_name(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(4))
     table = tmp_path / "about.jsonl"
     lines = [
@@ -226,7 +226,7 @@ def test_metadata_file_tells_of_files_by_name(model, tmp_path):
         {"file_name": Path(NAMES[1]).name, "Price (EUR)": 2.5, "sold": True},
     ]
     table.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    build(model, folder, out=tmp_path / "index", metadata=table)
+    build(encoder, folder, out=tmp_path / "index", metadata=table)
     found = rows(tmp_path / "index")
     first, second = found[str(folder / NAMES[0])], found[str(folder / NAMES[1])]
     assert first["captions"] == ["one", "two"]
@@ -237,61 +237,61 @@ def test_metadata_file_tells_of_files_by_name(model, tmp_path):
     }  # fmt: skip
 
 
-def test_later_runs_go_by_what_the_first_was_told(model, tmp_path):
+def test_later_runs_go_by_what_the_first_was_told(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(3))
     out, table = tmp_path / "index", write_table(tmp_path / "about.csv", numbers=range(4))
-    report = build(model, folder, out=out, metadata=table, store_bytes=True)
+    report = build(encoder, folder, out=out, metadata=table, store_bytes=True)
     assert report.unmatched == Unmatched(1, 4, NAMES[3], table)
     (folder / NAMES[3]).write_bytes(encoded(drawings()[3]))
-    report = build(model, out=out)
+    report = build(encoder, out=out)
     assert (report.unchanged, report.encoded, report.captions, report.unmatched) == (3, 1, 8, None)
     found = rows(out)
     assert [found[str(folder / name)]["captions"] for name in NAMES[:4]] == CAPTIONS[:4]
     assert all(row["bytes"] for row in found.values())
 
     other = write_table(tmp_path / "other.csv", numbers=range(1))
-    assert build(model, out=out, metadata=other, store_bytes=False).captions == 2
-    report = build(model, out=out)
+    assert build(encoder, out=out, metadata=other, store_bytes=False).captions == 2
+    report = build(encoder, out=out)
     assert (report.unchanged, report.captions) == (4, 2)
     assert not any(row["bytes"] for row in rows(out).values())
     other.unlink()
     with pytest.raises(ValueError, match=r"other.csv, this index's table of metadata, is gone; .*--forget"):
-        build(model, out=out)
-    assert build_index(model, out=out, forget=[other]).captions == 0
+        build(encoder, out=out)
+    assert build_index(encoder, out=out, forget=[other]).captions == 0
 
 
-def test_column_keeps_a_name_that_looks_like_ours(model, tmp_path):
+def test_column_keeps_a_name_that_looks_like_ours(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(2))
     table = tmp_path / "about.jsonl"
     table.write_text(json.dumps({"image": NAMES[0], "n__wider": 1}), encoding="utf-8")
     for _ in range(2):
-        build(model, folder, out=tmp_path / "index", metadata=table)
+        build(encoder, folder, out=tmp_path / "index", metadata=table)
         assert Index.open(tmp_path / "index").columns == {"n__wider_": "whole number"}
 
 
-def test_columns_widen_from_run_to_run(model, tmp_path):
+def test_columns_widen_from_run_to_run(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(3))
     out, table = tmp_path / "index", tmp_path / "about.jsonl"
     for value, kind in ((1, "whole number"), (0.5, "number"), ("many", "text")):
         table.write_text(json.dumps({"image": NAMES[0], "n": value}), encoding="utf-8")
-        build(model, folder, out=out, metadata=table)
+        build(encoder, folder, out=out, metadata=table)
         assert Index.open(out).columns == {"n": kind}
         assert rows(out)[str(folder / NAMES[0])]["n"] == value
 
 
-def test_same_bytes_are_embedded_once(model, counted, tmp_path):
+def test_same_bytes_are_embedded_once(encoder, counted, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(20))
     for copy in range(3):
         for number in range(20):
             (folder / f"copy {copy} of {number}.png").write_bytes((folder / NAMES[number]).read_bytes())
-    report = build(model, folder, out=tmp_path / "index")
+    report = build(encoder, folder, out=tmp_path / "index")
     assert (report.images, report.encoded, report.reused) == (80, 20, 60)
     assert len(counted) == 20
     assert set(counted.values()) == {1}
     assert len({row["id"] for row in rows(tmp_path / "index").values()}) == 80
 
 
-def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
+def test_bad_files_are_told_and_the_rest_goes_on(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(4))
     (folder / "text.jpg").write_text("no image")
     (folder / "empty.png").touch()
@@ -302,7 +302,7 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
     cut = (folder / "x.tar").read_bytes()
     (folder / "x.tar").write_bytes(cut[: len(cut) // 4])
     out = tmp_path / "index"
-    report = build(model, folder, out=out)
+    report = build(encoder, folder, out=out)
     assert 4 < report.images < 8
     reasons = {Path(line["path"]).name: line["reason"] for line in quarantine(out)}
     assert reasons.keys() == {"text.jpg", "empty.png", "cut.png", "bomb.png", "x.tar", r"latin \udcfc.png"}
@@ -317,7 +317,7 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
     (folder / "text.jpg").write_bytes(encoded(drawings()[8], "JPEG"))
     (folder / "x.tar").write_bytes(cut)
     (folder / NAMES[0]).write_bytes(b"now it is bad")
-    report = build(model, out=out)
+    report = build(encoder, out=out)
     assert {Path(line["path"]).name for line in quarantine(out)} == {"empty.png", "cut.png", "bomb.png", NAMES[0]}
     assert report.images == 3 + 1 + 4
     # What is said of a shard stays while the shard is not read again.
@@ -325,14 +325,14 @@ def test_bad_files_are_told_and_the_rest_goes_on(model, tmp_path):
     data = bytearray((folder / "y.tar").read_bytes())
     data[512 + 20 : 512 + 40] = bytes(20)
     (folder / "y.tar").write_bytes(data)
-    build(model, out=out)
+    build(encoder, out=out)
     before = quarantine(out)
     assert any(line["path"].endswith("y.tar") for line in before)
-    build(model, out=out)
+    build(encoder, out=out)
     assert quarantine(out) == before
 
 
-def test_file_that_vanishes_before_it_is_read_is_told(model, tmp_path, monkeypatch):
+def test_file_that_vanishes_before_it_is_read_is_told(encoder, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(4))
     listed = building.find
 
@@ -341,18 +341,18 @@ def test_file_that_vanishes_before_it_is_read_is_told(model, tmp_path, monkeypat
         (folder / NAMES[1]).unlink()
 
     monkeypatch.setattr(building, "find", find)
-    report = build(model, folder, out=tmp_path / "index")
+    report = build(encoder, folder, out=tmp_path / "index")
     assert (report.images, report.bad) == (3, 1)
     assert "No such file" in quarantine(tmp_path / "index")[0]["reason"]
 
 
-def test_log_gets_lines_of_progress(model, tmp_path, monkeypatch):
+def test_log_gets_lines_of_progress(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     monkeypatch.setattr(building, "_LISTED_EVERY", 5)
     folder = write_folder(tmp_path / "images")
     console = Console(file=io.StringIO(), force_terminal=False, width=60)
-    build_index(model, [folder], out=tmp_path / "index", settings=IndexSettings(batch=8), console=console)
-    embed_images(Encoder(model), [folder], out=tmp_path / "v.npy", batch=8, console=console)
+    build_index(encoder, [folder], out=tmp_path / "index", settings=IndexSettings(batch=8), console=console)
+    embed_images(encoder, [folder], out=tmp_path / "v.npy", batch=8, console=console)
     lines = console.file.getvalue().splitlines()
     size = sum((folder / name).stat().st_size for name in NAMES) / 1000
     assert f"listing {folder}: 20" in lines
@@ -360,65 +360,65 @@ def test_log_gets_lines_of_progress(model, tmp_path, monkeypatch):
     assert any(line.startswith(f"embedding: {size:.1f} kB of") for line in lines)
 
 
-def test_links_are_followed_once(model, tmp_path):
+def test_links_are_followed_once(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(4))
     (folder / "sub" / "loop").symlink_to(folder)
     (folder / "self").symlink_to(folder / "self")
     (folder / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     outside = write_folder(tmp_path / "outside", table=False, numbers=range(6, 8))
     (folder / "linked").symlink_to(outside)
-    assert build(model, folder, out=tmp_path / "index").images == 6
+    assert build(encoder, folder, out=tmp_path / "index").images == 6
 
 
-def test_stored_bytes_outlive_the_files(model, tmp_path):
+def test_stored_bytes_outlive_the_files(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(2))
     out = tmp_path / "index"
-    build(model, folder, out=out, store_bytes=True)
+    build(encoder, folder, out=out, store_bytes=True)
     (id,) = [row["id"] for place, row in rows(out).items() if place.endswith(NAMES[0])]  # noqa: A001
     (folder / NAMES[0]).unlink()
     assert Index.open(out).image(id).size == drawings()[0].size
     assert Index.open(out).hit(id).path is None
 
 
-def test_forgotten_input_leaves_the_index(model, tmp_path):
+def test_forgotten_input_leaves_the_index(encoder, tmp_path):
     first = write_folder(tmp_path / "first", numbers=range(3))
     second = write_folder(tmp_path / "second", numbers=range(3, 8))
     out = tmp_path / "index"
-    build(model, first, second, out=out)
+    build(encoder, first, second, out=out)
     with pytest.raises(ValueError, match="third is no input of this index"):
-        build_index(model, out=out, forget=[tmp_path / "third"])
-    report = build_index(model, out=out, forget=[first])
+        build_index(encoder, out=out, forget=[tmp_path / "third"])
+    report = build_index(encoder, out=out, forget=[first])
     assert (report.images, report.deleted) == (5, 3)
     assert json.loads((out / "index.json").read_text())["inputs"] == [str(second)]
 
 
-def test_input_that_is_empty_or_gone_empties_nothing(model, tmp_path):
+def test_input_that_is_empty_or_gone_empties_nothing(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(3))
     out = tmp_path / "index"
-    build(model, folder, out=out)
+    build(encoder, folder, out=out)
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="there is nothing at"):
-        build(model, out=out)
+        build(encoder, out=out)
     folder.mkdir()
     with pytest.raises(ValueError, match=r"holds no image.*--forget"):
-        build(model, out=out)
+        build(encoder, out=out)
     assert len(rows(out)) == 3
 
 
-def test_single_file_that_is_gone_leaves_the_index(model, tmp_path):
+def test_single_file_that_is_gone_leaves_the_index(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(6))
     files, out = [folder / NAMES[number] for number in (0, 2, 4)], tmp_path / "index"
-    build(model, *files, out=out)
+    build(encoder, *files, out=out)
     files[1].unlink()
-    report = build(model, files[0], files[2], out=out)
+    report = build(encoder, files[0], files[2], out=out)
     assert (report.images, report.deleted) == (2, 1)
     files[1].write_bytes(encoded(drawings()[8]))
-    assert build(model, out=out).images == 3
+    assert build(encoder, out=out).images == 3
     with pytest.raises(ValueError, match=r"there is nothing at .*typo\.png"):
-        build(model, folder / "typo.png", out=out)
+        build(encoder, folder / "typo.png", out=out)
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"there is nothing at .*--forget .* takes them out"):
-        build(model, out=out)
+        build(encoder, out=out)
     assert len(rows(out)) == 3
 
 
@@ -429,7 +429,7 @@ def test_other_model_is_refused(model, gallery, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["files", "tar"])
-def test_images_go_through_a_few_at_a_time(kind, model, tmp_path, monkeypatch):
+def test_images_go_through_a_few_at_a_time(kind, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_GROUP", 8)
     monkeypatch.setattr(journal, "_ROWS", 10)
     given = write_folder(tmp_path / "images", table=False)
@@ -439,52 +439,56 @@ def test_images_go_through_a_few_at_a_time(kind, model, tmp_path, monkeypatch):
         with tarfile.open(tmp_path / "x.tar", "w") as tar:
             tar.add(given, arcname="x")
         given = tmp_path / "x.tar"
-    alive, waiting = [], []
-    finish = RecordEncoder.finish
+    read, alive, waiting = [], [], []
+    make, finish = Record.__init__, RecordEncoder.finish
+
+    def note(self, *arguments, **fields):
+        make(self, *arguments, **fields)
+        read.append(weakref.ref(self))
 
     def count(self, images, started):
-        alive.append(sum(type(each) is Record for each in gc.get_objects()))
+        alive.append(sum(each() is not None for each in read))
         waiting.append(len(list((tmp_path / "index" / "pending").glob("*.arrow"))))
         return finish(self, images, started)
 
+    monkeypatch.setattr(Record, "__init__", note)
     monkeypatch.setattr(RecordEncoder, "finish", count)
-    gc.collect()  # what the errors of other tests hold
-    report = build_index(model, [given], out=tmp_path / "index", settings=IndexSettings(batch=2))
+    report = build_index(encoder, [given], out=tmp_path / "index", settings=IndexSettings(batch=2))
     assert report.images == NUM + 60
     # A group that was read, one that is being read, and three batches; never all of them.
     assert max(alive) <= 2 * 8 + 3 * 2
     assert max(waiting) <= 10
 
 
-def test_lost_captions_are_no_empty_captions(model, tmp_path):
+def test_lost_captions_are_no_empty_captions(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(2))
     out = tmp_path / "index"
-    build(model, folder, out=out)
+    build(encoder, folder, out=out)
     shutil.rmtree(out / "captions.lance")
     with pytest.raises(ValueError, match="the index is damaged"):
-        build(model, out=out)
+        build(encoder, out=out)
 
 
-def test_only_one_process_writes(model, tmp_path):
+def test_only_one_process_writes(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(2))
     out = tmp_path / "index"
-    build(model, folder, out=out)
+    build(encoder, folder, out=out)
     with FileLock(out / ".lock"), pytest.raises(ValueError, match="another process is writing"):
-        build(model, folder, out=out)
+        build(encoder, folder, out=out)
 
 
-def test_folder_of_something_else_is_left_alone(model, tmp_path):
+def test_folder_of_something_else_is_left_alone(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(2))
     with pytest.raises(ValueError, match="something else than an index"):
-        build(model, folder, out=folder)
+        build(encoder, folder, out=folder)
     with pytest.raises(ValueError, match="nothing to index"):
-        build(model, out=tmp_path / "index")
+        build(encoder, out=tmp_path / "index")
     assert not (tmp_path / "index").exists()
     with pytest.raises(ValueError, match="thumbnail is 3"):
-        build(model, folder, out=tmp_path / "index", thumbnail=3)
+        build(encoder, folder, out=tmp_path / "index", thumbnail=3)
 
 
-def test_index_that_is_not_finished_says_so(model, tmp_path, monkeypatch, caplog):
+def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, caplog):
     folder, out = write_folder(tmp_path / "images"), tmp_path / "index"
     finish, batches = RecordEncoder.finish, []
 
@@ -496,18 +500,18 @@ def test_index_that_is_not_finished_says_so(model, tmp_path, monkeypatch, caplog
 
     monkeypatch.setattr(RecordEncoder, "finish", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        build(model, folder, out=out)
+        build(encoder, folder, out=out)
     with pytest.raises(ValueError, match=r"not finished: its first run was cut off.*run vlmo index again"):
         Index.open(out)
     monkeypatch.undo()
-    build(model, out=out)
+    build(encoder, out=out)
     assert Index.open(out).num_images == NUM
     assert not caplog.messages
 
     Image.new("RGB", (20, 20)).save(folder / "new.png")
     monkeypatch.setattr(RecordEncoder, "finish", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        build(model, out=out)
+        build(encoder, out=out)
     assert Index.open(out).num_images == NUM
     assert "has not ended, so that new images may be missing" in caplog.messages[0]
 

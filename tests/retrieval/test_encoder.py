@@ -18,11 +18,6 @@ CLOSE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def encoder(model):
-    return Encoder(model)
-
-
-@pytest.fixture(scope="module")
 def plain(model):
     return load_retrieval_model(model)
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import time
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import NAMES, NUM, build, rows, write_folder
 
-from vlmo.retrieval import Encoder, Index
+from vlmo.retrieval import Encoder, Index, store
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +65,8 @@ def test_vector_of_another_size_is_refused(index):
         index.nearest(np.zeros(3), top=1)
 
 
-def test_index_without_captions_says_so(model, tmp_path):
-    build(model, write_folder(tmp_path / "images", table=False, numbers=range(2)), out=tmp_path / "index")
+def test_index_without_captions_says_so(encoder, tmp_path):
+    build(encoder, write_folder(tmp_path / "images", table=False, numbers=range(2)), out=tmp_path / "index")
     with pytest.raises(ValueError, match="no image of this index has a caption"):
         Index.open(tmp_path / "index").nearest_captions(np.zeros(32), top=1)
 
@@ -146,16 +148,15 @@ def test_damaged_data_is_one_line(gallery, tmp_path):
     assert ".rs" not in str(caught.value)
 
 
-def test_reader_sees_what_a_writer_does(model, tmp_path):
-    import time
-
+def test_reader_sees_what_a_writer_does(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_READ_EVERY", timedelta(seconds=0.2))
     folder = write_folder(tmp_path / "images", numbers=range(3))
-    build(model, folder, out=tmp_path / "index")
+    build(encoder, folder, out=tmp_path / "index")
     index = Index.open(tmp_path / "index")
     vector = index.vector(index.nearest(np.ones(32, dtype=np.float32), top=1)[0].id)
     assert index.num_images == 3
     (folder / NAMES[0]).unlink()
-    build(model, out=tmp_path / "index")
-    time.sleep(2.1)
+    build(encoder, out=tmp_path / "index")
+    time.sleep(0.25)
     assert index.num_images == 2
     assert len(index.nearest(vector, top=9)) == 2

@@ -8,16 +8,10 @@ import pytest
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import NAMES, write_folder, write_tar
 
-from vlmo.retrieval import Encoder
 from vlmo.retrieval.vectors import embed_images, embed_texts
 
 # Batches of other sizes add up in another order.
 CLOSE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def encoder(model):
-    return Encoder(model)
 
 
 def read(path, name):

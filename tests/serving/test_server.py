@@ -25,7 +25,7 @@ from vlmo.serving.server import _protocol, bind, read_key, with_names
 from vlmo.serving.settings import Limits, Settings
 
 PATIENCE_S = 30
-WAIT_MS = 4000
+WAIT_MS = 2500
 """So long each request of the slow server waits for others, which makes room to look at it meanwhile."""
 
 
