@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.e2e.test_tutorial import write_pictures
+from tests.e2e.test_tutorial import write_images
 from tests.forkserver import PATIENCE_S, Process, start_command
 from tests.killing import wait_until
 
@@ -30,7 +30,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    write_pictures(folder / "pictures")
+    write_images(folder / "pictures")
     process = train(folder, "whole")
     assert process.wait() == 0, process.stderr
     return folder

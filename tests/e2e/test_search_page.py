@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.e2e.test_tutorial import write_pictures
+from tests.e2e.test_tutorial import write_images
 from tests.integrations.toy_gallery import trained_folder
 from vlmo.cli import main
 
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
     """Where the page is followed."""
     folder = tmp_path_factory.mktemp("page")
     trained_folder(folder / "runs" / "mine" / "model")
-    write_pictures(folder / "pictures")
+    write_images(folder / "pictures")
     (folder / "sentences.txt").write_text("a dog\n\na cat\n")
     return folder
 

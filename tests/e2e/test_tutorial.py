@@ -1,4 +1,4 @@
-"""The tutorial's commands, word for word but for the number of steps, on a miniature folder of pictures."""
+"""The tutorial's commands, word for word but for the number of steps, on a miniature folder of images."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def shortened(words: list[str]) -> list[str]:
     return [*words, "--trainer.max-steps", "2", *more]
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     folder.mkdir()
     with (folder / "captions.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -62,19 +62,19 @@ def write_pictures(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Where the page is followed: pictures, sentences, and what the page takes from the quickstart."""
+    """Where the page is followed: images, sentences, and what the page takes from the quickstart."""
     folder = tmp_path_factory.mktemp("page")
-    write_pictures(folder / "pictures")
+    write_images(folder / "images")
     for name in ("a.jpg", "b.jpg", "shape.png"):
         Image.new("RGB", (64, 64), "red").save(folder / name)
     (folder / "sentences.txt").write_text("\n".join(f"This is sentence {number}, about a dog." for number in range(64)))
     small = ["--trainer.max-steps", "2", "--loader.global-batch-size", "32"]
-    own = ["--data.source", "pictures"]
+    own = ["--data.source", "images"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage, options in (
             ("tokenizer", own),
-            ("stage1", [*own, "--text.learn-from", "pictures", "sentences.txt"]),
+            ("stage1", [*own, "--text.learn-from", "images", "sentences.txt"]),
             ("stage2", ["--data.source", "sentences.txt"]),
             ("stage3", [*own, "--stage.losses.fused-stride", "8"]),
         ):
@@ -101,7 +101,7 @@ def test_commands_run(place, monkeypatch, capsys):
         assert seen.width > 0
 
     found = subprocess.run(
-        [sys.executable, SCRIPT, "runs/mine/model", "pictures", "a red bar"],
+        [sys.executable, SCRIPT, "runs/mine/model", "images", "a red bar"],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert len(found.stdout.splitlines()) == 16
@@ -110,9 +110,9 @@ def test_commands_run(place, monkeypatch, capsys):
 
 def test_python_runs(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    (code,) = [block for block in blocks("python") if "Finds pictures by a text" not in block]
+    (code,) = [block for block in blocks("python") if "Search a folder of images by text" not in block]
     exec(compile(code, "docs/tutorial.md", "exec"), {})
-    assert "48 of 48 pictures can be used" in capsys.readouterr().out
+    assert "48 of 48 images can be used" in capsys.readouterr().out
     for row in map(json.loads, "".join(blocks("json")).splitlines()):
         assert {"image", "captions"} <= set(row) or {"image_id", "reason"} <= set(row)
     assert next(csv.DictReader(blocks("csv")[0].splitlines())).keys() == {"image", "caption", "split"}
