@@ -69,7 +69,7 @@ class Peer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
+        """Device of the inputs."""
         return self.clip.logit_scale.device
 
     def get_image_features(self, *, pixel_values: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:

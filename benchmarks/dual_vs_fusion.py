@@ -45,7 +45,7 @@ class Options:
     seconds: float = 300.0
     """Most time for each of images, texts and pairs; the rest is extrapolated."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations."""
+    """Data type of weights and activations."""
     threads: int = 2
     """CPU threads."""
     out: Path | None = None

@@ -56,7 +56,7 @@ class Options:
     text_lengths: tuple[int, int] = (8, 24)
     """Shortest and longest text of a batch, in tokens."""
     turns: int = 5
-    """How often each program is timed."""
+    """Timed turns of each program."""
     seconds: float = 2.0
     """Least time of a turn; it has at least one call."""
     threads: int = 2
@@ -71,7 +71,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What both towers of all programs are made of."""
+    """Sizes of both towers of all programs."""
 
     width: int
     layers: int
@@ -243,7 +243,7 @@ def text_batch(rows: int, lengths: tuple[int, int], *, pad_to: int | None, vocab
 
 
 def calls_of(encoders: dict[str, Encoder], rows: int, options: Options, precision: Precision) -> dict[str, Any]:
-    """What is timed at a batch size: images and texts of each program."""
+    """Calls to be timed at a batch size: images and texts of each program."""
     pixels = torch.randn(rows, 3, *[SIZES[options.size].image_size] * 2, generator=torch.Generator().manual_seed(0))
     images: dict[str, Call] = {}
     texts: dict[str, Call] = {}

@@ -72,7 +72,7 @@ class Options:
     warmup: int = 3
     """Steps before the clock starts; compilation falls into them."""
     backend: str = "inductor"
-    """Of torch.compile."""
+    """Backend of torch.compile."""
     peak_tflops: float | None = None
     """The data sheet's dense bfloat16 rate of the device, in 10^12 operations a second."""
     out: Path | None = None
@@ -128,7 +128,7 @@ def _compiled_flex(backend: str) -> Callable[..., Any]:
 
 
 def attend_by_flex(backend: str) -> Callable[..., Tensor]:
-    """What takes the place of torch's `scaled_dot_product_attention`; FlexAttention adds the bias to each score."""
+    """Attention in place of torch's `scaled_dot_product_attention`; FlexAttention adds the bias to each score."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         score: Any = None

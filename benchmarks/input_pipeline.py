@@ -80,7 +80,7 @@ class Options:
     batch_size: int = 64
     """Pictures of a batch."""
     turns: int = 5
-    """How often each pipeline reads all tars."""
+    """Passes of each pipeline over all tars."""
     out: Path | None = None
     """JSON file for the result."""
 
@@ -165,7 +165,7 @@ def open_clip_pipeline(tars: list[Path], *, options: Options) -> Pipeline:
 def our_pipeline(
     tars: list[Path], *, options: Options, rand_augment_ops: int, tokenizer: Any, folder: Path
 ) -> Pipeline:
-    """What training on streams reads with, without worker processes, and the normalisation that is the device's."""
+    """Read as training on streams does, without worker processes, and normalise, which is the device's work."""
     transform = train_transform(
         TransformConfig(
             image_size=options.image_size,

@@ -47,7 +47,7 @@ class Options:
     text_length: int | None = None
     """Tokens of each text, none of them padding; by default the longest text of the processor, or 40."""
     turns: int = 7
-    """How often each engine is timed."""
+    """Timed turns of each engine."""
     seconds: float = 0.5
     """Least time of a turn; it has at least one call."""
     threads: int = 2

@@ -1,4 +1,4 @@
-"""How far imported checkpoints are from other implementations, and what importing a full-size one costs.
+"""Compare imported checkpoints with other implementations, and measure an import at full size.
 
     python benchmarks/parity.py --base --out benchmarks/results/parity.json
 

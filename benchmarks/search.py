@@ -59,7 +59,7 @@ class Options:
     graphs_up_to: int = 10_000
     """Largest size for which FAISS builds an HNSW graph too, which takes far longer than the other indexes."""
     work: Path | None = None
-    """Where vectors and tables lie meanwhile, about 7 KB a vector; by default a temporary folder."""
+    """Folder for vectors and tables meanwhile, about 7 KB a vector; by default a temporary one."""
     out: Path | None = None
     """JSON file for the result."""
 
@@ -200,7 +200,7 @@ def table_of(sizes: Mapping[str, Any]) -> str:
 
 
 def against_bar(engines: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether LanceDB's index meets the bar, by its worst kind of query."""
+    """Compare LanceDB's index with the bar, by its worst kind of query."""
     kinds = engines["lancedb index"]["one by one"].values()
     recall, slowest = min(each["recall@10"] for each in kinds), max(each["p99_ms"] for each in kinds)
     bars = {"recall@10": RECALL_BAR, "p99_ms": P99_BAR_MS}

@@ -21,7 +21,7 @@ class Engine(Protocol):
     """One way to search."""
 
     figures: dict[str, Any]
-    """What is known before the first query: parameters, seconds, bytes."""
+    """Parameters, seconds and bytes, known before the first query."""
 
     def search(self, query: Vector) -> Found:
         """Positions of the nearest vectors."""

@@ -55,11 +55,11 @@ class Options:
     vectors: int = 100_000
     """Pictures in the index."""
     drawings: int = 500
-    """How many of them are real ones."""
+    """Number of them that are real ones."""
     clients: int = 32
     """Requests that are under way at any time, 1 to 256."""
     seconds: float = 20.0
-    """Of each measurement, up to 600; three more before it do not count."""
+    """Seconds of each measurement, up to 600; three more before it do not count."""
     rerank: int = 32
     """Candidates that the fusion encoder judges where there is reranking."""
     top: int = 10
@@ -69,7 +69,7 @@ class Options:
     soak: float = 0.0
     """Seconds of a mixed load after the measurements, up to 7200."""
     index: Path | None = None
-    """Where the index is kept for the next run; by default it is made anew and removed."""
+    """Folder that keeps the index for the next run; by default it is made anew and removed."""
     out: Path | None = None
     """JSON file for the result."""
 
@@ -81,7 +81,7 @@ class Options:
 
 @dataclass
 class Load:
-    """What clients have seen."""
+    """Responses that clients have seen."""
 
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)

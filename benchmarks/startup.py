@@ -36,7 +36,7 @@ class Options:
     """Times the start."""
 
     runs: int = 9
-    """How often each command runs."""
+    """Runs of each command."""
     out: Path | None = None
     """JSON file for the result."""
 

@@ -1,4 +1,4 @@
-"""What the figures of a benchmark depend on beside its settings."""
+"""Circumstances of a benchmark beside its settings: commit, versions, hardware."""
 
 import json
 import os

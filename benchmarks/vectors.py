@@ -123,7 +123,7 @@ def read_vectors(file: Path) -> Vectors:
 
 
 def hardness(queries: Vectors, vectors: Vectors) -> dict[str, float]:
-    """How hard it is to find the neighbours of some queries among some vectors, all of length one.
+    """Measure how hard it is to find the neighbours of some queries among some vectors, all of length one.
 
     Returns:
         Local intrinsic dimension (maximum likelihood over 100 neighbours, Euclidean distance, median over queries);

@@ -56,7 +56,7 @@ class Options:
     scale: float = 1.0
     """Share of the steps of each recipe; small values only show that everything works."""
     seed: int = 0
-    """Of every run."""
+    """Seed of every run."""
     threads: int = 2
     """CPU threads of PyTorch."""
     out: Path | None = None
@@ -183,7 +183,7 @@ def segment_by_colour(rows: SegmentSet, table: np.ndarray) -> TaskResult:
 
 
 def figures(result: TaskResult) -> dict[str, Any]:
-    """What is kept of a result."""
+    """Part of a result that is kept."""
     return {"metrics": result.metrics} | ({"settings": result.settings} if result.settings else {})
 
 
