@@ -71,7 +71,9 @@ def run_fast_start(
     names = _write_images(images, source=source, split=split, quarantine=run / "quarantine.jsonl")
     report = build_index(encoder, [images], out=index, console=console)
     searcher = Searcher(encoder, index)
-    table = Table("looked for", "rank of the right one", "first results", title="Drawings by their names")
+    table = Table(title="Drawings by their names")
+    for name in ("looked for", "rank of the right one", "first results"):
+        table.add_column(name, justify="right" if name.startswith("rank") else "left")
     queries = []
     for text in names[:: max(1, len(names) // _NUM_QUERIES)][:_NUM_QUERIES]:
         # Every image is ranked, so that the right one has its rank.
