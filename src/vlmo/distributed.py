@@ -17,22 +17,22 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """Number of this process; 0 without a process group."""
+    """Return the number of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes; 1 without a process group."""
+    """Return the number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """True on the process that writes files and draws progress."""
+    """Return True on the process that writes files and shows progress."""
     return rank() == 0
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Device of this process: `name` if given, else this process's GPU, else the CPU.
+    """Return the device of this process: `name` if given, else this process's GPU, else the CPU.
 
     Raises:
         ValueError: There is no such device.
@@ -51,13 +51,13 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def barrier() -> None:
-    """Waits for every process."""
+    """Wait for every process."""
     if world_size() > 1:
         dist.barrier()
 
 
 def all_reduce(tensor: Shaped[Tensor, "*shape"], *, op: str = "sum") -> Shaped[Tensor, "*shape"]:
-    """Sum, or largest value (`op="max"`), over processes; carries no gradient and leaves its argument alone."""
+    """Return the sum, or largest value (`op="max"`), over processes; carries no gradient, leaves its argument alone."""
     result = tensor.detach().clone()
     if world_size() > 1:
         dist.all_reduce(result, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op])
@@ -65,7 +65,7 @@ def all_reduce(tensor: Shaped[Tensor, "*shape"], *, op: str = "sum") -> Shaped[T
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """`value` of every process, in rank order."""
+    """Return `value` of every process, in rank order."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -74,7 +74,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def gather(tensor: Shaped[Tensor, "batch *shape"]) -> Shaped[Tensor, "global *shape"]:
-    """Rows of all processes in rank order, without gradient."""
+    """Return the rows of all processes in rank order, without gradient."""
     if world_size() == 1:
         return tensor.detach()
     tensor = tensor.detach().contiguous()
@@ -84,12 +84,12 @@ def gather(tensor: Shaped[Tensor, "batch *shape"]) -> Shaped[Tensor, "global *sh
 
 
 def gather_with_grad(tensor: Float[Tensor, "batch *shape"]) -> Float[Tensor, "global *shape"]:
-    """Rows of all processes in rank order; gradients that any process gives to a row flow back to its owner, summed."""
+    """Return the rows of all processes in rank order; the gradients of a row flow back to its owner, summed."""
     return tensor if world_size() == 1 else _Gather.apply(tensor)
 
 
 def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen"]) -> Shaped[Tensor, "chosen *shape"]:
-    """Rows `wanted` (numbers in the global batch), fetched from the processes that own them.
+    """Return rows `wanted` (numbers in the global batch), fetched from the processes that own them.
 
     Only the chosen rows travel. Differentiable: the gradient of a fetched row returns to its owner.
     """
@@ -111,14 +111,14 @@ def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen
 def borrow(
     tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen"]
 ) -> tuple[Shaped[Tensor, "rows *shape"], Int[Tensor, "chosen"]]:
-    """`rows` and `places`, such that `rows[places]` are what `exchange` fetches; a process alone copies nothing."""
+    """Return `rows` and `places` such that `rows[places]` are what `exchange` fetches; one process copies nothing."""
     if world_size() == 1:
         return tensor, wanted
     return exchange(tensor, wanted), torch.arange(len(wanted), device=wanted.device)
 
 
 def global_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Mean over the rows of all processes, from this process's sum and number of rows.
+    """Return the mean over the rows of all processes, from this process's sum and number of rows.
 
     The value is equal on every process; its gradient, averaged over processes, is that of the global mean. 0 if there
     are no rows at all.

@@ -183,7 +183,7 @@ def test_perplexity_by_hand() -> None:
 
 def test_wrong_pictures_are_refused() -> None:
     tokenizer = started()
-    with pytest.raises(ValueError, match="give pictures of 40 x 32"):
+    with pytest.raises(ValueError, match="give images of 40 x 32"):
         tokenizer.tokenize(pictures(1), grid=(5, 4))
     with pytest.raises(ValueError, match=r"expected \(batch, 3, height, width\)"):
         tokenizer.tokenize(pictures(1)[0], grid=(4, 4))

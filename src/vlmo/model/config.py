@@ -51,11 +51,11 @@ class VLMoConfig(PreTrainedConfig):
         token_order: `"text_first"`, or `"image_first"` (BEiT-3; absolute positions only).
         final_norm: `"shared"`, or `"separate"` norms after the last block for vision and language (BEiT-3).
         text_embedding: `"bert"` (word, segment, position, LayerNorm) or `"plain"` (word and position, BEiT-3).
-        key_bias: Whether keys carry a bias. It cancels in the softmax unless `attention` is separate (BEiT-3).
-        inner_norm: Whether a LayerNorm stands before the attention's output projection and inside each expert (BEiT-3).
-        use_pooler: Whether the backbone has a pooler.
-        use_match_head: Whether a retrieval model has the head that judges pairs; it needs the pooler.
-        segmentation_layers: After how many blocks the four feature levels of segmentation are taken; None: after
+        key_bias: Give keys a bias. It cancels in the softmax unless `attention` is separate (BEiT-3).
+        inner_norm: Put a LayerNorm before the attention's output projection and inside each expert (BEiT-3).
+        use_pooler: Give the backbone a pooler.
+        use_match_head: Give a retrieval model the head that judges pairs; it needs the pooler.
+        segmentation_layers: Numbers of blocks after which the four levels of segmentation are taken; None: after
             each third of the lower two thirds and at the top, as BEiT does.
         segmentation_channels: Width of the segmentation head.
     """
@@ -110,7 +110,7 @@ class VLMoConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
-        """The configuration of a folder, of the hub, or of a model that comes with the package, such as "vlmo-small".
+        """Load the configuration of a folder, of the hub, or of a model in the package, such as "vlmo-small".
 
         Arguments are those of transformers.
 
@@ -170,7 +170,7 @@ class VLMoConfig(PreTrainedConfig):
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
-        """After how many blocks the feature levels of segmentation are taken: (4, 6, 8, 12) with twelve blocks."""
+        """Numbers of blocks after which the levels of segmentation are taken: (4, 6, 8, 12) with twelve blocks."""
         if self.segmentation_layers is not None:
             return tuple(self.segmentation_layers)
         depth = self.num_hidden_layers
@@ -178,7 +178,7 @@ class VLMoConfig(PreTrainedConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches along height and width at the configured picture size."""
+        """Patches along height and width at the configured image size."""
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
     @property

@@ -30,17 +30,17 @@ class ImageEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def grid_of(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> tuple[int, int]:
-        """Patches along height and width.
+        """Return the number of patches along height and width.
 
         Raises:
-            ValueError: The picture is not a batch of three channels, or its sides are no multiples of the patch size.
+            ValueError: These are no images of three channels, or its sides are no multiples of the patch size.
         """
         channels, patch = self.projection.in_channels, self.patch_size
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != channels or any(side < patch or side % patch for side in shape[2:]):
             raise ValueError(
                 f"pixel_values have shape {shape}; expected (batch, {channels}, height, width) with height and width "
-                f"multiples of the patch size {patch}. Prepare the pictures with VLMoProcessor."
+                f"multiples of the patch size {patch}. Prepare the images with VLMoProcessor."
             )
         return shape[2] // patch, shape[3] // patch
 
@@ -92,7 +92,7 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Int[Tensor, "batch text"]) -> Float[Tensor, "batch text dim"]:
-        """Embeds texts.
+        """Embed texts.
 
         Raises:
             ValueError: The text is longer than the position tables.

@@ -19,7 +19,7 @@ from vlmo.model.position import RelativePositionBias
 
 _INT8_MAX = 127
 # glibc gives larger tensors back at once and asks for their memory anew, page by page: a ninth of the time of 32
-# pictures in bfloat16. In float32, whose products take longer, parts of a batch gain nothing.
+# images in bfloat16. In float32, whose products take longer, parts of a batch gain nothing.
 _LARGEST_BYTES = 2**25
 
 
@@ -71,7 +71,7 @@ class PackedLinear(nn.Module):
     @staticmethod
     @functools.cache
     def serves(device: str, dtype: torch.dtype) -> bool:
-        """Whether this build of PyTorch and this machine multiply so."""
+        """Return True if this build of PyTorch and this machine multiply so."""
         operators = torch.ops.mkldnn
         there = device == "cpu" and torch.backends.mkldnn.is_available() and hasattr(operators, "_linear_pointwise")
         return there and (dtype == torch.float32 or (dtype == torch.bfloat16 and operators._is_mkldnn_bf16_supported()))
@@ -85,7 +85,7 @@ class PackedLinear(nn.Module):
         return F.gelu(sums) if self.gelu else sums
 
     def unpack(self) -> None:
-        """Gives the weight its usual order again, which torch.compile needs."""
+        """Give the weight its usual order again, which torch.compile needs."""
         self.weight = self._unpacked()
 
     def _pack(self) -> None:
@@ -133,17 +133,17 @@ class _Layer(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "batch seq dim"], bias: Float[Tensor, "#batch heads seq seq"] | None
     ) -> Float[Tensor, "batch seq dim"]:
-        """One layer."""
+        """Return states of all tokens."""
         return self._after_attention(hidden, self.norm1(hidden), bias)
 
     def first(
         self, hidden: Float[Tensor, "batch seq dim"], bias: Float[Tensor, "#batch heads seq seq"] | None
     ) -> Float[Tensor, "batch 1 dim"]:
-        """One layer for the first token alone, which sees all of them."""
+        """Return the state of the first token alone, which attends to all of them."""
         return self._after_attention(hidden[:, :1], self.norm1(hidden), None if bias is None else bias[:, :, :1])
 
     def _after_attention(self, hidden: Tensor, normed: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer for the first `hidden.shape[1]` tokens of `normed`."""
+        """Return states of the first `hidden.shape[1]` tokens of `normed`."""
         query = self.query(normed[:, : hidden.shape[1]]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.key_value(normed).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = _attend(query, key, value, bias).transpose(1, 2).flatten(2)
@@ -153,7 +153,7 @@ class _Layer(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Float[Tensor, "batch heads seq dim"]:
-    """Attention with queries that are scaled already."""
+    """Attend with queries that are scaled already."""
     if bias is not None and query.device.type == "cpu" and query.dtype == torch.bfloat16:
         # torch's fused kernel takes twice as long here; in float32 it is the faster one.
         logits = query.contiguous() @ key.contiguous().transpose(-2, -1)
@@ -186,7 +186,7 @@ class Tower(nn.Module):
         inputs: Float[Tensor, "batch 3 height width"] | Int[Tensor, "batch text"],
         bias: Float[Tensor, "layers #batch heads seq seq"] | None = None,
     ) -> Float[Tensor, "batch projection"]:
-        """L2-normalised vectors of pixels or token ids; `bias` of each layer is added to the attention logits."""
+        """Return L2-normalised vectors of pixels or token ids; adds the `bias` of each layer to the attention logits."""
         hidden = self.embeddings(inputs)
         if self.modality_type is not None:
             hidden = hidden + self.modality_type
@@ -195,7 +195,7 @@ class Tower(nn.Module):
         return torch.cat([self._vectors(part, each) for part, each in zip(parts, biases, strict=True)])
 
     def _count_parts(self, hidden: Float[Tensor, "batch seq dim"]) -> int:
-        """How many parts a batch goes through the layers in."""
+        """Return the number of parts in which a batch goes through the layers."""
         if hidden.device.type != "cpu" or hidden.dtype == torch.float32 or torch.compiler.is_compiling():
             return 1
         rows, seq, _ = hidden.shape
@@ -221,7 +221,7 @@ class Tower(nn.Module):
 
 
 class DualEncoderForInference(nn.Module):
-    """The dual encoder of a model, ready to embed (VLMo, "Image-Text Retrieval": only the first ending is used).
+    """The dual encoder of a model, ready to embed (VLMo, "Image-Text Retrieval"; unimodal ITC branch).
 
     Computes what `get_image_features` and `get_text_features` of the model compute, to rounding: LayerScale, the scale
     of the attention logits and the missing key bias are part of the weights, position biases are kept from call to
@@ -248,11 +248,11 @@ class DualEncoderForInference(nn.Module):
     def of(
         cls, backbone: VLMoModel, head: ContrastHead, *, dtype: torch.dtype | None = None, int8: bool = False
     ) -> Self:
-        """The dual encoder of a backbone and its head; `VLMoForImageTextRetrieval.for_inference` calls this.
+        """Make the dual encoder of a backbone and its head; `VLMoForImageTextRetrieval.for_inference` calls this.
 
         Args:
             dtype: Of weights and activations; that of the model by default.
-            int8: Whether the linear layers of the blocks multiply in int8; all else stays in `dtype`.
+            int8: Multiply in int8 in the linear layers of the blocks; all else stays in `dtype`.
 
         Raises:
             ValueError: int8 on another device than a CPU.
@@ -269,7 +269,7 @@ class DualEncoderForInference(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
+        """Device of the inputs."""
         return self.images.projection.weight.device
 
     @property
@@ -278,14 +278,14 @@ class DualEncoderForInference(nn.Module):
         return self.images.projection.weight.dtype
 
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """L2-normalised `image_embeds`, float32."""
+        """Return L2-normalised `image_embeds`, float32."""
         grid = self.images.embeddings.grid_of(pixel_values)
         return self.images(pixel_values, self._bias_of_images(grid))
 
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """L2-normalised `text_embeds`, float32.
+        """Return L2-normalised `text_embeds`, float32.
 
         Raises:
             ValueError: `attention_mask` has another shape than `input_ids`.
@@ -307,7 +307,7 @@ class DualEncoderForInference(nn.Module):
         return self.texts(input_ids[:, :length], bias)
 
     def _bias_of_images(self, grid: tuple[int, int]) -> Float[Tensor, "layers 1 heads seq seq"] | None:
-        """Kept for the grid that was seen last."""
+        """Return the bias of a grid, cached for the last one."""
         if self.position_bias is None:
             return None
         if self._image_bias is None or self._image_bias[0] != grid:
@@ -315,7 +315,7 @@ class DualEncoderForInference(nn.Module):
         return self._image_bias[1]
 
     def _bias_of_texts(self, length: int) -> Float[Tensor, "layers 1 heads seq seq"] | None:
-        """Kept for the longest text so far; that of a shorter one is its upper left corner."""
+        """Return the bias of a length, cached for the longest so far, whose upper left corner serves shorter ones."""
         if self.position_bias is None:
             return None
         if self._text_bias is None or self._text_bias.shape[-1] < length:
@@ -332,18 +332,18 @@ class DualEncoderForInference(nn.Module):
 
 
 class _Weights:
-    """Makes layers out of those of a model. What both modalities share is made once."""
+    """Maker of fast layers out of those of a model; a layer that both modalities share is made once."""
 
     def __init__(self, dtype: torch.dtype, *, int8: bool) -> None:
         self.dtype, self.int8 = dtype, int8
         self._made: dict[nn.Module, Any] = {}
 
     def copied(self, module: Any) -> Any:
-        """A copy in the wanted type."""
+        """Return a copy in the wanted type."""
         return copy.deepcopy(module).to(self.dtype)
 
     def linear(self, module: nn.Module, *, gamma: Tensor | None = None, gelu: bool = False) -> nn.Module:
-        """The layer, with LayerScale or GELU behind it if wanted, as one layer."""
+        """Return the layer with LayerScale and GELU, if there are any, as one layer."""
         layer = cast("nn.Linear", module)
         scale = layer.bias.new_ones(()).float() if gamma is None else gamma.float()
         if layer not in self._made:
@@ -372,6 +372,6 @@ class _Weights:
 
 
 def _of(modules: nn.Module, modality: str) -> nn.Module:
-    """The branch of a modality, or the one for all."""
+    """Return the module of a modality, or the one for all."""
     branches = cast("nn.ModuleDict", modules)
     return branches[SHARED if SHARED in branches else modality]

@@ -1,4 +1,4 @@
-"""Positions of text, image and pair: the relative bias table, absolute tables, and both at another picture size."""
+"""Positions of text, image and pair: the relative bias table, absolute tables, and both at another image size."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _P = ParamSpec("_P")
 
 
 def num_offset_rows(grid: tuple[int, int]) -> int:
-    """Number of distinct patch-to-patch offsets on a grid."""
+    """Return the number of distinct patch-to-patch offsets on a grid."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
 
 
 def _as_always(function: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
-    """Makes a tensor on the CPU and for every use, wherever it is asked for first, since what is kept serves all later.
+    """Make the cached tensor of `function` an ordinary one on the CPU, wherever it is called first.
 
     That may be an evaluation (inference mode), or a model without numbers (`torch.device("meta")`).
     """
@@ -44,7 +44,7 @@ def _as_always(function: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
 def relative_position_index(
     *, num_text: int, grid: tuple[int, int] | None, max_text: int, table_grid: tuple[int, int]
 ) -> Int[Tensor, "seq seq"]:
-    """Row of the bias table for each (query, key).
+    """Return the row of the bias table for each (query, key).
 
     The sequence is `num_text` text tokens (0 for an image alone), then the class token and the patches of `grid` row by
     row (None for a text alone). The table's rows are, in order: patch offsets; image class token to any, any to it, to
@@ -79,7 +79,7 @@ def _text_index(num_text: int, *, max_text: int, first_row: int) -> Int[Tensor, 
 
 
 def _with_class_token(index: Int[Tensor, "n n"], *, first_class_row: int) -> Int[Tensor, "n+1 n+1"]:
-    """Adds a class token in front: its row first, its column, then the corner, in the order of published tables."""
+    """Add a class token in front: its row first, its column, then the corner, in the order of published tables."""
     index = F.pad(index, (1, 0, 1, 0))
     index[0, :] = first_class_row
     index[:, 0] = first_class_row + 1
@@ -99,7 +99,7 @@ class RelativePositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_offset_rows(self.grid) + fixed, self.num_layers * self.num_heads))
 
     def forward(self, *, num_text: int, grid: tuple[int, int] | None) -> list[Float[Tensor, "heads seq seq"]]:
-        """Bias of each layer. A grid that differs from the configured one reads a resized table."""
+        """Return the bias of each layer. Another grid than the configured one reads a resized table."""
         table = self.table if grid is None else resize_bias_table(self.table, source=self.grid, target=grid)
         index = relative_position_index(num_text=num_text, grid=grid, max_text=self.max_text, table_grid=self.grid)
         if table.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -113,7 +113,7 @@ class RelativePositionBias(nn.Module):
 def resize_bias_table(
     table: Float[Tensor, "rows columns"], *, source: tuple[int, int], target: tuple[int, int]
 ) -> Float[Tensor, "new_rows columns"]:
-    """The table for another patch grid: offsets by cubic splines on BEiT's geometric positions, the other rows kept."""
+    """Return the table for another patch grid: offsets by cubic splines on BEiT's geometric positions."""
     if source == target:
         return table
     count = num_offset_rows(source)
@@ -127,7 +127,7 @@ def resize_bias_table(
 @lru_cache(maxsize=32)
 @_as_always
 def _spline_matrix(source: int, target: int) -> Float[Tensor, "target source"]:
-    """Cubic spline interpolation from `source` geometric positions to `target` integers, as a matrix (it is linear)."""
+    """Return cubic spline interpolation from `source` geometric positions to `target` integers, as a matrix."""
     positions = _geometric_positions(source, target)
     # Where the positions fall short of the target's edge, FITPACK's splines repeat their last value.
     wanted = np.arange(-(target // 2), target // 2 + 1).clip(positions[0], positions[-1])
@@ -136,7 +136,7 @@ def _spline_matrix(source: int, target: int) -> Float[Tensor, "target source"]:
 
 
 def _geometric_positions(source: int, target: int) -> np.ndarray:
-    """Positions 0, +-1, +-(1+q), ... whose last one reaches target // 2; q found by bisection as BEiT does."""
+    """Return positions 0, +-1, +-(1+q), ... whose last one reaches target // 2; q found by bisection as BEiT does."""
     low, high, q = 1.01, 1.5, 1.0
     while high - low > 1e-6:
         q = (low + high) / 2
@@ -151,7 +151,7 @@ def _geometric_positions(source: int, target: int) -> np.ndarray:
 def resize_absolute_positions(
     table: Float[Tensor, "positions dim"], *, source: tuple[int, int], target: tuple[int, int]
 ) -> Float[Tensor, "new_positions dim"]:
-    """Absolute image positions for another patch grid: bicubic, the class token's row kept."""
+    """Return absolute image positions for another patch grid: bicubic, the class token's row kept."""
     if source == target:
         return table
     patches = table[1:].T.unflatten(1, source)[None]

@@ -15,7 +15,7 @@ SHARED, VISION, LANGUAGE, VISION_LANGUAGE = "shared", "vision", "language", "vis
 
 @dataclass(frozen=True)
 class Route:
-    """Which tokens are text and which are image, and whether top blocks use their `vision_language` expert."""
+    """Numbers of text and image tokens; with `fusion`, top blocks use their `vision_language` expert."""
 
     num_text: int
     num_image: int

@@ -29,7 +29,7 @@ DALLE_EPSILON = 0.1  # DALL-E squeezes its pixels into [0.1, 0.9] (DALL-E, "The 
 
 
 class VisualTokenizer(Protocol):
-    """What masked image modelling asks of a visual tokenizer."""
+    """Interface of a visual tokenizer for masked image modelling."""
 
     @property
     def num_tokens(self) -> int:
@@ -39,7 +39,7 @@ class VisualTokenizer(Protocol):
     def tokenize(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
     ) -> Int[Tensor, "batch patch"]:
-        """Tokens of a grid of (rows, columns) patches, row by row.
+        """Return tokens of a grid of (rows, columns) patches, row by row.
 
         Computed in float32 and without gradient, whatever the mode and the autocast around the call.
         """
@@ -48,7 +48,7 @@ class VisualTokenizer(Protocol):
 
 @strict
 class VQVisualTokenizerConfig(PreTrainedConfig):
-    """Shape of a `VQVisualTokenizer`; the defaults suit drawings of 64 px.
+    """Shape of a `VQVisualTokenizer`; the defaults suit images of 64 px.
 
     Attributes:
         patch_size: Pixels per side that become one token.
@@ -74,7 +74,7 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
     dead_code_threshold: float = 0.5
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Looks at the values.
+        """Validate the values.
 
         Raises:
             ValueError: A size is below 1, a code is wider than a patch, or the decay is not from 0 to below 1.
@@ -104,10 +104,10 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
 
 @dataclass
 class VQVisualTokenizerOutput(ModelOutput):
-    """What a `VQVisualTokenizer` returns.
+    """Output of a `VQVisualTokenizer`.
 
     Attributes:
-        reconstruction: float32 pictures, like `pixel_values`; the gradient passes the codebook straight through.
+        reconstruction: float32 images, like `pixel_values`; the gradient passes the codebook straight through.
         reconstruction_loss: Mean squared error of `reconstruction`, in the units of `pixel_values`.
         commitment_loss: Mean squared distance of the encoder's codes from the codebook's, in the same units.
         indices: Tokens, row by row.
@@ -122,7 +122,7 @@ class VQVisualTokenizerOutput(ModelOutput):
 
 
 def codebook_perplexity(indices: Int[Tensor, "*shape"], *, num_tokens: int) -> Float[Tensor, ""]:
-    """Exponential of the entropy of token use: 1 if all tokens are one, `num_tokens` if all are used alike."""
+    """Return exp of the entropy of token use: 1 if all tokens are one, `num_tokens` if all are used alike."""
     shares = torch.bincount(indices.flatten(), minlength=num_tokens).float() / indices.numel()
     return torch.special.entr(shares).sum().exp()
 
@@ -139,7 +139,7 @@ class MixingBlock(nn.Module):
         self.down = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden: Float[Tensor, "batch height width dim"]) -> Float[Tensor, "batch height width dim"]:
-        """The grid, each patch with a look at its neighbours."""
+        """Return the grid, each patch mixed with its neighbours."""
         mixed = self.mixing(self.norm_before_mixing(hidden).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         hidden = hidden + mixed
         return hidden + self.down(F.gelu(self.up(self.norm_before_mlp(hidden))))
@@ -159,7 +159,7 @@ class GridNetwork(nn.Module):
         self.output = nn.Linear(width, output_size)
 
     def forward(self, grid: Float[Tensor, "batch height width in"]) -> Float[Tensor, "batch height width out"]:
-        """The correction, in the precision of the autocast around the call."""
+        """Return the correction, in the precision of the autocast around the call."""
         return self.output(self.norm(self.blocks(self.input(grid))))
 
 
@@ -224,9 +224,9 @@ class VQVisualTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def start_from(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> None:
-        """Takes principal components and codebook from pictures (of all processes); called by a first training step.
+        """Take principal components and codebook from images (of all processes); called by a first training step.
 
-        Call it before training to start from more pictures than one batch has. It wants some patches per token.
+        Call it before training to start from more images than one batch has. It wants some patches per token.
         """
         self._check_processes()
         with _float32_math(pixel_values):
@@ -243,7 +243,7 @@ class VQVisualTokenizer(PreTrainedModel):
         self.started.fill_(True)
 
     def check_started(self) -> None:
-        """Raises ValueError if there is no codebook yet."""
+        """Raise ValueError if there is no codebook yet."""
         if not self.started:
             raise ValueError(
                 "this visual tokenizer has no codebook yet; train it first, or load a trained one with "
@@ -253,17 +253,17 @@ class VQVisualTokenizer(PreTrainedModel):
     def tokenize(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
     ) -> Int[Tensor, "batch patch"]:
-        """Tokens of each patch, row by row; see `VisualTokenizer`.
+        """Return tokens of each patch, row by row; see `VisualTokenizer`.
 
         Raises:
-            ValueError: The pictures do not have `grid` patches, or the tokenizer has not been trained.
+            ValueError: The images do not have `grid` patches, or the tokenizer has not been trained.
         """
         _check_images(pixel_values)
         size = self.config.patch_size
         if tuple(pixel_values.shape[-2:]) != (grid[0] * size, grid[1] * size):
             raise ValueError(
-                f"pictures of {tuple(pixel_values.shape[-2:])} pixels do not make a grid of {tuple(grid)} patches of "
-                f"{size} pixels; give pictures of {grid[0] * size} x {grid[1] * size}, or a tokenizer of another "
+                f"images of {tuple(pixel_values.shape[-2:])} pixels do not make a grid of {tuple(grid)} patches of "
+                f"{size} pixels; give images of {grid[0] * size} x {grid[1] * size}, or a tokenizer of another "
                 "patch_size."
             )
         self.check_started()
@@ -274,10 +274,10 @@ class VQVisualTokenizer(PreTrainedModel):
         return indices
 
     def forward(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> VQVisualTokenizerOutput:
-        """Pictures, encoded, quantised and decoded; in training mode the codebook follows the batch.
+        """Return images encoded, quantised and decoded; in training mode the codebook follows the batch.
 
         Raises:
-            ValueError: The pictures' size is not a multiple of `patch_size`, or the tokenizer has not been trained.
+            ValueError: The images' size is not a multiple of `patch_size`, or the tokenizer has not been trained.
         """
         _check_images(pixel_values, multiple=self.config.patch_size)
         if self.training:
@@ -343,7 +343,7 @@ class DalleVisualTokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
-        """The encoder in a folder or a repository of the hub (such as `facebook/flava-image-codebook`), frozen.
+        """Load the encoder of a folder or a repository of the hub (such as `facebook/flava-image-codebook`), frozen.
 
         Raises:
             ValueError: There is none, or it is something else.
@@ -360,10 +360,10 @@ class DalleVisualTokenizer(nn.Module):
     def tokenize(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
     ) -> Int[Tensor, "batch patch"]:
-        """Tokens of the pictures resized to 8 pixels per patch of `grid`, row by row; see `VisualTokenizer`.
+        """Return tokens of the images resized to 8 pixels per patch of `grid`, row by row; see `VisualTokenizer`.
 
         Raises:
-            ValueError: They are no pictures of three channels, or the grid is empty.
+            ValueError: They are no images of three channels, or the grid is empty.
         """
         _check_images(pixel_values)
         if min(grid) < 1:
@@ -378,7 +378,7 @@ class DalleVisualTokenizer(nn.Module):
 
 
 def load_visual_tokenizer(name_or_folder: str | Path) -> VQVisualTokenizer | DalleVisualTokenizer:
-    """The visual tokenizer in a folder or a repository of the hub, frozen, in evaluation mode and float32.
+    """Load the visual tokenizer of a folder or a repository of the hub, frozen, in evaluation mode and float32.
 
     Raises:
         ValueError: There is none, it is something else, its weights are incomplete, or it was never trained.
@@ -435,12 +435,12 @@ def _load_complete(model_class: type[Model], name_or_folder: str | Path) -> Mode
 
 
 def _check_images(pixel_values: Float[Tensor, "..."], *, multiple: int = 1) -> None:
-    """Raises ValueError unless these are pictures of three channels and sides that `multiple` divides."""
+    """Raise ValueError unless these are images of three channels and sides that `multiple` divides."""
     shape = tuple(pixel_values.shape)
     if len(shape) != 4 or shape[1] != 3:
         raise ValueError(f"pixel_values has shape {shape}; expected (batch, 3, height, width).")
     if shape[2] % multiple or shape[3] % multiple:
-        raise ValueError(f"pictures of {shape[2:]} pixels; expected multiples of patch_size {multiple}.")
+        raise ValueError(f"images of {shape[2:]} pixels; expected multiples of patch_size {multiple}.")
 
 
 def _float32_math(tensor: Float[Tensor, "..."]) -> torch.autocast:

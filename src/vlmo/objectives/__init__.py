@@ -1,1 +1,1 @@
-"""What is trained: pure losses, and the modules that hold a model and name its losses."""
+"""Objectives: pure losses, and modules that hold a model and return named losses."""

@@ -69,7 +69,7 @@ def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -
         ):
             return function(*args)
 
-    # By tensors among the arguments `checkpoint` knows whose random numbers to replay: a GPU's are drawn there. What
+    # By tensors among the arguments `checkpoint` knows whose random numbers to replay: a GPU samples its own. What
     # its check of shapes remembers would grow with the number of chunks.
     here = torch.empty(0, device=device)
     return checkpoint(lambda _, *args: run(*args), here, *args, use_reentrant=False, determinism_check="none")
