@@ -186,7 +186,7 @@ class Tower(nn.Module):
         inputs: Float[Tensor, "batch 3 height width"] | Int[Tensor, "batch text"],
         bias: Float[Tensor, "layers #batch heads seq seq"] | None = None,
     ) -> Float[Tensor, "batch projection"]:
-        """Return L2-normalised vectors of pixels or token ids; adds the `bias` of each layer to the attention logits."""
+        """Return L2-normalised vectors of pixels or token ids; adds `bias` of each layer to the attention logits."""
         hidden = self.embeddings(inputs)
         if self.modality_type is not None:
             hidden = hidden + self.modality_type
