@@ -25,7 +25,7 @@ def stage3(pictures, visual_tokenizer, tmp_path_factory):
     return build(recipe, run_dir=tmp_path_factory.mktemp("stage3")).fit().model_dir
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe(pictures, visual_tokenizer, stage3):
     small = shrunk(find_recipe("base-coco-retrieval"), source=pictures, visual_tokenizer=visual_tokenizer)
     return dataclasses.replace(small, init=str(stage3))
@@ -37,28 +37,35 @@ def trained(recipe, run_dir):
     return start, trainer.fit().model_dir
 
 
-def test_starts_as_stage_3_left_it_and_drops_what_retrieval_does_not_use(recipe, stage3, tmp_path):
-    start, folder = trained(recipe, tmp_path)
+@pytest.fixture(scope="module")
+def contrast(recipe, tmp_path_factory):
+    """Start weights, model folder and run folder of a run by contrast alone."""
+    run_dir = tmp_path_factory.mktemp("contrast")
+    return *trained(recipe, run_dir), run_dir
+
+
+def test_starts_as_stage_3_left_it_and_drops_what_retrieval_does_not_use(contrast, stage3):
+    start, folder, run_dir = contrast
     before = load_file(stage3 / "model.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in start.items())
     dropped = set(before) - set(start)
     assert {name.split(".")[0] for name in dropped} == {"fusion_contrast_head", "match_head", "mlm_head"}
     model, _ = load_retrieval_model(folder)
     assert model.match_head is None
-    report = (tmp_path / "start.txt").read_text()
+    report = (run_dir / "start.txt").read_text()
     assert "in the start folder, not used: match_head.classifier.weight" in report
     assert "left random" not in report
 
 
-def test_contrast_alone_moves_the_dual_encoder_alone(recipe, tmp_path):
-    start, folder = trained(recipe, tmp_path)
+def test_contrast_alone_moves_the_dual_encoder_alone(contrast):
+    start, folder, run_dir = contrast
     after = load_file(folder / "model.safetensors")
     still = {name for name, value in start.items() if torch.equal(value, after[name])}
     assert all(".vision_language." in name or ".pooler." in name for name in still)
     assert any(".vision_language." in name for name in still)
-    lines = [line for line in read_metrics(tmp_path) if "loss" in line]
+    lines = [line for line in read_metrics(run_dir) if "loss" in line]
     assert all(line["loss"] == line["itc"] and "itm" not in line and "mlm" not in line for line in lines)
-    assert "val/ir@1" in read_metrics(tmp_path)[-1]
+    assert "val/ir@1" in read_metrics(run_dir)[-1]
 
 
 def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_path):
@@ -74,8 +81,8 @@ def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_p
     assert "rerank_ir@1" in result.metrics
 
 
-def test_goes_on_from_a_folder_of_retrieval_at_another_size(recipe, tmp_path):
-    _, folder = trained(recipe, tmp_path / "first")
+def test_goes_on_from_a_folder_of_retrieval_at_another_size(recipe, contrast, tmp_path):
+    folder = contrast[1]
     larger = dataclasses.replace(recipe, init=str(folder), model=dataclasses.replace(recipe.model, image_size=96))
     start, again = trained(larger, tmp_path / "second")
     resized = {line for line in (tmp_path / "second" / "start.txt").read_text().splitlines() if "resized" in line}
@@ -106,8 +113,8 @@ def test_masked_words_are_refused():
         RetrievalStage(losses=VisionLanguageConfig())
 
 
-def test_reranking_without_a_matching_head_is_refused(recipe, pictures, tmp_path):
-    _, folder = trained(recipe, tmp_path)
+def test_reranking_without_a_matching_head_is_refused(contrast, pictures):
+    folder = contrast[1]
     assert evaluate(folder, source=str(pictures), split="train").settings == {"rerank": 0}
     with pytest.raises(ValueError, match="has no matching head, so that nothing can be reordered"):
         evaluate(folder, source=str(pictures), split="train", rerank=4)

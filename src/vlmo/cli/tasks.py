@@ -216,5 +216,5 @@ def _flag(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """The last name of a path, in letters that every file system takes."""
+    """Return the last name of a path, in letters that every file system takes."""
     return re.sub(r"[^\w.-]+", "-", Path(name).name)

@@ -21,7 +21,7 @@ def positive_ranks(
     query_labels: Int[Tensor, " query"],
     candidate_labels: Int[Tensor, " candidate"],
 ) -> Int[Tensor, " query"]:
-    """Rank, from 1, of the best placed right candidate of each query.
+    """Return the rank, from 1, of the best placed right candidate of each query.
 
     Ties count against the model: a wrong candidate with the same score stands in front of the right one. A model that
     returns a constant is therefore last, never first. Other right candidates never stand in front.
@@ -43,7 +43,7 @@ def positive_ranks(
 
 
 def recall_at_k(ranks: Int[Tensor, " query"], *, k: int) -> float:
-    """Share of queries whose rank is at most k, a fraction.
+    """Return the share of queries whose rank is at most k, a fraction.
 
     Raises:
         ValueError: If there is no query, k is below 1 or a rank is below 1.
@@ -56,7 +56,7 @@ def recall_at_k(ranks: Int[Tensor, " query"], *, k: int) -> float:
 def retrieval_recall(
     similarity: Float[Tensor, "image text"], *, text_to_image: Int[Tensor, " text"], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """`tr@K` and `ir@K` of a full matrix of similarities, fractions.
+    """Return `tr@K` and `ir@K` of a full matrix of similarities, fractions.
 
     TR@K is the share of images with any of their captions among the K best texts, IR@K the share of texts with their
     image among the K best images. Ties as in `positive_ranks`.
@@ -71,13 +71,13 @@ def retrieval_recall(
 def recall_metrics(
     *, text_ranks: Int[Tensor, " image"], image_ranks: Int[Tensor, " text"], ks: Sequence[int]
 ) -> dict[str, float]:
-    """`tr@K` from the rank of each image's best caption, `ir@K` from the rank of each text's image."""
+    """Return `tr@K` from the rank of each image's best caption, `ir@K` from the rank of each text's image."""
     metrics = {f"tr@{k}": recall_at_k(text_ranks, k=k) for k in ks}
     return metrics | {f"ir@{k}": recall_at_k(image_ranks, k=k) for k in ks}
 
 
 def chance_recall(num_candidates: int, *, k: int, num_positives: int = 1) -> float:
-    """Exact recall at k of a random order: one minus the chance that k draws miss all right candidates.
+    """Return the exact recall at k of a random order: one minus the chance that k draws miss all right candidates.
 
     Raises:
         ValueError: If k or `num_positives` is below 1, or there are more right candidates than candidates.
@@ -94,7 +94,7 @@ def chance_recall(num_candidates: int, *, k: int, num_positives: int = 1) -> flo
 
 
 def chance_metrics(text_to_image: Int[Tensor, " text"], *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """`tr@K` and `ir@K` of a random order; images may have different numbers of captions."""
+    """Return `tr@K` and `ir@K` of a random order; images may have different numbers of captions."""
     num_captions = torch.bincount(text_to_image)
     num_images, num_texts = len(num_captions), len(text_to_image)
     counts, shares = num_captions.unique(return_counts=True)
@@ -109,7 +109,7 @@ def chance_metrics(text_to_image: Int[Tensor, " text"], *, ks: Sequence[int] = (
 def chunked_topk(
     queries: Float[Tensor, "query dim"], candidates: Float[Tensor, "candidate dim"], *, k: int, chunk: int = 4096
 ) -> tuple[Float[Tensor, "query top"], Int[Tensor, "query top"]]:
-    """Scores and indices of the k best candidates of each query by dot product, best first.
+    """Return scores and indices of the k best candidates of each query by dot product, best first.
 
     Equal to a full matrix product, in the memory of one `chunk` x `chunk` block. `top` is k, or the number of
     candidates where that is smaller. Candidates with the same score come in the order of their index; which of them is
@@ -143,7 +143,7 @@ def chunked_ranks(
     candidate_labels: Int[Tensor, " candidate"],
     chunk: int = 4096,
 ) -> Int[Tensor, " query"]:
-    """`positive_ranks` of the dot products, in the memory of one `chunk` x `chunk` block."""
+    """Return `positive_ranks` of the dot products, in the memory of one `chunk` x `chunk` block."""
     _check_labels(query_labels, candidate_labels)
     ranks = []
     for rows in _chunks(len(queries), chunk=chunk):

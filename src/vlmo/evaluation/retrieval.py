@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,11 +19,11 @@ _CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """What each query found, on the CPU.
+    """Candidates that each query found, on the CPU.
 
     Attributes:
         indices: The best candidates, best first.
-        scores: Their scores: cosine similarity, or the mixed score in nats; -inf where the fusion encoder did not look.
+        scores: Their scores: cosine similarity, or the mixed score in nats; -inf beyond the shortlist.
         ranks: Rank, from 1, of the best placed right candidate among all candidates; ties count against the model.
     """
 
@@ -41,14 +40,14 @@ class Rankings:
     text_to_image: Ranking
 
     def metrics(self, ks: Sequence[int], *, prefix: str = "") -> dict[str, float]:
-        """`tr@K` and `ir@K`, fractions."""
+        """Return `tr@K` and `ir@K`, fractions."""
         recalls = recall_metrics(text_ranks=self.image_to_text.ranks, image_ranks=self.text_to_image.ranks, ks=ks)
         return {prefix + name: value for name, value in recalls.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class RetrievalResult:
-    """Figures and rankings of one evaluation.
+    """Metrics and rankings of one evaluation.
 
     Attributes:
         metrics: `tr@K` and `ir@K` of the dual encoder, fractions; with a shortlist also `rerank_tr@K`, `rerank_ir@K`.
@@ -73,10 +72,9 @@ def evaluate_retrieval(
     batch: int = BATCH,
     pair_batch: int = BATCH,
     chunk: int = _CHUNK,
-    autocast_dtype: torch.dtype | None = None,
     progress: Report | None = None,
 ) -> RetrievalResult:
-    """Recall of the dual encoder and, if `rerank` > 0, of the fusion encoder on its shortlist.
+    """Return the recall of the dual encoder and, if `rerank` > 0, of the fusion encoder on its shortlist.
 
     The fusion encoder scores the `rerank` best candidates of every query and only these change places:
 
@@ -88,7 +86,7 @@ def evaluate_retrieval(
     of 1 is the fusion encoder alone. Candidates with equal mixed scores keep the order of the dual encoder.
 
     Where there are several processes, all of them must call this. They share the encoding of images, texts and pairs,
-    and all return the figures that one process would.
+    and all return the metrics that one process would.
 
     Args:
         model: Put in evaluation mode and back again.
@@ -99,8 +97,7 @@ def evaluate_retrieval(
         batch: Images or texts that are embedded at a time.
         pair_batch: Pairs that go through the fusion encoder at a time.
         chunk: Side of the blocks of the similarity matrix, which is never held whole.
-        autocast_dtype: `torch.bfloat16` runs the model under autocast. Similarities are float32 in any case.
-        progress: Hears of "images", "texts" and "pairs".
+        progress: Called with "images", "texts" and "pairs".
 
     Raises:
         ValueError: If an option is out of range, the set's parts disagree or the model returns NaN.
@@ -111,14 +108,13 @@ def evaluate_retrieval(
             f"{tuple(ks)}, rerank = {rerank}, rerank_weight = {rerank_weight}, batch = {batch}, "
             f"pair_batch = {pair_batch}."
         )
-    numerics: dict[str, Any] = {"batch": batch, "autocast_dtype": autocast_dtype}
-    images = embed_images(model, retrieval_set, **numerics, progress=progress)
-    texts = embed_texts(model, retrieval_set, **numerics, progress=progress)
+    images = embed_images(model, retrieval_set, batch=batch, progress=progress)
+    texts = embed_texts(model, retrieval_set, batch=batch, progress=progress)
     top = max(*ks, rerank)
     dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=top, chunk=chunk)
     metrics, reranked = dual.metrics(ks), None
     if rerank:
-        matcher = Matcher(model, retrieval_set, **numerics, pair_batch=pair_batch)
+        matcher = Matcher(model, retrieval_set, batch=batch, pair_batch=pair_batch)
         reranked = _judged(dual, matcher, shortlist=rerank, progress=progress).mixed(dual, weight=rerank_weight)
         metrics |= reranked.metrics(ks, prefix="rerank_")
     chance = chance_metrics(retrieval_set.text_to_image, ks=ks)
@@ -135,7 +131,7 @@ def recall_by_weight(
     batch: int = BATCH,
     progress: Report | None = None,
 ) -> list[dict[str, float]]:
-    """`tr@K` and `ir@K` after reranking with each of the weights; the model judges each pair once.
+    """Return `tr@K` and `ir@K` after reranking with each of the weights; the model scores each pair once.
 
     Arguments as for `evaluate_retrieval`.
 
@@ -178,7 +174,7 @@ def _dual_rankings(
 
 @dataclass(frozen=True, eq=False)
 class _Odds:
-    """What the fusion encoder says of the shortlists of both directions, and which candidates are right."""
+    """Log-odds of the fusion encoder for the shortlists of both directions, and which candidates are right."""
 
     texts: Float[Tensor, "image shortlist"]
     images: Float[Tensor, "text shortlist"]
@@ -187,7 +183,7 @@ class _Odds:
     inverse_temperature: float
 
     def mixed(self, dual: Rankings, *, weight: float) -> Rankings:
-        """The rankings with the shortlists in the order of the mixed score."""
+        """Return the rankings with the shortlists in the order of the mixed score."""
         scale = self.inverse_temperature
         return Rankings(
             image_to_text=_rerank(

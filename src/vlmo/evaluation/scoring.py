@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
-from vlmo.evaluation.inference import BATCH, Report, evaluating, map_batches, own_batches
+from vlmo.evaluation.inference import BATCH, HasModes, Report, evaluating, map_batches, own_batches
 
 
 class ContrastHead(Protocol):
@@ -24,7 +24,7 @@ class ContrastHead(Protocol):
         ...
 
 
-class RetrievalModel(Protocol):
+class RetrievalModel(HasModes, Protocol):
     """Interface of a model to evaluate; `VLMoForImageTextRetrieval` and `VLMoForPreTraining` have it."""
 
     @property
@@ -38,13 +38,13 @@ class RetrievalModel(Protocol):
         ...
 
     def get_image_features(self, *, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """L2-normalised image embeddings."""
+        """Return L2-normalised image embeddings."""
         ...
 
     def get_text_features(
         self, *, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"]
     ) -> Float[Tensor, "batch dim"]:
-        """L2-normalised text embeddings."""
+        """Return L2-normalised text embeddings."""
         ...
 
     def match(
@@ -54,15 +54,7 @@ class RetrievalModel(Protocol):
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"],
     ) -> Float[Tensor, "batch 2"]:
-        """ITM logits; class 1 says that image and text belong together."""
-        ...
-
-    def modules(self) -> Iterator[nn.Module]:
-        """The model and all that is in it, as `torch.nn.Module.modules`."""
-        ...
-
-    def eval(self) -> object:
-        """Switch dropout and drop path off."""
+        """Return ITM logits; class 1 is a match."""
         ...
 
 
@@ -117,16 +109,16 @@ def embed_images(
     retrieval_set: RetrievalSet,
     *,
     batch: int = BATCH,
-    autocast_dtype: torch.dtype | None = None,
     progress: Report | None = None,
 ) -> Float[Tensor, "num_images dim"]:
     """Return L2-normalised image embeddings, float32, on the model's device; the processes share the images."""
 
     def embed(numbers: range) -> Tensor:
-        return model.get_image_features(pixel_values=retrieval_set.images(numbers).to(model.device))
+        return model.get_image_features(pixel_values=retrieval_set.images(numbers).to(model.device)).float().cpu()
 
-    total, how = retrieval_set.num_images, {"batch": batch, "autocast_dtype": autocast_dtype}
-    return _embed_all("images", embed, total, model, progress=progress, **how)
+    total = retrieval_set.num_images
+    parts = map_batches(embed, total, model=model, batch=batch, title="images", report=progress)
+    return torch.cat(parts).to(model.device)
 
 
 def embed_texts(
@@ -134,34 +126,16 @@ def embed_texts(
     retrieval_set: RetrievalSet,
     *,
     batch: int = BATCH,
-    autocast_dtype: torch.dtype | None = None,
     progress: Report | None = None,
 ) -> Float[Tensor, "num_texts dim"]:
     """Return L2-normalised text embeddings, float32, on the model's device; the processes share the texts."""
 
     def embed(numbers: range) -> Tensor:
         input_ids, attention_mask = (part.to(model.device) for part in retrieval_set.texts(numbers))
-        return model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).float().cpu()
 
-    total, how = retrieval_set.num_texts, {"batch": batch, "autocast_dtype": autocast_dtype}
-    return _embed_all("texts", embed, total, model, progress=progress, **how)
-
-
-def _embed_all(
-    title: str,
-    embed: Callable[[range], Float[Tensor, "batch dim"]],
-    total: int,
-    model: RetrievalModel,
-    *,
-    batch: int,
-    autocast_dtype: torch.dtype | None,
-    progress: Report | None,
-) -> Float[Tensor, "total dim"]:
-    def run(numbers: range) -> Tensor:
-        with _autocast(model.device, autocast_dtype):
-            return embed(numbers).float().cpu()
-
-    parts = map_batches(run, total, model=model, batch=batch, title=title, report=progress)
+    total = retrieval_set.num_texts
+    parts = map_batches(embed, total, model=model, batch=batch, title="texts", report=progress)
     return torch.cat(parts).to(model.device)
 
 
@@ -175,13 +149,11 @@ class Matcher:
         *,
         batch: int = BATCH,
         pair_batch: int = BATCH,
-        autocast_dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.retrieval_set = retrieval_set
         self.batch = batch
         self.pair_batch = pair_batch
-        self.autocast_dtype = autocast_dtype
         self.input_ids, self.attention_mask = _padded_texts(retrieval_set, batch=batch)
         positions = torch.arange(1, self.attention_mask.shape[1] + 1)
         self.lengths = (self.attention_mask * positions).amax(dim=1)
@@ -222,12 +194,11 @@ class Matcher:
         device = self.model.device
         # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
         length = -(-int(self.lengths[texts].max()) // 8) * 8
-        with _autocast(device, self.autocast_dtype):
-            logits = self.model.match(
-                pixel_values=pixel_values[images.to(device)],
-                input_ids=self.input_ids[texts, :length].to(device),
-                attention_mask=self.attention_mask[texts, :length].to(device),
-            )
+        logits = self.model.match(
+            pixel_values=pixel_values[images.to(device)],
+            input_ids=self.input_ids[texts, :length].to(device),
+            attention_mask=self.attention_mask[texts, :length].to(device),
+        )
         return (logits[:, 1].float() - logits[:, 0].float()).cpu()
 
 
@@ -242,10 +213,6 @@ def _padded_texts(
         return torch.cat([F.pad(part.cpu(), (0, longest - part.shape[1])) for part in parts])
 
     return joined(ids for ids, _ in batches), joined(mask for _, mask in batches)
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _check_count(what: str, given: int, numbers: range) -> None:

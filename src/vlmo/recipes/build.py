@@ -260,4 +260,4 @@ def _last_measurements(evaluators: Sequence[EvaluationSet], *, run_dir: Path) ->
         return ()
     metrics = {name.removeprefix(_LOGGED): value for name, value in lines[-1].items() if name.startswith(_LOGGED)}
     measured_by = f"last evaluation of the run, step {lines[-1]['step']}"
-    return tuple(figure for each in evaluators for figure in each.measurements(metrics, measured_by=measured_by))
+    return tuple(found for each in evaluators for found in each.measurements(metrics, measured_by=measured_by))

@@ -194,7 +194,7 @@ class ClassificationStage(Task):
     options: ClassVar[tuple[str, ...]] = ("method",)
     inputs: ClassVar[str] = "one --image"
     losses: ClassificationConfig = ClassificationConfig()
-    """How images and classes are mixed."""
+    """Mixing of images and classes."""
     layer_decay: float = 0.65
     """Factor on the learning rate from each layer to the one below it; 1 for equal rates."""
 

@@ -239,7 +239,7 @@ class SegmentationStage(Task):
     layers: tuple[int, int, int, int] | None = None
     """Numbers of layers after which the feature levels are taken; by default as BEiT does."""
     inference: Inference = "slide"
-    """How `evaluate_on` is measured: windows of model.image_size, or whole images."""
+    """Inference on `evaluate_on`: windows of model.image_size, or whole images."""
 
     def build_model(self, settings: dict[str, Any]) -> VLMoForSemanticSegmentation:
         """Return the image encoder with UPerNet's heads."""
