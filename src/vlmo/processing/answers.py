@@ -34,11 +34,13 @@ wouldn't've would've y'all y'all'll y'all'd've you'd you'd've you'll you're you'
 """
 
 
-def _without_one_apostrophe(word: str) -> list[str]:
-    return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
-
-
-_CONTRACTIONS = {wrong: word for word in _CONTRACTED.split() for wrong in _without_one_apostrophe(word)}
+# Each form without one of its apostrophes.
+_CONTRACTIONS = {
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTED.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+}
 # The official table has this one the other way round, and official scores depend on it.
 _CONTRACTIONS["somebody'd"] = "somebodyd"
 
@@ -47,12 +49,17 @@ _PERIOD = re.compile(r"\.(?!\d)")
 
 
 def normalize_answer(answer: str) -> str:
-    """The form in which answers are compared: lower case, digits, no articles, no punctuation, whole contractions.
+    """Return the form in which answers are compared: lower case, digits, no articles or marks, whole contractions.
 
     A mark of punctuation becomes a space; all of its kind vanish instead where one of them is beside a space, or where
-    a comma stands between digits ("100,978" is "100978"). A period stays before a digit. Nothing may be left ("the").
+    a comma stands between digits ("100,978" is "100978"). A period stays before a digit. "the" gives an empty text.
     """
-    text = _without_marks(_tidy(answer))
+    tidy = _tidy(answer)
+    text = tidy
+    for mark in _MARKS:
+        vanishes = f"{mark} " in tidy or f" {mark}" in tidy or _THOUSANDS.search(tidy)
+        text = text.replace(mark, "" if vanishes else " ")
+    text = _PERIOD.sub("", text)
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
@@ -61,16 +68,8 @@ def _tidy(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _without_marks(text: str) -> str:
-    found = text
-    for mark in _MARKS:
-        vanishes = f"{mark} " in text or f" {mark}" in text or _THOUSANDS.search(text)
-        found = found.replace(mark, "" if vanishes else " ")
-    return _PERIOD.sub("", found)
-
-
 def soft_score(count: int) -> float:
-    """Training target of an answer that `count` of ten annotators gave: 0, 0.3, 0.6, 0.9, then 1.
+    """Return the training target of an answer that `count` of ten annotators gave: 0, 0.3, 0.6, 0.9, then 1.
 
     It is what `leave_one_out_score` gives for ten annotators.
 
@@ -83,7 +82,7 @@ def soft_score(count: int) -> float:
 
 
 def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
-    """VQA's accuracy of one answer: min(matches / 3, 1), averaged over leaving out each annotator in turn.
+    """Return VQA's accuracy of one answer: min(matches / 3, 1), averaged over leaving out each annotator in turn.
 
     As the official evaluation does, answers are normalised only where the annotators differ from each other; where all
     say the same, nothing but white space at the ends is overlooked.
@@ -111,7 +110,7 @@ def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
 
 
 def answer_list(majority_answers: Iterable[str], *, min_count: int = MIN_COUNT) -> list[str]:
-    """Normalised answers that occur at least `min_count` times, in the order in which they first occur.
+    """Return normalised answers that occur at least `min_count` times, in the order in which they first occur.
 
     Given VQAv2's `multiple_choice_answer` of train2014, then of val2014, these are the published answers with their
     published numbers, so that answer heads of published checkpoints fit. The empty answer can be among them ("a", the
@@ -122,7 +121,7 @@ def answer_list(majority_answers: Iterable[str], *, min_count: int = MIN_COUNT) 
 
 
 def soft_targets(annotators: Iterable[str], *, numbers: Mapping[str, int]) -> tuple[list[int], list[float]]:
-    """Numbers and soft scores of those of the annotators' answers that are in the answer list.
+    """Return numbers and soft scores of those of the annotators' answers that are in the answer list.
 
     As in the published preparation the annotators' words are taken as they stand; only the answer list is normalised.
 

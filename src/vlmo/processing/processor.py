@@ -86,7 +86,7 @@ class VLMoProcessor(ProcessorMixin):
         Raises:
             ValueError: the vocabulary or a size cannot be used.
         """
-        _check_text_length(max_text_length)
+        _validate_text_length(max_text_length)
         tokenizer = build_tokenizer(load_vocabulary(path), max_text_length=max_text_length)
         return cls(image_processor_for(image_size), tokenizer)
 
@@ -100,7 +100,7 @@ class VLMoProcessor(ProcessorMixin):
             ValueError: the file or a size cannot be used.
             ModuleNotFoundError: `protobuf` is not installed.
         """
-        _check_text_length(max_text_length)
+        _validate_text_length(max_text_length)
         tokenizer = load_sentencepiece(path, max_text_length=max_text_length)
         return cls(image_processor_for(image_size), tokenizer)
 
@@ -115,14 +115,14 @@ class VLMoProcessor(ProcessorMixin):
         max_text_length: int = 40,
     ) -> Self:
         """A processor whose WordPiece vocabulary is learnt from `corpus`; see `train_vocabulary`."""
-        _check_text_length(max_text_length)
+        _validate_text_length(max_text_length)
         vocabulary = train_vocabulary(corpus, vocab_size=vocab_size, min_frequency=min_frequency)
         tokenizer = build_tokenizer(vocabulary, max_text_length=max_text_length)
         return cls(image_processor_for(image_size), tokenizer)
 
     def with_sizes(self, *, image_size: int, max_text_length: int) -> Self:
         """The same tokenizer with another image size and text length."""
-        _check_text_length(max_text_length)
+        _validate_text_length(max_text_length)
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = max_text_length
         # What a saved tokenizer was last asked for; it would win over the new length.
@@ -157,39 +157,27 @@ class VLMoProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("got neither images nor text: give at least one of them")
         if images is not None:
-            _check_images(images)
-        if text is not None:
-            _check_text(text)
+            entries = images if isinstance(images, (list, tuple)) else [images]
+            wrong = [entry for entry in entries if not isinstance(entry, (Image.Image, np.ndarray, torch.Tensor))]
+            if wrong or not entries:
+                found = f"holds a {type(wrong[0]).__name__}" if wrong else "is an empty list"
+                raise ValueError(
+                    f"images {found}: expected at least one image, PIL images, arrays or tensors; open files with PIL"
+                )
+        if text is not None and not isinstance(text, str):
+            if not isinstance(text, list) or not text:
+                raise ValueError(f"text is {text!r:.80}: expected a string or a list of at least one string")
+            if wrong := [entry for entry in text if not isinstance(entry, str)]:
+                raise ValueError(f"text holds a {type(wrong[0]).__name__}: expected strings only")
         defaults = {key: value for key, value in _TEXT_DEFAULTS.items() if key not in kwargs}
         text_kwargs: Any = {**defaults, **kwargs.pop("text_kwargs", {})}
         return super().__call__(images=images, text=text, text_kwargs=text_kwargs, **kwargs)
 
 
-def _check_text_length(max_text_length: int) -> None:
-    """Refuses lengths that are no multiple of 8: padding could make a text longer than the model has positions for."""
+def _validate_text_length(max_text_length: int) -> None:
+    """Refuse lengths that are no multiple of 8: padding could make a text longer than the model has positions for."""
     if max_text_length < 1 or max_text_length % PAD_MULTIPLE:
         nearest = max(PAD_MULTIPLE, PAD_MULTIPLE * ((max_text_length + PAD_MULTIPLE // 2) // PAD_MULTIPLE))
         raise ValueError(
             f"max_text_length is {max_text_length}: expected a multiple of {PAD_MULTIPLE}; the nearest is {nearest}"
         )
-
-
-def _check_images(images: Any) -> None:
-    entries = images if isinstance(images, (list, tuple)) else [images]
-    if not entries:
-        raise ValueError("images is an empty list: expected at least one image")
-    for entry in entries:
-        if not isinstance(entry, (Image.Image, np.ndarray, torch.Tensor)):
-            raise ValueError(
-                f"images holds a {type(entry).__name__}: expected PIL images, arrays or tensors; open files with PIL"
-            )
-
-
-def _check_text(text: Any) -> None:
-    if isinstance(text, str):
-        return
-    if not isinstance(text, list) or not text:
-        raise ValueError(f"text is {text!r:.80}: expected a string or a list of at least one string")
-    for entry in text:
-        if not isinstance(entry, str):
-            raise ValueError(f"text holds a {type(entry).__name__}: expected strings only")

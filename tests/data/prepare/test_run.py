@@ -297,7 +297,7 @@ def start_preparation(root: Path, out: Path, *, num_proc: int = 1) -> subprocess
 def kill_after_a_part(process: subprocess.Popen, unfinished: Path) -> list[int]:
     """Numbers of the processes that it had started."""
     end = time.monotonic() + SECONDS
-    while not list(unfinished.glob("0*")):
+    while not list(unfinished.glob("0*.arrow")):
         assert process.poll() is None, "it ended by itself"
         assert time.monotonic() < end, "no part was finished"
         time.sleep(0.05)
@@ -324,7 +324,7 @@ def test_preparation_goes_on_after_kill_9(tmp_path) -> None:
     started = kill_after_a_part(process, tmp_path / "out.unfinished")
     assert not (tmp_path / "out").exists()
     assert_all_end(started)
-    kept = {int(folder.name.split("-")[0]) for folder in (tmp_path / "out.unfinished").glob("0*")}
+    kept = {int(folder.name.split("-")[0]) for folder in (tmp_path / "out.unfinished").glob("0*.arrow")}
     waits.unlink()
     waits.write_bytes(picture)
     # Pictures of finished parts are not looked at again: nobody notices that they are gone.

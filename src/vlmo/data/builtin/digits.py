@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from jaxtyping import UInt8
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -35,18 +34,13 @@ def build() -> dict[str, DatasetDict]:
 
 def _rows(images: np.ndarray, classes: np.ndarray) -> Iterator[dict[str, Any]]:
     for number, (image, label) in enumerate(zip(images, classes, strict=True)):
-        name = f"{SOURCE}/{number:04}"
+        name, file = f"{SOURCE}/{number:04}", io.BytesIO()
+        Image.fromarray(np.rint(image * (255 / _BRIGHTEST)).astype(np.uint8)).save(file, format="PNG")
         yield {
-            "image": {"bytes": _png(np.rint(image * (255 / _BRIGHTEST)).astype(np.uint8)), "path": f"{name}.png"},
+            "image": {"bytes": file.getvalue(), "path": f"{name}.png"},
             "captions": [],
             "image_id": name,
             "source": SOURCE,
             "licence": LICENCE,
             "label": int(label),
         }
-
-
-def _png(pixels: UInt8[np.ndarray, "height width"]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()

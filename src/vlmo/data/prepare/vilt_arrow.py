@@ -51,6 +51,9 @@ def open_set(root: Path) -> SetOnDisk:
     """Find the rows of one set; a row an image with captions, a question, or a sentence about two images.
 
     `root` is a folder that holds the files of one set, or FOLDER/SET, such as `arrows/vqav2`, where it holds several.
+
+    Raises:
+        ValueError: No such files, of several sets, damaged, or with columns that no published preparation writes.
     """
     name, files = _files_of_one_set(root)
     tables = [_Table.open(file) for file in files]
