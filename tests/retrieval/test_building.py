@@ -4,8 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import time
 import weakref
@@ -18,6 +16,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 from rich.console import Console
+from tests.forkserver import PATIENCE_S, start
 from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
 from tests.retrieval.toy_index import (
     NAMES,
@@ -516,22 +515,18 @@ def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, capl
     assert "has not ended, so that new images may be missing" in caplog.messages[0]
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from vlmo.retrieval import IndexSettings, build_index, engine
-finish = engine.RecordEncoder.finish
-log = open(sys.argv[4], "a")
-def slow(self, batch, started):
-    time.sleep(float(sys.argv[5]))
-    log.write("".join(image.hash + "\\n" for image in batch))
-    log.flush()
-    return finish(self, batch, started)
-engine.RecordEncoder.finish = slow
-build_index(sys.argv[1], [sys.argv[2]], out=sys.argv[3], settings=IndexSettings(batch=2))
-"""
+def build_slowly(model: Path, given: Path, out: Path, log: Path, seconds: float) -> None:
+    """Build an index in batches of two, and log the hash of each image that goes through the model."""
+    finish = engine.RecordEncoder.finish
+
+    def slow(self, batch, started):
+        time.sleep(seconds)
+        with log.open("a") as file:
+            file.write("".join(record.hash + "\n" for record in batch))
+        return finish(self, batch, started)
+
+    engine.RecordEncoder.finish = slow
+    build_index(model, [given], out=out, settings=IndexSettings(batch=2))
 
 
 @pytest.mark.slow
@@ -541,18 +536,17 @@ def test_killed_process_loses_no_batch(kind, model, gallery, tmp_path):
     if kind == "tar":
         given = write_tar(tmp_path / "x.tar")
     out, log = tmp_path / "index", tmp_path / "log"
-    arguments = [sys.executable, "-c", SLOW, str(model), str(given), str(out), str(log)]
-    process = subprocess.Popen([*arguments, "0.2"])
-    deadline = time.monotonic() + 300
+    process = start(build_slowly, model, given, out, log, 0.2)
+    deadline = time.monotonic() + PATIENCE_S
     while not log.exists() or len(log.read_text().splitlines()) < 8:
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
-    process.wait()
+    process.join()
     before = log.read_text().splitlines()
     assert 8 <= len(before) < NUM
-    subprocess.run([*arguments, "0"], check=True, timeout=300)
+    assert start(build_slowly, model, given, out, log, 0.0).wait() == 0
     after = log.read_text().splitlines()[len(before) :]
     # Only the batch that was in the model when the process died.
     assert len(set(before) & set(after)) <= 2

@@ -127,8 +127,8 @@ def build_index(
     settings = settings or IndexSettings()
     start, folder = time.perf_counter(), Path(out).expanduser()
     earlier = _facts_of(folder)
-    told = _remembered(earlier, settings, forget)
-    table = None if told["metadata"] is None else MetadataTable(Path(told["metadata"]))
+    remembered = _remembered(earlier, settings, forget)
+    table = None if remembered["metadata"] is None else MetadataTable(Path(remembered["metadata"]))
     origins = _origins(earlier, inputs, forget)
     encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
     if earlier is not None and earlier["model"]["fingerprint"] != encoder.fingerprint:
@@ -152,12 +152,12 @@ def build_index(
                 },
                 "metric": "cosine",
                 "inputs": origins,
-                "told": told,
+                "told": remembered,
                 "complete": False,
             }
             write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
             store = Store(folder, dim=encoder.dim)
-            reader = Reader(told["store_bytes"], table)
+            reader = Reader(remembered["store_bytes"], table)
             with Progress(console, in_bytes=True) as progress:
                 update = Update(store, reader=reader, size=size, progress=progress)
                 counts = update.run(_engine(engine, encoder, settings=settings, workers=workers), _listed(listing))
@@ -198,19 +198,23 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
 
 def _remembered(facts: dict[str, Any] | None, settings: IndexSettings, forget: Sequence[str | Path]) -> dict[str, Any]:
     """Settings that stay in force for later runs until they are given anew."""
-    told: dict[str, Any] = {"metadata": None, "store_bytes": False, **({} if facts is None else facts.get("told", {}))}
+    remembered: dict[str, Any] = {
+        "metadata": None,
+        "store_bytes": False,
+        **({} if facts is None else facts.get("told", {})),
+    }
     if settings.store_bytes is not None:
-        told["store_bytes"] = settings.store_bytes
+        remembered["store_bytes"] = settings.store_bytes
     if settings.metadata is not None:
-        told["metadata"] = as_origin(str(settings.metadata))
-    elif told["metadata"] in [as_origin(str(given)) for given in forget]:
-        told["metadata"] = None
-    elif told["metadata"] is not None and not Path(told["metadata"]).is_file():
+        remembered["metadata"] = as_origin(str(settings.metadata))
+    elif remembered["metadata"] in [as_origin(str(given)) for given in forget]:
+        remembered["metadata"] = None
+    elif remembered["metadata"] is not None and not Path(remembered["metadata"]).is_file():
         raise ValueError(
-            f"{told['metadata']}, this index's table of metadata, is gone; give --metadata with its new place, or take "
-            f"it out with --forget {told['metadata']}"
+            f"{remembered['metadata']}, this index's table of metadata, is gone; give --metadata with its new place, "
+            f"or take it out with --forget {remembered['metadata']}"
         )
-    return told
+    return remembered
 
 
 def _origins(facts: dict[str, Any] | None, inputs: Sequence[str | Path], forget: Sequence[str | Path]) -> list[str]:
