@@ -46,8 +46,9 @@ def there_and_back(file: Path, folder: Path, *, suffix: str = ".pt", **options: 
     return read_state_dict(exported.file)[0]
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("name", ["pretrain", "vqa", "nlvr2", "irtr"])
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("pretrain", ".pt"), ("vqa", ".safetensors"), ("nlvr2", ".pt"), ("irtr", ".safetensors")]
+)
 def test_imported_file_comes_back_bit_by_bit(tmp_path, name, suffix):
     back = there_and_back(reference_file(name), tmp_path, suffix=suffix)
     bit_equal(back, load_file(reference_file(name)))

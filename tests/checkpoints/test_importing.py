@@ -270,10 +270,10 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("existing", [False, True], ids=["new", "empty"])
 @pytest.mark.parametrize("name", FAILURES)
-def test_refusal_is_one_line_and_leaves_nothing(tmp_path, vocabulary, name, existing):
+def test_refusal_is_one_line_and_leaves_nothing(tmp_path, vocabulary, name):
     weights, options, message = FAILURES[name]
+    existing = list(FAILURES).index(name) % 2 == 0  # an empty folder is there, or none
     file, out = write(weights(), tmp_path), tmp_path / "out"
     if existing:
         out.mkdir()
@@ -343,7 +343,7 @@ class AcceptedError(Exception):
 @pytest.mark.parametrize("kind", MUTATED)
 def test_tensor_of_any_other_shape_is_one_line(tmp_path, vocabulary, monkeypatch, capfd, kind):
     make, options = MUTATED[kind]
-    origin = importing.Origin(tmp_path / "file.pt")
+    origin = importing.Origin()
     monkeypatch.setattr(importing, "make_processor", lambda *_, **__: None)  # slow, and not what is asked here
     monkeypatch.setattr(importing, "write_folder", Mock(side_effect=AcceptedError))
     cases = dict(mutations(make()))

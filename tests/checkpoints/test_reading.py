@@ -44,7 +44,6 @@ def test_weights_are_found_under_every_wrapper(tmp_path, zipped, wrapper, prefix
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     found, origin = read_state_dict(file)
     same(found, WEIGHTS)
-    assert origin.wrapper == wrapper
     assert sorted(origin.beside) == (["epoch", "optimizer"] if wrapper else ["epoch"])
 
 
@@ -99,15 +98,15 @@ def test_truncated_file_is_one_clear_line(tmp_path, form, share):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("share", range(2, 60))
-def test_bare_pickle_cut_at_any_byte_is_truncated_and_no_code(tmp_path, share):
+def test_bare_pickle_cut_at_any_byte_is_truncated_and_no_code(tmp_path):
     file = tmp_path / "checkpoint.pt"
     torch.save({"state_dict": WEIGHTS}, file, _use_new_zipfile_serialization=False)
     whole = file.read_bytes()
     first_name = whole.index(b"ctorch")
-    file.write_bytes(whole[: first_name + share])
-    with pytest.raises(ValueError, match="truncated"):
-        read_state_dict(file)
+    for share in range(2, 60):
+        file.write_bytes(whole[: first_name + share])
+        with pytest.raises(ValueError, match="truncated"):
+            read_state_dict(file)
 
 
 @pytest.mark.parametrize(

@@ -36,16 +36,13 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Origin:
-    """Source of the weights.
+    """Content of a file or folder beside the weights.
 
     Attributes:
-        wrapper: Key of the file that held them; empty at the top.
         beside: Entries of the file that are no weights, such as `epoch`.
         config: `config.json` of a folder.
     """
 
-    path: Path
-    wrapper: str = ""
     beside: list[str] = field(default_factory=list)
     config: dict[str, Any] | None = None
 
@@ -79,7 +76,7 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Origin]:
         part, origin = _unwrap(_read_file(shard), shard)
         weights |= part
         beside += origin.beside
-    return weights, Origin(path, beside=beside, config=config)
+    return weights, Origin(beside, config)
 
 
 def read_labels(path: str | Path, *, count: int) -> list[str]:
@@ -194,11 +191,11 @@ def _foreign_code(message: str, path: Path) -> str | None:
 
 def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], Origin]:
     """Return the weights in the content of a file, and the names of all else."""
-    wrapper, beside = "", []
+    beside: list[str] = []
     if isinstance(content, Mapping):
         for name in _WRAPPERS:
             if isinstance(inner := content.get(name), Mapping):
-                wrapper, beside = name, [str(key) for key in content if key != name]
+                beside = [str(key) for key in content if key != name]
                 content = inner
                 break
     if not isinstance(content, Mapping):
@@ -216,7 +213,7 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], Origin]:
     beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
-    return weights, Origin(path, wrapper=wrapper, beside=beside)
+    return weights, Origin(beside)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -37,6 +37,11 @@ Device = str | torch.device | None
 """None: the first accelerator that sentence-transformers finds, or the CPU."""
 
 _SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
+# Arguments that say where the hub's files are, here and in transformers.
+_HUB = {
+    "cache_folder": "cache_dir",
+    **{name: name for name in ("subfolder", "token", "revision", "local_files_only")},
+}
 _ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": nn.Identity,
     "torch.nn.modules.activation.Sigmoid": nn.Sigmoid,
@@ -79,11 +84,6 @@ class _FolderModule(InputModule, ABC):
         cls,
         model_name_or_path: str,
         *,
-        subfolder: str = "",
-        token: bool | str | None = None,
-        cache_folder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         config_kwargs: Mapping[str, Any] | None = None,
@@ -95,19 +95,13 @@ class _FolderModule(InputModule, ABC):
         Raises:
             ValueError: The folder holds no model that retrieves, or an argument is not supported.
         """
-        del kwargs  # `trust_remote_code` and the like: no code is loaded here.
         if backend != "torch" or processor_kwargs or config_kwargs:
             raise ValueError(
                 f"VLMo loads with backend 'torch' and without processor_kwargs and config_kwargs; got {backend!r}, "
                 f"{processor_kwargs} and {config_kwargs}. Change the folder's files instead."
             )
-        hub = {
-            "subfolder": subfolder,
-            "token": token,
-            "cache_dir": cache_folder,
-            "revision": revision,
-            "local_files_only": local_files_only,
-        }
+        # Other arguments, such as `trust_remote_code`, have no effect: no code is loaded here.
+        hub = {ours: kwargs[theirs] for theirs, ours in _HUB.items() if kwargs.get(theirs) is not None}
         return cls(*load_from_hub(model_name_or_path, VLMoForImageTextRetrieval, hub=hub, **dict(model_kwargs or {})))
 
     def _pixel_values(self, images: Sequence[Any]) -> Features:
