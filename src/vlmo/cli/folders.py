@@ -30,7 +30,7 @@ class ImportOptions:
     text_length: int | None = None
     """Longest text in tokens, a multiple of 8; by default that of the file."""
     num_attention_heads: int | None = None
-    """Where the tensors do not tell it."""
+    """Kind of the checkpoint, for tensors that do not tell it."""
     vocabulary: Path | None = None
     """BERT's vocab.txt or a folder with it, by default from the model hub; for BEiT-3 its SentencePiece file."""
     labels: Path | None = None
@@ -64,11 +64,11 @@ class ReleaseOptions:
     recall_on: tuple[str, ...] = ("emoji-pairs",)
     """Sources, built-in names or paths, whose split "test" is measured."""
     licence: str | None = None
-    """Of the weights, by the hub's identifier, such as cc-by-sa-4.0; by default what the card says."""
+    """Licence of the weights, by the hub's identifier, such as cc-by-sa-4.0; by default what the card says."""
     note: str = ""
     """A paragraph for the top of the card."""
     device: str | None = None
-    """Where it is measured: cpu, cuda or cuda:N; by default a GPU if there is one."""
+    """Device that measures it: cpu, cuda or cuda:N; by default a GPU if there is one."""
 
 
 def import_command(options: ImportOptions) -> None:

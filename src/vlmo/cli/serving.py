@@ -18,7 +18,7 @@ class ServeOptions:
 
     folder: ModelFolder
     index: Path | None = None
-    """What vlmo index has made with this model; without it nothing is searched."""
+    """Index that vlmo index has made with this model; without it nothing is searched."""
     vqa: Path | None = None
     """Folder of a second model, which answers questions about images."""
     host: str = "127.0.0.1"

@@ -54,7 +54,7 @@ class IndexSettings:
     approximate_from: int = 50_000
 
     def __post_init__(self) -> None:
-        """Validate the values."""
+        """Validate the values; ValueError if one is too small."""
         if self.thumbnail < 16 or self.batch < 1 or self.approximate_from < 1:
             raise ValueError(
                 f"thumbnail is {self.thumbnail}, batch {self.batch} and approximate_from {self.approximate_from}; give "

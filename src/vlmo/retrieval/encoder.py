@@ -120,7 +120,7 @@ class Encoder:
     def match_pixels(
         self, pixels: Sequence[UInt8[Tensor, "3 size size"]], texts: Sequence[str]
     ) -> Float32[np.ndarray, " pair"]:
-        """`match` of images from `pixels`."""
+        """`match` of images from `pixels`; ValueError unless there are as many texts."""
         if len(pixels) != len(texts):
             raise ValueError(f"given are {len(pixels)} images and {len(texts)} texts; expected pairs")
 

@@ -39,7 +39,7 @@ class Journal:
         self.flush()
 
     def known(self, ids: Sequence[str]) -> dict[str, Known]:
-        """Those of these images that the table has or will have."""
+        """Return those of these images that the table has or will have."""
         waiting = {id: self._known[id] for id in ids if id in self._known}  # noqa: A001
         return {**self._store.known([id for id in ids if id not in waiting]), **waiting}  # noqa: A001
 

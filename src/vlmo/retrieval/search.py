@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -331,7 +332,7 @@ class Searcher:
         scale = self.encoder.inverse_temperature
         return Reranking(shortlist, rerank=rerank, weight=weight, scale=scale, deadline=deadline, speed=self._speed)
 
-    def load_pixels(self, load: Callable[[], Image.Image]) -> Tensor | None:
+    def load_pixels(self, load: Callable[[], Image.Image]) -> UInt8[Tensor, "3 size size"] | None:
         """Image of a loader of the index, as the model takes it; None if it cannot be read."""
         try:
             return self.encoder.pixels(load())

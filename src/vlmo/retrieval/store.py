@@ -166,7 +166,7 @@ class Store:
         return {field.name: kinds[field.type] for field in self.images.schema if field.name not in RESERVED}
 
     def known(self, ids: Sequence[str]) -> dict[str, Known]:
-        """Those of these images that are in the table."""
+        """Return those of these images that are in the table."""
         rows = self.rows("id", ids, columns=["id", "stamp", "hash"])
         return {row["id"]: Known(row["stamp"], row["hash"]) for row in rows}
 

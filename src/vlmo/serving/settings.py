@@ -66,7 +66,7 @@ class Settings:
     """Names that a request's Host header may have; none: any."""
 
     def __post_init__(self) -> None:
-        """Validate the values."""
+        """Validate the values; ValueError if one is out of its range."""
         for name in ("queue", "max_batch"):
             _check_positive(self, name)
         if not 0 <= self.max_wait <= 60:
