@@ -249,7 +249,7 @@ class VLMoModel(VLMoPreTrainedModel):
         layers: range | None = None,
         fusion: bool,
         queries: Queries | None = None,
-        record: list[tuple[Tensor, Tensor | None]] | None = None,
+        record: list[tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch head query key"] | None]] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
         """Return hidden states after `layers` (all by default), before the final norm.
 

@@ -183,7 +183,7 @@ class _Pass:
         return rows if self.chunk is None else min(rows, self.chunk)
 
     def block_runs(self, micro: int) -> float:
-        """How many blocks run in a micro-batch."""
+        """Number of blocks that run in a micro-batch."""
         times = math.ceil(micro * self.share / self.rows_at_a_time(micro)) if self.share else 0
         return times * len(self.lengths) * self.layers
 
@@ -433,7 +433,7 @@ class Pairs:
 
 
 class _Weights(NamedTuple):
-    """What data parallelism and autocast do with the weights; in bytes but for `shares`.
+    """Weights under data parallelism and autocast; in bytes but for `shares`.
 
     Attributes:
         shares: Processes that hold parameters, gradients and moments between them.
