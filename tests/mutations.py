@@ -173,9 +173,10 @@ def main(words: tyro.conf.Positional[tuple[str, ...]] = (), /, *, check: bool = 
     chosen = [each for each in MUTATIONS if not words or any(word in each.name for word in words)]
     files = {each.file: ROOT / "src" / "vlmo" / each.file for each in chosen}
     texts = {name: file.read_text() if file.is_file() else "" for name, file in files.items()}
-    missing = [each for each in chosen if texts[each.file].count(each.old) != 1]
+    missing = [each for each in chosen if texts[each.file].count(each.old) != 1 or not _tests_exist(each)]
     for each in missing:
-        console.print(f"{each.name}: {each.file} does not hold its text once", markup=False, highlight=False)
+        told = f"{each.name}: {each.file} does not hold its text once, or a file of {each.tests} is gone"
+        console.print(told, markup=False, highlight=False)
     if check or missing or not chosen:
         sys.exit(bool(missing) or not chosen)
     table = Table("mutation", "result", "tests", "seconds")
@@ -199,6 +200,10 @@ def main(words: tyro.conf.Positional[tuple[str, ...]] = (), /, *, check: bool = 
             table.add_row(each.name, result, " ".join(each.tests), f"{time.monotonic() - began:.0f}")
     console.print(table)
     sys.exit(survivors > 0)
+
+
+def _tests_exist(mutation: Mutation) -> bool:
+    return all((ROOT / "tests" / test).is_file() for test in mutation.tests)
 
 
 def _copy_checkout(target: Path) -> None:
