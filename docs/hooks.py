@@ -1,4 +1,4 @@
-"""What mkdocs cannot read from docs/ itself: README and others, notebooks, figures, recipe cards, the reference.
+"""Pages of the site that are not in docs/: README and others, notebooks, figures, recipes, the reference.
 
 mkdocs calls the functions `on_...` (mkdocs.yml, `hooks`).
 """
@@ -30,25 +30,25 @@ OUTSIDE = {
     "notebook-inside.md": "examples/inside.ipynb",
 }
 """Pages of the site and the files that they are."""
-ROOMS = {
+REFERENCE = {
     "model": "The Multiway Transformer and its heads",
     "objectives": "Losses, and the modules that hold a model and name its losses",
     "data": "Rows, sampling, masks and batches",
     "training": "The loop",
     "evaluation": "Metrics and reports",
-    "processing": "Pictures and texts to tensors",
+    "processing": "Images and texts to tensors",
     "checkpoints": "Published layouts in and out; loading model folders",
     "export": "ONNX",
     "integrations": "transformers pipelines, sentence-transformers, open_clip",
     "tasks": "One file a task: objective, examples, evaluation, prediction",
     "recipes": "Whole runs",
-    "folder": "Folders that are whole or not there",
-    "retrieval": "An index of own pictures, and search in it",
+    "folder": "Atomic writes and model cards",
+    "retrieval": "Index of images, and search",
     "demo": "Quickstart on small real data, and its report",
     "released": "Models that come with the package",
     "serving": "The service over HTTP and its page",
 }
-"""Rooms that have a page in the reference, and what it is called."""
+"""Packages with a page in the reference, and its title."""
 _FIGURE = re.compile(r"^<!-- figure: (?P<name>\S+) -->$", flags=re.MULTILINE)
 _LINK = re.compile(r"(?P<words>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)")
 
@@ -57,12 +57,12 @@ _COMMANDS: list[str] = []
 
 
 def on_startup(*, command: str, dirty: bool) -> None:
-    """Remembers what mkdocs was asked for."""
+    """Remember the command of mkdocs."""
     _COMMANDS.append(command)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are made here, and the result files that pages link to."""
+    """Add the pages that are made here, and the result files that pages link to."""
     texts = {name: source for name, source in OUTSIDE.items() if source.endswith(".md")}
     pages = {name: (ROOT / source).read_text(encoding="utf-8") for name, source in texts.items()}
     # A server that builds anew with each saved file shows the cells alone.
@@ -71,7 +71,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for path, content in pictures.items():
             files.append(File.generated(config, path, content=content))
     pages |= {"recipe-cards.md": recipe_cards(), "reference/index.md": reference_index()}
-    pages |= {f"reference/{room}.md": reference_of(room) for room in ROOMS}
+    pages |= {f"reference/{package}.md": reference_of(package) for package in REFERENCE}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     for result in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
@@ -80,7 +80,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Figures are drawn; links of files elsewhere in the repository lead to their pages, or become plain words."""
+    """Insert figures; turn links to files outside docs/ into links to their pages, or into plain text."""
     here = page.file.src_uri
     source = OUTSIDE.get(here, f"docs/{here}")
 
@@ -101,7 +101,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def page_of(path: str) -> tuple[str, str] | None:
-    """Where a file of the repository is in the site, with an anchor; None if it has no page."""
+    """Return page and anchor of a file of the repository; None if it has no page."""
     for name, source in OUTSIDE.items():
         if path == source:
             return name, ""
@@ -110,13 +110,13 @@ def page_of(path: str) -> tuple[str, str] | None:
     if path.startswith("benchmarks/results/"):
         return f"results/{posixpath.basename(path)}", ""
     parts = Path(path).parts
-    if parts[:2] == ("src", "vlmo") and len(parts) > 3 and parts[2] in ROOMS and path.endswith(".py"):
+    if parts[:2] == ("src", "vlmo") and len(parts) > 3 and parts[2] in REFERENCE and path.endswith(".py"):
         return f"reference/{parts[2]}.md", ".".join(parts[1:]).removesuffix(".py").removesuffix(".__init__")
     return None
 
 
 def notebook_pages(*, run: bool) -> dict[str, tuple[str, dict[str, bytes]]]:
-    """The notebooks' pages, each with its pictures by their paths; with outputs if they are `run`."""
+    """Return the notebooks' pages, each with its images by path; with outputs if they are `run`."""
     sources = {name: ROOT / source for name, source in OUTSIDE.items() if source.endswith(".ipynb")}
     books = notebooks.all_executed(sources.values()) if run else map(notebooks.read, sources.values())
     return {
@@ -126,7 +126,7 @@ def notebook_pages(*, run: bool) -> dict[str, tuple[str, dict[str, bytes]]]:
 
 
 def recipe_cards() -> str:
-    """A table of all recipes by their cards' first lines, then the cards."""
+    """Return a table of all recipes, then their descriptions."""
     from vlmo.recipes import RECIPES, describe
 
     cards = {name: describe(name).splitlines() for name in RECIPES}
@@ -144,29 +144,31 @@ def recipe_cards() -> str:
 
 
 def reference_index() -> str:
-    """The names that `import vlmo` gives, and the rooms."""
+    """Return the page of the names that `import vlmo` gives, and of the packages."""
     import vlmo
 
     lines = ["# Reference", "", "`import vlmo` gives:", ""]
     for name in vlmo.__all__:
         owner: Any = getattr(vlmo, name)
         summary = (inspect.getdoc(owner) or "").splitlines()[0]
-        room = owner.__module__.split(".")[1]
-        lines.append(f"- [`{name}`]({room}.md#{owner.__module__}.{name}): {summary}")
-    lines += ["", "Rooms:", ""] + [f"- [`vlmo.{room}`]({room}.md): {title}" for room, title in ROOMS.items()]
+        package = owner.__module__.split(".")[1]
+        lines.append(f"- [`{name}`]({package}.md#{owner.__module__}.{name}): {summary}")
+    lines += ["", "Packages:", ""] + [
+        f"- [`vlmo.{package}`]({package}.md): {title}" for room, title in REFERENCE.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
-def reference_of(room: str) -> str:
-    """Every public module of a room."""
-    lines = [f"# vlmo.{room}", "", f"{ROOMS[room]}.", ""]
-    for module in modules_of(room):
+def reference_of(package: str) -> str:
+    """Return the page of all public modules of a package."""
+    lines = [f"# vlmo.{package}", "", f"{REFERENCE[package]}.", ""]
+    for module in modules_of(package):
         lines += [f"::: {module}", ""]
     return "\n".join(lines)
 
 
-def modules_of(room: str) -> Iterator[str]:
-    """Names of the modules in a room, those of rooms inside it too; packages that only gather names are left out."""
-    for file in sorted((PACKAGE / room).rglob("*.py")):
+def modules_of(package: str) -> Iterator[str]:
+    """Yield the names of the modules in a package and its subpackages; modules that only re-export are left out."""
+    for file in sorted((PACKAGE / package).rglob("*.py")):
         if file.name != "__init__.py":
             yield ".".join(("vlmo", *file.relative_to(PACKAGE).with_suffix("").parts))

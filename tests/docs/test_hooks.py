@@ -70,5 +70,5 @@ def test_reference_names_everything_public(hooks):
     index = hooks.reference_index()
     assert all(f"[`{name}`](" in index for name in vlmo.__all__)
     assert "::: vlmo.data.prepare.coco" in hooks.reference_of("data")
-    rooms = {folder.name for folder in (ROOT / "src" / "vlmo").iterdir() if (folder / "__init__.py").is_file()}
-    assert rooms - {"cli"} == set(hooks.ROOMS)
+    packages = {folder.name for folder in (ROOT / "src" / "vlmo").iterdir() if (folder / "__init__.py").is_file()}
+    assert packages - {"cli"} == set(hooks.REFERENCE)
