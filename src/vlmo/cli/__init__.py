@@ -14,53 +14,27 @@ from rich.logging import RichHandler
 from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
-from vlmo.cli.folders import (
-    ExportOptions,
-    ImportOptions,
-    ReleaseOptions,
-    export_command,
-    import_command,
-    release_command,
-)
+from vlmo.cli import folders, runs, searching, serving, tasks
 from vlmo.cli.parsing import nearest, parse
-from vlmo.cli.runs import (
-    QuickstartOptions,
-    RecipesOptions,
-    TrainName,
-    quickstart_command,
-    recipes_command,
-    train,
-    train_command,
-)
-from vlmo.cli.searching import EmbedOptions, IndexOptions, SearchOptions, embed_command, index_command, search_command
-from vlmo.cli.serving import ServeOptions, serve_command
-from vlmo.cli.tasks import (
-    EvaluateOptions,
-    PredictOptions,
-    PrepareOptions,
-    evaluate_command,
-    predict_command,
-    prepare_command,
-)
 
 _USAGE_ERROR = 2
 _STDERR = Console(stderr=True)
 _QUICKSTART_HINT = ". Training and evaluating need more packages: pip install 'vlmo[quickstart]'"
 # Options and function of each command. The first line of the options' docstring is what `vlmo --help` shows.
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "quickstart": (QuickstartOptions, quickstart_command),
-    "train": (TrainName, train_command),
-    "evaluate": (EvaluateOptions, evaluate_command),
-    "predict": (PredictOptions, predict_command),
-    "index": (IndexOptions, index_command),
-    "search": (SearchOptions, search_command),
-    "embed": (EmbedOptions, embed_command),
-    "serve": (ServeOptions, serve_command),
-    "data prepare": (PrepareOptions, prepare_command),
-    "recipes": (RecipesOptions, recipes_command),
-    "import": (ImportOptions, import_command),
-    "export": (ExportOptions, export_command),
-    "release": (ReleaseOptions, release_command),
+    "quickstart": (runs.QuickstartOptions, runs.quickstart_command),
+    "train": (runs.TrainName, runs.train_command),
+    "evaluate": (tasks.EvaluateOptions, tasks.evaluate_command),
+    "predict": (tasks.PredictOptions, tasks.predict_command),
+    "index": (searching.IndexOptions, searching.index_command),
+    "search": (searching.SearchOptions, searching.search_command),
+    "embed": (searching.EmbedOptions, searching.embed_command),
+    "serve": (serving.ServeOptions, serving.serve_command),
+    "data prepare": (tasks.PrepareOptions, tasks.prepare_command),
+    "recipes": (runs.RecipesOptions, runs.recipes_command),
+    "import": (folders.ImportOptions, folders.import_command),
+    "export": (folders.ExportOptions, folders.export_command),
+    "release": (folders.ReleaseOptions, folders.release_command),
 }
 
 
@@ -102,7 +76,7 @@ def _dispatch(arguments: list[str]) -> None:
     if command is not None and command not in words:
         raise ValueError(f"no command {command!r}; did you mean {nearest(command, words)!r}? All: vlmo --help")
     if command == "train" and arguments[1:] and not arguments[1].startswith("-"):
-        train(arguments[1], arguments[2:])  # its options are the settings of the recipe
+        runs.train(arguments[1], arguments[2:])  # its options are the settings of the recipe
         return
     options = parse(_app(command).cli, arguments or ["--help"], prog="vlmo")
     run = next(run for kind, run in _COMMANDS.values() if kind is type(options))
@@ -112,7 +86,7 @@ def _dispatch(arguments: list[str]) -> None:
 def _app(command: str | None) -> SubcommandApp:
     """All commands; or one, so that tyro suggests its options alone."""
     app, data = SubcommandApp(), SubcommandApp()
-    data.command(name="prepare")(PrepareOptions)
+    data.command(name="prepare")(tasks.PrepareOptions)
     for name, (options, _) in _COMMANDS.items():
         if command not in {None, name.split()[0]}:
             continue

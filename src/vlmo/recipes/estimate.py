@@ -179,11 +179,10 @@ class _Pass:
     other_bytes: float = 0.0
 
     def rows_at_a_time(self, micro: int) -> float:
-        rows = micro * self.share
-        return rows if self.chunk is None else min(rows, self.chunk)
+        return min(micro * self.share, self.chunk or math.inf)
 
     def block_runs(self, micro: int) -> float:
-        """Number of blocks that run in a micro-batch."""
+        """Return the number of blocks that run in a micro-batch."""
         times = math.ceil(micro * self.share / self.rows_at_a_time(micro)) if self.share else 0
         return times * len(self.lengths) * self.layers
 
@@ -253,17 +252,15 @@ def _work(recipe: Recipe) -> _Work:
     # Operations and bytes of a text's masked words in their head.
     words = 6 * masked * dim * (dim + config.vocab_size), _LOGIT_COPIES * _FLOAT32 * masked * config.vocab_size
     if isinstance(task, LanguageStage):
-        return _Work(model, _encode(model, text=text) + words[0], words[1], (_Pass((text,), depth),))
+        return _Work(model, sum(_encode(model, text=text)) + words[0], words[1], (_Pass((text,), depth),))
     if isinstance(task, VisionLanguageStage | RetrievalStage):
         return _pair_work(model, task.losses, image=image, text=text, words=words)
     if isinstance(task, QuestionStage | ReasoningStage):
         count = 2 if isinstance(task, ReasoningStage) else 1
-        heads = (
-            count * dim**2 + sum(map(_products, model.children())) - _products(model.vlmo)
-        )  # the pooler's, and its own
-        flops = count * _encode(model, text=text, image=True) + 6 * heads
+        heads = count * dim**2 + _products(model) - _products(model.vlmo)  # the pooler's, and its own
+        flops = count * sum(_encode(model, text=text, image=True)) + 6 * heads
         return _Work(model, flops, count * _FLOAT32 * pixels, (_Pass(count * (text + image,), depth),))
-    flops, kept = _encode(model, image=True), _FLOAT32 * pixels
+    flops, kept = sum(_encode(model, image=True)), _FLOAT32 * pixels
     if isinstance(task, VisionStage):
         predicted = task.masked_share * (image - 1) * config.num_visual_tokens
         flops, kept = flops + 6 * predicted * dim, kept + _FLOAT32 * _LOGIT_COPIES * predicted
@@ -276,8 +273,8 @@ def _work(recipe: Recipe) -> _Work:
     return _Work(model, flops, kept, (_Pass((image,), depth),))
 
 
-def _encode(model: Any, *, text: int = 0, image: bool = False) -> float:
-    """Return the operations of the backbone on a text, an image, or both; all blocks cost the same."""
+def _encode(model: Any, *, text: int = 0, image: bool = False) -> tuple[float, float]:
+    """Return the operations of embeddings and blocks on a text, an image, or both; all blocks cost the same."""
     backbone, config = model.vlmo, model.config
     parts: dict[str, Any] = {}
 
@@ -289,8 +286,8 @@ def _encode(model: Any, *, text: int = 0, image: bool = False) -> float:
             parts["text"] = backbone.embed_text(torch.zeros(1, text, dtype=torch.long))
         return backbone.run(backbone.join(**parts), layers=range(layers), fusion=len(parts) == 3)
 
-    one, two = (_count_flops(lambda layers=layers: run(layers)) for layers in (1, 2))
-    return one + (config.num_hidden_layers - 1) * (two - one)
+    embedded, one_block = (_count_flops(lambda layers=layers: run(layers)) for layers in (0, 1))
+    return embedded, config.num_hidden_layers * (one_block - embedded)
 
 
 def _products(module: nn.Module) -> int:
@@ -340,10 +337,9 @@ def _pair_work(model: Any, losses: VisionLanguageConfig, *, image: int, text: in
     alone = depth + (branches - 1) * config.num_fusion_layers
     projection, cached = cast("int", config.projection_size), losses.cache_chunk is not None
     heads = 6 * 2 * branches * dim * projection + masked * words[0] + 6 * 3 * matched * dim * dim
-    apart = _encode(model, text=text) + _encode(model, image=True)
-    patches = 4 * (image - 1) * config.num_channels * config.patch_size**2 * dim  # embedded once for all passes
-    fused = _encode(model, text=text, image=True) - patches
-    total = apart * alone / depth + fused * (masked + 3 * matched) + heads
+    (embedded, image_blocks), (_, text_blocks) = _encode(model, image=True), _encode(model, text=text)
+    _, fused = _encode(model, text=text, image=True)
+    total = embedded + (image_blocks + text_blocks) * alone / depth + fused * (masked + 3 * matched) + heads
     floats, chunk, pair = _FLOAT32 * pixels, losses.fused_chunk or losses.cache_chunk, (text + image,)
     if cached:
         again: dict[str, Any] = {"recomputed": True, "other_bytes": floats}
@@ -433,19 +429,12 @@ class Pairs:
 
 
 class _Weights(NamedTuple):
-    """Weights under data parallelism and autocast; in bytes but for `shares`.
-
-    Attributes:
-        shares: Processes that hold parameters, gradients and moments between them.
-        gathered_bytes: Weights of other processes that are held at a time.
-        copied_bytes: Copies in bf16.
-        traffic: Sent a step, by ring algorithms.
-    """
+    """Weights under data parallelism and autocast: processes that share them, and bytes."""
 
     shares: int
-    gathered_bytes: float
-    copied_bytes: float
-    traffic: float
+    gathered_bytes: float  # of other processes, at a time
+    copied_bytes: float  # in bf16
+    traffic: float  # sent a step, by ring algorithms
 
 
 def _weights(recipe: Recipe, work: _Work, *, processes: int, micro: int) -> _Weights:
