@@ -154,7 +154,7 @@ def reference_index() -> str:
         package = owner.__module__.split(".")[1]
         lines.append(f"- [`{name}`]({package}.md#{owner.__module__}.{name}): {summary}")
     lines += ["", "Packages:", ""] + [
-        f"- [`vlmo.{package}`]({package}.md): {title}" for room, title in REFERENCE.items()
+        f"- [`vlmo.{package}`]({package}.md): {title}" for package, title in REFERENCE.items()
     ]
     return "\n".join(lines) + "\n"
 
