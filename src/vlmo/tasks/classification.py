@@ -226,10 +226,9 @@ class ClassificationStage(Task):
 
     @classmethod
     def evaluate(cls, folder: str | Path, **arguments: Any) -> TaskResult:
-        """Return the accuracies of a model folder on a split; arguments as in `Task.evaluate`.
+        """Return the accuracies of a model folder on a split; arguments as in `Task.evaluate`, and `method`.
 
-        Args:
-            method: "head" (the model's own classifier), "linear-probe" or "zero-shot"; see the functions below.
+        `method` is "head" (the model's own classifier), "linear-probe" or "zero-shot"; see the functions below.
 
         Raises:
             ValueError: There is no such method, or as `Task.evaluate`.
