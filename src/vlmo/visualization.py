@@ -59,12 +59,14 @@ def data_uri(image: Image.Image, *, size: int = 144) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
 
 
-def heat_map(image: Image.Image, weights: Float[Tensor, "grid_h grid_w"], *, size: int = 144) -> Image.Image:
+def heat_map(
+    image: Image.Image, weights: Float[np.ndarray | Tensor, "grid_h grid_w"], *, size: int = 144
+) -> Image.Image:
     """Return the image, pale, with the weights over it; the largest weight of the map has the full colour."""
     base = on_white(image).resize((size, size), Image.Resampling.LANCZOS)
     grey = base.convert("L").convert("RGB")
     pale = np.asarray(Image.blend(grey, base, 0.35), dtype=np.float32) * 0.65 + 255 * 0.35
-    values = weights.detach().float().cpu().numpy()
+    values = np.asarray(weights, dtype=np.float32)
     values = values - values.min()
     values = values / max(float(values.max()), 1e-12)
     # Smooth between the centres of patches; cubic interpolation may overshoot.

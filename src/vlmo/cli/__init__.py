@@ -17,9 +17,7 @@ from tyro.extras import SubcommandApp
 from vlmo.cli import folders, runs, searching, serving, tasks
 from vlmo.cli.parsing import nearest, parse
 
-_USAGE_ERROR = 2
 _STDERR = Console(stderr=True)
-_QUICKSTART_HINT = ". Training and evaluating need more packages: pip install 'vlmo[quickstart]'"
 # Options and function of each command. The first line of the options' docstring is what `vlmo --help` shows.
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "quickstart": (runs.QuickstartOptions, runs.quickstart_command),
@@ -53,14 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
     except ModuleNotFoundError as error:
-        hint = "" if "pip install" in str(error) else _QUICKSTART_HINT
-        _fail(f"{error}{hint}")
+        hint = ". Training and evaluating need more packages: pip install 'vlmo[quickstart]'"
+        _fail(str(error) if "pip install" in str(error) else f"{error}{hint}")
     except PermissionError as error:
         _fail(f"no permission for {error.filename or error}; choose another place, or change its rights")
     except (ValueError, OSError, SafetensorError) as error:
         _fail(str(error))
     except RuntimeError as error:
-        if not _ends_a_run(error):
+        from vlmo.training import TrainingError  # beside torch, which takes seconds to import
+
+        if not isinstance(error, TrainingError):
             raise
         _fail(str(error), code=1)
     except KeyboardInterrupt:
@@ -97,13 +97,6 @@ def _app(command: str | None) -> SubcommandApp:
     return app
 
 
-def _ends_a_run(error: RuntimeError) -> bool:
-    """Return True for a TrainingError; imported only now, because it lives beside torch."""
-    from vlmo.training.errors import TrainingError
-
-    return isinstance(error, TrainingError)
-
-
-def _fail(message: str, *, code: int = _USAGE_ERROR) -> None:
+def _fail(message: str, *, code: int = 2) -> None:
     sys.stderr.write(f"vlmo: {' '.join(message.split())}\n")
     sys.exit(code)

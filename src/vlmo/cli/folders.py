@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -19,7 +19,7 @@ from vlmo.released import find_model
 class ImportOptions:
     """Convert published weights to a model folder: vlmo import FILE OUT [--image-size N] [--vocabulary PATH]."""
 
-    file: tyro.conf.Positional[Path]
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """Checkpoint of VLMo, BEiT or BEiT-3 (.pt, .pth, .safetensors), or a folder with config.json and weights."""
     out: tyro.conf.Positional[Path]
     """New model folder."""
@@ -76,17 +76,7 @@ def import_command(options: ImportOptions) -> None:
     hide_loading_bars()
     from vlmo.checkpoints.importing import import_checkpoint
 
-    report = import_checkpoint(
-        options.file,
-        options.out,
-        kind=options.kind,
-        image_size=options.image_size,
-        text_length=options.text_length,
-        num_attention_heads=options.num_attention_heads,
-        vocabulary=options.vocabulary,
-        labels=options.labels,
-        allow_partial=options.allow_partial,
-    )
+    report = import_checkpoint(**vars(options))
     console = Console(soft_wrap=True)
     table = Table(show_header=False)
     for word, value in report.rows():
@@ -114,8 +104,7 @@ def export_command(options: ExportOptions) -> None:
     from vlmo.checkpoints.exporting import export_official
 
     report = export_official(folder, options.out)
-    lines = [f"note: {note}" for note in report.notes]
-    lines.append(f"{report.num_tensors} tensors in {report.file}")
+    lines = [*(f"note: {note}" for note in report.notes), f"{report.num_tensors} tensors in {report.file}"]
     console.print("\n".join(lines), markup=False, highlight=False)
 
 
@@ -126,15 +115,7 @@ def release_command(options: ReleaseOptions) -> None:
     from vlmo.release import write_release
 
     console = Console(soft_wrap=True)
-    results = write_release(
-        folder,
-        options.out,
-        recall_on=options.recall_on,
-        licence=options.licence,
-        note=options.note,
-        device=options.device,
-        console=Console(stderr=True),
-    )
+    results = write_release(**vars(options) | {"folder": folder}, console=Console(stderr=True))
     for result in results:
         console.print(result.table())
     size = (options.out / "model.safetensors").stat().st_size

@@ -1,27 +1,34 @@
-"""Line charts as inline SVG. Colours come from the style sheet of the page, so that they follow dark mode."""
+"""Charts of losses as SVG, for a page on light or dark paper."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-_WIDTH, _HEIGHT = 520, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 10, 26
 _MAX_POINTS = 200
-_NUM_COLOURS = 4
+_COLOURS = ("#4c86c6", "#d2703a", "#2f9484", "#8f6fc3")  # these and the grey are legible on white and on black
+_GREY = "#80868f"
+_STYLE = {
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _GREY),
+    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top", "text.parse_math"), False),
+    "svg.fonttype": "none",  # text stays text
+}
 
 Points = Float[np.ndarray, "point 2"]
 
 
 def line_chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Return a `<figure>` with a key of last values, each curve as measured (faint) and as running mean (strong).
+    """Return an image, as HTML, of each curve as measured (faint) and as running mean (strong).
 
     Args:
-        title: Heading of the figure.
+        title: Read out before the first and last values.
         curves: Pairs of step and value by the name of the curve. Values that are not finite are left out; without any
             finite value the result is empty.
     """
@@ -29,58 +36,23 @@ def line_chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) ->
     if not measured:
         return ""
     means = {name: _smooth(points) for name, points in measured.items()}
-    # The axis follows the running means, so that one outlier does not flatten every curve.
-    y_ticks = nice_ticks([float(y) for points in means.values() for y in points[:, 1]])
-    x_max = max(float(points[-1, 0]) for points in means.values())
-    x_ticks = [tick for tick in nice_ticks([0, x_max]) if tick <= x_max]
-
-    def place(points: Points) -> str:
-        x = _LEFT + points[:, 0] / (x_max or 1) * (_WIDTH - _LEFT - _RIGHT)
-        share = np.clip((points[:, 1] - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 0, 1)
-        y = _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
-        return "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
-
-    parts, key = [], []
-    for tick in y_ticks:
-        y = place(np.array([[0, tick]])).split()[1]
-        parts.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{format_value(tick)}</text>')
-    for tick in x_ticks:
-        x = float(place(np.array([[tick, y_ticks[0]]])).split()[0])
-        anchor = "start" if tick == 0 else "end" if x > _WIDTH - _RIGHT - 16 else "middle"
-        label = "step 0" if tick == 0 else format_value(tick)
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{label}</text>')
-    for number, (name, mean) in enumerate(means.items()):
-        colour, (x, y) = f"series-{number % _NUM_COLOURS + 1}", place(mean[-1:]).split()
-        parts.append(f'<path class="raw {colour}" d="M{place(measured[name])}"/>')
-        parts.append(f'<path class="mean {colour}" d="M{place(mean)}"/>')
-        parts.append(f'<circle class="end {colour}" cx="{x}" cy="{y}" r="3.5"/>')
-        key.append(f'<span class="{colour}">{escape(name)} <b>{format_value(mean[-1, 1])}</b></span>')
-    said = "; ".join(f"{name} from {format_value(m[0, 1])} to {format_value(m[-1, 1])}" for name, m in means.items())
-    return (
-        f'<figure class="card"><figcaption><h3>{escape(title)}</h3><div class="key">{"".join(key)}</div></figcaption>'
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{title}: {said}")}">'
-        f"{''.join(parts)}</svg></figure>"
-    )
-
-
-def nice_ticks(values: Sequence[float], *, count: int = 4) -> list[float]:
-    """Return round numbers at equal distances that enclose the values; from 0 where the values come near it."""
-    low, high = min(values), max(values)
-    if 0 < low < high / 2:
-        low = 0
-    if high - low < 1e-12 * max(abs(high), 1):
-        high = low + max(abs(low), 1) / 10
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [index * step for index in range(first, last + 1)]
-
-
-def format_value(value: float) -> str:
-    """Return three significant digits, without an exponent where possible."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+        axes = figure.subplots()
+        for (name, points), colour in zip(means.items(), _COLOURS * len(means), strict=False):
+            axes.plot(*points.T, colour, clip_on=False, label=f"{name} {points[-1, 1]:.3g}")
+        # The axis follows the running means, so that one outlier does not flatten every curve.
+        low, high = axes.get_ylim()
+        for points, colour in zip(measured.values(), _COLOURS * len(means), strict=False):
+            axes.plot(points[:, 0], points[:, 1].clip(low, high), colour, clip_on=False, alpha=0.3, linewidth=1)
+        axes.set(xlabel="step", ylim=(low, high))
+        axes.grid(visible=True, axis="y", clip_on=False, alpha=0.25)
+        axes.legend(frameon=False, labelcolor="linecolor")
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True)
+    svg = file.getvalue()
+    told = "; ".join(f"{name} from {mean[0, 1]:.3g} to {mean[-1, 1]:.3g}" for name, mean in means.items())
+    return f'<div role="img" aria-label="{escape(f"{title}: {told}")}">{svg[svg.index("<svg") :]}</div>'
 
 
 def _thin(points: Sequence[tuple[int, float]]) -> Points:

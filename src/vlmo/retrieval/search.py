@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -293,7 +292,7 @@ class Searcher:
 
         image = self.index.image(id)
         words, maps = self.encoder.attention(image, _filled(query))
-        heats = [heat_map(image, torch.from_numpy(weights), size=_HEAT_PIXELS) for weights in maps]
+        heats = [heat_map(image, weights, size=_HEAT_PIXELS) for weights in maps]
         return list(zip(words, heats, strict=True))
 
     def warm_up(self) -> None:

@@ -254,7 +254,7 @@ class QuestionStage(Task):
         encoded: Any = processor(images=images[0], text=inputs.question, return_tensors="pt").to(model.device)
         scores = model(**encoded).logits[0].float().sigmoid()
         if save is not None:
-            seen = heat_map(images[0], attention_maps(model, **encoded)[0, 0], size=_SHOWN_PIXELS)
+            seen = heat_map(images[0], attention_maps(model, **encoded)[0, 0].float().cpu(), size=_SHOWN_PIXELS)
             seen.save(with_parent(save), format="PNG")
         best = scores.topk(min(top, len(scores)))
         return [
