@@ -14,9 +14,9 @@ from tests.parity.plain_vlmo import PlainVLMo, Sizes, random_checkpoint, write_v
 from tests.toy_model import pictures, texts, toy
 from torch import Tensor
 
-from vlmo.checkpoints.exporting import export_official
 from vlmo.checkpoints.importing import import_checkpoint
-from vlmo.checkpoints.reading import read_state_dict
+from vlmo.checkpoints.loading import read_state_dict
+from vlmo.checkpoints.official import export_official
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageClassification,

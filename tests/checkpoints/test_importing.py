@@ -35,7 +35,7 @@ from transformers import (
 )
 
 import vlmo  # noqa: F401 (registers the Auto classes)
-from vlmo.checkpoints import importing, text
+from vlmo.checkpoints import importing
 from vlmo.checkpoints.importing import PUBLISHED_EXTRAS, import_checkpoint
 from vlmo.checkpoints.layout import grouped
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForVisualQuestionAnswering, VLMoModel
@@ -344,7 +344,7 @@ class AcceptedError(Exception):
 def test_tensor_of_any_other_shape_is_one_line(tmp_path, vocabulary, monkeypatch, capfd, kind):
     make, options = MUTATED[kind]
     origin = importing.Origin()
-    monkeypatch.setattr(importing, "make_processor", lambda *_, **__: None)  # slow, and not what is asked here
+    monkeypatch.setattr(importing, "_make_processor", lambda *_, **__: None)  # slow, and not what is asked here
     monkeypatch.setattr(importing, "write_folder", Mock(side_effect=AcceptedError))
     cases = dict(mutations(make()))
     assert len(cases) > 12
@@ -435,8 +435,8 @@ def test_berts_vocabulary_comes_from_the_hub(tmp_path, with_berts_words, monkeyp
             raise LocalEntryNotFoundError("not in the cache")
         return str(write_vocabulary(tmp_path / "fetched.txt", size=30522))
 
-    monkeypatch.setattr(text, "hf_hub_download", fetch)
-    monkeypatch.setattr(text, "get_hf_file_metadata", lambda url, **_: asked.append((url.rpartition("/")[2],)))
+    monkeypatch.setattr(importing, "hf_hub_download", fetch)
+    monkeypatch.setattr(importing, "get_hf_file_metadata", lambda url, **_: asked.append((url.rpartition("/")[2],)))
     import_checkpoint(with_berts_words, tmp_path / "out")
     model = ("google-bert/bert-base-uncased", "vocab.txt")
     assert asked == [(*model, "local_files_only"), ("vocab.txt",), (*model, "etag_timeout")]
@@ -461,8 +461,8 @@ def test_hub_that_cannot_be_reached_is_one_line(tmp_path, with_berts_words, monk
             logger.warning("thrown while requesting")
             raise httpx2.ConnectError("no name")
 
-    monkeypatch.setattr(text, "hf_hub_download", fetch)
-    monkeypatch.setattr(text, "get_hf_file_metadata", look)
+    monkeypatch.setattr(importing, "hf_hub_download", fetch)
+    monkeypatch.setattr(importing, "get_hf_file_metadata", look)
     try:
         with pytest.raises(ValueError, match=r"could not be fetched.*--vocabulary") as refused:
             import_checkpoint(with_berts_words, tmp_path / "out")

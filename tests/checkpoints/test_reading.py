@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlmo.checkpoints.reading import read_labels, read_state_dict
+from vlmo.checkpoints.loading import read_labels, read_state_dict
 from vlmo.model import VLMoConfig, VLMoModel
 
 WEIGHTS = {"first.weight": torch.arange(6.0).reshape(2, 3), "second": torch.tensor([7], dtype=torch.int64)}

@@ -20,7 +20,7 @@ from vlmo import (
     VLMoForVisualReasoning,
     VLMoModel,
 )
-from vlmo.checkpoints.reading import read_state_dict
+from vlmo.checkpoints.loading import read_state_dict
 from vlmo.model.stages import start_from
 
 # A compiler may put other operations, with other roundings, in the place of ours.

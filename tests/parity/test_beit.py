@@ -338,7 +338,7 @@ def broken(what: str) -> tuple[dict[str, Tensor], dict]:
         ("a table missing", "2 of 3 blocks"),
         ("not square", "102 rows"),
         ("no patches", r"patch_embed\.proj\.weight"),
-        ("other heads", "num_attention_heads is 5"),
+        ("other heads", "have 4 columns; expected 5"),
         ("no heads", "how many attention heads"),
         ("two norms", "norms twice"),
         ("another type", "data2vec-vision"),

@@ -7,7 +7,7 @@ import torch
 from tests.parity.plain_beit3 import BASE, LARGE, PlainBEiT3, Sizes, random_weights, shapes
 from torch import Tensor
 
-from vlmo.checkpoints import beit3
+from vlmo.checkpoints import beit
 from vlmo.checkpoints.layout import Conversion
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel
 
@@ -52,7 +52,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 def test_states_of_image_text_and_pair_are_those_of_the_plain_implementation(lengths, attention):
     weights = random_weights(SIZES, contrast=False)
     plain = PlainBEiT3(weights, SIZES)
-    model = load(beit3.convert(weights, num_attention_heads=SIZES.heads), attention=attention)
+    model = load(beit.convert_beit3(weights, num_attention_heads=SIZES.heads), attention=attention)
     pixels, (ids, hidden) = pictures(len(lengths)), texts(lengths)
     kept, mask = ~hidden, (~hidden).long()
     close(model(pixel_values=pixels).last_hidden_state, plain.image(pixels))
@@ -70,7 +70,7 @@ def test_states_of_image_text_and_pair_are_those_of_the_plain_implementation(len
 def test_retrieval_vectors_are_those_of_the_plain_implementation(lengths):
     weights = random_weights(SIZES, contrast=True)
     plain = PlainBEiT3(weights, SIZES)
-    model = load(beit3.convert(weights, num_attention_heads=SIZES.heads))
+    model = load(beit.convert_beit3(weights, num_attention_heads=SIZES.heads))
     pixels, (ids, hidden) = pictures(len(lengths)), texts(lengths)
     output = model(pixel_values=pixels, input_ids=ids, attention_mask=(~hidden).long())
     images, captions = plain.image_vector(pixels), plain.text_vector(ids, hidden)
@@ -82,7 +82,7 @@ def test_retrieval_vectors_are_those_of_the_plain_implementation(lengths):
 
 
 def test_sizes_are_read_from_the_tensors():
-    config = beit3.convert(random_weights(SIZES, contrast=True), num_attention_heads=SIZES.heads).config
+    config = beit.convert_beit3(random_weights(SIZES, contrast=True), num_attention_heads=SIZES.heads).config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 3, 4)
     assert (config.intermediate_size, config.vocab_size, config.projection_size) == (72, 61, 24)
     assert (config.image_size, config.patch_size, config.grid) == (40, 8, (5, 5))
@@ -97,7 +97,7 @@ def test_sizes_are_read_from_the_tensors():
 @pytest.mark.parametrize("contrast", [False, True])
 def test_released_sizes_are_our_presets(name, sizes, preset, contrast):
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes(sizes, contrast=contrast).items()}
-    conversion = beit3.convert(tensors)
+    conversion = beit.convert_beit3(tensors)
     assert conversion.config.to_dict() == preset().to_dict()
     assert (conversion.text, conversion.max_text_length) == ("sentencepiece", 64)
     with torch.device("meta"):
@@ -113,7 +113,7 @@ def test_heads_of_pretraining_are_unused_and_those_of_other_tasks_unknown():
     weights = random_weights(SIZES, contrast=False)
     weights |= {"mlm_head.weight": torch.zeros(3), "mim_head.bias": torch.zeros(3)}
     weights |= {"pooler.dense.weight": torch.zeros(3), "head.0.weight": torch.zeros(3)}
-    conversion = beit3.convert(weights, num_attention_heads=SIZES.heads)
+    conversion = beit.convert_beit3(weights, num_attention_heads=SIZES.heads)
     assert sorted(conversion.unused) == ["beit3.vision_embed.mask_token", "mim_head.bias", "mlm_head.weight"]
     assert sorted(conversion.unknown) == ["head.0.weight", "pooler.dense.weight"]
 
@@ -121,15 +121,15 @@ def test_heads_of_pretraining_are_unused_and_those_of_other_tasks_unknown():
 def test_a_missing_projection_is_missed_by_name():
     weights = random_weights(SIZES, contrast=False)
     del weights["beit3.encoder.layers.1.self_attn.k_proj.B.weight"]
-    conversion = beit3.convert(weights, num_attention_heads=SIZES.heads)
+    conversion = beit.convert_beit3(weights, num_attention_heads=SIZES.heads)
     assert "vlmo.blocks.1.attention.qkv.language.weight" not in conversion.weights
     assert "vlmo.blocks.1.attention.qkv.vision.weight" in conversion.weights
 
 
 def test_recognises_beit3_and_nothing_else():
-    assert beit3.recognises(random_weights(SIZES, contrast=False))
-    assert not beit3.recognises({"beit3.text_embed.weight": torch.zeros(3)})
-    assert not beit3.recognises({"cls_token": torch.zeros(3), "transformer.cls_token": torch.zeros(3)})
+    assert beit.is_beit3(random_weights(SIZES, contrast=False))
+    assert not beit.is_beit3({"beit3.text_embed.weight": torch.zeros(3)})
+    assert not beit.is_beit3({"cls_token": torch.zeros(3), "transformer.cls_token": torch.zeros(3)})
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_recognises_beit3_and_nothing_else():
 def test_what_cannot_be_converted_is_refused_by_name(changes, arguments, message):
     weights = random_weights(SIZES, contrast=False) | changes
     with pytest.raises(ValueError, match=message):
-        beit3.convert({key: tensor for key, tensor in weights.items() if tensor is not None}, **arguments)
+        beit.convert_beit3({key: tensor for key, tensor in weights.items() if tensor is not None}, **arguments)
 
 
 def test_lost_blocks_of_a_published_width_are_said():
     for layers, said in ((12, False), (11, True)):
         sizes = Sizes(**vars(BASE) | {"layers": layers})
         tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes(sizes, contrast=False).items()}
-        assert any("is it whole" in note for note in beit3.convert(tensors).notes) == said
+        assert any("is it whole" in note for note in beit.convert_beit3(tensors).notes) == said

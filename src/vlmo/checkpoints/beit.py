@@ -1,9 +1,10 @@
-"""BEiT's published layout and Hugging Face's Beit models, read as the result of stage 1 (arXiv 2106.08254)."""
+"""Published layouts of BEiT (arXiv 2106.08254), also in Hugging Face's form, and of BEiT-3 (arXiv 2208.10442)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,11 +22,18 @@ from vlmo.checkpoints.layout import (
     count_blocks,
     join_projections,
     note_on_depth,
+    one_number,
     shape_of,
     square_side,
     without_batch,
 )
-from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForMaskedImageModeling
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoModel,
+)
 
 _LARGE_DEPTH = 24
 _NORM_EPS, _HUGGING_FACE_NORM_EPS = 1e-6, 1e-12  # of the published code, and BeitConfig's default
@@ -33,7 +41,6 @@ _CLASS_TOKEN, _POSITIONS = "vlmo.image_embeddings.cls_token", "vlmo.image_embedd
 _PATCHES, _FIRST_LAYER = "vlmo.image_embeddings.projection.weight", "vlmo.blocks.0.experts.vision.fc1.weight"
 _NORM, _MASK_TOKEN, _TOKEN_HEAD = "vlmo.norm.weight", "mim_head.mask_token", "mim_head.decoder.weight"
 _TABLE, _SHARED = "vlmo.position_bias.table", "shared_table"  # `layer_table` and this are joined into the former
-_NEEDED = {_CLASS_TOKEN, _PATCHES, _FIRST_LAYER}
 _CLASSIFIER = {"classifier_norm.weight", "classifier.weight"}
 _LEFTOVERS = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked)")
 _BIAS = "relative_position_bias_table"
@@ -76,60 +83,38 @@ HUGGING_FACE = NameTable(
         (f"encoder.relative_position_bias.{_BIAS}", _SHARED),
         (f"shared_position_bias.{_BIAS}", _SHARED),
         *(
-            (f"{blocks}.{{layer}}.{theirs}", ours)
-            for blocks, attention, parts, output, first, second, table in (
-                (
-                    "encoder.layer",
-                    "attention.attention",
-                    ("query", "key", "value"),
-                    "attention.output.dense",
-                    "intermediate.dense",
-                    "output.dense",
-                    f"attention.attention.relative_position_bias.{_BIAS}",
-                ),
-                (
-                    "layers",
-                    "attention",
-                    ("q_proj", "k_proj", "v_proj"),
-                    "attention.o_proj",
-                    "mlp.fc1",
-                    "mlp.fc2",
-                    f"relative_position_bias.{_BIAS}",
-                ),
+            (f"{blocks}.{{layer}}.{theirs}", _BLOCK + ours)
+            for in_file, in_memory, ours in (
+                ("layernorm_before.{kind}", "layernorm_before.{kind}", "norm1.shared.{kind}"),
+                ("layernorm_after.{kind}", "layernorm_after.{kind}", "experts.vision.norm.{kind}"),
+                ("lambda_{number}", "lambda_{number}", "gamma_{number}"),
+                ("attention.attention.query.weight", "attention.q_proj.weight", "attention.q.shared.weight"),
+                ("attention.attention.key.weight", "attention.k_proj.weight", "attention.k.shared.weight"),
+                ("attention.attention.value.weight", "attention.v_proj.weight", "attention.v.shared.weight"),
+                ("attention.attention.query.bias", "attention.q_proj.bias", "attention.qkv.shared.query_bias"),
+                ("attention.attention.value.bias", "attention.v_proj.bias", "attention.qkv.shared.value_bias"),
+                ("attention.output.dense.{kind}", "attention.o_proj.{kind}", "attention.projection.shared.{kind}"),
+                ("intermediate.dense.{kind}", "mlp.fc1.{kind}", "experts.vision.fc1.{kind}"),
+                ("output.dense.{kind}", "mlp.fc2.{kind}", "experts.vision.fc2.{kind}"),
             )
-            for theirs, ours in (
-                ("layernorm_before.{kind}", f"{_BLOCK}norm1.shared.{{kind}}"),
-                ("layernorm_after.{kind}", f"{_BLOCK}experts.vision.norm.{{kind}}"),
-                ("lambda_{number}", f"{_BLOCK}gamma_{{number}}"),
-                *((f"{attention}.{part}.weight", f"{_ATTENTION}{part[0]}.shared.weight") for part in parts),
-                (f"{attention}.{parts[0]}.bias", f"{_ATTENTION}qkv.shared.query_bias"),
-                (f"{attention}.{parts[2]}.bias", f"{_ATTENTION}qkv.shared.value_bias"),
-                (f"{output}.{{kind}}", f"{_ATTENTION}projection.shared.{{kind}}"),
-                (f"{first}.{{kind}}", f"{_BLOCK}experts.vision.fc1.{{kind}}"),
-                (f"{second}.{{kind}}", f"{_BLOCK}experts.vision.fc2.{{kind}}"),
-                (table, "layer_table.{layer}"),
-            )
+            for blocks, theirs in (("encoder.layer", in_file), ("layers", in_memory))
         ),
+        (f"encoder.layer.{{layer}}.attention.attention.relative_position_bias.{_BIAS}", "layer_table.{layer}"),
+        (f"layers.{{layer}}.relative_position_bias.{_BIAS}", "layer_table.{layer}"),
     )
 )
 
 
 def is_published(state_dict: Mapping[str, Tensor]) -> bool:
     """Return True for the keys of the published layout; those of a plain vision Transformer have no `q_bias`."""
-    needed = {"cls_token", "patch_embed.proj.weight", "blocks.0.norm2.weight", "blocks.0.attn.q_bias"}
-    return needed <= state_dict.keys()
+    return {"cls_token", "blocks.0.norm2.weight", "blocks.0.attn.q_bias"} <= state_dict.keys()
 
 
 def is_hugging_face(state_dict: Mapping[str, Tensor]) -> bool:
     """Return True for the keys of a Beit model, from a file or in the memory of transformers 5."""
-    keys = {key.removeprefix("beit.") for key in state_dict}
-    return "embeddings.cls_token" in keys and any(
-        f"{query}.weight" in keys and f"{key}.bias" not in keys
-        for query, key in (
-            ("encoder.layer.0.attention.attention.query", "encoder.layer.0.attention.attention.key"),
-            ("layers.0.attention.q_proj", "layers.0.attention.k_proj"),
-        )
-    )
+    names = {HUGGING_FACE.ours(key.removeprefix("beit.")) for key in state_dict}
+    plain = any(key.endswith((".0.attention.attention.key.bias", ".0.attention.k_proj.bias")) for key in state_dict)
+    return {_CLASS_TOKEN, "vlmo.blocks.0.attention.q.shared.weight"} <= names and not plain
 
 
 def convert(
@@ -151,14 +136,18 @@ def convert(
     given = _checked_config(config or {})
     original = is_published(state_dict)
     named, sources = _our_names(state_dict, original=original)
-    if missing := _NEEDED - named.keys():
-        shown = ", ".join(sorted(PUBLISHED.published(name) or name for name in missing))
-        raise ValueError(f"this BEiT has no {shown}; the file is incomplete or of another model.")
     fine_tuned = named.keys() >= _CLASSIFIER
     depth = count_blocks(int(match[1]) for name in named if (match := re.match(r"vlmo\.blocks\.(\d+)\.", name)))
     table = _join_tables(named, sources, depth=depth)
     ours = _config(named, table, depth=depth, given=given, asked=num_attention_heads, original=original)
-    _check_sizes(given, ours)
+    read = vars(ours)
+    wrong = [
+        f"{name} {given[name]}, the weights {read[name]}"
+        for name in _SIZES
+        if given.get(name, read[name]) != read[name]
+    ]
+    if wrong:
+        raise ValueError(f"config.json says {'; '.join(wrong)}; expected the same. Is the folder whole?")
     foreign = "mim_head." if fine_tuned else "classifier"
     weights = {name: tensor for name, tensor in named.items() if not name.startswith(foreign)}
     if table is not None:
@@ -253,17 +242,10 @@ def _config(
     asked: int | None,
     original: bool,
 ) -> VLMoConfig:
-    def shape(name: str, *, axes: int) -> tuple[int, ...]:
-        return shape_of(named, name, axes=axes, shown=PUBLISHED.published(name))
-
+    shape = partial(shape_of, named, layout=PUBLISHED)
     width, channels, patch_size, _ = shape(_PATCHES, axes=4)
     layer_scale = float(given.get("layer_scale_init_value", 1e-5 if depth >= _LARGE_DEPTH else 0.1))
-    num_visual_tokens = given.get("vocab_size", 8192)
-    if _TOKEN_HEAD in named:
-        num_visual_tokens = shape(_TOKEN_HEAD, axes=2)[0]
-    labels: dict[str, Any] = {}
-    if named.keys() >= _CLASSIFIER:
-        labels = _class_names(given, count=shape("classifier.weight", axes=2)[0])
+    has_classes = named.keys() >= _CLASSIFIER
     return VLMoConfig(
         hidden_size=width,
         num_hidden_layers=depth,
@@ -277,8 +259,8 @@ def _config(
         position_embedding="absolute" if _POSITIONS in named else "relative",
         layer_scale_init=layer_scale if "vlmo.blocks.0.gamma_1" in named else None,
         layer_norm_eps=_NORM_EPS if original else float(given.get("layer_norm_eps", _HUGGING_FACE_NORM_EPS)),
-        num_visual_tokens=num_visual_tokens,
-        **labels,
+        num_visual_tokens=shape(_TOKEN_HEAD, axes=2)[0] if _TOKEN_HEAD in named else given.get("vocab_size", 8192),
+        **(_class_names(given, count=shape("classifier.weight", axes=2)[0]) if has_classes else {}),
     )
 
 
@@ -293,8 +275,6 @@ def _num_heads(table: Tensor | None, *, width: int, depth: int, given: Mapping[s
             )
         return expected
     found = table.shape[1] // depth
-    if asked is not None and asked != found:
-        raise ValueError(f"num_attention_heads is {asked}, but the position tables of this BEiT have {found} columns.")
     if expected is not None and expected != found:
         raise ValueError(
             f"the position tables of this BEiT of width {width} have {found} columns; expected {expected}, one for each"
@@ -367,18 +347,6 @@ def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _check_sizes(given: Mapping[str, Any], config: VLMoConfig) -> None:
-    """Refuse a folder whose weights are of another size than its `config.json`, as where its top blocks are lost."""
-    read = vars(config)
-    wrong = [
-        f"{name} {given[name]}, the weights {read[name]}"
-        for name in _SIZES
-        if given.get(name, read[name]) != read[name]
-    ]
-    if wrong:
-        raise ValueError(f"config.json says {'; '.join(wrong)}; expected the same. Is the folder whole?")
-
-
 def _class_names(given: Mapping[str, Any], *, count: int) -> dict[str, Any]:
     """Return the names of the classes as `VLMoConfig` takes them; their number where `config.json` names none."""
     named = given.get("id2label")
@@ -393,3 +361,120 @@ def _class_names(given: Mapping[str, Any], *, count: int) -> dict[str, Any]:
             f"id2label of config.json does not name the {count} classes; expected numbers from 0 and names."
         )
     return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+
+
+# BEiT-3 (arXiv 2208.10442): the same backbone, with its own parameters for each modality.
+
+_NUM_UNUSED_POSITIONS = 2  # in front of both position tables
+_BEIT3_IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
+_BEIT3_TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
+_BEIT3_WORDS = "beit3.text_embed.weight"
+# Heads of pre-training, which VLMo does not share.
+_BEIT3_UNUSED = re.compile(r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|.*num_batches_tracked")
+
+BEIT3 = NameTable(
+    (
+        (_BEIT3_WORDS, "vlmo.text_embeddings.words.weight"),
+        ("beit3.vision_embed.cls_token", "vlmo.image_embeddings.cls_token"),
+        ("beit3.vision_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
+        (_BEIT3_IMAGE_POSITIONS, "vlmo.image_embeddings.positions"),
+        (_BEIT3_TEXT_POSITIONS, "vlmo.text_embeddings.positions"),
+        ("beit3.encoder.layer_norm.{expert}.{kind}", "vlmo.norm.{expert}.{kind}"),
+        ("vision_head.weight", "contrast_head.image_projection.weight"),
+        ("language_head.weight", "contrast_head.text_projection.weight"),
+        ("logit_scale", "contrast_head.logit_scale"),
+        *(
+            ("beit3.encoder.layers.{layer}." + theirs, _BLOCK + ours)
+            for theirs, ours in (
+                ("self_attn_layer_norm.{expert}.{kind}", "norm1.{expert}.{kind}"),
+                ("self_attn.inner_attn_ln.{expert}.{kind}", "attention.inner_norm.{expert}.{kind}"),
+                ("self_attn.out_proj.{expert}.{kind}", "attention.projection.{expert}.{kind}"),
+                ("self_attn.q_proj.{expert}.bias", "attention.qkv.{expert}.query_bias"),
+                ("self_attn.k_proj.{expert}.bias", "attention.qkv.{expert}.key_bias"),
+                ("self_attn.v_proj.{expert}.bias", "attention.qkv.{expert}.value_bias"),
+                ("self_attn.{part}_proj.{expert}.weight", "attention.{part}.{expert}.weight"),
+                ("final_layer_norm.{expert}.{kind}", "experts.{expert}.norm.{kind}"),
+                ("ffn.{expert}.fc{number}.{kind}", "experts.{expert}.fc{number}.{kind}"),
+                ("ffn.{expert}.ffn_layernorm.{kind}", "experts.{expert}.inner_norm.{kind}"),
+            )
+        ),
+    ),
+    experts={"A": "vision", "B": "language"},
+)
+
+
+def is_beit3(state_dict: Mapping[str, Tensor]) -> bool:
+    """Return True for the keys of BEiT-3."""
+    return {_BEIT3_IMAGE_POSITIONS, _BEIT3_WORDS} <= state_dict.keys()
+
+
+def convert_beit3(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None) -> Conversion:
+    """Convert BEiT-3 to a retrieval model where the file holds the contrast heads, to a backbone otherwise.
+
+    Args:
+        num_attention_heads: Needed only where the width is neither that of base nor that of large.
+
+    Raises:
+        ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
+    """
+    contrast = not state_dict.keys().isdisjoint({"vision_head.weight", "language_head.weight", "logit_scale"})
+    config = _beit3_config(state_dict, num_attention_heads=num_attention_heads)
+    weights: dict[str, Tensor] = {}
+    others: list[str] = []
+    for key, tensor in state_dict.items():
+        if (name := BEIT3.ours(key)) is None:
+            others.append(key)
+        elif name.endswith(".positions"):
+            weights[name] = tensor[_NUM_UNUSED_POSITIONS:]
+        else:
+            weights[name] = one_number(key, tensor) if key == "logit_scale" else tensor
+    join_projections(weights)
+    notes = ["BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."]
+    return Conversion(
+        kind="BEiT-3, with contrast heads" if contrast else "BEiT-3, without a head",
+        model_class=VLMoForImageTextRetrieval if contrast else VLMoModel,
+        config=config,
+        weights=weights,
+        unused={key: state_dict[key] for key in others if _BEIT3_UNUSED.fullmatch(key)},
+        unknown=[key for key in others if not _BEIT3_UNUSED.fullmatch(key)],
+        # `--num_max_bpe_tokens` of the published fine-tuning commands
+        max_text_length=min(64, config.max_text_positions),
+        text="sentencepiece",
+        notes=notes + note_on_depth("BEiT-3", config),
+    )
+
+
+def _beit3_config(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None) -> VLMoConfig:
+    width, channels, patch_size, _ = shape_of(state_dict, "beit3.vision_embed.proj.weight", axes=4)
+    usual, _ = USUAL_SIZES.get(width, (None, None))
+    heads = num_attention_heads or usual
+    if heads is None:
+        raise ValueError(
+            f"this BEiT-3 is {width} wide; base is 768 and large 1024. Its tensors do not tell the number of attention"
+            " heads: give it (--num-attention-heads)."
+        )
+    patches = shape_of(state_dict, _BEIT3_IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS - 1
+    if (side := square_side(patches)) is None:
+        raise ValueError(
+            f"{_BEIT3_IMAGE_POSITIONS} has {patches} patches, which is not of a square image; VLMo needs one."
+        )
+    texts = shape_of(state_dict, _BEIT3_TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
+    words = shape_of(state_dict, _BEIT3_WORDS, axes=2)[0]
+    if texts < 1 or words < 2:  # padding is number 1
+        raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
+    layers = (int(match[1]) for key in state_dict if (match := re.match(r"beit3\.encoder\.layers\.(\d+)\.", key)))
+    projection = width
+    if "vision_head.weight" in state_dict:
+        projection = shape_of(state_dict, "vision_head.weight", axes=2)[0]
+    return VLMoConfig.beit3_base(
+        hidden_size=width,
+        num_hidden_layers=count_blocks(layers),
+        num_attention_heads=heads,
+        intermediate_size=shape_of(state_dict, "beit3.encoder.layers.0.ffn.A.fc1.weight", axes=2)[0],
+        image_size=patch_size * side,
+        patch_size=patch_size,
+        num_channels=channels,
+        vocab_size=words,
+        max_text_positions=texts,
+        projection_size=projection,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import BeitImageProcessor
 
-from vlmo.checkpoints import beit, beit3, official
-from vlmo.checkpoints.layout import Conversion, grouped, listed, one_line, printable
-from vlmo.checkpoints.reading import Origin, read_labels, read_state_dict
-from vlmo.checkpoints.text import fit_text, make_processor
+from vlmo.checkpoints import beit, official
+from vlmo.checkpoints.layout import DEFAULT_TEXT_LENGTH, Conversion, grouped, listed, one_line, printable
+from vlmo.checkpoints.loading import Origin, read_labels, read_state_dict
+from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
 from vlmo.folder import ModelCard, write_card, write_folder
 from vlmo.model import (
     VLMoConfig,
@@ -27,15 +30,14 @@ from vlmo.model import (
     VLMoPreTrainedModel,
 )
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
+from vlmo.processing import VLMoProcessor, image_processor_for
+from vlmo.processing.processor import PAD_MULTIPLE
 
-PUBLISHED_EXTRAS = "published_extras.safetensors"
-"""Tensors of the published file that the model does not use, kept so that an export gives the whole file back."""
-VLMO_LAYOUT = "vlmo"
 KINDS: dict[str, Callable[[Mapping[str, Tensor]], bool]] = {
     "vlmo": official.recognises,
     "beit": beit.is_published,
     "hf-beit": beit.is_hugging_face,
-    "beit3": beit3.recognises,
+    "beit3": beit.is_beit3,
 }
 """Published layouts, and the functions that recognise their keys."""
 
@@ -43,6 +45,7 @@ _SEED = 0
 # Errors of tensors whose shapes no check foresees.
 _UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
 _TABLE, _IMAGE_POSITIONS = "vlmo.position_bias.table", "vlmo.image_embeddings.positions"
+_TEXT_POSITIONS, _WORDS = "vlmo.text_embeddings.positions", "vlmo.text_embeddings.words.weight"
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,12 @@ def import_checkpoint(
         ValueError: The file, or what was asked, cannot be used; nothing has been written.
     """
     path, out = Path(path), Path(out).absolute()
-    _check_out(out)
+    if out.resolve() == Path.cwd().resolve():
+        raise ValueError("OUT is the folder that you are in; give the name of a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(
+            f"{out} {'exists and is not empty' if out.is_dir() else 'is a file'}; give the name of a new folder"
+        )
     state_dict, origin = read_state_dict(path)
     try:
         conversion = _convert(state_dict, origin, kind=kind, num_attention_heads=num_attention_heads)
@@ -145,8 +153,8 @@ def import_checkpoint(
         if origin.beside:
             notes.append(f"the file also holds entries that are no weights, and were not read: {listed(origin.beside)}")
         resized = _resize_images(conversion, image_size)
-        length = fit_text(conversion, asked=text_length, vocabulary=vocabulary)
-        processor = make_processor(conversion, vocabulary=vocabulary, length=length)
+        length = _fit_text(conversion, asked=text_length, vocabulary=vocabulary)
+        processor = _make_processor(conversion, vocabulary=vocabulary, length=length)
         _name_labels(conversion, labels)
         dtype = _common_dtype(conversion.weights, notes)
         model, created = _build(conversion, dtype)
@@ -182,34 +190,22 @@ def import_checkpoint(
             )
             tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in extras.items()}
             save_file(tensors, partial / PUBLISHED_EXTRAS, metadata={"layout": VLMO_LAYOUT})
-        write_card(partial, _card(report, path))
+        limits = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in notes]
+        if created:
+            limits.insert(0, f"Not in the file, random until it is trained: {listed(created)}.")
+        card = ModelCard(
+            title=report.kind,
+            stage=report.kind,
+            about=f"Imported from `{path.name}` by `vlmo import`.",
+            start=f"`{path.name}`",
+            licence_note="The terms of that file hold for this copy of it.",
+            limits=tuple(limits),
+        )
+        write_card(partial, card)
         usual = partial.stat().st_mode & 0o666
         for file in partial.iterdir():  # safetensors gives its files to their owner alone
             file.chmod(file.stat().st_mode | usual)
     return report
-
-
-def _card(report: ImportReport, path: Path) -> ModelCard:
-    limits = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in report.notes]
-    if report.created:
-        limits.insert(0, f"Not in the file, random until it is trained: {listed(report.created)}.")
-    return ModelCard(
-        title=report.kind,
-        stage=report.kind,
-        about=f"Imported from `{path.name}` by `vlmo import`.",
-        start=f"`{path.name}`",
-        licence_note="The terms of that file hold for this copy of it.",
-        limits=tuple(limits),
-    )
-
-
-def _check_out(out: Path) -> None:
-    if out.resolve() == Path.cwd().resolve():
-        raise ValueError("OUT is the folder that you are in; give the name of a new folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} exists and is not empty; give the name of a new folder")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give the name of a new folder")
 
 
 def _convert(
@@ -231,7 +227,7 @@ def _convert(
     if chosen == "vlmo":
         return official.convert(state_dict, num_attention_heads=num_attention_heads)
     if chosen == "beit3":
-        return beit3.convert(state_dict, num_attention_heads=num_attention_heads)
+        return beit.convert_beit3(state_dict, num_attention_heads=num_attention_heads)
     return beit.convert(state_dict, config=origin.config, num_attention_heads=num_attention_heads)
 
 
@@ -292,6 +288,95 @@ def _resize_images(conversion: Conversion, image_size: int | None) -> list[str]:
             weights[name] = resize(weights[name], source=source, target=config.grid)
             resized.append(name)
     return resized
+
+
+def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Path | None) -> int | None:
+    """Return the longest text of the processor, None without a text side; cut absolute positions to `asked`.
+
+    Raises:
+        ValueError: The model cannot read texts of this length, or has no text side.
+    """
+    config, weights = conversion.config, conversion.weights
+    if conversion.text is None and vocabulary is None:
+        if asked is not None:
+            raise ValueError("a text length was given, but this model has no text side; give --vocabulary too")
+        return None
+    limit = config.max_text_positions
+    if asked is None:
+        wanted = min(conversion.max_text_length or DEFAULT_TEXT_LENGTH, limit)
+        length = wanted - wanted % PAD_MULTIPLE
+        if length != wanted:
+            conversion.notes.append(
+                f"texts of up to {length} tokens: of {wanted} in the file, the multiple of {PAD_MULTIPLE}"
+            )
+        return length
+    if asked > limit:
+        raise ValueError(f"text length {asked} is longer than the {limit} positions of the model")
+    if asked < PAD_MULTIPLE or asked % PAD_MULTIPLE:
+        raise ValueError(f"text length {asked} is no multiple of {PAD_MULTIPLE}")
+    if config.position_embedding == "absolute":
+        config.max_text_positions = asked
+        if _TEXT_POSITIONS in weights:
+            weights[_TEXT_POSITIONS] = weights[_TEXT_POSITIONS][:asked]
+    return asked
+
+
+def _make_processor(
+    conversion: Conversion, *, vocabulary: str | Path | None, length: int | None
+) -> VLMoProcessor | BeitImageProcessor:
+    """Return the processor of the new folder, of images alone where `length` is None.
+
+    Raises:
+        ValueError: There is no vocabulary, or it does not belong to the word table.
+    """
+    config = conversion.config
+    if length is None:
+        conversion.notes.append("no text side in the file and no --vocabulary: the processor takes images only")
+        return image_processor_for(config.image_size)
+    sizes = {"image_size": config.image_size, "max_text_length": length}
+    allowed = 0
+    if conversion.text == "sentencepiece":
+        if vocabulary is None:
+            raise ValueError("this model reads SentencePiece; give the file that came with it: --vocabulary beit3.spm")
+        allowed = 8  # BEiT-3's table has 64,010 rows for the 64,002 tokens of its file
+        processor = VLMoProcessor.from_sentencepiece(vocabulary, **sizes)
+    else:
+        processor = VLMoProcessor.from_vocabulary(vocabulary or _hub_vocabulary(config.vocab_size), **sizes)
+    padding = processor.tokenizer.pad_token_id
+    if _WORDS not in conversion.weights:
+        config.vocab_size, config.pad_token_id = processor.vocab_size, padding
+    elif not 0 <= config.vocab_size - processor.vocab_size <= allowed or padding != config.pad_token_id:
+        raise ValueError(
+            f"the vocabulary has {processor.vocab_size} tokens, padding is number {padding}; the checkpoint's word"
+            f" table has {config.vocab_size} rows, padding is number {config.pad_token_id}. Give the vocabulary of its"
+            " training (--vocabulary)"
+        )
+    return processor
+
+
+def _hub_vocabulary(num_words: int) -> str:
+    """Return BERT's vocabulary from the cache, or else from the hub if that answers within seconds."""
+    repository, file, size, timeout = "google-bert/bert-base-uncased", "vocab.txt", 30522, 5.0  # seconds
+    if num_words != size:
+        raise ValueError(
+            f"the checkpoint's word table has {num_words} rows, not BERT's {size}: give its vocab.txt (--vocabulary)"
+        )
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it logs each try; the outcome is raised
+    try:
+        try:
+            return hf_hub_download(repository, file, local_files_only=True)
+        except LocalEntryNotFoundError:
+            get_hf_file_metadata(hf_hub_url(repository, file), timeout=timeout)
+            return hf_hub_download(repository, file, etag_timeout=timeout)
+    except (OSError, HTTPError) as problem:
+        raise ValueError(
+            f"{file} of {repository} could not be fetched ({type(problem).__name__}): give BERT's vocab.txt, or a"
+            " folder that holds it (--vocabulary)"
+        ) from None
+    finally:
+        logger.setLevel(level)
 
 
 def _name_labels(conversion: Conversion, labels: str | Path | None) -> None:

@@ -134,17 +134,19 @@ def check_alike(parts: Mapping[str, Tensor]) -> None:
             raise ValueError(f"weights are no floating-point numbers: {key}")
 
 
-def shape_of(state_dict: Mapping[str, Tensor], key: str, *, axes: int, shown: str | None = None) -> tuple[int, ...]:
+def shape_of(
+    state_dict: Mapping[str, Tensor], key: str, *, axes: int, layout: NameTable | None = None
+) -> tuple[int, ...]:
     """Return the shape of a tensor.
 
     Args:
         axes: Number of axes that it must have.
-        shown: Name in messages; by default the key.
+        layout: Layout whose name of `key` messages show; by default they show the key.
 
     Raises:
         ValueError: The tensor is missing, or has another number of axes or an empty one.
     """
-    shown = shown or key
+    shown = (layout and layout.published(key)) or key
     if key not in state_dict:
         raise ValueError(f"{shown} is not there; the sizes of the model cannot be read without it. Is the file whole?")
     shape = tuple(state_dict[key].shape)

@@ -1,14 +1,16 @@
-"""The layout of the published VLMo checkpoints: names, and sizes and task read from the tensors."""
+"""Layout of the published VLMo checkpoints: names, sizes and task read from the tensors, and export into it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmo.checkpoints.layout import (
@@ -19,12 +21,16 @@ from vlmo.checkpoints.layout import (
     Conversion,
     NameTable,
     count_blocks,
+    listed,
+    one_line,
     one_number,
     shape_of,
     spans,
     square_side,
     without_batch,
 )
+from vlmo.checkpoints.loading import check_model_folder, one_line_errors, read_json, read_state_dict
+from vlmo.folder import atomic_file
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageTextRetrieval,
@@ -36,6 +42,10 @@ from vlmo.model import (
     VLMoPreTrainedModel,
 )
 from vlmo.model.position import relative_position_index
+
+PUBLISHED_EXTRAS = "published_extras.safetensors"
+"""Tensors of the published file that the model does not use, kept so that an export gives the whole file back."""
+VLMO_LAYOUT = "vlmo"
 
 TABLE, TEXT_POSITIONS, POSITION_IDS = (
     "relative_position_bias_table",
@@ -57,16 +67,18 @@ NAMES = NameTable(
         ("transformer.patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
         ("transformer.pos_embed", "vlmo.image_embeddings.positions"),
         ("transformer.norm.{kind}", "vlmo.norm.{kind}"),
-        ("transformer.blocks.{layer}.norm1.{kind}", "vlmo.blocks.{layer}.norm1.shared.{kind}"),
-        ("transformer.blocks.{layer}.attn.qkv.weight", "vlmo.blocks.{layer}.attention.qkv.shared.weight"),
-        ("transformer.blocks.{layer}.attn.q_bias", "vlmo.blocks.{layer}.attention.qkv.shared.query_bias"),
-        ("transformer.blocks.{layer}.attn.v_bias", "vlmo.blocks.{layer}.attention.qkv.shared.value_bias"),
-        ("transformer.blocks.{layer}.attn.proj.{kind}", "vlmo.blocks.{layer}.attention.projection.shared.{kind}"),
-        ("transformer.blocks.{layer}.gamma_{number}", "vlmo.blocks.{layer}.gamma_{number}"),
-        ("transformer.blocks.{layer}.norm2_{expert}.{kind}", "vlmo.blocks.{layer}.experts.{expert}.norm.{kind}"),
-        (
-            "transformer.blocks.{layer}.mlp_{expert}.fc{number}.{kind}",
-            "vlmo.blocks.{layer}.experts.{expert}.fc{number}.{kind}",
+        *(
+            ("transformer.blocks.{layer}." + published, "vlmo.blocks.{layer}." + ours)
+            for published, ours in (
+                ("norm1.{kind}", "norm1.shared.{kind}"),
+                ("attn.qkv.weight", "attention.qkv.shared.weight"),
+                ("attn.q_bias", "attention.qkv.shared.query_bias"),
+                ("attn.v_bias", "attention.qkv.shared.value_bias"),
+                ("attn.proj.{kind}", "attention.projection.shared.{kind}"),
+                ("gamma_{number}", "gamma_{number}"),
+                ("norm2_{expert}.{kind}", "experts.{expert}.norm.{kind}"),
+                ("mlp_{expert}.fc{number}.{kind}", "experts.{expert}.fc{number}.{kind}"),
+            )
         ),
         (TABLE, "vlmo.position_bias.table"),
         ("text_embeddings.word_embeddings.weight", "vlmo.text_embeddings.words.weight"),
@@ -92,6 +104,18 @@ NAMES = NameTable(
     ),
     experts={"imag": "vision", "text": "language", "vl": "vision_language"},
 )
+# Settings that the layout cannot express, and the value that it always has.
+_FIXED = {
+    "experts": "multiway",
+    "attention": "shared",
+    "token_order": "text_first",
+    "final_norm": "shared",
+    "text_embedding": "bert",
+    "key_bias": False,
+    "inner_norm": False,
+}
+# Constants of the published code that no tensor tells.
+_CONSTANTS = {"layer_norm_eps": 1e-6, "text_layer_norm_eps": 1e-12}
 
 
 @dataclass(frozen=True)
@@ -162,13 +186,6 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     )
 
 
-def in_published_shape(name: str, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Reshape one of our tensors: temperatures lose their axis, image positions get a leading one."""
-    if name.endswith("logit_scale"):
-        return tensor.reshape(())
-    return tensor[None] if name == _OUR_IMAGE_POSITIONS else tensor
-
-
 def fit_unused(
     unused: Mapping[str, Tensor], *, config: VLMoConfig, resized: bool, text_length: int | None
 ) -> dict[str, Tensor]:
@@ -225,7 +242,14 @@ def _state_of(heads: set[str]) -> _State:
 
 def _config(state_dict: Mapping[str, Tensor], state: _State, *, num_attention_heads: int | None) -> VLMoConfig:
     width, channels, patch, _ = shape_of(state_dict, "transformer.patch_embed.proj.weight", axes=4)
-    depth, num_fusion_layers = _depth(state_dict)
+    blocks = [match for key in state_dict if (match := re.match(r"transformer\.blocks\.(\d+)\.(mlp_vl\.)?", key))]
+    depth = count_blocks(int(match[1]) for match in blocks)
+    fused = {int(match[1]) for match in blocks if match[2]}  # layers with a vision-language expert
+    if fused != set(range(depth - len(fused), depth)):
+        raise ValueError(
+            f"of blocks 0-{depth - 1}, those with mlp_vl are {spans(fused)}; expected the top ones. The file is"
+            " incomplete"
+        )
     positions, grid, heads = _positions(state_dict, width=width, depth=depth, num_attention_heads=num_attention_heads)
     optional: dict[str, Any] = {}
     if "itc_image_proj.fc.weight" in state_dict:
@@ -244,7 +268,7 @@ def _config(state_dict: Mapping[str, Tensor], state: _State, *, num_attention_he
         num_hidden_layers=depth,
         num_attention_heads=heads,
         intermediate_size=shape_of(state_dict, "transformer.blocks.0.mlp_imag.fc1.weight", axes=2)[0],
-        num_fusion_layers=num_fusion_layers,
+        num_fusion_layers=len(fused),
         image_size=grid * patch,
         patch_size=patch,
         num_channels=channels,
@@ -298,14 +322,171 @@ def _positions(
     return "absolute", grid, heads
 
 
-def _depth(state_dict: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return the number of blocks, and how many at the top own a vision-language expert."""
-    matches = [match for key in state_dict if (match := re.match(r"transformer\.blocks\.(\d+)\.(mlp_vl\.)?", key))]
-    depth = count_blocks(int(match[1]) for match in matches)
-    fused = {int(match[1]) for match in matches if match[2]}
-    if fused != set(range(depth - len(fused), depth)):
+@dataclass(frozen=True)
+class ExportReport:
+    """Result of an export.
+
+    Attributes:
+        notes: What the file holds beside the model's tensors, and what of the model is not in it.
+    """
+
+    file: Path
+    num_tensors: int
+    notes: list[str] = field(default_factory=list)
+
+
+def export_official(folder: str | Path, file: str | Path) -> ExportReport:
+    """Write a model folder as one file in the published layout: `.pt`, under `state_dict`, or `.safetensors`.
+
+    A folder that was imported from such a file gives it back bit by bit, unless the import changed sizes, completed it
+    or converted mixed types.
+
+    Raises:
+        ValueError: The folder is broken, the layout cannot hold its model, or `file` exists; nothing has been written.
+        OSError: `file` cannot be written; nothing is left of it.
+    """
+    file = Path(file)
+    if file.suffix not in {".pt", ".safetensors"}:
+        raise ValueError(f"{file} ends in {file.suffix or 'nothing'}; expected .pt or .safetensors")
+    if file.exists():
+        raise ValueError(f"{file} exists; give another name")
+    folder, model_class = check_model_folder(folder)
+    with one_line_errors(folder):
+        config = VLMoConfig.from_pretrained(folder)
+    _check_config(config, folder)
+    weights, _ = read_state_dict(folder)
+    _check_weights(config, weights, model_class, folder)
+    if model_class is VLMoModel:
+        weights = {f"vlmo.{name}": tensor for name, tensor in weights.items()}
+    published, notes = _published(config, weights, folder)
+    extras = None
+    if (kept := folder / PUBLISHED_EXTRAS).is_file():
+        try:
+            with safe_open(kept, framework="pt") as stored:
+                if (stored.metadata() or {}).get("layout") == VLMO_LAYOUT:
+                    extras = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as problem:
+            raise ValueError(f"{kept} is truncated or damaged ({one_line(problem)})") from None
+    if extras is None:
+        extras = _new_extras(config, published, text_length=_text_length(folder, config), notes=notes)
+    published |= {key: tensor for key, tensor in extras.items() if key not in published}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as partial:
+            partial.touch()
+            rights = partial.stat().st_mode
+            tensors = {key: tensor.contiguous() for key, tensor in published.items()}
+            if file.suffix == ".pt":
+                with partial.open("wb") as stream:
+                    torch.save({"state_dict": tensors}, stream)
+            else:
+                save_file(tensors, partial)
+            partial.chmod(rights)  # safetensors gives its files to their owner alone
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        raise OSError(f"{file} cannot be written: {one_line(problem)}") from None
+    return ExportReport(file, num_tensors=len(published), notes=notes)
+
+
+def _check_config(config: VLMoConfig, folder: Path) -> None:
+    problems = [
+        f"{name} {value!r}, where it has {fixed!r}"
+        for name, fixed in _FIXED.items()
+        if (value := vars(config)[name]) != fixed
+    ]
+    if not config.num_modality_types:
+        problems.append("no modality types")
+    if config.position_embedding == "relative" and config.max_text_positions > MAX_TEXT_POSITIONS:
+        problems.append(f"{config.max_text_positions} text positions, where it has {MAX_TEXT_POSITIONS}")
+    if problems:
+        raise ValueError(f"{folder}: the published VLMo layout cannot hold this model: {'; '.join(problems)}")
+
+
+def _check_weights(
+    config: VLMoConfig, weights: dict[str, Tensor], model_class: type[VLMoPreTrainedModel], folder: Path
+) -> None:
+    """Refuse a folder that lacks tensors of its model, or holds others."""
+    with torch.device("meta"):
+        shapes = {key: tensor.shape for key, tensor in model_class(config).state_dict().items()}
+    problems = []
+    if missing := shapes.keys() - weights.keys():
+        problems.append(f"without {listed(missing)}")
+    if foreign := weights.keys() - shapes.keys():
+        problems.append(f"with {listed(foreign)}, which {model_class.__name__} does not have")
+    if wrong := [key for key in shapes.keys() & weights.keys() if weights[key].shape != shapes[key]]:
+        problems.append(f"with other shapes than its config.json asks for: {listed(wrong)}")
+    if problems:
+        raise ValueError(f"{folder} is broken: {model_class.__name__} {'; '.join(problems)}")
+
+
+def _published(config: VLMoConfig, weights: dict[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights under published names and in published shapes, and notes."""
+    named = {name: key for name in weights if (key := NAMES.published(name)) is not None}
+    published = {key: weights[name] for name, key in named.items()}
+    for name, key in named.items():
+        if name.endswith("logit_scale"):
+            published[key] = published[key].reshape(())
+        elif name == _OUR_IMAGE_POSITIONS:
+            published[key] = published[key][None]
+    foreign = [name for name in weights if name not in named]
+    if not all(name.startswith("mim_head.") for name in foreign):
         raise ValueError(
-            f"of blocks 0-{depth - 1}, those with mlp_vl are {spans(fused)}; expected the top ones. The file is"
-            " incomplete"
+            f"{folder}: the published VLMo layout has no place for {listed(foreign)}; export a model of another task"
         )
-    return depth, len(fused)
+    notes = [f"not in the layout, left out: {listed(foreign)}"] if foreign else []
+    notes += [
+        f"the published code computes with {name} {fixed:g}; this model was made with {value:g}"
+        for name, fixed in _CONSTANTS.items()
+        if (value := vars(config)[name]) != fixed
+    ]
+    known = NUM_HEADS.get((config.hidden_size, config.num_hidden_layers))
+    if config.position_embedding == "absolute" and known != config.num_attention_heads:
+        notes.append(f"the tensors do not tell the {config.num_attention_heads} attention heads; who reads must know")
+    if config.projection_size != config.hidden_size and any(key.startswith("itc_") for key in published):
+        notes.append(
+            f"contrast vectors have {config.projection_size} numbers; the published code makes heads of"
+            f" {config.hidden_size} and must be changed to load these"
+        )
+    held, table = config.max_text_positions, published.get(TABLE)
+    if table is not None and held < MAX_TEXT_POSITIONS:
+        # Text rows: offsets around the middle, the class token's rows last.
+        above, offsets, classes = table.tensor_split([len(table) - 2 * held, len(table) - NUM_CLASS_ROWS])
+        margin = table.new_zeros(MAX_TEXT_POSITIONS - held, table.shape[1])
+        published[TABLE] = torch.cat([above, margin, offsets, margin, classes])
+        notes.append(
+            f"{TABLE}: rows for texts of up to {held} tokens, with zeros for longer ones, up to {MAX_TEXT_POSITIONS}"
+        )
+    return published, notes
+
+
+def _new_extras(
+    config: VLMoConfig, published: dict[str, Tensor], *, text_length: int, notes: list[str]
+) -> dict[str, Tensor]:
+    """Return tensors that published files hold and our models do not use: text positions beside a table, and indices.
+
+    The published code keeps a file's text positions only where they are as many as its `max_text_len` or more, and then
+    resizes a table only where they are just as many: so there are as many as its recipes ask for, or as our texts need.
+    """
+    if config.position_embedding == "absolute":
+        extras = {POSITION_IDS: torch.arange(config.max_text_positions)[None]}
+    else:
+        length = max(text_length, DEFAULT_TEXT_LENGTH)
+        extras = {
+            TEXT_POSITIONS: published["text_embeddings.word_embeddings.weight"].new_zeros(length, config.hidden_size),
+            POSITION_IDS: torch.arange(length)[None],
+            **index_buffers(config, text_length=length),
+        }
+        notes.append(f"load it with max_text_len {length}: with another, the published code cannot resize its table")
+    notes.append(f"added, as published files hold them: {listed(extras)}")
+    return extras
+
+
+def _text_length(folder: Path, config: VLMoConfig) -> int:
+    """Return the longest text of the folder's tokenizer; that of the model where there is none."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return config.max_text_positions
+    settings = read_json(path)
+    length = settings.get("model_max_length") if isinstance(settings, dict) else None
+    if type(length) is not int or length < 1:
+        raise ValueError(f"{path} has model_max_length {length!r}; expected the longest text in tokens")
+    return min(length, config.max_text_positions)

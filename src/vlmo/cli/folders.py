@@ -101,7 +101,7 @@ def export_command(options: ExportOptions) -> None:
         return
     if options.int8 or options.recall_on is not None:
         raise ValueError("--int8 and --recall-on belong to --to onnx")
-    from vlmo.checkpoints.exporting import export_official
+    from vlmo.checkpoints.official import export_official
 
     report = export_official(folder, options.out)
     lines = [*(f"note: {note}" for note in report.notes), f"{report.num_tensors} tensors in {report.file}"]
