@@ -15,7 +15,7 @@ from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.objectives import itm
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
-from vlmo.recipes.estimate import Pairs, Traffic
+from vlmo.tasks.costs import Pairs, Traffic
 
 BATCH, TEXT = 4, 8  # pairs of each process, tokens of a text
 CONFIG = VLMoConfig.tiny()

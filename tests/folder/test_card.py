@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 import vlmo
 from vlmo import VLMoProcessor
 from vlmo.folder import DataSource, Measurement, ModelCard, add_metrics, read_data, write_card
-from vlmo.folder.usage import USAGES
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
+from vlmo.tasks import TASKS, usage_of
 
+KINDS = [*(task.models[0].__name__ for task in TASKS.values()), "VLMoModel"]
 DATA = (
     DataSource("emoji-pairs", "stage 3", ("CC-BY-4.0", "CC-BY-SA-4.0")),
     DataSource("my | pictures", "vocabulary"),
@@ -71,10 +72,13 @@ def section(card: Path, title: str) -> str:
     return found[1].strip()
 
 
-@pytest.mark.parametrize("kind", USAGES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_card_of_every_class_shows_code_that_runs(kind, tmp_path, monkeypatch):
     folder = save(tmp_path / "model", kind)
-    card = write_card(folder, ModelCard(recipe="toy"))
+    usage = usage_of(folder)
+    assert usage is not None
+    card = write_card(folder, ModelCard(recipe="toy"), usage)
+    assert huggingface_hub.ModelCard.load(card).data.pipeline_tag == usage.pipeline
     (code,) = re.findall(r"```python\n(.*?)```", section(card, "How to use"), flags=re.DOTALL)
     assert 5 <= len(code.splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
@@ -87,13 +91,13 @@ def test_card_of_every_class_shows_code_that_runs(kind, tmp_path, monkeypatch):
     assert type(model).__name__ in (kind, "VLMoForImageTextRetrieval", "VLMoModel")
 
 
-def test_every_model_class_has_a_usage():
+def test_every_model_class_is_of_a_task():
     kinds = {name for name in vlmo.__all__ if name.startswith("VLMoFor") or name == "VLMoModel"}
-    assert kinds | {"VQVisualTokenizer"} == set(USAGES)
+    assert kinds | {"VQVisualTokenizer"} == set(KINDS)
 
 
 def test_front_matter_is_what_the_hub_reads(folder):
-    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, metrics=(measurement(),)))
+    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, metrics=(measurement(),)), usage_of(folder))
     loaded = huggingface_hub.ModelCard.load(card)
     front = loaded.data
     assert (front.license, front.library_name) == ("unknown", "transformers")
@@ -110,7 +114,7 @@ def test_front_matter_is_what_the_hub_reads(folder):
 
 def test_card_says_what_is_in_the_folder(folder):
     model = build("VLMoForImageTextRetrieval")
-    facts = section(write_card(folder, ModelCard(stage="Stage 3")), "What it is")
+    facts = section(write_card(folder, ModelCard(stage="Stage 3"), usage_of(folder)), "What it is")
     assert "`VLMoForImageTextRetrieval`, which finds texts for images" in facts
     assert "Stage: Stage 3" in facts
     config = model.config

@@ -84,7 +84,7 @@ def test_card_names_recipe_settings_and_start(chain):
         f"- Start: `{start}`",
     ]
     assert "Stage: stage 3, contrast, masked language modelling and matching" in section(chain[3], "What it is")
-    assert "VLMoForImageTextRetrieval.from_pretrained" in section(chain[3], "How to use")
+    assert 'pipeline("zero-shot-image-classification"' in section(chain[3], "How to use")
 
 
 def test_card_tells_changed_settings_and_makes_no_claim_of_the_recipe(chain):

@@ -1,9 +1,10 @@
-"""A task in one file: declared, registered, trained, measured and asked through the public entry points."""
+"""A task in one file: declared, registered, estimated, trained, measured and asked through public entry points."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -11,15 +12,18 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from vlmo.data.decoding import decode_image
 from vlmo.data.examples import RowExamples
 from vlmo.data.schema import column
 from vlmo.evaluation.inference import BATCH
+from vlmo.folder import Usage
 from vlmo.model import VLMoConfig, VLMoModel, VLMoPreTrainedModel
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.recipes import Recipe, build, find_recipe
+from vlmo.recipes.estimate import estimate
 from vlmo.recipes.schema import DataConfig, model_config
 from vlmo.tasks import TASKS, EvaluationSet, Inputs, Task, TaskResult, evaluate, predict, register, task_of
 from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
@@ -80,7 +84,6 @@ class BrightnessSet(EvaluationSet):
         return "share of images whose brightness is less than 0.2 off"
 
 
-@register
 @dataclass(frozen=True)
 class BrightnessStage(Task):
     """Fine-tuning on the brightness of images."""
@@ -90,12 +93,10 @@ class BrightnessStage(Task):
     reads_text: ClassVar[bool] = False
     evaluation: ClassVar[type[EvaluationSet] | None] = BrightnessSet
     models = (VLMoForBrightness,)
+    usage: ClassVar[Usage | None] = Usage("tells how bright an image is", "image-feature-extraction", '"image.png"')
     inputs: ClassVar[str] = "one --image"
     weight: float = 1.0
     """A setting of its own."""
-
-    def build_model(self, settings: dict[str, Any]) -> VLMoForBrightness:
-        return VLMoForBrightness(VLMoConfig(**settings))
 
     def objective(self, run: Any) -> nn.Module:
         model = self.build_model(run.model)
@@ -121,6 +122,7 @@ class BrightnessStage(Task):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
+    register(BrightnessStage)  # by a decorator, where it is not for one test alone
     yield
     TASKS.pop("brightness")
 
@@ -140,13 +142,23 @@ def test_one_file_is_all_that_a_task_needs(pictures, tmp_path):
         evaluate_split="train",
     )
     assert '"stage_name": "BrightnessStage"' in recipe.to_json()
+    needs = estimate(recipe)
+    with FlopCounterMode(display=False) as counter:
+        model = BrightnessStage().build_model(asdict(recipe.model)).train()
+        model.set_attn_implementation("eager")
+        model(torch.zeros(8, 3, 64, 64)).logits.sum().backward()
+    assert needs.flops_per_step == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert needs.parameters == sum(parameter.numel() for parameter in model.parameters())
     result = build(recipe, run_dir=tmp_path, title="brightness").fit()
     losses = [line["loss"] for line in read_metrics(tmp_path) if "loss" in line]
     assert sum(losses[-3:]) < sum(losses[:3])
     folder = result.model_dir
     assert task_of(folder) is BrightnessStage
     assert "fine-tuning on brightness" in (folder / "README.md").read_text()
-    assert "less than 0.2 off" in (folder / "README.md").read_text()
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    for part in ("`VLMoForBrightness`, which tells how bright", 'run("image.png")', "less than 0.2 off"):
+        assert part in card.text
 
     measured: TaskResult = evaluate(folder, source=str(pictures), split="train", device="cpu")
     assert measured.task == "brightness"

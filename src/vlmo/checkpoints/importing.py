@@ -21,7 +21,7 @@ from vlmo.checkpoints import beit, official
 from vlmo.checkpoints.layout import DEFAULT_TEXT_LENGTH, Conversion, grouped, listed, one_line, printable
 from vlmo.checkpoints.loading import Origin, read_labels, read_state_dict
 from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
-from vlmo.folder import ModelCard, write_card, write_folder
+from vlmo.folder import ModelCard, Usage, write_card, write_folder
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageClassification,
@@ -119,6 +119,7 @@ def import_checkpoint(
     vocabulary: str | Path | None = None,
     labels: str | Path | None = None,
     allow_partial: bool = False,
+    usage_of: Callable[[Path], Usage | None] = lambda _: None,
 ) -> ImportReport:
     """Write a published checkpoint as the model folder `out`, in one atomic write.
 
@@ -133,6 +134,7 @@ def import_checkpoint(
             fetched from the model hub.
         labels: File with the names of answers or classes; see `read_labels`.
         allow_partial: Leave out unknown keys and initialise missing ones, instead of refusing the file.
+        usage_of: Gives purpose and code of a folder's model for its card, such as `vlmo.tasks.usage_of`.
 
     Raises:
         ValueError: The file, or what was asked, cannot be used; nothing has been written.
@@ -201,7 +203,7 @@ def import_checkpoint(
             licence_note="The terms of that file hold for this copy of it.",
             limits=tuple(limits),
         )
-        write_card(partial, card)
+        write_card(partial, card, usage_of(partial))
         usual = partial.stat().st_mode & 0o666
         for file in partial.iterdir():  # safetensors gives its files to their owner alone
             file.chmod(file.stat().st_mode | usual)

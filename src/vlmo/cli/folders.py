@@ -75,8 +75,9 @@ def import_command(options: ImportOptions) -> None:
     """Run `vlmo import`."""
     hide_loading_bars()
     from vlmo.checkpoints.importing import import_checkpoint
+    from vlmo.tasks import usage_of
 
-    report = import_checkpoint(**vars(options))
+    report = import_checkpoint(**vars(options), usage_of=usage_of)
     console = Console(soft_wrap=True)
     table = Table(show_header=False)
     for word, value in report.rows():

@@ -208,7 +208,10 @@ def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None
             for name in (*_TASK_OPTIONS, "limit")
             if (value := vars(options)[name]) is not None
         ]
-        result.write_card(folder, measured_by=f"`vlmo evaluate --split {options.split}{''.join(given)}`")
+        from vlmo.tasks import usage_of
+
+        command = f"`vlmo evaluate --split {options.split}{''.join(given)}`"
+        result.write_card(folder, measured_by=command, usage=usage_of(folder))
 
 
 def _flag(name: str) -> str:

@@ -20,7 +20,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
 from vlmo.folder.atomic import write_file
-from vlmo.folder.usage import USAGES, Usage
 
 CARD = "README.md"
 UNKNOWN = "not known"
@@ -29,9 +28,38 @@ _PERCENT = "percent"
 _METRICS = "## Metrics"
 _LIMITS = "## Limits"
 _PLACE = '"path/to/this/folder"'
+_CODE = """\
+import vlmo  # registers the class with transformers
+from transformers import pipeline
+
+run = pipeline("{pipeline}", model="path/to/this/folder")
+result = run({arguments})
+"""
 _MEASURED = (
     "Only what stands under Metrics was measured; how it does on other data, and which prejudices it repeats, was not."
 )
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Purpose of a class in words, and its use in code.
+
+    Attributes:
+        purpose: Completes the sentence "a class which ...".
+        pipeline: Hugging Face's name of a pipeline; None without one.
+        arguments: Of a call of the pipeline.
+        snippet: Code, where it is not a call of the pipeline.
+    """
+
+    purpose: str
+    pipeline: str | None = None
+    arguments: str = ""
+    snippet: str = ""
+
+    @property
+    def code(self) -> str:
+        """Code that loads and calls a model of the class."""
+        return self.snippet or _CODE.format(pipeline=self.pipeline, arguments=self.arguments)
 
 
 @dataclass(frozen=True)
@@ -113,8 +141,11 @@ class ModelCard:
     limits: tuple[str, ...] = ()
 
 
-def write_card(folder: str | Path, card: ModelCard) -> Path:
+def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) -> Path:
     """Write `README.md` into a folder that holds `config.json`, replacing any before it; return its path.
+
+    Args:
+        usage: Purpose and code of the class, as its task declares them.
 
     Raises:
         ValueError: There is no `config.json`.
@@ -125,7 +156,6 @@ def write_card(folder: str | Path, card: ModelCard) -> Path:
         raise ValueError(f"{folder} is no model folder: it has no config.json, which its card is written from")
     config = json.loads(file.read_text(encoding="utf-8"))
     kind = config["architectures"][0] if config.get("architectures") else UNKNOWN
-    usage = USAGES.get(kind)
     title = card.title or card.recipe or kind
     results = [_to_hub(each) for each in card.metrics]
     is_beit3 = config.get("inner_norm") and config.get("token_order") == "image_first"
@@ -160,17 +190,18 @@ def write_card(folder: str | Path, card: ModelCard) -> Path:
     return path
 
 
-def add_metrics(folder: str | Path, metrics: Sequence[Measurement]) -> Path:
+def add_metrics(folder: str | Path, metrics: Sequence[Measurement], *, usage: Usage | None = None) -> Path:
     """Add metrics to the card of a folder; all but the section of metrics stays.
 
-    They replace those of the same metric on the same split of the same data. A folder without a card gets one.
+    They replace those of the same metric on the same split of the same data. A folder without a card gets one, with
+    `usage`.
 
     Raises:
         ValueError: The folder holds no model, or the front matter of its card cannot be read.
     """
     path = Path(folder) / CARD
     if not path.exists():
-        return write_card(folder, ModelCard(metrics=tuple(metrics)))
+        return write_card(folder, ModelCard(metrics=tuple(metrics)), usage)
     card = _load(path)
     front: Any = card.data
     keys = {(each.metric, each.data, each.split) for each in metrics}
@@ -296,16 +327,13 @@ def _facts(folder: Path, config: dict[str, Any], *, kind: str, usage: Usage | No
         "num_tokens": "{} visual tokens",
     }
     sizes = [form.format(config[key]) for key, form in words.items() if config.get(key)]
-    purpose = usage.purpose if usage else ""
-    if not config.get("use_match_head", True) and kind == "VLMoForImageTextRetrieval":
-        purpose = "finds texts for images and images for texts; it has no head that scores pairs"
     total = 0
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, framework="pt") as tensors:  # headers alone
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     parameters = f"{total / 1e6:.1f} million" if total else UNKNOWN
     facts = [
-        f"Class: `{kind}`" + (f", which {purpose}." if purpose else "."),
+        f"Class: `{kind}`" + (f", which {usage.purpose}." if usage else "."),
         f"Stage: {stage}",
         f"Sizes: {', '.join(sizes) or UNKNOWN}; {parameters} parameters.",
     ]

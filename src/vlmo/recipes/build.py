@@ -27,6 +27,7 @@ from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe, changed_settings, check_recipe
 from vlmo.released import find_model, known_models
 from vlmo.tasks.base import EvaluationSet, RunContext
+from vlmo.tasks.registry import usage_of
 from vlmo.tasks.result import data_name
 from vlmo.training import Trainer, Watchdog, claim_run_folder, read_metrics
 
@@ -92,7 +93,8 @@ def build(
             processor.save_pretrained(folder)
         elif isinstance(model, VLMoPreTrainedModel):
             image_processor_for(model.config.image_size).save_pretrained(folder)
-        write_card(folder, dataclasses.replace(card, metrics=_last_measurements(evaluators, run_dir=run_dir)))
+        measured = _last_measurements(evaluators, run_dir=run_dir)
+        write_card(folder, dataclasses.replace(card, metrics=measured), usage_of(folder))
 
     return Trainer(
         objective,

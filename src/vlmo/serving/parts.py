@@ -12,10 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from vlmo.checkpoints.loading import load_model, load_processor
-from vlmo.folder import architectures
-from vlmo.model import VLMoForVisualQuestionAnswering
 from vlmo.retrieval import Encoder, Index, Searcher
+from vlmo.tasks import QuestionStage, task_of
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,9 @@ class Answerer:
     """
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
-        hint = "It answers no questions; VQA training leaves a model that does."
-        self._model: Any = load_model(folder, VLMoForVisualQuestionAnswering, device=device, hint=hint)
-        self._processor: Any = load_processor(folder)
+        model, processor = QuestionStage.load(folder, device=device)
+        self._model: Any = model
+        self._processor: Any = processor
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """An image as a question holds it; from any thread."""
@@ -79,7 +77,7 @@ def load_parts(
     Raises:
         ValueError: A folder is of another kind, or model and index do not belong together.
     """
-    if VLMoForVisualQuestionAnswering.__name__ in architectures(folder):
+    if task_of(folder) is QuestionStage:
         if index is not None or vqa is not None:
             raise ValueError(
                 f"{folder} answers questions and searches nothing; give it with --vqa, after another model"

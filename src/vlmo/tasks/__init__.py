@@ -14,6 +14,7 @@ from vlmo.tasks.registry import (
     predict,
     register,
     task_of,
+    usage_of,
     write_submission,
 )
 from vlmo.tasks.result import Prediction, TaskResult
@@ -49,5 +50,6 @@ __all__ = [
     "predict",
     "register",
     "task_of",
+    "usage_of",
     "write_submission",
 ]

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from datasets import Dataset
@@ -25,10 +25,13 @@ from vlmo.data.decoding import decode_image
 from vlmo.data.examples import Examples
 from vlmo.data.stream import StreamExamples
 from vlmo.distributed import is_main
+from vlmo.folder import Usage
+from vlmo.model import VLMoConfig
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.stages import FusionStart, StartReport, start_from
 from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
 from vlmo.released import notes_folder
+from vlmo.tasks.costs import SampleSizes, Work, encoder_work
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.result import Prediction, TaskResult
 
@@ -142,17 +145,20 @@ class Task(ABC):
     num_classes: ClassVar[int | None] = None
     """Answers or classes of the published set, for estimates; a set at hand may have others."""
 
-    # Model folders that it measures and predicts with; a task without them is for training only.
-    models: ClassVar[tuple[type[VLMoPreTrainedModel], ...]] = ()
-    """Classes that a model folder for this task may name; the first one is loaded."""
+    models: ClassVar[tuple[type[PreTrainedModel], ...]]
+    """Classes that a model folder for this task may name; the first is trained, loaded and described by `usage`."""
+    usage: ClassVar[Usage | None] = None
+    """Purpose and code of such models, for model cards."""
+
+    # Evaluation and prediction; a task without `inputs` is for training only.
+    inputs: ClassVar[str] = ""
+    """Inputs of a prediction, for messages."""
     recipe: ClassVar[str] = ""
     """Recipe that messages recommend to train for this task."""
     default_data: ClassVar[str | None] = None
     """Data that it is measured on if none are named."""
     options: ClassVar[tuple[str, ...]] = ()
     """Options of `evaluate` that it reads."""
-    inputs: ClassVar[str] = ""
-    """Inputs of a prediction, for messages."""
     draws: ClassVar[bool] = False
     """A prediction can be saved as an image."""
     submits: ClassVar[bool] = False
@@ -163,9 +169,9 @@ class Task(ABC):
         """Folder of the model that makes the training targets, if one does."""
         return None
 
-    @abstractmethod
-    def build_model(self, settings: dict[str, Any]) -> PreTrainedModel:
+    def build_model(self, settings: dict[str, Any]) -> Any:
         """Return the model for these settings of its configuration, with initial weights."""
+        return self.models[0](VLMoConfig(**settings))
 
     @abstractmethod
     def objective(self, run: RunContext) -> nn.Module:
@@ -187,10 +193,23 @@ class Task(ABC):
         quarantine = run.folder / f"{split}.quarantine.jsonl"
         return [self.read(run.evaluate_on, split=split, processor=run.processor, quarantine=quarantine)]
 
+    def work(self, model: Any, sample: SampleSizes) -> Work:
+        """Return operations and memory of a training sample, for the dry run; the model lies on the meta device.
+
+        By default those of an encoder of one image, with the text if the task reads any, and of heads on one vector.
+        """
+        return encoder_work(model, sample, reads_text=self.reads_text)
+
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors on the learning rate by parameter name; 1 for parameters that are left out."""
         del model
         return {}
+
+    @classmethod
+    def card_usage(cls, config: dict[str, Any]) -> Usage | None:
+        """Return purpose and code of a model with this `config.json`."""
+        del config
+        return cls.usage
 
     @classmethod
     def read(cls, source: str, **arguments: Any) -> Any:
@@ -206,7 +225,7 @@ class Task(ABC):
             ValueError: It is no model folder, or one for another task.
         """
         hint = f"The task {cls.name} needs it; train one: vlmo train {cls.recipe} --init {folder}"
-        model = load_model(folder, cls.models[0], device=device, hint=hint)
+        model = load_model(folder, cast(type[VLMoPreTrainedModel], cls.models[0]), device=device, hint=hint)
         return model, load_processor(folder) if cls.reads_text else None
 
     @classmethod

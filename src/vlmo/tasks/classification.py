@@ -26,7 +26,8 @@ from vlmo.evaluation.classification import (
     topk_accuracy,
     zero_shot_classifier,
 )
-from vlmo.model import VLMoConfig, VLMoForImageClassification
+from vlmo.folder import Usage
+from vlmo.model import VLMoForImageClassification
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.stages import layer_decay_factors
 from vlmo.objectives.downstream import ClassificationConfig, ClassificationObjective
@@ -190,6 +191,7 @@ class ClassificationStage(Task):
     evaluation: ClassVar[type[EvaluationSet] | None] = ClassSet
     num_classes: ClassVar[int | None] = 1000
     models = (VLMoForImageClassification,)
+    usage: ClassVar[Usage | None] = Usage("names the class of an image", "image-classification", '"image.png"')
     recipe: ClassVar[str] = "digits"
     options: ClassVar[tuple[str, ...]] = ("method",)
     inputs: ClassVar[str] = "one --image"
@@ -197,10 +199,6 @@ class ClassificationStage(Task):
     """Mixing of images and classes."""
     layer_decay: float = 0.65
     """Factor on the learning rate from each layer to the one below it; 1 for equal rates."""
-
-    def build_model(self, settings: dict[str, Any]) -> VLMoForImageClassification:
-        """Return the image encoder with a classifier."""
-        return VLMoForImageClassification(VLMoConfig(**settings))
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss over the classes of the data."""

@@ -9,9 +9,11 @@ from torch import nn
 
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.stream import StreamExamples
-from vlmo.model import VLMoConfig, VLMoForMaskedLM
+from vlmo.folder import Usage
+from vlmo.model import VLMoForMaskedLM
 from vlmo.objectives.unimodal import LanguageObjective
 from vlmo.tasks.base import RunContext, Task
+from vlmo.tasks.costs import Pass, SampleSizes, Work, encode, masked_words
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,10 @@ class LanguageStage(Task):
     can_stream: ClassVar[bool] = True
     needs_image: ClassVar[bool] = False
     needs_caption: ClassVar[bool] = True
+    models = (VLMoForMaskedLM,)
+    usage: ClassVar[Usage | None] = Usage("fills in masked words", "fill-mask", '"a red [MASK]"')
     freeze: bool = True
     """Keep attention and vision experts as stage 1 left them."""
-
-    def build_model(self, settings: dict[str, Any]) -> VLMoForMaskedLM:
-        """Return the backbone with a head over words."""
-        return VLMoForMaskedLM(VLMoConfig(**settings))
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss of masked words."""
@@ -43,3 +43,10 @@ class LanguageStage(Task):
     def stream_examples(self, run: RunContext) -> StreamExamples:
         """Return texts with masks."""
         return StreamExamples(**run.text_options())
+
+    def work(self, model: Any, sample: SampleSizes) -> Work:
+        """Return the work of the text encoder, and of the head on masked words; frozen parts are marked as such."""
+        LanguageObjective(model, freeze=self.freeze)
+        flops, kept = masked_words(model.config, sample.masked)
+        passes = (Pass((sample.text,), model.config.num_hidden_layers),)
+        return Work(model, sum(encode(model, text=sample.text)) + flops, kept, passes)

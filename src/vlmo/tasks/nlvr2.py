@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -18,18 +18,29 @@ from torch import nn
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.schema import REASONING_FEATURES, column, select_rows
 from vlmo.evaluation import nlvr2
+from vlmo.folder import Usage
 from vlmo.model import VLMoConfig, VLMoForVisualReasoning
 from vlmo.model.stages import FusionStart
 from vlmo.objectives.downstream import ReasoningObjective
 from vlmo.tasks.base import Inputs, RunContext, Task, head_lr_scale, label_settings
+from vlmo.tasks.costs import SampleSizes, Work, encoder_work
 from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, pair_logits
 from vlmo.tasks.result import Prediction
 
-if TYPE_CHECKING:
-    pass
-
 _UNKNOWN = -1
 _ROWS = "sentences about two images"
+_SNIPPET = """\
+from PIL import Image
+from vlmo import VLMoForVisualReasoning, VLMoProcessor
+
+folder = "path/to/this/folder"
+model = VLMoForVisualReasoning.from_pretrained(folder).eval()
+processor = VLMoProcessor.from_pretrained(folder)
+images = [Image.open("image.png"), Image.open("image.png")]  # left and right
+inputs = processor(images=images, text="both images show a heart", return_tensors="pt")
+inputs["pixel_values"] = inputs["pixel_values"][None]  # two images for the one sentence
+result = bool(model(**inputs).logits.argmax())
+"""
 _MEANINGS = {
     nlvr2.ACCURACY: "share of sentences that are rightly judged true or false of their two images",
     nlvr2.CONSISTENCY: "share of sentences that are judged rightly of all pairs of images that share them",
@@ -144,6 +155,7 @@ class ReasoningStage(Task):
     evaluation: ClassVar[type[EvaluationSet] | None] = ReasoningSet
     num_classes: ClassVar[int | None] = 2
     models = (VLMoForVisualReasoning,)
+    usage: ClassVar[Usage | None] = Usage("tells whether a sentence about two images is true", snippet=_SNIPPET)
     recipe: ClassVar[str] = "easy-vqa-pairs"
     inputs: ClassVar[str] = "two images after --image and one --text"
     submits: ClassVar[bool] = True
@@ -166,6 +178,10 @@ class ReasoningStage(Task):
     def examples(self, run: RunContext) -> Examples:
         """Return sentences with their images and labels."""
         return reasoning_examples(run.rows, tokenizer=run.text_processor.tokenizer, **run.image_options())
+
+    def work(self, model: Any, sample: SampleSizes) -> Work:
+        """Return the work of two pairs and the head."""
+        return encoder_work(model, sample, reads_text=True, images=2)
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return the factor of the head."""

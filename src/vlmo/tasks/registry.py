@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.folder import architectures
+from vlmo.folder import Usage, architectures
+from vlmo.model import VLMoModel
+from vlmo.released import find_model
 from vlmo.tasks.base import Inputs, Task
 from vlmo.tasks.classification import ClassificationStage
 from vlmo.tasks.language import LanguageStage
@@ -39,6 +42,7 @@ TASKS: dict[str, type[Task]] = {
     )
 }
 """Every task by its name. Add one of your own with `register`."""
+_BACKBONE = Usage("gives states of images, texts or pairs", "image-feature-extraction", '"image.png"')
 _PERCENT = ("confidence", "share", "match")
 
 
@@ -50,7 +54,7 @@ def register(task: type[Task]) -> type[Task]:
 
 def evaluated_tasks() -> dict[str, type[Task]]:
     """Return the tasks that measure model folders and predict with them."""
-    return {name: task for name, task in TASKS.items() if task.models}
+    return {name: task for name, task in TASKS.items() if task.inputs}
 
 
 def find_task(name: str) -> type[Task]:
@@ -81,6 +85,15 @@ def task_of(folder: str | Path) -> type[Task]:
         f"{folder} holds {', '.join(kinds) or 'no named class'}, which is for none of the tasks "
         f"{', '.join(known)}. Start a fine-tuning from it: vlmo train RECIPE --init {folder}"
     )
+
+
+def usage_of(folder: str | Path) -> Usage | None:
+    """Return purpose and code of a folder's model for its card, as its task declares them; None for other classes."""
+    kinds = architectures(folder)
+    if VLMoModel.__name__ in kinds:
+        return _BACKBONE
+    config = json.loads((Path(find_model(folder)) / "config.json").read_text(encoding="utf-8"))
+    return next((task.card_usage(config) for task in TASKS.values() if task.models[0].__name__ in kinds), None)
 
 
 def evaluate(

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlmo.data.sources import source_names
-from vlmo.folder import Measurement, add_metrics, write_file
+from vlmo.folder import Measurement, Usage, add_metrics, write_file
 from vlmo.training import read_metrics
 
 Prediction = dict[str, Any]
@@ -119,9 +119,9 @@ class TaskResult:
             for metric, value in self.metrics.items()
         ]
 
-    def write_card(self, folder: str | Path, *, measured_by: str) -> Path:
-        """Put the metrics into the card of a model folder; the rest of the card stays."""
-        return add_metrics(folder, self.measurements(measured_by=measured_by))
+    def write_card(self, folder: str | Path, *, measured_by: str, usage: Usage | None = None) -> Path:
+        """Put the metrics into the card of a model folder; the rest stays. A new card gets `usage`."""
+        return add_metrics(folder, self.measurements(measured_by=measured_by), usage=usage)
 
 
 def circumstances(folder: str | Path, *, packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:

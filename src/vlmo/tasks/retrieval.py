@@ -23,11 +23,13 @@ from vlmo.data.sources import ImageCell, decode_image
 from vlmo.data.stream import StreamExamples
 from vlmo.evaluation import RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.inference import BATCH
+from vlmo.folder import Usage
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.progress import Progress
 from vlmo.tasks.base import Inputs, RunContext, Task
+from vlmo.tasks.costs import SampleSizes, Work, pair_work
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.result import Prediction
 
@@ -35,6 +37,7 @@ CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
 """The paper's fine-tuning: the dual encoder alone."""
 SHORTLIST = 16
 """Candidates of each query that an evaluation reranks by default."""
+RETRIEVAL_PIPELINE = "zero-shot-image-classification", '"image.png", candidate_labels=["a red heart", "a sailing boat"]'
 _RERANKED = "rerank_"
 _FOUND = 10
 _MEANINGS = {
@@ -154,6 +157,9 @@ class RetrievalStage(Task):
     needs_caption: ClassVar[bool] = True
     evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
     models = (VLMoForImageTextRetrieval, VLMoForPreTraining)
+    usage: ClassVar[Usage | None] = Usage(
+        "finds texts for images and images for texts, and scores whether a pair belongs together", *RETRIEVAL_PIPELINE
+    )
     recipe: ClassVar[str] = "emoji-retrieval"
     default_data: ClassVar[str | None] = "emoji-pairs"
     options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight")
@@ -189,6 +195,18 @@ class RetrievalStage(Task):
     def stream_examples(self, run: RunContext) -> StreamExamples:
         """Return each image with one of its captions."""
         return StreamExamples(**run.text_options() | run.stream_options() | {"mlm_probability": None})
+
+    def work(self, model: Any, sample: SampleSizes) -> Work:
+        """Return the work of the contrast, and of matching if it has a weight."""
+        return pair_work(model, sample, losses=self.losses)
+
+    @classmethod
+    def card_usage(cls, config: dict[str, Any]) -> Usage | None:
+        """Return purpose and code; without a matching head no pairs are scored."""
+        if config.get("use_match_head", True):
+            return cls.usage
+        purpose = "finds texts for images and images for texts; it has no head that scores pairs"
+        return Usage(purpose, *RETRIEVAL_PIPELINE)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:

@@ -21,6 +21,7 @@ from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.data.schema import column
 from vlmo.evaluation.masks import overlay
 from vlmo.evaluation.segmentation import Inference, count_pixels, scores_of, segment
+from vlmo.folder import Usage
 from vlmo.model import VLMoConfig, VLMoForSemanticSegmentation
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.stages import layer_decay_factors
@@ -34,11 +35,33 @@ from vlmo.processing.segmentation import (
 )
 from vlmo.tasks.base import Inputs, RunContext, Task, with_parent
 from vlmo.tasks.classification import image_model_settings
+from vlmo.tasks.costs import (
+    FLOAT32,
+    LOGIT_COPIES,
+    Pass,
+    SampleSizes,
+    Work,
+    count_flops,
+    encode,
+    image_tokens,
+    image_values,
+)
 from vlmo.tasks.evaluation_set import EvaluationSet, check_names, names_of_model, names_of_source
 from vlmo.tasks.result import Prediction
 from vlmo.types import Batch
 
 _WINDOWS = 16
+_SNIPPET = """\
+from PIL import Image
+from transformers import AutoImageProcessor
+from vlmo import VLMoForSemanticSegmentation
+
+folder = "path/to/this/folder"
+model = VLMoForSemanticSegmentation.from_pretrained(folder).eval()
+processor = AutoImageProcessor.from_pretrained(folder)
+inputs = processor(Image.open("image.png"), return_tensors="pt")
+result = model(**inputs).logits.argmax(1)  # a class for each pixel
+"""
 _MEANINGS = {
     "miou": "intersection of predicted and true pixels over their union, mean over classes",
     "aacc": "share of pixels whose class is right",
@@ -224,6 +247,7 @@ class SegmentationStage(Task):
     evaluation: ClassVar[type[EvaluationSet] | None] = SegmentSet
     num_classes: ClassVar[int | None] = 150
     models = (VLMoForSemanticSegmentation,)
+    usage: ClassVar[Usage | None] = Usage("names the class of each pixel", "image-segmentation", snippet=_SNIPPET)
     recipe: ClassVar[str] = "scenes"
     options: ClassVar[tuple[str, ...]] = ("inference", "stride", "short_side")
     inputs: ClassVar[str] = "one --image"
@@ -279,6 +303,32 @@ class SegmentationStage(Task):
         for rows in sets:
             check_names(rows.names, names_of_source(run.source), owner=f"evaluate_on {rows.source}", source=run.source)
         return [replace(rows, inference=self.inference) for rows in sets]
+
+    def work(self, model: Any, sample: SampleSizes) -> Work:
+        """Return the work of the encoder and both heads; tensors that the heads keep are counted by running them."""
+        del sample
+        rows, config = 2, model.config  # batch normalisation needs more than one value
+        levels = [torch.empty(rows, config.hidden_size, *config.grid).requires_grad_() for _ in config.feature_layers]
+        own, kept = {id(parameter) for parameter in model.parameters()}, dict[int, Tensor]()
+
+        def keep(tensor: Tensor) -> Tensor:
+            if id(tensor) not in own:
+                kept[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        def run() -> Tensor:
+            pyramid = model.pyramid(levels)
+            return model.decode_head(pyramid).sum() + model.auxiliary_head(pyramid).sum()
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            heads = count_flops(run) / rows
+        return Work(
+            model,
+            sum(encode(model, image=True)) + heads,
+            FLOAT32 * (image_values(config) + 2 * LOGIT_COPIES * config.num_labels * config.image_size**2),
+            (Pass((image_tokens(config),), config.num_hidden_layers),),
+            saved_bytes=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / rows,
+        )
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""

@@ -10,9 +10,22 @@ from torch import nn
 
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.stream import StreamExamples
+from vlmo.folder import Usage
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.objectives.unimodal import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
 from vlmo.tasks.base import RunContext, Task
+from vlmo.tasks.costs import FLOAT32, SampleSizes, Work
+
+_SNIPPET = """\
+from PIL import Image
+from vlmo.model.visual_tokenizer import VQVisualTokenizer
+from vlmo.processing import image_processor_for
+
+model = VQVisualTokenizer.from_pretrained("path/to/this/folder").eval()
+processor = image_processor_for(4 * model.config.patch_size)
+inputs = processor(Image.open("image.png"), return_tensors="pt")
+result = model.tokenize(inputs["pixel_values"], grid=(4, 4))  # a token for each patch
+"""
 
 
 def plain_fields(config_class: type, *, leave_out: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
@@ -40,6 +53,8 @@ class TokenizerStage(Task):
     can_stream: ClassVar[bool] = True
     reads_text: ClassVar[bool] = False
     can_start: ClassVar[bool] = False
+    models = (VQVisualTokenizer,)
+    usage: ClassVar[Usage | None] = Usage("turns an image into visual tokens, the targets of stage 1", snippet=_SNIPPET)
     tokenizer: VisualTokenizerConfig = VisualTokenizerConfig()
     """Sizes of the tokenizer."""
     losses: VisualTokenizerObjectiveConfig = VisualTokenizerObjectiveConfig()
@@ -61,3 +76,12 @@ class TokenizerStage(Task):
     def stream_examples(self, run: RunContext) -> StreamExamples:
         """Return images."""
         return StreamExamples(**run.stream_options())
+
+    def work(self, model: Any, sample: SampleSizes) -> Work:
+        """Return the work of encoder, codebook and decoder, which are layers on single patches."""
+        config, patches = model.config, (sample.image_size // model.config.patch_size) ** 2
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        products = 6 * sum(layer.weight.numel() for layer in layers) + 2 * config.code_size * config.num_tokens
+        dense = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+        widths = sum(weight.shape[0] + weight[0].numel() for weight in dense)
+        return Work(model, float(patches * products), float(patches * FLOAT32 * (widths + config.num_tokens)))

@@ -11,10 +11,12 @@ from torch import nn
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.data.stream import StreamExamples
-from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling
+from vlmo.folder import Usage
+from vlmo.model import VLMoForMaskedImageModeling
 from vlmo.model.visual_tokenizer import load_visual_tokenizer
 from vlmo.objectives.unimodal import VisionObjective
 from vlmo.tasks.base import RunContext, Task
+from vlmo.tasks.costs import FLOAT32, LOGIT_COPIES, Pass, SampleSizes, Work, encode, image_tokens, image_values
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class VisionStage(Task):
     name: ClassVar[str] = "vision"
     title: ClassVar[str] = "stage 1, masked image modelling"
     can_stream: ClassVar[bool] = True
+    models = (VLMoForMaskedImageModeling,)
+    usage: ClassVar[Usage | None] = Usage(
+        "predicts the visual tokens of masked patches; a start for other models (stage 1 does not train its text side)",
+        "image-feature-extraction",
+        '"image.png"',
+    )
     visual_tokenizer: str
     """Model folder of a visual tokenizer, or of DALL-E's (`FlavaImageCodebook`)."""
     masked_share: float = 75 / 196
@@ -43,10 +51,6 @@ class VisionStage(Task):
         """The visual tokenizer."""
         return self.visual_tokenizer
 
-    def build_model(self, settings: dict[str, Any]) -> VLMoForMaskedImageModeling:
-        """Return the backbone with a head over visual tokens."""
-        return VLMoForMaskedImageModeling(VLMoConfig(**settings))
-
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss of visual tokens at masked patches."""
         tokenizer = load_visual_tokenizer(self.visual_tokenizer)
@@ -61,6 +65,15 @@ class VisionStage(Task):
     def stream_examples(self, run: RunContext) -> StreamExamples:
         """Return images with masks."""
         return StreamExamples(**run.stream_options(), mask=self._mask(run))
+
+    def work(self, model: Any, sample: SampleSizes) -> Work:
+        """Return the work of the encoder, and of the head on masked patches."""
+        del sample
+        config, image = model.config, image_tokens(model.config)
+        logits = self.masked_share * (image - 1) * config.num_visual_tokens
+        flops = sum(encode(model, image=True)) + 6 * logits * config.hidden_size
+        kept = FLOAT32 * (image_values(config) + LOGIT_COPIES * logits)
+        return Work(model, flops, kept, (Pass((image,), config.num_hidden_layers),))
 
     def _mask(self, run: RunContext) -> BlockMaskConfig:
         side = run.model["image_size"] // run.model["patch_size"]

@@ -9,12 +9,14 @@ from torch import nn
 
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.stream import StreamExamples
-from vlmo.model import VLMoConfig, VLMoForPreTraining
+from vlmo.folder import Usage
+from vlmo.model import VLMoForPreTraining
 from vlmo.model.stages import FusionStart
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.tasks.base import RunContext, Task
+from vlmo.tasks.costs import SampleSizes, Work, pair_work
 from vlmo.tasks.evaluation_set import EvaluationSet
-from vlmo.tasks.retrieval import PairSet
+from vlmo.tasks.retrieval import RETRIEVAL_PIPELINE, PairSet
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,15 @@ class VisionLanguageStage(Task):
     can_stream: ClassVar[bool] = True
     needs_caption: ClassVar[bool] = True
     evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
+    models = (VLMoForPreTraining,)
+    usage: ClassVar[Usage | None] = Usage(
+        "holds every head of stage 3: contrast, matching and masked words; most people use its retrieval part",
+        *RETRIEVAL_PIPELINE,
+    )
     losses: VisionLanguageConfig = VisionLanguageConfig()
     """Weights and switches."""
     fusion_experts_from: FusionStart = "language"
     """Expert of the same layer that starts `vision_language` experts which the start folder lacks."""
-
-    def build_model(self, settings: dict[str, Any]) -> VLMoForPreTraining:
-        """Return the backbone with the heads of all three losses."""
-        return VLMoForPreTraining(VLMoConfig(**settings))
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return all three losses on pairs."""
@@ -48,3 +51,7 @@ class VisionLanguageStage(Task):
     def stream_examples(self, run: RunContext) -> StreamExamples:
         """Return pairs with masks over the text."""
         return StreamExamples(**run.text_options() | run.stream_options())
+
+    def work(self, model: Any, sample: SampleSizes) -> Work:
+        """Return the work of all three losses."""
+        return pair_work(model, sample, losses=self.losses)

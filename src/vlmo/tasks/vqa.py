@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.schema import QUESTION_FEATURES, column, select_rows
 from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
-from vlmo.model import VLMoConfig, VLMoForVisualQuestionAnswering
+from vlmo.folder import Usage
+from vlmo.model import VLMoForVisualQuestionAnswering
 from vlmo.model.attention_maps import attention_maps
 from vlmo.model.stages import FusionStart
 from vlmo.objectives.downstream import QuestionObjective
@@ -192,6 +193,11 @@ class QuestionStage(Task):
     evaluation: ClassVar[type[EvaluationSet] | None] = QuestionSet
     num_classes: ClassVar[int | None] = 3129
     models = (VLMoForVisualQuestionAnswering,)
+    usage: ClassVar[Usage | None] = Usage(
+        "answers a question about an image with one of a fixed set of answers",
+        "visual-question-answering",
+        '"image.png", question="what colour is it?"',
+    )
     recipe: ClassVar[str] = "easy-vqa"
     inputs: ClassVar[str] = "one --image and a --question"
     draws: ClassVar[bool] = True
@@ -200,10 +206,6 @@ class QuestionStage(Task):
     """Factor on the learning rate of the answer head, which starts at random."""
     fusion_experts_from: FusionStart = "language"
     """Expert of the same layer that starts `vision_language` experts which the start folder lacks."""
-
-    def build_model(self, settings: dict[str, Any]) -> VLMoForVisualQuestionAnswering:
-        """Return the fusion encoder with an answer head."""
-        return VLMoForVisualQuestionAnswering(VLMoConfig(**settings))
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss over the answers of the data's list."""
