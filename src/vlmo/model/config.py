@@ -1,6 +1,7 @@
 """Sizes and variants of the backbone (VLMo, "Multiway Transformer" and "Pre-Training Setup")."""
 
 import math
+from itertools import pairwise
 from os import PathLike
 from typing import Any, Self
 
@@ -9,27 +10,16 @@ from transformers import PreTrainedConfig
 
 from vlmo.released import find_model, naming_released
 
-_SIZE = (1, math.inf)
-_NUM_LEVELS = 4
-_SHARE = (0, 1)
-_RANGES = {
-    "hidden_size": _SIZE,
-    "num_hidden_layers": _SIZE,
-    "num_attention_heads": _SIZE,
-    "intermediate_size": _SIZE,
-    "image_size": _SIZE,
-    "patch_size": _SIZE,
-    "num_channels": _SIZE,
-    "vocab_size": _SIZE,
-    "max_text_positions": _SIZE,
-    "drop_path_rate": _SHARE,
-    "hidden_dropout_prob": _SHARE,
-    "projection_size": _SIZE,
-    "num_visual_tokens": _SIZE,
-    "num_modality_types": (0, math.inf),
-    "segmentation_channels": _SIZE,
-    "rerank_weight": _SHARE,
+_CHOICES = {
+    "position_embedding": ("relative", "absolute"),
+    "experts": ("multiway", "shared"),
+    "attention": ("shared", "separate"),
+    "token_order": ("text_first", "image_first"),
+    "final_norm": ("shared", "separate"),
+    "text_embedding": ("bert", "plain"),
 }
+_SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight")
+_NO_SIZES = ("num_fusion_layers", "num_modality_types", "pad_token_id")  # the whole numbers that may be 0
 
 
 @strict
@@ -121,52 +111,41 @@ class VLMoConfig(PreTrainedConfig):
             return super().from_pretrained(find_model(pretrained_model_name_or_path), **kwargs)
 
     def _check(self) -> None:
-        choices = {
-            "position_embedding": ("relative", "absolute"),
-            "experts": ("multiway", "shared"),
-            "attention": ("shared", "separate"),
-            "token_order": ("text_first", "image_first"),
-            "final_norm": ("shared", "separate"),
-            "text_embedding": ("bert", "plain"),
-        }
-        for name, allowed in choices.items():
+        for name, allowed in _CHOICES.items():
             if (value := vars(self)[name]) not in allowed:
                 raise ValueError(f"VLMoConfig.{name} is {value!r}; expected one of {', '.join(allowed)}.")
-        for name, (low, high) in _RANGES.items():
-            if not low <= (value := vars(self)[name]) <= high:
-                expected = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise ValueError(f"VLMoConfig.{name} is {value}; expected a number {expected}.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
-            )
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
-        if not 0 <= self.num_fusion_layers <= self.num_hidden_layers:
-            raise ValueError(
-                f"num_fusion_layers {self.num_fusion_layers} lies outside 0 to num_hidden_layers "
-                f"{self.num_hidden_layers}."
-            )
-        if self.num_modality_types == 1:
-            raise ValueError("num_modality_types is 1; expected 0 (no table), 2, or 3 (two images).")
-        if self.token_order == "image_first" and self.position_embedding != "absolute":
-            raise ValueError(
-                "token_order 'image_first' needs position_embedding 'absolute': the relative table puts text first."
-            )
-        if self.use_match_head and not self.use_pooler:
-            raise ValueError("use_match_head needs use_pooler: the head reads the pooled first token.")
-        self._check_segmentation_layers()
-
-    def _check_segmentation_layers(self) -> None:
-        layers = self.segmentation_layers
-        if layers is None:
-            return
-        ordered = list(layers) == sorted(set(layers))
-        if len(layers) != _NUM_LEVELS or not ordered or not all(1 <= n <= self.num_hidden_layers for n in layers):
-            raise ValueError(
-                f"segmentation_layers is {layers}; expected {_NUM_LEVELS} rising block counts from 1 to "
-                f"{self.num_hidden_layers}."
-            )
+        for name in _SHARES:
+            if not 0 <= (value := vars(self)[name]) <= 1:
+                raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 0 to 1.")
+        for name, kind in VLMoConfig.__annotations__.items():
+            if kind in {int, int | None} and name not in _NO_SIZES and (value := vars(self)[name]) < 1:
+                raise ValueError(f"VLMoConfig.{name} is {value}; expected a number of at least 1.")
+        depth, layers = self.num_hidden_layers, self.segmentation_layers
+        rising = layers is None or (len(layers) == 4 and all(a < b for a, b in pairwise([0, *layers, depth + 1])))
+        checks = {
+            f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}.": (
+                self.hidden_size % self.num_attention_heads == 0
+            ),
+            f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.": (
+                self.image_size % self.patch_size == 0
+            ),
+            f"num_fusion_layers {self.num_fusion_layers} lies outside 0 to num_hidden_layers {depth}.": (
+                0 <= self.num_fusion_layers <= depth
+            ),
+            f"num_modality_types is {self.num_modality_types}; expected 0 (no table), 2, or 3 (two images).": (
+                self.num_modality_types == 0 or self.num_modality_types >= 2
+            ),
+            "token_order 'image_first' needs position_embedding 'absolute': the relative table puts text first.": (
+                self.token_order == "text_first" or self.position_embedding == "absolute"
+            ),
+            "use_match_head needs use_pooler: the head reads the pooled first token.": (
+                self.use_pooler or not self.use_match_head
+            ),
+            f"segmentation_layers is {layers}; expected 4 rising block counts from 1 to {depth}.": rising,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise ValueError(message)
 
     @property
     def feature_layers(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vlmo.model.backbone import IMAGE_TYPE, TEXT_TYPE, VLMoModel
 from vlmo.model.heads import ContrastHead
-from vlmo.model.multiway import LANGUAGE, SHARED, VISION, Expert, MultiwayAttention, MultiwayBlock, QueryKeyValue
+from vlmo.model.multiway import LANGUAGE, SHARED, VISION, MultiwayAttention, MultiwayBlock, QueryKeyValue
 from vlmo.model.position import RelativePositionBias
 
 _INT8_MAX = 127
@@ -86,7 +86,7 @@ class PackedLinear(nn.Module):
 
     def unpack(self) -> None:
         """Give the weight its usual order again, which torch.compile needs."""
-        self.weight = self._unpacked()
+        self.weight = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
 
     def _pack(self) -> None:
         weight = self.weight.contiguous()
@@ -99,12 +99,10 @@ class PackedLinear(nn.Module):
         self._pack()
         return self
 
-    def _unpacked(self) -> Float[Tensor, "out in"]:
-        return self.weight.to_dense() if self.weight.is_mkldnn else self.weight
-
     def __getstate__(self) -> dict[str, Any]:
         # Packed memory can be neither copied nor written.
-        return self.__dict__ | {"_buffers": {"weight": self._unpacked(), "bias": self.bias}}
+        weight = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
+        return self.__dict__ | {"_buffers": {"weight": weight, "bias": self.bias}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -116,12 +114,10 @@ class _Layer(nn.Module):
 
     def __init__(self, block: MultiwayBlock, *, modality: str, weights: _Weights) -> None:
         super().__init__()
-        attention = cast("MultiwayAttention", block.attention)
-        expert = cast("Expert", _of(block.experts, modality))
+        attention, expert = cast("MultiwayAttention", block.attention), _of(block.experts, modality)
         self.num_heads = attention.config.num_attention_heads
         self.norm1 = weights.copied(_of(block.norm1, modality))
-        qkv = cast("QueryKeyValue", _of(attention.qkv, modality))
-        self.query, self.key_value = weights.query_and_key_value(qkv, num_heads=self.num_heads)
+        self.query, self.key_value = weights.query_and_key_value(_of(attention.qkv, modality), num_heads=self.num_heads)
         inner_norm = attention.inner_norm
         self.inner_norm = None if inner_norm is None else weights.copied(_of(inner_norm, modality))
         self.projection = weights.linear(_of(attention.projection, modality), gamma=block.gamma_1)
@@ -172,10 +168,10 @@ class Tower(nn.Module):
         self.register_buffer(
             "modality_type", None if types is None else types.weight[kind].to(weights.dtype, copy=True)
         )
-        blocks = [cast("MultiwayBlock", block) for block in backbone.blocks]
-        self.layers = nn.ModuleList(_Layer(block, modality=modality, weights=weights) for block in blocks)
-        norm = backbone.norm
-        self.norm = weights.copied(_of(norm, modality) if isinstance(norm, nn.ModuleDict) else norm)
+        self.layers = nn.ModuleList(
+            _Layer(cast("MultiwayBlock", block), modality=modality, weights=weights) for block in backbone.blocks
+        )
+        self.norm = weights.copied(_of(backbone.norm, modality))
         self.projection = weights.copied(projection)
         # Products of int8 are summed in int32, and scaled in float32.
         size = 4 if weights.int8 else weights.dtype.itemsize
@@ -190,17 +186,12 @@ class Tower(nn.Module):
         hidden = self.embeddings(inputs)
         if self.modality_type is not None:
             hidden = hidden + self.modality_type
-        parts = hidden.chunk(self._count_parts(hidden))
+        count = 1
+        if hidden.device.type == "cpu" and hidden.dtype != torch.float32 and not torch.compiler.is_compiling():
+            count = max(1, min(len(hidden), -(-hidden.shape[:2].numel() * self._row_bytes // _LARGEST_BYTES)))
+        parts = hidden.chunk(count)
         biases = [bias] * len(parts) if bias is None or bias.shape[1] == 1 else bias.chunk(len(parts), dim=1)
         return torch.cat([self._vectors(part, each) for part, each in zip(parts, biases, strict=True)])
-
-    def _count_parts(self, hidden: Float[Tensor, "batch seq dim"]) -> int:
-        """Return the number of parts in which a batch goes through the layers."""
-        if hidden.device.type != "cpu" or hidden.dtype == torch.float32 or torch.compiler.is_compiling():
-            return 1
-        rows, seq, _ = hidden.shape
-        largest = rows * seq * self._row_bytes
-        return max(1, min(rows, -(-largest // _LARGEST_BYTES)))
 
     def _vectors(
         self, hidden: Float[Tensor, "batch seq dim"], bias: Float[Tensor, "layers #batch heads seq seq"] | None
@@ -280,7 +271,12 @@ class DualEncoderForInference(nn.Module):
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised `image_embeds`, float32."""
         grid = self.images.embeddings.grid_of(pixel_values)
-        return self.images(pixel_values, self._bias_of_images(grid))
+        if self.position_bias is None:
+            return self.images(pixel_values)
+        cached = self._image_bias
+        if cached is None or cached[0] != grid:
+            cached = self._image_bias = grid, self._computed_bias(num_text=0, grid=grid)
+        return self.images(pixel_values, cached[1])
 
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
@@ -305,14 +301,6 @@ class DualEncoderForInference(nn.Module):
             bias = mask.new_zeros(len(self.texts.layers), 1, 1, 1, 1, dtype=self.dtype) if bias is None else bias
             bias = bias.masked_fill(~mask[:, None, None, :], torch.finfo(bias.dtype).min)
         return self.texts(input_ids[:, :length], bias)
-
-    def _bias_of_images(self, grid: tuple[int, int]) -> Float[Tensor, "layers 1 heads seq seq"] | None:
-        """Return the bias of a grid, cached for the last one."""
-        if self.position_bias is None:
-            return None
-        if self._image_bias is None or self._image_bias[0] != grid:
-            self._image_bias = grid, self._computed_bias(num_text=0, grid=grid)
-        return self._image_bias[1]
 
     def _bias_of_texts(self, length: int) -> Float[Tensor, "layers 1 heads seq seq"] | None:
         """Return the bias of a length, cached for the longest so far, whose upper left corner serves shorter ones."""
@@ -342,11 +330,10 @@ class _Weights:
         """Return a copy in the wanted type."""
         return copy.deepcopy(module).to(self.dtype)
 
-    def linear(self, module: nn.Module, *, gamma: Tensor | None = None, gelu: bool = False) -> nn.Module:
+    def linear(self, layer: nn.Linear, *, gamma: Tensor | None = None, gelu: bool = False) -> nn.Module:
         """Return the layer with LayerScale and GELU, if there are any, as one layer."""
-        layer = cast("nn.Linear", module)
-        scale = layer.bias.new_ones(()).float() if gamma is None else gamma.float()
         if layer not in self._made:
+            scale = layer.bias.new_ones(()).float() if gamma is None else gamma.float()
             weight, bias = (layer.weight.float().T * scale).T, layer.bias.float() * scale
             self._made[layer] = self._layer(weight, bias, gelu=gelu)
         return self._made[layer]
@@ -371,7 +358,8 @@ class _Weights:
         return PackedLinear(weight.to(self.dtype, copy=True), bias.to(self.dtype, copy=True), gelu=gelu)
 
 
-def _of(modules: nn.Module, modality: str) -> nn.Module:
+def _of(modules: Any, modality: str) -> Any:
     """Return the module of a modality, or the one for all."""
-    branches = cast("nn.ModuleDict", modules)
-    return branches[SHARED if SHARED in branches else modality]
+    if not isinstance(modules, nn.ModuleDict):
+        return modules
+    return modules[SHARED if SHARED in modules else modality]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,12 +19,9 @@ from vlmo.model.sequence import LANGUAGE, SHARED
 from vlmo.released import find_model, known_models
 
 FusionStart = Literal["language", "vision", "random"]
-_BIAS_TABLE = "vlmo.position_bias.table"
 _MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")
 _SHOULD_AGREE = ("layer_norm_eps", "text_layer_norm_eps")
 _WORDS = "vlmo.text_embeddings.words.weight"
-_MODALITY_TYPES = "vlmo.modality_types.weight"
-_IMAGE_POSITIONS = "vlmo.image_embeddings.positions"
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,11 @@ def start_from(
         ValueError: The folder is no model folder, or a tensor has another shape.
     """
     folder = Path(find_model(folder))
-    weights, config = _read(folder)
-    report = StartReport(notes=_compare(config, model.config, folder=folder))
+    weights, config = _read(folder, new=model.config)
+    different = [name for name in _SHOULD_AGREE if vars(config)[name] != vars(model.config)[name]]
+    report = StartReport(
+        notes=[f"{name} is {vars(model.config)[name]}, in the start folder {vars(config)[name]}" for name in different]
+    )
     state = model.state_dict()
     has_words = (folder / "tokenizer_config.json").is_file()
     if not has_words and _WORDS in state and _WORDS in weights and weights[_WORDS].shape != state[_WORDS].shape:
@@ -83,9 +81,7 @@ def start_from(
         if name not in state:
             report.unused.append(name)
             continue
-        resized = _resize(name, tensor, source=config.grid, target=model.config.grid)
-        if name == _MODALITY_TYPES and len(tensor) == SECOND_IMAGE_TYPE < len(state[name]):
-            resized = _with_second_image(tensor)
+        resized = _fit(name, tensor, like=state[name], source=config.grid, target=model.config.grid)
         if resized.shape != state[name].shape:
             raise ValueError(
                 f"{folder}: {name} has shape {tuple(tensor.shape)}, the model expects {tuple(state[name].shape)}. "
@@ -152,7 +148,8 @@ def layer_decay_factors(model: VLMoPreTrainedModel, *, decay: float) -> dict[str
     return {name: decay ** (top - ids.get(id(parameter), top)) for name, parameter in model.named_parameters()}
 
 
-def _read(folder: Path) -> tuple[dict[str, Tensor], VLMoConfig]:
+def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConfig]:
+    """Return the weights and the configuration of a folder whose weights mean the same in a `new` model."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files or not (folder / "config.json").is_file():
         raise ValueError(
@@ -162,14 +159,14 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], VLMoConfig]:
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind != VLMoConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind!r}; expected {VLMoConfig.model_type!r}.")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= load_file(file)
-    _need_finite(weights, folder=folder)
-    return weights, VLMoConfig.from_pretrained(folder)
-
-
-def _need_finite(weights: Mapping[str, Tensor], *, folder: Path) -> None:
+    config = VLMoConfig.from_pretrained(folder)
+    for name in _MUST_AGREE:
+        if (before := vars(config)[name]) != (after := vars(new)[name]):
+            raise ValueError(
+                f"{folder} has {name} {before!r}, the model {after!r}; its weights mean nothing there. Start from "
+                f"another folder, or give the recipe this one's: --model.{name.replace('_', '-')} {before}"
+            )
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     spoilt = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if spoilt:
         more = f", as in {len(spoilt) - 1} more tensors" if len(spoilt) > 1 else ""
@@ -177,36 +174,17 @@ def _need_finite(weights: Mapping[str, Tensor], *, folder: Path) -> None:
             f"{folder}: {spoilt[0]} holds numbers that are not finite{more}; a run from there would train nothing. "
             "Start from another folder."
         )
+    return weights, config
 
 
-def _compare(start: VLMoConfig, new: VLMoConfig, *, folder: Path) -> list[str]:
-    """Notes on settings that change what the weights compute, although every tensor fits.
-
-    Raises:
-        ValueError: They make other weights of them.
-    """
-    for name in _MUST_AGREE:
-        if (before := vars(start)[name]) != (after := vars(new)[name]):
-            raise ValueError(
-                f"{folder} has {name} {before!r}, the model {after!r}; its weights mean nothing there. Start from "
-                f"another folder, or give the recipe this one's: --model.{name.replace('_', '-')} {before}"
-            )
-    return [
-        f"{name} is {vars(new)[name]}, in the start folder {vars(start)[name]}"
-        for name in _SHOULD_AGREE
-        if vars(start)[name] != vars(new)[name]
-    ]
-
-
-def _resize(name: str, tensor: Tensor, *, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    with torch.no_grad():
-        if name == _BIAS_TABLE:
-            return resize_bias_table(tensor, source=source, target=target)
-        if name == _IMAGE_POSITIONS:
-            return resize_absolute_positions(tensor, source=source, target=target)
+@torch.no_grad()
+def _fit(name: str, tensor: Tensor, *, like: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Bring position tables to another grid, and add the row of a second image to a modality table."""
+    if name == "vlmo.position_bias.table":
+        return resize_bias_table(tensor, source=source, target=target)
+    if name == "vlmo.image_embeddings.positions":
+        return resize_absolute_positions(tensor, source=source, target=target)
+    if name == "vlmo.modality_types.weight" and len(tensor) == SECOND_IMAGE_TYPE < len(like):
+        # The second image's row starts as the image's, as in the published code (docs/reproduction.md).
+        return torch.cat([tensor, tensor[SECOND_IMAGE_TYPE - 1 :]])
     return tensor
-
-
-def _with_second_image(types: Float[Tensor, "2 dim"]) -> Float[Tensor, "3 dim"]:
-    """Start the second image's row as the image's, as in the published code (docs/reproduction.md)."""
-    return torch.cat([types, types[SECOND_IMAGE_TYPE - 1 :]])

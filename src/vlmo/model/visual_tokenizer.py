@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -77,12 +77,13 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
         """Validate the values.
 
         Raises:
-            ValueError: A size is below 1, a code is wider than a patch, or the decay is not from 0 to below 1.
+            ValueError: A number is too small, a code is wider than a patch, or the decay is not from 0 to below 1.
         """
         super().__post_init__(**kwargs)
-        for name in ("patch_size", "hidden_size", "intermediate_size", "num_tokens", "code_size"):
-            if (value := vars(self)[name]) < 1:
-                raise ValueError(f"VQVisualTokenizerConfig.{name} is {value}; give a number from 1 up.")
+        least = dict.fromkeys(("patch_size", "hidden_size", "intermediate_size", "num_tokens", "code_size"), 1)
+        for name, bound in (least | {"num_hidden_layers": 0, "dead_code_threshold": 0}).items():
+            if (value := vars(self)[name]) < bound:
+                raise ValueError(f"VQVisualTokenizerConfig.{name} is {value}; give a number from {bound} up.")
         if self.code_size > self.patch_values:
             raise ValueError(
                 f"code_size {self.code_size} is more than the {self.patch_values} values of a patch of "
@@ -90,11 +91,6 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
             )
         if not 0 <= self.codebook_decay < 1:
             raise ValueError(f"codebook_decay is {self.codebook_decay}; give a number from 0 to below 1.")
-        if self.num_hidden_layers < 0 or self.dead_code_threshold < 0:
-            raise ValueError(
-                f"num_hidden_layers is {self.num_hidden_layers} and dead_code_threshold {self.dead_code_threshold}; "
-                "neither can be negative."
-            )
 
     @property
     def patch_values(self) -> int:
@@ -230,7 +226,7 @@ class VQVisualTokenizer(PreTrainedModel):
         """
         self._check_processes()
         with _float32_math(pixel_values):
-            patches = self._patches(pixel_values).flatten(0, 2)
+            patches = self._patches(_to_floats(pixel_values)).flatten(0, 2)
             count = _sum_over_processes(torch.tensor(float(len(patches)), device=patches.device))
             mean = _sum_over_processes(patches.sum(0)) / count
             scatter = _sum_over_processes((patches - mean).T @ (patches - mean))
@@ -246,8 +242,7 @@ class VQVisualTokenizer(PreTrainedModel):
         """Raise ValueError if there is no codebook yet."""
         if not self.started:
             raise ValueError(
-                "this visual tokenizer has no codebook yet; train it first, or load a trained one with "
-                "load_visual_tokenizer."
+                "this visual tokenizer has no codebook yet; train it, or load_visual_tokenizer a trained one."
             )
 
     def tokenize(
@@ -258,17 +253,15 @@ class VQVisualTokenizer(PreTrainedModel):
         Raises:
             ValueError: The images do not have `grid` patches, or the tokenizer has not been trained.
         """
-        _check_images(pixel_values)
-        size = self.config.patch_size
-        if tuple(pixel_values.shape[-2:]) != (grid[0] * size, grid[1] * size):
+        pixels, size = _to_floats(pixel_values), self.config.patch_size
+        if tuple(pixels.shape[-2:]) != (grid[0] * size, grid[1] * size):
             raise ValueError(
-                f"images of {tuple(pixel_values.shape[-2:])} pixels do not make a grid of {tuple(grid)} patches of "
-                f"{size} pixels; give images of {grid[0] * size} x {grid[1] * size}, or a tokenizer of another "
-                "patch_size."
+                f"images of {tuple(pixels.shape[-2:])} pixels do not make a grid of {tuple(grid)} patches of {size} "
+                f"pixels; give images of {grid[0] * size} x {grid[1] * size}, or a tokenizer of another patch_size."
             )
         self.check_started()
-        with torch.no_grad(), _float32_math(pixel_values):
-            codes = self._encode(pixel_values)
+        with torch.no_grad(), _float32_math(pixels):
+            codes = self._encode(pixels)
             # Frozen by argument: whoever holds the tokenizer may have put it into training mode.
             _, indices, _ = self.quantizer(codes.flatten(1, 2), freeze_codebook=True)
         return indices
@@ -279,15 +272,14 @@ class VQVisualTokenizer(PreTrainedModel):
         Raises:
             ValueError: The images' size is not a multiple of `patch_size`, or the tokenizer has not been trained.
         """
-        _check_images(pixel_values, multiple=self.config.patch_size)
+        pixels = _to_floats(pixel_values)
         if self.training:
             self._check_processes()
             if not self.started:
-                self.start_from(pixel_values)
+                self.start_from(pixels)
         self.check_started()
-        pixel_values = normalize_pixels(pixel_values).float()
-        codes = self._encode(pixel_values)
-        with _float32_math(pixel_values):
+        codes = self._encode(pixels)
+        with _float32_math(pixels):
             # The library leaves float32 under CPU autocast, and would round distances to three digits.
             quantized, indices, _ = self.quantizer(codes.flatten(1, 2))
             quantized = quantized.view_as(codes)
@@ -295,16 +287,17 @@ class VQVisualTokenizer(PreTrainedModel):
         reconstruction = self._decode(quantized)
         return VQVisualTokenizerOutput(
             reconstruction=reconstruction,
-            reconstruction_loss=F.mse_loss(reconstruction, pixel_values),
+            reconstruction_loss=F.mse_loss(reconstruction, pixels),
             commitment_loss=commitment_loss,
             indices=indices,
             perplexity=codebook_perplexity(indices, num_tokens=self.num_tokens),
         )
 
-    def _patches(
-        self, pixel_values: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch rows columns values"]:
-        return F.pixel_unshuffle(normalize_pixels(pixel_values).float(), self.config.patch_size).permute(0, 2, 3, 1)
+    def _patches(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch rows columns values"]:
+        size = self.config.patch_size
+        if any(side % size for side in pixels.shape[2:]):
+            raise ValueError(f"images of {tuple(pixels.shape[2:])} pixels; expected multiples of patch_size {size}.")
+        return F.pixel_unshuffle(pixels, size).permute(0, 2, 3, 1)
 
     @property
     def _scale(self) -> float:
@@ -314,8 +307,8 @@ class VQVisualTokenizer(PreTrainedModel):
     def _project(self, patches: Float[Tensor, "*shape values"]) -> Float[Tensor, "*shape code"]:
         return (patches - self.patch_mean) @ self.patch_components.T * self._scale
 
-    def _encode(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch rows columns code"]:
-        patches = self._patches(pixel_values)
+    def _encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch rows columns code"]:
+        patches = self._patches(pixels)
         correction = self.encoder(patches).float()
         with _float32_math(patches):
             return self._project(patches) + correction
@@ -329,8 +322,8 @@ class VQVisualTokenizer(PreTrainedModel):
     def _check_processes(self) -> None:
         if _num_processes() > 1 and not self.synchronised:
             raise ValueError(
-                f"this visual tokenizer was built before its {_num_processes()} processes joined a group, so their "
-                "codebooks would drift apart; call torch.distributed.init_process_group before building it."
+                f"this visual tokenizer was built before its {_num_processes()} processes joined a group, so "
+                "their codebooks would drift apart; call torch.distributed.init_process_group before building it."
             )
 
 
@@ -340,16 +333,6 @@ class DalleVisualTokenizer(nn.Module):
     def __init__(self, codebook: FlavaImageCodebook) -> None:
         super().__init__()
         self.codebook = codebook
-
-    @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path) -> Self:
-        """Load the encoder of a folder or a repository of the hub (such as `facebook/flava-image-codebook`), frozen.
-
-        Raises:
-            ValueError: There is none, or it is something else.
-        """
-        _read_model_type(name_or_folder, expected={FlavaImageCodebookConfig.model_type})
-        return _freeze(cls(_load_complete(FlavaImageCodebook, name_or_folder)))
 
     @property
     def num_tokens(self) -> int:
@@ -365,11 +348,11 @@ class DalleVisualTokenizer(nn.Module):
         Raises:
             ValueError: They are no images of three channels, or the grid is empty.
         """
-        _check_images(pixel_values)
+        pixels = _to_floats(pixel_values)
         if min(grid) < 1:
             raise ValueError(f"grid is {tuple(grid)}; give numbers of rows and columns from 1 up.")
-        with _float32_math(pixel_values):
-            pixels = 0.5 * normalize_pixels(pixel_values).float() + 0.5
+        with _float32_math(pixels):
+            pixels = 0.5 * pixels + 0.5
             size = (grid[0] * DALLE_STRIDE, grid[1] * DALLE_STRIDE)
             if tuple(pixels.shape[-2:]) != size:
                 pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
@@ -383,64 +366,46 @@ def load_visual_tokenizer(name_or_folder: str | Path) -> VQVisualTokenizer | Dal
     Raises:
         ValueError: There is none, it is something else, its weights are incomplete, or it was never trained.
     """
-    ours, dalle = VQVisualTokenizerConfig.model_type, FlavaImageCodebookConfig.model_type
-    if _read_model_type(name_or_folder, expected={ours, dalle}) == dalle:
-        return DalleVisualTokenizer.from_pretrained(name_or_folder)
-    tokenizer = _load_complete(VQVisualTokenizer, name_or_folder)
-    tokenizer.check_started()
-    return _freeze(tokenizer)
-
-
-Model = TypeVar("Model", bound=PreTrainedModel)
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def _freeze(module: Module) -> Module:
-    return module.requires_grad_(requires_grad=False).eval()
-
-
-def _read_model_type(name_or_folder: str | Path, *, expected: set[str]) -> str:
+    name = str(name_or_folder)
+    classes: dict[str | None, type[PreTrainedModel]] = {
+        VQVisualTokenizerConfig.model_type: VQVisualTokenizer,
+        FlavaImageCodebookConfig.model_type: FlavaImageCodebook,
+    }
     try:
-        found, _ = PreTrainedConfig.get_config_dict(str(name_or_folder))
-        if not found:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+        if not config:
             raise OSError("there is no config.json.")
     except OSError as error:
         raise ValueError(
-            f"no visual tokenizer at {str(name_or_folder)!r}: {error} Give a folder with config.json and "
-            "model.safetensors, or the name of a repository on the hub."
+            f"no visual tokenizer at {name!r}: {error} Give a folder with config.json and model.safetensors, or the "
+            "name of a repository on the hub."
         ) from error
-    model_type = found.get("model_type")
-    if model_type not in expected:
+    model_type = config.get("model_type")
+    if model_type not in classes:
         raise ValueError(
-            f"{str(name_or_folder)!r} holds a model of type {model_type!r}, which is no visual tokenizer for this use; "
-            f"expected {' or '.join(sorted(expected))}."
+            f"{name!r} holds a model of type {model_type!r}, no visual tokenizer; expected {list(classes)}."
         )
-    return model_type
-
-
-def _load_complete(model_class: type[Model], name_or_folder: str | Path) -> Model:
     try:
-        loaded: Any = model_class.from_pretrained(str(name_or_folder), output_loading_info=True, dtype=torch.float32)
+        loaded: Any = classes[model_type].from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"the weights of the visual tokenizer at {str(name_or_folder)!r} cannot be read: {error}"
-        ) from error
+        raise ValueError(f"the weights of the visual tokenizer at {name!r} cannot be read: {error}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
-            f"the visual tokenizer at {str(name_or_folder)!r} lacks {len(missing)} weights, {missing[0]} among them; "
-            "save it again."
+            f"the visual tokenizer at {name!r} lacks {len(missing)} weights, {missing[0]} among them; save it again."
         )
-    return model
+    if isinstance(model, VQVisualTokenizer):
+        model.check_started()
+    else:
+        model = DalleVisualTokenizer(model)
+    return model.requires_grad_(False).eval()
 
 
-def _check_images(pixel_values: Float[Tensor, "..."], *, multiple: int = 1) -> None:
-    """Raise ValueError unless these are images of three channels and sides that `multiple` divides."""
+def _to_floats(pixel_values: Float[Tensor, "..."]) -> Float[Tensor, "batch 3 height width"]:
     shape = tuple(pixel_values.shape)
     if len(shape) != 4 or shape[1] != 3:
         raise ValueError(f"pixel_values has shape {shape}; expected (batch, 3, height, width).")
-    if shape[2] % multiple or shape[3] % multiple:
-        raise ValueError(f"images of {shape[2:]} pixels; expected multiples of patch_size {multiple}.")
+    return normalize_pixels(pixel_values).float()
 
 
 def _float32_math(tensor: Float[Tensor, "..."]) -> torch.autocast:
