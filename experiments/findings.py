@@ -52,13 +52,11 @@ MARK = "<!-- all below is written by experiments/findings.py -->"
 ROOT = Path(__file__).resolve().parents[1]
 _LEGEND = f"""\
 - Metrics are percent, mean ± standard deviation over seeds. Minutes are of training; those of stages 1 and 2 follow +.
-- IR and TR: the dual encoder on 500 drawings in an unseen style, after stage 3 on `{PAIRS}`. *Matching*: among the
-  shortlists of {RERANK} with the right image, the share in which the matching head alone ranks it first.
+- IR and TR: the dual encoder on 500 drawings in an unseen style, after stage 3 on `{PAIRS}`. *Matching*: share of the
+  shortlists of {RERANK} with the right image in which the matching head alone ranks it first.
 - *easy-VQA*: questions about a shape. *Two images*: sentences about the colours of two shapes, fine-tuned from the
   model of easy-VQA. *Consistency*: sentences judged correctly for all four pairs of images.
-- A claim *holds* if it is true for every seed, is *reversed* if it is false for every seed, and *unclear* otherwise.
-  With three seeds, chance alone gives each of the first two one time in eight.
-- Hard negatives use a sharpness of {SHARPNESS:g} (paper: 1). Sizes, data and starts differ from the paper's, so only
+- Hard negatives have a sharpness of {SHARPNESS:g} (paper: 1). Sizes, data and starts differ from the paper's, so only
   directions can be compared. *paper* marks claims for which the paper has both numbers.
 - ITC alone has no vision-language experts in stage 3, as none of its losses trains them."""
 
@@ -181,7 +179,9 @@ def _section(findings: Findings, name: str, question: Question) -> str:
         groups = {each: [METRICS[metric] for metric in metrics if verdicts[metric] == each] for each in VERDICTS}
         if any(groups.values()):
             paper = " (paper)" if {better, worse} <= set(question.paper) else ""
-            told = "; ".join(f"{verdict} for {', '.join(names)}" for verdict, names in groups.items() if names)
+            clear = [f"{each} for {', '.join(groups[each])}" for each in ("holds", "reversed") if groups[each]]
+            rest = [] if not groups["unclear"] else ["otherwise unclear"] if clear else ["unclear"]
+            told = "; ".join(clear + rest)
             claims.append(f"- *{question.rows[better]}* better than *{question.rows[worse]}*{paper}: {told}.")
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     chart = f"![{question.title}](images/findings-{name}.svg)"

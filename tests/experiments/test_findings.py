@@ -70,7 +70,7 @@ def test_table_has_means_spread_chance_minutes_and_verdicts():
     assert "| shared | 2.35M | 45.0 ± 7.1 | 30.0 ± 0.0 | 1.5 |  |" in lines
     assert "| separate | 2.35M | 32.5 ± 3.5 | 30.0 ± 14.1 | 1.0 |  |" in lines
     assert "| chance |  | 2.0 | 2.0 |  |  |" in lines
-    assert "- *shared* better than *separate*: holds for IR@10; unclear for TR@10." in lines
+    assert "- *shared* better than *separate*: holds for IR@10; otherwise unclear." in lines
     assert sum(line.startswith("## ") for line in lines) == 1  # questions with one variant are left out
     told = "Of 2 comparisons: 1 holds, 1 unclear, 0 reversed. Chance alone would give 0.5 holds and as many reversed."
     assert told in lines
@@ -83,8 +83,8 @@ def test_paper_stands_beside_what_it_reports():
     text = to_markdown(Findings(results))
     assert "| hard, from an eighth of the batch | 2.35M | 90.0 ± 70.7 | 1.0 | 77.70 / - |" in text
     assert "| uniform from the batch | 2.35M | 90.0 ± 70.7 | 1.0 |  |" in text
-    assert "*hard, from an eighth of the batch* (paper): unclear for IR@10." in text
-    assert "*uniform from the batch*: unclear for IR@10." in text
+    assert "*hard, from an eighth of the batch* (paper): unclear." in text
+    assert "*uniform from the batch*: unclear." in text
 
 
 def test_what_a_variant_lacks_is_a_dash_and_stages_have_minutes_of_their_own():
