@@ -109,8 +109,8 @@ def test_formula_counts_what_is_sent(sent):
     processes = len(sent)
     elsewhere = processes / (processes - 1)  # here all negatives are, evenly drawn ones are not
     for result in sent:
-        for name, picture, gradient in (("cached", PIXELS, 0), ("whole", PATCHES, PATCHES)):
-            traffic = expected(processes, image=picture, gradient=gradient)
+        for name, image, gradient in (("cached", PIXELS, 0), ("whole", PATCHES, PATCHES)):
+            traffic = expected(processes, image=image, gradient=gradient)
             gathered, exchanged = result[name]["gathered"], result[name]["exchanged"]
             negatives = traffic.negatives * elsewhere
             requests = 2 * (processes - 1 + BATCH) * 8
@@ -121,15 +121,15 @@ def test_formula_counts_what_is_sent(sent):
 
 
 def table_row(processes: int, *, batch: int = 32) -> str:
-    """A line of the table in the documents: Base, 384 pixels, texts of 40 tokens, one ending."""
-    picture = 3 * 384 * 384
-    pairs = Pairs(branches=1, projection=768, image_bytes=picture, gradient_bytes=0, text=40)
+    """A line of the table in the documents: Base, 384 pixels, texts of 40 tokens, one ITC branch."""
+    image = 3 * 384 * 384
+    pairs = Pairs(branches=1, projection=768, image_bytes=image, gradient_bytes=0, text=40)
     traffic = pairs.traffic(batch, processes=processes)
-    sizes = traffic.contrast, traffic.negatives + traffic.requests, (processes - 1) * batch * picture
+    sizes = traffic.contrast, traffic.negatives + traffic.requests, (processes - 1) * batch * image
     return f"| {processes:,} | {processes * batch:,} | " + " | ".join(f"{size / 2**20:,.1f}" for size in sizes) + " |"
 
 
-def test_documents_show_the_figures_of_the_formula():
+def test_documents_show_the_numbers_of_the_formula():
     pages = [path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("scaling*.md")]
     for processes in (2, 8, 64, 256, 1024):
         assert any(table_row(processes) in page for page in pages)
