@@ -83,7 +83,7 @@ def test_search_notebook_finds_what_it_says(monkeypatch):
     monkeypatch.delenv("VLMO_MODEL", raising=False)
     book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_pictures.ipynb"))
     told = printed(book)
-    assert "24 pictures; 24 were embedded in this run" in told
+    assert "24 images; 24 were embedded in this run" in told
     assert "12 were judged" in told
     hits = re.findall(r"^ *-?\d+\.\d\d  \S+  (.*)$", told, flags=re.MULTILINE)
     words, judged, picture, blue = hits[:5], hits[5:13], hits[13:17], hits[17:]

@@ -28,10 +28,10 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Where the page is followed."""
+    """Folder in which the page is followed."""
     folder = tmp_path_factory.mktemp("page")
     trained_folder(folder / "runs" / "mine" / "model")
-    write_images(folder / "pictures")
+    write_images(folder / "images")
     (folder / "sentences.txt").write_text("a dog\n\na cat\n")
     return folder
 
