@@ -62,6 +62,7 @@ def brightness_of(image: Image.Image) -> float:
 class BrightnessSet(EvaluationSet):
     task: ClassVar[str] = "brightness"
     hub_task: ClassVar[str] = "image-regression"
+    meanings: ClassVar[dict[str, str]] = {"close": "share of images whose brightness is less than 0.2 off"}
     batch_size: ClassVar[int] = BATCH
 
     def predict(self, model: Any, rows: range) -> list[dict[str, Any]]:
@@ -79,9 +80,6 @@ class BrightnessSet(EvaluationSet):
 
     def chance(self, outputs: Any = None) -> dict[str, float]:
         return {"close": 0.4}
-
-    def meaning(self, metric: str) -> str:
-        return "share of images whose brightness is less than 0.2 off"
 
 
 @dataclass(frozen=True)

@@ -186,20 +186,8 @@ class _Odds:
         """Return the rankings with the shortlists in the order of the mixed score."""
         scale = self.inverse_temperature
         return Rankings(
-            image_to_text=_rerank(
-                dual.image_to_text,
-                log_odds=self.texts,
-                positive=self.right_texts,
-                inverse_temperature=scale,
-                weight=weight,
-            ),
-            text_to_image=_rerank(
-                dual.text_to_image,
-                log_odds=self.images,
-                positive=self.right_images,
-                inverse_temperature=scale,
-                weight=weight,
-            ),
+            _rerank(dual.image_to_text, self.texts, self.right_texts, scale=scale, weight=weight),
+            _rerank(dual.text_to_image, self.images, self.right_images, scale=scale, weight=weight),
         )
 
 
@@ -226,11 +214,11 @@ def _judged(dual: Rankings, matcher: Matcher, *, shortlist: int, progress: Repor
     )
 
 
-def _rerank(dual: Ranking, *, log_odds: Tensor, positive: Tensor, inverse_temperature: float, weight: float) -> Ranking:
+def _rerank(dual: Ranking, log_odds: Tensor, positive: Tensor, *, scale: float, weight: float) -> Ranking:
     """Reorder the shortlist, the first columns of `dual`; all arguments are [query, shortlist]."""
     shortlist = log_odds.shape[1]
     similarity = dual.scores[:, :shortlist]
-    mixed = (1 - weight) * inverse_temperature * similarity + weight * log_odds
+    mixed = (1 - weight) * scale * similarity + weight * log_odds
     # The shortlist comes in the dual encoder's order, and a stable sort keeps it among equals.
     mixed, order = mixed.sort(dim=1, descending=True, stable=True)
     similarity, positive = similarity.gather(1, order), positive.gather(1, order)

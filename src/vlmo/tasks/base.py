@@ -326,18 +326,13 @@ class Task(ABC):
         images = [open_image(file) for file in inputs.images]
         model, processor = cls.load(folder, device=device)
         with torch.inference_mode():
-            return cls.answer(model, processor, images, inputs, top=top, save=save, **options)
+            return cls.answer(
+                model, processor, images, inputs, top=top, save=None if save is None else Path(save), **options
+            )
 
     @classmethod
     def answer(
-        cls,
-        model: Any,
-        processor: Any,
-        images: Sequence[Image.Image],
-        inputs: Inputs,
-        *,
-        top: int = 5,
-        save: str | Path | None = None,
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
     ) -> list[Prediction]:
         """Return predictions of a loaded model for decoded images, see `predict`."""
         raise NotImplementedError

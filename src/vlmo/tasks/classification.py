@@ -41,10 +41,6 @@ from vlmo.tasks.retrieval import RetrievalStage
 Features = Literal["mean", "class"]
 """Feature of an image: the mean of its patches, or the class token; after the final norm."""
 _GUESSES = 5
-_MEANINGS = {
-    "top1": "share of images whose class is the model's first guess",
-    "top5": "share of images whose class is among the model's first five guesses",
-}
 
 
 def class_names(dataset: Dataset) -> list[str]:
@@ -91,6 +87,10 @@ class ClassSet(EvaluationSet):
 
     task: ClassVar[str] = "classification"
     hub_task: ClassVar[str] = "image-classification"
+    meanings: ClassVar[dict[str, str]] = {
+        "top1": "share of images whose class is the model's first guess",
+        "top5": "share of images whose class is among the model's first five guesses",
+    }
     batch_size: ClassVar[int] = 128
 
     @classmethod
@@ -153,10 +153,6 @@ class ClassSet(EvaluationSet):
         """Return the accuracies of a guess among all classes."""
         del outputs
         return chance_accuracy(len(self.names))
-
-    def meaning(self, metric: str) -> str:
-        """Return a sentence about an accuracy."""
-        return _MEANINGS[metric]
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the classifier."""
@@ -239,14 +235,7 @@ class ClassificationStage(Task):
 
     @classmethod
     def answer(
-        cls,
-        model: Any,
-        processor: Any,
-        images: Sequence[Image.Image],
-        inputs: Inputs,
-        *,
-        top: int = 5,
-        save: str | Path | None = None,
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
     ) -> list[Prediction]:
         """Return the likeliest `top` classes of an image, each with its share."""
         del processor, inputs, save

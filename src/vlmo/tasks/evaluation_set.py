@@ -43,6 +43,8 @@ class EvaluationSet(ABC):
     task: ClassVar[str]
     hub_task: ClassVar[str] = ""
     batch_size: ClassVar[int] = 256
+    meanings: ClassVar[dict[str, str]] = {}
+    """A sentence about each metric."""
     needs: ClassVar[dict[str, Any]] = {"needs_caption": False}
     """Conditions of valid rows, as in `filter_invalid_rows`."""
 
@@ -106,9 +108,9 @@ class EvaluationSet(ABC):
     def chance(self, outputs: Any = None) -> dict[str, float]:
         """Return the metrics of a guess that reads no input, as far as they are known without `outputs`."""
 
-    @abstractmethod
     def meaning(self, metric: str) -> str:
-        """Return a sentence about a metric."""
+        """Return a sentence about a metric; empty for one that needs none."""
+        return self.meanings.get(metric, "")
 
     def label(self, metric: str) -> str:
         """Return the display name of a metric."""

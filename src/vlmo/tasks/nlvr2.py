@@ -41,10 +41,6 @@ inputs = processor(images=images, text="both images show a heart", return_tensor
 inputs["pixel_values"] = inputs["pixel_values"][None]  # two images for the one sentence
 result = bool(model(**inputs).logits.argmax())
 """
-_MEANINGS = {
-    nlvr2.ACCURACY: "share of sentences that are rightly judged true or false of their two images",
-    nlvr2.CONSISTENCY: "share of sentences that are judged rightly of all pairs of images that share them",
-}
 
 
 def reasoning_examples(dataset: Dataset, *, labelled: bool = True, **options: Any) -> RowExamples:
@@ -90,6 +86,10 @@ class ReasoningSet(EvaluationSet):
 
     task: ClassVar[str] = "nlvr2"
     hub_task: ClassVar[str] = "visual-reasoning"
+    meanings: ClassVar[dict[str, str]] = {
+        nlvr2.ACCURACY: "share of sentences that are rightly judged true or false of their two images",
+        nlvr2.CONSISTENCY: "share of sentences that are judged rightly of all pairs of images that share them",
+    }
     needs: ClassVar[dict[str, Any]] = {}
 
     @cached_property
@@ -139,10 +139,6 @@ class ReasoningSet(EvaluationSet):
         """Return the metrics of a coin."""
         del outputs
         return nlvr2.guessed_metrics(self.sentences)
-
-    def meaning(self, metric: str) -> str:
-        """Return a sentence about a metric."""
-        return _MEANINGS[metric]
 
 
 @dataclass(frozen=True)
@@ -201,14 +197,7 @@ class ReasoningStage(Task):
 
     @classmethod
     def answer(
-        cls,
-        model: Any,
-        processor: Any,
-        images: Sequence[Image.Image],
-        inputs: Inputs,
-        *,
-        top: int = 5,
-        save: str | Path | None = None,
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
     ) -> list[Prediction]:
         """Return the judgement of the sentence, with the model's share of "true"."""
         del top, save

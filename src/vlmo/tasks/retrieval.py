@@ -240,14 +240,7 @@ class RetrievalStage(Task):
 
     @classmethod
     def answer(
-        cls,
-        model: Any,
-        processor: Any,
-        images: Sequence[Image.Image],
-        inputs: Inputs,
-        *,
-        top: int = 5,
-        save: str | Path | None = None,
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
     ) -> list[Prediction]:
         """Return the best `top` texts of each image by cosine similarity; of one text, the best images.
 

@@ -62,11 +62,6 @@ processor = AutoImageProcessor.from_pretrained(folder)
 inputs = processor(Image.open("image.png"), return_tensors="pt")
 result = model(**inputs).logits.argmax(1)  # a class for each pixel
 """
-_MEANINGS = {
-    "miou": "intersection of predicted and true pixels over their union, mean over classes",
-    "aacc": "share of pixels whose class is right",
-    "macc": "share of a class's pixels that are right, mean over classes",
-}
 
 
 class SegmentTransform(Protocol):
@@ -174,6 +169,11 @@ class SegmentSet(EvaluationSet):
 
     task: ClassVar[str] = "segmentation"
     hub_task: ClassVar[str] = "image-segmentation"
+    meanings: ClassVar[dict[str, str]] = {
+        "miou": "intersection of predicted and true pixels over their union, mean over classes",
+        "aacc": "share of pixels whose class is right",
+        "macc": "share of a class's pixels that are right, mean over classes",
+    }
 
     @classmethod
     def check_columns(cls, rows: Dataset, source: str) -> None:
@@ -227,10 +227,6 @@ class SegmentSet(EvaluationSet):
         constant = torch.zeros(len(true), len(true), dtype=torch.int64)
         constant[:, true.argmax()] = true
         return scores_of(constant).metrics
-
-    def meaning(self, metric: str) -> str:
-        """Return a sentence about a metric."""
-        return _MEANINGS.get(metric, "")
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of inference."""

@@ -238,14 +238,7 @@ class QuestionStage(Task):
 
     @classmethod
     def answer(
-        cls,
-        model: Any,
-        processor: Any,
-        images: Sequence[Image.Image],
-        inputs: Inputs,
-        *,
-        top: int = 5,
-        save: str | Path | None = None,
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
     ) -> list[Prediction]:
         """Return the best `top` answers, each with its confidence, the sigmoid of its logit.
 
