@@ -43,6 +43,11 @@ class Progress:
         # Counts and times of the last lines: the speed of late says more than that of the whole.
         self._marks: dict[str, deque[tuple[float, int]]] = {}
 
+    @classmethod
+    def on_stderr(cls) -> Self:
+        """Return bars on standard error, or lines where that is no terminal."""
+        return cls(Console(stderr=True))
+
     def __enter__(self) -> Self:
         self._bars.start()
         return self

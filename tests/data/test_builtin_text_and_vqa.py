@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict
 
 from vlmo.data import builtin
 from vlmo.data.builtin import easy_vqa, english
 from vlmo.data.builtin.english import prose_sentences
-from vlmo.data.schema import FEATURES, QUESTION_FEATURES, text_row
+from vlmo.data.schema import FEATURES, QUESTION_FEATURES, Built, make_row
 from vlmo.data.sources import decode_image, open_source
 
 
@@ -187,9 +186,9 @@ def test_unknown_split_of_a_built_in_set(cache_dir) -> None:
         open_source("easy-vqa", split="val", cache_dir=cache_dir)
 
 
-def small_build() -> dict[str, DatasetDict]:
-    rows = [text_row("a text", image_id="1", source="test", licence="CC0")]
-    return {"easy-vqa": DatasetDict({"train": Dataset.from_list(rows, features=FEATURES)})}
+def small_build() -> dict[str, Built]:
+    rows = [make_row("1", captions=["a text"], source="test", licence="CC0")]
+    return {"easy-vqa": (FEATURES, {"train": rows})}
 
 
 def test_cache_is_built_anew_when_a_package_changes(tmp_path, monkeypatch) -> None:
@@ -211,10 +210,10 @@ def test_cache_folder_comes_from_the_environment(tmp_path, monkeypatch) -> None:
 
 def test_failed_build_leaves_nothing(tmp_path, monkeypatch) -> None:
     def half_build() -> dict:
-        return small_build() | {"broken": {"train": None}}
+        return small_build() | {"broken": (FEATURES, {"train": None})}
 
     monkeypatch.setattr(easy_vqa, "build", half_build)
-    with pytest.raises(AttributeError):
+    with pytest.raises(ValueError, match="Keys mismatch"):
         builtin.load("easy-vqa", split="train", cache_dir=tmp_path)
     assert list((tmp_path / "builtin").iterdir()) == []
 

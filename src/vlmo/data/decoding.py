@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import UInt8
@@ -45,6 +45,13 @@ class ImageCell(TypedDict):
 def range_path(file: Path | str, *, start: int, length: int) -> str:
     """Path of an image that is a piece of a bigger file, for `ImageCell`: "FILE#bytes=START+LENGTH"."""
     return f"{file}#bytes={start}+{length}"
+
+
+def encode_image(image: Image.Image, path: str, *, kind: str = "PNG", **options: Any) -> ImageCell:
+    """Return the cell that holds an image as a file of this kind; `options` are those of Pillow's `save`."""
+    file = io.BytesIO()
+    image.save(file, format=kind, **options)
+    return {"bytes": file.getvalue(), "path": path}
 
 
 def read_path(path: str) -> bytes:

@@ -6,9 +6,8 @@ augmentation and the masks have generators of their own: a change to one leaves 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,13 +21,16 @@ from vlmo.data.decoding import EncodedImage, ImageCell
 from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, whole_word_mask
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.processing.processor import PAD_MULTIPLE
-from vlmo.processing.transforms import Encoded, Pixels
+from vlmo.processing.transforms import EvalTransform, TrainTransform
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
     from vlmo.data.stream.records import Sample
+
+ImageTransform = TrainTransform | EvalTransform
+Result = TypeVar("Result")
 
 # Texts that are tokenised in one call: enough to be fast, few enough to keep Python's lists of ids small.
 _CHUNK = 10_000
@@ -45,18 +47,6 @@ class Example(TypedDict, total=False):
     labels: Tensor
     image_id: int
     sample_id: int
-
-
-class ImageTransform(Protocol):
-    """An image to pixels, as `train_transform` and `eval_transform` make them."""
-
-    def resize(self, image: Pixels | Encoded) -> UInt8[np.ndarray, "height width 3"]:
-        """Apply the part that never varies."""
-        ...
-
-    def pixels(self, image: Pixels | Encoded, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
-        """Apply all but the normalisation, to an image or to what `resize` gave."""
-        ...
 
 
 class Examples(Protocol):
@@ -155,16 +145,12 @@ class StreamExamples:
         max_length: int | None = None,
     ) -> None:
         self._seed, self._transform, self._mask, self._tokenizer = seed, transform, mask, tokenizer
+        self.reads_images = transform is not None
         self.pad_token_id: int = 0
         if tokenizer is not None:
             self._word_masks = _WordMasks(tokenizer, probability=mlm_probability, seed=seed)
             self._max_length = max_length or tokenizer.model_max_length
             self.pad_token_id = tokenizer.pad_token_id
-
-    @property
-    def reads_images(self) -> bool:
-        """True where a sample needs an image."""
-        return self._transform is not None
 
     def __call__(self, sample: Sample, epoch: int) -> Example:
         """Return the example that a visit to the sample in `epoch` gives.
@@ -234,8 +220,7 @@ class Images:
         generator = sample_generator(self._seed, epoch=epoch, index=row, purpose=self._column)
         if self._cache is not None:
             return self._transform.pixels(self._cache[row], generator)
-        with self._naming_row(row):
-            return self._transform.pixels(self._open(self._cell(row)), generator)
+        return self._apply(lambda image: self._transform.pixels(image, generator), row=row)
 
     def _decode_all(self) -> list[UInt8[np.ndarray, "height width 3"]]:
         kept: dict[Any, UInt8[np.ndarray, "height width 3"]] = {}
@@ -244,8 +229,7 @@ class Images:
             cell = self._cell(row)
             key = (cell["bytes"] or cell["path"]) if cell else None
             if key not in kept:
-                with self._naming_row(row):
-                    kept[key] = self._transform.resize(self._open(cell))
+                kept[key] = self._apply(self._transform.resize, row=row)
             cache.append(kept[key])
         return cache
 
@@ -253,16 +237,12 @@ class Images:
         columns: Any = self._rows[row]
         return columns[self._column]
 
-    def _open(self, cell: ImageCell | None) -> EncodedImage:
-        if cell is None:
-            raise ValueError(f"the row holds no {self._column}")
-        return EncodedImage(cell)
-
-    @contextlib.contextmanager
-    def _naming_row(self, row: int) -> Iterator[None]:
-        """Add the row to errors about its image."""
+    def _apply(self, function: Callable[[EncodedImage], Result], *, row: int) -> Result:
+        """Apply a function to the row's image; errors name the row."""
         try:
-            yield
+            if (cell := self._cell(row)) is None:
+                raise ValueError(f"the row holds no {self._column}")
+            return function(EncodedImage(cell))
         except ValueError as error:
             raise ValueError(
                 f"sample {row} (image_id {self._names[row]!r}): {error}. "

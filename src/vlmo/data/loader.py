@@ -101,10 +101,6 @@ class RowLoader:
         """Return the row numbers of step `step`, over all processes."""
         return [row for _, row in self._keys(step)]
 
-    def epoch(self, step: int) -> int:
-        """Return the epoch in which step `step` begins."""
-        return step * self._config.global_batch_size // len(self._examples)
-
     def _keys(self, step: int) -> list[Key]:
         return global_batch(
             step, num_samples=len(self._examples), batch_size=self._config.global_batch_size, seed=self._seed
@@ -138,6 +134,7 @@ class RowLoader:
             yield batches
 
 
+@dataclass(eq=False)
 class _Reader(Dataset):
     """Turns keys into a batch, in a worker, or into the reason why there is none.
 
@@ -145,12 +142,11 @@ class _Reader(Dataset):
     that it then holds would keep the workers alive.
     """
 
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
+    examples: Examples
 
     def __getitem__(self, keys: list[Key]) -> Batch | str:
         try:
-            return self._examples.collate([self._examples[key] for key in keys])
+            return self.examples.collate([self.examples[key] for key in keys])
         except (ValueError, OSError) as error:
             return str(error)
 

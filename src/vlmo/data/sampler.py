@@ -17,6 +17,7 @@ Key = tuple[int, int]
 """(epoch, row number in the data set)."""
 
 
+@lru_cache(maxsize=4)
 def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
     """Return the permutation of row numbers that `epoch` reads; read-only.
 
@@ -25,11 +26,6 @@ def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "samp
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}: expected at least one sample")
-    return _order(num_samples, seed, epoch)
-
-
-@lru_cache(maxsize=4)
-def _order(num_samples: int, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
     permutation = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch))).permutation(num_samples)
     permutation.setflags(write=False)
     return permutation

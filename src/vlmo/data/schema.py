@@ -6,6 +6,11 @@ from typing import Any, cast
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from vlmo.data.decoding import ImageCell
+
+Built = tuple[Features, dict[str, list[dict[str, Any]]]]
+"""A built-in set: its features, and the rows of each split."""
+
 FEATURES = Features(
     {
         "image": Image(decode=False),
@@ -72,6 +77,15 @@ def hash_share(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def text_row(sentence: str, *, image_id: str, source: str, licence: str) -> dict:
-    """Return a row without an image that holds one sentence."""
-    return {"image": None, "captions": [sentence], "image_id": image_id, "source": source, "licence": licence}
+def make_row(
+    image_id: str,
+    *,
+    source: str,
+    licence: str,
+    image: ImageCell | None = None,
+    captions: Sequence[str] = (),
+    **columns: Any,
+) -> dict[str, Any]:
+    """Return a row with the columns of `FEATURES`, and further `columns`."""
+    facts = {"image_id": image_id, "source": source, "licence": licence}
+    return {"image": image, "captions": list(captions), **facts, **columns}

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Value
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.listing import IMAGE_SUFFIXES, walk
-from vlmo.data.schema import FEATURES, column, hash_share, require_columns, select_rows, text_row
+from vlmo.data.schema import FEATURES, column, hash_share, make_row, require_columns, select_rows
 from vlmo.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_NAMES, TABLE_SUFFIXES, captions_of, table_records
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source", "source_names"]
@@ -76,17 +76,12 @@ def open_source(
 def _read(path: Path, *, max_words: int) -> Dataset:
     if (path / "state.json").is_file():
         return _read_saved(path)
-    if path.is_dir():
-        return _read_folder(path, max_words=max_words)
-    suffix = path.suffix.lower()
-    if suffix in TABLE_SUFFIXES:
+    if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
         return _read_table(path)
-    if suffix == ".txt":
+    if path.suffix.lower() == ".txt" and not path.is_dir():
         return _read_text([path], root=path.parent, max_words=max_words)
-    raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .txt file, or a folder")
-
-
-def _read_folder(path: Path, *, max_words: int) -> Dataset:
+    if not path.is_dir():
+        raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .txt file, or a folder")
     tables = [path / name for name in TABLE_NAMES if (path / name).is_file()]
     if len(tables) > 1:
         raise ValueError(f"{path}: {' and '.join(table.name for table in tables)}; keep one, or name the file itself")
@@ -106,13 +101,9 @@ def _read_folder(path: Path, *, max_words: int) -> Dataset:
 
 
 def _image_row(file: Path, *, root: Path, captions: list[str]) -> dict[str, Any]:
-    return {
-        "image": {"bytes": None, "path": str(file)},
-        "captions": captions,
-        "image_id": file.relative_to(root).as_posix(),
-        "source": root.name,
-        "licence": "unknown",
-    }
+    image: ImageCell = {"bytes": None, "path": str(file)}
+    name = file.relative_to(root).as_posix()
+    return make_row(name, image=image, captions=captions, source=root.name, licence="unknown")
 
 
 def _read_table(path: Path) -> Dataset:
@@ -166,7 +157,7 @@ def _read_text(files: list[Path], *, root: Path, max_words: int) -> Dataset:
             for number, line in enumerate(lines, start=1):
                 for part, piece in enumerate(split_words(line, max_words=max_words)):
                     image_id = f"{name}:{number}" + (f":{part}" if part else "")
-                    rows.append(text_row(piece, image_id=image_id, source=root.name, licence="unknown"))
+                    rows.append(make_row(image_id, captions=[piece], source=root.name, licence="unknown"))
     if not rows:
         raise ValueError(f"{root}: {', '.join(file.name for file in files[:5])} hold no text")
     return Dataset.from_list(rows, features=FEATURES)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from datasets import Dataset, Features, Image
-from datasets.utils import tqdm
 
-from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
+from vlmo.data.decoding import decode_image
 from vlmo.data.quarantine import to_lines
 from vlmo.data.schema import FEATURES, column, require_columns, select_rows
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlmo.folder import write_file
+from vlmo.progress import Progress
 
-_PROGRESS_EVERY = 256
-"""Rows between two calls of `progress`."""
+_PROGRESS_EVERY = 64
+"""Rows between two updates of the bar, and calls of `progress`."""
 _REMEMBERED = 64
 """Images whose verdict is kept: rows about one image stand together, or nearly so."""
 
@@ -44,12 +43,20 @@ class RowValidator:
     Args:
         images: Columns whose images are decoded.
         needs_caption: Rows without a caption are invalid.
-        max_pixels: Largest image that is decoded.
     """
 
-    def __init__(self, *, images: Sequence[str], needs_caption: bool, max_pixels: int = MAX_PIXELS) -> None:
-        self._images, self._needs_caption, self._max_pixels = images, needs_caption, max_pixels
-        self._known: OrderedDict[tuple[str | None, bytes | None], str | None] = OrderedDict()
+    def __init__(self, *, images: Sequence[str], needs_caption: bool) -> None:
+        self._images, self._needs_caption = images, needs_caption
+
+        @functools.lru_cache(_REMEMBERED)
+        def image_error(path: str | None, data: bytes | None) -> str | None:
+            try:
+                decode_image({"bytes": data, "path": path})
+            except ValueError as error:
+                return str(error)
+            return None
+
+        self._image_error = image_error
 
     def __call__(self, row: dict[str, Any]) -> Verdict:
         """Decode the row's images and look for empty texts."""
@@ -57,24 +64,15 @@ class RowValidator:
         empty = [number for number, caption in enumerate(captions, start=1) if not caption or not caption.strip()]
         reasons = [] if row["image_id"] else ["image_id is empty"]
         for name in self._images:
-            reason = f"the row has no {name}" if row[name] is None else self._image_error(row[name])
+            reason = (
+                f"the row has no {name}"
+                if row[name] is None
+                else self._image_error(row[name]["path"], row[name]["bytes"])
+            )
             reasons += [] if reason is None else [reason]
         if self._needs_caption and len(empty) == len(captions):
             reasons.append("every caption is empty" if captions else "the row has no caption")
         return Verdict("; ".join(reasons) or None, empty)
-
-    def _image_error(self, cell: ImageCell) -> str | None:
-        data = cell["bytes"]
-        key = cell["path"], None if data is None else hashlib.sha256(data).digest()
-        if key not in self._known:
-            try:
-                decode_image(cell, max_pixels=self._max_pixels)
-                self._known[key] = None
-            except ValueError as error:
-                self._known[key] = str(error)
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return self._known[key]
 
 
 def image_columns(features: Features) -> list[str]:
@@ -111,7 +109,6 @@ def filter_invalid_rows(
     needs_image: bool = True,
     needs_caption: bool = True,
     unique_ids: bool = True,
-    max_pixels: int = MAX_PIXELS,
     shared: bool = False,
     progress: Callable[[], None] = lambda: None,
 ) -> Dataset:
@@ -129,19 +126,21 @@ def filter_invalid_rows(
             or cannot be read.
         needs_caption: Drop rows that have no caption left.
         unique_ids: Drop rows whose `image_id` an earlier valid row has; off for sets with several rows an image.
-        max_pixels: Largest image that is decoded.
         shared: All processes of the group call this for the same rows: each validates a share of them, and the main one
             writes the file.
-        progress: Called every few hundred rows, for who watches over long work.
+        progress: Called every few rows, for who watches over long work.
     """
     require_columns(dataset, name="data set")
     if not len(dataset):
         raise ValueError("the data set has no rows; nothing can be trained or tested on it")
     images = image_columns(dataset.features) if needs_image else []
-    validator = RowValidator(images=images, needs_caption=needs_caption, max_pixels=max_pixels)
+    validator = RowValidator(images=images, needs_caption=needs_caption)
     verdicts = _validate(dataset, validator, shared=shared, progress=progress)
-    if unique_ids:
-        _reject_repeats(verdicts, image_ids=column(dataset, "image_id"))
+    first: dict[str, int] = {}
+    for row, image_id in enumerate(column(dataset, "image_id") if unique_ids else ()):
+        known = verdicts.get(row, Verdict(None, []))
+        if known.reason is None and first.setdefault(image_id, row) != row:
+            verdicts[row] = known._replace(reason=f"image_id repeats that of row {first[image_id]}")
     if is_main():
         lines = [line for row in sorted(verdicts) for line in quarantine_lines(dataset[row], verdicts[row], row=row)]
         quarantine.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +148,14 @@ def filter_invalid_rows(
     if shared:
         barrier()  # the file that the error below names is then there
     valid = [row for row in range(len(dataset)) if row not in verdicts or verdicts[row].reason is None]
-    _check_share(len(dataset) - len(valid), total=len(dataset), max_share=max_share, quarantine=quarantine)
+    invalid, total = len(dataset) - len(valid), len(dataset)
+    if (share := invalid / total) > max_share:
+        raise ValueError(
+            f"{invalid} of {total} rows are invalid ({share:.2%}), more than the allowed {max_share:.2%}. Each has a "
+            f"line with its reason in {quarantine}: repair or remove them, or allow a larger share (max_bad_share)."
+        )
+    if not valid:
+        raise ValueError(f"all {total} rows are invalid, so nothing is left; the reasons are in {quarantine}")
     if any(verdict.empty for verdict in verdicts.values()):
         # Before rows are chosen: afterwards every image would be copied.
         captions = column(dataset, "captions")
@@ -171,34 +177,13 @@ def _validate(
     verdicts = {}
     # Never from a cache: the files behind the paths may have changed since the last pass.
     rows = cast("Iterable[dict[str, Any]]", dataset.select(own))
-    for row, cells in zip(own, tqdm(rows, total=len(own), desc="Validating rows"), strict=True):
-        if row % _PROGRESS_EVERY == 0:
-            progress()
-        verdict = validator(cells)
-        if verdict.reason is not None or verdict.empty:
-            verdicts[row] = verdict
+    with Progress.on_stderr() if is_main() else Progress(None) as bar:
+        for done, (row, cells) in enumerate(zip(own, rows, strict=True)):
+            if done % _PROGRESS_EVERY == 0:
+                bar.update("validating rows", done, len(own))
+                progress()
+            verdict = validator(cells)
+            if verdict.reason is not None or verdict.empty:
+                verdicts[row] = verdict
     parts = gather_objects(verdicts) if shared else [verdicts]
     return {row: verdict for part in parts for row, verdict in part.items()}
-
-
-def _reject_repeats(verdicts: dict[int, Verdict], *, image_ids: Sequence[str]) -> None:
-    first: dict[str, int] = {}
-    for row, image_id in enumerate(image_ids):
-        if row in verdicts and verdicts[row].reason is not None:
-            continue
-        if image_id in first:
-            empty = verdicts[row].empty if row in verdicts else []
-            verdicts[row] = Verdict(f"image_id repeats that of row {first[image_id]}", empty)
-        else:
-            first[image_id] = row
-
-
-def _check_share(invalid: int, *, total: int, max_share: float, quarantine: Path) -> None:
-    share = invalid / total
-    if share > max_share:
-        raise ValueError(
-            f"{invalid} of {total} rows are invalid ({share:.2%}), more than the allowed {max_share:.2%}. Each has a "
-            f"line with its reason in {quarantine}: repair or remove them, or allow a larger share (max_bad_share)."
-        )
-    if invalid == total:
-        raise ValueError(f"all {total} rows are invalid, so nothing is left; the reasons are in {quarantine}")

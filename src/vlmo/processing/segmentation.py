@@ -145,7 +145,10 @@ def change_colors(image: Image.Image, *, probability: float, generator: np.rando
     turn = generator.uniform(-_HUE, _HUE) if hue else 0.0
     image = _map_levels(image, gain=gain if contrast_first else 1.0, shift=shift)
     if saturation or hue:
-        image = _map_hsv(image, saturation=more, turn=turn)
+        angle, colorful, value = image.convert("HSV").split()
+        angle = angle.point([(level + round(256 * turn)) % 256 for level in range(256)])
+        colorful = colorful.point(_table([level * more for level in range(256)]))
+        image = Image.merge("HSV", (angle, colorful, value)).convert("RGB")
     return image if contrast_first else _map_levels(image, gain=gain, shift=0.0)
 
 
@@ -154,13 +157,6 @@ def _map_levels(image: Image.Image, *, gain: float, shift: float) -> Image.Image
     if gain == 1 and shift == 0:
         return image
     return image.point(_table([(level + shift) * gain for level in range(256)]) * 3)
-
-
-def _map_hsv(image: Image.Image, *, saturation: float, turn: float) -> Image.Image:
-    hue, colorful, value = image.convert("HSV").split()
-    hue = hue.point([(level + round(256 * turn)) % 256 for level in range(256)])
-    colorful = colorful.point(_table([level * saturation for level in range(256)]))
-    return Image.merge("HSV", (hue, colorful, value)).convert("RGB")
 
 
 def _table(levels: Sequence[float]) -> list[int]:

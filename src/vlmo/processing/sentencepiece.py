@@ -38,9 +38,28 @@ def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersB
     vocabulary = [(token, 0.0) for token in _SPECIAL_TOKENS] + pieces[len(_FIRST_PIECES) :] + [("<mask>", 0.0)]
     unknown = _SPECIAL_TOKENS.index("<unk>")
     tokenizer = Tokenizer(models.Unigram(vocabulary, unknown, byte_fallback=proto.trainer_spec.byte_fallback))
-    tokenizer.normalizer = _normalizer(proto.normalizer_spec)
-    tokenizer.pre_tokenizer = _pre_tokenizer(proto)
-    tokenizer.decoder = _decoder(proto)
+    # The file's own character map, then its treatment of spaces.
+    spec = proto.normalizer_spec
+    steps: list[normalizers.Normalizer] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    # Spaces as `WORD_START`, not split into words: pieces of some files hold several. Pieces that the file's maker
+    # declared are cut out whole, the longest first.
+    prepend = "always" if spec.add_dummy_prefix else "never"
+    cuts: list[pre_tokenizers.PreTokenizer] = [
+        pre_tokenizers.Metaspace(replacement=WORD_START, prepend_scheme=prepend, split=False)
+    ]
+    declared: list[str] = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
+    if declared:
+        pattern = Regex("|".join(re.escape(piece) for piece in sorted(declared, key=len, reverse=True)))
+        cuts.append(pre_tokenizers.Split(pattern, behavior="isolated"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    spaces: decoders.Decoder = decoders.Metaspace(replacement=WORD_START, prepend_scheme=prepend)
+    bytes_first = proto.trainer_spec.byte_fallback
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), spaces]) if bytes_first else spaces
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",
@@ -86,35 +105,3 @@ def _read(path: Path) -> Any:
             f"expected a unigram model (type {_UNIGRAM}) that begins with {', '.join(_FIRST_PIECES)}"
         )
     return proto
-
-
-def _normalizer(spec: Any) -> normalizers.Normalizer:
-    """The file's own character map, then its treatment of spaces."""
-    steps: list[normalizers.Normalizer] = []
-    if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
-    if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    return normalizers.Sequence(steps)
-
-
-def _pre_tokenizer(proto: Any) -> pre_tokenizers.PreTokenizer:
-    """Spaces as `WORD_START`; pieces that the file's maker declared are cut out whole, the longest first."""
-    prepend = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
-    steps: list[pre_tokenizers.PreTokenizer] = [
-        # Not split into words: pieces of some files hold several.
-        pre_tokenizers.Metaspace(replacement=WORD_START, prepend_scheme=prepend, split=False)
-    ]
-    declared: list[str] = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
-    if declared:
-        pattern = Regex("|".join(re.escape(piece) for piece in sorted(declared, key=len, reverse=True)))
-        steps.append(pre_tokenizers.Split(pattern, behavior="isolated"))
-    return pre_tokenizers.Sequence(steps)
-
-
-def _decoder(proto: Any) -> decoders.Decoder:
-    prepend = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
-    metaspace = decoders.Metaspace(replacement=WORD_START, prepend_scheme=prepend)
-    if not proto.trainer_spec.byte_fallback:
-        return metaspace
-    return decoders.Sequence([decoders.ByteFallback(), metaspace])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmo.data.stream.records import Bad
+from vlmo.data.quarantine import Bad, read_lines, to_line
 from vlmo.folder import write_file
 from vlmo.progress import Progress
 from vlmo.retrieval.engine import Engine, Finished, Rows, Task
@@ -163,17 +163,12 @@ class _Quarantine:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with path.open("a+b") as file:  # half a line, left by a kill, is removed
-            file.seek(0)
-            content = file.read()
-            content = content[: content.rfind(b"\n") + 1]
-            file.truncate(len(content))
-        self._before = dict.fromkeys(content.decode().splitlines())
+        self._before = {to_line(line): line for line in read_lines(path)}
         self._now: dict[str, None] = {}
 
     def add(self, bad: Bad) -> None:
         """Append the line at once, unless the file has it."""
-        line = json.dumps(bad.line(), ensure_ascii=False)
+        line = to_line(bad.line())
         if line not in self._before and line not in self._now:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -181,7 +176,7 @@ class _Quarantine:
 
     def finish(self, *, settled: set[str]) -> int:
         """Keep the lines of this run, and older ones about settled shards; return their number."""
-        old = [line for line in self._before if line not in self._now and json.loads(line)["path"] in settled]
+        old = [text for text, line in self._before.items() if text not in self._now and line["path"] in settled]
         lines = [*old, *self._now]
         _write_lines(self._path, lines)
         return len(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 from rich.console import Console
 
-from vlmo.data.stream.records import Bad
+from vlmo.data.quarantine import Bad, to_lines
 from vlmo.progress import Progress
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.engine import Group, LocalEngine, Rows, Task
@@ -84,7 +83,7 @@ def embed_images(
     quarantine = out.with_name(out.name + _QUARANTINE)
     quarantine.unlink(missing_ok=True)  # of vectors that are gone
     if bad:
-        quarantine.write_text("".join(json.dumps(each.line(), ensure_ascii=False) + "\n" for each in bad))
+        quarantine.write_text(to_lines([each.line() for each in bad]))
     return Written(writer.rows, len(bad), (*writer.files, *([quarantine] if bad else [])))
 
 

@@ -25,7 +25,7 @@ _MODULES = {
     }.items()
     for name in names.split()
 }
-"""Name of each set and the module here that builds it: `PACKAGES` it reads and `build() -> dict[name, DatasetDict]`."""
+"""Name of each set and the module here that builds it: `PACKAGES` it reads and `build() -> dict[name, Built]`."""
 
 NAMES = tuple(_MODULES)
 _WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "scenes")
@@ -38,10 +38,8 @@ def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
         ValueError: The set has no such split.
         ModuleNotFoundError: A package that the set comes from is not installed.
     """
-    folder = (
-        _built(_MODULES[name], root=cache_dir or Path(os.environ.get("VLMO_CACHE") or "~/.cache/vlmo").expanduser())
-        / name
-    )
+    root = cache_dir or Path(os.environ.get("VLMO_CACHE") or "~/.cache/vlmo").expanduser()
+    folder = _built(_MODULES[name], root=root) / name
     splits = sorted(entry.name for entry in folder.iterdir())
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
@@ -71,16 +69,22 @@ def packages(name: str) -> dict[str, str]:
 def _built(module_name: str, *, root: Path) -> Path:
     """Return the folder with every set of one module, which is written atomically."""
     module = _builder(module_name)
-    fingerprint = _fingerprint(module.PACKAGES)
-    folder = root / "builtin" / f"{module_name}-{fingerprint}"
+    # Any builder's code, the code that builders share, the versions of the packages read and of Python.
+    here = Path(__file__).parent
+    digest = hashlib.sha256(platform.python_version().encode())
+    for file in (*sorted(here.glob("*.py")), here.parent / "schema.py", here.parent / "decoding.py"):
+        digest.update(file.read_bytes())
+    for package in module.PACKAGES:
+        digest.update(f"{package}=={version(package)}".encode())
+    folder = root / "builtin" / f"{module_name}-{digest.hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        for name, datasets in module.build().items():
-            for split, dataset in datasets.items():
-                dataset.save_to_disk(str(aside / name / split))
+        for name, (features, splits) in module.build().items():
+            for split, rows in splits.items():
+                Dataset.from_list(rows, features=features).save_to_disk(str(aside / name / split))
         aside.rename(folder)
     except OSError:
         if not folder.is_dir():
@@ -101,14 +105,3 @@ def _builder(module_name: str) -> ModuleType:
             "pip install 'vlmo[quickstart]'"
         ) from error
     return module
-
-
-def _fingerprint(packages: tuple[str, ...]) -> str:
-    """Hash any builder's code, the code that builders share, the versions of the packages read and of Python."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256(platform.python_version().encode())
-    for file in (*sorted(here.glob("*.py")), here.parent / "schema.py", here.parent / "decoding.py"):
-        digest.update(file.read_bytes())
-    for package in packages:
-        digest.update(f"{package}=={version(package)}".encode())
-    return digest.hexdigest()[:16]

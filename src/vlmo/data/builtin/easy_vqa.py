@@ -1,16 +1,15 @@
 """easy-VQA: images of one drawn shape with questions and answers, from the `easy-vqa` package."""
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import easy_vqa
-from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from vlmo.data.schema import FEATURES, QUESTION_FEATURES, column, hash_share, select_rows, text_row
+from vlmo.data.decoding import encode_image
+from vlmo.data.schema import FEATURES, QUESTION_FEATURES, Built, hash_share, make_row
 
 PACKAGES = ("easy-vqa",)
 LICENCE = "MIT"
@@ -42,25 +41,35 @@ class Drawn:
     color: str
 
 
-def build() -> dict[str, DatasetDict]:
+def build() -> dict[str, Built]:
     """Questions about images, the same with every image hidden, and the questions' texts alone.
 
     `easy-vqa` has a row a question, so rows of one image share its `image_id`. In `easy-vqa-hidden` one grey image
     stands for every image: what a model reaches there, it reaches by the questions alone. More than half of the
     questions ask for a yes or no about a colour; `easy-vqa-balanced` has fewer of these to train on, and the same test.
     """
-    questions = sorted(distinct_questions())
-    train, test = (_rows(split) for split in ("train", "test"))
+    rows = {split: _rows(split) for split in ("train", "test")}
+    kept = [
+        row
+        for row in rows["train"]
+        if row["answer_type"] != "yes/no"
+        or _named(row["question"], COLORS) is None
+        or hash_share(row["question_id"]) < BALANCED_SHARE
+    ]
+    grey = encode_image(Image.new("RGB", (_PIXELS, _PIXELS), _GREY), "")
+    hidden = {
+        split: [{**row, "image": {**grey, "path": row["image"]["path"]}} for row in of_split]
+        for split, of_split in rows.items()
+    }
+    texts: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for text in sorted(distinct_questions()):
+        row = make_row(f"{SOURCE}-question/{text}", captions=[text], source=SOURCE, licence=LICENCE)
+        texts["test" if hash_share(text) < TEST_SHARE else "train"].append(row)
     return {
-        "easy-vqa": DatasetDict({"train": train, "test": test}),
-        "easy-vqa-balanced": DatasetDict({"train": _balanced(train), "test": test}),
-        "easy-vqa-hidden": DatasetDict({"train": _hide_images(train), "test": _hide_images(test)}),
-        "easy-vqa-questions": DatasetDict(
-            {
-                "train": _text(text for text in questions if hash_share(text) >= TEST_SHARE),
-                "test": _text(text for text in questions if hash_share(text) < TEST_SHARE),
-            }
-        ),
+        "easy-vqa": (QUESTION_FEATURES, rows),
+        "easy-vqa-balanced": (QUESTION_FEATURES, {**rows, "train": kept}),
+        "easy-vqa-hidden": (QUESTION_FEATURES, hidden),
+        "easy-vqa-questions": (FEATURES, texts),
     }
 
 
@@ -91,7 +100,8 @@ def facts(questions: Asked) -> dict[int, Drawn]:
     for question, answer, number in zip(*questions, strict=True):
         for possible, known in ((shapes[number], SHAPES), (colors[number], COLORS)):
             word = answer if answer in known else _named(question, known)
-            if word is not None and _denies(question, answer):
+            denied = answer in {"yes", "no"} and (answer == "yes") == _is_negated(question)
+            if word is not None and denied:
                 possible.discard(word)
             elif word is not None:
                 possible.intersection_update({word})
@@ -110,11 +120,6 @@ def question_type(question: str) -> str:
     return "is there not" if _is_negated(question) else "is there"
 
 
-def _denies(question: str, answer: str) -> bool:
-    """Return True where question and answer say that the thing which the question names is not there."""
-    return answer in {"yes", "no"} and (answer == "yes") == _is_negated(question)
-
-
 def _is_negated(question: str) -> bool:
     return not {"no", "not"}.isdisjoint(_words(question))
 
@@ -128,48 +133,21 @@ def _words(question: str) -> list[str]:
     return question.strip().rstrip("?").split()
 
 
-def _rows(split: str) -> Dataset:
+def _rows(split: str) -> list[dict[str, Any]]:
     files = image_files(split)
-    rows = [
-        {
-            "image": {"bytes": files[number], "path": f"{number}.png"},
-            "captions": [],
-            "image_id": f"{SOURCE}/{split}/{number}",
-            "source": SOURCE,
-            "licence": LICENCE,
-            "question": question.strip(),
-            "question_id": f"{SOURCE}/{split}/question-{row}",
-            "question_type": question_type(question),
-            "answer_type": "yes/no" if answer in {"yes", "no"} else "other",
-            "answers": [answer],
-            "answer_labels": [LABELS.index(answer)],
-            "answer_scores": [1.0],
-        }
+    return [
+        make_row(
+            f"{SOURCE}/{split}/{number}",
+            image={"bytes": files[number], "path": f"{number}.png"},
+            source=SOURCE,
+            licence=LICENCE,
+            question=question.strip(),
+            question_id=f"{SOURCE}/{split}/question-{row}",
+            question_type=question_type(question),
+            answer_type="yes/no" if answer in {"yes", "no"} else "other",
+            answers=[answer],
+            answer_labels=[LABELS.index(answer)],
+            answer_scores=[1.0],
+        )
         for row, (question, answer, number) in enumerate(zip(*asked(split), strict=True))
     ]
-    return Dataset.from_list(rows, features=QUESTION_FEATURES)
-
-
-def _balanced(rows: Dataset) -> Dataset:
-    """The rows with yes-or-no questions about colours thinned out, whatever their answers."""
-    texts, kinds, names = (column(rows, name) for name in ("question", "answer_type", "question_id"))
-    kept = [
-        row
-        for row, (text, kind, name) in enumerate(zip(texts, kinds, names, strict=True))
-        if kind != "yes/no" or _named(text, COLORS) is None or hash_share(name) < BALANCED_SHARE
-    ]
-    return select_rows(rows, kept)
-
-
-def _hide_images(rows: Dataset) -> Dataset:
-    file = io.BytesIO()
-    Image.new("RGB", (_PIXELS, _PIXELS), _GREY).save(file, format="PNG")
-    cells = [{"bytes": file.getvalue(), "path": cell["path"]} for cell in column(rows, "image")]
-    others = cast(Dataset, rows.remove_columns("image"))
-    hidden = cast(Dataset, others.add_column("image", cells, feature=rows.features["image"]))
-    return cast(Dataset, hidden.select_columns(rows.column_names))
-
-
-def _text(sentences: Iterable[str]) -> Dataset:
-    rows = [text_row(text, image_id=f"{SOURCE}-question/{text}", source=SOURCE, licence=LICENCE) for text in sentences]
-    return Dataset.from_list(rows, features=FEATURES)

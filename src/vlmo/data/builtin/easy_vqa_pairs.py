@@ -7,23 +7,10 @@ in one of its two places, so neither the sentence alone nor one image alone tell
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from datasets import Dataset, DatasetDict
-
-from vlmo.data.builtin.easy_vqa import (
-    COLORS,
-    LICENCE,
-    PACKAGES,
-    SHAPES,
-    SOURCE,
-    Drawn,
-    asked,
-    facts,
-    image_files,
-)
-from vlmo.data.schema import REASONING_FEATURES, hash_share
+from vlmo.data.builtin.easy_vqa import COLORS, LICENCE, PACKAGES, SHAPES, SOURCE, Drawn, asked, facts, image_files
+from vlmo.data.schema import REASONING_FEATURES, Built, hash_share, make_row
 
 __all__ = ["CLAIMS", "COLOR_CLAIMS", "PACKAGES", "Claim", "build", "pair_rows"]
 
@@ -35,8 +22,7 @@ NUM_GROUPS = {"train": 6000, "test": 500}
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
-class Slots:
+class Slots(NamedTuple):
     """The words that a sentence speaks of."""
 
     shape: str
@@ -45,17 +31,12 @@ class Slots:
     other_color: str
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One meaning in several wordings.
-
-    Attributes:
-        forms: Wordings, with the names of slots in braces.
-        holds: True where it is true of the left and the right shape; None where people could read it either way.
-    """
+class Claim(NamedTuple):
+    """One meaning in several wordings, with the names of slots in braces."""
 
     forms: tuple[str, ...]
     holds: Callable[[Drawn, Drawn, Slots], bool | None]
+    """True where it is true of the left and the right shape; None where people could read it either way."""
 
 
 def _exactly_one(left: bool, right: bool) -> bool | None:  # noqa: FBT001 - two truths, no options
@@ -134,27 +115,19 @@ COLOR_CLAIMS = (
 """Claims about one colour in the words of easy-VQA's questions."""
 
 
-def build() -> dict[str, DatasetDict]:
+def build() -> dict[str, Built]:
     """`easy-vqa-pairs`, and `easy-vqa-pairs-colors` about one colour in the words of the questions, learnt sooner.
 
     Test pairs are made of the package's test images alone.
     """
-    claims = {NAME: CLAIMS, COLOR_NAME: COLOR_CLAIMS}
-    return {
-        name: DatasetDict(
-            {
-                "train": _pairs("train", name=name, claims=chosen),
-                "test": _pairs("test", name=name, claims=chosen),
-            }
-        )
-        for name, chosen in claims.items()
-    }
-
-
-def _pairs(split: str, *, name: str, claims: Sequence[Claim]) -> Dataset:
-    shown, files = facts(asked(split)), image_files(split)
-    rows = pair_rows(split, shown=shown, files=files, num_groups=NUM_GROUPS[split], name=name, claims=claims)
-    return Dataset.from_list(rows, features=REASONING_FEATURES)
+    sets: dict[str, dict[str, list[dict[str, Any]]]] = {NAME: {}, COLOR_NAME: {}}
+    for split, num_groups in NUM_GROUPS.items():
+        shown, files = facts(asked(split)), image_files(split)
+        for name, claims in ((NAME, CLAIMS), (COLOR_NAME, COLOR_CLAIMS)):
+            sets[name][split] = pair_rows(
+                split, shown=shown, files=files, num_groups=num_groups, name=name, claims=claims
+            )
+    return {name: (REASONING_FEATURES, splits) for name, splits in sets.items()}
 
 
 def pair_rows(
@@ -177,28 +150,24 @@ def pair_rows(
     rows = []
     for group in range(num_groups):
         claim = claims[group % len(claims)]
-        draws = _Draws(f"{name}/{split}/{group}")
-        slots = _slots(draws)
-        sentence = draws.one_of(claim.forms).format_map(vars(slots))
-        pairs = [pair for _ in range(2) for pair in _true_and_false(claim, slots, shown=shown, draws=draws)]
-        for number, (left, right) in enumerate(pairs):
-            rows.append(
-                {
-                    "image": {"bytes": files[left], "path": f"{left}.png"},
-                    "second_image": {"bytes": files[right], "path": f"{right}.png"},
-                    "captions": [sentence],
-                    "image_id": f"{name}/{split}/{group}-{number}",
-                    "source": SOURCE,
-                    "licence": LICENCE,
-                    "label": 1 - number % 2,
-                    "sentence_group": f"{name}/{split}/{group}",
-                }
+        choices = _Choices(f"{name}/{split}/{group}")
+        shape, color = choices.one_of(SHAPES), choices.one_of(COLORS)
+        other_shape = choices.one_of([other for other in SHAPES if other != shape])
+        slots = Slots(shape, color, other_shape, choices.one_of([other for other in COLORS if other != color]))
+        sentence = choices.one_of(claim.forms).format_map(slots._asdict())
+        pairs = [pair for _ in range(2) for pair in _true_and_false(claim, slots, shown=shown, choices=choices)]
+        for number, pair in enumerate(pairs):
+            left, right = ({"bytes": files[image], "path": f"{image}.png"} for image in pair)
+            row = make_row(
+                f"{name}/{split}/{group}-{number}", image=left, captions=[sentence], source=SOURCE, licence=LICENCE
             )
+            told = {"second_image": right, "label": 1 - number % 2, "sentence_group": f"{name}/{split}/{group}"}
+            rows.append(row | told)
     return rows
 
 
 def _true_and_false(
-    claim: Claim, slots: Slots, *, shown: Mapping[int, Drawn], draws: _Draws
+    claim: Claim, slots: Slots, *, shown: Mapping[int, Drawn], choices: _Choices
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """A pair of images that the claim is true of, and one that it is false of and that shares an image with it."""
     numbers = list(shown)
@@ -207,34 +176,23 @@ def _true_and_false(
         return None if left == right else claim.holds(shown[left], shown[right], slots)
 
     while True:
-        left, right = draws.one_of(numbers), draws.one_of(numbers)
+        left, right = choices.one_of(numbers), choices.one_of(numbers)
         if not holds(left, right):
             continue
         # Not of every true pair one change makes a false one; then the next true pair is tried.
         for _ in range(100):
-            other = draws.one_of(numbers)
-            false = draws.one_of([(other, right), (left, other)])
+            other = choices.one_of(numbers)
+            false = choices.one_of([(other, right), (left, other)])
             if holds(*false) is False:
                 return (left, right), false
 
 
-class _Draws:
+class _Choices:
     """Choices by a hash, the same on every machine."""
 
     def __init__(self, key: str) -> None:
-        self._key = key
-        self._count = 0
+        self._key, self._count = key, 0
 
     def one_of(self, items: Sequence[Item]) -> Item:
         self._count += 1
         return items[int(hash_share(f"{self._key}/{self._count}") * len(items))]
-
-
-def _slots(draws: _Draws) -> Slots:
-    shape, color = draws.one_of(SHAPES), draws.one_of(COLORS)
-    return Slots(
-        shape=shape,
-        color=color,
-        other_shape=draws.one_of([other for other in SHAPES if other != shape]),
-        other_color=draws.one_of([other for other in COLORS if other != color]),
-    )

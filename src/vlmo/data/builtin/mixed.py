@@ -3,10 +3,8 @@
 Shapes are learnt in minutes, colours first. What stage 3 learns of them shows in questions about other shapes.
 """
 
-from datasets import Dataset, DatasetDict, concatenate_datasets
-
 from vlmo.data.builtin import easy_vqa, emoji
-from vlmo.data.schema import FEATURES, hash_share
+from vlmo.data.schema import FEATURES, Built, hash_share, make_row
 
 PACKAGES = (*emoji.PACKAGES, *easy_vqa.PACKAGES)
 NAME = "drawings-and-shapes"
@@ -14,24 +12,18 @@ NUM_SHAPES = 1500
 """Images of shapes, chosen by a hash among easy-VQA's training images."""
 
 
-def build() -> dict[str, DatasetDict]:
+def build() -> dict[str, Built]:
     """The training rows of `emoji-pairs` and captioned shapes; the test rows are those of `emoji-pairs`."""
-    drawings = emoji.build()["emoji-pairs"]
-    train = concatenate_datasets([drawings["train"], _shapes()])
-    return {NAME: DatasetDict({"train": train, "test": drawings["test"]})}
-
-
-def _shapes() -> Dataset:
+    _, drawings = emoji.build()["emoji-pairs"]
     shown, files = easy_vqa.facts(easy_vqa.asked("train")), easy_vqa.image_files("train")
-    chosen = sorted(shown, key=lambda number: hash_share(f"{NAME}/{number}"))[:NUM_SHAPES]
-    rows = [
-        {
-            "image": {"bytes": files[number], "path": f"{number}.png"},
-            "captions": [f"{shown[number].color} {shown[number].shape}"],
-            "image_id": f"{easy_vqa.SOURCE}/train/{number}",
-            "source": easy_vqa.SOURCE,
-            "licence": easy_vqa.LICENCE,
-        }
-        for number in chosen
+    shapes = [
+        make_row(
+            f"{easy_vqa.SOURCE}/train/{number}",
+            image={"bytes": files[number], "path": f"{number}.png"},
+            captions=[f"{shown[number].color} {shown[number].shape}"],
+            source=easy_vqa.SOURCE,
+            licence=easy_vqa.LICENCE,
+        )
+        for number in sorted(shown, key=lambda number: hash_share(f"{NAME}/{number}"))[:NUM_SHAPES]
     ]
-    return Dataset.from_list(rows, features=FEATURES)
+    return {NAME: (FEATURES, {**drawings, "train": [*drawings["train"], *shapes]})}

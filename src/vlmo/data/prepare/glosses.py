@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmo.data.prepare.parts import BadRow, Record, Row, SetOnDisk, chunked, find
-from vlmo.data.schema import hash_share, text_row
+from vlmo.data.schema import hash_share, make_row
 
 NAME = "glosses"
 LICENCE = "WordNet 3.0: free to use, copy and modify with Princeton University's notice"
@@ -48,7 +48,7 @@ def _rows(file: Path) -> Iterator[Record]:
                 yield BadRow("train", image_id, f"{file}:{number}: no line of WordNet's ({error!r})", path=str(file))
                 continue
             split = "test" if hash_share(text) < TEST_SHARE else "train"
-            yield Row(split, text_row(text, image_id=image_id, source="wordnet", licence=_ROW_LICENCE))
+            yield Row(split, make_row(image_id, captions=[text], source="wordnet", licence=_ROW_LICENCE))
 
 
 def _text(line: str) -> str:

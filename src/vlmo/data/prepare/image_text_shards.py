@@ -6,11 +6,20 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from vlmo.data.decoding import ImageCell
 from vlmo.data.listing import walk
-from vlmo.data.prepare.parts import Absent, BadRow, Part, Record, Row, SetOnDisk, file_key
+from vlmo.data.prepare.parts import (
+    Absent,
+    BadRow,
+    Part,
+    Record,
+    Row,
+    SetOnDisk,
+    file_key,
+    read_table_schema,
+    require_folder,
+)
+from vlmo.data.schema import make_row
 from vlmo.data.stream.records import CAPTION_COLUMNS, IMAGE_COLUMNS, Bad, read_shard
 
 _SPLIT = "train"
@@ -23,23 +32,23 @@ def open_shards(root: Path, *, name: str, licence: str) -> SetOnDisk:
     Raises:
         ValueError: No shard below `root`, or files with links alone.
     """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; --root must be a folder with {_LAYOUT}")
+    require_folder(root, layout=_LAYOUT)
     files = list(walk(root))
     tars = [file for file in files if file.suffix == ".tar"]
     # Beside a tar, img2dataset leaves a parquet file of the same name with what it knows but the images.
     tables = [file for file in files if file.suffix == ".parquet" and not file.with_suffix(".tar").is_file()]
     if not tars and not tables:
         raise ValueError(f"{root}: no .tar and no .parquet in it; --root must be a folder with {_LAYOUT}")
-    links = [file for file in tables if not _has_column(file, IMAGE_COLUMNS)]
+    columns = {file: read_table_schema(file).names for file in tables}
+    links = [file for file in tables if set(IMAGE_COLUMNS).isdisjoint(columns[file])]
     if not tars and links:
         raise ValueError(
             f"{links[0]}: a file without images, as it has none of the columns {', '.join(IMAGE_COLUMNS)} (found "
-            f"{', '.join(pq.read_schema(links[0]).names)}). Download them with img2dataset first, and give its output "
+            f"{', '.join(columns[links[0]])}). Download them with img2dataset first, and give its output "
             "folder as --root."
         )
     for file in tables:
-        if file not in links and not _has_column(file, CAPTION_COLUMNS):
+        if file not in links and set(CAPTION_COLUMNS).isdisjoint(columns[file]):
             raise ValueError(f"{file}: none of the columns {', '.join(CAPTION_COLUMNS)}, so there are no captions")
     notes = [f"{len(links)} parquet files without images are left out, such as {links[0]}"] if links else []
     parts = [
@@ -50,17 +59,10 @@ def open_shards(root: Path, *, name: str, licence: str) -> SetOnDisk:
     return SetOnDisk(parts=parts, notes=tuple(notes))
 
 
-def _has_column(file: Path, names: tuple[str, ...]) -> bool:
-    try:
-        return not set(names).isdisjoint(pq.read_schema(file).names)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: not a whole parquet file ({error}); remove it or download it again") from error
-
-
 def _rows(file: Path, *, root: Path, name: str, licence: str) -> Iterator[Record]:
     prefix = "/".join((name, *file.relative_to(root).parent.parts))
     # Files that img2dataset has not written name no keys.
-    has_keys = file.suffix == ".tar" or _has_column(file, ("key",))
+    has_keys = file.suffix == ".tar" or "key" in read_table_schema(file).names
     for record, _ in read_shard(str(file.absolute()), images="places", absent=True):
         key = record.key if has_keys else f"{file.stem}/{record.index + 1}"
         if isinstance(record, Bad):
@@ -70,10 +72,10 @@ def _rows(file: Path, *, root: Path, name: str, licence: str) -> Iterator[Record
                 image_id = f"{prefix}/{file.name if record.kind == 'shard' else key}"
                 yield BadRow(_SPLIT, image_id, f"{file}: {record.reason}", path=str(file))
             continue
-        image = None
+        image: ImageCell | None = None
         if record.image is not None:
             image = {"bytes": record.image, "path": f"{file.name}/{key}"}
         elif file.suffix == ".tar":
             image = {"bytes": None, "path": record.path}
-        values = {"image": image, "captions": list(record.captions), "image_id": f"{prefix}/{key}"}
-        yield Row(_SPLIT, values | {"source": name, "licence": licence})
+        row = make_row(f"{prefix}/{key}", image=image, captions=record.captions, source=name, licence=licence)
+        yield Row(_SPLIT, row)

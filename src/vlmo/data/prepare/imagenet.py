@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, image_at
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, first_of, image_at, require_folder
 from vlmo.data.prepare.summary import SUMMARY_FILE
-from vlmo.data.schema import class_features
+from vlmo.data.schema import class_features, make_row
 
 NAME = "imagenet"
 LICENCE = "ImageNet: research and education, not commercial; images belong to their owners"
@@ -32,8 +32,7 @@ def open_set(root: Path) -> SetOnDisk:
     Raises:
         ValueError: There is no such folder, no training split in it, or no class in that.
     """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; --root must be a folder with {_LAYOUT}")
+    require_folder(root, layout=_LAYOUT)
     splits = _split_folders(root)
     found = {split: _class_folders(folder) for split, folder in splits.items()}
     classes = found["train"]
@@ -46,6 +45,7 @@ def open_set(root: Path) -> SetOnDisk:
             raise ValueError(
                 f"{splits[split]}: class {min(unknown)!r} is not among the {len(classes)} classes of train ({split})"
             )
+    files = sum(len(_files(splits[split] / name)) for split, names in found.items() for name in names)
     is_1k = len(classes) == 1_000 and all(name.startswith("n") and name[1:].isdigit() for name in classes)
     known = {split: _KNOWN_SIZES_1K[split] for split in splits} if is_1k else {}
     labels = _read_names(root)
@@ -58,7 +58,7 @@ def open_set(root: Path) -> SetOnDisk:
         labels=[name if uses[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, classes, strict=True)],
         unique=None,
         needs_caption=False,
-        num_rows=sum(known.values()) or None,
+        num_rows=files,
         known_sizes=known,
     )
 
@@ -85,15 +85,9 @@ def _rows(splits: dict[str, Path], present: dict[str, list[str]], *, root: Path)
     for split, folder in splits.items():
         for name in present[split]:
             for file in _files(folder / name):
-                values = {
-                    "image": image_at(file),
-                    "captions": [],
-                    "image_id": f"{NAME}/{file.relative_to(root).as_posix()}",
-                    "source": NAME,
-                    "licence": LICENCE,
-                    "label": numbers[name],
-                }
-                yield Row(split, values)
+                image_id, cell = f"{NAME}/{file.relative_to(root).as_posix()}", image_at(file)
+                row = make_row(image_id, image=cell, source=NAME, licence=LICENCE, label=numbers[name])
+                yield Row(split, row)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -103,7 +97,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _read_names(root: Path) -> dict[str, str]:
     """Return names of classes by their folders, where a file tells them."""
-    file = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
+    file = first_of(root, *_NAME_FILES)
     if file is None:
         return {}
     text = file.read_text(encoding="utf-8-sig")

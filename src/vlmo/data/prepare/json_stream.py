@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,7 +26,7 @@ def read_array(file: Path, *, key: str | None = None) -> Iterator[Any]:
         text = _Text(opened)
         try:
             if key is None:
-                yield from _elements(text)
+                yield from text.elements()
                 return
             text.expect("{")
             while not text.skip("}"):
@@ -34,36 +35,25 @@ def read_array(file: Path, *, key: str | None = None) -> Iterator[Any]:
                 if text.peek() != "[":
                     text.value()
                 elif name == key:
-                    yield from _elements(text)
+                    yield from text.elements()
                     return
                 else:
-                    for _ in _elements(text):
-                        pass
+                    deque(text.elements(), maxlen=0)
                 text.skip(",")
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: not the JSON that was expected ({error}); is the file cut off?") from error
     raise ValueError(f"{file}: it holds no list {key!r}")
 
 
-def _elements(text: _Text) -> Iterator[Any]:
-    text.expect("[")
-    while not text.skip("]"):
-        yield text.value()
-        if text.peek() != "]":
-            text.expect(",")
-
-
 class _Text:
     """The part of a file that is not read yet; more comes in as it is needed."""
 
     def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._text = ""
-        self._place = 0
+        self._file, self._text, self._place = file, "", 0
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """Return the next character that is no space; "" at the end."""
         while True:
             found = _SPACE.match(self._text, self._place)
             self._place = found.end() if found else self._place
@@ -72,18 +62,17 @@ class _Text:
 
     def skip(self, character: str) -> bool:
         """Pass over `character` if it is next; return True if so."""
-        if self.peek() != character:
-            return False
-        self._place += 1
-        return True
+        is_next = self.peek() == character
+        self._place += is_next
+        return is_next
 
     def expect(self, character: str) -> None:
-        """Passes over `character`, which must be next."""
+        """Pass over `character`, which must be next."""
         if not self.skip(character):
             raise json.JSONDecodeError(f"expected {character!r}, found {self.peek()!r}", self._text, self._place)
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """Return the next value, whole."""
         self.peek()
         while True:
             try:
@@ -93,15 +82,21 @@ class _Text:
                     raise
                 continue
             # A number may go on behind what was read, and "1." is read as 1.
-            if self._text[end : end + 1] in _GOES_ON and self._more():
-                continue
-            self._place = end
-            return value
+            if self._text[end : end + 1] not in _GOES_ON or not self._more():
+                self._place = end
+                return value
+
+    def elements(self) -> Iterator[Any]:
+        """Yield the elements of the array that is next."""
+        self.expect("[")
+        while not self.skip("]"):
+            yield self.value()
+            if self.peek() != "]":
+                self.expect(",")
 
     def _more(self) -> bool:
         rest = self._text[self._place :]
         # As much again, so that a long element is not copied once for each piece of it.
         chunk = self._file.read(max(_CHUNK, len(rest)))
-        self._text = rest + chunk
-        self._place = 0
+        self._text, self._place = rest + chunk, 0
         return bool(chunk)

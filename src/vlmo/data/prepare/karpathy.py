@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmo.data.prepare.json_stream import read_array
 from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, image_at, text_of
+from vlmo.data.schema import make_row
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 """COCO's `restval` is the part of val2014 that everyone trains on."""
@@ -39,7 +40,8 @@ def _rows(
         try:
             split, image = record["split"], Path(record.get("filepath", "")) / record["filename"]
             captions = [text_of(sentence["raw"]) for sentence in record["sentences"]]
-            row = {"image": image_at(folder / image), "captions": captions, "image_id": image_id(record)}
+            cell = image_at(folder / image)
+            row = make_row(image_id(record), image=cell, captions=captions, source=name, licence=licence)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{where} is no record of {name}: filename, split and sentences[].raw are needed ({error!r}); "
@@ -47,4 +49,4 @@ def _rows(
             ) from error
         if split not in _SPLITS:
             raise ValueError(f"{where} ({image.name}): unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
-        yield Row(_SPLITS[split], row | {"source": name, "licence": licence})
+        yield Row(_SPLITS[split], row)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, image_at, text_of
-from vlmo.data.schema import REASONING_FEATURES
+from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, first_of, image_at, text_of
+from vlmo.data.schema import REASONING_FEATURES, make_row
 
 NAME = "nlvr2"
 LICENCE = "sentences CC-BY-4.0 (NLVR2); images of the web under the terms of their owners, for research"
@@ -24,28 +23,25 @@ _LAYOUT = (
 
 def open_set(root: Path) -> SetOnDisk:
     """Find one row a sentence; its images are the left and the right one."""
-    files = {}
-    for part in _SPLITS:
-        places = [root / folder / f"{part}.json" for folder in ("", "data", "nlvr2/data")]
-        if (file := next(filter(Path.is_file, places), None)) is not None:
-            files[part] = file
+    places = (
+        (part, first_of(root, *(f"{folder}{part}.json" for folder in ("", "data/", "nlvr2/data/")))) for part in _SPLITS
+    )
+    files = {part: file for part, file in places if file is not None}
     if not files:
         find(root, "train.json", "dev.json", "test1.json", layout=_LAYOUT)
     folders = {part: find(root, f"images/{part}", part, layout=_LAYOUT) for part in files}
-    rows = (row for part, file in files.items() for row in _rows(file, part=part, folder=folders[part]))
+    rows = (
+        _row(line, where=f"{file}:{number}", part=part, folder=folders[part])
+        for part, file in files.items()
+        for number, line in enumerate(file.read_bytes().splitlines(), start=1)
+        if line.strip()
+    )
     return SetOnDisk(
         parts=list(chunked(rows)),
         features=REASONING_FEATURES,
         known_sizes={_SPLITS[part]: KNOWN_SIZES[_SPLITS[part]] for part in files},
         notes=tuple(f"{part}.json is not there" for part in _SPLITS if part not in files),
     )
-
-
-def _rows(file: Path, *, part: str, folder: Path) -> Iterator[Row | BadRow]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _row(line, where=f"{file}:{number}", part=part, folder=folder)
 
 
 def _row(line: bytes, *, where: str, part: str, folder: Path) -> Row | BadRow:
@@ -66,17 +62,15 @@ def _row(line: bytes, *, where: str, part: str, folder: Path) -> Row | BadRow:
     # Only the training images are in folders, by a number that their records have.
     folder = folder / str(record["directory"]) if "directory" in record else folder
     left, right = (folder / f"{part}-{images}-{pair}-img{side}.png" for side in (0, 1))
-    return Row(
-        split,
-        {
-            "image": image_at(left),
-            "captions": [sentence],
-            "image_id": identifier,
-            "source": NAME,
-            "licence": LICENCE,
-            "second_image": image_at(right),
-            "label": _LABELS[str(label).lower()],
-            # As the official metric does it: a sentence was written for the four pairs of one set of images.
-            "sentence_group": f"{part}-{images}-{sentence_number}",
-        },
+    row = make_row(
+        identifier,
+        image=image_at(left),
+        captions=[sentence],
+        source=NAME,
+        licence=LICENCE,
+        second_image=image_at(right),
+        label=_LABELS[str(label).lower()],
+        # As the official metric does it: a sentence was written for the four pairs of one set of images.
+        sentence_group=f"{part}-{images}-{sentence_number}",
     )
+    return Row(split, row)

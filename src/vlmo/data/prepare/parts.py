@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Features
 
+from vlmo.data.decoding import ImageCell
 from vlmo.data.schema import FEATURES
 
 ROWS_A_PART = 1024
@@ -134,12 +137,29 @@ def find(root: Path, *candidates: str, layout: str) -> Path:
     Raises:
         ValueError: None of them exists, or `root` is no folder.
     """
+    require_folder(root, layout=layout)
+    if (found := first_of(root, *candidates)) is not None:
+        return found
+    raise ValueError(f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}")
+
+
+def read_table_schema(file: Path) -> pa.Schema:
+    """Return the columns of a parquet file; ValueError for one that is cut off."""
+    try:
+        return pq.read_schema(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file}: not a whole parquet file ({error}); remove it or download it again") from error
+
+
+def first_of(root: Path, *candidates: str) -> Path | None:
+    """Return the first of `candidates` (paths relative to `root`) that exists; None where none does."""
+    return next((root / candidate for candidate in candidates if (root / candidate).exists()), None)
+
+
+def require_folder(root: Path, *, layout: str) -> None:
+    """Raise ValueError where there is no such folder."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; --root must be a folder with {layout}")
-    for candidate in candidates:
-        if (root / candidate).exists():
-            return root / candidate
-    raise ValueError(f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}")
 
 
 def text_of(value: Any) -> str:
@@ -149,6 +169,6 @@ def text_of(value: Any) -> str:
     return value
 
 
-def image_at(file: Path) -> dict[str, Any]:
+def image_at(file: Path) -> ImageCell:
     """Return the cell of an image column for a file on the disk, which the engine then tries to decode."""
     return {"bytes": None, "path": str(file.absolute())}

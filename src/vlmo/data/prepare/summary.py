@@ -32,26 +32,6 @@ class SplitSummary:
     expected: int | None = None
     shared_with_train: int = 0
 
-    def warnings(self, split: str) -> list[str]:
-        """Return what to look into."""
-        found = []
-        if self.expected is not None and self.rows != self.expected:
-            bad = f" ({self.quarantined:,} quarantined)" if self.quarantined else ""
-            found.append(f"{split} has {self.rows:,} rows{bad}; the whole set has {self.expected:,}")
-        if self.quarantined > MANY_BAD * (self.rows + self.quarantined):
-            share = self.quarantined / (self.rows + self.quarantined)
-            found.append(f"{share:.1%} of {split} cannot be used; quarantine.jsonl says why")
-        if self.shared_with_train:
-            found.append(f"{self.shared_with_train:,} rows of {split} are in train too")
-        return found
-
-    def notes(self, split: str) -> list[str]:
-        """Return what was left out for a reason that needs no repair."""
-        found = [f"{split}: {count:,} records without a file: {reason}" for reason, count in self.absent.items()]
-        if self.removed_captions:
-            found.append(f"{split}: {self.removed_captions:,} empty captions removed; quarantine.jsonl lists them")
-        return found
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -87,18 +67,35 @@ class Summary:
 
     def lines(self) -> list[str]:
         """Return warnings, notes, the terms, and where the folder is."""
-        lines = [f"warning: {warning}" for warning in self.warnings()]
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"note: {note}" for split, counts in self.splits.items() for note in counts.notes(split)]
-        if self.labels:
-            lines.append(f"labels: {len(self.labels):,}")
-        lines.append(f"licence: {self.licence}")
+        notes = list(self.notes)
+        for split, counts in self.splits.items():
+            notes += [f"{split}: {count:,} records without a file: {reason}" for reason, count in counts.absent.items()]
+            if counts.removed_captions:
+                notes.append(
+                    f"{split}: {counts.removed_captions:,} empty captions removed; quarantine.jsonl lists them"
+                )
         done = "was prepared before and is as it was; remove it to prepare it anew" if self.already else "is ready"
-        return [*lines, f"{self.folder} {done}"]
+        return [
+            *(f"warning: {warning}" for warning in self.warnings()),
+            *(f"note: {note}" for note in notes),
+            *([f"labels: {len(self.labels):,}"] if self.labels else []),
+            f"licence: {self.licence}",
+            f"{self.folder} {done}",
+        ]
 
     def warnings(self) -> list[str]:
-        """Return what to look into before training."""
-        return [warning for split, counts in self.splits.items() for warning in counts.warnings(split)]
+        """Return remarks about splits to look into before training."""
+        found = []
+        for split, counts in self.splits.items():
+            if counts.expected is not None and counts.rows != counts.expected:
+                bad = f" ({counts.quarantined:,} quarantined)" if counts.quarantined else ""
+                found.append(f"{split} has {counts.rows:,} rows{bad}; the whole set has {counts.expected:,}")
+            if counts.quarantined > MANY_BAD * (counts.rows + counts.quarantined):
+                share = counts.quarantined / (counts.rows + counts.quarantined)
+                found.append(f"{share:.1%} of {split} cannot be used; quarantine.jsonl says why")
+            if counts.shared_with_train:
+                found.append(f"{counts.shared_with_train:,} rows of {split} are in train too")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `prepared.json`."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, file_key
-from vlmo.data.schema import hash_share, text_row
+from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, file_key, read_table_schema
+from vlmo.data.schema import hash_share, make_row
 from vlmo.data.sources import split_words
 
 NAME = "text"
@@ -44,40 +45,27 @@ def open_set(root: Path) -> SetOnDisk:
     if not texts and not tables:
         raise ValueError(f"{root}: none of its {len(files)} files is text; --root must hold {_LAYOUT}")
     for file in tables:
-        _check_table(file)
+        schema = read_table_schema(file)
+        kind = schema.field(_COLUMN).type if _COLUMN in schema.names else None
+        if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+            raise ValueError(f"{file}: it needs a column {_COLUMN!r} of strings; found {columns}")
     folder = root.parent if root.is_file() else root
     num_parts = len(tables) + sum(-(-file.stat().st_size // _BLOCK_BYTES) for file in texts)
     return SetOnDisk(parts=_parts(texts, tables, folder=folder), needs_image=False, unique=None, num_parts=num_parts)
 
 
-def _check_table(file: Path) -> None:
-    try:
-        schema = pq.read_schema(file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: not a whole parquet file ({error}); remove it or get it again") from error
-    kind = schema.field(_COLUMN).type if _COLUMN in schema.names else None
-    if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise ValueError(f"{file}: it needs a column {_COLUMN!r} of strings; found {columns}")
-
-
 def _parts(texts: list[Path], tables: list[Path], *, folder: Path) -> Iterator[Part]:
     for file in texts:
-        for start, end, line in _blocks(file):
-            rows = functools.partial(_text_rows, file, start, end, line, folder=folder)
-            yield Part(key=file_key(file, start, end), rows=rows)
+        start, line = 0, 1
+        with file.open("rb") as opened:
+            while block := opened.read(_BLOCK_BYTES) + opened.readline():  # whole lines
+                end = start + len(block)
+                rows = functools.partial(_text_rows, file, start, end, line, folder=folder)
+                yield Part(key=file_key(file, start, end), rows=rows)
+                start, line = end, line + block.count(b"\n")
     for file in tables:
         yield Part(key=file_key(file), rows=functools.partial(_table_rows, file, folder=folder))
-
-
-def _blocks(file: Path) -> Iterator[tuple[int, int, int]]:
-    """First byte, byte after the last, and number of the first line, of pieces that hold whole lines."""
-    start, line = 0, 1
-    with file.open("rb") as opened:
-        while block := opened.read(_BLOCK_BYTES) + opened.readline():
-            yield start, start + len(block), line
-            start += len(block)
-            line += block.count(b"\n")
 
 
 def _text_rows(file: Path, start: int, end: int, first: int, *, folder: Path) -> Iterator[Record]:
@@ -96,20 +84,16 @@ def _text_rows(file: Path, start: int, end: int, first: int, *, folder: Path) ->
 
 
 def _table_rows(file: Path, *, folder: Path) -> Iterator[Record]:
-    name = file.relative_to(folder).as_posix()
-    for row, text in enumerate(_documents(file), start=1):
-        lines = text.splitlines()
-        for number, line in enumerate(lines, start=1):
-            image_id = f"{name}:{row}" + (f":{number}" if len(lines) > 1 else "")
-            # A document is on one side, whole.
-            yield from _line_rows(line, image_id=image_id, source=folder.name, document=text)
-
-
-def _documents(file: Path) -> Iterator[str]:
+    name, rows = file.relative_to(folder).as_posix(), itertools.count(1)
     try:
         with pq.ParquetFile(file) as opened:
             for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=[_COLUMN]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
+                for row, text in zip(rows, batch.column(0).to_pylist(), strict=False):
+                    lines = (text or "").splitlines()
+                    for number, line in enumerate(lines, start=1):
+                        image_id = f"{name}:{row}" + (f":{number}" if len(lines) > 1 else "")
+                        # A document is on one side, whole.
+                        yield from _line_rows(line, image_id=image_id, source=folder.name, document=text)
     except pa.ArrowException as error:
         raise ValueError(f"{file}: damaged ({error}); get it again") from error
 
@@ -119,4 +103,4 @@ def _line_rows(line: str, *, image_id: str, source: str, document: str | None = 
     split = "test" if hash_share((document or line).strip()) < TEST_SHARE else "train"
     for part, piece in enumerate(split_words(line, max_words=MAX_WORDS)):
         name = image_id + (f":{part}" if part else "")
-        yield Row(split, text_row(piece, image_id=name, source=source, licence=_ROW_LICENCE))
+        yield Row(split, make_row(name, captions=[piece], source=source, licence=_ROW_LICENCE))

@@ -6,9 +6,8 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -57,9 +56,11 @@ def open_set(root: Path) -> SetOnDisk:
     """
     name, files = _files_of_one_set(root)
     tables = [_Table.open(file) for file in files]
-    kind = next((kind for kind in _KINDS if all(set(kind.needed) <= set(table.columns) for table in tables)), None)
+    kind = next(
+        (kind for kind in _KINDS if all(set(kind.needed) <= set(table.reader.schema.names) for table in tables)), None
+    )
     if kind is None:
-        found = "; ".join(f"{table.file.name}: {', '.join(table.columns)}" for table in tables)
+        found = "; ".join(f"{table.file.name}: {', '.join(table.reader.schema.names)}" for table in tables)
         raise ValueError(
             "columns that no published preparation writes. Expected in each file "
             f"{' or '.join(', '.join(kind.needed) for kind in _KINDS)}. Found {found}"
@@ -73,7 +74,7 @@ def open_set(root: Path) -> SetOnDisk:
             continue
         for batch in range(table.reader.num_record_batches):
             for first in range(0, table.reader.get_batch(batch).num_rows, _PART_IMAGES):
-                rows = functools.partial(_rows, table.file, batch, first, split=split, name=name)
+                rows = functools.partial(_rows, table.file, batch, first, kind=kind, split=split, name=name)
                 part = Part(key=file_key(table.file, batch, first, split, name), rows=rows)
                 parts.setdefault(split, []).append(part)
     known = _SIZES.get(name, {})
@@ -119,8 +120,7 @@ def _split(file: Path, files: Sequence[Path]) -> str | None:
     return "test_std" if name == "vqav2" and given == "test" else _SPLITS[given or "train"]
 
 
-@dataclass(frozen=True)
-class _Table:
+class _Table(NamedTuple):
     """An Arrow file, mapped into memory: only what is looked at is read from the disk."""
 
     file: Path
@@ -132,13 +132,9 @@ class _Table:
         try:
             with pa.memory_map(str(file)) as source:
                 memory = source.read_buffer()
-            return cls(file=file, memory=memory, reader=pa.ipc.open_file(memory))
+            return cls(file, memory, pa.ipc.open_file(memory))
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file}: not an Arrow file, or cut off ({error})") from error
-
-    @property
-    def columns(self) -> list[str]:
-        return self.reader.schema.names
 
     def image_cells(self, column: pa.Array) -> list[dict[str, Any] | None]:
         """Return the range of each image of a column in the file; no image is read.
@@ -206,21 +202,17 @@ def _reasoning_rows(pair: dict[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """One of the three table layouts of the published preparation.
-
-    Attributes:
-        images: Our columns of images, and theirs.
-        columns: Their other columns that are needed.
-        rows: Makes rows, without images, of a row of theirs; an error stands for one that it cannot make.
-    """
+class _Kind(NamedTuple):
+    """One of the three table layouts of the published preparation."""
 
     images: dict[str, str]
+    """Our columns of images, and theirs."""
     columns: tuple[str, ...]
+    """Their other columns that are needed."""
     features: Features
     unique: str
     rows: Callable[[dict[str, Any]], Iterator[dict[str, Any] | ValueError]]
+    """Makes rows, without images, of a row of theirs; an error stands for one that it cannot make."""
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -228,29 +220,28 @@ class _Kind:
 
 
 _QUESTIONS = _Kind(
-    images={"image": "image"},
-    columns=("questions", "question_id", "answers", "answer_labels", "answer_scores", "image_id"),
-    features=QUESTION_FEATURES,
-    unique="question_id",
-    rows=_question_rows,
+    {"image": "image"},
+    ("questions", "question_id", "answers", "answer_labels", "answer_scores", "image_id"),
+    QUESTION_FEATURES,
+    "question_id",
+    _question_rows,
 )
 _KINDS = (
     _Kind({"image": "image"}, ("caption", "image_id"), FEATURES, "image_id", _caption_rows),
     _QUESTIONS,
     _Kind(
-        images={"image": "image_0", "second_image": "image_1"},
-        columns=("questions", "answers", "identifier"),
-        features=REASONING_FEATURES,
-        unique="image_id",
-        rows=_reasoning_rows,
+        {"image": "image_0", "second_image": "image_1"},
+        ("questions", "answers", "identifier"),
+        REASONING_FEATURES,
+        "image_id",
+        _reasoning_rows,
     ),
 )
 
 
-def _rows(file: Path, batch: int, first: int, *, split: str, name: str) -> Iterator[Record]:
+def _rows(file: Path, batch: int, first: int, *, kind: _Kind, split: str, name: str) -> Iterator[Record]:
     """Yield rows of some images of a file: those from `first` on of one batch."""
     table = _Table.open(file)
-    kind = next(kind for kind in _KINDS if set(kind.needed) <= set(table.columns))
     rows = table.reader.get_batch(batch).slice(first, _PART_IMAGES)
     cells = {ours: table.image_cells(rows.column(theirs)) for ours, theirs in kind.images.items()}
     for number, columns in enumerate(rows.select(list(kind.columns)).to_pylist()):

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from vlmo.data.prepare.coco import KARPATHY_FILES, coco_image_id
 from vlmo.data.prepare.json_stream import read_array
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, find, image_at, text_of
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, find, first_of, image_at, text_of
+from vlmo.data.schema import make_row
 
 NAME = "visual_genome"
 LICENCE = "CC-BY-4.0"
@@ -38,7 +39,7 @@ def open_set(root: Path) -> SetOnDisk:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{facts}: [{number}]: image_id and url are needed ({error!r})") from error
     shared = {coco_id for _, coco_id in images.values() if coco_id is not None}
-    file = next((root / name for name in KARPATHY_FILES if (root / name).is_file()), None)
+    file = first_of(root, *KARPATHY_FILES)
     held_out: frozenset[int] = frozenset()
     notes = []
     if file is not None:
@@ -76,14 +77,12 @@ def _rows(
         # In the folder that its address names, or in the other one: people merge the two.
         usual = folders.get(folder, folders[_FOLDERS[0]])
         places = [place / f"{image_id}.jpg" for place in (usual, *folders.values())]
-        yield Row(
-            HELD_OUT_SPLIT if coco_id in held_out else "train",
-            {
-                "image": image_at(next(filter(Path.is_file, places), places[0])),
-                "captions": captions,
-                # The same image has the same name in both sets: it is no negative of itself.
-                "image_id": f"{NAME}/{image_id}" if coco_id is None else coco_image_id(coco_id),
-                "source": NAME,
-                "licence": LICENCE,
-            },
+        row = make_row(
+            # The same image has the same name in both sets: it is no negative of itself.
+            f"{NAME}/{image_id}" if coco_id is None else coco_image_id(coco_id),
+            image=image_at(next(filter(Path.is_file, places), places[0])),
+            captions=captions,
+            source=NAME,
+            licence=LICENCE,
         )
+        yield Row(HELD_OUT_SPLIT if coco_id in held_out else "train", row)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlmo.data.prepare.json_stream import read_array
-from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, image_at, text_of
-from vlmo.data.schema import QUESTION_FEATURES, hash_share
+from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, first_of, image_at, text_of
+from vlmo.data.schema import QUESTION_FEATURES, hash_share, make_row
 from vlmo.processing.answers import MIN_COUNT, answer_list, soft_targets
 
 NAME = "vqav2"
@@ -48,8 +48,9 @@ def open_set(root: Path) -> SetOnDisk:
     files = {part: named(_QUESTIONS.format(part), "questions", "vqa") for part in _LABELLED}
     tests = {}
     for part, split in _UNLABELLED.items():
-        places = [root / folder / _QUESTIONS.format(part) for folder in ("", "questions", "vqa")]
-        if (file := next(filter(Path.is_file, places), None)) is not None:
+        if (
+            file := first_of(root, *(folder + _QUESTIONS.format(part) for folder in ("", "questions/", "vqa/")))
+        ) is not None:
             files[part], tests[part] = file, split
     folders = {part: named(part, "images", "coco") for part in (*_LABELLED, *(["test2015"] if tests else []))}
     annotations = {
@@ -155,40 +156,36 @@ def _rows(
     files: Mapping[str, Path], *, labelled: _Labelled, tests: Mapping[str, str], folders: Mapping[str, Path]
 ) -> Iterator[Row | BadRow]:
     for part in _LABELLED:
-        yield from _labelled_rows(files[part], part=part, labelled=labelled, folder=folders[part])
+        annotations = labelled.annotations[part]
+        asked = set()
+        for record in _read_questions(files[part]):
+            question, image = record["question_id"], record["image_id"]
+            split = labelled.split(image)
+            annotation = annotations.by_question.get(question)
+            asked.add(question)
+            if annotation is None:
+                yield BadRow(split, _image_id(image), f"question {question} has no annotation")
+            elif annotation.image != image:
+                reason = f"question {question} is about image {image}, its annotation about {annotation.image}"
+                yield BadRow(split, _image_id(image), reason)
+            elif (given := len(annotation.answers)) != _ANNOTATORS:
+                reason = f"question {question} has {given} answers; expected {_ANNOTATORS}"
+                yield BadRow(split, _image_id(image), reason)
+            else:
+                row = _row(record, folder=folders[part], annotation=annotation, numbers=labelled.numbers)
+                if split != "train" or row["answer_labels"]:
+                    yield Row(split, row)
+        unasked = [
+            (question, known.image) for question, known in annotations.by_question.items() if question not in asked
+        ]
+        faults = (("annotation without a question", unasked), ("second annotation", annotations.repeated))
+        for reason, questions in faults:
+            for question, image in questions:
+                yield BadRow(labelled.split(image), _image_id(image), f"question {question}: {reason}")
+    unknown = _Annotation(0, "", "", "", ())
     for part, split in tests.items():
         for record in _read_questions(files[part]):
-            file = _image(folders["test2015"], record["image_id"])
-            yield Row(split, _values(record, file=file, annotation=None, numbers=labelled.numbers))
-
-
-def _labelled_rows(file: Path, *, part: str, labelled: _Labelled, folder: Path) -> Iterator[Row | BadRow]:
-    annotations = labelled.annotations[part]
-    asked = set()
-    for record in _read_questions(file):
-        question, image = record["question_id"], record["image_id"]
-        split = labelled.split(image)
-        annotation = annotations.by_question.get(question)
-        asked.add(question)
-        if annotation is None:
-            yield BadRow(split, _image_id(image), f"question {question} has no annotation")
-        elif annotation.image != image:
-            reason = f"question {question} is about image {image}, its annotation about {annotation.image}"
-            yield BadRow(split, _image_id(image), reason)
-        elif (number := len(annotation.answers)) != _ANNOTATORS:
-            yield BadRow(split, _image_id(image), f"question {question} has {number} answers; expected {_ANNOTATORS}")
-        else:
-            values = _values(record, file=_image(folder, image), annotation=annotation, numbers=labelled.numbers)
-            if split != "train" or values["answer_labels"]:
-                yield Row(split, values)
-    unasked = [(question, known.image) for question, known in annotations.by_question.items() if question not in asked]
-    for reason, questions in (("annotation without a question", unasked), ("second annotation", annotations.repeated)):
-        for question, image in questions:
-            yield BadRow(labelled.split(image), _image_id(image), f"question {question}: {reason}")
-
-
-def _image(folder: Path, image: int) -> Path:
-    return folder / f"COCO_{folder.name}_{image:012}.jpg"
+            yield Row(split, _row(record, folder=folders["test2015"], annotation=unknown, numbers=labelled.numbers))
 
 
 def _read_questions(file: Path) -> Iterator[dict[str, Any]]:
@@ -210,21 +207,20 @@ def _image_id(image: int) -> str:
     return f"coco/{image}"
 
 
-def _values(
-    record: dict[str, Any], *, file: Path, annotation: _Annotation | None, numbers: Mapping[str, int]
+def _row(
+    record: dict[str, Any], *, folder: Path, annotation: _Annotation, numbers: Mapping[str, int]
 ) -> dict[str, Any]:
-    labels, scores = ([], []) if annotation is None else soft_targets(annotation.answers, numbers=numbers)
-    return {
-        "image": image_at(file),
-        "captions": [],
-        "image_id": _image_id(record["image_id"]),
-        "source": NAME,
-        "licence": LICENCE,
-        "question": record["question"],
-        "question_id": str(record["question_id"]),
-        "question_type": annotation.question_type if annotation else "",
-        "answer_type": annotation.answer_type if annotation else "",
-        "answers": list(annotation.answers) if annotation else [],
-        "answer_labels": labels,
-        "answer_scores": scores,
-    }
+    labels, scores = soft_targets(annotation.answers, numbers=numbers)
+    return make_row(
+        _image_id(record["image_id"]),
+        image=image_at(folder / f"COCO_{folder.name}_{record['image_id']:012}.jpg"),
+        source=NAME,
+        licence=LICENCE,
+        question=record["question"],
+        question_id=str(record["question_id"]),
+        question_type=annotation.question_type,
+        answer_type=annotation.answer_type,
+        answers=list(annotation.answers),
+        answer_labels=labels,
+        answer_scores=scores,
+    )

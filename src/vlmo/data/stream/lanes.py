@@ -9,7 +9,6 @@ hash" names what is left of it, whatever became of the other samples.
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import itertools
 import json
 from collections import deque
@@ -103,9 +102,6 @@ class Place(NamedTuple):
     byte: int = 0
 
 
-_FIRST = Place()
-
-
 class _Order(NamedTuple):
     """The position of a sample in its block."""
 
@@ -122,43 +118,32 @@ class _Read(NamedTuple):
     after: Place
 
 
-@dataclass(frozen=True)
-class Cursor:
-    """Progress of a lane in a source.
+class Cursor(NamedTuple):
+    """Progress of a lane in a source."""
 
-    Attributes:
-        start: First record of its block.
-        end: The record after the block; None where the block has not been begun.
-        after: The last sample of it that was given; None if none was.
-    """
-
-    start: Place = _FIRST
+    start: Place = Place()
+    """First record of its block."""
     end: Place | None = None
+    """The record after the block; None where the block has not been begun."""
     after: _Order | None = None
+    """The last sample of the block that was given; None if none was."""
 
     def to_json(self) -> list[list[int] | None]:
         """Return lists, ready for JSON."""
-        return [None if part is None else list(part) for part in (self.start, self.end, self.after)]
+        return [None if part is None else list(part) for part in self]
 
     @classmethod
     def from_json(cls, parts: Sequence[Sequence[int] | None]) -> Cursor:
         """Restore what `to_json` gave."""
-        start, end, after = parts
-        assert start is not None
-        return cls(Place(*start), None if end is None else Place(*end), None if after is None else _Order(*after))
+        places: Any = [part and kind(*part) for kind, part in zip((Place, Place, _Order), parts, strict=True)]
+        return cls(*places)
 
 
 class Stream:
     """Endless records of one lane's share of one source, (epoch, record) each.
 
-    Args:
-        source: Shards.
-        lane: Number of the lane, of `lanes`.
-        lanes: Number of all lanes.
-        seed: Of the order.
-        block: Records that are shuffled with each other, and kept in memory.
-        images: Read images.
-        cursor: Progress to go on from.
+    Arguments are as in `Lane`; `block` records are shuffled with each other and kept in memory; reading goes on from
+    `cursor`.
     """
 
     def __init__(
@@ -169,8 +154,8 @@ class Stream:
         lanes: int,
         seed: int,
         block: int,
+        cursor: Cursor,
         images: bool = True,
-        cursor: Cursor = Cursor(),
     ) -> None:
         self._source, self._lane, self._lanes, self._seed = source, lane, lanes, seed
         self._size, self._images = block, images
@@ -190,7 +175,7 @@ class Stream:
             assert self._cursor.end is not None
             self._begin_block(self._cursor.end, self._coming[-1].after)
         place, read = self._entries.popleft()
-        self._cursor = dataclasses.replace(self._cursor, after=place)
+        self._cursor = self._cursor._replace(after=place)
         self._read_ahead()
         return read.place.epoch, read.record
 
@@ -317,22 +302,27 @@ class Lane:
         Raises:
             ValueError: Many shards, thousands of records, or several epochs hold no good sample.
         """
-        stream = self._streams[self._choose_source()]
+        chance = sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture") / 2**63
+        source = min(bisect.bisect_right(self._until, chance), len(self._until) - 1)
         begun: int | None = None
         lost_shards = 0
-        for passed, (epoch, record) in enumerate(stream, start=1):
+        for passed, (epoch, record) in enumerate(self._streams[source], start=1):
             begun = epoch if begun is None else begun
-            found = self._example(record, epoch)
-            if not isinstance(found, Bad):
-                self._num_good += 1
-                return found
-            bad.append(found)
-            self._num_bad += found.kind == "row"
-            lost_shards += found.kind == "shard"
+            if not isinstance(record, Bad):
+                try:
+                    example = self._read(record, epoch)
+                except (ValueError, MemoryError) as error:
+                    record = Bad("row", record.shard, record.index, record.key, str(error) or type(error).__name__)
+                else:
+                    self._num_good += 1
+                    return example
+            bad.append(record)
+            self._num_bad += record.kind == "row"
+            lost_shards += record.kind == "shard"
             if epoch >= begun + _BARREN_EPOCHS or lost_shards >= _BARREN_SHARDS or passed >= _BARREN_RECORDS:
                 raise ValueError(
                     f"streams: lane {self._lane} finds nothing that can be used, in {passed} records; the last one is "
-                    f"in {found.shard}: {found.reason}"
+                    f"in {record.shard}: {record.reason}"
                 )
         raise AssertionError("streams are endless")
 
@@ -341,17 +331,3 @@ class Lane:
         """Progress, ready for JSON; goes on after what was given last."""
         cursors = [stream.cursor.to_json() for stream in self._streams]
         return {"drawn": self._num_good, "bad": self._num_bad, "streams": cursors}
-
-    def _choose_source(self) -> int:
-        if len(self._streams) == 1:
-            return 0
-        chance = sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture") / 2**63
-        return min(bisect.bisect_right(self._until, chance), len(self._until) - 1)
-
-    def _example(self, record: Record, epoch: int) -> Example | Bad:
-        if isinstance(record, Bad):
-            return record
-        try:
-            return self._read(record, epoch)
-        except (ValueError, MemoryError) as error:
-            return Bad("row", record.shard, record.index, record.key, str(error) or type(error).__name__)

@@ -194,41 +194,36 @@ class StreamLoader:
                     )
 
 
+@dataclass(eq=False)
 class _LaneReader(IterableDataset):
     """Yields, in a worker, for each micro-step the samples of its lanes, or the reason why there are none.
 
     A reason is handed over as a string, as in `vlmo.data.loader`.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        examples: StreamExamples,
-        *,
-        config: StreamConfig,
-        seed: int,
-        lanes: Sequence[Sequence[int]],
-        num_parts: int,
-        rows: int,
-        states: LaneStates,
-    ) -> None:
-        self._sources, self._examples, self._config, self._seed = sources, examples, config, seed
-        self._lanes, self._num_parts, self._rows, self._states = lanes, num_parts, rows, states
+    sources: Sequence[Source]
+    examples: StreamExamples
+    config: StreamConfig
+    seed: int
+    lanes: Sequence[Sequence[int]]
+    num_parts: int
+    rows: int
+    states: LaneStates
 
     def __iter__(self) -> Iterator[dict[str, Any] | str]:
         worker = get_worker_info()
         part = 0 if worker is None else worker.id
         try:
             lanes = []
-            for micro in self._lanes:
+            for micro in self.lanes:
                 # A contiguous share, so that the order of rows does not tell how many workers there are.
-                first, end = (len(micro) * number // self._num_parts for number in (part, part + 1))
+                first, end = (len(micro) * number // self.num_parts for number in (part, part + 1))
                 lanes.append({number: self._open(number) for number in micro[first:end]})
             for of_micro in itertools.cycle(lanes):
                 bad: list[Bad] = []
-                examples = [lane.next_example(bad) for lane in of_micro.values() for _ in range(self._rows)]
+                examples = [lane.next_example(bad) for lane in of_micro.values() for _ in range(self.rows)]
                 yield {
-                    "batch": self._examples.collate(examples),
+                    "batch": self.examples.collate(examples),
                     "lanes": {str(number): lane.state for number, lane in of_micro.items()},
                     "bad": [vars(record) for record in bad],
                 }
@@ -236,15 +231,15 @@ class _LaneReader(IterableDataset):
             yield str(error)
 
     def _open(self, number: int) -> Lane:
-        state = self._states.get(str(number))
+        state = self.states.get(str(number))
         return Lane(
-            self._sources,
+            self.sources,
             lane=number,
-            lanes=self._config.lanes,
-            seed=self._seed,
-            shuffle=-(-self._config.shuffle // self._config.lanes),
-            read=self._examples,
-            images=self._examples.reads_images,
+            lanes=self.config.lanes,
+            seed=self.seed,
+            shuffle=-(-self.config.shuffle // self.config.lanes),
+            read=self.examples,
+            images=self.examples.reads_images,
             state=None if state is None else dict(state),
         )
 

@@ -231,9 +231,8 @@ def _tar_record(
         metadata = {name: value for name, value in facts.items() if options.details and name not in _OWN_NAMES}
     except _RECORD_ERRORS as error:
         return Bad("row", shard, index, key, f"the caption of {key} cannot be read: {error}")
-    if isinstance(image, str):
-        return Sample(shard, index, key, None, captions, path=image, metadata=metadata)
-    return Sample(shard, index, key, image, captions, metadata=metadata)
+    data, path = (None, image) if isinstance(image, str) else (image, None)
+    return Sample(shard, index, key, data, captions, path=path, metadata=metadata)
 
 
 # ------------------------------------------------------------------------------------------------------------ parquet
@@ -286,17 +285,11 @@ def _parquet_record(shard: str, index: int, key: str, values: dict[str, Any]) ->
         captions = _texts(values.get("captions"))
     except _RECORD_ERRORS as error:
         return Bad("row", shard, index, key, f"the caption of {key} cannot be read: {error}")
-    data = image.get("bytes") if isinstance(image, dict) else image
-    path = image.get("path") if isinstance(image, dict) else image
-    if isinstance(data, bytes):
-        return Sample(shard, index, key, data, captions, metadata=values["metadata"], path=_text_or_none(path))
-    if isinstance(path, str) and not _is_confined(path):
+    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, image)
+    data, path = (data if isinstance(data, bytes) else None), (path if isinstance(path, str) else None)
+    if data is None and path is not None and not _is_confined(path):
         return Bad("row", shard, index, key, f"its image {path!r:.80} lies outside the shard's folder")
-    return Sample(shard, index, key, None, captions, metadata=values["metadata"], path=_text_or_none(path))
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return Sample(shard, index, key, data, captions, path=path, metadata=values["metadata"])
 
 
 def _is_confined(path: str) -> bool:
