@@ -39,8 +39,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("gallery") / "pictures")
+def images(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("gallery") / "images")
     table = folder / "captions.csv"
     head, *lines = table.read_text().splitlines()
     table.write_text("\n".join([f"{head},split", *(f"{line},test" for line in lines)]) + "\n")
@@ -48,9 +48,9 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def released(folder, pictures, tmp_path_factory):
+def released(folder, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("releases") / "toy-release"
-    line = ["release", folder, "--out", out, "--recall-on", pictures, "--licence", "cc-by-sa-4.0", "--note", "A note."]
+    line = ["release", folder, "--out", out, "--recall-on", images, "--licence", "cc-by-sa-4.0", "--note", "A note."]
     main([*map(str, line), "--device", "cpu"])
     return out
 
@@ -82,9 +82,9 @@ def test_card_tells_rows_that_could_not_be_measured_on(folder, tmp_path, monkeyp
     assert not list((tmp_path / "out").glob("*.jsonl"))
 
 
-def test_reasons_outlive_a_release_that_too_many_bad_rows_end(folder, pictures, tmp_path, capsys):
-    spoilt = shutil.copytree(pictures, tmp_path / "spoilt")
-    next(spoilt.glob("*.png")).write_bytes(b"no picture")
+def test_reasons_outlive_a_release_that_too_many_bad_rows_end(folder, images, tmp_path, capsys):
+    spoilt = shutil.copytree(images, tmp_path / "spoilt")
+    next(spoilt.glob("*.png")).write_bytes(b"no image")
     line = ["release", str(folder), "--out", str(tmp_path / "out"), "--recall-on", str(spoilt), "--device", "cpu"]
     assert f"reason in {tmp_path / 'out.test.quarantine.jsonl'}" in refused(line, capsys)
     (reason,) = map(json.loads, (tmp_path / "out.test.quarantine.jsonl").read_text().splitlines())

@@ -68,11 +68,10 @@ def write_release(
         results, skipped = [], []
         for source in recall_on:
             result, num_skipped = _evaluate(new, source, out=out, device=device, console=console)
+            add_metrics(new, result.measurements(measured_by="`vlmo release`"))
             results.append(result)
             if num_skipped:
                 skipped.append(f"- `{data_name(source)}`: {num_skipped} rows of the split cannot be used")
-        for result in results:
-            add_metrics(new, result.measurements(measured_by="`vlmo release`"))
         if results:
             add_section(new, title="Confusions", body="\n\n".join(map(_confusions_text, results)))
         if skipped:

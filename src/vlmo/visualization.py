@@ -40,9 +40,8 @@ _PROBE_SIZE = 16
 
 def on_white(image: Image.Image) -> Image.Image:
     """Return a new RGB image; transparent parts become white."""
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def data_uri(image: Image.Image, *, size: int = 144) -> str:

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vlmo.demo.charts import line_chart
+from vlmo.demo.report import line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -28,34 +28,34 @@ def small(tmp_path, monkeypatch):
 
 def test_fast_start_answers_by_the_model_that_comes_along(small, tmp_path):
     console = Console(record=True, width=200)
-    pictures = str(write_folder(tmp_path / "pictures"))
+    images = str(write_folder(tmp_path / "images"))
     run = tmp_path / "run"
-    made = fast.run_fast_start(run, source=pictures, split="train", console=console)
-    index = Index.open(made.index)
+    ranks = fast.run_fast_start(run, source=images, split="train", console=console)
+    index = Index.open(run / "index")
     assert index.model_folder == str(small)
-    with (made.images / "captions.csv").open(newline="") as file:
+    with (run / "drawings" / "captions.csv").open(newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
     assert index.num_images == len(captions) == index.num_captions
     assert set(captions) <= {first for first, _ in CAPTIONS}
-    assert len(made.ranks) == 5
-    assert all(text in captions and 1 <= rank <= len(captions) for text, rank in made.ranks.items())
-    # Half of the captions were learnt; chance is a mean rank of half the pictures.
-    assert sum(made.ranks.values()) / 5 < len(captions) / 3
-    with Image.open(made.sheet) as sheet:
+    assert len(ranks) == 5
+    assert all(text in captions and 1 <= rank <= len(captions) for text, rank in ranks.items())
+    # Half of the captions were learnt; chance is a mean rank of half the images.
+    assert sum(ranks.values()) / 5 < len(captions) / 3
+    with Image.open(run / "queries.png") as sheet:
         assert sheet.size[0] == 900
     shown = console.export_text()
-    assert all(text in shown for text in made.ranks)
-    for command in (f"vlmo search {made.index} ", f"vlmo serve {SMALL} --index {made.index}", f"vlmo index {SMALL} "):
-        assert command in shown
+    assert all(text in shown for text in ranks)
+    for command in ("search {index} ", "serve {small} --index {index}", "index {small} "):
+        assert f"vlmo {command}".format(index=run / "index", small=SMALL) in shown
 
 
 def test_fast_start_goes_on_with_what_is_there(small, tmp_path):
-    pictures = str(write_folder(tmp_path / "pictures"))
-    first = fast.run_fast_start(tmp_path / "run", source=pictures, split="train")
-    before = {file: file.stat().st_mtime_ns for file in first.images.iterdir()}
+    images = str(write_folder(tmp_path / "images"))
+    first = fast.run_fast_start(tmp_path / "run", source=images, split="train")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "drawings").iterdir()}
     second = fast.run_fast_start(tmp_path / "run", source="no such source", split="train")
-    assert second.ranks == first.ranks
-    assert {file: file.stat().st_mtime_ns for file in first.images.iterdir()} == before
+    assert second == first
+    assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
 def test_quickstart_fast_makes_a_folder_of_its_own(tmp_path, monkeypatch):

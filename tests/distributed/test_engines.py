@@ -75,10 +75,15 @@ def buffers_of(engine: EngineConfig) -> dict[str, torch.Tensor]:
     objective = make_objective()
     objective.model.register_buffer("statistic", torch.zeros(1))
     running = Engine(objective, config=engine)
+
+    def evaluated() -> dict[str, torch.Tensor]:
+        with running.evaluation() as model:
+            return {"model.statistic": model.statistic.clone()}
+
     found = {}
     for name, look in (
         ("state", lambda: running.training_state(torch.optim.SGD(objective.parameters()))["objective"]),
-        ("evaluation", lambda: running.evaluate(lambda model: {"model.statistic": model.statistic.clone()})),
+        ("evaluation", evaluated),
         ("weights", lambda: {"model.statistic": running.weights().get("statistic", torch.zeros(1))}),
     ):
         objective.model.statistic.fill_(rank() + 1.0)

@@ -84,7 +84,8 @@ def one_update(
     objective.model.clamp_logit_scale_()
     # As an evaluator may: other calls, and another number of them, on each process.
     calls = distributed.rank() + 1
-    embeds = [running.evaluate(lambda model: [mean_state(model) for _ in range(calls)])[0]]
+    with running.evaluation() as model:
+        embeds = [mean_state(model) for _ in range(calls)][:1]
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         again = running(batches[0])["loss"]  # evaluation leaves nothing behind

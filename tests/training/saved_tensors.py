@@ -1,4 +1,4 @@
-"""What lies in a training state, read without the run that wrote it."""
+"""Contents of a training state, read without the run that wrote it."""
 
 from __future__ import annotations
 

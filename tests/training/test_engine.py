@@ -40,7 +40,8 @@ def test_checkpointed_blocks_run_again_in_the_backward_pass_and_only_there() -> 
         forward = len(seen)
         loss.backward()
         trained = len(seen)
-        engine.evaluate(lambda model: model.vlmo(pixel_values=torch.ones(1, 3, 64, 64)))
+        with engine.evaluation() as model:
+            model.vlmo(pixel_values=torch.ones(1, 3, 64, 64))
         calls[checkpointing] = forward, trained - forward, len(seen) - trained
     forward, backward, evaluation = calls[False]
     assert backward == 0
@@ -112,8 +113,6 @@ def test_precision_follows_the_instructions_of_the_cpu(instructions, there, monk
     assert not caplog.text
     assert choose_precision("bf16", device=cpu) == "bf16"
     assert ("float32 may be faster" in caplog.text) != there
-    with pytest.raises(ValueError, match="precision is 'fp16'; give one of float32, bf16, auto"):
-        choose_precision("fp16", device=cpu)
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -303,12 +303,12 @@ def test_data_that_end_a_run_cost_no_state_that_is_being_written(tmp_path) -> No
 
     def fails_in_step_5(start_step: int) -> Iterator[list[Batch]]:
         yield from itertools.islice(load(start_step), 4 - start_step)
-        raise ValueError("picture 3 is gone: restore it.")
+        raise ValueError("image 3 is gone: restore it.")
 
     trainer = make_trainer(tmp_path / "run", settings=settings, load=fails_in_step_5)
     wait, waited = trainer._states.wait, []
     trainer._states.wait = lambda: waited.append(trainer._states._writing is not None) or wait()
-    with pytest.raises(ValueError, match="picture 3 is gone: restore it; the last saved state is ") as caught:
+    with pytest.raises(ValueError, match="image 3 is gone: restore it; the last saved state is ") as caught:
         trainer.fit()
     assert str(caught.value).endswith("step_00000004, and the same command goes on")
     assert waited[-1], "the state was still being written"

@@ -21,7 +21,7 @@ _STDERR = Console(stderr=True)
 # Options and function of each command. The first line of the options' docstring is what `vlmo --help` shows.
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "quickstart": (runs.QuickstartOptions, runs.quickstart_command),
-    "train": (runs.TrainName, runs.train_command),
+    "train": (runs.TrainName, lambda given: runs.train(given.name, [])),
     "evaluate": (tasks.EvaluateOptions, tasks.evaluate_command),
     "predict": (tasks.PredictOptions, tasks.predict_command),
     "index": (searching.IndexOptions, searching.index_command),

@@ -39,7 +39,7 @@ class TrainOptions:
     """With dry_run: number of processes; by default those that torchrun has started."""
     json: Path | None = None
     """With dry_run: file for the figures."""
-    hang_seconds: float = 1800.0  # vlmo.training.HANG_SECONDS, which lives beside torch
+    hang_seconds: float = 1800.0  # vlmo.training.watchdog.HANG_SECONDS, which lives beside torch
     """With several processes: after how long without a sign of life, or in a step without progress, one is reported and
     the others end. Reading the data, an evaluation and a save may take four times as long."""
 
@@ -81,11 +81,6 @@ def quickstart_command(options: QuickstartOptions) -> None:
     run_quickstart(options.run_dir, scale=options.scale, console=Console())
 
 
-def train_command(given: TrainName) -> None:
-    """Run `vlmo train NAME` without further options."""
-    train(given.name, [])
-
-
 def train(name: str, arguments: list[str]) -> None:
     """Run `vlmo train NAME ...`; every setting of the recipe is an option."""
     hide_loading_bars()
@@ -104,7 +99,15 @@ def train(name: str, arguments: list[str]) -> None:
         description=description,
     )
     if options.dry_run:
-        _tell_needs(name, options)
+        from vlmo.recipes.estimate import estimate
+
+        processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
+        needs = estimate(options.recipe, processes=processes)
+        if os.environ.get("RANK", "0") == "0":
+            whose = f"each of {processes:,} processes" if processes > 1 else "one process"
+            Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
+            if options.json is not None:
+                options.json.write_text(needs.to_json() + "\n")
         return
     if options.processes is not None or options.json is not None:
         raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
@@ -127,19 +130,6 @@ def train(name: str, arguments: list[str]) -> None:
         sys.exit(0)
     if writes:
         Console().print(f"{result.status}: {result.steps} steps; model folder {result.model_dir}", highlight=False)
-
-
-def _tell_needs(name: str, options: TrainOptions) -> None:
-    from vlmo.recipes.estimate import estimate
-
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
-    needs = estimate(options.recipe, processes=processes)
-    if os.environ.get("RANK", "0") != "0":
-        return
-    whose = f"each of {processes:,} processes" if processes > 1 else "one process"
-    Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
-    if options.json is not None:
-        options.json.write_text(needs.to_json() + "\n")
 
 
 def recipes_command(options: RecipesOptions) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,25 +25,6 @@ from vlmo.retrieval.search import SEARCH_RERANK
 _NUM_QUERIES, _TOP, _NUM_CAPTIONS = 5, 5, 3
 
 
-@dataclass(frozen=True)
-class FastStart:
-    """Results of a fast start.
-
-    Attributes:
-        images: Folder of the images.
-        index: Their index.
-        sheet: PNG file with the results.
-        ranks: Rank of the right image, by query.
-        seconds: Wall time until the last query was answered.
-    """
-
-    images: Path
-    index: Path
-    sheet: Path
-    ranks: dict[str, int]
-    seconds: float
-
-
 def run_fast_start(
     run: str | Path,
     *,
@@ -52,11 +32,13 @@ def run_fast_start(
     source: str = TEST_SOURCE,
     split: str = "test",
     console: Console | None = None,
-) -> FastStart:
+) -> dict[str, int]:
     """Index the images of a source, search a few by their captions, and print commands to try next.
 
+    Return the rank of the right image, by query.
+
     Args:
-        run: Folder for images, index and contact sheet; existing ones are used again.
+        run: Folder for drawings/, index/ and the contact sheet queries.png; existing ones are used again.
         model: Name of a model that comes with the package, or a model folder.
         source: Images with captions; by default the drawings that no stage of the model has seen.
         console: Where everything is shown; None shows nothing.
@@ -98,7 +80,7 @@ def run_fast_start(
         f"  vlmo index {model} YOUR_IMAGES --out my-index",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-    return FastStart(images, index, sheet, {query.text: query.rank for query in queries}, seconds)
+    return {query.text: query.rank for query in queries}
 
 
 def _write_images(folder: Path, *, source: str, split: str, quarantine: Path) -> list[str]:

@@ -9,7 +9,6 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from vlmo.recipes.build import build
 from vlmo.recipes.schema import Recipe, scaled
 from vlmo.retrieval import Encoder
 from vlmo.tasks import TaskResult, VisionStage, evaluate
-from vlmo.training import TrainingResult, read_metrics
+from vlmo.training import read_metrics
 
 _NUM_EXAMPLES, _NUM_ATTENTION = 12, 3
 _RERANKED = "rerank_"
@@ -37,25 +36,6 @@ _STAGES = {
     small.STAGELESS: ("For comparison: stage 3 alone, from random weights", ("itc", "mlm", "itm")),
 }
 """Title and losses of each run."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Results of a quickstart.
-
-    Attributes:
-        model_dir: Model folder of stage 3.
-        report: The page.
-        metrics: Recalls of stage 3, fractions.
-        stageless: Recalls of the dual encoder trained without stages 1 and 2.
-        seconds: Wall time of each step of the work.
-    """
-
-    model_dir: Path
-    report: Path
-    metrics: dict[str, float]
-    stageless: dict[str, float]
-    seconds: dict[str, float]
 
 
 def quickstart_recipes(run: Path, *, scale: float = 1.0) -> dict[str, Recipe]:
@@ -71,7 +51,7 @@ def quickstart_recipes(run: Path, *, scale: float = 1.0) -> dict[str, Recipe]:
     return {name: scaled(recipe, scale=scale) for name, recipe in recipes.items()}
 
 
-def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | None = None) -> Outcome:
+def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | None = None) -> None:
     """Train every stage, evaluate on unseen drawings and write `report.html`; continue after an interruption.
 
     Args:
@@ -90,7 +70,14 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
         open_source(source)
     seconds = {"data": time.monotonic() - began}
     for name, recipe in quickstart_recipes(run, scale=scale).items():
-        seconds[name] = _train(name, recipe, run_dir=run / name, console=console).seconds
+        title = f"emoji-{name}"
+        about, original = describe(title).splitlines()[0], find_recipe(title)
+        trainer = build(recipe, run_dir=run / name, console=console, title=title, about=about, original=original)
+        trained = trainer.fit()
+        if trained.status == "stopped":
+            console.print("stopped; the same command goes on")
+            sys.exit(0)
+        seconds[name] = trained.seconds
     began = time.monotonic()
     folder, stageless_folder = run / small.STAGE3 / "model", run / small.STAGELESS / "model"
     result = evaluate(folder, source=small.TEST_SOURCE, console=console)
@@ -101,41 +88,23 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     stageless.write_card(stageless_folder, measured_by="`vlmo quickstart`")
     result.write_json(run / "figures.json", folder=folder, predictions=False)
 
-    columns = _columns(result, stageless=stageless.metrics)
+    dual = {name: value for name, value in result.metrics.items() if not name.startswith(_RERANKED)}
+    columns = {
+        "Dual encoder": dual,
+        "Reranked": {name: result.metrics[f"{_RERANKED}{name}"] for name in dual},
+        "Without stages": stageless.metrics,
+        "Chance": {name: result.chance[name] for name in dual},
+    }
     report = _report(run, result, columns=columns, seconds=seconds)
     path = write_report(run / "report.html", report)
     contact_sheet(report.text_to_image[:5]).save(run / "queries.png")
-    console.print(_table(columns))
-    console.print(f"{sum(seconds.values()):.0f} s in all. Model folder: {folder}\nReport: {path}")
-    return Outcome(folder, path, result.metrics, stageless.metrics, seconds)
-
-
-def _train(name: str, recipe: Recipe, *, run_dir: Path, console: Console) -> TrainingResult:
-    title = f"emoji-{name}"
-    about = describe(title).splitlines()[0]
-    trainer = build(recipe, run_dir=run_dir, console=console, title=title, about=about, original=find_recipe(title))
-    result = trainer.fit()
-    if result.status == "stopped":
-        console.print("stopped; the same command goes on")
-        sys.exit(0)
-    return result
-
-
-def _columns(result: TaskResult, *, stageless: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return the recalls by metric, a column for each kind of measurement."""
-    dual = {name: value for name, value in result.metrics.items() if not name.startswith(_RERANKED)}
-    reranked = {name: result.metrics[f"{_RERANKED}{name}"] for name in dual}
-    chance = {name: result.chance[name] for name in dual}
-    return {"Dual encoder": dual, "Reranked": reranked, "Without stages": dict(stageless), "Chance": chance}
-
-
-def _table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table("", title="Retrieval, recall in percent")
     for name in columns:
         table.add_column(name, justify="right")
-    for metric in columns["Chance"]:
+    for metric in dual:
         table.add_row(metric.upper(), *(f"{100 * column[metric]:.1f}" for column in columns.values()))
-    return table
+    console.print(table)
+    console.print(f"{sum(seconds.values()):.0f} s in all. Model folder: {folder}\nReport: {path}")
 
 
 def _report(

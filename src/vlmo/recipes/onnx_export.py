@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vlmo.evaluation import RetrievalResult
 from vlmo.export.onnx import OnnxReport, add_recalls, write_onnx
 from vlmo.export.runtime import OnnxRetrievalModel
 from vlmo.tasks.base import quarantine_of
@@ -46,18 +45,12 @@ def export_onnx(
         }
         report = add_recalls(report, {name: result.metrics for name, result in results.items()}, source=str(recall_on))
         if console is not None:
-            console.print(recall_table(results, source=str(recall_on)))
+            table = Table(title=f"ONNX Runtime on {recall_on}, recall in percent")
+            for name in ["", *results, *(["int8 loses"] if int8 else []), "chance"]:
+                table.add_column(name, justify="right" if name else "left")
+            for name, chance in results["float32"].chance.items():
+                values = [result.metrics[name] for result in results.values()]
+                values += [values[0] - values[1]] if int8 else []
+                table.add_row(name.upper(), *(f"{100 * value:.1f}" for value in [*values, chance]))
+            console.print(table)
     return report
-
-
-def recall_table(results: dict[str, RetrievalResult], *, source: str) -> Table:
-    """Recalls of the dual encoder in percent, what int8 loses in points, and chance."""
-    float32, int8 = results["float32"], results.get("int8")
-    table = Table(title=f"ONNX Runtime on {source}, recall in percent")
-    for name in ["", *results, *(["int8 loses"] if int8 else []), "chance"]:
-        table.add_column(name, justify="right" if name else "left")
-    for name, chance in float32.chance.items():
-        values = [result.metrics[name] for result in results.values()]
-        values += [float32.metrics[name] - int8.metrics[name]] if int8 else []
-        table.add_row(name.upper(), *(f"{100 * value:.1f}" for value in [*values, chance]))
-    return table

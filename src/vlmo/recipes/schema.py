@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from vlmo.processing import TransformConfig
 from vlmo.tasks import Task
 from vlmo.tasks.tokenizer import plain_fields
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+from vlmo.training.checkpoint import differences
 
 LEARN_VOCABULARY = "learn"
 # Settings that no pre-training stage reads.
@@ -117,6 +118,41 @@ class Recipe:
         return json.dumps({"stage_name": type(self.stage).__name__} | asdict(self), indent=2)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A row of the tables of recipes.
+
+    Attributes:
+        about: One sentence.
+        expect: Numbers to expect with their conditions, or those that the paper reports.
+        data: Note about the data; `{source}` stands for their name.
+        command: The command that trains it; `{name}` stands for the recipe's.
+        notes: Further sentences.
+    """
+
+    recipe: Recipe
+    about: str
+    expect: str
+    data: str = "{source}."
+    command: str = "vlmo train {name}"
+    notes: str = ""
+
+    def describe(self, name: str) -> str:
+        """Return the description under the recipe's name: what it trains, data, start, command, numbers."""
+        recipe, targets = self.recipe, getattr(self.recipe.stage, "visual_tokenizer", None)
+        source = recipe.data.source or recipe.data.streams.patterns[0]
+        fields = {
+            "Data:": self.data.format(source=source),
+            "Targets:": targets and f"tokens of the visual tokenizer in {targets}.",
+            "Start:": recipe.init and f"the model folder {recipe.init}.",
+            "Run:": self.command.format(name=name),
+            "Expect:": self.expect,
+        }
+        wrap = textwrap.TextWrapper(119, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+        described = [wrap.fill(f"{field:<8} {value}") for field, value in fields.items() if value]
+        return "\n".join([line for line in (self.about, self.notes) if line] + described)
+
+
 def scaled(recipe: Recipe, *, scale: float) -> Recipe:
     """Return the recipe with a share of its steps, at least one, and of its warm-up."""
     trainer, schedule = recipe.trainer, recipe.schedule
@@ -129,16 +165,7 @@ def scaled(recipe: Recipe, *, scale: float) -> Recipe:
 
 def changed_settings(original: Recipe, recipe: Recipe) -> list[str]:
     """Return dotted names of settings that differ, but for folders and the seed, which are on the card anyway."""
-    return sorted(name for name in _differing(asdict(original), asdict(recipe)) if name not in _ON_CARD_ANYWAY)
-
-
-def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in old.keys() | new.keys():
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differing(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}"
+    return [name for name, _ in differences(asdict(original), asdict(recipe)) if name not in _ON_CARD_ANYWAY]
 
 
 def check_recipe(recipe: Recipe, *, processes: int) -> None:

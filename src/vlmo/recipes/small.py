@@ -12,8 +12,7 @@ from vlmo.objectives.downstream import ClassificationConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTransformConfig
-from vlmo.recipes.entry import Entry
-from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
+from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
 from vlmo.tasks import (
     ClassificationStage,
     LanguageStage,

@@ -4,15 +4,13 @@ from vlmo.distributed import choose_device
 from vlmo.training.checkpoint import claim_run_folder
 from vlmo.training.engine import EngineConfig
 from vlmo.training.errors import TrainingError, explained_start
-from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, lr_at, param_groups
+from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, lr_at
 from vlmo.training.parallel import launch
 from vlmo.training.tracking import read_metrics
-from vlmo.training.trainer import BatchLoader, Trainer, TrainerConfig, TrainingResult
-from vlmo.training.watchdog import HANG_SECONDS, Watchdog
+from vlmo.training.trainer import Trainer, TrainerConfig, TrainingResult
+from vlmo.training.watchdog import Watchdog
 
 __all__ = [
-    "HANG_SECONDS",
-    "BatchLoader",
     "EngineConfig",
     "OptimizerConfig",
     "ScheduleConfig",
@@ -26,6 +24,5 @@ __all__ = [
     "explained_start",
     "launch",
     "lr_at",
-    "param_groups",
     "read_metrics",
 ]

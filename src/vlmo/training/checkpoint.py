@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PosixPath, WindowsPath
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -121,7 +121,7 @@ class StateStore:
             future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
             self._writing = writer, cast("Future[Any]", future)
         else:
-            with writer:
+            with writer.explained():
                 dcp.save(tensors, storage_writer=writer, process_group=self._group)
 
     def wait(self) -> None:
@@ -132,7 +132,7 @@ class StateStore:
         """
         if self._writing is not None:
             (writer, future), self._writing = self._writing, None
-            with writer:
+            with writer.explained():
                 future.result()
 
     def last_saved(self, *, finish: bool) -> str:
@@ -163,7 +163,9 @@ class StateStore:
             groups, of_parameters = state["param_groups"], cast("dict[str, Any]", state["state"])
             # What no step has used yet has no state, here as before.
             tensors["optimizer"] = {n: of for n, of in of_parameters.items() if f"optimizer.{n}.step" in names}
-        if differing := sorted(names ^ set(_flat_names(tensors))):
+        own = {f"objective.{n}" for n in tensors["objective"]}
+        own |= {f"optimizer.{n}.{moment}" for n, of in tensors.get("optimizer", {}).items() for moment in of}
+        if differing := sorted(names ^ own):
             raise TrainingError(
                 f"training state {saved.path} holds other tensors than this run, {len(differing)} of them, such as"
                 f" {differing[0]} (only in the {'state' if differing[0] in names else 'run'}); resume it with the"
@@ -229,15 +231,15 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
     """
     path = run_dir / "recipe.json"
     if path.exists():
-        differences = _differences(json.loads(path.read_text()), json.loads(recipe_json))
-        others = [phrase for name, phrase in differences if not name.startswith(MAY_DIFFER)]
+        found = differences(json.loads(path.read_text()), json.loads(recipe_json))
+        others = [phrase for name, phrase in found if not name.startswith(MAY_DIFFER)]
         if others:
             raise ValueError(
                 f"run folder {run_dir} holds a run with another recipe: {'; '.join(others)};"
                 " give a new run folder, or the recipe of the run to resume it"
             )
-        if differences and write:
-            logger.info("%s goes on with other settings: %s", run_dir, "; ".join(phrase for _, phrase in differences))
+        if found and write:
+            logger.info("%s goes on with other settings: %s", run_dir, "; ".join(phrase for _, phrase in found))
             write_file(path, recipe_json)
     elif write:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -245,7 +247,7 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
 
 
 class _StateWriter(dcp.FileSystemWriter):
-    """Writer of one state; as a context, it turns a failure into one clear error and leaves nothing of the state."""
+    """Writer of one state."""
 
     def __init__(self, target: Path, *, progress: dict[str, Any], keep: int) -> None:
         super().__init__(path_aside(target))
@@ -284,18 +286,19 @@ class _StateWriter(dcp.FileSystemWriter):
         for old in _states(self.target.parent)[: -self.keep]:
             remove_folder(old)  # half a state must not look like a damaged one
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            return
-        with contextlib.suppress(BaseException):
-            self._folder.__exit__(type(error), error, trace)
-        if isinstance(error, CheckpointException):
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn a failure into one clear error, and leave nothing of the state."""
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(BaseException):
+                self._folder.__exit__(type(error), error, error.__traceback__)
+            if not isinstance(error, CheckpointException):
+                raise
             place, (cause, _) = min(error.failures.items())
             if not isinstance(cause, Exception):
-                raise cause  # such as an interrupt
+                raise cause from None  # such as an interrupt
             newest = max(_states(self.target.parent), default=None)
             raise TrainingError(
                 f"training state {self.target} could not be written by process {place} ({type(cause).__name__}:"
@@ -327,15 +330,6 @@ class _MetadataUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} does not belong into a training state")
 
 
-def _flat_names(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """Yield names as torch.distributed.checkpoint gives them to nested tensors."""
-    for name, value in tensors.items():
-        if isinstance(value, Mapping):
-            yield from (f"{name}.{inner}" for inner in _flat_names(value))
-        else:
-            yield name
-
-
 def _states(folder: Path) -> list[Path]:
     """Return complete states, oldest first."""
     return sorted(path for path in folder.glob("step_*") if not path.suffix)
@@ -354,8 +348,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str]]:
-    """Return the dotted name of each leaf that differs, and a phrase that tells how."""
+def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str]]:
+    """Return the dotted name of each leaf of nested dictionaries that differs, and a phrase that tells how."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in sorted(old.keys() | new.keys()):
@@ -363,6 +357,6 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str]]:
             if key not in old or key not in new:
                 found.append((inner, f"{inner} is only in the {'new' if key in new else 'old'} one"))
             else:
-                found += _differences(old[key], new[key], inner)
+                found += differences(old[key], new[key], inner)
         return found
     return [] if old == new else [(name, f"{name} was {old!r} and is now {new!r}")]

@@ -31,7 +31,6 @@ from vlmo.types import Batch
 T = TypeVar("T")
 
 Precision = Literal["float32", "bf16"]
-PRECISIONS = ("float32", "bf16", "auto")
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +75,7 @@ def multiplies_in_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(name: Precision | Literal["auto"], *, device: torch.device) -> Precision:
-    """Return `name`; for "auto", bf16 if the device has instructions for it, else float32. Warn of bf16 without them.
-
-    Raises:
-        ValueError: There is no such precision.
-    """
-    if name not in PRECISIONS:
-        raise ValueError(f"precision is {name!r}; give one of {', '.join(PRECISIONS)}")
+    """Return `name`, or for "auto" bf16 if the device has instructions for it, else float32; warn of bf16 without."""
     if name == "auto":
         return "bf16" if multiplies_in_bf16(device) else "float32"
     if name == "bf16" and not multiplies_in_bf16(device):
@@ -156,31 +149,28 @@ class Engine:
         else:
             yield
 
-    def evaluate(self, work: Callable[[nn.Module], T]) -> T:
-        """Return `work(model)` with the model in evaluation mode, without gradients.
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[nn.Module]:
+        """Context without gradients that gives the model in evaluation mode.
 
-        `work` may call any part of the model, and may differ between processes: a sharded model is handed to it as a
-        whole float32 copy, which is there only for so long.
+        Any part of the model may be called, not the same on all processes: a sharded model is given as a whole float32
+        copy, which is there only for so long.
         """
+        model = self.objective.get_submodule("model")
+        _same_everywhere(model.buffers())
         with torch.no_grad():
             if self._twin is not None:
-                _same_everywhere(self.objective.buffers())
-                weights = get_model_state_dict(
-                    self.objective.get_submodule("model"), options=StateDictOptions(full_state_dict=True)
-                )
+                weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
                 self._twin.load_state_dict(weights, assign=True)
                 try:
-                    return work(self._twin)
+                    yield self._twin
                 finally:
                     _drop_weights(self._twin)
-            model = self.objective.get_submodule("model")
-            _same_everywhere(model.buffers())
+                return
             modes = [(module, module.training) for module in model.modules()]
-            model.eval()
-            result = work(model)
+            yield model.eval()
             for module, training in modes:
                 module.training = training
-            return result
 
     def weights(self) -> dict[str, Tensor]:
         """Return the model's whole state dictionary on the main process; on the CPU if the model is sharded."""

@@ -23,7 +23,7 @@ class TrainingError(RuntimeError):
 
 def advise_on_saving(error: Exception) -> str:
     """Return what to do about a training state that could not be written."""
-    number = error.errno if isinstance(error, OSError) else None
+    number = getattr(error, "errno", None)
     if number in _NO_SPACE or isinstance(error, RuntimeError):  # PyTorch hides the system's reason
         return "If the disk is full, free space there"
     if number in _NO_PERMISSION:
@@ -33,9 +33,8 @@ def advise_on_saving(error: Exception) -> str:
 
 def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path) -> str | None:
     """Return what the machine did to a run and what to do about it, in one phrase; None for errors of another kind."""
-    if worker := re.search(
-        r"DataLoader worker \(pid.*\) (?:is )?(killed by signal: \w+|exited unexpectedly)", str(error)
-    ):
+    pattern = r"DataLoader worker \(pid.*\) (?:is )?(killed by signal: \w+|exited unexpectedly)"
+    if worker := re.search(pattern, str(error)):
         return (
             f"a worker that prepares batches is gone ({worker[1]}), most often because memory ran out: give the machine"
             " more, or lower loader.num_workers"
@@ -74,16 +73,6 @@ def explained_faults(
             # What the stopped frames hold is dropped: a loader left alive raises again at the end of each worker.
             traceback.clear_frames(error.__traceback__)
         raise TrainingError(f"{place()}: {fault}; {saved}") from error
-
-
-@contextlib.contextmanager
-def explained_data(last_saved: Callable[..., str]) -> Iterator[None]:
-    """Add to a ValueError where the run stands, once a state that is being written is complete."""
-    try:
-        yield
-    except ValueError as error:
-        with undisturbed():
-            raise ValueError(f"{str(error).rstrip('.')}; {last_saved(finish=True)}") from error
 
 
 @contextlib.contextmanager

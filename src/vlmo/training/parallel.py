@@ -71,16 +71,13 @@ class StopSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._back_to_usual()
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         # No logging here: the signal may have come in the middle of a write to the same stream.
         self.requested = True
-        self._back_to_usual()
-
-    def _back_to_usual(self) -> None:
-        for number, handler in self._usual.items():
-            signal.signal(number, handler)
+        self.__exit__()
 
 
 @contextlib.contextmanager

@@ -34,10 +34,10 @@ from torch.nn.utils import clip_grads_with_norm_
 from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, rank, world_size
 from vlmo.folder import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
-from vlmo.training.engine import PRECISIONS, Engine, EngineConfig, Precision, choose_precision, gradient_norm
-from vlmo.training.errors import TrainingError, explained_data, explained_faults
+from vlmo.training.engine import Engine, EngineConfig, Precision, choose_precision, gradient_norm
+from vlmo.training.errors import TrainingError, explained_faults
 from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer, lr_at
-from vlmo.training.parallel import StopSignal, from_main, to_device
+from vlmo.training.parallel import StopSignal, from_main, to_device, undisturbed
 from vlmo.training.tracking import Tracker, read_metrics
 from vlmo.training.watchdog import Watchdog
 from vlmo.types import Batch
@@ -97,8 +97,8 @@ class TrainerConfig:
         Raises:
             ValueError: There is no such precision, a count is below 1, or the norm is not above 0.
         """
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; give one of {', '.join(PRECISIONS)}")
+        if self.precision not in {"float32", "bf16", "auto"}:
+            raise ValueError(f"precision is {self.precision!r}; give 'float32', 'bf16' or 'auto'")
         for name in ("max_steps", "log_every", "save_every", "keep_states", "eval_every", "max_bad_steps"):
             value = asdict(self)[name]
             if value is not None and value < 1:
@@ -202,7 +202,7 @@ class Trainer:
             in_background=config.async_save,
             longest_wait=self._watchdog.longest_wait,
         )
-        self._counters, self._began = _Counters(), 0.0
+        self._counters, self._began, self._lr = _Counters(), 0.0, 0.0
         self._good_state: Path | None = None
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
 
@@ -223,7 +223,11 @@ class Trainer:
                 return self._result("already_finished")
             if self.config.precision == "auto":
                 logger.info("%s: computing in %s", self.title, self.precision)
-            with StopSignal() as stop, self._tracker() as tracker:
+            tracking = contextlib.nullcontext()
+            if is_main():
+                step, max_steps = self._counters.step, self.config.max_steps
+                tracking = Tracker(self.run_dir, step=step, max_steps=max_steps, title=self.title, console=self.console)
+            with StopSignal() as stop, tracking as tracker:
                 finished = self._train(tracker, stop)
                 if finished:
                     self._watchdog.at("writing the model folder", timed=False)
@@ -255,8 +259,11 @@ class Trainer:
         """Train one step; return True if any process was asked to stop."""
         counters, config, began = self._counters, self.config, time.monotonic()
         self._watchdog.at(f"reading the batch of step {counters.step + 1}")
-        with explained_data(self._states.last_saved):
+        try:
             micro_batches = next(batches)
+        except ValueError as error:
+            with undisturbed():
+                raise ValueError(f"{str(error).rstrip('.')}; {self._states.last_saved(finish=True)}") from error
 
         losses = self._accumulate_gradients(micro_batches)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -264,7 +271,8 @@ class Trainer:
 
         # All processes do alike.
         bad = not (losses["loss"].isfinite() & grad_norm.isfinite()).item()
-        rows = sum(_num_rows(batch) for batch in micro_batches)
+        tensors = [cast(dict[str, Tensor], batch).values() for batch in micro_batches]
+        rows = sum(next(len(tensor) for tensor in each if tensor.ndim > 0) for each in tensors)
         flags = torch.tensor([int(bad), int(stop.requested), rows], device=self.device)
         num_bad, num_stopping, num_rows = all_reduce(flags).tolist()
         if num_bad:
@@ -273,8 +281,9 @@ class Trainer:
             counters.bad_in_row = 0
             if config.clip_norm is not None:
                 clip_grads_with_norm_(parameters, config.clip_norm, grad_norm)
+            self._lr = lr_at(counters.step, base_lr=self.base_lr, max_steps=config.max_steps, config=self.schedule)
             for group in self.optimizer.param_groups:
-                group["lr"] = self._lr(counters.step) * group["lr_scale"]
+                group["lr"] = self._lr * group["lr_scale"]
             self.optimizer.step()
             if self.after_step is not None:
                 self.after_step()
@@ -290,7 +299,10 @@ class Trainer:
         """Add up gradients of the mean loss over micro-batches and processes; return this process's mean losses."""
         values = defaultdict(list)
         for micro, batch in enumerate(micro_batches):
-            seed_generators(forward_seed(self.seed, step=self._counters.step, micro=micro, rank=rank()))
+            seed = forward_seed(self.seed, step=self._counters.step, micro=micro, rank=rank())
+            torch.manual_seed(seed)  # its GPU generators too
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
             batch = to_device(batch, self.device)
             self._watchdog.at(f"in step {self._counters.step + 1}")
             with self._engine.synchronized(last=micro == len(micro_batches) - 1):
@@ -300,9 +312,6 @@ class Trainer:
             for name, value in losses.items():
                 values[name].append(value.detach())
         return {name: torch.stack(parts).mean() for name, parts in values.items()}
-
-    def _lr(self, step: int) -> float:
-        return lr_at(step, base_lr=self.base_lr, max_steps=self.config.max_steps, config=self.schedule)
 
     def _report(
         self, tracker: Tracker | None, micro_batches: list[Batch], losses: dict[str, Tensor], grad_norm: Tensor
@@ -323,7 +332,7 @@ class Trainer:
         elif tracker is not None:
             (rows, seconds), self._unreported = self._unreported, (0, 0.0)
             numbers = {
-                "lr": self._lr(counters.step - 1),
+                "lr": self._lr,
                 "grad_norm": norm,
                 "samples_per_s": rows / max(seconds, 1e-9),
                 "seconds": self._seconds(),
@@ -347,15 +356,12 @@ class Trainer:
         if not due or not self.evaluators or from_main(tracker and tracker.evaluated_step) == step:
             return
 
-        def evaluate_all(model: nn.Module) -> dict[str, float]:
-            metrics: dict[str, float] = {}
+        metrics: dict[str, float] = {}
+        self._watchdog.at(f"in the evaluation after step {step}", timed=False)
+        with self._engine.evaluation() as model:
             for evaluate in self.evaluators:  # each is progress
                 self._watchdog.at(f"in the evaluation after step {step}", timed=False)
                 metrics |= evaluate(model)
-            return metrics
-
-        self._watchdog.at(f"in the evaluation after step {step}", timed=False)
-        metrics = self._engine.evaluate(evaluate_all)
         if tracker is not None:
             tracker.log_evaluation(step, metrics)
 
@@ -395,12 +401,6 @@ class Trainer:
     def _seconds(self) -> float:
         return time.monotonic() - self._began
 
-    def _tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
-        if not is_main():
-            return contextlib.nullcontext()
-        step, max_steps = self._counters.step, self.config.max_steps
-        return Tracker(self.run_dir, step=step, max_steps=max_steps, title=self.title, console=self.console)
-
     def _result(self, status: Literal["finished", "already_finished", "stopped"]) -> TrainingResult:
         counters = self._counters
         return TrainingResult(
@@ -418,14 +418,3 @@ def forward_seed(seed: int, *, step: int, micro: int, rank: int) -> int:
     """Return the seed of one forward, 0 to below 2^63: a hash, so that neighbouring steps have unrelated randomness."""
     digest = hashlib.blake2b(f"{seed} {step} {micro} {rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def seed_generators(seed: int) -> None:
-    """Seed torch (its GPU generators too), numpy and Python."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def _num_rows(batch: Batch) -> int:
-    return next(len(tensor) for tensor in cast(dict[str, Tensor], batch).values() if tensor.ndim > 0)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Self, cast
@@ -191,21 +191,17 @@ class Watchdog:
                     return
                 if self._wake.is_set() or time.monotonic() - read_at >= self._read_every:
                     self._wake.clear()
-                    self._read(store.multi_get(names))
-                    read_at = self._read_at
+                    reports = [Report(**json.loads(text)) for text in store.multi_get(names)]
+                    read_at = now = time.monotonic()
+                    # After a time away (stopped, no CPU) this process cannot judge by what it saw before.
+                    known = {} if now - self._read_at > self._hang_seconds / 2 else self._sightings
+                    self._sightings = {
+                        number: known.get(number, Sighting(report, now, now)).then(report, now=now)
+                        for number, report in enumerate(reports)
+                    }
+                    self._read_at = now
+                    self._was_read.set()
                 self._wake.wait(self._beat_every)
-
-    def _read(self, reports: Sequence[bytes]) -> None:
-        now = time.monotonic()
-        # After a time away (stopped, no CPU) this process cannot judge by what it saw before.
-        known = {} if now - self._read_at > self._hang_seconds / 2 else self._sightings
-        sightings = {}
-        for number, text in enumerate(reports):
-            report = Report(**json.loads(text))
-            before = known.get(number, Sighting(report, beat_at=now, progress_at=now))
-            sightings[number] = before.then(report, now=now)
-        self._sightings, self._read_at = sightings, now
-        self._was_read.set()
 
     def _watch(self) -> None:
         """End this process when another one hangs."""
@@ -220,19 +216,16 @@ class Watchdog:
             else:
                 hung = find_hung(self._sightings, now=self._read_at, hang_seconds=self._hang_seconds)
             if hung:
-                _tell(hung, report=self._report)
+                told = "; ".join(f"process {number} {how}" for number, how in hung.items())
+                place = f"Process {rank()} of {world_size()}, {self._report.place}, ends"
+                frame = sys._current_frames().get(threading.main_thread().ident or 0)
+                stack = "".join(traceback.format_stack(frame)[-_STACK_LINES:])
+                # Past sys.stderr, whose lock the thread that hangs may hold.
+                line = f"vlmo: {told}. {place}; the same command goes on.\nProcess {rank()} stands at:\n{stack}"
+                os.write(2, line.encode())
                 # The others should see the same, rather than miss this one.
                 time.sleep(2 * self._read_every + 2 * _BEAT_S)
                 os._exit(_EXIT_CODE)
-
-
-def _tell(hung: Mapping[int, str], *, report: Report) -> None:
-    told = "; ".join(f"process {number} {how}" for number, how in hung.items())
-    line = f"vlmo: {told}. Process {rank()} of {world_size()}, {report.place}, ends; the same command goes on."
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    stack = "".join(traceback.format_stack(frame)[-_STACK_LINES:])
-    # Past sys.stderr, whose lock the thread that hangs may hold.
-    os.write(2, f"{line}\nProcess {rank()} stands at:\n{stack}".encode())
 
 
 def is_lost_contact(error: BaseException) -> bool:
