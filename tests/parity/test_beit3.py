@@ -137,8 +137,8 @@ def test_recognises_beit3_and_nothing_else():
     [
         ({}, {}, "32 wide"),
         ({"beit3.encoder.embed_positions.B.weight": None}, {"num_attention_heads": 4}, r"embed_positions\.B\.weight"),
-        ({"beit3.encoder.embed_positions.A.weight": torch.zeros(25, 32)}, {"num_attention_heads": 4}, "22 patches"),
-        ({"beit3.encoder.embed_positions.A.weight": torch.zeros(2, 32)}, {"num_attention_heads": 4}, "-1 patches"),
+        ({"beit3.encoder.embed_positions.A.weight": torch.zeros(25, 32)}, {"num_attention_heads": 4}, "23 positions"),
+        ({"beit3.encoder.embed_positions.A.weight": torch.zeros(2, 32)}, {"num_attention_heads": 4}, "0 positions"),
         (
             {"beit3.encoder.embed_positions.B.weight": torch.zeros(2, 32)},
             {"num_attention_heads": 4},

@@ -20,11 +20,12 @@ from vlmo.checkpoints.layout import (
     NameTable,
     check_alike,
     count_blocks,
+    grid_of_positions,
+    grid_of_table,
     join_projections,
     note_on_depth,
     one_number,
     shape_of,
-    square_side,
     without_batch,
 )
 from vlmo.model import (
@@ -204,11 +205,7 @@ def _our_names(state_dict: Mapping[str, Tensor], *, original: bool) -> tuple[dic
 def _join_tables(
     named: dict[str, Tensor], sources: Mapping[str, str], *, depth: int
 ) -> Float[Tensor, "rows layers*heads"] | None:
-    """Take the tables of all layers out of `named` and join them; a shared one is added to that of each layer.
-
-    Raises:
-        ValueError: Some layers have a table and others do not, or there are absolute positions too.
-    """
+    """Take the tables of all layers out of `named` and join them; a shared one is added to that of each layer."""
     tables = {name: named.pop(name) for name in list(named) if name.startswith(("layer_table.", _SHARED))}
     if not tables:
         return None
@@ -245,6 +242,14 @@ def _config(
     shape = partial(shape_of, named, layout=PUBLISHED)
     width, channels, patch_size, _ = shape(_PATCHES, axes=4)
     layer_scale = float(given.get("layer_scale_init_value", 1e-5 if depth >= _LARGE_DEPTH else 0.1))
+    if table is not None:
+        grid = grid_of_table("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS)
+    elif _POSITIONS in named:
+        grid = grid_of_positions("pos_embed", len(named[_POSITIONS]))
+    elif "image_size" in given:
+        grid = given["image_size"] // patch_size
+    else:
+        raise ValueError("no position table tells the image size of this BEiT; give its folder, with config.json.")
     has_classes = named.keys() >= _CLASSIFIER
     return VLMoConfig(
         hidden_size=width,
@@ -252,7 +257,7 @@ def _config(
         num_attention_heads=_num_heads(table, width=width, depth=depth, given=given, asked=asked),
         intermediate_size=shape(_FIRST_LAYER, axes=2)[0],
         num_fusion_layers=0,  # stage 3 adds them, from the expert that its recipe names
-        image_size=patch_size * _grid_side(named, table, given=given, patch_size=patch_size),
+        image_size=patch_size * grid,
         patch_size=patch_size,
         num_channels=channels,
         max_text_positions=MAX_TEXT_POSITIONS,
@@ -283,23 +288,6 @@ def _num_heads(table: Tensor | None, *, width: int, depth: int, given: Mapping[s
     return found
 
 
-def _grid_side(named: Mapping[str, Tensor], table: Tensor | None, *, given: Mapping[str, Any], patch_size: int) -> int:
-    """Return the patches along a side, by the position table."""
-    if table is not None:
-        side = square_side(len(table) - NUM_CLASS_ROWS)
-        if side is not None and side % 2:
-            return (side + 1) // 2
-        raise ValueError(f"a position table of {len(table)} rows is not of a square image; VLMo needs one.")
-    if _POSITIONS in named:
-        count = len(named[_POSITIONS]) - 1
-        if (side := square_side(count)) is not None:
-            return side
-        raise ValueError(f"pos_embed has {count} patches, which is not of a square image; VLMo needs one.")
-    if "image_size" not in given:
-        raise ValueError("no position table tells the image size of this BEiT; give its folder, with config.json.")
-    return given["image_size"] // patch_size
-
-
 def _neutral(
     weights: Mapping[str, Tensor], config: VLMoConfig, *, without_norm: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -323,11 +311,7 @@ _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermedia
 
 
 def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate `config.json` of a Beit folder; pairs of equal image or patch sizes become one number.
-
-    Raises:
-        ValueError: It is of another model, or a value has another type or range.
-    """
+    """Validate `config.json` of a Beit folder; pairs of equal image or patch sizes become one number."""
     given = dict(config)
     if (kind := given.get("model_type", "beit")) != "beit":
         raise ValueError(f"config.json is of a model of type {kind!r}; expected 'beit'.")
@@ -453,11 +437,7 @@ def _beit3_config(state_dict: Mapping[str, Tensor], *, num_attention_heads: int 
             f"this BEiT-3 is {width} wide; base is 768 and large 1024. Its tensors do not tell the number of attention"
             " heads: give it (--num-attention-heads)."
         )
-    patches = shape_of(state_dict, _BEIT3_IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS - 1
-    if (side := square_side(patches)) is None:
-        raise ValueError(
-            f"{_BEIT3_IMAGE_POSITIONS} has {patches} patches, which is not of a square image; VLMo needs one."
-        )
+    positions = shape_of(state_dict, _BEIT3_IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
     texts = shape_of(state_dict, _BEIT3_TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
     words = shape_of(state_dict, _BEIT3_WORDS, axes=2)[0]
     if texts < 1 or words < 2:  # padding is number 1
@@ -471,7 +451,7 @@ def _beit3_config(state_dict: Mapping[str, Tensor], *, num_attention_heads: int 
         num_hidden_layers=count_blocks(layers),
         num_attention_heads=heads,
         intermediate_size=shape_of(state_dict, "beit3.encoder.layers.0.ffn.A.fc1.weight", axes=2)[0],
-        image_size=patch_size * side,
+        image_size=patch_size * grid_of_positions(_BEIT3_IMAGE_POSITIONS, positions),
         patch_size=patch_size,
         num_channels=channels,
         vocab_size=words,

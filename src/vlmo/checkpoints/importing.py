@@ -234,11 +234,7 @@ def _convert(
 
 
 def _complete(conversion: Conversion, state_dict: Mapping[str, Tensor], *, allow_partial: bool) -> list[str]:
-    """Drop weights that the model has no place for; return all keys that are left out.
-
-    Raises:
-        ValueError: There are such keys, or others are missing, and that was not allowed.
-    """
+    """Drop weights that the model has no place for; return all keys that are left out."""
     needed = _shapes(conversion)
     homeless = conversion.weights.keys() - needed.keys()
     missing = [
@@ -293,11 +289,7 @@ def _resize_images(conversion: Conversion, image_size: int | None) -> list[str]:
 
 
 def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Path | None) -> int | None:
-    """Return the longest text of the processor, None without a text side; cut absolute positions to `asked`.
-
-    Raises:
-        ValueError: The model cannot read texts of this length, or has no text side.
-    """
+    """Return the longest text of the processor, None without a text side; cut absolute positions to `asked`."""
     config, weights = conversion.config, conversion.weights
     if conversion.text is None and vocabulary is None:
         if asked is not None:
@@ -326,11 +318,7 @@ def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Pa
 def _make_processor(
     conversion: Conversion, *, vocabulary: str | Path | None, length: int | None
 ) -> VLMoProcessor | BeitImageProcessor:
-    """Return the processor of the new folder, of images alone where `length` is None.
-
-    Raises:
-        ValueError: There is no vocabulary, or it does not belong to the word table.
-    """
+    """Return the processor of the new folder, of images alone where `length` is None."""
     config = conversion.config
     if length is None:
         conversion.notes.append("no text side in the file and no --vocabulary: the processor takes images only")
@@ -417,11 +405,7 @@ def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:
 
 
 def _build(conversion: Conversion, dtype: torch.dtype) -> tuple[VLMoPreTrainedModel, list[str]]:
-    """Return the model with its weights, without a copy, and the names of newly initialised parameters.
-
-    Raises:
-        ValueError: A tensor has another shape than the sizes in the configuration ask for.
-    """
+    """Return the model with its weights, without a copy, and the names of newly initialised parameters."""
     shapes, weights, prefix = _shapes(conversion), conversion.weights, _prefix(conversion)
     wrong = [name for name, tensor in weights.items() if tensor.shape != shapes[name]]
     if wrong:

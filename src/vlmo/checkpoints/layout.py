@@ -155,10 +155,28 @@ def shape_of(
     return shape
 
 
-def square_side(count: int) -> int | None:
-    """Return the side of a square of `count` cells, None where there is no such square."""
-    side = isqrt(max(count, 0))
-    return side if side and side * side == count else None
+def grid_of_table(name: str, rows: int, *, num_fixed: int) -> int:
+    """Return the patches along a side by the rows of a relative position table.
+
+    Raises:
+        ValueError: They are not those of a square image.
+    """
+    side = isqrt(max(rows - num_fixed, 0))
+    if side % 2 == 0 or side * side != rows - num_fixed:
+        raise ValueError(f"{name} has {rows} rows; expected (2w-1)^2 + {num_fixed} for an image of w x w patches")
+    return (side + 1) // 2
+
+
+def grid_of_positions(name: str, count: int) -> int:
+    """Return the patches along a side by the number of absolute positions.
+
+    Raises:
+        ValueError: They are not those of a square image.
+    """
+    side = isqrt(max(count - 1, 0))
+    if side == 0 or side * side != count - 1:
+        raise ValueError(f"{name} has {count} positions; expected w^2 + 1 for an image of w x w patches")
+    return side
 
 
 def count_blocks(numbers: Iterable[int]) -> int:

@@ -69,7 +69,7 @@ def load_model(
         ValueError: The folder is no model folder, is damaged, or holds a model of another class.
     """
     folder, found = check_model_folder(folder, model_class, hint=hint)
-    model = _load_complete(folder, cast("type[Model]", found), **options).eval()
+    model = load_complete(folder, cast("type[Model]", found), **options).eval()
     module: nn.Module = model  # transformers annotates its own `to` in a way that checkers do not read
     module.to(choose_device(None if device is None else str(device)))
     return model
@@ -94,10 +94,7 @@ def load_retrieval_model(
     Raises:
         ValueError: As `load_model`.
     """
-    return load_model(folder, VLMoForImageTextRetrieval, device=device, hint=RETRIEVAL_HINT), load_processor(folder)
-
-
-RETRIEVAL_HINT = "Retrieval needs one; stage 3 and fine-tuning for retrieval leave it."
+    return load_model(folder, VLMoForImageTextRetrieval, device=device), load_processor(folder)
 
 
 def check_model_folder(
@@ -119,29 +116,18 @@ def check_model_folder(
     able = [model_class.__name__]
     if model_class is VLMoForImageTextRetrieval:
         able.append(VLMoForPreTraining.__name__)  # which holds all of its weights
+        hint = hint or "Retrieval needs one; stage 3 and fine-tuning for retrieval leave it."
     if not set(able) & set(map(str, kinds)):
         raise ValueError(f"{held}; expected {' or '.join(able)}. {hint}".rstrip())
     return folder, model_class
 
 
-def load_from_hub(
-    name: str, model_class: type[Model], *, hub: dict[str, Any], **options: Any
-) -> tuple[Model, VLMoProcessor]:
-    """Load model and processor of a folder or of a repository of the hub.
-
-    Args:
-        hub: Place of the files: `revision`, `subfolder` and the like, as in transformers.
-        options: Further arguments of the model's `from_pretrained`.
+def load_complete(name: str | Path, model_class: type[Model], **options: Any) -> Model:
+    """Load a model of a folder or of the hub, by arguments of `from_pretrained`.
 
     Raises:
         ValueError: There is no such model, it is damaged, or it lacks weights of `model_class`.
     """
-    model = _load_complete(name, model_class, **hub, **options).eval()
-    with one_line_errors(name):
-        return model, VLMoProcessor.from_pretrained(name, **hub)
-
-
-def _load_complete(name: str | Path, model_class: type[Model], **options: Any) -> Model:
     with one_line_errors(name):
         loaded: Any = model_class.from_pretrained(name, output_loading_info=True, **options)
     model, report = loaded

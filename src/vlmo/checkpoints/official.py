@@ -21,12 +21,13 @@ from vlmo.checkpoints.layout import (
     Conversion,
     NameTable,
     count_blocks,
+    grid_of_positions,
+    grid_of_table,
     listed,
     one_line,
     one_number,
     shape_of,
     spans,
-    square_side,
     without_batch,
 )
 from vlmo.checkpoints.loading import check_model_folder, one_line_errors, read_json, read_state_dict
@@ -290,11 +291,7 @@ def _positions(
     """Return the kind of positions, the patches along a side, and the number of heads."""
     if TABLE in state_dict:
         rows, columns = shape_of(state_dict, TABLE, axes=2)
-        side = square_side(rows - NUM_FIXED_ROWS)
-        if side is None or side % 2 == 0:
-            raise ValueError(
-                f"{TABLE} has {rows} rows; expected (2w-1)^2 + {NUM_FIXED_ROWS} for an image of w x w patches"
-            )
+        grid = grid_of_table(TABLE, rows, num_fixed=NUM_FIXED_ROWS)
         heads = columns // depth
         if columns % depth or num_attention_heads not in {None, heads}:
             asked = "" if num_attention_heads is None else f" of {num_attention_heads} heads"
@@ -307,12 +304,10 @@ def _positions(
                 f"{TABLE} has {columns} columns for {depth} layers, so {heads} heads; published models of width {width}"
                 f" have {usual}. Is the file whole? Give --num-attention-heads {heads} if it is"
             )
-        return "relative", (side + 1) // 2, heads
+        return "relative", grid, heads
     if "transformer.pos_embed" not in state_dict:
         raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")
-    rows = shape_of(state_dict, "transformer.pos_embed", axes=3)[1]
-    if (grid := square_side(rows - 1)) is None:
-        raise ValueError(f"transformer.pos_embed has {rows} positions; expected w^2 + 1 for an image of w x w patches")
+    grid = grid_of_positions("transformer.pos_embed", shape_of(state_dict, "transformer.pos_embed", axes=3)[1])
     heads = NUM_HEADS.get((width, depth)) if num_attention_heads is None else num_attention_heads
     if heads is None:
         raise ValueError(
@@ -353,9 +348,8 @@ def export_official(folder: str | Path, file: str | Path) -> ExportReport:
     folder, model_class = check_model_folder(folder)
     with one_line_errors(folder):
         config = VLMoConfig.from_pretrained(folder)
-    _check_config(config, folder)
     weights, _ = read_state_dict(folder)
-    _check_weights(config, weights, model_class, folder)
+    _check_fits(config, weights, model_class, folder)
     if model_class is VLMoModel:
         weights = {f"vlmo.{name}": tensor for name, tensor in weights.items()}
     published, notes = _published(config, weights, folder)
@@ -387,7 +381,10 @@ def export_official(folder: str | Path, file: str | Path) -> ExportReport:
     return ExportReport(file, num_tensors=len(published), notes=notes)
 
 
-def _check_config(config: VLMoConfig, folder: Path) -> None:
+def _check_fits(
+    config: VLMoConfig, weights: dict[str, Tensor], model_class: type[VLMoPreTrainedModel], folder: Path
+) -> None:
+    """Refuse a model that the layout cannot hold, and a folder that lacks tensors of its model, or holds others."""
     problems = [
         f"{name} {value!r}, where it has {fixed!r}"
         for name, fixed in _FIXED.items()
@@ -399,15 +396,8 @@ def _check_config(config: VLMoConfig, folder: Path) -> None:
         problems.append(f"{config.max_text_positions} text positions, where it has {MAX_TEXT_POSITIONS}")
     if problems:
         raise ValueError(f"{folder}: the published VLMo layout cannot hold this model: {'; '.join(problems)}")
-
-
-def _check_weights(
-    config: VLMoConfig, weights: dict[str, Tensor], model_class: type[VLMoPreTrainedModel], folder: Path
-) -> None:
-    """Refuse a folder that lacks tensors of its model, or holds others."""
     with torch.device("meta"):
         shapes = {key: tensor.shape for key, tensor in model_class(config).state_dict().items()}
-    problems = []
     if missing := shapes.keys() - weights.keys():
         problems.append(f"without {listed(missing)}")
     if foreign := weights.keys() - shapes.keys():

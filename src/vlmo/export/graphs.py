@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -38,15 +37,22 @@ class Graph:
     """One encoder of a model, which becomes one file.
 
     Attributes:
-        call: Function of the model and the inputs in the order of `inputs`; returns tensors in the order of `outputs`.
+        method: Of the model; takes `inputs` by their names.
+        fields: Names of `outputs` in the result of the method; by default the same.
         num_images: Images of each row of `pixel_values`.
     """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    call: Callable[..., tuple[Tensor, ...]]
+    method: str = "forward"
+    fields: tuple[str, ...] | None = None
     num_images: int = 1
+
+    def call(self, model: VLMoPreTrainedModel, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of a model for inputs in the order of `inputs`."""
+        result = getattr(model, self.method)(**dict(zip(self.inputs, inputs, strict=True)))
+        return (result,) if isinstance(result, Tensor) else tuple(result[name] for name in self.fields or self.outputs)
 
     @property
     def reads_text(self) -> bool:
@@ -64,11 +70,11 @@ class GraphModule(nn.Module):
 
     def __init__(self, model: VLMoPreTrainedModel, graph: Graph) -> None:
         super().__init__()
-        self.model, self.call = model, graph.call
+        self.model, self.graph = model, graph
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of the graph."""
-        return self.call(self.model, *inputs)
+        return self.graph.call(self.model, *inputs)
 
 
 def graphs_of(model: VLMoPreTrainedModel) -> tuple[Graph, ...]:
@@ -80,52 +86,29 @@ def graphs_of(model: VLMoPreTrainedModel) -> tuple[Graph, ...]:
     match model:
         case VLMoForPreTraining() | VLMoForImageTextRetrieval():
             graphs = (
-                Graph(IMAGE_ENCODER, (_PIXELS,), ("image_embeds",), _call("get_image_features")),
-                Graph(TEXT_ENCODER, _TEXT, ("text_embeds",), _call("get_text_features")),
-                Graph(FUSION_ENCODER, _PAIR, ("match_logits",), _call("match")),
+                Graph(IMAGE_ENCODER, (_PIXELS,), ("image_embeds",), method="get_image_features"),
+                Graph(TEXT_ENCODER, _TEXT, ("text_embeds",), method="get_text_features"),
+                Graph(FUSION_ENCODER, _PAIR, ("match_logits",), method="match"),
             )
             return graphs[:2] if model.match_head is None else graphs
         case VLMoForVisualQuestionAnswering():
-            return (Graph(FUSION_ENCODER, _PAIR, _LOGITS, _logits),)
+            return (Graph(FUSION_ENCODER, _PAIR, _LOGITS),)
         case VLMoForVisualReasoning():
-            return (Graph(FUSION_ENCODER, _PAIR, _LOGITS, _logits, num_images=2),)
+            return (Graph(FUSION_ENCODER, _PAIR, _LOGITS, num_images=2),)
         case VLMoForImageClassification() | VLMoForSemanticSegmentation():
-            return (Graph(IMAGE_ENCODER, (_PIXELS,), _LOGITS, _logits),)
+            return (Graph(IMAGE_ENCODER, (_PIXELS,), _LOGITS),)
         case VLMoForMaskedImageModeling():
-            inputs = (_PIXELS, _MASKED_PATCHES)
-            return (Graph(IMAGE_ENCODER, inputs, _LOGITS, lambda model, *given: (model(*given).reconstruction,)),)
+            return (Graph(IMAGE_ENCODER, (_PIXELS, _MASKED_PATCHES), _LOGITS, fields=("reconstruction",)),)
         case VLMoForMaskedLM():
-            return (
-                Graph(TEXT_ENCODER, _TEXT, _LOGITS, _logits),
-                Graph(FUSION_ENCODER, _PAIR, _LOGITS, lambda model, pixels, *text: (model(*text, pixels).logits,)),
-            )
+            return (Graph(TEXT_ENCODER, _TEXT, _LOGITS), Graph(FUSION_ENCODER, _PAIR, _LOGITS))
         case VLMoModel():
             pooled = () if model.pooler is None else ("pooler_output",)
-            return tuple(
-                Graph(name, inputs, (*states, *pooled), _states(inputs, (*states, *pooled)))
-                for name, inputs, states in (
-                    (IMAGE_ENCODER, (_PIXELS,), ("last_hidden_state",)),
-                    (TEXT_ENCODER, _TEXT, ("last_hidden_state",)),
-                    (FUSION_ENCODER, _PAIR, ("text_hidden_state", "image_hidden_state")),
-                )
+            return (
+                Graph(IMAGE_ENCODER, (_PIXELS,), ("last_hidden_state", *pooled)),
+                Graph(TEXT_ENCODER, _TEXT, ("last_hidden_state", *pooled)),
+                Graph(FUSION_ENCODER, _PAIR, ("text_hidden_state", "image_hidden_state", *pooled)),
             )
     raise ValueError(f"{type(model).__name__} has no ONNX form here; export one of the classes VLMoModel or VLMoFor...")
-
-
-def _call(method: str) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda model, *inputs: (getattr(model, method)(*inputs),)
-
-
-def _logits(model: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return (model(*inputs).logits,)
-
-
-def _states(inputs: tuple[str, ...], wanted: tuple[str, ...]) -> Callable[..., tuple[Tensor, ...]]:
-    def call(model: VLMoModel, *tensors: Tensor) -> tuple[Tensor, ...]:
-        output = model(**dict(zip(inputs, tensors, strict=True)))
-        return tuple(output[name] for name in wanted)
-
-    return call
 
 
 def free_text_length(model: VLMoPreTrainedModel) -> None:

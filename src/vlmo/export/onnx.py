@@ -43,17 +43,12 @@ IR_VERSION = 11
 _MIN_TEXT = 2  # `[CLS]` and `[SEP]`
 # Batch and text length of each comparison; the longest text is added.
 _CASES = ((1, 2), (2, 8), (3, 13))
+_Case = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # inputs, and PyTorch's outputs
 # protobuf holds less than 2 GiB; larger weights go to a file beside the graph.
 _MAX_SINGLE_FILE = 1_500_000_000
 _PROCESSOR_FILES = (
     *("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.txt"),
-)
-_CLASSIFIERS = (
-    VLMoForImageClassification,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
 )
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -132,7 +127,16 @@ def write_onnx(folder: str | Path, out: str | Path, *, int8: bool = False) -> On
     model = load_for_export(folder)
     graphs = graphs_of(model)
     # Before the model is changed for the exporter, so that the comparison sees that change too.
-    cases = {graph.name: _compared_cases(model, graph) for graph in graphs}
+    cases: dict[str, list[_Case]] = {}
+    longest = model.config.max_text_positions
+    with torch.inference_mode():
+        for graph in graphs:
+            sizes = [*_CASES, (1, longest)] if graph.reads_text else _CASES
+            inputs = [
+                noise(graph, model.config, batch=batch, length=min(length, longest), seed=seed)
+                for seed, (batch, length) in enumerate(sizes)
+            ]
+            cases[graph.name] = [(given, graph.call(model, *given)) for given in inputs]
     free_text_length(model)
     with write_folder(out) as partial:
         written = {
@@ -179,20 +183,6 @@ def noise(graph: Graph, config: VLMoConfig, *, batch: int, length: int, seed: in
     return tuple(made[name] for name in graph.inputs)
 
 
-_Case = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # inputs, and PyTorch's outputs
-
-
-def _compared_cases(model: VLMoPreTrainedModel, graph: Graph) -> list[_Case]:
-    longest = model.config.max_text_positions
-    sizes = [(batch, min(length, longest)) for batch, length in _CASES]
-    sizes += [(1, longest)] if graph.reads_text else []
-    inputs = [
-        noise(graph, model.config, batch=batch, length=length, seed=seed) for seed, (batch, length) in enumerate(sizes)
-    ]
-    with torch.inference_mode():
-        return [(given, graph.call(model, *given)) for given in inputs]
-
-
 def _write_graph(
     model: VLMoPreTrainedModel, graph: Graph, cases: Sequence[_Case], *, folder: Path, int8: bool
 ) -> OnnxGraph:
@@ -205,18 +195,20 @@ def _write_graph(
             f"{file.name} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; nothing was kept. Check "
             "the weights, and the versions of torch, onnxscript and onnxruntime."
         )
-    int8_file = None
+    differences = {file: difference}
     if int8:
         quantised = file.with_suffix(".int8.onnx")
         _quantise(file, quantised, large=large)
-        int8_file = _described_file(quantised, _largest_difference(OnnxSession(quantised), cases))
-    return OnnxGraph(session.inputs, session.outputs, float32=_described_file(file, difference), int8=int8_file)
-
-
-def _described_file(file: Path, difference: float) -> OnnxFile:
-    parts = (file, file.with_name(f"{file.name}.data"))
-    num_bytes = sum(part.stat().st_size for part in parts if part.is_file())
-    return OnnxFile(file.name, num_bytes=num_bytes, largest_difference=difference)
+        differences[quantised] = _largest_difference(OnnxSession(quantised), cases)
+    files = [
+        OnnxFile(
+            written.name,
+            num_bytes=sum(part.stat().st_size for part in folder.glob(f"{written.name}*")),
+            largest_difference=found,
+        )
+        for written, found in differences.items()
+    ]
+    return OnnxGraph(session.inputs, session.outputs, float32=files[0], int8=files[1] if int8 else None)
 
 
 def _largest_difference(session: OnnxSession, cases: Sequence[_Case]) -> float:
@@ -286,10 +278,9 @@ def _quantise(source: Path, target: Path, *, large: bool) -> None:
     """Write a graph whose linear layers multiply in int8, with scales of activations taken at run time."""
     from onnxruntime import quantization  # brings `onnx`, which takes a second
 
-    # The library logs to the root logger: a line for each tensor, and the advice to optimise first, which its sessions
-    # do.
-    root = logging.getLogger()
-    root.addFilter(_is_error)
+    # The library logs a line for each tensor, and the advice to optimise first, which its sessions do.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         quantization.quantize_dynamic(
             source,
@@ -302,11 +293,7 @@ def _quantise(source: Path, target: Path, *, large: bool) -> None:
             use_external_data_format=large,
         )
     finally:
-        root.removeFilter(_is_error)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
+        logging.disable(before)
 
 
 def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> dict[str, Any]:
@@ -330,6 +317,13 @@ def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> d
             "std": list(images.image_std),
         }
     searches = isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval)
+    classifies = isinstance(
+        model,
+        VLMoForImageClassification
+        | VLMoForSemanticSegmentation
+        | VLMoForVisualQuestionAnswering
+        | VLMoForVisualReasoning,
+    )
     labels = {str(number): label for number, label in (config.id2label or {}).items()}
     return {
         "format": FORMAT,
@@ -338,7 +332,7 @@ def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> d
         "image": image,
         "text": text,
         "logit_scale": float(model.contrast_head.logit_scale) if searches else None,
-        "labels": labels if isinstance(model, _CLASSIFIERS) else None,
+        "labels": labels if classifies else None,
         "graphs": {name: asdict(graph) for name, graph in report.graphs.items()},
     }
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,10 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        self.inputs = {tensor.name: _description(tensor) for tensor in self.session.get_inputs()}
-        self.outputs = {tensor.name: _description(tensor) for tensor in self.session.get_outputs()}
+        self.inputs, self.outputs = (
+            {tensor.name: {"type": tensor.type, "shape": list(tensor.shape)} for tensor in tensors}
+            for tensors in (self.session.get_inputs(), self.session.get_outputs())
+        )
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """Return the outputs for inputs in the order of the graph."""
@@ -39,18 +40,7 @@ class OnnxSession:
         return [torch.from_numpy(np.asarray(output)) for output in self.session.run(None, given)]
 
 
-def _description(tensor: Any) -> dict[str, Any]:
-    return {"type": tensor.type, "shape": list(tensor.shape)}
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """Holder of ITC's temperature under the name that `evaluate_retrieval` reads."""
-
-    logit_scale: Float[Tensor, "1"]
-
-
-class OnnxRetrievalModel:
+class OnnxRetrievalModel(nn.Module):
     """Dual encoder and, if it was exported, fusion encoder of a folder.
 
     It has the methods of `VLMoForImageTextRetrieval` that `evaluate_retrieval` calls, which takes it as a model.
@@ -66,6 +56,7 @@ class OnnxRetrievalModel:
     device = torch.device("cpu")
 
     def __init__(self, folder: str | Path, *, int8: bool = False, num_threads: int | None = None) -> None:
+        super().__init__()
         folder = Path(folder)
         description = read_description(folder)
         graphs = description["graphs"]
@@ -80,7 +71,7 @@ class OnnxRetrievalModel:
             name: OnnxSession(folder / graph[variant]["file"], num_threads=num_threads)
             for name, graph in graphs.items()
         }
-        self.contrast_head = Temperature(torch.tensor([description["logit_scale"]]))
+        self.contrast_head = SimpleNamespace(logit_scale=torch.tensor([description["logit_scale"]]))
 
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised image vectors."""
@@ -106,14 +97,6 @@ class OnnxRetrievalModel:
         if FUSION_ENCODER not in self.sessions:
             raise ValueError("This folder holds no fusion encoder: its model has no matching head.")
         return self.sessions[FUSION_ENCODER](pixel_values, input_ids, attention_mask)[0]
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Return nothing: no part of this model has a mode."""
-        return iter(())
-
-    def eval(self) -> OnnxRetrievalModel:
-        """Return the model itself."""
-        return self
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -131,16 +131,14 @@ def register() -> None:
         from clip_benchmark import models
     except ImportError as error:
         raise ImportError("register needs clip_benchmark: pip install 'vlmo[clip-benchmark]'") from error
+
+    def load(
+        *, pretrained: str, device: str | torch.device, **_: Any
+    ) -> tuple[ClipModel, ClipPreprocess, ClipTokenizer]:
+        return load_open_clip(pretrained, device=device)
+
     loaders: dict[str, Any] = models.TYPE2FUNC
-    loaders[MODEL_TYPE] = _load_for_clip_benchmark
+    loaders[MODEL_TYPE] = load
     # The command line holds this very list.
     if MODEL_TYPE not in models.MODEL_TYPES:
         models.MODEL_TYPES.append(MODEL_TYPE)
-
-
-def _load_for_clip_benchmark(
-    model_name: str, pretrained: str, cache_dir: str | None, device: str | torch.device
-) -> tuple[ClipModel, ClipPreprocess, ClipTokenizer]:
-    """Load a folder; clip_benchmark names the arguments, and `model_name` only labels its results."""
-    del model_name, cache_dir
-    return load_open_clip(pretrained, device=device)

@@ -114,13 +114,32 @@ class _PairPipeline(Pipeline):
                 ) from error
         super().__init__(model, processor=processor, **options)
 
-    def _pair(self, image: Any, text: Any) -> Any:
-        """Return one pair as a dictionary; pass on a list, generator or data set of such dictionaries."""
+    def __call__(self, image: Any = None, **options: Any) -> Any:
+        """Return the answers for one pair, best first; for several pairs, a list (or iterator) of such lists.
+
+        Args:
+            image: A PIL image, a local path or what transformers' `load_image` takes; or, without a text, a list,
+                generator or data set of dictionaries with `image` and the text, such as
+                `{"image": ..., "question": ...}`.
+            options: The text, as `question` or `text`; `top_k` (of questions, 5 by default), `timeout` in seconds for
+                images that are fetched, `batch_size`.
+
+        Raises:
+            ValueError: No text, no image, or `top_k` below 1.
+        """
+        text = options.pop(self.text_key, None)
         if text is not None:
-            return {"image": image, self.text_key: text}
-        if image is None or isinstance(image, Image.Image | str | Path):
+            image = {"image": image, self.text_key: text}
+        elif image is None or isinstance(image, Image.Image | str | Path):
             raise ValueError(f"got an image without {self.text_key}: give both, or a list of dictionaries with both")
-        return image
+        return super().__call__(image, **options)
+
+    def _sanitize_parameters(
+        self, *, timeout: float | None = None, **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        # Only what a call has set; the pipeline fills in the rest.
+        given = {name: value for name, value in options.items() if value is not None}
+        return {} if timeout is None else {"timeout": timeout}, {}, given
 
     def _open_pair(self, pair: Any, *, timeout: float | None) -> tuple[Image.Image, Any]:
         if not isinstance(pair, dict) or not {"image", self.text_key} <= pair.keys():
@@ -144,28 +163,6 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
     model_classes = (VLMoForVisualQuestionAnswering,)
     text_key = "question"
 
-    def __call__(self, image: Any = None, *, question: str | None = None, **options: Any) -> Any:
-        """Return a list of `{"score", "answer"}`; for several pairs, a list (or iterator) of such lists.
-
-        Args:
-            image: A PIL image, a local path or what transformers' `load_image` takes; or, without `question`, a list,
-                generator or data set of `{"image": ..., "question": ...}`.
-            question: About the image.
-            options: `top_k` (5 by default), `timeout` in seconds for images that are fetched, `batch_size`.
-
-        Raises:
-            ValueError: No question, no image, or `top_k` below 1.
-        """
-        return super().__call__(self._pair(image, question), **options)
-
-    def _sanitize_parameters(
-        self, *, top_k: int | None = None, timeout: float | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}: expected the number of answers to return, from 1 up")
-        # Only what a call has set; the pipeline fills in the rest.
-        return _without_none(timeout=timeout), {}, _without_none(top_k=top_k)
-
     def preprocess(self, pair: Any, timeout: float | None = None) -> BatchFeature:
         """Return the tensors of one pair."""
         image, question = self._open_pair(pair, timeout=timeout)
@@ -176,6 +173,8 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor], top_k: int = 5) -> list[dict[str, Any]]:
         """Return the best answers of one pair."""
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}: expected the number of answers to return, from 1 up")
         scores = model_outputs["logits"][0].float().sigmoid()
         best = scores.topk(min(top_k, len(scores)))
         answers = self.model.config.id2label
@@ -210,25 +209,6 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
         if not self.model.config.use_match_head:
             raise ValueError("this model has no matching head (use_match_head is False), so it scores no pairs")
 
-    def __call__(self, image: Any = None, *, text: str | list[str] | None = None, **options: Any) -> Any:
-        """Return a list of `{"text", "score"}`; for several images, a list (or iterator) of such lists.
-
-        Args:
-            image: A PIL image, a local path or what transformers' `load_image` takes; or, without `text`, a list,
-                generator or data set of `{"image": ..., "text": ...}`.
-            text: A text or several.
-            options: `timeout` in seconds for images that are fetched, `batch_size`.
-
-        Raises:
-            ValueError: No text or no image.
-        """
-        return super().__call__(self._pair(image, text), **options)
-
-    def _sanitize_parameters(
-        self, *, timeout: float | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        return _without_none(timeout=timeout), {}, {}
-
     def preprocess(self, pair: Any, timeout: float | None = None) -> Iterator[dict[str, Any]]:
         """Yield the tensors of the image with each of its texts.
 
@@ -255,10 +235,6 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
             for output in model_outputs
         ]
         return sorted(scored, key=lambda entry: -entry["score"])
-
-
-def _without_none(**parameters: Any) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def register() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from vlmo.checkpoints.loading import RETRIEVAL_HINT, check_model_folder, load_from_hub
+from vlmo.checkpoints.loading import check_model_folder, load_complete, one_line_errors
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.processor import PAD_MULTIPLE
@@ -36,15 +36,10 @@ Features = dict[str, Any]
 Device = str | torch.device | None
 """None: the first accelerator that sentence-transformers finds, or the CPU."""
 
-_SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
 # Arguments that say where the hub's files are, here and in transformers.
 _HUB = {
     "cache_folder": "cache_dir",
     **{name: name for name in ("subfolder", "token", "revision", "local_files_only")},
-}
-_ACTIVATIONS = {
-    "torch.nn.modules.linear.Identity": nn.Identity,
-    "torch.nn.modules.activation.Sigmoid": nn.Sigmoid,
 }
 
 
@@ -102,7 +97,9 @@ class _FolderModule(InputModule, ABC):
             )
         # Other arguments, such as `trust_remote_code`, have no effect: no code is loaded here.
         hub = {ours: kwargs[theirs] for theirs, ours in _HUB.items() if kwargs.get(theirs) is not None}
-        return cls(*load_from_hub(model_name_or_path, VLMoForImageTextRetrieval, hub=hub, **dict(model_kwargs or {})))
+        model = load_complete(model_name_or_path, VLMoForImageTextRetrieval, **hub, **dict(model_kwargs or {})).eval()
+        with one_line_errors(model_name_or_path):
+            return cls(model, VLMoProcessor.from_pretrained(model_name_or_path, **hub))
 
     def _pixel_values(self, images: Sequence[Any]) -> Features:
         return dict(self.processor(images=list(images), return_tensors="pt"))
@@ -215,11 +212,12 @@ def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> S
     Raises:
         ValueError: The folder holds no model that retrieves, or modules besides `VLMoEmbedder`.
     """
-    folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval, hint=RETRIEVAL_HINT)
-    settings = _saved_settings(folder, VLMoEmbedder)
-    chosen = {name: settings[name] for name in _SETTINGS if name in settings}
+    folder, settings = _saved_settings(folder, VLMoEmbedder)
+    names = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
     return SentenceTransformer(
-        modules=[VLMoEmbedder.load(str(folder))], device=None if device is None else str(device), **chosen
+        modules=[VLMoEmbedder.load(str(folder))],
+        device=None if device is None else str(device),
+        **{name: settings[name] for name in names if name in settings},
     )
 
 
@@ -232,25 +230,25 @@ def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEnc
     Raises:
         ValueError: The folder holds no model that scores pairs, or modules besides `VLMoPairScorer`.
     """
-    folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval, hint=RETRIEVAL_HINT)
-    settings = _saved_settings(folder, VLMoPairScorer)
-    chosen = {name: settings[name] for name in _SETTINGS[:2] if name in settings}
+    folder, settings = _saved_settings(folder, VLMoPairScorer)
+    activations = {f"{known.__module__}.{known.__name__}": known for known in (nn.Identity, nn.Sigmoid)}
     activation = settings.get("activation_fn", "torch.nn.modules.linear.Identity")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"{folder} asks for the activation {activation}; expected one of {', '.join(_ACTIVATIONS)}.")
+    if activation not in activations:
+        raise ValueError(f"{folder} asks for the activation {activation}; expected one of {', '.join(activations)}.")
     return CrossEncoder(
         modules=[VLMoPairScorer.load(str(folder))],
         device=None if device is None else str(device),
-        activation_fn=_ACTIVATIONS[activation](),
-        **chosen,
+        activation_fn=activations[activation](),
+        **{name: settings[name] for name in ("prompts", "default_prompt_name") if name in settings},
     )
 
 
-def _saved_settings(folder: Path, module: type[_FolderModule]) -> dict[str, Any]:
-    """Return the settings that sentence-transformers saved with `module`; empty where it did not write the folder."""
+def _saved_settings(folder: str | Path, module: type[_FolderModule]) -> tuple[Path, dict[str, Any]]:
+    """Return a model folder's path, and the settings that sentence-transformers saved with `module`, if it wrote it."""
+    folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval)
     listing = folder / "modules.json"
     if not listing.is_file():
-        return {}
+        return folder, {}
     types = [entry["type"] for entry in json.loads(listing.read_text())]
     ours = [f"{known.__module__}.{known.__name__}" for known in (VLMoEmbedder, VLMoPairScorer)]
     if len(types) != 1 or types[0] not in ours:
@@ -259,8 +257,8 @@ def _saved_settings(folder: Path, module: type[_FolderModule]) -> dict[str, Any]
             "it by sentence-transformers itself, with trust_remote_code=True."
         )
     if types[0] != f"{module.__module__}.{module.__name__}":
-        return {}  # the same weights, saved as the other module
-    return json.loads((folder / "config_sentence_transformers.json").read_text())
+        return folder, {}  # the same weights, saved as the other module
+    return folder, json.loads((folder / "config_sentence_transformers.json").read_text())
 
 
 def _classify(entry: Any) -> tuple[Literal["image", "text"], Any]:
