@@ -1,4 +1,4 @@
-"""What `pip install vlmo` brings, and what the repository may hold."""
+"""Content of the package that `pip install vlmo` brings, and of the repository."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_released_model_is_small_and_says_what_it_is() -> None:
     assert {source.name for source in read_data(RELEASED / SMALL)} >= {"english-text", "glosses", "drawings"}
 
 
-def test_released_models_figures_are_those_of_its_card() -> None:
+def test_released_models_metrics_are_those_of_its_card() -> None:
     card = ModelCard.load(RELEASED / SMALL / "README.md").data.eval_results
     recall = {(each.dataset_name, each.metric_type): f"{each.metric_value:.1f}" for each in card}
     told = {
@@ -134,8 +134,8 @@ def test_released_models_figures_are_those_of_its_card() -> None:
     (one, ten, texts), concepts = (
         [recall[data, figure] for figure in ("ir@1", "ir@10", "tr@1")] for data in ("emoji-pairs", "drawings-concepts")
     )
-    assert f"comes first for {one} % of the texts and among the first ten for {ten} % (chance" in told["README.md"]
-    assert f"{concepts[0]} % come first and {concepts[1]} % among the first ten" in told["README.md"]
+    assert f"`vlmo-small`, unseen artist | 51 min | {one} % | {ten} % |" in told["README.md"]
+    assert f"unseen concepts (150) | | {concepts[0]} % | {concepts[1]} % |" in told["README.md"]
     assert f"IR@1 {one} % and IR@10 {ten} %" in told["docs/recipes.md"]
     assert f"at all {concepts[0]} % and {concepts[1]} %" in told["docs/recipes.md"]
     assert f"IR@1 {concepts[0]}, IR@10 {concepts[1]}, TR@1 {concepts[2]}" in told["docs/log.md"]

@@ -1,4 +1,4 @@
-"""What is imported when: nothing heavy too early, and transformers knows the models in time."""
+"""Imports at start-up: nothing heavy too early, and transformers knows the models in time."""
 
 import subprocess
 import sys

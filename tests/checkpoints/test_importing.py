@@ -254,8 +254,8 @@ FAILURES = {
     "other_kind": (lambda: load_file(reference_file("irtr")), {"kind": "beit3"}, "not laid out as beit3, but as vlmo"),
     "no_kind": (lambda: load_file(reference_file("irtr")), {"kind": "clip"}, "expected auto, vlmo"),
     "wrong_heads": (lambda: load_file(reference_file("irtr")), {"num_attention_heads": 3}, "of 3 heads"),
-    "picture_no_multiple": (lambda: load_file(reference_file("irtr")), {"image_size": 100}, "patch size 16"),
-    "picture_negative": (lambda: load_file(reference_file("irtr")), {"image_size": -16}, "patch size 16"),
+    "image_no_multiple": (lambda: load_file(reference_file("irtr")), {"image_size": 100}, "patch size 16"),
+    "image_negative": (lambda: load_file(reference_file("irtr")), {"image_size": -16}, "patch size 16"),
     "text_no_multiple": (lambda: load_file(reference_file("irtr")), {"text_length": 20}, "multiple of 8"),
     "text_beyond_table": (lambda: load_file(reference_file("irtr")), {"text_length": 200}, "196 positions"),
     "text_beyond_positions": (
@@ -337,7 +337,7 @@ def mutations(weights: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tenso
 
 
 class AcceptedError(Exception):
-    """Where an import would start to write."""
+    """Raised at the start of writing."""
 
 
 @pytest.mark.parametrize("kind", MUTATED)
@@ -488,7 +488,7 @@ def beit_folder(folder: Path) -> Path:
     return folder
 
 
-def test_beit_without_a_vocabulary_gets_a_processor_of_pictures_only(tmp_path):
+def test_beit_without_a_vocabulary_gets_a_processor_of_images_only(tmp_path):
     report = import_checkpoint(beit_folder(tmp_path / "beit"), tmp_path / "out", image_size=32)
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").size["height"] == 32
     assert not (tmp_path / "out" / "tokenizer_config.json").exists()

@@ -1,4 +1,4 @@
-"""Model folders with small random models, pictures for them, and an ear for what transformers calls errors."""
+"""Model folders with small random models, images for them, and a record of the errors that transformers logs."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def folder_writer(parent: Path, processor: VLMoProcessor) -> Callable[..., tuple
 
 @contextmanager
 def logged_errors() -> Iterator[list[logging.LogRecord]]:
-    """What transformers logs as errors meanwhile; pipelines do so where they take a model for unfit."""
+    """Errors that transformers logs meanwhile; pipelines do so where they take a model for unfit."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = records.append

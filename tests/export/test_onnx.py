@@ -110,7 +110,7 @@ def test_vectors_are_normalised_and_differ(graph):
     assert (vectors[0] - vectors[1]).abs().max() > 10 * CLOSE
 
 
-def test_batch_and_text_length_are_free_and_the_picture_size_is_not(graph):
+def test_batch_and_text_length_are_free_and_the_image_size_is_not(graph):
     session = graph("fusion_encoder")
     assert {name: tensor["shape"] for name, tensor in session.inputs.items()} == {
         "pixel_values": ["batch", 3, 64, 64],

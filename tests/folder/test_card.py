@@ -66,7 +66,7 @@ def folder(tmp_path) -> Path:
 
 
 def section(card: Path, title: str) -> str:
-    """What stands below a headline."""
+    """Return the text below a headline."""
     found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert found is not None, title
     return found[1].strip()

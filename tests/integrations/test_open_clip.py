@@ -77,7 +77,7 @@ class Captions(Classes):
 
 
 class OneHot(Classes):
-    """The gallery as a set with several labels for each picture."""
+    """The gallery as a set with several labels for each image."""
 
     def __getitem__(self, row):
         return self.preprocess(drawings()[row]), F.one_hot(torch.tensor(row), NUM_PICTURES)
@@ -245,7 +245,7 @@ def test_average_precision_of_clip_benchmark_is_ours(adapted, ours):
 
 
 def our_similarity(ours, templates):
-    """Pictures times classes, by our features and the mean of the templates."""
+    """Images times classes, by our features and the mean of the templates."""
     images, texts = features(ours, texts=[template.format(c=name) for name in NAMES for template in templates])
     return images @ F.normalize(texts.unflatten(0, (-1, len(templates))).mean(dim=1), dim=-1).T
 

@@ -27,7 +27,7 @@ from vlmo.integrations.pipelines import (
 
 ANSWERS = {0: "red", 1: "green", 2: "blue", 3: "yes", 4: "no", 5: "one", 6: "two"}
 
-# Only the order of float32 sums differs: single pictures and batches, and padding to other lengths.
+# Only the order of float32 sums differs: single images and batches, and padding to other lengths.
 CLOSE = 1e-5
 # bfloat16 keeps 8 bits: over 40 pairs of ten random models a score moved by 0.007 at most.
 CLOSE_BFLOAT16 = 2e-2
@@ -231,7 +231,7 @@ def test_registering_again_changes_nothing():
     assert pipelines.PIPELINE_REGISTRY.supported_tasks.keys() == before.keys()
 
 
-def test_pictures_come_from_objects_paths_and_strings(tmp_path):
+def test_images_come_from_objects_paths_and_strings(tmp_path):
     picture = drawings(1)[0]
     path = tmp_path / "picture.png"
     picture.save(path)
@@ -244,7 +244,7 @@ def test_pictures_come_from_objects_paths_and_strings(tmp_path):
         open_image(3)
 
 
-def test_pictures_are_turned_upright(tmp_path):
+def test_images_are_turned_upright(tmp_path):
     picture = drawings(1)[0]
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise

@@ -1,4 +1,4 @@
-"""Pictures and texts through sentence-transformers itself: embeddings, folders, evaluators, training, cross-encoder."""
+"""Images and texts through sentence-transformers itself: embeddings, folders, evaluators, training, cross-encoder."""
 
 import importlib
 import json
@@ -99,7 +99,7 @@ def test_mixed_lists_keep_their_order(model, ours):
         assert np.abs(model.encode(mixed, batch_size=batch_size) - expected).max() < SAME
 
 
-def test_arrays_and_tensors_are_pictures(model, ours):
+def test_arrays_and_tensors_are_images(model, ours):
     picture = drawings()[1]
     array = np.array(picture)
     expected = image_features(ours, [picture])[0]
@@ -118,7 +118,7 @@ def test_model_says_what_it_is(model, ours):
     assert model.tokenizer.get_vocab() == ours[1].tokenizer.get_vocab()
 
 
-def test_similarity_of_queries_and_documents_finds_pictures(model, ours):
+def test_similarity_of_queries_and_documents_finds_images(model, ours):
     queries, documents = model.encode_query(TEXTS[::2]), model.encode_document(drawings()[::2])
     similarity = model.similarity(queries, documents)
     expected = text_features(ours, TEXTS[::2]) @ image_features(ours, drawings()[::2]).T
@@ -161,7 +161,7 @@ def test_other_inputs_are_refused(model, inputs, message):
         model.encode(inputs)
 
 
-def test_name_of_a_picture_file_is_no_text_unless_said_so(model, ours, tmp_path):
+def test_name_of_a_image_file_is_no_text_unless_said_so(model, ours, tmp_path):
     path = str(tmp_path / "red.png")
     drawings()[0].save(path)
     with pytest.raises(ValueError, match="open it with PIL"):
@@ -304,7 +304,7 @@ def test_one_pair_and_dictionaries(scorer, ours):
     assert scorer.predict({"text": TEXTS[0], "image": drawings()[0]}) == pytest.approx(expected, abs=SAME_ODDS)
 
 
-def test_rank_puts_pictures_in_the_order_of_their_scores(scorer, ours):
+def test_rank_puts_images_in_the_order_of_their_scores(scorer, ours):
     pictures = drawings()[::2]
     expected = log_odds(ours, pictures, [TEXTS[4]] * len(pictures))
     ranking = scorer.rank(TEXTS[4], pictures, top_k=3, return_documents=True)
@@ -313,7 +313,7 @@ def test_rank_puts_pictures_in_the_order_of_their_scores(scorer, ours):
     assert ranking[0]["text"] is pictures[2]
 
 
-def test_picture_of_many_pairs_is_prepared_once(scorer, ours):
+def test_image_of_many_pairs_is_prepared_once(scorer, ours):
     picture = drawings()[4]
     features = scorer.preprocess([(text, picture) for text in TEXTS])
     assert features["pixel_values"].shape[0] == 1
@@ -323,7 +323,7 @@ def test_picture_of_many_pairs_is_prepared_once(scorer, ours):
     assert max(abs(scores[row] - expected[row]) for row in range(len(TEXTS))) < SAME_ODDS
 
 
-def test_reranking_evaluator_reads_text_to_picture(scorer, ours):
+def test_reranking_evaluator_reads_text_to_image(scorer, ours):
     pictures = drawings()[::2]
     samples = [
         {"query": text, "positive": [pictures[row]], "negative": pictures[:row] + pictures[row + 1 :]}

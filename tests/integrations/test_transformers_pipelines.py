@@ -18,7 +18,7 @@ from vlmo import (
 
 CLASSES = {0: "wall", 1: "floor", 2: "sky", 3: "cat"}
 
-# Only the order of float32 sums differs: single pictures and batches, and padding to other lengths.
+# Only the order of float32 sums differs: single images and batches, and padding to other lengths.
 CLOSE = 1e-5
 
 

@@ -16,7 +16,7 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "pink")
 SHAPES = ("square", "circle", "bar", "cross")
 NUM_PICTURES = len(COLOURS) * len(SHAPES)
 CAPTIONS = [[f"a {colour} {shape}", f"{shape} in {colour}"] for colour in COLOURS for shape in SHAPES]
-"""Two for each picture."""
+"""Two for each image."""
 # At the published scale of weights, a model this small takes hundreds of steps to leave its start.
 LIVELY = {"initializer_range": 0.2, "layer_scale_init": None, "logit_scale_init": 2.0}
 _BOXES = {

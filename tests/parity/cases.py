@@ -1,4 +1,4 @@
-"""What imported checkpoints compute, beside what they must: cases for the tests and for `benchmarks/parity.py`.
+"""Results of imported checkpoints beside the expected ones: cases for the tests and for `benchmarks/parity.py`.
 
 Each case is the name of an output, what our model gives and what another implementation gives.
 """
@@ -134,7 +134,7 @@ def retrieval_cases(model: VLMoForImageTextRetrieval) -> Iterator[Case]:
 
 @torch.no_grad()
 def resize_cases(model: VLMoForImageTextRetrieval) -> Iterator[Case]:
-    """The same at 128 px; `model` was imported with that picture size."""
+    """The same at 128 px; `model` was imported with that image size."""
     known = load_file(REFERENCE / "tiny_rel.resize128.cases.safetensors")
     position_bias = model.vlmo.position_bias
     assert position_bias is not None
