@@ -270,7 +270,8 @@ def test_blocks_cover_every_row_once():
 
 def heap_growth() -> None:
     """Print by how many MiB the process grows over twenty chunks that leave small tensors between large ones."""
-    small, at_start = [], []
+    at_start = []
+    small = [torch.ones(1024) for _ in range(2**14)]  # into every hole that imports have left, so that none takes more
 
     def chunk(rows: Tensor) -> Tensor:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -283,7 +284,7 @@ def heap_growth() -> None:
 
     torch.ones(7 * 2**18)  # once freed, glibc keeps tensors up to this size in its heap
     for _ in range(20):
-        recomputed(chunk, torch.ones(8, requires_grad=True), device=torch.device("cpu"))
+        small.append(recomputed(chunk, torch.ones(8, requires_grad=True), device=torch.device("cpu")))
     sys.stdout.write(str((max(at_start) - at_start[0]) / 2**20))
 
 
@@ -291,4 +292,4 @@ def heap_growth() -> None:
 def test_memory_of_a_chunk_is_given_back_before_the_next() -> None:
     process = start(heap_growth)
     assert process.wait() == 0, process.stderr
-    assert float(process.stdout) < 8  # left alone, it is more than 12
+    assert float(process.stdout) < 8  # left alone, it is more than 40

@@ -9,7 +9,12 @@ from tests.toy_model import toy
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlmo.model import VLMoForMaskedImageModeling, VLMoForMaskedLM
+from vlmo.model import (
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+)
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.objectives.unimodal import (
     LanguageObjective,
@@ -76,6 +81,28 @@ def test_gradient_is_softmax_minus_truth_over_the_count():
 
 
 # -------------------------------------------------------------------------------- stage 1
+
+
+def stage_1_loss(pixels: Tensor) -> Tensor:
+    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
+    return objective(make_batch() | {"pixel_values": pixels})["loss"]
+
+
+def class_logits(pixels: Tensor) -> Tensor:
+    return toy(VLMoForImageClassification, num_labels=5)(pixels).logits
+
+
+def vectors_for_inference(pixels: Tensor) -> Tensor:
+    return toy(VLMoForImageTextRetrieval).for_inference().get_image_features(pixels)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("run", [stage_1_loss, class_logits, vectors_for_inference])
+def test_images_may_be_8_bit(run):
+    shape = make_batch()["pixel_values"].shape
+    levels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(run(levels), run((levels.float() - 127.5) / 127.5))
+    assert not torch.equal(run(levels), run(levels.float()))
 
 
 @torch.no_grad()

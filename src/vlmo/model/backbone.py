@@ -118,6 +118,15 @@ class VLMoPreTrainedModel(PreTrainedModel):
         """The Transformer inside any VLMo model."""
         return cast("VLMoModel", self.base_model)
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the decoder of words, if there is one; it grows with the word table but is not tied to it."""
+        head = getattr(self, "mlm_head", None)
+        return None if head is None else head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the decoder of words."""
+        self.mlm_head.decoder = value
+
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters that weight decay leaves alone although they have two dimensions or more."""
         undecayed: list[nn.Parameter | None] = [self.backbone.image_embeddings.cls_token]

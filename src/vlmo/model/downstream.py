@@ -34,7 +34,9 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         _need_pooler(config, "VLMoForVisualQuestionAnswering")
         super().__init__(config)
         self.vlmo = VLMoModel(config)
-        self.answer_head = TaskHead(config.hidden_size, width=2 * config.hidden_size, num_labels=_num_labels(config))
+        self.answer_head = TaskHead(
+            config.hidden_size, width=2 * config.hidden_size, num_labels=cast("int", config.num_labels)
+        )
         self.post_init()
 
     @can_return_tuple
@@ -86,7 +88,7 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         super().__init__(config)
         self.vlmo = VLMoModel(config)
         width = 2 * config.hidden_size
-        self.reasoning_head = TaskHead(width, width=width, num_labels=_num_labels(config))
+        self.reasoning_head = TaskHead(width, width=width, num_labels=cast("int", config.num_labels))
         self.post_init()
 
     @can_return_tuple
@@ -132,7 +134,7 @@ class VLMoForImageClassification(VLMoPreTrainedModel):
         super().__init__(config)
         self.vlmo = VLMoModel(config, add_pooling_layer=False)
         self.classifier_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(config.hidden_size, _num_labels(config))
+        self.classifier = nn.Linear(config.hidden_size, cast("int", config.num_labels))
         self.post_init()
 
     @can_return_tuple
@@ -158,7 +160,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
     """
 
     def __init__(self, config: VLMoConfig) -> None:
-        if not 2 <= _num_labels(config) <= IGNORED_CLASS:
+        if not 2 <= cast("int", config.num_labels) <= IGNORED_CLASS:
             raise ValueError(
                 f"num_labels is {config.num_labels}; segmentation needs 2 to {IGNORED_CLASS} classes (the number "
                 f"{IGNORED_CLASS} marks pixels that do not count)."
@@ -171,7 +173,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
             auxiliary_channels=_AUXILIARY_CHANNELS,
             auxiliary_in_channels=config.hidden_size,
         )
-        settings.num_labels = _num_labels(config)
+        settings.num_labels = cast("int", config.num_labels)
         levels = [config.hidden_size] * len(config.feature_layers)
         self.decode_head = UperNetHead(settings, in_channels=levels)
         self.auxiliary_head = UperNetFCNHead(settings, in_channels=levels, in_index=_AUXILIARY_LEVEL)
@@ -215,10 +217,6 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
 
 def _resize(logits: Float[Tensor, "batch classes h w"], size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-def _num_labels(config: VLMoConfig) -> int:
-    return cast("int", config.num_labels)
 
 
 def _need_pooler(config: VLMoConfig, name: str) -> None:

@@ -48,14 +48,21 @@ class ContrastHead(nn.Module):
     def forward(
         self, images: Float[Tensor, "images projection"], texts: Float[Tensor, "texts projection"]
     ) -> Float[Tensor, "images texts"]:
-        """Return similarities over temperature of L2-normalised vectors, in float32 under autocast too."""
-        with torch.autocast(device_type=images.device.type, enabled=False):
-            return self.logit_scale.float().exp() * images.float() @ texts.float().T
+        """Return similarities over temperature of L2-normalised vectors, in float32."""
+        return contrast_logits(images, texts, logit_scale=self.logit_scale)
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
         """Clamp the temperature to 1/100 or above."""
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+def contrast_logits(
+    queries: Float[Tensor, "batch dim"], keys: Float[Tensor, "global dim"], *, logit_scale: Float[Tensor, "1"]
+) -> Float[Tensor, "batch global"]:
+    """Return similarities over temperature, in float32 under autocast too: bfloat16 rounds a logit of 10 to 1/16."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return logit_scale.float().exp() * queries.float() @ keys.float().T
 
 
 class MatchHead(nn.Module):

@@ -57,25 +57,16 @@ def relative_position_index(
     index[:num_text, num_text:] = cross
     index[num_text:, :num_text] = cross + 1
     if num_text:
-        index[:num_text, :num_text] = _text_index(num_text, max_text=max_text, first_row=cross + _NUM_CROSS_ROWS)
+        positions, first_row = torch.arange(1, num_text), cross + _NUM_CROSS_ROWS
+        index[:num_text, :num_text] = _with_class_token(
+            first_row + max_text - 2 + positions - positions[:, None], first_class_row=first_row + 2 * max_text - 3
+        )
     if grid is not None:
-        index[num_text:, num_text:] = _image_index(grid)
+        height, width = grid
+        rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+        down, right = rows[:, None] - rows + height - 1, columns[:, None] - columns + width - 1
+        index[num_text:, num_text:] = _with_class_token(down * (2 * width - 1) + right, first_class_row=offsets)
     return index
-
-
-def _image_index(grid: tuple[int, int]) -> Int[Tensor, "seq seq"]:
-    height, width = grid
-    rows = torch.arange(height).repeat_interleave(width)
-    columns = torch.arange(width).repeat(height)
-    down = rows[:, None] - rows + height - 1
-    right = columns[:, None] - columns + width - 1
-    return _with_class_token(down * (2 * width - 1) + right, first_class_row=num_offset_rows(grid))
-
-
-def _text_index(num_text: int, *, max_text: int, first_row: int) -> Int[Tensor, "text text"]:
-    positions = torch.arange(1, num_text)
-    offsets = first_row + max_text - 2 + positions - positions[:, None]
-    return _with_class_token(offsets, first_class_row=first_row + 2 * max_text - 3)
 
 
 def _with_class_token(index: Int[Tensor, "n n"], *, first_class_row: int) -> Int[Tensor, "n+1 n+1"]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import MaskedImageModelingOutput, MaskedLMOutput
 from transformers.utils import ModelOutput, can_return_tuple
@@ -16,7 +16,7 @@ from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead
 from vlmo.model.inference import DualEncoderForInference
-from vlmo.model.sequence import VISION, Sequence, masked_positions
+from vlmo.model.sequence import VISION, masked_positions
 
 
 @dataclass
@@ -38,11 +38,6 @@ class VLMoContrastOutput(ModelOutput):
     logits_per_text: Tensor | None = None
     match_logits: Tensor | None = None
     mlm_logits: Tensor | None = None
-
-
-_NO_MATCH_HEAD = (
-    "This model has no matching head (use_match_head is False): it embeds, but judges and reranks no pairs."
-)
 
 
 class _DualEncoder(VLMoPreTrainedModel):
@@ -77,8 +72,6 @@ class _DualEncoder(VLMoPreTrainedModel):
         Raises:
             ValueError: The model has no matching head.
         """
-        if self.match_head is None:
-            raise ValueError(_NO_MATCH_HEAD)
         fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
         return self.judge(fused.pooler_output)
 
@@ -89,7 +82,9 @@ class _DualEncoder(VLMoPreTrainedModel):
             ValueError: The model has no matching head.
         """
         if self.match_head is None or pooled is None:
-            raise ValueError(_NO_MATCH_HEAD)
+            raise ValueError(
+                "This model has no matching head (use_match_head is False): it embeds, but judges no pairs."
+            )
         return self.match_head(pooled)
 
     def for_inference(self, *, dtype: torch.dtype | None = None, int8: bool = False) -> DualEncoderForInference:
@@ -170,14 +165,6 @@ class VLMoForPreTraining(_DualEncoder):
         self.mlm_head = MaskedLanguageHead(config)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the decoder, which grows with the word table but is not tied to it."""
-        return self.mlm_head.decoder
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace the decoder."""
-        self.mlm_head.decoder = value
-
     @can_return_tuple
     def forward(
         self,
@@ -211,29 +198,23 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         pixel_values: Float[Tensor, "batch 3 height width"],
         *,
         bool_masked_pos: Bool[Tensor, "batch patch"] | None,
-    ) -> Float[Tensor, "batch patch dim"]:
-        """Return final hidden states of the patches, with the mask token where `bool_masked_pos` is True."""
-        sequence = self._sequence(pixel_values, bool_masked_pos=bool_masked_pos)
-        return self.vlmo.finish(self.vlmo.run(sequence, fusion=False)[:, 1:], modality=VISION)
+        only_masked: bool = False,
+    ) -> Float[Tensor, "*patches dim"]:
+        """Return final hidden states of the patches, with the mask token where `bool_masked_pos` is True.
 
-    def encode_masked(
-        self, pixel_values: Float[Tensor, "batch 3 height width"], *, bool_masked_pos: Bool[Tensor, "batch patch"]
-    ) -> Float[Tensor, "masked dim"]:
-        """Return what `encode` does for the masked patches alone, row by row, without computing the others."""
-        sequence = self._sequence(pixel_values, bool_masked_pos=bool_masked_pos)
-        positions, filled = masked_positions(bool_masked_pos)
-        states = self.vlmo.run(sequence, fusion=False, queries=sequence.queries(patches=1 + positions))[:, 1:]
-        return self.vlmo.finish(states[filled], modality=VISION)
-
-    def _sequence(
-        self,
-        pixel_values: Float[Tensor, "batch 3 height width"],
-        *,
-        bool_masked_pos: Bool[Tensor, "batch patch"] | None,
-    ) -> Sequence:
+        Args:
+            only_masked: Return those of the masked patches, (masked, dim) row by row, and compute no others.
+        """
         backbone = self.vlmo
         image = backbone.embed_image(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mim_head.mask_token)
-        return backbone.join(image=image, grid=backbone.image_embeddings.grid_of(pixel_values))
+        sequence = backbone.join(image=image, grid=backbone.image_embeddings.grid_of(pixel_values))
+        if only_masked and bool_masked_pos is not None:
+            positions, filled = masked_positions(bool_masked_pos)
+            queries = sequence.queries(patches=1 + positions)
+            states = backbone.run(sequence, fusion=False, queries=queries)[:, 1:][filled]
+        else:
+            states = backbone.run(sequence, fusion=False)[:, 1:]
+        return backbone.finish(states, modality=VISION)
 
     @can_return_tuple
     def forward(
@@ -259,14 +240,6 @@ class VLMoForMaskedLM(VLMoPreTrainedModel):
         self.vlmo = VLMoModel(config, add_pooling_layer=False)
         self.mlm_head = MaskedLanguageHead(config)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the decoder, which grows with the word table but is not tied to it."""
-        return self.mlm_head.decoder
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace the decoder."""
-        self.mlm_head.decoder = value
 
     @can_return_tuple
     def forward(

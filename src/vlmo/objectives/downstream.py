@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from jaxtyping import Float, Int
 from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,18 +34,9 @@ class QuestionObjective(nn.Module):
         the mean over processes of each value is that of the global batch.
         """
         labels = batch["labels"]
-        output = self.model(
-            pixel_values=batch["pixel_values"],
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=labels,
-        )
-        best = output.logits.argmax(dim=-1, keepdim=True)
-        return {
-            "loss": output.loss,
-            "vqa": output.loss.detach(),
-            "vqa_score": labels.gather(1, best).mean(),
-        }
+        output = self.model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], labels)
+        score = labels.gather(1, output.logits.argmax(dim=-1, keepdim=True)).mean()
+        return {"loss": output.loss, "vqa": output.loss.detach(), "vqa_score": score}
 
 
 class ReasoningObjective(nn.Module):
@@ -58,12 +48,7 @@ class ReasoningObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` (= `nlvr2`) and `nlvr2_accuracy`; reads as `QuestionObjective`, with two images a row."""
-        output = self.model(
-            pixel_values=batch["pixel_values"],
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=batch["labels"],
-        )
+        output = self.model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], batch["labels"])
         right = output.logits.argmax(dim=-1) == batch["labels"]
         return {"loss": output.loss, "nlvr2": output.loss.detach(), "nlvr2_accuracy": right.float().mean()}
 
@@ -84,11 +69,7 @@ class ClassificationConfig:
     """Share of a label that is spread over all classes."""
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: Mixing is below 0, or a share is not from 0 to 1.
-        """
+        """Raise ValueError if mixing is below 0, or a share is not from 0 to 1."""
         if self.mixup < 0 or self.cutmix < 0:
             raise ValueError(f"mixup is {self.mixup} and cutmix {self.cutmix}; give numbers from 0 up")
         shares = (self.mix_probability, self.cutmix_share, self.label_smoothing)
@@ -97,11 +78,6 @@ class ClassificationConfig:
                 f"mix_probability, cutmix_share and label_smoothing are {shares}; give shares from 0 to 1 (the last "
                 "below 1)"
             )
-
-    @property
-    def mixes(self) -> bool:
-        """True if images are mixed at all."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
 class ClassificationObjective(nn.Module):
@@ -130,8 +106,10 @@ class ClassificationObjective(nn.Module):
             ValueError: The rows cannot be mixed in pairs.
         """
         pixels, labels = normalize_pixels(batch["pixel_values"]), batch["labels"]
-        targets = self._smoothed(labels)
-        if self.training and self.config.mixes:
+        config = self.config
+        share, classes = config.label_smoothing, cast("int", self.model.config.num_labels)
+        targets = F.one_hot(labels, classes) * (1 - share) + share / classes
+        if self.training and (config.mixup > 0 or config.cutmix > 0) and config.mix_probability > 0:
             if len(pixels) % 2:
                 raise ValueError(
                     f"a micro-batch has {len(pixels)} images; mixup and cutmix need an even number. Change "
@@ -142,10 +120,6 @@ class ClassificationObjective(nn.Module):
         right = output.logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
         return {"loss": output.loss, "accuracy": right.float().mean()}
 
-    def _smoothed(self, labels: Int[Tensor, "batch"]) -> Float[Tensor, "batch classes"]:
-        share, classes = self.config.label_smoothing, cast("int", self.model.config.num_labels)
-        return F.one_hot(labels, classes) * (1 - share) + share / classes
-
 
 @dataclass(frozen=True)
 class SegmentationConfig:
@@ -155,11 +129,7 @@ class SegmentationConfig:
     """Weight of the auxiliary head, which reads the third level and is not used afterwards."""
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: A weight is below 0.
-        """
+        """Raise ValueError if a weight is below 0."""
         if self.auxiliary_weight < 0:
             raise ValueError(f"auxiliary_weight is {self.auxiliary_weight}; give a number from 0 up")
 
@@ -180,29 +150,22 @@ class SegmentationObjective(nn.Module):
         """Return `loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`; reads `labels`."""
         labels, model = batch["labels"], self.model
         levels = model.pyramid(model.levels(batch["pixel_values"]))
-        logits = _resize(model.decode_head(levels), labels)
-        counted = labels != IGNORED_CLASS
-        count = counted.sum().to(logits)
-        losses = {"segmentation": _cross_entropy(logits, labels, count)}
-        loss = losses["segmentation"]
+        heads: dict[str, nn.Module] = {"segmentation": model.decode_head}
         if self.config.auxiliary_weight:
-            losses["auxiliary"] = _cross_entropy(_resize(model.auxiliary_head(levels), labels), labels, count)
+            heads["auxiliary"] = model.auxiliary_head
+        counted = labels != IGNORED_CLASS
+        size, count = (labels.shape[1], labels.shape[2]), counted.sum().float()
+        logits = {
+            name: F.interpolate(head(levels).float(), size=size, mode="bilinear", align_corners=False)
+            for name, head in heads.items()
+        }
+        losses = {
+            name: global_mean(F.cross_entropy(each, labels, ignore_index=IGNORED_CLASS, reduction="sum"), count)
+            for name, each in logits.items()
+        }
+        loss = losses["segmentation"]
+        if "auxiliary" in losses:
             loss = loss + self.config.auxiliary_weight * losses["auxiliary"]
-        right = ((logits.detach().argmax(dim=1) == labels) & counted).sum().to(count)
+        right = ((logits["segmentation"].detach().argmax(dim=1) == labels) & counted).sum().to(count)
         named = {name: value.detach() for name, value in losses.items()}
         return {"loss": loss, **named, "pixel_accuracy": global_mean(right, count)}
-
-
-def _resize(logits: Float[Tensor, "batch classes h w"], labels: Int[Tensor, "batch height width"]) -> Tensor:
-    size = (labels.shape[1], labels.shape[2])
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-
-
-def _cross_entropy(
-    logits: Float[Tensor, "batch classes height width"],
-    labels: Int[Tensor, "batch height width"],
-    count: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
-    """Mean over the pixels of all processes that count."""
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORED_CLASS, reduction="sum")
-    return global_mean(total, count)

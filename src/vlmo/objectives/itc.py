@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
+from vlmo.model.heads import contrast_logits
 from vlmo.objectives.gradient_cache import recomputed, row_blocks
 
 
@@ -84,14 +85,6 @@ def _sum_of_losses(
     if len(blocks) == 1:
         return of(blocks[0])
     return torch.stack([recomputed(of, rows, device=queries.device) for rows in blocks]).sum()
-
-
-def contrast_logits(
-    queries: Float[Tensor, "batch dim"], keys: Float[Tensor, "global dim"], *, logit_scale: Float[Tensor, "1"]
-) -> Float[Tensor, "batch global"]:
-    """Return similarities over temperature, in float32 under autocast too: bfloat16 rounds a logit of 10 to 1/16."""
-    with torch.autocast(queries.device.type, enabled=False):
-        return logit_scale.float().exp() * queries.float() @ keys.float().T
 
 
 def caption_keys(

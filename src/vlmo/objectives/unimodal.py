@@ -24,11 +24,7 @@ class VisualTokenizerObjectiveConfig:
     """Weight of the distance between codes and codebook, against 1 for the error of the reconstruction."""
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: A weight is below 0.
-        """
+        """Raise ValueError if a weight is below 0."""
         if self.commitment_weight < 0:
             raise ValueError(f"commitment_weight is {self.commitment_weight}; give a number from 0 up")
 
@@ -76,7 +72,7 @@ class VisionObjective(nn.Module):
         grid = self.model.vlmo.image_embeddings.grid_of(pixels)
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
-        logits = self.model.mim_head(self.model.encode_masked(pixels, bool_masked_pos=masked))
+        logits = self.model.mim_head(self.model.encode(pixels, bool_masked_pos=masked, only_masked=True))
         loss = masked_loss(logits, tokens)
         return {"loss": loss, "mim": loss.detach(), "mim_accuracy": accuracy(logits, tokens)}
 

@@ -52,11 +52,7 @@ class VisionLanguageConfig:
     cache_chunk: int | None = None
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: A weight or a sharpness is below 0 or no number, all weights are 0, or a count is below 1.
-        """
+        """Raise ValueError if a number is too small or none, or all weights are 0."""
         weights = self.itc_weight, self.mlm_weight, self.itm_weight
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
@@ -154,7 +150,12 @@ class VisionLanguageObjective(nn.Module):
         vectors = self._encode(batch, images, texts)
         keys = [(distributed.gather_with_grad(image), distributed.gather_with_grad(text)) for image, text in vectors]
         same = self._same_pairs(batch)
-        losses = {"itc": self._contrast_loss(vectors, keys, same=same)}
+        left_out = same if config.exclude_same else None
+        branches = [
+            itc_loss(*pair, logit_scale=head.logit_scale, same=left_out, keys=both)
+            for head, pair, both in zip(self._contrast_heads(), vectors, keys, strict=True)
+        ]
+        losses = {"itc": torch.stack(branches).mean()}
 
         # Hard negatives, by the similarities of the unimodal branch.
         rows = torch.arange(0, len(texts), config.fused_stride, device=texts.device)
@@ -210,17 +211,6 @@ class VisionLanguageObjective(nn.Module):
             (torch.cat(images), torch.cat(texts))
             for images, texts in (zip(*branch, strict=True) for branch in zip(*outputs, strict=True))
         ]
-
-    def _contrast_loss(
-        self, vectors: list[tuple[Tensor, Tensor]], keys: list[tuple[Tensor, Tensor]], *, same: SamePairs
-    ) -> Float[Tensor, ""]:
-        """Mean ITC loss of the branches."""
-        left_out = same if self.config.exclude_same else None
-        losses = [
-            itc_loss(image, text, logit_scale=head.logit_scale, same=left_out, keys=branch_keys)
-            for head, (image, text), branch_keys in zip(self._contrast_heads(), vectors, keys, strict=True)
-        ]
-        return torch.stack(losses).mean()
 
     def _contrast_heads(self) -> list[ContrastHead]:
         """Return the head of each ITC branch: unimodal, and VL-FFN where the model has one."""
@@ -297,7 +287,13 @@ class VisionLanguageObjective(nn.Module):
             words, first = self._fused_states(groups, grid=grid, position_bias=bias)
             labels = [pairs.labels for pairs in groups if pairs.labels is not None]
             judged = first[sum(map(len, labels)) :]
-            sums = self._masked_language_sums(words, torch.cat(labels)) if labels else None
+            sums = None
+            if labels and isinstance(self.model, VLMoForPreTraining):  # others have been refused an mlm_weight
+                wanted = torch.cat(labels)
+                wanted = wanted[wanted != -100]
+                predicted = self.model.mlm_head(backbone.finish(words, modality=LANGUAGE))
+                right = (predicted.detach().argmax(dim=-1) == wanted).float().sum()
+                sums = torch.stack([F.cross_entropy(predicted.float(), wanted, reduction="sum"), right])
             return sums, self.model.judge(backbone.pool_pair(judged)) if len(labels) < len(groups) else None
 
         outputs = run_blocks(fuse, blocks, recompute=config.cache_chunk is not None, device=mask.device)
@@ -340,15 +336,6 @@ class VisionLanguageObjective(nn.Module):
         states = torch.cat(states)[order.argsort()]
         return states[:, 1:][filled], states[:, 0]
 
-    def _masked_language_sums(
-        self, states: Float[Tensor, "masked dim"], labels: Int[Tensor, "rows text"]
-    ) -> Float[Tensor, "2"]:
-        assert isinstance(self.model, VLMoForPreTraining)  # others have been refused an mlm_weight
-        words = labels[labels != -100]
-        logits = self.model.mlm_head(self.model.vlmo.finish(states, modality=LANGUAGE))
-        right = (logits.detach().argmax(dim=-1) == words).float().sum()
-        return torch.stack([F.cross_entropy(logits.float(), words, reduction="sum"), right])
-
 
 def _pad_to_global_length(batch: Batch) -> Batch:
     """Pad texts to the longest of all processes, so that exchanged texts fit (padding changes no result)."""
@@ -356,8 +343,7 @@ def _pad_to_global_length(batch: Batch) -> Batch:
     longest = int(distributed.all_reduce(torch.tensor(length, device=batch["input_ids"].device), op="max"))
     if longest == length:
         return batch
-    missing = (0, longest - length)
-    padded = batch.copy()
+    padded, missing = batch.copy(), (0, longest - length)
     padded["input_ids"] = F.pad(batch["input_ids"], missing)
     padded["attention_mask"] = F.pad(batch["attention_mask"], missing)
     if "mlm_labels" in batch:
