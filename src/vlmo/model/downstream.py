@@ -205,18 +205,14 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
                 f"pixel_values have shape {tuple(pixel_values.shape)}; expected two patches a side or more."
             )
         levels = self.pyramid(self.levels(pixel_values))
-        size: Any = pixel_values.shape[-2:]
-        logits = _resize(self.decode_head(levels), size)
+        to_image: dict[str, Any] = {"size": pixel_values.shape[-2:], "mode": "bilinear", "align_corners": False}
+        logits = F.interpolate(self.decode_head(levels), **to_image)
         loss = None
         if labels is not None:
-            auxiliary = _resize(self.auxiliary_head(levels), size)
+            auxiliary = F.interpolate(self.auxiliary_head(levels), **to_image)
             loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_CLASS)
             loss = loss + _AUXILIARY_WEIGHT * F.cross_entropy(auxiliary.float(), labels, ignore_index=IGNORED_CLASS)
         return SemanticSegmenterOutput(loss=loss, logits=logits)
-
-
-def _resize(logits: Float[Tensor, "batch classes h w"], size: tuple[int, int]) -> Tensor:
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def _need_pooler(config: VLMoConfig, name: str) -> None:

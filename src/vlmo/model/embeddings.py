@@ -21,12 +21,7 @@ class ImageEmbeddings(nn.Module):
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        num_positions = 1 + self.grid[0] * self.grid[1]
-        self.positions = (
-            nn.Parameter(torch.zeros(num_positions, config.hidden_size))
-            if config.position_embedding == "absolute"
-            else None
-        )
+        self.positions = _positions(1 + self.grid[0] * self.grid[1], config=config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def grid_of(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> tuple[int, int]:
@@ -83,11 +78,7 @@ class TextEmbeddings(nn.Module):
         self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         plain = config.text_embedding == "plain"
         self.segments = None if plain else nn.Embedding(2, config.hidden_size)
-        self.positions = (
-            nn.Parameter(torch.zeros(config.max_text_positions, config.hidden_size))
-            if config.position_embedding == "absolute"
-            else None
-        )
+        self.positions = _positions(config.max_text_positions, config=config)
         self.norm = None if plain else nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -109,3 +100,7 @@ class TextEmbeddings(nn.Module):
         if self.positions is not None:
             hidden = hidden + self.positions[: input_ids.shape[1]]
         return self.dropout(hidden if self.norm is None else self.norm(hidden))
+
+
+def _positions(count: int, *, config: VLMoConfig) -> nn.Parameter | None:
+    return nn.Parameter(torch.zeros(count, config.hidden_size)) if config.position_embedding == "absolute" else None

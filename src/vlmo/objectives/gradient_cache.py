@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,19 +14,14 @@ _BLOCK_ELEMENTS = 2**22
 """Most numbers of a block of logits: 16 MiB in float32."""
 
 
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return libc if hasattr(libc, "malloc_trim") else None
-
-
 def give_back_free_memory() -> None:
     """Return memory of freed tensors to the system; on Linux with glibc, elsewhere do nothing.
 
     The small nodes of a graph that lives across chunks come to lie between the tensors of each chunk, whose holes the
     next chunk's do not fit: left alone, memory grows with the number of chunks.
     """
-    if (libc := _glibc()) is not None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
 
 
