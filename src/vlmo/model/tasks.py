@@ -72,6 +72,8 @@ class _DualEncoder(VLMoPreTrainedModel):
         Raises:
             ValueError: The model has no matching head.
         """
+        if self.match_head is None:
+            return self.judge(None)  # raises before the work
         fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
         return self.judge(fused.pooler_output)
 
