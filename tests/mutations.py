@@ -71,7 +71,7 @@ MUTATIONS = (
     Mutation(
         "same-image mask dropped in ITC",
         "objectives/vision_language.py",
-        "left_out = same if self.config.exclude_same else None",
+        "left_out = same if config.exclude_same else None",
         "left_out = None",
         ("objectives/test_vision_language.py",),
     ),
