@@ -125,7 +125,7 @@ class VLMoPreTrainedModel(PreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the decoder of words."""
-        self.mlm_head.decoder = value
+        cast("Any", self.mlm_head).decoder = value
 
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters that weight decay leaves alone although they have two dimensions or more."""
