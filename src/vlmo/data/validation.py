@@ -18,7 +18,7 @@ from vlmo.progress import Progress
 
 _PROGRESS_EVERY = 64
 """Rows between two updates of the bar, and calls of `progress`."""
-_REMEMBERED = 64
+_REMEMBERED = 16
 """Images whose verdict is kept: rows about one image stand together, or nearly so."""
 
 
