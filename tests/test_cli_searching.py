@@ -183,7 +183,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["embed", "MODEL", "--out", "x.npy"], "either images or --texts"),
         (["embed", "MODEL", "PICTURES", "--texts", "FILE", "--out", "x.npy"], "either images or --texts"),
         (["embed", "MODEL", "PICTURES", "--out", "x.csv"], ".parquet or .npy"),
-        (["embed", "MODEL", "PICTURES", "--out", "FILE.npy"], "--out FILE.npy is there already"),
+        (["embed", "MODEL", "PICTURES", "--out", "FILE.npy"], "FILE.npy exists already"),
         (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "nowhere.txt"),
     ],
 )

@@ -31,7 +31,7 @@ def test_fast_start_answers_by_the_model_that_comes_along(small, tmp_path):
     images = str(write_folder(tmp_path / "images"))
     run = tmp_path / "run"
     ranks = fast.run_fast_start(run, source=images, split="train", console=console)
-    index = Index.open(run / "index")
+    index = Index(run / "index")
     assert index.model_folder == str(small)
     with (run / "drawings" / "captions.csv").open(newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]

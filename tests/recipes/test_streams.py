@@ -16,7 +16,7 @@ from tests.killing import kill_when
 from tests.recipes.toy_recipes import shrunk, write_shards
 
 from vlmo.cli import main
-from vlmo.data.stream import StreamConfig
+from vlmo.data.stream.loader import StreamConfig
 from vlmo.folder import read_data
 from vlmo.recipes import build, find_recipe
 from vlmo.training import read_metrics

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlmo.data.stream import StreamConfig
+from vlmo.data.stream.loader import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.recipes.schema import Recipe, TextConfig, model_config
 from vlmo.tasks import SegmentationStage, TokenizerStage, VisionStage, VisualTokenizerConfig

@@ -49,7 +49,7 @@ def written(store: Store, approximate: dict | None) -> Index:
     model = {"folder": "nowhere", "fingerprint": "x", "dim": DIM}
     facts = {"version": 1, "model": model, "approximate": approximate}
     (store.folder / "index.json").write_text(json.dumps(facts))
-    return Index.open(store.folder)
+    return Index(store.folder)
 
 
 @pytest.mark.parametrize("captions", [True, False])
@@ -166,13 +166,13 @@ def test_small_set_is_searched_exactly(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(3))
     report = build(encoder, folder, out=tmp_path / "index")
     assert report.recall is None
-    opened = Index.open(tmp_path / "index")
+    opened = Index(tmp_path / "index")
     assert opened.approximate is None
     report = build(encoder, write_folder(tmp_path / "more"), out=tmp_path / "index", approximate_from=10)
     facts = json.loads((tmp_path / "index" / "index.json").read_text())
     assert report.recall is not None
     assert facts["approximate"]["recall"]["value"] == report.recall.value
-    index = Index.open(tmp_path / "index")
+    index = Index(tmp_path / "index")
     assert index.approximate is not None
     assert opened.approximate == index.approximate  # a reader asks as the last writer says
     assert len(index.nearest(np.ones(32, dtype=np.float32), top=50)) == NUM + 3

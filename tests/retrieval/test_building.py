@@ -131,7 +131,7 @@ def test_every_form_gives_the_same_vectors(kind, encoder, gallery, tmp_path):
         assert place.startswith(str(given))
         assert (row["bytes"] is None) == ("paths" in kind)
         assert row["captions"]
-    columns = Index.open(tmp_path / "index").columns
+    columns = Index(tmp_path / "index").columns
     assert (
         columns.items()
         >= {
@@ -171,9 +171,9 @@ def test_uris_are_inputs(scheme, encoder, gallery, tmp_path):
     expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
     for row in rows(out).values():
         np.testing.assert_allclose(row["vector"], expected[row["hash"]], atol=CLOSE)
-    index = Index.open(out)
+    index = Index(out)
     ids = [row["id"] for row in rows(out).values()]
-    assert {image.size for image in index.images(ids)} == {image.size for image in drawings()}
+    assert {index.image(each).size for each in ids} == {image.size for image in drawings()}
     assert build(encoder, out=out).unchanged == NUM
     files.rm(f"{base}/images/3.png")
     assert build(encoder, out=out).deleted == 1
@@ -200,7 +200,7 @@ def test_update_embeds_what_is_new_and_removes_what_is_gone(encoder, counted, tm
     for name, vector in zip([NAMES[1], NAMES[20], "moved.png"], expected, strict=True):
         np.testing.assert_allclose(found[str(folder / name)]["vector"], vector, atol=CLOSE)
     # Captions of images that are gone are gone too.
-    index = Index.open(out)
+    index = Index(out)
     assert index.num_captions == sum(len(row["captions"]) for row in found.values())
 
 
@@ -231,7 +231,7 @@ def test_metadata_file_tells_of_files_by_name(encoder, tmp_path):
     assert first["captions"] == ["one", "two"]
     assert (first["price_eur"], second["price_eur"]) == (3.0, 2.5)  # the column became wider
     assert (first["place_"], first["tags"], second["sold"]) == ("here", '["a"]', True)
-    assert Index.open(tmp_path / "index").columns == {
+    assert Index(tmp_path / "index").columns == {
         "place_": "text", "price_eur": "number", "sold": "true or false", "tags": "text"
     }  # fmt: skip
 
@@ -265,7 +265,7 @@ def test_column_keeps_a_name_that_looks_like_ours(encoder, tmp_path):
     table.write_text(json.dumps({"image": NAMES[0], "n__wider": 1}), encoding="utf-8")
     for _ in range(2):
         build(encoder, folder, out=tmp_path / "index", metadata=table)
-        assert Index.open(tmp_path / "index").columns == {"n__wider_": "whole number"}
+        assert Index(tmp_path / "index").columns == {"n__wider_": "whole number"}
 
 
 def test_columns_widen_from_run_to_run(encoder, tmp_path):
@@ -274,7 +274,7 @@ def test_columns_widen_from_run_to_run(encoder, tmp_path):
     for value, kind in ((1, "whole number"), (0.5, "number"), ("many", "text")):
         table.write_text(json.dumps({"image": NAMES[0], "n": value}), encoding="utf-8")
         build(encoder, folder, out=out, metadata=table)
-        assert Index.open(out).columns == {"n": kind}
+        assert Index(out).columns == {"n": kind}
         assert rows(out)[str(folder / NAMES[0])]["n"] == value
 
 
@@ -375,8 +375,8 @@ def test_stored_bytes_outlive_the_files(encoder, tmp_path):
     build(encoder, folder, out=out, store_bytes=True)
     (id,) = [row["id"] for place, row in rows(out).items() if place.endswith(NAMES[0])]  # noqa: A001
     (folder / NAMES[0]).unlink()
-    assert Index.open(out).image(id).size == drawings()[0].size
-    assert Index.open(out).hit(id).path is None
+    assert Index(out).image(id).size == drawings()[0].size
+    assert Index(out).hit(id).path is None
 
 
 def test_forgotten_input_leaves_the_index(encoder, tmp_path):
@@ -501,17 +501,17 @@ def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, capl
     with pytest.raises(KeyboardInterrupt):
         build(encoder, folder, out=out)
     with pytest.raises(ValueError, match=r"not finished: its first run was cut off.*run vlmo index again"):
-        Index.open(out)
+        Index(out)
     monkeypatch.undo()
     build(encoder, out=out)
-    assert Index.open(out).num_images == NUM
+    assert Index(out).num_images == NUM
     assert not caplog.messages
 
     Image.new("RGB", (20, 20)).save(folder / "new.png")
     monkeypatch.setattr(RecordEncoder, "finish", cut_off)
     with pytest.raises(KeyboardInterrupt):
         build(encoder, out=out)
-    assert Index.open(out).num_images == NUM
+    assert Index(out).num_images == NUM
     assert "has not ended, so that new images may be missing" in caplog.messages[0]
 
 
@@ -556,5 +556,5 @@ def test_killed_process_loses_no_batch(kind, model, gallery, tmp_path):
     assert len(found) == NUM
     for row in found.values():
         np.testing.assert_allclose(row["vector"], expected[row["hash"]], atol=CLOSE)
-    assert Index.open(out).num_captions == sum(len(row["captions"]) for row in found.values())
+    assert Index(out).num_captions == sum(len(row["captions"]) for row in found.values())
     assert not (out / "pending").exists()

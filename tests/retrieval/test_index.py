@@ -17,7 +17,7 @@ from vlmo.retrieval import Encoder, Index, store
 
 @pytest.fixture(scope="module")
 def index(gallery):
-    return Index.open(gallery[1])
+    return Index(gallery[1])
 
 
 def test_index_tells_its_facts(index, model, gallery):
@@ -68,7 +68,7 @@ def test_vector_of_another_size_is_refused(index):
 def test_index_without_captions_says_so(encoder, tmp_path):
     build(encoder, write_folder(tmp_path / "images", table=False, numbers=range(2)), out=tmp_path / "index")
     with pytest.raises(ValueError, match="no image of this index has a caption"):
-        Index.open(tmp_path / "index").nearest_captions(np.zeros(32), top=1)
+        Index(tmp_path / "index").nearest_captions(np.zeros(32), top=1)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_damaged_index_is_one_line(damage, words, gallery, tmp_path):
     copy = shutil.copytree(gallery[1], tmp_path / "index")
     damage(copy)
     with pytest.raises(ValueError, match=words) as caught:
-        Index.open(copy)
+        Index(copy)
     assert "\n" not in str(caught.value)
 
 
@@ -141,7 +141,7 @@ def test_damaged_data_is_one_line(gallery, tmp_path):
     copy = shutil.copytree(gallery[1], tmp_path / "index")
     for file in (copy / "pictures.lance" / "data").rglob("*.lance"):
         file.write_bytes(file.read_bytes()[:100])
-    index = Index.open(copy)
+    index = Index(copy)
     with pytest.raises(ValueError, match="the index is damaged") as caught:
         index.nearest(np.ones(32, dtype=np.float32), top=1)
     assert "\n" not in str(caught.value)
@@ -152,7 +152,7 @@ def test_reader_sees_what_a_writer_does(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_READ_EVERY", timedelta(seconds=0.2))
     folder = write_folder(tmp_path / "images", numbers=range(3))
     build(encoder, folder, out=tmp_path / "index")
-    index = Index.open(tmp_path / "index")
+    index = Index(tmp_path / "index")
     vector = index.vector(index.nearest(np.ones(32, dtype=np.float32), top=1)[0].id)
     assert index.num_images == 3
     (folder / NAMES[0]).unlink()

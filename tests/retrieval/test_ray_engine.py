@@ -46,7 +46,7 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
             for engine in ("ray", "local")
         ]
         assert lines[0] == lines[1]
-        captions = [Index.open(tmp_path / engine).num_captions for engine in ("ray", "local")]
+        captions = [Index(tmp_path / engine).num_captions for engine in ("ray", "local")]
         assert captions[0] == captions[1]
 
     both(*inputs, images=26, bad=1)

@@ -34,7 +34,7 @@ def test_table_shows_match_scores_only_if_there_are_any(result, searcher):
     assert plain.row_count == 2
 
 
-def test_sheet_is_a_image_of_all_hits(result, searcher, tmp_path):
+def test_sheet_is_an_image_of_all_hits(result, searcher, tmp_path):
     write_sheet(tmp_path / "new" / "sheet.png", query=QUERY, result=result, index=searcher.index)
     with Image.open(tmp_path / "new" / "sheet.png") as two_rows:
         assert len(two_rows.getcolors(maxcolors=2**20)) > 50
@@ -58,8 +58,6 @@ def test_empty_result_is_a_sheet_too(searcher, tmp_path):
     for name in ("a.png", "a.html"):
         write_sheet(tmp_path / name, query="x", result=SearchResult([]), index=searcher.index)
     assert "Nothing was found" in (tmp_path / "a.html").read_text()
-    with pytest.raises(ValueError, match=r"\.png or \.html"):
-        write_sheet(tmp_path / "a.pdf", query="x", result=SearchResult([]), index=searcher.index)
     with pytest.raises(ValueError, match="nothing to explain"):
         write_explanation(tmp_path / "b.png", query="x", result=SearchResult([]), searcher=searcher)
 
@@ -91,5 +89,3 @@ def test_explanation_has_a_tile_for_each_word(result, searcher, tmp_path):
         with Image.open(tmp_path / "e.png") as drawn:
             widths.append(drawn.width)
     assert widths[1] - widths[0] == 2 * 216
-    with pytest.raises(ValueError, match="PNG file"):
-        write_explanation(tmp_path / "e.jpg", query="x", result=result, searcher=searcher)

@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
-from vlmo.serving.settings import Limits, Settings
+from vlmo.serving.settings import Settings
 
 KEY = "a-secret"
-SMALL = Limits(request_bytes=20_000, buffered_bytes=50_000, body_seconds=0.5)
+SMALL = {"request_bytes": 20_000, "buffered_bytes": 50_000, "body_seconds": 0.5}
 JSON = {"content-type": "application/json"}
 
 
@@ -105,21 +105,21 @@ def chunked(size: int):
 
 @pytest.mark.parametrize("content", [b" " * 20_001, chunked(30_000)], ids=["with a length", "in chunks"])
 def test_body_that_is_too_large_is_refused(content) -> None:
-    with TestClient(app_of(limits=SMALL)) as client:
+    with TestClient(app_of(**SMALL)) as client:
         response = client.post("/v1/search", content=content, headers=JSON)
         assert response.status_code == 413
         assert "20,000 bytes" in response.json()["error"]["reason"]
 
 
 def test_form_that_is_too_large_is_refused() -> None:
-    with TestClient(app_of(limits=SMALL)) as client:
+    with TestClient(app_of(**SMALL)) as client:
         assert client.post("/v1/search", files={"image": b"x" * 30_000}).status_code == 413
 
 
 def test_length_that_is_a_lie_changes_nothing() -> None:
     async def app_call() -> list[dict]:
         """As a server would call that lets a body be longer than its head says."""
-        sent, app = [], app_of(limits=SMALL)
+        sent, app = [], app_of(**SMALL)
         chunks = [{"type": "http.request", "body": b" " * 8000, "more_body": True} for _ in range(9)]
         scope = {
             "type": "http",
@@ -149,7 +149,7 @@ def test_slow_body_is_given_up_and_all_bodies_together_are_bounded() -> None:
         await asyncio.sleep(30)
 
     async def ask() -> list[httpx.Response]:
-        app = app_of(limits=SMALL)
+        app = app_of(**SMALL)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://testserver") as client:
             slow = [client.post("/v1/search", content=slowly(19_000), headers=JSON) for _ in range(4)]
             first = await asyncio.gather(*slow)

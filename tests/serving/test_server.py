@@ -22,7 +22,7 @@ from vlmo.cli import main
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts, load_parts
 from vlmo.serving.server import _protocol, bind, read_key, with_names
-from vlmo.serving.settings import Limits, Settings
+from vlmo.serving.settings import Settings
 
 PATIENCE_S = 30
 WAIT_MS = 2500
@@ -232,15 +232,13 @@ def test_server_with_a_name_knows_this_machines_names_too(host, own) -> None:
             assert client.get("/healthz", headers={"host": name}).status_code == status
 
 
-@pytest.mark.parametrize("wrong", [{"queue": 0}, {"max_batch": 0}, {"max_wait": -1.0}, {"max_wait": 1e9}])
+WRONG = [{"queue": 0}, {"max_batch": 0}, {"max_wait": -1.0}, {"max_wait": 1e9}, {"pixels": 0}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_settings_name_what_is_wrong(wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Settings(**wrong)
-
-
-def test_limits_name_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="pixels is 0"):
-        Limits(pixels=0)
 
 
 def test_package_ships_the_page() -> None:

@@ -17,7 +17,7 @@ from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars
 from vlmo.released import find_model
 
 if TYPE_CHECKING:
-    from vlmo.retrieval import BuildReport, Searcher, SearchResult
+    from vlmo.retrieval import BuildReport, SearchResult
 
 _STDERR = Console(stderr=True)
 _WIDTH = 200  # of a table that goes into a file
@@ -135,10 +135,6 @@ def embed_command(options: EmbedOptions) -> None:
     if (options.texts is None) == (not options.images):
         raise ValueError("vlmo embed needs either images or --texts FILE")
     check_new_file(options.out, option="--out")
-    if options.out.suffix not in {".parquet", ".npy"}:
-        raise ValueError(f"--out {options.out}: vectors are written to a file that ends with .parquet or .npy")
-    if options.out.exists():
-        raise ValueError(f"--out {options.out} is there already; name a new file, or remove it")
     hide_loading_bars()
     with _packages():
         from vlmo.retrieval.encoder import Encoder
@@ -164,12 +160,21 @@ def search_command(options: SearchOptions) -> None:
     with _packages():
         from vlmo.retrieval import Index, Searcher
         from vlmo.retrieval.results import write_explanation, write_sheet
-    index = Index.open(options.index)
+        from vlmo.retrieval.search import SEARCH_RERANK
+    index = Index(options.index)
     model = Path(index.model_folder) if options.model is None else Path(find_model(options.model))
     if options.model is None and not model.is_dir():
         raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")
     searcher = Searcher(model, index, device=options.device)
-    result = _search(searcher, options, image=image)
+    can_rerank = searcher.encoder.can_match and (image is None or options.captions)
+    rerank = (SEARCH_RERANK if can_rerank else 0) if options.rerank is None else options.rerank
+    if options.budget is not None and rerank:
+        searcher.warm_up()
+    given = {"top": options.top, "rerank": rerank, "weight": options.weight, "budget": options.budget}
+    if image is not None and options.captions:
+        result = searcher.captions(image, **given)
+    else:
+        result = searcher.search(options.query if image is None else image, where=options.where, **given)
     _show_result(result, options)  # before the images are drawn, which may fail
     lines = []
     if options.sheet is not None:
@@ -183,19 +188,6 @@ def search_command(options: SearchOptions) -> None:
         Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
 
 
-def _search(searcher: Searcher, options: SearchOptions, *, image: Path | None) -> SearchResult:
-    from vlmo.retrieval.search import SEARCH_RERANK
-
-    can_rerank = searcher.encoder.can_match and (image is None or options.captions)
-    rerank = (SEARCH_RERANK if can_rerank else 0) if options.rerank is None else options.rerank
-    if options.budget is not None and rerank:
-        searcher.warm_up()
-    given = {"top": options.top, "rerank": rerank, "weight": options.weight, "budget": options.budget}
-    if image is not None and options.captions:
-        return searcher.captions(image, **given)
-    return searcher.search(options.query if image is None else image, where=options.where, **given)
-
-
 def _check_search(options: SearchOptions, *, image: Path | None) -> None:
     check_new_file(options.sheet, option="--sheet")
     check_new_file(options.explain, option="--explain")
@@ -205,12 +197,10 @@ def _check_search(options: SearchOptions, *, image: Path | None) -> None:
         raise ValueError("--captions finds captions; leave out --where and --sheet, which are for images")
     if options.explain is not None and image is not None:
         raise ValueError("--explain shows where words look; the query is an image")
-    for option, file, suffixes in (
-        ("--sheet", options.sheet, (".png", ".html")),
-        ("--explain", options.explain, (".png",)),
-    ):
-        if file is not None and file.suffix.lower() not in suffixes:
-            raise ValueError(f"{option} {file}: give a name that ends with {' or '.join(suffixes)}")
+    if options.sheet is not None and options.sheet.suffix.lower() not in {".png", ".html"}:
+        raise ValueError(f"--sheet {options.sheet}: give a name that ends with .png or .html")
+    if options.explain is not None and options.explain.suffix.lower() != ".png":
+        raise ValueError(f"--explain {options.explain}: give a name that ends with .png")
 
 
 def _image_of(query: str) -> Path | None:
@@ -245,15 +235,16 @@ def _show_result(result: SearchResult, options: SearchOptions) -> None:
 
 
 def _show_report(report: BuildReport, *, out: Path) -> None:
-    parts = {
-        "embedded": report.encoded,
-        "with bytes that were known": report.reused,
-        "unchanged": report.unchanged,
-        "gone": report.deleted,
-    }
     lines = [
         f"{report.images} images with {report.captions} captions in {out} ({report.seconds:.0f} s)",
-        ", ".join(f"{word} {number}" for word, number in parts.items()),
+        ", ".join(
+            (
+                f"embedded {report.encoded}",
+                f"with bytes that were known {report.reused}",
+                f"unchanged {report.unchanged}",
+                f"gone {report.deleted}",
+            )
+        ),
     ]
     if report.bad:
         lines.append(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
@@ -263,19 +254,18 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
             f"{lost.number} of {lost.total} names in tables of metadata belong to no image, such as {lost.example} "
             f"in {lost.table}"
         )
-    if report.recall is None:
+    if (recall := report.recall) is None:
         lines.append("search compares with every vector (exact)")
     else:
-        recall = report.recall
         lines.append(
             f"approximate index: recall@{recall.at} {recall.value:.3f} against exact search, {recall.queries} queries "
             f"by {recall.asked_with}"
         )
-        if recall.is_low:
-            lines.append(
-                f"this recall is low: search misses some of the nearest. --approximate-from {report.images + 1} "
-                "makes it compare with every vector"
-            )
+    if recall is not None and recall.is_low:
+        lines.append(
+            f"this recall is low: search misses some of the nearest. --approximate-from {report.images + 1} "
+            "makes it compare with every vector"
+        )
     Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from vlmo.cli.parsing import ModelFolder, hide_loading_bars
 from vlmo.released import find_model
 
-_HINT = "Serving needs more packages: pip install 'vlmo[serve]'"
-
 
 @dataclass(frozen=True)
 class ServeOptions:
@@ -55,13 +53,14 @@ def serve_command(options: ServeOptions) -> None:
     try:
         from vlmo.serving.parts import load_parts
         from vlmo.serving.server import bind, read_key, serve
-        from vlmo.serving.settings import Limits, Settings
+        from vlmo.serving.settings import Settings
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}. {_HINT}") from error
+        raise ModuleNotFoundError(f"{error}. Serving needs more packages: pip install 'vlmo[serve]'") from error
     if not 0 < options.max_request_mb < math.inf:
         raise ValueError(f"--max-request-mb {options.max_request_mb}: give a number of megabytes above 0")
     settings = Settings(
-        limits=Limits(request_bytes=int(options.max_request_mb * 2**20), pixels=options.max_pixels),
+        request_bytes=int(options.max_request_mb * 2**20),
+        pixels=options.max_pixels,
         queue=options.queue,
         max_batch=options.max_batch,
         max_wait=options.max_wait_ms / 1000,

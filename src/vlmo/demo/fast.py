@@ -64,7 +64,7 @@ def run_fast_start(
         place = next((place for place, hit in enumerate(hits) if text in hit.captions), None)
         if place is None:
             raise ValueError(f"{text!r} is not in the index; remove the folder of the index, or give another --run-dir")
-        shown = searcher.index.images([hit.id for hit in hits[:_TOP]])
+        shown = [searcher.index.image(hit.id) for hit in hits[:_TOP]]
         queries.append(ImageQuery(text, shown, correct=place if place < _TOP else None, rank=place + 1))
         captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])
         table.add_row(escape(text), str(place + 1), escape(captions))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlmo.data.loader import LoaderConfig, validate_sizes
-from vlmo.data.stream import StreamConfig, validate_lanes
+from vlmo.data.stream.loader import StreamConfig, validate_lanes
 from vlmo.model import VLMoConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig

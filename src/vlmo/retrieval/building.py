@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.console import Console
 
 from vlmo.folder import write_file
@@ -160,7 +159,9 @@ def build_index(
             reader = Reader(remembered["store_bytes"], table)
             with Progress(console, in_bytes=True) as progress:
                 update = Update(store, reader=reader, size=size, progress=progress)
-                counts = update.run(_engine(engine, encoder, settings=settings, workers=workers), _listed(listing))
+                listing.seek(0)
+                found = (Found(**json.loads(line)) for line in listing)
+                counts = update.run(_engine(engine, encoder, settings=settings, workers=workers), found)
             images = store.images.count_rows()
             store.optimize(lookups=images >= _LOOKUPS_FROM, alone="updated" not in facts)
             approximate = make_approximate(
@@ -253,12 +254,6 @@ def _list(origin: str, listing: IO[str], *, before: Collection[str], progress: P
     return size
 
 
-def _listed(listing: IO[str]) -> Iterator[Found]:
-    listing.seek(0)
-    for line in listing:
-        yield Found(**json.loads(line))
-
-
 def _engine(name: Literal["local", "ray"], encoder: Encoder, *, settings: IndexSettings, workers: int) -> Engine:
     if name == "local":
         return LocalEngine(encoder, batch=settings.batch, thumbnail=settings.thumbnail)
@@ -273,16 +268,10 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> AcquireReturnProxy:
     """Allow one writer at a time; the system lifts the lock when a process ends, however it does."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        return FileLock(folder / _LOCK_FILE).acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"{folder}: another process is writing this index; wait for it") from error
-    try:
-        yield
-    finally:
-        lock.release()

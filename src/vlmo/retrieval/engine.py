@@ -149,11 +149,8 @@ def _read_files(files: Sequence[Found], reader: Reader) -> Iterator[Record | Bad
     yield from reader.files(waiting)
 
 
-class _Decoded(NamedTuple):
-    pixels: Tensor
-    thumbnail: bytes
-    width: int
-    height: int
+_Decoded = tuple[Tensor, bytes, int, int]
+"""Pixels for the model, and the thumbnail, width and height of `Encoded`."""
 
 
 class RecordEncoder:
@@ -179,7 +176,7 @@ class RecordEncoder:
                 decoded.append(future.result())
             except ValueError as error:
                 decoded.append(record.bad(str(error)))
-        vectors = iter(self._encoder.embed_pixels([each.pixels for each in decoded if isinstance(each, _Decoded)]))
+        vectors = iter(self._encoder.embed_pixels([each[0] for each in decoded if not isinstance(each, Bad)]))
         return [each if isinstance(each, Bad) else Encoded(next(vectors), *each[1:]) for each in decoded]
 
     def captions(self, records: Sequence[Record]) -> list[Float32[np.ndarray, "caption dim"]]:
@@ -195,7 +192,7 @@ class RecordEncoder:
         small.thumbnail((self._thumbnail, self._thumbnail), Image.Resampling.LANCZOS, reducing_gap=2.0)
         file = io.BytesIO()
         small.save(file, "JPEG", quality=_QUALITY)
-        return _Decoded(self._encoder.pixels(image), file.getvalue(), *image.size)
+        return self._encoder.pixels(image), file.getvalue(), *image.size
 
 
 @dataclass

@@ -6,11 +6,10 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -78,13 +77,15 @@ class Approximate:
     nprobes: int
     candidates: int = 200
 
-    def widened(self, factor: float) -> Approximate:
-        """Parameters for a filter that one of `factor` images passes: as many that pass are met as without it."""
-        return replace(self, nprobes=math.ceil(factor * self.nprobes))
-
 
 class Index:
     """An index folder, open for reading; changes of a writer are seen a moment later.
+
+    Attributes:
+        folder: The folder.
+        fingerprint: Fingerprint of the model that made the vectors.
+        model_folder: Folder of that model.
+        dim: Size of a vector.
 
     Raises:
         ValueError: It is no index, damaged, or its first run has not ended.
@@ -92,40 +93,30 @@ class Index:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self._version = _version(self.folder)
-        self.facts = read_facts(self.folder)
-        if not self.facts.get("complete", True):
-            _check_interrupted(self.folder, self.facts)
-        with _complete_facts(self.folder):
-            self.fingerprint: str = self.facts["model"]["fingerprint"]
-            self.model_folder: str = self.facts["model"]["folder"]
-            self._searches = _searches(self.facts)
+        self._version: tuple[int, ...] = ()
+        facts = self._read_changed()
+        if not facts.get("complete", True):
+            if "updated" not in facts:
+                raise ValueError(
+                    f"{folder}: the index is not finished: its first run was cut off, or has not ended yet. If none is "
+                    "running, run vlmo index again with this folder as --out; it goes on where it stood"
+                )
+            _LOGGER.warning(
+                "%s: a run of vlmo index has not ended, so that new images may be missing; if none is running, run it "
+                "again",
+                folder,
+            )
         self._store = Store(self.folder)
         self.dim = self._store.dim
 
-    folder: Path
-    facts: Mapping[str, Any]
-    """Contents of `index.json` when the index was opened."""
     fingerprint: str
-    """Fingerprint of the model that made the vectors."""
     model_folder: str
-    """Folder of that model."""
-    dim: int
-    """Size of a vector."""
-
-    @classmethod
-    def open(cls, folder: str | Path) -> Self:
-        """Open the index of a folder.
-
-        Raises:
-            ValueError: It is none, damaged, or its first run has not ended.
-        """
-        return cls(folder)
 
     @property
     def approximate(self) -> Approximate | None:
         """Search parameters of the approximate index of images, as the last writer has set them; None without one."""
-        return self._current_searches()[0]
+        self._read_changed()
+        return self._search_images
 
     @property
     def num_images(self) -> int:
@@ -172,7 +163,8 @@ class Index:
         """
         if not self.num_captions:
             raise ValueError(f"{self.folder}: no image of this index has a caption to be found")
-        columns, search = ["picture", "caption"], None if exact else self._current_searches()[1]
+        self._read_changed()
+        columns, search = ["picture", "caption"], None if exact else self._search_captions
         found = self._search(self._store.captions, vector, top=top, where=None, search=search, columns=columns)
         owners = {row["id"]: row for row in self._rows([row["picture"] for row in found], self._visible())}
         return [
@@ -211,11 +203,7 @@ class Index:
         Raises:
             ValueError: There is no such image, or its file is gone or damaged.
         """
-        return self.images([id])[0]
-
-    def images(self, ids: Sequence[str]) -> list[Image.Image]:
-        """Several images; see `image`."""
-        return [load() for load in self.loaders(ids)]
+        return self.loaders([id])[0]()
 
     def loaders(self, ids: Sequence[str]) -> list[Callable[[], Image.Image]]:
         """Functions that read and decode an image each, to be called on any thread; they raise as `image` does."""
@@ -236,14 +224,24 @@ class Index:
 
     # ----------------------------------------------------------------------------------------------------- searching
 
-    def _current_searches(self) -> tuple[Approximate | None, Approximate | None]:
-        """Search parameters of images and captions; read again when a writer has changed them."""
-        version = _version(self.folder)
-        if version != self._version:
-            with _complete_facts(self.folder):
-                self._searches = _searches(read_facts(self.folder))
-            self._version = version
-        return self._searches
+    def _read_changed(self) -> dict[str, Any]:
+        """Read `index.json` if it is another file than the one that was read last; return its contents, or {}."""
+        path = self.folder / INDEX_FILE
+        status = path.stat() if path.is_file() else None
+        version = (status.st_mtime_ns, status.st_ino) if status is not None else (0,)
+        if version == self._version:
+            return {}
+        facts = read_facts(self.folder)
+        try:
+            self.fingerprint, self.model_folder = facts["model"]["fingerprint"], facts["model"]["folder"]
+            made = facts["approximate"] or {"search": None, "captions": None}
+            self._search_images, self._search_captions = (
+                None if made[name] is None else Approximate(**made[name]) for name in ("search", "captions")
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.folder}: {INDEX_FILE} is damaged: it lacks {error}; build it anew") from error
+        self._version = version
+        return facts
 
     def _visible(self) -> list[str]:
         return [*_SHOWN, *self._store.kinds()]
@@ -283,7 +281,9 @@ class Index:
                 total = table.count_rows()
                 passing = total if where is None else table.count_rows(where)
                 if where is None or passing > max(_FEW, _FEW_SHARE * total):
-                    found = found_by(search.widened(total / max(1, passing)))
+                    # If few pass, as many more partitions are searched.
+                    nprobes = math.ceil(total / max(1, passing) * search.nprobes)
+                    found = found_by(replace(search, nprobes=nprobes))
                     if len(found) >= min(top, passing):
                         return found
             return found_by(None)
@@ -347,40 +347,3 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if version != VERSION:
         raise ValueError(f"{path} has version {version}; this program reads version {VERSION}. Build the index anew.")
     return facts
-
-
-def _version(folder: Path) -> tuple[int, int] | None:
-    """Time and inode of `index.json`, which differ from one version to the next."""
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        return None
-    status = path.stat()
-    return status.st_mtime_ns, status.st_ino
-
-
-def _searches(facts: Mapping[str, Any]) -> tuple[Approximate | None, Approximate | None]:
-    made = facts["approximate"]
-    if made is None:
-        return None, None
-    captions = made["captions"]
-    return Approximate(**made["search"]), None if captions is None else Approximate(**captions)
-
-
-@contextmanager
-def _complete_facts(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: the index is damaged ({INDEX_FILE} lacks {error}); build it anew") from error
-
-
-def _check_interrupted(folder: Path, facts: Mapping[str, Any]) -> None:
-    if "updated" not in facts:
-        raise ValueError(
-            f"{folder}: the index is not finished: its first run was cut off, or has not ended yet. If none is "
-            "running, run vlmo index again with this folder as --out; it goes on where it stood"
-        )
-    _LOGGER.warning(
-        "%s: a run of vlmo index has not ended, so that new images may be missing; if none is running, run it again",
-        folder,
-    )

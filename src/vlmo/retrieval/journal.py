@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +74,11 @@ class Journal:
     def flush(self) -> None:
         """Put everything into the table."""
         if self._files:
-            rows = pa.concat_tables([_read(path) for path in self._files])
+            tables = []
+            for path in self._files:
+                with pa.OSFile(str(path)) as file:  # not by memory map: the file is removed before the rows are
+                    tables.append(pa.ipc.open_file(file).read_all())
+            rows = pa.concat_tables(tables)
             last = {id: row for row, id in enumerate(rows["id"].to_pylist())}  # noqa: A001
             # Without older rows of the same image.
             rows = rows if len(last) == len(rows) else rows.take(sorted(last.values()))
@@ -90,8 +93,3 @@ class Journal:
         self.flush()
         with contextlib.suppress(OSError):  # somebody else's file in it
             self._folder.rmdir()
-
-
-def _read(path: Path) -> pa.Table:
-    with pa.OSFile(str(path)) as file:  # not by memory map: the file is removed before the rows are
-        return pa.ipc.open_file(file).read_all()

@@ -10,38 +10,28 @@ import logging
 import os
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
 import torch
-from jaxtyping import Float32
-from numpy import ndarray
 from ray.data import ActorPoolStrategy, DataContext
 
 from vlmo.data.stream.records import Bad
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.engine import Encoded, Finished, Group, Lookup, RecordEncoder, Rows, Task, read_groups
-from vlmo.retrieval.sources import Reader, Record
+from vlmo.retrieval.sources import Reader
 
 _SHARE = 0.5
 """CPUs that a reading task or an actor asks for, so that both find room on a machine of two."""
 
 
-class _Made(NamedTuple):
-    """An image with its results; `encoded` is None if the index has a vector of the same bytes."""
-
-    record: Record
-    encoded: Encoded | None
-    captions: Float32[ndarray, "caption dim"] | None
-
-
 class _End(NamedTuple):
-    """Number of rows of a task, and true if it could be read to its end."""
+    """Number of groups of a task, and true if it could be read to its end."""
 
-    rows: int
+    groups: int
     complete: bool
 
 
@@ -63,15 +53,16 @@ class RayEngine:
     def __init__(self, encoder: Encoder, *, workers: int, batch: int, thumbnail: int) -> None:
         if workers < 1:
             raise ValueError(f"workers is {workers}; give a number from 1 up")
-        self._workers, self._batch = workers, batch
+        self._workers = workers
         self._settings = {
             "folder": str(encoder.folder.absolute()),
             "device": encoder.device.type,
+            "batch": batch,
             "thumbnail": thumbnail,
         }
 
     def run(self, tasks: Iterable[Task], *, reader: Reader, lookup: Lookup) -> Iterator[Group | Rows | Finished]:
-        """See `Engine.run`. Images with the same bytes are embedded once a batch, or not if their row exists."""
+        """See `Engine.run`. Images with the same bytes are embedded once a group, or not if their row exists."""
         given = list(tasks)
         if not given:
             return
@@ -83,7 +74,7 @@ class RayEngine:
             )
             results = read.map_batches(
                 _Embedder,
-                batch_size=self._batch,
+                batch_size=1,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=self._workers),
                 fn_constructor_kwargs=self._settings,
@@ -112,55 +103,54 @@ def _cluster(workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
-# Rows travel as pickles: of a `Record` to embed, a `_Made`, the id of an unchanged image, a `Bad`, the `Group` of the
-# bytes that were read, and once a task its `_End`.
+# Rows travel as pickles: of the groups of a task, and its `_End`. An actor puts the `Rows` of a group beside it.
 
 
-def _table(task: int, contents: Sequence[Any]) -> pa.Table:
-    return pa.table({"task": [task] * len(contents), "content": _pickled(contents)})
-
-
-def _pickled(contents: Iterable[Any]) -> pa.Array:
-    return pa.array([pickle.dumps(content) for content in contents], pa.large_binary())
+def _row(task: int, content: Group | _End, beside: Any = None) -> pa.Table:
+    return pa.table({"task": [task], "content": pa.array([pickle.dumps((content, beside))], pa.large_binary())})
 
 
 def _read(rows: pa.Table, *, reader: Reader) -> Iterator[pa.Table]:
-    """The rows of a task, a table for each group of images."""
+    """Read a task; the hashes beside a group are of images that the index has a vector of."""
     number, task = rows["task"][0].as_py(), pickle.loads(rows["content"][0].as_py())
     known = {known.hash for known in task.known.values()}
     count, complete = 0, True
     for group in read_groups(task, reader):
-        records = [_Made(each, None, None) if each.hash in known else each for each in group.records]
-        table = _table(number, [*records, *group.unchanged, *group.bad, Group([], [], [], group.size)])
-        count += len(table)
+        count += 1
         complete = complete and not any(bad.kind == "shard" for bad in group.bad)
-        yield table
-    yield _table(number, [_End(count, complete)])
+        yield _row(number, group, known.intersection(record.hash for record in group.records))
+    yield _row(number, _End(count, complete))
 
 
 class _Embedder:
-    """An actor's model, for the images among the rows; other rows pass."""
+    """An actor's model, for the images of groups."""
 
-    def __init__(self, *, folder: str, device: str, thumbnail: int) -> None:
+    def __init__(self, *, folder: str, device: str, batch: int, thumbnail: int) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-        self._encoder = RecordEncoder(Encoder(folder, device=device), thumbnail=thumbnail)
+        self._encoder, self._batch = RecordEncoder(Encoder(folder, device=device), thumbnail=thumbnail), batch
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """The same rows, with the results of images."""
-        contents = [pickle.loads(content) for content in rows["content"].to_pylist()]
-        fresh = {each.hash: each for each in contents if isinstance(each, Record)}
-        results = self._encoder.finish(list(fresh.values()), [self._encoder.start(each) for each in fresh.values()])
-        made = dict(zip(fresh, results, strict=True))
-        images = [each.record if isinstance(each, _Made) else each for each in contents]
-        captions = iter(self._encoder.captions([each for each in images if isinstance(each, Record)]))
-        for row, content in enumerate(contents):
-            if isinstance(content, _Made):
-                contents[row] = content._replace(captions=next(captions))
-            elif isinstance(content, Record):
-                result, vectors = made[content.hash], next(captions)
-                refused = isinstance(result, Bad)
-                contents[row] = content.bad(result.reason) if refused else _Made(content, result, vectors)
-        return rows.set_column(1, "content", _pickled(contents))
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """A group with the rows of its images; `None` stands for results that the index has."""
+        group, known = pickle.loads(row["content"][0].as_py())
+        if isinstance(group, _End):
+            return row
+        fresh = list({record.hash: record for record in group.records if record.hash not in known}.values())
+        results: dict[str, Encoded | Bad] = {}
+        for start in range(0, len(fresh), self._batch):
+            part = fresh[start : start + self._batch]
+            done = self._encoder.finish(part, [self._encoder.start(record) for record in part])
+            results |= zip([record.hash for record in part], done, strict=True)
+        records = []
+        for record in group.records:
+            result = results.get(record.hash)
+            if isinstance(result, Bad):
+                group.bad.append(record.bad(result.reason))
+            else:
+                records.append(record)
+        encoded: list[Any] = [results.get(record.hash) for record in records]
+        num_encoded = sum(not isinstance(result, Bad) for result in results.values())
+        rows = Rows(records, encoded, self._encoder.captions(records), num_encoded)
+        return _row(row["task"][0].as_py(), group, rows)
 
 
 def _steps(tables: Iterable[pa.Table], tasks: list[Task], *, lookup: Lookup) -> Iterator[Group | Rows | Finished]:
@@ -168,30 +158,17 @@ def _steps(tables: Iterable[pa.Table], tasks: list[Task], *, lookup: Lookup) -> 
     arrived: Counter[int] = Counter()
     ends: dict[int, _End] = {}
     for table in tables:
-        made: list[_Made] = []
-        group = Group([], [], [], 0)
         for task, data in zip(table["task"].to_pylist(), table["content"].to_pylist(), strict=True):
-            content = pickle.loads(data)
-            arrived[task] += 1
+            content, rows = pickle.loads(data)
             if isinstance(content, _End):
-                arrived[task] -= 1
                 ends[task] = content
-            elif isinstance(content, Group):
-                group = group._replace(size=group.size + content.size)
-            elif isinstance(content, _Made):
-                made.append(content)
             else:
-                (group.bad if isinstance(content, Bad) else group.unchanged).append(content)
-        yield group
-        if made:
-            known = lookup([each.record.hash for each in made if each.encoded is None])
-            yield Rows(
-                [each.record for each in made],
-                [each.encoded or known[each.record.hash] for each in made],
-                [cast("Any", each.captions) for each in made],
-                sum(each.encoded is not None for each in made),
-            )
-        for number in [number for number, end in ends.items() if arrived[number] >= end.rows]:
-            complete, shard = ends.pop(number).complete, tasks[number].shard
-            if shard is not None:
-                yield Finished(shard, complete)
+                arrived[task] += 1
+                yield content
+                known = lookup([r.hash for r, result in zip(rows.records, rows.encoded, strict=True) if result is None])
+                filled = [result or known[r.hash] for r, result in zip(rows.records, rows.encoded, strict=True)]
+                if filled:
+                    yield rows._replace(encoded=filled)
+            shard = tasks[task].shard
+            if shard is not None and task in ends and arrived[task] == ends[task].groups:
+                yield Finished(shard, ends[task].complete)

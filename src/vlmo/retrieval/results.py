@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import Searcher, SearchResult
 from vlmo.visualization import MUTED, Sheet, data_uri
 
-SHEET_SUFFIXES = (".png", ".html")
 _COLUMNS, _TILE, _GAP, _MARGIN = 4, 200, 16, 28
-_HEAD, _LINE, _CAPTION_LINES = 44, 18, 2
+_HEAD, _LINE = 44, 18
 _EXPLAINED_IMAGES, _EXPLAINED_WORDS = 3, 8
 _STYLE = (
     "body{font:16px/1.4 system-ui,sans-serif;color:#1f2328;margin:2rem}"
@@ -59,31 +59,28 @@ def as_table(query: str, result: SearchResult) -> Table:
 
 
 def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -> None:
-    """Write the images in a grid, best first, as a PNG file or an HTML page that needs no other file.
-
-    Raises:
-        ValueError: The file's name ends with neither.
-    """
-    if file.suffix.lower() not in SHEET_SUFFIXES:
-        raise ValueError(f"{file}: a contact sheet is a file that ends with {' or '.join(SHEET_SUFFIXES)}")
+    """Write the images in a grid, best first, as an HTML page that needs no other file, or else as an image."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix.lower() == ".html":
         file.write_text(_page(query, result, index), encoding="utf-8")
-    else:
-        _grid(query, result, index).save(file)
+        return
+    tiles = [
+        (_thumbnail(index, hit), f"{number}. {hit.score:.3f}", _title(hit))
+        for number, hit in enumerate(result.hits, start=1)
+    ]
+    rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
+    _sheet(query, rows, columns=_COLUMNS, caption_lines=2).save(file)
 
 
 def write_explanation(file: Path, *, query: str, result: SearchResult, searcher: Searcher) -> list[Hit]:
-    """Write the best images, each with the attention of each of the first words of the query over it, as a PNG file.
+    """Write the best images, each with the attention of each of the first words of the query over it, as an image file.
 
     Returns:
         Hits that are left out because their images are gone; the next ones stand in their places.
 
     Raises:
-        ValueError: The file's name ends otherwise, nothing was found, or no image of it can be read.
+        ValueError: Nothing was found, or no image of it can be read.
     """
-    if file.suffix.lower() != ".png":
-        raise ValueError(f"{file}: the explanation is a PNG file; give a name that ends with .png")
     if not result.hits:
         raise ValueError("nothing was found, so that there is nothing to explain")
     explained, lost = [], []
@@ -98,41 +95,31 @@ def write_explanation(file: Path, *, query: str, result: SearchResult, searcher:
         explained.append([(_title(hit), image), *searcher.explain(query, hit.id)[:_EXPLAINED_WORDS]])
     if not explained:
         raise ValueError(f"no image can be read that was found, such as {lost[0].place}; nothing can be explained")
-    row_height = _TILE + _LINE + _GAP
-    sheet = _sheet(query, columns=max(map(len, explained)), height=len(explained) * row_height - _GAP)
-    for row, tiles in enumerate(explained):
-        y = _MARGIN + _HEAD + row * row_height
-        for column, (word, image) in enumerate(tiles):
-            x = _MARGIN + column * (_TILE + _GAP)
-            sheet.tile(image, x=x, y=y, side=_TILE)
-            line = sheet.wrapped(word, width=_TILE, max_lines=1, size=13)[0]
-            sheet.text(line, x=x, y=y + _TILE + 4, size=13, colour=MUTED)
     file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.finished().save(file)
+    rows = [[(image, word, "") for word, image in tiles] for tiles in explained]
+    _sheet(query, rows, columns=max(map(len, rows)), caption_lines=0).save(file)
     return lost
 
 
-def _sheet(query: str, *, columns: int, height: int) -> Sheet:
-    """An empty sheet with the query above its tiles."""
+def _sheet(
+    query: str, rows: Sequence[Sequence[tuple[Image.Image, str, str]]], *, columns: int, caption_lines: int
+) -> Image.Image:
+    """Rows of images below the query, each above a grey line and a caption."""
+    row_height = _TILE + (1 + caption_lines) * _LINE + _GAP
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
-    sheet = Sheet(width, 2 * _MARGIN + _HEAD + height)
+    sheet = Sheet(width, 2 * _MARGIN + _HEAD + len(rows) * row_height - _GAP)
     sheet.text(sheet.wrapped(query, width=width - 2 * _MARGIN, max_lines=1)[0], x=_MARGIN, y=_MARGIN, size=20)
-    return sheet
-
-
-def _grid(query: str, result: SearchResult, index: Index) -> Image.Image:
-    rows = max(1, -(-len(result.hits) // _COLUMNS))
-    row_height = _TILE + (1 + _CAPTION_LINES) * _LINE + _GAP
-    sheet = _sheet(query, columns=_COLUMNS, height=rows * row_height)
-    if not result.hits:
+    if not any(rows):
         sheet.text("nothing was found", x=_MARGIN, y=_MARGIN + _HEAD, colour=MUTED)
-    for number, hit in enumerate(result.hits):
-        x = _MARGIN + number % _COLUMNS * (_TILE + _GAP)
-        y = _MARGIN + _HEAD + number // _COLUMNS * row_height
-        sheet.tile(_thumbnail(index, hit), x=x, y=y, side=_TILE)
-        sheet.text(f"{number + 1}.  {hit.score:.3f}", x=x, y=y + _TILE + 4, size=13, colour=MUTED)
-        for line, text in enumerate(sheet.wrapped(_title(hit), width=_TILE, max_lines=_CAPTION_LINES, size=13)):
-            sheet.text(text, x=x, y=y + _TILE + 4 + (1 + line) * _LINE, size=13)
+    for row, tiles in enumerate(rows):
+        y = _MARGIN + _HEAD + row * row_height
+        for column, (image, line, caption) in enumerate(tiles):
+            x = _MARGIN + column * (_TILE + _GAP)
+            sheet.tile(image, x=x, y=y, side=_TILE)
+            line = sheet.wrapped(line, width=_TILE, max_lines=1, size=13)[0]
+            sheet.text(line, x=x, y=y + _TILE + 4, size=13, colour=MUTED)
+            for number, text in enumerate(sheet.wrapped(caption, width=_TILE, max_lines=caption_lines, size=13), 1):
+                sheet.text(text, x=x, y=y + _TILE + 4 + number * _LINE, size=13)
     return sheet.finished()
 
 

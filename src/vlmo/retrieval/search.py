@@ -178,7 +178,7 @@ class Searcher:
     """
 
     def __init__(self, model: str | Path | Encoder, index: str | Path | Index, *, device: str | None = None) -> None:
-        self.index = index if isinstance(index, Index) else Index.open(index)
+        self.index = index if isinstance(index, Index) else Index(index)
         self.encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
         if self.encoder.fingerprint != self.index.fingerprint:
             raise ValueError(

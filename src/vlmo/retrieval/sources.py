@@ -137,10 +137,13 @@ def find(origin: str) -> Iterator[Found]:
         given = Path(origin)
         if not given.exists():
             raise ValueError(f"there is nothing at {given}; give a folder, an image, or a .tar or .parquet file")
-        if given.is_file():
-            yield _local(given, kind=_named_kind(str(given)), origin=origin, root=given.parent)
-        else:
+        if given.is_dir():
             yield from _below(given, origin=origin)
+        elif kind := _kind(given.name.lstrip(".")):  # its name may begin with a dot, as it was given outright
+            yield _local(given, kind=kind, origin=origin, root=given.parent)
+        else:
+            images, shards = ", ".join(sorted(IMAGE_SUFFIXES)), ", ".join(SHARD_SUFFIXES)
+            raise ValueError(f"{given} is no image by its name ({images}) and no shard ({shards})")
     else:
         matches = sorted({match for pattern in expand_braces(origin) for match in files.glob(pattern)})
         if not matches:
@@ -164,16 +167,13 @@ def _below(folder: Path, *, origin: str) -> Iterator[Found]:
     for path in walk(folder):
         if path.name in _SAVED:
             if not (path.parent.parent / "dataset_dict.json").is_file():  # that of a split belongs to the whole
-                yield _saved(path.parent, path, origin=origin, root=folder)
+                saved = path.parent
+                size = sum(file.stat().st_size for file in saved.rglob("*.arrow"))
+                states = [file.read_bytes() for file in [path, *sorted(saved.glob("*/state.json"))]]
+                yield Found(str(saved), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(folder))
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
                 yield _local(path, kind=kind, origin=origin, root=folder)
-
-
-def _saved(folder: Path, state: Path, *, origin: str, root: Path) -> Found:
-    size = sum(file.stat().st_size for file in folder.rglob("*.arrow"))
-    states = [state.read_bytes(), *(file.read_bytes() for file in sorted(folder.glob("*/state.json")))]
-    return Found(str(folder), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(root))
 
 
 def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:
@@ -183,12 +183,11 @@ def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:
 
 def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
     try:
-        if not has_wildcards(path, braces=True):
-            details: dict[str, dict] = files.find(path, detail=True)
+        if has_wildcards(path, braces=True):
+            matches = [files.glob(each, detail=True) for each in expand_braces(path)]
         else:
-            details = {
-                name: info for each in expand_braces(path) for name, info in files.glob(each, detail=True).items()
-            }
+            matches = [files.find(path, detail=True)]
+        details = {name: info for match in matches for name, info in match.items()}
     except OSError as error:
         raise ValueError(f"{origin} cannot be listed: {error}") from error
     names = sorted(name for name, info in details.items() if info.get("type", "file") == "file")
@@ -205,31 +204,13 @@ def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
 
 
 def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | None:
-    """Kind of a file of a folder by its name; None: neither image nor shard.
-
-    Args:
-        name: Name of the file, or its path.
-        has_tar: Function that tells if there is a tar of the same name: with it, img2dataset leaves a parquet file of
-            metadata, which holds no images.
-    """
-    name = name.rpartition("/")[2]
+    """Kind by the name; None: neither image nor shard. Beside a tar, img2dataset leaves parquet without images."""
     suffix = f".{name.rpartition('.')[2].lower()}"
-    if name.startswith("."):
+    if name.rpartition("/")[2].startswith("."):
         return None
     if suffix in IMAGE_SUFFIXES:
         return "file"
     return "shard" if suffix in SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar()) else None
-
-
-def _named_kind(name: str) -> Kind:
-    """Kind of a file that is named outright, also with a dot before its name."""
-    kind = _kind(name.rpartition("/")[2].lstrip("."))
-    if kind is None:
-        raise ValueError(
-            f"{name} is no image by its name ({', '.join(sorted(IMAGE_SUFFIXES))}) and no shard "
-            f"({', '.join(SHARD_SUFFIXES)})"
-        )
-    return kind
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -290,9 +271,7 @@ class Reader:
             data = read_place(found.place)
         except OSError as error:
             return Bad("row", found.place, 0, found.place, f"cannot be read: {error.strerror or error}")
-        return self._made(
-            found.place, data, found, path=found.place, stamp=self.stamp(found), about=self._annotation(found)
-        )
+        return self._made(found.place, data, found, path=found.place, about=self._annotation(found))
 
     def _record(self, sample: Sample, found: Found, *, seen: set[str]) -> Record | Bad:
         key = sample.key if sample.key not in seen else f"{sample.key}#{sample.index}"
@@ -310,22 +289,20 @@ class Reader:
         if data is None:
             return Bad("row", found.place, sample.index, sample.key, "it has no image")
         about = Annotation(sample.captions, clean_metadata(sample.metadata))
-        stamp = _stamp(about, self.keep_bytes or path is None)
-        return self._made(place, data, found, path=path, stamp=stamp, about=about)
+        return self._made(place, data, found, path=path, about=about)
 
-    def _made(
-        self, place: str, data: bytes, found: Found, *, path: str | None, stamp: str, about: Annotation
-    ) -> Record:
+    def _made(self, place: str, data: bytes, found: Found, *, path: str | None, about: Annotation) -> Record:
+        keep_bytes = self.keep_bytes or path is None
         return Record(
             id=image_id(place),
             place=place,
             origin=found.origin,
             shard=None if found.kind == "file" else found.place,
-            stamp=stamp,
+            stamp=self.stamp(found) if found.kind == "file" else _stamp(about, keep_bytes),
             hash=_digest(data, length=32),
             data=data,
             path=None if self.keep_bytes else path,
-            keep_bytes=self.keep_bytes or path is None,
+            keep_bytes=keep_bytes,
             captions=about.captions,
             metadata=dict(about.metadata),
         )

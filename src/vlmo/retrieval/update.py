@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vlmo.data.quarantine import Bad, read_lines, to_line
+from vlmo.data.quarantine import Bad, read_lines, to_lines
 from vlmo.folder import write_file
 from vlmo.progress import Progress
 from vlmo.retrieval.engine import Engine, Finished, Rows, Task
@@ -50,7 +50,8 @@ class Update:
         self._size, self._read = size, 0
         self.counts = Counts()
         self._seen = array("Q")  # the first 64 bits of the ids that are still there
-        self._done = _read_done(store.folder / SHARDS_FILE)  # stamps of the shards that were read to their ends
+        # Stamps of the shards that were read to their ends.
+        self._done = {line["shard"]: line["stamp"] for line in read_lines(store.folder / SHARDS_FILE)}
         self._settled: set[str] = set()  # shards that were not read again, or not to their ends: their images stay
 
     def run(self, engine: Engine, listing: Iterable[Found]) -> Counts:
@@ -78,7 +79,7 @@ class Update:
                 self._advance(step.size, unchanged=len(step.unchanged))
         journal.close()
         self._delete_unseen()
-        _write_lines(self._store.folder / SHARDS_FILE, (_done_line(*done) for done in self._done.items()))
+        write_file(self._store.folder / SHARDS_FILE, "".join(_done_line(*done) for done in self._done.items()))
         self.counts.bad = quarantine.finish(settled=self._settled)
         return self.counts
 
@@ -101,7 +102,12 @@ class Update:
                     self._settled.add(found.place)
                     self._advance(found.size, unchanged=begun[found.place])
                 else:
-                    yield Task([found], self._known_of(found.place) if found.place in begun else {})
+                    known: dict[str, Known] = {}
+                    if found.place in begun:
+                        where = "shard = '{}'".format(found.place.replace("'", "''"))
+                        for batch in self._store.scan(["id", "stamp", "hash"], where=where):
+                            known |= {row["id"]: Known(row["stamp"], row["hash"]) for row in batch.to_pylist()}
+                    yield Task([found], known)
         yield from self._files_task(files, journal)
 
     def _files_task(self, files: list[Found], journal: Journal) -> Iterator[Task]:
@@ -118,18 +124,13 @@ class Update:
         if changed:
             yield Task(list(changed.values()), {id: known[id] for id in changed if id in known})  # noqa: A001
 
-    def _known_of(self, shard: str) -> dict[str, Known]:
-        quoted = shard.replace("'", "''")
-        batches = self._store.scan(["id", "stamp", "hash"], where=f"shard = '{quoted}'")
-        return {row["id"]: Known(row["stamp"], row["hash"]) for batch in batches for row in batch.to_pylist()}
-
     def _finish(self, finished: Finished) -> None:
         """Remember a shard, so that it is not read again before it changes."""
         shard = finished.shard
         if finished.complete:
             self._done[shard.place] = self._reader.stamp(shard)
             with (self._store.folder / SHARDS_FILE).open("a", encoding="utf-8") as file:
-                file.write(_done_line(shard.place, self._done[shard.place]) + "\n")
+                file.write(_done_line(shard.place, self._done[shard.place]))
         else:
             # The part that could not be read this time may exist: its images stay.
             self._settled.add(shard.place)
@@ -163,35 +164,23 @@ class _Quarantine:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._before = {to_line(line): line for line in read_lines(path)}
+        self._before = {to_lines([line]): line for line in read_lines(path)}
         self._now: dict[str, None] = {}
 
     def add(self, bad: Bad) -> None:
         """Append the line at once, unless the file has it."""
-        line = to_line(bad.line())
+        line = to_lines([bad.line()])
         if line not in self._before and line not in self._now:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(line)
         self._now[line] = None
 
     def finish(self, *, settled: set[str]) -> int:
         """Keep the lines of this run, and older ones about settled shards; return their number."""
-        old = [text for text, line in self._before.items() if text not in self._now and line["path"] in settled]
-        lines = [*old, *self._now]
-        _write_lines(self._path, lines)
-        return len(lines)
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    write_file(path, "".join(f"{line}\n" for line in lines))
+        old = [line for line, about in self._before.items() if line not in self._now and about["path"] in settled]
+        write_file(self._path, "".join([*old, *self._now]))
+        return len(old) + len(self._now)
 
 
 def _done_line(shard: str, stamp: str) -> str:
-    return json.dumps({"shard": shard, "stamp": stamp})
-
-
-def _read_done(path: Path) -> dict[str, str]:
-    """Stamps of shards; half a line, left by a kill, is passed over."""
-    lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {record["shard"]: record["stamp"] for record in records}
+    return json.dumps({"shard": shard, "stamp": stamp}) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from jaxtyping import Float32
 from rich.console import Console
 
 from vlmo.data.quarantine import Bad, to_lines
+from vlmo.folder import atomic_file
 from vlmo.progress import Progress
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.engine import Group, LocalEngine, Rows, Task
-from vlmo.retrieval.sources import Found, Reader, as_origin, find
+from vlmo.retrieval.sources import Reader, as_origin, find
 
 _FILES = 2048
 _NAMES = ".ids.txt"
@@ -69,10 +71,12 @@ def embed_images(
         found = list({each.place: each for given in inputs for each in find(as_origin(str(given)))}.values())
         if not found:
             raise ValueError(f"there is no image in {', '.join(map(str, inputs)) or 'nothing'}")
-        engine = LocalEngine(encoder, batch=batch)
+        files = [each for each in found if each.kind == "file"]
+        tasks = [Task(files[start : start + _FILES]) for start in range(0, len(files), _FILES)]
+        tasks += [Task([each]) for each in found if each.kind != "file"]
         size, read = sum(each.size for each in found), 0
         with Progress(console, in_bytes=True) as progress:
-            for step in engine.run(_tasks(found), reader=Reader(), lookup=lambda _: {}):
+            for step in LocalEngine(encoder, batch=batch).run(tasks, reader=Reader(), lookup=lambda _: {}):
                 if isinstance(step, Rows):
                     vectors = np.stack([each.vector for each in step.encoded])
                     writer.add([record.place for record in step.records], vectors)
@@ -83,7 +87,7 @@ def embed_images(
     quarantine = out.with_name(out.name + _QUARANTINE)
     quarantine.unlink(missing_ok=True)  # of vectors that are gone
     if bad:
-        quarantine.write_text(to_lines([each.line() for each in bad]))
+        quarantine.write_text(to_lines([each.line() for each in bad]), encoding="utf-8")
     return Written(writer.rows, len(bad), (*writer.files, *([quarantine] if bad else [])))
 
 
@@ -100,15 +104,6 @@ def embed_texts(encoder: Encoder, texts: Iterable[str], *, out: str | Path) -> W
         if not writer.rows:
             raise ValueError("there is no text to embed: every line is empty")
     return Written(writer.rows, 0, writer.files)
-
-
-def _tasks(found: Sequence[Found]) -> Iterator[Task]:
-    files = [each for each in found if each.kind == "file"]
-    for start in range(0, len(files), _FILES):
-        yield Task(files[start : start + _FILES])
-    for each in found:
-        if each.kind != "file":
-            yield Task([each])
 
 
 class _Writer:
@@ -132,26 +127,22 @@ def _writing(out: Path, *, name: str, dim: int) -> Iterator[_Writer]:
     if out.exists():
         raise ValueError(f"{out} exists already; name a new file, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside, names = out.with_name(f".{out.name}.aside"), out.with_name(out.name + _NAMES)
-    try:
-        with pq.ParquetWriter(aside, pa.schema([(name, pa.string()), ("vector", pa.list_(pa.float32(), dim))])) as file:
+    schema = pa.schema([(name, pa.string()), ("vector", pa.list_(pa.float32(), dim))])
+    with atomic_file(out) as aside, tempfile.TemporaryDirectory(dir=out.parent, prefix=".vectors-") as folder:
+        rows = Path(folder) / "rows.parquet"
+        with pq.ParquetWriter(rows, schema) as file:
             writer = _Writer(file)
             yield writer
-        writer.files = (out,)
-        if out.suffix == ".npy":
-            writer.files = (out, names)
-            array = np.lib.format.open_memmap(f"{aside}.npy", "w+", dtype="<f4", shape=(writer.rows, dim))
-            with pq.ParquetFile(aside) as written, names.open("w", encoding="utf-8") as lines:
-                start = 0
-                for batch in written.iter_batches():
-                    array[start : start + len(batch)] = batch["vector"].flatten().to_numpy().reshape(-1, dim)
-                    lines.writelines(each.replace("\n", " ") + "\n" for each in batch[name].to_pylist())
-                    start += len(batch)
-            array.flush()
-            Path(f"{aside}.npy").replace(aside)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
-        if not out.exists():
-            names.unlink(missing_ok=True)
-        Path(f"{aside}.npy").unlink(missing_ok=True)
+        if out.suffix == ".parquet":
+            writer.files = (out,)
+            rows.replace(aside)
+            return
+        names = out.with_name(out.name + _NAMES)
+        writer.files = (out, names)
+        array, start = np.lib.format.open_memmap(aside, "w+", dtype="<f4", shape=(writer.rows, dim)), 0
+        with pq.ParquetFile(rows) as written, atomic_file(names) as listed, listed.open("w", encoding="utf-8") as lines:
+            for batch in written.iter_batches():
+                array[start : start + len(batch)] = batch["vector"].flatten().to_numpy().reshape(-1, dim)
+                lines.writelines(each.replace("\n", " ") + "\n" for each in batch[name].to_pylist())
+                start += len(batch)
+        array.flush()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 from vlmo.serving import schemas
 from vlmo.serving.middleware import Guard, Metrics
 from vlmo.serving.parts import Parts
-from vlmo.serving.schemas import Body, BusyError, ServiceError, error_response
+from vlmo.serving.schemas import Body, BusyError, ServiceError
 from vlmo.serving.service import Service
 from vlmo.serving.settings import MAX_FILTER, MAX_IMAGES, MAX_LABELS, MAX_TEXTS, Settings
 
@@ -103,7 +103,7 @@ class State:
             if isinstance(result, bytes):
                 return _jpeg(result)
             # Vectors of many texts are megabytes of JSON.
-            return Response(await asyncio.to_thread(_dump, result), media_type=_JSON)
+            return Response(await asyncio.to_thread(result.model_dump_json), media_type=_JSON)
         finally:
             task.cancel()
             gone.cancel()
@@ -227,10 +227,6 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _dump(result: BaseModel) -> bytes:
-    return result.model_dump_json().encode()
-
-
 def _jpeg(data: bytes) -> Response:
     kept = {"Cache-Control": "private, max-age=3600", "Vary": "Authorization, X-API-Key"}
     return Response(data, media_type="image/jpeg", headers=kept)
@@ -240,7 +236,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     hint = "GET /openapi.json lists all routes" if error.status_code in {404, 405} else ""
-    return error_response(error.status_code, str(error.detail), hint=hint, headers=error.headers)
+    return ServiceError(error.status_code, str(error.detail), hint=hint, headers=error.headers).response()
 
 
 # --------------------------------------------------------------------------------------------------------------- bodies
@@ -269,11 +265,12 @@ async def read_body(request: Request, kind: type[B]) -> B:
 
 async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
+    lists = {name for name, field in kind.model_fields.items() if get_origin(field.annotation) is list}
     try:
         async with request.form(max_files=MAX_IMAGES, max_fields=_FIELDS, max_part_size=_FIELD_BYTES) as form:
             for name, value in form.multi_items():
                 content = await value.read() if isinstance(value, UploadFile) else value
-                if name in kind.repeated:
+                if name in lists:
                     fields.setdefault(name, []).append(content)
                 elif name in fields:
                     raise ServiceError(422, f"{name!r:.80} is given twice", hint=_HINT)
@@ -292,6 +289,6 @@ def _described(kind: type[Body]) -> dict[str, Any]:
         if name in {"image", "images"}:
             file = {"type": "string", "contentMediaType": "application/octet-stream"}
             counted = {limit: field[limit] for limit in ("minItems", "maxItems") if limit in field}
-            form["properties"][name] = {"type": "array", "items": file, **counted} if name in kind.repeated else file
+            form["properties"][name] = {"type": "array", "items": file, **counted} if name == "images" else file
             form["properties"][name]["description"] = field.get("description", "An image file.")
     return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}, _FORM: {"schema": form}}}}

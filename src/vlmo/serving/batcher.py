@@ -95,16 +95,15 @@ class Batcher:
                         jobs.popleft()
                 due = {kind: jobs[0].due for kind, jobs in self._queues.items() if jobs}
                 now = time.monotonic()
-                ready = [kind for kind in due if self._closing or due[kind] <= now or self._is_full(kind)]
+                waiting = {kind: sum(job.waiting for job in self._queues[kind]) for kind in due}
+                full = {kind for kind, rows in waiting.items() if rows >= self._max_batch}
+                ready = [kind for kind in due if self._closing or due[kind] <= now or kind in full]
                 if ready:
                     kind = min(ready, key=due.__getitem__)
                     return kind, self._take(kind)
                 if not due and self._closing:
                     return None
                 self._changed.wait(min(due.values()) - now if due else None)
-
-    def _is_full(self, kind: str) -> bool:
-        return sum(job.waiting for job in self._queues[kind]) >= self._max_batch
 
     def _take(self, kind: str) -> list[tuple[_Job, Sequence[Any]]]:
         """Take up to `max_batch` rows off the queue, the oldest first."""

@@ -133,13 +133,9 @@ def _resolve(host: str, port: int) -> list[str]:
 def _connection(scheme: str, host: str, port: int, address: str) -> http.client.HTTPConnection:
     """A connection to `address` that calls the server by its name, in TLS too."""
     raw = socket.create_connection((address, port), timeout=_SECONDS)
-    if scheme == "http":
-        connection = http.client.HTTPConnection(host, port, timeout=_SECONDS)
-        connection.sock = raw
-        return connection
-    connection = http.client.HTTPSConnection(host, port, timeout=_SECONDS)
+    connection = http.client.HTTPConnection(host, timeout=_SECONDS)
     try:
-        connection.sock = _context().wrap_socket(raw, server_hostname=host)
+        connection.sock = raw if scheme == "http" else _context().wrap_socket(raw, server_hostname=host)
     except OSError:
         raw.close()
         raise

@@ -88,7 +88,7 @@ class Guard:
     """
 
     def __init__(self, app: App, *, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]) -> None:
-        self._app, self._settings, self._metrics, self._stopping = app, settings, metrics, stopping
+        self._app, self.settings, self._metrics, self._stopping = app, settings, metrics, stopping
         self._names = frozenset(name.lower() for name in settings.server_names)
         self.buffered = 0
 
@@ -136,14 +136,14 @@ class Guard:
             self._check_size(int(length))
 
     def _is_allowed(self, origin: str, *, host: str) -> bool:
-        allowed = self._settings.cors_origins
+        allowed = self.settings.cors_origins
         try:
             return origin in allowed or "*" in allowed or urlsplit(origin).netloc == host
         except ValueError:  # such as that of "http://["
             return False
 
     def _check_key(self, headers: Headers) -> None:
-        wanted = self._settings.api_key
+        wanted = self.settings.api_key
         if wanted is None:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -159,19 +159,14 @@ class Guard:
         """
         self.buffered += number
         self._check_size(received)
-        if self.buffered > self._settings.limits.buffered_bytes:
+        if self.buffered > self.settings.buffered_bytes:
             raise BusyError("too many bytes are being received at a time")
 
     def _check_size(self, received: int) -> None:
-        limit = self._settings.limits.request_bytes
+        limit = self.settings.request_bytes
         if received > limit:
             reason = f"the request has more than {limit:,} bytes"
             raise ServiceError(413, reason, hint="send less at a time, or smaller images")
-
-    @property
-    def body_seconds(self) -> float:
-        """Seconds until a body must have arrived."""
-        return self._settings.limits.body_seconds
 
 
 class _Exchange:
@@ -186,7 +181,7 @@ class _Exchange:
     async def receive(self) -> Message:
         if self._complete:  # the next message says that the client has gone, whenever that is
             return await self._receive()
-        seconds = self._guard.body_seconds
+        seconds = self._guard.settings.body_seconds
         try:
             async with asyncio.timeout(max(self.began + seconds - time.monotonic(), 0)):
                 message = await self._receive()

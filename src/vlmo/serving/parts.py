@@ -84,7 +84,7 @@ def load_parts(
             )
         return Parts(answerer=Answerer(folder, device=device))
     encoder = Encoder(folder, device=device)
-    opened = None if index is None else Index.open(index)
+    opened = None if index is None else Index(index)
     if opened is not None:
         Searcher(encoder, opened)  # checks that they belong together
     return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))

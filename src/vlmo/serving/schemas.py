@@ -7,7 +7,7 @@ import binascii
 import math
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi.responses import JSONResponse
 from pydantic import (
@@ -83,16 +83,14 @@ Top = Annotated[int, Field(ge=1, le=MAX_TOP, description="Number of results.")]
 
 
 class Body(BaseModel):
-    """Body of a request. `repeated` names the fields that are lists, which a form gives several times."""
+    """Body of a request. A form gives fields that are lists several times."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-    repeated: ClassVar[frozenset[str]] = frozenset()
 
 
 class EmbedRequest(Body):
     """Texts, images, or both."""
 
-    repeated: ClassVar[frozenset[str]] = frozenset({"texts", "images"})
     texts: list[Text] = Field(default=[], max_length=MAX_TEXTS, description="Texts to embed.")
     images: list[ImageSource] = Field(default=[], max_length=MAX_IMAGES)
 
@@ -140,7 +138,6 @@ class SimilarRequest(Body):
 class MatchRequest(Body):
     """Pairs: the first image with the first text and so on; a single one goes with each of the others."""
 
-    repeated: ClassVar[frozenset[str]] = frozenset({"texts", "images"})
     images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
     texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS, description="Texts that may fit.")
 
@@ -172,7 +169,6 @@ class QuestionRequest(Body):
 class ClassifyRequest(Body):
     """Images, and the words that may describe them."""
 
-    repeated: ClassVar[frozenset[str]] = frozenset({"labels", "images"})
     images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
     labels: list[Text] = Field(min_length=2, max_length=MAX_LABELS, description="Names of the classes.")
     template: Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] = Field(
@@ -202,11 +198,10 @@ class Sample(BaseModel):
     height: int = Field(description="In pixels.")
 
     @classmethod
-    def of(cls, hit: Hit, **more: Any) -> Self:
-        """The fields of a hit that clients may see: its file's name, and not where that lies on the server."""
-        metadata = {name: _plain(value) for name, value in hit.metadata.items()}
-        about = {"id": hit.id, "name": _name(hit), "captions": list(hit.captions), "metadata": metadata}
-        return cls(**about, width=hit.width, height=hit.height, **more)
+    def of(cls, hit: Hit) -> Self:
+        """Return the fields of a hit that clients may see: its file's name, and not where that lies on the server."""
+        probability = None if hit.match is None else sigmoid(hit.match)
+        return cls(**vars(hit), name=PurePath(hit.place).name, probability=probability)
 
 
 class Result(Sample):
@@ -230,21 +225,11 @@ class SearchResponse(BaseModel):
     @classmethod
     def of(cls, result: SearchResult, *, total: float) -> Self:
         """The answer to a search that took `total` seconds."""
-        hits = [
-            Result.of(
-                hit,
-                score=hit.score,
-                similarity=hit.similarity,
-                match=hit.match,
-                probability=None if hit.match is None else sigmoid(hit.match),
-            )
-            for hit in result.hits
-        ]
         return cls(
-            hits=hits,
+            hits=[Result.of(hit) for hit in result.hits],
             num_reranked=result.num_reranked,
             complete=result.complete,
-            note=result.noted(_name),
+            note=result.noted(lambda hit: PurePath(hit.place).name),
             seconds={name: round(each, 6) for name, each in {**result.seconds, "total": total}.items()},
         )
 
@@ -323,23 +308,6 @@ def sigmoid(odds: float) -> float:
     return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
 
 
-def _name(hit: Hit) -> str:
-    return PurePath(hit.place).name
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON can hold; bytes are left out, other objects are written as text."""
-    if isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    if isinstance(value, str | int | float | bool | None):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
-    return str(value)
-
-
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -363,16 +331,19 @@ class ServiceError(Exception):
         status: HTTP status.
         reason: Cause of the error.
         hint: Advice to the client.
+        headers: Headers of the answer; by default those that the status asks for.
     """
 
-    def __init__(self, status: int, reason: str, *, hint: str = "") -> None:
+    def __init__(self, status: int, reason: str, *, hint: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
         self.status, self.reason, self.hint = status, reason, hint
+        needed = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+        self.headers = dict(headers or needed.get(status, {}))
 
     def response(self) -> JSONResponse:
-        """The error over HTTP; 503 says when to come again."""
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(self.status)
-        return error_response(self.status, self.reason, hint=self.hint, headers=headers)
+        """The error over HTTP."""
+        content = {"error": {"reason": self.reason, "hint": self.hint}}
+        return JSONResponse(content, status_code=self.status, headers=self.headers)
 
 
 class BusyError(ServiceError):
@@ -387,10 +358,3 @@ class StoppingError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__(503, "the server is stopping", hint="try again when it has been started anew")
-
-
-def error_response(
-    status: int, reason: str, *, hint: str = "", headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """An error as JSON."""
-    return JSONResponse({"error": {"reason": reason, "hint": hint}}, status_code=status, headers=dict(headers or {}))

@@ -20,7 +20,6 @@ from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
 
-KEY_VARIABLE = "VLMO_API_KEY"
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MAX_PORT = 65_535
 _LOGGER = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
     app = create_app(parts, with_names(settings, host=host))
     config = uvicorn.Config(
         app,
-        http=_protocol(settings.limits.header_seconds),
+        http=_protocol(settings.header_seconds),
         ws="none",
         access_log=False,
         log_config=None,
@@ -55,7 +54,7 @@ def read_key(file: Path | None) -> str | None:
         OSError: It cannot be read.
     """
     if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+        return os.environ.get("VLMO_API_KEY") or None
     try:
         key = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:

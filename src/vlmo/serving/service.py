@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,11 +12,9 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
 from PIL import Image
 
-from vlmo.retrieval import Encoder, Index, Searcher, SearchResult
+from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.filters import check_comparisons
 from vlmo.serving import schemas, settings
 from vlmo.serving.batcher import Batcher, Call, Observer
@@ -53,15 +52,12 @@ class Service:
             _calls(parts), max_batch=settings.max_batch, max_wait=settings.max_wait, observe=observe
         )
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
-        self._fetcher = Fetcher(settings.allowed_hosts, max_bytes=settings.limits.request_bytes)
+        self._fetcher = Fetcher(settings.allowed_hosts, max_bytes=settings.request_bytes)
         self._sampled: tuple[float, list[schemas.Sample]] = 0.0, []
-        self._searcher = None
-        if parts.encoder is not None and parts.index is not None:
-            self._searcher = Searcher(parts.encoder, parts.index)
 
     def warm_up(self) -> None:
         """Measure the speed of reranking, so that the first searches keep their budgets too. Blocks."""
-        if self._searcher is not None:
+        if self._can_search:
             self._searcher.warm_up()
 
     def close(self) -> None:
@@ -88,7 +84,7 @@ class Service:
             ServiceError: There is no index, the request cannot be met by this model, or its image cannot be read.
         """
         began = time.perf_counter()
-        index, encoder, searcher = self._index(), self._encoder(), self._search_parts()
+        index, encoder, searcher = self._index(), self._encoder(), self._searcher
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
         if request.text is not None:
@@ -112,15 +108,16 @@ class Service:
                     ranking.add([None if each is None else float(next(odds)) for each in pixels])
         except TimeoutError:
             pass  # the result says how far it came
-        return _found(ranking.result(top=request.top, seconds=seconds), began=began)
+        result = ranking.result(top=request.top, seconds=seconds)
+        return schemas.SearchResponse.of(result, total=time.perf_counter() - began)
 
     async def similar(self, request: schemas.SimilarRequest) -> schemas.SearchResponse:
         """Indexed images that are like one of them."""
         began = time.perf_counter()
-        index, searcher, where = self._index(), self._search_parts(), request.where or None
+        index, searcher, where = self._index(), self._searcher, request.where or None
         await _of_image(asyncio.to_thread(index.vector, request.id))
         result = await self._ask_index(lambda: searcher.similar(request.id, top=request.top, where=where), where=where)
-        return _found(result, began=began)
+        return schemas.SearchResponse.of(result, total=time.perf_counter() - began)
 
     async def match(self, request: schemas.MatchRequest) -> schemas.MatchResponse:
         """Scores of how well texts fit images, by the fusion encoder.
@@ -133,7 +130,8 @@ class Service:
             raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
         images = await self._read(request.images, encoder.pixels)
         number = max(len(images), len(request.texts))
-        pairs = list(zip(_repeated(images, number), _repeated(request.texts, number), strict=True))
+        # One of either goes with each of the others.
+        pairs = list(zip(images * (number // len(images)), request.texts * (number // len(request.texts)), strict=True))
         odds = [float(each) for each in await self._run(PAIRS, pairs)]
         return schemas.MatchResponse(matches=[schemas.Match(log_odds=each, probability=sigmoid(each)) for each in odds])
 
@@ -143,13 +141,8 @@ class Service:
         Raises:
             ServiceError: The service answers no questions, or the image cannot be read.
         """
-        answerer = self._parts.answerer
-        if answerer is None:
-            raise ServiceError(
-                404,
-                "this service answers no questions",
-                hint="start it with --vqa and the folder of a model for visual question answering",
-            )
+        hint = "start it with --vqa and the folder of a model for visual question answering"
+        answerer = _need(self._parts.answerer, "this service answers no questions", hint=hint)
         if request.id is not None:
             index, number = self._index(), request.id
             pixels = await _of_image(self._decode(lambda: answerer.pixels(index.image(number))))
@@ -169,7 +162,13 @@ class Service:
         logits = encoder.inverse_temperature * vectors @ classes.T
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
-        return schemas.ClassifyResponse(images=[_ranked(request.labels, row) for row in shares])
+        order = np.argsort(-shares, axis=1, kind="stable")
+        return schemas.ClassifyResponse(
+            images=[
+                [schemas.Label(label=request.labels[place], probability=float(row[place])) for place in places]
+                for row, places in zip(shares, order, strict=True)
+            ]
+        )
 
     async def thumbnail(self, number: str) -> bytes:
         """JPEG of an indexed image."""
@@ -183,13 +182,13 @@ class Service:
     def about(self) -> schemas.About:
         """Abilities and limits of the service. Blocks: it asks the index."""
         encoder, index = self._parts.encoder, self._parts.index
-        limits = self._settings.limits
+        limits = self._settings
         return schemas.About(
             version=version("vlmo"),
             model=None if encoder is None else encoder.fingerprint,
             dim=None if encoder is None else encoder.dim,
-            can_search=self._searcher is not None,
-            can_rerank=self._searcher is not None and encoder is not None and encoder.can_match,
+            can_search=self._can_search,
+            can_rerank=self._can_search and encoder is not None and encoder.can_match,
             can_answer=self._parts.answerer is not None,
             num_images=0 if index is None else index.num_images,
             columns={} if index is None else index.columns,
@@ -222,25 +221,20 @@ class Service:
     # ------------------------------------------------------------------------------------------------------- the parts
 
     def _encoder(self) -> Encoder:
-        if self._parts.encoder is None:
-            raise ServiceError(
-                404, "this service's model does not compare images with texts", hint="serve one that retrieves"
-            )
-        return self._parts.encoder
+        reason = "this service's model does not compare images with texts"
+        return _need(self._parts.encoder, reason, hint="serve one that retrieves")
 
     def _index(self) -> Index:
-        if self._parts.index is None:
-            raise ServiceError(
-                404, "this service has no index", hint="start it with --index and a folder of vlmo index"
-            )
-        return self._parts.index
+        hint = "start it with --index and a folder of vlmo index"
+        return _need(self._parts.index, "this service has no index", hint=hint)
 
-    def _search_parts(self) -> Searcher:
-        self._index()
-        self._encoder()
-        if self._searcher is None:
-            raise RuntimeError("there are a model and an index, and no searcher")
-        return self._searcher
+    @property
+    def _can_search(self) -> bool:
+        return self._parts.encoder is not None and self._parts.index is not None
+
+    @functools.cached_property
+    def _searcher(self) -> Searcher:
+        return Searcher(self._encoder(), self._index())
 
     async def _run(self, kind: str, rows: Sequence[Any]) -> list[Any]:
         """Results of rows, which share a call of the model with those of other clients."""
@@ -254,7 +248,7 @@ class Service:
         """Apply `prepare` to the image of each file or address, one after the other."""
 
         def read(source: bytes | str) -> T:
-            return prepare(read_image(source, fetcher=self._fetcher, max_pixels=self._settings.limits.pixels))
+            return prepare(read_image(source, fetcher=self._fetcher, max_pixels=self._settings.pixels))
 
         return [await self._decode(read, source) for source in sources]
 
@@ -287,8 +281,10 @@ async def _of_image(work: Awaitable[T]) -> T:
         raise ServiceError(404, "the index has no image of this id, or its file is gone") from error
 
 
-def _found(result: SearchResult, *, began: float) -> schemas.SearchResponse:
-    return schemas.SearchResponse.of(result, total=time.perf_counter() - began)
+def _need(part: T | None, reason: str, *, hint: str) -> T:
+    if part is None:
+        raise ServiceError(404, reason, hint=hint)
+    return part
 
 
 def _calls(parts: Parts) -> dict[str, Call]:
@@ -302,19 +298,9 @@ def _calls(parts: Parts) -> dict[str, Call]:
     return calls
 
 
-def _repeated(values: Sequence[T], number: int) -> Sequence[T]:
-    return list(values) * number if len(values) == 1 else values
-
-
-def _ranked(labels: Sequence[str], shares: Float[ndarray, " labels"]) -> list[schemas.Label]:
-    order = np.argsort(-shares, kind="stable")
-    return [schemas.Label(label=labels[place], probability=float(shares[place])) for place in order]
-
-
 def _jpeg(image: Image.Image) -> bytes:
-    if max(image.size) > _LARGEST_SIDE:
-        image = image.copy()
-        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    small = image.convert("RGB")  # always a copy
+    small.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
     file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG", quality=90)
+    small.save(file, "JPEG", quality=90)
     return file.getvalue()

@@ -23,8 +23,8 @@ MAX_FILTER = 500
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits that keep memory bounded: requests beyond them are refused, or have to wait."""
+class Settings:
+    """Settings of a server."""
 
     request_bytes: int = 16 * 2**20
     """Largest body of a request."""
@@ -36,18 +36,6 @@ class Limits:
     """Seconds until a body has arrived."""
     header_seconds: float = 10.0
     """Seconds until the head of a request has arrived."""
-
-    def __post_init__(self) -> None:
-        """Validate the values."""
-        for name in ("request_bytes", "buffered_bytes", "pixels"):
-            _check_positive(self, name)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a server."""
-
-    limits: Limits = field(default_factory=Limits)
     queue: int = 64
     """Requests that are admitted at a time, waiting ones included; one more is answered 503."""
     max_batch: int = 32
@@ -67,14 +55,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Validate the values; ValueError if one is out of its range."""
-        for name in ("queue", "max_batch"):
-            _check_positive(self, name)
+        for name in ("request_bytes", "buffered_bytes", "pixels", "queue", "max_batch"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"{name} is {vars(self)[name]}: expected a positive number")
         if not 0 <= self.max_wait <= 60:
             raise ValueError(f"max_wait is {self.max_wait} seconds: expected 0 to 60")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise ValueError("the API key must be one line of ASCII characters: headers carry no others")
-
-
-def _check_positive(settings: Limits | Settings, name: str) -> None:
-    if vars(settings)[name] < 1:
-        raise ValueError(f"{name} is {vars(settings)[name]}: expected a positive number")

@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.data.decoding import decode_image
-from vlmo.data.examples import Examples
-from vlmo.data.stream import StreamExamples
+from vlmo.data.examples import Examples, StreamExamples
 from vlmo.distributed import is_main
 from vlmo.folder import Usage
 from vlmo.model import VLMoConfig

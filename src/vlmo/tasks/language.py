@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.data.examples import Examples, RowExamples
-from vlmo.data.stream import StreamExamples
+from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.folder import Usage
 from vlmo.model import VLMoForMaskedLM
 from vlmo.objectives.unimodal import LanguageObjective

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.data.examples import Examples, RowExamples
-from vlmo.data.stream import StreamExamples
+from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.folder import Usage
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.objectives.unimodal import VisualTokenizerObjective, VisualTokenizerObjectiveConfig

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.data.examples import Examples, RowExamples
+from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.data.masking import BlockMaskConfig
-from vlmo.data.stream import StreamExamples
 from vlmo.folder import Usage
 from vlmo.model import VLMoForMaskedImageModeling
 from vlmo.model.visual_tokenizer import load_visual_tokenizer

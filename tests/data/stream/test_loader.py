@@ -12,9 +12,12 @@ import torch
 from tests.killing import kill_when
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
+from vlmo.data.examples import StreamExamples
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.masking import BlockMaskConfig
-from vlmo.data.stream import Source, StreamConfig, StreamExamples, StreamLoader, loader, open_sources
+from vlmo.data.stream import loader
+from vlmo.data.stream.lanes import Source, open_sources
+from vlmo.data.stream.loader import StreamConfig, StreamLoader
 from vlmo.data.stream.records import sample_id
 from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
 
