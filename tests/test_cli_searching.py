@@ -23,9 +23,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(model, tmp_path_factory):
-    """Pictures and their index."""
+    """Images and their index."""
     base = tmp_path_factory.mktemp("gallery")
-    folder = write_folder(base / "pictures")
+    folder = write_folder(base / "images")
     main(["index", str(model), str(folder), "--out", str(base / "index")])
     return folder, str(base / "index")
 
@@ -36,8 +36,8 @@ def printed(arguments, capsys) -> str:
 
 
 def test_index_says_what_it_did(model, tmp_path, capsys):
-    folder = write_folder(tmp_path / "pictures", numbers=range(5))
-    (folder / "bad.jpg").write_text("no picture")
+    folder = write_folder(tmp_path / "images", numbers=range(5))
+    (folder / "bad.jpg").write_text("no image")
     line = ["index", model, folder, "--out", tmp_path / "index"]
     shown = printed(line, capsys)
     assert "5 images with 10 captions in" in shown
@@ -54,14 +54,14 @@ def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):
     from vlmo.retrieval import approximate
 
     monkeypatch.setattr(approximate, "nearest_ids", lambda *_, **__: ["nobody"])
-    folder = write_folder(tmp_path / "pictures", numbers=range(5))
+    folder = write_folder(tmp_path / "images", numbers=range(5))
     shown = printed(["index", model, folder, "--out", tmp_path / "index", "--approximate-from", "3"], capsys)
     assert "recall@10 0.000 against exact search" in shown
     assert "this recall is low: search misses some of the nearest. --approximate-from 6 makes" in shown
 
 
-def test_index_counts_names_that_no_picture_has(model, tmp_path, capsys):
-    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+def test_index_counts_names_that_no_image_has(model, tmp_path, capsys):
+    folder = write_folder(tmp_path / "images", numbers=range(3))
     (folder / NAMES[1]).unlink()
     shown = printed(["index", model, folder, "--out", tmp_path / "index"], capsys)
     assert f"1 of 3 names in tables of metadata belong to no image, such as {NAMES[1]} in" in shown
@@ -90,7 +90,7 @@ def test_search_prints_json(made, capsys):
     assert "time was up" in told["note"]
 
 
-def test_search_by_a_picture(made, capsys, tmp_path):
+def test_search_by_an_image(made, capsys, tmp_path):
     file = made[0] / NAMES[7]
     main(["search", made[1], str(file), "--json", "--top", "2", "--sheet", str(tmp_path / "sheet.png")])
     told = json.loads(capsys.readouterr().out)
@@ -105,15 +105,15 @@ def test_search_by_a_picture(made, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".jp2"])
-def test_query_of_any_indexed_suffix_is_a_picture(suffix, made, capsys, tmp_path):
-    with Image.open(made[0] / NAMES[7]) as picture:
-        picture.convert("L" if suffix == ".pgm" else "RGB").save(tmp_path / f"a b{suffix}")
+def test_query_of_any_indexed_suffix_is_an_image(suffix, made, capsys, tmp_path):
+    with Image.open(made[0] / NAMES[7]) as image:
+        image.convert("L" if suffix == ".pgm" else "RGB").save(tmp_path / f"a b{suffix}")
     main(["search", made[1], str(tmp_path / f"a b{suffix}"), "--json", "--top", "1"])
     assert json.loads(capsys.readouterr().out)["num_reranked"] == 0  # a text's candidates would be reranked
 
 
-def test_result_is_shown_although_its_pictures_are_gone(model, capsys, tmp_path):
-    folder = write_folder(tmp_path / "pictures", numbers=range(3))
+def test_result_is_shown_although_its_images_are_gone(model, capsys, tmp_path):
+    folder = write_folder(tmp_path / "images", numbers=range(3))
     main(["index", str(model), str(folder), "--out", str(tmp_path / "index")])
     (folder / NAMES[0]).unlink()
     line = ["search", tmp_path / "index", "a red square", "--explain", tmp_path / "e.png"]
@@ -153,18 +153,18 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
     ("arguments", "words"),
     [
         (["index"], "Missing from vlmo index: MODEL_FOLDER"),
-        (["index", "MODEL", "PICTURES"], "Missing from vlmo index: --out"),
-        (["index", "nowhere", "PICTURES", "--out", "new"], "no model folder"),
+        (["index", "MODEL", "IMAGES"], "Missing from vlmo index: --out"),
+        (["index", "nowhere", "IMAGES", "--out", "new"], "no model folder"),
         (["index", "MODEL", "nowhere", "--out", "new"], "there is nothing at"),
         (["index", "MODEL", "EMPTY", "--out", "new"], "holds no image"),
         (["index", "MODEL", "--out", "new"], "nothing to index"),
-        (["index", "MODEL", "PICTURES", "--out", "PICTURES"], "something else than an index"),
-        (["index", "MODEL", "PICTURES", "--out", "FILE"], "something else than an index"),
-        (["index", "MODEL", "PICTURES", "--out", "FILE/new"], "Not a directory"),
-        (["index", "MODEL", "PICTURES", "--out", "new", "--batch", "0"], "batch 0"),
-        (["index", "MODEL", "PICTURES", "--out", "new", "--metadata", "nowhere.csv"], "expected a table"),
-        (["index", "MODEL", "PICTURES", "--out", "new", "--engine", "spark"], "--engine"),
-        (["index", "MODEL", "PICTURES", "--out", "new", "--devise", "cpu"], "--device"),
+        (["index", "MODEL", "IMAGES", "--out", "IMAGES"], "something else than an index"),
+        (["index", "MODEL", "IMAGES", "--out", "FILE"], "something else than an index"),
+        (["index", "MODEL", "IMAGES", "--out", "FILE/new"], "Not a directory"),
+        (["index", "MODEL", "IMAGES", "--out", "new", "--batch", "0"], "batch 0"),
+        (["index", "MODEL", "IMAGES", "--out", "new", "--metadata", "nowhere.csv"], "expected a table"),
+        (["index", "MODEL", "IMAGES", "--out", "new", "--engine", "spark"], "--engine"),
+        (["index", "MODEL", "IMAGES", "--out", "new", "--devise", "cpu"], "--device"),
         (["search"], "Missing from vlmo search: INDEX"),
         (["search", "INDEX"], "Missing from vlmo search: QUERY"),
         (["search", "nowhere", "x"], "is no index"),
@@ -181,9 +181,9 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "INDEX", "x", "--sheet", "x.pdf"], "--sheet x.pdf"),
         (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),
         (["embed", "MODEL", "--out", "x.npy"], "either images or --texts"),
-        (["embed", "MODEL", "PICTURES", "--texts", "FILE", "--out", "x.npy"], "either images or --texts"),
-        (["embed", "MODEL", "PICTURES", "--out", "x.csv"], ".parquet or .npy"),
-        (["embed", "MODEL", "PICTURES", "--out", "FILE.npy"], "FILE.npy exists already"),
+        (["embed", "MODEL", "IMAGES", "--texts", "FILE", "--out", "x.npy"], "either images or --texts"),
+        (["embed", "MODEL", "IMAGES", "--out", "x.csv"], ".parquet or .npy"),
+        (["embed", "MODEL", "IMAGES", "--out", "FILE.npy"], "FILE.npy exists already"),
         (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "nowhere.txt"),
     ],
 )
@@ -195,6 +195,6 @@ def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, 
         (tmp_path / name).write_text("x")
     if "OTHER" in arguments:
         trained_folder(tmp_path / "OTHER", steps=1)
-    places = {"MODEL": str(model), "PICTURES": str(made[0]), "INDEX": made[1]}
+    places = {"MODEL": str(model), "IMAGES": str(made[0]), "INDEX": made[1]}
     assert words in refused([places.get(word, word) for word in arguments], capsys)
     assert not (tmp_path / "new").exists()

@@ -43,7 +43,7 @@ CLOSE = 1e-5
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often each image went through the model."""
+    """Count how often each image goes through the model."""
     counts: Counter[str] = Counter()
     finish = RecordEncoder.finish
 

@@ -22,13 +22,13 @@ QUERY = CAPTIONS[8][0]
 
 
 def numbers(result) -> list[int]:
-    """Which drawings were found."""
+    """Numbers of the drawings that were found."""
     return [NAMES.index(next(name for name in NAMES if hit.place.endswith(name))) for hit in result.hits]
 
 
 @pytest.fixture(scope="module")
 def evaluated(model):
-    """What our evaluation finds for every caption."""
+    """Results of our evaluation for every caption."""
     own, processor = load_retrieval_model(model)
     with torch.inference_mode():
         return evaluate_retrieval(own, retrieval_set(processor), rerank=10, rerank_weight=0.3)

@@ -17,7 +17,7 @@ from vlmo.retrieval import BuildReport, Encoder, IndexSettings, build_index
 
 NUM = len(CAPTIONS)
 NAMES = [f"{'sub/' if number % 2 else ''}ünïcode {number:02d}.png" for number in range(NUM)]
-"""Of the files, half of them in a folder of their own, with letters and blanks that need care."""
+"""Names of the files, half of them in a folder of their own, with letters and blanks that need care."""
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:

@@ -1,5 +1,5 @@
 // What is wrong for people who do not see, or not well: contrast of text against what is behind it (WCAG 2.2, 1.4.3),
-// names of controls (4.1.2), texts for pictures (1.1.1), and unique ids.
+// names of controls (4.1.2), texts for images (1.1.1), and unique ids.
 () => {
   const problems = [];
   const visible = (e) => e.checkVisibility({ visibilityProperty: true, opacityProperty: true }) && e.getClientRects().length;

@@ -13,7 +13,7 @@ from schemathesis import GenerationMode, checks
 from vlmo.serving.app import create_app
 
 EXAMPLES = 12
-"""Of each route, by the description and against it."""
+"""Requests to each route, by the description and against it."""
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,

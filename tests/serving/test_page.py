@@ -24,7 +24,7 @@ PATIENCE_MS = 20_000
 expect.set_options(timeout=PATIENCE_MS)
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-LATE_PICTURE = """async () => {
+LATE_IMAGE = """async () => {
   const { show } = await import("/static/api.js");
   const image = document.createElement("img");
   const id = document.querySelector("#grid .card").dataset.id;
@@ -33,7 +33,7 @@ LATE_PICTURE = """async () => {
   await late;
   return [image.getAttribute("src")];
 }"""
-"""What an image shows that was told to show one image, and then another, before the first has come."""
+"""Address that an image element shows when a second image was asked for before the first had arrived."""
 FIRST_PIXEL = """async (image) => {
   await image.decode();
   const canvas = document.createElement("canvas");
@@ -389,7 +389,7 @@ def test_key_is_kept_when_the_service_has_taken_it_and_images_are_shown_with_it(
         cards(page).first.click()
         page.get_by_role("button", name="Search similar").click()
         expect(page.locator("#by-image-image")).to_have_attribute("src", re.compile("^blob:"))
-        assert page.evaluate(LATE_PICTURE) == ["/static/icon.svg"]
+        assert page.evaluate(LATE_IMAGE) == ["/static/icon.svg"]
         page.context.close()
 
 

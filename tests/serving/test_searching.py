@@ -19,7 +19,7 @@ PATIENCE_S = 30
 """A wait that only a bug uses up."""
 LOAD = 12
 CALL_S = 0.2
-"""Of the model under load: many times what the rest of a search takes."""
+"""Seconds of the model under load: many times what the rest of a search takes."""
 BUDGET_S = 0.7
 LATE_S = 1.3
 """The work of all clients takes more than twice as long."""

@@ -1,4 +1,4 @@
-"""What the service keeps in mind, and for how long."""
+"""Values that the service keeps for a while."""
 
 from __future__ import annotations
 
