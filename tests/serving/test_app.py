@@ -16,7 +16,8 @@ from tests.serving.toy_service import in_base64, png
 from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
-from vlmo.serving.settings import MAX_IMAGES, Settings
+from vlmo.serving.schemas import MAX_IMAGES
+from vlmo.serving.settings import Settings
 
 TOLERANCE = 1e-5
 """Rows of one call and of several differ by the order of sums."""

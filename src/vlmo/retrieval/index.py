@@ -239,7 +239,7 @@ class Index:
                 None if made[name] is None else Approximate(**made[name]) for name in ("search", "captions")
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.folder}: {INDEX_FILE} is damaged: it lacks {error}; build it anew") from error
+            raise ValueError(f"{self.folder}: the index is damaged, it lacks {error}; build it anew") from error
         self._version = version
         return facts
 

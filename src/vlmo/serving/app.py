@@ -25,9 +25,9 @@ from starlette.staticfiles import StaticFiles
 from vlmo.serving import schemas
 from vlmo.serving.middleware import Guard, Metrics
 from vlmo.serving.parts import Parts
-from vlmo.serving.schemas import Body, BusyError, ServiceError
+from vlmo.serving.schemas import MAX_FILTER, MAX_IMAGES, MAX_LABELS, MAX_TEXTS, Body, BusyError, ServiceError
 from vlmo.serving.service import Service
-from vlmo.serving.settings import MAX_FILTER, MAX_IMAGES, MAX_LABELS, MAX_TEXTS, Settings
+from vlmo.serving.settings import Settings
 
 _STATIC = Path(__file__).parent / "static"
 _ERRORS = {

@@ -1,4 +1,4 @@
-"""Bodies of requests, answers and errors. Limits that stand here are in the OpenAPI schema too."""
+"""Bodies of requests, answers and errors, and the limits of requests, which are in the OpenAPI schema too."""
 
 from __future__ import annotations
 
@@ -22,16 +22,23 @@ from pydantic import (
 )
 
 from vlmo.retrieval import Hit, SearchResult
-from vlmo.serving.settings import (
-    MAX_BUDGET,
-    MAX_CHARACTERS,
-    MAX_FILTER,
-    MAX_IMAGES,
-    MAX_LABELS,
-    MAX_RERANK,
-    MAX_TEXTS,
-    MAX_TOP,
-)
+
+MAX_TEXTS = 256
+"""Texts of a request."""
+MAX_CHARACTERS = 1000
+"""Characters of a text; the model reads the first 40 or 64 tokens of it."""
+MAX_IMAGES = 16
+"""Images of a request."""
+MAX_LABELS = 1000
+"""Classes of a request."""
+MAX_TOP = 200
+"""Results of a request."""
+MAX_RERANK = 128
+"""Candidates of a request that the fusion encoder scores."""
+MAX_BUDGET = 60.0
+"""Seconds."""
+MAX_FILTER = 500
+"""Characters of a filter. A few hundred terms nest less deeply than any parser minds."""
 
 # ------------------------------------------------------------------------------------------------------------- requests
 

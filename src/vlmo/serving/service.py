@@ -16,7 +16,7 @@ from PIL import Image
 
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.filters import check_comparisons
-from vlmo.serving import schemas, settings
+from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.images import Fetcher, read_image
 from vlmo.serving.parts import Parts, Question
@@ -196,11 +196,11 @@ class Service:
             limits={
                 "request_bytes": limits.request_bytes,
                 "pixels": limits.pixels,
-                "texts": settings.MAX_TEXTS,
-                "characters": settings.MAX_CHARACTERS,
-                "images": settings.MAX_IMAGES,
-                "top": settings.MAX_TOP,
-                "rerank": settings.MAX_RERANK,
+                "texts": schemas.MAX_TEXTS,
+                "characters": schemas.MAX_CHARACTERS,
+                "images": schemas.MAX_IMAGES,
+                "top": schemas.MAX_TOP,
+                "rerank": schemas.MAX_RERANK,
             },
         )
 
@@ -260,7 +260,7 @@ class Service:
             try:
                 if where is not None:
                     columns = [*index.columns, *_OWN_COLUMNS]
-                    check_comparisons(where, columns=columns, max_length=settings.MAX_FILTER)
+                    check_comparisons(where, columns=columns, max_length=schemas.MAX_FILTER)
                 return work()
             except ValueError as error:
                 if where is None or not str(error).startswith("the filter"):

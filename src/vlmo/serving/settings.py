@@ -1,25 +1,8 @@
-"""Settings of a server, and limits of what it accepts."""
+"""Settings of a server."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-MAX_TEXTS = 256
-"""Texts of a request."""
-MAX_CHARACTERS = 1000
-"""Characters of a text; the model reads the first 40 or 64 tokens of it."""
-MAX_IMAGES = 16
-"""Images of a request."""
-MAX_LABELS = 1000
-"""Classes of a request."""
-MAX_TOP = 200
-"""Results of a request."""
-MAX_RERANK = 128
-"""Candidates of a request that the fusion encoder scores."""
-MAX_BUDGET = 60.0
-"""Seconds."""
-MAX_FILTER = 500
-"""Characters of a filter. A few hundred terms nest less deeply than any parser minds."""
 
 
 @dataclass(frozen=True)
