@@ -22,6 +22,7 @@ from vlmo.evaluation import evaluate_retrieval
 from vlmo.evaluation.scoring import embed_images, embed_texts
 from vlmo.folder import DataSource, ModelCard, read_data, write_card
 from vlmo.release import count_confusions
+from vlmo.tasks import usage_of
 
 # A bfloat16 has eight significant bits. Weights of the toy are ten times larger than usual, and so is what rounding
 # does to them: single cosines move by up to 0.02.
@@ -34,7 +35,7 @@ ONE_RANK = 1.5 / 48  # one of the 48 captions may change places
 def folder(tmp_path_factory):
     folder = trained_folder(tmp_path_factory.mktemp("run") / "model")
     data = (DataSource("emoji-pairs", "stage 3", ("twemoji: CC-BY-4.0",)), DataSource("mine", "stage 3"))
-    write_card(folder, ModelCard(recipe="toy-recipe", about="What the recipe does.", data=data))
+    write_card(folder, ModelCard(recipe="toy-recipe", about="What the recipe does.", data=data), usage_of(folder))
     return folder
 
 

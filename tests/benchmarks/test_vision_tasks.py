@@ -15,6 +15,7 @@ from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import model_config
+from vlmo.tasks import ClassificationStage, SegmentationStage
 
 MODELS = {
     "digits": {
@@ -46,7 +47,7 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 
 def test_colours_tell_these_squares_apart(sets, tmp_path):
     rows = {
-        split: read_segments(str(sets["scenes"]), split=split, quarantine=tmp_path / split)
+        split: SegmentationStage.read(str(sets["scenes"]), split=split, quarantine=tmp_path / split)
         for split in ("train", "test")
     }
     table = vision_tasks.colour_table(rows["train"])
@@ -56,9 +57,10 @@ def test_colours_tell_these_squares_apart(sets, tmp_path):
     assert vision_tasks.segment_by_colour(rows["test"], table).metrics["miou"] == 1.0
 
 
-def test_pixels_tell_these_pictures_apart(sets, tmp_path):
+def test_pixels_tell_these_images_apart(sets, tmp_path):
     train, test = (
-        read_classes(str(sets["digits"]), split=split, quarantine=tmp_path / split) for split in ("train", "test")
+        ClassificationStage.read(str(sets["digits"]), split=split, quarantine=tmp_path / split)
+        for split in ("train", "test")
     )
     vectors = vision_tasks.pixel_vectors(test, side=4)
     assert vectors.shape == (8, 48)
