@@ -17,7 +17,7 @@ def test_load_and_soak_are_measured_and_written(tmp_path) -> None:
     common += ["--index", str(tmp_path / "index"), "--out", str(tmp_path / "out.json")]
     serving.main([*common, "--seconds", "0.5", "--soak", "1"])
     result = json.loads((tmp_path / "out.json").read_text())
-    assert result["index"]["pictures"] == 300
+    assert result["index"]["images"] == 300
     plain, reranked = result["search"]
     assert (plain["rerank"], reranked["rerank"]) == (0, 4)
     for figures in (plain, reranked):

@@ -105,7 +105,7 @@ def test_rows_depend_on_nothing_but_the_arguments() -> None:
 def test_no_claim_leaves_a_reading_open() -> None:
     slots = Slots(shape="circle", color="red", other_shape="triangle", other_color="blue")
     red_circle, blue_triangle = Drawn("circle", "red"), Drawn("triangle", "blue")
-    said = {claim.forms[0].format_map(vars(slots)): claim.holds(red_circle, red_circle, slots) for claim in CLAIMS}
+    said = {claim.forms[0].format_map(slots._asdict()): claim.holds(red_circle, red_circle, slots) for claim in CLAIMS}
     # "One of the pictures shows a circle" where both do: some say yes, some no.
     assert [sentence for sentence, holds in said.items() if holds is None] == [
         "one of the pictures shows something red",
@@ -119,6 +119,6 @@ def test_no_claim_leaves_a_reading_open() -> None:
 def test_forms_name_only_slots_and_read_as_sentences(claim) -> None:
     slots = Slots(shape="circle", color="red", other_shape="triangle", other_color="blue")
     for form in claim.forms:
-        sentence = form.format_map(vars(slots))
+        sentence = form.format_map(slots._asdict())
         assert "{" not in sentence
         assert len(sentence.split()) <= 14

@@ -28,7 +28,7 @@ def test_site_has_its_pages_figures_and_no_sources(site):
     page = (site / "explained.html").read_text()
     assert page.count('<figure class="vlmo"') == len(figures.FIGURES)
     assert 'href="stylesheets/figures.css"' in page
-    assert "Search in own pictures" in (site / "notebook-search.html").read_text()
+    assert "Search in own images" in (site / "notebook-search.html").read_text()
     for name in re.findall(r": (\S+)\.md$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE):
         assert (site / f"{name}.html").is_file(), name
     assert not [file for file in site.rglob("*") if file.suffix in {".py", ".pyc"}]

@@ -137,6 +137,8 @@ class _PairPipeline(Pipeline):
     def _sanitize_parameters(
         self, *, timeout: float | None = None, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if (top_k := options.get("top_k")) is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}: expected the number of answers to return, from 1 up")
         # Only what a call has set; the pipeline fills in the rest.
         given = {name: value for name, value in options.items() if value is not None}
         return {} if timeout is None else {"timeout": timeout}, {}, given
@@ -173,8 +175,6 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor], top_k: int = 5) -> list[dict[str, Any]]:
         """Return the best answers of one pair."""
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}: expected the number of answers to return, from 1 up")
         scores = model_outputs["logits"][0].float().sigmoid()
         best = scores.topk(min(top_k, len(scores)))
         answers = self.model.config.id2label
