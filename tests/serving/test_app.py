@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 
 import numpy as np
@@ -91,6 +92,13 @@ def test_search_by_image_finds_that_image_first_however_it_is_sent(client) -> No
         assert found["hits"][0]["captions"][0] == CAPTIONS[14][0]
         assert found["hits"][0]["similarity"] == pytest.approx(1, abs=TOLERANCE)
     assert len(by_form["hits"]) == 3
+
+
+def test_addresses_are_refused_and_never_fetched(client, monkeypatch) -> None:
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
+    for url in ("http://127.0.0.1/x.png", "HTTPS://images.example/x.png", "file:///etc/hostname"):
+        assert error(client, "/v1/search", image=url)[0] == 422
+        assert client.post("/v1/search", files={"image": (None, url)}).status_code == 422
 
 
 def test_search_keeps_to_its_filter(client) -> None:

@@ -37,8 +37,6 @@ class ServeOptions:
     """Width x height of an image in a request."""
     api_key_file: Path | None = None
     """File with the key that clients must send; by default the environment's VLMO_API_KEY, or none."""
-    allow_host: tuple[str, ...] = ()
-    """Hosts whose images may be given by address; without it nothing is ever fetched."""
     cors_origin: tuple[str, ...] = ()
     """Origins of other pages that may call the service, such as https://example.org."""
     server_name: tuple[str, ...] = ()
@@ -65,7 +63,6 @@ def serve_command(options: ServeOptions) -> None:
         max_batch=options.max_batch,
         max_wait=options.max_wait_ms / 1000,
         api_key=read_key(options.api_key_file),
-        allowed_hosts=options.allow_host,
         cors_origins=options.cors_origin,
         server_names=options.server_name,
     )

@@ -33,7 +33,7 @@ _STATIC = Path(__file__).parent / "static"
 _ERRORS = {
     400: "The body cannot be read.",
     401: "The API key is missing or wrong.",
-    403: "The origin or address is not allowed.",
+    403: "The origin is not allowed.",
     404: "This service cannot do it, or there is no such image.",
     408: "The body took too long.",
     413: "Too many bytes or pixels.",

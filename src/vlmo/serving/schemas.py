@@ -43,16 +43,14 @@ MAX_FILTER = 500
 # ------------------------------------------------------------------------------------------------------------- requests
 
 
-def _image(value: Any) -> bytes | str:
-    """Decode base64 and `data:` addresses; bytes and other addresses stay as they are."""
+def _image(value: Any) -> bytes:
+    """Decode base64 and `data:` addresses; bytes stay as they are."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
         raise ValueError("an image is a string: a file in base64")
     if value[:8].lower().startswith(("http://", "https://")):
-        if len(value) > 2000:
-            raise ValueError("the address has more than 2000 characters")
-        return value
+        raise ValueError("addresses are not fetched: upload the image, or send it as base64")
     if value.startswith("data:"):
         value = value.partition(",")[2]
     try:
@@ -70,13 +68,8 @@ def _text(value: str) -> str:
     return value
 
 
-_ABOUT_IMAGES = (
-    "An image file in base64 (a `data:` address will do). An http(s) address, where the server was started with "
-    "--allow-host for its host."
-)
-ImageSource = Annotated[
-    bytes | str, BeforeValidator(_image), WithJsonSchema({"type": "string", "description": _ABOUT_IMAGES})
-]
+_ABOUT_IMAGES = "An image file in base64 (a `data:` address will do)."
+ImageFile = Annotated[bytes, BeforeValidator(_image), WithJsonSchema({"type": "string", "description": _ABOUT_IMAGES})]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)]
 Id = Annotated[
     str, StringConstraints(min_length=1, max_length=1000), Field(description="Id of an indexed image, from a hit.")
@@ -99,7 +92,7 @@ class EmbedRequest(Body):
     """Texts, images, or both."""
 
     texts: list[Text] = Field(default=[], max_length=MAX_TEXTS, description="Texts to embed.")
-    images: list[ImageSource] = Field(default=[], max_length=MAX_IMAGES)
+    images: list[ImageFile] = Field(default=[], max_length=MAX_IMAGES)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -112,7 +105,7 @@ class SearchRequest(Body):
     """A text or an image to search by."""
 
     text: Text | None = Field(default=None, description="Words that the image should fit.")
-    image: ImageSource | None = None
+    image: ImageFile | None = None
     top: Top = 10
     rerank: Annotated[
         int, Field(ge=0, le=MAX_RERANK, description="Candidates that the fusion encoder scores; of text queries only.")
@@ -145,7 +138,7 @@ class SimilarRequest(Body):
 class MatchRequest(Body):
     """Pairs: the first image with the first text and so on; a single one goes with each of the others."""
 
-    images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
+    images: list[ImageFile] = Field(min_length=1, max_length=MAX_IMAGES)
     texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS, description="Texts that may fit.")
 
     @model_validator(mode="after")
@@ -162,7 +155,7 @@ class QuestionRequest(Body):
     """A question about an image, given as a file or by its id in the index."""
 
     question: Annotated[Text, Field(description="Question about the image.")]
-    image: ImageSource | None = None
+    image: ImageFile | None = None
     id: Id | None = None
     top: Annotated[int, Field(ge=1, le=20, description="Number of answers.")] = 5
 
@@ -176,7 +169,7 @@ class QuestionRequest(Body):
 class ClassifyRequest(Body):
     """Images, and the words that may describe them."""
 
-    images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
+    images: list[ImageFile] = Field(min_length=1, max_length=MAX_IMAGES)
     labels: list[Text] = Field(min_length=2, max_length=MAX_LABELS, description="Names of the classes.")
     template: Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] = Field(
         default="{}", description="Sentence with one `{}`, where the label goes: `a photo of a {}`."

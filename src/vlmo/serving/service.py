@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from vlmo.data.decoding import decode_image
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.filters import check_comparisons
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
-from vlmo.serving.images import Fetcher, read_image
 from vlmo.serving.parts import Parts, Question
 from vlmo.serving.schemas import ServiceError, sigmoid
 from vlmo.serving.settings import Settings
@@ -26,6 +26,7 @@ from vlmo.serving.settings import Settings
 TEXTS, IMAGES, PAIRS, QUESTIONS = "texts", "images", "pairs", "questions"
 _DECODERS = 2
 """Threads that decode; as many whole images are in memory at a time."""
+_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"
 _LARGEST_SIDE = 2048
 # Columns that every index has beside those of its metadata.
 _OWN_COLUMNS = ("id", "captions", "width", "height")
@@ -52,7 +53,6 @@ class Service:
             _calls(parts), max_batch=settings.max_batch, max_wait=settings.max_wait, observe=observe
         )
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
-        self._fetcher = Fetcher(settings.allowed_hosts, max_bytes=settings.request_bytes)
         self._sampled: tuple[float, list[schemas.Sample]] = 0.0, []
 
     def warm_up(self) -> None:
@@ -244,13 +244,21 @@ class Service:
         """Run a function that holds a whole image on a decoder thread."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
-    async def _read(self, sources: Sequence[bytes | str], prepare: Callable[[Image.Image], T]) -> list[T]:
-        """Apply `prepare` to the image of each file or address, one after the other."""
+    async def _read(self, files: Sequence[bytes], prepare: Callable[[Image.Image], T]) -> list[T]:
+        """Apply `prepare` to the image of each file, one after the other.
 
-        def read(source: bytes | str) -> T:
-            return prepare(read_image(source, fetcher=self._fetcher, max_pixels=self._settings.pixels))
+        Raises:
+            ServiceError: A file is no image, or has too many pixels.
+        """
 
-        return [await self._decode(read, source) for source in sources]
+        def read(data: bytes) -> T:
+            try:
+                return prepare(decode_image({"bytes": data, "path": None}, max_pixels=self._settings.pixels))
+            except ValueError as error:
+                reason = str(error).removeprefix("bytes in memory: ")
+                raise ServiceError(422, f"no usable image: {reason}", hint=f"send a whole file: {_FORMATS}") from error
+
+        return [await self._decode(read, data) for data in files]
 
     async def _ask_index(self, work: Callable[[], T], *, where: str | None) -> T:
         """Run a search of the index on a thread."""

@@ -29,8 +29,6 @@ class Settings:
     """Seconds that running requests have to finish when the server is stopped."""
     api_key: str | None = field(default=None, repr=False)
     """Key that a client must send; None admits everybody."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Hosts whose images are fetched; none: nothing is fetched."""
     cors_origins: tuple[str, ...] = ()
     """Pages of other origins that may call the service."""
     server_names: tuple[str, ...] = ()
