@@ -29,7 +29,7 @@ from vlmo.export.graphs import Graph, graphs_of
 from vlmo.export.onnx import OnnxGraph, load_for_export, noise
 from vlmo.export.runtime import OnnxSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
-from vlmo.recipes.onnx_export import export_onnx
+from vlmo.tasks.onnx_export import export_onnx
 
 TORCH, FLOAT32, INT8 = "pytorch", "onnxruntime", "onnxruntime_int8"
 

@@ -27,7 +27,8 @@ from surroundings import surroundings, write_result
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.demo.quickstart import quickstart_recipes
 from vlmo.evaluation import RetrievalResult
-from vlmo.recipes import Recipe, build, small
+from vlmo.recipes import Recipe, small
+from vlmo.run import build
 from vlmo.tasks.retrieval import PairSet
 from vlmo.training import choose_device, read_metrics
 from vlmo.training.checkpoint import claim_run_folder, newest_state

@@ -29,7 +29,8 @@ from vlmo.data.sources import decode_image
 from vlmo.evaluation.classification import NAME_ALONE, fit_linear_probe
 from vlmo.evaluation.segmentation import count_pixels
 from vlmo.processing.segmentation import IGNORED_CLASS
-from vlmo.recipes import Recipe, build, find_recipe
+from vlmo.recipes import Recipe, find_recipe
+from vlmo.run import build
 from vlmo.tasks import ClassificationStage, SegmentationStage
 from vlmo.tasks.classification import ClassSet, evaluate_linear_probe, evaluate_zero_shot
 from vlmo.tasks.result import TaskResult

@@ -33,9 +33,10 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from vlmo.objectives.vision_language import VisionLanguageConfig
-from vlmo.recipes import RECIPES, Recipe, build, find_recipe
-from vlmo.recipes.estimate import estimate
+from vlmo.recipes import RECIPES, Recipe, find_recipe
 from vlmo.recipes.schema import scaled
+from vlmo.run import build
+from vlmo.run.estimate import estimate
 from vlmo.tasks import VisionLanguageStage, evaluate
 from vlmo.tasks.result import circumstances
 from vlmo.training import choose_device

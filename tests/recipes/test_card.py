@@ -15,9 +15,10 @@ from tests.recipes.toy_recipes import STEPS, shrunk
 
 from vlmo.data.sources import open_source
 from vlmo.folder import DataSource, read_data
-from vlmo.recipes import build, find_recipe
-from vlmo.recipes.build import data_source
+from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import Recipe
+from vlmo.run import build
+from vlmo.run.build import data_source
 from vlmo.tasks import evaluate
 
 TODAY = datetime.date.today().isoformat()

@@ -13,8 +13,9 @@ from tests.recipes.toy_recipes import STEPS, shrunk
 
 from vlmo.data import builtin
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
-from vlmo.recipes import RECIPES, Recipe, build, describe, find_recipe, small
+from vlmo.recipes import RECIPES, Recipe, describe, find_recipe, small
 from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe
+from vlmo.run import build
 from vlmo.tasks import TASKS, VisionLanguageStage
 from vlmo.training import read_metrics
 

@@ -18,7 +18,8 @@ from tests.recipes.toy_recipes import shrunk, write_shards
 from vlmo.cli import main
 from vlmo.data.stream.loader import StreamConfig
 from vlmo.folder import read_data
-from vlmo.recipes import build, find_recipe
+from vlmo.recipes import find_recipe
+from vlmo.run import build
 from vlmo.training import read_metrics
 
 

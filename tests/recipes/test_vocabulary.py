@@ -9,9 +9,10 @@ from tests.recipes.toy_recipes import shrunk
 
 from vlmo import VLMoConfig, VLMoForMaskedImageModeling, VLMoForPreTraining, VLMoProcessor
 from vlmo.processing import image_processor_for
-from vlmo.recipes import build, find_recipe
-from vlmo.recipes.build import build_processor
+from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import Recipe, TextConfig, model_config
+from vlmo.run import build
+from vlmo.run.build import build_processor
 
 WORDS = ["a red green blue yellow square, number 0123456789"] * 2
 

@@ -17,9 +17,10 @@ import vlmo.released
 from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel, VLMoProcessor
 from vlmo.cli import main
 from vlmo.model.stages import start_from
-from vlmo.recipes import build, find_recipe
+from vlmo.recipes import find_recipe
 from vlmo.released import find_model, notes_folder, released_names
 from vlmo.retrieval import Encoder
+from vlmo.run import build
 
 
 @pytest.fixture

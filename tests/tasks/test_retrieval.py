@@ -11,7 +11,8 @@ from tests.recipes.toy_recipes import shrunk
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.objectives.vision_language import VisionLanguageConfig
-from vlmo.recipes import build, find_recipe
+from vlmo.recipes import find_recipe
+from vlmo.run import build
 from vlmo.tasks import RetrievalStage, evaluate
 from vlmo.training import read_metrics
 

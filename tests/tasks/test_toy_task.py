@@ -22,9 +22,10 @@ from vlmo.evaluation.inference import BATCH
 from vlmo.folder import Usage
 from vlmo.model import VLMoConfig, VLMoModel, VLMoPreTrainedModel
 from vlmo.processing import TransformConfig, eval_transform
-from vlmo.recipes import Recipe, build, find_recipe
-from vlmo.recipes.estimate import estimate
+from vlmo.recipes import Recipe, find_recipe
 from vlmo.recipes.schema import DataConfig, model_config
+from vlmo.run import build
+from vlmo.run.estimate import estimate
 from vlmo.tasks import TASKS, EvaluationSet, Inputs, Task, TaskResult, evaluate, predict, register, task_of
 from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
 

@@ -19,8 +19,9 @@ from vlmo.model import (
 from vlmo.objectives.downstream import ClassificationConfig
 from vlmo.processing import TransformConfig, VLMoProcessor
 from vlmo.processing.segmentation import SegmentTransformConfig
-from vlmo.recipes import build, find_recipe
+from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import DataConfig, Recipe, model_config
+from vlmo.run import build
 from vlmo.tasks import ClassificationStage, SegmentationStage
 from vlmo.tasks.segmentation import with_shared_statistics
 from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics

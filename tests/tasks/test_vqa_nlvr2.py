@@ -23,8 +23,8 @@ from tests.toy_questions import (
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
-from vlmo.recipes.build import build
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
+from vlmo.run.build import build
 from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, evaluation_set
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 

@@ -93,7 +93,7 @@ def export_command(options: ExportOptions) -> None:
     console = Console(soft_wrap=True)
     if options.to == "onnx":
         try:
-            from vlmo.recipes.onnx_export import export_onnx
+            from vlmo.tasks.onnx_export import export_onnx
 
             export_onnx(folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
         except ModuleNotFoundError as error:

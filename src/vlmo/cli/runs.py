@@ -84,9 +84,7 @@ def quickstart_command(options: QuickstartOptions) -> None:
 def train(name: str, arguments: list[str]) -> None:
     """Run `vlmo train NAME ...`; every setting of the recipe is an option."""
     hide_loading_bars()
-    from vlmo.distributed import is_main
-    from vlmo.recipes import build, describe, find_recipe
-    from vlmo.training import Watchdog, explained_start, launch
+    from vlmo.recipes import describe, find_recipe
 
     default = TrainOptions(recipe=find_recipe(name), run_dir=Path("runs") / name)
     about = describe(name).splitlines()[0]
@@ -99,7 +97,7 @@ def train(name: str, arguments: list[str]) -> None:
         description=description,
     )
     if options.dry_run:
-        from vlmo.recipes.estimate import estimate
+        from vlmo.run.estimate import estimate
 
         processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
         needs = estimate(options.recipe, processes=processes)
@@ -111,6 +109,10 @@ def train(name: str, arguments: list[str]) -> None:
         return
     if options.processes is not None or options.json is not None:
         raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
+    from vlmo.distributed import is_main
+    from vlmo.run import build
+    from vlmo.training import Watchdog, explained_start, launch
+
     watchdog = Watchdog(options.hang_seconds)
     with launch(options.device, timeout=watchdog.longest_wait), watchdog:
         with explained_start(name, watchdog=watchdog):

@@ -20,9 +20,9 @@ from vlmo.data.sources import decode_image, open_source
 from vlmo.demo.examples import contact_sheet, example_queries
 from vlmo.demo.report import AttentionMap, Attribution, Report, write_report
 from vlmo.recipes import describe, find_recipe, small
-from vlmo.recipes.build import build
 from vlmo.recipes.schema import Recipe, scaled
 from vlmo.retrieval import Encoder
+from vlmo.run.build import build
 from vlmo.tasks import TaskResult, VisionStage, evaluate
 from vlmo.training import read_metrics
 

@@ -1,7 +1,6 @@
 """Recipes: names and numbers of runs."""
 
-from vlmo.recipes.build import build
 from vlmo.recipes.registry import RECIPES, describe, find_recipe
 from vlmo.recipes.schema import Recipe
 
-__all__ = ["RECIPES", "Recipe", "build", "describe", "find_recipe"]
+__all__ = ["RECIPES", "Recipe", "describe", "find_recipe"]

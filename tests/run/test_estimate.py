@@ -28,8 +28,8 @@ from vlmo.objectives.downstream import (
 from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.recipes import Recipe, describe, find_recipe
-from vlmo.recipes.estimate import estimate
 from vlmo.recipes.schema import model_config
+from vlmo.run.estimate import estimate
 from vlmo.tasks import (
     ClassificationStage,
     LanguageStage,

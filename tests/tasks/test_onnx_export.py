@@ -14,7 +14,7 @@ from vlmo.evaluation import evaluate_retrieval
 from vlmo.export.runtime import OnnxRetrievalModel
 from vlmo.model import VLMoForImageClassification, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
-from vlmo.recipes.onnx_export import export_onnx
+from vlmo.tasks.onnx_export import export_onnx
 from vlmo.tasks.retrieval import PairSet
 
 NUM_PICTURES = 32
