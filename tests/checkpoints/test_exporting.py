@@ -41,9 +41,9 @@ def bit_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def there_and_back(file: Path, folder: Path, *, suffix: str = ".pt", **options: int) -> dict[str, Tensor]:
     vocabulary = write_vocabulary(folder / "vocab.txt")
     import_checkpoint(file, folder / "model", vocabulary=vocabulary, **options)
-    exported = export_official(folder / "model", folder / f"exported{suffix}")
-    assert exported.notes == [] or options
-    return read_state_dict(exported.file)[0]
+    notes = export_official(folder / "model", folder / f"exported{suffix}")
+    assert notes == [] or options
+    return read_state_dict(folder / f"exported{suffix}")[0]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_torch_file_holds_the_weights_under_state_dict(tmp_path):
 def test_resized_model_is_exported_at_its_new_size(tmp_path):
     back = there_and_back(reference_file("irtr"), tmp_path, image_size=128, text_length=24)
     assert back["relative_position_bias_table"].shape == (15**2 + 397, 6)
-    assert back["text_embeddings.position_embeddings.weight"].shape == (24, 32)
-    assert back["text_embeddings.position_ids"].shape == (1, 24)
+    assert back["text_embeddings.position_embeddings.weight"].shape == (40, 32)
+    assert back["text_embeddings.position_ids"].shape == (1, 40)
 
 
 def saved(model, folder: Path, *, text_length: int | None = 40) -> Path:
@@ -110,15 +110,15 @@ def outputs(model: VLMoForPreTraining) -> list[Tensor]:
 @pytest.mark.parametrize("changes", [{}, {"position_embedding": "absolute", "layer_scale_init": None}])
 def test_model_trained_here_is_read_back_with_the_same_outputs(tmp_path, changes):
     model = toy(VLMoForPreTraining, **changes)
-    report = export_official(saved(model, tmp_path / "model"), tmp_path / "file.pt")
+    notes = export_official(saved(model, tmp_path / "model"), tmp_path / "file.pt")
     heads = {"num_attention_heads": 2} if changes else {}
     imported = import_checkpoint(tmp_path / "file.pt", tmp_path / "back", vocabulary=tmp_path / "model.txt", **heads)
-    assert imported.model_class == "VLMoForPreTraining"
+    assert imported.conversion.model_class is VLMoForPreTraining
     back = VLMoForPreTraining.from_pretrained(tmp_path / "back").eval()
     assert back.config.max_text_positions == (NUM_MODEL_ROWS if changes else NUM_TABLE_ROWS)
     for actual, expected in zip(outputs(back), outputs(model), strict=True):
         torch.testing.assert_close(actual, expected, atol=ATOL, rtol=0)
-    told = "\n".join(report.notes)
+    told = "\n".join(notes)
     assert ("heads" in told) if changes else ("zeros for longer ones" in told)
 
 
@@ -142,14 +142,14 @@ def test_text_rows_lie_where_the_published_layout_reads_them(tmp_path):
 @pytest.mark.parametrize(("text_length", "rows"), [(24, 40), (56, 56)])
 def test_what_published_files_hold_beside_is_made_up(tmp_path, text_length, rows):
     model = toy(VLMoForPreTraining)
-    report = export_official(saved(model, tmp_path / "model", text_length=text_length), tmp_path / "file.pt")
+    notes = export_official(saved(model, tmp_path / "model", text_length=text_length), tmp_path / "file.pt")
     found = read_state_dict(tmp_path / "file.pt")[0]
     assert found["text_embeddings.position_embeddings.weight"].shape == (rows, 32)
     assert not found["text_embeddings.position_embeddings.weight"].any()
     assert torch.equal(found["text_embeddings.position_ids"], torch.arange(rows)[None])
     assert found["logit_scale"].shape == ()
     assert found.keys() == load_file(reference_file("pretrain")).keys() | INDICES
-    told = "\n".join(report.notes)
+    told = "\n".join(notes)
     assert all(name in told for name in INDICES)
     assert f"max_text_len {rows}" in told
 
@@ -191,14 +191,14 @@ def test_index_buffers_of_a_resized_model_are_those_of_its_size(tmp_path):
     check_indices(there_and_back(reference_file("irtr"), tmp_path, image_size=96), grid=6, text_length=40)
     weights = _irtr() | {"text_relative_position_index": torch.zeros(40, 40)}
     save_file(weights, tmp_path / "file.safetensors")
-    (tmp_path / "shorter").mkdir()
-    found = there_and_back(tmp_path / "file.safetensors", tmp_path / "shorter", text_length=16)
-    check_indices(found, grid=4, text_length=16)
+    (tmp_path / "longer").mkdir()
+    found = there_and_back(tmp_path / "file.safetensors", tmp_path / "longer", text_length=48)
+    check_indices(found, grid=4, text_length=48)
 
 
 def test_constants_and_widths_that_the_published_code_does_not_have_are_said(tmp_path):
     model = toy(VLMoForPreTraining, layer_norm_eps=1e-5, text_layer_norm_eps=1e-6, projection_size=16)
-    told = "\n".join(export_official(saved(model, tmp_path / "model"), tmp_path / "file.pt").notes)
+    told = "\n".join(export_official(saved(model, tmp_path / "model"), tmp_path / "file.pt"))
     assert "layer_norm_eps 1e-06; this model was made with 1e-05" in told
     assert "text_layer_norm_eps 1e-12; this model was made with 1e-06" in told
     assert "contrast vectors have 16 numbers" in told
@@ -280,15 +280,15 @@ def test_exported_absolute_model_is_what_the_plain_implementation_reads(tmp_path
 
 
 def test_backbone_and_stage_1_are_exported_without_what_has_no_place(tmp_path):
-    report = export_official(saved(toy(VLMoModel), tmp_path / "model", text_length=None), tmp_path / "backbone.pt")
-    assert not any("left out" in note for note in report.notes)
-    report = export_official(saved(toy(VLMoForMaskedImageModeling), tmp_path / "stage1"), tmp_path / "stage1.pt")
-    assert any("left out: mim_head.decoder.bias" in note for note in report.notes)
+    notes = export_official(saved(toy(VLMoModel), tmp_path / "model", text_length=None), tmp_path / "backbone.pt")
+    assert not any("left out" in note for note in notes)
+    notes = export_official(saved(toy(VLMoForMaskedImageModeling), tmp_path / "stage1"), tmp_path / "stage1.pt")
+    assert any("left out: mim_head.decoder.bias" in note for note in notes)
     for name in ("backbone", "stage1"):
         imported = import_checkpoint(
             tmp_path / f"{name}.pt", tmp_path / f"{name}-back", vocabulary=tmp_path / "stage1.txt"
         )
-        assert imported.model_class == "VLMoModel"
+        assert imported.conversion.model_class is VLMoModel
 
 
 @pytest.mark.parametrize(

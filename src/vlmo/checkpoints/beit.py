@@ -15,18 +15,19 @@ from vlmo.checkpoints.layout import (
     MAX_TEXT_POSITIONS,
     NUM_CLASS_ROWS,
     NUM_CROSS_ROWS,
-    USUAL_SIZES,
+    OUR_IMAGE_POSITIONS,
+    OUR_TABLE,
+    OUR_TEXT_POSITIONS,
     Conversion,
     NameTable,
     check_alike,
     count_blocks,
+    count_heads,
     grid_of_positions,
     grid_of_table,
-    join_projections,
     note_on_depth,
-    one_number,
     shape_of,
-    without_batch,
+    translate,
 )
 from vlmo.model import (
     VLMoConfig,
@@ -38,10 +39,10 @@ from vlmo.model import (
 
 _LARGE_DEPTH = 24
 _NORM_EPS, _HUGGING_FACE_NORM_EPS = 1e-6, 1e-12  # of the published code, and BeitConfig's default
-_CLASS_TOKEN, _POSITIONS = "vlmo.image_embeddings.cls_token", "vlmo.image_embeddings.positions"
+_CLASS_TOKEN = "vlmo.image_embeddings.cls_token"
 _PATCHES, _FIRST_LAYER = "vlmo.image_embeddings.projection.weight", "vlmo.blocks.0.experts.vision.fc1.weight"
 _NORM, _MASK_TOKEN, _TOKEN_HEAD = "vlmo.norm.weight", "mim_head.mask_token", "mim_head.decoder.weight"
-_TABLE, _SHARED = "vlmo.position_bias.table", "shared_table"  # `layer_table` and this are joined into the former
+_SHARED = "shared_table"  # which is joined with each `layer_table` into our table
 _CLASSIFIER = {"classifier_norm.weight", "classifier.weight"}
 _LEFTOVERS = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked)")
 _BIAS = "relative_position_bias_table"
@@ -52,7 +53,7 @@ PUBLISHED = NameTable(
     (
         ("cls_token", _CLASS_TOKEN),
         ("patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
-        ("pos_embed", _POSITIONS),
+        ("pos_embed", OUR_IMAGE_POSITIONS),
         ("norm.{kind}", "vlmo.norm.{kind}"),
         ("mask_token", _MASK_TOKEN),
         ("lm_head.{kind}", "mim_head.decoder.{kind}"),
@@ -70,12 +71,12 @@ PUBLISHED = NameTable(
         ("blocks.{layer}.mlp.fc{number}.{kind}", f"{_BLOCK}experts.vision.fc{{number}}.{{kind}}"),
     )
 )
-# Names in files, and in a model of transformers 5, which calls blocks `layers`; without the prefix `beit.`.
+# Names in files, and in a model of transformers 5, which calls blocks `layers`.
 HUGGING_FACE = NameTable(
     (
         ("embeddings.cls_token", _CLASS_TOKEN),
         ("embeddings.patch_embeddings.projection.{kind}", "vlmo.image_embeddings.projection.{kind}"),
-        ("embeddings.position_embeddings", _POSITIONS),
+        ("embeddings.position_embeddings", OUR_IMAGE_POSITIONS),
         ("layernorm.{kind}", "vlmo.norm.{kind}"),
         ("embeddings.mask_token", _MASK_TOKEN),
         ("lm_head.{kind}", "mim_head.decoder.{kind}"),
@@ -102,7 +103,8 @@ HUGGING_FACE = NameTable(
         ),
         (f"encoder.layer.{{layer}}.attention.attention.relative_position_bias.{_BIAS}", "layer_table.{layer}"),
         (f"layers.{{layer}}.relative_position_bias.{_BIAS}", "layer_table.{layer}"),
-    )
+    ),
+    prefix="beit.",
 )
 
 
@@ -113,7 +115,7 @@ def is_published(state_dict: Mapping[str, Tensor]) -> bool:
 
 def is_hugging_face(state_dict: Mapping[str, Tensor]) -> bool:
     """Return True for the keys of a Beit model, from a file or in the memory of transformers 5."""
-    names = {HUGGING_FACE.ours(key.removeprefix("beit.")) for key in state_dict}
+    names = {HUGGING_FACE.ours(key) for key in state_dict}
     plain = any(key.endswith((".0.attention.attention.key.bias", ".0.attention.k_proj.bias")) for key in state_dict)
     return {_CLASS_TOKEN, "vlmo.blocks.0.attention.q.shared.weight"} <= names and not plain
 
@@ -136,9 +138,9 @@ def convert(
     """
     given = _checked_config(config or {})
     original = is_published(state_dict)
-    named, sources = _our_names(state_dict, original=original)
+    named, sources = translate(state_dict, PUBLISHED if original else HUGGING_FACE)
     fine_tuned = named.keys() >= _CLASSIFIER
-    depth = count_blocks(int(match[1]) for name in named if (match := re.match(r"vlmo\.blocks\.(\d+)\.", name)))
+    depth = count_blocks(named)
     table = _join_tables(named, sources, depth=depth)
     ours = _config(named, table, depth=depth, given=given, asked=num_attention_heads, original=original)
     read = vars(ours)
@@ -152,7 +154,7 @@ def convert(
     foreign = "mim_head." if fine_tuned else "classifier"
     weights = {name: tensor for name, tensor in named.items() if not name.startswith(foreign)}
     if table is not None:
-        weights[_TABLE] = _with_text_rows(table)
+        weights[OUR_TABLE] = _with_text_rows(table)
     # A truncated file must not pass for one whose last norm is that of the pooled vector.
     mean_pooled = "classifier_norm.weight" in named or bool(given.get("use_mean_pooling"))
     neutral, notes = _neutral(weights, ours, without_norm=mean_pooled and _TOKEN_HEAD not in named)
@@ -181,27 +183,6 @@ def convert(
     )
 
 
-def _our_names(state_dict: Mapping[str, Tensor], *, original: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors under our names, and the key of each name in the file."""
-    named: dict[str, Tensor] = {}
-    sources: dict[str, str] = {}
-    for key, tensor in state_dict.items():
-        name = PUBLISHED.ours(key) if original else HUGGING_FACE.ours(key.removeprefix("beit."))
-        if name is None:
-            continue
-        if name in named:
-            raise ValueError(
-                f"{key} is a second tensor for {name}. With use_mean_pooling False, BeitForMaskedImageModeling norms "
-                "twice at the end, which VLMo does not; import the BeitModel inside it (model.beit.save_pretrained)."
-            )
-        sources[name] = key
-        if name == _MASK_TOKEN:
-            tensor = tensor.flatten()
-        named[name] = without_batch(key, tensor) if name == _POSITIONS else tensor
-    join_projections(named)
-    return named, sources
-
-
 def _join_tables(
     named: dict[str, Tensor], sources: Mapping[str, str], *, depth: int
 ) -> Float[Tensor, "rows layers*heads"] | None:
@@ -209,10 +190,10 @@ def _join_tables(
     tables = {name: named.pop(name) for name in list(named) if name.startswith(("layer_table.", _SHARED))}
     if not tables:
         return None
-    if _POSITIONS in named:
+    if OUR_IMAGE_POSITIONS in named:
         raise ValueError(
-            f"this BEiT has absolute positions ({sources[_POSITIONS]}) and relative ones ({sources[min(tables)]}); VLMo"
-            " has either the one or the other, so it cannot be imported."
+            f"this BEiT has absolute positions ({sources[OUR_IMAGE_POSITIONS]}) and relative ones"
+            f" ({sources[min(tables)]}); VLMo has either the one or the other, so it cannot be imported."
         )
     check_alike({sources[name]: table for name, table in sorted(tables.items())})
     shared = tables.pop(_SHARED, None)
@@ -239,13 +220,13 @@ def _config(
     asked: int | None,
     original: bool,
 ) -> VLMoConfig:
-    shape = partial(shape_of, named, layout=PUBLISHED)
+    shape = partial(shape_of, named, names=PUBLISHED)
     width, channels, patch_size, _ = shape(_PATCHES, axes=4)
     layer_scale = float(given.get("layer_scale_init_value", 1e-5 if depth >= _LARGE_DEPTH else 0.1))
     if table is not None:
         grid = grid_of_table("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS)
-    elif _POSITIONS in named:
-        grid = grid_of_positions("pos_embed", len(named[_POSITIONS]))
+    elif OUR_IMAGE_POSITIONS in named:
+        grid = grid_of_positions("pos_embed", len(named[OUR_IMAGE_POSITIONS]))
     elif "image_size" in given:
         grid = given["image_size"] // patch_size
     else:
@@ -254,38 +235,24 @@ def _config(
     return VLMoConfig(
         hidden_size=width,
         num_hidden_layers=depth,
-        num_attention_heads=_num_heads(table, width=width, depth=depth, given=given, asked=asked),
+        num_attention_heads=count_heads(
+            None if table is None else table.shape[1],
+            width=width,
+            depth=depth,
+            asked=asked or given.get("num_attention_heads"),
+        ),
         intermediate_size=shape(_FIRST_LAYER, axes=2)[0],
         num_fusion_layers=0,  # stage 3 adds them, from the expert that its recipe names
         image_size=patch_size * grid,
         patch_size=patch_size,
         num_channels=channels,
         max_text_positions=MAX_TEXT_POSITIONS,
-        position_embedding="absolute" if _POSITIONS in named else "relative",
+        position_embedding="absolute" if OUR_IMAGE_POSITIONS in named else "relative",
         layer_scale_init=layer_scale if "vlmo.blocks.0.gamma_1" in named else None,
         layer_norm_eps=_NORM_EPS if original else float(given.get("layer_norm_eps", _HUGGING_FACE_NORM_EPS)),
         num_visual_tokens=shape(_TOKEN_HEAD, axes=2)[0] if _TOKEN_HEAD in named else given.get("vocab_size", 8192),
         **(_class_names(given, count=shape("classifier.weight", axes=2)[0]) if has_classes else {}),
     )
-
-
-def _num_heads(table: Tensor | None, *, width: int, depth: int, given: Mapping[str, Any], asked: int | None) -> int:
-    usual, _ = USUAL_SIZES.get(width, (None, None))
-    expected = given.get("num_attention_heads", usual) if asked is None else asked
-    if table is None:
-        if expected is None:
-            raise ValueError(
-                f"no position table tells how many attention heads this BEiT of width {width} has; give it"
-                " (--num-attention-heads)."
-            )
-        return expected
-    found = table.shape[1] // depth
-    if expected is not None and expected != found:
-        raise ValueError(
-            f"the position tables of this BEiT of width {width} have {found} columns; expected {expected}, one for each"
-            " attention head. Is the file whole?"
-        )
-    return found
 
 
 def _neutral(
@@ -296,10 +263,10 @@ def _neutral(
     width = config.hidden_size
     neutral = {"vlmo.modality_types.weight": like.new_zeros(config.num_modality_types, width)}
     notes = ["BEiT has no modality types: they start at zero."]
-    if config.position_embedding == "relative" and _TABLE not in weights:
+    if config.position_embedding == "relative" and OUR_TABLE not in weights:
         rows = (2 * config.grid[0] - 1) ** 2 + NUM_CLASS_ROWS
         columns = config.num_hidden_layers * config.num_attention_heads
-        neutral[_TABLE] = _with_text_rows(like.new_zeros(rows, columns))
+        neutral[OUR_TABLE] = _with_text_rows(like.new_zeros(rows, columns))
         notes.append("It has no positions: the position table starts at zero.")
     if without_norm and _NORM not in weights:
         neutral |= {_NORM: like.new_ones(width), "vlmo.norm.bias": like.new_zeros(width)}
@@ -392,7 +359,9 @@ def is_beit3(state_dict: Mapping[str, Tensor]) -> bool:
     return {_BEIT3_IMAGE_POSITIONS, _BEIT3_WORDS} <= state_dict.keys()
 
 
-def convert_beit3(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None) -> Conversion:
+def convert_beit3(
+    state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object
+) -> Conversion:
     """Convert BEiT-3 to a retrieval model where the file holds the contrast heads, to a backbone otherwise.
 
     Args:
@@ -402,17 +371,10 @@ def convert_beit3(state_dict: Mapping[str, Tensor], *, num_attention_heads: int 
         ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
     """
     contrast = not state_dict.keys().isdisjoint({"vision_head.weight", "language_head.weight", "logit_scale"})
-    config = _beit3_config(state_dict, num_attention_heads=num_attention_heads)
-    weights: dict[str, Tensor] = {}
-    others: list[str] = []
-    for key, tensor in state_dict.items():
-        if (name := BEIT3.ours(key)) is None:
-            others.append(key)
-        elif name.endswith(".positions"):
-            weights[name] = tensor[_NUM_UNUSED_POSITIONS:]
-        else:
-            weights[name] = one_number(key, tensor) if key == "logit_scale" else tensor
-    join_projections(weights)
+    weights, keys = translate(state_dict, BEIT3)
+    config = _beit3_config(state_dict, depth=count_blocks(weights), num_attention_heads=num_attention_heads)
+    weights |= {name: weights[name][_NUM_UNUSED_POSITIONS:] for name in (OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS)}
+    others = state_dict.keys() - keys.values()
     notes = ["BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."]
     return Conversion(
         kind="BEiT-3, with contrast heads" if contrast else "BEiT-3, without a head",
@@ -420,7 +382,7 @@ def convert_beit3(state_dict: Mapping[str, Tensor], *, num_attention_heads: int 
         config=config,
         weights=weights,
         unused={key: state_dict[key] for key in others if _BEIT3_UNUSED.fullmatch(key)},
-        unknown=[key for key in others if not _BEIT3_UNUSED.fullmatch(key)],
+        unknown=sorted(key for key in others if not _BEIT3_UNUSED.fullmatch(key)),
         # `--num_max_bpe_tokens` of the published fine-tuning commands
         max_text_length=min(64, config.max_text_positions),
         text="sentencepiece",
@@ -428,28 +390,20 @@ def convert_beit3(state_dict: Mapping[str, Tensor], *, num_attention_heads: int 
     )
 
 
-def _beit3_config(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None) -> VLMoConfig:
+def _beit3_config(state_dict: Mapping[str, Tensor], *, depth: int, num_attention_heads: int | None) -> VLMoConfig:
     width, channels, patch_size, _ = shape_of(state_dict, "beit3.vision_embed.proj.weight", axes=4)
-    usual, _ = USUAL_SIZES.get(width, (None, None))
-    heads = num_attention_heads or usual
-    if heads is None:
-        raise ValueError(
-            f"this BEiT-3 is {width} wide; base is 768 and large 1024. Its tensors do not tell the number of attention"
-            " heads: give it (--num-attention-heads)."
-        )
     positions = shape_of(state_dict, _BEIT3_IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
     texts = shape_of(state_dict, _BEIT3_TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
     words = shape_of(state_dict, _BEIT3_WORDS, axes=2)[0]
     if texts < 1 or words < 2:  # padding is number 1
         raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
-    layers = (int(match[1]) for key in state_dict if (match := re.match(r"beit3\.encoder\.layers\.(\d+)\.", key)))
     projection = width
     if "vision_head.weight" in state_dict:
         projection = shape_of(state_dict, "vision_head.weight", axes=2)[0]
     return VLMoConfig.beit3_base(
         hidden_size=width,
-        num_hidden_layers=count_blocks(layers),
-        num_attention_heads=heads,
+        num_hidden_layers=depth,
+        num_attention_heads=count_heads(None, width=width, depth=depth, asked=num_attention_heads),
         intermediate_size=shape_of(state_dict, "beit3.encoder.layers.0.ffn.A.fc1.weight", axes=2)[0],
         image_size=patch_size * grid_of_positions(_BEIT3_IMAGE_POSITIONS, positions),
         patch_size=patch_size,

@@ -6,7 +6,7 @@ import copy
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,18 @@ from torch import Tensor
 from transformers import BeitImageProcessor
 
 from vlmo.checkpoints import beit, official
-from vlmo.checkpoints.layout import DEFAULT_TEXT_LENGTH, Conversion, grouped, listed, one_line, printable
+from vlmo.checkpoints.layout import (
+    DEFAULT_TEXT_LENGTH,
+    OUR_IMAGE_POSITIONS,
+    OUR_TABLE,
+    OUR_TEXT_POSITIONS,
+    Conversion,
+    NameTable,
+    grouped,
+    listed,
+    one_line,
+    printable,
+)
 from vlmo.checkpoints.loading import Origin, read_labels, read_state_dict
 from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
 from vlmo.folder import ModelCard, Usage, write_card, write_folder
@@ -33,19 +44,34 @@ from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.processor import PAD_MULTIPLE
 
-KINDS: dict[str, Callable[[Mapping[str, Tensor]], bool]] = {
-    "vlmo": official.recognises,
-    "beit": beit.is_published,
-    "hf-beit": beit.is_hugging_face,
-    "beit3": beit.is_beit3,
+
+@dataclass(frozen=True)
+class Layout:
+    """A published layout.
+
+    Attributes:
+        recognises: Returns True for the keys of such a file.
+        convert: Returns the `Conversion` of its tensors; takes the `config.json` of its folder, if there is one, and
+            the number of attention heads, if it was given.
+    """
+
+    names: NameTable
+    recognises: Callable[[Mapping[str, Tensor]], bool]
+    convert: Callable[..., Conversion]
+
+
+LAYOUTS = {
+    "vlmo": Layout(official.NAMES, official.recognises, official.convert),
+    "beit": Layout(beit.PUBLISHED, beit.is_published, beit.convert),
+    "hf-beit": Layout(beit.HUGGING_FACE, beit.is_hugging_face, beit.convert),
+    "beit3": Layout(beit.BEIT3, beit.is_beit3, beit.convert_beit3),
 }
-"""Published layouts, and the functions that recognise their keys."""
+"""All that can be imported, by the names of `vlmo import --kind`."""
 
 _SEED = 0
 # Errors of tensors whose shapes no check foresees.
 _UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
-_TABLE, _IMAGE_POSITIONS = "vlmo.position_bias.table", "vlmo.image_embeddings.positions"
-_TEXT_POSITIONS, _WORDS = "vlmo.text_embeddings.positions", "vlmo.text_embeddings.words.weight"
+_WORDS = "vlmo.text_embeddings.words.weight"
 
 
 @dataclass(frozen=True)
@@ -53,41 +79,35 @@ class ImportReport:
     """Result of an import.
 
     Attributes:
+        conversion: Weights and configuration as they were saved; unused keys and notes.
         dtype: Of the weights, as in the file.
         text_length: Longest text of the processor; None without a text side.
-        num_loaded: Tensors of the model that came from the file.
-        unused: Published keys that are known and have no place in the model.
         left_out: Published keys that no layout knows (only with `allow_partial`).
         created: Our names of parameters that the file does not hold; initialised from a fixed seed.
         resized: Our names of position tables that were resized.
         file_image_size: Image size of the file, in pixels.
     """
 
-    folder: Path
-    kind: str
-    model_class: str
-    config: VLMoConfig
-    dtype: str
+    conversion: Conversion
+    dtype: torch.dtype
     num_parameters: int
     text_length: int | None
-    num_loaded: int
-    unused: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    created: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    file_image_size: int | None = None
-    notes: list[str] = field(default_factory=list)
+    left_out: list[str]
+    created: list[str]
+    resized: list[str]
+    file_image_size: int
 
     def rows(self) -> list[tuple[str, str]]:
         """Return class, sizes and task as pairs of a word and a value."""
-        config = self.config
+        conversion, config = self.conversion, self.conversion.config
+        dtype, millions = str(self.dtype).removeprefix("torch."), self.num_parameters / 1e6
         fused = f"vision_language in the top {config.num_fusion_layers}"
         if not config.num_fusion_layers:
             fused = "no vision_language"
         resized = f" ({self.file_image_size} in the file)" if self.resized else ""
         rows = [
-            ("found", self.kind),
-            ("model", f"{self.model_class}, {self.num_parameters / 1e6:.1f} M parameters, {self.dtype}"),
+            ("found", conversion.kind),
+            ("model", f"{conversion.model_class.__name__}, {millions:.1f} M parameters, {dtype}"),
             ("width, layers, heads", f"{config.hidden_size}, {config.num_hidden_layers}, {config.num_attention_heads}"),
             ("experts", f"{config.intermediate_size} wide; {fused}"),
             ("image", f"{config.image_size} px{resized}, patches of {config.patch_size} px"),
@@ -95,17 +115,17 @@ class ImportReport:
         ]
         if self.text_length is not None:
             rows.append(("text", f"{self.text_length} tokens, vocabulary of {config.vocab_size}"))
-        if self.model_class == VLMoForVisualQuestionAnswering.__name__:
+        if conversion.model_class is VLMoForVisualQuestionAnswering:
             rows.append(("answers", f"{config.num_labels}"))
-        return [*rows, ("tensors used", f"{self.num_loaded}")]
+        return [*rows, ("tensors used", f"{len(conversion.weights)}")]
 
     def lines(self) -> list[str]:
         """Return every key that was not simply loaded, and the notes."""
         lines = [f"resized: {name}" for name in grouped(self.resized)]
-        lines += [f"in the file, without a use: {key}" for key in grouped(self.unused)]
+        lines += [f"in the file, without a use: {key}" for key in grouped(self.conversion.unused)]
         lines += [f"in the file, not known, left out: {key}" for key in grouped(self.left_out)]
         lines += [f"not in the file, started anew: {name}" for name in grouped(self.created)]
-        return lines + [f"note: {note}" for note in self.notes]
+        return lines + [f"note: {note}" for note in self.conversion.notes]
 
 
 def import_checkpoint(
@@ -126,7 +146,7 @@ def import_checkpoint(
     Args:
         path: A torch or safetensors file, or a folder with `config.json` and weights.
         out: Must not exist, or be an empty folder.
-        kind: One of `KINDS`, or `"auto"`.
+        kind: One of `LAYOUTS`, or `"auto"`.
         image_size: Pixels; position tables are resized to it.
         text_length: Longest text in tokens, a multiple of 8; by default that of the file.
         num_attention_heads: Where the tensors do not tell it.
@@ -148,10 +168,10 @@ def import_checkpoint(
         )
     state_dict, origin = read_state_dict(path)
     try:
-        conversion = _convert(state_dict, origin, kind=kind, num_attention_heads=num_attention_heads)
-        config, notes = conversion.config, conversion.notes
-        file_image_size = config.image_size
-        left_out = _complete(conversion, state_dict, allow_partial=allow_partial)
+        layout = LAYOUTS[_kind_of(state_dict, origin, asked=kind)]
+        conversion = layout.convert(state_dict, config=origin.config, num_attention_heads=num_attention_heads)
+        file_image_size, notes = conversion.config.image_size, conversion.notes
+        left_out = _complete(conversion, layout.names, allow_partial=allow_partial)
         if origin.beside:
             notes.append(f"the file also holds entries that are no weights, and were not read: {listed(origin.beside)}")
         resized = _resize_images(conversion, image_size)
@@ -167,37 +187,19 @@ def import_checkpoint(
             f"{path}: its tensors do not make a model ({type(problem).__name__}: {one_line(problem)}). Is the file"
             " whole?"
         ) from None
-    report = ImportReport(
-        folder=out,
-        kind=conversion.kind,
-        model_class=conversion.model_class.__name__,
-        config=config,
-        dtype=str(dtype).removeprefix("torch."),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        text_length=length,
-        num_loaded=len(conversion.weights),
-        unused=sorted(conversion.unused),
-        left_out=left_out,
-        created=created,
-        resized=resized,
-        file_image_size=file_image_size,
-        notes=notes,
-    )
     with write_folder(out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        if official.recognises(state_dict):
-            extras = official.fit_unused(
-                conversion.unused, config=config, resized=bool(resized), text_length=text_length
-            )
-            tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in extras.items()}
-            save_file(tensors, partial / PUBLISHED_EXTRAS, metadata={"layout": VLMO_LAYOUT})
+        # At other sizes an export makes these anew.
+        if layout.names is official.NAMES and not resized and text_length in {None, conversion.max_text_length}:
+            extras = {name: tensor.contiguous().clone() for name, tensor in conversion.unused.items()}
+            save_file(extras, partial / PUBLISHED_EXTRAS, metadata={"layout": VLMO_LAYOUT})
         limits = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in notes]
         if created:
             limits.insert(0, f"Not in the file, random until it is trained: {listed(created)}.")
         card = ModelCard(
-            title=report.kind,
-            stage=report.kind,
+            title=conversion.kind,
+            stage=conversion.kind,
             about=f"Imported from `{path.name}` by `vlmo import`.",
             start=f"`{path.name}`",
             licence_note="The terms of that file hold for this copy of it.",
@@ -207,33 +209,28 @@ def import_checkpoint(
         usual = partial.stat().st_mode & 0o666
         for file in partial.iterdir():  # safetensors gives its files to their owner alone
             file.chmod(file.stat().st_mode | usual)
-    return report
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ImportReport(conversion, dtype, num_parameters, length, left_out, created, resized, file_image_size)
 
 
-def _convert(
-    state_dict: Mapping[str, Tensor], origin: Origin, *, kind: str, num_attention_heads: int | None
-) -> Conversion:
-    if kind != "auto" and kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected auto, {', '.join(KINDS)}")
+def _kind_of(state_dict: Mapping[str, Tensor], origin: Origin, *, asked: str) -> str:
+    """Return the name of the layout that the keys are of."""
+    if asked not in {"auto", *LAYOUTS}:
+        raise ValueError(f"kind is {asked!r}; expected auto, {', '.join(LAYOUTS)}")
     if (origin.config or {}).get("model_type") == VLMoConfig.model_type:
         raise ValueError("this is a model folder of this project already; load it with from_pretrained")
-    fitting = [name for name, recognises in KINDS.items() if recognises(state_dict)]
+    fitting = [name for name, layout in LAYOUTS.items() if layout.recognises(state_dict)]
     if not fitting:
         first = ", ".join(map(printable, sorted(state_dict)[:3]))
         raise ValueError(
-            f"{len(state_dict)} tensors ({first}, ...) in no layout that is known; expected one of {', '.join(KINDS)}"
+            f"{len(state_dict)} tensors ({first}, ...) in no layout that is known; expected one of {', '.join(LAYOUTS)}"
         )
-    if kind not in {"auto", *fitting}:
-        raise ValueError(f"this is not laid out as {kind}, but as {', '.join(fitting)}")
-    chosen = fitting[0] if kind == "auto" else kind
-    if chosen == "vlmo":
-        return official.convert(state_dict, num_attention_heads=num_attention_heads)
-    if chosen == "beit3":
-        return beit.convert_beit3(state_dict, num_attention_heads=num_attention_heads)
-    return beit.convert(state_dict, config=origin.config, num_attention_heads=num_attention_heads)
+    if asked not in {"auto", *fitting}:
+        raise ValueError(f"this is not laid out as {asked}, but as {', '.join(fitting)}")
+    return fitting[0] if asked == "auto" else asked
 
 
-def _complete(conversion: Conversion, state_dict: Mapping[str, Tensor], *, allow_partial: bool) -> list[str]:
+def _complete(conversion: Conversion, names: NameTable, *, allow_partial: bool) -> list[str]:
     """Drop weights that the model has no place for; return all keys that are left out."""
     needed = _shapes(conversion)
     homeless = conversion.weights.keys() - needed.keys()
@@ -247,9 +244,7 @@ def _complete(conversion: Conversion, state_dict: Mapping[str, Tensor], *, allow
     if left_out:
         problems.append(f"keys that this kind ({conversion.kind}) does not have: {listed(left_out)}")
     if missing:
-        in_file = official.recognises(state_dict)
-        shown = listed((official.NAMES.published(name) if in_file else None) or name for name in missing)
-        problems.append(f"keys that are missing: {shown}")
+        problems.append(f"keys that are missing: {listed(names.published(name) or name for name in missing)}")
     if problems and not allow_partial:
         raise ValueError(
             f"{'; '.join(problems)}. Is the file whole, and of this kind? --allow-partial leaves out what is unknown"
@@ -281,7 +276,7 @@ def _resize_images(conversion: Conversion, image_size: int | None) -> list[str]:
     source = config.grid
     config.image_size = image_size
     resized = []
-    for name, resize in ((_TABLE, resize_bias_table), (_IMAGE_POSITIONS, resize_absolute_positions)):
+    for name, resize in ((OUR_TABLE, resize_bias_table), (OUR_IMAGE_POSITIONS, resize_absolute_positions)):
         if name in weights:
             weights[name] = resize(weights[name], source=source, target=config.grid)
             resized.append(name)
@@ -310,8 +305,8 @@ def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Pa
         raise ValueError(f"text length {asked} is no multiple of {PAD_MULTIPLE}")
     if config.position_embedding == "absolute":
         config.max_text_positions = asked
-        if _TEXT_POSITIONS in weights:
-            weights[_TEXT_POSITIONS] = weights[_TEXT_POSITIONS][:asked]
+        if OUR_TEXT_POSITIONS in weights:
+            weights[OUR_TEXT_POSITIONS] = weights[OUR_TEXT_POSITIONS][:asked]
     return asked
 
 

@@ -9,7 +9,6 @@ from math import isqrt
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from vlmo.model import VLMoConfig, VLMoPreTrainedModel
@@ -22,8 +21,10 @@ NUM_CLASS_ROWS = 3
 """Rows of a table for a class token: to any, any to it, to itself."""
 NUM_CROSS_ROWS = 2
 """Rows of a table between the modalities."""
-USUAL_SIZES = {768: (12, 12), 1024: (16, 24)}
-"""Heads and blocks of BEiT and BEiT-3, base and large, by width."""
+USUAL_SIZES = {768: (12, 12), 544: (16, 24), 1024: (16, 24)}
+"""Heads and blocks by width: base, base_plus and large of VLMo, BEiT and BEiT-3."""
+OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS = "vlmo.image_embeddings.positions", "vlmo.text_embeddings.positions"
+OUR_TABLE = "vlmo.position_bias.table"
 
 _PARTS = {
     "layer": r"\d+",
@@ -71,11 +72,14 @@ class NameTable:
     Args:
         names: Published template and ours.
         experts: Published names of the experts and ours, for `{expert}`.
+        prefix: Start of published keys that may be left out.
     """
 
-    def __init__(self, names: Sequence[tuple[str, str]], *, experts: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, names: Sequence[tuple[str, str]], *, experts: Mapping[str, str] | None = None, prefix: str = ""
+    ) -> None:
         self._experts = dict(experts or {})
-        self._to_ours = [(_compile(published), ours) for published, ours in names]
+        self._to_ours = [(_compile(published, prefix=prefix), ours) for published, ours in names]
         self._to_published = [(_compile(ours), published) for published, ours in names]
 
     def ours(self, key: str) -> str | None:
@@ -87,8 +91,9 @@ class NameTable:
         return _translate(name, self._to_published, {ours: published for published, ours in self._experts.items()})
 
 
-def _compile(template: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\{(\w+)\\}", lambda part: f"(?P<{part[1]}>{_PARTS[part[1]]})", re.escape(template)))
+def _compile(template: str, *, prefix: str = "") -> re.Pattern[str]:
+    parts = re.sub(r"\\{(\w+)\\}", lambda part: f"(?P<{part[1]}>{_PARTS[part[1]]})", re.escape(template))
+    return re.compile(f"({re.escape(prefix)})?{parts}")
 
 
 def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]], experts: Mapping[str, str]) -> str | None:
@@ -103,12 +108,34 @@ def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]], experts:
     return None
 
 
-def join_projections(weights: dict[str, Tensor]) -> None:
-    """Join query, key and value matrices of each block into one, in place.
+def translate(state_dict: Mapping[str, Tensor], names: NameTable) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors that a layout names, under our names and with our axes, and the key of each name in the file.
 
     Raises:
-        ValueError: The three of a block are not alike.
+        ValueError: Two keys have one name.
     """
+    named: dict[str, Tensor] = {}
+    keys: dict[str, str] = {}
+    for key, tensor in state_dict.items():
+        if (name := names.ours(key)) is None:
+            continue
+        if name in named:
+            raise ValueError(
+                f"{key} is a second tensor for {name}, beside {keys[name]}. With use_mean_pooling False,"
+                " BeitForMaskedImageModeling norms twice at the end, which VLMo does not: import the BeitModel inside"
+                " it (model.beit.save_pretrained)."
+            )
+        if (name.endswith("logit_scale") and tensor.numel() == 1) or name.endswith("mask_token"):
+            tensor = tensor.reshape(-1)
+        elif name == OUR_IMAGE_POSITIONS and tensor.ndim == 3 and len(tensor) == 1:
+            tensor = tensor[0]
+        named[name], keys[name] = tensor, key
+    _join_projections(named)
+    return named, keys
+
+
+def _join_projections(weights: dict[str, Tensor]) -> None:
+    """Join query, key and value matrices of each block into one, in place; ValueError if the three are not alike."""
     for name in [name for name in weights if re.fullmatch(r"vlmo\.blocks\.\d+\.attention\.q\.\w+\.weight", name)]:
         parts = [name.replace(".attention.q.", f".attention.{part}.") for part in "qkv"]
         if all(part in weights for part in parts):
@@ -135,18 +162,18 @@ def check_alike(parts: Mapping[str, Tensor]) -> None:
 
 
 def shape_of(
-    state_dict: Mapping[str, Tensor], key: str, *, axes: int, layout: NameTable | None = None
+    state_dict: Mapping[str, Tensor], key: str, *, axes: int, names: NameTable | None = None
 ) -> tuple[int, ...]:
     """Return the shape of a tensor.
 
     Args:
         axes: Number of axes that it must have.
-        layout: Layout whose name of `key` messages show; by default they show the key.
+        names: Names of a layout, whose one for `key` messages show; by default they show the key.
 
     Raises:
         ValueError: The tensor is missing, or has another number of axes or an empty one.
     """
-    shown = (layout and layout.published(key)) or key
+    shown = (names and names.published(key)) or key
     if key not in state_dict:
         raise ValueError(f"{shown} is not there; the sizes of the model cannot be read without it. Is the file whole?")
     shape = tuple(state_dict[key].shape)
@@ -179,18 +206,46 @@ def grid_of_positions(name: str, count: int) -> int:
     return side
 
 
-def count_blocks(numbers: Iterable[int]) -> int:
-    """Return the number of blocks.
+def count_blocks(names: Iterable[str]) -> int:
+    """Return the number of blocks that tensors are of, by the names of these.
 
     Raises:
         ValueError: They are not numbered from 0 without gaps.
     """
-    found = set(numbers)
+    found = {int(match[2]) for name in names if (match := _BLOCK_NUMBER.search(name))}
     if not found or max(found) != len(found) - 1:
         raise ValueError(
             f"blocks are numbered {spans(found) or 'nothing'}; expected 0 and on without gaps. The file is incomplete"
         )
     return len(found)
+
+
+def count_heads(columns: int | None, *, width: int, depth: int, asked: int | None) -> int:
+    """Return the number of attention heads, by the columns of the position table if there is one, or by the width.
+
+    Raises:
+        ValueError: Neither tells, or the columns are those of another number.
+    """
+    usual, _ = USUAL_SIZES.get(width, (None, None))
+    if columns is None:
+        if (known := asked or usual) is None:
+            raise ValueError(
+                "the tensors do not tell the number of attention heads of a model of width"
+                f" {width} with {depth} layers; give --num-attention-heads"
+            )
+        return known
+    heads = columns // depth
+    if columns % depth or asked not in {None, heads}:
+        wanted = "" if asked is None else f" of {asked} heads"
+        raise ValueError(
+            f"the position table has {columns} columns, which do not fit {depth} layers{wanted}. Is the file whole?"
+        )
+    if asked is None and usual not in {None, heads}:
+        raise ValueError(
+            f"the position table has {columns} columns for {depth} layers, so {heads} heads; published models of width"
+            f" {width} have {usual}. Is the file whole? Give --num-attention-heads {heads} if it is"
+        )
+    return heads
 
 
 def note_on_depth(model: str, config: VLMoConfig) -> list[str]:
@@ -199,28 +254,6 @@ def note_on_depth(model: str, config: VLMoConfig) -> list[str]:
     if usual == config.num_hidden_layers:
         return []
     return [f"The {model} of this width has {usual} blocks, this file {config.num_hidden_layers}: is it whole?"]
-
-
-def one_number(name: str, tensor: Float[Tensor, "..."]) -> Float[Tensor, "1"]:
-    """Return a temperature with the one axis that ours has.
-
-    Raises:
-        ValueError: It is not one number.
-    """
-    if tensor.numel() != 1:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected one number")
-    return tensor.reshape(1)
-
-
-def without_batch(name: str, tensor: Float[Tensor, "1 ..."]) -> Float[Tensor, "..."]:
-    """Return image positions without the leading axis of published files.
-
-    Raises:
-        ValueError: There is no such axis.
-    """
-    if tensor.ndim != 3 or len(tensor) != 1:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (1, positions, width)")
-    return tensor[0]
 
 
 def grouped(names: Iterable[str]) -> list[str]:

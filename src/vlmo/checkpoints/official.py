@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,17 +18,21 @@ from vlmo.checkpoints.layout import (
     MAX_TEXT_POSITIONS,
     NUM_CLASS_ROWS,
     NUM_CROSS_ROWS,
+    OUR_IMAGE_POSITIONS,
+    OUR_TEXT_POSITIONS,
+    USUAL_SIZES,
     Conversion,
     NameTable,
     count_blocks,
+    count_heads,
     grid_of_positions,
     grid_of_table,
     listed,
+    note_on_depth,
     one_line,
-    one_number,
     shape_of,
     spans,
-    without_batch,
+    translate,
 )
 from vlmo.checkpoints.loading import check_model_folder, one_line_errors, read_json, read_state_dict
 from vlmo.folder import atomic_file
@@ -55,12 +59,7 @@ TABLE, TEXT_POSITIONS, POSITION_IDS = (
 )
 # Rows of a published table that do not depend on the image size.
 NUM_FIXED_ROWS = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * MAX_TEXT_POSITIONS
-
-# By (width, depth): base, base_plus and large. With absolute positions no tensor tells the number.
-NUM_HEADS = {(768, 12): 12, (544, 24): 16, (1024, 24): 16}
-
-_OUR_TEXT_POSITIONS, _OUR_IMAGE_POSITIONS = "vlmo.text_embeddings.positions", "vlmo.image_embeddings.positions"
-INDEX = re.compile(r"(transformer\.)?(text_|text_imag_)?relative_position_index")
+_LEFTOVERS = re.compile(r"(transformer\.)?(text_|text_imag_)?relative_position_index|text_embeddings\.position_ids")
 
 NAMES = NameTable(
     (
@@ -145,7 +144,7 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     return any(re.match(r"transformer\.blocks\.\d+\.(mlp|norm2)_(imag|text)\.", key) for key in state_dict)
 
 
-def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None) -> Conversion:
+def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object) -> Conversion:
     """Convert a published checkpoint; sizes, image size, text length and task are read from the tensors.
 
     Args:
@@ -154,24 +153,16 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     Raises:
         ValueError: A tensor that tells a size is missing, or the sizes do not fit together.
     """
-    names = {key: name for key in state_dict if (name := NAMES.ours(key)) is not None}
-    state = _state_of({name.split(".")[0] for name in names.values()})
-    config = _config(state_dict, state, num_attention_heads=num_attention_heads)
-    weights: dict[str, Tensor] = {}
-    unused: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for key, tensor in state_dict.items():
-        name = names.get(key, "")
-        # Published files carry text positions beside a table and the pooler of stage 2, and never use them.
-        beside_table = name == _OUR_TEXT_POSITIONS and config.position_embedding == "relative"
-        if INDEX.fullmatch(key) or key == POSITION_IDS or beside_table or (state is _LANGUAGE and "pooler" in name):
-            unused[key] = tensor
-        elif not name.startswith(("vlmo.", *(f"{head}." for head in state.heads))):
-            unknown.append(key)
-        elif name.endswith("logit_scale"):
-            weights[name] = one_number(key, tensor)
-        else:
-            weights[name] = without_batch(key, tensor) if name == _OUR_IMAGE_POSITIONS else tensor
+    named, keys = translate(state_dict, NAMES)
+    state = _state_of({name.split(".")[0] for name in named})
+    config = _config(state_dict, named, state, num_attention_heads=num_attention_heads)
+    # Published files carry text positions beside a table and the pooler of stage 2, and never use them.
+    idle = {OUR_TEXT_POSITIONS} if config.position_embedding == "relative" else set()
+    idle |= {name for name in named if state is _LANGUAGE and "pooler" in name}
+    own = ("vlmo.", *(f"{head}." for head in state.heads))
+    weights = {name: tensor for name, tensor in named.items() if name.startswith(own) and name not in idle}
+    unused = [key for key in state_dict if _LEFTOVERS.fullmatch(key)] + [keys[name] for name in named if name in idle]
+    known = {*unused, *(keys[name] for name in weights)}
     text_length = DEFAULT_TEXT_LENGTH
     if TEXT_POSITIONS in state_dict:
         text_length = shape_of(state_dict, TEXT_POSITIONS, axes=2)[0]
@@ -180,40 +171,12 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         model_class=state.model_class,
         config=config,
         weights=weights,
-        unused=unused,
-        unknown=unknown,
+        unused={key: state_dict[key] for key in unused},
+        unknown=[key for key in state_dict if key not in known],
         max_text_length=text_length,
         text="wordpiece",
+        notes=note_on_depth("VLMo", config),
     )
-
-
-def fit_unused(
-    unused: Mapping[str, Tensor], *, config: VLMoConfig, resized: bool, text_length: int | None
-) -> dict[str, Tensor]:
-    """Fit unused tensors to a model of other sizes: text positions are cut or filled up, index buffers recomputed.
-
-    Args:
-        config: Of the model at its new sizes.
-        resized: True if the image size differs from the file's.
-        text_length: Longest text that was asked for; None keeps that of the file.
-    """
-    fitted = dict(unused)
-    if text_length is not None:
-        if TEXT_POSITIONS in fitted:
-            old = fitted[TEXT_POSITIONS]
-            kept = old[:text_length]
-            fitted[TEXT_POSITIONS] = torch.cat([kept, old.new_zeros(text_length - len(kept), old.shape[1])])
-        if POSITION_IDS in fitted:
-            fitted[POSITION_IDS] = torch.arange(text_length)[None]
-    if resized or text_length is not None:
-        indexed = [key for key in fitted if INDEX.fullmatch(key)]
-        fitted = {key: tensor for key, tensor in fitted.items() if key not in indexed}
-        if config.position_embedding == "relative" and (resized or indexed):
-            length = text_length or DEFAULT_TEXT_LENGTH
-            if TEXT_POSITIONS in fitted:
-                length = len(fitted[TEXT_POSITIONS])
-            fitted |= index_buffers(config, text_length=min(length, MAX_TEXT_POSITIONS))
-    return fitted
 
 
 def index_buffers(config: VLMoConfig, *, text_length: int) -> dict[str, Tensor]:
@@ -241,17 +204,25 @@ def _state_of(heads: set[str]) -> _State:
     return _LANGUAGE if "mlm_head" in heads else _BACKBONE
 
 
-def _config(state_dict: Mapping[str, Tensor], state: _State, *, num_attention_heads: int | None) -> VLMoConfig:
+def _config(
+    state_dict: Mapping[str, Tensor], named: Mapping[str, Tensor], state: _State, *, num_attention_heads: int | None
+) -> VLMoConfig:
     width, channels, patch, _ = shape_of(state_dict, "transformer.patch_embed.proj.weight", axes=4)
-    blocks = [match for key in state_dict if (match := re.match(r"transformer\.blocks\.(\d+)\.(mlp_vl\.)?", key))]
-    depth = count_blocks(int(match[1]) for match in blocks)
-    fused = {int(match[1]) for match in blocks if match[2]}  # layers with a vision-language expert
+    depth = count_blocks(named)
+    fused = {int(name.split(".")[2]) for name in named if ".vision_language." in name}
     if fused != set(range(depth - len(fused), depth)):
         raise ValueError(
             f"of blocks 0-{depth - 1}, those with mlp_vl are {spans(fused)}; expected the top ones. The file is"
             " incomplete"
         )
-    positions, grid, heads = _positions(state_dict, width=width, depth=depth, num_attention_heads=num_attention_heads)
+    if relative := TABLE in state_dict:
+        rows, columns = shape_of(state_dict, TABLE, axes=2)
+        grid = grid_of_table(TABLE, rows, num_fixed=NUM_FIXED_ROWS)
+    elif OUR_IMAGE_POSITIONS in named:
+        positions, columns = shape_of(named, OUR_IMAGE_POSITIONS, axes=2, names=NAMES)[0], None
+        grid = grid_of_positions("transformer.pos_embed", positions)
+    else:
+        raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")
     optional: dict[str, Any] = {}
     if "itc_image_proj.fc.weight" in state_dict:
         optional["projection_size"] = shape_of(state_dict, "itc_image_proj.fc.weight", axes=2)[0]
@@ -261,20 +232,20 @@ def _config(state_dict: Mapping[str, Tensor], state: _State, *, num_attention_he
         optional["num_labels"] = shape_of(state_dict, "nlvr2_classifier.3.weight", axes=2)[0]
         if optional["num_labels"] == 2:
             optional = {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}}
-    if positions == "absolute":
+    if not relative:
         optional["max_text_positions"] = shape_of(state_dict, TEXT_POSITIONS, axes=2)[0]
     pooled = any(key.startswith("pooler.") for key in state_dict) and state is not _LANGUAGE
     return VLMoConfig(
         hidden_size=width,
         num_hidden_layers=depth,
-        num_attention_heads=heads,
+        num_attention_heads=count_heads(columns, width=width, depth=depth, asked=num_attention_heads),
         intermediate_size=shape_of(state_dict, "transformer.blocks.0.mlp_imag.fc1.weight", axes=2)[0],
         num_fusion_layers=len(fused),
         image_size=grid * patch,
         patch_size=patch,
         num_channels=channels,
         vocab_size=shape_of(state_dict, "text_embeddings.word_embeddings.weight", axes=2)[0],
-        position_embedding=positions,
+        position_embedding="relative" if relative else "absolute",
         # Of BEiT's base and large; only a newly initialised model reads it.
         layer_scale_init=(0.1 if depth <= 12 else 1e-5) if "transformer.blocks.0.gamma_1" in state_dict else None,
         contrast_fusion_branch="itc_vl_image_proj.fc.weight" in state_dict,
@@ -285,56 +256,14 @@ def _config(state_dict: Mapping[str, Tensor], state: _State, *, num_attention_he
     )
 
 
-def _positions(
-    state_dict: Mapping[str, Tensor], *, width: int, depth: int, num_attention_heads: int | None
-) -> tuple[Literal["relative", "absolute"], int, int]:
-    """Return the kind of positions, the patches along a side, and the number of heads."""
-    if TABLE in state_dict:
-        rows, columns = shape_of(state_dict, TABLE, axes=2)
-        grid = grid_of_table(TABLE, rows, num_fixed=NUM_FIXED_ROWS)
-        heads = columns // depth
-        if columns % depth or num_attention_heads not in {None, heads}:
-            asked = "" if num_attention_heads is None else f" of {num_attention_heads} heads"
-            raise ValueError(
-                f"{TABLE} has {columns} columns, which do not fit {depth} layers{asked}. Is the file whole?"
-            )
-        usual = {width: heads for (width, _), heads in NUM_HEADS.items()}.get(width, heads)
-        if heads != usual and num_attention_heads is None:
-            raise ValueError(
-                f"{TABLE} has {columns} columns for {depth} layers, so {heads} heads; published models of width {width}"
-                f" have {usual}. Is the file whole? Give --num-attention-heads {heads} if it is"
-            )
-        return "relative", grid, heads
-    if "transformer.pos_embed" not in state_dict:
-        raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")
-    grid = grid_of_positions("transformer.pos_embed", shape_of(state_dict, "transformer.pos_embed", axes=3)[1])
-    heads = NUM_HEADS.get((width, depth)) if num_attention_heads is None else num_attention_heads
-    if heads is None:
-        raise ValueError(
-            f"the tensors do not tell the number of attention heads of a model of width {width} with {depth} layers;"
-            " give --num-attention-heads"
-        )
-    return "absolute", grid, heads
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """Result of an export.
-
-    Attributes:
-        notes: What the file holds beside the model's tensors, and what of the model is not in it.
-    """
-
-    file: Path
-    num_tensors: int
-    notes: list[str] = field(default_factory=list)
-
-
-def export_official(folder: str | Path, file: str | Path) -> ExportReport:
+def export_official(folder: str | Path, file: str | Path) -> list[str]:
     """Write a model folder as one file in the published layout: `.pt`, under `state_dict`, or `.safetensors`.
 
     A folder that was imported from such a file gives it back bit by bit, unless the import changed sizes, completed it
     or converted mixed types.
+
+    Returns:
+        Notes for people: what the file holds beside the model's tensors, and what of the model is not in it.
 
     Raises:
         ValueError: The folder is broken, the layout cannot hold its model, or `file` exists; nothing has been written.
@@ -378,7 +307,7 @@ def export_official(folder: str | Path, file: str | Path) -> ExportReport:
             partial.chmod(rights)  # safetensors gives its files to their owner alone
     except (OSError, RuntimeError, SafetensorError) as problem:
         raise OSError(f"{file} cannot be written: {one_line(problem)}") from None
-    return ExportReport(file, num_tensors=len(published), notes=notes)
+    return notes
 
 
 def _check_fits(
@@ -415,7 +344,7 @@ def _published(config: VLMoConfig, weights: dict[str, Tensor], folder: Path) -> 
     for name, key in named.items():
         if name.endswith("logit_scale"):
             published[key] = published[key].reshape(())
-        elif name == _OUR_IMAGE_POSITIONS:
+        elif name == OUR_IMAGE_POSITIONS:
             published[key] = published[key][None]
     foreign = [name for name in weights if name not in named]
     if not all(name.startswith("mim_head.") for name in foreign):
@@ -428,7 +357,7 @@ def _published(config: VLMoConfig, weights: dict[str, Tensor], folder: Path) -> 
         for name, fixed in _CONSTANTS.items()
         if (value := vars(config)[name]) != fixed
     ]
-    known = NUM_HEADS.get((config.hidden_size, config.num_hidden_layers))
+    known, _ = USUAL_SIZES.get(config.hidden_size, (None, None))
     if config.position_embedding == "absolute" and known != config.num_attention_heads:
         notes.append(f"the tensors do not tell the {config.num_attention_heads} attention heads; who reads must know")
     if config.projection_size != config.hidden_size and any(key.startswith("itc_") for key in published):

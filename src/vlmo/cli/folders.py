@@ -104,8 +104,8 @@ def export_command(options: ExportOptions) -> None:
         raise ValueError("--int8 and --recall-on belong to --to onnx")
     from vlmo.checkpoints.official import export_official
 
-    report = export_official(folder, options.out)
-    lines = [*(f"note: {note}" for note in report.notes), f"{report.num_tensors} tensors in {report.file}"]
+    notes = export_official(folder, options.out)
+    lines = [*(f"note: {note}" for note in notes), f"written: {options.out}"]
     console.print("\n".join(lines), markup=False, highlight=False)
 
 
