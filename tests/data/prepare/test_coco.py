@@ -72,7 +72,7 @@ def test_coco_bad_records_are_quarantined_with_a_reason(tmp_path) -> None:
 def test_coco_unknown_split_is_named_before_any_work(root, tmp_path) -> None:
     records = [coco_record(0, "train"), coco_record(1, "dev")]
     write_coco(root, records)
-    with pytest.raises(ValueError, match=r"images\[1\] \(COCO_val2014_0+1\.jpg\): unknown split 'dev'; .*restval"):
+    with pytest.raises(ValueError, match=r"images\[1\]: .*split \(.*restval.*'dev'"):
         prepare("coco", root=root, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.unfinished").exists()
@@ -88,5 +88,7 @@ def test_coco_missing_file_is_named_with_the_layout(root, tmp_path, missing: str
 def test_coco_file_of_another_set_is_an_error(root, tmp_path) -> None:
     text = json.dumps({"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "x"}]}]})
     (root / "dataset_coco.json").write_text(text)
-    with pytest.raises(ValueError, match=r"images\[0\] is no record of coco: .*cocoid.*another set"):
+    with pytest.raises(
+        ValueError, match=r"images\[0\]: .*are needed \(KeyError\('cocoid'\)\); is it the file of another set"
+    ):
         prepare("coco", root=root, out=tmp_path / "out")

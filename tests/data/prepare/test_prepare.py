@@ -7,14 +7,6 @@ from vlmo.data.prepare import PREPARERS, find_preparer, labels_of, prepare
 
 
 @pytest.mark.parametrize("name", PREPARERS)
-def test_every_name_has_a_preparer(name: str) -> None:
-    module = find_preparer(name)
-    assert name == module.NAME
-    assert module.LICENCE
-    assert all(isinstance(size, int) for size in module.KNOWN_SIZES.values())
-
-
-@pytest.mark.parametrize("name", PREPARERS)
 def test_every_preparer_says_what_a_missing_root_should_be(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--root") as caught:
         prepare(name, root=tmp_path / "nowhere", out=tmp_path / "out")

@@ -25,11 +25,7 @@ SECONDS = 120
 
 
 class ToySet:
-    """A preparer whose records are given."""
-
-    NAME = "toy"
-    LICENCE = "CC0-1.0"
-    KNOWN_SIZES: dict[str, int] = {}
+    """A set whose records are given."""
 
     def __init__(self, records: Iterable[Record], *, size: int = 2, **settings) -> None:
         self.records = records
@@ -37,7 +33,7 @@ class ToySet:
         self.settings = settings
 
     def open_set(self, root: Path) -> SetOnDisk:
-        return SetOnDisk(parts=chunked(self.records, size=self.size), **self.settings)
+        return SetOnDisk(parts=chunked(self.records, size=self.size), licence="CC0-1.0", **self.settings)
 
 
 def toy_row(number: int, split: str = "train", **changes) -> Row:
@@ -55,7 +51,7 @@ def content(out: Path) -> dict[str, bytes]:
 
 
 def prepare_toy(records: Iterable[Record], tmp_path: Path, **settings):
-    return prepare_set(ToySet(records, **settings), root=tmp_path, out=tmp_path / "out", num_proc=1)
+    return prepare_set("toy", ToySet(records, **settings).open_set, root=tmp_path, out=tmp_path / "out", num_proc=1)
 
 
 def test_splits_keep_their_order_whatever_parts_hold_them(tmp_path) -> None:
@@ -164,7 +160,7 @@ def test_nothing_good_is_an_error_with_the_first_reason(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"not one row of toy can be used; the first one: the row has no image"):
         prepare_toy([toy_row(0, image=None), toy_row(1, image=None)], tmp_path)
     with pytest.raises(ValueError, match="there are no rows of toy in it"):
-        prepare_set(ToySet([]), root=tmp_path, out=tmp_path / "none", num_proc=1)
+        prepare_set("toy", ToySet([]).open_set, root=tmp_path, out=tmp_path / "none", num_proc=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -179,7 +175,7 @@ def test_prepared_folder_is_left_as_it_is(tmp_path) -> None:
     assert content(tmp_path / "out") == before
     assert not (tmp_path / "out.unfinished").exists()
     with pytest.raises(ValueError, match=r"holds toy from .*, not toy from .*elsewhere"):
-        prepare_set(ToySet([]), root=tmp_path / "elsewhere", out=tmp_path / "out", num_proc=1)
+        prepare_set("toy", ToySet([]).open_set, root=tmp_path / "elsewhere", out=tmp_path / "out", num_proc=1)
 
 
 def test_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_path) -> None:
@@ -213,9 +209,9 @@ def test_folder_with_other_things_is_never_replaced(tmp_path) -> None:
         prepare_toy([toy_row(0)], tmp_path)
     assert mine.read_text() == "years of work"
     with pytest.raises(ValueError, match="holds --root"):
-        prepare_set(ToySet([toy_row(0)]), root=tmp_path / "root", out=tmp_path, num_proc=1)
+        prepare_set("toy", ToySet([toy_row(0)]).open_set, root=tmp_path / "root", out=tmp_path, num_proc=1)
     with pytest.raises(ValueError, match="num_proc 0 must be at least 1"):
-        prepare_set(ToySet([toy_row(0)]), root=tmp_path, out=tmp_path / "new", num_proc=0)
+        prepare_set("toy", ToySet([toy_row(0)]).open_set, root=tmp_path, out=tmp_path / "new", num_proc=0)
 
 
 class InterruptedRunError(Exception):
@@ -234,16 +230,9 @@ def test_finished_parts_are_not_read_again(tmp_path) -> None:
 
         return Part(key=f"part {number}", rows=rows)
 
-    parts: list[Part] = []
-
-    class Parts(ToySet):
-        def open_set(self, root: Path) -> SetOnDisk:
-            return SetOnDisk(parts=parts)
-
     def run(given: list[Part]) -> None:
-        nonlocal parts
-        parts = given
-        prepare_set(Parts([]), root=tmp_path, out=tmp_path / "out", num_proc=1)
+        found = SetOnDisk(parts=given, licence="CC0-1.0")
+        prepare_set("toy", lambda _: found, root=tmp_path, out=tmp_path / "out", num_proc=1)
 
     with pytest.raises(InterruptedRunError):
         run([part(0), part(1), part(2, fails=True)])

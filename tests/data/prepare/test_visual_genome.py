@@ -99,7 +99,7 @@ def test_visual_genome_other_json_is_an_error(root, tmp_path) -> None:
 
 def test_visual_genome_with_the_split_of_another_set_is_an_error(root, tmp_path) -> None:
     write(root / "dataset_coco.json", json.dumps({"images": [{"split": "val", "filename": "1.jpg"}]}))
-    with pytest.raises(ValueError, match=r"dataset_coco\.json: images\[\] need cocoid and split"):
+    with pytest.raises(ValueError, match=r"dataset_coco\.json: images\[0\]: cocoid and split are needed"):
         prepare("visual_genome", root=root, out=tmp_path / "out")
 
 

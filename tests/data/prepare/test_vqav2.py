@@ -180,9 +180,9 @@ def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
     reasons = quarantined(tmp_path / "out")
     assert "question_id 1000 repeats that of an earlier row" in reasons["coco/1"]
     assert reasons["coco/2"] == "question 2009 has no annotation"
-    assert reasons["coco/3"] == "question 3007: annotation without a question"
+    assert reasons["coco/3"] == "question 3007 has an annotation, but is not asked"
     assert reasons["coco/4"] == "question 4008 is about image 4, its annotation about 5"
-    assert reasons["coco/6"] == "question 6000: second annotation"
+    assert reasons["coco/6"] == "question 6000 has a second annotation"
     assert "No such file" in reasons["coco/7"]
     assert "cannot be decoded" in reasons["coco/8"]
     assert summary.splits["train"].rows == 2 * (len(TRAIN_IMAGES) + 2) - 2 * 2

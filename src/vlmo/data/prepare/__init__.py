@@ -5,42 +5,44 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from vlmo.data.prepare.parts import Preparer
 from vlmo.data.prepare.summary import SUMMARY_FILE, Summary
 
 if TYPE_CHECKING:
+    from vlmo.data.prepare.parts import SetOnDisk
     from vlmo.progress import Progress
 
 __all__ = ["PREPARERS", "Summary", "find_preparer", "labels_of", "prepare"]
 
-PREPARERS = (
-    "coco",
-    "flickr30k",
-    "visual_genome",
-    "sbu",
-    "conceptual_captions",
-    "vqav2",
-    "nlvr2",
-    "imagenet",
-    "ade20k",
-    "text",
-    "vilt_arrow",
-    "drawings",
-    "glosses",
-)
-"""Names of the sets; each is a module here (see `vlmo.data.prepare.parts`)."""
+PREPARERS = {
+    "coco": "karpathy.open_coco",
+    "flickr30k": "karpathy.open_flickr30k",
+    "visual_genome": "visual_genome.open_set",
+    "sbu": "image_text_shards.open_sbu",
+    "conceptual_captions": "image_text_shards.open_conceptual_captions",
+    "vqav2": "vqav2.open_set",
+    "nlvr2": "nlvr2.open_set",
+    "imagenet": "imagenet.open_set",
+    "ade20k": "ade20k.open_set",
+    "text": "text.open_set",
+    "vilt_arrow": "vilt_arrow.open_set",
+    "drawings": "drawings.open_set",
+    "glosses": "glosses.open_set",
+}
+"""Each set by name, with the module and function here that find it below `--root`."""
 
 
-def find_preparer(name: str) -> Preparer:
-    """Return the module that reads the set `name`; ValueError names the nearest right one."""
+def find_preparer(name: str) -> Callable[[Path], SetOnDisk]:
+    """Return the function that finds the set `name` in a folder; ValueError names the nearest right one."""
     if name not in PREPARERS:
         near = difflib.get_close_matches(name, PREPARERS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no data set {name!r} can be prepared.{hint} All: {', '.join(PREPARERS)}.")
-    return cast(Preparer, importlib.import_module(f"{__name__}.{name}"))
+    module, function = PREPARERS[name].split(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
 
 
 def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Progress | None = None) -> Summary:
@@ -54,14 +56,14 @@ def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Pr
         root: Folder with the set's files as their publishers give them (docs/data.md).
         out: New folder.
         num_proc: Processes that read and decode.
-        progress: Shows the rows or parts that are done.
+        progress: Shows the parts that are done.
 
     Raises:
         ValueError: Unknown name, missing files, data in another layout, or no row that can be used.
     """
     from vlmo.data.prepare.engine import prepare_set
 
-    return prepare_set(find_preparer(name), root=root, out=out, num_proc=num_proc, progress=progress)
+    return prepare_set(name, find_preparer(name), root=root, out=out, num_proc=num_proc, progress=progress)
 
 
 def labels_of(folder: Path) -> list[str]:

@@ -17,7 +17,6 @@ from vlmo.data.schema import SEGMENT_FEATURES, make_row
 
 NAME = "ade20k"
 LICENCE = "annotations BSD-3-Clause (MIT CSAIL); images for non-commercial research and education"
-KNOWN_SIZES = {"train": 20_210, "validation": 2_000}
 
 NUM_CLASSES = 150
 IGNORED = 255
@@ -42,6 +41,8 @@ def open_set(root: Path) -> SetOnDisk:
     file = next((place / _NAMES_FILE for place in (base, base.parent) if (place / _NAMES_FILE).is_file()), None)
     return SetOnDisk(
         parts=list(_parts(base)),
+        licence=LICENCE,
+        known_sizes={"train": 20_210, "validation": 2_000},
         features=SEGMENT_FEATURES,
         labels=[str(number) for number in range(1, NUM_CLASSES + 1)] if file is None else _class_names(file),
         needs_caption=False,
@@ -77,23 +78,19 @@ def _parts(base: Path) -> Iterator[Part]:
 
 def _rows(*, split: str, pairs: list[tuple[str, Path | None, Path | None]]) -> Iterator[Row | BadRow]:
     for name, image, mask in pairs:
-        if image is None or mask is None:
-            missing = "the image" if image is None else "the annotation"
-            yield BadRow(split, name, f"{missing} is missing", path=str(image or mask))
-            continue
         try:
-            numbers = decode_mask({"bytes": None, "path": str(mask)})
-            width, height = decode_image({"bytes": None, "path": str(image)}).size
+            if image is None or mask is None:
+                raise ValueError(f"{'the image' if image is None else 'the annotation'} is missing")
+            numbers = decode_mask(image_at(mask))
+            width, height = decode_image(image_at(image)).size
+            if numbers.shape != (height, width):
+                size = f"{numbers.shape[1]} x {numbers.shape[0]}"
+                raise ValueError(f"{mask}: {size} pixels, its image has {width} x {height}")
+            if numbers.max() > NUM_CLASSES:
+                raise ValueError(f"{mask}: class {numbers.max()}; expected 0 (none) to {NUM_CLASSES}")
         except ValueError as error:
-            yield BadRow(split, name, str(error), path=str(image))
+            yield BadRow(split, name, str(error), path=str(image or mask))
             continue
-        if numbers.shape != (height, width):
-            reason = f"{mask}: {numbers.shape[1]} x {numbers.shape[0]} pixels, its image has {width} x {height}"
-            yield BadRow(split, name, reason, path=str(image))
-        elif numbers.max() > NUM_CLASSES:
-            reason = f"{mask}: class {numbers.max()}; expected 0 (none) to {NUM_CLASSES}"
-            yield BadRow(split, name, reason, path=str(image))
-        else:
-            renumbered = np.where(numbers == 0, IGNORED, numbers - np.uint8(1)).astype(np.uint8)
-            cell = encode_image(Image.fromarray(renumbered), mask.name)
-            yield Row(split, make_row(name, image=image_at(image), source=NAME, licence=LICENCE, mask=cell))
+        renumbered = np.where(numbers == 0, IGNORED, numbers - np.uint8(1)).astype(np.uint8)
+        cell = encode_image(Image.fromarray(renumbered), mask.name)
+        yield Row(split, make_row(name, image=image_at(image), source=NAME, licence=LICENCE, mask=cell))

@@ -13,9 +13,7 @@ from vlmo.data.builtin import emoji
 from vlmo.data.builtin.emoji import Drawing
 from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked, require_folder
 
-NAME = "drawings"
 LICENCE = "Noto Emoji: Apache-2.0; Fluent Emoji and keywords: MIT; Twemoji: CC-BY-4.0; OpenMoji: CC-BY-SA-4.0"
-KNOWN_SIZES: dict[str, int] = {}
 
 NOTO, FLUENT = "noto", "fluent"
 _FOLDERS = {NOTO: "emoji-datasource-google/img/google/64", FLUENT: "@lobehub/fluent-emoji-3d/assets"}
@@ -41,7 +39,7 @@ def open_set(root: Path) -> SetOnDisk:
     keywords = _read_keywords(root / _KEYWORDS)
     missing = [f"{folder} is not there" for style, folder in _FOLDERS.items() if style not in folders]
     missing += [] if keywords else [f"{_KEYWORDS} is not there, so that captions are names alone"]
-    return SetOnDisk(parts=list(chunked(_rows(folders, keywords))), notes=tuple(missing))
+    return SetOnDisk(parts=list(chunked(_rows(folders, keywords))), licence=LICENCE, notes=tuple(missing))
 
 
 def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record]:

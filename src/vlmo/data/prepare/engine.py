@@ -12,14 +12,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import torch
 from datasets import DatasetInfo, Features
 from filelock import FileLock, Timeout
@@ -27,12 +27,14 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from vlmo.data.loader import start_workers
-from vlmo.data.prepare.parts import Absent, BadRow, Part, Preparer, Record, SetOnDisk
+from vlmo.data.prepare.parts import Absent, BadRow, Part, Record, SetOnDisk
 from vlmo.data.prepare.summary import SUMMARY_FILE, SplitSummary, Summary
 from vlmo.data.quarantine import to_lines
 from vlmo.data.validation import RowValidator, Verdict, image_columns, quarantine_lines, without_empty
 from vlmo.folder import write_folder
 from vlmo.progress import Progress
+
+_compute: Any = pyarrow.compute  # its functions are made when it is imported
 
 QUARANTINE_FILE = "quarantine.jsonl"
 LAYOUT = 1
@@ -56,9 +58,15 @@ _FACTS = (
 
 
 def prepare_set(
-    preparer: Preparer, *, root: Path, out: Path, num_proc: int = 1, progress: Progress | None = None
+    name: str,
+    open_set: Callable[[Path], SetOnDisk],
+    *,
+    root: Path,
+    out: Path,
+    num_proc: int = 1,
+    progress: Progress | None = None,
 ) -> Summary:
-    """Prepare one set; see `vlmo.data.prepare.prepare`.
+    """Prepare the set that `open_set` finds below `root`; see `vlmo.data.prepare.prepare`.
 
     Raises:
         ValueError: As there; or `num_proc` is below 1.
@@ -72,13 +80,12 @@ def prepare_set(
     if out.exists() and not (out / SUMMARY_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty; choose a new folder for --out, or remove it")
     with _locked(unfinished, out=out):
-        if (before := _open_prepared(out, name=preparer.NAME, root=root)) is not None:
+        if (before := _open_prepared(out, name=name, root=root)) is not None:
             return before
-        found = preparer.open_set(root)
-        files = _write_parts(
-            found, name=preparer.NAME, folder=unfinished, num_proc=num_proc, progress=progress or Progress(None)
-        )
-        return _assemble(files, preparer=preparer, found=found, root=root, out=out)
+        found = open_set(root)
+        progress = progress or Progress(None)
+        files = _write_parts(found, name=name, folder=unfinished, num_proc=num_proc, progress=progress)
+        return _assemble(files, found, name=name, root=root, out=out)
 
 
 def _open_prepared(out: Path, *, name: str, root: Path) -> Summary | None:
@@ -210,17 +217,14 @@ def _write_parts(found: SetOnDisk, *, name: str, folder: Path, num_proc: int, pr
 
     num_parts = len(found.parts) if isinstance(found.parts, Sized) else found.num_parts
     rows = 0
-    progress.update(name, 0, found.num_rows or num_parts)
+    progress.update(name, 0, num_parts)
     results = start_workers(writer, sampler=jobs(), num_workers=num_proc if num_proc > 1 else 0)
     try:
         for done, result in enumerate(results, start=1):
             if isinstance(result, Exception):
                 raise result
             rows += result
-            if found.num_rows:
-                progress.update(name, rows, found.num_rows)
-            else:
-                progress.update(name, done, num_parts, note=f"{rows:,} rows")
+            progress.update(name, done, num_parts, note=f"{rows:,} rows")
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -241,126 +245,119 @@ def _batches(files: Iterable[Path]) -> Iterator[pa.RecordBatch]:
 # ------------------------------------------------------------------------------------------------------------ assembly
 
 
-class _Records(NamedTuple):
-    """The small columns of all records of a set."""
-
-    table: pa.Table
-    splits: list[str]
-    split: Int[ndarray, " record"]
-    """Number in `splits`."""
-    kind: Int[ndarray, " record"]
-    unique: Int[ndarray, " record"]
-    """Equal for equal values of the unique column."""
-
-    @classmethod
-    def read(cls, files: Sequence[Path], *, unique: str | None) -> _Records:
-        names = [field.name for field in _FACTS] + list({"image_id", "source", unique or "image_id"})
-        columns: dict[str, list[pa.Array]] = {name: [] for name in (*names, "path", "captions")}
-        for batch in _batches(files):
-            for name in names:
-                columns[name].append(batch.column(name))
-            columns["path"].append(_call("struct_field", batch.column("image"), pc.StructFieldOptions(["path"])))
-            columns["captions"].append(_lengths(batch.column("captions")))
-        if not columns["path"]:
-            return cls(pa.table({}), [], *np.zeros((3, 0), dtype=np.int64))
-        table = pa.table({name: pa.chunked_array(chunks) for name, chunks in columns.items()})
-        split, splits = _codes(table["_split"])
-        repeated = _codes(table[unique])[0] if unique else np.arange(len(table))
-        return cls(table, splits, split, table["_kind"].to_numpy(), repeated)
-
-
-def _codes(column: pa.ChunkedArray) -> tuple[Int[ndarray, " record"], list[str]]:
-    encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
-    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
-
-
-def _lengths(lists: Any) -> Any:
-    return _call("list_value_length", lists).fill_null(0)
-
-
-def _call(function: str, values: Any, options: Any = None) -> Any:
-    return pc.call_function(function, [values], options)
-
-
-def _assemble(files: Sequence[Path], *, preparer: Preparer, found: SetOnDisk, root: Path, out: Path) -> Summary:
+def _assemble(files: Sequence[Path], found: SetOnDisk, *, name: str, root: Path, out: Path) -> Summary:
     """Write the folder `out` from the parts.
 
     Raises:
         ValueError: No row is valid.
     """
-    records = _Records.read(files, unique=found.unique)
-    kept = records.kind == _VALID
-    if not kept.any():
-        reasons = records.table["_reason"].filter(pa.array(records.kind == _BAD)) if records.splits else []
-        if not len(reasons):
-            raise ValueError(f"{root}: there are no rows of {preparer.NAME} in it")
-        raise ValueError(f"{root}: not one row of {preparer.NAME} can be used; the first one: {reasons[0]}")
-    # Of equal values in one split, all but the first are repeats.
-    keys = records.unique * len(records.splits) + records.split
-    _, first = np.unique(keys[kept], return_index=True)
-    kept[np.delete(np.flatnonzero(kept), first)] = False
-    known = preparer.KNOWN_SIZES if found.known_sizes is None else found.known_sizes
-    names = set(records.splits) | known.keys()
-    order = [*(name for name in _SPLIT_ORDER if name in names), *sorted(names.difference(_SPLIT_ORDER))]
-    counts = {name: _count(records, kept, name, expected=known.get(name)) for name in order}
-    summary = Summary(
-        name=preparer.NAME,
-        folder=out,
-        layout=LAYOUT,
-        licence=preparer.LICENCE,
-        sources=(str(root),),
-        splits=counts,
-        labels=found.labels,
-        notes=found.notes,
-    )
+    records = _read_records(files, unique=found.unique)
+    splits = {split: _Split.of(records, split) for split in records["_split"].unique().to_pylist()}
+    if not any(part.kept.any() for part in splits.values()):
+        reasons = [reason for part in splits.values() for reason in part.reasons(_BAD)]
+        if not reasons:
+            raise ValueError(f"{root}: there are no rows of {name} in it")
+        raise ValueError(f"{root}: not one row of {name} can be used; the first one: {reasons[0]}")
+    names = splits.keys() | found.known_sizes.keys()
+    order = [*(split for split in _SPLIT_ORDER if split in names), *sorted(names.difference(_SPLIT_ORDER))]
+    counts = {split: SplitSummary(expected=found.known_sizes.get(split)) for split in order}
+    for split, part in splits.items():
+        counts[split] = replace(counts[split], **part.counts(None if split == "train" else splits.get("train")))
+    summary = Summary(name, out, LAYOUT, found.licence, (str(root),), counts, found.labels, found.notes)
     with write_folder(out) as folder:
-        written = [name for name in order if counts[name].rows]
-        for name in written:
-            mask = kept & (records.split == records.splits.index(name))
-            _write_split(files, mask, features=found.features, split=name, folder=folder / name)
+        written = [split for split in order if counts[split].rows]
+        for split in written:
+            mask = np.zeros(len(records), dtype=bool)
+            mask[splits[split].rows[splits[split].kept]] = True
+            _write_split(files, mask, features=found.features, split=split, folder=folder / split)
         (folder / "dataset_dict.json").write_text(json.dumps({"splits": written}), encoding="utf-8")
-        lines = (_lines(records, kept, name, unique=found.unique) for name in order if name in records.splits)
+        lines = (splits[split].quarantine_lines(split, unique=found.unique) for split in order if split in splits)
         (folder / QUARANTINE_FILE).write_text("".join(map(to_lines, lines)), encoding="utf-8")
         text = json.dumps(summary.to_json(), indent=2, ensure_ascii=False)
         (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
     return summary
 
 
-def _count(records: _Records, kept: Bool[ndarray, " record"], name: str, *, expected: int | None) -> SplitSummary:
-    if name not in records.splits:
-        return SplitSummary(expected=expected)
-    own = records.split == records.splits.index(name)
-    stays = own & kept
-    shared = 0
-    if name != "train" and "train" in records.splits:
-        train = kept & (records.split == records.splits.index("train"))
-        shared = int(np.isin(records.unique[stays], records.unique[train]).sum())
-    absent = records.table["_reason"].filter(pa.array(own & (records.kind == _ABSENT))).to_pylist()
-    empty = _lengths(records.table["_empty"]).to_numpy()
-    return SplitSummary(
-        rows=int(stays.sum()),
-        captions=int(records.table["captions"].to_numpy()[stays].sum()),
-        quarantined=int((own & (records.kind != _ABSENT)).sum() - stays.sum()),
-        removed_captions=int(empty[stays].sum()),
-        absent=dict(collections.Counter(absent)),
-        expected=expected,
-        shared_with_train=shared,
+def _read_records(files: Sequence[Path], *, unique: str | None) -> pa.Table:
+    """Return the small columns of all records, with `path` of the image, number of `captions`, and `key`.
+
+    `key` is equal for equal values of the column `unique`.
+    """
+    kinds = {field.name: field.type for field in _FACTS} | dict.fromkeys(("image_id", "source"), pa.string())
+    kinds |= {"path": pa.string(), "captions": pa.int32(), "num_empty": pa.int32()}
+    kinds |= {} if unique is None else {unique: pa.string()}
+    columns: dict[str, list[pa.Array]] = {name: [] for name in kinds}
+    for batch in _batches(files):
+        counts = {"captions": _lengths(batch["captions"]), "num_empty": _lengths(batch["_empty"])}
+        cells = counts | {"path": _compute.struct_field(batch["image"], "path")}
+        for name in kinds:
+            columns[name].append(cells[name] if name in cells else batch[name])
+    table = pa.table({name: pa.chunked_array(chunks, kinds[name]) for name, chunks in columns.items()})
+    if unique is None:
+        return table.append_column("key", pa.array(np.arange(len(table))))
+    codes = table[unique].dictionary_encode().unify_dictionaries()
+    return table.append_column(
+        "key", pa.chunked_array([chunk.indices.fill_null(-1) for chunk in codes.chunks], pa.int32())
     )
 
 
-def _lines(records: _Records, kept: Bool[ndarray, " record"], name: str, *, unique: str | None) -> list[dict[str, Any]]:
-    """Return the lines of the quarantine file, in the order of rows; `row` counts in the split as it was read."""
-    own = np.flatnonzero((records.split == records.splits.index(name)) & (records.kind != _ABSENT))
-    empty = _lengths(records.table["_empty"]).to_numpy() > 0
-    flagged = np.flatnonzero(~kept[own] | empty[own])
-    lines = []
-    for number, row in zip(flagged.tolist(), records.table.take(own[flagged]).to_pylist(), strict=True):
-        reason = row["_reason"]
-        if reason is None and not kept[own[number]]:
-            reason = f"{unique} {row[unique or 'image_id']} repeats that of an earlier row"
-        cells = {"image_id": row["image_id"], "image": {"path": row["path"]}, "source": row["source"]}
-        lines += quarantine_lines(cells, Verdict(reason, row["_empty"] or []), split=name, row=number)
-    return lines
+def _lengths(lists: Any) -> Any:
+    return _compute.fill_null(_compute.list_value_length(lists), 0)
+
+
+class _Split(NamedTuple):
+    """The records of one split.
+
+    Attributes:
+        records: What `_read_records` gives of them.
+        rows: Their numbers among all records.
+        kept: True for the rows that are written: valid ones, of equal values of the unique column the first.
+    """
+
+    records: pa.Table
+    rows: Int[ndarray, " record"]
+    kept: Bool[ndarray, " record"]
+
+    @classmethod
+    def of(cls, records: pa.Table, split: str) -> _Split:
+        mask = _compute.equal(records["_split"], split)
+        own, rows = records.filter(mask), np.flatnonzero(mask.to_numpy())
+        kept = np.zeros(len(own), dtype=bool)
+        valid = np.flatnonzero(own["_kind"].to_numpy() == _VALID)
+        kept[valid[np.unique(own["key"].to_numpy()[valid], return_index=True)[1]]] = True
+        return cls(own, rows, kept)
+
+    def reasons(self, kind: int) -> list[str]:
+        """Return the reasons of the records of a kind."""
+        return self.records.filter(_compute.equal(self.records["_kind"], kind))["_reason"].to_pylist()
+
+    def counts(self, train: _Split | None) -> dict[str, Any]:
+        """Return the fields of `SplitSummary`; rows are compared with those of `train`."""
+        absent, num_kept = self.reasons(_ABSENT), int(self.kept.sum())
+        keys, captions, empty = (self.records[name].to_numpy()[self.kept] for name in ("key", "captions", "num_empty"))
+        return {
+            "rows": num_kept,
+            "captions": int(captions.sum()),
+            "quarantined": len(self.records) - len(absent) - num_kept,
+            "removed_captions": int(empty.sum()),
+            "absent": dict(collections.Counter(absent)),
+            "shared_with_train": 0
+            if train is None
+            else int(np.isin(keys, train.records["key"].to_numpy()[train.kept]).sum()),
+        }
+
+    def quarantine_lines(self, split: str, *, unique: str | None) -> list[dict[str, Any]]:
+        """Return the lines of the quarantine file, in the order of rows; `row` counts in the split as it was read."""
+        present = np.flatnonzero(self.records["_kind"].to_numpy() != _ABSENT)
+        flagged = np.flatnonzero(~self.kept[present] | (self.records["num_empty"].to_numpy()[present] > 0))
+        lines = []
+        for number, row in zip(flagged.tolist(), self.records.take(present[flagged]).to_pylist(), strict=True):
+            reason = row["_reason"]
+            if reason is None and not self.kept[present[number]]:
+                reason = f"{unique} {row[unique or 'image_id']} repeats that of an earlier row"
+            cells = {"image_id": row["image_id"], "image": {"path": row["path"]}, "source": row["source"]}
+            lines += quarantine_lines(cells, Verdict(reason, row["_empty"] or []), split=split, row=number)
+        return lines
 
 
 def _write_split(

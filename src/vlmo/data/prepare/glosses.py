@@ -9,9 +9,7 @@ from pathlib import Path
 from vlmo.data.prepare.parts import BadRow, Record, Row, SetOnDisk, chunked, find
 from vlmo.data.schema import hash_share, make_row
 
-NAME = "glosses"
 LICENCE = "WordNet 3.0: free to use, copy and modify with Princeton University's notice"
-KNOWN_SIZES: dict[str, int] = {}
 
 TEST_SHARE = 0.01
 """Share of glosses, chosen by a hash, that are kept for testing."""
@@ -33,7 +31,7 @@ def open_set(root: Path) -> SetOnDisk:
     layout = f"{', '.join(_FILES)} (Debian: /usr/share/wordnet)"
     files = [find(root, name, layout=layout) for name in _FILES]
     rows = (record for file in files for record in _rows(file))
-    return SetOnDisk(parts=list(chunked(rows, size=_ROWS_A_PART)), needs_image=False)
+    return SetOnDisk(parts=list(chunked(rows, size=_ROWS_A_PART)), licence=LICENCE, needs_image=False)
 
 
 def _rows(file: Path) -> Iterator[Record]:

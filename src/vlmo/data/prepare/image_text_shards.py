@@ -26,8 +26,21 @@ _SPLIT = "train"
 _LAYOUT = "00000.tar, 00001.tar, ... (or .parquet) as img2dataset writes them"
 
 
-def open_shards(root: Path, *, name: str, licence: str) -> SetOnDisk:
-    """Find a row a pair, all of them for training. Images in tar shards stay there; those in parquet files are copied.
+def open_sbu(root: Path) -> SetOnDisk:
+    """Find one row a pair of SBU Captions."""
+    return _open(root, name="sbu", licence="captions for research; images under the Flickr terms of their owners")
+
+
+def open_conceptual_captions(root: Path) -> SetOnDisk:
+    """Find one row a pair of Conceptual Captions 3M or 12M; sets such as LAION have the same form."""
+    licence = "captions free to use, naming Google LLC as their source; images belong to their owners"
+    return _open(root, name="conceptual_captions", licence=licence)
+
+
+def _open(root: Path, *, name: str, licence: str) -> SetOnDisk:
+    """Find a row a pair, all of them for training; links die, so nobody knows how many.
+
+    Images in tar shards stay there; those in parquet files are copied.
 
     Raises:
         ValueError: No shard below `root`, or files with links alone.
@@ -56,7 +69,7 @@ def open_shards(root: Path, *, name: str, licence: str) -> SetOnDisk:
         for file in [*tars, *tables]
         if file not in links
     ]
-    return SetOnDisk(parts=parts, notes=tuple(notes))
+    return SetOnDisk(parts=parts, licence=licence, notes=tuple(notes))
 
 
 def _rows(file: Path, *, root: Path, name: str, licence: str) -> Iterator[Record]:

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, first_of, image_at, require_folder
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, count_chunks, first_of, image_at, require_folder
 from vlmo.data.prepare.summary import SUMMARY_FILE
 from vlmo.data.schema import class_features, make_row
 
 NAME = "imagenet"
 LICENCE = "ImageNet: research and education, not commercial; images belong to their owners"
-KNOWN_SIZES: dict[str, int] = {}
 
 _KNOWN_SIZES_1K = {"train": 1_281_167, "validation": 50_000}
 _BASES = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
@@ -45,7 +44,6 @@ def open_set(root: Path) -> SetOnDisk:
             raise ValueError(
                 f"{splits[split]}: class {min(unknown)!r} is not among the {len(classes)} classes of train ({split})"
             )
-    files = sum(len(_files(splits[split] / name)) for split, names in found.items() for name in names)
     is_1k = len(classes) == 1_000 and all(name.startswith("n") and name[1:].isdigit() for name in classes)
     known = {split: _KNOWN_SIZES_1K[split] for split in splits} if is_1k else {}
     labels = _read_names(root)
@@ -53,12 +51,15 @@ def open_set(root: Path) -> SetOnDisk:
     uses = Counter(names)
     return SetOnDisk(
         parts=chunked(_rows(splits, found, root=root)),
+        licence=LICENCE,
         features=class_features(classes),
         # ImageNet has two classes "crane".
         labels=[name if uses[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, classes, strict=True)],
         unique=None,
         needs_caption=False,
-        num_rows=files,
+        num_parts=count_chunks(
+            file for split, names in found.items() for name in names for file in _files(splits[split] / name)
+        ),
         known_sizes=known,
     )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+Item = TypeVar("Item")
 
 _CHUNK = 1 << 20
 _GOES_ON = ("", *"0123456789.eE+-")
@@ -43,6 +45,25 @@ def read_array(file: Path, *, key: str | None = None) -> Iterator[Any]:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: not the JSON that was expected ({error}); is the file cut off?") from error
     raise ValueError(f"{file}: it holds no list {key!r}")
+
+
+def read_records(file: Path, read: Callable[[Any], Item], *, needs: str, key: str | None = None) -> Iterator[Item]:
+    """Yield `read` of each element; see `read_array`.
+
+    Args:
+        needs: Fields that `read` takes from an element, for the error.
+
+    Raises:
+        ValueError: As `read_array`, or an element lacks a field; the message has its number and `needs`.
+    """
+    for number, record in enumerate(read_array(file, key=key)):
+        try:
+            item = read(record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{file}: {key or ''}[{number}]: {needs} are needed ({error!r}); is it the file of another set?"
+            ) from error
+        yield item
 
 
 class _Text:

@@ -1,4 +1,4 @@
-"""Reads the files in which Karpathy's splits of COCO and Flickr30K are published."""
+"""COCO 2014 and Flickr30K with Karpathy's splits: five captions an image."""
 
 from __future__ import annotations
 
@@ -7,46 +7,66 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmo.data.prepare.json_stream import read_array
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, image_at, text_of
+from vlmo.data.prepare.json_stream import read_records
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, count_chunks, find, image_at, text_of
 from vlmo.data.schema import make_row
+
+COCO_FILES = ("dataset_coco.json", "karpathy/dataset_coco.json")
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 """COCO's `restval` is the part of val2014 that everyone trains on."""
 
 
-def open_karpathy(
-    file: Path, *, name: str, licence: str, folder: Path, image_id: Callable[[dict[str, Any]], str]
+def open_coco(root: Path) -> SetOnDisk:
+    """Find one row an image of COCO."""
+    layout = "train2014/, val2014/ and dataset_coco.json (or karpathy/dataset_coco.json)"
+    file = find(root, *COCO_FILES, layout=layout)
+    for folder in ("train2014", "val2014"):
+        find(root, folder, layout=layout)
+    licence = "captions CC-BY-4.0; images under the Flickr terms of their owners"
+    sizes = {"train": 113_287, "validation": 5_000, "test": 5_000}
+    return _open(
+        "coco", file, folder=root, licence=licence, sizes=sizes, image_id=lambda of: coco_image_id(of["cocoid"])
+    )
+
+
+def open_flickr30k(root: Path) -> SetOnDisk:
+    """Find one row an image of Flickr30K."""
+    layout = "flickr30k-images/ and dataset_flickr30k.json (or karpathy/dataset_flickr30k.json)"
+    file = find(root, "dataset_flickr30k.json", "karpathy/dataset_flickr30k.json", layout=layout)
+    folder = find(root, "flickr30k-images", "flickr30k_images", layout=layout)
+    licence = "research and education, not commercial; images under the Flickr terms of their owners"
+    sizes = {"train": 29_000, "validation": 1_014, "test": 1_000}
+
+    def image_id(record: dict[str, Any]) -> str:
+        return f"flickr30k/{Path(record['filename']).stem}"
+
+    return _open("flickr30k", file, folder=folder, licence=licence, sizes=sizes, image_id=image_id)
+
+
+def coco_image_id(number: int) -> str:
+    """Return the name of an image of COCO in every set that holds it."""
+    return f"coco/{number}"
+
+
+def _open(
+    name: str,
+    file: Path,
+    *,
+    folder: Path,
+    licence: str,
+    sizes: dict[str, int],
+    image_id: Callable[[dict[str, Any]], str],
 ) -> SetOnDisk:
-    """A row an image, with all its sentences.
+    """A row an image, with all its sentences. A record's `filepath`, if it has one, is a folder below `folder`."""
 
-    Args:
-        folder: Folder of the images; a record's `filepath` is a folder below it.
-        image_id: Of a record.
+    def row(record: dict[str, Any]) -> Row:
+        split, image = _SPLITS[record["split"]], Path(record.get("filepath", "")) / record["filename"]
+        captions = [text_of(sentence["raw"]) for sentence in record["sentences"]]
+        cell = image_at(folder / image)
+        return Row(split, make_row(image_id(record), image=cell, captions=captions, source=name, licence=licence))
 
-    Raises:
-        ValueError: A record without what is needed, or with an unknown split; the message names both.
-    """
-    rows = functools.partial(_rows, file, name=name, licence=licence, folder=folder, image_id=image_id)
+    needs = f"filename, split ({', '.join(_SPLITS)}), sentences[].raw and in COCO cocoid"
+    rows: Callable[[], Iterator[Row]] = functools.partial(read_records, file, row, key="images", needs=needs)
     # Read once before any image is, so that errors come at the start.
-    return SetOnDisk(parts=chunked(rows()), num_rows=sum(1 for _ in rows()))
-
-
-def _rows(
-    file: Path, *, name: str, licence: str, folder: Path, image_id: Callable[[dict[str, Any]], str]
-) -> Iterator[Row]:
-    for number, record in enumerate(read_array(file, key="images")):
-        where = f"{file}: images[{number}]"
-        try:
-            split, image = record["split"], Path(record.get("filepath", "")) / record["filename"]
-            captions = [text_of(sentence["raw"]) for sentence in record["sentences"]]
-            cell = image_at(folder / image)
-            row = make_row(image_id(record), image=cell, captions=captions, source=name, licence=licence)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{where} is no record of {name}: filename, split and sentences[].raw are needed ({error!r}); "
-                "is it the file of another set?"
-            ) from error
-        if split not in _SPLITS:
-            raise ValueError(f"{where} ({image.name}): unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
-        yield Row(_SPLITS[split], row)
+    return SetOnDisk(parts=chunked(rows()), num_parts=count_chunks(rows()), licence=licence, known_sizes=sizes)

@@ -38,6 +38,7 @@ def open_set(root: Path) -> SetOnDisk:
     )
     return SetOnDisk(
         parts=list(chunked(rows)),
+        licence=LICENCE,
         features=REASONING_FEATURES,
         known_sizes={_SPLITS[part]: KNOWN_SIZES[_SPLITS[part]] for part in files},
         notes=tuple(f"{part}.json is not there" for part in _SPLITS if part not in files),

@@ -1,7 +1,6 @@
 """The records of a set in parts, as a preparer hands them to the engine.
 
-A preparer is a module with `NAME`, `LICENCE` (one line about the terms), `KNOWN_SIZES` (rows by split, for sets of
-published sizes) and `open_set(root) -> SetOnDisk`, which first checks that every file is there.
+A preparer is a function `open_set(root) -> SetOnDisk`, which first checks that every file is there.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,40 +75,28 @@ class SetOnDisk:
 
     Attributes:
         parts: May be a generator; it must give the same parts each time.
+        licence: One line about the terms.
         features: Columns of every split; each column of images is decoded once.
         labels: Names of answers or classes, for tasks that have them.
         unique: Text column whose values may occur once in a split; the later row of two is quarantined. None where rows
             are different by their making, such as files of a folder.
         needs_image: A row without an image is invalid.
         needs_caption: A row without a caption is invalid.
-        num_rows: Number of rows, for the progress bar.
-        num_parts: Number of parts, likewise, where the rows are not known and `parts` has no length.
-        known_sizes: Replaces the module's `KNOWN_SIZES` where not None.
+        num_parts: Number of parts, for the progress bar, where `parts` has no length.
+        known_sizes: Rows by split, for sets of published sizes.
         notes: Lines for the report, such as which optional files are not there.
     """
 
     parts: Iterable[Part]
+    licence: str
     features: Features = field(default_factory=lambda: FEATURES)
     labels: list[str] | None = None
     unique: str | None = "image_id"
     needs_image: bool = True
     needs_caption: bool = True
-    num_rows: int | None = None
     num_parts: int | None = None
-    known_sizes: Mapping[str, int] | None = None
+    known_sizes: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-class Preparer(Protocol):
-    """The module of one set."""
-
-    NAME: str
-    LICENCE: str
-    KNOWN_SIZES: Mapping[str, int]
-
-    def open_set(self, root: Path) -> SetOnDisk:
-        """Find the set below `root`; ValueError says what is missing and what the folder should look like."""
-        ...
 
 
 def chunked(rows: Iterable[Record], *, size: int = ROWS_A_PART) -> Iterator[Part]:
@@ -118,6 +105,11 @@ def chunked(rows: Iterable[Record], *, size: int = ROWS_A_PART) -> Iterator[Part
     while chunk := list(itertools.islice(rows, size)):
         key = hashlib.sha256(repr(chunk).encode()).hexdigest()
         yield Part(key=key, rows=functools.partial(list, chunk), images_apart=True)
+
+
+def count_chunks(rows: Iterable[object]) -> int:
+    """Return the number of parts that `chunked` makes of so many rows."""
+    return -(-sum(1 for _ in rows) // ROWS_A_PART)
 
 
 def file_key(file: Path, *details: object) -> str:

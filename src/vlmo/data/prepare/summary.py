@@ -99,25 +99,15 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `prepared.json`."""
-        return {
-            "name": self.name,
-            "layout": self.layout,
-            "licence": self.licence,
-            "sources": list(self.sources),
-            "splits": {split: dataclasses.asdict(counts) for split, counts in self.splits.items()},
-            "quarantined": sum(counts.quarantined for counts in self.splits.values()),
-            "notes": list(self.notes),
-            "labels": self.labels,
-        }
+        quarantined = sum(counts.quarantined for counts in self.splits.values())
+        facts = dataclasses.asdict(self) | {"sources": list(self.sources), "notes": list(self.notes)}
+        del facts["folder"], facts["already"]
+        return facts | {"quarantined": quarantined}
 
     @classmethod
     def from_json(cls, facts: dict[str, Any], *, folder: Path) -> Summary:
         """Return the summary of a folder that was prepared before."""
-        return cls(
-            folder=folder,
-            sources=tuple(facts["sources"]),
-            splits={split: SplitSummary(**counts) for split, counts in facts["splits"].items()},
-            notes=tuple(facts["notes"]),
-            already=True,
-            **{name: facts[name] for name in ("name", "layout", "licence", "labels")},
-        )
+        own = {name: facts[name] for name in ("name", "layout", "licence", "labels")}
+        splits = {split: SplitSummary(**counts) for split, counts in facts["splits"].items()}
+        sources, notes = tuple(facts["sources"]), tuple(facts["notes"])
+        return cls(folder=folder, sources=sources, splits=splits, notes=notes, already=True, **own)

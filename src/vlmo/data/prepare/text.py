@@ -14,10 +14,6 @@ from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, file_k
 from vlmo.data.schema import hash_share, make_row
 from vlmo.data.sources import split_words
 
-NAME = "text"
-LICENCE = "that of your own files, which is not known here"
-KNOWN_SIZES: dict[str, int] = {}
-
 TEST_SHARE = 0.01
 """Share of lines, chosen by a hash of the line, that are kept for testing; equal lines are on the same side."""
 
@@ -52,7 +48,13 @@ def open_set(root: Path) -> SetOnDisk:
             raise ValueError(f"{file}: it needs a column {_COLUMN!r} of strings; found {columns}")
     folder = root.parent if root.is_file() else root
     num_parts = len(tables) + sum(-(-file.stat().st_size // _BLOCK_BYTES) for file in texts)
-    return SetOnDisk(parts=_parts(texts, tables, folder=folder), needs_image=False, unique=None, num_parts=num_parts)
+    return SetOnDisk(
+        parts=_parts(texts, tables, folder=folder),
+        licence="that of your own files, which is not known here",
+        unique=None,
+        needs_image=False,
+        num_parts=num_parts,
+    )
 
 
 def _parts(texts: list[Path], tables: list[Path], *, folder: Path) -> Iterator[Part]:

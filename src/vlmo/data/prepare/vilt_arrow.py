@@ -17,9 +17,7 @@ from vlmo.data.decoding import range_path
 from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, file_key
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 
-NAME = "vilt_arrow"
 LICENCE = "the terms of the set that the Arrow files were made from"
-KNOWN_SIZES: dict[str, int] = {}
 
 _SIZES = {
     "coco_caption_karpathy": {"train": 113_287, "validation": 5_000, "test": 5_000},
@@ -80,6 +78,7 @@ def open_set(root: Path) -> SetOnDisk:
     known = _SIZES.get(name, {})
     return SetOnDisk(
         parts=[part for of_split in parts.values() for part in of_split],
+        licence=LICENCE,
         features=kind.features,
         labels=labels,
         unique=kind.unique,

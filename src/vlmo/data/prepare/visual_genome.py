@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from vlmo.data.prepare.coco import KARPATHY_FILES, coco_image_id
-from vlmo.data.prepare.json_stream import read_array
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, find, first_of, image_at, text_of
+from vlmo.data.prepare.json_stream import read_records
+from vlmo.data.prepare.karpathy import COCO_FILES, coco_image_id
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, count_chunks, find, first_of, image_at, text_of
 from vlmo.data.schema import make_row
 
 NAME = "visual_genome"
 LICENCE = "CC-BY-4.0"
-KNOWN_SIZES: dict[str, int] = {}  # its versions differ by a few images
 
 HELD_OUT_SPLIT = "coco_held_out"
 """Images that are also in the validation or test split of COCO: whoever trains on them cannot test on COCO."""
@@ -31,58 +30,43 @@ def open_set(root: Path) -> SetOnDisk:
     regions = find(root, "region_descriptions.json", "annotations/region_descriptions.json", layout=_LAYOUT)
     facts = find(root, "image_data.json", "annotations/image_data.json", layout=_LAYOUT)
     folders = {name: find(root, name, f"images/{name}", layout=_LAYOUT) for name in _FOLDERS}
-    images: dict[int, tuple[str, int | None]] = {}  # folder, and number in COCO if it is from there
-    for number, record in enumerate(read_array(facts)):
-        try:
-            folder = PurePosixPath(record["url"]).parent.name
-            images[int(record["image_id"])] = folder, record.get("coco_id")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{facts}: [{number}]: image_id and url are needed ({error!r})") from error
+    # Folder of each image, and its number in COCO if it is from there.
+    images = dict(read_records(facts, _facts, needs="image_id and url"))
     shared = {coco_id for _, coco_id in images.values() if coco_id is not None}
-    file = first_of(root, *KARPATHY_FILES)
-    held_out: frozenset[int] = frozenset()
+    file = first_of(root, *COCO_FILES)
+    held_out: set[int] = set()
     notes = []
     if file is not None:
-        held_out = _held_out(file) & shared
+        splits = read_records(file, lambda of: (of["cocoid"], of["split"]), key="images", needs="cocoid and split")
+        held_out = {coco_id for coco_id, split in splits if split in {"val", "test"} and coco_id in shared}
     elif shared:
         notes.append(
             f"{len(shared):,} images are from COCO, and some of them are in its validation and test splits; with "
             f"dataset_coco.json in {root} these go to the split {HELD_OUT_SPLIT!r}"
         )
-    rows = functools.partial(_rows, regions, images=images, folders=folders, held_out=held_out)
-    # Read once before any image is, so that errors come at the start.
-    return SetOnDisk(parts=chunked(rows()), num_rows=sum(1 for _ in rows()), notes=tuple(notes))
 
-
-def _held_out(file: Path) -> frozenset[int]:
-    try:
-        records = read_array(file, key="images")
-        return frozenset(record["cocoid"] for record in records if record["split"] in ("val", "test"))
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file}: images[] need cocoid and split ({error!r}); is it the file of another set?"
-        ) from error
-
-
-def _rows(
-    file: Path, *, images: dict[int, tuple[str, int | None]], folders: dict[str, Path], held_out: frozenset[int]
-) -> Iterator[Row]:
-    for number, record in enumerate(read_array(file)):
-        try:
-            image_id = int(record["id"])
-            captions = [text_of(region["phrase"]) for region in record["regions"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: [{number}]: id and regions[].phrase are needed ({error!r})") from error
+    def row(record: dict[str, Any]) -> Row:
+        image_id = int(record["id"])
         folder, coco_id = images.get(image_id, (_FOLDERS[0], None))
         # In the folder that its address names, or in the other one: people merge the two.
         usual = folders.get(folder, folders[_FOLDERS[0]])
         places = [place / f"{image_id}.jpg" for place in (usual, *folders.values())]
-        row = make_row(
+        values = make_row(
             # The same image has the same name in both sets: it is no negative of itself.
             f"{NAME}/{image_id}" if coco_id is None else coco_image_id(coco_id),
             image=image_at(next(filter(Path.is_file, places), places[0])),
-            captions=captions,
+            captions=[text_of(region["phrase"]) for region in record["regions"]],
             source=NAME,
             licence=LICENCE,
         )
-        yield Row(HELD_OUT_SPLIT if coco_id in held_out else "train", row)
+        return Row(HELD_OUT_SPLIT if coco_id in held_out else "train", values)
+
+    def rows() -> Iterator[Row]:
+        return read_records(regions, row, needs="id and regions[].phrase")
+
+    # Read once before any image is, so that errors come at the start.
+    return SetOnDisk(parts=chunked(rows()), num_parts=count_chunks(rows()), licence=LICENCE, notes=tuple(notes))
+
+
+def _facts(record: dict[str, Any]) -> tuple[int, tuple[str, int | None]]:
+    return int(record["image_id"]), (PurePosixPath(record["url"]).parent.name, record.get("coco_id"))

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlmo.data.prepare.json_stream import read_array
-from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, first_of, image_at, text_of
+from vlmo.data.prepare.json_stream import read_records
+from vlmo.data.prepare.karpathy import coco_image_id
+from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, count_chunks, find, first_of, image_at, text_of
 from vlmo.data.schema import QUESTION_FEATURES, hash_share, make_row
 from vlmo.processing.answers import MIN_COUNT, answer_list, soft_targets
 
 NAME = "vqav2"
 LICENCE = "questions and answers CC-BY-4.0 (VQA Consortium); images under the Flickr terms of their owners (COCO)"
-KNOWN_SIZES = {"test_dev": 107_394, "test_std": 447_793}
-"""The test splits only: the number of questions that are trained on depends on the images that are held out."""
+TEST_SIZES = {"test_dev": 107_394, "test_std": 447_793}
+"""The number of questions that are trained on depends on the images that are held out."""
 
 HELD_OUT_IMAGES = 1000
 """Images of val2014 that are kept for validation, as many as in the published preparation. Which ones was left to
@@ -48,9 +49,8 @@ def open_set(root: Path) -> SetOnDisk:
     files = {part: named(_QUESTIONS.format(part), "questions", "vqa") for part in _LABELLED}
     tests = {}
     for part, split in _UNLABELLED.items():
-        if (
-            file := first_of(root, *(folder + _QUESTIONS.format(part) for folder in ("", "questions/", "vqa/")))
-        ) is not None:
+        file = first_of(root, *(folder + _QUESTIONS.format(part) for folder in ("", "questions/", "vqa/")))
+        if file is not None:
             files[part], tests[part] = file, split
     folders = {part: named(part, "images", "coco") for part in (*_LABELLED, *(["test2015"] if tests else []))}
     annotations = {
@@ -66,14 +66,15 @@ def open_set(root: Path) -> SetOnDisk:
         held_out=_held_out(annotation.image for annotation in annotations["val2014"].by_question.values()),
     )
     notes = [*labelled.notes(), *(f"no questions of {part} are there" for part in _UNLABELLED if part not in tests)]
-    sizes = {split: KNOWN_SIZES[split] for split in tests.values()}
+    sizes = {split: TEST_SIZES[split] for split in tests.values()}
     return SetOnDisk(
         parts=chunked(_rows(files, labelled=labelled, tests=tests, folders=folders)),
+        licence=LICENCE,
         features=QUESTION_FEATURES,
         labels=answers,
         unique="question_id",
         needs_caption=False,
-        num_rows=len(known) + sum(sizes.values()),
+        num_parts=count_chunks(range(len(known) + sum(sizes.values()))),
         known_sizes=sizes,
         notes=tuple(notes),
     )
@@ -95,27 +96,21 @@ class _Annotations(NamedTuple):
 
 
 def _read_annotations(file: Path) -> _Annotations:
+    def read(record: dict[str, Any]) -> tuple[int, _Annotation]:
+        # The same few words come back millions of times; interned, they are kept once.
+        return int(record["question_id"]), _Annotation(
+            image=int(record["image_id"]),
+            question_type=sys.intern(record["question_type"]),
+            answer_type=sys.intern(record["answer_type"]),
+            majority=sys.intern(record["multiple_choice_answer"]),
+            answers=tuple(sys.intern(answer["answer"]) for answer in record["answers"]),
+        )
+
+    needs = "question_id, image_id, question_type, answer_type, multiple_choice_answer and answers[].answer"
     found = _Annotations(by_question={}, repeated=[])
-    for number, record in enumerate(read_array(file, key="annotations")):
-        try:
-            question = int(record["question_id"])
-            # The same few words come back millions of times; interned, they are kept once.
-            annotation = _Annotation(
-                image=int(record["image_id"]),
-                question_type=sys.intern(record["question_type"]),
-                answer_type=sys.intern(record["answer_type"]),
-                majority=sys.intern(record["multiple_choice_answer"]),
-                answers=tuple(sys.intern(answer["answer"]) for answer in record["answers"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{file}: annotations[{number}]: question_id, image_id, question_type, answer_type, "
-                f"multiple_choice_answer and answers[].answer are needed ({error!r})"
-            ) from error
-        if question in found.by_question:
+    for question, annotation in read_records(file, read, key="annotations", needs=needs):
+        if found.by_question.setdefault(question, annotation) is not annotation:
             found.repeated.append((question, annotation.image))
-        else:
-            found.by_question[question] = annotation
     return found
 
 
@@ -148,7 +143,7 @@ class _Labelled(NamedTuple):
 
 
 def _held_out(images: Iterable[int]) -> frozenset[int]:
-    ranked = sorted(set(images), key=lambda image: hash_share(_image_id(image)))
+    ranked = sorted(set(images), key=lambda image: hash_share(coco_image_id(image)))
     return frozenset(ranked[: min(HELD_OUT_IMAGES, len(ranked) // 2)])
 
 
@@ -159,65 +154,58 @@ def _rows(
         annotations = labelled.annotations[part]
         asked = set()
         for record in _read_questions(files[part]):
-            question, image = record["question_id"], record["image_id"]
-            split = labelled.split(image)
-            annotation = annotations.by_question.get(question)
-            asked.add(question)
+            asked.add(record.number)
+            annotation = annotations.by_question.get(record.number)
             if annotation is None:
-                yield BadRow(split, _image_id(image), f"question {question} has no annotation")
-            elif annotation.image != image:
-                reason = f"question {question} is about image {image}, its annotation about {annotation.image}"
-                yield BadRow(split, _image_id(image), reason)
-            elif (given := len(annotation.answers)) != _ANNOTATORS:
-                reason = f"question {question} has {given} answers; expected {_ANNOTATORS}"
-                yield BadRow(split, _image_id(image), reason)
+                fault = "has no annotation"
+            elif annotation.image != record.image:
+                fault = f"is about image {record.image}, its annotation about {annotation.image}"
+            elif len(annotation.answers) != _ANNOTATORS:
+                fault = f"has {len(annotation.answers)} answers; expected {_ANNOTATORS}"
             else:
+                split = labelled.split(record.image)
                 row = _row(record, folder=folders[part], annotation=annotation, numbers=labelled.numbers)
                 if split != "train" or row["answer_labels"]:
                     yield Row(split, row)
-        unasked = [
-            (question, known.image) for question, known in annotations.by_question.items() if question not in asked
-        ]
-        faults = (("annotation without a question", unasked), ("second annotation", annotations.repeated))
-        for reason, questions in faults:
-            for question, image in questions:
-                yield BadRow(labelled.split(image), _image_id(image), f"question {question}: {reason}")
+                continue
+            yield _bad(labelled, record.number, record.image, fault)
+        for question, known in annotations.by_question.items():
+            if question not in asked:
+                yield _bad(labelled, question, known.image, "has an annotation, but is not asked")
+        for question, image in annotations.repeated:
+            yield _bad(labelled, question, image, "has a second annotation")
     unknown = _Annotation(0, "", "", "", ())
     for part, split in tests.items():
         for record in _read_questions(files[part]):
             yield Row(split, _row(record, folder=folders["test2015"], annotation=unknown, numbers=labelled.numbers))
 
 
-def _read_questions(file: Path) -> Iterator[dict[str, Any]]:
-    for number, record in enumerate(read_array(file, key="questions")):
-        try:
-            yield {
-                "question_id": int(record["question_id"]),
-                "image_id": int(record["image_id"]),
-                "question": text_of(record["question"]),
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{file}: questions[{number}]: question_id, image_id and question are needed ({error!r})"
-            ) from error
+def _bad(labelled: _Labelled, question: int, image: int, fault: str) -> BadRow:
+    return BadRow(labelled.split(image), coco_image_id(image), f"question {question} {fault}")
 
 
-def _image_id(image: int) -> str:
-    # As in the set `coco`, whose images these are.
-    return f"coco/{image}"
+class _Question(NamedTuple):
+    number: int
+    image: int
+    question: str
 
 
-def _row(
-    record: dict[str, Any], *, folder: Path, annotation: _Annotation, numbers: Mapping[str, int]
-) -> dict[str, Any]:
+def _read_questions(file: Path) -> Iterator[_Question]:
+    def read(record: dict[str, Any]) -> _Question:
+        return _Question(int(record["question_id"]), int(record["image_id"]), text_of(record["question"]))
+
+    return read_records(file, read, key="questions", needs="question_id, image_id and question")
+
+
+def _row(record: _Question, *, folder: Path, annotation: _Annotation, numbers: Mapping[str, int]) -> dict[str, Any]:
     labels, scores = soft_targets(annotation.answers, numbers=numbers)
     return make_row(
-        _image_id(record["image_id"]),
-        image=image_at(folder / f"COCO_{folder.name}_{record['image_id']:012}.jpg"),
+        coco_image_id(record.image),
+        image=image_at(folder / f"COCO_{folder.name}_{record.image:012}.jpg"),
         source=NAME,
         licence=LICENCE,
-        question=record["question"],
-        question_id=str(record["question_id"]),
+        question=record.question,
+        question_id=str(record.number),
         question_type=annotation.question_type,
         answer_type=annotation.answer_type,
         answers=list(annotation.answers),
