@@ -1,3 +1,4 @@
+import copy
 import importlib.resources
 import io
 import itertools
@@ -266,9 +267,9 @@ def test_image_examples_hide_equally_many_patches(dataset):
 
 
 def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
-    examples = RowExamples(
-        dataset.remove_columns("image"), tokenizer=tokenizer, seed=1, max_length=12, mlm_probability=0.15
-    )
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = 12
+    examples = RowExamples(dataset.remove_columns("image"), tokenizer=tokenizer, seed=1, mlm_probability=0.15)
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=22, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
     assert batch.keys() == {

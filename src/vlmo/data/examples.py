@@ -65,7 +65,57 @@ class Examples(Protocol):
         ...
 
 
-class RowExamples:
+class _Examples:
+    """Contents of an example, whatever it is made of.
+
+    Args:
+        seed: The run's.
+        transform: Makes pixel values; None leaves images out.
+        mask: Samples `bool_masked_pos` for masked image modelling; None leaves it out.
+        tokenizer: The processor's; None leaves texts out.
+        mlm_probability: Share of the tokens to mask; None leaves the masked copy out.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        transform: ImageTransform | None = None,
+        mask: BlockMaskConfig | None = None,
+        tokenizer: BertTokenizer | None = None,
+        mlm_probability: float | None = None,
+    ) -> None:
+        self.seed, self.transform, self.mask, self.tokenizer = seed, transform, mask, tokenizer
+        self.pad_token_id: int = 0 if tokenizer is None else tokenizer.pad_token_id
+        self._mlm_probability = mlm_probability
+        self._vocabulary = None if tokenizer is None else MaskingVocabulary.of(tokenizer)
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """Return a batch of such examples."""
+        return collate(examples, pad_token_id=self.pad_token_id)
+
+    def _add_masks(self, example: Example, *, epoch: int) -> Example:
+        """Add the masked copy of the text, and the mask of the patches, of a visit in `epoch`."""
+        index = example["sample_id"]
+        if self._vocabulary is not None and self._mlm_probability is not None:
+            example["mlm_input_ids"], example["mlm_labels"] = whole_word_mask(
+                example["input_ids"],
+                vocabulary=self._vocabulary,
+                probability=self._mlm_probability,
+                generator=sample_generator(self.seed, epoch=epoch, index=index, purpose="words"),
+            )
+        if self.mask is not None:
+            generator = sample_generator(self.seed, epoch=epoch, index=index, purpose="patches")
+            example["bool_masked_pos"] = self.mask.sample(generator)
+        return example
+
+    def _choose_caption(self, count: int, *, epoch: int, index: int) -> int:
+        if count == 1:
+            return 0
+        return int(sample_generator(self.seed, epoch=epoch, index=index, purpose="caption").integers(count))
+
+
+class RowExamples(_Examples):
     """Images, texts, or images with one of their captions, by (epoch, row number).
 
     Args:
@@ -73,84 +123,50 @@ class RowExamples:
         texts: Texts of each row; by default its captions.
         columns: Columns of images. Several, which have augmentations of their own, are stacked.
         labels: Returns the label of a row; None leaves labels out.
-        seed: The run's.
-        transform: Makes pixel values; None leaves images out.
-        mask: Samples `bool_masked_pos` for masked image modelling; None leaves it out.
-        tokenizer: The processor's; None leaves texts out.
-        mlm_probability: Share of the tokens to mask; None leaves the masked copy out.
-        max_length: Tokens that are kept of a text; None: the tokenizer's own limit.
         cache_images: Decode every image now and keep it, at the transform's size where that is fixed.
+        contents: Contents of an example: `seed`, `transform`, `mask`, `tokenizer` and `mlm_probability`.
+
+    Raises:
+        ValueError: A row has no text, or an empty one.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         *,
-        seed: int,
-        transform: ImageTransform | None = None,
-        mask: BlockMaskConfig | None = None,
-        tokenizer: BertTokenizer | None = None,
-        mlm_probability: float | None = None,
-        max_length: int | None = None,
-        cache_images: bool = False,
         texts: Sequence[Sequence[str]] | None = None,
         columns: Sequence[str] = ("image",),
         labels: Callable[[int], Tensor] | None = None,
+        cache_images: bool = False,
+        **contents: Any,
     ) -> None:
-        self._images, self._texts, self._labels = [], None, labels
-        if transform is not None:
-            self._images = [
-                Images(dataset, transform=transform, seed=seed, cache=cache_images, column=column) for column in columns
-            ]
-        if tokenizer is not None:
-            texts = list(dataset["captions"]) if texts is None else texts
-            self._texts = Texts(
-                texts, tokenizer=tokenizer, seed=seed, max_length=max_length, mlm_probability=mlm_probability
-            )
-        self._seed, self._mask, self._length = seed, mask, len(dataset)
+        super().__init__(**contents)
+        self._labels, self._length, self._images, self._texts = labels, len(dataset), [], None
+        if self.transform is not None:
+            self._images = [_Images(dataset, transform=self.transform, cache=cache_images, column=c) for c in columns]
+        if self.tokenizer is not None:
+            self._texts = _Texts(list(dataset["captions"]) if texts is None else texts, tokenizer=self.tokenizer)
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, key: Key) -> Example:
         epoch, row = key
-        example = Example(sample_id=row) if self._texts is None else self._texts.example(row, epoch=epoch)
-        example["sample_id"] = row
+        example = Example(sample_id=row)
+        if self._texts is not None:
+            choice = self._choose_caption(self._texts.count(row), epoch=epoch, index=row)
+            example["input_ids"] = self._texts.ids(row, choice)
         if self._images:
-            pixels = [images.pixel_values(row, epoch=epoch) for images in self._images]
+            pixels = [images.pixel_values(row, epoch=epoch, seed=self.seed) for images in self._images]
             example["image_id"] = self._images[0].image_id(row)
             example["pixel_values"] = pixels[0] if len(pixels) == 1 else torch.stack(pixels)
         if self._labels is not None:
             example["labels"] = self._labels(row)
-        if self._mask is not None:
-            example["bool_masked_pos"] = self._mask.sample(_patch_generator(self._seed, epoch=epoch, index=row))
-        return example
-
-    def collate(self, examples: list[Example]) -> Batch:
-        """Return a batch of such examples."""
-        return collate(examples, pad_token_id=0 if self._texts is None else self._texts.pad_token_id)
+        return self._add_masks(example, epoch=epoch)
 
 
-class StreamExamples:
-    """The same out of one sample of a stream at a time; arguments as in `RowExamples`."""
-
-    def __init__(
-        self,
-        *,
-        seed: int,
-        transform: ImageTransform | None = None,
-        mask: BlockMaskConfig | None = None,
-        tokenizer: BertTokenizer | None = None,
-        mlm_probability: float | None = None,
-        max_length: int | None = None,
-    ) -> None:
-        self._seed, self._transform, self._mask, self._tokenizer = seed, transform, mask, tokenizer
-        self.reads_images = transform is not None
-        self.pad_token_id: int = 0
-        if tokenizer is not None:
-            self._word_masks = _WordMasks(tokenizer, probability=mlm_probability, seed=seed)
-            self._max_length = max_length or tokenizer.model_max_length
-            self.pad_token_id = tokenizer.pad_token_id
+class StreamExamples(_Examples):
+    """The same out of one sample of a stream at a time; arguments are the contents of an example."""
 
     def __call__(self, sample: Sample, epoch: int) -> Example:
         """Return the example that a visit to the sample in `epoch` gives.
@@ -159,65 +175,40 @@ class StreamExamples:
             ValueError: It has no image or text where one is needed, or they cannot be read.
         """
         number = sample.sample_id
-        example = Example()
-        if self._tokenizer is not None:
+        example = Example(sample_id=number)
+        if self.tokenizer is not None:
             if not sample.captions:
                 raise ValueError("it has no caption, or an empty one")
-            choice = _choose_caption(len(sample.captions), seed=self._seed, epoch=epoch, index=number)
-            text = sample.captions[choice]
-            ids = self._tokenizer(text, truncation=True, max_length=self._max_length)["input_ids"]
-            example |= self._word_masks.example(np.array(ids, dtype=np.int64), epoch=epoch, index=number)
-        if self._transform is not None:
+            text = sample.captions[self._choose_caption(len(sample.captions), epoch=epoch, index=number)]
+            example["input_ids"] = np.array(self.tokenizer(text, truncation=True)["input_ids"], dtype=np.int64)
+        if self.transform is not None:
             if sample.image is None:
                 raise ValueError("it has no image")
-            generator = sample_generator(self._seed, epoch=epoch, index=number, purpose="image")
+            generator = sample_generator(self.seed, epoch=epoch, index=number, purpose="image")
             example["image_id"] = number
-            example["pixel_values"] = self._transform.pixels(
-                EncodedImage({"bytes": sample.image, "path": None}), generator
-            )
-        if self._mask is not None:
-            example["bool_masked_pos"] = self._mask.sample(_patch_generator(self._seed, epoch=epoch, index=number))
-        example["sample_id"] = number
-        return example
-
-    def collate(self, examples: list[Example]) -> Batch:
-        """Return a batch of such examples."""
-        return collate(examples, pad_token_id=self.pad_token_id)
+            image = EncodedImage({"bytes": sample.image, "path": None})
+            example["pixel_values"] = self.transform.pixels(image, generator)
+        return self._add_masks(example, epoch=epoch)
 
 
-class Images:
-    """Decoded and transformed images by row number.
+class _Images:
+    """Decoded and transformed images of one column by row number; with `cache`, rows that show one image share it."""
 
-    Args:
-        dataset: Rows with `image_id` and `column`.
-        transform: Makes pixel values.
-        seed: The run's.
-        cache: Decode every image now and keep it, at the transform's size where that is fixed; rows that show one image
-            share it.
-        column: Name of the column of images. Those of each column have augmentations of their own.
-    """
-
-    def __init__(
-        self, dataset: Dataset, *, transform: ImageTransform, seed: int, cache: bool, column: str = "image"
-    ) -> None:
+    def __init__(self, dataset: Dataset, *, transform: ImageTransform, cache: bool, column: str) -> None:
         self._names: list[str] = list(dataset["image_id"])
         self._rows = dataset.select_columns([column])
         self._column = column
         self._transform = transform
-        self._seed = seed
         self._image_ids = np.array([stable_id(name) for name in self._names], dtype=np.int64)
         self._cache = self._decode_all() if cache else None
-
-    def __len__(self) -> int:
-        return len(self._names)
 
     def image_id(self, row: int) -> int:
         """Return a hash of the row's `image_id`."""
         return int(self._image_ids[row])
 
-    def pixel_values(self, row: int, *, epoch: int) -> UInt8[Tensor, "3 size size"]:
+    def pixel_values(self, row: int, *, epoch: int, seed: int) -> UInt8[Tensor, "3 size size"]:
         """Return the row's image as it looks in `epoch`, not yet normalised."""
-        generator = sample_generator(self._seed, epoch=epoch, index=row, purpose=self._column)
+        generator = sample_generator(seed, epoch=epoch, index=row, purpose=self._column)
         if self._cache is not None:
             return self._transform.pixels(self._cache[row], generator)
         return self._apply(lambda image: self._transform.pixels(image, generator), row=row)
@@ -225,7 +216,7 @@ class Images:
     def _decode_all(self) -> list[UInt8[np.ndarray, "height width 3"]]:
         kept: dict[Any, UInt8[np.ndarray, "height width 3"]] = {}
         cache = []
-        for row in range(len(self)):
+        for row in range(len(self._names)):
             cell = self._cell(row)
             key = (cell["bytes"] or cell["path"]) if cell else None
             if key not in kept:
@@ -250,85 +241,33 @@ class Images:
             ) from error
 
 
-class Texts:
-    """Tokenised texts of all rows, chosen and masked on demand.
+class _Texts:
+    """Tokenised texts of all rows.
 
-    Args:
-        texts: The texts of each row.
-        tokenizer: The processor's.
-        seed: The run's.
-        max_length: As in `RowExamples`.
-        mlm_probability: As in `RowExamples`.
-
-    Raises:
-        ValueError: A row has no text, or an empty one.
+    Flat arrays instead of lists of lists: an eighth of the memory, and workers forked from here share them.
     """
 
-    def __init__(
-        self,
-        texts: Sequence[Sequence[str]],
-        *,
-        tokenizer: BertTokenizer,
-        seed: int,
-        max_length: int | None,
-        mlm_probability: float | None,
-    ) -> None:
+    def __init__(self, texts: Sequence[Sequence[str]], *, tokenizer: BertTokenizer) -> None:
         for row, of_row in enumerate(texts):
             if not of_row or not all(text.strip() for text in of_row):
                 raise ValueError(f"sample {row} has no text or an empty one: {of_row!r:.80}")
-        # Flat arrays instead of lists of lists: an eighth of the memory, and workers forked from here share them.
         self._first_text = np.cumsum([0, *map(len, texts)])
         flat = [text for of_row in texts for text in of_row]
         pieces, lengths = [], [0]
         for start in range(0, len(flat), _CHUNK):
-            ids = tokenizer(
-                flat[start : start + _CHUNK], truncation=True, max_length=max_length or tokenizer.model_max_length
-            )["input_ids"]
+            ids = tokenizer(flat[start : start + _CHUNK], truncation=True)["input_ids"]
             lengths += map(len, ids)
             pieces.append(np.concatenate([np.array(text, dtype=np.int32) for text in ids]))
         self._ids, self._first_id = np.concatenate(pieces), np.cumsum(lengths)
-        self._word_masks = _WordMasks(tokenizer, probability=mlm_probability, seed=seed)
-        self.pad_token_id: int = tokenizer.pad_token_id
-        self._seed = seed
 
-    def __len__(self) -> int:
-        return len(self._first_text) - 1
+    def count(self, row: int) -> int:
+        """Return the number of the row's texts."""
+        return int(self._first_text[row + 1] - self._first_text[row])
 
-    def example(self, row: int, *, epoch: int) -> Example:
-        """Return the ids of one of the row's texts, and their masked copy."""
-        first, end = self._first_text[row : row + 2]
-        text = first + _choose_caption(end - first, seed=self._seed, epoch=epoch, index=row)
-        input_ids = self._ids[self._first_id[text] : self._first_id[text + 1]].astype(np.int64)
-        return self._word_masks.example(input_ids, epoch=epoch, index=row)
-
-
-class _WordMasks:
-    """Ids of a text, and their masked copy; `probability=None` leaves the copy out."""
-
-    def __init__(self, tokenizer: BertTokenizer, *, probability: float | None, seed: int) -> None:
-        self._vocabulary = MaskingVocabulary.of(tokenizer)
-        self._probability, self._seed = probability, seed
-
-    def example(self, input_ids: Int64[np.ndarray, "token"], *, epoch: int, index: int) -> Example:
-        example = Example(input_ids=input_ids)
-        if self._probability is not None:
-            example["mlm_input_ids"], example["mlm_labels"] = whole_word_mask(
-                input_ids,
-                vocabulary=self._vocabulary,
-                probability=self._probability,
-                generator=sample_generator(self._seed, epoch=epoch, index=index, purpose="words"),
-            )
-        return example
-
-
-def _choose_caption(count: int, *, seed: int, epoch: int, index: int) -> int:
-    if count == 1:
-        return 0
-    return int(sample_generator(seed, epoch=epoch, index=index, purpose="caption").integers(count))
-
-
-def _patch_generator(seed: int, *, epoch: int, index: int) -> np.random.Generator:
-    return sample_generator(seed, epoch=epoch, index=index, purpose="patches")
+    def ids(self, row: int, number: int) -> Int64[np.ndarray, "text"]:
+        """Return the ids of one of the row's texts."""
+        text = self._first_text[row] + number
+        return self._ids[self._first_id[text] : self._first_id[text + 1]].astype(np.int64)
 
 
 def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:

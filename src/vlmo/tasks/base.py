@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.data.decoding import decode_image
-from vlmo.data.examples import Examples, StreamExamples
+from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.distributed import is_main
 from vlmo.folder import Usage
 from vlmo.model import VLMoConfig
@@ -89,19 +89,6 @@ class RunContext:
             self.folder / "start.txt",
         )  # fmt: skip
 
-    def image_options(self) -> dict[str, Any]:
-        """Return the arguments for images of the classes of `vlmo.data.examples`."""
-        return {"transform": train_transform(self.transform), "cache_images": self.cache_images, "seed": self.seed}
-
-    def text_options(self) -> dict[str, Any]:
-        """Return the arguments for masked texts of the classes of `vlmo.data.examples`."""
-        tokenizer = self.text_processor.tokenizer
-        return {"tokenizer": tokenizer, "mlm_probability": self.mlm_probability, "seed": self.seed}
-
-    def stream_options(self) -> dict[str, Any]:
-        """Return the arguments for images of `StreamExamples`."""
-        return {"transform": train_transform(self.transform), "seed": self.seed}
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -135,6 +122,8 @@ class Task(ABC):
     """Rows that repeat an `image_id` are invalid."""
     reads_text: ClassVar[bool] = True
     """The model folder has a vocabulary."""
+    masks_words: ClassVar[bool] = False
+    """Examples hold a copy of the caption with masked words."""
     can_start: ClassVar[bool] = True
     """Training may start from a model folder."""
     can_stream: ClassVar[bool] = False
@@ -176,13 +165,27 @@ class Task(ABC):
     def objective(self, run: RunContext) -> nn.Module:
         """Return the module of losses, with the started model as `model`."""
 
-    @abstractmethod
+    def contents(self, run: RunContext) -> dict[str, Any]:
+        """Return the contents of a training example, as arguments of `RowExamples` and `StreamExamples`.
+
+        By default images and captions of the rows, as far as `needs_image` and `needs_caption` say.
+        """
+        contents: dict[str, Any] = {"seed": run.seed}
+        if self.needs_image:
+            contents["transform"] = train_transform(run.transform)
+        if self.needs_caption:
+            contents["tokenizer"] = run.text_processor.tokenizer
+        if self.masks_words:
+            contents["mlm_probability"] = run.mlm_probability
+        return contents
+
     def examples(self, run: RunContext) -> Examples:
         """Return the training examples of the rows."""
+        return RowExamples(run.rows, cache_images=run.cache_images, **self.contents(run))
 
     def stream_examples(self, run: RunContext) -> StreamExamples:
         """Return the training examples of streams, if `can_stream`."""
-        raise NotImplementedError
+        return StreamExamples(**self.contents(run))
 
     def evaluators(self, run: RunContext) -> Sequence[EvaluationSet]:
         """Return the sets that the model is measured on during the run and at its end."""

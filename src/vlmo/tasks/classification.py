@@ -205,7 +205,7 @@ class ClassificationStage(Task):
     def examples(self, run: RunContext) -> Examples:
         """Return images with their class."""
         labels = torch.tensor(checked_labels(run.rows))
-        return RowExamples(run.rows, labels=labels.__getitem__, **run.image_options())
+        return RowExamples(run.rows, labels=labels.__getitem__, cache_images=run.cache_images, **self.contents(run))
 
     def evaluators(self, run: RunContext) -> Sequence[EvaluationSet]:
         """Return the set to measure on, which must have the classes of the training rows."""

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.folder import Usage
 from vlmo.model import VLMoForMaskedLM
 from vlmo.objectives.unimodal import LanguageObjective
@@ -24,6 +23,7 @@ class LanguageStage(Task):
     can_stream: ClassVar[bool] = True
     needs_image: ClassVar[bool] = False
     needs_caption: ClassVar[bool] = True
+    masks_words: ClassVar[bool] = True
     models = (VLMoForMaskedLM,)
     usage: ClassVar[Usage | None] = Usage("fills in masked words", "fill-mask", '"a red [MASK]"')
     freeze: bool = True
@@ -34,14 +34,6 @@ class LanguageStage(Task):
         model = self.build_model(run.model)
         run.start(model)
         return LanguageObjective(model, freeze=self.freeze)
-
-    def examples(self, run: RunContext) -> Examples:
-        """Return texts with masks."""
-        return RowExamples(run.rows, **run.text_options())
-
-    def stream_examples(self, run: RunContext) -> StreamExamples:
-        """Return texts with masks."""
-        return StreamExamples(**run.text_options())
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of the text encoder, and of the head on masked words; frozen parts are marked as such."""

@@ -173,7 +173,7 @@ class ReasoningStage(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return sentences with their images and labels."""
-        return reasoning_examples(run.rows, tokenizer=run.text_processor.tokenizer, **run.image_options())
+        return reasoning_examples(run.rows, cache_images=run.cache_images, **self.contents(run))
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of two pairs and the head."""

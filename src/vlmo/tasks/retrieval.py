@@ -17,7 +17,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_retrieval_model
-from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.data.schema import column
 from vlmo.data.sources import ImageCell, decode_image
 from vlmo.evaluation import RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
@@ -186,14 +185,6 @@ class RetrievalStage(Task):
         model = self.build_model(run.model)
         run.start(model)
         return VisionLanguageObjective(model, config=self.losses)
-
-    def examples(self, run: RunContext) -> Examples:
-        """Return each image with one of its captions, another one at each visit."""
-        return RowExamples(run.rows, **run.text_options() | run.image_options() | {"mlm_probability": None})
-
-    def stream_examples(self, run: RunContext) -> StreamExamples:
-        """Return each image with one of its captions."""
-        return StreamExamples(**run.text_options() | run.stream_options() | {"mlm_probability": None})
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of the contrast, and of matching if it has a weight."""

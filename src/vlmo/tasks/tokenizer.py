@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.folder import Usage
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.objectives.unimodal import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
@@ -67,14 +66,6 @@ class TokenizerStage(Task):
     def objective(self, run: RunContext) -> nn.Module:
         """Return the tokenizer with its losses."""
         return VisualTokenizerObjective(self.build_model(run.model), config=self.losses)
-
-    def examples(self, run: RunContext) -> Examples:
-        """Return images."""
-        return RowExamples(run.rows, **run.image_options())
-
-    def stream_examples(self, run: RunContext) -> StreamExamples:
-        """Return images."""
-        return StreamExamples(**run.stream_options())
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of encoder, codebook and decoder, which are layers on single patches."""

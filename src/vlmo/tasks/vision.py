@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.folder import Usage
 from vlmo.model import VLMoForMaskedImageModeling
@@ -57,13 +56,12 @@ class VisionStage(Task):
         run.start(model)
         return VisionObjective(model, tokenizer=tokenizer)
 
-    def examples(self, run: RunContext) -> Examples:
+    def contents(self, run: RunContext) -> dict[str, Any]:
         """Return images with masks."""
-        return RowExamples(run.rows, **run.image_options(), mask=self._mask(run))
-
-    def stream_examples(self, run: RunContext) -> StreamExamples:
-        """Return images with masks."""
-        return StreamExamples(**run.stream_options(), mask=self._mask(run))
+        side = run.model["image_size"] // run.model["patch_size"]
+        mask = BlockMaskConfig.for_grid(side, width=side)
+        mask = dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))
+        return super().contents(run) | {"mask": mask}
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of the encoder, and of the head on masked patches."""
@@ -73,8 +71,3 @@ class VisionStage(Task):
         flops = sum(encode(model, image=True)) + 6 * logits * config.hidden_size
         kept = FLOAT32 * (image_values(config) + LOGIT_COPIES * logits)
         return Work(model, flops, kept, (Pass((image,), config.num_hidden_layers),))
-
-    def _mask(self, run: RunContext) -> BlockMaskConfig:
-        side = run.model["image_size"] // run.model["patch_size"]
-        mask = BlockMaskConfig.for_grid(side, width=side)
-        return dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))

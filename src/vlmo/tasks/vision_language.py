@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.folder import Usage
 from vlmo.model import VLMoForPreTraining
 from vlmo.model.stages import FusionStart
@@ -26,6 +25,7 @@ class VisionLanguageStage(Task):
     title: ClassVar[str] = "stage 3, contrast, masked language modelling and matching"
     can_stream: ClassVar[bool] = True
     needs_caption: ClassVar[bool] = True
+    masks_words: ClassVar[bool] = True
     evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
     models = (VLMoForPreTraining,)
     usage: ClassVar[Usage | None] = Usage(
@@ -42,14 +42,6 @@ class VisionLanguageStage(Task):
         model = self.build_model(run.model)
         run.start(model, fusion_experts_from=self.fusion_experts_from)
         return VisionLanguageObjective(model, config=self.losses)
-
-    def examples(self, run: RunContext) -> Examples:
-        """Return pairs with masks over the text."""
-        return RowExamples(run.rows, **run.text_options() | run.image_options())
-
-    def stream_examples(self, run: RunContext) -> StreamExamples:
-        """Return pairs with masks over the text."""
-        return StreamExamples(**run.text_options() | run.stream_options())
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of all three losses."""

@@ -215,8 +215,8 @@ class QuestionStage(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return questions with their images and the score of each answer."""
-        tokenizer, num_answers = run.text_processor.tokenizer, len(names_of_source(run.source))
-        return question_examples(run.rows, tokenizer=tokenizer, num_answers=num_answers, **run.image_options())
+        options = self.contents(run) | {"tokenizer": run.text_processor.tokenizer, "cache_images": run.cache_images}
+        return question_examples(run.rows, num_answers=len(names_of_source(run.source)), **options)
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return the factor of the head."""

@@ -239,7 +239,7 @@ class _LaneReader(IterableDataset):
             seed=self.seed,
             shuffle=-(-self.config.shuffle // self.config.lanes),
             read=self.examples,
-            images=self.examples.reads_images,
+            images=self.examples.transform is not None,
             state=None if state is None else dict(state),
         )
 
