@@ -67,9 +67,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     texts = {name: source for name, source in OUTSIDE.items() if source.endswith(".md")}
     pages = {name: (ROOT / source).read_text(encoding="utf-8") for name, source in texts.items()}
     # A server that builds anew with each saved file shows the cells alone.
-    for name, (text, pictures) in notebook_pages(run="build" in _COMMANDS).items():
+    for name, (text, images) in notebook_pages(run="build" in _COMMANDS).items():
         pages[name] = text
-        for path, content in pictures.items():
+        for path, content in images.items():
             files.append(File.generated(config, path, content=content))
     pages |= {"recipe-cards.md": recipe_cards(), "reference/index.md": reference_index()}
     pages |= {f"reference/{package}.md": reference_of(package) for package in REFERENCE}

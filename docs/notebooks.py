@@ -54,13 +54,13 @@ def all_executed(files: Iterable[Path]) -> list[NotebookNode]:
 
 
 def page(book: NotebookNode, *, name: str, file: str) -> tuple[str, dict[str, bytes]]:
-    """The notebook as Markdown, and the pictures that it shows by their paths in the site.
+    """The notebook as Markdown, and the images that it shows by their paths in the site.
 
     Args:
-        name: Of the page, without its suffix; begins the names of the pictures.
+        name: Of the page, without its suffix; begins the names of the images.
         file: Where the notebook is in the repository, as a link from itself.
     """
-    parts, pictures = [], {}
+    parts, images = [], {}
     for number, cell in enumerate(book.cells):
         if cell.cell_type == "markdown":
             parts.append(cell.source)
@@ -75,10 +75,10 @@ def page(book: NotebookNode, *, name: str, file: str) -> tuple[str, dict[str, by
             parts.append(f"```text\n{printed}\n```")
         for value in values:
             if "image/png" in value:
-                path = f"notebooks/{name}-{len(pictures) + 1}.png"
-                pictures[path] = base64.b64decode(value["image/png"])
+                path = f"notebooks/{name}-{len(images) + 1}.png"
+                images[path] = base64.b64decode(value["image/png"])
                 # As HTML, since mkdocs would look for the file beside the notebook.
                 parts.append(f'<p><img src="{path}" alt="{escape(cell.metadata.alt)}"></p>')
             else:
                 parts.append(f"```text\n{value['text/plain']}\n```")
-    return "\n\n".join(parts) + "\n", pictures
+    return "\n\n".join(parts) + "\n", images

@@ -1,4 +1,4 @@
-"""Where the words of a drawing's own name look, by the small model that comes with the package."""
+"""Attention of the words of a drawing's name, by the small model that comes with the package."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ NAMES = ("red apple", "potted plant", "dog face")
 class Looked:
     """A drawing, the words of its name, and the weight of each patch for each word."""
 
-    picture: Image.Image
+    image: Image.Image
     words: list[str]
     maps: Float32[np.ndarray, "word grid_h grid_w"]
 
 
 @functools.cache
 def looked() -> tuple[Looked, ...]:
-    """What the fusion encoder makes of each drawing with its name."""
+    """Attention of the fusion encoder for each drawing with its name."""
     encoder = Encoder(MODEL, device="cpu")
     named = {row["captions"][0]: row for row in open_source(SOURCE, split="test")}
-    pictures = {name: decode_image(named[name]["image"]) for name in NAMES}
-    return tuple(Looked(picture, *encoder.attention(picture, name)) for name, picture in pictures.items())
+    images = {name: decode_image(named[name]["image"]) for name in NAMES}
+    return tuple(Looked(image, *encoder.attention(image, name)) for name, image in images.items())
 
 
 # ---------------------------------------------------------------------------------------------------------- the tiles
@@ -48,18 +48,18 @@ def maps() -> str:
     found = looked()
     columns = 1 + max(len(each.words) for each in found)
     width, height = columns * (_TILE + _GAP) - _GAP, len(found) * (_HEAD + _TILE + _GAP) - _GAP
-    canvas = Canvas(width, height, name="attention", title="Where the words of three names look")
+    canvas = Canvas(width, height, name="attention", title="Attention of the words of three names")
     said = []
     for row, (name, each) in enumerate(zip(NAMES, found, strict=True)):
         y = row * (_HEAD + _TILE + _GAP)
-        heats = [heat_map(each.picture, torch.from_numpy(weights), size=2 * _TILE) for weights in each.maps]
-        heads, tiles = [name, *(f"“{word}”" for word in each.words)], [each.picture, *heats]
+        heats = [heat_map(each.image, torch.from_numpy(weights), size=2 * _TILE) for weights in each.maps]
+        heads, tiles = [name, *(f"“{word}”" for word in each.words)], [each.image, *heats]
         for column, (head, tile) in enumerate(zip(heads, tiles, strict=True)):
             x = column * (_TILE + _GAP)
             canvas.text(head, x=x + _TILE / 2, y=y + 15, kind="" if column else "strong")
-            canvas.picture(data_uri(tile, size=2 * _TILE), x=x, y=y + _HEAD, side=_TILE)
+            canvas.image(data_uri(tile, size=2 * _TILE), x=x, y=y + _HEAD, side=_TILE)
         for word, weights in zip(each.words, each.maps, strict=True):
             down, right = np.unravel_index(weights.argmax(), weights.shape)
-            said.append(f"{name}: “{word}” looks most at row {down + 1}, column {right + 1}")
+            said.append(f"{name}: “{word}” has its largest weight at row {down + 1}, column {right + 1}")
     down, right = found[0].maps.shape[1:]
     return canvas.finished(about=f"Of {down} x {right} patches: {'; '.join(said)}.")

@@ -19,7 +19,7 @@ SEED, TEMPERATURE = 1, 0.2
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its caption."""
+    """An image and its caption."""
 
     image_id: int
     colour: str
@@ -38,18 +38,18 @@ BATCH = (
     Pair(6, "blue", "bar", "one blue bar"),
     Pair(7, "green", "square", "a square in green"),
 )
-"""Rows 1 and 2 share a picture, rows 3 and 4 a caption."""
+"""Rows 1 and 2 share an image, rows 3 and 4 a caption."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What stage 3 makes of the batch.
+    """Negatives of stage 3 for the batch.
 
     Attributes:
-        probabilities: Of each text (column) as the negative of each picture (row).
-        excluded: Pairs that share a picture or a caption.
-        text: The text that was drawn for each picture.
-        image: The picture that was drawn for each text.
+        probabilities: Of each text (column) as the negative of each image (row).
+        excluded: Pairs that share an image or a caption.
+        text: The text that was sampled for each image.
+        image: The image that was sampled for each text.
     """
 
     probabilities: Float[Tensor, "batch batch"]
@@ -60,7 +60,7 @@ class Drawn:
 
 def drawn() -> Drawn:
     """The negatives of `BATCH`, by the functions and in the order of `VisionLanguageObjective`."""
-    images, texts = _vectors(pictures=True), _vectors(pictures=False)
+    images, texts = _vectors(images=True), _vectors(images=False)
     scale = torch.tensor([1 / TEMPERATURE]).log()
     words = sorted({word for pair in BATCH for word in pair.caption.split()})
     longest = max(len(pair.caption.split()) for pair in BATCH)
@@ -81,13 +81,13 @@ def drawn() -> Drawn:
     )
 
 
-def _vectors(*, pictures: bool) -> Float[Tensor, "batch dim"]:
+def _vectors(*, images: bool) -> Float[Tensor, "batch dim"]:
     """Colour and shape of each pair as a vector of length one: what a model that has learnt both would see."""
     rows = []
     for pair in BATCH:
         colour = F.one_hot(torch.tensor(COLOURS.index(pair.colour)), len(COLOURS))
         shape = F.one_hot(torch.tensor(SHAPES.index(pair.shape)), len(SHAPES))
-        rows.append(torch.cat([colour, shape, torch.tensor([int(pictures and pair.large)])]).float())
+        rows.append(torch.cat([colour, shape, torch.tensor([int(images and pair.large)])]).float())
     return F.normalize(torch.stack(rows), dim=1)
 
 
@@ -98,22 +98,22 @@ _BOX = _CELL - 3
 
 
 def matrix() -> str:
-    """Pictures against texts: how likely each text is drawn, what is excluded, and what was drawn."""
+    """Images against texts: how likely each text is sampled, what is excluded, and what was sampled."""
     found, number = drawn(), len(BATCH)
     side = number * _CELL
     canvas = Canvas(
         _LEFT + side + 66, _TOP + side + 62, name="negatives", title="Hard negatives of a batch of eight pairs"
     )
     for place, pair in enumerate(BATCH):
-        _picture(canvas, pair, x=22, y=_TOP + place * _CELL + _CELL / 2)
+        _image(canvas, pair, x=22, y=_TOP + place * _CELL + _CELL / 2)
         canvas.slanted(pair.caption, x=_LEFT + place * _CELL + _CELL / 2 - 2, y=_TOP - 8)
     for row in range(number):
         for column in range(number):
             _pair(canvas, found, row=row, column=column)
     _key(canvas, y=_TOP + side + 14)
-    texts = "; ".join(f"picture {row + 1}: text {text + 1}" for row, text in enumerate(found.text.tolist()))
-    pictures = "; ".join(f"text {row + 1}: picture {image + 1}" for row, image in enumerate(found.image.tolist()))
-    return canvas.finished(about=f"Texts drawn as negatives: {texts}. Pictures drawn as negatives: {pictures}.")
+    texts = "; ".join(f"image {row + 1}: text {text + 1}" for row, text in enumerate(found.text.tolist()))
+    images = "; ".join(f"text {row + 1}: image {image + 1}" for row, image in enumerate(found.image.tolist()))
+    return canvas.finished(about=f"Texts sampled as negatives: {texts}. Images sampled as negatives: {images}.")
 
 
 def _pair(canvas: Canvas, found: Drawn, *, row: int, column: int) -> None:
@@ -140,7 +140,7 @@ def _pair(canvas: Canvas, found: Drawn, *, row: int, column: int) -> None:
         )
 
 
-def _picture(canvas: Canvas, pair: Pair, *, x: float, y: float) -> None:
+def _image(canvas: Canvas, pair: Pair, *, x: float, y: float) -> None:
     size = 16 if pair.large else 11
     y -= 1.5
     canvas.box(x - _BOX / 2, y - _BOX / 2, _BOX, _BOX, kind="paper", radius=4)
@@ -153,12 +153,12 @@ def _picture(canvas: Canvas, pair: Pair, *, x: float, y: float) -> None:
 
 def _key(canvas: Canvas, *, y: float) -> None:
     canvas.circle(13, y + 8, 8, kind="ring")
-    canvas.text("text drawn for the picture", x=30, y=y + 12.5, kind="small", anchor="start")
+    canvas.text("text sampled for the image", x=30, y=y + 12.5, kind="small", anchor="start")
     canvas.shape(f"M13 {y + 22:g}l10 10l-10 10l-10 -10", kind="diamond")
-    canvas.text("picture drawn for the text", x=30, y=y + 36.5, kind="small", anchor="start")
+    canvas.text("image sampled for the text", x=30, y=y + 36.5, kind="small", anchor="start")
     x = 206
     canvas.box(x, y, 16, 16, kind="absent", radius=3)
     canvas.hatched(x, y, 16, 16)
-    canvas.text("same picture or same text: never", x=x + 26, y=y + 12.5, kind="small", anchor="start")
+    canvas.text("same image or same text: never", x=x + 26, y=y + 12.5, kind="small", anchor="start")
     canvas.box(x, y + 24, 16, 16, kind="heat-6", radius=3)
     canvas.text("chance in percent, each row", x=x + 26, y=y + 36.5, kind="small", anchor="start")

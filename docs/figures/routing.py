@@ -19,7 +19,7 @@ _SHORT = {VISION: "V", LANGUAGE: "L", VISION_LANGUAGE: "VL", SHARED: "FFN"}
 
 @dataclass(frozen=True)
 class Seen:
-    """What a layer does with one way in.
+    """Experts of a layer that one kind of input calls.
 
     Attributes:
         experts: All experts of the layer.
@@ -31,7 +31,7 @@ class Seen:
 
 
 def routes(config: VLMoConfig) -> dict[str, list[Seen]]:
-    """For each way in, what every layer does, the lowest first.
+    """Return the experts that each kind of input calls in every layer, the lowest first.
 
     The model has shapes and no numbers (PyTorch's meta device), so that one of full size takes no memory.
     """
@@ -67,7 +67,7 @@ _ROW, _LEFT, _TOP, _CHIP, _WAY = 24, 66, 34, 38, 148
 
 
 def layers(config: VLMoConfig | None = None) -> str:
-    """A row for each layer, a column for each way in; filled experts are called, hollow ones are only there."""
+    """A row for each layer, a column for each kind of input; filled experts are called, hollow ones are only there."""
     seen = routes(config or VLMoConfig.base())
     depth = len(seen["pair"])
     height = _TOP + depth * _ROW + 34
@@ -101,7 +101,7 @@ def _key(canvas: Canvas, names: list[str], *, y: float) -> None:
 
 
 def _told(seen: dict[str, list[Seen]]) -> str:
-    """One sentence for each way in and each run of layers that do the same."""
+    """Return a sentence for each kind of input and each run of layers that do the same."""
     sentences = []
     for way, found in seen.items():
         start = 0

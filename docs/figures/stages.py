@@ -1,4 +1,4 @@
-"""What each stage of pre-training trains: read off the parameters of its real objective after a backward pass."""
+"""Parameters that each stage of pre-training trains: those with a gradient after a backward pass of its objective."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _batch(config: VLMoConfig) -> Batch:
 
 _WIDTH, _HEIGHT = 212, 374
 _TITLES = {
-    "stage 1": ("Stage 1: vision", "pictures; masked patches"),
+    "stage 1": ("Stage 1: vision", "images; masked patches"),
     "stage 2": ("Stage 2: language", "texts; masked words"),
     "stage 3": ("Stage 3: both", "pairs; contrast, words, match"),
 }

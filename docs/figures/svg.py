@@ -60,8 +60,8 @@ class Canvas:
             start += step
         self.path("".join(lines), kind="hatch")
 
-    def picture(self, address: str, *, x: float, y: float, side: float) -> None:
-        """A square picture by its `data:` address."""
+    def image(self, address: str, *, x: float, y: float, side: float) -> None:
+        """A square image by its `data:` address."""
         self._parts.append(f'<image href="{escape(address)}" x="{x:g}" y="{y:g}" width="{side:g}" height="{side:g}"/>')
 
     def finished(self, *, about: str) -> str:

@@ -197,7 +197,7 @@ def test_negatives_are_those_that_stage_3_draws(monkeypatch):
         "image_ids": torch.tensor([pair.image_id for pair in negatives.BATCH]),
         "step_seed": torch.tensor(negatives.SEED),
     }
-    vectors = (negatives._vectors(pictures=True), negatives._vectors(pictures=False))
+    vectors = (negatives._vectors(images=True), negatives._vectors(images=False))
     rows, same = torch.arange(len(captions)), objective._same_pairs(batch)
     drawn = objective._sample_negatives(vectors, vectors, same=same, rows=rows, seed=batch["step_seed"])
     assert drawn.text.tolist() == found.text.tolist()
@@ -231,11 +231,11 @@ def test_maps_of_attention_are_of_unseen_drawings_and_their_names():
     encoder = Encoder("vlmo-small", device="cpu")
     for name, each in zip(attention.NAMES, attention.looked(), strict=True):
         assert name in unseen
-        words, weights = encoder.attention(each.picture, name)
+        words, weights = encoder.attention(each.image, name)
         assert words == each.words == name.split()
         assert (weights > 0).all()
         assert (weights.sum(axis=(1, 2)) < 1).all()  # the words themselves are looked at too
         for word, grid in zip(words, weights, strict=True):
             row, column = divmod(int(grid.argmax()), grid.shape[1])
-            said = f"“{word}” looks most at row {row + 1}, column {column + 1}"
+            said = f"“{word}” has its largest weight at row {row + 1}, column {column + 1}"
             assert f"{name}: {said}" in about
