@@ -32,8 +32,8 @@ fast: $(VENV)/.installed-quickstart  ## search 500 drawings with the small model
 quickstart: $(VENV)/.installed-quickstart  ## all stages on small real data: about ten minutes on two CPU cores
 	$(BIN)/vlmo quickstart $(ARGS)
 
-test: $(VENV)/.installed-dev  ## all tests but those that need a GPU; some drive Chromium (on Debian: apt install chromium)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder -m "not gpu" $(ARGS)
+test: $(VENV)/.installed-dev  ## all tests (some need a GPU); some drive Chromium (on Debian: apt install chromium)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling, dependencies
 	$(BIN)/ruff format --check .

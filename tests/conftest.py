@@ -35,7 +35,13 @@ def _same_seed() -> None:
     torch.manual_seed(SEED)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with modules that have slow tests, so that short ones fill the end of a run in several processes."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start with modules that have slow tests, so that short ones fill the end of a run in several processes.
+
+    Tests that need a GPU are deselected on a machine without one.
+    """
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

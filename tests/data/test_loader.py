@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import threading
 import time
+from collections import defaultdict
 
 import datasets
 import numpy as np
@@ -229,6 +230,23 @@ def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset,
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
     reseeded = RowExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=8)
     assert not torch.equal(first["pixel_values"], reseeded[0, 5]["pixel_values"])
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_masks_of_words_differ_by_epoch(pairs, dataset, tokenizer, with_images):
+    texts = dataset.remove_columns("image")
+    examples = pairs if with_images else RowExamples(texts, tokenizer=tokenizer, seed=7, mlm_probability=0.15)
+    masks = defaultdict(set)
+    for epoch in range(12):
+        example = examples[epoch, 5]
+        masks[example["input_ids"].tobytes()].add(example["mlm_labels"].tobytes())
+    assert all(len(masks_of_caption) > 1 for masks_of_caption in masks.values())
+
+
+def test_masks_of_patches_differ_by_epoch(dataset):
+    mask = BlockMaskConfig.for_grid(4, width=4)
+    examples = RowExamples(dataset, transform=train_transform(TRANSFORM), seed=1, mask=mask)
+    assert len({np.asarray(examples[epoch, 5]["bool_masked_pos"]).tobytes() for epoch in range(8)}) > 4
 
 
 def test_pair_examples_without_masks_keep_captions_and_pictures(pairs, dataset, tokenizer):

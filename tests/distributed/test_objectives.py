@@ -120,7 +120,9 @@ def named(name: str):
 
 
 @pytest.mark.parametrize("task", ALL_TASKS)
-def test_two_processes_equal_one(task, processes):
+def test_two_processes_equal_one(task, processes, monkeypatch):
+    # The reference does not use the code under test.
+    monkeypatch.setattr(distributed, "gather_with_grad", lambda tensor: tensor)
     losses, gradients = losses_and_gradients(UNCACHED.get(task, task))
     assert sum(float(gradient.abs().sum()) for gradient in gradients.values()) > 0
     for results, _, _ in processes:

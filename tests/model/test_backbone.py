@@ -1,5 +1,7 @@
 """The backbone: padding, attention implementations, picture sizes, recomputed activations, and its door."""
 
+import copy
+
 import pytest
 import torch
 from tests.toy_model import BEIT3, pictures, texts, toy
@@ -141,17 +143,24 @@ def test_pair_depends_on_both_parts_and_their_order():
             assert not torch.allclose(output[name], other[name], atol=1e-3)
 
 
+@pytest.mark.parametrize("num_fusion_layers", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("modality", "inputs"), [("vision", {"pixel_values": pictures()}), ("language", texts([7, 5]))]
+)
 @torch.no_grad()
-def test_itc_branches_differ_in_the_top_experts_alone():
-    model = model_with("sdpa")
-    image = model.join(image=model.embed_image(pictures()), grid=(4, 4))
-    own, fusion = model.contrast_states(image, fusion_branch=True)
-    torch.testing.assert_close(own, model(pixel_values=pictures()).last_hidden_state[:, 0])
-    top = model.blocks[-1].experts
-    top["vision_language"].load_state_dict(top["vision"].state_dict())
+def test_itc_branches_differ_in_the_top_experts_alone(num_fusion_layers, modality, inputs):
+    model = model_with("sdpa", num_fusion_layers=num_fusion_layers)
+    # A second model, whose own experts of the top layers are the vision-language experts of the first.
+    twin = copy.deepcopy(model)
+    for block in twin.blocks[-num_fusion_layers:]:
+        block.experts[modality].load_state_dict(block.experts["vision_language"].state_dict())
+    sequence = model.embed(**inputs)
+    own, fusion = model.contrast_states(sequence, fusion_branch=True)
+    torch.testing.assert_close(own, model(**inputs).last_hidden_state[:, 0])
+    torch.testing.assert_close(fusion, twin(**inputs).last_hidden_state[:, 0])
     assert not torch.allclose(own, fusion, atol=1e-3)
-    assert torch.equal(*model.contrast_states(image, fusion_branch=True))
-    assert len(model.contrast_states(image)) == 1
+    assert torch.equal(*twin.contrast_states(sequence, fusion_branch=True))
+    assert len(model.contrast_states(sequence)) == 1
 
 
 # -------------------------------------------------------------------------------- recomputed activations

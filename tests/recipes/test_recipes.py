@@ -13,10 +13,11 @@ from tests.recipes.toy_recipes import STEPS, shrunk
 
 from vlmo.data import builtin
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.model.heads import MAX_LOGIT_SCALE, ContrastHead
 from vlmo.recipes import RECIPES, Recipe, describe, find_recipe, small
 from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe
 from vlmo.run import build
-from vlmo.tasks import TASKS, VisionLanguageStage
+from vlmo.tasks import TASKS, RetrievalStage, VisionLanguageStage
 from vlmo.training import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recipes.txt"
@@ -36,8 +37,14 @@ KINDS = {kind_of(recipe): name for name, recipe in reversed(RECIPES.items())}
 @pytest.mark.parametrize("name", KINDS.values())
 def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, task_sets, tmp_path):
     recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, task_sets=task_sets)
-    result = build(recipe, run_dir=tmp_path).fit()
+    trainer = build(recipe, run_dir=tmp_path)
+    heads = [module for module in trainer.objective.modules() if isinstance(module, ContrastHead)]
+    assert bool(heads) == isinstance(recipe.stage, VisionLanguageStage | RetrievalStage)
+    for head in heads:
+        torch.nn.init.constant_(head.logit_scale, MAX_LOGIT_SCALE + 1)
+    result = trainer.fit()
     assert result.status == "finished"
+    assert all(head.logit_scale.item() <= MAX_LOGIT_SCALE for head in heads)
     lines = [line for line in read_metrics(tmp_path) if "loss" in line]
     assert len(lines) == STEPS
     assert all(np.isfinite(line["loss"]) for line in lines)
