@@ -33,8 +33,9 @@ from rich.console import Console
 from surroundings import surroundings, write_result
 from vlmo.data.sources import open_source
 from vlmo.folder import write_file
-from vlmo.retrieval import Encoder, IndexSettings, build_index
+from vlmo.retrieval import Encoder, build_index
 from vlmo.retrieval.approximate import make_approximate
+from vlmo.retrieval.building import APPROXIMATE_FROM
 from vlmo.retrieval.index import INDEX_FILE, read_facts
 from vlmo.retrieval.store import Store
 
@@ -109,11 +110,11 @@ def make_index(options: Options, folder: Path, *, console: Console) -> dict[str,
         encoder = Encoder(options.model)
         with tempfile.TemporaryDirectory() as name:
             _write_drawings(Path(name), number=options.drawings)
-            build_index(encoder, [name], out=folder, settings=IndexSettings(store_bytes=True))
+            build_index(encoder, [name], out=folder, store_bytes=True)
         store = Store(folder, dim=encoder.dim)
         _grow(store, options.vectors)
         store.optimize(lookups=True, alone=True)
-        made = make_approximate(store, least=IndexSettings().approximate_from, before=None, console=console)
+        made = make_approximate(store, least=APPROXIMATE_FROM, before=None, console=console)
         facts = read_facts(folder) | {
             "pictures": store.images.count_rows(),
             "approximate": None if made is None else asdict(made),

@@ -161,7 +161,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["index", "MODEL", "IMAGES", "--out", "IMAGES"], "something else than an index"),
         (["index", "MODEL", "IMAGES", "--out", "FILE"], "something else than an index"),
         (["index", "MODEL", "IMAGES", "--out", "FILE/new"], "Not a directory"),
-        (["index", "MODEL", "IMAGES", "--out", "new", "--batch", "0"], "batch 0"),
+        (["index", "MODEL", "IMAGES", "--out", "new", "--batch", "0"], "batch is 0"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--metadata", "nowhere.csv"], "expected a table"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--engine", "spark"], "--engine"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--devise", "cpu"], "--device"),

@@ -84,11 +84,11 @@ def test_options_of_the_page_exist(capsys):
 def test_limits_on_the_page_are_those_of_the_code():
     from vlmo.data.decoding import MAX_PIXELS
     from vlmo.data.listing import IMAGE_SUFFIXES
-    from vlmo.retrieval import IndexSettings
+    from vlmo.retrieval.building import APPROXIMATE_FROM
     from vlmo.retrieval.index import Approximate
     from vlmo.retrieval.sources import MAX_BYTES
 
     assert f"more than {MAX_BYTES // 10**6} MB or {MAX_PIXELS // 10**6}\n" in PAGE
-    assert f"From {IndexSettings().approximate_from // 1000} thousand images on" in PAGE
+    assert f"From {APPROXIMATE_FROM // 1000} thousand images on" in PAGE
     assert f"for the best {Approximate('', 1).candidates} candidates" in PAGE
     assert set(re.findall(r"\.\w+", re.search(r"by their suffix \((.*?)\)", PAGE)[1])) <= IMAGE_SUFFIXES

@@ -31,7 +31,7 @@ from tests.retrieval.toy_index import (
 )
 
 from vlmo import progress
-from vlmo.retrieval import Index, IndexSettings, build_index, building, engine, journal
+from vlmo.retrieval import Index, build_index, building, engine, journal
 from vlmo.retrieval.engine import RecordEncoder
 from vlmo.retrieval.metadata import Unmatched
 from vlmo.retrieval.sources import Record
@@ -350,7 +350,7 @@ def test_log_gets_lines_of_progress(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "_LISTED_EVERY", 5)
     folder = write_folder(tmp_path / "images")
     console = Console(file=io.StringIO(), force_terminal=False, width=60)
-    build_index(encoder, [folder], out=tmp_path / "index", settings=IndexSettings(batch=8), console=console)
+    build_index(encoder, [folder], out=tmp_path / "index", batch=8, console=console)
     embed_images(encoder, [folder], out=tmp_path / "v.npy", batch=8, console=console)
     lines = console.file.getvalue().splitlines()
     size = sum((folder / name).stat().st_size for name in NAMES) / 1000
@@ -452,7 +452,7 @@ def test_images_go_through_a_few_at_a_time(kind, encoder, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Record, "__init__", note)
     monkeypatch.setattr(RecordEncoder, "finish", count)
-    report = build_index(encoder, [given], out=tmp_path / "index", settings=IndexSettings(batch=2))
+    report = build_index(encoder, [given], out=tmp_path / "index", batch=2)
     assert report.images == NUM + 60
     # A group that was read, one that is being read, and three batches; never all of them.
     assert max(alive) <= 2 * 8 + 3 * 2
@@ -483,8 +483,8 @@ def test_folder_of_something_else_is_left_alone(encoder, tmp_path):
     with pytest.raises(ValueError, match="nothing to index"):
         build(encoder, out=tmp_path / "index")
     assert not (tmp_path / "index").exists()
-    with pytest.raises(ValueError, match="thumbnail is 3"):
-        build(encoder, folder, out=tmp_path / "index", thumbnail=3)
+    with pytest.raises(ValueError, match="approximate_from is 0"):
+        build(encoder, folder, out=tmp_path / "index", approximate_from=0)
 
 
 def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, caplog):
@@ -526,7 +526,7 @@ def build_slowly(model: Path, given: Path, out: Path, log: Path, seconds: float)
         return finish(self, batch, started)
 
     engine.RecordEncoder.finish = slow
-    build_index(model, [given], out=out, settings=IndexSettings(batch=2))
+    build_index(model, [given], out=out, batch=2)
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ import pytest
 from tests.integrations.toy_gallery import drawings
 from tests.retrieval.toy_index import NAMES, NUM, encoded, rows, write_folder, write_parquet, write_table, write_tar
 
-from vlmo.retrieval import Encoder, Index, IndexSettings, build_index
-from vlmo.retrieval.ray_engine import RayEngine
+from vlmo.retrieval import Index, build_index
 
 # Ray's own doings.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -30,11 +29,10 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
     write_tar(tmp_path / "tars" / "0.tar", numbers=range(10, 16))
     write_parquet(tmp_path / "parquet" / "0.parquet", numbers=range(14, NUM))
     inputs = [folder, tmp_path / "tars", tmp_path / "parquet"]
-    settings = IndexSettings(batch=4)
 
     def both(*given, **expected) -> None:
         for engine in ("ray", "local"):
-            report = build_index(model, given, out=tmp_path / engine, settings=settings, engine=engine, workers=2)
+            report = build_index(model, given, out=tmp_path / engine, batch=4, engine=engine, workers=2)
             assert vars(report).items() >= expected.items(), engine
         found, plain = rows(tmp_path / "ray"), rows(tmp_path / "local")
         assert found.keys() == plain.keys()
@@ -57,6 +55,6 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
     both(encoded=1, images=22, deleted=4)
 
 
-def test_no_workers_are_refused(model):
+def test_no_workers_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="workers is 0"):
-        RayEngine(Encoder(model), workers=0, batch=2, thumbnail=64)
+        build_index(model, [tmp_path], out=tmp_path / "index", engine="ray", workers=0)

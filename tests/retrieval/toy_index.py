@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 
-from vlmo.retrieval import BuildReport, Encoder, IndexSettings, build_index
+from vlmo.retrieval import BuildReport, Encoder, build_index
 
 NUM = len(CAPTIONS)
 NAMES = [f"{'sub/' if number % 2 else ''}ünïcode {number:02d}.png" for number in range(NUM)]
@@ -82,7 +82,7 @@ def write_parquet(path: Path, *, paths: bool = False, numbers: range = range(NUM
 
 
 def build(model: Encoder | Path, *inputs: Path | str, out: Path, **settings) -> BuildReport:
-    return build_index(model, inputs, out=out, settings=IndexSettings(batch=8, **settings))
+    return build_index(model, inputs, out=out, batch=8, **settings)
 
 
 def rows(out: Path) -> dict[str, dict]:

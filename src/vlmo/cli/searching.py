@@ -37,8 +37,6 @@ class IndexOptions:
     """Table (.csv, .tsv, .jsonl) of captions and columns by the names of image files; later runs go by it too."""
     store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False
     """Keep the bytes of image files in the index, in later runs too; those of shards are kept in any case."""
-    thumbnail: int = 256
-    """Longest side of thumbnails, in pixels."""
     batch: int = 64
     """Images that go through the model at a time."""
     approximate_from: int = 50_000
@@ -107,25 +105,10 @@ def index_command(options: IndexOptions) -> None:
     folder = Path(find_model(options.folder))
     hide_loading_bars()
     with _packages():
-        from vlmo.retrieval import IndexSettings, build_index
-    settings = IndexSettings(
-        store_bytes=options.store_bytes or None,
-        metadata=options.metadata,
-        thumbnail=options.thumbnail,
-        batch=options.batch,
-        approximate_from=options.approximate_from,
-    )
-    report = build_index(
-        folder,
-        options.images,
-        out=options.out,
-        settings=settings,
-        forget=options.forget,
-        engine=options.engine,
-        workers=options.workers,
-        device=options.device,
-        console=_STDERR,
-    )
+        from vlmo.retrieval import build_index
+    given = {name: value for name, value in vars(options).items() if name not in {"folder", "images"}}
+    given["store_bytes"] = options.store_bytes or None
+    report = build_index(folder, options.images, **given, console=_STDERR)
     _show_report(report, out=options.out)
 
 

@@ -18,7 +18,7 @@ from vlmo.folder import write_file
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import Recall, make_approximate
 from vlmo.retrieval.encoder import BATCH, Encoder
-from vlmo.retrieval.engine import THUMBNAIL, Engine, LocalEngine
+from vlmo.retrieval.engine import Engine, local_engine
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
 from vlmo.retrieval.metadata import MetadataTable, Unmatched
 from vlmo.retrieval.sources import Found, Reader, as_origin, find, was_deleted
@@ -28,37 +28,10 @@ from vlmo.retrieval.update import Update
 _LOCK_FILE = ".lock"
 _LOOKUPS_FROM = 20_000
 """Images from which on the table's columns of ids and hashes are indexed."""
+APPROXIMATE_FROM = 50_000
+"""Images from which on an approximate index is built beside the exact search."""
 _LISTED_EVERY = 1000
 """Listed files between two updates of the progress."""
-
-
-@dataclass(frozen=True)
-class IndexSettings:
-    """Settings of an index.
-
-    Attributes:
-        store_bytes: Keep the bytes of image files in the index; those of shards are kept in any case. None: as in the
-            last run, and not in the first one.
-        metadata: Table of captions and columns for files, by their names. None: that of the last run; without one,
-            `captions.csv` and the like in the folders themselves.
-        thumbnail: Longest side of thumbnails, in pixels.
-        batch: Images that go through the model at a time.
-        approximate_from: Number of images from which on an approximate index is built beside the exact search.
-    """
-
-    store_bytes: bool | None = None
-    metadata: Path | None = None
-    thumbnail: int = THUMBNAIL
-    batch: int = BATCH
-    approximate_from: int = 50_000
-
-    def __post_init__(self) -> None:
-        """Validate the values; ValueError if one is too small."""
-        if self.thumbnail < 16 or self.batch < 1 or self.approximate_from < 1:
-            raise ValueError(
-                f"thumbnail is {self.thumbnail}, batch {self.batch} and approximate_from {self.approximate_from}; give "
-                "at least 16 pixels, and numbers of images from 1 up"
-            )
 
 
 @dataclass(frozen=True)
@@ -95,8 +68,11 @@ def build_index(
     inputs: Sequence[str | Path] = (),
     *,
     out: str | Path,
-    settings: IndexSettings | None = None,
+    store_bytes: bool | None = None,
+    metadata: str | Path | None = None,
     forget: Sequence[str | Path] = (),
+    batch: int = BATCH,
+    approximate_from: int = APPROXIMATE_FROM,
     engine: Literal["local", "ray"] = "local",
     workers: int = 2,
     device: str | None = None,
@@ -112,8 +88,13 @@ def build_index(
         inputs: Folders, image files, .tar and .parquet files, folders that `datasets` saved, or patterns and URIs of
             these.
         out: Folder of the index, on this machine's disk.
-        settings: Settings of the index.
+        store_bytes: Keep the bytes of image files in the index; those of shards are kept in any case. None: as in the
+            last run, and not in the first one.
+        metadata: Table of captions and columns for files, by their names. None: that of the last run; without one,
+            `captions.csv` and the like in the folders themselves.
         forget: Inputs of earlier runs whose images leave the index, or the table of metadata that they were given.
+        batch: Images that go through the model at a time.
+        approximate_from: Number of images from which on an approximate index is built beside the exact search.
         engine: Embed in this process, or in actors of Ray Data.
         workers: Number of these actors.
         device: Device of the model, if a folder is given; None takes a GPU if there is one.
@@ -121,12 +102,14 @@ def build_index(
             nothing.
 
     Raises:
-        ValueError: Nothing to index, something that cannot be read, or an index of another model.
+        ValueError: Nothing to index, something that cannot be read, an index of another model, or a number below 1.
     """
-    settings = settings or IndexSettings()
+    for name, value in (("batch", batch), ("approximate_from", approximate_from), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; give a number from 1 up")
     start, folder = time.perf_counter(), Path(out).expanduser()
     earlier = _facts_of(folder)
-    remembered = _remembered(earlier, settings, forget)
+    remembered = _remembered(earlier, store_bytes=store_bytes, metadata=metadata, forget=forget)
     table = None if remembered["metadata"] is None else MetadataTable(Path(remembered["metadata"]))
     origins = _origins(earlier, inputs, forget)
     encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
@@ -161,12 +144,10 @@ def build_index(
                 update = Update(store, reader=reader, size=size, progress=progress)
                 listing.seek(0)
                 found = (Found(**json.loads(line)) for line in listing)
-                counts = update.run(_engine(engine, encoder, settings=settings, workers=workers), found)
+                counts = update.run(_engine(engine, encoder, batch=batch, workers=workers), found)
             images = store.images.count_rows()
             store.optimize(lookups=images >= _LOOKUPS_FROM, alone="updated" not in facts)
-            approximate = make_approximate(
-                store, least=settings.approximate_from, before=facts["approximate"], console=console
-            )
+            approximate = make_approximate(store, least=approximate_from, before=facts["approximate"], console=console)
             captions = store.captions.count_rows()
             facts |= {
                 "complete": True,
@@ -197,17 +178,23 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
     return read_facts(folder)
 
 
-def _remembered(facts: dict[str, Any] | None, settings: IndexSettings, forget: Sequence[str | Path]) -> dict[str, Any]:
+def _remembered(
+    facts: dict[str, Any] | None,
+    *,
+    store_bytes: bool | None,
+    metadata: str | Path | None,
+    forget: Sequence[str | Path],
+) -> dict[str, Any]:
     """Settings that stay in force for later runs until they are given anew."""
     remembered: dict[str, Any] = {
         "metadata": None,
         "store_bytes": False,
         **({} if facts is None else facts.get("told", {})),
     }
-    if settings.store_bytes is not None:
-        remembered["store_bytes"] = settings.store_bytes
-    if settings.metadata is not None:
-        remembered["metadata"] = as_origin(str(settings.metadata))
+    if store_bytes is not None:
+        remembered["store_bytes"] = store_bytes
+    if metadata is not None:
+        remembered["metadata"] = as_origin(str(metadata))
     elif remembered["metadata"] in [as_origin(str(given)) for given in forget]:
         remembered["metadata"] = None
     elif remembered["metadata"] is not None and not Path(remembered["metadata"]).is_file():
@@ -254,14 +241,14 @@ def _list(origin: str, listing: IO[str], *, before: Collection[str], progress: P
     return size
 
 
-def _engine(name: Literal["local", "ray"], encoder: Encoder, *, settings: IndexSettings, workers: int) -> Engine:
+def _engine(name: Literal["local", "ray"], encoder: Encoder, *, batch: int, workers: int) -> Engine:
     if name == "local":
-        return LocalEngine(encoder, batch=settings.batch, thumbnail=settings.thumbnail)
+        return local_engine(encoder, batch=batch)
     try:
-        from vlmo.retrieval.ray_engine import RayEngine
+        from vlmo.retrieval.ray_engine import ray_engine
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}. Ray needs more packages: pip install 'vlmo[ray]'") from error
-    return RayEngine(encoder, workers=workers, batch=settings.batch, thumbnail=settings.thumbnail)
+    return ray_engine(encoder, batch=batch, workers=workers)
 
 
 def _now() -> str:

@@ -1,14 +1,13 @@
-"""Embeds the images of tasks: what an engine is given, what it yields, and the engine of this process."""
+"""Embeds the images of tasks: what is read, what comes out, and the engine of this process."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from vlmo.data.decoding import decode_image
-from vlmo.data.stream.records import Bad
+from vlmo.data.quarantine import Bad
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.sources import Found, Reader, Record
 from vlmo.retrieval.store import Known, encoded_schema
 
-THUMBNAIL = 256
+_THUMBNAIL = 256
 """Longest side of thumbnails, in pixels."""
 _QUALITY = 85
-_GROUP, _GROUP_BYTES = 256, 64 << 20
-"""Images, and bytes of images, that are in memory at a time, not yet decoded."""
-_WAITING = 2
-"""Batches that are decoded, or being decoded, while the model works on another."""
+_GROUP, _GROUP_BYTES = 128, 64 << 20
+"""Images, and bytes of images, that are read at a time; the next ones are decoded while the model works on these."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +98,39 @@ class Rows(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """All rows of a shard were yielded; `complete` if it could be read to its end."""
+    """All rows of a shard were yielded."""
 
     shard: Found
-    complete: bool
 
 
+Step = Group | Rows | Finished
 Lookup = Callable[[Sequence[str]], Mapping[str, Encoded]]
 """From hashes to those results that the index has already."""
+Engine = Callable[[Iterable[Task], Reader, Lookup], Iterator[Step]]
+"""Works on all tasks; images with bytes that the lookup knows are not embedded again."""
 
 
-class Engine(Protocol):
-    """Embeds images."""
+def local_engine(encoder: Encoder, *, batch: int) -> Engine:
+    """Return the engine of this process, which puts `batch` images through the model at a time."""
+    embedder = RecordEncoder(encoder, batch=batch)
 
-    def run(self, tasks: Iterable[Task], *, reader: Reader, lookup: Lookup) -> Iterator[Group | Rows | Finished]:
-        """Work on all tasks; images with bytes that `lookup` knows are not embedded again."""
-        ...
+    def run(tasks: Iterable[Task], reader: Reader, lookup: Lookup) -> Iterator[Step]:
+        embedding: Iterator[Step] = iter(())  # of the group before, while the next one is decoded
+        results: dict[str, Encoded] = {}
+        for task in tasks:
+            for group in read_groups(task, reader):
+                yield group
+                known = dict(lookup([record.hash for record in group.records]))
+                started = embedder.start(record for record in group.records if record.hash not in known)
+                yield from embedding
+                results = known | {hash: results[hash] for hash in started if hash in results}  # noqa: A001
+                embedding = embedder.embed(group.records, started, results=results)
+            if task.shard is not None:
+                yield from embedding
+                yield Finished(task.shard)
+        yield from embedding
+
+    return run
 
 
 def read_groups(task: Task, reader: Reader) -> Iterator[Group]:
@@ -143,7 +157,7 @@ def _read_files(files: Sequence[Found], reader: Reader) -> Iterator[Record | Bad
     waiting: list[Found] = []
     for found in files:
         waiting.append(found)
-        if sum(each.size for each in waiting) >= _GROUP_BYTES or len(waiting) >= _GROUP // 4:
+        if sum(each.size for each in waiting) >= _GROUP_BYTES or len(waiting) >= _GROUP // 2:
             yield from reader.files(waiting)
             waiting = []
     yield from reader.files(waiting)
@@ -154,19 +168,60 @@ _Decoded = tuple[Tensor, bytes, int, int]
 
 
 class RecordEncoder:
-    """Decodes in threads and embeds; the next batch can be decoded while the model works on this one.
+    """Decodes images in threads, and embeds them with their captions.
 
     Args:
         encoder: The model.
-        thumbnail: Longest side of thumbnails, in pixels.
+        batch: Images that go through it at a time.
     """
 
-    def __init__(self, encoder: Encoder, *, thumbnail: int = THUMBNAIL) -> None:
-        self._encoder, self._thumbnail = encoder, thumbnail
+    def __init__(self, encoder: Encoder, *, batch: int) -> None:
+        self._encoder, self._batch = encoder, batch
 
-    def start(self, record: Record) -> Future[_Decoded]:
-        """Begin to decode."""
-        return self._encoder.pool.submit(self._decode, record)
+    def start(self, records: Iterable[Record]) -> dict[str, Future[_Decoded]]:
+        """Begin to decode the images, by their hashes."""
+        first = {record.hash: record for record in records}
+        return {hash: self._encoder.pool.submit(self._decode, record) for hash, record in first.items()}  # noqa: A001
+
+    def embed(
+        self, records: Sequence[Record], started: dict[str, Future[_Decoded]], *, results: dict[str, Encoded]
+    ) -> Iterator[Group | Rows]:
+        """Yield the rows of images, a batch at a time; images with the same bytes are embedded once.
+
+        Args:
+            records: The images.
+            started: Result of `start`; a decoded image is dropped when it has been embedded.
+            results: Results by hash that exist already; it gets those of this call.
+        """
+        same: dict[str, list[Record]] = {}
+        for record in records:
+            same.setdefault(record.hash, []).append(record)
+        again = [record for hash, twins in same.items() if hash in results for record in twins]  # noqa: A001
+        fresh = [hash for hash in same if hash not in results]  # noqa: A001
+        for start in range(0, len(fresh), self._batch):
+            hashes = fresh[start : start + self._batch]
+            found = self.finish([same[hash][0] for hash in hashes], [started.pop(hash) for hash in hashes])  # noqa: A001
+            embedded: list[Record] = []
+            bad: list[Bad] = []
+            for hash, result in zip(hashes, found, strict=True):  # noqa: A001
+                if isinstance(result, Bad):
+                    bad += [record.bad(result.reason) for record in same[hash]]
+                else:
+                    results[hash] = result
+                    embedded += same[hash]
+            if bad:
+                yield Group([], [], bad, 0)
+            yield from self._rows(embedded, results, num_encoded=sum(not isinstance(each, Bad) for each in found))
+        yield from self._rows(again, results, num_encoded=0)
+
+    def _rows(self, records: list[Record], results: dict[str, Encoded], *, num_encoded: int) -> Iterator[Rows]:
+        """Yield the rows, if there are any; a caption that several images have is embedded once."""
+        if records:
+            texts = list(dict.fromkeys(caption for record in records for caption in record.captions))
+            numbers = {text: number for number, text in enumerate(texts)}
+            vectors = self._encoder.embed_texts(texts)
+            captions = [vectors[[numbers[caption] for caption in record.captions]] for record in records]
+            yield Rows(records, [results[record.hash] for record in records], captions, num_encoded)
 
     def finish(self, records: Sequence[Record], started: Sequence[Future[_Decoded]]) -> list[Encoded | Bad]:
         """Embed the images, or tell why they cannot be decoded."""
@@ -179,94 +234,10 @@ class RecordEncoder:
         vectors = iter(self._encoder.embed_pixels([each[0] for each in decoded if not isinstance(each, Bad)]))
         return [each if isinstance(each, Bad) else Encoded(next(vectors), *each[1:]) for each in decoded]
 
-    def captions(self, records: Sequence[Record]) -> list[Float32[np.ndarray, "caption dim"]]:
-        """Embed the captions of each image; a text that several have is embedded once."""
-        texts = list(dict.fromkeys(caption for record in records for caption in record.captions))
-        rows = {text: row for row, text in enumerate(texts)}
-        vectors = self._encoder.embed_texts(texts)
-        return [vectors[[rows[caption] for caption in record.captions]] for record in records]
-
     def _decode(self, record: Record) -> _Decoded:
         image = decode_image({"bytes": record.data, "path": record.place})
         small = image.copy()
-        small.thumbnail((self._thumbnail, self._thumbnail), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
         file = io.BytesIO()
         small.save(file, "JPEG", quality=_QUALITY)
         return self._encoder.pixels(image), file.getvalue(), *image.size
-
-
-@dataclass
-class _Batch:
-    """Images that are being decoded, and others with the same bytes as one of them."""
-
-    records: list[Record] = field(default_factory=list)
-    started: list[Future[_Decoded]] = field(default_factory=list)
-    twins: dict[str, list[Record]] = field(default_factory=dict)
-
-
-class LocalEngine:
-    """One model in this process.
-
-    Args:
-        encoder: The model.
-        batch: Images that go through it at a time.
-        thumbnail: Longest side of thumbnails, in pixels.
-    """
-
-    def __init__(self, encoder: Encoder, *, batch: int, thumbnail: int = THUMBNAIL) -> None:
-        self._encoder, self._size = RecordEncoder(encoder, thumbnail=thumbnail), batch
-
-    def run(self, tasks: Iterable[Task], *, reader: Reader, lookup: Lookup) -> Iterator[Group | Rows | Finished]:
-        """See `Engine.run`; an image whose bytes are on their way already is not embedded again either."""
-        batches: deque[_Batch] = deque([_Batch()])
-        for task in tasks:
-            complete = True
-            for group in read_groups(task, reader):
-                yield group
-                complete = complete and not any(bad.kind == "shard" for bad in group.bad)
-                yield from self._add(group.records, batches, lookup=lookup)
-            if task.shard is not None:
-                yield from self._drain(batches)
-                yield Finished(task.shard, complete)
-        yield from self._drain(batches)
-
-    def _add(self, records: list[Record], batches: deque[_Batch], *, lookup: Lookup) -> Iterator[Group | Rows]:
-        known = dict(lookup([record.hash for record in records]))
-        again = []
-        for record in records:
-            if record.hash in known:
-                again.append(record)
-            elif twin := next((batch for batch in batches if record.hash in batch.twins), None):
-                twin.twins[record.hash].append(record)
-            else:
-                last = batches[-1]
-                last.records.append(record)
-                last.started.append(self._encoder.start(record))
-                last.twins[record.hash] = []
-                if len(last.records) >= self._size:
-                    batches.append(_Batch())
-                    if len(batches) > _WAITING:
-                        known |= yield from self._embed(batches.popleft())
-        if again:
-            yield Rows(again, [known[record.hash] for record in again], self._encoder.captions(again), 0)
-
-    def _drain(self, batches: deque[_Batch]) -> Iterator[Group | Rows]:
-        while batches:
-            yield from self._embed(batches.popleft())
-        batches.append(_Batch())
-
-    def _embed(self, batch: _Batch) -> Generator[Group | Rows, None, dict[str, Encoded]]:
-        """Yield the rows of a batch; return its results by the hashes of the images."""
-        found: dict[str, Encoded] = {}
-        records: list[Record] = []
-        for record, result in zip(batch.records, self._encoder.finish(batch.records, batch.started), strict=True):
-            same = [record, *batch.twins[record.hash]]
-            if isinstance(result, Bad):
-                yield Group([], [], [each.bad(result.reason) for each in same], 0)
-            else:
-                found[record.hash] = result
-                records += same
-        if records:
-            encoded = [found[record.hash] for record in records]
-            yield Rows(records, encoded, self._encoder.captions(records), len(found))
-        return found

@@ -7,11 +7,10 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from vlmo.data.quarantine import Bad, read_lines, to_lines
+from vlmo.data.quarantine import QuarantineFile, read_lines, to_lines
 from vlmo.folder import write_file
 from vlmo.progress import Progress
 from vlmo.retrieval.engine import Engine, Finished, Rows, Task
@@ -60,11 +59,12 @@ class Update:
         Raises:
             ValueError: The index is damaged.
         """
-        journal, quarantine = Journal(self._store), _Quarantine(self._store.folder / QUARANTINE_FILE)
+        journal, quarantine = Journal(self._store), QuarantineFile(self._store.folder / QUARANTINE_FILE)
+        bad_before, bad_now = read_lines(self._store.folder / QUARANTINE_FILE), []
         tasks = self._tasks(listing, journal)
-        for step in engine.run(tasks, reader=self._reader, lookup=journal.encoded):
+        for step in engine(tasks, self._reader, journal.encoded):
             if isinstance(step, Finished):
-                self._finish(step)
+                self._finish(step.shard)
                 continue
             if isinstance(step, Rows):
                 journal.add(step)
@@ -74,13 +74,19 @@ class Update:
                 self._advance(0, unchanged=0)
             else:
                 self._mark(step.unchanged)
-                for bad in step.bad:
-                    quarantine.add(bad)
+                quarantine.add(step.bad)
+                bad_now += [bad.line() for bad in step.bad]
+                # The part of a shard that could not be read this time may exist: its images stay.
+                self._settled.update(bad.shard for bad in step.bad if bad.kind == "shard")
                 self._advance(step.size, unchanged=len(step.unchanged))
         journal.close()
         self._delete_unseen()
         write_file(self._store.folder / SHARDS_FILE, "".join(_done_line(*done) for done in self._done.items()))
-        self.counts.bad = quarantine.finish(settled=self._settled)
+        # Lines of this run, and older ones about shards that were not read again.
+        bad_before = [line for line in bad_before if line["path"] in self._settled]
+        lines = list(dict.fromkeys(to_lines([line]) for line in [*bad_before, *bad_now]))
+        write_file(self._store.folder / QUARANTINE_FILE, "".join(lines))
+        self.counts.bad = len(lines)
         return self.counts
 
     def _tasks(self, listing: Iterable[Found], journal: Journal) -> Iterator[Task]:
@@ -124,17 +130,14 @@ class Update:
         if changed:
             yield Task(list(changed.values()), {id: known[id] for id in changed if id in known})  # noqa: A001
 
-    def _finish(self, finished: Finished) -> None:
-        """Remember a shard, so that it is not read again before it changes."""
-        shard = finished.shard
-        if finished.complete:
+    def _finish(self, shard: Found) -> None:
+        """Remember a shard that was read to its end, so that it is not read again before it changes."""
+        if shard.place in self._settled:
+            self._done.pop(shard.place, None)
+        else:
             self._done[shard.place] = self._reader.stamp(shard)
             with (self._store.folder / SHARDS_FILE).open("a", encoding="utf-8") as file:
                 file.write(_done_line(shard.place, self._done[shard.place]))
-        else:
-            # The part that could not be read this time may exist: its images stay.
-            self._settled.add(shard.place)
-            self._done.pop(shard.place, None)
 
     def _mark(self, ids: Iterable[str]) -> None:
         self._seen.extend(int(id[:16], 16) for id in ids)  # noqa: A001
@@ -157,29 +160,6 @@ class Update:
         for start in range(0, len(gone), _DELETED_AT_ONCE):
             self._store.delete(gone[start : start + _DELETED_AT_ONCE])
         self.counts.deleted = len(gone)
-
-
-class _Quarantine:
-    """Lines about images and shards that cannot be used; those of an earlier run stay until this one ends."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._before = {to_lines([line]): line for line in read_lines(path)}
-        self._now: dict[str, None] = {}
-
-    def add(self, bad: Bad) -> None:
-        """Append the line at once, unless the file has it."""
-        line = to_lines([bad.line()])
-        if line not in self._before and line not in self._now:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
-        self._now[line] = None
-
-    def finish(self, *, settled: set[str]) -> int:
-        """Keep the lines of this run, and older ones about settled shards; return their number."""
-        old = [line for line, about in self._before.items() if line not in self._now and about["path"] in settled]
-        write_file(self._path, "".join([*old, *self._now]))
-        return len(old) + len(self._now)
 
 
 def _done_line(shard: str, stamp: str) -> str:

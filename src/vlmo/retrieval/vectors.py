@@ -19,7 +19,7 @@ from vlmo.data.quarantine import Bad, to_lines
 from vlmo.folder import atomic_file
 from vlmo.progress import Progress
 from vlmo.retrieval.encoder import BATCH, Encoder
-from vlmo.retrieval.engine import Group, LocalEngine, Rows, Task
+from vlmo.retrieval.engine import Group, Rows, Task, local_engine
 from vlmo.retrieval.sources import Reader, as_origin, find
 
 _FILES = 2048
@@ -62,8 +62,10 @@ def embed_images(
         console: Console for progress.
 
     Raises:
-        ValueError: Nothing to embed, another kind of file, or one that exists.
+        ValueError: Nothing to embed, another kind of file, one that exists, or a batch below 1.
     """
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; give a number from 1 up")
     out = Path(out).expanduser()
     bad: list[Bad] = []
     with _writing(out, name="place", dim=encoder.dim) as writer:
@@ -76,7 +78,7 @@ def embed_images(
         tasks += [Task([each]) for each in found if each.kind != "file"]
         size, read = sum(each.size for each in found), 0
         with Progress(console, in_bytes=True) as progress:
-            for step in LocalEngine(encoder, batch=batch).run(tasks, reader=Reader(), lookup=lambda _: {}):
+            for step in local_engine(encoder, batch=batch)(tasks, Reader(), lambda _: {}):
                 if isinstance(step, Rows):
                     vectors = np.stack([each.vector for each in step.encoded])
                     writer.add([record.place for record in step.records], vectors)
