@@ -56,11 +56,11 @@ _H100_FLOPS, _UTILISATION = 989e12, 0.4  # dense bf16, as its data sheet states
 
 @dataclass(frozen=True)
 class Question:
-    """A table of the report.
+    """A question of the report.
 
     Attributes:
         title: The question.
-        rows: Labels in this table by variant.
+        rows: Labels of its answers by variant.
         claims: Pairs of variants (better, worse) that the paper reports, or that its design suggests.
         paper: NLVR2 accuracy in percent by variant, (dev, test-P), where the paper reports it.
     """

@@ -51,13 +51,14 @@ _STAGE_RUNS = {None: (), "stage1": ("tokenizer", "stage1"), "stage2": ("tokenize
 MARK = "<!-- all below is written by experiments/findings.py -->"
 ROOT = Path(__file__).resolve().parents[1]
 _LEGEND = f"""\
+- `{PLAIN}`: random weights, Multiway, shared attention, three losses, hard negatives from the whole batch.
 - Metrics are percent, mean ± standard deviation over seeds. Minutes are of training; those of stages 1 and 2 follow +.
 - IR and TR: the dual encoder on 500 drawings in an unseen style, after stage 3 on `{PAIRS}`. *Matching*: share of the
   shortlists of {RERANK} with the right image in which the matching head alone ranks it first.
 - *easy-VQA*: questions about a shape. *Two images*: sentences about the colours of two shapes, fine-tuned from the
   model of easy-VQA. *Consistency*: sentences judged correctly for all four pairs of images.
 - Hard negatives have a sharpness of {SHARPNESS:g} (paper: 1). Sizes, data and starts differ from the paper's, so only
-  directions can be compared. *paper* marks claims for which the paper has both numbers.
+  directions can be compared; *paper*: the paper has both numbers.
 - ITC alone has no vision-language experts in stage 3, as none of its losses trains them."""
 
 
@@ -133,7 +134,7 @@ def read_findings(run: Path, *, scale: float = 1.0) -> Findings:
 
 
 def to_markdown(findings: Findings) -> str:
-    """Return circumstances and legend, then a table, a chart and the verdicts of each question."""
+    """Return circumstances, legend and a table of all variants, then a chart and the verdicts of each question."""
     jobs = [result for name in VARIANTS for result in findings.results.get(name, ())]
     scale = jobs[0]["scale"]
     steps = [max(1, round(STEPS[name] * scale)) for name in ("stage3", "easy-vqa", "easy-vqa-pairs-colors")]
@@ -155,37 +156,46 @@ def to_markdown(findings: Findings) -> str:
         _tally(findings),
     ]
     if hidden := findings.values(PLAIN, "easy-vqa-hidden"):
-        parts.append(f"easy-VQA of *{PLAIN}* with every image hidden: {_spread(hidden)}.")
+        parts.append(f"easy-VQA of `{PLAIN}` with every image hidden: {_spread(hidden)}.")
+    parts.append(_table(findings))
     parts += [_section(findings, name, question) for name, question in findings.questions()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(findings: Findings, name: str, question: Question) -> str:
-    rows = [row for row in question.rows if row in findings.results]
+def _table(findings: Findings) -> str:
+    rows = [variant for variant in VARIANTS if variant in findings.results]
+    labels = {row: label for question in QUESTIONS.values() for row, label in question.rows.items() if row != PLAIN}
     metrics = [metric for metric in METRICS if any(findings.values(row, metric) for row in rows)]
-    lines = [
-        ["", "parameters", *(METRICS[metric] for metric in metrics), "minutes", "paper: NLVR2 dev / test-P"],
-        ["---"] * (len(metrics) + 4),
-    ]
+    lines = [["", "parameters", *(METRICS[metric] for metric in metrics), "minutes"], ["---"] * (len(metrics) + 3)]
     for row in rows:
-        paper = " / ".join("-" if value is None else f"{value:.2f}" for value in question.paper.get(row, ()))
+        name = f"`{row}`: {labels[row]}" if row in labels else f"`{row}`"
         shown = [_spread(findings.values(row, metric)) for metric in metrics]
         parameters = f"{findings.results[row][0]['parameters'] / 1e6:.2f}M"
-        lines.append([question.rows[row], parameters, *shown, findings.minutes(row), paper])
-    lines.append(["chance", "", *(f"{findings.chance(metric, rows):.1f}" for metric in metrics), "", ""])
+        lines.append([name, parameters, *shown, findings.minutes(row)])
+    lines.append(["chance", "", *(f"{findings.chance(metric, rows):.1f}" for metric in metrics), ""])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _section(findings: Findings, name: str, question: Question) -> str:
     claims = []
     for better, worse in question.claims:
-        verdicts = {metric: findings.verdict(better, worse, metric) for metric in metrics}
-        groups = {each: [METRICS[metric] for metric in metrics if verdicts[metric] == each] for each in VERDICTS}
+        verdicts = {metric: findings.verdict(better, worse, metric) for metric in METRICS}
+        groups = {each: [METRICS[metric] for metric in METRICS if verdicts[metric] == each] for each in VERDICTS}
         if any(groups.values()):
             paper = " (paper)" if {better, worse} <= set(question.paper) else ""
             clear = [f"{each} for {', '.join(groups[each])}" for each in ("holds", "reversed") if groups[each]]
             rest = [] if not groups["unclear"] else ["otherwise unclear"] if clear else ["unclear"]
             told = "; ".join(clear + rest)
             claims.append(f"- *{question.rows[better]}* better than *{question.rows[worse]}*{paper}: {told}.")
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    reported = [
+        f"*{question.rows[row]}* {' / '.join('-' if value is None else f'{value:.2f}' for value in values)}"
+        for row, values in question.paper.items()
+        if row in findings.results
+    ]
+    if reported:
+        claims.append(f"- NLVR2 dev / test-P in the paper: {', '.join(reported)}.")
     chart = f"![{question.title}](images/findings-{name}.svg)"
-    return "\n\n".join(filter(None, [f"## {question.title}", table, chart, "\n".join(claims)]))
+    return "\n\n".join(filter(None, [f"## {question.title}", chart, "\n".join(claims)]))
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -67,9 +67,9 @@ def test_table_has_means_spread_chance_minutes_and_verdicts():
     lines = text.splitlines()
     assert "4 jobs, 2 seeds; 1 of 2 cores of AMD EPYC a job; torch 2.13.0; commit 0123456." in lines
     assert "Steps: 500 of stage 3, then 400 on easy-VQA, then 250 on two images." in lines
-    assert "| shared | 2.35M | 45.0 ± 7.1 | 30.0 ± 0.0 | 1.5 |  |" in lines
-    assert "| separate | 2.35M | 32.5 ± 3.5 | 30.0 ± 14.1 | 1.0 |  |" in lines
-    assert "| chance |  | 2.0 | 2.0 |  |  |" in lines
+    assert "| `plain` | 2.35M | 45.0 ± 7.1 | 30.0 ± 0.0 | 1.5 |" in lines
+    assert "| `separate-attention`: separate | 2.35M | 32.5 ± 3.5 | 30.0 ± 14.1 | 1.0 |" in lines
+    assert "| chance |  | 2.0 | 2.0 |  |" in lines
     assert "- *shared* better than *separate*: holds for IR@10; otherwise unclear." in lines
     assert sum(line.startswith("## ") for line in lines) == 1  # questions with one variant are left out
     told = "Of 2 comparisons: 1 holds, 1 unclear, 0 reversed. Chance alone would give 0.5 holds and as many reversed."
@@ -81,8 +81,9 @@ def test_paper_stands_beside_what_it_reports():
     names = ("plain", "local-negatives", "random-negatives")
     results = {name: [job(name, seed, ir_at_10=0.4 + seed) for seed in (0, 1)] for name in names}
     text = to_markdown(Findings(results))
-    assert "| hard, from an eighth of the batch | 2.35M | 90.0 ± 70.7 | 1.0 | 77.70 / - |" in text
-    assert "| uniform from the batch | 2.35M | 90.0 ± 70.7 | 1.0 |  |" in text
+    assert "| `local-negatives`: hard, from an eighth of the batch | 2.35M | 90.0 ± 70.7 | 1.0 |" in text
+    told = "*hard, from an eighth of the batch* 77.70 / -, *hard, from the whole batch* 79.54 / -"
+    assert f"\n- NLVR2 dev / test-P in the paper: {told}.\n" in text
     assert "*hard, from an eighth of the batch* (paper): unclear." in text
     assert "*uniform from the batch*: unclear." in text
 
@@ -97,9 +98,10 @@ def test_what_a_variant_lacks_is_a_dash_and_stages_have_minutes_of_their_own():
         "stages": [{"seconds": {"tokenizer": 60.0, "stage1": 120.0 * seed, "stage2": 30.0}} for seed in (1, 2)],
     }
     text = to_markdown(Findings(results))
-    assert "| ITC | 2.35M | 40.0 | - | 70.0 | 1.0 | 73.91 / 73.75 |" in text
-    assert "\neasy-VQA of *plain* with every image hidden: 60.0." in text
-    assert "| from stages 1 and 2 (images, text) | 2.35M | 40.0 | - | - | 1.0 + 4.5 | 82.09 / 82.49 |" in text
+    assert "| `itc`: ITC | 2.35M | 40.0 | - | 70.0 | 1.0 |" in text
+    assert "\neasy-VQA of `plain` with every image hidden: 60.0." in text
+    assert "| `stage2`: from stages 1 and 2 (images, text) | 2.35M | 40.0 | - | - | 1.0 + 4.5 |" in text
+    assert "\n- NLVR2 dev / test-P in the paper: *from stages 1 and 2 (images, text)* 82.09 / 82.49.\n" in text
     assert "**Only a trial, with 0.01 of the steps.**" in text
     assert "Steps: 5 of stage 3, then 4 on easy-VQA, then 2 on two images." in text
 
