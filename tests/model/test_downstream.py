@@ -110,7 +110,7 @@ def test_reasoning_names_what_it_needs():
     with pytest.raises(ValueError, match="num_modality_types is 2; VLMoForVisualReasoning needs 3"):
         VLMoForVisualReasoning(VLMoConfig.tiny(num_labels=2))
     model = VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))
-    with pytest.raises(ValueError, match="two images for each sentence"):
+    with pytest.raises(ValueError, match=r"expected \(batch, 2, 3, height, width\)"):
         model(pictures(4), **TEXTS[4])
 
 
@@ -239,7 +239,7 @@ def test_segmentation_names_what_it_needs():
     with pytest.raises(ValueError, match="num_labels is 256; segmentation needs 2 to 255 classes"):
         VLMoForSemanticSegmentation(VLMoConfig.tiny(num_labels=256))
     model = VLMoForSemanticSegmentation(VLMoConfig.tiny(num_labels=2, segmentation_channels=16))
-    with pytest.raises(ValueError, match="two patches a side or more"):
+    with pytest.raises(ValueError, match="two patches a side"):
         model(pictures(1, size=(16, 64)))
 
 

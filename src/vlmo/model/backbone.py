@@ -228,10 +228,8 @@ class VLMoModel(VLMoPreTrainedModel):
         mask = None
         if text is not None and attention_mask is not None:
             if attention_mask.shape != text.shape[:2]:
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}; expected {tuple(text.shape[:2])}, one "
-                    "entry for each token."
-                )
+                given, expected = tuple(attention_mask.shape), tuple(text.shape[:2])
+                raise ValueError(f"attention_mask has shape {given}; expected {expected}, one entry for each token.")
             num_image = 0 if image is None else image.shape[1]
             padding = (num_image, 0) if image_first else (0, num_image)
             mask = nn.functional.pad(attention_mask.bool(), padding, value=True)

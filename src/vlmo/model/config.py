@@ -19,6 +19,26 @@ _CHOICES = {
     "text_embedding": ("bert", "plain"),
 }
 _SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight")
+_DEEP: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+_ABSOLUTE: dict[str, Any] = {"position_embedding": "absolute", "layer_scale_init": None}
+_64_PIXELS: dict[str, Any] = {"num_fusion_layers": 1, "image_size": 64, "max_text_positions": 64}
+_BEIT3: dict[str, Any] = {
+    "vocab_size": 64010,
+    "pad_token_id": 1,
+    "max_text_positions": 1022,
+    "num_fusion_layers": 0,
+    "contrast_fusion_branch": False,
+    "layer_norm_eps": 1e-5,
+    "attention": "separate",
+    "final_norm": "separate",
+    "text_embedding": "plain",
+    "token_order": "image_first",
+    "key_bias": True,
+    "inner_norm": True,
+    "num_modality_types": 0,
+    "use_pooler": False,
+    "use_match_head": False,
+}
 _NO_SIZES = ("num_fusion_layers", "num_modality_types", "pad_token_id")  # the whole numbers that may be 0
 
 
@@ -173,84 +193,31 @@ class VLMoConfig(PreTrainedConfig):
     @classmethod
     def base_plus(cls, **changes: Any) -> Self:
         """VLMo-Base+, 167M parameters: narrower and deeper, absolute positions, no LayerScale."""
-        sizes: dict[str, Any] = {
-            "hidden_size": 544,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "num_fusion_layers": 3,
-            "position_embedding": "absolute",
-            "layer_scale_init": None,
-        }
-        return cls(**sizes | changes)
+        return cls(**_DEEP | {"hidden_size": 544, "num_fusion_layers": 3} | _ABSOLUTE | changes)
 
     @classmethod
     def large(cls, **changes: Any) -> Self:
         """VLMo-Large, 562M parameters."""
-        sizes: dict[str, Any] = {
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "num_fusion_layers": 3,
-            "layer_scale_init": 1e-5,
-        }
-        return cls(**sizes | changes)
+        return cls(**_DEEP | {"num_fusion_layers": 3, "layer_scale_init": 1e-5} | changes)
 
     @classmethod
     def beit3_base(cls, **changes: Any) -> Self:
         """BEiT-3 Base (arXiv 2208.10442): this backbone with two branches for all but the attention itself."""
-        sizes: dict[str, Any] = {
-            "vocab_size": 64010,
-            "pad_token_id": 1,
-            "max_text_positions": 1022,
-            "position_embedding": "absolute",
-            "num_fusion_layers": 0,
-            "contrast_fusion_branch": False,
-            "layer_scale_init": None,
-            "layer_norm_eps": 1e-5,
-            "attention": "separate",
-            "final_norm": "separate",
-            "text_embedding": "plain",
-            "token_order": "image_first",
-            "key_bias": True,
-            "inner_norm": True,
-            "num_modality_types": 0,
-            "use_pooler": False,
-            "use_match_head": False,
-        }
-        return cls(**sizes | changes)
+        return cls(**_BEIT3 | _ABSOLUTE | changes)
 
     @classmethod
     def beit3_large(cls, **changes: Any) -> Self:
         """BEiT-3 Large."""
-        sizes: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-        return cls.beit3_base(**sizes | changes)
+        return cls.beit3_base(**_DEEP | changes)
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
         """6 layers of 192 at 64 pixels: trains on two CPU cores."""
-        sizes: dict[str, Any] = {
-            "hidden_size": 192,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 3,
-            "num_fusion_layers": 1,
-            "image_size": 64,
-            "vocab_size": 4000,
-            "max_text_positions": 64,
-            "num_visual_tokens": 1024,
-        }
-        return cls(**sizes | changes)
+        sizes: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3}
+        return cls(**_64_PIXELS | sizes | {"vocab_size": 4000, "num_visual_tokens": 1024} | changes)
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
         """3 layers of 32 at 64 pixels: for tests."""
-        sizes: dict[str, Any] = {
-            "hidden_size": 32,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "num_fusion_layers": 1,
-            "image_size": 64,
-            "vocab_size": 96,
-            "max_text_positions": 64,
-            "num_visual_tokens": 64,
-        }
-        return cls(**sizes | changes)
+        sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+        return cls(**_64_PIXELS | sizes | {"vocab_size": 96, "num_visual_tokens": 64} | changes)

@@ -63,10 +63,8 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         loss = None
         if labels is not None:
             if labels.shape != logits.shape:
-                raise ValueError(
-                    f"labels have shape {tuple(labels.shape)}; expected {tuple(logits.shape)}, a score from 0 to 1 for "
-                    "each answer."
-                )
+                given, expected = tuple(labels.shape), tuple(logits.shape)
+                raise ValueError(f"labels have shape {given}; expected {expected}, a score of each answer.")
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum") / len(logits)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
@@ -81,10 +79,7 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
     def __init__(self, config: VLMoConfig) -> None:
         _need_pooler(config, "VLMoForVisualReasoning")
         if config.num_modality_types <= SECOND_IMAGE_TYPE:
-            raise ValueError(
-                f"num_modality_types is {config.num_modality_types}; VLMoForVisualReasoning needs "
-                f"{SECOND_IMAGE_TYPE + 1}, the last for the second image."
-            )
+            raise ValueError(f"num_modality_types is {config.num_modality_types}; VLMoForVisualReasoning needs 3.")
         super().__init__(config)
         self.vlmo = VLMoModel(config)
         width = 2 * config.hidden_size
@@ -105,9 +100,9 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
             ValueError: There are not two images for each sentence.
         """
         if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+            shape = tuple(pixel_values.shape)
             raise ValueError(
-                f"pixel_values have shape {tuple(pixel_values.shape)}; expected (batch, 2, 3, height, width), two "
-                "images for each sentence."
+                f"pixel_values have shape {shape}; expected (batch, 2, 3, height, width), two images a row."
             )
         backbone = self.vlmo
         grid = backbone.image_embeddings.grid_of(pixel_values[:, 0])
@@ -161,10 +156,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
 
     def __init__(self, config: VLMoConfig) -> None:
         if not 2 <= cast("int", config.num_labels) <= IGNORED_CLASS:
-            raise ValueError(
-                f"num_labels is {config.num_labels}; segmentation needs 2 to {IGNORED_CLASS} classes (the number "
-                f"{IGNORED_CLASS} marks pixels that do not count)."
-            )
+            raise ValueError(f"num_labels is {config.num_labels}; segmentation needs 2 to {IGNORED_CLASS} classes.")
         super().__init__(config)
         self.vlmo = VLMoModel(config, add_pooling_layer=False)
         self.pyramid = FeaturePyramid(config)
@@ -201,9 +193,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
             ValueError: The image is less than two patches high or wide.
         """
         if min(self.vlmo.image_embeddings.grid_of(pixel_values)) < 2:
-            raise ValueError(
-                f"pixel_values have shape {tuple(pixel_values.shape)}; expected two patches a side or more."
-            )
+            raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}; expected two patches a side.")
         levels = self.pyramid(self.levels(pixel_values))
         to_image: dict[str, Any] = {"size": pixel_values.shape[-2:], "mode": "bilinear", "align_corners": False}
         logits = F.interpolate(self.decode_head(levels), **to_image)

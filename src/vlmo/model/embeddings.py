@@ -34,8 +34,8 @@ class ImageEmbeddings(nn.Module):
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != channels or any(side < patch or side % patch for side in shape[2:]):
             raise ValueError(
-                f"pixel_values have shape {shape}; expected (batch, {channels}, height, width) with height and width "
-                f"multiples of the patch size {patch}. Prepare the images with VLMoProcessor."
+                f"pixel_values have shape {shape}; expected (batch, {channels}, height, width), sides that are "
+                f"multiples of the patch size {patch}."
             )
         return shape[2] // patch, shape[3] // patch
 
@@ -58,10 +58,8 @@ class ImageEmbeddings(nn.Module):
             if mask_token is None:
                 raise ValueError("bool_masked_pos was given without a mask_token to put in place of the patches.")
             if bool_masked_pos.shape != patches.shape[:2]:
-                raise ValueError(
-                    f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}; expected {tuple(patches.shape[:2])}, "
-                    f"for {grid[0]} x {grid[1]} patches."
-                )
+                given, expected = tuple(bool_masked_pos.shape), tuple(patches.shape[:2])
+                raise ValueError(f"bool_masked_pos has shape {given}; expected {expected}, one entry for each patch.")
             patches = torch.where(bool_masked_pos[..., None], mask_token.to(patches.dtype), patches)
         hidden = torch.cat([self.cls_token.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
         if self.positions is not None:
@@ -89,10 +87,8 @@ class TextEmbeddings(nn.Module):
             ValueError: The text is longer than the position tables.
         """
         if input_ids.ndim != 2 or input_ids.shape[1] > self.max_text_positions:
-            raise ValueError(
-                f"input_ids have shape {tuple(input_ids.shape)}; expected (batch, text) with at most "
-                f"{self.max_text_positions} tokens (max_text_positions). Truncate the texts (VLMoProcessor)."
-            )
+            shape, longest = tuple(input_ids.shape), self.max_text_positions
+            raise ValueError(f"input_ids have shape {shape}; expected (batch, text) with at most {longest} tokens.")
         hidden = self.words(input_ids)
         if self.segments is not None:
             # Called, not indexed: what brings weights from disk (a device map) acts at a call.

@@ -86,7 +86,10 @@ class PackedLinear(nn.Module):
 
     def unpack(self) -> None:
         """Give the weight its usual order again, which torch.compile needs."""
-        self.weight = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
+        self.weight = self._plain_weight()
+
+    def _plain_weight(self) -> Float[Tensor, "out in"]:
+        return self.weight.to_dense() if self.weight.is_mkldnn else self.weight
 
     def _pack(self) -> None:
         weight = self.weight.contiguous()
@@ -99,14 +102,9 @@ class PackedLinear(nn.Module):
         self._pack()
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Packed memory can be neither copied nor written.
-        weight = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
-        return self.__dict__ | {"_buffers": {"weight": weight, "bias": self.bias}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._pack()
+        return functools.partial(PackedLinear, gelu=self.gelu), (self._plain_weight(), self.bias)
 
 
 class _Layer(nn.Module):
@@ -118,43 +116,36 @@ class _Layer(nn.Module):
         self.num_heads = attention.config.num_attention_heads
         self.norm1 = weights.copied(_of(block.norm1, modality))
         self.query, self.key_value = weights.query_and_key_value(_of(attention.qkv, modality), num_heads=self.num_heads)
-        inner_norm = attention.inner_norm
-        self.inner_norm = None if inner_norm is None else weights.copied(_of(inner_norm, modality))
+        self.inner_norm = weights.copied(_of(attention.inner_norm, modality))
         self.projection = weights.linear(_of(attention.projection, modality), gamma=block.gamma_1)
         self.norm2 = weights.copied(expert.norm)
         self.fc1 = weights.linear(expert.fc1, gelu=True)
-        self.expert_norm = None if expert.inner_norm is None else weights.copied(expert.inner_norm)
+        self.expert_norm = weights.copied(expert.inner_norm)
         self.fc2 = weights.linear(expert.fc2, gamma=block.gamma_2)
 
     def forward(
-        self, hidden: Float[Tensor, "batch seq dim"], bias: Float[Tensor, "#batch heads seq seq"] | None
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Return states of all tokens."""
-        return self._after_attention(hidden, self.norm1(hidden), bias)
-
-    def first(
-        self, hidden: Float[Tensor, "batch seq dim"], bias: Float[Tensor, "#batch heads seq seq"] | None
-    ) -> Float[Tensor, "batch 1 dim"]:
-        """Return the state of the first token alone, which attends to all of them."""
-        return self._after_attention(hidden[:, :1], self.norm1(hidden), None if bias is None else bias[:, :, :1])
-
-    def _after_attention(self, hidden: Tensor, normed: Tensor, bias: Tensor | None) -> Tensor:
-        """Return states of the first `hidden.shape[1]` tokens of `normed`."""
-        query = self.query(normed[:, : hidden.shape[1]]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        self,
+        hidden: Float[Tensor, "batch seq dim"],
+        bias: Float[Tensor, "#batch heads seq seq"] | None,
+        *,
+        first_only: bool = False,
+    ) -> Float[Tensor, "batch queries dim"]:
+        """Return the states of all tokens, or of the first one alone, which attends to all of them."""
+        normed = self.norm1(hidden)
         key, value = self.key_value(normed).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = _attend(query, key, value, bias).transpose(1, 2).flatten(2)
+        if first_only:
+            hidden, normed, bias = hidden[:, :1], normed[:, :1], None if bias is None else bias[:, :, :1]
+        query = self.query(normed).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        if bias is not None and query.device.type == "cpu" and query.dtype == torch.bfloat16:
+            # torch's fused kernel takes twice as long here; in float32 it is the faster one.
+            logits = query.contiguous() @ key.contiguous().transpose(-2, -1)
+            attended = logits.add_(bias).softmax(dim=-1) @ value.contiguous()
+        else:  # queries are scaled already
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        attended = attended.transpose(1, 2).flatten(2)
         hidden = hidden + self.projection(attended if self.inner_norm is None else self.inner_norm(attended))
         inner = self.fc1(self.norm2(hidden))
         return hidden + self.fc2(inner if self.expert_norm is None else self.expert_norm(inner))
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Float[Tensor, "batch heads seq dim"]:
-    """Attend with queries that are scaled already."""
-    if bias is not None and query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        # torch's fused kernel takes twice as long here; in float32 it is the faster one.
-        logits = query.contiguous() @ key.contiguous().transpose(-2, -1)
-        return logits.add_(bias).softmax(dim=-1) @ value.contiguous()
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
 
 
 class Tower(nn.Module):
@@ -191,17 +182,13 @@ class Tower(nn.Module):
             count = max(1, min(len(hidden), -(-hidden.shape[:2].numel() * self._row_bytes // _LARGEST_BYTES)))
         parts = hidden.chunk(count)
         biases = [bias] * len(parts) if bias is None or bias.shape[1] == 1 else bias.chunk(len(parts), dim=1)
-        return torch.cat([self._vectors(part, each) for part, each in zip(parts, biases, strict=True)])
-
-    def _vectors(
-        self, hidden: Float[Tensor, "batch seq dim"], bias: Float[Tensor, "layers #batch heads seq seq"] | None
-    ) -> Float[Tensor, "batch projection"]:
-        biases = [None] * len(self.layers) if bias is None else bias.unbind(0)
-        *below, last = cast("list[_Layer]", list(self.layers))
-        for layer, layer_bias in zip(below, biases, strict=False):
-            hidden = layer(hidden, layer_bias)
-        first = last.first(hidden, biases[-1])[:, 0]
-        return F.normalize(self.projection(self.norm(first)).float(), dim=-1)
+        vectors = []
+        for part, part_bias in zip(parts, biases, strict=True):
+            for number, layer in enumerate(self.layers, start=1):
+                layer_bias = None if part_bias is None else part_bias[number - 1]
+                part = layer(part, layer_bias, first_only=number == len(self.layers))
+            vectors.append(F.normalize(self.projection(self.norm(part[:, 0])).float(), dim=-1))
+        return torch.cat(vectors)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As `torch.nn.Module.compile`; the compiler packs weights itself where that pays."""
@@ -230,7 +217,7 @@ class DualEncoderForInference(nn.Module):
         super().__init__()
         self.images, self.texts = images, texts
         self.position_bias = position_bias
-        self._image_bias: tuple[tuple[int, int], Tensor] | None = None
+        self._image_bias: tuple[tuple[int, int], Tensor | None] | None = None
         self._text_bias: Tensor | None = None
         self.requires_grad_(requires_grad=False).eval()
 
@@ -271,12 +258,9 @@ class DualEncoderForInference(nn.Module):
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised `image_embeds`, float32."""
         grid = self.images.embeddings.grid_of(pixel_values)
-        if self.position_bias is None:
-            return self.images(pixel_values)
-        cached = self._image_bias
-        if cached is None or cached[0] != grid:
-            cached = self._image_bias = grid, self._computed_bias(num_text=0, grid=grid)
-        return self.images(pixel_values, cached[1])
+        if self._image_bias is None or self._image_bias[0] != grid:
+            self._image_bias = grid, self._bias(num_text=0, grid=grid)
+        return self.images(pixel_values, self._image_bias[1])
 
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
@@ -289,10 +273,8 @@ class DualEncoderForInference(nn.Module):
         if attention_mask is None:
             return self.texts(input_ids, self._bias_of_texts(input_ids.shape[1]))
         if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; expected {tuple(input_ids.shape)}, one entry "
-                "for each token."
-            )
+            given, expected = tuple(attention_mask.shape), tuple(input_ids.shape)
+            raise ValueError(f"attention_mask has shape {given}; expected {expected}, one entry for each token.")
         mask = attention_mask.bool()
         length = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else mask.shape[1]
         mask = mask[:, :length]
@@ -303,16 +285,15 @@ class DualEncoderForInference(nn.Module):
         return self.texts(input_ids[:, :length], bias)
 
     def _bias_of_texts(self, length: int) -> Float[Tensor, "layers 1 heads seq seq"] | None:
-        """Return the bias of a length, cached for the longest so far, whose upper left corner serves shorter ones."""
+        """Return the bias of a length, kept for the longest so far, whose upper left corner serves shorter ones."""
+        if self._text_bias is None or self._text_bias.shape[-1] < length:
+            self._text_bias = self._bias(num_text=length, grid=None)
+        return None if self._text_bias is None else self._text_bias[..., :length, :length]
+
+    def _bias(self, *, num_text: int, grid: tuple[int, int] | None) -> Float[Tensor, "layers 1 heads seq seq"] | None:
         if self.position_bias is None:
             return None
-        if self._text_bias is None or self._text_bias.shape[-1] < length:
-            self._text_bias = self._computed_bias(num_text=length, grid=None)
-        return self._text_bias[..., :length, :length]
-
-    def _computed_bias(self, *, num_text: int, grid: tuple[int, int] | None) -> Float[Tensor, "layers 1 heads seq seq"]:
-        position_bias = cast("RelativePositionBias", self.position_bias)
-        return torch.stack(position_bias(num_text=num_text, grid=grid))[:, None].to(self.dtype)
+        return torch.stack(self.position_bias(num_text=num_text, grid=grid))[:, None].to(self.dtype)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's own)
         self._image_bias = self._text_bias = None
@@ -327,8 +308,8 @@ class _Weights:
         self._made: dict[nn.Module, Any] = {}
 
     def copied(self, module: Any) -> Any:
-        """Return a copy in the wanted type."""
-        return copy.deepcopy(module).to(self.dtype)
+        """Return a copy in the wanted type; None of None."""
+        return None if module is None else copy.deepcopy(module).to(self.dtype)
 
     def linear(self, layer: nn.Linear, *, gamma: Tensor | None = None, gelu: bool = False) -> nn.Module:
         """Return the layer with LayerScale and GELU, if there are any, as one layer."""

@@ -83,10 +83,8 @@ def start_from(
             continue
         resized = _fit(name, tensor, like=state[name], source=config.grid, target=model.config.grid)
         if resized.shape != state[name].shape:
-            raise ValueError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, the model expects {tuple(state[name].shape)}. "
-                "Start from a folder of the same sizes, or change the model's configuration."
-            )
+            given, expected = tuple(tensor.shape), tuple(state[name].shape)
+            raise ValueError(f"{folder}: {name} has shape {given}; expected {expected}, as the model's configuration.")
         (report.loaded if resized is tensor else report.resized).append(name)
         state[name].copy_(resized)
     for name in state:
@@ -153,8 +151,8 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
     files = sorted(folder.glob("model*.safetensors"))
     if not files or not (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder} is no model folder: it needs config.json and model.safetensors. Give the folder that a finished "
-            f"run leaves under model/. {known_models()}"
+            f"{folder} is no model folder, which has config.json and model.safetensors, as a finished run leaves under "
+            f"model/. {known_models()}"
         )
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind != VLMoConfig.model_type:
@@ -162,18 +160,14 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
     config = VLMoConfig.from_pretrained(folder)
     for name in _MUST_AGREE:
         if (before := vars(config)[name]) != (after := vars(new)[name]):
+            option = f"--model.{name.replace('_', '-')} {before}"
             raise ValueError(
-                f"{folder} has {name} {before!r}, the model {after!r}; its weights mean nothing there. Start from "
-                f"another folder, or give the recipe this one's: --model.{name.replace('_', '-')} {before}"
+                f"{folder} has {name} {before!r}, the model {after!r}; start from elsewhere or give {option}"
             )
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     spoilt = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if spoilt:
-        more = f", as in {len(spoilt) - 1} more tensors" if len(spoilt) > 1 else ""
-        raise ValueError(
-            f"{folder}: {spoilt[0]} holds numbers that are not finite{more}; a run from there would train nothing. "
-            "Start from another folder."
-        )
+        raise ValueError(f"{folder}: {', '.join(spoilt[:3])} hold numbers that are not finite; start from elsewhere.")
     return weights, config
 
 

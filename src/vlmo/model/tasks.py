@@ -78,15 +78,9 @@ class _DualEncoder(VLMoPreTrainedModel):
         return self.judge(fused.pooler_output)
 
     def judge(self, pooled: Float[Tensor, "batch dim"] | None) -> Float[Tensor, "batch 2"]:
-        """Return matching logits from pooled pairs.
-
-        Raises:
-            ValueError: The model has no matching head.
-        """
+        """Return matching logits from pooled pairs; ValueError if the model has no matching head."""
         if self.match_head is None or pooled is None:
-            raise ValueError(
-                "This model has no matching head (use_match_head is False): it embeds, but judges no pairs."
-            )
+            raise ValueError("This model has no matching head (use_match_head is False): it judges no pairs.")
         return self.match_head(pooled)
 
     def for_inference(self, *, dtype: torch.dtype | None = None, int8: bool = False) -> DualEncoderForInference:
@@ -145,9 +139,7 @@ class VLMoForImageTextRetrieval(_DualEncoder):
         output = self._contrast(pixel_values, input_ids, attention_mask)
         if output_match_logits:
             if pixel_values is None or input_ids is None:
-                raise ValueError(
-                    "output_match_logits needs pixel_values and input_ids, as many of the one as the other."
-                )
+                raise ValueError("output_match_logits needs pixel_values and input_ids, a text for each image.")
             output["match_logits"] = self.match(pixel_values, input_ids, attention_mask)
         return output
 

@@ -1,7 +1,8 @@
 """Visual tokenizers: images into discrete tokens, the targets of masked image modelling.
 
 `VQVisualTokenizer` is small and trained by this project, one token per patch; `DalleVisualTokenizer` wraps DALL-E's
-published encoder. Both read `pixel_values` as models do and return one token per patch of the model's grid.
+published encoder. Both read `pixel_values` as models do, and `tokenize` returns one of `num_tokens` tokens for each
+patch of the model's grid, in float32 and without gradient, whatever the mode and the autocast around the call.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,24 +27,6 @@ from vlmo.types import normalize_pixels
 
 DALLE_STRIDE = 8
 DALLE_EPSILON = 0.1  # DALL-E squeezes its pixels into [0.1, 0.9] (DALL-E, "The Logit-Laplace Distribution")
-
-
-class VisualTokenizer(Protocol):
-    """Interface of a visual tokenizer for masked image modelling."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Size of the visual vocabulary; tokens lie in [0, num_tokens)."""
-        ...
-
-    def tokenize(
-        self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
-    ) -> Int[Tensor, "batch patch"]:
-        """Return tokens of a grid of (rows, columns) patches, row by row.
-
-        Computed in float32 and without gradient, whatever the mode and the autocast around the call.
-        """
-        ...
 
 
 @strict
@@ -80,15 +63,12 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
             ValueError: A number is too small, a code is wider than a patch, or the decay is not from 0 to below 1.
         """
         super().__post_init__(**kwargs)
-        least = dict.fromkeys(("patch_size", "hidden_size", "intermediate_size", "num_tokens", "code_size"), 1)
-        for name, bound in (least | {"num_hidden_layers": 0, "dead_code_threshold": 0}).items():
-            if (value := vars(self)[name]) < bound:
-                raise ValueError(f"VQVisualTokenizerConfig.{name} is {value}; give a number from {bound} up.")
+        sizes = ("patch_size", "hidden_size", "intermediate_size", "num_tokens", "code_size")
+        for name in (*sizes, "num_hidden_layers", "dead_code_threshold"):
+            if (value := vars(self)[name]) < (least := int(name in sizes)):
+                raise ValueError(f"VQVisualTokenizerConfig.{name} is {value}; give a number from {least} up.")
         if self.code_size > self.patch_values:
-            raise ValueError(
-                f"code_size {self.code_size} is more than the {self.patch_values} values of a patch of "
-                f"{self.patch_size} pixels; make code_size smaller or patch_size larger."
-            )
+            raise ValueError(f"code_size is {self.code_size}; give at most the {self.patch_values} values of a patch.")
         if not 0 <= self.codebook_decay < 1:
             raise ValueError(f"codebook_decay is {self.codebook_decay}; give a number from 0 to below 1.")
 
@@ -241,14 +221,12 @@ class VQVisualTokenizer(PreTrainedModel):
     def check_started(self) -> None:
         """Raise ValueError if there is no codebook yet."""
         if not self.started:
-            raise ValueError(
-                "this visual tokenizer has no codebook yet; train it, or load_visual_tokenizer a trained one."
-            )
+            raise ValueError("this visual tokenizer has no codebook yet; train it, or load a trained one.")
 
     def tokenize(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
     ) -> Int[Tensor, "batch patch"]:
-        """Return tokens of each patch, row by row; see `VisualTokenizer`.
+        """Return tokens of each patch, row by row; see above.
 
         Raises:
             ValueError: The images do not have `grid` patches, or the tokenizer has not been trained.
@@ -256,8 +234,8 @@ class VQVisualTokenizer(PreTrainedModel):
         pixels, size = _to_floats(pixel_values), self.config.patch_size
         if tuple(pixels.shape[-2:]) != (grid[0] * size, grid[1] * size):
             raise ValueError(
-                f"images of {tuple(pixels.shape[-2:])} pixels do not make a grid of {tuple(grid)} patches of {size} "
-                f"pixels; give images of {grid[0] * size} x {grid[1] * size}, or a tokenizer of another patch_size."
+                f"images of {tuple(pixels.shape[-2:])} pixels are no grid of {grid} patches of {size} pixels; give "
+                f"images of {grid[0] * size} x {grid[1] * size}, or a tokenizer of another patch_size."
             )
         self.check_started()
         with torch.no_grad(), _float32_math(pixels):
@@ -343,7 +321,7 @@ class DalleVisualTokenizer(nn.Module):
     def tokenize(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
     ) -> Int[Tensor, "batch patch"]:
-        """Return tokens of the images resized to 8 pixels per patch of `grid`, row by row; see `VisualTokenizer`.
+        """Return tokens of the images resized to 8 pixels per patch of `grid`, row by row; see above.
 
         Raises:
             ValueError: They are no images of three channels, or the grid is empty.
@@ -360,40 +338,35 @@ class DalleVisualTokenizer(nn.Module):
             return self.codebook.get_codebook_indices(pixels).flatten(1)
 
 
-def load_visual_tokenizer(name_or_folder: str | Path) -> VQVisualTokenizer | DalleVisualTokenizer:
+VisualTokenizer = VQVisualTokenizer | DalleVisualTokenizer
+
+
+def load_visual_tokenizer(name_or_folder: str | Path) -> VisualTokenizer:
     """Load the visual tokenizer of a folder or a repository of the hub, frozen, in evaluation mode and float32.
 
     Raises:
         ValueError: There is none, it is something else, its weights are incomplete, or it was never trained.
     """
     name = str(name_or_folder)
-    classes: dict[str | None, type[PreTrainedModel]] = {
+    classes: dict[str, type[PreTrainedModel]] = {
         VQVisualTokenizerConfig.model_type: VQVisualTokenizer,
         FlavaImageCodebookConfig.model_type: FlavaImageCodebook,
     }
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
-        if not config:
-            raise OSError("there is no config.json.")
     except OSError as error:
-        raise ValueError(
-            f"no visual tokenizer at {name!r}: {error} Give a folder with config.json and model.safetensors, or the "
-            "name of a repository on the hub."
-        ) from error
-    model_type = config.get("model_type")
-    if model_type not in classes:
-        raise ValueError(
-            f"{name!r} holds a model of type {model_type!r}, no visual tokenizer; expected {list(classes)}."
-        )
+        raise ValueError(f"no visual tokenizer at {name!r}: {error}") from error
+    if not config:
+        raise ValueError(f"no visual tokenizer at {name!r}: give a folder with config.json, or a name on the hub.")
+    if (kind := config.get("model_type")) not in classes:
+        raise ValueError(f"{name!r} holds a model of type {kind!r}, no visual tokenizer; expected {list(classes)}.")
     try:
-        loaded: Any = classes[model_type].from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        loaded: Any = classes[kind].from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"the weights of the visual tokenizer at {name!r} cannot be read: {error}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"the visual tokenizer at {name!r} lacks {len(missing)} weights, {missing[0]} among them; save it again."
-        )
+        raise ValueError(f"the visual tokenizer at {name!r} lacks {len(missing)} weights, {missing[0]} among them.")
     if isinstance(model, VQVisualTokenizer):
         model.check_started()
     else:
