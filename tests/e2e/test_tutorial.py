@@ -6,12 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.few_rows import few_rows
 from vlmo.cli import main
 
 pytestmark = pytest.mark.slow
@@ -41,7 +43,6 @@ def shortened(words: list[str]) -> list[str]:
         place = words.index("--trainer.max-steps")
         words = words[:place] + words[place + 2 :]
     more = [] if "--loader.global-batch-size" in words else ["--loader.global-batch-size", "32"]
-    more += ["--evaluate-on", "None"] if words[1] == "easy-vqa" else []  # ten thousand questions
     return [*words, "--trainer.max-steps", "2", *more]
 
 
@@ -58,6 +59,12 @@ def write_images(folder: Path) -> None:
             table.writerow(
                 [f"{number}.png", f"a {colour} {shape}, place {number}", "test" if number >= 48 else "train"]
             )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_rows() -> Iterator[None]:
+    with few_rows(256):
+        yield
 
 
 @pytest.fixture(scope="module")
