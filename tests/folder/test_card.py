@@ -9,14 +9,15 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import metadata_load
+from huggingface_hub import EvalResult, metadata_load
 from PIL import Image
 from tests.toy_model import toy
 from transformers import PreTrainedModel
 
 import vlmo
 from vlmo import VLMoProcessor
-from vlmo.folder import DataSource, Measurement, ModelCard, add_metrics, read_data, write_card
+from vlmo import folder as folders
+from vlmo.folder import DataSource, ModelCard, add_metrics, read_data, write_card
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.tasks import TASKS, usage_of
 
@@ -27,7 +28,7 @@ DATA = (
 )
 
 
-def measurement(metric: str = "ir@1", *, value: float = 0.1234, **changes: Any) -> Measurement:
+def measurement(metric: str = "ir@1", *, value: float = 0.1234, **changes: Any) -> EvalResult:
     facts = {
         "name": f"{metric.upper()}, dual encoder",
         "chance": 0.002,
@@ -37,7 +38,7 @@ def measurement(metric: str = "ir@1", *, value: float = 0.1234, **changes: Any) 
         "measured_by": "vlmo evaluate",
         "date": "2026-02-03",
     }
-    return Measurement(metric=metric, value=value, **(facts | changes))
+    return folders.measurement(metric, value=value, **(facts | changes))
 
 
 def build(kind: str) -> PreTrainedModel:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +93,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
     environment = Environment(
         loader=PackageLoader("vlmo.demo", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"data_uri": data_uri, "duration": format_seconds}
+    environment.filters |= {"data_uri": data_uri, "duration": _duration}
     shown = list(report.metrics.values())[1] if report.metrics else {}
     by_direction = [[name for name in shown if name.startswith(direction)] for direction in ("ir", "tr")]
     page = environment.get_template("report.html").render(
@@ -108,14 +109,8 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
     return path
 
 
-def format_seconds(seconds: float) -> str:
-    """Return a duration as people say it: `8.0 s`, `3 min 20 s`, `1 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if whole < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def _duration(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))
 
 
 def line_chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:

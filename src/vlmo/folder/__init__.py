@@ -14,11 +14,11 @@ from vlmo.folder.atomic import (
 )
 from vlmo.folder.card import (
     DataSource,
-    Measurement,
     ModelCard,
     Usage,
     add_metrics,
     add_section,
+    measurement,
     read_data,
     rename_card,
     write_card,
@@ -27,13 +27,13 @@ from vlmo.released import find_model, known_models
 
 __all__ = [
     "DataSource",
-    "Measurement",
     "ModelCard",
     "Usage",
     "add_metrics",
     "add_section",
     "architectures",
     "atomic_file",
+    "measurement",
     "need_writable",
     "path_aside",
     "read_data",

@@ -79,14 +79,25 @@ class DataSource:
     is_data: bool = True
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Measured value, with chance, meaning and source.
+def measurement(
+    metric: str,
+    *,
+    name: str,
+    value: float,
+    chance: float | None,
+    meaning: str,
+    data: str,
+    split: str,
+    measured_by: str,
+    date: str,
+    task: str = "image-text-retrieval",
+) -> EvalResult:
+    """Return a measured value in the hub's form, in percent, with chance, meaning and source.
 
-    Attributes:
+    Args:
         metric: Identifier, such as `ir@1`.
         name: For people, such as "IR@1, dual encoder".
-        value: A fraction; the card shows percent.
+        value: A fraction.
         chance: Value of guessing; None if it is not known.
         meaning: Meaning of the value, in one sentence.
         data: Name of the data it was measured on.
@@ -95,17 +106,17 @@ class Measurement:
         date: Day of the measurement, YYYY-MM-DD.
         task: Hugging Face's name of the task, or one like it.
     """
-
-    metric: str
-    name: str
-    value: float
-    chance: float | None
-    meaning: str
-    data: str
-    split: str
-    measured_by: str
-    date: str
-    task: str = "image-text-retrieval"
+    known_chance = {} if chance is None else {"chance": round(100 * chance, 2)}
+    return EvalResult(
+        task_type=task,
+        dataset_type=_identifier(data),
+        dataset_name=data,
+        dataset_split=split,
+        metric_type=metric,
+        metric_name=name,
+        metric_value=round(100 * value, 2),
+        metric_args={"unit": _PERCENT, **known_chance, "meaning": meaning, "measured_by": measured_by, "date": date},
+    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ class ModelCard:
         data: All training data.
         licence: Of the weights, by the hub's identifier, such as "apache-2.0".
         licence_note: Further sentences about it.
-        metrics: Measured values.
+        metrics: Results of `measurement`.
         limits: Limits, beside those of every card.
     """
 
@@ -137,7 +148,7 @@ class ModelCard:
     data: tuple[DataSource, ...] = ()
     licence: str | None = None
     licence_note: str = ""
-    metrics: tuple[Measurement, ...] = ()
+    metrics: tuple[EvalResult, ...] = ()
     limits: tuple[str, ...] = ()
 
 
@@ -157,7 +168,6 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     config = json.loads(file.read_text(encoding="utf-8"))
     kind = config["architectures"][0] if config.get("architectures") else UNKNOWN
     title = card.title or card.recipe or kind
-    results = [_to_hub(each) for each in card.metrics]
     is_beit3 = config.get("inner_norm") and config.get("token_order") == "image_first"
     front = ModelCardData(
         license=card.licence or "unknown",
@@ -165,8 +175,8 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
         pipeline_tag=usage.pipeline if usage else None,
         tags=["vlmo", "beit3"] if is_beit3 else ["vlmo"],
         datasets=sorted({_identifier(source.name) for source in card.data if source.is_data}) or None,
-        model_name=title if results else None,  # the hub reads it as the name in model-index only
-        eval_results=results or None,
+        model_name=title if card.metrics else None,  # the hub reads it as the name in model-index only
+        eval_results=list(card.metrics) or None,
         data_sources=[asdict(source) | {"licences": list(source.licences)} for source in card.data] or None,
     )
     recipe = f"`{card.recipe}`" if card.recipe else UNKNOWN
@@ -182,7 +192,7 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
         f"## Recipe\n\n{_bullets([f'Recipe: {recipe}', f'Settings: {card.settings or UNKNOWN}', f'Start: {start}'])}",
         f"## Data\n\n{_data_table(card.data)}",
         f"## Licence\n\n{_licence(card)}",
-        f"{_METRICS}\n\n{_metrics_table(results)}",
+        f"{_METRICS}\n\n{_metrics_table(card.metrics)}",
         f"{_LIMITS}\n\n{_bullets(limits)}",
     ]
     path = folder / CARD
@@ -190,7 +200,7 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     return path
 
 
-def add_metrics(folder: str | Path, metrics: Sequence[Measurement], *, usage: Usage | None = None) -> Path:
+def add_metrics(folder: str | Path, metrics: Sequence[EvalResult], *, usage: Usage | None = None) -> Path:
     """Add metrics to the card of a folder; all but the section of metrics stays.
 
     They replace those of the same metric on the same split of the same data. A folder without a card gets one, with
@@ -204,10 +214,10 @@ def add_metrics(folder: str | Path, metrics: Sequence[Measurement], *, usage: Us
         return write_card(folder, ModelCard(metrics=tuple(metrics)), usage)
     card = _load(path)
     front: Any = card.data
-    keys = {(each.metric, each.data, each.split) for each in metrics}
+    named = {(result.metric_type, result.dataset_name, result.dataset_split): result for result in metrics}
     before: list[EvalResult] = front.eval_results or []
-    kept = [result for result in before if (result.metric_type, result.dataset_name, result.dataset_split) not in keys]
-    front.eval_results = kept + [_to_hub(each) for each in metrics]
+    kept = [result for result in before if (result.metric_type, result.dataset_name, result.dataset_split) not in named]
+    front.eval_results = [*kept, *metrics]
     title = re.search(r"^# (.+)$", card.text, flags=re.MULTILINE)
     front.model_name = front.model_name or (title[1].strip() if title else Path(folder).resolve().name)
     card.text = _with_section(card.text, _METRICS, _metrics_table(front.eval_results))
@@ -289,27 +299,6 @@ def _with_section(text: str, heading: str, body: str) -> str:
         return there.sub(lambda found: section + found["gap"], text, count=1)
     above, limits, below = text.partition(f"\n{_LIMITS}\n") if heading != _METRICS else (text, "", "")
     return f"{above.rstrip()}\n\n{section}{limits}{below}"
-
-
-def _to_hub(measured: Measurement) -> EvalResult:
-    """Return the hub's form; values in percent."""
-    chance = {} if measured.chance is None else {"chance": round(100 * measured.chance, 2)}
-    return EvalResult(
-        task_type=measured.task,
-        dataset_type=_identifier(measured.data),
-        dataset_name=measured.data,
-        dataset_split=measured.split,
-        metric_type=measured.metric,
-        metric_name=measured.name,
-        metric_value=round(100 * measured.value, 2),
-        metric_args={
-            "unit": _PERCENT,
-            **chance,
-            "meaning": measured.meaning,
-            "measured_by": measured.measured_by,
-            "date": measured.date,
-        },
-    )
 
 
 def _identifier(name: str) -> str:

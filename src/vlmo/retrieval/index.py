@@ -173,14 +173,6 @@ class Index:
             if row["picture"] in owners
         ]
 
-    def hit(self, id: str) -> Hit:  # noqa: A002 (it is the id)
-        """An image by its id, with a similarity of 1 to itself.
-
-        Raises:
-            ValueError: There is none.
-        """
-        return _hit({**self._row(id, self._visible()), "_distance": 0.0})
-
     def thumbnail(self, id: str) -> bytes:  # noqa: A002
         """A small JPEG file of an image.
 

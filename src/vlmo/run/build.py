@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from huggingface_hub import EvalResult
 from rich.console import Console
 from transformers import PreTrainedModel
 
@@ -21,7 +22,7 @@ from vlmo.data.stream.lanes import open_sources
 from vlmo.data.stream.loader import StreamLoader
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
-from vlmo.folder import DataSource, Measurement, ModelCard, need_writable, read_data, write_card
+from vlmo.folder import DataSource, ModelCard, need_writable, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import VLMoProcessor, image_processor_for
@@ -256,7 +257,7 @@ def _folder_name(folder: str) -> str:
     return "/".join(part for part in Path(folder).parts[-3:] if part != "/")
 
 
-def _last_measurements(evaluators: Sequence[EvaluationSet], *, run_dir: Path) -> tuple[Measurement, ...]:
+def _last_measurements(evaluators: Sequence[EvaluationSet], *, run_dir: Path) -> tuple[EvalResult, ...]:
     """Return the metrics of a run's last evaluation, if it had one."""
     lines = [line for line in read_metrics(run_dir) if any(name.startswith(_LOGGED) for name in line)]
     if not lines:

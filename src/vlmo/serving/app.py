@@ -211,14 +211,8 @@ def _pages(state: State) -> APIRouter:
         """Metrics in Prometheus's text format."""
         return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4")
 
-    def sender(file: str) -> Callable[[], Coroutine[Any, Any, FileResponse]]:
-        async def send() -> FileResponse:
-            return FileResponse(_STATIC / file)
-
-        return send
-
     for path, file in (("/", "index.html"), ("/docs", "docs.html"), ("/favicon.ico", "icon.svg")):
-        router.get(path, include_in_schema=False, response_class=FileResponse)(sender(file))
+        router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
     return router
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from datasets import Dataset
+from huggingface_hub import EvalResult
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from vlmo.data.schema import select_rows
 from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.evaluation.inference import map_batches
-from vlmo.folder import Measurement
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
 from vlmo.progress import Progress
 from vlmo.tasks.result import Prediction, TaskResult
@@ -171,7 +171,7 @@ class EvaluationSet(ABC):
         metrics = self.metrics(self.outputs(model))
         return {name: value for name, value in metrics.items() if "[" not in name}
 
-    def measurements(self, metrics: Mapping[str, float], *, measured_by: str) -> list[Measurement]:
+    def measurements(self, metrics: Mapping[str, float], *, measured_by: str) -> list[EvalResult]:
         """Return metrics that this set gave, as a model card shows them."""
         return self._result(metrics, self.chance()).measurements(measured_by=measured_by)
 

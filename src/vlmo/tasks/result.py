@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import EvalResult
 from rich.markup import escape
 from rich.table import Table
 
 from vlmo.data.sources import source_names
-from vlmo.folder import Measurement, Usage, add_metrics, write_file
+from vlmo.folder import Usage, add_metrics, measurement, write_file
 from vlmo.training import read_metrics
 
 Prediction = dict[str, Any]
@@ -101,11 +102,11 @@ class TaskResult:
         write_file(path, text + "\n")
         return path
 
-    def measurements(self, *, measured_by: str) -> list[Measurement]:
+    def measurements(self, *, measured_by: str) -> list[EvalResult]:
         """Return the metrics as a model card shows them, dated today."""
         return [
-            Measurement(
-                metric=metric,
+            measurement(
+                metric,
                 name=self.names.get(metric, metric),
                 value=value,
                 chance=self.chance.get(metric),
