@@ -29,7 +29,7 @@ PATIENCE_S = 240.0  # on a busy machine
 _PRELOADED = """
     tests.forkserver pytest datasets pandas torch.utils.tensorboard torch.distributed.fsdp torch.distributed.checkpoint
     torch._dynamo torchvision.transforms.v2 transformers.modeling_utils scipy.optimize fastapi uvicorn
-    vlmo.cli vlmo.model vlmo.objectives vlmo.processing vlmo.training vlmo.evaluation vlmo.recipes
+    vlmo.cli vlmo.evaluation vlmo.integrations.auto vlmo.processing.processor vlmo.run
 """
 
 _context = multiprocessing.get_context("forkserver")

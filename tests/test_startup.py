@@ -48,6 +48,26 @@ def test_help_and_usage_errors_bring_nothing_heavy() -> None:
     assert "--rerank-weight" in shown
 
 
+TRAIN_HELP = """
+import sys
+from vlmo.cli import main
+try:
+    main(["train", "emoji-small", "--help"])
+except SystemExit as stopped:
+    assert stopped.code == 0
+found = [name for name in HEAVY if name in sys.modules]
+assert not found, found
+"""
+MODELS = (
+    *("transformers.modeling_utils", "transformers.image_utils", "torchvision", "timm", "scipy", "sympy", "lancedb"),
+    *("torch._dynamo", "torch.distributed.fsdp"),
+)
+
+
+def test_settings_of_a_recipe_are_shown_without_models() -> None:
+    assert "--optimizer.lr" in run(TRAIN_HELP.replace("HEAVY", repr(MODELS)))
+
+
 @pytest.mark.parametrize(
     "first",
     [

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vlmo.registration import register, register_once_transformers_is_imported
+from vlmo.lazy import lazy_names
+from vlmo.registration import register_once_transformers_is_imported
 
 if TYPE_CHECKING:
     from vlmo.model import (
@@ -40,18 +40,16 @@ __all__ = [
     "VLMoProcessor",
 ]
 
-_PACKAGES = {"Searcher": "vlmo.retrieval", "VLMoProcessor": "vlmo.processing"}
-
 register_once_transformers_is_imported()
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public class on first use; torch and transformers take seconds."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    register()
-    found = globals()[name] = getattr(importlib.import_module(_PACKAGES.get(name, "vlmo.model")), name)
-    return found
+__getattr__ = lazy_names(
+    __name__,
+    {
+        ".model": " ".join(name for name in __all__ if name not in {"Searcher", "VLMoProcessor"}),
+        ".processing": "VLMoProcessor",
+        ".retrieval": "Searcher",
+    },
+)
 
 
 def __dir__() -> list[str]:

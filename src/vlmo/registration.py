@@ -1,49 +1,55 @@
 """Registration of models, processor and pipelines with transformers.
 
 torch and transformers take seconds to import, and much of this package needs neither. `import vlmo` therefore imports
-neither: a hook registers the classes once something has imported transformers.
+neither: a hook registers the classes once something has imported the part of transformers that looks them up.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+_REGISTER = {
+    "transformers.models.auto.configuration_auto": "vlmo.integrations.auto",
+    "transformers.models.auto.processing_auto": "vlmo.integrations.pipelines",
+    "transformers.pipelines": "vlmo.integrations.pipelines",
+}
+"""Modules of transformers that look up classes, and those of ours whose `register` adds to them."""
+_registered: set[str] = set()
 _importing: list[str] = []  # modules that the hook follows
 
 
-def register() -> None:
-    """Register the classes with transformers' Auto classes and pipelines. Calling it again changes nothing."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Hook)]
-    from vlmo.integrations import pipelines
-
-    pipelines.register()
-
-
 def register_once_transformers_is_imported() -> None:
-    """Register now if transformers has been imported, otherwise right after its import."""
-    if "transformers" in sys.modules:
-        register()
-    else:
-        sys.meta_path.insert(0, _Hook())
+    """Register what transformers can already look up, and the rest right after the import of its part."""
+    sys.meta_path.insert(0, _Hook())
+    _register()
+
+
+def _register() -> None:
+    for theirs, ours in _REGISTER.items():
+        if theirs in sys.modules and ours not in _registered:
+            _registered.add(ours)
+            importlib.import_module(ours).register()
+    if _registered.issuperset(_REGISTER.values()):
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Hook)]
 
 
 class _Hook(MetaPathFinder):
-    """Registers after the import of transformers.
+    """Registers after imports from transformers.
 
-    Where a module of this package imports transformers, its own classes do not exist yet: the end of the outermost
-    import counts.
+    Where a module of this package or of transformers imports such a part, not all classes exist yet: the end of the
+    outermost import counts.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the usual specification of transformers and of our modules, with a loader that ends in `register`."""
-        ours = fullname == "transformers" or fullname.startswith("vlmo.")
-        spec = PathFinder.find_spec(fullname, path, target) if ours else None
+        """Return the usual specification of a module of transformers or ours; its loader ends in `_register`."""
+        spec = PathFinder.find_spec(fullname, path, target) if fullname.startswith(("transformers", "vlmo.")) else None
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
@@ -54,8 +60,8 @@ class _Hook(MetaPathFinder):
                 execute(module)
             finally:
                 _importing.remove(fullname)
-            if not _importing and "transformers" in sys.modules and self in sys.meta_path:
-                register()
+            if not _importing:
+                _register()
 
         spec.loader.exec_module = exec_module
         return spec

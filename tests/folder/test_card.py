@@ -21,7 +21,7 @@ from vlmo.folder import DataSource, ModelCard, add_metrics, read_data, write_car
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.tasks import TASKS, usage_of
 
-KINDS = [*(task.models[0].__name__ for task in TASKS.values()), "VLMoModel"]
+KINDS = [*(task.architectures[0] for task in TASKS.values()), "VLMoModel"]
 DATA = (
     DataSource("emoji-pairs", "stage 3", ("CC-BY-4.0", "CC-BY-SA-4.0")),
     DataSource("my | pictures", "vocabulary"),

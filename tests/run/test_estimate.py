@@ -39,7 +39,8 @@ from vlmo.tasks import (
     VisionLanguageStage,
     VisionStage,
 )
-from vlmo.training.engine import Engine, EngineConfig
+from vlmo.training.config import EngineConfig
+from vlmo.training.engine import Engine
 from vlmo.types import Batch
 
 # Left out are operations of vectors (norms, softmax) and of single tokens (a pooler's input).

@@ -91,11 +91,15 @@ class BrightnessStage(Task):
     title: ClassVar[str] = "fine-tuning on brightness"
     reads_text: ClassVar[bool] = False
     evaluation: ClassVar[type[EvaluationSet] | None] = BrightnessSet
-    models = (VLMoForBrightness,)
+    architectures = ("VLMoForBrightness",)
     usage: ClassVar[Usage | None] = Usage("tells how bright an image is", "image-feature-extraction", '"image.png"')
     inputs: ClassVar[str] = "one --image"
     weight: float = 1.0
     """A setting of its own."""
+
+    @classmethod
+    def model_class(cls) -> type[VLMoForBrightness]:
+        return VLMoForBrightness
 
     def objective(self, run: Any) -> nn.Module:
         model = self.build_model(run.model)

@@ -42,7 +42,7 @@ from vlmo.model import (
 )
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.processing import VLMoProcessor, image_processor_for
-from vlmo.processing.processor import PAD_MULTIPLE
+from vlmo.processing.wordpiece import PAD_MULTIPLE
 
 
 @dataclass(frozen=True)

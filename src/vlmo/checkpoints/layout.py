@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from vlmo.model import VLMoConfig, VLMoPreTrainedModel
+if TYPE_CHECKING:
+    from vlmo.model import VLMoConfig, VLMoPreTrainedModel
 
 MAX_TEXT_POSITIONS = 196
 """Text positions of every published position table."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,14 +23,17 @@ from torch import Tensor, nn
 from transformers import logging
 
 import vlmo.model
+import vlmo.processing
 from vlmo.checkpoints.layout import listed, one_line, printable, spans
 from vlmo.distributed import choose_device
 from vlmo.folder import architectures
-from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining, VLMoPreTrainedModel
-from vlmo.processing import VLMoProcessor
 from vlmo.released import find_model
 
-Model = TypeVar("Model", bound=VLMoPreTrainedModel)
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForImageTextRetrieval, VLMoPreTrainedModel
+    from vlmo.processing import VLMoProcessor
+
+Model = TypeVar("Model", bound="VLMoPreTrainedModel")
 
 # Raised by transformers and safetensors for damaged files and for settings that no model has.
 _DAMAGED_FOLDER = (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, ImportError)
@@ -83,7 +86,7 @@ def load_processor(folder: str | Path) -> VLMoProcessor:
     """
     folder = find_model(folder)
     with one_line_errors(folder):
-        return VLMoProcessor.from_pretrained(folder)
+        return vlmo.processing.VLMoProcessor.from_pretrained(folder)
 
 
 def load_retrieval_model(
@@ -94,7 +97,7 @@ def load_retrieval_model(
     Raises:
         ValueError: As `load_model`.
     """
-    return load_model(folder, VLMoForImageTextRetrieval, device=device), load_processor(folder)
+    return load_model(folder, vlmo.model.VLMoForImageTextRetrieval, device=device), load_processor(folder)
 
 
 def check_model_folder(
@@ -109,13 +112,13 @@ def check_model_folder(
     kinds = architectures(folder)
     held = f"{folder} holds {', '.join(map(str, kinds)) or 'no named class'}"
     if model_class is None:
-        found = vars(vlmo.model).get(str(kinds[0])) if kinds else None
-        if not isinstance(found, type) or not issubclass(found, VLMoPreTrainedModel):
+        found = getattr(vlmo.model, str(kinds[0]), None) if kinds else None
+        if not isinstance(found, type) or not issubclass(found, vlmo.model.VLMoPreTrainedModel):
             raise ValueError(f"{held}; expected a model folder of VLMoModel or VLMoFor... {hint}".rstrip())
         return folder, found
     able = [model_class.__name__]
-    if model_class is VLMoForImageTextRetrieval:
-        able.append(VLMoForPreTraining.__name__)  # which holds all of its weights
+    if model_class is vlmo.model.VLMoForImageTextRetrieval:
+        able.append("VLMoForPreTraining")  # which holds all of its weights
         hint = hint or "Retrieval needs one; stage 3 and fine-tuning for retrieval leave it."
     if not set(able) & set(map(str, kinds)):
         raise ValueError(f"{held}; expected {' or '.join(able)}. {hint}".rstrip())

@@ -20,8 +20,8 @@ from torch.utils.data import default_collate
 from vlmo.data.decoding import EncodedImage, ImageCell
 from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, whole_word_mask
 from vlmo.data.sampler import Key, sample_generator, stable_id
-from vlmo.processing.processor import PAD_MULTIPLE
 from vlmo.processing.transforms import EvalTransform, TrainTransform
+from vlmo.processing.wordpiece import PAD_MULTIPLE
 from vlmo.types import Batch
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo.evaluation.inference import evaluating
-from vlmo.model import VLMoForSemanticSegmentation
-from vlmo.model.downstream import IGNORED_CLASS
+from vlmo.processing.segmentation import IGNORED_CLASS
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForSemanticSegmentation
 
 Inference = Literal["slide", "whole"]
 

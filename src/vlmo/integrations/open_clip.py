@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
-from vlmo.processing.processor import PAD_MULTIPLE
+from vlmo.processing.wordpiece import PAD_MULTIPLE
 
 MODEL_TYPE = "vlmo"
 """The name of our models in clip_benchmark, after `register`."""

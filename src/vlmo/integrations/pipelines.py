@@ -13,13 +13,6 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForSemanticSegmentation,
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
@@ -28,20 +21,14 @@ from transformers import (
     pipelines,
 )
 from transformers.image_utils import load_image
-from transformers.models.auto import modeling_auto
 from transformers.pipelines.base import ChunkPipeline, Pipeline
 from transformers.processing_utils import ProcessorMixin
 
 from vlmo.model import (
     VLMoConfig,
-    VLMoForImageClassification,
     VLMoForImageTextRetrieval,
-    VLMoForMaskedImageModeling,
-    VLMoForMaskedLM,
     VLMoForPreTraining,
-    VLMoForSemanticSegmentation,
     VLMoForVisualQuestionAnswering,
-    VLMoModel,
     VLMoPreTrainedModel,
 )
 from vlmo.processing import VLMoProcessor
@@ -238,20 +225,8 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
 
 
 def register() -> None:
-    """Register models, processor and pipelines with transformers. Calling it again changes nothing."""
-    AutoConfig.register(VLMoConfig.model_type, VLMoConfig, exist_ok=True)
-    for auto, own in (
-        (AutoModel, VLMoModel),
-        (AutoModelForPreTraining, VLMoForPreTraining),
-        (AutoModelForMaskedImageModeling, VLMoForMaskedImageModeling),
-        (AutoModelForMaskedLM, VLMoForMaskedLM),
-        (AutoModelForZeroShotImageClassification, VLMoForImageTextRetrieval),
-        (AutoModelForVisualQuestionAnswering, VLMoForVisualQuestionAnswering),
-        (AutoModelForImageClassification, VLMoForImageClassification),
-        (AutoModelForSemanticSegmentation, VLMoForSemanticSegmentation),
-        (AutoProcessor, VLMoProcessor),
-    ):
-        auto.register(VLMoConfig, own, exist_ok=True)
+    """Register the processor and both pipelines with transformers."""
+    AutoProcessor.register(VLMoConfig, VLMoProcessor, exist_ok=True)
     # transformers 5 has dropped a pipeline of this name, and refuses the name before it looks for a registered one.
     vars(pipelines).get("REMOVED_TASKS", {}).pop(QUESTION_TASK, None)
     # Not by `register_pipeline`: it makes `Pipeline.save_pretrained` copy this file into the folder, which then asks
@@ -262,10 +237,6 @@ def register() -> None:
     ):
         entry = {"impl": pipeline_class, "pt": (loader,), "type": "multimodal"}
         pipelines.PIPELINE_REGISTRY.supported_tasks[task] = entry
-    # The segmentation pipeline reads a copy of this table, which lacks registered classes, and logs an error for ours
-    # although they work.
-    names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-    names[VLMoConfig.model_type] = VLMoForSemanticSegmentation.__name__
 
 
 def open_image(image: Image.Image | str | Path, *, timeout: float | None = None) -> Image.Image:

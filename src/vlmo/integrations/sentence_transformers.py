@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from vlmo.checkpoints.loading import check_model_folder, load_complete, one_line_errors
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
-from vlmo.processing.processor import PAD_MULTIPLE
+from vlmo.processing.wordpiece import PAD_MULTIPLE
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer

@@ -3,13 +3,15 @@
 import math
 from itertools import pairwise
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from vlmo.released import find_model, naming_released
 
+FusionStart = Literal["language", "vision", "random"]
+"""Start of `vision_language` experts that a start folder lacks."""
 _CHOICES = {
     "position_embedding": ("relative", "absolute"),
     "experts": ("multiway", "shared"),
@@ -221,3 +223,52 @@ class VLMoConfig(PreTrainedConfig):
         """3 layers of 32 at 64 pixels: for tests."""
         sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
         return cls(**_64_PIXELS | sizes | {"vocab_size": 96, "num_visual_tokens": 64} | changes)
+
+
+@strict
+class VQVisualTokenizerConfig(PreTrainedConfig):
+    """Shape of a `VQVisualTokenizer`; the defaults suit images of 64 px.
+
+    Attributes:
+        patch_size: Pixels per side that become one token.
+        hidden_size: Width of the encoder's and of the decoder's network.
+        num_hidden_layers: Blocks in the encoder's network, and again in the decoder's.
+        intermediate_size: Width inside a block's MLP.
+        num_tokens: Size of the visual vocabulary.
+        code_size: Width of a code, at most the number of values in a patch.
+        codebook_decay: Share that the codebook's moving averages keep at each forward pass in training.
+        dead_code_threshold: A code that fewer patches chose (moving average over all processes' patches of a forward
+            pass) is replaced by a patch of the batch; 0 keeps dead codes.
+    """
+
+    model_type = "vlmo_visual_tokenizer"
+
+    patch_size: int = 16
+    hidden_size: int = 256
+    num_hidden_layers: int = 1
+    intermediate_size: int = 512
+    num_tokens: int = 1024
+    code_size: int = 64
+    codebook_decay: float = 0.95
+    dead_code_threshold: float = 0.5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Validate the values.
+
+        Raises:
+            ValueError: A number is too small, a code is wider than a patch, or the decay is not from 0 to below 1.
+        """
+        super().__post_init__(**kwargs)
+        sizes = ("patch_size", "hidden_size", "intermediate_size", "num_tokens", "code_size")
+        for name in (*sizes, "num_hidden_layers", "dead_code_threshold"):
+            if (value := vars(self)[name]) < (least := int(name in sizes)):
+                raise ValueError(f"VQVisualTokenizerConfig.{name} is {value}; give a number from {least} up.")
+        if self.code_size > self.patch_values:
+            raise ValueError(f"code_size is {self.code_size}; give at most the {self.patch_values} values of a patch.")
+        if not 0 <= self.codebook_decay < 1:
+            raise ValueError(f"codebook_decay is {self.codebook_decay}; give a number from 0 to below 1.")
+
+    @property
+    def patch_values(self) -> int:
+        """Colour values in a patch."""
+        return 3 * self.patch_size**2

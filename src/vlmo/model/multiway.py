@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -16,6 +15,21 @@ from vlmo.model.config import VLMoConfig
 from vlmo.model.sequence import LANGUAGE, SHARED, VISION, VISION_LANGUAGE, Queries, Route, additive_mask
 
 QKV, QUERY, KEY_VALUE = slice(0, 3), slice(0, 1), slice(1, 3)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drop all states of a sample with this probability, and scale the others up."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, states: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        """Return the states, some of them 0."""
+        if not self.training or self.drop_prob == 0:
+            return states
+        kept = states.new_empty(len(states), 1, 1).bernoulli_(1 - self.drop_prob)
+        return states * kept.div_(1 - self.drop_prob or 1)
 
 
 class MultiwayBlock(GradientCheckpointingLayer):

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
-from vlmo.model.config import VLMoConfig
+from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.model.sequence import LANGUAGE, SHARED
 from vlmo.released import find_model, known_models
 
-FusionStart = Literal["language", "vision", "random"]
 _MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")
 _SHOULD_AGREE = ("layer_norm_eps", "text_layer_norm_eps")
 _WORDS = "vlmo.text_embeddings.words.weight"

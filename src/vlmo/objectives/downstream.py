@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmo.distributed import global_mean
-from vlmo.model import (
-    VLMoForImageClassification,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-)
-from vlmo.model.downstream import IGNORED_CLASS
+from vlmo.processing.segmentation import IGNORED_CLASS
 from vlmo.types import Batch, normalize_pixels
+
+if TYPE_CHECKING:
+    from vlmo.model import (
+        VLMoForImageClassification,
+        VLMoForSemanticSegmentation,
+        VLMoForVisualQuestionAnswering,
+        VLMoForVisualReasoning,
+    )
 
 
 class QuestionObjective(nn.Module):
@@ -84,6 +85,8 @@ class ClassificationObjective(nn.Module):
     """Cross-entropy of classes, with mixup and cutmix while training (BEiT's recipe)."""
 
     def __init__(self, model: VLMoForImageClassification, *, config: ClassificationConfig | None = None) -> None:
+        from timm.data import Mixup  # takes seconds
+
         super().__init__()
         self.model = model
         self.config = config = config or ClassificationConfig()

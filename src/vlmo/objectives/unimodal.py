@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmo import distributed
-from vlmo.model import VLMoForMaskedImageModeling, VLMoForMaskedLM, language_stage_parameters
+from vlmo import model as models
 from vlmo.model.sequence import LANGUAGE, masked_positions
-from vlmo.model.visual_tokenizer import VisualTokenizer, VQVisualTokenizer
 from vlmo.types import Batch, normalize_pixels
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForMaskedImageModeling, VLMoForMaskedLM, VQVisualTokenizer
+    from vlmo.model.visual_tokenizer import VisualTokenizer
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class LanguageObjective(nn.Module):
         self.model = model
         if freeze:
             model.requires_grad_(requires_grad=False)
-            for parameter in [*language_stage_parameters(model), *model.mlm_head.parameters()]:
+            for parameter in [*models.language_stage_parameters(model), *model.mlm_head.parameters()]:
                 parameter.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

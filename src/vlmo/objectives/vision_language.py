@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmo import distributed
-from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
+from vlmo import model as models
 from vlmo.model.heads import ContrastHead
 from vlmo.model.sequence import LANGUAGE, masked_positions
 from vlmo.objectives.gradient_cache import row_slices, run_blocks
@@ -19,6 +20,9 @@ from vlmo.objectives.itc import SamePairs, caption_keys, itc_loss, own_pairs, sa
 from vlmo.objectives.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
 from vlmo.objectives.unimodal import accuracy
 from vlmo.types import Batch
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class VisionLanguageObjective(nn.Module):
         super().__init__()
         self.model = model
         self.config = config or VisionLanguageConfig()
-        if self.config.mlm_weight and not isinstance(model, VLMoForPreTraining):
+        if self.config.mlm_weight and not isinstance(model, models.VLMoForPreTraining):
             raise ValueError(
                 f"mlm_weight is {self.config.mlm_weight}, but {type(model).__name__} has no head for words; set the "
                 "weight to 0."
@@ -214,7 +218,7 @@ class VisionLanguageObjective(nn.Module):
 
     def _contrast_heads(self) -> list[ContrastHead]:
         """Return the head of each ITC branch: unimodal, and VL-FFN where the model has one."""
-        second = self.model.fusion_contrast_head if isinstance(self.model, VLMoForPreTraining) else None
+        second = self.model.fusion_contrast_head if isinstance(self.model, models.VLMoForPreTraining) else None
         return [self.model.contrast_head] if second is None else [self.model.contrast_head, second]
 
     def _same_pairs(self, batch: Batch) -> SamePairs:
@@ -288,7 +292,7 @@ class VisionLanguageObjective(nn.Module):
             labels = [pairs.labels for pairs in groups if pairs.labels is not None]
             judged = first[sum(map(len, labels)) :]
             sums = None
-            if labels and isinstance(self.model, VLMoForPreTraining):  # others have been refused an mlm_weight
+            if labels and isinstance(self.model, models.VLMoForPreTraining):  # others have been refused an mlm_weight
                 wanted = torch.cat(labels)
                 wanted = wanted[wanted != -100]
                 predicted = self.model.mlm_head(backbone.finish(words, modality=LANGUAGE))

@@ -1,6 +1,19 @@
 """Raw images and texts to tensors, for training and for use."""
 
-from vlmo.processing.processor import VLMoProcessor, image_processor_for
-from vlmo.processing.transforms import TransformConfig, eval_transform, train_transform
+from typing import TYPE_CHECKING
+
+from vlmo.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vlmo.processing.processor import VLMoProcessor, image_processor_for
+    from vlmo.processing.transforms import TransformConfig, eval_transform, train_transform
 
 __all__ = ["TransformConfig", "VLMoProcessor", "eval_transform", "image_processor_for", "train_transform"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        ".processor": "VLMoProcessor image_processor_for",
+        ".transforms": "TransformConfig eval_transform train_transform",
+    },
+)

@@ -15,11 +15,9 @@ from transformers import BatchFeature, BeitImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from vlmo.processing.sentencepiece import load_sentencepiece
-from vlmo.processing.wordpiece import build_tokenizer, load_vocabulary, train_vocabulary
+from vlmo.processing.wordpiece import PAD_MULTIPLE, build_tokenizer, load_vocabulary, train_vocabulary
 from vlmo.released import find_model, naming_released
 
-# 8 keeps matrix shapes friendly to tensor cores, and the number of distinct shapes small.
-PAD_MULTIPLE = 8
 _TEXT_DEFAULTS = {"padding": True, "truncation": True, "pad_to_multiple_of": PAD_MULTIPLE}
 
 

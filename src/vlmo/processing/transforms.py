@@ -17,8 +17,6 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from vlmo.types import normalize_pixels
 
@@ -213,7 +211,10 @@ def _to_array(pixels: UInt8[Tensor, "3 height width"]) -> UInt8[np.ndarray, "hei
 
 
 def _resize(pixels: UInt8[Tensor, "3 height width"], *, image_size: int) -> UInt8[Tensor, "3 size size"]:
-    return F.resize(pixels, [image_size, image_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    from torchvision.transforms import InterpolationMode  # takes seconds
+    from torchvision.transforms.v2.functional import resize
+
+    return resize(pixels, [image_size, image_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
 def _crop_and_resize(

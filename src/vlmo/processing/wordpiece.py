@@ -12,6 +12,8 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from vlmo.processing.sentencepiece import WORD_START
 
+# 8 keeps matrix shapes friendly to tensor cores, and the number of distinct shapes small.
+PAD_MULTIPLE = 8
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION_PREFIX = "##"
 

@@ -14,7 +14,6 @@ from vlmo.processing import TransformConfig
 from vlmo.tasks import Task
 from vlmo.tasks.tokenizer import plain_fields
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
-from vlmo.training.checkpoint import differences
 
 LEARN_VOCABULARY = "learn"
 # Settings that no pre-training stage reads.
@@ -165,6 +164,8 @@ def scaled(recipe: Recipe, *, scale: float) -> Recipe:
 
 def changed_settings(original: Recipe, recipe: Recipe) -> list[str]:
     """Return dotted names of settings that differ, but for folders and the seed, which are on the card anyway."""
+    from vlmo.training.checkpoint import differences
+
     return [name for name, _ in differences(asdict(original), asdict(recipe)) if name not in _ON_CARD_ANYWAY]
 
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from vlmo.model import VLMoPreTrainedModel
 from vlmo.model.multiway import MultiwayBlock
+from vlmo.processing.wordpiece import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
 from vlmo.tasks.costs import BFLOAT16, FLOAT32, SampleSizes, Work
 
-_PAD_MULTIPLE = 8
 # FSDP2 gathers the weights of a block while the one before it runs. It gives none up while the gradient cache computes
 # a chunk again, until the backward pass has been through it.
 _GATHERED_BLOCKS = 2
@@ -150,7 +150,7 @@ def _work(recipe: Recipe) -> Work:
     model: Any = task.build_model(settings)
     if isinstance(model, VLMoPreTrainedModel):
         model.set_attn_implementation("eager")  # its products are counted one by one
-    text = -(-recipe.text.max_length // _PAD_MULTIPLE) * _PAD_MULTIPLE
+    text = -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
     return task.work(model, SampleSizes(recipe.model.image_size, text, recipe.data.mlm_probability * text))
 
 

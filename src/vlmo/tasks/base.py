@@ -11,28 +11,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 from torch import nn
-from transformers import PreTrainedModel
 
+import vlmo.model
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.data.decoding import decode_image
 from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.distributed import is_main
 from vlmo.folder import Usage
-from vlmo.model import VLMoConfig
-from vlmo.model.backbone import VLMoPreTrainedModel
-from vlmo.model.stages import FusionStart, StartReport, start_from
-from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
+from vlmo.model.config import FusionStart
+from vlmo.processing import TransformConfig, train_transform
 from vlmo.released import notes_folder
 from vlmo.tasks.costs import SampleSizes, Work, encoder_work
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.result import Prediction, TaskResult
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from vlmo.model import VLMoPreTrainedModel
+    from vlmo.processing import VLMoProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +82,9 @@ class RunContext:
         """Load the start folder, if there is one, and list in `start.txt` what it did not hold."""
         if self.init is None:
             return
-        report: StartReport = start_from(model, self.init, fusion_experts_from=fusion_experts_from)
+        from vlmo.model.stages import start_from
+
+        report = start_from(model, self.init, fusion_experts_from=fusion_experts_from)
         if is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "start.txt").write_text("\n".join(report.lines()) + "\n")
@@ -133,8 +138,8 @@ class Task(ABC):
     num_classes: ClassVar[int | None] = None
     """Answers or classes of the published set, for estimates; a set at hand may have others."""
 
-    models: ClassVar[tuple[type[PreTrainedModel], ...]]
-    """Classes that a model folder for this task may name; the first is trained, loaded and described by `usage`."""
+    architectures: ClassVar[tuple[str, ...]]
+    """Model classes that `config.json` of a folder for this task may name; `model_class` is the first."""
     usage: ClassVar[Usage | None] = None
     """Purpose and code of such models, for model cards."""
 
@@ -157,9 +162,14 @@ class Task(ABC):
         """Folder of the model that makes the training targets, if one does."""
         return None
 
+    @classmethod
+    def model_class(cls) -> Any:
+        """Return the model class that is trained and loaded: by default the one of `vlmo.model` with the first name."""
+        return getattr(vlmo.model, cls.architectures[0])
+
     def build_model(self, settings: dict[str, Any]) -> Any:
         """Return the model for these settings of its configuration, with initial weights."""
-        return self.models[0](VLMoConfig(**settings))
+        return self.model_class()(vlmo.model.VLMoConfig(**settings))
 
     @abstractmethod
     def objective(self, run: RunContext) -> nn.Module:
@@ -227,7 +237,7 @@ class Task(ABC):
             ValueError: It is no model folder, or one for another task.
         """
         hint = f"The task {cls.name} needs it; train one: vlmo train {cls.recipe} --init {folder}"
-        model = load_model(folder, cast(type[VLMoPreTrainedModel], cls.models[0]), device=device, hint=hint)
+        model = load_model(folder, cls.model_class(), device=device, hint=hint)
         return model, load_processor(folder) if cls.reads_text else None
 
     @classmethod

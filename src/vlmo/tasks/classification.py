@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from datasets import ClassLabel, Dataset
@@ -27,9 +27,6 @@ from vlmo.evaluation.classification import (
     zero_shot_classifier,
 )
 from vlmo.folder import Usage
-from vlmo.model import VLMoForImageClassification
-from vlmo.model.backbone import VLMoPreTrainedModel
-from vlmo.model.stages import layer_decay_factors
 from vlmo.objectives.downstream import ClassificationConfig, ClassificationObjective
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.released import find_model
@@ -37,6 +34,9 @@ from vlmo.tasks.base import Inputs, RunContext, Task, label_settings, quarantine
 from vlmo.tasks.evaluation_set import EvaluationSet, check_names, names_of_model
 from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.tasks.retrieval import RetrievalStage
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoPreTrainedModel
 
 Features = Literal["mean", "class"]
 """Feature of an image: the mean of its patches, or the class token; after the final norm."""
@@ -186,7 +186,7 @@ class ClassificationStage(Task):
     reads_text: ClassVar[bool] = False
     evaluation: ClassVar[type[EvaluationSet] | None] = ClassSet
     num_classes: ClassVar[int | None] = 1000
-    models = (VLMoForImageClassification,)
+    architectures = ("VLMoForImageClassification",)
     usage: ClassVar[Usage | None] = Usage("names the class of an image", "image-classification", '"image.png"')
     recipe: ClassVar[str] = "digits"
     options: ClassVar[tuple[str, ...]] = ("method",)
@@ -216,7 +216,9 @@ class ClassificationStage(Task):
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""
-        return layer_decay_factors(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
+        from vlmo.model.stages import layer_decay_factors
+
+        return layer_decay_factors(cast("VLMoPreTrainedModel", model), decay=self.layer_decay)
 
     @classmethod
     def evaluate(cls, folder: str | Path, **arguments: Any) -> TaskResult:

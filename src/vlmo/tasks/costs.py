@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmo.model import VLMoConfig, VLMoForPreTraining
+from vlmo import model as models
+from vlmo.model.config import VLMoConfig
 from vlmo.objectives.gradient_cache import row_blocks
 from vlmo.objectives.vision_language import VisionLanguageConfig
 
@@ -176,7 +177,7 @@ def pair_work(model: Any, sample: SampleSizes, *, losses: VisionLanguageConfig) 
     config: VLMoConfig = model.config
     depth, dim, pixels = config.num_hidden_layers, config.hidden_size, image_values(config)
     image, text, words = image_tokens(config), sample.text, masked_words(config, sample.masked)
-    branches = 2 if isinstance(model, VLMoForPreTraining) and config.has_fusion_branch else 1
+    branches = 2 if isinstance(model, models.VLMoForPreTraining) and config.has_fusion_branch else 1
     masked, matched = (int(weight > 0) / losses.fused_stride for weight in (losses.mlm_weight, losses.itm_weight))
     alone = depth + (branches - 1) * config.num_fusion_layers
     projection, cached = cast("int", config.projection_size), losses.cache_chunk is not None

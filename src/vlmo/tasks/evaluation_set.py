@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from datasets import Dataset
 from huggingface_hub import EvalResult
@@ -21,10 +21,13 @@ from vlmo.data.schema import select_rows
 from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.evaluation.inference import map_batches
-from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
+from vlmo.processing import TransformConfig, eval_transform
 from vlmo.progress import Progress
 from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.types import normalize_pixels
+
+if TYPE_CHECKING:
+    from vlmo.processing import VLMoProcessor
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from torch import nn
 
 from vlmo.folder import Usage
-from vlmo.model import VLMoForMaskedLM
 from vlmo.objectives.unimodal import LanguageObjective
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import Pass, SampleSizes, Work, encode, masked_words
@@ -24,7 +23,7 @@ class LanguageStage(Task):
     needs_image: ClassVar[bool] = False
     needs_caption: ClassVar[bool] = True
     masks_words: ClassVar[bool] = True
-    models = (VLMoForMaskedLM,)
+    architectures = ("VLMoForMaskedLM",)
     usage: ClassVar[Usage | None] = Usage("fills in masked words", "fill-mask", '"a red [MASK]"')
     freeze: bool = True
     """Keep attention and vision experts as stage 1 left them."""

@@ -19,8 +19,7 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.schema import REASONING_FEATURES, column, select_rows
 from vlmo.evaluation import nlvr2
 from vlmo.folder import Usage
-from vlmo.model import VLMoConfig, VLMoForVisualReasoning
-from vlmo.model.stages import FusionStart
+from vlmo.model.config import FusionStart
 from vlmo.objectives.downstream import ReasoningObjective
 from vlmo.tasks.base import Inputs, RunContext, Task, head_lr_scale, label_settings
 from vlmo.tasks.costs import SampleSizes, Work, encoder_work
@@ -150,7 +149,7 @@ class ReasoningStage(Task):
     needs_caption: ClassVar[bool] = True
     evaluation: ClassVar[type[EvaluationSet] | None] = ReasoningSet
     num_classes: ClassVar[int | None] = 2
-    models = (VLMoForVisualReasoning,)
+    architectures = ("VLMoForVisualReasoning",)
     usage: ClassVar[Usage | None] = Usage("tells whether a sentence about two images is true", snippet=_SNIPPET)
     recipe: ClassVar[str] = "easy-vqa-pairs"
     inputs: ClassVar[str] = "two images after --image and one --text"
@@ -160,10 +159,10 @@ class ReasoningStage(Task):
     fusion_experts_from: FusionStart = "language"
     """Expert of the same layer that starts `vision_language` experts which the start folder lacks."""
 
-    def build_model(self, settings: dict[str, Any]) -> VLMoForVisualReasoning:
+    def build_model(self, settings: dict[str, Any]) -> Any:
         """Return the fusion encoder with a head for two images; the second one has a modality type of its own."""
         own: dict[str, Any] = {"num_modality_types": 3} | label_settings(["false", "true"])
-        return VLMoForVisualReasoning(VLMoConfig(**settings | own))
+        return super().build_model(settings | own)
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss of true against false."""

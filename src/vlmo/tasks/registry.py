@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlmo.folder import Usage, architectures
-from vlmo.model import VLMoModel
 from vlmo.released import find_model
 from vlmo.tasks.base import Inputs, Task
 from vlmo.tasks.classification import ClassificationStage
@@ -79,7 +78,7 @@ def task_of(folder: str | Path) -> type[Task]:
     kinds, known = architectures(folder), evaluated_tasks()
     for kind in kinds:
         for task in known.values():
-            if kind in {each.__name__ for each in task.models}:
+            if kind in task.architectures:
                 return task
     raise ValueError(
         f"{folder} holds {', '.join(kinds) or 'no named class'}, which is for none of the tasks "
@@ -90,10 +89,10 @@ def task_of(folder: str | Path) -> type[Task]:
 def usage_of(folder: str | Path) -> Usage | None:
     """Return purpose and code of a folder's model for its card, as its task declares them; None for other classes."""
     kinds = architectures(folder)
-    if VLMoModel.__name__ in kinds:
+    if "VLMoModel" in kinds:
         return _BACKBONE
     config = json.loads((Path(find_model(folder)) / "config.json").read_text(encoding="utf-8"))
-    return next((task.card_usage(config) for task in TASKS.values() if task.models[0].__name__ in kinds), None)
+    return next((task.card_usage(config) for task in TASKS.values() if task.architectures[0] in kinds), None)
 
 
 def evaluate(

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -22,14 +22,17 @@ from vlmo.data.sources import ImageCell, decode_image
 from vlmo.evaluation import RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.inference import BATCH
 from vlmo.folder import Usage
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
-from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform
+from vlmo.processing import TransformConfig, eval_transform
 from vlmo.progress import Progress
 from vlmo.tasks.base import Inputs, RunContext, Task
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.result import Prediction
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForImageTextRetrieval
+    from vlmo.processing import VLMoProcessor
 
 CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
 """The paper's fine-tuning: the dual encoder alone."""
@@ -77,13 +80,13 @@ class PairSet(EvaluationSet):
         )
 
     def _pixels(self, numbers: range) -> Tensor:
-        transform = eval_transform(TransformConfig(image_size=cast(VLMoProcessor, self.processor).image_size))
+        transform = eval_transform(TransformConfig(image_size=cast("VLMoProcessor", self.processor).image_size))
         cells: list[ImageCell] = self.rows[numbers.start : numbers.stop]["image"]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing run beside each other
             return torch.stack(list(pool.map(lambda cell: transform(decode_image(cell)), cells)))
 
     def _tokens(self, numbers: range) -> tuple[Tensor, Tensor]:
-        processor = cast(VLMoProcessor, self.processor)
+        processor = cast("VLMoProcessor", self.processor)
         encoded = processor(text=self.captions[numbers.start : numbers.stop], return_tensors="pt")
         return encoded["input_ids"], encoded["attention_mask"]
 
@@ -154,7 +157,7 @@ class RetrievalStage(Task):
     can_stream: ClassVar[bool] = True
     needs_caption: ClassVar[bool] = True
     evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
-    models = (VLMoForImageTextRetrieval, VLMoForPreTraining)
+    architectures = ("VLMoForImageTextRetrieval", "VLMoForPreTraining")
     usage: ClassVar[Usage | None] = Usage(
         "finds texts for images and images for texts, and scores whether a pair belongs together", *RETRIEVAL_PIPELINE
     )
@@ -174,11 +177,11 @@ class RetrievalStage(Task):
         if self.losses.mlm_weight:
             raise ValueError(f"losses.mlm_weight is {self.losses.mlm_weight}; fine-tuning for retrieval masks no words")
 
-    def build_model(self, settings: dict[str, Any]) -> VLMoForImageTextRetrieval:
+    def build_model(self, settings: dict[str, Any]) -> Any:
         """Return the dual encoder, with a matching head if matching has a weight."""
         # The second ITC branch of stage 3 has no part in a model that retrieves.
         own: dict[str, Any] = {"use_match_head": self.losses.itm_weight > 0, "contrast_fusion_branch": False}
-        return VLMoForImageTextRetrieval(VLMoConfig(**settings | own))
+        return super().build_model(settings | own)
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the contrast of the branch that embeds, and matching if it has a weight."""

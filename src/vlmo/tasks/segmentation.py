@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from vlmo.data.schema import column
 from vlmo.evaluation.masks import overlay
 from vlmo.evaluation.segmentation import Inference, count_pixels, scores_of, segment
 from vlmo.folder import Usage
-from vlmo.model import VLMoConfig, VLMoForSemanticSegmentation
-from vlmo.model.backbone import VLMoPreTrainedModel
-from vlmo.model.stages import layer_decay_factors
 from vlmo.objectives.downstream import SegmentationConfig, SegmentationObjective
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import (
@@ -49,6 +46,9 @@ from vlmo.tasks.costs import (
 from vlmo.tasks.evaluation_set import EvaluationSet, check_names, names_of_model, names_of_source
 from vlmo.tasks.result import Prediction
 from vlmo.types import Batch
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForSemanticSegmentation, VLMoPreTrainedModel
 
 _WINDOWS = 16
 _SNIPPET = """\
@@ -242,7 +242,7 @@ class SegmentationStage(Task):
     reads_text: ClassVar[bool] = False
     evaluation: ClassVar[type[EvaluationSet] | None] = SegmentSet
     num_classes: ClassVar[int | None] = 150
-    models = (VLMoForSemanticSegmentation,)
+    architectures = ("VLMoForSemanticSegmentation",)
     usage: ClassVar[Usage | None] = Usage("names the class of each pixel", "image-segmentation", snippet=_SNIPPET)
     recipe: ClassVar[str] = "scenes"
     options: ClassVar[tuple[str, ...]] = ("inference", "stride", "short_side")
@@ -261,11 +261,11 @@ class SegmentationStage(Task):
     inference: Inference = "slide"
     """Inference on `evaluate_on`: windows of model.image_size, or whole images."""
 
-    def build_model(self, settings: dict[str, Any]) -> VLMoForSemanticSegmentation:
+    def build_model(self, settings: dict[str, Any]) -> Any:
         """Return the image encoder with UPerNet's heads."""
         layers = None if self.layers is None else list(self.layers)
         own: dict[str, Any] = {"segmentation_channels": self.channels, "segmentation_layers": layers}
-        return VLMoForSemanticSegmentation(VLMoConfig(**settings | own))
+        return super().build_model(settings | own)
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss over the classes of the data's list."""
@@ -328,7 +328,9 @@ class SegmentationStage(Task):
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""
-        return layer_decay_factors(cast(VLMoPreTrainedModel, model), decay=self.layer_decay)
+        from vlmo.model.stages import layer_decay_factors
+
+        return layer_decay_factors(cast("VLMoPreTrainedModel", model), decay=self.layer_decay)
 
     @classmethod
     def answer(
@@ -376,5 +378,5 @@ def with_shared_statistics(model: VLMoForSemanticSegmentation) -> VLMoForSemanti
     PyTorch offers it for GPUs only. Parameters and buffers keep their names.
     """
     if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "nccl":
-        return cast(VLMoForSemanticSegmentation, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+        return cast("VLMoForSemanticSegmentation", nn.SyncBatchNorm.convert_sync_batchnorm(model))
     return model

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from vlmo.folder import Usage
-from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
+from vlmo.model.config import VQVisualTokenizerConfig
 from vlmo.objectives.unimodal import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import FLOAT32, SampleSizes, Work
@@ -51,17 +51,17 @@ class TokenizerStage(Task):
     can_stream: ClassVar[bool] = True
     reads_text: ClassVar[bool] = False
     can_start: ClassVar[bool] = False
-    models = (VQVisualTokenizer,)
+    architectures = ("VQVisualTokenizer",)
     usage: ClassVar[Usage | None] = Usage("turns an image into visual tokens, the targets of stage 1", snippet=_SNIPPET)
     tokenizer: VisualTokenizerConfig = VisualTokenizerConfig()
     """Sizes of the tokenizer."""
     losses: VisualTokenizerObjectiveConfig = VisualTokenizerObjectiveConfig()
     """Weights of its losses."""
 
-    def build_model(self, settings: dict[str, Any]) -> VQVisualTokenizer:
+    def build_model(self, settings: dict[str, Any]) -> Any:
         """Return the tokenizer; its sizes are its own."""
         del settings
-        return VQVisualTokenizer(VQVisualTokenizerConfig(**asdict(self.tokenizer)))
+        return self.model_class()(VQVisualTokenizerConfig(**asdict(self.tokenizer)))
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the tokenizer with its losses."""

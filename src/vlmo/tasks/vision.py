@@ -10,8 +10,6 @@ from torch import nn
 
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.folder import Usage
-from vlmo.model import VLMoForMaskedImageModeling
-from vlmo.model.visual_tokenizer import load_visual_tokenizer
 from vlmo.objectives.unimodal import VisionObjective
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import FLOAT32, LOGIT_COPIES, Pass, SampleSizes, Work, encode, image_tokens, image_values
@@ -24,7 +22,7 @@ class VisionStage(Task):
     name: ClassVar[str] = "vision"
     title: ClassVar[str] = "stage 1, masked image modelling"
     can_stream: ClassVar[bool] = True
-    models = (VLMoForMaskedImageModeling,)
+    architectures = ("VLMoForMaskedImageModeling",)
     usage: ClassVar[Usage | None] = Usage(
         "predicts the visual tokens of masked patches; a start for other models (stage 1 does not train its text side)",
         "image-feature-extraction",
@@ -51,6 +49,8 @@ class VisionStage(Task):
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss of visual tokens at masked patches."""
+        from vlmo.model.visual_tokenizer import load_visual_tokenizer
+
         tokenizer = load_visual_tokenizer(self.visual_tokenizer)
         model = self.build_model(run.model | {"num_visual_tokens": tokenizer.num_tokens})
         run.start(model)

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from vlmo.folder import Usage
-from vlmo.model import VLMoForPreTraining
-from vlmo.model.stages import FusionStart
+from vlmo.model.config import FusionStart
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
@@ -27,7 +26,7 @@ class VisionLanguageStage(Task):
     needs_caption: ClassVar[bool] = True
     masks_words: ClassVar[bool] = True
     evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
-    models = (VLMoForPreTraining,)
+    architectures = ("VLMoForPreTraining",)
     usage: ClassVar[Usage | None] = Usage(
         "holds every head of stage 3: contrast, matching and masked words; most people use its retrieval part",
         *RETRIEVAL_PIPELINE,

@@ -18,9 +18,7 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.schema import QUESTION_FEATURES, column, select_rows
 from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
 from vlmo.folder import Usage
-from vlmo.model import VLMoForVisualQuestionAnswering
-from vlmo.model.attention_maps import attention_maps
-from vlmo.model.stages import FusionStart
+from vlmo.model.config import FusionStart
 from vlmo.objectives.downstream import QuestionObjective
 from vlmo.processing.answers import MIN_ANNOTATORS
 from vlmo.tasks.base import Inputs, RunContext, Task, head_lr_scale, label_settings, with_parent
@@ -192,7 +190,7 @@ class QuestionStage(Task):
     unique_ids: ClassVar[bool] = False
     evaluation: ClassVar[type[EvaluationSet] | None] = QuestionSet
     num_classes: ClassVar[int | None] = 3129
-    models = (VLMoForVisualQuestionAnswering,)
+    architectures = ("VLMoForVisualQuestionAnswering",)
     usage: ClassVar[Usage | None] = Usage(
         "answers a question about an image with one of a fixed set of answers",
         "visual-question-answering",
@@ -249,6 +247,8 @@ class QuestionStage(Task):
         encoded: Any = processor(images=images[0], text=inputs.question, return_tensors="pt").to(model.device)
         scores = model(**encoded).logits[0].float().sigmoid()
         if save is not None:
+            from vlmo.model.attention_maps import attention_maps
+
             seen = heat_map(images[0], attention_maps(model, **encoded)[0, 0].float().cpu(), size=_SHOWN_PIXELS)
             seen.save(with_parent(save), format="PNG")
         best = scores.topk(min(top, len(scores)))

@@ -1,14 +1,19 @@
 """The training loop and what it needs: optimizer, schedule, run folder, tracking, processes."""
 
-from vlmo.distributed import choose_device
-from vlmo.training.checkpoint import claim_run_folder
-from vlmo.training.engine import EngineConfig
-from vlmo.training.errors import TrainingError, explained_start
-from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, lr_at
-from vlmo.training.parallel import launch
-from vlmo.training.tracking import read_metrics
-from vlmo.training.trainer import Trainer, TrainerConfig, TrainingResult
-from vlmo.training.watchdog import Watchdog
+from typing import TYPE_CHECKING
+
+from vlmo.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vlmo.distributed import choose_device
+    from vlmo.training.checkpoint import claim_run_folder
+    from vlmo.training.config import EngineConfig, TrainerConfig
+    from vlmo.training.errors import TrainingError, explained_start
+    from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, lr_at
+    from vlmo.training.parallel import launch
+    from vlmo.training.tracking import read_metrics
+    from vlmo.training.trainer import Trainer, TrainingResult
+    from vlmo.training.watchdog import Watchdog
 
 __all__ = [
     "EngineConfig",
@@ -26,3 +31,18 @@ __all__ = [
     "lr_at",
     "read_metrics",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "vlmo.distributed": "choose_device",
+        ".checkpoint": "claim_run_folder",
+        ".config": "EngineConfig TrainerConfig",
+        ".errors": "TrainingError explained_start",
+        ".optimizer": "OptimizerConfig ScheduleConfig lr_at",
+        ".parallel": "launch",
+        ".tracking": "read_metrics",
+        ".trainer": "Trainer TrainingResult",
+        ".watchdog": "Watchdog",
+    },
+)

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
@@ -26,36 +25,15 @@ from torch.utils.checkpoint import checkpoint
 from vlmo.distributed import world_size
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.training.checkpoint import training_tensors
+from vlmo.training.config import EngineConfig, Precision
 from vlmo.types import Batch
 
 T = TypeVar("T")
-
-Precision = Literal["float32", "bf16"]
 
 logger = logging.getLogger(__name__)
 
 # Graphs of the forward of a block: it is traced for each modality, branch and drop path rate.
 _GRAPHS_PER_BLOCK = 16
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Distribution over processes, and what is traded for memory and time; results do not depend on it.
-
-    On one process `data_parallel` means nothing. The other two act on each Multiway block.
-    """
-
-    data_parallel: Literal["ddp", "fsdp"] = "ddp"
-    """"ddp" keeps all weights on every process; "fsdp" (FSDP2) a share of weights, gradients and optimizer."""
-    activation_checkpointing: bool = False
-    """Keep only the input of each block, and run the block once more in the backward pass."""
-    compile: bool = False
-    """torch.compile each block: minutes at the start, then faster steps."""
-
-    def __post_init__(self) -> None:
-        """Validate the kind of data parallelism; ValueError if there is no such one."""
-        if self.data_parallel not in {"ddp", "fsdp"}:
-            raise ValueError(f"data_parallel is {self.data_parallel!r}; give 'ddp' or 'fsdp'")
 
 
 def multiplies_in_bf16(device: torch.device) -> bool:

@@ -20,7 +20,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -34,7 +34,8 @@ from torch.nn.utils import clip_grads_with_norm_
 from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, rank, world_size
 from vlmo.folder import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
-from vlmo.training.engine import Engine, EngineConfig, Precision, choose_precision, gradient_norm
+from vlmo.training.config import Precision, TrainerConfig
+from vlmo.training.engine import Engine, choose_precision, gradient_norm
 from vlmo.training.errors import TrainingError, explained_faults
 from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer, lr_at
 from vlmo.training.parallel import StopSignal, from_main, to_device, undisturbed
@@ -63,48 +64,6 @@ class CursorLoader(Protocol):
     def go_on_from(self, step: int, cursor: dict[str, Any]) -> None:
         """Take the parts of all processes, as one dictionary, before a call with `step`."""
         ...
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Length of the run, numerics, and how often to log, save and evaluate."""
-
-    max_steps: int
-    """Number of optimizer updates, skipped ones included."""
-    precision: Literal["float32", "bf16", "auto"] = "float32"
-    """Type of the activations (autocast); weights, losses and the optimizer are float32. "auto": bf16 where the main
-    process's device has instructions for it, else float32; the same run may go on in the other one elsewhere."""
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    """Distribution over processes, and what is traded for memory and time."""
-    clip_norm: float | None = None
-    """Largest norm of the gradient of all parameters; None leaves it alone."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
-    save_every: int = 500
-    """Steps between training states; there is always one at the end."""
-    keep_states: int = 2
-    """Number of training states that are kept."""
-    async_save: bool = True
-    """Write training states in the background, from a copy in the memory of the CPU."""
-    eval_every: int | None = None
-    """Steps between evaluations; None evaluates at the end only."""
-    max_bad_steps: int = 10
-    """Skipped updates in a row that end the run."""
-
-    def __post_init__(self) -> None:
-        """Validate the settings.
-
-        Raises:
-            ValueError: There is no such precision, a count is below 1, or the norm is not above 0.
-        """
-        if self.precision not in {"float32", "bf16", "auto"}:
-            raise ValueError(f"precision is {self.precision!r}; give 'float32', 'bf16' or 'auto'")
-        for name in ("max_steps", "log_every", "save_every", "keep_states", "eval_every", "max_bad_steps"):
-            value = asdict(self)[name]
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; give 1 or more")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; give a number above 0, or None not to clip")
 
 
 @dataclass(frozen=True)
