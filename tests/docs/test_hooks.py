@@ -69,6 +69,6 @@ def test_every_recipe_has_its_card(hooks):
 def test_reference_names_everything_public(hooks):
     index = hooks.reference_index()
     assert all(f"[`{name}`](" in index for name in vlmo.__all__)
-    assert "::: vlmo.data.prepare.coco" in hooks.reference_of("data")
+    assert "::: vlmo.data.prepare.vqav2" in hooks.reference_of("data")
     packages = {folder.name for folder in (ROOT / "src" / "vlmo").iterdir() if (folder / "__init__.py").is_file()}
     assert packages - {"cli"} == set(hooks.REFERENCE)
