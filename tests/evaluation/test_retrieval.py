@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlmo.evaluation import RetrievalSet, evaluate_retrieval, recall_by_weight
+from vlmo.evaluation import RetrievalSet, evaluate_retrieval
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
 NUM_IMAGES, CAPTIONS = 12, 2
@@ -146,16 +146,15 @@ def test_mixed_score_is_as_documented() -> None:
 def test_recall_by_weight_is_that_of_each_weight_and_judges_once() -> None:
     model = fake("oracle")
     weights = (0.0, 0.01, 1.0)
-    found = recall_by_weight(model, retrieval_set(), weights=weights, rerank=4, ks=(1, 3))
+    rerank = evaluate_retrieval(model, retrieval_set(), rerank=4, ks=(1, 3)).rerank
+    assert rerank is not None
+    found = [rerank(weight).metrics((1, 3)) for weight in weights]
     assert len(model.pairs) == len(set(model.pairs))
     for weight, metrics in zip(weights, found, strict=True):
         expected = evaluate_retrieval(model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weight)
         assert metrics == {name: expected.metrics[f"rerank_{name}"] for name in ("tr@1", "tr@3", "ir@1", "ir@3")}
     assert found[0] != found[2]
-    with pytest.raises(ValueError, match="rerank is 0"):
-        recall_by_weight(model, retrieval_set(), weights=weights, rerank=0)
-    with pytest.raises(ValueError, match=r"weights \[2\]"):
-        recall_by_weight(model, retrieval_set(), weights=[2], rerank=1)
+    assert evaluate_retrieval(model, retrieval_set()).rerank is None
 
 
 def test_each_pair_is_matched_once_and_with_little_padding() -> None:

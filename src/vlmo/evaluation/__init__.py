@@ -5,16 +5,13 @@ from vlmo.evaluation.recall import (
     chance_recall,
     chunked_ranks,
     chunked_topk,
-    positive_ranks,
     recall_at_k,
-    retrieval_recall,
 )
 from vlmo.evaluation.retrieval import (
     Ranking,
     Rankings,
     RetrievalResult,
     evaluate_retrieval,
-    recall_by_weight,
 )
 from vlmo.evaluation.scoring import RetrievalModel, RetrievalSet, embed_images, embed_texts
 
@@ -31,8 +28,5 @@ __all__ = [
     "embed_images",
     "embed_texts",
     "evaluate_retrieval",
-    "positive_ranks",
     "recall_at_k",
-    "recall_by_weight",
-    "retrieval_recall",
 ]

@@ -15,33 +15,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def positive_ranks(
-    similarity: Float[Tensor, "query candidate"],
-    *,
-    query_labels: Int[Tensor, " query"],
-    candidate_labels: Int[Tensor, " candidate"],
-) -> Int[Tensor, " query"]:
-    """Return the rank, from 1, of the best placed right candidate of each query.
-
-    Ties count against the model: a wrong candidate with the same score stands in front of the right one. A model that
-    returns a constant is therefore last, never first. Other right candidates never stand in front.
-
-    Raises:
-        ValueError: If the shapes disagree, a query has no right candidate or a similarity is not a number.
-    """
-    num_queries, num_candidates = len(query_labels), len(candidate_labels)
-    if similarity.shape != (num_queries, num_candidates):
-        raise ValueError(
-            f"The similarity has shape {tuple(similarity.shape)}, expected (queries, candidates) = "
-            f"({num_queries}, {num_candidates}); transpose it or pass the labels of the other side."
-        )
-    _check_labels(query_labels, candidate_labels)
-    _check_numbers(similarity)
-    positive = _equal(query_labels, candidate_labels)
-    best = _best_positive(similarity, positive)
-    return 1 + _num_in_front(similarity, positive, best=best)
-
-
 def recall_at_k(ranks: Int[Tensor, " query"], *, k: int) -> float:
     """Return the share of queries whose rank is at most k, a fraction.
 
@@ -51,21 +24,6 @@ def recall_at_k(ranks: Int[Tensor, " query"], *, k: int) -> float:
     if k < 1 or len(ranks) == 0 or int(ranks.min()) < 1:
         raise ValueError(f"Recall needs k >= 1 and ranks counted from 1, given k = {k} and {len(ranks)} ranks.")
     return float((ranks <= k).double().mean())
-
-
-def retrieval_recall(
-    similarity: Float[Tensor, "image text"], *, text_to_image: Int[Tensor, " text"], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """Return `tr@K` and `ir@K` of a full matrix of similarities, fractions.
-
-    TR@K is the share of images with any of their captions among the K best texts, IR@K the share of texts with their
-    image among the K best images. Ties as in `positive_ranks`.
-    """
-    images = torch.arange(similarity.shape[0], device=similarity.device)
-    text_to_image = text_to_image.to(similarity.device)
-    text_ranks = positive_ranks(similarity, query_labels=images, candidate_labels=text_to_image)
-    image_ranks = positive_ranks(similarity.T, query_labels=text_to_image, candidate_labels=images)
-    return recall_metrics(text_ranks=text_ranks, image_ranks=image_ranks, ks=ks)
 
 
 def recall_metrics(
@@ -143,26 +101,15 @@ def chunked_ranks(
     candidate_labels: Int[Tensor, " candidate"],
     chunk: int = 4096,
 ) -> Int[Tensor, " query"]:
-    """Return `positive_ranks` of the dot products, in the memory of one `chunk` x `chunk` block."""
-    _check_labels(query_labels, candidate_labels)
-    ranks = []
-    for rows in _chunks(len(queries), chunk=chunk):
-        blocks = list(_chunks(len(candidates), chunk=chunk))
-        best = queries.new_full((rows.stop - rows.start,), -torch.inf)
-        for columns in blocks:
-            positive = _equal(query_labels[rows], candidate_labels[columns])
-            best = torch.maximum(best, _best_positive(_scores(queries[rows], candidates[columns]), positive))
-        in_front = torch.zeros_like(best, dtype=torch.int64)
-        # The same products again, not stored ones and not row-wise dot products: the comparison below needs the same
-        # rounding on both sides, or ties would be decided by the last bit.
-        for columns in blocks:
-            positive = _equal(query_labels[rows], candidate_labels[columns])
-            in_front += _num_in_front(_scores(queries[rows], candidates[columns]), positive, best=best)
-        ranks.append(1 + in_front)
-    return torch.cat(ranks)
+    """Return the rank, from 1, of the best placed right candidate of each query by dot product.
 
+    Ties count against the model: a wrong candidate with the same score stands in front of the right one. A model that
+    returns a constant is therefore last, never first. Other right candidates never stand in front. Needs the memory of
+    one `chunk` x `chunk` block.
 
-def _check_labels(query_labels: Int[Tensor, " query"], candidate_labels: Int[Tensor, " candidate"]) -> None:
+    Raises:
+        ValueError: If a query has no right candidate, or a similarity is not a number.
+    """
     lost = (~torch.isin(query_labels, candidate_labels)).nonzero().flatten().tolist()
     if lost:
         raise ValueError(
@@ -170,39 +117,32 @@ def _check_labels(query_labels: Int[Tensor, " query"], candidate_labels: Int[Ten
             "every image needs a caption and every caption an image of the set."
         )
 
+    def blocks(rows: slice) -> Iterator[tuple[Float[Tensor, "query candidate"], Bool[Tensor, "query candidate"]]]:
+        for columns in _chunks(len(candidates), chunk=chunk):
+            right = query_labels[rows, None] == candidate_labels[None, columns]
+            yield _scores(queries[rows], candidates[columns]), right
 
-def _check_numbers(similarity: Float[Tensor, "query candidate"]) -> None:
-    # A comparison with NaN is always false: unchecked, a model that diverged would have nobody in front, recall 1.
-    if similarity.isnan().any():
-        raise ValueError("The similarities contain NaN; check the embeddings of the model.")
-
-
-def _equal(
-    query_labels: Int[Tensor, " query"], candidate_labels: Int[Tensor, " candidate"]
-) -> Bool[Tensor, "query candidate"]:
-    return query_labels[:, None] == candidate_labels[None, :]
-
-
-def _best_positive(
-    scores: Float[Tensor, "query candidate"], positive: Bool[Tensor, "query candidate"]
-) -> Float[Tensor, " query"]:
-    return scores.masked_fill(~positive, -torch.inf).amax(dim=1)
-
-
-def _num_in_front(
-    scores: Float[Tensor, "query candidate"],
-    positive: Bool[Tensor, "query candidate"],
-    *,
-    best: Float[Tensor, " query"],
-) -> Int[Tensor, " query"]:
-    return ((scores >= best[:, None]) & ~positive).sum(dim=1)
+    ranks = []
+    for rows in _chunks(len(queries), chunk=chunk):
+        best = queries.new_full((rows.stop - rows.start,), -torch.inf)
+        for scores, right in blocks(rows):
+            best = torch.maximum(best, scores.masked_fill(~right, -torch.inf).amax(dim=1))
+        rank = torch.ones_like(best, dtype=torch.int64)
+        # The same products again, not stored ones and not row-wise dot products: the comparison below needs the same
+        # rounding on both sides, or ties would be decided by the last bit.
+        for scores, right in blocks(rows):
+            rank += ((scores >= best[:, None]) & ~right).sum(dim=1)
+        ranks.append(rank)
+    return torch.cat(ranks)
 
 
 def _scores(
     queries: Float[Tensor, "query dim"], candidates: Float[Tensor, "candidate dim"]
 ) -> Float[Tensor, "query candidate"]:
     scores = queries @ candidates.T
-    _check_numbers(scores)
+    # A comparison with NaN is always false: unchecked, a model that diverged would have nobody in front, recall 1.
+    if scores.isnan().any():
+        raise ValueError("The similarities contain NaN; check the embeddings of the model.")
     return scores
 
 

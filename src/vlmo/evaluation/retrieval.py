@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo.evaluation.inference import BATCH, Report
 from vlmo.evaluation.recall import chance_metrics, chunked_ranks, chunked_topk, recall_metrics
-from vlmo.evaluation.scoring import Matcher, RetrievalModel, RetrievalSet, embed_images, embed_texts
+from vlmo.evaluation.scoring import RetrievalModel, RetrievalSet, embed_images, embed_texts, match_pairs
 
-_CHUNK = 4096
+KS = (1, 5, 10)
+"""The K of recall at K."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +34,7 @@ class Ranking:
     ranks: Int[Tensor, " query"]
 
 
-@dataclass(frozen=True, eq=False)
-class Rankings:
+class Rankings(NamedTuple):
     """Both directions of retrieval."""
 
     image_to_text: Ranking
@@ -54,24 +55,26 @@ class RetrievalResult:
         chance: `tr@K` and `ir@K` of a random order.
         dual: The dual encoder's rankings.
         reranked: The same after the fusion encoder; None without a shortlist.
+        rerank: Returns the rankings with another weight of the fusion encoder; None without a shortlist.
     """
 
     metrics: dict[str, float]
     chance: dict[str, float]
     dual: Rankings
-    reranked: Rankings | None
+    reranked: Rankings | None = None
+    rerank: Callable[[float], Rankings] | None = None
 
 
 def evaluate_retrieval(
     model: RetrievalModel,
     retrieval_set: RetrievalSet,
     *,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = KS,
     rerank: int = 0,
     rerank_weight: float = 0.5,
     batch: int = BATCH,
     pair_batch: int = BATCH,
-    chunk: int = _CHUNK,
+    chunk: int = 4096,
     progress: Report | None = None,
 ) -> RetrievalResult:
     """Return the recall of the dual encoder and, if `rerank` > 0, of the fusion encoder on its shortlist.
@@ -110,42 +113,34 @@ def evaluate_retrieval(
         )
     images = embed_images(model, retrieval_set, batch=batch, progress=progress)
     texts = embed_texts(model, retrieval_set, batch=batch, progress=progress)
-    top = max(*ks, rerank)
-    dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=top, chunk=chunk)
-    metrics, reranked = dual.metrics(ks), None
-    if rerank:
-        matcher = Matcher(model, retrieval_set, batch=batch, pair_batch=pair_batch)
-        reranked = _judged(dual, matcher, shortlist=rerank, progress=progress).mixed(dual, weight=rerank_weight)
-        metrics |= reranked.metrics(ks, prefix="rerank_")
+    dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=max(*ks, rerank), chunk=chunk)
     chance = chance_metrics(retrieval_set.text_to_image, ks=ks)
-    return RetrievalResult(metrics=metrics, chance=chance, dual=dual, reranked=reranked)
+    if not rerank:
+        return RetrievalResult(dual.metrics(ks), chance, dual)
+    found_texts, found_images = (each.indices[:, :rerank] for each in dual)
+    image_labels, text_labels = torch.arange(retrieval_set.num_images), retrieval_set.text_to_image.cpu()
+    query_images = image_labels[:, None].expand_as(found_texts)
+    query_texts = torch.arange(len(text_labels))[:, None].expand_as(found_images)
+    # Both directions in one call: they share many pairs.
+    log_odds = match_pairs(
+        model,
+        retrieval_set,
+        images=torch.cat([query_images.flatten(), found_images.flatten()]),
+        texts=torch.cat([found_texts.flatten(), query_texts.flatten()]),
+        batch=batch,
+        pair_batch=pair_batch,
+        progress=progress,
+    )
+    odds = log_odds.split([found_texts.numel(), found_images.numel()])
+    right = (text_labels[found_texts] == query_images, found_images == text_labels[:, None])
+    scale = float(model.contrast_head.logit_scale.detach().exp())
 
+    def reranked(weight: float) -> Rankings:
+        both = zip(dual, odds, right, strict=True)
+        return Rankings(*(_rerank(one, flat.view_as(of), of, scale=scale, weight=weight) for one, flat, of in both))
 
-def recall_by_weight(
-    model: RetrievalModel,
-    retrieval_set: RetrievalSet,
-    *,
-    weights: Sequence[float],
-    rerank: int,
-    ks: Sequence[int] = (1, 5, 10),
-    batch: int = BATCH,
-    progress: Report | None = None,
-) -> list[dict[str, float]]:
-    """Return `tr@K` and `ir@K` after reranking with each of the weights; the model scores each pair once.
-
-    Arguments as for `evaluate_retrieval`.
-
-    Raises:
-        ValueError: A weight is not from 0 to 1, or there is nothing to rerank.
-    """
-    if rerank < 1 or not weights or not all(0 <= weight <= 1 for weight in weights):
-        raise ValueError(f"rerank is {rerank} and weights {list(weights)}; give a shortlist, and weights from 0 to 1")
-    images = embed_images(model, retrieval_set, batch=batch, progress=progress)
-    texts = embed_texts(model, retrieval_set, batch=batch, progress=progress)
-    dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=max(*ks, rerank), chunk=_CHUNK)
-    matcher = Matcher(model, retrieval_set, batch=batch)
-    odds = _judged(dual, matcher, shortlist=rerank, progress=progress)
-    return [odds.mixed(dual, weight=weight).metrics(ks) for weight in weights]
+    mixed = reranked(rerank_weight)
+    return RetrievalResult(dual.metrics(ks) | mixed.metrics(ks, prefix="rerank_"), chance, dual, mixed, reranked)
 
 
 def _dual_rankings(
@@ -169,48 +164,6 @@ def _dual_rankings(
     return Rankings(
         image_to_text=ranking(images, texts, image_labels, text_labels),
         text_to_image=ranking(texts, images, text_labels, image_labels),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Odds:
-    """Log-odds of the fusion encoder for the shortlists of both directions, and which candidates are right."""
-
-    texts: Float[Tensor, "image shortlist"]
-    images: Float[Tensor, "text shortlist"]
-    right_texts: Bool[Tensor, "image shortlist"]
-    right_images: Bool[Tensor, "text shortlist"]
-    inverse_temperature: float
-
-    def mixed(self, dual: Rankings, *, weight: float) -> Rankings:
-        """Return the rankings with the shortlists in the order of the mixed score."""
-        scale = self.inverse_temperature
-        return Rankings(
-            _rerank(dual.image_to_text, self.texts, self.right_texts, scale=scale, weight=weight),
-            _rerank(dual.text_to_image, self.images, self.right_images, scale=scale, weight=weight),
-        )
-
-
-def _judged(dual: Rankings, matcher: Matcher, *, shortlist: int, progress: Report | None) -> _Odds:
-    text_labels = matcher.retrieval_set.text_to_image.cpu()
-    image_labels = torch.arange(matcher.retrieval_set.num_images)
-    found_texts = dual.image_to_text.indices[:, :shortlist]
-    found_images = dual.text_to_image.indices[:, :shortlist]
-    query_images = image_labels[:, None].expand_as(found_texts)
-    query_texts = torch.arange(len(text_labels))[:, None].expand_as(found_images)
-    # Both directions in one call: they share many pairs.
-    log_odds = matcher(
-        torch.cat([query_images.flatten(), found_images.flatten()]),
-        torch.cat([found_texts.flatten(), query_texts.flatten()]),
-        progress=progress,
-    )
-    text_odds, image_odds = log_odds.split([found_texts.numel(), found_images.numel()])
-    return _Odds(
-        texts=text_odds.view_as(found_texts),
-        images=image_odds.view_as(found_images),
-        right_texts=text_labels[found_texts] == query_images,
-        right_images=found_images == text_labels[:, None],
-        inverse_temperature=float(matcher.model.contrast_head.logit_scale.detach().exp()),
     )
 
 

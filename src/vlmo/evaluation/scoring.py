@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,8 +116,7 @@ def embed_images(
     def embed(numbers: range) -> Tensor:
         return model.get_image_features(pixel_values=retrieval_set.images(numbers).to(model.device)).float().cpu()
 
-    total = retrieval_set.num_images
-    parts = map_batches(embed, total, model=model, batch=batch, title="images", report=progress)
+    parts = map_batches(embed, retrieval_set.num_images, model=model, batch=batch, title="images", report=progress)
     return torch.cat(parts).to(model.device)
 
 
@@ -134,72 +133,56 @@ def embed_texts(
         input_ids, attention_mask = (part.to(model.device) for part in retrieval_set.texts(numbers))
         return model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).float().cpu()
 
-    total = retrieval_set.num_texts
-    parts = map_batches(embed, total, model=model, batch=batch, title="texts", report=progress)
+    parts = map_batches(embed, retrieval_set.num_texts, model=model, batch=batch, title="texts", report=progress)
     return torch.cat(parts).to(model.device)
 
 
-class Matcher:
-    """The fusion encoder's log-odds for chosen pairs of a set."""
+def match_pairs(
+    model: RetrievalModel,
+    retrieval_set: RetrievalSet,
+    *,
+    images: Int[Tensor, " pair"],
+    texts: Int[Tensor, " pair"],
+    batch: int = BATCH,
+    pair_batch: int = BATCH,
+    progress: Report | None = None,
+) -> Float[Tensor, " pair"]:
+    """Return the fusion encoder's log-odds of a match for pairs; a pair that is given twice is computed once.
 
-    def __init__(
-        self,
-        model: RetrievalModel,
-        retrieval_set: RetrievalSet,
-        *,
-        batch: int = BATCH,
-        pair_batch: int = BATCH,
-    ) -> None:
-        self.model = model
-        self.retrieval_set = retrieval_set
-        self.batch = batch
-        self.pair_batch = pair_batch
-        self.input_ids, self.attention_mask = _padded_texts(retrieval_set, batch=batch)
-        positions = torch.arange(1, self.attention_mask.shape[1] + 1)
-        self.lengths = (self.attention_mask * positions).amax(dim=1)
-
-    def __call__(
-        self, images: Int[Tensor, " pair"], texts: Int[Tensor, " pair"], *, progress: Report | None = None
-    ) -> Float[Tensor, " pair"]:
-        """Return the log-odds of a match for each pair; a pair that is given twice is computed once.
-
-        Pairs are taken image batch by image batch, so that each image is decoded once and never kept. Several processes
-        are asked for the same pairs; each computes those of its own images and is told the others.
-        """
-        num_texts = self.retrieval_set.num_texts
-        pairs, asked = torch.unique(images * num_texts + texts, return_inverse=True)
-        images, texts = pairs // num_texts, pairs % num_texts
-        batches = own_batches(self.retrieval_set.num_images, batch=self.batch)
-        chosen = [((images >= own.start) & (images < own.stop)).nonzero().flatten() for own in batches]
-        log_odds = torch.zeros(pairs.shape)
-        done, total = 0, sum(map(len, chosen))
-        with evaluating(self.model):
-            for own, places in zip(batches, chosen, strict=True):
-                if not len(places):
-                    continue
-                pixel_values = self.retrieval_set.images(own).to(self.model.device)
-                # Neighbours in length share a batch, so little of it is padding.
-                for part in places[self.lengths[texts[places]].argsort()].split(self.pair_batch):
-                    log_odds[part] = self._log_odds(pixel_values, images[part] - own.start, texts[part])
-                    done += len(part)
-                    if progress is not None:
-                        progress("pairs", done, total)
-        # The others' places hold 0, so that the sum is whole. It is taken on the device, where every backend can.
-        log_odds = distributed.all_reduce(log_odds.to(self.model.device)).cpu()
-        if log_odds.isnan().any():
-            raise ValueError("The matching logits contain NaN; check the weights of the model.")
-        return log_odds[asked]
-
-    def _log_odds(self, pixel_values: Tensor, images: Tensor, texts: Tensor) -> Float[Tensor, " part"]:
-        device = self.model.device
-        # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
-        length = -(-int(self.lengths[texts].max()) // 8) * 8
-        logits = self.model.match(
-            pixel_values=pixel_values[images.to(device)],
-            input_ids=self.input_ids[texts, :length].to(device),
-            attention_mask=self.attention_mask[texts, :length].to(device),
-        )
-        return (logits[:, 1].float() - logits[:, 0].float()).cpu()
+    Pairs are taken image batch by image batch, so that each image is decoded once and never kept. Several processes
+    are asked for the same pairs; each computes those of its own images and is told the others.
+    """
+    input_ids, attention_mask = _padded_texts(retrieval_set, batch=batch)
+    lengths = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1)).amax(dim=1)
+    pairs, asked = torch.unique(images * retrieval_set.num_texts + texts, return_inverse=True)
+    images, texts = pairs // retrieval_set.num_texts, pairs % retrieval_set.num_texts
+    batches = own_batches(retrieval_set.num_images, batch=batch)
+    chosen = [((images >= own.start) & (images < own.stop)).nonzero().flatten() for own in batches]
+    log_odds = torch.zeros(pairs.shape)
+    done, total, device = 0, sum(map(len, chosen)), model.device
+    with evaluating(model):
+        for own, places in zip(batches, chosen, strict=True):
+            if not len(places):
+                continue
+            pixel_values = retrieval_set.images(own).to(device)
+            # Neighbours in length share a batch, so little of it is padding.
+            for part in places[lengths[texts[places]].argsort()].split(pair_batch):
+                # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
+                length = -(-int(lengths[texts[part]].max()) // 8) * 8
+                logits = model.match(
+                    pixel_values=pixel_values[(images[part] - own.start).to(device)],
+                    input_ids=input_ids[texts[part], :length].to(device),
+                    attention_mask=attention_mask[texts[part], :length].to(device),
+                ).float()
+                log_odds[part] = (logits[:, 1] - logits[:, 0]).cpu()
+                done += len(part)
+                if progress is not None:
+                    progress("pairs", done, total)
+    # The others' places hold 0, so that the sum is whole. It is taken on the device, where every backend can.
+    log_odds = distributed.all_reduce(log_odds.to(device)).cpu()
+    if log_odds.isnan().any():
+        raise ValueError("The matching logits contain NaN; check the weights of the model.")
+    return log_odds[asked]
 
 
 def _padded_texts(
@@ -208,11 +191,11 @@ def _padded_texts(
     total = retrieval_set.num_texts
     batches = [retrieval_set.texts(range(start, min(start + batch, total))) for start in range(0, total, batch)]
     longest = max(input_ids.shape[1] for input_ids, _ in batches)
-
-    def joined(parts: Iterable[Tensor]) -> Tensor:
-        return torch.cat([F.pad(part.cpu(), (0, longest - part.shape[1])) for part in parts])
-
-    return joined(ids for ids, _ in batches), joined(mask for _, mask in batches)
+    ids, masks = (
+        torch.cat([F.pad(part.cpu(), (0, longest - part.shape[1])) for part in parts])
+        for parts in zip(*batches, strict=True)
+    )
+    return ids, masks
 
 
 def _check_count(what: str, given: int, numbers: range) -> None:

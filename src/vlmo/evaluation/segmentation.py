@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -99,30 +98,6 @@ def _slide(
     return (total / count)[:, :height, :width]
 
 
-@dataclass(frozen=True)
-class SegmentationScores:
-    """Scores of predicted classes of pixels, as mmsegmentation counts; fractions.
-
-    Attributes:
-        miou: Mean over classes of intersection over union.
-        aacc: Share of pixels that are right.
-        macc: Mean over classes of the share of their pixels that are right.
-        iou: Of each class; None for one that neither occurs nor was predicted. It is left out of the mean.
-        accuracy: Of each class; None for one that does not occur.
-    """
-
-    miou: float
-    aacc: float
-    macc: float
-    iou: tuple[float | None, ...]
-    accuracy: tuple[float | None, ...]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The three means by name."""
-        return {"miou": self.miou, "aacc": self.aacc, "macc": self.macc}
-
-
 def count_pixels(
     predicted: Int[Tensor, "height width"], target: Int[Tensor, "height width"], *, num_classes: int
 ) -> Int[Tensor, "true predicted"]:
@@ -133,8 +108,12 @@ def count_pixels(
     return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def scores_of(counts: Int[Tensor, "true predicted"]) -> SegmentationScores:
-    """Return scores from numbers of pixels by true and predicted class.
+def segmentation_metrics(counts: Int[Tensor, "true predicted"]) -> tuple[dict[str, float], list[float | None]]:
+    """Return metrics from numbers of pixels by true and predicted class, as mmsegmentation counts; fractions.
+
+    `miou` is the mean over classes of intersection over union, `aacc` the share of pixels that are right, `macc` the
+    mean over classes of the share of their pixels that are right. The list is the intersection over union of each
+    class: None for one that neither occurs nor was predicted, which is left out of the mean.
 
     Raises:
         ValueError: There are no pixels.
@@ -143,15 +122,7 @@ def scores_of(counts: Int[Tensor, "true predicted"]) -> SegmentationScores:
         raise ValueError("no pixel counts: there are no images, or every pixel is ignored")
     counts = counts.double()
     right, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
-    iou, accuracy = right / (true + predicted - right), right / true  # 0 / 0 is NaN: the class does not count
-    return SegmentationScores(
-        miou=iou.nanmean().item(),
-        aacc=(right.sum() / counts.sum()).item(),
-        macc=accuracy.nanmean().item(),
-        iou=_known(iou),
-        accuracy=_known(accuracy),
-    )
-
-
-def _known(values: Float[Tensor, "classes"]) -> tuple[float | None, ...]:
-    return tuple(None if value != value else value for value in values.tolist())
+    iou = right / (true + predicted - right)  # 0 / 0 is NaN: the class does not count
+    metrics = {"miou": iou.nanmean(), "aacc": right.sum() / counts.sum(), "macc": (right / true).nanmean()}
+    by_class = [None if value != value else value for value in iou.tolist()]
+    return {name: value.item() for name, value in metrics.items()}, by_class

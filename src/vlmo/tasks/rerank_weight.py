@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmo.distributed import is_main
-from vlmo.evaluation import recall_by_weight
 from vlmo.evaluation.inference import BATCH
+from vlmo.evaluation.retrieval import KS
 from vlmo.folder import write_file
-from vlmo.progress import Progress
 from vlmo.tasks.base import quarantine_of
 from vlmo.tasks.retrieval import SHORTLIST, PairSet, RetrievalStage
 
@@ -79,13 +78,13 @@ def choose_rerank_weight(
     if model.match_head is None:
         raise ValueError(f"{folder}: this model has no matching head, so that there is nothing to weigh")
     quarantine = quarantine_of(folder, split)
-    rows = PairSet.read(source, split=split, processor=processor, quarantine=quarantine, limit=limit).as_set()
-    with Progress(console) as progress:
-        metrics = recall_by_weight(
-            model, rows, weights=WEIGHTS, rerank=rerank, batch=batch_size, progress=progress.update
-        )
+    rows = PairSet.read(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
+    result = replace(rows, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
+    if result.rerank is None:
+        raise ValueError(f"rerank is {rerank}; give the number of candidates to weigh, from 1 up")
+    metrics = tuple(result.rerank(weight).metrics(KS) for weight in WEIGHTS)
     chosen = best_weight(WEIGHTS, [_mean(each) for each in metrics])
-    choice = WeightChoice(WEIGHTS, tuple(metrics), chosen, before=model.config.rerank_weight)
+    choice = WeightChoice(WEIGHTS, metrics, chosen, before=model.config.rerank_weight)
     if is_main():
         write_rerank_weight(Path(folder), chosen)
     return choice

@@ -20,7 +20,7 @@ from vlmo.data.examples import Example, Examples, collate
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.data.schema import column
 from vlmo.evaluation.masks import overlay
-from vlmo.evaluation.segmentation import Inference, count_pixels, scores_of, segment
+from vlmo.evaluation.segmentation import Inference, count_pixels, segment, segmentation_metrics
 from vlmo.folder import Usage
 from vlmo.objectives.downstream import SegmentationConfig, SegmentationObjective
 from vlmo.processing import TransformConfig
@@ -215,9 +215,9 @@ class SegmentSet(EvaluationSet):
 
     def metrics(self, outputs: Sequence[Prediction]) -> dict[str, float]:
         """Return mIoU, aAcc and mAcc, and `iou[NAME]` for each class that occurs or was predicted."""
-        scores = scores_of(self._counts(outputs))
-        by_class = zip(self.names, scores.iou, strict=True)
-        return scores.metrics | {f"iou[{name}]": value for name, value in by_class if value is not None}
+        metrics, iou = segmentation_metrics(self._counts(outputs))
+        by_class = zip(self.names, iou, strict=True)
+        return metrics | {f"iou[{name}]": value for name, value in by_class if value is not None}
 
     def chance(self, outputs: Sequence[Prediction] | None = None) -> dict[str, float]:
         """Return the metrics of the most frequent class for every pixel, which is known with the outputs."""
@@ -226,7 +226,7 @@ class SegmentSet(EvaluationSet):
         true = self._counts(outputs).sum(dim=1)
         constant = torch.zeros(len(true), len(true), dtype=torch.int64)
         constant[:, true.argmax()] = true
-        return scores_of(constant).metrics
+        return segmentation_metrics(constant)[0]
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of inference."""
