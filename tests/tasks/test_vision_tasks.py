@@ -11,7 +11,7 @@ from PIL import Image
 from tests.tasks.toy_vision import NAMES, PIXELS, class_rows, segment_rows, write_class_set, write_segment_set
 from tests.toy_model import toy
 
-from vlmo.evaluation.segmentation import scores_of
+from vlmo.evaluation.segmentation import segmentation_metrics
 from vlmo.model import (
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
@@ -126,7 +126,7 @@ def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
     for row in result.predictions:
         for true, predicted, pixels in row["pixels"]:
             counts[true, predicted] += pixels
-    assert scores_of(counts).metrics == {name: result.metrics[name] for name in ("miou", "aacc", "macc")}
+    assert segmentation_metrics(counts)[0] == {name: result.metrics[name] for name in ("miou", "aacc", "macc")}
     assert int(counts.sum()) == 8 * 63 * 80  # the first row of each mask does not count
     background = 1 - 8 * 32 * 32 / (8 * 63 * 80)
     assert result.chance["aacc"] == pytest.approx(background, abs=0.01)

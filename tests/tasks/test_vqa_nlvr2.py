@@ -25,7 +25,7 @@ from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
 from vlmo.run.build import build
-from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, evaluation_set
+from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, evaluation_set, write_submission
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 
 HERE = {"device": "cpu"}
@@ -166,11 +166,11 @@ def test_limit_reads_the_first_rows(runs, sources):
 def test_submissions_need_no_answers(runs, sources, tmp_path):
     vqa, nlvr2 = tmp_path / "new" / "vqa.json", tmp_path / "new" / "nlvr2.csv"
     part = {"split": "test_dev", **HERE}
-    assert QuestionStage.write_submission(runs["vqa"] / "model", vqa, source=str(sources["vqa"]), **part) == 4
+    assert write_submission(runs["vqa"] / "model", vqa, source=str(sources["vqa"]), **part) == 4
     rows = json.loads(vqa.read_text())
     assert [row["question_id"] for row in rows] == [100, 101, 102, 103]
     assert all(row.keys() == {"question_id", "answer"} and row["answer"] in ANSWERS for row in rows)
-    assert ReasoningStage.write_submission(runs["nlvr2"] / "model", nlvr2, source=str(sources["nlvr2"]), **part) == 4
+    assert write_submission(runs["nlvr2"] / "model", nlvr2, source=str(sources["nlvr2"]), **part) == 4
     lines = [line.split(",") for line in nlvr2.read_text().splitlines()]
     assert [line[0] for line in lines] == ["toy-0-0-0", "toy-0-1-0", "toy-1-0-0", "toy-1-1-0"]
     assert {line[1] for line in lines} <= {"True", "False"}

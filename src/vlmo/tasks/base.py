@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import vlmo.model
 from vlmo.checkpoints.loading import load_model, load_processor
@@ -28,7 +29,7 @@ from vlmo.model.config import FusionStart
 from vlmo.processing import TransformConfig, train_transform
 from vlmo.released import notes_folder
 from vlmo.tasks.costs import SampleSizes, Work, encoder_work
-from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.evaluation_set import EvaluationSet, check_names
 from vlmo.tasks.result import Prediction, TaskResult
 
 if TYPE_CHECKING:
@@ -203,7 +204,10 @@ class Task(ABC):
             return ()
         split = run.evaluate_split
         quarantine = run.folder / f"{split}.quarantine.jsonl"
-        return [self.read(run.evaluate_on, split=split, processor=run.processor, quarantine=quarantine)]
+        rows = self.read(run.evaluate_on, split=split, processor=run.processor, quarantine=quarantine)
+        if (names := rows.classes(run.rows, run.source)) is not None:
+            check_names(rows.names, names, owner=f"evaluate_on {rows.source}", source=run.source)
+        return [rows]
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return operations and memory of a training sample, for the dry run; the model lies on the meta device.
@@ -283,25 +287,6 @@ class Task(ABC):
         return options
 
     @classmethod
-    def write_submission(
-        cls,
-        folder: str | Path,
-        file: str | Path,
-        *,
-        source: str,
-        split: str,
-        device: str | None = None,
-        console: Console | None = None,
-    ) -> int:
-        """Write the predictions of a split as the task's evaluation server takes them; return their number."""
-        model, processor = cls.load(folder, device=device)
-        rows = cls.read(source, split=split, processor=processor, quarantine=quarantine_of(folder, split))
-        predictions = rows.predictions(rows.outputs(model, console=console))
-        if is_main():
-            with_parent(file).write_text(cls.submission(predictions), encoding="utf-8")
-        return len(predictions)
-
-    @classmethod
     def submission(cls, predictions: Sequence[Prediction]) -> str:
         """Return the file that the evaluation server takes, if the task `submits`."""
         raise NotImplementedError
@@ -361,6 +346,15 @@ def label_settings(names: Sequence[str]) -> dict[str, Any]:
 def head_lr_scale(model: nn.Module, *, head: str, scale: float) -> dict[str, float]:
     """Return a factor on the learning rate for each parameter of a head."""
     return {name: scale for name, _ in model.get_submodule(head).named_parameters(prefix=head)}
+
+
+def best_labels(model: Any, shares: Float[Tensor, "classes"], *, top: int, kind: str) -> list[Prediction]:
+    """Return the `top` likeliest answers or classes of a model, under the name `kind`, each with its share."""
+    best = shares.topk(min(top, len(shares)))
+    return [
+        {kind: model.config.id2label[number], "confidence": round(share, 4)}
+        for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 def open_image(file: str | Path) -> Image.Image:

@@ -30,8 +30,8 @@ from vlmo.folder import Usage
 from vlmo.objectives.downstream import ClassificationConfig, ClassificationObjective
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.released import find_model
-from vlmo.tasks.base import Inputs, RunContext, Task, label_settings, quarantine_of
-from vlmo.tasks.evaluation_set import EvaluationSet, check_names, names_of_model
+from vlmo.tasks.base import Inputs, RunContext, Task, best_labels, label_settings, quarantine_of
+from vlmo.tasks.evaluation_set import EvaluationSet, check_names
 from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.tasks.retrieval import RetrievalStage
 
@@ -94,19 +94,14 @@ class ClassSet(EvaluationSet):
     batch_size: ClassVar[int] = 128
 
     @classmethod
-    def check_columns(cls, rows: Dataset, _source: str) -> None:
-        """Raise ValueError for rows without classes."""
-        class_names(rows)
-
-    @classmethod
-    def check_values(cls, rows: Dataset, _source: str) -> None:
-        """Raise ValueError for numbers that are no class."""
+    def check_rows(cls, rows: Dataset, _source: str) -> None:
+        """Raise ValueError for rows without classes, and for numbers that are no class."""
         checked_labels(rows)
 
-    @property
-    def names(self) -> list[str]:
-        """Every class of the set."""
-        return class_names(self.rows)
+    @classmethod
+    def classes(cls, rows: Dataset, _source: str) -> list[str]:
+        """Return the names of the column `label`."""
+        return class_names(rows)
 
     @property
     def labels(self) -> Int[Tensor, " rows"]:
@@ -118,12 +113,11 @@ class ClassSet(EvaluationSet):
         model: Any,
         run: Callable[[Tensor], Tensor],
         *,
-        image_size: int,
         batch_size: int | None = None,
         console: Console | None = None,
     ) -> Float[Tensor, "rows dim"]:
         """Return `run` of the pixel values of all rows, on the CPU; the processes share the rows."""
-        transform = eval_transform(TransformConfig(image_size=image_size))
+        transform = eval_transform(TransformConfig(image_size=model.config.image_size))
 
         def of_batch(rows: range) -> Tensor:
             cells: Any = self.rows[rows.start : rows.stop]
@@ -136,14 +130,7 @@ class ClassSet(EvaluationSet):
         self, model: Any, *, batch_size: int | None = None, console: Console | None = None
     ) -> Float[Tensor, "rows classes"]:
         """Return the logits of a classifier."""
-        size = model.config.image_size
-        return self.encode(
-            model, lambda pixels: model(pixels).logits, image_size=size, batch_size=batch_size, console=console
-        )
-
-    def check(self, model: Any) -> None:
-        """Raise ValueError if the model has other classes than the set."""
-        check_names(names_of_model(model), self.names, owner="the model", source=self.source)
+        return self.encode(model, lambda pixels: model(pixels).logits, batch_size=batch_size, console=console)
 
     def metrics(self, outputs: Float[Tensor, "rows classes"]) -> dict[str, float]:
         """Return top-1 and top-5 accuracy."""
@@ -207,13 +194,6 @@ class ClassificationStage(Task):
         labels = torch.tensor(checked_labels(run.rows))
         return RowExamples(run.rows, labels=labels.__getitem__, cache_images=run.cache_images, **self.contents(run))
 
-    def evaluators(self, run: RunContext) -> Sequence[EvaluationSet]:
-        """Return the set to measure on, which must have the classes of the training rows."""
-        sets = cast(Sequence[ClassSet], super().evaluators(run))
-        for rows in sets:
-            check_names(rows.names, class_names(run.rows), owner=f"evaluate_on {rows.source}", source=run.source)
-        return sets
-
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""
         from vlmo.model.stages import layer_decay_factors
@@ -243,11 +223,7 @@ class ClassificationStage(Task):
         del processor, inputs, save
         pixels = eval_transform(TransformConfig(image_size=model.config.image_size))(images[0])
         shares = model(pixels[None].to(model.device)).logits[0].float().softmax(dim=-1)
-        best = shares.topk(min(top, len(shares)))
-        return [
-            {"class": model.config.id2label[number], "confidence": round(share, 4)}
-            for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        return best_labels(model, shares, top=top, kind="class")
 
 
 def evaluate_linear_probe(
@@ -259,9 +235,8 @@ def evaluate_linear_probe(
     features: Features = "mean",
     l2: float | None = None,
     limit: int | None = None,
-    batch_size: int | None = None,
     device: str | None = None,
-    console: Console | None = None,
+    **how: Any,
 ) -> TaskResult:
     """Return the accuracies of a linear classifier on the image encoder of any model folder, which stays as it is.
 
@@ -270,6 +245,7 @@ def evaluate_linear_probe(
     Args:
         features: The mean of the patches, or the class token, after the final norm.
         limit: Read the first rows of each split only.
+        how: `batch_size` and `console`, as in `Task.evaluate`.
 
     Raises:
         ValueError: The folder holds no VLMo model, or the splits have other classes.
@@ -279,20 +255,15 @@ def evaluate_linear_probe(
         ClassSet.read(source, split=part, quarantine=quarantine_of(folder, part), limit=limit)
         for part in (train_split, split)
     )
-    if train.names != test.names:
-        raise ValueError(f"{source}: {train_split} and {split} have other classes; a probe needs the same")
+    check_names(train.names, test.names, owner=f"{source}, {train_split}", source=f"{source}, {split}")
 
     def encode(pixels: Tensor) -> Tensor:
         states = cast(Tensor, model(pixel_values=pixels).image_hidden_state)
         return states[:, 1:].mean(dim=1) if features == "mean" else states[:, 0]
 
-    size = model.config.image_size
-    vectors = [
-        rows.encode(model, encode, image_size=size, batch_size=batch_size, console=console) for rows in (train, test)
-    ]
-    probe = fit_linear_probe(vectors[0], train.labels, num_classes=len(train.names), l2=l2)
+    probe = fit_linear_probe(train.encode(model, encode, **how), train.labels, num_classes=len(train.names), l2=l2)
     method = {"method": "linear probe", "train_split": train_split, "features": features, "l2": probe.l2}
-    return replace(test, method=method).result(probe(vectors[1]))
+    return replace(test, method=method).result(probe(test.encode(model, encode, **how)))
 
 
 def evaluate_zero_shot(
@@ -302,14 +273,14 @@ def evaluate_zero_shot(
     split: str,
     prompts: Sequence[str] = PROMPTS,
     limit: int | None = None,
-    batch_size: int | None = None,
     device: str | None = None,
-    console: Console | None = None,
+    **how: Any,
 ) -> TaskResult:
     """Return the accuracies of a dual encoder that never saw the classes: the class whose sentences fit best.
 
     Args:
         prompts: Sentences with `{}` for the name of the class; a class is the mean of its sentences' vectors.
+        how: `batch_size` and `console`, as in `Task.evaluate`.
 
     Raises:
         ValueError: The folder holds no model that retrieves, or a prompt has no place for the name.
@@ -323,13 +294,7 @@ def evaluate_zero_shot(
             return model.get_text_features(**encoded).float().cpu()
 
     classes = zero_shot_classifier(embed_texts, rows.names, prompts=prompts)
-    vectors = rows.encode(
-        model,
-        lambda pixels: model.get_image_features(pixel_values=pixels),
-        image_size=processor.image_size,
-        batch_size=batch_size,
-        console=console,
-    )
+    vectors = rows.encode(model, lambda pixels: model.get_image_features(pixel_values=pixels), **how)
     scale = model.contrast_head.logit_scale.detach().float().exp().item()
     method = {"method": "zero-shot", "prompts": list(prompts)}
     return replace(rows, method=method).result(scale * vectors @ classes.T)

@@ -74,23 +74,32 @@ class EvaluationSet(ABC):
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}; give the number of rows to read, from 1 up, or none for all")
         rows = open_source(source, split=split)
-        cls.check_columns(rows, source)
         rows = rows if limit is None else select_rows(rows, range(min(limit, len(rows))))
-        cls.check_values(rows, source)
+        cls.check_rows(rows, source)
         rows = filter_invalid_rows(rows, quarantine=quarantine, shared=True, **cls.needs)
         if not len(rows):
             raise ValueError(f"{source}, {split}: no row is valid; see {quarantine}")
         return cls(rows, source=source, split=split, processor=processor)
 
     @classmethod
-    def check_columns(cls, rows: Dataset, source: str) -> None:
-        """Raise ValueError for rows of another task, before any work."""
+    def check_rows(cls, rows: Dataset, source: str) -> None:
+        """Raise ValueError for rows of another task and for values out of range, before images are decoded."""
         del rows, source
 
     @classmethod
-    def check_values(cls, rows: Dataset, source: str) -> None:
-        """Raise ValueError for values out of range, before images are decoded."""
+    def classes(cls, rows: Dataset, source: str) -> list[str] | None:
+        """Return the names of the classes of rows, if the model must have the same ones; in the order of their numbers.
+
+        Raises:
+            ValueError: The rows have no classes.
+        """
         del rows, source
+        return None
+
+    @property
+    def names(self) -> list[str]:
+        """Every class of the set."""
+        return self.classes(self.rows, self.source) or []
 
     def predict(self, model: Any, rows: range) -> Sequence[Any]:
         """Return one output for each of these rows, ready to be sent to another process.
@@ -128,8 +137,9 @@ class EvaluationSet(ABC):
         return {}
 
     def check(self, model: Any) -> None:
-        """Raise ValueError if a model does not fit these rows."""
-        del model
+        """Raise ValueError if a model does not fit these rows: it has other classes."""
+        if self.names:
+            check_names(names_of_model(model), self.names, owner="the model", source=self.source)
 
     def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> Any:
         """Return the outputs of all rows, in order. The processes share the rows, and each returns all outputs.

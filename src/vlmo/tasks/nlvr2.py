@@ -101,13 +101,9 @@ class ReasoningSet(EvaluationSet):
         ]
 
     @classmethod
-    def check_columns(cls, rows: Dataset, _source: str) -> None:
-        """Raise ValueError for rows that are no sentences about two images."""
+    def check_rows(cls, rows: Dataset, _source: str) -> None:
+        """Raise ValueError for rows that are no sentences about two images, and for labels that are none."""
         check_task(rows, REASONING_FEATURES, task=_ROWS)
-
-    @classmethod
-    def check_values(cls, rows: Dataset, _source: str) -> None:
-        """Raise ValueError for labels that are none."""
         check_truth(rows, needs_all=False)
 
     def predict(self, model: Any, rows: range) -> list[Prediction]:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vlmo.distributed import is_main
 from vlmo.folder import Usage, architectures
 from vlmo.released import find_model
-from vlmo.tasks.base import Inputs, Task
+from vlmo.tasks.base import Inputs, Task, quarantine_of, with_parent
 from vlmo.tasks.classification import ClassificationStage
 from vlmo.tasks.language import LanguageStage
 from vlmo.tasks.nlvr2 import ReasoningStage
@@ -160,8 +161,13 @@ def write_submission(
     if not found.submits:
         able = " and ".join(name for name, each in TASKS.items() if each.submits)
         raise ValueError(f"a submission is for the tasks {able}; this is {found.name}")
-    source = source_of(source, task=found)
-    return found.write_submission(folder, file, source=source, split=split, device=device, console=console)
+    model, processor = found.load(folder, device=device)
+    quarantine = quarantine_of(folder, split)
+    rows = found.read(source_of(source, task=found), split=split, processor=processor, quarantine=quarantine)
+    predictions = rows.predictions(rows.outputs(model, console=console))
+    if is_main():
+        with_parent(file).write_text(found.submission(predictions), encoding="utf-8")
+    return len(predictions)
 
 
 def source_of(source: str | None, *, task: type[Task]) -> str:

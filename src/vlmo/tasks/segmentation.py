@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, distributed, nn
@@ -43,7 +43,7 @@ from vlmo.tasks.costs import (
     image_tokens,
     image_values,
 )
-from vlmo.tasks.evaluation_set import EvaluationSet, check_names, names_of_model, names_of_source
+from vlmo.tasks.evaluation_set import EvaluationSet, names_of_model, names_of_source
 from vlmo.tasks.result import Prediction
 from vlmo.types import Batch
 
@@ -62,16 +62,6 @@ processor = AutoImageProcessor.from_pretrained(folder)
 inputs = processor(Image.open("image.png"), return_tensors="pt")
 result = model(**inputs).logits.argmax(1)  # a class for each pixel
 """
-
-
-class SegmentTransform(Protocol):
-    """An image and its mask to pixel values and classes, as `SegmentTrainTransform` makes them."""
-
-    def __call__(
-        self, image: Image.Image, mask: UInt8[np.ndarray, "height width"], generator: np.random.Generator
-    ) -> tuple[Float[Tensor, "3 size size"], Int64[Tensor, "size size"]]:
-        """Return both after the same augmentation."""
-        ...
 
 
 class SegmentRows:
@@ -130,7 +120,7 @@ class SegmentExamples:
         self,
         dataset: Dataset,
         *,
-        transform: SegmentTransform,
+        transform: SegmentTrainTransform,
         num_classes: int,
         seed: int,
         cache_images: bool = False,
@@ -176,18 +166,14 @@ class SegmentSet(EvaluationSet):
     }
 
     @classmethod
-    def check_columns(cls, rows: Dataset, source: str) -> None:
+    def check_rows(cls, rows: Dataset, source: str) -> None:
         """Raise ValueError for rows without masks, or a set without a list of classes."""
         SegmentRows(rows, num_classes=len(names_of_source(source)))
 
-    @property
-    def names(self) -> list[str]:
-        """Every class of the set."""
-        return names_of_source(self.source)
-
-    def check(self, model: Any) -> None:
-        """Raise ValueError if the model has other classes than the set."""
-        check_names(names_of_model(model), self.names, owner="the model", source=self.source)
+    @classmethod
+    def classes(cls, _rows: Dataset, source: str) -> list[str]:
+        """Return the set's list."""
+        return names_of_source(source)
 
     def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> list[Prediction]:
         """Return the counts of all images, at each mask's own size; `batch_size` is in windows."""
@@ -294,10 +280,8 @@ class SegmentationStage(Task):
         )
 
     def evaluators(self, run: RunContext) -> Sequence[EvaluationSet]:
-        """Return the set to measure on, which must have the classes of the training rows."""
+        """Return the set to measure on, by the same inference."""
         sets = cast(Sequence[SegmentSet], super().evaluators(run))
-        for rows in sets:
-            check_names(rows.names, names_of_source(run.source), owner=f"evaluate_on {rows.source}", source=run.source)
         return [replace(rows, inference=self.inference) for rows in sets]
 
     def work(self, model: Any, sample: SampleSizes) -> Work:

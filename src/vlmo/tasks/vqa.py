@@ -21,7 +21,7 @@ from vlmo.folder import Usage
 from vlmo.model.config import FusionStart
 from vlmo.objectives.downstream import QuestionObjective
 from vlmo.processing.answers import MIN_ANNOTATORS
-from vlmo.tasks.base import Inputs, RunContext, Task, head_lr_scale, label_settings, with_parent
+from vlmo.tasks.base import Inputs, RunContext, Task, best_labels, head_lr_scale, label_settings, with_parent
 from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, names_of_source, pair_logits
 from vlmo.tasks.result import Prediction
 from vlmo.visualization import heat_map
@@ -120,13 +120,9 @@ class QuestionSet(EvaluationSet):
         ]
 
     @classmethod
-    def check_columns(cls, rows: Dataset, _source: str) -> None:
-        """Raise ValueError for rows that are no questions."""
+    def check_rows(cls, rows: Dataset, source: str) -> None:
+        """Raise ValueError for rows that are no questions, and for answers that could not be scored afterwards."""
         check_task(rows, QUESTION_FEATURES, task=_ROWS)
-
-    @classmethod
-    def check_values(cls, rows: Dataset, source: str) -> None:
-        """Raise ValueError for answers that could not be scored afterwards."""
         for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
             if answers and 1 < len(answers) < MIN_ANNOTATORS:
                 raise ValueError(
@@ -251,8 +247,4 @@ class QuestionStage(Task):
 
             seen = heat_map(images[0], attention_maps(model, **encoded)[0, 0].float().cpu(), size=_SHOWN_PIXELS)
             seen.save(with_parent(save), format="PNG")
-        best = scores.topk(min(top, len(scores)))
-        return [
-            {"answer": model.config.id2label[number], "confidence": round(score, 4)}
-            for score, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        return best_labels(model, scores, top=top, kind="answer")
