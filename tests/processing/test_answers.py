@@ -100,11 +100,6 @@ def test_soft_score_is_the_score_with_ten_annotators(count: int, score: float) -
     assert leave_one_out_score("cat", annotators) == pytest.approx(score, abs=EXACT)
 
 
-def test_soft_score_rejects_a_negative_count() -> None:
-    with pytest.raises(ValueError, match="count -1: expected"):
-        soft_score(-1)
-
-
 def test_leave_one_out_score_by_hand() -> None:
     # Of four, three say "cat". Without one of these three, two matches are left: 2/3. Without the fourth, three: 1.
     assert leave_one_out_score("cat", ["cat", "cat", "cat", "dog"]) == pytest.approx((3 * 2 / 3 + 1) / 4, abs=EXACT)

@@ -37,11 +37,14 @@ class LoaderConfig:
     num_workers: int = 2
     """Worker processes for each training process; 0 prepares batches in the training process itself."""
 
+    def __post_init__(self) -> None:
+        """Validate the sizes.
 
-def validate_sizes(config: LoaderConfig) -> None:
-    """Raise ValueError for sizes that mean nothing."""
-    if config.accumulation < 1 or config.num_workers < 0 or config.global_batch_size < 1:
-        raise ValueError(f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {config}")
+        Raises:
+            ValueError: A number is too small.
+        """
+        if self.accumulation < 1 or self.num_workers < 0 or self.global_batch_size < 1:
+            raise ValueError(f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {self}")
 
 
 class RowLoader:
@@ -72,7 +75,6 @@ class RowLoader:
         self._examples, self._config, self._seed = examples, config, seed
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
-        validate_sizes(config)
         pieces = self._world_size * config.accumulation
         if config.global_batch_size % pieces:
             raise ValueError(

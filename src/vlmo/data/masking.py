@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that is not predicted; PyTorch's cross-entropy skips it."""
 
+_MIN_ASPECT = 0.3
+"""Smallest height / width of a block; the largest is its inverse."""
+
 
 @dataclass(frozen=True)
 class BlockMaskConfig:
@@ -27,11 +30,7 @@ class BlockMaskConfig:
     num_masked: int = 75
     """Patches to hide, the same in every image."""
     min_block: int = 16
-    """Smallest target area of a block, in patches."""
-    max_block: int | None = None
-    """Largest target area of a block; None: as much as is still missing."""
-    min_aspect: float = 0.3
-    """Smallest height / width of a block; the largest is its inverse."""
+    """Smallest target area of a block, in patches; the largest is what is still missing."""
 
     @classmethod
     def for_grid(cls, height: int, *, width: int) -> BlockMaskConfig:
@@ -53,12 +52,8 @@ class BlockMaskConfig:
         patches = self.grid_height * self.grid_width
         if not 0 <= self.num_masked <= patches:
             raise ValueError(f"num_masked is {self.num_masked}: expected 0 to {patches}, the number of patches")
-        if self.min_block < 1 or (self.max_block is not None and self.max_block < self.min_block):
-            raise ValueError(
-                f"blocks of {self.min_block} to {self.max_block} patches: expected 1 <= min_block <= max_block"
-            )
-        if not 0 < self.min_aspect <= 1:
-            raise ValueError(f"min_aspect is {self.min_aspect}: expected 0 < min_aspect <= 1")
+        if self.min_block < 1:
+            raise ValueError(f"min_block is {self.min_block}: expected 1 or more patches")
 
     def sample(self, generator: np.random.Generator) -> Bool[np.ndarray, "patch"]:
         """Mask exactly `num_masked` patches, row by row, mostly in rectangles (BEiT, "Blockwise Masking").
@@ -69,11 +64,7 @@ class BlockMaskConfig:
         """
         mask = np.zeros((self.grid_height, self.grid_width), dtype=bool)
         missing = self.num_masked
-        while missing > 0:
-            limit = missing if self.max_block is None else min(missing, self.max_block)
-            added = self._add_block(mask, limit=limit, generator=generator)
-            if added == 0:
-                break
+        while missing > 0 and (added := self._add_block(mask, limit=missing, generator=generator)):
             missing -= added
         for _ in range(missing):
             near = np.zeros_like(mask)  # shares a side with a hidden patch
@@ -87,7 +78,7 @@ class BlockMaskConfig:
 
     def _add_block(self, mask: Bool[np.ndarray, "height width"], *, limit: int, generator: np.random.Generator) -> int:
         """Hide one block of at most `limit` new patches; return how many were new, 0 if none fitted in ten attempts."""
-        low, high = math.log(self.min_aspect), math.log(1 / self.min_aspect)
+        low, high = math.log(_MIN_ASPECT), math.log(1 / _MIN_ASPECT)
         for _ in range(10):
             # Near the end `limit` may be below `min_block`; BEiT then draws between the two just the same.
             area = self.min_block + (limit - self.min_block) * generator.random()

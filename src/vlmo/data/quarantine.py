@@ -60,14 +60,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def to_line(line: dict[str, Any]) -> str:
-    """Return the text of a line, without its end."""
-    return json.dumps(line, ensure_ascii=False)
-
-
 def to_lines(lines: Sequence[dict[str, Any]]) -> str:
     """Return the text of a quarantine file."""
-    return "".join(f"{to_line(line)}\n" for line in lines)
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _identity(line: dict[str, Any]) -> int:

@@ -47,16 +47,7 @@ class RowValidator:
 
     def __init__(self, *, images: Sequence[str], needs_caption: bool) -> None:
         self._images, self._needs_caption = images, needs_caption
-
-        @functools.lru_cache(_REMEMBERED)
-        def image_error(path: str | None, data: bytes | None) -> str | None:
-            try:
-                decode_image({"bytes": data, "path": path})
-            except ValueError as error:
-                return str(error)
-            return None
-
-        self._image_error = image_error
+        self._image_error = functools.lru_cache(_REMEMBERED)(_image_error)
 
     def __call__(self, row: dict[str, Any]) -> Verdict:
         """Decode the row's images and look for empty texts."""
@@ -64,15 +55,20 @@ class RowValidator:
         empty = [number for number, caption in enumerate(captions, start=1) if not caption or not caption.strip()]
         reasons = [] if row["image_id"] else ["image_id is empty"]
         for name in self._images:
-            reason = (
-                f"the row has no {name}"
-                if row[name] is None
-                else self._image_error(row[name]["path"], row[name]["bytes"])
-            )
-            reasons += [] if reason is None else [reason]
+            cell = row[name]
+            reason = f"the row has no {name}" if cell is None else self._image_error(cell["path"], cell["bytes"])
+            reasons += [reason] if reason else []
         if self._needs_caption and len(empty) == len(captions):
             reasons.append("every caption is empty" if captions else "the row has no caption")
         return Verdict("; ".join(reasons) or None, empty)
+
+
+def _image_error(path: str | None, data: bytes | None) -> str | None:
+    try:
+        decode_image({"bytes": data, "path": path})
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def image_columns(features: Features) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from vlmo import distributed
 
@@ -17,21 +16,9 @@ Report = Callable[[str, int, int], None]
 """Called with the kind of work, how much of this process's share is done, and its total."""
 
 
-class HasModes(Protocol):
-    """A model with a training and an evaluation mode, as `torch.nn.Module`."""
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Return the model and all its modules, as `torch.nn.Module.modules`."""
-        ...
-
-    def eval(self) -> object:
-        """Switch dropout and drop path off."""
-        ...
-
-
 @contextmanager
-def evaluating(model: HasModes) -> Generator[None]:
-    """Evaluation mode without gradients; afterwards every module has its own mode again, frozen ones too."""
+def evaluating(model: Any) -> Generator[None]:
+    """Evaluation mode of a module, without gradients; afterwards every part has its own mode again, frozen ones too."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -57,7 +44,7 @@ def map_batches(
     run: Callable[[range], Any],
     total: int,
     *,
-    model: HasModes,
+    model: Any,
     batch: int = BATCH,
     title: str = "rows",
     report: Report | None = None,

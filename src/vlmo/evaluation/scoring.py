@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -12,20 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
-from vlmo.evaluation.inference import BATCH, HasModes, Report, evaluating, map_batches, own_batches
+from vlmo.evaluation.inference import BATCH, Report, evaluating, map_batches, own_batches
 
 
-class ContrastHead(Protocol):
-    """Head that holds the temperature of ITC."""
-
-    @property
-    def logit_scale(self) -> Float[Tensor, "1"]:
-        """One number: natural logarithm of the inverse temperature."""
-        ...
-
-
-class RetrievalModel(HasModes, Protocol):
-    """Interface of a model to evaluate; `VLMoForImageTextRetrieval` and `VLMoForPreTraining` have it."""
+class RetrievalModel(Protocol):
+    """Interface of a module to evaluate; `VLMoForImageTextRetrieval` and `VLMoForPreTraining` have it."""
 
     @property
     def device(self) -> torch.device:
@@ -33,8 +24,8 @@ class RetrievalModel(HasModes, Protocol):
         ...
 
     @property
-    def contrast_head(self) -> ContrastHead:
-        """Only its temperature is read, and only for reranking."""
+    def contrast_head(self) -> Any:
+        """Head with `logit_scale`, the logarithm of the inverse temperature; it is read for reranking alone."""
         ...
 
     def get_image_features(self, *, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
@@ -151,6 +142,9 @@ def match_pairs(
 
     Pairs are taken image batch by image batch, so that each image is decoded once and never kept. Several processes
     are asked for the same pairs; each computes those of its own images and is told the others.
+
+    Raises:
+        ValueError: The model returns NaN.
     """
     input_ids, attention_mask = _padded_texts(retrieval_set, batch=batch)
     lengths = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1)).amax(dim=1)

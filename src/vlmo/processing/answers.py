@@ -72,12 +72,7 @@ def soft_score(count: int) -> float:
     """Return the training target of an answer that `count` of ten annotators gave: 0, 0.3, 0.6, 0.9, then 1.
 
     It is what `leave_one_out_score` gives for ten annotators.
-
-    Raises:
-        ValueError: `count` is below 0.
     """
-    if count < 0:
-        raise ValueError(f"count {count}: expected how many annotators gave an answer, 0 or more")
     return _SOFT_SCORES[min(count, len(_SOFT_SCORES) - 1)]
 
 

@@ -72,10 +72,6 @@ class TransformConfig:
     """Probability that a rectangle of 2 to 20 % of the area is painted with `fill`."""
     affine: float = 0.0
     """Probability of a turn (15 degrees at most), shift (10 %) and scaling (0.8 to 1.2)."""
-    recolor: float = 0.0
-    """Probability of another hue (by 0.08 of the circle at most) and saturation (0.5 to 1.5)."""
-    outline: float = 0.0
-    """Probability that edges are darkened, which makes flat drawings look outlined."""
     blur: float = 0.0
     """Probability of a Gaussian blur, standard deviation 0.5 to 2 % of the image size."""
 
@@ -91,7 +87,7 @@ class TransformConfig:
             raise ValueError(f"rand_augment_magnitude is {self.rand_augment_magnitude}: expected 0 to {MAX_MAGNITUDE}")
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop is {self.min_crop}: expected a share of the area in (0, 1]")
-        shares = "horizontal_flip color_jitter grayscale random_erasing affine recolor outline blur"
+        shares = "horizontal_flip color_jitter grayscale random_erasing affine blur"
         for name in shares.split():
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a number in [0, 1]")
@@ -258,14 +254,7 @@ def _change_style(image: Image.Image, *, config: TransformConfig, generator: np.
         degrees, scale = generator.uniform(-15, 15), generator.uniform(0.8, 1.2)
         shift = (size * generator.uniform(-0.1, 0.1), size * generator.uniform(-0.1, 0.1))
         image = _affine(image, degrees=degrees, scale=scale, shift=shift, fill=config.fill)
-    if generator.random() < config.recolor:
-        turn = generator.uniform(-0.08, 0.08)
-        hue, saturation, value = image.convert("HSV").split()
-        moved = hue.point([(level + round(turn * 255)) % 256 for level in range(256)])
-        image = Image.merge("HSV", (moved, saturation, value)).convert("RGB")
-        image = ImageEnhance.Color(image).enhance(generator.uniform(0.5, 1.5))
-    if generator.random() < config.outline:
-        image = _outline(image, strength=generator.uniform(0.5, 1))
+    generator.random(2)  # of two augmentations that are gone: what a seed gives below stays as it was
     if generator.random() < config.blur:
         image = image.filter(ImageFilter.GaussianBlur(size * generator.uniform(0.005, 0.02)))
     return image
@@ -290,18 +279,6 @@ def _affine(image: Image.Image, *, degrees: float, scale: float, shift: tuple[fl
     return image.transform(
         image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR, fillcolor=(fill, fill, fill)
     )
-
-
-def _outline(image: Image.Image, *, strength: float) -> Image.Image:
-    """Darken both sides of every edge by its contrast in grey, so that a full edge becomes a line two pixels wide."""
-    grey = np.asarray(image.convert("L")).astype(np.int16)
-    edge = np.zeros_like(grey)
-    across, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))
-    for side, contrast in ((edge[:, :-1], across), (edge[:, 1:], across), (edge[:-1], down), (edge[1:], down)):
-        np.maximum(side, contrast, out=side)
-    # Twice the contrast: the edge of a pale shape on white should already give a clear line.
-    kept = 255 - strength * np.minimum(2 * edge, 255)
-    return Image.fromarray((np.asarray(image) * (kept[..., None] / 255)).astype(np.uint8))
 
 
 def _erase(pixels: UInt8[Tensor, "3 size size"], *, fill: int, generator: np.random.Generator) -> None:

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlmo.data.loader import LoaderConfig, validate_sizes
+from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig, validate_lanes
 from vlmo.model import VLMoConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig
@@ -176,7 +176,6 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         ValueError: They do not; the message says what to change.
     """
     stage, loader = recipe.stage, recipe.loader
-    validate_sizes(loader)
     if recipe.data.streams.patterns:
         validate_lanes(recipe.data.streams, loader=loader, processes=processes)
     losses = getattr(stage, "losses", None)

@@ -54,9 +54,8 @@ def reasoning_examples(dataset: Dataset, *, labelled: bool = True, **options: An
         ValueError: Rows of another task or, for examples with `labels`, a row without.
     """
     check_task(dataset, REASONING_FEATURES, task=_ROWS)
-    labels = torch.tensor(check_truth(dataset)) if labelled else None
-    of_row = None if labels is None else labels.__getitem__
-    return RowExamples(dataset, columns=("image", "second_image"), labels=of_row, **options)
+    labels = torch.tensor(check_truth(dataset)).__getitem__ if labelled else None
+    return RowExamples(dataset, columns=("image", "second_image"), labels=labels, **options)
 
 
 def check_truth(dataset: Dataset, *, needs_all: bool = True) -> list[int]:
@@ -112,18 +111,10 @@ class ReasoningSet(EvaluationSet):
         logits = pair_logits(model, reasoning_examples(chosen, labelled=False, **eval_options(self.processor)))
         shares, best = logits.softmax(dim=-1)[:, 1].tolist(), logits.argmax(dim=-1).tolist()
         predictions: list[Prediction] = []
-        for row, share, number in zip(rows, shares, best, strict=True):
-            sentence = self.sentences[row]
-            known = {} if sentence.label is None else {"label": sentence.label, "group": sentence.group}
-            predictions.append(
-                {
-                    "identifier": sentence.identifier,
-                    "sentence": sentence.sentence,
-                    "prediction": number == 1,
-                    "confidence": round(share, 4),
-                    **known,
-                }
-            )
+        for of, share, number in zip(self.sentences[rows.start : rows.stop], shares, best, strict=True):
+            row = {"identifier": of.identifier, "sentence": of.sentence, "prediction": number == 1}
+            known = {} if of.label is None else {"label": of.label, "group": of.group}
+            predictions.append(row | {"confidence": round(share, 4)} | known)
         return predictions
 
     def metrics(self, outputs: list[Prediction]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -26,9 +26,6 @@ from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, n
 from vlmo.tasks.result import Prediction
 from vlmo.visualization import heat_map
 
-if TYPE_CHECKING:
-    from transformers import BertTokenizer
-
 _TEN_ANSWERS = "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out each of them"
 _ONE_ANSWER = "share of questions that get the one right answer"
 _SOFT = "mean score that the set gives to the answer (0, 0.3, 0.6, 0.9, 1); the ten people's words are not in it"
@@ -36,9 +33,7 @@ _SHOWN_PIXELS = 384
 _ROWS = "questions about images"
 
 
-def question_examples(
-    dataset: Dataset, *, tokenizer: BertTokenizer, num_answers: int | None, **options: Any
-) -> RowExamples:
+def question_examples(dataset: Dataset, *, num_answers: int | None, **options: Any) -> RowExamples:
     """Return questions about images, with a score for each answer of the set.
 
     Args:
@@ -50,9 +45,9 @@ def question_examples(
         ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
     """
     check_task(dataset, QUESTION_FEATURES, task=_ROWS)
-    questions = [[question] for question in column(dataset, "question")]
+    options["texts"] = [[question] for question in column(dataset, "question")]
     if num_answers is None:
-        return RowExamples(dataset, tokenizer=tokenizer, texts=questions, **options)
+        return RowExamples(dataset, **options)
     numbers: list[list[int]] = column(dataset, "answer_labels")
     scores: list[list[float]] = column(dataset, "answer_scores")
     check_answers(dataset, numbers, num_answers=num_answers)
@@ -62,7 +57,7 @@ def question_examples(
         values[torch.tensor(numbers[row], dtype=torch.int64)] = torch.tensor(scores[row])
         return values
 
-    return RowExamples(dataset, tokenizer=tokenizer, texts=questions, labels=targets, **options)
+    return RowExamples(dataset, labels=targets, **options)
 
 
 def check_answers(dataset: Dataset, labels: Sequence[Sequence[int]], *, num_answers: int) -> None:
@@ -88,36 +83,23 @@ class QuestionSet(EvaluationSet):
 
     @cached_property
     def questions(self) -> list[Question]:
-        """The questions with their known answers."""
+        """The questions with their known answers; soft scores stand where the annotators' words are not kept."""
         names = ("question_id", "image_id", "question", "question_type", "answer_type", "answers")
-        columns = zip(*(column(self.rows, name) for name in names), self._soft_scores(), strict=True)
-        return [
-            Question(
-                question_id=question_id,
-                image_id=image_id,
-                question=question,
-                question_type=question_type or "",
-                answer_type=answer_type or "",
-                answers=tuple(answers or ()),
-                soft_scores=soft_scores,
-            )
-            for question_id, image_id, question, question_type, answer_type, answers, soft_scores in columns
-        ]
+        columns = [column(self.rows, name) for name in (*names, "answer_labels", "answer_scores")]
+        questions = []
+        for name, image, asked, kind, answer_kind, answers, labels, scores in zip(*columns, strict=True):
+            soft_scores = {}
+            if labels and not answers:
+                known = zip(labels, scores, strict=True)
+                soft_scores = {self.answer_names[label]: round(score, 4) for label, score in known}
+            given = tuple(answers or ())
+            questions.append(Question(name, image, asked, kind or "", answer_kind or "", given, soft_scores))
+        return questions
 
-    def _soft_scores(self) -> list[dict[str, float]]:
-        """Return the score of each answer by name, for rows that have no annotators' words."""
-        parts = (column(self.rows, name) for name in ("answers", "answer_labels", "answer_scores"))
-        rows = [
-            ([], []) if answers else (labels or [], scores or [])
-            for answers, labels, scores in zip(*parts, strict=True)
-        ]
-        if not any(labels for labels, _ in rows):
-            return [{} for _ in rows]
-        names = names_of_source(self.source)
-        return [
-            {names[label]: round(score, 4) for label, score in zip(labels, scores, strict=True)}
-            for labels, scores in rows
-        ]
+    @cached_property
+    def answer_names(self) -> list[str]:
+        """Every answer of the set's list."""
+        return names_of_source(self.source)
 
     @classmethod
     def check_rows(cls, rows: Dataset, source: str) -> None:
@@ -137,11 +119,8 @@ class QuestionSet(EvaluationSet):
         chosen = select_rows(self.rows, rows)
         examples = question_examples(chosen, num_answers=None, **eval_options(self.processor))
         best = pair_logits(model, examples).sigmoid().max(dim=-1)
-        found = zip(rows, best.values.tolist(), best.indices.tolist(), strict=True)
-        return [
-            _answered(self.questions[row], answer=model.config.id2label[number], confidence=confidence)
-            for row, confidence, number in found
-        ]
+        found = zip(self.questions[rows.start : rows.stop], best.values.tolist(), best.indices.tolist(), strict=True)
+        return [_answered(question, model.config.id2label[number], share) for question, share, number in found]
 
     def metrics(self, outputs: list[Prediction]) -> dict[str, float]:
         """Return VQA's accuracy: of all questions, and by answer type and question type."""
@@ -162,7 +141,7 @@ class QuestionSet(EvaluationSet):
         return f"{meaning}; chance is the most frequent answer"
 
 
-def _answered(question: Question, *, answer: str, confidence: float) -> Prediction:
+def _answered(question: Question, answer: str, confidence: float) -> Prediction:
     row: Prediction = {
         "question_id": question.question_id,
         "image_id": question.image_id,

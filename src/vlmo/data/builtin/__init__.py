@@ -17,7 +17,7 @@ _MODULES = {
     for module, names in {
         "emoji": "emoji-pairs emoji-pairs-all emoji-images drawings-pairs drawings-images drawings-concepts",
         "english": "english-text",
-        "easy_vqa": "easy-vqa easy-vqa-balanced easy-vqa-hidden easy-vqa-questions",
+        "easy_vqa": "easy-vqa easy-vqa-balanced easy-vqa-hidden",
         "easy_vqa_pairs": "easy-vqa-pairs easy-vqa-pairs-colors",
         "mixed": "drawings-and-shapes",
         "digits": "digits",

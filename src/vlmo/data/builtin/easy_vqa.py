@@ -9,14 +9,11 @@ import easy_vqa
 from PIL import Image
 
 from vlmo.data.decoding import encode_image
-from vlmo.data.schema import FEATURES, QUESTION_FEATURES, Built, hash_share, make_row
+from vlmo.data.schema import QUESTION_FEATURES, Built, hash_share, make_row
 
 PACKAGES = ("easy-vqa",)
 LICENCE = "MIT"
 SOURCE = "easy-vqa"
-
-TEST_SHARE = 0.05
-"""Share of texts, chosen by a hash of the text, that are kept for testing; the images have a split of their own."""
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -42,7 +39,7 @@ class Drawn:
 
 
 def build() -> dict[str, Built]:
-    """Questions about images, the same with every image hidden, and the questions' texts alone.
+    """Questions about images, and the same with every image hidden.
 
     `easy-vqa` has a row a question, so rows of one image share its `image_id`. In `easy-vqa-hidden` one grey image
     stands for every image: what a model reaches there, it reaches by the questions alone. More than half of the
@@ -61,15 +58,10 @@ def build() -> dict[str, Built]:
         split: [{**row, "image": {**grey, "path": row["image"]["path"]}} for row in of_split]
         for split, of_split in rows.items()
     }
-    texts: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-    for text in sorted(distinct_questions()):
-        row = make_row(f"{SOURCE}-question/{text}", captions=[text], source=SOURCE, licence=LICENCE)
-        texts["test" if hash_share(text) < TEST_SHARE else "train"].append(row)
     return {
         "easy-vqa": (QUESTION_FEATURES, rows),
         "easy-vqa-balanced": (QUESTION_FEATURES, {**rows, "train": kept}),
         "easy-vqa-hidden": (QUESTION_FEATURES, hidden),
-        "easy-vqa-questions": (FEATURES, texts),
     }
 
 

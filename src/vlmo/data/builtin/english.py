@@ -13,6 +13,7 @@ from vlmo.data.schema import FEATURES, Built, hash_share, make_row
 
 PACKAGES = easy_vqa.PACKAGES
 SOURCE, LICENCE = "python", "PSF-2.0"
+_TEST_SHARE = 0.05
 
 _LEFT_OUT = frozenset(("site-packages", "dist-packages", "test", "tests", "idlelib", "pydoc_data", "encodings"))
 """Folders of the standard library without prose of their own."""
@@ -41,7 +42,7 @@ def build() -> dict[str, Built]:
     for sentence in sorted(sentences, key=hash_share):
         source, licence = sentences[sentence]
         row = make_row(f"text/{sentence}", captions=[sentence], source=source, licence=licence)
-        splits["test" if hash_share(sentence) < easy_vqa.TEST_SHARE else "train"].append(row)
+        splits["test" if hash_share(sentence) < _TEST_SHARE else "train"].append(row)
     return {"english-text": (FEATURES, splits)}
 
 

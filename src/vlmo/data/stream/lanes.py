@@ -164,14 +164,13 @@ class Stream:
         self._cursor = Cursor(cursor.start, cursor.start)
         self._entries: deque[tuple[_Order, _Read]] = deque()
         self._coming: list[_Read] = []
-        self._is_whole = False
         if cursor.end is not None:
             self._resume(cursor, end=cursor.end)
 
     def __next__(self) -> tuple[int, Record]:
         while not self._entries:
-            while not self._is_whole:
-                self._read_ahead()
+            while self._read_ahead():
+                continue
             assert self._cursor.end is not None
             self._begin_block(self._cursor.end, self._coming[-1].after)
         place, read = self._entries.popleft()
@@ -192,7 +191,7 @@ class Stream:
     def _begin_block(self, start: Place, end: Place) -> None:
         self._entries = deque(sorted((self._order(read), read) for read in self._coming))
         self._cursor = Cursor(start, end)
-        self._coming, self._is_whole = [], False
+        self._coming = []
 
     def _resume(self, cursor: Cursor, *, end: Place) -> None:
         """Read the block of the cursor again, and leave out what has been given."""
@@ -204,17 +203,16 @@ class Stream:
         while cursor.after is not None and self._entries and self._entries[0][0] <= cursor.after:
             self._entries.popleft()
 
-    def _read_ahead(self) -> None:
-        """Read one more record of the block that comes next: reading keeps pace with what is given."""
-        if self._is_whole:
-            return
+    def _read_ahead(self) -> bool:
+        """Read one more record of the block that comes next, so that reading keeps pace; False if it is complete."""
+        if len(self._coming) >= self._size:
+            return False
         read = self._peek()
         if self._coming and read.place.epoch != self._coming[0].place.epoch:
-            self._is_whole = True  # blocks end with their epoch
-            return
+            return False  # blocks end with their epoch
         self._coming.append(read)
         self._held = None
-        self._is_whole = len(self._coming) >= self._size
+        return True
 
     def _peek(self) -> _Read:
         if self._held is None:

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from vlmo import distributed
 from vlmo.data.examples import StreamExamples, merge
-from vlmo.data.loader import LoaderConfig, start_workers, validate_sizes
+from vlmo.data.loader import LoaderConfig, start_workers
 from vlmo.data.quarantine import Bad, QuarantineFile
 from vlmo.data.sampler import batch_seed
 from vlmo.data.stream.lanes import Lane, Source
@@ -251,7 +251,6 @@ def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int
         ValueError: They cannot.
     """
     pieces = processes * loader.accumulation
-    validate_sizes(loader)
     if config.lanes % pieces:
         raise ValueError(
             f"streams.lanes is {config.lanes}, not a multiple of {processes} processes x {loader.accumulation} "
