@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 
 # Set before torch and huggingface_hub are imported, and inherited by the processes that tests start. One thread keeps
 # sums in the same order on every machine, and keeps test processes out of each other's way.
@@ -27,12 +31,32 @@ SEED = 0
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Look for no garbage during imports, and keep built-in sets in one folder for all processes of a run."""
+    gc.disable()  # a million objects that live to the end: a quarter of the time went into this
+    if config.getoption("numprocesses", None):
+        os.environ["VLMO_CACHE"] = tempfile.mkdtemp(prefix="vlmo-cache-")  # inherited by them
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):
+        shutil.rmtree(os.environ["VLMO_CACHE"])
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, but only among what tests make."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
-def _same_seed() -> None:
-    """Start each test from the same state of all generators, whatever ran before it."""
+def _same_start() -> Iterator[None]:
+    """Start each test with one thread and the same state of all generators, whatever ran before it."""
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
+    yield
+    torch.set_num_threads(1)  # benchmarks choose a number and keep it
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -69,7 +69,9 @@ def test_result_is_written(tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_peak_memory_is_that_of_the_step_alone(scripts_run_here) -> None:
-    peak = stage3_step.peak_memory_apart(PLAIN, precision="float32", options=Options(preset="tiny", pairs=64))
+    peak = stage3_step.peak_memory_apart(
+        PLAIN, precision="float32", options=Options(preset="tiny", pairs=64, threads=1)
+    )
     assert 0 < peak < 2**28  # neither the libraries nor the model count
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -127,8 +128,13 @@ def test_base_fuses_pairs_in_its_top_two_layers():
     }
 
 
-def shown_states(stage: str, **changes) -> dict[str, str]:
-    found = cells(stages.stacks(VLMoConfig.tiny(**changes)), having="part")
+@functools.cache
+def drawn_stacks(**changes: int) -> str:
+    return stages.stacks(VLMoConfig.tiny(**changes))
+
+
+def shown_states(stage: str, **changes: int) -> dict[str, str]:
+    found = cells(drawn_stacks(**changes), having="part")
     assert all(cell["class"] == cell["state"] for cell in found)
     return {cell["part"]: cell["state"] for cell in found if cell["stage"] == stage}
 

@@ -30,9 +30,9 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
     write_parquet(tmp_path / "parquet" / "0.parquet", numbers=range(14, NUM))
     inputs = [folder, tmp_path / "tars", tmp_path / "parquet"]
 
-    def both(*given, **expected) -> None:
+    def both(*given, workers=1, **expected) -> None:
         for engine in ("ray", "local"):
-            report = build_index(model, given, out=tmp_path / engine, batch=4, engine=engine, workers=2)
+            report = build_index(model, given, out=tmp_path / engine, batch=4, engine=engine, workers=workers)
             assert vars(report).items() >= expected.items(), engine
         found, plain = rows(tmp_path / "ray"), rows(tmp_path / "local")
         assert found.keys() == plain.keys()
@@ -47,7 +47,7 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
         captions = [Index(tmp_path / engine).num_captions for engine in ("ray", "local")]
         assert captions[0] == captions[1]
 
-    both(*inputs, images=26, bad=1)
+    both(*inputs, workers=2, images=26, bad=1)
     both(encoded=0, unchanged=26)
     write_table(folder / "captions.csv", numbers=range(4), year=1900)  # columns alone
     (folder / NAMES[9]).write_bytes(encoded(drawings()[0].transpose(1)))
