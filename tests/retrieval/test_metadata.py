@@ -9,10 +9,9 @@ import pytest
 from vlmo.retrieval.metadata import (
     Annotation,
     MetadataTable,
-    Unmatched,
     clean_metadata,
+    describe_unmatched,
     find_table,
-    find_unmatched,
     read_column,
 )
 from vlmo.retrieval.store import Kind, converted, merged_kind
@@ -108,9 +107,11 @@ def test_names_that_no_image_has_are_counted(tmp_path):
     for name in ("other/1.png", "sub/2.png", "4.png"):
         first.about(name)
     second.about("1.png")
-    assert find_unmatched([first, second]) == Unmatched(1, 4, "3.png", tmp_path / "a.csv")
+    told = describe_unmatched([first, second])
+    assert told.startswith("1 of 4 names")
+    assert told.endswith(f"3.png in {tmp_path / 'a.csv'}")
     first.about("3.png")
-    assert find_unmatched([first, second]) is None
+    assert describe_unmatched([first, second]) is None
 
 
 @pytest.mark.parametrize(

@@ -366,7 +366,7 @@ class Counting:
 def test_requests_of_several_clients_are_encoded_together(parts, monkeypatch) -> None:
     counting = Counting(parts.encoder.embed_texts)
     monkeypatch.setattr(parts.encoder, "embed_texts", counting)
-    app = create_app(parts, Settings(max_wait=0.0))
+    app = create_app(parts, Settings(max_wait_ms=0.0))
     with TestClient(app) as client:
         answers = []
 
@@ -396,7 +396,7 @@ def test_requests_of_several_clients_are_encoded_together(parts, monkeypatch) ->
 def test_full_queue_is_503_with_retry_after(parts, monkeypatch) -> None:
     counting = Counting(parts.encoder.embed_texts)
     monkeypatch.setattr(parts.encoder, "embed_texts", counting)
-    with TestClient(create_app(parts, Settings(queue=1, max_wait=0.0))) as client:
+    with TestClient(create_app(parts, Settings(queue=1, max_wait_ms=0.0))) as client:
         first = threading.Thread(target=client.post, args=("/v1/search",), kwargs={"json": {"text": "a"}})
         first.start()
         assert counting.entered.wait(30)

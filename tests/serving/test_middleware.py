@@ -15,7 +15,7 @@ from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
 
 KEY = "a-secret"
-SMALL = {"request_bytes": 20_000, "buffered_bytes": 50_000, "body_seconds": 0.5}
+SMALL = {"max_request_mb": 20_000 / 2**20, "buffered_bytes": 50_000, "body_seconds": 0.5}
 JSON = {"content-type": "application/json"}
 
 
@@ -65,7 +65,7 @@ def test_key_that_no_header_carries_is_refused(key) -> None:
 
 
 def test_other_names_of_the_server_are_refused() -> None:
-    with TestClient(app_of(server_names=("localhost", "::1"))) as client:
+    with TestClient(app_of(server_name=("localhost", "::1"))) as client:
         for host, status in (("localhost:8000", 200), ("[::1]:8000", 200), ("LOCALHOST", 200), ("evil.example", 421)):
             assert client.get("/v1/about", headers={"host": host}).status_code == status
 
@@ -83,7 +83,7 @@ def test_posts_of_other_origins_are_refused(origin, status) -> None:
 
 
 def test_origins_that_were_named_may_call() -> None:
-    with TestClient(app_of(cors_origins=("https://page.example",))) as client:
+    with TestClient(app_of(cors_origin=("https://page.example",))) as client:
         asked = {"origin": "https://page.example", "access-control-request-method": "POST"}
         assert client.options("/v1/search", headers=asked).headers["access-control-allow-origin"] == asked["origin"]
         response = client.post("/v1/search", json={"text": "a"}, headers={"origin": asked["origin"]})

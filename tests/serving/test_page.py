@@ -394,7 +394,7 @@ def test_key_is_kept_when_the_service_has_taken_it_and_images_are_shown_with_it(
 
 
 def test_image_that_is_too_large_is_made_smaller_in_the_browser(open_page, parts) -> None:
-    with served(create_app(parts, Settings(pixels=4000))) as address:
+    with served(create_app(parts, Settings(max_pixels=4000))) as address:
         page = open_page(address)
         expect(page.locator("#collection")).to_have_text("24 images")
         upload(page, 14)

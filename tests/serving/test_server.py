@@ -181,7 +181,7 @@ def test_errors_before_the_start_are_one_line(capsys, gallery, tmp_path) -> None
     for port in (99999, -5):
         assert f"--port {port} is none" in fails(capsys, gallery.model, "--port", port)
     for size in ("nan", "inf", "0"):
-        assert "--max-request-mb" in fails(capsys, gallery.model, "--max-request-mb", size, "--port", 0)
+        assert "max_request_mb is" in fails(capsys, gallery.model, "--max-request-mb", size, "--port", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot be bound" in fails(capsys, gallery.model, "--port", taken.getsockname()[1])
 
@@ -212,27 +212,34 @@ def test_key_comes_from_the_file_or_the_environment(monkeypatch, tmp_path) -> No
 
 
 def test_server_on_loopback_knows_its_names() -> None:
-    settings = Settings(server_names=("images.example",))
-    assert with_names(settings, host="127.0.0.1").server_names == (
+    settings = Settings(server_name=("images.example",))
+    assert with_names(settings, host="127.0.0.1").server_name == (
         "localhost",
         "127.0.0.1",
         "::1",
         "127.0.0.1",
         "images.example",
     )
-    assert with_names(Settings(), host="0.0.0.0").server_names == ()
+    assert with_names(Settings(), host="0.0.0.0").server_name == ()
 
 
 @pytest.mark.parametrize(("host", "own"), [("0.0.0.0", ()), ("::", ()), ("192.0.2.7", ("192.0.2.7",))])
 def test_server_with_a_name_knows_this_machines_names_too(host, own) -> None:
-    settings = with_names(Settings(server_names=("Images.example",)), host=host)
-    assert settings.server_names == ("localhost", "127.0.0.1", "::1", *own, "Images.example")
+    settings = with_names(Settings(server_name=("Images.example",)), host=host)
+    assert settings.server_name == ("localhost", "127.0.0.1", "::1", *own, "Images.example")
     with TestClient(create_app(Parts(), settings)) as client:
         for name, status in (("127.0.0.1:8000", 200), ("images.example", 200), ("evil.example", 421)):
             assert client.get("/healthz", headers={"host": name}).status_code == status
 
 
-WRONG = [{"queue": 0}, {"max_batch": 0}, {"max_wait": -1.0}, {"max_wait": 1e9}, {"pixels": 0}]
+WRONG = [
+    {"queue": 0},
+    {"max_batch": 0},
+    {"max_wait_ms": -1.0},
+    {"max_wait_ms": 1e9},
+    {"max_pixels": 0},
+    {"max_request_mb": float("inf")},
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -232,11 +232,7 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
     if report.bad:
         lines.append(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
     if report.unmatched is not None:
-        lost = report.unmatched
-        lines.append(
-            f"{lost.number} of {lost.total} names in tables of metadata belong to no image, such as {lost.example} "
-            f"in {lost.table}"
-        )
+        lines.append(report.unmatched)
     if (recall := report.recall) is None:
         lines.append("search compares with every vector (exact)")
     else:

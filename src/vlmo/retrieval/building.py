@@ -20,7 +20,7 @@ from vlmo.retrieval.approximate import Recall, make_approximate
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.engine import Engine, local_engine
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
-from vlmo.retrieval.metadata import MetadataTable, Unmatched
+from vlmo.retrieval.metadata import MetadataTable
 from vlmo.retrieval.sources import Found, Reader, as_origin, find, was_deleted
 from vlmo.retrieval.store import Store
 from vlmo.retrieval.update import Update
@@ -48,7 +48,7 @@ class BuildReport:
         bad: Lines in the quarantine.
         seconds: Duration of the whole run.
         recall: Recall of the approximate index; None without one.
-        unmatched: Names in tables of metadata that no image has; None: every name has one.
+        unmatched: A sentence about names in tables of metadata that no image has; None: every name has one.
     """
 
     images: int
@@ -60,7 +60,7 @@ class BuildReport:
     bad: int
     seconds: float
     recall: Recall | None
-    unmatched: Unmatched | None = None
+    unmatched: str | None = None
 
 
 def build_index(

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -32,23 +31,6 @@ class Annotation(NamedTuple):
 
     captions: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Unmatched:
-    """Names in tables that no image has.
-
-    Attributes:
-        number: Number of these names.
-        total: Number of all names in the tables.
-        example: One of them.
-        table: The table that it stands in.
-    """
-
-    number: int
-    total: int
-    example: str
-    table: Path
 
 
 class MetadataTable:
@@ -121,11 +103,14 @@ def find_table(folder: Path) -> MetadataTable | None:
     return MetadataTable(found[0]) if found else None
 
 
-def find_unmatched(tables: Iterable[MetadataTable]) -> Unmatched | None:
-    """Names in tables that no image was looked up by; None if there are none."""
+def describe_unmatched(tables: Iterable[MetadataTable]) -> str | None:
+    """Tell in a sentence which names in tables no image was looked up by; None if there are none."""
     tables = list(tables)
     unused = [(name, table.path) for table in tables for name in table.unused()]
-    return Unmatched(len(unused), sum(map(len, tables)), *unused[0]) if unused else None
+    if not unused:
+        return None
+    total, (name, path) = sum(map(len, tables)), unused[0]
+    return f"{len(unused)} of {total} names in tables of metadata belong to no image, such as {name} in {path}"
 
 
 def clean_metadata(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from vlmo.data.listing import (
     walk,
 )
 from vlmo.data.stream.records import Bad, Sample, read_shard
-from vlmo.retrieval.metadata import Annotation, MetadataTable, Unmatched, clean_metadata, find_table, find_unmatched
+from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata, describe_unmatched, find_table
 
 MAX_BYTES = 256_000_000
 """Largest file that is read as an image."""
@@ -233,9 +233,9 @@ class Reader:
         """A text that changes when the file or its metadata may have changed."""
         return f"{found.stamp}-{_stamp(self._annotation(found), self.keep_bytes)}"
 
-    def unmatched(self) -> Unmatched | None:
-        """Names in tables that no file had whose stamp was asked for here."""
-        return find_unmatched(table for table in [*self._tables.values(), self.table] if table is not None)
+    def unmatched(self) -> str | None:
+        """Tell of names in tables that no file had whose stamp was asked for here; None if there are none."""
+        return describe_unmatched(table for table in [*self._tables.values(), self.table] if table is not None)
 
     def files(self, files: Iterable[Found]) -> list[Record | Bad]:
         """Read files in parallel."""

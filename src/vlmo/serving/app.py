@@ -132,10 +132,10 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
     app.include_router(_pages(state))
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_middleware(Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping)
-    if settings.cors_origins:
+    if settings.cors_origin:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.cors_origins,
+            allow_origins=settings.cors_origin,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key"],
         )

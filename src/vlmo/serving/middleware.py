@@ -89,7 +89,7 @@ class Guard:
 
     def __init__(self, app: App, *, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]) -> None:
         self._app, self.settings, self._metrics, self._stopping = app, settings, metrics, stopping
-        self._names = frozenset(name.lower() for name in settings.server_names)
+        self._names = frozenset(name.lower() for name in settings.server_name)
         self.buffered = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -136,7 +136,7 @@ class Guard:
             self._check_size(int(length))
 
     def _is_allowed(self, origin: str, *, host: str) -> bool:
-        allowed = self.settings.cors_origins
+        allowed = self.settings.cors_origin
         try:
             return origin in allowed or "*" in allowed or urlsplit(origin).netloc == host
         except ValueError:  # such as that of "http://["

@@ -94,10 +94,10 @@ def with_names(settings: Settings, *, host: str) -> Settings:
     them, for health checks and proxies beside the server.
     """
     address = ipaddress.ip_address(host)
-    if not settings.server_names and not address.is_loopback:
+    if not settings.server_name and not address.is_loopback:
         return settings
     own = () if address.is_unspecified else (host,)
-    return replace(settings, server_names=(*_LOOPBACK_NAMES, *own, *settings.server_names))
+    return replace(settings, server_name=(*_LOOPBACK_NAMES, *own, *settings.server_name))
 
 
 class _Server(uvicorn.Server):

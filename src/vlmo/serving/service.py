@@ -50,7 +50,7 @@ class Service:
     def __init__(self, parts: Parts, settings: Settings, *, observe: Observer | None = None) -> None:
         self._parts, self._settings = parts, settings
         self._batcher = Batcher(
-            _calls(parts), max_batch=settings.max_batch, max_wait=settings.max_wait, observe=observe
+            _calls(parts), max_batch=settings.max_batch, max_wait=settings.max_wait_ms / 1000, observe=observe
         )
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
         self._sampled: tuple[float, list[schemas.Sample]] = 0.0, []
@@ -195,7 +195,7 @@ class Service:
             samples=self._samples(),
             limits={
                 "request_bytes": limits.request_bytes,
-                "pixels": limits.pixels,
+                "pixels": limits.max_pixels,
                 "texts": schemas.MAX_TEXTS,
                 "characters": schemas.MAX_CHARACTERS,
                 "images": schemas.MAX_IMAGES,
@@ -253,7 +253,7 @@ class Service:
 
         def read(data: bytes) -> T:
             try:
-                return prepare(decode_image({"bytes": data, "path": None}, max_pixels=self._settings.pixels))
+                return prepare(decode_image({"bytes": data, "path": None}, max_pixels=self._settings.max_pixels))
             except ValueError as error:
                 reason = str(error).removeprefix("bytes in memory: ")
                 raise ServiceError(422, f"no usable image: {reason}", hint=f"send a whole file: {_FORMATS}") from error
