@@ -52,7 +52,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train emoji-stage3 --init None --device bogus", "device is 'bogus'"),
         ("train emoji-stage3 --init None --device cuda:99", "CUDA devices"),
         ("train emoji-stage3 --init None --run-dir FILE", "FILE"),
-        ("train emoji-stage3 --stage.losses.fused-stride 0", "fused_stride 0"),
+        ("train emoji-stage3 --stage.losses.fused-stride 0", "fused_stride is 0"),
         ("train emoji-stage3 --text.max-length 128", "max_text_positions"),
         ("train emoji-stage3 --data.max-bad-share -1", "max_bad_share -1"),
         ("train emoji-stage3 --trainer.eval-every 5", "evaluate_on"),

@@ -32,11 +32,7 @@ def is_main() -> bool:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Return the device of this process: `name` if given, else this process's GPU, else the CPU.
-
-    Raises:
-        ValueError: There is no such device.
-    """
+    """Return the device of this process: `name`, else its GPU, else the CPU; ValueError if there is none such."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

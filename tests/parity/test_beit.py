@@ -339,7 +339,7 @@ def broken(what: str) -> tuple[dict[str, Tensor], dict]:
         ("not square", "102 rows"),
         ("no patches", r"patch_embed\.proj\.weight"),
         ("other heads", "12 columns, which do not fit 3 layers of 5 heads"),
-        ("no heads", "tell the number of attention heads"),
+        ("no heads", "no tensor tells the attention heads"),
         ("two norms", "norms twice"),
         ("another type", "data2vec-vision"),
         ("another activation", "relu"),

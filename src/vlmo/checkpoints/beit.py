@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlmo import model as models
 from vlmo.checkpoints.layout import (
     MAX_TEXT_POSITIONS,
     NUM_CLASS_ROWS,
@@ -28,13 +29,6 @@ from vlmo.checkpoints.layout import (
     note_on_depth,
     shape_of,
     translate,
-)
-from vlmo.model import (
-    VLMoConfig,
-    VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
-    VLMoForMaskedImageModeling,
-    VLMoModel,
 )
 
 _LARGE_DEPTH = 24
@@ -173,7 +167,7 @@ def convert(
         state = f"fine-tuned on {len(named['classifier.weight'])} classes"
     return Conversion(
         kind=f"BEiT{'' if original else ' of Hugging Face'}, {state}",
-        model_class=VLMoForImageClassification if fine_tuned else VLMoForMaskedImageModeling,
+        model_class=models.VLMoForImageClassification if fine_tuned else models.VLMoForMaskedImageModeling,
         config=ours,
         weights=weights | neutral,
         unused={key: state_dict[key] for key in sorted(unused)},
@@ -219,7 +213,7 @@ def _config(
     given: Mapping[str, Any],
     asked: int | None,
     original: bool,
-) -> VLMoConfig:
+) -> models.VLMoConfig:
     shape = partial(shape_of, named, names=PUBLISHED)
     width, channels, patch_size, _ = shape(_PATCHES, axes=4)
     layer_scale = float(given.get("layer_scale_init_value", 1e-5 if depth >= _LARGE_DEPTH else 0.1))
@@ -232,7 +226,7 @@ def _config(
     else:
         raise ValueError("no position table tells the image size of this BEiT; give its folder, with config.json.")
     has_classes = named.keys() >= _CLASSIFIER
-    return VLMoConfig(
+    return models.VLMoConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=count_heads(
@@ -256,7 +250,7 @@ def _config(
 
 
 def _neutral(
-    weights: Mapping[str, Tensor], config: VLMoConfig, *, without_norm: bool
+    weights: Mapping[str, Tensor], config: models.VLMoConfig, *, without_norm: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return parameters that BEiT lacks, at values that change nothing, and notes about them."""
     like = weights[_CLASS_TOKEN]
@@ -378,7 +372,7 @@ def convert_beit3(
     notes = ["BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."]
     return Conversion(
         kind="BEiT-3, with contrast heads" if contrast else "BEiT-3, without a head",
-        model_class=VLMoForImageTextRetrieval if contrast else VLMoModel,
+        model_class=models.VLMoForImageTextRetrieval if contrast else models.VLMoModel,
         config=config,
         weights=weights,
         unused={key: state_dict[key] for key in others if _BEIT3_UNUSED.fullmatch(key)},
@@ -390,7 +384,9 @@ def convert_beit3(
     )
 
 
-def _beit3_config(state_dict: Mapping[str, Tensor], *, depth: int, num_attention_heads: int | None) -> VLMoConfig:
+def _beit3_config(
+    state_dict: Mapping[str, Tensor], *, depth: int, num_attention_heads: int | None
+) -> models.VLMoConfig:
     width, channels, patch_size, _ = shape_of(state_dict, "beit3.vision_embed.proj.weight", axes=4)
     positions = shape_of(state_dict, _BEIT3_IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
     texts = shape_of(state_dict, _BEIT3_TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
@@ -400,7 +396,7 @@ def _beit3_config(state_dict: Mapping[str, Tensor], *, depth: int, num_attention
     projection = width
     if "vision_head.weight" in state_dict:
         projection = shape_of(state_dict, "vision_head.weight", axes=2)[0]
-    return VLMoConfig.beit3_base(
+    return models.VLMoConfig.beit3_base(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=count_heads(None, width=width, depth=depth, asked=num_attention_heads),

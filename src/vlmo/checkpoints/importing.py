@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BeitImageProcessor
 
+from vlmo import model as models
 from vlmo.checkpoints import beit, official
 from vlmo.checkpoints.layout import (
     DEFAULT_TEXT_LENGTH,
@@ -33,13 +34,6 @@ from vlmo.checkpoints.layout import (
 from vlmo.checkpoints.loading import Origin, read_labels, read_state_dict
 from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
 from vlmo.folder import ModelCard, Usage, write_card, write_folder
-from vlmo.model import (
-    VLMoConfig,
-    VLMoForImageClassification,
-    VLMoForVisualQuestionAnswering,
-    VLMoModel,
-    VLMoPreTrainedModel,
-)
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.wordpiece import PAD_MULTIPLE
@@ -115,7 +109,7 @@ class ImportReport:
         ]
         if self.text_length is not None:
             rows.append(("text", f"{self.text_length} tokens, vocabulary of {config.vocab_size}"))
-        if conversion.model_class is VLMoForVisualQuestionAnswering:
+        if conversion.model_class is models.VLMoForVisualQuestionAnswering:
             rows.append(("answers", f"{config.num_labels}"))
         return [*rows, ("tensors used", f"{len(conversion.weights)}")]
 
@@ -163,9 +157,8 @@ def import_checkpoint(
     if out.resolve() == Path.cwd().resolve():
         raise ValueError("OUT is the folder that you are in; give the name of a new folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(
-            f"{out} {'exists and is not empty' if out.is_dir() else 'is a file'}; give the name of a new folder"
-        )
+        what = "exists and is not empty" if out.is_dir() else "is a file"
+        raise ValueError(f"{out} {what}; give the name of a new folder")
     state_dict, origin = read_state_dict(path)
     try:
         layout = LAYOUTS[_kind_of(state_dict, origin, asked=kind)]
@@ -183,10 +176,8 @@ def import_checkpoint(
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     except _UNFORESEEN as problem:
-        raise ValueError(
-            f"{path}: its tensors do not make a model ({type(problem).__name__}: {one_line(problem)}). Is the file"
-            " whole?"
-        ) from None
+        told = f"{type(problem).__name__}: {one_line(problem)}"
+        raise ValueError(f"{path}: its tensors do not make a model ({told}). Is the file whole?") from None
     with write_folder(out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
@@ -217,7 +208,7 @@ def _kind_of(state_dict: Mapping[str, Tensor], origin: Origin, *, asked: str) ->
     """Return the name of the layout that the keys are of."""
     if asked not in {"auto", *LAYOUTS}:
         raise ValueError(f"kind is {asked!r}; expected auto, {', '.join(LAYOUTS)}")
-    if (origin.config or {}).get("model_type") == VLMoConfig.model_type:
+    if (origin.config or {}).get("model_type") == models.VLMoConfig.model_type:
         raise ValueError("this is a model folder of this project already; load it with from_pretrained")
     fitting = [name for name, layout in LAYOUTS.items() if layout.recognises(state_dict)]
     if not fitting:
@@ -246,10 +237,7 @@ def _complete(conversion: Conversion, names: NameTable, *, allow_partial: bool) 
     if missing:
         problems.append(f"keys that are missing: {listed(names.published(name) or name for name in missing)}")
     if problems and not allow_partial:
-        raise ValueError(
-            f"{'; '.join(problems)}. Is the file whole, and of this kind? --allow-partial leaves out what is unknown"
-            " and starts anew what is missing"
-        )
+        raise ValueError(f"{'; '.join(problems)}. Is the file whole? Else give --allow-partial")
     for name in homeless:
         del conversion.weights[name]
     return left_out
@@ -263,7 +251,7 @@ def _shapes(conversion: Conversion) -> dict[str, torch.Size]:
 
 
 def _prefix(conversion: Conversion) -> str:
-    return "vlmo." if conversion.model_class is VLMoModel else ""
+    return "vlmo." if conversion.model_class is models.VLMoModel else ""
 
 
 def _resize_images(conversion: Conversion, image_size: int | None) -> list[str]:
@@ -295,9 +283,7 @@ def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Pa
         wanted = min(conversion.max_text_length or DEFAULT_TEXT_LENGTH, limit)
         length = wanted - wanted % PAD_MULTIPLE
         if length != wanted:
-            conversion.notes.append(
-                f"texts of up to {length} tokens: of {wanted} in the file, the multiple of {PAD_MULTIPLE}"
-            )
+            conversion.notes.append(f"texts of up to {length} tokens, of {wanted} in the file (multiples of 8)")
         return length
     if asked > limit:
         raise ValueError(f"text length {asked} is longer than the {limit} positions of the model")
@@ -343,9 +329,7 @@ def _hub_vocabulary(num_words: int) -> str:
     """Return BERT's vocabulary from the cache, or else from the hub if that answers within seconds."""
     repository, file, size, timeout = "google-bert/bert-base-uncased", "vocab.txt", 30522, 5.0  # seconds
     if num_words != size:
-        raise ValueError(
-            f"the checkpoint's word table has {num_words} rows, not BERT's {size}: give its vocab.txt (--vocabulary)"
-        )
+        raise ValueError(f"the word table has {num_words} rows, not BERT's {size}: give its vocab.txt (--vocabulary)")
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it logs each try; the outcome is raised
@@ -356,10 +340,8 @@ def _hub_vocabulary(num_words: int) -> str:
             get_hf_file_metadata(hf_hub_url(repository, file), timeout=timeout)
             return hf_hub_download(repository, file, etag_timeout=timeout)
     except (OSError, HTTPError) as problem:
-        raise ValueError(
-            f"{file} of {repository} could not be fetched ({type(problem).__name__}): give BERT's vocab.txt, or a"
-            " folder that holds it (--vocabulary)"
-        ) from None
+        told = f"{file} of {repository} could not be fetched ({type(problem).__name__})"
+        raise ValueError(f"{told}: give BERT's vocab.txt, or a folder that holds it (--vocabulary)") from None
     finally:
         logger.setLevel(level)
 
@@ -367,7 +349,7 @@ def _hub_vocabulary(num_words: int) -> str:
 def _name_labels(conversion: Conversion, labels: str | Path | None) -> None:
     """Write the names of answers or classes into the configuration."""
     config = conversion.config
-    if conversion.model_class not in {VLMoForVisualQuestionAnswering, VLMoForImageClassification}:
+    if conversion.model_class not in {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}:
         if labels is not None:
             raise ValueError(f"labels were given ({labels}), but this is no classifier: {conversion.kind}")
         return
@@ -377,10 +359,7 @@ def _name_labels(conversion: Conversion, labels: str | Path | None) -> None:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
     elif numbered.get(0) == "LABEL_0":
-        conversion.notes.append(
-            f"the file does not name its {len(numbered)} classes: they are called LABEL_0 and on; --labels FILE"
-            " names them"
-        )
+        conversion.notes.append(f"its {len(numbered)} classes are called LABEL_0 and on; --labels FILE names them")
 
 
 def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:
@@ -399,15 +378,14 @@ def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:
     return dtypes.pop()
 
 
-def _build(conversion: Conversion, dtype: torch.dtype) -> tuple[VLMoPreTrainedModel, list[str]]:
+def _build(conversion: Conversion, dtype: torch.dtype) -> tuple[models.VLMoPreTrainedModel, list[str]]:
     """Return the model with its weights, without a copy, and the names of newly initialised parameters."""
     shapes, weights, prefix = _shapes(conversion), conversion.weights, _prefix(conversion)
     wrong = [name for name, tensor in weights.items() if tensor.shape != shapes[name]]
     if wrong:
-        name = wrong[0]
+        given, expected = tuple(weights[wrong[0]].shape), tuple(shapes[wrong[0]])
         raise ValueError(
-            f"{len(wrong)} tensors do not fit the sizes that the others tell, the first is {name}: it has shape"
-            f" {tuple(weights[name].shape)}, expected {tuple(shapes[name])}"
+            f"{len(wrong)} tensors do not fit, such as {wrong[0]}: it has shape {given}, expected {expected}"
         )
     state: dict[str, Tensor] = {}
     seen: set[int] = set()

@@ -146,18 +146,11 @@ def _join_projections(weights: dict[str, Tensor]) -> None:
 
 
 def check_alike(parts: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that cannot be joined or added.
-
-    Raises:
-        ValueError: They are no matrices, of several shapes, or not floating point.
-    """
+    """Raise ValueError if tensors cannot be joined: no matrices, of several shapes, or not floating point."""
     shapes = {tuple(tensor.shape) for tensor in parts.values()}
     for key, tensor in parts.items():
         if tensor.ndim != 2 or len(shapes) > 1:
-            raise ValueError(
-                f"{key} and those that belong to it have shapes {', '.join(map(str, sorted(shapes)))}; expected two"
-                " axes and the same for all"
-            )
+            raise ValueError(f"{key} and its likes have shapes {sorted(shapes)}; expected two axes, the same for all")
         if not tensor.is_floating_point():
             raise ValueError(f"weights are no floating-point numbers: {key}")
 
@@ -184,11 +177,7 @@ def shape_of(
 
 
 def grid_of_table(name: str, rows: int, *, num_fixed: int) -> int:
-    """Return the patches along a side by the rows of a relative position table.
-
-    Raises:
-        ValueError: They are not those of a square image.
-    """
+    """Return the patches along a side of a square image by the rows of its relative position table, or ValueError."""
     side = isqrt(max(rows - num_fixed, 0))
     if side % 2 == 0 or side * side != rows - num_fixed:
         raise ValueError(f"{name} has {rows} rows; expected (2w-1)^2 + {num_fixed} for an image of w x w patches")
@@ -196,11 +185,7 @@ def grid_of_table(name: str, rows: int, *, num_fixed: int) -> int:
 
 
 def grid_of_positions(name: str, count: int) -> int:
-    """Return the patches along a side by the number of absolute positions.
-
-    Raises:
-        ValueError: They are not those of a square image.
-    """
+    """Return the patches along a side of a square image by its number of absolute positions, or ValueError."""
     side = isqrt(max(count - 1, 0))
     if side == 0 or side * side != count - 1:
         raise ValueError(f"{name} has {count} positions; expected w^2 + 1 for an image of w x w patches")
@@ -208,32 +193,19 @@ def grid_of_positions(name: str, count: int) -> int:
 
 
 def count_blocks(names: Iterable[str]) -> int:
-    """Return the number of blocks that tensors are of, by the names of these.
-
-    Raises:
-        ValueError: They are not numbered from 0 without gaps.
-    """
+    """Return the number of blocks by the names of their tensors; ValueError if it is not 0 and on without gaps."""
     found = {int(match[2]) for name in names if (match := _BLOCK_NUMBER.search(name))}
     if not found or max(found) != len(found) - 1:
-        raise ValueError(
-            f"blocks are numbered {spans(found) or 'nothing'}; expected 0 and on without gaps. The file is incomplete"
-        )
+        raise ValueError(f"blocks are numbered {spans(found)}; expected 0 and on without gaps. The file is incomplete")
     return len(found)
 
 
 def count_heads(columns: int | None, *, width: int, depth: int, asked: int | None) -> int:
-    """Return the number of attention heads, by the columns of the position table if there is one, or by the width.
-
-    Raises:
-        ValueError: Neither tells, or the columns are those of another number.
-    """
+    """Return the attention heads by the columns of the position table, or by the width; ValueError if unknown."""
     usual, _ = USUAL_SIZES.get(width, (None, None))
     if columns is None:
         if (known := asked or usual) is None:
-            raise ValueError(
-                "the tensors do not tell the number of attention heads of a model of width"
-                f" {width} with {depth} layers; give --num-attention-heads"
-            )
+            raise ValueError(f"no tensor tells the attention heads of a model of width {width}; --num-attention-heads")
         return known
     heads = columns // depth
     if columns % depth or asked not in {None, heads}:

@@ -79,11 +79,7 @@ def load_model(
 
 
 def load_processor(folder: str | Path) -> VLMoProcessor:
-    """Load the processor of a model folder, or of a released model.
-
-    Raises:
-        ValueError: Its files are missing or damaged.
-    """
+    """Load the processor of a model folder or a released model; ValueError if files are missing or damaged."""
     folder = find_model(folder)
     with one_line_errors(folder):
         return vlmo.processing.VLMoProcessor.from_pretrained(folder)
@@ -92,22 +88,14 @@ def load_processor(folder: str | Path) -> VLMoProcessor:
 def load_retrieval_model(
     folder: str | Path, *, device: str | torch.device | None = "cpu"
 ) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
-    """Load dual encoder (with the matching head, where the folder has one) and processor.
-
-    Raises:
-        ValueError: As `load_model`.
-    """
+    """Load dual encoder (with the matching head, where the folder has one) and processor, as `load_model`."""
     return load_model(folder, vlmo.model.VLMoForImageTextRetrieval, device=device), load_processor(folder)
 
 
 def check_model_folder(
     folder: str | Path, model_class: type[VLMoPreTrainedModel] | None = None, *, hint: str = ""
 ) -> tuple[Path, type[VLMoPreTrainedModel]]:
-    """Return the path and the model class of a folder without loading its weights.
-
-    Raises:
-        ValueError: As `load_model`.
-    """
+    """Return path and model class of a folder, without loading its weights; ValueError as `load_model`."""
     folder = Path(find_model(folder))
     kinds = architectures(folder)
     held = f"{folder} holds {', '.join(map(str, kinds)) or 'no named class'}"
@@ -126,29 +114,19 @@ def check_model_folder(
 
 
 def load_complete(name: str | Path, model_class: type[Model], **options: Any) -> Model:
-    """Load a model of a folder or of the hub, by arguments of `from_pretrained`.
-
-    Raises:
-        ValueError: There is no such model, it is damaged, or it lacks weights of `model_class`.
-    """
+    """Load a model as `from_pretrained` does; ValueError if there is none, or it is damaged or lacks weights."""
     with one_line_errors(name):
         loaded: Any = model_class.from_pretrained(name, output_loading_info=True, **options)
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{name} lacks {len(missing)} tensors of {model_class.__name__} ({', '.join(missing[:3])}, ...); it holds "
-            "a model for another purpose, or was not written whole"
-        )
+        shown = ", ".join(missing[:3])
+        raise ValueError(f"{name} lacks {len(missing)} tensors of {model_class.__name__} ({shown}, ...); is it whole?")
     return cast("Model", model)
 
 
 @contextmanager
 def one_line_errors(folder: str | Path) -> Iterator[None]:
-    """Turn errors of transformers and safetensors into one line with the folder; hide their report of tensors.
-
-    Raises:
-        ValueError: The folder is damaged or incomplete.
-    """
+    """Turn errors of transformers and safetensors into a ValueError of one line; hide their report of tensors."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -192,9 +170,7 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Origin]:
     candidates = (path / f"{name}{suffix}" for name in _FOLDER_FILES for suffix in ("", _INDEX_SUFFIX))
     file = next((file for file in candidates if file.is_file()), None)
     if file is None:
-        raise ValueError(
-            f"{path} holds no weights: expected model.safetensors, pytorch_model.bin, or shards of one with their index"
-        )
+        raise ValueError(f"{path} holds no weights: expected {' or '.join(_FOLDER_FILES)}, maybe in shards")
     config_file = path / "config.json"
     config = read_json(config_file) if config_file.is_file() else None
     if config is not None and not isinstance(config, dict):
@@ -233,28 +209,18 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text; expected answers as JSON, JSON lines or one a line") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(
-            f"{path} is no list of answers; expected a JSON list, JSON {{answer: number}} or {{number: answer}}, JSON"
-            " lines with answer and label, or one answer a line"
-        ) from None
+        raise ValueError(f"{path} is no list of answers; expected JSON, JSON lines, or one answer a line") from None
     numbers = sorted(number for number, _ in pairs)
     if numbers != list(range(count)):
         held = f", numbered {spans(set(numbers))}" if len(numbers) == count else ""
-        raise ValueError(
-            f"{path} names {len(pairs)} answers{held}; the checkpoint has {count}, each with one number from 0. Give"
-            " the list of answers that it was trained with"
-        )
+        raise ValueError(f"{path} names {len(pairs)} answers{held}; the checkpoint has {count}, numbered from 0")
     if twice := [name for name, times in Counter(name for _, name in pairs).items() if times > 1]:
         raise ValueError(f"{path} names {listed(twice)} more than once; give each answer a name of its own")
     return [name for _, name in sorted(pairs)]
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: It is no JSON.
-    """
+    """Return the content of a JSON file; ValueError if it is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as problem:
@@ -273,9 +239,7 @@ def _read_file(path: Path) -> object:
             raise ValueError(f"{path} is truncated, damaged or no safetensors file ({one_line(problem)})") from None
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # the form before torch 1.6 cannot be mapped into memory
-    damaged = (
-        f"{path} cannot be read: it is truncated, damaged, or no checkpoint of torch ({path.stat().st_size} bytes)"
-    )
+    damaged = f"{path} cannot be read: it is truncated, damaged, or no checkpoint of torch"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the form of the pickle; an unreadable one fails below
@@ -327,19 +291,14 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], Origin]:
         content = cast("Mapping[Any, Any]", content[wrapper])
     weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not weights:
-        raise ValueError(
-            f"{path} holds no named tensors, neither at the top nor under {', '.join(_WRAPPERS)}; it is no checkpoint"
-        )
+        raise ValueError(f"{path} holds no named tensors, neither at the top nor under {', '.join(_WRAPPERS)}")
     foreign = [
         key
         for key, tensor in weights.items()
         if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_nested or tensor.is_quantized
     ]
     if foreign:
-        raise ValueError(
-            f"{path} holds tensors that are not stored as plain numbers (but sparse, nested, quantised or without"
-            f" data): {listed(foreign)}. Save them dense"
-        )
+        raise ValueError(f"{path} holds sparse, nested or quantised tensors: {listed(foreign)}. Save them dense")
     beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}

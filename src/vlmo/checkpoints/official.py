@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlmo import model as models
 from vlmo.checkpoints.layout import (
     DEFAULT_TEXT_LENGTH,
     MAX_TEXT_POSITIONS,
@@ -36,16 +37,6 @@ from vlmo.checkpoints.layout import (
 )
 from vlmo.checkpoints.loading import check_model_folder, one_line_errors, read_json, read_state_dict
 from vlmo.folder import atomic_file
-from vlmo.model import (
-    VLMoConfig,
-    VLMoForImageTextRetrieval,
-    VLMoForMaskedLM,
-    VLMoForPreTraining,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-    VLMoModel,
-    VLMoPreTrainedModel,
-)
 from vlmo.model.position import relative_position_index
 
 PUBLISHED_EXTRAS = "published_extras.safetensors"
@@ -123,20 +114,20 @@ class _State:
     """One of the published states, told by its heads."""
 
     kind: str
-    model_class: type[VLMoPreTrainedModel]
+    model_class: type[models.VLMoPreTrainedModel]
     heads: tuple[str, ...]  # our names
 
 
-_VQA = _State("fine-tuned on VQA", VLMoForVisualQuestionAnswering, ("answer_head",))
-_NLVR2 = _State("fine-tuned on NLVR2", VLMoForVisualReasoning, ("reasoning_head",))
+_VQA = _State("fine-tuned on VQA", models.VLMoForVisualQuestionAnswering, ("answer_head",))
+_NLVR2 = _State("fine-tuned on NLVR2", models.VLMoForVisualReasoning, ("reasoning_head",))
 _PRETRAINED = _State(
     "pre-trained on pairs (stage 3)",
-    VLMoForPreTraining,
+    models.VLMoForPreTraining,
     ("contrast_head", "fusion_contrast_head", "match_head", "mlm_head"),
 )
-_RETRIEVAL = _State("fine-tuned for retrieval", VLMoForImageTextRetrieval, ("contrast_head", "match_head"))
-_LANGUAGE = _State("pre-trained on text (stage 2)", VLMoForMaskedLM, ("mlm_head",))
-_BACKBONE = _State("backbone without heads", VLMoModel, ())
+_RETRIEVAL = _State("fine-tuned for retrieval", models.VLMoForImageTextRetrieval, ("contrast_head", "match_head"))
+_LANGUAGE = _State("pre-trained on text (stage 2)", models.VLMoForMaskedLM, ("mlm_head",))
+_BACKBONE = _State("backbone without heads", models.VLMoModel, ())
 
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
@@ -179,7 +170,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     )
 
 
-def index_buffers(config: VLMoConfig, *, text_length: int) -> dict[str, Tensor]:
+def index_buffers(config: models.VLMoConfig, *, text_length: int) -> dict[str, Tensor]:
     """Return the rows of the table for each (query, key) of images, texts and pairs.
 
     The published code computes them anew, but deletes them without a check when it resizes a table: a file needs them.
@@ -206,7 +197,7 @@ def _state_of(heads: set[str]) -> _State:
 
 def _config(
     state_dict: Mapping[str, Tensor], named: Mapping[str, Tensor], state: _State, *, num_attention_heads: int | None
-) -> VLMoConfig:
+) -> models.VLMoConfig:
     width, channels, patch, _ = shape_of(state_dict, "transformer.patch_embed.proj.weight", axes=4)
     depth = count_blocks(named)
     fused = {int(name.split(".")[2]) for name in named if ".vision_language." in name}
@@ -235,7 +226,7 @@ def _config(
     if not relative:
         optional["max_text_positions"] = shape_of(state_dict, TEXT_POSITIONS, axes=2)[0]
     pooled = any(key.startswith("pooler.") for key in state_dict) and state is not _LANGUAGE
-    return VLMoConfig(
+    return models.VLMoConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=count_heads(columns, width=width, depth=depth, asked=num_attention_heads),
@@ -276,10 +267,10 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
         raise ValueError(f"{file} exists; give another name")
     folder, model_class = check_model_folder(folder)
     with one_line_errors(folder):
-        config = VLMoConfig.from_pretrained(folder)
+        config = models.VLMoConfig.from_pretrained(folder)
     weights, _ = read_state_dict(folder)
     _check_fits(config, weights, model_class, folder)
-    if model_class is VLMoModel:
+    if model_class is models.VLMoModel:
         weights = {f"vlmo.{name}": tensor for name, tensor in weights.items()}
     published, notes = _published(config, weights, folder)
     extras = None
@@ -311,7 +302,7 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
 
 
 def _check_fits(
-    config: VLMoConfig, weights: dict[str, Tensor], model_class: type[VLMoPreTrainedModel], folder: Path
+    config: models.VLMoConfig, weights: dict[str, Tensor], model_class: type[models.VLMoPreTrainedModel], folder: Path
 ) -> None:
     """Refuse a model that the layout cannot hold, and a folder that lacks tensors of its model, or holds others."""
     problems = [
@@ -337,7 +328,9 @@ def _check_fits(
         raise ValueError(f"{folder} is broken: {model_class.__name__} {'; '.join(problems)}")
 
 
-def _published(config: VLMoConfig, weights: dict[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _published(
+    config: models.VLMoConfig, weights: dict[str, Tensor], folder: Path
+) -> tuple[dict[str, Tensor], list[str]]:
     """Return the weights under published names and in published shapes, and notes."""
     named = {name: key for name in weights if (key := NAMES.published(name)) is not None}
     published = {key: weights[name] for name, key in named.items()}
@@ -378,7 +371,7 @@ def _published(config: VLMoConfig, weights: dict[str, Tensor], folder: Path) -> 
 
 
 def _new_extras(
-    config: VLMoConfig, published: dict[str, Tensor], *, text_length: int, notes: list[str]
+    config: models.VLMoConfig, published: dict[str, Tensor], *, text_length: int, notes: list[str]
 ) -> dict[str, Tensor]:
     """Return tensors that published files hold and our models do not use: text positions beside a table, and indices.
 
@@ -399,7 +392,7 @@ def _new_extras(
     return extras
 
 
-def _text_length(folder: Path, config: VLMoConfig) -> int:
+def _text_length(folder: Path, config: models.VLMoConfig) -> int:
     """Return the longest text of the folder's tokenizer; that of the model where there is none."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():

@@ -10,18 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmo.model import (
-    VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
-    VLMoForMaskedImageModeling,
-    VLMoForMaskedLM,
-    VLMoForPreTraining,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-    VLMoModel,
-    VLMoPreTrainedModel,
-)
+from vlmo import model as models
 from vlmo.model.position import RelativePositionBias, relative_position_index
 
 IMAGE_ENCODER, TEXT_ENCODER, FUSION_ENCODER = "image_encoder", "text_encoder", "fusion_encoder"
@@ -49,7 +38,7 @@ class Graph:
     fields: tuple[str, ...] | None = None
     num_images: int = 1
 
-    def call(self, model: VLMoPreTrainedModel, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def call(self, model: models.VLMoPreTrainedModel, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of a model for inputs in the order of `inputs`."""
         result = getattr(model, self.method)(**dict(zip(self.inputs, inputs, strict=True)))
         return (result,) if isinstance(result, Tensor) else tuple(result[name] for name in self.fields or self.outputs)
@@ -68,7 +57,7 @@ class Graph:
 class GraphModule(nn.Module):
     """A graph as a module, as exporters need it."""
 
-    def __init__(self, model: VLMoPreTrainedModel, graph: Graph) -> None:
+    def __init__(self, model: models.VLMoPreTrainedModel, graph: Graph) -> None:
         super().__init__()
         self.model, self.graph = model, graph
 
@@ -77,31 +66,27 @@ class GraphModule(nn.Module):
         return self.graph.call(self.model, *inputs)
 
 
-def graphs_of(model: VLMoPreTrainedModel) -> tuple[Graph, ...]:
-    """Return the graphs that the class of a model has.
-
-    Raises:
-        ValueError: None is known for this class.
-    """
+def graphs_of(model: models.VLMoPreTrainedModel) -> tuple[Graph, ...]:
+    """Return the graphs that the class of a model has; ValueError if none is known."""
     match model:
-        case VLMoForPreTraining() | VLMoForImageTextRetrieval():
+        case models.VLMoForPreTraining() | models.VLMoForImageTextRetrieval():
             graphs = (
                 Graph(IMAGE_ENCODER, (_PIXELS,), ("image_embeds",), method="get_image_features"),
                 Graph(TEXT_ENCODER, _TEXT, ("text_embeds",), method="get_text_features"),
                 Graph(FUSION_ENCODER, _PAIR, ("match_logits",), method="match"),
             )
             return graphs[:2] if model.match_head is None else graphs
-        case VLMoForVisualQuestionAnswering():
+        case models.VLMoForVisualQuestionAnswering():
             return (Graph(FUSION_ENCODER, _PAIR, _LOGITS),)
-        case VLMoForVisualReasoning():
+        case models.VLMoForVisualReasoning():
             return (Graph(FUSION_ENCODER, _PAIR, _LOGITS, num_images=2),)
-        case VLMoForImageClassification() | VLMoForSemanticSegmentation():
+        case models.VLMoForImageClassification() | models.VLMoForSemanticSegmentation():
             return (Graph(IMAGE_ENCODER, (_PIXELS,), _LOGITS),)
-        case VLMoForMaskedImageModeling():
+        case models.VLMoForMaskedImageModeling():
             return (Graph(IMAGE_ENCODER, (_PIXELS, _MASKED_PATCHES), _LOGITS, fields=("reconstruction",)),)
-        case VLMoForMaskedLM():
+        case models.VLMoForMaskedLM():
             return (Graph(TEXT_ENCODER, _TEXT, _LOGITS), Graph(FUSION_ENCODER, _PAIR, _LOGITS))
-        case VLMoModel():
+        case models.VLMoModel():
             pooled = () if model.pooler is None else ("pooler_output",)
             return (
                 Graph(IMAGE_ENCODER, (_PIXELS,), ("last_hidden_state", *pooled)),
@@ -111,7 +96,7 @@ def graphs_of(model: VLMoPreTrainedModel) -> tuple[Graph, ...]:
     raise ValueError(f"{type(model).__name__} has no ONNX form here; export one of the classes VLMoModel or VLMoFor...")
 
 
-def free_text_length(model: VLMoPreTrainedModel) -> None:
+def free_text_length(model: models.VLMoPreTrainedModel) -> None:
     """Replace the model's position bias by one that a graph can cut to any text length; its values stay the same."""
     backbone = model.backbone
     source = backbone.position_bias
@@ -160,11 +145,7 @@ class AnyLengthPositionBias(nn.Module):
         self.register_buffer("cross_index", torch.stack([index[:1, cut], index[cut, :1]]), persistent=False)
 
     def forward(self, *, num_text: int, grid: tuple[int, int] | None) -> list[Float[Tensor, "heads seq seq"]]:
-        """Return the bias of each layer, as `RelativePositionBias` does.
-
-        Raises:
-            ValueError: `grid` is not the configured one.
-        """
+        """Return the bias of each layer, as `RelativePositionBias` does; ValueError for another `grid`."""
         if grid is not None and grid != self.grid:
             raise ValueError(f"A grid of {grid} patches; this bias is for the configured one, {self.grid}.")
         if num_text == 0:

@@ -17,20 +17,11 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor
 
+from vlmo import model as models
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.export.graphs import Graph, GraphModule, free_text_length, graphs_of
 from vlmo.export.runtime import DESCRIPTION, OnnxSession, read_description
 from vlmo.folder import write_file, write_folder
-from vlmo.model import (
-    VLMoConfig,
-    VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
-    VLMoForPreTraining,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-    VLMoPreTrainedModel,
-)
 
 # Largest difference to PyTorch in float32; measured ones are around 1e-6.
 TOLERANCE = 1e-4
@@ -158,14 +149,14 @@ def add_recalls(report: OnnxReport, recalls: Mapping[str, Mapping[str, float]], 
     return replace(report, recalls=kept)
 
 
-def load_for_export(folder: str | Path) -> VLMoPreTrainedModel:
+def load_for_export(folder: str | Path) -> models.VLMoPreTrainedModel:
     """Load the model of a folder in float32, without gradients and with one attention operator a layer."""
     model = load_model(folder, dtype=torch.float32)
     model.set_attn_implementation("sdpa")  # `eager` would spread attention over several operators
     return model.requires_grad_(requires_grad=False)
 
 
-def noise(graph: Graph, config: VLMoConfig, *, batch: int, length: int, seed: int) -> tuple[Tensor, ...]:
+def noise(graph: Graph, config: models.VLMoConfig, *, batch: int, length: int, seed: int) -> tuple[Tensor, ...]:
     """Sample noise as `pixel_values` and random words; the last text is full, the others may be padded."""
     generator = torch.Generator().manual_seed(seed)
     images = (batch,) if graph.num_images == 1 else (batch, graph.num_images)
@@ -184,7 +175,7 @@ def noise(graph: Graph, config: VLMoConfig, *, batch: int, length: int, seed: in
 
 
 def _write_graph(
-    model: VLMoPreTrainedModel, graph: Graph, cases: Sequence[_Case], *, folder: Path, int8: bool
+    model: models.VLMoPreTrainedModel, graph: Graph, cases: Sequence[_Case], *, folder: Path, int8: bool
 ) -> OnnxGraph:
     file = folder / f"{graph.name}.onnx"
     large = _convert(model, graph, file)
@@ -192,8 +183,8 @@ def _write_graph(
     difference = _largest_difference(session, cases)
     if not difference <= TOLERANCE:  # NaN is not below either
         raise ValueError(
-            f"{file.name} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; nothing was kept. Check "
-            "the weights, and the versions of torch, onnxscript and onnxruntime."
+            f"{file.name} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; check weights and "
+            "versions of torch, onnxscript and onnxruntime."
         )
     differences = {file: difference}
     if int8:
@@ -220,7 +211,7 @@ def _largest_difference(session: OnnxSession, cases: Sequence[_Case]) -> float:
     return float(torch.stack(differences).max())
 
 
-def _convert(model: VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
+def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
     """Write one graph of a model prepared by `free_text_length`; return True if its weights lie in a second file."""
     longest = model.config.max_text_positions
     axes = {"batch": torch.export.Dim("batch", min=1), "text": torch.export.Dim("text", min=_MIN_TEXT, max=longest)}
@@ -243,9 +234,7 @@ def _convert(model: VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
     if exported is None:  # only where the older exporter writes a file itself
         raise TypeError("torch.onnx.export gave no program")
     if (opset := exported.model.opset_imports[""]) != OPSET:
-        raise ValueError(
-            f"torch {torch.__version__} writes ONNX opset {opset}; expected {OPSET}. Install a newer torch."
-        )
+        raise ValueError(f"torch {torch.__version__} writes ONNX opset {opset}, not {OPSET}; install a newer torch.")
     exported.model.ir_version = IR_VERSION
     _tidy(exported.model, graph)
     weights = [value.const_value for value in exported.model.graph.initializers.values()]
@@ -296,7 +285,7 @@ def _quantise(source: Path, target: Path, *, large: bool) -> None:
         logging.disable(before)
 
 
-def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> dict[str, Any]:
+def _describe(model: models.VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> dict[str, Any]:
     """Return all that a program needs to run the graphs, beside the tokenizer's file."""
     config = model.config
     image: dict[str, Any] = {"size": [config.image_size, config.image_size]}
@@ -316,13 +305,13 @@ def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> d
             "mean": list(images.image_mean),
             "std": list(images.image_std),
         }
-    searches = isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval)
+    head = getattr(model, "contrast_head", None)
     classifies = isinstance(
         model,
-        VLMoForImageClassification
-        | VLMoForSemanticSegmentation
-        | VLMoForVisualQuestionAnswering
-        | VLMoForVisualReasoning,
+        models.VLMoForImageClassification
+        | models.VLMoForSemanticSegmentation
+        | models.VLMoForVisualQuestionAnswering
+        | models.VLMoForVisualReasoning,
     )
     labels = {str(number): label for number, label in (config.id2label or {}).items()}
     return {
@@ -331,7 +320,7 @@ def _describe(model: VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> d
         "opset": OPSET,
         "image": image,
         "text": text,
-        "logit_scale": float(model.contrast_head.logit_scale) if searches else None,
+        "logit_scale": None if head is None else float(head.logit_scale),
         "labels": labels if classifies else None,
         "graphs": {name: asdict(graph) for name, graph in report.graphs.items()},
     }

@@ -89,22 +89,14 @@ class OnnxRetrievalModel(nn.Module):
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"],
     ) -> Float[Tensor, "batch 2"]:
-        """Return matching logits, class 1 = match.
-
-        Raises:
-            ValueError: There is no fusion encoder in the folder.
-        """
+        """Return matching logits, class 1 = match; ValueError if there is no fusion encoder."""
         if FUSION_ENCODER not in self.sessions:
             raise ValueError("This folder holds no fusion encoder: its model has no matching head.")
         return self.sessions[FUSION_ENCODER](pixel_values, input_ids, attention_mask)[0]
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return the description that `write_onnx` keeps in a folder.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Return the description that `write_onnx` keeps in a folder; ValueError if there is none."""
     file = folder / DESCRIPTION
     if not file.is_file():
         raise ValueError(f"{folder} is no ONNX export: it has no {DESCRIPTION}; write one with vlmo export.")

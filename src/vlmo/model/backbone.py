@@ -292,11 +292,7 @@ class VLMoModel(VLMoPreTrainedModel):
         return self.norm[modality](states) if isinstance(self.norm, nn.ModuleDict) else self.norm(states)
 
     def pool_pair(self, first: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-        """Return the vector of a pair from the state of its first token, before the final norm.
-
-        Raises:
-            ValueError: The model has no pooler.
-        """
+        """Return the vector of a pair from its first token, before the final norm; ValueError without a pooler."""
         if self.pooler is None:
             raise ValueError("This model has no pooler (use_pooler is False), so it has no vector for a whole pair.")
         leading = VISION if self.config.token_order == "image_first" else LANGUAGE
@@ -342,9 +338,9 @@ class VLMoModel(VLMoPreTrainedModel):
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError("Attention weights need attn_implementation='eager' (model.set_attn_implementation).")
         sequence = self.embed(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-        record: list[tuple[Tensor, Tensor | None]] | None = [] if output_hidden_states or output_attentions else None
+        record: list[tuple[Tensor, Tensor | None]] = []
         fusion = pixel_values is not None and input_ids is not None
-        hidden = self.run(sequence, fusion=fusion, record=record)
+        hidden = self.run(sequence, fusion=fusion, record=record if output_hidden_states or output_attentions else None)
         norm = self.norm
         hidden = sequence.route(fusion=False)(norm, hidden) if isinstance(norm, nn.ModuleDict) else norm(hidden)
         text, image = sequence.split(hidden)
@@ -353,8 +349,6 @@ class VLMoModel(VLMoPreTrainedModel):
             pooler_output=None if self.pooler is None else self.pooler(hidden),
             text_hidden_state=None if input_ids is None else text,
             image_hidden_state=None if pixel_values is None else image,
-            hidden_states=(sequence.hidden, *(state for state, _ in record))
-            if record and output_hidden_states
-            else None,
-            attentions=tuple(each for _, each in record if each is not None) if record and output_attentions else None,
+            hidden_states=(sequence.hidden, *(state for state, _ in record)) if output_hidden_states else None,
+            attentions=tuple(each for _, each in record if each is not None) if output_attentions else None,
         )

@@ -253,11 +253,7 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
     dead_code_threshold: float = 0.5
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: A number is too small, a code is wider than a patch, or the decay is not from 0 to below 1.
-        """
+        """Raise ValueError for a number that is too small, a code wider than a patch, or a decay of 1 or more."""
         super().__post_init__(**kwargs)
         sizes = ("patch_size", "hidden_size", "intermediate_size", "num_tokens", "code_size")
         for name in (*sizes, "num_hidden_layers", "dead_code_threshold"):

@@ -94,11 +94,7 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         attention_mask: Int[Tensor, "batch text"] | None = None,
         labels: Int[Tensor, "batch"] | None = None,
     ) -> SequenceClassifierOutput:
-        """Return logits of false (0) and true (1); with `labels` the cross-entropy.
-
-        Raises:
-            ValueError: There are not two images for each sentence.
-        """
+        """Return logits of false (0) and true (1); with `labels` the cross-entropy. ValueError without two images."""
         if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
             shape = tuple(pixel_values.shape)
             raise ValueError(
@@ -187,11 +183,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
         pixel_values: Float[Tensor, "batch 3 height width"],
         labels: Int[Tensor, "batch height width"] | None = None,
     ) -> SemanticSegmenterOutput:
-        """Return logits of each class at the image's size; with `labels` the cross-entropy, 255 ignored.
-
-        Raises:
-            ValueError: The image is less than two patches high or wide.
-        """
+        """Return logits at the image's size; with `labels`, the loss (255 ignored). ValueError for one patch a side."""
         if min(self.vlmo.image_embeddings.grid_of(pixel_values)) < 2:
             raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}; expected two patches a side.")
         levels = self.pyramid(self.levels(pixel_values))

@@ -25,11 +25,7 @@ class ImageEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def grid_of(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> tuple[int, int]:
-        """Return the number of patches along height and width.
-
-        Raises:
-            ValueError: These are no images of three channels, or its sides are no multiples of the patch size.
-        """
+        """Return the patches along height and width; ValueError if these are no images of patches."""
         channels, patch = self.projection.in_channels, self.patch_size
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != channels or any(side < patch or side % patch for side in shape[2:]):
@@ -81,11 +77,7 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Int[Tensor, "batch text"]) -> Float[Tensor, "batch text dim"]:
-        """Embed texts.
-
-        Raises:
-            ValueError: The text is longer than the position tables.
-        """
+        """Embed texts; ValueError if they are longer than the position tables."""
         if input_ids.ndim != 2 or input_ids.shape[1] > self.max_text_positions:
             shape, longest = tuple(input_ids.shape), self.max_text_positions
             raise ValueError(f"input_ids have shape {shape}; expected (batch, text) with at most {longest} tokens.")

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from vlmo.model.backbone import IMAGE_TYPE, TEXT_TYPE, VLMoModel
 from vlmo.model.heads import ContrastHead
 from vlmo.model.multiway import LANGUAGE, SHARED, VISION, MultiwayAttention, MultiwayBlock, QueryKeyValue
-from vlmo.model.position import RelativePositionBias
 
 _INT8_MAX = 127
 # glibc gives larger tensors back at once and asks for their memory anew, page by page: a ninth of the time of 32
@@ -208,42 +207,34 @@ class DualEncoderForInference(nn.Module):
     It holds weights of its own: the model may be dropped, and what changes in it later does not show. It has no
     gradients. Each tower is a module of its own, so `encoder.images.compile()` works.
 
+    Args:
+        dtype: Of weights and activations; that of the model by default.
+        int8: Multiply in int8 in the linear layers of the blocks; all else stays in `dtype`.
+
     Attributes:
         images: From pixels to vectors.
         texts: From token ids to vectors.
+
+    Raises:
+        ValueError: int8 on another device than a CPU.
     """
 
-    def __init__(self, images: Tower, texts: Tower, *, position_bias: RelativePositionBias | None) -> None:
-        super().__init__()
-        self.images, self.texts = images, texts
-        self.position_bias = position_bias
-        self._image_bias: tuple[tuple[int, int], Tensor | None] | None = None
-        self._text_bias: Tensor | None = None
-        self.requires_grad_(requires_grad=False).eval()
-
-    @classmethod
     @torch.no_grad()
-    def of(
-        cls, backbone: VLMoModel, head: ContrastHead, *, dtype: torch.dtype | None = None, int8: bool = False
-    ) -> Self:
-        """Make the dual encoder of a backbone and its head; `VLMoForImageTextRetrieval.for_inference` calls this.
-
-        Args:
-            dtype: Of weights and activations; that of the model by default.
-            int8: Multiply in int8 in the linear layers of the blocks; all else stays in `dtype`.
-
-        Raises:
-            ValueError: int8 on another device than a CPU.
-        """
-        dtype = dtype or backbone.dtype
+    def __init__(
+        self, backbone: VLMoModel, head: ContrastHead, *, dtype: torch.dtype | None = None, int8: bool = False
+    ) -> None:
+        super().__init__()
         if int8 and backbone.device.type != "cpu":
             raise ValueError(
                 f"int8 runs on a CPU, and the model is on {backbone.device}; move it there, or use torch.bfloat16."
             )
-        weights = _Weights(dtype, int8=int8)
-        images = Tower(backbone, head.image_projection, modality=VISION, weights=weights)
-        texts = Tower(backbone, head.text_projection, modality=LANGUAGE, weights=weights)
-        return cls(images, texts, position_bias=copy.deepcopy(backbone.position_bias))
+        weights = _Weights(dtype or backbone.dtype, int8=int8)
+        self.images = Tower(backbone, head.image_projection, modality=VISION, weights=weights)
+        self.texts = Tower(backbone, head.text_projection, modality=LANGUAGE, weights=weights)
+        self.position_bias = copy.deepcopy(backbone.position_bias)
+        self._image_bias: tuple[tuple[int, int], Tensor | None] | None = None
+        self._text_bias: Tensor | None = None
+        self.requires_grad_(requires_grad=False).eval()
 
     @property
     def device(self) -> torch.device:
@@ -265,11 +256,7 @@ class DualEncoderForInference(nn.Module):
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised `text_embeds`, float32.
-
-        Raises:
-            ValueError: `attention_mask` has another shape than `input_ids`.
-        """
+        """Return L2-normalised `text_embeds`, float32; ValueError if `attention_mask` has another shape."""
         if attention_mask is None:
             return self.texts(input_ids, self._bias_of_texts(input_ids.shape[1]))
         if attention_mask.shape != input_ids.shape:

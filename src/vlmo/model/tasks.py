@@ -67,11 +67,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"] | None = None,
     ) -> Float[Tensor, "batch 2"]:
-        """Return matching logits of the fusion encoder, class 1 = match.
-
-        Raises:
-            ValueError: The model has no matching head.
-        """
+        """Return matching logits of the fusion encoder, class 1 = match; ValueError without a matching head."""
         if self.match_head is None:
             return self.judge(None)  # raises before the work
         fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
@@ -84,12 +80,8 @@ class _DualEncoder(VLMoPreTrainedModel):
         return self.match_head(pooled)
 
     def for_inference(self, *, dtype: torch.dtype | None = None, int8: bool = False) -> DualEncoderForInference:
-        """Return the dual encoder alone, made fast; see there for the arguments. This model stays as it is.
-
-        Raises:
-            ValueError: int8 on another device than a CPU.
-        """
-        return DualEncoderForInference.of(self.vlmo, self.contrast_head, dtype=dtype, int8=int8)
+        """Return the dual encoder alone, made fast; see there for arguments and errors. This model stays as it is."""
+        return DualEncoderForInference(self.vlmo, self.contrast_head, dtype=dtype, int8=int8)
 
     def clamp_logit_scale_(self) -> None:
         """Clamp every temperature to 1/100 or above; called after each update."""
@@ -131,11 +123,7 @@ class VLMoForImageTextRetrieval(_DualEncoder):
         *,
         output_match_logits: bool = False,
     ) -> VLMoContrastOutput:
-        """Embed what is given and compare all images with all texts; `match_logits` row by row when asked for.
-
-        Raises:
-            ValueError: Nothing to embed, or matching logits were asked of something other than pairs.
-        """
+        """Embed what is given, compare all images with all texts; `match_logits` row by row, ValueError if no pairs."""
         output = self._contrast(pixel_values, input_ids, attention_mask)
         if output_match_logits:
             if pixel_values is None or input_ids is None:

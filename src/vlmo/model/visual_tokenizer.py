@@ -177,11 +177,7 @@ class VQVisualTokenizer(PreTrainedModel):
     def tokenize(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
     ) -> Int[Tensor, "batch patch"]:
-        """Return tokens of each patch, row by row; see above.
-
-        Raises:
-            ValueError: The images do not have `grid` patches, or the tokenizer has not been trained.
-        """
+        """Return tokens of each patch, row by row; ValueError without `grid` patches, or before training."""
         pixels, size = _to_floats(pixel_values), self.config.patch_size
         if tuple(pixels.shape[-2:]) != (grid[0] * size, grid[1] * size):
             raise ValueError(
@@ -272,11 +268,7 @@ class DalleVisualTokenizer(nn.Module):
     def tokenize(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
     ) -> Int[Tensor, "batch patch"]:
-        """Return tokens of the images resized to 8 pixels per patch of `grid`, row by row; see above.
-
-        Raises:
-            ValueError: They are no images of three channels, or the grid is empty.
-        """
+        """Return tokens of images resized to 8 pixels per patch of `grid`, row by row; ValueError if it is empty."""
         pixels = _to_floats(pixel_values)
         if min(grid) < 1:
             raise ValueError(f"grid is {tuple(grid)}; give numbers of rows and columns from 1 up.")

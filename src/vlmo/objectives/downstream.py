@@ -75,10 +75,7 @@ class ClassificationConfig:
             raise ValueError(f"mixup is {self.mixup} and cutmix {self.cutmix}; give numbers from 0 up")
         shares = (self.mix_probability, self.cutmix_share, self.label_smoothing)
         if not all(0 <= share <= 1 for share in shares) or self.label_smoothing == 1:
-            raise ValueError(
-                f"mix_probability, cutmix_share and label_smoothing are {shares}; give shares from 0 to 1 (the last "
-                "below 1)"
-            )
+            raise ValueError(f"mix_probability, cutmix_share, label_smoothing are {shares}; give 0 to 1 (last below)")
 
 
 class ClassificationObjective(nn.Module):
@@ -115,8 +112,7 @@ class ClassificationObjective(nn.Module):
         if self.training and (config.mixup > 0 or config.cutmix > 0) and config.mix_probability > 0:
             if len(pixels) % 2:
                 raise ValueError(
-                    f"a micro-batch has {len(pixels)} images; mixup and cutmix need an even number. Change "
-                    "loader.global_batch_size, or set losses.mixup and losses.cutmix to 0"
+                    f"{len(pixels)} images; mixup and cutmix need an even number: change loader.global_batch_size"
                 )
             pixels, targets = self._mixup(pixels.clone(), labels)  # it writes into what it is given
         output = self.model(pixel_values=pixels, labels=targets)

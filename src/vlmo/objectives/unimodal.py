@@ -63,10 +63,8 @@ class VisionObjective(nn.Module):
     def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer) -> None:
         super().__init__()
         if tokenizer.num_tokens > model.config.num_visual_tokens:
-            raise ValueError(
-                f"The visual tokenizer has {tokenizer.num_tokens} tokens, the model's head "
-                f"{model.config.num_visual_tokens}; set the model's num_visual_tokens to the former."
-            )
+            found, expected = tokenizer.num_tokens, model.config.num_visual_tokens
+            raise ValueError(f"The tokenizer has {found} tokens, the model's head {expected} (num_visual_tokens).")
         self.model = model
         self.tokenizer = tokenizer
 

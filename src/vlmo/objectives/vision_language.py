@@ -62,31 +62,17 @@ class VisionLanguageConfig:
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
         if not 0 <= self.negative_sharpness < math.inf:
             raise ValueError(f"negative_sharpness is {self.negative_sharpness}; give a number from 0 up")
-        numbers = self.negative_groups, self.fused_stride, self.fused_chunk, self.cache_chunk
-        if any(number is not None and number < 1 for number in numbers):
-            raise ValueError(
-                f"negative_groups is {self.negative_groups}, fused_stride {self.fused_stride}, fused_chunk "
-                f"{self.fused_chunk} and cache_chunk {self.cache_chunk}; give 1 or more (or no chunk)"
-            )
+        for name in ("negative_groups", "fused_stride", "fused_chunk", "cache_chunk"):
+            if (number := vars(self)[name]) is not None and number < 1:
+                raise ValueError(f"{name} is {number}; give 1 or more")
 
     def check_batch(self, rows: int, *, processes: int) -> None:
-        """Check that the fused rows and the groups of negatives come out even.
-
-        Args:
-            rows: Pairs of a micro-batch on each process.
-
-        Raises:
-            ValueError: They do not.
-        """
+        """Raise ValueError if the `rows` of each process and micro-batch do not fit the stride and the groups."""
         if rows % self.fused_stride:
-            raise ValueError(
-                f"fused_stride {self.fused_stride} does not divide the micro-batch of {rows} pairs; choose a divisor."
-            )
+            raise ValueError(f"fused_stride {self.fused_stride} does not divide the micro-batch of {rows} pairs.")
         if self.itm_weight and rows * processes % self.negative_groups:
-            raise ValueError(
-                f"negative_groups {self.negative_groups} does not divide the batch of {rows * processes} pairs; choose "
-                "a divisor."
-            )
+            batch = rows * processes
+            raise ValueError(f"negative_groups {self.negative_groups} does not divide the batch of {batch} pairs.")
 
 
 @dataclass(frozen=True)
@@ -127,15 +113,11 @@ class VisionLanguageObjective(nn.Module):
         self.model = model
         self.config = config or VisionLanguageConfig()
         if self.config.mlm_weight and not isinstance(model, models.VLMoForPreTraining):
-            raise ValueError(
-                f"mlm_weight is {self.config.mlm_weight}, but {type(model).__name__} has no head for words; set the "
-                "weight to 0."
-            )
+            name, weight = type(model).__name__, self.config.mlm_weight
+            raise ValueError(f"mlm_weight is {weight}, but {name} has no head for words; set the weight to 0.")
         if self.config.itm_weight and model.match_head is None:
-            raise ValueError(
-                f"itm_weight is {self.config.itm_weight}, but the model has no matching head (use_match_head is "
-                "False); set the weight to 0, or use_match_head to True."
-            )
+            weight = self.config.itm_weight
+            raise ValueError(f"itm_weight is {weight}, but the model has no matching head; set use_match_head to True.")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `itc`, `mlm`, `itm`, with accuracies.

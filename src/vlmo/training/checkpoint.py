@@ -125,11 +125,7 @@ class StateStore:
                 dcp.save(tensors, storage_writer=writer, process_group=self._group)
 
     def wait(self) -> None:
-        """Return when the last state is complete.
-
-        Raises:
-            TrainingError: It could not be written.
-        """
+        """Return when the last state is complete; TrainingError if it could not be written."""
         if self._writing is not None:
             (writer, future), self._writing = self._writing, None
             with writer.explained():
@@ -146,11 +142,7 @@ class StateStore:
         )
 
     def load(self, saved: SavedState, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Load weights and optimizer from a state, whatever number of processes has written it.
-
-        Raises:
-            TrainingError: The state holds other tensors than this run.
-        """
+        """Load weights and optimizer from a state of any number of processes; TrainingError if its tensors differ."""
         reader = _StateReader(saved.path)
         try:
             names = set(reader.read_metadata().state_dict_metadata)
@@ -166,10 +158,10 @@ class StateStore:
         own = {f"objective.{n}" for n in tensors["objective"]}
         own |= {f"optimizer.{n}.{moment}" for n, of in tensors.get("optimizer", {}).items() for moment in of}
         if differing := sorted(names ^ own):
+            place = "state" if differing[0] in names else "run"
             raise TrainingError(
                 f"training state {saved.path} holds other tensors than this run, {len(differing)} of them, such as"
-                f" {differing[0]} (only in the {'state' if differing[0] in names else 'run'}); resume it with the"
-                " version that has written it, or give a new run folder"
+                f" {differing[0]} (only in the {place}); give a new run folder, or the version that has written it"
             )
         dcp.load(tensors, storage_reader=reader, process_group=self._group)
         set_model_state_dict(objective, tensors["objective"])

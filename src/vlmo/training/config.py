@@ -53,11 +53,7 @@ class TrainerConfig:
     """Skipped updates in a row that end the run."""
 
     def __post_init__(self) -> None:
-        """Validate the settings.
-
-        Raises:
-            ValueError: There is no such precision, a count is below 1, or the norm is not above 0.
-        """
+        """Raise ValueError if there is no such precision, a count is below 1, or the norm is not above 0."""
         if self.precision not in {"float32", "bf16", "auto"}:
             raise ValueError(f"precision is {self.precision!r}; give 'float32', 'bf16' or 'auto'")
         for name in ("max_steps", "log_every", "save_every", "keep_states", "eval_every", "max_bad_steps"):

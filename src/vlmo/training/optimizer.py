@@ -25,11 +25,7 @@ class OptimizerConfig:
     """Shrinks weights by this times the learning rate at each update; one-dimensional parameters never shrink."""
 
     def __post_init__(self) -> None:
-        """Validate the rates.
-
-        Raises:
-            ValueError: A rate, a beta, eps or the decay is out of its range.
-        """
+        """Raise ValueError if a rate, a beta, eps or the decay is out of its range."""
         if self.lr <= 0:
             raise ValueError(f"lr is {self.lr}; give a number above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -50,11 +46,7 @@ class ScheduleConfig:
     """Lowest rate, as a fraction of the full one."""
 
     def __post_init__(self) -> None:
-        """Validate the settings.
-
-        Raises:
-            ValueError: There is no such kind, or a number is out of its range.
-        """
+        """Raise ValueError if there is no such kind, or a number is out of its range."""
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; give 0 or more")
         if self.kind not in {"linear", "cosine", "constant"}:
@@ -100,10 +92,8 @@ def param_groups(
     aliases = dict(module.named_parameters(remove_duplicate=False))
     unknown = sorted((set(no_weight_decay) | set(lr_scale)) - set(aliases))
     if unknown:
-        raise ValueError(
-            f"no parameter is called {', '.join(unknown)}; give names as in named_parameters() of"
-            f" {type(module).__name__}, such as {next(iter(aliases), 'none')}"
-        )
+        first = next(iter(aliases), "none")
+        raise ValueError(f"no parameter is called {', '.join(unknown)}; give names of parameters, such as {first}")
     exempt = {id(aliases[name]) for name in no_weight_decay}
     scales = {id(aliases[name]): float(scale) for name, scale in lr_scale.items()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}

@@ -304,8 +304,8 @@ class Trainer:
             self._finish_saving()
             raise TrainingError(
                 f"the last {counters.bad_in_row} steps, up to step {counters.step}, had a non-finite loss or gradient:"
-                f" losses {named}, gradient norm {norm}; the last good state is {self._good_state}. Lower the learning"
-                f" rate, clip gradients, or look at the samples that {self.run_dir / 'metrics.jsonl'} names"
+                f" losses {named}, gradient norm {norm}; the last good state is {self._good_state}. Lower the rate,"
+                f" clip gradients, or look at the samples that {self.run_dir / 'metrics.jsonl'} names"
             )
 
     def _evaluate_if_due(self, tracker: Tracker | None) -> None:
