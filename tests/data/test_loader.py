@@ -173,7 +173,7 @@ def test_loader_workers_outlive_signals_of_others_and_obey_their_parent(pairs):
         next(iterator)
     assert all(worker.is_alive() for worker in workers)
     workers[0].terminate()
-    workers[0].join(timeout=10)
+    workers[0].join(timeout=60)
     assert workers[0].exitcode == 0
     iterator.close()
 

@@ -149,7 +149,7 @@ def test_job_stops_with_the_process_that_started_it(monkeypatch):
     time.sleep(0.1)
     assert not sent
     monkeypatch.setattr(ablations.os, "getppid", lambda: 1)
-    wait_until(lambda: sent == [(os.getpid(), signal.SIGTERM)], within_s=10)
+    wait_until(lambda: sent == [(os.getpid(), signal.SIGTERM)], within_s=60)
 
 
 def test_result_is_read_where_it_was_moved_and_refused_with_other_settings(tmp_path):

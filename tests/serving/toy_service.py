@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import torch
@@ -20,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from tests.forkserver import start_command
+from tests.forkserver import start, start_command
 from tests.integrations.toy_gallery import CAPTIONS, COLOURS, drawings, trained_folder
 from tests.toy_model import shaken
 from vlmo import VLMoConfig, VLMoForVisualQuestionAnswering, VLMoProcessor
@@ -96,14 +97,27 @@ def served(app: FastAPI) -> Iterator[str]:
         bound.close()
 
 
-class ServerProcess:
-    """`vlmo serve` as its own process on a free port of this machine."""
+def _serve_when_told(arguments: list[str], go: Path) -> None:
+    """`vlmo serve` whose requests wait for others, however long that is, until there is a file `go`."""
+    from vlmo.cli import main
+    from vlmo.serving import batcher
 
-    def __init__(self, *arguments: str | Path) -> None:
+    batcher.time = SimpleNamespace(monotonic=lambda: time.monotonic() if go.exists() else 0.0)
+    main(["serve", *arguments])
+
+
+class ServerProcess:
+    """`vlmo serve` as its own process on a free port of this machine.
+
+    With `go`, requests wait for others until that file is there.
+    """
+
+    def __init__(self, *arguments: str | Path, go: Path | None = None) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self.process = start_command("serve", *arguments, "--port", str(self.port))
+        words = [*map(str, arguments), "--port", str(self.port)]
+        self.process = start_command("serve", *words) if go is None else start(_serve_when_told, words, go)
 
     def __enter__(self) -> ServerProcess:
         _wait_until_ready(self.address, alive=self.process.is_alive)

@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from tests.forkserver import PATIENCE_S
 from tests.killing import kill_when
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
@@ -263,8 +264,11 @@ def test_half_a_line_in_the_quarantine_is_removed(source, examples, tmp_path, wh
     assert path.read_bytes() == content
 
 
-def train(run, source, examples, workers):
-    """What a trainer does with a loader: steps, and now and then a state; it goes on from the state that it finds."""
+def train(run, source, examples, workers, hangs_after=None):
+    """What a trainer does with a loader: steps, and now and then a state; it goes on from the state that it finds.
+
+    After the step `hangs_after` it waits for its end.
+    """
     stream_loader, state, start = make(source, examples, run, workers=workers), run / "state.json", 0
     if state.exists():
         saved = json.loads(state.read_text())
@@ -279,18 +283,19 @@ def train(run, source, examples, workers):
             aside = run / "aside.json"
             aside.write_text(json.dumps({"step": step + 1, "cursor": stream_loader.cursor(step + 1)}))
             aside.replace(state)
-        time.sleep(0.05)
+        if step == hangs_after:
+            time.sleep(PATIENCE_S)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_process_killed_in_the_middle_of_an_epoch_goes_on_exactly(whole, source, examples, tmp_path, workers):
     start = multiprocessing.get_context("fork").Process
-    process, log = start(target=train, args=(tmp_path, source, examples, workers)), tmp_path / "seen.jsonl"
-    kill_when(process, lambda: log.exists() and log.read_text().count("\n") >= 5, within_s=60)
+    process, log = start(target=train, args=(tmp_path, source, examples, workers, 4)), tmp_path / "seen.jsonl"
+    kill_when(process, lambda: log.exists() and log.read_text().count("\n") == 5, within_s=PATIENCE_S)
     process = start(target=train, args=(tmp_path, source, examples, workers))
     process.start()
-    process.join(60)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     kept = {line["step"]: line["ids"] for line in lines}
