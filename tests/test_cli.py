@@ -125,7 +125,7 @@ def test_import_and_export_print_what_they_found(tmp_path, vocabulary, capsys):
         assert words in shown
     assert "without a use: text_embeddings.position_ids" in shown
     main(["export", folder, "--to", "official", "--out", str(tmp_path / "back.pt")])
-    assert "90 tensors in" in capsys.readouterr().out
+    assert f"written: {tmp_path / 'back.pt'}" in capsys.readouterr().out
     assert (tmp_path / "back.pt").is_file()
 
 
@@ -176,3 +176,21 @@ def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
     monkeypatch.setitem(cli._COMMANDS, "recipes", (RecipesOptions, refuse))
     said = "closed" if name else "[Errno 13] Permission denied"
     assert refused(["recipes"], capsys) == f"vlmo: no permission for {said}; choose another place, or change its rights"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "extra"),
+    [
+        (["index", "vlmo-small", "x", "--out", "y"], "vlmo.retrieval", "retrieval"),
+        (["search", "x", "words"], "vlmo.retrieval", "retrieval"),
+        (["serve", "vlmo-small"], "vlmo.serving.parts", "serve"),
+        (["export", "vlmo-small", "--to", "onnx", "--out", "x"], "vlmo.tasks.onnx_export", "quickstart,onnx"),
+        (["evaluate", "vlmo-small"], "vlmo.tasks", "quickstart"),
+    ],
+)
+def test_missing_packages_are_named_by_their_extra(arguments, module, extra, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert f"pip install 'vlmo[{extra}]'" in capsys.readouterr().err

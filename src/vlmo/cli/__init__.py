@@ -35,6 +35,13 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "release": (folders.ReleaseOptions, folders.release_command),
 }
 
+_EXTRAS = {
+    **dict.fromkeys(("index", "search", "embed"), "retrieval"),
+    "serve": "serve",
+    "export": "quickstart,onnx",
+}
+"""Optional packages that a command needs; `quickstart` those that are not here."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors of the user are one line on stderr and exit code 2."""
@@ -51,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
     except ModuleNotFoundError as error:
-        hint = ". Training and evaluating need more packages: pip install 'vlmo[quickstart]'"
+        hint = f". This needs more packages: pip install 'vlmo[{_EXTRAS.get(arguments[0], 'quickstart')}]'"
         _fail(str(error) if "pip install" in str(error) else f"{error}{hint}")
     except PermissionError as error:
         _fail(f"no permission for {error.filename or error}; choose another place, or change its rights")

@@ -92,13 +92,9 @@ def export_command(options: ExportOptions) -> None:
     hide_loading_bars()
     console = Console(soft_wrap=True)
     if options.to == "onnx":
-        try:
-            from vlmo.tasks.onnx_export import export_onnx
+        from vlmo.tasks.onnx_export import export_onnx
 
-            export_onnx(folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
-        except ModuleNotFoundError as error:
-            hint = "ONNX needs more packages: pip install 'vlmo[quickstart,onnx]'"
-            raise ModuleNotFoundError(f"{error}. {hint}") from error
+        export_onnx(folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
         return
     if options.int8 or options.recall_on is not None:
         raise ValueError("--int8 and --recall-on belong to --to onnx")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -104,8 +102,8 @@ def index_command(options: IndexOptions) -> None:
     """Run `vlmo index`."""
     folder = Path(find_model(options.folder))
     hide_loading_bars()
-    with _packages():
-        from vlmo.retrieval import build_index
+    from vlmo.retrieval import build_index
+
     given = {name: value for name, value in vars(options).items() if name not in {"folder", "images"}}
     given["store_bytes"] = options.store_bytes or None
     report = build_index(folder, options.images, **given, console=_STDERR)
@@ -119,9 +117,9 @@ def embed_command(options: EmbedOptions) -> None:
         raise ValueError("vlmo embed needs either images or --texts FILE")
     check_new_file(options.out, option="--out")
     hide_loading_bars()
-    with _packages():
-        from vlmo.retrieval.encoder import Encoder
-        from vlmo.retrieval.vectors import embed_images, embed_texts
+    from vlmo.retrieval.encoder import Encoder
+    from vlmo.retrieval.vectors import embed_images, embed_texts
+
     if options.texts is None:
         encoder = Encoder(folder, device=options.device)
         written = embed_images(encoder, options.images, out=options.out, batch=options.batch, console=_STDERR)
@@ -140,10 +138,10 @@ def search_command(options: SearchOptions) -> None:
     image = _image_of(options.query)
     _check_search(options, image=image)
     hide_loading_bars()
-    with _packages():
-        from vlmo.retrieval import Index, Searcher
-        from vlmo.retrieval.results import write_explanation, write_sheet
-        from vlmo.retrieval.search import SEARCH_RERANK
+    from vlmo.retrieval import Index, Searcher
+    from vlmo.retrieval.results import write_explanation, write_sheet
+    from vlmo.retrieval.search import SEARCH_RERANK
+
     index = Index(options.index)
     model = Path(index.model_folder) if options.model is None else Path(find_model(options.model))
     if options.model is None and not model.is_dir():
@@ -246,11 +244,3 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
             "makes it compare with every vector"
         )
     Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
-
-
-@contextlib.contextmanager
-def _packages() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}. Search needs more packages: pip install 'vlmo[retrieval]'") from error

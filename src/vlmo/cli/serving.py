@@ -37,11 +37,9 @@ def serve_command(options: ServeOptions) -> None:
     """Run `vlmo serve`."""
     folder = Path(find_model(options.folder))
     hide_loading_bars()
-    try:
-        from vlmo.serving.parts import load_parts
-        from vlmo.serving.server import bind, read_key, serve
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}. Serving needs more packages: pip install 'vlmo[serve]'") from error
+    from vlmo.serving.parts import load_parts
+    from vlmo.serving.server import bind, read_key, serve
+
     settings = replace(options.settings, api_key=read_key(options.api_key_file))
     with bind(options.host, options.port) as bound:
         serve(bound, load_parts(folder, index=options.index, vqa=options.vqa, device=options.device), settings)
