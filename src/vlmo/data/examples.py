@@ -50,15 +50,11 @@ class Example(TypedDict, total=False):
 
 
 class Examples(Protocol):
-    """Examples by key, as the loader reads them."""
+    """Examples by key (epoch, row number), as the loader reads them; the length is the number of rows."""
 
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        ...
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, key: Key) -> Example:
-        """Return the example for (epoch, row number)."""
-        ...
+    def __getitem__(self, key: Key) -> Example: ...
 
     def collate(self, examples: list[Example]) -> Batch:
         """Return a batch of such examples."""

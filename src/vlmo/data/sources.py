@@ -16,14 +16,9 @@ from vlmo.data.listing import IMAGE_SUFFIXES, walk
 from vlmo.data.schema import FEATURES, column, hash_share, make_row, require_columns, select_rows
 from vlmo.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_NAMES, TABLE_SUFFIXES, captions_of, table_records
 
-__all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source", "source_names"]
+__all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-
-
-def source_names() -> tuple[str, ...]:
-    """Return the names of the built-in data sets."""
-    return builtin.NAMES
 
 
 def open_source(
@@ -40,7 +35,7 @@ def open_source(
     table itself; a folder of images alone; a `.txt` file or a folder of them, one sentence or document a line.
 
     Args:
-        name: A built-in name (`source_names`) or a path.
+        name: A built-in name (`vlmo.data.builtin.NAMES`) or a path.
         split: "train" or "test"; for data with a `split` column, any value of it.
         cache_dir: Folder for built-in sets once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
         test_share: Paths without a `split` column only: share of rows, chosen by a hash of `image_id`, that are "test".
@@ -133,13 +128,12 @@ def _read_table(path: Path) -> Dataset:
     if not rows:
         raise ValueError(f"{path}: the table has no rows")
     without = [key for key, row in rows.items() if "split" not in row]
-    if len(without) == len(rows):
-        return Dataset.from_list(list(rows.values()), features=FEATURES)
-    if without:
+    if without and len(without) < len(rows):
         raise ValueError(
             f"{path}: {len(without)} images have no split, such as {without[0]}; name one for each or none"
         )
-    return Dataset.from_list(list(rows.values()), features=Features({**FEATURES, "split": Value("string")}))
+    features = FEATURES if without else Features({**FEATURES, "split": Value("string")})
+    return Dataset.from_list(list(rows.values()), features=features)
 
 
 def _cell(record: dict[str, Any], names: tuple[str, str], *, where: str) -> Any:

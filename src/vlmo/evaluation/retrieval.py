@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -117,30 +117,35 @@ def evaluate_retrieval(
     chance = chance_metrics(retrieval_set.text_to_image, ks=ks)
     if not rerank:
         return RetrievalResult(dual.metrics(ks), chance, dual)
-    found_texts, found_images = (each.indices[:, :rerank] for each in dual)
-    image_labels, text_labels = torch.arange(retrieval_set.num_images), retrieval_set.text_to_image.cpu()
-    query_images = image_labels[:, None].expand_as(found_texts)
+    reranked_by = _judge(
+        dual, model, retrieval_set, shortlist=rerank, batch=batch, pair_batch=pair_batch, progress=progress
+    )
+    reranked = reranked_by(rerank_weight)
+    metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_")
+    return RetrievalResult(metrics, chance, dual, reranked, reranked_by)
+
+
+def _judge(
+    dual: Rankings, model: RetrievalModel, retrieval_set: RetrievalSet, *, shortlist: int, **how: Any
+) -> Callable[[float], Rankings]:
+    """Score the shortlists by the fusion encoder; return a function from its weight to the rankings."""
+    found_texts, found_images = (each.indices[:, :shortlist] for each in dual)
+    text_labels = retrieval_set.text_to_image.cpu()
+    query_images = torch.arange(retrieval_set.num_images)[:, None].expand_as(found_texts)
     query_texts = torch.arange(len(text_labels))[:, None].expand_as(found_images)
     # Both directions in one call: they share many pairs.
-    log_odds = match_pairs(
-        model,
-        retrieval_set,
-        images=torch.cat([query_images.flatten(), found_images.flatten()]),
-        texts=torch.cat([found_texts.flatten(), query_texts.flatten()]),
-        batch=batch,
-        pair_batch=pair_batch,
-        progress=progress,
-    )
+    images = torch.cat([query_images.flatten(), found_images.flatten()])
+    texts = torch.cat([found_texts.flatten(), query_texts.flatten()])
+    log_odds = match_pairs(model, retrieval_set, images=images, texts=texts, **how)
     odds = log_odds.split([found_texts.numel(), found_images.numel()])
     right = (text_labels[found_texts] == query_images, found_images == text_labels[:, None])
     scale = float(model.contrast_head.logit_scale.detach().exp())
 
-    def reranked(weight: float) -> Rankings:
+    def reranked_by(weight: float) -> Rankings:
         both = zip(dual, odds, right, strict=True)
         return Rankings(*(_rerank(one, flat.view_as(of), of, scale=scale, weight=weight) for one, flat, of in both))
 
-    mixed = reranked(rerank_weight)
-    return RetrievalResult(dual.metrics(ks) | mixed.metrics(ks, prefix="rerank_"), chance, dual, mixed, reranked)
+    return reranked_by
 
 
 def _dual_rankings(

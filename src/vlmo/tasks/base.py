@@ -257,13 +257,9 @@ class Task(ABC):
         console: Console | None = None,
         **options: Any,
     ) -> TaskResult:
-        """Return the metrics of a model folder on a split. Several processes share the rows.
+        """Return the metrics of a model folder on a split; see `vlmo.tasks.evaluate`.
 
         Args:
-            limit: Read the first rows only.
-            batch_size: Rows that go through the model at a time.
-            device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-            console: Shows a progress bar; None shows nothing.
             options: Fields of the task's evaluation set.
 
         Raises:
@@ -307,11 +303,9 @@ class Task(ABC):
         device: str | None = None,
         **options: Any,
     ) -> list[Prediction]:
-        """Return predictions for one set of inputs, the best first.
+        """Return predictions for one set of inputs, the best first; see `vlmo.tasks.predict`.
 
         Args:
-            top: Number of answers, classes, or texts of an image.
-            save: PNG file for an image of the result, if the task `draws`.
             options: Further arguments of the task's `answer`.
 
         Raises:
@@ -322,10 +316,9 @@ class Task(ABC):
             raise ValueError(f"given are the texts {given}; give texts that are not empty")
         images = [open_image(file) for file in inputs.images]
         model, processor = cls.load(folder, device=device)
+        options["save"] = None if save is None else Path(save)
         with torch.inference_mode():
-            return cls.answer(
-                model, processor, images, inputs, top=top, save=None if save is None else Path(save), **options
-            )
+            return cls.answer(model, processor, images, inputs, top=top, **options)
 
     @classmethod
     def answer(

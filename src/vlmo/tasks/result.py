@@ -9,7 +9,6 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ from huggingface_hub import EvalResult
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.data.sources import source_names
+from vlmo.data.builtin import NAMES
 from vlmo.folder import Usage, add_metrics, measurement, write_file
 from vlmo.training import read_metrics
 
@@ -31,7 +30,7 @@ _PACKAGES = ("vlmo", "torch", "transformers", "datasets")
 
 def data_name(source: str) -> str:
     """Return the name of a source for cards and files: a built-in name, or the last part of a path."""
-    return source if source in source_names() else Path(source).expanduser().absolute().name
+    return source if source in NAMES else Path(source).expanduser().absolute().name
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class TaskResult:
         return add_metrics(folder, self.measurements(measured_by=measured_by), usage=usage)
 
 
-def circumstances(folder: str | Path, *, packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
+def circumstances(folder: str | Path) -> dict[str, Any]:
     """Return model folder, recipe and wall time of its run, commit, versions, machine and date, ready for JSON."""
     folder = Path(folder).absolute()
     recipe = folder.parent / "recipe.json"
@@ -138,7 +137,7 @@ def circumstances(folder: str | Path, *, packages: Sequence[str] = _PACKAGES) ->
         "training": {name: trained[-1][name] for name in ("step", "seconds")} if trained else None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "hardware": {
             "cpu": model[1] if model else platform.machine(),
             "cores": os.cpu_count(),

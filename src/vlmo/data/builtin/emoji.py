@@ -101,14 +101,11 @@ def build() -> dict[str, Built]:
     new = new_drawings(split, twemoji, openmoji)
     old = {style: unlike(drawings, new) for style, drawings in ((TWEMOJI, twemoji), (OPENMOJI, openmoji))}
 
-    def training(order: Iterable[str]) -> list[Drawing]:
-        order = list(order)
-        return [
-            *(twemoji[codes] for codes in order if codes in twemoji),
-            *(openmoji[codes] for codes in order if codes in openmoji and codes in split.trainable),
-        ]
+    def training(order: Sequence[str]) -> list[Drawing]:
+        usable = ((twemoji, twemoji.keys()), (openmoji, split.trainable))
+        return [drawings[codes] for drawings, kept in usable for codes in order if codes in kept]
 
-    def known(order: Iterable[str]) -> list[Drawing]:
+    def known(order: Sequence[str]) -> list[Drawing]:
         return [drawing for drawing in training(order) if drawing.codes in old[drawing.style]]
 
     def both(train: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> Built:

@@ -80,15 +80,6 @@ _PHOTOGRAPHS: dict[str, dict[str, tuple[Callable[[], np.ndarray], str]]] = {
 
 
 @dataclass(frozen=True)
-class Photograph:
-    """A background of scenes."""
-
-    name: str
-    image: Image.Image
-    licence: str
-
-
-@dataclass(frozen=True)
 class Cutout:
     """A drawing with its transparency."""
 
@@ -126,19 +117,16 @@ def kinds_by_codes() -> dict[str, str]:
     }
 
 
-def photographs(split: str) -> list[Photograph]:
-    """The photographs of a split."""
-    return [
-        Photograph(name, Image.fromarray(read()).convert("RGB"), licence)
-        for name, (read, licence) in _PHOTOGRAPHS[split].items()
-    ]
+def photographs(split: str) -> list[tuple[Image.Image, str]]:
+    """The photographs of a split with their licences."""
+    return [(Image.fromarray(read()).convert("RGB"), licence) for read, licence in _PHOTOGRAPHS[split].values()]
 
 
 def scene(
-    photograph: Photograph, cutouts: Sequence[Cutout], *, generator: np.random.Generator
+    photograph: Image.Image, cutouts: Sequence[Cutout], *, generator: np.random.Generator
 ) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
     """A part of the photograph with all drawings pasted on it, later ones over earlier ones, and each pixel's class."""
-    image = _part(photograph.image, generator=generator)
+    image = _part(photograph, generator=generator)
     mask = np.zeros((SIZE[1], SIZE[0]), dtype=np.uint8)
     for cutout in cutouts:
         side = int(generator.integers(_DRAWING_PIXELS[0], _DRAWING_PIXELS[1] + 1))
@@ -157,7 +145,7 @@ def _scene_rows(split: str, cutouts: Sequence[Cutout]) -> Iterator[dict[str, Any
     backgrounds = photographs(split)
     for number in range(NUM_SCENES[split]):
         generator = np.random.default_rng([_SEEDS[split], number])
-        photograph = backgrounds[number % len(backgrounds)]
+        photograph, licence = backgrounds[number % len(backgrounds)]
         kinds = generator.choice(list(by_kind), size=generator.integers(1, _MOST_DRAWINGS + 1))
         chosen = [by_kind[kind][generator.integers(len(by_kind[kind]))] for kind in kinds]
         image, mask = scene(photograph, chosen, generator=generator)
@@ -167,7 +155,7 @@ def _scene_rows(split: str, cutouts: Sequence[Cutout]) -> Iterator[dict[str, Any
             name,
             image=encode_image(image, f"{name}.jpg", kind="JPEG", quality=_JPEG_QUALITY),
             source=SOURCE,
-            licence=f"photograph {photograph.licence}, drawings {licences}",
+            licence=f"photograph {licence}, drawings {licences}",
             mask=encode_image(Image.fromarray(mask), f"{name}.png"),
         )
 

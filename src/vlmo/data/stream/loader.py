@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vlmo import distributed
-from vlmo.data.examples import StreamExamples, merge
+from vlmo.data.examples import Example, StreamExamples, merge
 from vlmo.data.loader import LoaderConfig, start_workers
 from vlmo.data.quarantine import Bad, QuarantineFile
 from vlmo.data.sampler import batch_seed
@@ -143,16 +144,8 @@ class StreamLoader:
     def _steps(self, start_step: int) -> Iterator[list[Batch]]:
         accumulation, states = self._loader.accumulation, self._cursors[start_step]
         num_parts = min(max(1, self._loader.num_workers), len(self._lanes[0]))
-        reader = _LaneReader(
-            self._sources,
-            self._examples,
-            config=self._config,
-            seed=self._seed,
-            lanes=self._lanes,
-            num_parts=num_parts,
-            rows=self._loader.global_batch_size // self._config.lanes,
-            states=states,
-        )
+        rows = self._loader.global_batch_size // self._config.lanes
+        reader = _LaneReader(self._lanes, num_parts, rows, partial(self._open, states=states), self._examples.collate)
         parts = start_workers(reader, num_workers=min(self._loader.num_workers, num_parts))
         for step in itertools.count(start_step):
             batches = []
@@ -179,6 +172,18 @@ class StreamLoader:
             self._cursors = {k: v for k, v in self._cursors.items() if k > step + 1 - _KEPT} | {step + 1: states}
             yield batches
 
+    def _open(self, number: int, *, states: LaneStates) -> Lane:
+        return Lane(
+            self._sources,
+            lane=number,
+            lanes=self._config.lanes,
+            seed=self._seed,
+            shuffle=-(-self._config.shuffle // self._config.lanes),
+            read=self._examples,
+            images=self._examples.transform is not None,
+            state=states.get(str(number)),
+        )
+
     def _note_bad(self, bad: Sequence[Bad]) -> None:
         """Add to the quarantine; log the first shard that cannot be read to its end, the second, the fourth, ..."""
         self._quarantine.add(bad)
@@ -201,14 +206,11 @@ class _LaneReader(IterableDataset):
     A reason is handed over as a string, as in `vlmo.data.loader`.
     """
 
-    sources: Sequence[Source]
-    examples: StreamExamples
-    config: StreamConfig
-    seed: int
     lanes: Sequence[Sequence[int]]
     num_parts: int
     rows: int
-    states: LaneStates
+    open: Callable[[int], Lane]
+    collate: Callable[[list[Example]], Batch]
 
     def __iter__(self) -> Iterator[dict[str, Any] | str]:
         worker = get_worker_info()
@@ -218,30 +220,17 @@ class _LaneReader(IterableDataset):
             for micro in self.lanes:
                 # A contiguous share, so that the order of rows does not tell how many workers there are.
                 first, end = (len(micro) * number // self.num_parts for number in (part, part + 1))
-                lanes.append({number: self._open(number) for number in micro[first:end]})
+                lanes.append({number: self.open(number) for number in micro[first:end]})
             for of_micro in itertools.cycle(lanes):
                 bad: list[Bad] = []
                 examples = [lane.next_example(bad) for lane in of_micro.values() for _ in range(self.rows)]
                 yield {
-                    "batch": self.examples.collate(examples),
+                    "batch": self.collate(examples),
                     "lanes": {str(number): lane.state for number, lane in of_micro.items()},
                     "bad": [vars(record) for record in bad],
                 }
         except (ValueError, OSError) as error:
             yield str(error)
-
-    def _open(self, number: int) -> Lane:
-        state = self.states.get(str(number))
-        return Lane(
-            self.sources,
-            lane=number,
-            lanes=self.config.lanes,
-            seed=self.seed,
-            shuffle=-(-self.config.shuffle // self.config.lanes),
-            read=self.examples,
-            images=self.examples.transform is not None,
-            state=None if state is None else dict(state),
-        )
 
 
 def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
