@@ -182,7 +182,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),
         (["embed", "MODEL", "--out", "x.npy"], "either images or --texts"),
         (["embed", "MODEL", "IMAGES", "--texts", "FILE", "--out", "x.npy"], "either images or --texts"),
-        (["embed", "MODEL", "IMAGES", "--out", "x.csv"], ".parquet or .npy"),
+        (["embed", "EMPTY", "IMAGES", "--out", "x.csv"], ".parquet or .npy"),  # before it looks for a model
         (["embed", "MODEL", "IMAGES", "--out", "FILE.npy"], "FILE.npy exists already"),
         (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "nowhere.txt"),
     ],

@@ -1,15 +1,23 @@
 """Imports at start-up: nothing heavy too early, and transformers knows the models in time."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from vlmo.cli import main
+from vlmo.released import SMALL
 
 HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "PIL", "lancedb", "pyarrow", "ray")
 
 
-def run(code: str) -> str:
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+def run(code: str, *arguments: Path) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -60,12 +68,31 @@ assert not found, found
 """
 MODELS = (
     *("transformers.modeling_utils", "transformers.image_utils", "torchvision", "timm", "scipy", "sympy", "lancedb"),
-    *("torch._dynamo", "torch.distributed.fsdp"),
+    *("torch._dynamo", "torch.distributed.fsdp", "datasets", "pandas"),
+)
+SEARCH = """
+import sys
+from vlmo.cli import main
+main(["search", sys.argv[1], "a red square", "--json"])
+found = [name for name in HEAVY if name in sys.modules]
+assert not found, found
+"""
+# A vector store and a model are all that it needs.
+TRAINING = (
+    *("datasets", "timm", "ray", "tensorboard", "transformers.pipelines", "torch.utils.tensorboard"),
+    *("vlmo.tasks", "vlmo.training", "vlmo.retrieval.building", "vlmo.integrations.pipelines"),
 )
 
 
 def test_settings_of_a_recipe_are_shown_without_models() -> None:
     assert "--optimizer.lr" in run(TRAIN_HELP.replace("HEAVY", repr(MODELS)))
+
+
+def test_small_index_is_searched_without_what_trains_and_builds(tmp_path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    main(["index", SMALL, str(tmp_path / "red.png"), "--out", str(tmp_path / "index")])
+    shown = run(SEARCH.replace("HEAVY", repr(TRAINING)), tmp_path / "index")
+    assert json.loads(shown)["hits"]
 
 
 @pytest.mark.parametrize(

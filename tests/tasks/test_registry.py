@@ -7,7 +7,7 @@ import pytest
 from datasets import DatasetDict, load_from_disk
 from tests.tasks.toy_folders import TASKS
 
-from vlmo.tasks import evaluate, task_of, write_submission
+from vlmo.tasks import LanguageStage, evaluate, register, registry, task_of, write_submission
 
 FIRST = {
     "retrieval": "tr@1",
@@ -150,3 +150,14 @@ def test_submissions_are_for_two_tasks(folders, sources, tmp_path):
         assert (tmp_path / file).read_text().strip()
     with pytest.raises(ValueError, match="a submission is for the tasks vqa and nlvr2; this is segmentation"):
         write_submission(folders["segmentation"], tmp_path / "x", source="scenes")
+
+
+def test_task_that_lacks_what_it_promises_is_not_registered() -> None:
+    class Silent(LanguageStage):
+        name = "silent"
+        inputs = "one text"
+        submits = True
+
+    with pytest.raises(TypeError, match="Silent lacks answer, submission, evaluation"):
+        register(Silent)
+    assert "silent" not in registry.TASKS

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from vlmo.data.decoding import decode_image
 from vlmo.data.examples import RowExamples
-from vlmo.data.schema import column
+from vlmo.data.rows import column
 from vlmo.evaluation.inference import BATCH
 from vlmo.folder import Usage
 from vlmo.model import VLMoConfig, VLMoModel, VLMoPreTrainedModel

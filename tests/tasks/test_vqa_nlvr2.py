@@ -20,12 +20,13 @@ from tests.toy_questions import (
     write_sentences,
 )
 
+from vlmo.data import validation
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
 from vlmo.run.build import build
-from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, evaluation_set, write_submission
+from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, write_submission
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 
 HERE = {"device": "cpu"}
@@ -269,7 +270,7 @@ def test_labels_outside_the_range_are_named_before_any_work(task, change, words,
         "nlvr2": (reasoning_row, REASONING_FEATURES),
     }[task]
     source = changed(tmp_path / "odd", [make(0), make(1, **change)], kind=task, features=features)
-    monkeypatch.setattr(evaluation_set, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
+    monkeypatch.setattr(validation, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
     evaluate = {"vqa": QuestionStage, "nlvr2": ReasoningStage}[task].evaluate
     with pytest.raises(ValueError, match=words):
         evaluate(runs[task] / "model", source=source, split="test", **HERE)

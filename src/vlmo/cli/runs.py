@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import hide_loading_bars, parse
+from vlmo.cli.parsing import hide_loading_bars, parse, without_garbage_collection
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,19 @@ def quickstart_command(options: QuickstartOptions) -> None:
 
 def train(name: str, arguments: list[str]) -> None:
     """Run `vlmo train NAME ...`; every setting of the recipe is an option."""
-    hide_loading_bars()
-    from vlmo.recipes import describe, find_recipe
+    with without_garbage_collection():
+        hide_loading_bars()
+        from vlmo.recipes import describe, find_recipe
 
-    default = TrainOptions(recipe=find_recipe(name), run_dir=Path("runs") / name)
-    about = describe(name).splitlines()[0]
-    description = f"{about} (The whole description: vlmo recipes {name}.)"
-    options: TrainOptions = parse(
-        functools.partial(tyro.cli, TrainOptions),
-        arguments,
-        prog=f"vlmo train {name}",
-        default=default,
-        description=description,
-    )
+        default = TrainOptions(recipe=find_recipe(name), run_dir=Path("runs") / name)
+        about = describe(name).splitlines()[0]
+        options: TrainOptions = parse(
+            functools.partial(tyro.cli, TrainOptions),
+            arguments,
+            prog=f"vlmo train {name}",
+            default=default,
+            description=f"{about} (The whole description: vlmo recipes {name}.)",
+        )
     if options.dry_run:
         from vlmo.run.estimate import estimate
 

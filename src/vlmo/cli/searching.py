@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars
+from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars, without_garbage_collection
 from vlmo.released import find_model
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def embed_command(options: EmbedOptions) -> None:
     folder = Path(find_model(options.folder))
     if (options.texts is None) == (not options.images):
         raise ValueError("vlmo embed needs either images or --texts FILE")
-    check_new_file(options.out, option="--out")
+    check_new_file(options.out, option="--out", suffixes=(".parquet", ".npy"))
     hide_loading_bars()
     from vlmo.retrieval.encoder import Encoder
     from vlmo.retrieval.vectors import embed_images, embed_texts
@@ -133,6 +133,7 @@ def embed_command(options: EmbedOptions) -> None:
     Console(soft_wrap=True).print(f"{written.rows} vectors in {files}{bad}", markup=False, highlight=False)
 
 
+@without_garbage_collection()
 def search_command(options: SearchOptions) -> None:
     """Run `vlmo search`."""
     image = _image_of(options.query)
@@ -170,18 +171,14 @@ def search_command(options: SearchOptions) -> None:
 
 
 def _check_search(options: SearchOptions, *, image: Path | None) -> None:
-    check_new_file(options.sheet, option="--sheet")
-    check_new_file(options.explain, option="--explain")
+    check_new_file(options.sheet, option="--sheet", suffixes=(".png", ".html"))
+    check_new_file(options.explain, option="--explain", suffixes=(".png",))
     if options.captions and image is None:
         raise ValueError("--captions finds captions for an image; give the file of one as the query")
     if options.captions and (options.where is not None or options.sheet is not None):
         raise ValueError("--captions finds captions; leave out --where and --sheet, which are for images")
     if options.explain is not None and image is not None:
         raise ValueError("--explain shows where words look; the query is an image")
-    if options.sheet is not None and options.sheet.suffix.lower() not in {".png", ".html"}:
-        raise ValueError(f"--sheet {options.sheet}: give a name that ends with .png or .html")
-    if options.explain is not None and options.explain.suffix.lower() != ".png":
-        raise ValueError(f"--explain {options.explain}: give a name that ends with .png")
 
 
 def _image_of(query: str) -> Path | None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
-from datasets import Dataset
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import pad as pad_to
@@ -25,6 +24,7 @@ from vlmo.processing.wordpiece import PAD_MULTIPLE
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import BertTokenizer
 
     from vlmo.data.stream.records import Sample

@@ -1,8 +1,8 @@
 """The row layout of every data set, and the hash that splits rows."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
@@ -59,17 +59,6 @@ def require_columns(dataset: Dataset, *, name: str) -> None:
             f"{name}: column(s) {', '.join(missing)} missing; found {', '.join(dataset.column_names)}. "
             f"A data set needs {', '.join(FEATURES)}."
         )
-
-
-def column(dataset: Dataset, name: str) -> list[Any]:
-    """Return every value of one column; no other column is read."""
-    return list(cast(Iterable[Any], dataset[name]))
-
-
-def select_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
-    """Return these rows in this order; images are not copied."""
-    # The library's decorators hide the type of what comes back.
-    return cast(Dataset, dataset.select(rows))
 
 
 def hash_share(key: str) -> float:

@@ -13,7 +13,8 @@ from datasets import Dataset, Features, Value
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.listing import IMAGE_SUFFIXES, walk
-from vlmo.data.schema import FEATURES, column, hash_share, make_row, require_columns, select_rows
+from vlmo.data.rows import column, select_rows
+from vlmo.data.schema import FEATURES, hash_share, make_row, require_columns
 from vlmo.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_NAMES, TABLE_SUFFIXES, captions_of, table_records
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]

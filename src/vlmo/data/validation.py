@@ -11,7 +11,8 @@ from datasets import Dataset, Features, Image
 
 from vlmo.data.decoding import decode_image
 from vlmo.data.quarantine import to_lines
-from vlmo.data.schema import FEATURES, column, require_columns, select_rows
+from vlmo.data.rows import column, select_rows
+from vlmo.data.schema import FEATURES, require_columns
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlmo.folder import write_file
 from vlmo.progress import Progress

@@ -9,13 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import UperNetConfig
 from transformers.modeling_outputs import (
     ImageClassifierOutput,
     SemanticSegmenterOutput,
     SequenceClassifierOutput,
 )
-from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 from transformers.utils import can_return_tuple
 
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoModel, VLMoPreTrainedModel
@@ -151,6 +149,8 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
     """
 
     def __init__(self, config: VLMoConfig) -> None:
+        from transformers.models.upernet.modeling_upernet import UperNetConfig, UperNetFCNHead, UperNetHead
+
         if not 2 <= cast("int", config.num_labels) <= IGNORED_CLASS:
             raise ValueError(f"num_labels is {config.num_labels}; segmentation needs 2 to {IGNORED_CLASS} classes.")
         super().__init__(config)

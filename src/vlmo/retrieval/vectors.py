@@ -124,7 +124,7 @@ class _Writer:
 @contextmanager
 def _writing(out: Path, *, name: str, dim: int) -> Iterator[_Writer]:
     """A writer whose files get their names when everything has been written, and are removed if something fails."""
-    if out.suffix not in {".parquet", ".npy"}:
+    if out.suffix.lower() not in {".parquet", ".npy"}:
         raise ValueError(f"{out}: vectors are written to a file that ends with .parquet or .npy")
     if out.exists():
         raise ValueError(f"{out} exists already; name a new file, or remove it")
@@ -135,7 +135,7 @@ def _writing(out: Path, *, name: str, dim: int) -> Iterator[_Writer]:
         with pq.ParquetWriter(rows, schema) as file:
             writer = _Writer(file)
             yield writer
-        if out.suffix == ".parquet":
+        if out.suffix.lower() == ".parquet":
             writer.files = (out,)
             rows.replace(aside)
             return

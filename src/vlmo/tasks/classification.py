@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
-from datasets import ClassLabel, Dataset
 from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from vlmo.checkpoints.loading import load_model
 from vlmo.data.decoding import decode_image
 from vlmo.data.examples import Examples, RowExamples
-from vlmo.data.schema import column
+from vlmo.data.rows import column
 from vlmo.evaluation.classification import (
     PROMPTS,
     chance_accuracy,
@@ -36,6 +35,8 @@ from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.tasks.retrieval import RetrievalStage
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from vlmo.model import VLMoPreTrainedModel
 
 Features = Literal["mean", "class"]
@@ -49,6 +50,8 @@ def class_names(dataset: Dataset) -> list[str]:
     Raises:
         ValueError: The rows have no classes.
     """
+    from datasets import ClassLabel
+
     feature = dataset.features.get("label")
     if not isinstance(feature, ClassLabel):
         raise ValueError(

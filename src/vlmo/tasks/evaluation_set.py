@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from datasets import Dataset
 from huggingface_hub import EvalResult
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
 
-from vlmo.data import builtin
 from vlmo.data.examples import Examples
-from vlmo.data.prepare import labels_of
-from vlmo.data.schema import select_rows
-from vlmo.data.sources import open_source
-from vlmo.data.validation import filter_invalid_rows
+from vlmo.data.rows import select_rows
 from vlmo.evaluation.inference import map_batches
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.progress import Progress
@@ -27,6 +22,8 @@ from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.types import normalize_pixels
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from vlmo.processing import VLMoProcessor
 
 
@@ -71,6 +68,9 @@ class EvaluationSet(ABC):
         Raises:
             ValueError: The rows are of another task, a value is out of range, or too many rows are invalid.
         """
+        from vlmo.data.sources import open_source
+        from vlmo.data.validation import filter_invalid_rows
+
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}; give the number of rows to read, from 1 up, or none for all")
         rows = open_source(source, split=split)
@@ -215,6 +215,9 @@ def names_of_source(source: str) -> list[str]:
     Raises:
         ValueError: It has none.
     """
+    from vlmo.data import builtin
+    from vlmo.data.prepare import labels_of
+
     return builtin.labels(source) if source in builtin.NAMES else labels_of(Path(source).expanduser())
 
 

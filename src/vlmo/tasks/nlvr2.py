@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from datasets import Dataset
 from PIL import Image
 from torch import nn
 
 from vlmo.data.examples import Examples, RowExamples
-from vlmo.data.schema import REASONING_FEATURES, column, select_rows
+from vlmo.data.rows import column, select_rows
 from vlmo.evaluation import nlvr2
 from vlmo.folder import Usage
 from vlmo.model.config import FusionStart
@@ -26,8 +25,10 @@ from vlmo.tasks.costs import SampleSizes, Work, encoder_work
 from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, pair_logits
 from vlmo.tasks.result import Prediction
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _UNKNOWN = -1
-_ROWS = "sentences about two images"
 _SNIPPET = """\
 from PIL import Image
 from vlmo import VLMoForVisualReasoning, VLMoProcessor
@@ -53,9 +54,16 @@ def reasoning_examples(dataset: Dataset, *, labelled: bool = True, **options: An
     Raises:
         ValueError: Rows of another task or, for examples with `labels`, a row without.
     """
-    check_task(dataset, REASONING_FEATURES, task=_ROWS)
+    check_sentences(dataset)
     labels = torch.tensor(check_truth(dataset)).__getitem__ if labelled else None
     return RowExamples(dataset, columns=("image", "second_image"), labels=labels, **options)
+
+
+def check_sentences(dataset: Dataset) -> None:
+    """Raise ValueError for rows that are no sentences about two images."""
+    from vlmo.data.schema import REASONING_FEATURES
+
+    check_task(dataset, REASONING_FEATURES, task="sentences about two images")
 
 
 def check_truth(dataset: Dataset, *, needs_all: bool = True) -> list[int]:
@@ -102,7 +110,7 @@ class ReasoningSet(EvaluationSet):
     @classmethod
     def check_rows(cls, rows: Dataset, _source: str) -> None:
         """Raise ValueError for rows that are no sentences about two images, and for labels that are none."""
-        check_task(rows, REASONING_FEATURES, task=_ROWS)
+        check_sentences(rows)
         check_truth(rows, needs_all=False)
 
     def predict(self, model: Any, rows: range) -> list[Prediction]:

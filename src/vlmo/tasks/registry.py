@@ -27,29 +27,43 @@ from vlmo.tasks.vision import VisionStage
 from vlmo.tasks.vision_language import VisionLanguageStage
 from vlmo.tasks.vqa import QuestionStage
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (
-        TokenizerStage,
-        VisionStage,
-        LanguageStage,
-        VisionLanguageStage,
-        RetrievalStage,
-        QuestionStage,
-        ReasoningStage,
-        ClassificationStage,
-        SegmentationStage,
-    )
-}
+TASKS: dict[str, type[Task]] = {}
 """Every task by its name. Add one of your own with `register`."""
 _BACKBONE = Usage("gives states of images, texts or pairs", "image-feature-extraction", '"image.png"')
 _PERCENT = ("confidence", "share", "match")
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Add a task, so that `evaluate`, `predict` and the command line know it; usable as a decorator."""
+    """Add a task, so that `evaluate`, `predict` and the command line know it; usable as a decorator.
+
+    Raises:
+        TypeError: Its attributes promise what no method of it does.
+    """
+    promised = {"inputs": "answer", "submits": "submission"}
+    missing = [
+        method
+        for flag, method in promised.items()
+        if getattr(task, flag) and getattr(task, method).__func__ is getattr(Task, method).__func__
+    ]
+    missing += ["evaluation"] if task.inputs and task.evaluation is None else []
+    if missing:
+        raise TypeError(f"{task.__name__} lacks {', '.join(missing)}, which its class attributes promise")
     TASKS[task.name] = task
     return task
+
+
+for _task in (
+    TokenizerStage,
+    VisionStage,
+    LanguageStage,
+    VisionLanguageStage,
+    RetrievalStage,
+    QuestionStage,
+    ReasoningStage,
+    ClassificationStage,
+    SegmentationStage,
+):
+    register(_task)
 
 
 def evaluated_tasks() -> dict[str, type[Task]]:

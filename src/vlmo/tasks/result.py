@@ -19,7 +19,6 @@ from huggingface_hub import EvalResult
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.data.builtin import NAMES
 from vlmo.folder import Usage, add_metrics, measurement, write_file
 from vlmo.training import read_metrics
 
@@ -30,6 +29,8 @@ _PACKAGES = ("vlmo", "torch", "transformers", "datasets")
 
 def data_name(source: str) -> str:
     """Return the name of a source for cards and files: a built-in name, or the last part of a path."""
+    from vlmo.data.builtin import NAMES
+
     return source if source in NAMES else Path(source).expanduser().absolute().name
 
 

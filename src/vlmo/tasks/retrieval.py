@@ -17,8 +17,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_retrieval_model
-from vlmo.data.schema import column
-from vlmo.data.sources import ImageCell, decode_image
+from vlmo.data.decoding import ImageCell, decode_image
+from vlmo.data.rows import column
 from vlmo.evaluation import RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.inference import BATCH
 from vlmo.folder import Usage

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
-from datasets import Dataset
 from jaxtyping import UInt8
 from PIL import Image
 from rich.console import Console
@@ -17,8 +16,8 @@ from torch import Tensor, distributed, nn
 
 from vlmo.data.decoding import decode_image, decode_mask
 from vlmo.data.examples import Example, Examples, collate
+from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
-from vlmo.data.schema import column
 from vlmo.evaluation.masks import overlay
 from vlmo.evaluation.segmentation import Inference, count_pixels, segment, segmentation_metrics
 from vlmo.folder import Usage
@@ -48,6 +47,8 @@ from vlmo.tasks.result import Prediction
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from vlmo.model import VLMoForSemanticSegmentation, VLMoPreTrainedModel
 
 _WINDOWS = 16

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
 
 from vlmo.data.examples import Examples, RowExamples
-from vlmo.data.schema import QUESTION_FEATURES, column, select_rows
+from vlmo.data.rows import column, select_rows
 from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
 from vlmo.folder import Usage
 from vlmo.model.config import FusionStart
@@ -26,11 +25,13 @@ from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, n
 from vlmo.tasks.result import Prediction
 from vlmo.visualization import heat_map
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _TEN_ANSWERS = "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out each of them"
 _ONE_ANSWER = "share of questions that get the one right answer"
 _SOFT = "mean score that the set gives to the answer (0, 0.3, 0.6, 0.9, 1); the ten people's words are not in it"
 _SHOWN_PIXELS = 384
-_ROWS = "questions about images"
 
 
 def question_examples(dataset: Dataset, *, num_answers: int | None, **options: Any) -> RowExamples:
@@ -44,7 +45,7 @@ def question_examples(dataset: Dataset, *, num_answers: int | None, **options: A
     Raises:
         ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
     """
-    check_task(dataset, QUESTION_FEATURES, task=_ROWS)
+    check_questions(dataset)
     options["texts"] = [[question] for question in column(dataset, "question")]
     if num_answers is None:
         return RowExamples(dataset, **options)
@@ -58,6 +59,13 @@ def question_examples(dataset: Dataset, *, num_answers: int | None, **options: A
         return values
 
     return RowExamples(dataset, labels=targets, **options)
+
+
+def check_questions(dataset: Dataset) -> None:
+    """Raise ValueError for rows that are no questions about images."""
+    from vlmo.data.schema import QUESTION_FEATURES
+
+    check_task(dataset, QUESTION_FEATURES, task="questions about images")
 
 
 def check_answers(dataset: Dataset, labels: Sequence[Sequence[int]], *, num_answers: int) -> None:
@@ -104,7 +112,7 @@ class QuestionSet(EvaluationSet):
     @classmethod
     def check_rows(cls, rows: Dataset, source: str) -> None:
         """Raise ValueError for rows that are no questions, and for answers that could not be scored afterwards."""
-        check_task(rows, QUESTION_FEATURES, task=_ROWS)
+        check_questions(rows)
         for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
             if answers and 1 < len(answers) < MIN_ANNOTATORS:
                 raise ValueError(
