@@ -302,9 +302,7 @@ def _class_names(given: Mapping[str, Any], *, count: int) -> dict[str, Any]:
         pairs = cast("dict[Any, Any]", named).items()
         names = {int(number): name for number, name in pairs if str(number).isdecimal() and isinstance(name, str)}
     if sorted(names) != list(range(count)) or len(names) != len(named):
-        raise ValueError(
-            f"id2label of config.json does not name the {count} classes; expected numbers from 0 and names."
-        )
+        raise ValueError(f"id2label of config.json does not name the {count} classes by numbers from 0.")
     return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 

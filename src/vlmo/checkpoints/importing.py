@@ -213,9 +213,7 @@ def _kind_of(state_dict: Mapping[str, Tensor], origin: Origin, *, asked: str) ->
     fitting = [name for name, layout in LAYOUTS.items() if layout.recognises(state_dict)]
     if not fitting:
         first = ", ".join(map(printable, sorted(state_dict)[:3]))
-        raise ValueError(
-            f"{len(state_dict)} tensors ({first}, ...) in no layout that is known; expected one of {', '.join(LAYOUTS)}"
-        )
+        raise ValueError(f"{len(state_dict)} tensors ({first}, ...) in no layout that is known: {', '.join(LAYOUTS)}")
     if asked not in {"auto", *fitting}:
         raise ValueError(f"this is not laid out as {asked}, but as {', '.join(fitting)}")
     return fitting[0] if asked == "auto" else asked
@@ -384,9 +382,7 @@ def _build(conversion: Conversion, dtype: torch.dtype) -> tuple[models.VLMoPreTr
     wrong = [name for name, tensor in weights.items() if tensor.shape != shapes[name]]
     if wrong:
         given, expected = tuple(weights[wrong[0]].shape), tuple(shapes[wrong[0]])
-        raise ValueError(
-            f"{len(wrong)} tensors do not fit, such as {wrong[0]}: it has shape {given}, expected {expected}"
-        )
+        raise ValueError(f"{len(wrong)} tensors do not fit, as {wrong[0]}: it has shape {given}, expected {expected}")
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in weights.items():

@@ -210,9 +210,7 @@ def count_heads(columns: int | None, *, width: int, depth: int, asked: int | Non
     heads = columns // depth
     if columns % depth or asked not in {None, heads}:
         wanted = "" if asked is None else f" of {asked} heads"
-        raise ValueError(
-            f"the position table has {columns} columns, which do not fit {depth} layers{wanted}. Is the file whole?"
-        )
+        raise ValueError(f"the position table has {columns} columns, which do not fit {depth} layers{wanted}")
     if asked is None and usual not in {None, heads}:
         raise ValueError(
             f"the position table has {columns} columns for {depth} layers, so {heads} heads; published models of width"

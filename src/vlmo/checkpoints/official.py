@@ -170,21 +170,6 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     )
 
 
-def index_buffers(config: models.VLMoConfig, *, text_length: int) -> dict[str, Tensor]:
-    """Return the rows of the table for each (query, key) of images, texts and pairs.
-
-    The published code computes them anew, but deletes them without a check when it resizes a table: a file needs them.
-    """
-    pair = relative_position_index(
-        num_text=text_length, grid=config.grid, max_text=MAX_TEXT_POSITIONS, table_grid=config.grid
-    )
-    return {
-        "relative_position_index": pair[text_length:, text_length:].clone(),
-        "text_relative_position_index": pair[:text_length, :text_length].clone(),
-        "text_imag_relative_position_index": pair.clone(),
-    }
-
-
 def _state_of(heads: set[str]) -> _State:
     if "answer_head" in heads:
         return _VQA
@@ -202,10 +187,7 @@ def _config(
     depth = count_blocks(named)
     fused = {int(name.split(".")[2]) for name in named if ".vision_language." in name}
     if fused != set(range(depth - len(fused), depth)):
-        raise ValueError(
-            f"of blocks 0-{depth - 1}, those with mlp_vl are {spans(fused)}; expected the top ones. The file is"
-            " incomplete"
-        )
+        raise ValueError(f"of blocks 0-{depth - 1}, those with mlp_vl are {spans(fused)}; expected the top ones")
     if relative := TABLE in state_dict:
         rows, columns = shape_of(state_dict, TABLE, axes=2)
         grid = grid_of_table(TABLE, rows, num_fixed=NUM_FIXED_ROWS)
@@ -341,9 +323,7 @@ def _published(
             published[key] = published[key][None]
     foreign = [name for name in weights if name not in named]
     if not all(name.startswith("mim_head.") for name in foreign):
-        raise ValueError(
-            f"{folder}: the published VLMo layout has no place for {listed(foreign)}; export a model of another task"
-        )
+        raise ValueError(f"{folder}: the published VLMo layout has no place for {listed(foreign)}")
     notes = [f"not in the layout, left out: {listed(foreign)}"] if foreign else []
     notes += [
         f"the published code computes with {name} {fixed:g}; this model was made with {value:g}"
@@ -382,10 +362,17 @@ def _new_extras(
         extras = {POSITION_IDS: torch.arange(config.max_text_positions)[None]}
     else:
         length = max(text_length, DEFAULT_TEXT_LENGTH)
+        # Rows of the table for each (query, key). The published code computes them anew, but deletes them without a
+        # check when it resizes a table.
+        index = relative_position_index(
+            num_text=length, grid=config.grid, max_text=MAX_TEXT_POSITIONS, table_grid=config.grid
+        )
         extras = {
             TEXT_POSITIONS: published["text_embeddings.word_embeddings.weight"].new_zeros(length, config.hidden_size),
             POSITION_IDS: torch.arange(length)[None],
-            **index_buffers(config, text_length=length),
+            "relative_position_index": index[length:, length:],
+            "text_relative_position_index": index[:length, :length],
+            "text_imag_relative_position_index": index,
         }
         notes.append(f"load it with max_text_len {length}: with another, the published code cannot resize its table")
     notes.append(f"added, as published files hold them: {listed(extras)}")

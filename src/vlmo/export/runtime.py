@@ -61,9 +61,7 @@ class OnnxRetrievalModel(nn.Module):
         description = read_description(folder)
         graphs = description["graphs"]
         if description["logit_scale"] is None:
-            raise ValueError(
-                f"{folder} holds a {description['model_class']}, which does not search; export a retrieval model."
-            )
+            raise ValueError(f"{folder} holds a {description['model_class']}, which does not search.")
         variant = "int8" if int8 else "float32"
         if any(graph[variant] is None for graph in graphs.values()):
             raise ValueError(f"{folder} holds no int8 files; export it again with int8.")

@@ -95,9 +95,7 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         """Return logits of false (0) and true (1); with `labels` the cross-entropy. ValueError without two images."""
         if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
             shape = tuple(pixel_values.shape)
-            raise ValueError(
-                f"pixel_values have shape {shape}; expected (batch, 2, 3, height, width), two images a row."
-            )
+            raise ValueError(f"pixel_values have shape {shape}; expected (batch, 2, 3, height, width).")
         backbone = self.vlmo
         grid = backbone.image_embeddings.grid_of(pixel_values[:, 0])
         text = backbone.embed_text(input_ids)

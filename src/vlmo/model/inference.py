@@ -225,9 +225,7 @@ class DualEncoderForInference(nn.Module):
     ) -> None:
         super().__init__()
         if int8 and backbone.device.type != "cpu":
-            raise ValueError(
-                f"int8 runs on a CPU, and the model is on {backbone.device}; move it there, or use torch.bfloat16."
-            )
+            raise ValueError(f"int8 runs on a CPU, and the model is on {backbone.device}; use torch.bfloat16.")
         weights = _Weights(dtype or backbone.dtype, int8=int8)
         self.images = Tower(backbone, head.image_projection, modality=VISION, weights=weights)
         self.texts = Tower(backbone, head.text_projection, modality=LANGUAGE, weights=weights)

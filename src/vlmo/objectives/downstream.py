@@ -112,7 +112,7 @@ class ClassificationObjective(nn.Module):
         if self.training and (config.mixup > 0 or config.cutmix > 0) and config.mix_probability > 0:
             if len(pixels) % 2:
                 raise ValueError(
-                    f"{len(pixels)} images; mixup and cutmix need an even number: change loader.global_batch_size"
+                    f"{len(pixels)} images; mixup and cutmix need an even number (loader.global_batch_size)"
                 )
             pixels, targets = self._mixup(pixels.clone(), labels)  # it writes into what it is given
         output = self.model(pixel_values=pixels, labels=targets)
