@@ -23,13 +23,13 @@ def test_ratio_is_the_median_of_the_turns(monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_every_graph_is_timed_and_the_result_written(tmp_path, capsys, monkeypatch) -> None:
-    one_layer = VLMoConfig.tiny(num_hidden_layers=1)  # quicker to export
+    one_layer = VLMoConfig.tiny(num_hidden_layers=1, use_match_head=False)  # quicker to export
     monkeypatch.setattr(VLMoConfig, "tiny", lambda: one_layer)
     out = tmp_path / "results" / "speed.json"
     arguments = ["--preset", "tiny", "--batches", "1", "3", "--turns", "1", "--seconds", "0", "--threads", "1"]
     onnx_speed.main([*arguments, "--text-length", "8", "--out", str(out)])
     result = json.loads(out.read_text())
-    assert list(result["graphs"]) == ["image_encoder", "text_encoder", "fusion_encoder"]
+    assert list(result["graphs"]) == ["image_encoder", "text_encoder"]
     for graph in result["graphs"].values():
         assert graph["float32"]["largest_difference"] < 1e-5
         for batch in ("batch 1", "batch 3"):
@@ -39,5 +39,5 @@ def test_every_graph_is_timed_and_the_result_written(tmp_path, capsys, monkeypat
     assert (result["model"]["opset"], result["hardware"]["threads"], result["recall"]) == (23, 1, None)
     assert torch.get_num_threads() == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 3 * 2
-    assert lines[-1].startswith("| fusion_encoder | 3 | ")
+    assert len(lines) == 2 + 2 * 2
+    assert lines[-1].startswith("| text_encoder | 3 | ")

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
+from tests.forkserver import start_command
 from tests.integrations.toy_gallery import trained_folder
 
 import serving
 
 
+@pytest.fixture
+def _server_that_starts_quickly(monkeypatch) -> None:
+    """`vlmo serve` in a process that has imported torch already."""
+
+    def start(command, **_):
+        assert command[:4] == [sys.executable, "-m", "vlmo.cli", "serve"]
+        process = start_command(*command[3:])
+        process.poll = lambda: process.exitcode
+        return process
+
+    monkeypatch.setattr(serving, "subprocess", SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_server_that_starts_quickly")
 def test_load_and_soak_are_measured_and_written(tmp_path) -> None:
     model = trained_folder(tmp_path / "model", steps=1)
     common = ["--model", str(model), "--vectors", "300", "--drawings", "40", "--clients", "3", "--rerank", "4"]
