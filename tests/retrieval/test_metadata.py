@@ -4,6 +4,7 @@ from datetime import date
 from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from vlmo.retrieval.metadata import (
@@ -14,28 +15,28 @@ from vlmo.retrieval.metadata import (
     find_table,
     read_column,
 )
-from vlmo.retrieval.store import Kind, converted, merged_kind
+from vlmo.retrieval.store import column_type, converted
 
 
 @pytest.mark.parametrize(
     ("values", "kind"),
     [
-        ([1, None, 2], Kind.INT),
-        ([1, 2.5], Kind.FLOAT),
-        ([True, False], Kind.BOOL),
-        ([True, 1], Kind.TEXT),
-        (["a", 1], Kind.TEXT),
+        ([1, None, 2], pa.int64()),
+        ([1, 2.5], pa.float64()),
+        ([True, False], pa.bool_()),
+        ([True, 1], pa.string()),
+        (["a", 1], pa.string()),
         ([None], None),
         ([], None),
     ],
 )
 def test_kind_is_the_narrowest_that_holds_all(values, kind):
-    assert merged_kind(values) is kind
+    assert column_type(values) == kind
 
 
 def test_values_fit_their_column():
-    assert [converted(value, Kind.TEXT) for value in (True, 1, 0.5, "a", None)] == ["true", "1", "0.5", "a", None]
-    assert converted(1, Kind.FLOAT) == 1.0
+    assert [converted(value, pa.string()) for value in (True, 1, 0.5, "a", None)] == ["true", "1", "0.5", "a", None]
+    assert isinstance(converted(1, pa.float64()), float)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Values that the service keeps for a while."""
+"""What the service tells about itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from fastapi.testclient import TestClient
 
 from tests.integrations.toy_gallery import drawings
 from vlmo.retrieval import Index, build_index, store
-from vlmo.serving import service
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 
@@ -18,7 +17,6 @@ READ_EVERY_S = 0.2
 
 
 def test_samples_are_those_of_the_index_as_it_is_now(parts, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(service, "_SAMPLES_SECONDS", 0.0)
     monkeypatch.setattr(store, "_READ_EVERY", timedelta(seconds=READ_EVERY_S))
     for number, image in enumerate(drawings()[:3]):
         image.save(tmp_path / f"{number}.png")

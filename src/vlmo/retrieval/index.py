@@ -133,7 +133,7 @@ class Index:
     @property
     def columns(self) -> dict[str, str]:
         """Columns of metadata and their types, in words."""
-        return {name: kind.value for name, kind in self._store.kinds().items()}
+        return self._store.columns()
 
     def nearest(
         self, vector: Float32[np.ndarray, " dim"], *, top: int, where: str | None = None, exact: bool = False
@@ -236,7 +236,7 @@ class Index:
         return facts
 
     def _visible(self) -> list[str]:
-        return [*_SHOWN, *self._store.kinds()]
+        return [*_SHOWN, *self._store.columns()]
 
     def _row(self, id: str, columns: list[str]) -> dict[str, Any]:  # noqa: A002
         for row in self._rows([id], columns):

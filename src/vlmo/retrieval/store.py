@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,47 +45,34 @@ _READ_EVERY = timedelta(seconds=2)  # how soon a reader sees the writes of other
 _OLD, _ANY_AGE = timedelta(seconds=10), timedelta(milliseconds=1)  # versions that no reader uses any more
 
 
-class Kind(Enum):
-    """Type of a column of metadata; the value is its name for people."""
-
-    BOOL = "true or false"
-    INT = "whole number"
-    FLOAT = "number"
-    TEXT = "text"
-
-    def joined(self, other: Kind) -> Kind:
-        """The narrowest kind that holds values of both."""
-        if self is other:
-            return self
-        return Kind.FLOAT if {self, other} == {Kind.INT, Kind.FLOAT} else Kind.TEXT
-
-
-# Kinds with their types in Arrow, SQL and Python.
+# Types of columns of metadata, with their names for people, in SQL and in Python.
 _TYPES = {
-    Kind.BOOL: (pa.bool_(), "boolean", bool),
-    Kind.INT: (pa.int64(), "bigint", int),
-    Kind.FLOAT: (pa.float64(), "double", float),
-    Kind.TEXT: (pa.string(), "string", str),
+    pa.bool_(): ("true or false", "boolean", bool),
+    pa.int64(): ("whole number", "bigint", int),
+    pa.float64(): ("number", "double", float),
+    pa.string(): ("text", "string", str),
 }
 
 
-def merged_kind(values: Iterable[Any]) -> Kind | None:
-    """The narrowest kind that holds all values; None if all are missing."""
-    found: Kind | None = None
-    for value in values:
-        if value is not None:
-            kind = next(kind for kind, (*_, python) in _TYPES.items() if isinstance(value, python))
-            found = kind if found is None else found.joined(kind)
-    return found
+def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Return the narrowest type that holds values of both."""
+    numbers = {one, other} == {pa.int64(), pa.float64()}
+    return one if one == other else pa.float64() if numbers else pa.string()
 
 
-def converted(value: Any, kind: Kind) -> Any:
-    """A value as a column of this kind, which must be wide enough, holds it."""
+def column_type(values: Iterable[Any]) -> pa.DataType | None:
+    """Return the narrowest type that holds all values; None if all are missing."""
+    types = {kind for value in values for kind, (*_, python) in _TYPES.items() if type(value) is python}
+    return functools.reduce(_wider, types) if types else None
+
+
+def converted(value: Any, kind: pa.DataType) -> Any:
+    """Return a value as a column of this type, which must be wide enough, holds it."""
     if value is None:
         return None
-    if kind is Kind.TEXT:
+    if kind == pa.string():
         return str(value).lower() if isinstance(value, bool) else str(value)
-    return float(value) if kind is Kind.FLOAT else value
+    return float(value) if kind == pa.float64() else value
 
 
 class Known(NamedTuple):
@@ -160,10 +147,12 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def kinds(self) -> dict[str, Kind]:
-        """Columns of metadata."""
-        kinds = {arrow: kind for kind, (arrow, *_) in _TYPES.items()}
-        return {field.name: kinds[field.type] for field in self.images.schema if field.name not in RESERVED}
+    def columns(self) -> dict[str, str]:
+        """Return the columns of metadata with their types, in words."""
+        return {name: _TYPES[kind][0] for name, kind in self._types().items()}
+
+    def _types(self) -> dict[str, pa.DataType]:
+        return {field.name: field.type for field in self.images.schema if field.name not in RESERVED}
 
     def known(self, ids: Sequence[str]) -> dict[str, Known]:
         """Return those of these images that are in the table."""
@@ -252,19 +241,19 @@ class Store:
     def _metadata_columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
         """Values of each column of metadata; missing columns are added, too narrow ones widened."""
         names = sorted({name for row in rows for name in row})
-        wanted = {name: kind for name in names if (kind := merged_kind(row.get(name) for row in rows)) is not None}
+        wanted = {name: kind for name in names if (kind := column_type(row.get(name) for row in rows)) is not None}
         with one_line(self.folder):
-            existing = self.kinds()
-            if new := {name: _TYPES[kind][0] for name, kind in wanted.items() if name not in existing}:
+            existing = self._types()
+            if new := {name: kind for name, kind in wanted.items() if name not in existing}:
                 self.images.add_columns(pa.schema(new))
             for name, kind in wanted.items():
-                wider = existing.get(name, kind).joined(kind)
-                if wider is not existing.get(name, wider):
+                wider = _wider(existing.get(name, kind), kind)
+                if wider != existing.get(name, wider):
                     self.images.add_columns({f"{name}{WIDER}": f"cast(`{name}` as {_TYPES[wider][1]})"})
                     self._finish_widening()
         return {
-            name: pa.array([converted(row.get(name), kind) for row in rows], _TYPES[kind][0])
-            for name, kind in self.kinds().items()
+            name: pa.array([converted(row.get(name), kind) for row in rows], kind)
+            for name, kind in self._types().items()
         }
 
     def _finish_widening(self) -> None:

@@ -32,8 +32,6 @@ _LARGEST_SIDE = 2048
 _OWN_COLUMNS = ("id", "captions", "width", "height")
 _FILTER_HINT = "a filter compares columns with numbers and 'texts'; there are"
 _SAMPLES, _SAMPLED = 12, 180
-_SAMPLES_SECONDS = 10.0
-"""Lifetime of the samples; an index run may remove their images."""
 
 T = TypeVar("T")
 
@@ -53,7 +51,6 @@ class Service:
             _calls(parts), max_batch=settings.max_batch, max_wait=settings.max_wait_ms / 1000, observe=observe
         )
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
-        self._sampled: tuple[float, list[schemas.Sample]] = 0.0, []
 
     def warm_up(self) -> None:
         """Measure the speed of reranking, so that the first searches keep their budgets too. Blocks."""
@@ -206,17 +203,12 @@ class Service:
 
     def _samples(self) -> list[schemas.Sample]:
         """A few images that are not too similar: every n-th of those nearest to a random vector."""
-        index, now = self._parts.index, time.monotonic()
+        index = self._parts.index
         if index is None or not index.num_images:
             return []
-        sampled, samples = self._sampled
-        if samples and now - sampled < _SAMPLES_SECONDS:
-            return samples
         vector = np.random.default_rng(0).normal(size=index.dim).astype(np.float32)
         near = index.nearest(vector / np.linalg.norm(vector), top=_SAMPLED)
-        samples = [schemas.Sample.of(hit) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
-        self._sampled = now, samples
-        return samples
+        return [schemas.Sample.of(hit) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
 
     # ------------------------------------------------------------------------------------------------------- the parts
 
