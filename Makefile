@@ -1,7 +1,7 @@
 # Three commands on a machine that has only Python, pip and make:
 #
 #   make fast          search 500 drawings with the small model that comes with the package
-#   make quickstart    pre-train a small VLMo on real pictures and text, then see what it finds
+#   make quickstart    pre-train a small VLMo on real images and text, then see what it finds
 #   make test          run the tests
 #
 # All create .venv on the first run and reuse it afterwards. More arguments go through ARGS:

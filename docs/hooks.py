@@ -26,7 +26,7 @@ OUTSIDE = {
     "benchmarks.md": "benchmarks/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
-    "notebook-search.md": "examples/search_own_pictures.ipynb",
+    "notebook-search.md": "examples/search_own_images.ipynb",
     "notebook-inside.md": "examples/inside.ipynb",
 }
 """Pages of the site and the files that they are."""

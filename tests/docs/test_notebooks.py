@@ -81,7 +81,7 @@ def test_notebooks_run_with_the_sources_beside_them(monkeypatch):
 @pytest.mark.slow
 def test_search_notebook_finds_what_it_says(monkeypatch):
     monkeypatch.delenv("VLMO_MODEL", raising=False)
-    book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_pictures.ipynb"))
+    book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_images.ipynb"))
     told = printed(book)
     assert "24 images; 24 were embedded in this run" in told
     assert "12 were judged" in told
@@ -98,7 +98,7 @@ def test_search_notebook_finds_what_it_says(monkeypatch):
 @pytest.mark.slow
 def test_search_notebook_takes_a_model_and_pictures(monkeypatch, tmp_path):
     monkeypatch.setenv("VLMO_MODEL", str(trained_folder(tmp_path / "model")))
-    book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_pictures.ipynb"))
+    book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_images.ipynb"))
     assert "step " not in printed(book)
     assert num_pictures(book) == 2
 
