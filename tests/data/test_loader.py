@@ -201,8 +201,8 @@ def test_loader_rejects_impossible_configurations(pairs):
     for wrong in ({"num_workers": -1}, {"accumulation": 0}, {"global_batch_size": 0}):
         with pytest.raises(ValueError, match="accumulation >= 1 and num_workers >= 0"):
             LoaderConfig(**{"global_batch_size": 4} | wrong)
-    with pytest.raises(ValueError, match="start_step is -1"):
-        RowLoader(pairs, config=LoaderConfig(global_batch_size=4), seed=0)(-1)
+    with pytest.raises(ValueError, match="step is -1"):
+        next(RowLoader(pairs, config=LoaderConfig(global_batch_size=4, num_workers=0), seed=0)(-1))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

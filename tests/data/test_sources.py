@@ -35,8 +35,6 @@ def test_open_source_names_the_nearest_right_name() -> None:
 def test_open_source_checks_its_arguments(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"test_share 1\.5"):
         open_source(str(tmp_path), test_share=1.5)
-    with pytest.raises(ValueError, match="max_words 0"):
-        open_source(str(tmp_path), max_words=0)
 
 
 def test_folder_of_pictures_is_image_only(pictures) -> None:
@@ -179,11 +177,12 @@ def test_text_file_gives_a_row_a_line(tmp_path) -> None:
     assert rows["image"][:] == [None, None]
 
 
-def test_text_folder_cuts_long_lines(tmp_path) -> None:
+def test_text_folder_cuts_long_lines(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("vlmo.data.sources.MAX_WORDS", 3)
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.txt").write_text("One two. Three four five. Six")
     (tmp_path / "sub" / "c.txt").write_text("x")
-    rows = everything(tmp_path, max_words=3)
+    rows = everything(tmp_path)
     assert rows["captions"][:] == [["One two."], ["Three four five."], ["Six"], ["x"]]
     assert rows["image_id"][:] == ["b.txt:1", "b.txt:1:1", "b.txt:1:2", "sub/c.txt:1"]
 

@@ -93,11 +93,24 @@ class RowLoader:
         Workers start at the first `next` and live until the iterator is closed or dropped.
 
         Raises:
-            ValueError: a sample cannot be decoded; the message names it.
+            ValueError: The step is below 0, or a sample cannot be decoded; the message names it.
         """
-        if start_step < 0:
-            raise ValueError(f"start_step is {start_step}: expected 0 or more")
-        return self._steps(start_step)
+        micro = start_workers(
+            _Reader(self._examples),
+            sampler=self._micro_batch_keys(start_step),
+            num_workers=self._config.num_workers,
+            pin=torch.cuda.is_available(),
+        )
+        accumulation = self._config.accumulation
+        for step in itertools.count(start_step):
+            batches = []
+            for number in range(step * accumulation, (step + 1) * accumulation):
+                batch = next(micro)
+                if isinstance(batch, str):
+                    raise ValueError(batch)
+                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number), dtype=torch.int64)
+                batches.append(batch)
+            yield batches
 
     def sample_ids(self, step: int) -> list[int]:
         """Return the row numbers of step `step`, over all processes."""
@@ -116,24 +129,6 @@ class RowLoader:
                 world_size=self._world_size,
                 accumulation=self._config.accumulation,
             )
-
-    def _steps(self, start_step: int) -> Iterator[list[Batch]]:
-        micro = start_workers(
-            _Reader(self._examples),
-            sampler=self._micro_batch_keys(start_step),
-            num_workers=self._config.num_workers,
-            pin=torch.cuda.is_available(),
-        )
-        accumulation = self._config.accumulation
-        for step in itertools.count(start_step):
-            batches = []
-            for number in range(step * accumulation, (step + 1) * accumulation):
-                batch = next(micro)
-                if isinstance(batch, str):
-                    raise ValueError(batch)
-                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number), dtype=torch.int64)
-                batches.append(batch)
-            yield batches
 
 
 @dataclass(eq=False)

@@ -19,6 +19,8 @@ from vlmo.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_NAMES, TABLE_
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
 
+MAX_WORDS = 128
+"""Longer lines of text are cut."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -28,25 +30,24 @@ def open_source(
     split: str = "train",
     cache_dir: Path | None = None,
     test_share: float = 0.05,
-    max_words: int = 128,
 ) -> Dataset:
     """Open rows with the columns of `FEATURES` (and perhaps more), not yet validated; see `filter_invalid_rows`.
 
     A path may be a folder that `datasets` saved; a folder of images with `captions.csv`, `.tsv` or `.jsonl`; such a
-    table itself; a folder of images alone; a `.txt` file or a folder of them, one sentence or document a line.
+    table itself; a folder of images alone; a `.txt` file or a folder of them, one sentence or document a line. Lines of
+    more than `MAX_WORDS` words are cut into pieces, at ends of sentences where possible.
 
     Args:
         name: A built-in name (`vlmo.data.builtin.NAMES`) or a path.
         split: "train" or "test"; for data with a `split` column, any value of it.
         cache_dir: Folder for built-in sets once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
         test_share: Paths without a `split` column only: share of rows, chosen by a hash of `image_id`, that are "test".
-        max_words: Text only: longer lines are cut into pieces, at ends of sentences where possible.
 
     Raises:
         ValueError: Unknown name (the nearest right one is given), unknown split, or data in no known form.
     """
-    if not 0 <= test_share < 1 or max_words < 1:
-        raise ValueError(f"test_share {test_share} must be in [0, 1), max_words {max_words} at least 1")
+    if not 0 <= test_share < 1:
+        raise ValueError(f"test_share {test_share} must be in [0, 1)")
     if name in builtin.NAMES:
         return builtin.load(name, split=split, cache_dir=cache_dir)
     path = Path(name).expanduser().absolute()
@@ -63,19 +64,19 @@ def open_source(
             raise ValueError(f"{path}: no split {split!r}; it has {', '.join(splits)}")
         return _read_saved(path / split)
     try:
-        dataset = _read(path, max_words=max_words)
+        dataset = _read(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: a text or table in it is not UTF-8 ({error}); save it as UTF-8") from error
     return _choose_split(dataset, split=split, test_share=test_share, path=path)
 
 
-def _read(path: Path, *, max_words: int) -> Dataset:
+def _read(path: Path) -> Dataset:
     if (path / "state.json").is_file():
         return _read_saved(path)
     if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
         return _read_table(path)
     if path.suffix.lower() == ".txt" and not path.is_dir():
-        return _read_text([path], root=path.parent, max_words=max_words)
+        return _read_text([path], root=path.parent)
     if not path.is_dir():
         raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .txt file, or a folder")
     tables = [path / name for name in TABLE_NAMES if (path / name).is_file()]
@@ -89,7 +90,7 @@ def _read(path: Path, *, max_words: int) -> Dataset:
         return Dataset.from_list([_image_row(file, root=path, captions=[]) for file in images], features=FEATURES)
     texts = [file for file in files if file.suffix.lower() == ".txt"]
     if texts:
-        return _read_text(texts, root=path, max_words=max_words)
+        return _read_text(texts, root=path)
     raise ValueError(
         f"{path}: {len(files)} files, but none of {', '.join(TABLE_NAMES)}, no image, no .txt and no saved data set; "
         f"images end with {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -144,18 +145,24 @@ def _cell(record: dict[str, Any], names: tuple[str, str], *, where: str) -> Any:
     raise ValueError(f"{where}: no column {' or '.join(names)}; found {', '.join(record)}")
 
 
-def _read_text(files: list[Path], *, root: Path, max_words: int) -> Dataset:
+def _read_text(files: list[Path], *, root: Path) -> Dataset:
     rows = []
     for file in files:
         name = file.relative_to(root).as_posix()
         with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
-                for part, piece in enumerate(split_words(line, max_words=max_words)):
-                    image_id = f"{name}:{number}" + (f":{part}" if part else "")
-                    rows.append(make_row(image_id, captions=[piece], source=root.name, licence="unknown"))
+                rows += text_rows(line, image_id=f"{name}:{number}", source=root.name)
     if not rows:
         raise ValueError(f"{root}: {', '.join(file.name for file in files[:5])} hold no text")
     return Dataset.from_list(rows, features=FEATURES)
+
+
+def text_rows(line: str, *, image_id: str, source: str) -> list[dict[str, Any]]:
+    """Return the rows of a line of text: one, more for a long line, none for an empty one."""
+    return [
+        make_row(image_id + (f":{part}" if part else ""), captions=[piece], source=source, licence="unknown")
+        for part, piece in enumerate(split_words(line, max_words=MAX_WORDS))
+    ]
 
 
 def split_words(line: str, *, max_words: int) -> list[str]:

@@ -187,7 +187,7 @@ def test_a_run_goes_on_from_the_cursor_on_another_number_of_processes(whole, sou
 def test_a_start_without_its_cursor_is_refused(source, examples, tmp_path):
     stream_loader = make(source, examples, tmp_path)
     with pytest.raises(ValueError, match="start_step is 3: a stream goes on where a cursor says"):
-        stream_loader(3)
+        next(stream_loader(3))
     with pytest.raises(ValueError, match="the saved cursor has no lane 0"):
         stream_loader.go_on_from(3, {})
 

@@ -11,20 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, file_key, read_table_schema
-from vlmo.data.schema import hash_share, make_row
-from vlmo.data.sources import split_words
+from vlmo.data.schema import hash_share
+from vlmo.data.sources import text_rows
 
 TEST_SHARE = 0.01
 """Share of lines, chosen by a hash of the line, that are kept for testing; equal lines are on the same side."""
-
-MAX_WORDS = 128
-"""Longer lines are cut, at the ends of sentences where possible, as `open_source` does."""
 
 _COLUMN = "text"
 _LAYOUT = f".txt files, or .parquet files with a column {_COLUMN!r}"
 _BLOCK_BYTES = 1 << 22
 _BATCH_ROWS = 1000
-_ROW_LICENCE = "unknown"
 
 
 def open_set(root: Path) -> SetOnDisk:
@@ -103,6 +99,4 @@ def _table_rows(file: Path, *, folder: Path) -> Iterator[Record]:
 def _line_rows(line: str, *, image_id: str, source: str, document: str | None = None) -> Iterator[Row]:
     """Pieces of a line; an empty line has none."""
     split = "test" if hash_share((document or line).strip()) < TEST_SHARE else "train"
-    for part, piece in enumerate(split_words(line, max_words=MAX_WORDS)):
-        name = image_id + (f":{part}" if part else "")
-        yield Row(split, make_row(name, captions=[piece], source=source, licence=_ROW_LICENCE))
+    yield from (Row(split, row) for row in text_rows(line, image_id=image_id, source=source))

@@ -124,24 +124,6 @@ class StreamLoader:
             raise ValueError(
                 f"start_step is {start_step}: a stream goes on where a cursor says, and there is none for it"
             )
-        return self._steps(start_step)
-
-    def cursor(self, step: int) -> LaneStates:
-        """Return the states of this process's lanes after the first `step` steps; `step` is that of the newest item."""
-        return self._cursors[step]
-
-    def go_on_from(self, step: int, cursor: LaneStates) -> None:
-        """Set the start: the cursors of all processes after `step` steps, as one dictionary.
-
-        Raises:
-            ValueError: The cursor is of a run with other streams.
-        """
-        own = {str(lane) for lanes in self._lanes for lane in lanes}
-        if missing := own - cursor.keys():
-            raise ValueError(f"the saved cursor has no lane {min(missing)}: it is of a run with other streams")
-        self._cursors = {step: {lane: cursor[lane] for lane in sorted(own, key=int)}}
-
-    def _steps(self, start_step: int) -> Iterator[list[Batch]]:
         accumulation, states = self._loader.accumulation, self._cursors[start_step]
         num_parts = min(max(1, self._loader.num_workers), len(self._lanes[0]))
         rows = self._loader.global_batch_size // self._config.lanes
@@ -171,6 +153,21 @@ class StreamLoader:
                 )
             self._cursors = {k: v for k, v in self._cursors.items() if k > step + 1 - _KEPT} | {step + 1: states}
             yield batches
+
+    def cursor(self, step: int) -> LaneStates:
+        """Return the states of this process's lanes after the first `step` steps; `step` is that of the newest item."""
+        return self._cursors[step]
+
+    def go_on_from(self, step: int, cursor: LaneStates) -> None:
+        """Set the start: the cursors of all processes after `step` steps, as one dictionary.
+
+        Raises:
+            ValueError: The cursor is of a run with other streams.
+        """
+        own = {str(lane) for lanes in self._lanes for lane in lanes}
+        if missing := own - cursor.keys():
+            raise ValueError(f"the saved cursor has no lane {min(missing)}: it is of a run with other streams")
+        self._cursors = {step: {lane: cursor[lane] for lane in sorted(own, key=int)}}
 
     def _open(self, number: int, *, states: LaneStates) -> Lane:
         return Lane(
