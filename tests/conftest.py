@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):
-        shutil.rmtree(os.environ["VLMO_CACHE"])
+        shutil.rmtree(os.environ["VLMO_CACHE"], ignore_errors=True)  # a process that was killed may still write
 
 
 def pytest_collection_finish() -> None:
