@@ -110,11 +110,7 @@ def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]], experts:
 
 
 def translate(state_dict: Mapping[str, Tensor], names: NameTable) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors that a layout names, under our names and with our axes, and the key of each name in the file.
-
-    Raises:
-        ValueError: Two keys have one name.
-    """
+    """Return tensors under our names and with our axes, and the key of each; ValueError if two keys have one name."""
     named: dict[str, Tensor] = {}
     keys: dict[str, str] = {}
     for key, tensor in state_dict.items():

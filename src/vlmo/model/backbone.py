@@ -217,11 +217,7 @@ class VLMoModel(VLMoPreTrainedModel):
         grid: tuple[int, int] | None = None,
         position_bias: list[Float[Tensor, "#batch heads seq seq"]] | None = None,
     ) -> Sequence:
-        """Put embedded parts into one sequence; a `position_bias` that is given is shared by passes.
-
-        Raises:
-            ValueError: `attention_mask` is not of the text's shape.
-        """
+        """Put embedded parts into one sequence; passes may share a `position_bias`. ValueError if masks do not fit."""
         image_first = self.config.token_order == "image_first"
         parts = [part for part in ((image, text) if image_first else (text, image)) if part is not None]
         num_text = 0 if text is None else text.shape[1]

@@ -68,11 +68,7 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
 
 
 class VLMoForVisualReasoning(VLMoPreTrainedModel):
-    """NLVR2: is a sentence about two images true? Each image is fused with the sentence apart.
-
-    Raises:
-        ValueError: The configuration has no modality type for a second image.
-    """
+    """NLVR2: is a sentence about two images true? Each is fused with it apart. ValueError below 3 modality types."""
 
     def __init__(self, config: VLMoConfig) -> None:
         _need_pooler(config, "VLMoForVisualReasoning")

@@ -42,11 +42,7 @@ class ImageEmbeddings(nn.Module):
         bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
         mask_token: Float[Tensor, "dim"] | None = None,
     ) -> Float[Tensor, "batch 1+patch dim"]:
-        """Embed images (floats in [-1, 1], or uint8); patches that `bool_masked_pos` names become `mask_token`.
-
-        Raises:
-            ValueError: `bool_masked_pos` is not of shape (batch, patch), or comes without a `mask_token`.
-        """
+        """Embed images (floats in [-1, 1], or uint8); masked patches become `mask_token`; ValueError without it."""
         grid = self.grid_of(pixel_values)
         pixels = normalize_pixels(pixel_values).to(self.projection.weight.dtype)
         patches = self.projection(pixels).flatten(2).transpose(1, 2)

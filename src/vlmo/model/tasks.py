@@ -133,11 +133,7 @@ class VLMoForImageTextRetrieval(_DualEncoder):
 
 
 class VLMoForPreTraining(_DualEncoder):
-    """Stage 3: backbone with the heads of ITC (both branches), ITM and MLM.
-
-    Raises:
-        ValueError: The configuration leaves the matching head out.
-    """
+    """Stage 3: backbone with the heads of ITC (both branches), ITM and MLM; ValueError without a matching head."""
 
     def __init__(self, config: VLMoConfig) -> None:
         if not config.use_match_head:

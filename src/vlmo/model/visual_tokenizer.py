@@ -192,11 +192,7 @@ class VQVisualTokenizer(PreTrainedModel):
         return indices
 
     def forward(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> VQVisualTokenizerOutput:
-        """Return images encoded, quantised and decoded; in training mode the codebook follows the batch.
-
-        Raises:
-            ValueError: The images' size is not a multiple of `patch_size`, or the tokenizer has not been trained.
-        """
+        """Return images encoded, quantised and decoded; in training the codebook follows. ValueError before it."""
         pixels = _to_floats(pixel_values)
         if self.training:
             self._check_processes()
@@ -285,11 +281,7 @@ VisualTokenizer = VQVisualTokenizer | DalleVisualTokenizer
 
 
 def load_visual_tokenizer(name_or_folder: str | Path) -> VisualTokenizer:
-    """Load the visual tokenizer of a folder or a repository of the hub, frozen, in evaluation mode and float32.
-
-    Raises:
-        ValueError: There is none, it is something else, its weights are incomplete, or it was never trained.
-    """
+    """Load a visual tokenizer of a folder or the hub, frozen, in float32; ValueError if it is none, or incomplete."""
     name = str(name_or_folder)
     classes: dict[str, type[PreTrainedModel]] = {
         VQVisualTokenizerConfig.model_type: VQVisualTokenizer,

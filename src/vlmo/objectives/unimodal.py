@@ -54,11 +54,7 @@ class VisualTokenizerObjective(nn.Module):
 
 
 class VisionObjective(nn.Module):
-    """Stage 1: masked image modelling on visual tokens (VLMo, "Stagewise Pre-Training").
-
-    Raises:
-        ValueError: The tokenizer has more tokens than the model predicts.
-    """
+    """Stage 1: masked image modelling (VLMo, "Stagewise Pre-Training"); ValueError for more tokens than it predicts."""
 
     def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer) -> None:
         super().__init__()
