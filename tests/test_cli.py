@@ -84,7 +84,7 @@ def test_what_cannot_be_done_is_one_line(arguments, words, capsys, tmp_path, mon
 
 def test_no_traceback_from_outside():
     command = [sys.executable, "-m", "vlmo.cli", "trian"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert (ended.returncode, ended.stderr) == (2, "vlmo: no command 'trian'; did you mean 'train'? All: vlmo --help\n")
 
 

@@ -16,7 +16,7 @@ HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "PIL", "la
 
 def run(code: str, *arguments: Path) -> str:
     ended = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=600, check=False
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

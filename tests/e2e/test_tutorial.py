@@ -109,7 +109,7 @@ def test_commands_run(place, monkeypatch, capsys):
 
     found = subprocess.run(
         [sys.executable, SCRIPT, "runs/mine/model", "images", "a red bar"],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     assert len(found.stdout.splitlines()) == 16
     assert all(line.strip().endswith(".png") for line in found.stdout.splitlines())
