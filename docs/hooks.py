@@ -46,7 +46,7 @@ REFERENCE = {
     "folder": "Atomic writes and model cards",
     "retrieval": "Index of images, and search",
     "demo": "Quickstart on small real data, and its report",
-    "released": "Models that come with the package",
+    "released": "Models by name",
     "serving": "The service over HTTP and its page",
 }
 """Packages with a page in the reference, and its title."""

@@ -32,7 +32,7 @@ import sys
 from vlmo.cli import main
 for line in ("--help", "--version", "train --help", "quickstart --help", "evaluate --help", "predict --help",
              "index --help", "search --help", "embed --help", "data prepare --help",
-             "import --help", "export --help", "recipes --help", "serve --help"):
+             "models --help", "models", "import --help", "export --help", "recipes --help", "serve --help"):
     try:
         main(line.split())
     except SystemExit as stopped:

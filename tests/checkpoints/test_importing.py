@@ -38,7 +38,13 @@ import vlmo  # noqa: F401 (registers the Auto classes)
 from vlmo.checkpoints import importing
 from vlmo.checkpoints.importing import PUBLISHED_EXTRAS, import_checkpoint
 from vlmo.checkpoints.layout import grouped
-from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForVisualQuestionAnswering, VLMoModel
+from vlmo.model import (
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedLM,
+    VLMoForVisualQuestionAnswering,
+    VLMoModel,
+)
 from vlmo.processing import VLMoProcessor
 
 RELATIVE = Sizes(relative=True)
@@ -180,6 +186,27 @@ def test_half_precision_stays_and_a_mixture_becomes_float32(tmp_path, vocabulary
     assert report.dtype == torch.float32
     assert any("mixes float16, float32" in note for note in report.conversion.notes)
     assert {tensor.dtype for tensor in loaded(tmp_path / "mixed").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [RELATIVE, ABSOLUTE], ids=["relative", "absolute"])
+def test_half_precision_file_is_imported_at_another_size(tmp_path, vocabulary, dtype, sizes):
+    weights = {key: tensor.to(dtype) for key, tensor in random_checkpoint(sizes, "itc").items()}
+    options = {"vocabulary": vocabulary, "num_attention_heads": None if sizes.relative else 5, "image_size": 40}
+    report = import_checkpoint(write(weights, tmp_path), tmp_path / "out", **options)
+    assert report.dtype == dtype
+    assert len(report.resized) == 1
+    assert {tensor.dtype for tensor in loaded(tmp_path / "out").values()} == {dtype}
+    model = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "out")
+    vectors = model.get_image_features(torch.randn(1, 3, 40, 40).to(dtype))
+    assert torch.isfinite(vectors).all()
+
+
+def test_old_name_of_a_torch_file_is_read(tmp_path):
+    weights = published_keys(with_random_weights(BeitForMaskedImageModeling(beit_config())))
+    torch.save({"model": weights}, tmp_path / "beit_base_patch16_224_pt22k.zip")
+    report = import_checkpoint(tmp_path / "beit_base_patch16_224_pt22k.zip", tmp_path / "out")
+    assert report.conversion.kind == "BEiT, pre-trained"
 
 
 def test_tensors_that_share_memory_in_the_file_are_both_saved(tmp_path, vocabulary):
@@ -532,6 +559,23 @@ def test_beit3_takes_its_sentencepiece_file_and_keeps_spare_rows_of_its_word_tab
         assert loaded(out)["vlmo.text_embeddings.positions"].shape == (16, 32)
         assert AutoProcessor.from_pretrained(out)(text="a b")["input_ids"][0] == 0
     assert dict(report.rows())["experts"] == "72 wide; no vision_language"
+
+
+@pytest.mark.parametrize(
+    ("task", "model_class"),
+    [("vqa", VLMoForVisualQuestionAnswering), ("imagenet", VLMoForImageClassification), ("nlvr2", VLMoModel)],
+)
+def test_fine_tuned_beit3_needs_no_allow_partial(tmp_path, task, model_class):
+    spm = train_sentencepiece(tmp_path / "toy.spm")
+    sizes = plain_beit3.Sizes(vocabulary=VLMoProcessor.from_sentencepiece(spm).vocab_size)
+    torch.save({"model": plain_beit3.fine_tuned_weights(sizes, task)}, tmp_path / "file.pth")
+    report = import_checkpoint(tmp_path / "file.pth", tmp_path / "out", vocabulary=spm, num_attention_heads=4)
+    assert report.conversion.model_class is model_class
+    assert (report.left_out, report.created) == ([], [])
+    assert any("head.dense1.weight" in line for line in report.lines()) == (task == "nlvr2")
+    _, loading = model_class.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
 
 
 def test_shards_with_a_configuration_are_read_like_one_file(tmp_path):

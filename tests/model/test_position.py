@@ -133,6 +133,15 @@ def test_resized_table_passes_gradients_on():
     assert table.grad[:49].sum().item() == pytest.approx(55, abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tables_in_half_precision_are_resized_as_exactly_as_they_can_hold(dtype):
+    table, positions = torch.randn(27**2 + 9, 2).to(dtype), torch.randn(197, 2).to(dtype)
+    for resize, half in ((resize_bias_table, table), (resize_absolute_positions, positions)):
+        found = resize(half, source=(14, 14), target=(24, 24))
+        assert found.dtype == dtype
+        assert torch.equal(found, resize(half.float(), source=(14, 14), target=(24, 24)).to(dtype))
+
+
 def test_resized_absolute_positions_keep_the_class_token_and_the_rows():
     heights = torch.arange(4.0).repeat_interleave(4)  # row of each patch
     positions = torch.stack([torch.full((17,), 7.0), torch.cat([torch.tensor([-5.0]), heights])], dim=1)

@@ -78,6 +78,23 @@ def random_weights(sizes: Sizes, *, contrast: bool) -> dict[str, Tensor]:
     return {key: torch.randn(shape) * 0.3 for key, shape in shapes(sizes, contrast=contrast).items()}
 
 
+def fine_tuned_weights(sizes: Sizes, task: str, *, labels: int = 7) -> dict[str, Tensor]:
+    """A file for "vqa", "imagenet" or "nlvr2": the first two have no norm after the blocks."""
+    width = sizes.width
+    heads = {
+        "vqa": {"pooler.norm": (width,), "pooler.dense": (width, width), "head.0": (2 * width, width)}
+        | {"head.1": (2 * width,), "head.3": (labels, 2 * width)},
+        "imagenet": {"fc_norm": (width,), "head": (labels, width)},
+        "nlvr2": {"head.norm1": (4 * width,), "head.dense1": (2 * width, 4 * width), "head.norm2": (2 * width,)}
+        | {"head.dense2": (2, 2 * width)},
+    }[task]
+    weights = random_weights(sizes, contrast=False)
+    if task != "nlvr2":
+        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("beit3.encoder.layer_norm.")}
+    weights |= {f"{name}.weight": torch.randn(shape) * 0.3 for name, shape in heads.items()}
+    return weights | {f"{name}.bias": torch.randn(shape[:1]) * 0.3 for name, shape in heads.items()}
+
+
 class PlainBEiT3:
     """Final hidden states and retrieval vectors of a state dict."""
 
@@ -137,6 +154,8 @@ class PlainBEiT3:
             inner = 0.5 * inner * (1 + torch.erf(inner / 2**0.5))
             inner = self._norm(inner, f"{start}ffn.{{}}.ffn_layernorm", branches)
             states = states + self._linear(inner, f"{start}ffn.{{}}.fc2", branches)
+        if "beit3.encoder.layer_norm.A.weight" not in self.weights:
+            return states
         return self._norm(states, "beit3.encoder.layer_norm.{}", branches)
 
     def _attend(self, states: Tensor, start: str, branches: list[str], hidden: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from transformers import (
     BeitForImageClassification,
     BeitForMaskedImageModeling,
     BeitModel,
+    Data2VecVisionConfig,
+    Data2VecVisionForImageClassification,
     ViTConfig,
     ViTModel,
 )
@@ -262,6 +264,28 @@ def test_label_names_and_norm_constant_come_from_the_folder():
     assert beit.convert(theirs.state_dict()).config.layer_norm_eps == 1e-12  # their default
 
 
+@torch.no_grad()
+def test_data2vec_gives_the_same_logits(tmp_path):
+    config = Data2VecVisionConfig(
+        **beit_config(num_labels=7, use_mask_token=False).to_diff_dict() | {"model_type": None}
+    )
+    theirs = with_random_weights(Data2VecVisionForImageClassification(config))
+    theirs.save_pretrained(tmp_path)
+    conversion = beit.convert(load_file(tmp_path / "model.safetensors"), config=theirs.config.to_dict())
+    assert conversion.kind == "Data2Vec of Hugging Face, fine-tuned on 7 classes"
+    close(load(conversion)(pixels := pictures()).logits, theirs(pixels).logits)
+
+
+def test_layers_in_which_beit_2_trains_its_class_token_are_dropped_and_reported():
+    theirs = with_random_weights(BeitForMaskedImageModeling(beit_config()))
+    weights = published_keys(theirs)
+    extra = {key.replace("blocks.", "cls_pt_layers."): tensor for key, tensor in weights.items() if "blocks." in key}
+    conversion = beit.convert(weights | extra | {"cls_pt_lm_head.weight": torch.zeros(23, WIDTH)})
+    assert conversion.unused.keys() == {*extra, "cls_pt_lm_head.weight"}
+    assert conversion.config.num_hidden_layers == DEPTH
+    close(load(conversion)(pixels := pictures()).reconstruction, theirs(pixels).logits)
+
+
 def test_leftovers_are_unused_and_strangers_unknown():
     theirs = with_random_weights(BeitForImageClassification(beit_config(num_labels=7)))
     weights = published_keys(theirs)
@@ -325,7 +349,7 @@ def broken(what: str) -> tuple[dict[str, Tensor], dict]:
     elif what == "two norms":
         return with_random_weights(BeitForMaskedImageModeling(beit_config(use_mean_pooling=False))).state_dict(), {}
     elif what == "another type":
-        return model.state_dict(), {"config": {"model_type": "data2vec-vision"}}
+        return model.state_dict(), {"config": {"model_type": "swin"}}
     elif what == "another activation":
         return model.state_dict(), {"config": {"model_type": "beit", "hidden_act": "relu"}}
     return weights, {}
@@ -341,7 +365,7 @@ def broken(what: str) -> tuple[dict[str, Tensor], dict]:
         ("other heads", "12 columns, which do not fit 3 layers of 5 heads"),
         ("no heads", "no tensor tells the attention heads"),
         ("two norms", "norms twice"),
-        ("another type", "data2vec-vision"),
+        ("another type", "swin"),
         ("another activation", "relu"),
     ],
 )

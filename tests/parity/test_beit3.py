@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.parity.plain_beit3 import BASE, LARGE, PlainBEiT3, Sizes, random_weights, shapes
+from tests.parity.plain_beit3 import BASE, LARGE, PlainBEiT3, Sizes, fine_tuned_weights, random_weights, shapes
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlmo.checkpoints import beit
 from vlmo.checkpoints.layout import Conversion
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel
+from vlmo.model import (
+    VLMoConfig,
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForVisualQuestionAnswering,
+    VLMoModel,
+    VLMoPreTrainedModel,
+)
 
 ATOL = 1e-5  # float32, two implementations that sum in different orders
 SIZES = Sizes()
@@ -18,7 +26,7 @@ TEXT_LENGTHS = [(1, 1, 1), (7, 3, 1), (16, 16, 9), (48, 2, 31)]
 PUBLISHED_SIZES = {"base": 222, "large": 674}
 
 
-def load(conversion: Conversion, *, attention: str = "sdpa") -> VLMoForImageTextRetrieval | VLMoModel:
+def load(conversion: Conversion, *, attention: str = "sdpa") -> VLMoPreTrainedModel:
     """The model; nothing may be missing, left over or started anew."""
     assert conversion.unknown == []
     assert conversion.created == []
@@ -109,13 +117,53 @@ def test_released_sizes_are_our_presets(name, sizes, preset, contrast):
         assert sum(tensor.numel() for tensor in tensors.values()) // 10**6 == PUBLISHED_SIZES[name]
 
 
-def test_heads_of_pretraining_are_unused_and_those_of_other_tasks_unknown():
-    weights = random_weights(SIZES, contrast=False)
-    weights |= {"mlm_head.weight": torch.zeros(3), "mim_head.bias": torch.zeros(3)}
-    weights |= {"pooler.dense.weight": torch.zeros(3), "head.0.weight": torch.zeros(3)}
+@torch.no_grad()
+def test_answers_are_those_of_the_plain_implementation():
+    weights = fine_tuned_weights(SIZES, "vqa")
+    model = load(beit.convert_beit3(weights, num_attention_heads=SIZES.heads))
+    assert isinstance(model, VLMoForVisualQuestionAnswering)
+    pixels, (ids, hidden) = pictures(3), texts((7, 3, 1))
+    first = PlainBEiT3(weights, SIZES).fused(pixels, ids, hidden)[:, 0]
+    pooled = linear(norm(first, weights, "pooler.norm"), weights, "pooler.dense").tanh()
+    inner = F.gelu(norm(linear(pooled, weights, "head.0"), weights, "head.1"))
+    close(model(pixels, ids, (~hidden).long()).logits, linear(inner, weights, "head.3"))
+
+
+@torch.no_grad()
+def test_classes_are_those_of_the_plain_implementation():
+    weights = fine_tuned_weights(SIZES, "imagenet")
+    model = load(beit.convert_beit3(weights, num_attention_heads=SIZES.heads))
+    assert isinstance(model, VLMoForImageClassification)
+    mean = PlainBEiT3(weights, SIZES).image(pixels := pictures(2))[:, 1:].mean(dim=1)
+    close(model(pixels).logits, linear(norm(mean, weights, "fc_norm"), weights, "head"))
+
+
+def linear(states: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    return states @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+
+def norm(states: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    return F.layer_norm(states, states.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-5)
+
+
+def test_heads_without_a_counterpart_are_unused_and_strangers_unknown():
+    weights = fine_tuned_weights(SIZES, "nlvr2")
+    weights |= {"mlm_head.weight": torch.zeros(3), "mim_head.bias": torch.zeros(3), "box_head.weight": torch.zeros(3)}
     conversion = beit.convert_beit3(weights, num_attention_heads=SIZES.heads)
-    assert sorted(conversion.unused) == ["beit3.vision_embed.mask_token", "mim_head.bias", "mlm_head.weight"]
-    assert sorted(conversion.unknown) == ["head.0.weight", "pooler.dense.weight"]
+    assert conversion.model_class is VLMoModel
+    heads = {f"head.{name}.{kind}" for name in ("norm1", "dense1", "norm2", "dense2") for kind in ("weight", "bias")}
+    assert conversion.unused.keys() == heads | {"beit3.vision_embed.mask_token", "mim_head.bias", "mlm_head.weight"}
+    assert conversion.unknown == ["box_head.weight"]
+    assert any("NLVR2" in note for note in conversion.notes)
+
+
+def test_lost_norm_is_not_made_up():
+    weights = random_weights(SIZES, contrast=True)
+    without = {key: tensor for key, tensor in weights.items() if not key.startswith("beit3.encoder.layer_norm.")}
+    answers = fine_tuned_weights(SIZES, "vqa")
+    del answers["pooler.norm.weight"]
+    for file in (without, answers):
+        assert "vlmo.norm.vision.weight" not in beit.convert_beit3(file, num_attention_heads=SIZES.heads).weights
 
 
 def test_a_missing_projection_is_missed_by_name():

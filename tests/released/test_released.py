@@ -1,4 +1,4 @@
-"""Models that come with the package, by their names, at every door."""
+"""Models by their names, everywhere that a model folder is accepted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel, VLMoProcessor
 from vlmo.cli import main
 from vlmo.model.stages import start_from
 from vlmo.recipes import find_recipe
-from vlmo.released import find_model, notes_folder, released_names
+from vlmo.released import find_model, notes_folder
+from vlmo.released.published import MODELS, NamedModel
 from vlmo.retrieval import Encoder
 from vlmo.run import build
 
@@ -27,13 +28,13 @@ from vlmo.run import build
 def released(toy_release, tmp_path, monkeypatch):
     """The folder of the model `toy`; the working directory is empty."""
     monkeypatch.setattr(vlmo.released, "FOLDER", toy_release)
+    monkeypatch.setitem(MODELS, "toy", NamedModel("toy", "retrieval", "small", 64))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return toy_release / "toy"
 
 
 def test_a_name_stands_for_the_folder_that_comes_along(released):
-    assert released_names() == ("toy",)
     assert find_model("toy") == released
     assert find_model("an/other") == "an/other"
 
@@ -57,9 +58,9 @@ def test_classes_load_by_name(released):
 
 @pytest.mark.parametrize("loader", [VLMoConfig, VLMoProcessor, VLMoForImageTextRetrieval])
 def test_unknown_names_are_answered_with_the_known_ones(released, loader):
-    with pytest.raises(OSError, match=r"Models that come with the package: toy\.$") as raised:
+    with pytest.raises(OSError, match=r"vlmo-small and others, which `vlmo models` lists\.$") as raised:
         loader.from_pretrained("vlmo-smal")
-    assert str(raised.value).count("come with the package") == 1
+    assert str(raised.value).count("vlmo models") == 1
 
 
 def test_encoder_takes_a_name(released):
@@ -108,7 +109,7 @@ def test_evaluation_of_a_released_model_leaves_it_as_it_is(released, tmp_path, c
     }
     capsys.readouterr()
     shown = refused(["evaluate", "toy", "--data", str(pictures), "--write-card"], capsys)
-    assert "comes with the package and stays as it is" in shown
+    assert "toy is a published model and stays as it is" in shown
     assert {file: file.stat().st_mtime_ns for file in released.iterdir()} == before
 
 
@@ -117,4 +118,4 @@ def test_evaluation_of_a_released_model_leaves_it_as_it_is(released, tmp_path, c
 )
 def test_commands_name_the_released_models_where_there_is_none(released, capsys, line):
     assert "tos is no model folder" in (shown := refused(line, capsys))
-    assert shown.endswith("Models that come with the package: toy.")
+    assert shown.endswith("vlmo-small and others, which `vlmo models` lists.")

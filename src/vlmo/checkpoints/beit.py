@@ -1,4 +1,4 @@
-"""Published layouts of BEiT (arXiv 2106.08254), also in Hugging Face's form, and of BEiT-3 (arXiv 2208.10442)."""
+"""Published layouts of BEiT (arXiv 2106.08254), BEiT-2, BEiT and Data2Vec of Hugging Face, and BEiT-3 (2208.10442)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ _NORM_EPS, _HUGGING_FACE_NORM_EPS = 1e-6, 1e-12  # of the published code, and Be
 _CLASS_TOKEN = "vlmo.image_embeddings.cls_token"
 _PATCHES, _FIRST_LAYER = "vlmo.image_embeddings.projection.weight", "vlmo.blocks.0.experts.vision.fc1.weight"
 _NORM, _MASK_TOKEN, _TOKEN_HEAD = "vlmo.norm.weight", "mim_head.mask_token", "mim_head.decoder.weight"
+_DATA2VEC = "data2vec-vision"  # arXiv 2202.03555: BEiT's model, trained in another way
 _SHARED = "shared_table"  # which is joined with each `layer_table` into our table
 _CLASSIFIER = {"classifier_norm.weight", "classifier.weight"}
-_LEFTOVERS = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked)")
+# Also the layers in which BEiT-2 (arXiv 2208.06366) pre-trains its class token.
+_LEFTOVERS = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked)|cls_pt_(layers|lm_head)\..+")
 _BIAS = "relative_position_bias_table"
 
 _BLOCK = "vlmo.blocks.{layer}."
@@ -98,7 +100,7 @@ HUGGING_FACE = NameTable(
         (f"encoder.layer.{{layer}}.attention.attention.relative_position_bias.{_BIAS}", "layer_table.{layer}"),
         (f"layers.{{layer}}.relative_position_bias.{_BIAS}", "layer_table.{layer}"),
     ),
-    prefix="beit.",
+    prefix=r"beit\.|data2vec_vision\.",
 )
 
 
@@ -165,8 +167,9 @@ def convert(
     state = "pre-trained" if _TOKEN_HEAD in named else "without a head"
     if fine_tuned:
         state = f"fine-tuned on {len(named['classifier.weight'])} classes"
+    family = "Data2Vec" if given.get("model_type") == _DATA2VEC else "BEiT"
     return Conversion(
-        kind=f"BEiT{'' if original else ' of Hugging Face'}, {state}",
+        kind=f"{family}{'' if original else ' of Hugging Face'}, {state}",
         model_class=models.VLMoForImageClassification if fine_tuned else models.VLMoForMaskedImageModeling,
         config=ours,
         weights=weights | neutral,
@@ -274,8 +277,8 @@ _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermedia
 def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Validate `config.json` of a Beit folder; pairs of equal image or patch sizes become one number."""
     given = dict(config)
-    if (kind := given.get("model_type", "beit")) != "beit":
-        raise ValueError(f"config.json is of a model of type {kind!r}; expected 'beit'.")
+    if (kind := given.get("model_type", "beit")) not in {"beit", _DATA2VEC}:
+        raise ValueError(f"config.json is of a model of type {kind!r}; expected 'beit' or {_DATA2VEC!r}.")
     if (activation := given.get("hidden_act", "gelu")) != "gelu":
         raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
     for name in ("image_size", "patch_size"):
@@ -312,8 +315,10 @@ _NUM_UNUSED_POSITIONS = 2  # in front of both position tables
 _BEIT3_IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 _BEIT3_TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
 _BEIT3_WORDS = "beit3.text_embed.weight"
-# Heads of pre-training, which VLMo does not share.
-_BEIT3_UNUSED = re.compile(r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|.*num_batches_tracked")
+# Heads of pre-training, and the classifier of two images (NLVR2), which have another form than VLMo's.
+_BEIT3_UNUSED = re.compile(
+    r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|head\.(norm|dense)[12]\..+|.*num_batches_tracked"
+)
 
 BEIT3 = NameTable(
     (
@@ -323,6 +328,14 @@ BEIT3 = NameTable(
         (_BEIT3_IMAGE_POSITIONS, "vlmo.image_embeddings.positions"),
         (_BEIT3_TEXT_POSITIONS, "vlmo.text_embeddings.positions"),
         ("beit3.encoder.layer_norm.{expert}.{kind}", "vlmo.norm.{expert}.{kind}"),
+        # Files for VQA have no norm after the blocks, but one before the pooler, which reads the image's first token.
+        ("pooler.norm.{kind}", "vlmo.norm.vision.{kind}"),
+        ("pooler.dense.{kind}", "vlmo.pooler.dense.{kind}"),
+        ("head.0.{kind}", "answer_head.dense.{kind}"),
+        ("head.1.{kind}", "answer_head.norm.{kind}"),
+        ("head.3.{kind}", "answer_head.classifier.{kind}"),
+        ("fc_norm.{kind}", "classifier_norm.{kind}"),
+        ("head.{kind}", "classifier.{kind}"),
         ("vision_head.weight", "contrast_head.image_projection.weight"),
         ("language_head.weight", "contrast_head.text_projection.weight"),
         ("logit_scale", "contrast_head.logit_scale"),
@@ -354,7 +367,7 @@ def is_beit3(state_dict: Mapping[str, Tensor]) -> bool:
 def convert_beit3(
     state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object
 ) -> Conversion:
-    """Convert BEiT-3 to a retrieval model where the file holds the contrast heads, to a backbone otherwise.
+    """Convert BEiT-3, fine-tuned for retrieval, VQA or ImageNet, to that task's model; to a backbone otherwise.
 
     Args:
         num_attention_heads: Needed only where the width is neither that of base nor that of large.
@@ -362,15 +375,26 @@ def convert_beit3(
     Raises:
         ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
     """
-    contrast = not state_dict.keys().isdisjoint({"vision_head.weight", "language_head.weight", "logit_scale"})
     weights, keys = translate(state_dict, BEIT3)
-    config = _beit3_config(state_dict, depth=count_blocks(weights), num_attention_heads=num_attention_heads)
+    state, model_class, changes = _beit3_task(state_dict, heads={name.partition(".")[0] for name in weights})
+    config = _beit3_config(state_dict, depth=count_blocks(weights), asked=num_attention_heads, changes=changes)
+    notes: list[str] = []
+    if changes:  # the published code has no norm after the blocks in these tasks
+        like = weights["vlmo.image_embeddings.cls_token"]
+        for side in ("language",) if config.use_pooler else ("vision", "language"):
+            weights.setdefault(f"vlmo.norm.{side}.weight", like.new_ones(config.hidden_size))
+            weights.setdefault(f"vlmo.norm.{side}.bias", like.new_zeros(config.hidden_size))
+    else:
+        notes.append(
+            "BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."
+        )
+    if any(key.startswith("head.dense") for key in state_dict):
+        notes.append("Its classifier of two images (NLVR2) has another form than VLMo's, so it was left out.")
     weights |= {name: weights[name][_NUM_UNUSED_POSITIONS:] for name in (OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS)}
     others = state_dict.keys() - keys.values()
-    notes = ["BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."]
     return Conversion(
-        kind="BEiT-3, with contrast heads" if contrast else "BEiT-3, without a head",
-        model_class=models.VLMoForImageTextRetrieval if contrast else models.VLMoModel,
+        kind=f"BEiT-3, {state}",
+        model_class=model_class,
         config=config,
         weights=weights,
         unused={key: state_dict[key] for key in others if _BEIT3_UNUSED.fullmatch(key)},
@@ -382,8 +406,23 @@ def convert_beit3(
     )
 
 
+def _beit3_task(
+    state_dict: Mapping[str, Tensor], *, heads: set[str]
+) -> tuple[str, type[models.VLMoPreTrainedModel], dict[str, Any]]:
+    """Return the task in words, its model, and settings that it asks for."""
+    if "answer_head" in heads:
+        answers = shape_of(state_dict, "head.3.weight", axes=2)[0]
+        return "fine-tuned on VQA", models.VLMoForVisualQuestionAnswering, {"num_labels": answers, "use_pooler": True}
+    if {"classifier", "classifier_norm"} <= heads:
+        classes = shape_of(state_dict, "head.weight", axes=2)[0]
+        return f"fine-tuned on {classes} classes", models.VLMoForImageClassification, {"num_labels": classes}
+    if "contrast_head" in heads:
+        return "with contrast heads", models.VLMoForImageTextRetrieval, {}
+    return "without a head", models.VLMoModel, {}
+
+
 def _beit3_config(
-    state_dict: Mapping[str, Tensor], *, depth: int, num_attention_heads: int | None
+    state_dict: Mapping[str, Tensor], *, depth: int, asked: int | None, changes: Mapping[str, Any]
 ) -> models.VLMoConfig:
     width, channels, patch_size, _ = shape_of(state_dict, "beit3.vision_embed.proj.weight", axes=4)
     positions = shape_of(state_dict, _BEIT3_IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
@@ -397,7 +436,7 @@ def _beit3_config(
     return models.VLMoConfig.beit3_base(
         hidden_size=width,
         num_hidden_layers=depth,
-        num_attention_heads=count_heads(None, width=width, depth=depth, asked=num_attention_heads),
+        num_attention_heads=count_heads(None, width=width, depth=depth, asked=asked),
         intermediate_size=shape_of(state_dict, "beit3.encoder.layers.0.ffn.A.fc1.weight", axes=2)[0],
         image_size=patch_size * grid_of_positions(_BEIT3_IMAGE_POSITIONS, positions),
         patch_size=patch_size,
@@ -405,4 +444,5 @@ def _beit3_config(
         vocab_size=words,
         max_text_positions=texts,
         projection_size=projection,
+        **changes,
     )

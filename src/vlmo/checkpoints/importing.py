@@ -133,6 +133,8 @@ def import_checkpoint(
     vocabulary: str | Path | None = None,
     labels: str | Path | None = None,
     allow_partial: bool = False,
+    address: str = "",
+    licence: str | None = None,
     usage_of: Callable[[Path], Usage | None] = lambda _: None,
 ) -> ImportReport:
     """Write a published checkpoint as the model folder `out`, in one atomic write.
@@ -148,6 +150,8 @@ def import_checkpoint(
             fetched from the model hub.
         labels: File with the names of answers or classes; see `read_labels`.
         allow_partial: Leave out unknown keys and initialise missing ones, instead of refusing the file.
+        address: Origin of the file, for the model card.
+        licence: Of the weights, for the model card.
         usage_of: Gives purpose and code of a folder's model for its card, such as `vlmo.tasks.usage_of`.
 
     Raises:
@@ -192,7 +196,8 @@ def import_checkpoint(
             title=conversion.kind,
             stage=conversion.kind,
             about=f"Imported from `{path.name}` by `vlmo import`.",
-            start=f"`{path.name}`",
+            start=f"`{path.name}`" + (f" of <{address}>" if address else ""),
+            licence=licence,
             licence_note="The terms of that file hold for this copy of it.",
             limits=tuple(limits),
         )

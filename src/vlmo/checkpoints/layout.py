@@ -73,7 +73,7 @@ class NameTable:
     Args:
         names: Published template and ours.
         experts: Published names of the experts and ours, for `{expert}`.
-        prefix: Start of published keys that may be left out.
+        prefix: Pattern of a start of published keys that may be left out.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class NameTable:
 
 def _compile(template: str, *, prefix: str = "") -> re.Pattern[str]:
     parts = re.sub(r"\\{(\w+)\\}", lambda part: f"(?P<{part[1]}>{_PARTS[part[1]]})", re.escape(template))
-    return re.compile(f"({re.escape(prefix)})?{parts}")
+    return re.compile(f"({prefix})?{parts}")
 
 
 def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]], experts: Mapping[str, str]) -> str | None:

@@ -62,7 +62,7 @@ def load_model(
     """Load the model of a folder in evaluation mode. No code of the folder is run.
 
     Args:
-        folder: Model folder, or the name of a released model such as "vlmo-small".
+        folder: Model folder, or the name of a model such as "vlmo-base-coco".
         model_class: Class to load; by default the one that `config.json` names.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         hint: Sentence that the error adds where the folder holds another class.

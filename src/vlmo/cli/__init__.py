@@ -30,6 +30,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "serve": (serving.ServeOptions, serving.serve_command),
     "data prepare": (tasks.PrepareOptions, tasks.prepare_command),
     "recipes": (runs.RecipesOptions, runs.recipes_command),
+    "models": (folders.ModelsOptions, folders.models_command),
     "import": (folders.ImportOptions, folders.import_command),
     "export": (folders.ExportOptions, folders.export_command),
     "release": (folders.ReleaseOptions, folders.release_command),

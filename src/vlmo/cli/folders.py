@@ -1,4 +1,4 @@
-"""`vlmo import`, `vlmo export` and `vlmo release`: convert model folders."""
+"""`vlmo models`, `vlmo import`, `vlmo export` and `vlmo release`: names of models, and conversion of model folders."""
 
 from __future__ import annotations
 
@@ -11,8 +11,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import ModelFolder, hide_loading_bars
+from vlmo.cli.parsing import ModelFolder, hide_loading_bars, nearest
 from vlmo.released import find_model
+from vlmo.released.published import MODELS
+
+
+@dataclass(frozen=True)
+class ModelsOptions:
+    """List the models that have a name; vlmo models NAME... downloads and converts these now."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Models to download; the first command that uses one does it too."""
+    labels: Path | None = None
+    """Names of the answers or classes, which published files do not hold; as for vlmo import."""
+    keep_file: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Keep the published file too."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,29 @@ class ReleaseOptions:
     """A paragraph for the top of the card."""
     device: str | None = None
     """Device that measures it: cpu, cuda or cuda:N; by default a GPU if there is one."""
+
+
+def models_command(options: ModelsOptions) -> None:
+    """Run `vlmo models`."""
+    from vlmo.released.download import cached_model, fetch_model
+
+    console = Console(soft_wrap=True)
+    if options.names:
+        hide_loading_bars()
+        for name in options.names:
+            if name not in MODELS:
+                raise ValueError(f"no model {name!r}; did you mean {nearest(name, MODELS)!r}? All: vlmo models")
+        given = {"labels": options.labels, "keep_file": options.keep_file}
+        for model in map(MODELS.__getitem__, options.names):
+            folder = Path(find_model(model.name)) if not model.address else fetch_model(model, **given)
+            console.print(f"{model.name}: {folder}", markup=False, highlight=False)
+        return
+    table = Table("name", "task", "size, pixels", "licence", "here", box=None, pad_edge=False)
+    for model in MODELS.values():
+        here = not model.address or (cached_model(model.name) / "config.json").is_file()
+        size = f"{model.size.replace('_plus', '+')}, {model.image_size}"
+        table.add_row(model.name, model.task, size, model.licence, "yes" if here else "")
+    console.print(table)
 
 
 def import_command(options: ImportOptions) -> None:

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from vlmo.released import known_models
-
 ModelFolder = Annotated[
     Path,
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="MODEL_FOLDER", help=f"Folder that a run leaves under model/. {known_models()}"),
+    tyro.conf.arg(
+        metavar="MODEL_FOLDER",
+        help="Folder that a run leaves under model/, a name that vlmo models lists, or hf://OWNER/NAME.",
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars
 from vlmo.released import find_model, is_released, notes_folder
+from vlmo.released.published import MODELS
 
 if TYPE_CHECKING:
     from vlmo.tasks import TaskResult
@@ -57,7 +58,7 @@ class EvaluateOptions:
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
     out: Path | None = None
     """JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or here if
-    the model comes with the package, with the method or inference in its name where one is given."""
+    the model was given by a name, with the method or inference in its name where one is given."""
     write_card: bool = False
     """Put the metrics into the folder's README.md."""
 
@@ -103,7 +104,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
     folder = Path(find_model(options.folder))
     if is_released(folder) and (options.write_card or options.choose_rerank_weight):
         raise ValueError(
-            f"{folder.name} comes with the package and stays as it is; copy {folder} and evaluate the copy, or leave "
+            f"{options.folder} is a published model and stays as it is; copy {folder} and evaluate the copy, or leave "
             "out --write-card and --choose-rerank-weight"
         )
     check_new_file(options.out, option="--out")
@@ -197,7 +198,8 @@ def _check_read(options: EvaluateOptions, read: set[str], *, because: str) -> No
 
 def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None:
     console = Console(soft_wrap=True)
-    Console().print(result.table())
+    named = MODELS.get(str(options.folder))
+    Console().print(result.table(reported=named.reported if named and named.task == result.task else ()))
     parts = [result.task, _plain(result.source), _plain(result.split), options.method, options.inference]
     out = options.out or notes_folder(folder) / f"evaluation_{'_'.join(part for part in parts if part)}.json"
     result.write_json(out, folder=folder)

@@ -60,7 +60,7 @@ class VLMoPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any) -> Self:
-        """Load a model folder, a model of the hub, or one that comes with the package, such as "vlmo-small".
+        """Load a model folder, a model of the hub, or one by its name, such as "vlmo-base-coco".
 
         Arguments are those of transformers.
 

@@ -122,7 +122,7 @@ class VLMoConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
-        """Load the configuration of a folder, of the hub, or of a model in the package, such as "vlmo-small".
+        """Load the configuration of a folder, of the hub, or of a model by its name, such as "vlmo-small".
 
         Arguments are those of transformers.
 

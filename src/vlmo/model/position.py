@@ -108,10 +108,12 @@ def resize_bias_table(
     if source == target:
         return table
     count = num_offset_rows(source)
-    offsets = table[:count].unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))
-    down = _spline_matrix(2 * source[0] - 1, 2 * target[0] - 1).to(table)
-    right = _spline_matrix(2 * source[1] - 1, 2 * target[1] - 1).to(table)
-    resized = torch.einsum("ys,xt,stc->yxc", down, right, offsets)
+    # In half precision the matrices alone would lose more than the table has.
+    precise = table[:count].to(torch.promote_types(table.dtype, torch.float32))
+    offsets = precise.unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))
+    down = _spline_matrix(2 * source[0] - 1, 2 * target[0] - 1).to(offsets)
+    right = _spline_matrix(2 * source[1] - 1, 2 * target[1] - 1).to(offsets)
+    resized = torch.einsum("ys,xt,stc->yxc", down, right, offsets).to(table)
     return torch.cat([resized.flatten(0, 1), table[count:]])
 
 

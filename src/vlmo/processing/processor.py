@@ -66,7 +66,7 @@ class VLMoProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> Self:
-        """The processor of a folder, of the hub, or of a model that comes with the package, such as "vlmo-small".
+        """The processor of a folder, of the hub, or of a model by its name, such as "vlmo-small".
 
         Arguments are those of transformers. Code in the folder is not run unless `trust_remote_code=True` is given.
 

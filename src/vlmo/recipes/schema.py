@@ -104,7 +104,7 @@ class Recipe:
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     init: str | None = None
-    """Model folder to start from, or the name of a model that comes with the package."""
+    """Model folder to start from, or the name of a model (`vlmo models`)."""
     evaluate_on: str | None = None
     """Stage 3 and fine-tuning: data (a name or a path) that the model is measured on, every trainer.eval_every."""
     evaluate_split: str = "test"

@@ -1,39 +1,60 @@
-"""Released models: folders beside this file, which ship with the package and are found by their names.
+"""Models by name: `vlmo-small`, which ships with the package, weights that others have published, and the hub's.
 
 A model folder of the same name in the working directory takes precedence.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
+from vlmo.released.published import MODELS
+
 SMALL = "vlmo-small"
 """The small model that `vlmo quickstart --fast` starts from."""
 
 FOLDER = Path(__file__).parent
+# A path of pathlib has one slash.
+_HUB = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)")
 
 Name = TypeVar("Name", bound=str | PathLike)
 
 
-def released_names() -> tuple[str, ...]:
-    """Return the names of the released models."""
-    return tuple(sorted(file.parent.name for file in FOLDER.glob("*/config.json")))
-
-
 def find_model(name: Name) -> Name | Path:
-    """Return the folder of the released model `name`; any other name or path unchanged."""
-    if (Path(name) / "config.json").is_file() or str(name) not in released_names():
+    """Return the folder of a model by its name (`MODELS`) or by `hf://OWNER/NAME`; anything else unchanged.
+
+    The first use of a published model downloads and converts it.
+
+    Raises:
+        ValueError: It cannot be downloaded.
+    """
+    if (Path(name) / "config.json").is_file():
         return name
-    return FOLDER / name
+    if hub := _HUB.fullmatch(str(name)):
+        from vlmo.released.download import fetch_hub_folder
+
+        return fetch_hub_folder(hub[1])
+    if (model := MODELS.get(str(name))) is None:
+        return name
+    if not model.address:
+        return FOLDER / model.name
+    from vlmo.released.download import fetch_model
+
+    return fetch_model(model)
 
 
 def is_released(folder: str | PathLike) -> bool:
-    """Return True for a folder of the package, into which nothing should be written."""
-    return FOLDER in Path(find_model(folder)).absolute().parents
+    """Return True for a folder of the package or of a cache, into which nothing should be written."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from vlmo.released.download import cached_model
+
+    kept = {FOLDER, cached_model("").absolute(), Path(HF_HUB_CACHE).absolute()}
+    return not kept.isdisjoint(Path(find_model(folder)).absolute().parents)
 
 
 def notes_folder(folder: str | PathLike) -> Path:
@@ -42,8 +63,8 @@ def notes_folder(folder: str | PathLike) -> Path:
 
 
 def known_models() -> str:
-    """Return a sentence with the names, for errors."""
-    return f"Models that come with the package: {', '.join(released_names()) or 'none'}."
+    """Return a sentence about names, for errors."""
+    return f"Models with a name: {SMALL} and others, which `vlmo models` lists."
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class Encoder:
     """The retrieval model of a folder. Threads may share one: they take turns in the model.
 
     Args:
-        folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model that comes along.
+        folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model such as "vlmo-base-coco".
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         dtype: Type of weights and activations; None: that of the folder.
 

@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -62,17 +63,28 @@ class TaskResult:
     settings: dict[str, Any] = field(default_factory=dict)
     hub_task: str = ""
 
-    def table(self) -> Table:
-        """Return metrics in percent, with chance and meaning beside each."""
+    def table(self, *, reported: Sequence[tuple[str, str, float]] = ()) -> Table:
+        """Return metrics in percent, with chance and meaning beside each.
+
+        Args:
+            reported: Split, metric and percent of results in the paper. Those of this split, or else of the first with
+                such a metric, are shown with the difference.
+        """
+        splits = [split for split, metric, _ in reported if metric in self.metrics]
+        shown = self.split if self.split in splits else next(iter(splits), None)
+        paper = {metric: percent for split, metric, percent in reported if split == shown}
         rows = f"{len(self.predictions)} rows, percent"
         table = Table("", title=escape(f"{self.task}, {data_name(self.source)} {self.split}, {rows}"))
-        table.add_column("model", justify="right")
-        table.add_column("chance", justify="right")
+        for header in ("model", *([f"paper, {shown}", "difference"] if shown else []), "chance"):
+            table.add_column(header, justify="right")
         table.add_column("meaning")
         for name, value in self.metrics.items():
-            chance = f"{100 * self.chance[name]:.1f}" if name in self.chance else ""
-            words = escape(self.names.get(name, name)), escape(self.meanings.get(name, ""))
-            table.add_row(words[0], f"{100 * value:.1f}", chance, words[1])
+            numbers = [f"{100 * value:.1f}"]
+            if shown:
+                known = name in paper
+                numbers += [f"{paper[name]:.1f}", f"{100 * value - paper[name]:+.1f}"] if known else ["", ""]
+            numbers.append(f"{100 * self.chance[name]:.1f}" if name in self.chance else "")
+            table.add_row(escape(self.names.get(name, name)), *numbers, escape(self.meanings.get(name, "")))
         return table
 
     def write_json(self, path: str | Path, *, folder: str | Path, predictions: bool = True) -> Path:

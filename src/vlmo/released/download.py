@@ -1,0 +1,304 @@
+"""Published weights as model folders in the cache: downloaded once, checked, converted, kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from importlib import import_module
+from pathlib import Path
+from typing import IO
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from vlmo.progress import Progress
+from vlmo.released.published import VOCABULARIES, NamedModel
+
+MIRROR = "VLMO_WEIGHTS"
+"""Environment variable: folder or address that has the published files, instead of their publishers."""
+CACHE = "VLMO_CACHE"
+"""Environment variable: folder for downloads and model folders; by default ~/.cache/vlmo."""
+
+_LOGGER = logging.getLogger(__name__)
+_TRIES, _PAUSE_S, _TIMEOUT_S = 5, 1.0, 30.0
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class _File:
+    """A published file on this machine; `ours` if it was downloaded, so that it may be deleted."""
+
+    path: Path
+    sha256: str
+    ours: bool
+
+
+def cache_folder() -> Path:
+    """Return the folder of downloads (`files`, `downloads`), sums (`checksums.json`) and model folders (`models`)."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vlmo"
+    return Path(os.environ.get(CACHE) or usual).expanduser().absolute()
+
+
+def cached_model(name: str) -> Path:
+    """Return the path that the model folder of a published model has once it is here."""
+    return cache_folder() / "models" / name
+
+
+def fetch_model(model: NamedModel, *, labels: str | Path | None = None, keep_file: bool = False) -> Path:
+    """Return the model folder of a published model; download and convert it first if it is not here.
+
+    Processes that ask for the same model wait for the first.
+
+    Args:
+        labels: File with the names of answers or classes, as for `vlmo import`; published files do not name them.
+        keep_file: Keep the published file under `files` in the cache; otherwise it is deleted after the conversion.
+
+    Raises:
+        ValueError: The file cannot be had, is not the one that was pinned, or is no checkpoint of this layout.
+    """
+    folder = cached_model(model.name)
+    is_here = (folder / "config.json").is_file
+    if labels is not None and is_here():
+        raise ValueError(f"{model.name} is in {folder} already; remove that folder to convert it again with labels")
+    if not is_here():
+        with _locked():
+            if not is_here():
+                _fetch_and_convert(model, folder, labels=labels, keep_file=keep_file)
+    return folder
+
+
+def fetch_hub_folder(repository: str) -> Path:
+    """Return the files of a model folder on the Hugging Face hub, in its cache; only data, no code.
+
+    Raises:
+        ValueError: It cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError as HubError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "README.md"]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (OSError, HubError, ValueError) as problem:
+        reason = " ".join(str(problem).split())
+        raise ValueError(f"hf://{repository} cannot be downloaded from the hub ({reason})") from None
+
+
+def _fetch_and_convert(model: NamedModel, folder: Path, *, labels: str | Path | None, keep_file: bool) -> None:
+    files = [_fetch_file(model.address)]
+    if model.layout in VOCABULARIES:
+        files.append(_fetch_file(VOCABULARIES[model.layout]))
+    # The importer stands on models and processors, which look up names here: so it is imported by name.
+    import_checkpoint = import_module("vlmo.checkpoints.importing").import_checkpoint
+    usage_of = import_module("vlmo.tasks").usage_of
+    _LOGGER.info("converting %s", files[0].path.name)
+    try:
+        import_checkpoint(
+            files[0].path,
+            folder,
+            kind=model.layout,
+            vocabulary=files[1].path if files[1:] else None,
+            labels=labels,
+            licence=model.licence.lower(),
+            address=model.address,
+            usage_of=usage_of,
+        )
+    except ValueError as problem:
+        for file in files if labels is None else ():  # a list of labels may be what is wrong
+            _store(file, keep=False)
+        raise ValueError(f"{model.name}, which is published at {model.address}: {problem}") from None
+    for number, file in enumerate(files):
+        _pin(file)
+        _store(file, keep=keep_file or number > 0)
+
+
+# ---------------------------------------------------------------------------------------------- files and sums
+
+
+def _fetch_file(address: str) -> _File:
+    """Return a published file: of the user, of a mirror that is a folder, or downloaded."""
+    name, mirror = address.rpartition("/")[2], os.environ.get(MIRROR, "")
+    is_address = "://" in mirror
+    folders = [cache_folder() / "files", *([Path(mirror).expanduser()] if mirror and not is_address else [])]
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is None and mirror and not is_address:
+        raise ValueError(f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}")
+    if ours := path is None:
+        path = cache_folder() / "downloads" / name
+        if not path.is_file():
+            _download(f"{mirror.rstrip('/')}/{name}" if is_address else address, path)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    pinned = _read_sums().get(name, {}).get("sha256", digest)
+    if pinned != digest:
+        if ours:
+            path.unlink()
+        raise ValueError(
+            f"{name} is another file than the first that was used under this name: its SHA-256 is {digest}, not"
+            f" {pinned}. If its publisher has replaced it, remove its entry from {_sums_file()}"
+        )
+    return _File(path, digest, ours)
+
+
+def _pin(file: _File) -> None:
+    """Keep the sum of a file that could be used; every later file of its name must have it."""
+    sums = _read_sums()
+    sums.setdefault(file.path.name, {"sha256": file.sha256, "bytes": file.path.stat().st_size})
+    partial = _sums_file().with_suffix(".partial")
+    partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    partial.replace(_sums_file())
+
+
+def _store(file: _File, *, keep: bool) -> None:
+    """Keep or delete a file after its use; files of the user stay where they are."""
+    if not file.ours:
+        return
+    if keep:
+        target = cache_folder() / "files" / file.path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.path.replace(target)
+    else:
+        file.path.unlink()
+
+
+def _sums_file() -> Path:
+    return cache_folder() / "checksums.json"
+
+
+def _read_sums() -> dict[str, dict[str, str | int]]:
+    return json.loads(_sums_file().read_text(encoding="utf-8")) if _sums_file().is_file() else {}
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Hold the lock of the cache; the other processes wait."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache_folder() / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _LOGGER.warning("waiting for another process that is filling %s", cache_folder())
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ---------------------------------------------------------------------------------------------- HTTP
+
+
+class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to an address that `_check_address` allows."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        """Return the next request."""
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_address(address: str) -> None:
+    parts, mirror = urlsplit(address), urlsplit(os.environ.get(MIRROR, ""))
+    if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", mirror.hostname):
+        raise ValueError(f"{address} is refused: expected https, or http from the mirror that {MIRROR} names")
+
+
+def _download(address: str, target: Path) -> None:
+    """Download a file; go on where an earlier try ended.
+
+    Raises:
+        ValueError: It cannot be had; the message says where to put it by hand.
+    """
+    _check_address(address)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    reason = ""
+    with Progress(Console(stderr=True), in_bytes=True) as progress:
+        for number in range(_TRIES):
+            time.sleep(_PAUSE_S * number)
+            try:
+                _read_rest(address, partial, progress=progress)
+            except (OSError, HTTPException) as problem:
+                reason = " ".join(str(problem).split()) or type(problem).__name__
+                code = problem.code if isinstance(problem, HTTPError) else 0
+                no_network = isinstance(problem, URLError) and not code and number == 0
+                if code == 416:  # what is here is no beginning of this file
+                    partial.unlink()
+                elif no_network or 0 < code < 500:
+                    break
+            else:
+                partial.replace(target)
+                _state_of(partial).unlink(missing_ok=True)
+                return
+    kept = f"; the {partial.stat().st_size:,} bytes that came are kept" if partial.is_file() else ""
+    raise ValueError(
+        f"{address} cannot be downloaded ({reason}){kept}. Try again, or get it by other means and put it into"
+        f" {cache_folder() / 'files'}, or into a folder that {MIRROR} names"
+    )
+
+
+def _read_rest(address: str, partial: Path, *, progress: Progress) -> None:
+    """Add to `partial` what it lacks.
+
+    Raises:
+        OSError: The connection failed or ended early.
+        ValueError: The answer is no file of a stated size, or the disk is too small for it.
+    """
+    done = partial.stat().st_size if partial.is_file() else 0
+    state = json.loads(_state_of(partial).read_text()) if done and _state_of(partial).is_file() else {}
+    headers = {"Accept-Encoding": "identity", "User-Agent": "vlmo"}
+    if state:
+        headers |= {"Range": f"bytes={done}-"} | ({"If-Range": state["tag"]} if state["tag"] else {})
+    opener = urllib.request.build_opener(_CheckedRedirects)
+    request = urllib.request.Request(address, headers=headers)
+    with opener.open(request, timeout=_TIMEOUT_S) as response:
+        if response.headers.get_content_type() == "text/html":
+            raise ValueError(f"{address} gave a web page instead of a file; open it in a browser, or try again later")
+        start, total = _extent(response)
+        if start not in {0, done} or (start and total != state["total"]):
+            partial.unlink()
+            raise OSError("the file has changed while it was downloaded")
+        if (free := shutil.disk_usage(partial.parent).free) < total - start:
+            raise ValueError(f"{partial.parent} has {free:,} bytes left, {address} needs {total - start:,}")
+        if not start:
+            partial.unlink(missing_ok=True)
+            tag = response.headers.get("ETag", "")
+            _state_of(partial).write_text(json.dumps({"tag": "" if tag.startswith("W/") else tag, "total": total}))
+        done = start
+        with partial.open("ab") as file:
+            while done < total and (block := response.read(min(_BLOCK, total - done))):
+                file.write(block)
+                done += len(block)
+                progress.update(partial.stem, done, total)
+    if done < total:
+        raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _extent(response: HTTPResponse) -> tuple[int, int]:
+    """Return where the content of a response begins in the file, and the size of the file."""
+    if response.status == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        start, total = (int(found[1]), int(found[2])) if found else (0, -1)
+    else:
+        start, total = 0, int(response.headers.get("Content-Length", "-1"))
+    if total < 1:
+        raise ValueError(f"{response.url} does not state the size of the file; it was not read")
+    return start, total
+
+
+def _state_of(partial: Path) -> Path:
+    return partial.with_suffix(".state")

@@ -1,0 +1,134 @@
+"""Models that have a name: the one in the package, and weights that others have published."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_BEIT = "https://github.com/addf400/files/releases/download/"
+VOCABULARIES = {
+    "vlmo": "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt",
+    "beit3": f"{_BEIT}beit3/beit3.spm",
+}
+"""Address of the vocabulary that the files of a layout need."""
+
+# Layout and address, then a line for each file: name, task, file, and what the VLMo paper (arXiv 2111.02358) reports of
+# it: split, metric and percent. The addresses are those of the publishers' READMEs.
+_FILES = {
+    ("vlmo", "https://github.com/wenhui0924/vlmo_ckpts/releases/download/vlmo/"): """
+vlmo-base             pre-training vlmo_base_patch16_224.pt
+vlmo-base-stage2      text         vlmo_base_patch16_224_stage2.pt
+vlmo-base-coco        retrieval    vlmo_base_patch16_384_coco.pt  test tr@1 74.8, test ir@1 57.2
+vlmo-base-f30k        retrieval    vlmo_base_patch16_384_f30k.pt  test tr@1 92.3, test ir@1 79.3
+vlmo-base-nlvr2       nlvr2        vlmo_base_patch16_384_nlvr2.pt  validation accuracy 82.77, test accuracy 83.34
+vlmo-base-vqa         vqa          vlmo_base_patch16_480_vqa.pt  test_dev accuracy 76.64, test_std accuracy 76.89
+vlmo-base-plus        pre-training vlmo_base_plus_patch16_224.pt
+vlmo-base-plus-stage2 text         vlmo_base_plus_patch16_224_stage2.pt
+vlmo-base-plus-coco   retrieval    vlmo_base_plus_patch16_384_coco.pt  test tr@1 76.3, test ir@1 58.6
+vlmo-base-plus-f30k   retrieval    vlmo_base_plus_patch16_384_f30k.pt  test tr@1 93.2, test ir@1 81.8
+vlmo-base-plus-nlvr2  nlvr2        vlmo_base_plus_patch16_384_nlvr2.pt  test accuracy 85.1
+vlmo-base-plus-vqa    vqa          vlmo_base_plus_patch16_480_vqa.pt  test_dev accuracy 78.5
+vlmo-large            pre-training vlmo_large_patch16_224.pt
+vlmo-large-stage2     text         vlmo_large_patch16_224_stage2.pt
+vlmo-large-coco       retrieval    vlmo_large_patch16_384_coco.pt  test tr@1 78.2, test ir@1 60.6
+vlmo-large-f30k       retrieval    vlmo_large_patch16_384_f30k.pt  test tr@1 95.3, test ir@1 84.5
+vlmo-large-nlvr2      nlvr2        vlmo_large_patch16_384_nlvr2.pt  validation accuracy 85.64, test accuracy 86.86
+vlmo-large-vqa        vqa          vlmo_large_patch16_480_vqa.pt  test_dev accuracy 79.94, test_std accuracy 79.98
+""",
+    ("beit", f"{_BEIT}v1.0/"): """
+beit-base-pt1k-800ep           images         beit_base_patch16_224_pt1k_800ep.pth
+beit-base-pt22k                images         beit_base_patch16_224_pt22k.pth
+beit-base-pt22k-ft1k           classification beit_base_patch16_224_pt22k_ft1k.pth
+beit-base-pt22k-ft22k          classification beit_base_patch16_224_pt22k_ft22k.pth
+beit-base-pt22k-ft22kto1k      classification beit_base_patch16_224_pt22k_ft22kto1k.pth
+beit-base-pt22k-ft22kto1k-384  classification beit_base_patch16_384_pt22k_ft22kto1k.pth
+beit-large-pt22k               images         beit_large_patch16_224_pt22k.pth
+beit-large-pt22k-ft1k          classification beit_large_patch16_224_pt22k_ft1k.pth
+beit-large-pt22k-ft22k         classification beit_large_patch16_224_pt22k_ft22k.pth
+beit-large-pt22k-ft22kto1k     classification beit_large_patch16_224_pt22k_ft22kto1k.pth
+beit-large-pt22k-ft22kto1k-384 classification beit_large_patch16_384_pt22k_ft22kto1k.pth
+beit-large-pt22k-ft22kto1k-512 classification beit_large_patch16_512_pt22k_ft22kto1k.pth
+""",
+    ("beit", f"{_BEIT}BEiT-v2/"): """
+beitv2-base-pt1k            images         beitv2_base_patch16_224_pt1k.pth
+beitv2-base-pt1k-300e       images         beitv2_base_patch16_224_pt1k_300e.pth
+beitv2-base-pt1k-300e-ft1k  classification beitv2_base_patch16_224_pt1k_300e_ft1k.pth
+beitv2-base-pt1k-ft1k       classification beitv2_base_patch16_224_pt1k_ft1k.pth
+beitv2-base-pt1k-ft21k      classification beitv2_base_patch16_224_pt1k_ft21k.pth
+beitv2-base-pt1k-ft21kto1k  classification beitv2_base_patch16_224_pt1k_ft21kto1k.pth
+beitv2-large-pt1k           images         beitv2_large_patch16_224_pt1k.pth
+beitv2-large-pt1k-300e      images         beitv2_large_patch16_224_pt1k_300e.pth
+beitv2-large-pt1k-300e-ft1k classification beitv2_large_patch16_224_pt1k_300e_ft1k.pth
+beitv2-large-pt1k-ft1k      classification beitv2_large_patch16_224_pt1k_ft1k.pth
+beitv2-large-pt1k-ft21k     classification beitv2_large_patch16_224_pt1k_ft21k.pth
+beitv2-large-pt1k-ft21kto1k classification beitv2_large_patch16_224_pt1k_ft21kto1k.pth
+""",
+    ("beit3", f"{_BEIT}beit3/"): """
+beit3-base                backbone       beit3_base_patch16_224.pth
+beit3-base-indomain       backbone       beit3_base_indomain_patch16_224.pth
+beit3-base-indomain-in1k  classification beit3_base_indomain_patch16_224_in1k.pth
+beit3-base-indomain-vqa   vqa            beit3_base_indomain_patch16_480_vqa.pth
+beit3-base-itc            retrieval      beit3_base_itc_patch16_224.pth
+beit3-base-in1k           classification beit3_base_patch16_224_in1k.pth
+beit3-base-coco           retrieval      beit3_base_patch16_384_coco_retrieval.pth
+beit3-base-f30k           retrieval      beit3_base_patch16_384_f30k_retrieval.pth
+beit3-base-vqa            vqa            beit3_base_patch16_480_vqa.pth
+beit3-large               backbone       beit3_large_patch16_224.pth
+beit3-large-indomain      backbone       beit3_large_indomain_patch16_224.pth
+beit3-large-indomain-in1k classification beit3_large_indomain_patch16_224_in1k.pth
+beit3-large-indomain-vqa  vqa            beit3_large_indomain_patch16_480_vqa.pth
+beit3-large-vqa-768       vqa            beit3_large_indomain_patch16_768_vgqaaug_vqa.pth
+beit3-large-itc           retrieval      beit3_large_itc_patch16_224.pth
+beit3-large-in1k          classification beit3_large_patch16_224_in1k.pth
+beit3-large-coco          retrieval      beit3_large_patch16_384_coco_retrieval.pth
+beit3-large-f30k          retrieval      beit3_large_patch16_384_f30k_retrieval.pth
+beit3-large-vqa           vqa            beit3_large_patch16_480_vqa.pth
+""",
+}
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that can be asked for by its name.
+
+    Attributes:
+        task: Its training: "pre-training" (stage 3), "text" (stage 2), "images" (stage 1), "backbone" (no head), or
+            the task that it was fine-tuned for.
+        size: "base", "base_plus", "large" or "small".
+        image_size: Pixels of an image's side.
+        licence: Of the weights.
+        address: Of the published file; empty for a model that comes with the package.
+        layout: Of that file, one of `vlmo import --kind`.
+        reported: Split, metric and percent of each result in the paper.
+    """
+
+    name: str
+    task: str
+    size: str
+    image_size: int
+    licence: str = "MIT"
+    address: str = ""
+    layout: str = ""
+    reported: tuple[tuple[str, str, float], ...] = ()
+
+
+def _read_table() -> dict[str, NamedModel]:
+    models = {"vlmo-small": NamedModel("vlmo-small", "retrieval", "small", 64, licence="CC-BY-SA-4.0")}
+    for (layout, address), lines in _FILES.items():
+        for line in lines.strip().splitlines():
+            name, task, file, *words = re.split(r" +", line, maxsplit=3)
+            numbers = [number.split() for number in "".join(words).split(", ") if number]
+            models[name] = NamedModel(
+                name,
+                task,
+                size="base_plus" if "base_plus" in file else "large" if "large" in file else "base",
+                image_size=int(file.partition("_patch16_")[2][:3]),
+                address=address + file,
+                layout=layout,
+                reported=tuple((split, metric, float(percent)) for split, metric, percent in numbers),
+            )
+    return models
+
+
+MODELS = _read_table()
+"""All models that have a name, by it."""

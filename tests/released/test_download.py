@@ -1,0 +1,307 @@
+"""Published weights by name: downloaded once, checked, converted and kept, whatever the server does."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from safetensors.torch import load_file
+from tests import forkserver
+from tests.parity.cases import reference_file
+from tests.released.toy_server import COCO, VQA, serving, serving_hub, write_published
+from tests.retrieval.toy_index import write_folder
+from tests.test_cli_tasks import refused
+from transformers import pipeline
+
+from vlmo import VLMoForImageTextRetrieval, VLMoForVisualQuestionAnswering, VLMoProcessor, progress
+from vlmo.cli import main
+from vlmo.released import download, find_model, notes_folder
+from vlmo.released.published import MODELS
+from vlmo.retrieval import Encoder
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return write_published(tmp_path_factory.mktemp("published") / "files")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "_PAUSE_S", 0.0)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def site(published, cache, monkeypatch):
+    with serving(published) as site:
+        monkeypatch.setenv("VLMO_WEIGHTS", site.address)
+        yield site
+
+
+def left(cache: Path) -> list[str]:
+    """Files and model folders in the cache."""
+    return sorted(str(path.relative_to(cache)) for path in cache.glob("*/*"))
+
+
+def test_name_is_downloaded_and_converted_once_and_then_taken_from_the_cache(site, cache, tmp_path, capsys):
+    images = write_folder(tmp_path / "images", numbers=range(4))
+    main(["index", "vlmo-base-coco", str(images), "--out", "photos"])
+    main(["search", "photos", "word1 word2", "--top", "1", "--json"])
+    assert site.requests == [(COCO, 0), ("vocab.txt", 0)]
+    assert left(cache) == ["files/vocab.txt", "models/vlmo-base-coco"]
+    folder = find_model("vlmo-base-coco")
+    assert Encoder("vlmo-base-coco").fingerprint == Encoder(folder).fingerprint
+    model = VLMoForImageTextRetrieval.from_pretrained("vlmo-base-coco")
+    source = load_file(reference_file("irtr"))
+    assert torch.equal(model.contrast_head.image_projection.weight, source["itc_image_proj.fc.weight"])
+    assert VLMoProcessor.from_pretrained("vlmo-base-coco").vocab_size == 96
+    card = (folder / "README.md").read_text()
+    assert "license: mit" in card
+    assert MODELS["vlmo-base-coco"].address in card
+    assert len(site.requests) == 2
+    assert notes_folder("vlmo-base-coco") == Path()
+    main(["models"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["vlmo-base-coco", "retrieval", "base,", "384", "MIT", "yes"] in lines
+    assert ["vlmo-base-f30k", "retrieval", "base,", "384", "MIT"] in lines
+    find_model("vlmo-base-vqa")
+    assert site.requests[2:] == [(VQA, 0)]  # the vocabulary is here already
+
+
+def test_download_goes_on_where_the_connection_broke(site, cache, published, monkeypatch, capsys):
+    size = (published / COCO).stat().st_size
+    site.cuts = [1000, 50_000]
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    find_model("vlmo-base-coco")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(COCO)]
+    assert lines[0].startswith(f"{COCO}: 1.0 kB of {size / 1000:.1f} kB")
+    assert lines[1].startswith(f"{COCO}: 51.0 kB of ")
+    assert lines[-1].endswith(" left")
+    assert site.requests == [(COCO, 0), (COCO, 1000), (COCO, 51_000), ("vocab.txt", 0)]
+    pinned = json.loads((cache / "checksums.json").read_text())
+    assert pinned[COCO]["bytes"] == size
+
+
+def test_interrupted_download_goes_on_in_the_next_call(site, cache):
+    site.cuts = [10_000, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match=rf"{COCO} cannot be downloaded .* 10,000 bytes .* put it into .*cache/files"):
+        find_model("vlmo-base-coco")
+    site.requests.clear()
+    find_model("vlmo-base-coco")
+    assert site.requests[0] == (COCO, 10_000)
+
+
+@pytest.mark.parametrize("change", ["tag", "no ranges", "size", "shorter"])
+def test_file_that_changes_between_two_parts_is_read_from_its_start(site, cache, published, change):
+    site.cuts = [10_000, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="cannot be downloaded"):
+        find_model("vlmo-base-coco")
+    if change == "tag":
+        site.tag = '"second"'
+    elif change == "no ranges":
+        site.ranges = False
+    else:
+        site.tag = None
+        partial = cache / "downloads" / f"{COCO}.partial"
+        state = json.loads(partial.with_suffix(".state").read_text()) | {"tag": "", "total": 99_999}
+        partial.with_suffix(".state").write_text(json.dumps(state))
+        if change == "shorter":  # on the server than what is here
+            partial.write_bytes(bytes(len(site.files[COCO]) + 1))
+    find_model("vlmo-base-coco")
+    source = load_file(reference_file("irtr"))
+    model = VLMoForImageTextRetrieval.from_pretrained("vlmo-base-coco")
+    assert torch.equal(model.contrast_head.text_projection.weight, source["itc_text_proj.fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        pytest.param({"Content-Length": "9999999"}, "connection ended after", id="more than there is"),
+        pytest.param({"Content-Length": "5000"}, "truncated, damaged, or no checkpoint", id="less than there is"),
+        pytest.param({"Content-Length": ""}, "does not state the size", id="none"),
+        pytest.param({"Content-Length": str(10**17)}, "bytes left, .* needs 100,000,000", id="more than the disk"),
+        pytest.param({"Content-Type": "text/html"}, "web page instead of a file", id="a page"),
+    ],
+)
+def test_answer_that_is_not_the_file_is_refused_and_not_pinned(site, cache, headers, problem):
+    site.headers = headers
+    with pytest.raises(ValueError, match=problem):
+        find_model("vlmo-base-coco")
+    assert not (cache / "checksums.json").exists()
+    assert not list(cache.glob("models/*"))
+    site.headers = {}
+    find_model("vlmo-base-coco")
+
+
+def test_page_in_the_middle_of_a_download_costs_nothing_that_is_here(site, cache):
+    site.cuts = [10_000, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="cannot be downloaded"):
+        find_model("vlmo-base-coco")
+    site.headers = {"Content-Type": "text/html"}
+    with pytest.raises(ValueError, match="web page"):
+        find_model("vlmo-base-coco")
+    assert (cache / "downloads" / f"{COCO}.partial").stat().st_size == 10_000
+
+
+def test_redirects_are_followed_and_give_no_file_name(site, cache):
+    site.moved = {f"/{COCO}": f"{site.address}/other/..%2F..%2Fevil.pt"}
+    site.files["..%2F..%2Fevil.pt"] = site.files[COCO]
+    site.headers = {"Content-Disposition": "attachment; filename=../../evil.pt"}
+    find_model("vlmo-base-coco")
+    assert left(cache) == ["files/vocab.txt", "models/vlmo-base-coco"]
+
+
+@pytest.mark.parametrize("elsewhere", ["http://example.org/x.pt", "ftp://127.0.0.1/x.pt", "file:///etc/passwd"])
+def test_redirects_leave_neither_https_nor_the_mirror(site, elsewhere):
+    site.moved = {f"/{COCO}": elsewhere}
+    with pytest.raises(ValueError, match=r"is refused: expected https|cannot be downloaded"):
+        find_model("vlmo-base-coco")
+
+
+def test_plain_http_is_for_mirrors_only(cache, monkeypatch):
+    with pytest.raises(ValueError, match=r"http://example\.org/x is refused"):
+        download._download("http://example.org/x", cache / "x")
+    monkeypatch.setenv("VLMO_WEIGHTS", "http://127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"http://localhost/x is refused"):
+        download._download("http://localhost/x", cache / "x")
+
+
+def test_another_file_under_a_known_name_is_refused(site, cache, tmp_path):
+    find_model("vlmo-base-coco")
+    (cache / "models" / "vlmo-base-coco").rename(tmp_path / "gone")
+    site.files[COCO] = site.files[VQA]
+    with pytest.raises(ValueError, match=rf"{COCO} is another file .* remove its entry from .*checksums\.json"):
+        find_model("vlmo-base-coco")
+    assert left(cache) == ["files/vocab.txt"]
+
+
+def test_file_of_another_layout_or_with_code_is_refused_and_deleted(site, cache):
+    site.files["beit3_base_itc_patch16_224.pth"] = site.files[COCO]
+    site.files["beit3.spm"] = b"no matter"
+    with pytest.raises(
+        ValueError, match=r"beit3-base-itc, which is published at https.*not laid out as beit3, but as vlmo"
+    ):
+        find_model("beit3-base-itc")
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(cache / "evil"),)
+
+    site.files[COCO] = pickle.dumps({"state_dict": Evil()})
+    with pytest.raises(ValueError, match="reading it would run code"):
+        find_model("vlmo-base-coco")
+    assert not [name for name in left(cache) if name.endswith(("evil", ".pt", ".pth"))]
+    assert not (cache / "checksums.json").exists()
+
+
+def test_without_a_network_one_line_says_where_to_put_the_file(cache, published, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("VLMO_WEIGHTS", f"http://127.0.0.1:{port}")
+    shown = refused(["embed", "vlmo-base-coco", "x.png", "--out", "x.npy"], capsys)
+    assert f"http://127.0.0.1:{port}/{COCO} cannot be downloaded" in shown
+    assert f"put it into {cache / 'files'}" in shown
+    (cache / "files").mkdir()
+    for name in (COCO, "vocab.txt"):
+        (cache / "files" / name).write_bytes((published / name).read_bytes())
+    find_model("vlmo-base-coco")
+    assert left(cache) == [f"files/{COCO}", "files/vocab.txt", "models/vlmo-base-coco"]
+
+
+def test_mirror_may_be_a_folder_that_stays_as_it_is(cache, published, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLMO_WEIGHTS", str(published))
+    before = {file.name: file.stat().st_mtime_ns for file in published.iterdir()}
+    answer = pipeline("visual-question-answering", model=str(find_model("vlmo-base-vqa")))
+    assert answer(image=Image.new("RGB", (64, 64)), question="word1")[0]["answer"] in answer.model.config.label2id
+    assert {file.name: file.stat().st_mtime_ns for file in published.iterdir()} == before
+    assert left(cache) == ["models/vlmo-base-vqa"]
+    with pytest.raises(ValueError, match=r"holds no vlmo_large_patch16_480_vqa\.pt; it is published at https://github"):
+        find_model("vlmo-large-vqa")
+
+
+def test_folder_of_the_hub_is_fetched_without_its_code(cache, toy_release, monkeypatch, tmp_path, capsys):
+    files = {file.name: file.read_bytes() for file in (toy_release / "toy").iterdir()} | {"modeling.py": b"1 / 0"}
+    with serving_hub(files) as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        found = find_model("hf://someone/tiny")
+        assert {file.name for file in found.iterdir()} == files.keys() - {"modeling.py"}
+        assert Encoder(Path("hf://someone/tiny")).fingerprint == Encoder(toy_release / "toy").fingerprint
+        assert VLMoForImageTextRetrieval.from_pretrained("hf://someone/tiny").config.hidden_size == 32
+        assert notes_folder("hf://someone/tiny") == Path()
+        line = ["embed", "hf://someone/none", "x.png", "--out", "x.npy"]
+        assert "hf://someone/none cannot be downloaded from the hub" in refused(line, capsys)
+
+
+def test_evaluation_shows_the_papers_numbers_and_the_difference(cache, published, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VLMO_WEIGHTS", str(published))
+    monkeypatch.setenv("COLUMNS", "160")
+    images = str(write_folder(tmp_path / "images"))
+    line = ["evaluate", "vlmo-base-coco", "--task", "retrieval", "--data", images, "--split", "train", "--rerank", "0"]
+    main(line)
+    shown = capsys.readouterr().out
+    assert "paper, test" in shown
+    (row,) = [line.split("│") for line in shown.splitlines() if "TR@1," in line]
+    ours, paper, difference = (float(cell) for cell in row[2:5])
+    assert paper == 74.8
+    assert difference == pytest.approx(ours - paper, abs=0.051)
+    (row,) = [line.split("│") for line in shown.splitlines() if "TR@5," in line]
+    assert [cell.strip() for cell in row[3:5]] == ["", ""]
+    assert Path("evaluation_retrieval_images_train.json").is_file()  # here, and not in the cache
+
+
+def test_models_command_downloads_now_with_labels_and_can_keep_the_file(site, cache, capsys):
+    main(["models", "vlmo-base-coco", "vlmo-small", "--keep-file"])
+    shown = capsys.readouterr().out
+    assert f"vlmo-base-coco: {cache / 'models' / 'vlmo-base-coco'}" in shown
+    assert f"files/{COCO}" in left(cache)
+    answers = [f"answer {number}" for number in range(17)]
+    Path("few.txt").write_text("yes\nno\n")
+    assert "few.txt names 2 answers" in refused(["models", "vlmo-base-vqa", "--labels", "few.txt"], capsys)
+    assert f"downloads/{VQA}" in left(cache)
+    Path("answers.txt").write_text("\n".join(answers))
+    main(["models", "vlmo-base-vqa", "--labels", "answers.txt"])
+    model = VLMoForVisualQuestionAnswering.from_pretrained("vlmo-base-vqa")
+    assert list(model.config.id2label.values()) == answers
+    assert "already" in refused(["models", "vlmo-base-vqa", "--labels", "answers.txt"], capsys)
+    assert "did you mean 'vlmo-large-vqa'" in refused(["models", "vlmo-large-vqb"], capsys)
+
+
+def test_process_that_asks_for_the_same_model_waits_for_the_first(site, cache):
+    site.answers.clear()
+    started = [forkserver.start(find_model, "vlmo-base-coco") for _ in range(2)]
+    told = [process.folder / "stderr" for process in started]
+    while not any("waiting for another process" in file.read_text() for file in told if file.is_file()):
+        assert all(process.is_alive() for process in started)
+        time.sleep(0.05)
+    site.answers.set()
+    assert [process.wait() for process in started] == [0, 0]
+    assert site.requests == [(COCO, 0), ("vocab.txt", 0)]
+    assert left(cache) == ["files/vocab.txt", "models/vlmo-base-coco"]
+
+
+def test_table_has_each_file_once_under_the_name_that_its_own_tells():
+    addresses = [model.address for model in MODELS.values() if model.address]
+    assert len(set(addresses)) == len(addresses) == 61
+    for model in MODELS.values():
+        if model.address:
+            family, size = model.address.rpartition("/")[2].split("_patch16_")[0].split("_", maxsplit=1)
+            assert model.name.startswith(family), model
+            assert model.size in size
+            assert model.address.startswith("https://github.com/")
+            assert model.image_size % 16 == 0
