@@ -2,6 +2,7 @@
 
 import weakref
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -50,6 +51,20 @@ def expected_experts(way: str, *, fused: bool) -> dict[str, set[str]]:
     if way != "pair":
         return {"image": {"vision": {"image"}}, "text": {"language": {"text"}}}[way]
     return {"vision_language": {"text", "image"}} if fused else {"vision": {"image"}, "language": {"text"}}
+
+
+def test_drop_path_drops_text_and_image_of_a_pair_apart_below_the_fusion_experts():
+    block = toy(VLMoModel, num_fusion_layers=1, drop_path_rate=0.5, layer_scale_init=None).train().blocks[-1]
+    hidden = torch.randn(64, 12, block.experts["vision"].fc2.out_features)
+    for fusion, kinds in ((False, 4), (True, 2)):
+        route = Route(num_text=5, num_image=7, fusion=fusion)
+        with mock.patch.object(block.attention, "forward", lambda hidden, **_: (torch.zeros_like(hidden), None)):
+            changed = block(hidden, None, route=route)[0] != hidden
+        text, image = changed[:, :5].any(dim=(1, 2)), changed[:, 5:].any(dim=(1, 2))
+        # A part is dropped as a whole.
+        assert torch.equal(text, changed[:, :5].any(dim=2).all(dim=1))
+        assert torch.equal(image, changed[:, 5:].any(dim=2).all(dim=1))
+        assert len(set(zip(text.tolist(), image.tolist(), strict=True))) == kinds
 
 
 @pytest.mark.parametrize("way", WAYS)

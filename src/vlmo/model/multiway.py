@@ -70,7 +70,10 @@ class MultiwayBlock(GradientCheckpointingLayer):
         if queries is not None:
             hidden, route = queries.select(hidden), queries.route(route)
         hidden = hidden + self.drop_path(_scaled(attended, self.gamma_1))
-        return hidden + self.drop_path(_scaled(route(self.experts, hidden), self.gamma_2)), weights
+        # Below the fusion experts, text and image of a pair are dropped apart, as in the published code.
+        return hidden + route(
+            self.experts, hidden, then=lambda part: self.drop_path(_scaled(part, self.gamma_2))
+        ), weights
 
 
 class MultiwayAttention(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,22 +24,30 @@ class Route:
     image_first: bool = False
 
     def __call__(
-        self, modules: nn.ModuleDict, hidden: Float[Tensor, "batch seq dim"], **options: Any
+        self,
+        modules: nn.ModuleDict,
+        hidden: Float[Tensor, "batch seq dim"],
+        *,
+        then: Callable[[Tensor], Tensor] = lambda part: part,
+        **options: Any,
     ) -> Float[Tensor, "batch seq new_dim"]:
-        """Send each token through the module of its modality."""
+        """Send each token through the module of its modality.
+
+        Args:
+            then: Applied to the result of each module.
+            options: Arguments of the modules.
+        """
+        both = [(LANGUAGE, self.num_text), (VISION, self.num_image)]
+        names = [name for name, count in (both[::-1] if self.image_first else both) if count]
         if SHARED in modules:
-            return modules[SHARED](hidden, **options)
-        if self.fusion and VISION_LANGUAGE in modules:
-            return modules[VISION_LANGUAGE](hidden, **options)
-        if self.num_image == 0:
-            return modules[LANGUAGE](hidden, **options)
-        if self.num_text == 0:
-            return modules[VISION](hidden, **options)
-        if self.image_first:
-            image, text = hidden.split([self.num_image, self.num_text], dim=1)
-            return torch.cat([modules[VISION](image, **options), modules[LANGUAGE](text, **options)], dim=1)
-        text, image = hidden.split([self.num_text, self.num_image], dim=1)
-        return torch.cat([modules[LANGUAGE](text, **options), modules[VISION](image, **options)], dim=1)
+            names = [SHARED]
+        elif self.fusion and VISION_LANGUAGE in modules:
+            names = [VISION_LANGUAGE]
+        if len(names) == 1:
+            return then(modules[names[0]](hidden, **options))
+        sizes = [self.num_image, self.num_text] if self.image_first else [self.num_text, self.num_image]
+        parts = zip(names, hidden.split(sizes, dim=1), strict=True)
+        return torch.cat([then(modules[name](part, **options)) for name, part in parts], dim=1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vlmo.types import normalize_pixels
 
-# 31 bins, as RandAugment in torchvision: magnitude 30 is the strongest.
-MAX_MAGNITUDE = 30
+MAX_MAGNITUDE = 10
+"""Strongest RandAugment."""
 
 # The scales at which JPEG can be decoded, the smallest first.
 _REDUCTIONS = (8, 4, 2)
@@ -44,17 +44,21 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """Augmentation of a training image: square resize, flip, RandAugment(2, 9) (VLMo, "Implementation Details").
+    """Augmentation of a training image: square resize, flip, RandAugment(2, 7) (VLMo, "Implementation Details").
 
-    Everything below `fill` is off by default. Fields called a probability are in [0, 1].
+    Everything below `fill` is off by default; the paper's recipes for pairs also crop, as the published code does.
+    Fields called a probability are in [0, 1].
     """
 
     image_size: int = 224
     """Height and width, in pixels."""
     rand_augment_ops: int = 2
-    """Operations of RandAugment per image; 0 turns it off."""
-    rand_augment_magnitude: int = 9
-    """Strength of RandAugment, 0 to 30."""
+    """Operations of RandAugment per image, each applied with probability 0.5; 0 turns it off."""
+    rand_augment_magnitude: int = 7
+    """Strength of RandAugment, 0 to 10."""
+    rand_augment: Literal["vlmo", "timm"] = "vlmo"
+    """Operations to choose from: VLMo's ten, which leave hues alone, or timm's fifteen, which BEiT is fine-tuned
+    with."""
     horizontal_flip: float = 0.5
     """Probability. Set 0 where left and right matter to the text."""
     fill: int = 255
@@ -85,6 +89,8 @@ class TransformConfig:
             raise ValueError(f"image_size must be positive, rand_augment_ops >= 0, fill in 0 to 255; got {self}")
         if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:
             raise ValueError(f"rand_augment_magnitude is {self.rand_augment_magnitude}: expected 0 to {MAX_MAGNITUDE}")
+        if self.rand_augment not in RAND_AUGMENT:
+            raise ValueError(f"rand_augment is {self.rand_augment!r}: expected one of {', '.join(RAND_AUGMENT)}")
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop is {self.min_crop}: expected a share of the area in (0, 1]")
         shares = "horizontal_flip color_jitter grayscale random_erasing affine blur"
@@ -150,13 +156,7 @@ class TrainTransform:
         before = Image.fromarray(_to_array(pixels))
         after = _change_style(before, config=config, generator=generator)
         after = _change_color(after, config=config, generator=generator)
-        after = rand_augment(
-            after,
-            num_ops=config.rand_augment_ops,
-            magnitude=config.rand_augment_magnitude,
-            fill=config.fill,
-            generator=generator,
-        )
+        after = rand_augment(after, config=config, generator=generator)
         if after is not before:
             pixels = _to_tensor(after)
         if generator.random() < config.random_erasing:
@@ -290,48 +290,68 @@ def _erase(pixels: UInt8[Tensor, "3 size size"], *, fill: int, generator: np.ran
     pixels[:, top : top + height, left : left + width] = fill
 
 
-# Largest strengths, and nearest-neighbour sampling, are those of torchvision's RandAugment.
-_Matrix = tuple[float, float, float, float, float, float]
-_GEOMETRIC: dict[str, Callable[[float, Image.Image], _Matrix]] = {
-    "shear_x": lambda level, _: (1, 0.3 * level, 0, 0, 1, 0),
-    "shear_y": lambda level, _: (1, 0, 0, 0.3 * level, 1, 0),
-    "translate_x": lambda level, image: (1, 0, -int(150 / 331 * level * image.width), 0, 1, 0),
-    "translate_y": lambda level, image: (1, 0, 0, 0, 1, -int(150 / 331 * level * image.height)),
-}
-_ENHANCING = {
-    "brightness": ImageEnhance.Brightness,
-    "color": ImageEnhance.Color,
-    "contrast": ImageEnhance.Contrast,
-    "sharpness": ImageEnhance.Sharpness,
-}
-_TONAL: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "identity": lambda image, _: image,
-    "posterize": lambda image, level: ImageOps.posterize(image, round(8 - 4 * level)),
-    "solarize": lambda image, level: ImageOps.solarize(image, math.ceil(255 * (1 - level))),
-    "auto_contrast": lambda image, _: ImageOps.autocontrast(image),
-    "equalize": lambda image, _: ImageOps.equalize(image),
-}
-RAND_AUGMENT_OPS = (*_GEOMETRIC, "rotate", *_ENHANCING, *_TONAL)
+# An operation gets the image, its strength from 0 to 1, a sign of +1 or -1, and the geometric part of its arguments.
+_Operation = Callable[[Image.Image, float, int, dict[str, Any]], Image.Image]
 
 
-def rand_augment(
-    image: Image.Image, *, num_ops: int, magnitude: int, fill: int, generator: np.random.Generator
-) -> Image.Image:
-    """Apply `num_ops` of torchvision's fourteen operations, chosen evenly, of one strength (RandAugment, "Methods").
+def _shift(image: Image.Image, matrix: tuple[float, ...], options: dict[str, Any]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, **options)
 
-    Torchvision's own RandAugment takes its randomness from a global generator.
+
+_SHARED: dict[str, _Operation] = {
+    "auto_contrast": lambda image, *_: ImageOps.autocontrast(image),
+    "equalize": lambda image, *_: ImageOps.equalize(image),
+    "rotate": lambda image, level, sign, options: image.rotate(30 * sign * level, **options),
+    "shear_x": lambda image, level, sign, options: _shift(image, (1, 0.3 * sign * level, 0, 0, 1, 0), options),
+    "shear_y": lambda image, level, sign, options: _shift(image, (1, 0, 0, 0.3 * sign * level, 1, 0), options),
+}
+RAND_AUGMENT: dict[str, dict[str, _Operation]] = {
+    "vlmo": _SHARED
+    | {
+        "identity": lambda image, *_: image,
+        "brightness": lambda image, level, *_: ImageEnhance.Brightness(image).enhance(0.1 + 1.8 * level),
+        "sharpness": lambda image, level, *_: ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * level),
+        "translate_x": lambda image, level, sign, options: _shift(image, (1, 0, -10 * sign * level, 0, 1, 0), options),
+        "translate_y": lambda image, level, sign, options: _shift(image, (1, 0, 0, 0, 1, -10 * sign * level), options),
+    },
+    "timm": _SHARED
+    | {
+        "invert": lambda image, *_: ImageOps.invert(image),
+        "posterize": lambda image, level, *_: ImageOps.posterize(image, max(1, 4 - int(4 * level))),
+        "solarize": lambda image, level, *_: ImageOps.solarize(image, 256 - int(256 * level)),
+        "solarize_add": lambda image, level, *_: image.point(
+            [value + int(110 * level) * (value < 128) for value in range(256)] * 3
+        ),
+        "color": lambda image, level, sign, _: ImageEnhance.Color(image).enhance(1 + 0.9 * sign * level),
+        "contrast": lambda image, level, sign, _: ImageEnhance.Contrast(image).enhance(1 + 0.9 * sign * level),
+        "brightness": lambda image, level, sign, _: ImageEnhance.Brightness(image).enhance(1 + 0.9 * sign * level),
+        "sharpness": lambda image, level, sign, _: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * sign * level),
+        "translate_x": lambda image, level, sign, options: _shift(
+            image, (1, 0, 0.45 * sign * level * image.width, 0, 1, 0), options
+        ),
+        "translate_y": lambda image, level, sign, options: _shift(
+            image, (1, 0, 0, 0, 1, 0.45 * sign * level * image.height), options
+        ),
+    },
+}
+"""Operations of each set by name."""
+
+
+def rand_augment(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
+    """Choose `rand_augment_ops` operations evenly and apply each with probability 0.5 (RandAugment, "Methods").
+
+    Set "vlmo": the ten operations of VLMo's published code, which leave hues alone. Set "timm": the fifteen of timm's
+    `rand-m9-mstd0.5-inc1`, which BEiT is fine-tuned with; their strength varies with a deviation of 0.5.
     """
-    level, color = magnitude / MAX_MAGNITUDE, (fill, fill, fill)
-    for _ in range(num_ops):
-        operation = RAND_AUGMENT_OPS[generator.integers(len(RAND_AUGMENT_OPS))]
-        signed = level if generator.random() < 0.5 else -level
-        if operation in _GEOMETRIC:
-            matrix = _GEOMETRIC[operation](signed, image)
-            image = image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=color)
-        elif operation == "rotate":
-            image = image.rotate(30 * signed, fillcolor=color)
-        elif operation in _ENHANCING:
-            image = _ENHANCING[operation](image).enhance(1 + 0.9 * signed)
-        else:
-            image = _TONAL[operation](image, level)
+    operations = list(RAND_AUGMENT[config.rand_augment].values())
+    options = {"resample": Image.Resampling.BILINEAR, "fillcolor": (config.fill,) * 3}
+    for _ in range(config.rand_augment_ops):
+        operation = operations[generator.integers(len(operations))]
+        if generator.random() < 0.5:
+            continue
+        level: float = config.rand_augment_magnitude
+        if config.rand_augment == "timm":
+            level = min(max(generator.normal(level, 0.5), 0), MAX_MAGNITUDE)
+            options["resample"] = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)[generator.integers(2)]
+        image = operation(image, level / MAX_MAGNITUDE, 1 if generator.random() < 0.5 else -1, options)
     return image

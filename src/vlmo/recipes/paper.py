@@ -31,7 +31,7 @@ _IMAGENET_1K = 1_281_167
 _VQA = 640_000  # questions, about: train2014 and most of val2014, those with an answer of the list
 _NLVR2 = 86_373  # sentences
 _BERT = TextConfig(vocabulary="bert-base-uncased", max_length=40)
-_UNFLIPPED = TransformConfig(horizontal_flip=0.0, fill=128)  # sentences speak of left and right
+_PAIRS = TransformConfig(min_crop=0.5, fill=128)  # of the published code, for pre-training and every task on pairs
 _BEIT = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.05)
 _SIZES = {
     "base": ("VLMo-Base", VLMoConfig.base),
@@ -49,6 +49,7 @@ class Task:
     Attributes:
         data: Note for the description; `{source}` stands for `source`.
         length: Steps and warm-up steps.
+        min_lr: Learning rate that the schedule ends at.
         every: Steps between training states, and between evaluations.
         evaluate: Split of the data that is evaluated.
     """
@@ -65,6 +66,7 @@ class Task:
     transform: TransformConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Literal["linear", "cosine"] = "linear"
+    min_lr: float = 0.0
     clip_norm: float | None = None
     every: tuple[int, int | None] = (5000, None)
     evaluate: str | None = None
@@ -110,6 +112,7 @@ TASKS = {
         transform=TransformConfig(rand_augment_ops=0, min_crop=0.08, color_jitter=0.4, fill=128),
         optimizer=_BEIT,
         schedule="cosine",
+        min_lr=1e-5,
         clip_norm=3.0,
     ),
     "stage2": Task(
@@ -129,7 +132,7 @@ TASKS = {
         source="data/pairs",
         batch=1024,
         length=(200_000, 2500),
-        transform=TransformConfig(fill=128),
+        transform=_PAIRS,
     ),
     "vqa": Task(
         "on VQAv2: 3,129 answers, ten epochs at 480 pixels",
@@ -139,7 +142,7 @@ TASKS = {
         px=480,
         batch=128,
         length=_epochs(10, 1, examples=_VQA, batch=128),
-        transform=_UNFLIPPED,
+        transform=_PAIRS,
         every=(2000, 5000),
         evaluate="validation",
     ),
@@ -151,7 +154,7 @@ TASKS = {
         px=384,
         batch=128,
         length=_epochs(10, 1, examples=_NLVR2, batch=128),
-        transform=_UNFLIPPED,
+        transform=_PAIRS,
         every=(1000, 1000),
         evaluate="validation",
     ),
@@ -164,7 +167,7 @@ TASKS = {
         px=384,
         batch=3072,
         length=(3000, 300),
-        transform=_UNFLIPPED,
+        transform=_PAIRS,
         every=(500, 500),
         evaluate="validation",
     ),
@@ -177,10 +180,12 @@ TASKS = {
         length=_epochs(100, 20, examples=_IMAGENET_1K, batch=1024),
         fusion=False,
         text=TextConfig(),
-        # RandAugment's default are two operations of strength 9, which are BEiT's too.
-        transform=TransformConfig(min_crop=0.08, random_erasing=0.25, fill=128),
+        transform=TransformConfig(
+            rand_augment="timm", rand_augment_magnitude=9, min_crop=0.08, random_erasing=0.25, fill=128
+        ),
         optimizer=_BEIT,
         schedule="cosine",
+        min_lr=1e-6,
         every=(2500, 12_500),
         evaluate="validation",
     ),
@@ -268,7 +273,7 @@ def _entry(row: Row) -> Entry:
         data=DataConfig(source=task.source, transform=transform),
         loader=LoaderConfig(global_batch_size=task.batch, num_workers=8),
         optimizer=replace(task.optimizer, lr=row.lr),
-        schedule=ScheduleConfig(warmup_steps=warmup, kind=task.schedule),
+        schedule=ScheduleConfig(warmup_steps=warmup, kind=task.schedule, min_ratio=task.min_lr / row.lr),
         trainer=TrainerConfig(
             max_steps=steps,
             precision="bf16",
