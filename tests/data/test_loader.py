@@ -224,6 +224,20 @@ def test_pair_examples_choose_captions_by_epoch(pairs, tokenizer):
         assert f"a picture of thing {row}" in texts
 
 
+def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer):
+    transform = train_transform(TRANSFORM)
+    each = RowExamples(dataset, unit="pair", transform=transform, tokenizer=tokenizer, seed=7, mlm_probability=0.15)
+    captions = [caption.strip() for row in dataset["captions"] for caption in row]
+    assert len(each) == len(captions) > len(pairs)
+    for epoch in range(2):
+        read = [tokenizer.decode(each[epoch, number]["input_ids"], skip_special_tokens=True) for number in range(6)]
+        assert read == captions[:6]
+    first, second = each[0, 0], each[0, 1]
+    assert first["image_id"] == second["image_id"] == pairs[0, 0]["image_id"]
+    assert (first["sample_id"], second["sample_id"]) == (0, 1)
+    assert not torch.equal(first["pixel_values"], second["pixel_values"])
+
+
 def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset, tokenizer):
     first, again, other = pairs[0, 5], pairs[0, 5], pairs[1, 5]
     assert torch.equal(first["pixel_values"], again["pixel_values"])

@@ -7,7 +7,7 @@ augmentation and the masks have generators of their own: a change to one leaves 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vlmo.data.stream.records import Sample
 
 ImageTransform = TrainTransform | EvalTransform
+Unit = Literal["image", "pair"]
 Result = TypeVar("Result")
 
 # Texts that are tokenised in one call: enough to be fast, few enough to keep Python's lists of ids small.
@@ -112,10 +113,12 @@ class _Examples:
 
 
 class RowExamples(_Examples):
-    """Images, texts, or images with one of their captions, by (epoch, row number).
+    """Images, texts, or images with one of their captions, by (epoch, number).
 
     Args:
         dataset: Rows.
+        unit: "image": an example a row, with another of its captions in each epoch. "pair": an example a caption, as in
+            VLMo's published code; an image with five is then seen five times an epoch.
         texts: Texts of each row; by default its captions.
         columns: Columns of images. Several, which have augmentations of their own, are stacked.
         labels: Returns the label of a row; None leaves labels out.
@@ -130,6 +133,7 @@ class RowExamples(_Examples):
         self,
         dataset: Dataset,
         *,
+        unit: Unit = "image",
         texts: Sequence[Sequence[str]] | None = None,
         columns: Sequence[str] = ("image",),
         labels: Callable[[int], Tensor] | None = None,
@@ -142,18 +146,23 @@ class RowExamples(_Examples):
             self._images = [_Images(dataset, transform=self.transform, cache=cache_images, column=c) for c in columns]
         if self.tokenizer is not None:
             self._texts = _Texts(list(dataset["captions"]) if texts is None else texts, tokenizer=self.tokenizer)
+        self._of_pairs = unit == "pair"
+        if self._of_pairs and self._texts is not None:
+            self._length = len(self._texts)
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, key: Key) -> Example:
-        epoch, row = key
-        example = Example(sample_id=row)
-        if self._texts is not None:
+        epoch, index = key
+        example, row = Example(sample_id=index), index
+        if self._texts is not None and self._of_pairs:
+            row, example["input_ids"] = self._texts.row(index), self._texts.ids(index)
+        elif self._texts is not None:
             choice = self._choose_caption(self._texts.count(row), epoch=epoch, index=row)
-            example["input_ids"] = self._texts.ids(row, choice)
+            example["input_ids"] = self._texts.ids(self._texts.first(row) + choice)
         if self._images:
-            pixels = [images.pixel_values(row, epoch=epoch, seed=self.seed) for images in self._images]
+            pixels = [images.pixel_values(row, epoch=epoch, index=index, seed=self.seed) for images in self._images]
             example["image_id"] = self._images[0].image_id(row)
             example["pixel_values"] = pixels[0] if len(pixels) == 1 else torch.stack(pixels)
         if self._labels is not None:
@@ -202,9 +211,9 @@ class _Images:
         """Return a hash of the row's `image_id`."""
         return int(self._image_ids[row])
 
-    def pixel_values(self, row: int, *, epoch: int, seed: int) -> UInt8[Tensor, "3 size size"]:
-        """Return the row's image as it looks in `epoch`, not yet normalised."""
-        generator = sample_generator(seed, epoch=epoch, index=row, purpose=self._column)
+    def pixel_values(self, row: int, *, epoch: int, index: int, seed: int) -> UInt8[Tensor, "3 size size"]:
+        """Return the row's image as it looks in the example `index` of `epoch`, not yet normalised."""
+        generator = sample_generator(seed, epoch=epoch, index=index, purpose=self._column)
         if self._cache is not None:
             return self._transform.pixels(self._cache[row], generator)
         return self._apply(lambda image: self._transform.pixels(image, generator), row=row)
@@ -256,13 +265,23 @@ class _Texts:
             pieces.append(np.concatenate([np.array(text, dtype=np.int32) for text in ids]))
         self._ids, self._first_id = np.concatenate(pieces), np.cumsum(lengths)
 
-    def count(self, row: int) -> int:
-        """Return the number of the row's texts."""
-        return int(self._first_text[row + 1] - self._first_text[row])
+    def __len__(self) -> int:
+        return len(self._first_id) - 1
 
-    def ids(self, row: int, number: int) -> Int64[np.ndarray, "text"]:
-        """Return the ids of one of the row's texts."""
-        text = self._first_text[row] + number
+    def first(self, row: int) -> int:
+        """Return the number of the row's first text."""
+        return int(self._first_text[row])
+
+    def count(self, row: int) -> int:
+        """Return how many texts the row has."""
+        return self.first(row + 1) - self.first(row)
+
+    def row(self, text: int) -> int:
+        """Return the row that has this text."""
+        return int(np.searchsorted(self._first_text, text, side="right")) - 1
+
+    def ids(self, text: int) -> Int64[np.ndarray, "text"]:
+        """Return the ids of a text."""
         return self._ids[self._first_id[text] : self._first_id[text + 1]].astype(np.int64)
 
 

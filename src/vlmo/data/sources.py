@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
@@ -28,6 +31,7 @@ def open_source(
     name: str,
     *,
     split: str = "train",
+    weights: Sequence[float] = (),
     cache_dir: Path | None = None,
     test_share: float = 0.05,
 ) -> Dataset:
@@ -38,8 +42,11 @@ def open_source(
     more than `MAX_WORDS` words are cut into pieces, at ends of sentences where possible.
 
     Args:
-        name: A built-in name (`vlmo.data.builtin.NAMES`) or a path.
+        name: A built-in name (`vlmo.data.builtin.NAMES`), a path, or several with "+" between them, such as
+            `data/coco+data/sbu`. Rows of one image (equal `image_id`) become one row with all captions; from the split
+            "train", images are left out that a source has in its "validation" or "test".
         split: "train" or "test"; for data with a `split` column, any value of it.
+        weights: Of several sources, how often each caption stands in its row: 2 is twice, 0.5 every other one.
         cache_dir: Folder for built-in sets once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
         test_share: Paths without a `split` column only: share of rows, chosen by a hash of `image_id`, that are "test".
 
@@ -48,6 +55,10 @@ def open_source(
     """
     if not 0 <= test_share < 1:
         raise ValueError(f"test_share {test_share} must be in [0, 1)")
+    names = [name] if Path(name).expanduser().exists() else name.split("+")
+    if len(names) > 1 or weights:
+        options: dict[str, Any] = {"cache_dir": cache_dir, "test_share": test_share}
+        return _join(names, split=split, weights=weights or [1.0] * len(names), **options)
     if name in builtin.NAMES:
         return builtin.load(name, split=split, cache_dir=cache_dir)
     path = Path(name).expanduser().absolute()
@@ -58,8 +69,7 @@ def open_source(
             f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} "
             f"Built-in names: {', '.join(builtin.NAMES)}."
         )
-    if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    if splits := _saved_splits(path):
         if split not in splits:
             raise ValueError(f"{path}: no split {split!r}; it has {', '.join(splits)}")
         return _read_saved(path / split)
@@ -68,6 +78,50 @@ def open_source(
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: a text or table in it is not UTF-8 ({error}); save it as UTF-8") from error
     return _choose_split(dataset, split=split, test_share=test_share, path=path)
+
+
+def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **options: Any) -> Dataset:
+    if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"weights are {list(weights)} for {len(names)} sources; give a number above 0 for each")
+    held_out: set[str] = set()
+    if split == "train":
+        for name, other in itertools.product(names, ("validation", "test")):
+            if other in _saved_splits(Path(name).expanduser()):
+                held_out.update(column(open_source(name, split=other, **options), "image_id"))
+    sets: list[Any] = [open_source(name, split=split, **options).select_columns(list(FEATURES)) for name in names]
+    joined: Any = concatenate_datasets([each if each.features == FEATURES else each.cast(FEATURES) for each in sets])
+    columns = {name: column(joined, name) for name in ("captions", "source", "licence")}
+    weight_of_row = itertools.chain(*(itertools.repeat(*each) for each in zip(weights, map(len, sets), strict=True)))
+    first: dict[str, int] = {}
+    for row, (image_id, weight) in enumerate(zip(column(joined, "image_id"), weight_of_row, strict=True)):
+        captions = columns["captions"][row] or []
+        wanted = columns["captions"][row] = _repeated(captions, weight=weight, image_id=image_id)
+        if image_id in held_out or (captions and not wanted) or first.setdefault(image_id, row) == row:
+            continue
+        columns["captions"][first[image_id]] += wanted
+        for name in ("source", "licence"):
+            known, other = columns[name][first[image_id]], columns[name][row]
+            columns[name][first[image_id]] = known if other in known.split(" + ") else f"{known} + {other}"
+    # Columns are replaced before rows are chosen: afterwards every image would be copied.
+    joined = joined.remove_columns(list(columns))
+    for name, values in columns.items():
+        joined = joined.add_column(name, values, feature=FEATURES[name])
+    return joined.select_columns(list(FEATURES)).select(list(first.values()))
+
+
+def _repeated(captions: list[str], *, weight: float, image_id: str) -> list[str]:
+    """Return each caption as often as `weight` says; of its fraction, a hash decides."""
+    whole = int(weight)
+    return [
+        caption
+        for number, caption in enumerate(captions)
+        for _ in range(whole + (hash_share(f"{image_id}:{number}") < weight - whole))
+    ]
+
+
+def _saved_splits(path: Path) -> list[str]:
+    file = path / "dataset_dict.json"
+    return json.loads(file.read_text(encoding="utf-8"))["splits"] if file.is_file() else []
 
 
 def _read(path: Path) -> Dataset:

@@ -63,6 +63,7 @@ class Task:
     px: int = 224
     fusion: bool = True
     text: TextConfig = _BERT
+    unit: Literal["image", "pair"] = "image"
     transform: TransformConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Literal["linear", "cosine"] = "linear"
@@ -127,9 +128,10 @@ TASKS = {
     ),
     "stage3": Task(
         "stage 3: contrast, masked language modelling and matching on pairs",
-        "COCO, Visual Genome, SBU and Conceptual Captions, one data set on disk, {source}.",
+        "COCO, Visual Genome, SBU and Conceptual Captions, {source}, each by `vlmo data prepare` (docs/data.md).",
         stage=VisionLanguageStage(),
-        source="data/pairs",
+        source="data/coco+data/visual_genome+data/sbu+data/conceptual_captions",
+        unit="pair",
         batch=1024,
         length=(200_000, 2500),
         transform=_PAIRS,
@@ -164,6 +166,7 @@ TASKS = {
         "`vlmo data prepare coco --root DIR --out {source}`.",
         stage=RetrievalStage(),
         source="data/coco",
+        unit="pair",
         px=384,
         batch=3072,
         length=(3000, 300),
@@ -270,7 +273,7 @@ def _entry(row: Row) -> Entry:
         stage=replace(task.stage, **row.stage),
         model=model_config(config(**sizes)),
         text=task.text,
-        data=DataConfig(source=task.source, transform=transform),
+        data=DataConfig(source=task.source, unit=task.unit, transform=transform),
         loader=LoaderConfig(global_batch_size=task.batch, num_workers=8),
         optimizer=replace(task.optimizer, lr=row.lr),
         schedule=ScheduleConfig(warmup_steps=warmup, kind=task.schedule, min_ratio=task.min_lr / row.lr),
@@ -304,6 +307,7 @@ _plusplus = replace(
     data=replace(
         _large.data,
         source="",
+        unit="image",
         streams=StreamConfig(patterns=("data/noisy-pairs/{00000..99999}.tar",), lanes=1024, shuffle=262_144),
         max_bad_share=0.1,
     ),

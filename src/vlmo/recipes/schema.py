@@ -4,7 +4,7 @@ import dataclasses
 import json
 import textwrap
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig, validate_lanes
@@ -62,9 +62,14 @@ class DataConfig:
     """Training data, and how they are read."""
 
     source: str = ""
-    """A built-in name or a path (docs/data.md)."""
+    """A built-in name or a path (docs/data.md), or several with "+" between them."""
     split: str = "train"
     """Part of the source."""
+    weights: tuple[float, ...] = ()
+    """Of several sources ("A+B"), how often each caption is seen in an epoch of pairs; () is once."""
+    unit: Literal["image", "pair"] = "image"
+    """Example of an epoch: an image with one of its captions, or each pair of an image and a caption, as in the
+    published code. Streams have an image with one of its captions."""
     transform: TransformConfig = TransformConfig()
     """Augmentation; its image_size follows the model's."""
     mlm_probability: float = 0.15
@@ -84,6 +89,8 @@ class DataConfig:
         """
         if not self.source and not self.streams.patterns:
             raise ValueError("data.source is empty, and data.streams.patterns too; name the data to read")
+        if self.weights and self.unit != "pair":
+            raise ValueError(f"data.weights is {self.weights}, which weighs pairs; set data.unit to pair")
         if not 0 < self.mlm_probability <= 1 or not 0 <= self.max_bad_share <= 1:
             raise ValueError(
                 f"mlm_probability is {self.mlm_probability} and max_bad_share {self.max_bad_share}; give shares, "

@@ -77,6 +77,7 @@ def build(
         seed=recipe.seed,
         init=recipe.init,
         transform=dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size),
+        unit=recipe.data.unit,
         cache_images=recipe.data.cache_images,
         mlm_probability=recipe.data.mlm_probability,
         evaluate_on=recipe.evaluate_on,
@@ -128,7 +129,7 @@ def _read_rows(recipe: Recipe, *, run_dir: Path, watchdog: Watchdog | None) -> D
     if recipe.data.streams.patterns:
         return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     return filter_invalid_rows(
-        open_source(recipe.data.source, split=recipe.data.split),
+        open_source(recipe.data.source, split=recipe.data.split, weights=recipe.data.weights),
         quarantine=run_dir / _QUARANTINE,
         max_share=recipe.data.max_bad_share,
         needs_image=recipe.stage.needs_image,

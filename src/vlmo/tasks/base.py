@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import vlmo.model
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.data.decoding import decode_image
-from vlmo.data.examples import Examples, RowExamples, StreamExamples
+from vlmo.data.examples import Examples, RowExamples, StreamExamples, Unit
 from vlmo.distributed import is_main
 from vlmo.folder import Usage
 from vlmo.model.config import FusionStart
@@ -54,6 +54,7 @@ class RunContext:
         seed: Seed of the run.
         init: Model folder to start from.
         transform: Image augmentation, at the model's size.
+        unit: Example of an epoch, an image or a pair.
         cache_images: Keep decoded images in memory.
         mlm_probability: Share of text tokens that are masked.
         evaluate_on: Name or path of the rows that the model is measured on.
@@ -68,6 +69,7 @@ class RunContext:
     seed: int = 0
     init: str | None = None
     transform: TransformConfig = TransformConfig()
+    unit: Unit = "image"
     cache_images: bool = False
     mlm_probability: float = 0.15
     evaluate_on: str | None = None
@@ -192,7 +194,7 @@ class Task(ABC):
 
     def examples(self, run: RunContext) -> Examples:
         """Return the training examples of the rows."""
-        return RowExamples(run.rows, cache_images=run.cache_images, **self.contents(run))
+        return RowExamples(run.rows, unit=run.unit, cache_images=run.cache_images, **self.contents(run))
 
     def stream_examples(self, run: RunContext) -> StreamExamples:
         """Return the training examples of streams, if `can_stream`."""

@@ -1,0 +1,140 @@
+"""The paper's pre-training data at a thousandth of their size: prepared, joined, and trained on in three stages."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.data.prepare.karpathy_files import coco_record, write_coco
+from tests.data.prepare.test_image_text_shards import members, write_tar
+from tests.data.prepare.test_visual_genome import region
+from tests.data.prepare.toy_task_files import jpeg, write
+
+from vlmo.cli import main
+from vlmo.data.examples import RowExamples
+from vlmo.data.prepare import prepare
+from vlmo.data.sources import open_source
+from vlmo.processing import VLMoProcessor
+from vlmo.recipes import find_recipe
+
+# Images and pairs of the four sets, in thousands (VLMo, "Pre-Training Setup", and the sets' own papers).
+IMAGES = {"coco": 113, "visual_genome": 108, "sbu": 867, "conceptual_captions": 3010}
+PAIRS = {"coco": 567, "visual_genome": 5408, "sbu": 867, "conceptual_captions": 3010}
+SHARED = 51
+"""Images of Visual Genome that are COCO's."""
+
+
+def sentences(source: str, image: int) -> list[str]:
+    """Captions of an image, spread evenly over the set."""
+    first, last = (PAIRS[source] * number // IMAGES[source] for number in (image, image + 1))
+    return [f"{source} {number}" for number in range(first, last)]
+
+
+def write_publishers_files(root: Path) -> None:
+    records = [
+        coco_record(number, "train", sentences=[{"raw": text} for text in sentences("coco", number)])
+        for number in range(IMAGES["coco"])
+    ]
+    # Two images of the test split; Visual Genome has the first.
+    records += [coco_record(200, "test"), coco_record(201, "test")]
+    write_coco(root / "coco", records)
+    facts, regions = [], []
+    for number in range(IMAGES["visual_genome"] + 1):
+        write(root / "visual_genome" / "VG_100K" / f"{number}.jpg", jpeg(number))
+        coco_id = 200 if number == IMAGES["visual_genome"] else number if number < SHARED else None
+        facts.append({"image_id": number, "url": f"https://example.org/VG_100K/{number}.jpg", "coco_id": coco_id})
+        phrases = sentences("visual_genome", number) if coco_id != 200 else ["seen in a test"]
+        regions.append({"id": number, "regions": [region(number, place, text) for place, text in enumerate(phrases)]})
+    (root / "visual_genome" / "VG_100K_2").mkdir()
+    write(root / "visual_genome" / "image_data.json", json.dumps(facts))
+    write(root / "visual_genome" / "region_descriptions.json", json.dumps(regions))
+    for name in ("sbu", "conceptual_captions"):
+        pairs = {}
+        for number in range(IMAGES[name]):
+            (caption,) = sentences(name, number)
+            pairs |= members(f"{number:09}", number % 256, caption=caption)
+        write_tar(root / name / "00000.tar", pairs)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A working folder with data/ as `vlmo data prepare` leaves it, and images and text for stages 1 and 2."""
+    work = tmp_path_factory.mktemp("paper")
+    write_publishers_files(work / "published")
+    for name, count in IMAGES.items():
+        summary = prepare(name, root=work / "published" / name, out=work / "data" / name)
+        assert summary.splits["train"].rows == count + (name == "visual_genome")
+    for number in range(16):
+        write(work / "data" / "imagenet22k" / f"{number}.jpg", jpeg(number))
+    write(work / "data" / "text" / "lines.txt", "\n".join(f"line {number} of a text" for number in range(40)))
+    return work
+
+
+@pytest.fixture
+def source(work, monkeypatch) -> str:
+    monkeypatch.chdir(work)
+    return find_recipe("base-stage3").data.source
+
+
+def test_an_epoch_has_the_pairs_of_every_source(source):
+    rows = open_source(source)
+    assert len(rows) == sum(IMAGES.values()) - SHARED
+    assert len(set(rows["image_id"])) == len(rows)
+    samples = [text for captions in rows["captions"] for text in captions]
+    tokenizer = VLMoProcessor.train(samples, vocab_size=90, image_size=32).tokenizer
+    assert Counter(text.split()[0] for text in samples) == PAIRS
+    examples = RowExamples(rows, unit="pair", tokenizer=tokenizer, seed=0)
+    assert len(examples) == sum(PAIRS.values())
+    shown = Counter(
+        tokenizer.decode(examples[0, number]["input_ids"], skip_special_tokens=True).replace(" ", "")
+        for number in range(len(examples))
+    )
+    assert shown == Counter(text.lower().replace(" ", "") for text in samples)
+
+
+def test_rows_of_a_shared_image_are_merged(source):
+    rows = open_source(source)
+    row = rows[0]
+    assert row["image_id"] == "coco/0"
+    assert row["captions"] == sentences("coco", 0) + sentences("visual_genome", 0)
+    assert row["source"] == "coco + visual_genome"
+    assert "CC-BY-4.0" in row["licence"].split(" + ")
+
+
+def test_images_of_a_test_split_are_left_out(source):
+    assert "coco/200" in open_source("data/visual_genome")["image_id"][:]
+    assert "coco/200" not in open_source(source)["image_id"][:]
+
+
+def test_weights_repeat_and_thin_out_captions(source):
+    weights = (2.0, 0.1, 1.0, 1.0)
+    counts = Counter(
+        text.split()[0] for captions in open_source(source, weights=weights)["captions"] for text in captions
+    )
+    assert counts["coco"] == 2 * PAIRS["coco"]
+    assert counts["visual_genome"] == pytest.approx(0.1 * PAIRS["visual_genome"], rel=0.15)
+    assert counts["sbu"] == PAIRS["sbu"]
+    for wrong in ((1.0,), (1.0, 1.0, 1.0, 0.0)):
+        with pytest.raises(ValueError, match=r"weights are .* for 4 sources; give a number above 0 for each"):
+            open_source(source, weights=wrong)
+
+
+def test_the_three_stages_run_on_it(source, visual_tokenizer, capsys):
+    sizes = {"hidden-size": 32, "num-hidden-layers": 2, "num-attention-heads": 2, "image-size": 32, "patch-size": 16}
+    options = {f"--model.{name}": str(value) for name, value in sizes.items()} | {
+        "--text.vocabulary": "learn",
+        "--text.vocab-size": "90",
+        "--text.learn-from": "data/text",
+        "--loader.global-batch-size": "8",
+        "--loader.num-workers": "0",
+        "--trainer.max-steps": "2",
+        "--trainer.log-every": "1",
+        "--trainer.precision": "float32",
+    }
+    for stage in (1, 2, 3):
+        given = options | ({"--stage.visual-tokenizer": str(visual_tokenizer)} if stage == 1 else {})
+        main(["train", f"base-stage{stage}", *(word for option in given.items() for word in option)])
+        assert "finished: 2 steps" in capsys.readouterr().out.replace("\n", " ")
+    recipe = json.loads(Path("runs/base-stage3/recipe.json").read_text())
+    assert (recipe["data"]["unit"], recipe["init"]) == ("pair", "runs/base-stage2/model")
+    assert Path("runs/base-stage3/quarantine.jsonl").read_text() == ""
