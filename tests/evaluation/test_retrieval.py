@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlmo.evaluation import RetrievalSet, evaluate_retrieval
+from vlmo.evaluation import RetrievalSet, Weights, evaluate_retrieval
+from vlmo.evaluation.retrieval import Ranking, _fixed_pairs, _rerank, matching_metrics
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
 NUM_IMAGES, CAPTIONS = 12, 2
@@ -50,7 +51,7 @@ class FakeModel(nn.Module):
         right = torch.where(TEXT_TO_IMAGE[text] == image, 50.0, -50.0)
         if self.kind == "nan":
             right = right * torch.nan
-        return torch.stack([torch.zeros_like(right), right], dim=1)
+        return torch.stack([torch.full_like(right, 3), right + 3], dim=1)
 
 
 def retrieval_set() -> RetrievalSet:
@@ -88,7 +89,7 @@ def test_perfect_embeddings_have_recall_one() -> None:
 def test_a_model_that_returns_constants_finds_nothing(rerank: int) -> None:
     model = FakeModel(images=torch.eye(4)[[0] * NUM_IMAGES], texts=torch.eye(4)[[0] * NUM_IMAGES * CAPTIONS])
     result = evaluate_retrieval(model, retrieval_set(), ks=(1, 5), rerank=rerank)
-    assert set(result.metrics.values()) == {0.0}
+    assert {value for name, value in result.metrics.items() if not name.startswith("match")} == {0.0}
 
 
 @pytest.mark.parametrize("shortlist", [1, 4, NUM_IMAGES, 1000])
@@ -143,12 +144,70 @@ def test_mixed_score_is_as_documented() -> None:
     torch.testing.assert_close(reranked.scores, expected)
 
 
+def test_matching_is_measured_on_fixed_pairs() -> None:
+    for kind, expected in (("oracle", 1.0), ("constant", 0.5)):
+        model = fake(kind)
+        metrics = evaluate_retrieval(model, retrieval_set(), ks=(1,), rerank=4).metrics
+        assert [metrics[name] for name in ("match_auc", "match_accuracy", "match_accuracy_hard")] == [expected] * 3
+    result = evaluate_retrieval(fake("oracle"), retrieval_set(), rerank=4)
+    images, texts = _fixed_pairs(result.dual, TEXT_TO_IMAGE)
+    right = TEXT_TO_IMAGE[texts] == images
+    assert right.all(dim=1).tolist() == right.any(dim=1).tolist() == [True, False, False]
+    assert len(set(texts[1].tolist())) == NUM_IMAGES
+    for image, text in enumerate(texts[2].tolist()):
+        found = result.dual.image_to_text.indices[image]
+        assert text == next(each for each in found.tolist() if TEXT_TO_IMAGE[each] != image)
+
+
+def test_matching_metrics_by_hand() -> None:
+    true, even, hard = torch.tensor([3.0, 1.0]), torch.tensor([1.0, -2.0]), torch.tensor([2.0, 0.5])
+    # Of the four pairs of a true and a random one: 3 > 1, 3 > -2, 1 = 1 (half), 1 > -2.
+    assert matching_metrics(true, even, hard) == {
+        "match_auc": 3.5 / 4,
+        "match_accuracy": 3 / 4,
+        "match_accuracy_hard": 2 / 4,
+    }
+
+
+def test_each_direction_has_its_weight() -> None:
+    model, weights = fake("oracle"), Weights(image_to_text=1.0, text_to_image=0.0)
+    result = evaluate_retrieval(model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weights)
+    alone = [
+        evaluate_retrieval(model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weight).metrics
+        for weight in weights
+    ]
+    assert [result.metrics[f"rerank_tr@{k}"] for k in (1, 3)] == [alone[0][f"rerank_tr@{k}"] for k in (1, 3)]
+    assert [result.metrics[f"rerank_ir@{k}"] for k in (1, 3)] == [alone[1][f"rerank_ir@{k}"] for k in (1, 3)]
+    assert alone[0] != alone[1]
+
+
+def test_published_score_is_the_similarity_plus_the_logit_of_a_match() -> None:
+    result = evaluate_retrieval(fake("oracle"), retrieval_set(), ks=(1,), rerank=NUM_IMAGES, published_score=True)
+    assert result.reranked is not None
+    dual, reranked = result.dual.text_to_image, result.reranked.text_to_image
+    similarity = torch.empty(NUM_IMAGES * CAPTIONS, NUM_IMAGES).scatter_(1, dual.indices, dual.scores)
+    logit = torch.where(TEXT_TO_IMAGE[:, None] == torch.arange(NUM_IMAGES), 53.0, -47.0)
+    torch.testing.assert_close(reranked.scores, (similarity + logit).gather(1, reranked.indices))
+
+
+def test_weight_for_sharper_or_softer_negatives_gives_the_true_order() -> None:
+    # A query with three candidates. ITM has learnt log p / q for negatives drawn from the softmax of 0.3 x the logits.
+    p, logits, sharpness = torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([[2.0, 1.0, 0.0]]), 0.3
+    log_odds = (p / (sharpness * logits).softmax(1)).log()
+    dual = Ranking(indices=torch.tensor([[0, 1, 2]]), scores=logits * TEMPERATURE, ranks=torch.tensor([1]))
+    orders = {}
+    for weight in (1 / (1 + sharpness), 0.5):
+        factors = ((1 - weight) / TEMPERATURE, weight)
+        orders[weight] = _rerank(dual, log_odds, p == p.max(), factors=factors).indices[0].tolist()
+    assert orders == {1 / (1 + sharpness): [1, 2, 0], 0.5: [1, 0, 2]}
+
+
 def test_recall_by_weight_is_that_of_each_weight_and_judges_once() -> None:
     model = fake("oracle")
     weights = (0.0, 0.01, 1.0)
     rerank = evaluate_retrieval(model, retrieval_set(), rerank=4, ks=(1, 3)).rerank
     assert rerank is not None
-    found = [rerank(weight).metrics((1, 3)) for weight in weights]
+    found = [rerank(Weights(weight, weight)).metrics((1, 3)) for weight in weights]
     assert len(model.pairs) == len(set(model.pairs))
     for weight, metrics in zip(weights, found, strict=True):
         expected = evaluate_retrieval(model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weight)
@@ -168,6 +227,7 @@ def test_each_pair_is_matched_once_and_with_little_padding() -> None:
     found_texts, found_images = dual.image_to_text.indices[:, :4].tolist(), dual.text_to_image.indices[:, :4].tolist()
     asked = {(image, text) for image, texts in enumerate(found_texts) for text in texts}
     asked |= {(image, text) for text, images in enumerate(found_images) for image in images}
+    asked |= set(zip(*(pairs.flatten().tolist() for pairs in _fixed_pairs(dual, TEXT_TO_IMAGE)), strict=True))
     assert len(model.pairs) == len(set(model.pairs))
     assert set(model.pairs) == asked
     assert set(model.widths) <= {8, 16, 20}

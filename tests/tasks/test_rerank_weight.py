@@ -7,8 +7,9 @@ import pytest
 from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
 
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
+from vlmo.evaluation import Weights
 from vlmo.tasks import evaluate
-from vlmo.tasks.rerank_weight import WEIGHTS, best_weight, choose_rerank_weight, write_rerank_weight
+from vlmo.tasks.rerank_weight import WEIGHTS, best_weight, choose_rerank_weight, write_rerank_weights
 
 
 @pytest.fixture(scope="module")
@@ -37,30 +38,40 @@ def test_weight_with_the_best_recall_is_kept(folder, pictures):
     before = json.loads((folder / "config.json").read_text())
     choice = choose_rerank_weight(folder, source=pictures, split="val", rerank=8, device="cpu")
     assert choice.weights == WEIGHTS
-    assert choice.before == 0.5
+    assert choice.before == (0.5, 0.5)
     assert choice.table().row_count == len(WEIGHTS)
-    means = [sum(metrics.values()) / len(metrics) for metrics in choice.metrics]
-    assert max(means) == means[WEIGHTS.index(choice.chosen)]
-    assert max(means) > min(means)  # else there was nothing to choose
-    # Only the weight has changed, and transformers reads it.
+    for direction, chosen in zip(("tr", "ir"), choice.chosen, strict=True):
+        means = [sum(metrics[f"{direction}@{k}"] for k in (1, 5, 10)) for metrics in choice.metrics]
+        assert max(means) == means[WEIGHTS.index(chosen)]
+        assert max(means) > min(means)  # else there was nothing to choose
+    # Only the weights have changed, and transformers reads them.
     after = json.loads((folder / "config.json").read_text())
-    assert after == {**before, "rerank_weight": choice.chosen}
-    assert VLMoForImageTextRetrieval.from_pretrained(folder).config.rerank_weight == choice.chosen
+    names = {"rerank_weight": choice.chosen.text_to_image, "rerank_weight_image_to_text": choice.chosen.image_to_text}
+    assert after == before | names
+    config = VLMoForImageTextRetrieval.from_pretrained(folder).config
+    assert {name: vars(config)[name] for name in names} == names
     # What it measured is what the evaluation measures.
-    for weight in (WEIGHTS[0], choice.chosen, WEIGHTS[-1]):
+    for weight in (WEIGHTS[0], choice.chosen.text_to_image, WEIGHTS[-1]):
         result = evaluate(folder, source=pictures, split="val", rerank=8, rerank_weight=weight, device="cpu")
         measured = {name: result.metrics[f"rerank_{name}"] for name in choice.metrics[0]}
         assert measured == pytest.approx(choice.metrics[WEIGHTS.index(weight)])
     result = evaluate(folder, source=pictures, split="val", rerank=8, device="cpu")
     assert result.settings["rerank_weight"] == choice.chosen
+    assert result.metrics["rerank_tr@1"] == choice.metrics[WEIGHTS.index(choice.chosen.image_to_text)]["tr@1"]
+    assert result.metrics["rerank_ir@1"] == choice.metrics[WEIGHTS.index(choice.chosen.text_to_image)]["ir@1"]
+    published = evaluate(folder, source=pictures, split="val", rerank=8, rerank_score="published", device="cpu")
+    assert published.settings == {"rerank": 8, "rerank_score": "published"}
+    with pytest.raises(ValueError, match="the published score has no weight"):
+        evaluate(folder, source=pictures, split="val", rerank_score="published", rerank_weight=0.5, device="cpu")
 
 
 def test_saved_model_keeps_the_weight(folder, tmp_path):
-    write_rerank_weight(folder, 0.35)
+    write_rerank_weights(folder, Weights(image_to_text=0.2, text_to_image=0.35))
     model = VLMoForImageTextRetrieval.from_pretrained(folder)
     model.save_pretrained(tmp_path / "copy")
     VLMoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "copy")
-    assert VLMoForImageTextRetrieval.from_pretrained(tmp_path / "copy").config.rerank_weight == 0.35
+    config = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "copy").config
+    assert (config.rerank_weight, config.rerank_weight_image_to_text) == (0.35, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlmo.tasks import TaskResult
 
 _STDERR = Console(stderr=True)
-_TASK_OPTIONS = ("rerank", "rerank_weight", "method", "inference")
+_TASK_OPTIONS = ("rerank", "rerank_weight", "rerank_score", "method", "inference")
 _SUBMITTING = {"folder", "task", "data", "split", "submission", "device"}
 _CHOOSING = {"folder", "task", "data", "split", "limit", "batch_size", "rerank", "choose_rerank_weight", "device"}
 
@@ -45,9 +45,12 @@ class EvaluateOptions:
     rerank: int | None = None
     """retrieval: candidates of each query that the fusion encoder reorders (16; 0 leaves it out)."""
     rerank_weight: float | None = None
-    """retrieval: share of the matching score in the new order, 0 to 1; by default the model's."""
+    """retrieval: share of the matching score in the new order, 0 to 1; by default the model's for each direction."""
+    rerank_score: Literal["published"] | None = None
+    """retrieval: published is the published code's order, cosine similarity + logit of a match (with --rerank 32)."""
     choose_rerank_weight: bool = False
-    """retrieval: measure recall by weight on a split other than test, and keep the best weight in config.json."""
+    """retrieval: measure recall by weight on a split other than test, and keep the best of each direction in
+    config.json."""
     method: Literal["head", "linear-probe", "zero-shot"] | None = None
     """classification: the model's own classifier (head), one fitted on the split train, or the classes' names."""
     inference: Literal["slide", "whole"] | None = None
@@ -150,7 +153,11 @@ def _choose_rerank_weight(
     if is_main():
         console = Console(soft_wrap=True)
         console.print(choice.table())
-        console.print(f"rerank_weight {choice.chosen:g} (before: {choice.before:g}) in {folder / 'config.json'}")
+        (text, image), before = choice.chosen, choice.before
+        console.print(
+            f"rerank_weight {image:g} (before: {before.text_to_image:g}) and rerank_weight_image_to_text {text:g} "
+            f"(before: {before.image_to_text:g}) in {folder / 'config.json'}"
+        )
 
 
 def predict_command(options: PredictOptions) -> None:

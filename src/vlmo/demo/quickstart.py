@@ -88,7 +88,7 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     stageless.write_card(stageless_folder, measured_by="`vlmo quickstart`")
     result.write_json(run / "figures.json", folder=folder, predictions=False)
 
-    dual = {name: value for name, value in result.metrics.items() if not name.startswith(_RERANKED)}
+    dual = {name: value for name, value in result.metrics.items() if f"{_RERANKED}{name}" in result.metrics}
     columns = {
         "Dual encoder": dual,
         "Reranked": {name: result.metrics[f"{_RERANKED}{name}"] for name in dual},

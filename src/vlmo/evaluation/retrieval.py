@@ -46,6 +46,13 @@ class Rankings(NamedTuple):
         return {prefix + name: value for name, value in recalls.items()}
 
 
+class Weights(NamedTuple):
+    """Weight of the fusion encoder in each direction, 0 to 1."""
+
+    image_to_text: float
+    text_to_image: float
+
+
 @dataclass(frozen=True, eq=False)
 class RetrievalResult:
     """Metrics and rankings of one evaluation.
@@ -55,14 +62,14 @@ class RetrievalResult:
         chance: `tr@K` and `ir@K` of a random order.
         dual: The dual encoder's rankings.
         reranked: The same after the fusion encoder; None without a shortlist.
-        rerank: Returns the rankings with another weight of the fusion encoder; None without a shortlist.
+        rerank: Returns the rankings with other weights of the fusion encoder; None without a shortlist.
     """
 
     metrics: dict[str, float]
     chance: dict[str, float]
     dual: Rankings
     reranked: Rankings | None = None
-    rerank: Callable[[float], Rankings] | None = None
+    rerank: Callable[[Weights], Rankings] | None = None
 
 
 def evaluate_retrieval(
@@ -71,7 +78,8 @@ def evaluate_retrieval(
     *,
     ks: Sequence[int] = KS,
     rerank: int = 0,
-    rerank_weight: float = 0.5,
+    rerank_weight: float | Weights = 0.5,
+    published_score: bool = False,
     batch: int = BATCH,
     pair_batch: int = BATCH,
     chunk: int = 4096,
@@ -85,8 +93,10 @@ def evaluate_retrieval(
 
     The default weighs both alike, which is what the training makes them mean. ITC learns a softmax over candidates,
     q(c) ~ exp(similarity / temperature). ITM learns to tell the true pair from hard negatives that are drawn from that
-    same softmax, so its log-odds estimate log p(c) / q(c) up to a constant, and their sum estimates log p(c). A weight
-    of 1 is the fusion encoder alone. Candidates with equal mixed scores keep the order of the dual encoder.
+    same softmax, so its log-odds estimate log p(c) / q(c) up to a constant, and their sum estimates log p(c). Negatives
+    drawn from the softmax of s times the logits (`negative_sharpness`) make that s * logits + log-odds, which a weight
+    of 1 / (1 + s) gives. A weight of 1 is the fusion encoder alone. Candidates with equal mixed scores keep the order
+    of the dual encoder.
 
     Where there are several processes, all of them must call this. They share the encoding of images, texts and pairs,
     and all return the metrics that one process would.
@@ -96,7 +106,8 @@ def evaluate_retrieval(
         retrieval_set: Read once, and once more for the shortlist: pixels are decoded again rather than kept.
         ks: The K of recall at K.
         rerank: Length of the shortlist of each query; 0 for the dual encoder alone.
-        rerank_weight: Weight of the fusion encoder, 0 to 1.
+        rerank_weight: Weight of the fusion encoder, 0 to 1; or one for each direction.
+        published_score: Order by cosine similarity + logit of a match, as the published code does; without weight.
         batch: Images or texts that are embedded at a time.
         pair_batch: Pairs that go through the fusion encoder at a time.
         chunk: Side of the blocks of the similarity matrix, which is never held whole.
@@ -105,7 +116,8 @@ def evaluate_retrieval(
     Raises:
         ValueError: If an option is out of range, the set's parts disagree or the model returns NaN.
     """
-    if rerank < 0 or not 0 <= rerank_weight <= 1 or min(batch, pair_batch) < 1 or not ks or min(ks) < 1:
+    weights = rerank_weight if isinstance(rerank_weight, Weights) else Weights(rerank_weight, rerank_weight)
+    if rerank < 0 or not all(0 <= each <= 1 for each in weights) or min(batch, pair_batch) < 1 or not ks or min(ks) < 1:
         raise ValueError(
             f"Expected ks >= 1, rerank >= 0, 0 <= rerank_weight <= 1, batch >= 1 and pair_batch >= 1, given ks = "
             f"{tuple(ks)}, rerank = {rerank}, rerank_weight = {rerank_weight}, batch = {batch}, "
@@ -117,35 +129,81 @@ def evaluate_retrieval(
     chance = chance_metrics(retrieval_set.text_to_image, ks=ks)
     if not rerank:
         return RetrievalResult(dual.metrics(ks), chance, dual)
-    reranked_by = _judge(
-        dual, model, retrieval_set, shortlist=rerank, batch=batch, pair_batch=pair_batch, progress=progress
-    )
-    reranked = reranked_by(rerank_weight)
-    metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_")
+    how: dict[str, Any] = {"published": published_score, "batch": batch, "pair_batch": pair_batch}
+    reranked_by, matching = _judge(dual, model, retrieval_set, shortlist=rerank, progress=progress, **how)
+    reranked = reranked_by(weights)
+    metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_") | matching
     return RetrievalResult(metrics, chance, dual, reranked, reranked_by)
 
 
 def _judge(
-    dual: Rankings, model: RetrievalModel, retrieval_set: RetrievalSet, *, shortlist: int, **how: Any
-) -> Callable[[float], Rankings]:
-    """Score the shortlists by the fusion encoder; return a function from its weight to the rankings."""
+    dual: Rankings,
+    model: RetrievalModel,
+    retrieval_set: RetrievalSet,
+    *,
+    shortlist: int,
+    published: bool,
+    **how: Any,
+) -> tuple[Callable[[Weights], Rankings], dict[str, float]]:
+    """Score the shortlists by the fusion encoder; return a function from its weights to the rankings, and metrics."""
     found_texts, found_images = (each.indices[:, :shortlist] for each in dual)
     text_labels = retrieval_set.text_to_image.cpu()
     query_images = torch.arange(retrieval_set.num_images)[:, None].expand_as(found_texts)
     query_texts = torch.arange(len(text_labels))[:, None].expand_as(found_images)
     # Both directions in one call: they share many pairs.
-    images = torch.cat([query_images.flatten(), found_images.flatten()])
-    texts = torch.cat([found_texts.flatten(), query_texts.flatten()])
-    log_odds = match_pairs(model, retrieval_set, images=images, texts=texts, **how)
-    odds = log_odds.split([found_texts.numel(), found_images.numel()])
+    fixed_images, fixed_texts = _fixed_pairs(dual, text_labels)
+    images = torch.cat([query_images.flatten(), found_images.flatten(), fixed_images.flatten()])
+    texts = torch.cat([found_texts.flatten(), query_texts.flatten(), fixed_texts.flatten()])
+    matches = match_pairs(model, retrieval_set, images=images, texts=texts, log_odds=not published, **how)
+    *scores, fixed = matches.split([found_texts.numel(), found_images.numel(), fixed_images.numel()])
     right = (text_labels[found_texts] == query_images, found_images == text_labels[:, None])
     scale = float(model.contrast_head.logit_scale.detach().exp())
 
-    def reranked_by(weight: float) -> Rankings:
-        both = zip(dual, odds, right, strict=True)
-        return Rankings(*(_rerank(one, flat.view_as(of), of, scale=scale, weight=weight) for one, flat, of in both))
+    def reranked_by(weights: Weights) -> Rankings:
+        factors = [(1.0, 1.0) if published else ((1 - weight) * scale, weight) for weight in weights]
+        both = zip(dual, scores, right, factors, strict=True)
+        return Rankings(*(_rerank(one, flat.view_as(of), of, factors=each) for one, flat, of, each in both))
 
-    return reranked_by
+    return reranked_by, {} if published else matching_metrics(*fixed.view_as(fixed_images))
+
+
+def _fixed_pairs(dual: Rankings, text_to_image: Tensor) -> tuple[Int[Tensor, "3 image"], Int[Tensor, "3 image"]]:
+    """Return pairs that matching is measured on: of each image its first text, a random wrong one, and a hard one.
+
+    The random texts are those of other images, each once, in an order that is the same at any time; the hard ones are
+    the dual encoder's best wrong texts (where all that it found are right, the random ones).
+    """
+    num_images = int(text_to_image.max()) + 1
+    images = torch.arange(num_images)
+    own = torch.full((num_images,), len(text_to_image)).scatter_reduce(
+        0, text_to_image, torch.arange(len(text_to_image)), reduce="amin"
+    )
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))
+    other = torch.empty_like(order)
+    other[order] = own[order.roll(1)]
+    found = dual.image_to_text.indices
+    wrong = text_to_image[found] != images[:, None]
+    hard = torch.where(wrong.any(1), found.gather(1, wrong.int().argmax(1, keepdim=True))[:, 0], other)
+    return images.expand(3, -1), torch.stack([own, other, hard])
+
+
+def matching_metrics(
+    true: Float[Tensor, " image"], even: Float[Tensor, " image"], hard: Float[Tensor, " image"]
+) -> dict[str, float]:
+    """Return how well log-odds tell true pairs from wrong ones; chance is 0.5 for each.
+
+    Args:
+        true: Log-odds of true pairs.
+        even: Of pairs with a random text.
+        hard: Of pairs with the text that the dual encoder takes for the true one.
+    """
+    ordered = even.sort().values
+    below, up_to = (torch.searchsorted(ordered, true, right=right).double() for right in (False, True))
+    accuracy = {
+        name: float((true > 0).double().mean() + (wrong <= 0).double().mean()) / 2
+        for name, wrong in (("match_accuracy", even), ("match_accuracy_hard", hard))
+    }
+    return {"match_auc": float((below + up_to).mean()) / (2 * len(even)), **accuracy}
 
 
 def _dual_rankings(
@@ -172,16 +230,20 @@ def _dual_rankings(
     )
 
 
-def _rerank(dual: Ranking, log_odds: Tensor, positive: Tensor, *, scale: float, weight: float) -> Ranking:
-    """Reorder the shortlist, the first columns of `dual`; all arguments are [query, shortlist]."""
-    shortlist = log_odds.shape[1]
+def _rerank(dual: Ranking, scores: Tensor, positive: Tensor, *, factors: tuple[float, float]) -> Ranking:
+    """Reorder the shortlist, the first columns of `dual`; `scores` and `positive` are [query, shortlist].
+
+    Args:
+        factors: Of the similarity, and of the fusion encoder's scores.
+    """
+    shortlist = scores.shape[1]
     similarity = dual.scores[:, :shortlist]
-    mixed = (1 - weight) * scale * similarity + weight * log_odds
+    mixed = factors[0] * similarity + factors[1] * scores
     # The shortlist comes in the dual encoder's order, and a stable sort keeps it among equals.
     mixed, order = mixed.sort(dim=1, descending=True, stable=True)
     similarity, positive = similarity.gather(1, order), positive.gather(1, order)
     indices = torch.cat([dual.indices[:, :shortlist].gather(1, order), dual.indices[:, shortlist:]], dim=1)
-    scores = F.pad(mixed, (0, dual.scores.shape[1] - shortlist), value=-torch.inf)
+    padded = F.pad(mixed, (0, dual.scores.shape[1] - shortlist), value=-torch.inf)
 
     best = positive.int().argmax(dim=1, keepdim=True)
     best_mixed, best_similarity = mixed.gather(1, best), similarity.gather(1, best)
@@ -189,4 +251,4 @@ def _rerank(dual: Ranking, log_odds: Tensor, positive: Tensor, *, scale: float, 
     ranks = 1 + (((mixed > best_mixed) | tied) & ~positive).sum(dim=1)
     # A rank beyond the shortlist stays. That holds too where a tie at its edge let the right one in by luck.
     ranks = torch.where(dual.ranks <= shortlist, ranks, dual.ranks)
-    return Ranking(indices=indices, scores=scores, ranks=ranks)
+    return Ranking(indices=indices, scores=padded, ranks=ranks)

@@ -134,11 +134,14 @@ def match_pairs(
     *,
     images: Int[Tensor, " pair"],
     texts: Int[Tensor, " pair"],
+    log_odds: bool = True,
     batch: int = BATCH,
     pair_batch: int = BATCH,
     progress: Report | None = None,
 ) -> Float[Tensor, " pair"]:
     """Return the fusion encoder's log-odds of a match for pairs; a pair that is given twice is computed once.
+
+    Without `log_odds` it returns the logits of a match instead, which the published code ranks by.
 
     Pairs are taken image batch by image batch, so that each image is decoded once and never kept. Several processes
     are asked for the same pairs; each computes those of its own images and is told the others.
@@ -152,7 +155,7 @@ def match_pairs(
     images, texts = pairs // retrieval_set.num_texts, pairs % retrieval_set.num_texts
     batches = own_batches(retrieval_set.num_images, batch=batch)
     chosen = [((images >= own.start) & (images < own.stop)).nonzero().flatten() for own in batches]
-    log_odds = torch.zeros(pairs.shape)
+    scores = torch.zeros(pairs.shape)
     done, total, device = 0, sum(map(len, chosen)), model.device
     with evaluating(model):
         for own, places in zip(batches, chosen, strict=True):
@@ -168,15 +171,15 @@ def match_pairs(
                     input_ids=input_ids[texts[part], :length].to(device),
                     attention_mask=attention_mask[texts[part], :length].to(device),
                 ).float()
-                log_odds[part] = (logits[:, 1] - logits[:, 0]).cpu()
+                scores[part] = (logits[:, 1] - logits[:, 0] if log_odds else logits[:, 1]).cpu()
                 done += len(part)
                 if progress is not None:
                     progress("pairs", done, total)
     # The others' places hold 0, so that the sum is whole. It is taken on the device, where every backend can.
-    log_odds = distributed.all_reduce(log_odds.to(device)).cpu()
-    if log_odds.isnan().any():
+    scores = distributed.all_reduce(scores.to(device)).cpu()
+    if scores.isnan().any():
         raise ValueError("The matching logits contain NaN; check the weights of the model.")
-    return log_odds[asked]
+    return scores[asked]
 
 
 def _padded_texts(

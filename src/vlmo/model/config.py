@@ -20,7 +20,7 @@ _CHOICES = {
     "final_norm": ("shared", "separate"),
     "text_embedding": ("bert", "plain"),
 }
-_SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight")
+_SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight", "rerank_weight_image_to_text")
 _DEEP: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 _ABSOLUTE: dict[str, Any] = {"position_embedding": "absolute", "layer_scale_init": None}
 _64_PIXELS: dict[str, Any] = {"num_fusion_layers": 1, "image_size": 64, "max_text_positions": 64}
@@ -60,6 +60,7 @@ class VLMoConfig(PreTrainedConfig):
         num_visual_tokens: Size of the vocabulary of masked image modelling.
         num_modality_types: Rows of the modality table: text, image and, for two images, second image; 0: no table.
         rerank_weight: Share of the matching score when a shortlist is reordered, between 0 and 1.
+        rerank_weight_image_to_text: The same where texts are ranked for an image; None: `rerank_weight`.
         token_order: `"text_first"`, or `"image_first"` (BEiT-3; absolute positions only).
         final_norm: `"shared"`, or `"separate"` norms after the last block for vision and language (BEiT-3).
         text_embedding: `"bert"` (word, segment, position, LayerNorm) or `"plain"` (word and position, BEiT-3).
@@ -100,6 +101,7 @@ class VLMoConfig(PreTrainedConfig):
     num_visual_tokens: int = 8192
     num_modality_types: int = 2
     rerank_weight: float = 0.5
+    rerank_weight_image_to_text: float | None = None
     pad_token_id: int | None = 0
     token_order: str = "text_first"
     final_norm: str = "shared"
@@ -137,7 +139,7 @@ class VLMoConfig(PreTrainedConfig):
             if (value := vars(self)[name]) not in allowed:
                 raise ValueError(f"VLMoConfig.{name} is {value!r}; expected one of {', '.join(allowed)}.")
         for name in _SHARES:
-            if not 0 <= (value := vars(self)[name]) <= 1:
+            if (value := vars(self)[name]) is not None and not 0 <= value <= 1:
                 raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 0 to 1.")
         for name, kind in VLMoConfig.__annotations__.items():
             if kind in {int, int | None} and name not in _NO_SIZES and (value := vars(self)[name]) < 1:

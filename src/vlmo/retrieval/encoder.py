@@ -29,7 +29,15 @@ BATCH = 64
 """Images or texts that go through the model at a time."""
 
 # Settings that do not change a vector: they may change while an index stays valid.
-_IRRELEVANT = ("rerank_weight", "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
+_IRRELEVANT = (
+    "rerank_weight",
+    "rerank_weight_image_to_text",
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+)
 _FILES = ("*.safetensors", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
 
 
@@ -81,8 +89,14 @@ class Encoder:
 
     @property
     def rerank_weight(self) -> float:
-        """Share of the match score in the order, from the folder's config.json."""
+        """Share of the match score in the order of images for a text, from the folder's config.json."""
         return self._model.config.rerank_weight
+
+    @property
+    def rerank_weight_image_to_text(self) -> float:
+        """Share of the match score in the order of texts for an image, from the folder's config.json."""
+        given = self._model.config.rerank_weight_image_to_text
+        return self.rerank_weight if given is None else given
 
     @property
     def inverse_temperature(self) -> float:

@@ -256,6 +256,7 @@ class Searcher:
         Arguments as for `search`.
         """
         start = time.perf_counter()
+        weight = self.encoder.rerank_weight_image_to_text if weight is None else weight
         weight = self.check("captions", top=top, rerank=rerank, weight=weight, budget=budget)
         pixels = self.encoder.pixels(_opened(image))
         vector = self.encoder.embed_pixels([pixels])[0]

@@ -1,4 +1,4 @@
-"""Choice of the fusion encoder's weight in reranking, kept in the model folder."""
+"""Choice of the fusion encoder's weights in reranking, kept in the model folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmo.distributed import is_main
+from vlmo.evaluation import Weights
 from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.retrieval import KS
 from vlmo.folder import write_file
@@ -23,30 +24,31 @@ _TEST = "test"
 
 @dataclass(frozen=True)
 class WeightChoice:
-    """Recalls by weight, and the weight that was chosen.
+    """Recalls by weight, and the weights that were chosen.
 
     Attributes:
         weights: 0 (dual encoder alone) to 1 (fusion encoder alone).
         metrics: `tr@K` and `ir@K` with each weight, fractions.
-        chosen: The weight with the largest mean of all recalls; of several, the one next to the middle of them.
-        before: The weight in the model's configuration before.
+        chosen: For each direction the weight with the largest mean of its recalls; of several, the one next to the
+            middle of them.
+        before: The weights in the model's configuration before.
     """
 
     weights: tuple[float, ...]
     metrics: tuple[dict[str, float], ...]
-    chosen: float
-    before: float
+    chosen: Weights
+    before: Weights
 
     def table(self) -> Table:
         """Return recalls in percent, a row for each weight."""
-        names = ("weight", *(name.upper() for name in self.metrics[0]), "mean", "")
+        names = ("weight", *(name.upper() for name in self.metrics[0]), "")
         table = Table(title="Recall by rerank weight, percent")
         for name in names:
             table.add_column(name, justify="right")
         for weight, metrics in zip(self.weights, self.metrics, strict=True):
-            note = "chosen" if weight == self.chosen else "before" if weight == self.before else ""
-            values = [*metrics.values(), _mean(metrics)]
-            table.add_row(f"{weight:g}", *(f"{100 * value:.1f}" for value in values), note)
+            chosen = [name for name, best in zip(("TR", "IR"), self.chosen, strict=True) if best == weight]
+            note = f"chosen for {' and '.join(chosen)}" if chosen else "before" if weight in self.before else ""
+            table.add_row(f"{weight:g}", *(f"{100 * value:.1f}" for value in metrics.values()), note)
         return table
 
 
@@ -61,7 +63,7 @@ def choose_rerank_weight(
     device: str | None = None,
     console: Console | None = None,
 ) -> WeightChoice:
-    """Measure recall with weights from 0 to 1 on a split, and write the best one to the folder's `config.json`.
+    """Measure recall with weights from 0 to 1 on a split, and write the best ones to the folder's `config.json`.
 
     Arguments as for `RetrievalStage.evaluate`.
 
@@ -82,12 +84,14 @@ def choose_rerank_weight(
     result = replace(rows, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
     if result.rerank is None:
         raise ValueError(f"rerank is {rerank}; give the number of candidates to weigh, from 1 up")
-    metrics = tuple(result.rerank(weight).metrics(KS) for weight in WEIGHTS)
-    chosen = best_weight(WEIGHTS, [_mean(each) for each in metrics])
-    choice = WeightChoice(WEIGHTS, metrics, chosen, before=model.config.rerank_weight)
+    metrics = tuple(result.rerank(Weights(weight, weight)).metrics(KS) for weight in WEIGHTS)
+    chosen = Weights(*(best_weight(WEIGHTS, [_mean(each, of) for each in metrics]) for of in ("tr", "ir")))
+    config = model.config
+    other = config.rerank_weight_image_to_text
+    before = Weights(config.rerank_weight if other is None else other, config.rerank_weight)
     if is_main():
-        write_rerank_weight(Path(folder), chosen)
-    return choice
+        write_rerank_weights(Path(folder), chosen)
+    return WeightChoice(WEIGHTS, metrics, chosen, before=before)
 
 
 def best_weight(weights: tuple[float, ...], means: list[float]) -> float:
@@ -97,12 +101,14 @@ def best_weight(weights: tuple[float, ...], means: list[float]) -> float:
     return min(best, key=lambda weight: abs(weight - middle))
 
 
-def write_rerank_weight(folder: Path, weight: float) -> None:
-    """Write the weight into `config.json`; all else stays as it is."""
+def write_rerank_weights(folder: Path, weights: Weights) -> None:
+    """Write the weights into `config.json`; all else stays as it is."""
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    write_file(path, json.dumps({**config, "rerank_weight": weight}, indent=2, sort_keys=True) + "\n")
+    config |= {"rerank_weight": weights.text_to_image, "rerank_weight_image_to_text": weights.image_to_text}
+    write_file(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _mean(metrics: dict[str, float]) -> float:
-    return sum(metrics.values()) / len(metrics)
+def _mean(metrics: dict[str, float], direction: str) -> float:
+    values = [value for name, value in metrics.items() if name.startswith(direction)]
+    return sum(values) / len(values)

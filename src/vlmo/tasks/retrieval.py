@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.decoding import ImageCell, decode_image
 from vlmo.data.rows import column
-from vlmo.evaluation import RetrievalResult, RetrievalSet, chance_metrics, evaluate_retrieval
+from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.inference import BATCH
 from vlmo.folder import Usage
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
@@ -40,6 +40,15 @@ SHORTLIST = 16
 """Candidates of each query that an evaluation reranks by default."""
 RETRIEVAL_PIPELINE = "zero-shot-image-classification", '"image.png", candidate_labels=["a red heart", "a sailing boat"]'
 _RERANKED = "rerank_"
+MATCHING = {
+    "match_auc": ("AUC of matching", "share of (true pair, random pair) where matching ranks the true one higher"),
+    "match_accuracy": ("accuracy of matching", "right decisions on true pairs and as many with a random text"),
+    "match_accuracy_hard": (
+        "accuracy of matching, hard",
+        "right decisions on true pairs and as many with the dual encoder's best wrong text",
+    ),
+}
+"""Label and meaning of the metrics of matching."""
 _FOUND = 10
 _MEANINGS = {
     "ir": "share of captions whose own image has rank {k} or better among all images of the split",
@@ -53,8 +62,10 @@ class PairSet(EvaluationSet):
 
     rerank: int = 0
     """Candidates of each query that the fusion encoder reranks."""
-    rerank_weight: float = 0.5
-    """Share of the matching score in the new order."""
+    rerank_weight: float | Weights = 0.5
+    """Share of the matching score in the new order, or one for each direction."""
+    rerank_score: Literal["weighted", "published"] = "weighted"
+    """published: the order of cosine similarity + logit of a match, as in the published code; without weight."""
 
     task: ClassVar[str] = "retrieval"
     hub_task: ClassVar[str] = "image-text-retrieval"
@@ -98,33 +109,45 @@ class PairSet(EvaluationSet):
                 self.as_set(),
                 rerank=self.rerank,
                 rerank_weight=self.rerank_weight,
+                published_score=self.rerank_score == "published",
                 batch=batch_size or self.batch_size,
                 progress=progress.update,
             )
 
     def metrics(self, outputs: RetrievalResult) -> dict[str, float]:
-        """Return `tr@K` and `ir@K`, and `rerank_tr@K` and `rerank_ir@K` with a shortlist."""
+        """Return `tr@K` and `ir@K`; with a shortlist also `rerank_tr@K`, `rerank_ir@K` and those of matching."""
         return outputs.metrics
 
     def chance(self, outputs: RetrievalResult | None = None) -> dict[str, float]:
         """Return recalls of a random order, for both encoders."""
         plain = chance_metrics(self.as_set().text_to_image) if outputs is None else outputs.chance
-        return plain | {f"{_RERANKED}{metric}": value for metric, value in plain.items()} if self.rerank else plain
+        if not self.rerank:
+            return plain
+        matching = {} if self.rerank_score == "published" else dict.fromkeys(MATCHING, 0.5)
+        return plain | {f"{_RERANKED}{metric}": value for metric, value in plain.items()} | matching
 
     def meaning(self, metric: str) -> str:
         """Return a sentence about a recall."""
+        if metric in MATCHING:
+            return MATCHING[metric][1]
         direction, _, k = metric.removeprefix(_RERANKED).partition("@")
         reordered = ", reordered by the fusion encoder" if metric.startswith(_RERANKED) else ""
         return _MEANINGS[direction].format(k=k) + reordered
 
     def label(self, metric: str) -> str:
         """Return a name such as "IR@1, dual encoder"."""
+        if metric in MATCHING:
+            return MATCHING[metric][0]
         encoder = "reranked" if metric.startswith(_RERANKED) else "dual encoder"
         return f"{metric.removeprefix(_RERANKED).upper()}, {encoder}"
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of reranking."""
-        return {"rerank": self.rerank, "rerank_weight": self.rerank_weight} if self.rerank else {"rerank": 0}
+        if not self.rerank:
+            return {"rerank": 0}
+        if self.rerank_score == "published":
+            return {"rerank": self.rerank, "rerank_score": "published"}
+        return {"rerank": self.rerank, "rerank_weight": self.rerank_weight}
 
     def predictions(self, outputs: RetrievalResult) -> list[Prediction]:
         """Return a row for each caption that is looked for, then for each image."""
@@ -163,7 +186,7 @@ class RetrievalStage(Task):
     )
     recipe: ClassVar[str] = "emoji-retrieval"
     default_data: ClassVar[str | None] = "emoji-pairs"
-    options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight")
+    options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight", "rerank_score")
     inputs: ClassVar[str] = "images after --image and texts after --text"
     losses: VisionLanguageConfig = CONTRAST_ALONE
     """Weights and switches; with an itm_weight above 0 the model keeps its matching head. mlm_weight must be 0."""
@@ -208,7 +231,7 @@ class RetrievalStage(Task):
 
     @classmethod
     def resolve(cls, model: VLMoForImageTextRetrieval, options: dict[str, Any]) -> dict[str, Any]:
-        """Return length of the shortlist (16 with a matching head) and weight (the model's), validated.
+        """Return length of the shortlist (16 with a matching head), weight (the model's) and kind of score, validated.
 
         Raises:
             ValueError: The model cannot rerank, or a value is out of range.
@@ -222,9 +245,15 @@ class RetrievalStage(Task):
                 f"rerank is {rerank} and rerank_weight {given}; give a number of candidates from 0 up, and a share "
                 "from 0 to 1"
             )
+        score = options.get("rerank_score", "weighted")
         if not rerank and given is not None:
             raise ValueError(f"rerank_weight is {given}, but nothing is reordered (rerank is 0); leave one out")
-        return {"rerank": rerank, "rerank_weight": model.config.rerank_weight if given is None else given}
+        if score == "published" and given is not None:
+            raise ValueError(f"rerank_weight is {given}, but the published score has no weight; leave one out")
+        config = model.config
+        other = config.rerank_weight_image_to_text
+        weights = config.rerank_weight if other is None else Weights(other, config.rerank_weight)
+        return {"rerank": rerank, "rerank_weight": weights if given is None else given, "rerank_score": score}
 
     @classmethod
     def accepts(cls, inputs: Inputs) -> bool:
