@@ -50,8 +50,8 @@ MUTATIONS = (
     Mutation(
         "experts swapped",
         "model/sequence.py",
-        "torch.cat([modules[LANGUAGE](text, **options), modules[VISION](image, **options)], dim=1)",
-        "torch.cat([modules[VISION](text, **options), modules[LANGUAGE](image, **options)], dim=1)",
+        "both = [(LANGUAGE, self.num_text), (VISION, self.num_image)]",
+        "both = [(VISION, self.num_text), (LANGUAGE, self.num_image)]",
         ("model/test_multiway.py",),
     ),
     Mutation(

@@ -21,6 +21,7 @@ from vlmo.cli import main
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.evaluation.scoring import embed_images, embed_texts
 from vlmo.folder import DataSource, ModelCard, read_data, write_card
+from vlmo.released.published import MODELS, NamedModel
 from vlmo.tasks import usage_of
 
 # A bfloat16 has eight significant bits. Weights of the toy are ten times larger than usual, and so is what rounding
@@ -123,6 +124,7 @@ def test_card_names_the_model_its_data_and_what_was_measured(folder, released):
 
 def test_a_release_is_found_by_its_name(released, monkeypatch):
     monkeypatch.setattr(vlmo.released, "FOLDER", released.parent)
+    monkeypatch.setitem(MODELS, "toy-release", NamedModel("toy-release", "retrieval", "small", 64))
     assert VLMoForImageTextRetrieval.from_pretrained("toy-release").match_head is not None
 
 

@@ -94,19 +94,22 @@ def test_goes_on_from_a_folder_of_retrieval_at_another_size(recipe, contrast, tm
     assert load_retrieval_model(again)[1].image_size == 96
 
 
-def test_each_visit_reads_another_caption(recipe, tmp_path, pictures):
+def test_an_epoch_has_each_pair_or_each_image_with_another_caption_at_each_visit(recipe, tmp_path, pictures):
     lines = (pictures / "captions.csv").read_text().splitlines()
     table = tmp_path / "captions.csv"
     more = [line.replace("a ", "one more ") for line in lines[1:]]
     table.write_text("\n".join([*lines, *more]) + "\n")
     for file in pictures.glob("*.png"):
         shutil.copy(file, tmp_path)
-    data = dataclasses.replace(recipe.data, source=str(tmp_path))
-    trainer = build(dataclasses.replace(recipe, data=data, evaluate_on=str(tmp_path)), run_dir=tmp_path / "run")
-    examples = trainer.loader._examples
-    seen = {tuple(examples[epoch, 0]["input_ids"].tolist()) for epoch in range(8)}
-    assert len(seen) == 2
-    assert "mlm_labels" not in examples[0, 0]
+    assert recipe.data.unit == "pair"
+    for unit, captions in (("pair", 1), ("image", 2)):
+        data = dataclasses.replace(recipe.data, source=str(tmp_path), unit=unit)
+        trainer = build(dataclasses.replace(recipe, data=data, evaluate_on=str(tmp_path)), run_dir=tmp_path / unit)
+        examples = trainer.loader._examples
+        assert len(examples) == len(lines[1:]) * (2 if unit == "pair" else 1)
+        seen = {tuple(examples[epoch, 0]["input_ids"].tolist()) for epoch in range(8)}
+        assert len(seen) == captions
+        assert "mlm_labels" not in examples[0, 0]
 
 
 def test_masked_words_are_refused():

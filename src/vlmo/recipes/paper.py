@@ -14,6 +14,7 @@ from vlmo.objectives.downstream import ClassificationConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
+from vlmo.released.published import MODELS
 from vlmo.tasks import (
     ClassificationStage,
     LanguageStage,
@@ -78,11 +79,12 @@ class Row(NamedTuple):
 
     Attributes:
         drop_path: Rate of drop path in the last block.
-        start: Task whose model of the same size it starts from.
+        start: Task whose model of the same size it starts from, or a published model's name.
         reported: Numbers of the paper, after "the paper reports".
         stage: Settings of the task's stage that this size changes.
         length: Steps and warm-up steps, if they are not the task's.
         nodes: Machines of eight GPUs in the command.
+        variant: Suffix of the name, and what is different, for the description.
     """
 
     task: str
@@ -94,6 +96,7 @@ class Row(NamedTuple):
     stage: dict[str, Any] = {}
     length: tuple[int, int] | None = None
     nodes: int = 1
+    variant: tuple[str, str] = ("", "")
 
 
 def _epochs(epochs: int, warmup: int, *, examples: int, batch: int) -> tuple[int, int]:
@@ -227,6 +230,9 @@ TASKS["imagenet-384"] = replace(
 _LARGE_IMAGENET = _epochs(50, 5, examples=_IMAGENET_1K, batch=1024)
 _CITED = "{}, quoted from a secondary source (BEiT {})"
 _AFTER_22K = "no number (BEiT-{}, after ImageNet-22K with labels)"
+# The published stage 2, and so every number of the paper, starts from BEiT after fine-tuning on ImageNet's labels.
+_LABELS = ("-labels", "from BEiT's weights after fine-tuning on ImageNet's labels, as the published ones")
+_NO_LABELS = ("-self-supervised", "with BEiT's rates for a start that saw no labels")
 # fmt: off
 TABLE = [
     # task, size, learning rate, drop path, start, reported
@@ -236,6 +242,8 @@ TABLE = [
     Row("stage2", "base", 2e-4, 0.1, "stage1"),
     Row("stage2", "base-plus", 2e-4, 0.1, "stage1"),
     Row("stage2", "large", 2e-4, 0.1, "stage1"),
+    Row("stage2", "base", 2e-4, 0.1, "beit-base-pt22k-ft22kto1k", variant=_LABELS),
+    Row("stage2", "large", 2e-4, 0.1, "beit-large-pt22k-ft22kto1k", variant=_LABELS),
     Row("stage3", "base", 2e-4, 0.1, "stage2", _STAGE3.format(74.8, 57.2, 92.3, 79.3, 76.64, "dev 82.77")),
     Row("stage3", "base-plus", 1e-4, 0.1, "stage2", _STAGE3.format(76.3, 58.6, 93.2, 81.8, 78.5, "test-P 85.1")),
     Row("stage3", "large", 5e-5, 0.1, "stage2", _STAGE3.format(78.2, 60.6, 95.3, 84.5, 79.94, "dev 85.64")),
@@ -259,6 +267,7 @@ TABLE = [
     Row("imagenet-384", "large", 2e-5, 0.4, "imagenet", _AFTER_22K.format("Large: 88.4"), {"layer_decay": 0.9}),
     Row("ade20k", "base", 3e-5, 0.1, "stage3", _CITED.format("mIoU 53.4", 52.8), {"layer_decay": 0.9, "channels": 768}),
     Row("ade20k", "base-plus", 3e-5, 0.1, "stage3", stage={"layer_decay": 0.95, "channels": 544}),
+    Row("ade20k", "base", 7e-4, 0.1, "stage1", stage={"layer_decay": 0.65, "channels": 768}, variant=_NO_LABELS),
     Row("ade20k", "large", 2e-5, 0.2, "stage3", stage={"layer_decay": 0.95, "channels": 1024}),
 ]
 # fmt: on
@@ -284,20 +293,21 @@ def _entry(row: Row) -> Entry:
             save_every=task.every[0],
             eval_every=task.every[1],
         ),
-        init=None if row.start is None else f"runs/{row.size}-{row.start}/model",
+        init=row.start if row.start is None or row.start in MODELS else f"runs/{row.size}-{row.start}/model",
         evaluate_on=None if task.evaluate is None else task.source,
         evaluate_split=task.evaluate or "test",
     )
     comma = "," if row.task.startswith("stage") else ""
     expect = f"not yet run; the paper reports {row.reported}."
-    return Entry(recipe, f"{title}{comma} {task.about}.", expect=expect, data=task.data, command=_command(row.nodes))
+    about = f"{title}{comma} {task.about}{', ' if row.variant[1] else ''}{row.variant[1]}."
+    return Entry(recipe, about, expect=expect, data=task.data, command=_command(row.nodes))
 
 
 def _command(nodes: int) -> str:
     return f"torchrun {f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc-per-node 8 -m vlmo.cli train {{name}}"
 
 
-PAPER = {f"{row.size}-{row.task}": _entry(row) for row in TABLE}
+PAPER = {f"{row.size}-{row.task}{row.variant[0]}": _entry(row) for row in TABLE}
 """Recipes by name."""
 
 # A billion noisy pairs, and a much larger contrast: the paper names the data and the batch.

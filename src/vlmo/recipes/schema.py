@@ -66,7 +66,7 @@ class DataConfig:
     split: str = "train"
     """Part of the source."""
     weights: tuple[float, ...] = ()
-    """Of several sources ("A+B"), how often each caption is seen in an epoch of pairs; () is once."""
+    """Visits to each caption in an epoch of pairs, a number for each of several sources ("A+B"); () is one visit."""
     unit: Literal["image", "pair"] = "image"
     """Example of an epoch: an image with one of its captions, or each pair of an image and a caption, as in the
     published code. Streams have an image with one of its captions."""
