@@ -20,6 +20,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+# Processes that tests start share compiled files, also where the machine keeps none.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import random
 
 import numpy as np

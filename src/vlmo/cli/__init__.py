@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -46,6 +48,8 @@ _EXTRAS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors of the user are one line on stderr and exit code 2."""
+    if arguments is None:  # a process of its own
+        atexit.register(gc.freeze)  # a search for garbage among all that was imported would take seconds
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=_STDERR, show_path=False)]
