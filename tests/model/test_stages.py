@@ -161,6 +161,16 @@ def test_other_shape_is_refused_by_name(tmp_path):
         start_from(make(VLMoForMaskedLM, seed=2), tmp_path)
 
 
+def test_classifier_of_other_classes_is_left_out(tmp_path):
+    saved(VLMoForImageClassification, tmp_path, num_fusion_layers=0, num_labels=5)
+    model = make(VLMoForImageClassification, seed=2, num_fusion_layers=0, num_labels=3)
+    before = model.classifier.weight.clone()
+    report = start_from(model, tmp_path)
+    assert report.unused == ["classifier.bias", "classifier.weight"]
+    assert set(report.unused) <= set(report.missing)
+    assert torch.equal(model.classifier.weight, before)
+
+
 @pytest.mark.parametrize("lacking", ["config.json", "model.safetensors"])
 def test_bad_folder_is_refused_by_name(lacking, tmp_path):
     with pytest.raises(ValueError, match="nowhere is no model folder"):

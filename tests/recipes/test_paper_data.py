@@ -9,6 +9,7 @@ from tests.data.prepare.karpathy_files import coco_record, write_coco
 from tests.data.prepare.test_image_text_shards import members, write_tar
 from tests.data.prepare.test_visual_genome import region
 from tests.data.prepare.toy_task_files import jpeg, write
+from tests.toy_questions import write_questions
 
 from vlmo.cli import main
 from vlmo.data.examples import RowExamples
@@ -16,6 +17,7 @@ from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
+from vlmo.recipes.schema import DataConfig
 
 # Images and pairs of the four sets, in thousands (VLMo, "Pre-Training Setup", and the sets' own papers).
 IMAGES = {"coco": 113, "visual_genome": 108, "sbu": 867, "conceptual_captions": 3010}
@@ -117,6 +119,14 @@ def test_weights_repeat_and_thin_out_captions(source):
     for wrong in ((1.0,), (1.0, 1.0, 1.0, 0.0)):
         with pytest.raises(ValueError, match=r"weights are .* for 4 sources; give a number above 0 for each"):
             open_source(source, weights=wrong)
+
+
+def test_questions_are_not_joined(source, tmp_path):
+    questions = write_questions(tmp_path / "questions")
+    with pytest.raises(ValueError, match="has a column question; only sources of images and captions can be joined"):
+        open_source(f"data/coco+{questions}")
+    with pytest.raises(ValueError, match=r"data\.weights is .*, which weighs pairs; set data\.unit to pair"):
+        DataConfig(source=source, weights=(1.0, 2.0))
 
 
 def test_the_three_stages_run_on_it(source, visual_tokenizer, capsys):

@@ -80,6 +80,9 @@ def test_stages_that_need_rows_refuse_streams(make, tmp_path):
     with pytest.raises(ValueError, match=r"data.source is empty"):
         dataclasses.replace(recipe.data, streams=StreamConfig())
     recipe = make("base-stage3", steps=1)
+    weighed = dataclasses.replace(recipe.data, unit="pair", weights=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"give data\.streams\.weights instead"):
+        build(dataclasses.replace(recipe, data=weighed), run_dir=tmp_path)
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, cache_images=True))
     with pytest.raises(ValueError, match=r"data.cache_images is set"):
         build(recipe, run_dir=tmp_path)

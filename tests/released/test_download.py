@@ -253,6 +253,10 @@ def test_evaluation_shows_the_papers_numbers_and_the_difference(cache, published
     monkeypatch.setenv("COLUMNS", "160")
     images = str(write_folder(tmp_path / "images"))
     line = ["evaluate", "vlmo-base-coco", "--task", "retrieval", "--data", images, "--split", "train", "--rerank", "0"]
+    for name, more in (("flickr30k", []), ("coco", ["--limit", "2"])):  # other data, or not all of them
+        (tmp_path / "images" / "prepared.json").write_text(json.dumps({"name": name}))
+        main([*line, *more])
+        assert "paper" not in capsys.readouterr().out
     main(line)
     shown = capsys.readouterr().out
     assert "paper, test" in shown

@@ -56,11 +56,15 @@ def test_weight_with_the_best_recall_is_kept(folder, pictures):
         measured = {name: result.metrics[f"rerank_{name}"] for name in choice.metrics[0]}
         assert measured == pytest.approx(choice.metrics[WEIGHTS.index(weight)])
     result = evaluate(folder, source=pictures, split="val", rerank=8, device="cpu")
-    assert result.settings["rerank_weight"] == choice.chosen
+    assert result.settings["rerank_weight"] == choice.chosen._asdict()
     assert result.metrics["rerank_tr@1"] == choice.metrics[WEIGHTS.index(choice.chosen.image_to_text)]["tr@1"]
     assert result.metrics["rerank_ir@1"] == choice.metrics[WEIGHTS.index(choice.chosen.text_to_image)]["ir@1"]
     published = evaluate(folder, source=pictures, split="val", rerank=8, rerank_score="published", device="cpu")
     assert published.settings == {"rerank": 8, "rerank_score": "published"}
+    published = evaluate(folder, source=pictures, split="val", rerank_score="published", device="cpu")
+    assert published.settings["rerank"] == 32
+    with pytest.raises(ValueError, match="nothing is reordered"):
+        evaluate(folder, source=pictures, split="val", rerank=0, rerank_score="published", device="cpu")
     with pytest.raises(ValueError, match="the published score has no weight"):
         evaluate(folder, source=pictures, split="val", rerank_score="published", rerank_weight=0.5, device="cpu")
 

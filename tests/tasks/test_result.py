@@ -11,7 +11,7 @@ from tests.toy_model import toy
 from vlmo.folder import ModelCard, write_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import result
-from vlmo.tasks.result import TaskResult, circumstances
+from vlmo.tasks.result import TaskResult, circumstances, data_name
 
 RESULT = TaskResult(
     task="vqa",
@@ -59,6 +59,12 @@ def test_table_shows_the_papers_number_and_the_difference(reported, cells):
     (line,) = [line for line in shown.get().splitlines() if "75.0" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")][1:-1] == cells
     assert ("paper, test" in shown.get()) == (len(cells) == 4)
+
+
+def test_joined_sources_are_all_named(tmp_path):
+    assert data_name(f"{tmp_path}/coco+{tmp_path}/sbu+emoji-pairs") == "coco + sbu + emoji-pairs"
+    (tmp_path / "a+b").mkdir()
+    assert data_name(str(tmp_path / "a+b")) == "a+b"
 
 
 def test_file_holds_what_it_takes_to_score_again(tmp_path):

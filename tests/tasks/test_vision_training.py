@@ -164,6 +164,13 @@ def test_other_classes_for_the_evaluation_are_refused(class_set, tmp_path) -> No
         build(recipe(ClassificationStage(), source=class_set, evaluate_on="digits"), run_dir=tmp_path)
 
 
+def test_classes_that_a_model_only_numbers_are_compared_by_their_number(class_set, tmp_path) -> None:
+    rows = ClassificationStage.read(str(class_set), split="train", processor=None, quarantine=tmp_path / "q.jsonl")
+    rows.check(toy(VLMoForImageClassification, num_labels=3))
+    with pytest.raises(ValueError, match="LABEL_3"):
+        rows.check(toy(VLMoForImageClassification, num_labels=4))
+
+
 def test_decay_out_of_range_is_refused(class_set, tmp_path) -> None:
     with pytest.raises(ValueError, match="layer decay is 0"):
         build(recipe(ClassificationStage(layer_decay=0.0), source=class_set), run_dir=tmp_path)

@@ -47,7 +47,7 @@ class EvaluateOptions:
     rerank_weight: float | None = None
     """retrieval: share of the matching score in the new order, 0 to 1; by default the model's for each direction."""
     rerank_score: Literal["published"] | None = None
-    """retrieval: published is the published code's order, cosine similarity + logit of a match (with --rerank 32)."""
+    """retrieval: published is the published code's order of 32 candidates, cosine similarity + logit of a match."""
     choose_rerank_weight: bool = False
     """retrieval: measure recall by weight on a split other than test, and keep the best of each direction in
     config.json."""
@@ -204,10 +204,20 @@ def _check_read(options: EvaluateOptions, read: set[str], *, because: str) -> No
 
 
 def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None:
+    from vlmo.data.prepare import name_of
+    from vlmo.released.download import cached_model
+    from vlmo.tasks.result import data_name
+
     console = Console(soft_wrap=True)
-    named = MODELS.get(str(options.folder))
-    Console().print(result.table(reported=named.reported if named and named.task == result.task else ()))
-    parts = [result.task, _plain(result.source), _plain(result.split), options.method, options.inference]
+    model = MODELS.get(str(options.folder))
+    comparable = (
+        model is not None
+        and Path(folder) == cached_model(model.name)
+        and name_of(Path(result.source)) == model.data
+        and options.limit is None
+    )
+    Console().print(result.table(reported=model.reported if model is not None and comparable else ()))
+    parts = [result.task, _plain(data_name(result.source)), _plain(result.split), options.method, options.inference]
     out = options.out or notes_folder(folder) / f"evaluation_{'_'.join(part for part in parts if part)}.json"
     result.write_json(out, folder=folder)
     console.print(f"metrics and {len(result.predictions)} predictions in {out}", markup=False, highlight=False)

@@ -51,7 +51,7 @@ class Example(TypedDict, total=False):
 
 
 class Examples(Protocol):
-    """Examples by key (epoch, row number), as the loader reads them; the length is the number of rows."""
+    """Examples by key (epoch, number), as the loader reads them; the length is their number in an epoch."""
 
     def __len__(self) -> int: ...
 

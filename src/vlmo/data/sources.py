@@ -46,7 +46,8 @@ def open_source(
             `data/coco+data/sbu`. Rows of one image (equal `image_id`) become one row with all captions; from the split
             "train", images are left out that a source has in its "validation" or "test".
         split: "train" or "test"; for data with a `split` column, any value of it.
-        weights: Of several sources, how often each caption stands in its row: 2 is twice, 0.5 every other one.
+        weights: Of several sources, how often each caption stands in its row: 2 is twice; 0.5 leaves out a half, always
+            the same one.
         cache_dir: Folder for built-in sets once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
         test_share: Paths without a `split` column only: share of rows, chosen by a hash of `image_id`, that are "test".
 
@@ -88,7 +89,11 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
         for name, other in itertools.product(names, ("validation", "test")):
             if other in _saved_splits(Path(name).expanduser()):
                 held_out.update(column(open_source(name, split=other, **options), "image_id"))
-    sets: list[Any] = [open_source(name, split=split, **options).select_columns(list(FEATURES)) for name in names]
+    sets: list[Any] = [open_source(name, split=split, **options) for name in names]
+    for name, each in zip(names, sets, strict=True):
+        if found := {"question", "second_image"}.intersection(each.column_names):
+            raise ValueError(f"{name} has a column {found.pop()}; only sources of images and captions can be joined")
+    sets = [each.select_columns(list(FEATURES)) for each in sets]
     joined: Any = concatenate_datasets([each if each.features == FEATURES else each.cast(FEATURES) for each in sets])
     columns = {name: column(joined, name) for name in ("captions", "source", "licence")}
     weight_of_row = itertools.chain(*(itertools.repeat(*each) for each in zip(weights, map(len, sets), strict=True)))

@@ -58,7 +58,8 @@ class RetrievalResult:
     """Metrics and rankings of one evaluation.
 
     Attributes:
-        metrics: `tr@K` and `ir@K` of the dual encoder, fractions; with a shortlist also `rerank_tr@K`, `rerank_ir@K`.
+        metrics: `tr@K` and `ir@K` of the dual encoder, fractions; with a shortlist also `rerank_tr@K`, `rerank_ir@K`
+            and those of `matching_metrics`.
         chance: `tr@K` and `ir@K` of a random order.
         dual: The dual encoder's rankings.
         reranked: The same after the fusion encoder; None without a shortlist.

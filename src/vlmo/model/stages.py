@@ -75,9 +75,11 @@ def start_from(
         # A model of images alone, such as an imported BEiT: its word table belongs to no words.
         report.unused.append(_WORDS)
         del weights[_WORDS]
-    for name, tensor in weights.items():
-        if name not in state:
+    for name, tensor in list(weights.items()):
+        # A classifier of another number of classes belongs to another task.
+        if name not in state or (name.startswith("classifier.") and tensor.shape != state[name].shape):
             report.unused.append(name)
+            del weights[name]
             continue
         resized = _fit(name, tensor, like=state[name], source=config.grid, target=model.config.grid)
         if resized.shape != state[name].shape:

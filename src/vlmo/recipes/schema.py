@@ -66,7 +66,8 @@ class DataConfig:
     split: str = "train"
     """Part of the source."""
     weights: tuple[float, ...] = ()
-    """Visits to each caption in an epoch of pairs, a number for each of several sources ("A+B"); () is one visit."""
+    """Visits to each caption in an epoch of pairs, a number for each of several sources ("A+B"); () is one visit. With
+    0.5, half of the captions are visited, the same ones in each epoch."""
     unit: Literal["image", "pair"] = "image"
     """Example of an epoch: an image with one of its captions, or each pair of an image and a caption, as in the
     published code. Streams have an image with one of its captions."""
@@ -195,6 +196,8 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         raise ValueError(
             f"evaluate_on is given, but {stage.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
         )
+    if recipe.data.weights and recipe.data.streams.patterns:
+        raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
     if recipe.data.streams.patterns and not stage.can_stream:
         raise ValueError(f"data.streams is given, but {stage.title} does not read streams; name a data.source instead")
     if recipe.data.streams.patterns and recipe.data.cache_images:

@@ -237,8 +237,8 @@ def _download(address: str, target: Path) -> None:
                 code = problem.code if isinstance(problem, HTTPError) else 0
                 no_network = isinstance(problem, URLError) and not code and number == 0
                 if code == 416:  # what is here is no beginning of this file
-                    partial.unlink()
-                elif no_network or 0 < code < 500:
+                    partial.unlink(missing_ok=True)
+                elif no_network or (0 < code < 500 and code != 429):
                     break
             else:
                 partial.replace(target)
@@ -270,7 +270,7 @@ def _read_rest(address: str, partial: Path, *, progress: Progress) -> None:
             raise ValueError(f"{address} gave a web page instead of a file; open it in a browser, or try again later")
         start, total = _extent(response)
         if start not in {0, done} or (start and total != state["total"]):
-            partial.unlink()
+            partial.unlink(missing_ok=True)
             raise OSError("the file has changed while it was downloaded")
         if (free := shutil.disk_usage(partial.parent).free) < total - start:
             raise ValueError(f"{partial.parent} has {free:,} bytes left, {address} needs {total - start:,}")

@@ -29,10 +29,11 @@ _PACKAGES = ("vlmo", "torch", "transformers", "datasets")
 
 
 def data_name(source: str) -> str:
-    """Return the name of a source for cards and files: a built-in name, or the last part of a path."""
+    """Return the name of a source for cards and files: a built-in name, or the last part of a path; of several, all."""
     from vlmo.data.builtin import NAMES
 
-    return source if source in NAMES else Path(source).expanduser().absolute().name
+    parts = [source] if Path(source).expanduser().exists() else source.split("+")
+    return " + ".join(part if part in NAMES else Path(part).expanduser().absolute().name for part in parts)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
 """The paper's fine-tuning: the dual encoder alone."""
 SHORTLIST = 16
 """Candidates of each query that an evaluation reranks by default."""
+PUBLISHED_SHORTLIST = 32
+"""The same in the published code."""
 RETRIEVAL_PIPELINE = "zero-shot-image-classification", '"image.png", candidate_labels=["a red heart", "a sailing boat"]'
 _RERANKED = "rerank_"
 MATCHING = {
@@ -147,7 +149,8 @@ class PairSet(EvaluationSet):
             return {"rerank": 0}
         if self.rerank_score == "published":
             return {"rerank": self.rerank, "rerank_score": "published"}
-        return {"rerank": self.rerank, "rerank_weight": self.rerank_weight}
+        weight = self.rerank_weight
+        return {"rerank": self.rerank, "rerank_weight": weight._asdict() if isinstance(weight, Weights) else weight}
 
     def predictions(self, outputs: RetrievalResult) -> list[Prediction]:
         """Return a row for each caption that is looked for, then for each image."""
@@ -231,13 +234,14 @@ class RetrievalStage(Task):
 
     @classmethod
     def resolve(cls, model: VLMoForImageTextRetrieval, options: dict[str, Any]) -> dict[str, Any]:
-        """Return length of the shortlist (16 with a matching head), weight (the model's) and kind of score, validated.
+        """Return length of the shortlist (16, or 32 for the published score), weight and kind of score, validated.
 
         Raises:
             ValueError: The model cannot rerank, or a value is out of range.
         """
         has_head, given = model.match_head is not None, options.get("rerank_weight")
-        rerank = options.get("rerank", SHORTLIST if has_head else 0)
+        published = options.get("rerank_score") == "published"
+        rerank = options.get("rerank", (PUBLISHED_SHORTLIST if published else SHORTLIST) if has_head else 0)
         if rerank and not has_head:
             raise ValueError("this model has no matching head, so that nothing can be reordered; give --rerank 0")
         if rerank < 0 or (given is not None and not 0 <= given <= 1):
@@ -248,6 +252,8 @@ class RetrievalStage(Task):
         score = options.get("rerank_score", "weighted")
         if not rerank and given is not None:
             raise ValueError(f"rerank_weight is {given}, but nothing is reordered (rerank is 0); leave one out")
+        if score == "published" and not rerank:
+            raise ValueError("the published score is given, but nothing is reordered (rerank is 0); leave it out")
         if score == "published" and given is not None:
             raise ValueError(f"rerank_weight is {given}, but the published score has no weight; leave one out")
         config = model.config

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlmo.data.prepare.parts import SetOnDisk
     from vlmo.progress import Progress
 
-__all__ = ["PREPARERS", "Summary", "find_preparer", "labels_of", "prepare"]
+__all__ = ["PREPARERS", "Summary", "find_preparer", "labels_of", "name_of", "prepare"]
 
 PREPARERS = {
     "coco": "karpathy.open_coco",
@@ -82,3 +82,11 @@ def labels_of(folder: Path) -> list[str]:
     if not labels:
         raise ValueError(f"{folder}: this set has no answers or classes; prepare one for the task that you want")
     return labels
+
+
+def name_of(folder: Path) -> str | None:
+    """Return the name of the set that a folder was prepared from; None for any other source."""
+    try:
+        return json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8")).get("name")
+    except (OSError, ValueError, AttributeError):
+        return None
