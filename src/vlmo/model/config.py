@@ -185,6 +185,12 @@ class VLMoConfig(PreTrainedConfig):
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
     @property
+    def rerank_weights(self) -> tuple[float, float]:
+        """Shares of the matching score: of texts for an image, and of images for a text."""
+        image_to_text = self.rerank_weight_image_to_text
+        return self.rerank_weight if image_to_text is None else image_to_text, self.rerank_weight
+
+    @property
     def has_fusion_branch(self) -> bool:
         """True if ITC is also computed through the `vision_language` experts."""
         return self.contrast_fusion_branch and self.num_fusion_layers > 0 and self.experts == "multiway"

@@ -340,8 +340,8 @@ def rand_augment(image: Image.Image, *, config: TransformConfig, generator: np.r
     """Choose `rand_augment_ops` operations evenly and apply each with probability 0.5 (RandAugment, "Methods").
 
     Set "vlmo": the ten operations of VLMo's published code. AutoContrast and Equalize stretch each channel by itself,
-    so flat colours of drawings may still change. Set "timm": the fifteen of timm's
-    `rand-m9-mstd0.5-inc1`, which BEiT is fine-tuned with; their strength varies with a deviation of 0.5.
+    so flat colours of drawings may still change. Set "timm": the fifteen of timm's `rand-m9-mstd0.5-inc1`, which BEiT
+    is fine-tuned with; their strength varies with a deviation of 0.5.
     """
     operations = list(RAND_AUGMENT[config.rand_augment].values())
     options = {"resample": Image.Resampling.BILINEAR, "fillcolor": (config.fill,) * 3}

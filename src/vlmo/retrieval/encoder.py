@@ -95,8 +95,7 @@ class Encoder:
     @property
     def rerank_weight_image_to_text(self) -> float:
         """Share of the match score in the order of texts for an image, from the folder's config.json."""
-        given = self._model.config.rerank_weight_image_to_text
-        return self.rerank_weight if given is None else given
+        return self._model.config.rerank_weights[0]
 
     @property
     def inverse_temperature(self) -> float:

@@ -86,12 +86,9 @@ def choose_rerank_weight(
         raise ValueError(f"rerank is {rerank}; give the number of candidates to weigh, from 1 up")
     metrics = tuple(result.rerank(Weights(weight, weight)).metrics(KS) for weight in WEIGHTS)
     chosen = Weights(*(best_weight(WEIGHTS, [_mean(each, of) for each in metrics]) for of in ("tr", "ir")))
-    config = model.config
-    other = config.rerank_weight_image_to_text
-    before = Weights(config.rerank_weight if other is None else other, config.rerank_weight)
     if is_main():
         write_rerank_weights(Path(folder), chosen)
-    return WeightChoice(WEIGHTS, metrics, chosen, before=before)
+    return WeightChoice(WEIGHTS, metrics, chosen, before=Weights(*model.config.rerank_weights))
 
 
 def best_weight(weights: tuple[float, ...], means: list[float]) -> float:

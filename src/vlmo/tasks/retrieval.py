@@ -240,7 +240,8 @@ class RetrievalStage(Task):
             ValueError: The model cannot rerank, or a value is out of range.
         """
         has_head, given = model.match_head is not None, options.get("rerank_weight")
-        published = options.get("rerank_score") == "published"
+        score = options.get("rerank_score", "weighted")
+        published = score == "published"
         rerank = options.get("rerank", (PUBLISHED_SHORTLIST if published else SHORTLIST) if has_head else 0)
         if rerank and not has_head:
             raise ValueError("this model has no matching head, so that nothing can be reordered; give --rerank 0")
@@ -249,16 +250,15 @@ class RetrievalStage(Task):
                 f"rerank is {rerank} and rerank_weight {given}; give a number of candidates from 0 up, and a share "
                 "from 0 to 1"
             )
-        score = options.get("rerank_score", "weighted")
         if not rerank and given is not None:
             raise ValueError(f"rerank_weight is {given}, but nothing is reordered (rerank is 0); leave one out")
-        if score == "published" and not rerank:
+        if published and not rerank:
             raise ValueError("the published score is given, but nothing is reordered (rerank is 0); leave it out")
-        if score == "published" and given is not None:
+        if published and given is not None:
             raise ValueError(f"rerank_weight is {given}, but the published score has no weight; leave one out")
-        config = model.config
-        other = config.rerank_weight_image_to_text
-        weights = config.rerank_weight if other is None else Weights(other, config.rerank_weight)
+        weights = Weights(*model.config.rerank_weights)
+        if weights.image_to_text == weights.text_to_image:
+            weights = weights.text_to_image
         return {"rerank": rerank, "rerank_weight": weights if given is None else given, "rerank_score": score}
 
     @classmethod
