@@ -123,7 +123,7 @@ def local_engine(encoder: Encoder, *, batch: int) -> Engine:
                 known = dict(lookup([record.hash for record in group.records]))
                 started = embedder.start(record for record in group.records if record.hash not in known)
                 yield from embedding
-                results = known | {hash: results[hash] for hash in started if hash in results}  # noqa: A001
+                results = known | {digest: results[digest] for digest in started if digest in results}
                 embedding = embedder.embed(group.records, started, results=results)
             if task.shard is not None:
                 yield from embedding
@@ -181,7 +181,7 @@ class RecordEncoder:
     def start(self, records: Iterable[Record]) -> dict[str, Future[_Decoded]]:
         """Begin to decode the images, by their hashes."""
         first = {record.hash: record for record in records}
-        return {hash: self._encoder.pool.submit(self._decode, record) for hash, record in first.items()}  # noqa: A001
+        return {digest: self._encoder.pool.submit(self._decode, record) for digest, record in first.items()}
 
     def embed(
         self, records: Sequence[Record], started: dict[str, Future[_Decoded]], *, results: dict[str, Encoded]
@@ -196,19 +196,19 @@ class RecordEncoder:
         same: dict[str, list[Record]] = {}
         for record in records:
             same.setdefault(record.hash, []).append(record)
-        again = [record for hash, twins in same.items() if hash in results for record in twins]  # noqa: A001
-        fresh = [hash for hash in same if hash not in results]  # noqa: A001
+        again = [record for digest, twins in same.items() if digest in results for record in twins]
+        fresh = [digest for digest in same if digest not in results]
         for start in range(0, len(fresh), self._batch):
             hashes = fresh[start : start + self._batch]
-            found = self.finish([same[hash][0] for hash in hashes], [started.pop(hash) for hash in hashes])  # noqa: A001
+            found = self.finish([same[digest][0] for digest in hashes], [started.pop(digest) for digest in hashes])
             embedded: list[Record] = []
             bad: list[Bad] = []
-            for hash, result in zip(hashes, found, strict=True):  # noqa: A001
+            for digest, result in zip(hashes, found, strict=True):
                 if isinstance(result, Bad):
-                    bad += [record.bad(result.reason) for record in same[hash]]
+                    bad += [record.bad(result.reason) for record in same[digest]]
                 else:
-                    results[hash] = result
-                    embedded += same[hash]
+                    results[digest] = result
+                    embedded += same[digest]
             if bad:
                 yield Group([], [], bad, 0)
             yield from self._rows(embedded, results, num_encoded=sum(not isinstance(each, Bad) for each in found))

@@ -44,8 +44,8 @@ class Journal:
 
     def encoded(self, hashes: Sequence[str]) -> dict[str, Encoded]:
         """Vectors and thumbnails of images with these bytes, as far as there are any."""
-        found = {hash: self._encoded[hash] for hash in hashes if hash in self._encoded}  # noqa: A001
-        missing = sorted({hash for hash in hashes if hash not in found})  # noqa: A001
+        found = {digest: self._encoded[digest] for digest in hashes if digest in self._encoded}
+        missing = sorted({digest for digest in hashes if digest not in found})
         for row in self._store.rows("hash", missing, columns=_SHARED):
             vector = np.array(row["vector"], dtype=np.float32)
             found[row["hash"]] = Encoded(vector, row["thumbnail"], row["width"], row["height"])

@@ -141,10 +141,8 @@ class EvaluationSet(ABC):
 
         Classes that a model only numbers (LABEL_0 and on, as imported files have them) are compared by their number.
         """
-        own = names_of_model(model)
-        if own == [f"LABEL_{number}" for number in range(len(self.names))]:
-            return
-        if self.names:
+        own = names_of_model(model) if self.names else []
+        if own != [f"LABEL_{number}" for number in range(len(self.names))]:
             check_names(own, self.names, owner="the model", source=self.source)
 
     def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> Any:
