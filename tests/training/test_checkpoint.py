@@ -188,8 +188,16 @@ def test_half_written_state_is_not_used(tmp_path) -> None:
         (".metadata", lambda content: content[:-9]),
         (".metadata", None),
         ("manifest.json", None),
+        ("manifest.json", lambda content: content.replace(b'"step": 2', b'"step": 3')),
+        ("manifest.json", lambda content: content.replace(b'"sha256": "', b'"sha257": "')),
+        ("manifest.json", lambda content: b"[]"),
+        ("manifest.json", lambda content: b'{"files": 1, "progress": 2}'),
+        ("manifest.json", lambda content: b"[" * 100_000),
     ],
-    ids=["cut", "flipped", "cut manifest", "zeros", "gone", "cut contents", "contents gone", "manifest gone"],
+    ids=[
+        *("cut", "flipped", "cut manifest", "zeros", "gone", "cut contents", "contents gone", "manifest gone"),
+        *("flipped step", "flipped name of a sum", "a list", "numbers", "deep"),
+    ],
 )
 def test_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog, file, damage) -> None:
     save(tmp_path, 1)
@@ -205,6 +213,14 @@ def test_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, cap
     save(tmp_path, 2)
     assert load(tmp_path) == (2, 2.0)
     assert {path.name for path in tmp_path.iterdir()} == {"step_00000001", "step_00000002", "step_00000002.damaged"}
+
+
+def test_state_of_before_the_manifest_had_a_sum_is_read(tmp_path) -> None:
+    path = save(tmp_path, 1) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    assert load(tmp_path) == (1, 1.0)
 
 
 def test_run_whose_states_are_all_damaged_is_not_started_again_in_silence(tmp_path) -> None:

@@ -199,7 +199,7 @@ def newest_state(folder: Path) -> SavedState | None:
     for path in reversed(_states(folder)):
         try:
             return SavedState(path, _verified_progress(path))
-        except (OSError, ValueError, KeyError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
             logger.warning("training state %s is damaged (%s); going back to the one before it", path, problem)
             renamed = path.with_name(f"{path.name}.damaged")
             if renamed.exists():
@@ -273,6 +273,7 @@ class _StateWriter(dcp.FileSystemWriter):
             files |= json.loads(path.read_text())
             path.unlink()
         manifest = {"files": files, "progress": self.progress}
+        manifest["sha256"] = _digest_of(manifest)
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         self._folder.close()
         for old in _states(self.target.parent)[: -self.keep]:
@@ -329,10 +330,17 @@ def _states(folder: Path) -> list[Path]:
 
 def _verified_progress(path: Path) -> dict[str, Any]:
     manifest = json.loads((path / MANIFEST).read_text())
-    for name, expected in manifest["files"].items():
+    content = {"files": dict(manifest["files"]), "progress": dict(manifest["progress"])}
+    if manifest not in ({**content, "sha256": _digest_of(content)}, content):  # older states have no sum of it
+        raise ValueError(f"{MANIFEST} is not what was written")
+    for name, expected in content["files"].items():
         if _fingerprint(path / name) != expected:
             raise ValueError(f"{name} is not what was written")
-    return manifest["progress"]
+    return content["progress"]
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, rank, world_size
 from vlmo.folder import write_folder
-from vlmo.training.checkpoint import StateStore, claim_run_folder, newest_state, state_path
+from vlmo.training.checkpoint import SavedState, StateStore, claim_run_folder, newest_state, state_path
 from vlmo.training.config import Precision, TrainerConfig
 from vlmo.training.engine import Engine, choose_precision, gradient_norm
 from vlmo.training.errors import TrainingError, explained_faults
@@ -347,7 +347,7 @@ class Trainer:
         saved = from_main(newest_state(self.state_dir) if is_main() else None)
         if saved is not None:
             self._states.load(saved, self.objective, self.optimizer)
-            self._counters, self._good_state = _Counters(**saved.progress), saved.path
+            self._counters, self._good_state = _counters_of(saved), saved.path
             if isinstance(self.loader, CursorLoader):
                 self.loader.go_on_from(self._counters.step, self._counters.cursor or {})
             logger.info("%s: going on from %s", self.title, saved.path)
@@ -371,6 +371,13 @@ class Trainer:
             metrics={name: value for line in read_metrics(self.run_dir) for name, value in line.items()},
             model_dir=self.model_dir,
         )
+
+
+def _counters_of(saved: SavedState) -> _Counters:
+    try:
+        return _Counters(**saved.progress)
+    except TypeError as error:
+        raise TrainingError(f"training state {saved.path} was written by another version ({error}); use that") from error
 
 
 def forward_seed(seed: int, *, step: int, micro: int, rank: int) -> int:
