@@ -190,9 +190,9 @@ def test_half_written_state_is_not_used(tmp_path) -> None:
         ("manifest.json", None),
         ("manifest.json", lambda content: content.replace(b'"step": 2', b'"step": 3')),
         ("manifest.json", lambda content: content.replace(b'"sha256": "', b'"sha257": "')),
-        ("manifest.json", lambda content: b"[]"),
-        ("manifest.json", lambda content: b'{"files": 1, "progress": 2}'),
-        ("manifest.json", lambda content: b"[" * 100_000),
+        ("manifest.json", lambda _: b"[]"),
+        ("manifest.json", lambda _: b'{"files": 1, "progress": 2}'),
+        ("manifest.json", lambda _: b"[" * 100_000),
     ],
     ids=[
         *("cut", "flipped", "cut manifest", "zeros", "gone", "cut contents", "contents gone", "manifest gone"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests import forkserver
 from tests.forkserver import PATIENCE_S, start_torchrun
 from tests.killing import wait_until
 from tests.rights import ordinary_rights
@@ -25,7 +26,7 @@ from tests.training.toy_run import Settings, make_trainer
 
 from vlmo import cli
 from vlmo.cli.runs import TrainOptions
-from vlmo.training import TrainerConfig, TrainingError, explained_start, read_metrics
+from vlmo.training import TrainerConfig, TrainingError, explained_start, lock_run, read_metrics
 from vlmo.training.watchdog import HANG_SECONDS, Report, Sighting, Watchdog, find_hung
 from vlmo.types import Batch
 
@@ -368,6 +369,44 @@ def test_run_whose_newest_state_is_damaged_goes_on_from_the_one_before_and_says_
     assert f"{newest} is damaged ({tensors.name} is not what was written); going back to the one before" in caplog.text
     assert curve(tmp_path) == curve(tmp_path / "whole")
     assert newest.with_name(f"{newest.name}.damaged").exists()
+
+
+def test_second_run_in_a_run_folder_is_refused_and_harms_nothing(tmp_path) -> None:
+    make_trainer(tmp_path / "whole" / "run").fit()
+    refused = []
+
+    def start_again() -> None:
+        with pytest.raises(ValueError, match="another process is training in this run folder; wait for it") as caught:
+            make_trainer(tmp_path / "run").fit()
+        refused.append(caught)
+
+    assert make_trainer(tmp_path / "run", after_step=start_again).fit().status == "finished"
+    assert len(refused) == 6
+    assert curve(tmp_path) == curve(tmp_path / "whole")
+
+
+def hold_lock_beside_a_worker(run_dir: Path, pipe: str) -> None:
+    with lock_run(run_dir):
+        if os.fork() == 0:  # it lives until the test closes the pipe
+            Path(pipe).read_bytes()
+            os._exit(0)
+        (run_dir / "held").touch()
+        signal.pause()
+
+
+def test_worker_that_outlives_a_killed_run_does_not_keep_its_lock(tmp_path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    process = forkserver.start(hold_lock_beside_a_worker, tmp_path / "run", str(pipe))
+    try:
+        wait_until((tmp_path / "run" / "held").exists, within_s=PATIENCE_S, meanwhile=process.is_alive)
+        process.kill()
+        process.join()
+        with lock_run(tmp_path / "run"):
+            pass
+    finally:
+        os.close(writer)
 
 
 def test_run_with_another_recipe_is_refused_with_what_differs_and_loses_nothing(tmp_path) -> None:

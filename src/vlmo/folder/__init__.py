@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 from vlmo.folder.atomic import (
+    LOCK_FILE,
     atomic_file,
+    lock_folder,
     need_writable,
     path_aside,
     remove_folder,
@@ -26,6 +28,7 @@ from vlmo.folder.card import (
 from vlmo.released import find_model, known_models
 
 __all__ = [
+    "LOCK_FILE",
     "DataSource",
     "ModelCard",
     "Usage",
@@ -33,6 +36,7 @@ __all__ = [
     "add_section",
     "architectures",
     "atomic_file",
+    "lock_folder",
     "measurement",
     "need_writable",
     "path_aside",

@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders: a crash leaves the old content or the new, never a part."""
+"""Atomic writes of files and folders: a crash leaves the old content or the new, never a part. One writer a folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+LOCK_FILE = ".lock"
 _ASIDE, _REPLACED, _REMOVED = ".vlmo-aside", ".vlmo-replaced", ".vlmo-removed"
 
 
@@ -82,6 +85,19 @@ def remove_leftovers(parent: Path) -> None:
     for suffix in (_ASIDE, _REPLACED, _REMOVED):
         for leftover in parent.glob(f".*{suffix}"):
             shutil.rmtree(leftover)
+
+
+def lock_folder(folder: Path, *, work: str) -> AcquireReturnProxy:
+    """Allow one process at a time that does this `work` in the folder; left as a context, or when the process ends.
+
+    Raises:
+        ValueError: Another process does it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / LOCK_FILE).acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{folder}: another process is {work}; wait for it") from error
 
 
 def need_writable(folder: Path) -> None:

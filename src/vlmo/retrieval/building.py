@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.console import Console
 
-from vlmo.folder import write_file
+from vlmo.folder import LOCK_FILE, lock_folder, write_file
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import Recall, make_approximate
 from vlmo.retrieval.encoder import BATCH, Encoder
@@ -25,7 +24,6 @@ from vlmo.retrieval.sources import Found, Reader, as_origin, find, was_deleted
 from vlmo.retrieval.store import Store
 from vlmo.retrieval.update import Update
 
-_LOCK_FILE = ".lock"
 _LOOKUPS_FROM = 20_000
 """Images from which on the table's columns of ids and hashes are indexed."""
 APPROXIMATE_FROM = 50_000
@@ -123,7 +121,7 @@ def build_index(
         before = () if earlier is None else earlier["inputs"]
         with Progress(console) as progress:
             size = sum(_list(origin, listing, before=before, progress=progress) for origin in origins)
-        with _locked(folder):
+        with lock_folder(folder, work="writing this index"):
             facts: dict[str, Any] = {
                 **(earlier or {"created": _now(), "pictures": 0, "captions": 0, "approximate": None}),
                 "version": VERSION,
@@ -172,7 +170,7 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not folder.is_dir() or not (folder / INDEX_FILE).is_file():
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK_FILE, f"{INDEX_FILE}.aside"}:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK_FILE, f"{INDEX_FILE}.aside"}:
             return None  # a start that was cut off
         raise ValueError(f"{folder} holds something else than an index; name a new folder")
     return read_facts(folder)
@@ -253,12 +251,3 @@ def _engine(name: Literal["local", "ray"], encoder: Encoder, *, batch: int, work
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _locked(folder: Path) -> AcquireReturnProxy:
-    """Allow one writer at a time; the system lifts the lock when a process ends, however it does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return FileLock(folder / _LOCK_FILE).acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"{folder}: another process is writing this index; wait for it") from error

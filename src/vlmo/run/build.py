@@ -31,7 +31,7 @@ from vlmo.released import find_model, known_models
 from vlmo.tasks.base import EvaluationSet, RunContext
 from vlmo.tasks.registry import usage_of
 from vlmo.tasks.result import data_name
-from vlmo.training import Trainer, Watchdog, claim_run_folder, read_metrics
+from vlmo.training import Trainer, Watchdog, claim_run_folder, lock_run, read_metrics
 
 _QUARANTINE = "quarantine.jsonl"
 _LOGGED = "val/"
@@ -66,6 +66,8 @@ def build(
     claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
     if is_main():
         need_writable(run_dir)  # and before the data are read, which may take long
+    with lock_run(run_dir):
+        pass  # `fit` holds it; another run is told of now
     torch.manual_seed(recipe.seed)
     processor = build_processor(recipe) if task.reads_text else None
     run = RunContext(

@@ -6,7 +6,7 @@ from vlmo.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlmo.distributed import choose_device
-    from vlmo.training.checkpoint import claim_run_folder
+    from vlmo.training.checkpoint import claim_run_folder, lock_run
     from vlmo.training.config import EngineConfig, TrainerConfig
     from vlmo.training.errors import TrainingError, explained_start
     from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, lr_at
@@ -28,6 +28,7 @@ __all__ = [
     "claim_run_folder",
     "explained_start",
     "launch",
+    "lock_run",
     "lr_at",
     "read_metrics",
 ]
@@ -36,7 +37,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "vlmo.distributed": "choose_device",
-        ".checkpoint": "claim_run_folder",
+        ".checkpoint": "claim_run_folder lock_run",
         ".config": "EngineConfig TrainerConfig",
         ".errors": "TrainingError explained_start",
         ".optimizer": "OptimizerConfig ScheduleConfig lr_at",

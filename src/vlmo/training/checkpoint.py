@@ -41,8 +41,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.serialization import _get_layout
 
-from vlmo.distributed import rank, world_size
-from vlmo.folder import path_aside, remove_folder, remove_leftovers, write_file, write_folder
+from vlmo.distributed import is_main, rank, world_size
+from vlmo.folder import lock_folder, path_aside, remove_folder, remove_leftovers, write_file, write_folder
 from vlmo.training.errors import TrainingError, advise_on_saving
 
 logger = logging.getLogger(__name__)
@@ -236,6 +236,15 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
     elif write:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_file(path, recipe_json)
+
+
+def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[Any]:
+    """Allow one run at a time in a run folder; the main process takes the lock.
+
+    Raises:
+        ValueError: Another one is running.
+    """
+    return lock_folder(run_dir, work="training in this run folder") if is_main() else contextlib.nullcontext()
 
 
 class _StateWriter(dcp.FileSystemWriter):

@@ -33,7 +33,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, rank, world_size
 from vlmo.folder import write_folder
-from vlmo.training.checkpoint import SavedState, StateStore, claim_run_folder, newest_state, state_path
+from vlmo.training.checkpoint import SavedState, StateStore, claim_run_folder, lock_run, newest_state, state_path
 from vlmo.training.config import Precision, TrainerConfig
 from vlmo.training.engine import Engine, choose_precision, gradient_norm
 from vlmo.training.errors import TrainingError, explained_faults
@@ -171,12 +171,15 @@ class Trainer:
         After a first signal the running step is finished and saved; a second one has its usual effect.
 
         Raises:
-            ValueError: The run folder holds a run with another recipe.
+            ValueError: The run folder holds a run with another recipe, or another process trains there.
             TrainingError: `max_bad_steps` updates in a row were skipped, every saved state is damaged, nothing can be
                 written, data or their workers are gone, or another process is.
         """
         place = lambda: f"{self.title}: step {self._counters.step}"  # noqa: E731
-        with explained_faults(place, run_dir=self.run_dir, watchdog=self._watchdog, last_saved=self._states.last_saved):
+        with (
+            explained_faults(place, run_dir=self.run_dir, watchdog=self._watchdog, last_saved=self._states.last_saved),
+            lock_run(self.run_dir),
+        ):
             if self._restore():
                 logger.info("%s: %s has already finished", self.title, self.run_dir)
                 return self._result("already_finished")
@@ -377,7 +380,9 @@ def _counters_of(saved: SavedState) -> _Counters:
     try:
         return _Counters(**saved.progress)
     except TypeError as error:
-        raise TrainingError(f"training state {saved.path} was written by another version ({error}); use that") from error
+        raise TrainingError(
+            f"training state {saved.path} was written by another version ({error}); use that"
+        ) from error
 
 
 def forward_seed(seed: int, *, step: int, micro: int, rank: int) -> int:
