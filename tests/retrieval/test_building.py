@@ -29,6 +29,7 @@ from tests.retrieval.toy_index import (
     write_table,
     write_tar,
 )
+from tests.rights import ordinary_rights
 
 from vlmo import progress
 from vlmo.retrieval import Index, build_index, building, engine, journal
@@ -367,6 +368,24 @@ def test_links_are_followed_once(encoder, tmp_path):
     outside = write_folder(tmp_path / "outside", table=False, numbers=range(6, 8))
     (folder / "linked").symlink_to(outside)
     assert build(encoder, folder, out=tmp_path / "index").images == 6
+
+
+def test_unreadable_subfolder_is_told_and_its_images_stay(encoder, tmp_path):
+    folder, out = write_folder(tmp_path / "images", numbers=range(2)), tmp_path / "index"
+    write_folder(folder / "lost+found", numbers=range(2, 4))
+    assert build(encoder, folder, out=out).images == 4
+    (folder / "lost+found").chmod(0)
+    (folder / NAMES[0]).unlink()
+    with ordinary_rights():
+        report = build(encoder, folder, out=out)
+        assert (report.images, report.deleted, report.bad) == (3, 1, 1)
+        with pytest.raises(PermissionError):
+            build(encoder, folder / "lost+found", out=tmp_path / "other")
+    (line,) = quarantine(out)
+    assert line["path"] == str(folder / "lost+found")
+    assert "the folder cannot be listed" in line["reason"]
+    (folder / "lost+found").chmod(0o755)
+    assert build(encoder, folder, out=out).bad == 0
 
 
 def test_stored_bytes_outlive_the_files(encoder, tmp_path):

@@ -71,6 +71,19 @@ def test_pattern_passes_over_what_is_nothing_of_ours(tmp_path):
     assert below(tmp_path / ".hidden.png") == [(".hidden.png", "file")]  # it is named outright
 
 
+def test_links_between_folders_lead_to_each_file_once(tmp_path):
+    folders = [tmp_path / f"folder{number}" for number in range(7)]
+    for folder in folders:
+        touch(folder / f"{folder.name}.png")
+    for folder in folders:
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    expected = [(f"folder{number}.png", "file") for number in range(7)]
+    assert sorted(below(tmp_path)) == expected
+    assert sorted(below(f"{tmp_path}/*")) == expected
+    assert sorted(below(f"{tmp_path}/**/*.png")) == expected
+
+
 def test_only_a_single_file_counts_as_deleted(tmp_path):
     touch(tmp_path / "full" / "a.png")
     (tmp_path / "empty").mkdir()

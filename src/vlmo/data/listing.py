@@ -52,26 +52,37 @@ def open_file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise ValueError(f"{place} cannot be listed: {error}") from error
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path, *, seen: set[tuple[int, int]] | None = None, lost: list[Path] | None = None) -> Iterator[Path]:
     """Yield the files below a folder of this machine, by name; hidden ones are passed over.
 
     Links to folders are followed; each real folder is visited once.
-    """
-    seen: set[tuple[int, int]] = set()
 
-    def below(folder: Path) -> Iterator[Path]:
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
+    Args:
+        folder: The folder.
+        seen: Device and number of folders that were visited before; those of this call are added.
+        lost: Takes folders below that cannot be listed; without it, they are errors.
+    """
+    seen = set() if seen is None else seen
+
+    def below(path: Path) -> Iterator[Path]:
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                return
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+            inside = [(path / name, (path / name).is_dir(), (path / name).is_file()) for name in names]
+        except OSError:
+            if lost is None or path == folder:
+                raise
+            lost.append(path)
             return
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-        for name in names:
-            path = folder / name
-            if path.is_dir():
-                yield from below(path)
-            elif path.is_file():
-                yield path
+        for each, is_folder, is_file in inside:
+            if is_folder:
+                yield from below(each)
+            elif is_file:
+                yield each
 
     yield from below(folder)
 

@@ -28,7 +28,7 @@ from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata, d
 MAX_BYTES = 256_000_000
 """Largest file that is read as an image."""
 
-Kind = Literal["file", "shard", "dataset"]
+Kind = Literal["file", "shard", "dataset", "unreadable"]
 
 _SAVED = ("state.json", "dataset_dict.json")
 # What object stores call the time or the version of a file.
@@ -38,12 +38,12 @@ _READERS = 8
 
 @dataclass(frozen=True)
 class Found:
-    """An image file, a shard, or a saved data set.
+    """An image file, a shard, a saved data set, or a folder that cannot be listed.
 
     Attributes:
         place: Absolute path or URI.
         origin: The input that led there.
-        kind: "file", "shard" or "dataset".
+        kind: "file", "shard", "dataset" or "unreadable".
         stamp: Changes when the content does, as far as its size and time tell.
         size: In bytes.
         root: The folder below which names count, for a table of metadata.
@@ -138,7 +138,7 @@ def find(origin: str) -> Iterator[Found]:
         if not given.exists():
             raise ValueError(f"there is nothing at {given}; give a folder, an image, or a .tar or .parquet file")
         if given.is_dir():
-            yield from _below(given, origin=origin)
+            yield from _below(given, origin=origin, seen=set())
         elif kind := _kind(given.name.lstrip(".")):  # its name may begin with a dot, as it was given outright
             yield _local(given, kind=kind, origin=origin, root=given.parent)
         else:
@@ -148,9 +148,10 @@ def find(origin: str) -> Iterator[Found]:
         matches = sorted({match for pattern in expand_braces(origin) for match in files.glob(pattern)})
         if not matches:
             raise ValueError(f"{origin} matches nothing; give folders, images, .tar or .parquet files that exist")
+        seen: set[tuple[int, int]] = set()
         for match in map(Path, matches):
             if match.is_dir() and not match.name.startswith("."):
-                yield from _below(match, origin=origin)
+                yield from _below(match, origin=origin, seen=seen)
             elif match.is_file() and (kind := _kind(match.name, has_tar=match.with_suffix(".tar").is_file)) is not None:
                 yield _local(match, kind=kind, origin=origin, root=match.parent)
 
@@ -163,8 +164,9 @@ def was_deleted(origin: str) -> bool:
     return _kind(f"a{path.suffix}") is not None and path.parent.is_dir() and any(path.parent.iterdir())
 
 
-def _below(folder: Path, *, origin: str) -> Iterator[Found]:
-    for path in walk(folder):
+def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator[Found]:
+    lost: list[Path] = []
+    for path in walk(folder, seen=seen, lost=lost):
         if path.name in _SAVED:
             if not (path.parent.parent / "dataset_dict.json").is_file():  # that of a split belongs to the whole
                 saved = path.parent
@@ -174,6 +176,7 @@ def _below(folder: Path, *, origin: str) -> Iterator[Found]:
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
                 yield _local(path, kind=kind, origin=origin, root=folder)
+    yield from (Found(str(path), origin, "unreadable", "", 0, str(folder)) for path in lost)
 
 
 def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:
@@ -244,6 +247,9 @@ class Reader:
 
     def records(self, found: Found) -> Iterator[Record | Bad]:
         """Read a shard or a saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
+        if found.kind == "unreadable":
+            yield Bad("shard", found.place, 0, "", "the folder cannot be listed; give this user the right to read it")
+            return
         if found.kind == "dataset":
             from vlmo.data.stream.records import read_saved
 

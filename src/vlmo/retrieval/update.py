@@ -52,6 +52,7 @@ class Update:
         # Stamps of the shards that were read to their ends.
         self._done = {line["shard"]: line["stamp"] for line in read_lines(store.folder / SHARDS_FILE)}
         self._settled: set[str] = set()  # shards that were not read again, or not to their ends: their images stay
+        self._unreadable: tuple[str, ...] = ()  # folders, with "/": images below stay too
 
     def run(self, engine: Engine, listing: Iterable[Found]) -> Counts:
         """Embed new images and remove those that are gone; the tables are valid whenever this is interrupted.
@@ -104,6 +105,7 @@ class Update:
                     files = []
             elif found.place not in listed:
                 listed.add(found.place)
+                self._unreadable += (f"{found.place}/",) if found.kind == "unreadable" else ()
                 if self._done.get(found.place) == self._reader.stamp(found):
                     self._settled.add(found.place)
                     self._advance(found.size, unchanged=begun[found.place])
@@ -149,14 +151,19 @@ class Update:
         self._progress.update("indexing", self._read, self._size, note=f"{done} images")
 
     def _delete_unseen(self) -> None:
-        """Remove images that were not seen, unless their shard was not read."""
+        """Remove images that were not seen, unless their shard or folder was not read."""
         seen = np.unique(np.frombuffer(self._seen, dtype=np.uint64)) if self._seen else np.zeros(0, np.uint64)
         gone: list[str] = []
-        for batch in self._store.scan(["id", "shard"]):
+        for batch in self._store.scan(["id", "shard", "place"]):
             ids, shards = batch["id"].to_pylist(), batch["shard"].to_pylist()
+            places = batch["place"].to_pylist()
             there = np.isin(np.array([int(id[:16], 16) for id in ids], dtype=np.uint64), seen)  # noqa: A001
-            rows = zip(ids, there, shards, strict=True)
-            gone += [id for id, is_there, shard in rows if not is_there and shard not in self._settled]  # noqa: A001
+            rows = zip(ids, there, shards, places, strict=True)
+            gone += [
+                id
+                for id, is_there, shard, place in rows  # noqa: A001
+                if not (is_there or shard in self._settled or place.startswith(self._unreadable))
+            ]
         for start in range(0, len(gone), _DELETED_AT_ONCE):
             self._store.delete(gone[start : start + _DELETED_AT_ONCE])
         self.counts.deleted = len(gone)
