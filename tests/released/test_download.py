@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
 from tests import forkserver
 from tests.parity.cases import reference_file
-from tests.released.toy_server import COCO, VQA, serving, serving_hub, write_published
+from tests.released.toy_server import COCO, VQA, serving, write_published
 from tests.retrieval.toy_index import write_folder
 from tests.test_cli_tasks import refused
 from transformers import pipeline
@@ -230,22 +229,16 @@ def test_mirror_may_be_a_folder_that_stays_as_it_is(cache, published, monkeypatc
         find_model("vlmo-large-vqa")
 
 
-def test_folder_of_the_hub_is_fetched_without_its_code(cache, toy_release, monkeypatch, tmp_path, capsys):
+def test_folder_of_the_hub_is_fetched_without_its_code(cache, hub, toy_release, capsys):
     files = {file.name: file.read_bytes() for file in (toy_release / "toy").iterdir()} | {"modeling.py": b"1 / 0"}
-    with serving_hub(files) as address:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        found = find_model("hf://someone/tiny")
-        assert {file.name for file in found.iterdir()} == files.keys() - {"modeling.py"}
-        assert Encoder(Path("hf://someone/tiny")).fingerprint == Encoder(toy_release / "toy").fingerprint
-        assert VLMoForImageTextRetrieval.from_pretrained("hf://someone/tiny").config.hidden_size == 32
-        assert notes_folder("hf://someone/tiny") == Path()
-        line = ["embed", "hf://someone/none", "x.png", "--out", "x.npy"]
-        assert "hf://someone/none cannot be downloaded from the hub" in refused(line, capsys)
+    hub.repositories["someone/tiny"] = {"main": files}
+    found = find_model("hf://someone/tiny")
+    assert {file.name for file in found.iterdir()} == files.keys() - {"modeling.py"}
+    assert Encoder(Path("hf://someone/tiny")).fingerprint == Encoder(toy_release / "toy").fingerprint
+    assert VLMoForImageTextRetrieval.from_pretrained("hf://someone/tiny").config.hidden_size == 32
+    assert notes_folder("hf://someone/tiny") == Path()
+    line = ["embed", "hf://someone/none", "x.png", "--out", "x.npy"]
+    assert "hf://someone/none cannot be downloaded from the hub" in refused(line, capsys)
 
 
 def test_evaluation_shows_the_papers_numbers_and_the_difference(cache, published, monkeypatch, tmp_path, capsys):
@@ -301,7 +294,7 @@ def test_process_that_asks_for_the_same_model_waits_for_the_first(site, cache):
 
 def test_table_has_each_file_once_under_the_name_that_its_own_tells():
     addresses = [model.address for model in MODELS.values() if model.address]
-    assert len(set(addresses)) == len(addresses) == 61
+    assert len(set(addresses)) == len(addresses) == 65
     for model in MODELS.values():
         if model.address:
             family, size = model.address.rpartition("/")[2].split("_patch16_")[0].split("_", maxsplit=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,60 +84,18 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class _HubHandler(BaseHTTPRequestHandler):
-    """The hub's answers to those who fetch `someone/tiny`."""
-
-    files: dict[str, bytes]
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def do_GET(self) -> None:
-        names, path = sorted(self.files), self.path.partition("?")[0]
-        if path == "/api/models/someone/tiny/revision/main":
-            told = {"id": "someone/tiny", "sha": self.commit, "siblings": [{"rfilename": name} for name in names]}
-            self.answer(json.dumps(told).encode(), "application/json")
-        elif path.startswith("/api/models/someone/tiny/tree/"):
-            rows = [{"type": "file", "path": name, "size": len(self.files[name]), "oid": name} for name in names]
-            self.answer(json.dumps(rows).encode(), "application/json")
-        elif path.startswith(f"/someone/tiny/resolve/{self.commit}/") and path.rpartition("/")[2] in names:
-            self.answer(self.files[path.rpartition("/")[2]], "application/octet-stream")
-        else:
-            self.send_error(404)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def answer(self, content: bytes, kind: str) -> None:
-        self.send_response(200)
-        digest = hashlib.sha1(content).hexdigest()
-        headers = {"Content-Type": kind, "Content-Length": str(len(content))}
-        for header, value in (headers | {"X-Repo-Commit": self.commit, "ETag": f'"{digest}"'}).items():
-            self.send_header(header, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
 @contextmanager
 def serving(folder: Path) -> Iterator[Site]:
     """Serve the files of a folder on a free port."""
     site = Site({file.name: file.read_bytes() for file in folder.iterdir()})
     site.answers.set()
-    with _running(type("Handler", (_Handler,), {"site": site})) as site.address:
+    with running(type("Handler", (_Handler,), {"site": site})) as site.address:
         yield site
 
 
 @contextmanager
-def serving_hub(files: dict[str, bytes]) -> Iterator[str]:
-    """Answer as the hub would to those who fetch `someone/tiny`; gives the address."""
-    with _running(type("Handler", (_HubHandler,), {"files": files})) as address:
-        yield address
-
-
-@contextmanager
-def _running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+def running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answer requests on a free port; gives the address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -27,6 +27,7 @@ from vlmo.checkpoints.layout import (
     grid_of_positions,
     grid_of_table,
     note_on_depth,
+    reasoning_labels,
     shape_of,
     translate,
 )
@@ -315,10 +316,7 @@ _NUM_UNUSED_POSITIONS = 2  # in front of both position tables
 _BEIT3_IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 _BEIT3_TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
 _BEIT3_WORDS = "beit3.text_embed.weight"
-# Heads of pre-training, and the classifier of two images (NLVR2), which have another form than VLMo's.
-_BEIT3_UNUSED = re.compile(
-    r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|head\.(norm|dense)[12]\..+|.*num_batches_tracked"
-)
+_BEIT3_UNUSED = re.compile(r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|.*num_batches_tracked")
 
 BEIT3 = NameTable(
     (
@@ -334,6 +332,10 @@ BEIT3 = NameTable(
         ("head.0.{kind}", "answer_head.dense.{kind}"),
         ("head.1.{kind}", "answer_head.norm.{kind}"),
         ("head.3.{kind}", "answer_head.classifier.{kind}"),
+        ("head.norm1.{kind}", "reasoning_head.input_norm.{kind}"),
+        ("head.dense1.{kind}", "reasoning_head.dense.{kind}"),
+        ("head.norm2.{kind}", "reasoning_head.norm.{kind}"),
+        ("head.dense2.{kind}", "reasoning_head.classifier.{kind}"),
         ("fc_norm.{kind}", "classifier_norm.{kind}"),
         ("head.{kind}", "classifier.{kind}"),
         ("vision_head.weight", "contrast_head.image_projection.weight"),
@@ -367,7 +369,7 @@ def is_beit3(state_dict: Mapping[str, Tensor]) -> bool:
 def convert_beit3(
     state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object
 ) -> Conversion:
-    """Convert BEiT-3, fine-tuned for retrieval, VQA or ImageNet, to that task's model; to a backbone otherwise.
+    """Convert BEiT-3, fine-tuned for retrieval, VQA, NLVR2 or ImageNet, to that task's model; else to a backbone.
 
     Args:
         num_attention_heads: Needed only where the width is neither that of base nor that of large.
@@ -379,17 +381,16 @@ def convert_beit3(
     state, model_class, changes = _beit3_task(state_dict, heads={name.partition(".")[0] for name in weights})
     config = _beit3_config(state_dict, depth=count_blocks(weights), asked=num_attention_heads, changes=changes)
     notes: list[str] = []
-    if changes:  # the published code has no norm after the blocks in these tasks
+    if model_class in {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}:
+        # The published code has no norm after the blocks in these tasks.
         like = weights["vlmo.image_embeddings.cls_token"]
         for side in ("language",) if config.use_pooler else ("vision", "language"):
             weights.setdefault(f"vlmo.norm.{side}.weight", like.new_ones(config.hidden_size))
             weights.setdefault(f"vlmo.norm.{side}.bias", like.new_zeros(config.hidden_size))
-    else:
+    elif not changes:
         notes.append(
             "BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."
         )
-    if any(key.startswith("head.dense") for key in state_dict):
-        notes.append("Its classifier of two images (NLVR2) has another form than VLMo's, so it was left out.")
     weights |= {name: weights[name][_NUM_UNUSED_POSITIONS:] for name in (OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS)}
     others = state_dict.keys() - keys.values()
     return Conversion(
@@ -413,6 +414,9 @@ def _beit3_task(
     if "answer_head" in heads:
         answers = shape_of(state_dict, "head.3.weight", axes=2)[0]
         return "fine-tuned on VQA", models.VLMoForVisualQuestionAnswering, {"num_labels": answers, "use_pooler": True}
+    if "reasoning_head" in heads:
+        number = shape_of(state_dict, "head.dense2.weight", axes=2)[0]
+        return "fine-tuned on NLVR2", models.VLMoForVisualReasoning, reasoning_labels(number)
     if {"classifier", "classifier_norm"} <= heads:
         classes = shape_of(state_dict, "head.weight", axes=2)[0]
         return f"fine-tuned on {classes} classes", models.VLMoForImageClassification, {"num_labels": classes}

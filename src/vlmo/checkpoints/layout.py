@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -213,6 +213,13 @@ def count_heads(columns: int | None, *, width: int, depth: int, asked: int | Non
             f" {width} have {usual}. Is the file whole? Give --num-attention-heads {heads} if it is"
         )
     return heads
+
+
+def reasoning_labels(number: int) -> dict[str, Any]:
+    """Return the names of the classes of NLVR2 as `VLMoConfig` takes them; their number if it is not two."""
+    if number != 2:
+        return {"num_labels": number}
+    return {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}}
 
 
 def note_on_depth(model: str, config: VLMoConfig) -> list[str]:

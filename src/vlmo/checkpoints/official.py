@@ -31,6 +31,7 @@ from vlmo.checkpoints.layout import (
     listed,
     note_on_depth,
     one_line,
+    reasoning_labels,
     shape_of,
     spans,
     translate,
@@ -202,9 +203,7 @@ def _config(
     if state is _VQA:
         optional["num_labels"] = shape_of(state_dict, "vqa_classifier.3.weight", axes=2)[0]
     if state is _NLVR2:
-        optional["num_labels"] = shape_of(state_dict, "nlvr2_classifier.3.weight", axes=2)[0]
-        if optional["num_labels"] == 2:
-            optional = {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}}
+        optional |= reasoning_labels(shape_of(state_dict, "nlvr2_classifier.3.weight", axes=2)[0])
     if not relative:
         optional["max_text_positions"] = shape_of(state_dict, TEXT_POSITIONS, axes=2)[0]
     pooled = any(key.startswith("pooler.") for key in state_dict) and state is not _LANGUAGE

@@ -4,7 +4,7 @@ from transformers.models.auto import configuration_auto, modeling_auto
 
 from vlmo import model
 
-_AUTO_CLASSES = {
+AUTO_CLASSES = {
     "AutoModel": model.VLMoModel,
     "AutoModelForPreTraining": model.VLMoForPreTraining,
     "AutoModelForMaskedImageModeling": model.VLMoForMaskedImageModeling,
@@ -20,7 +20,7 @@ def register() -> None:
     """Register configuration and models, so that `AutoModel.from_pretrained` takes a model folder."""
     config = model.VLMoConfig
     configuration_auto.AutoConfig.register(config.model_type, config, exist_ok=True)
-    for name, own in _AUTO_CLASSES.items():
+    for name, own in AUTO_CLASSES.items():
         getattr(modeling_auto, name).register(config, own, exist_ok=True)
     # The segmentation pipeline reads a copy of this table, which lacks registered classes, and logs an error for ours
     # although they work.

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from vlmo.folder.hub import upload_beside
 from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import ImageEmbeddings, TextEmbeddings
 from vlmo.model.heads import ContrastHead, MaskedImageHead, Pooler
@@ -70,6 +71,19 @@ class VLMoPreTrainedModel(PreTrainedModel):
         name = pretrained_model_name_or_path
         with naming_released(name):
             return super().from_pretrained(None if name is None else find_model(name), *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload the model to the hub, with processor and card of the folder that it was loaded from.
+
+        The card loses its metrics, since the model may have been trained further; `hf upload OWNER/NAME FOLDER` uploads
+        a folder as it is. A card that the hub has stays. Options and result are those of transformers.
+        """
+        if self.name_or_path:
+            names = ("private", "token", "revision", "create_pr")
+            given = {name: options[name] for name in names if options.get(name) is not None}
+            if pull_request := upload_beside(self.name_or_path, repo_id, **given):
+                options |= {"revision": pull_request, "create_pr": False}
+        return super().push_to_hub(repo_id, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

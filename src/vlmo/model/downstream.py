@@ -19,6 +19,7 @@ from transformers.utils import can_return_tuple
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import FeaturePyramid, TaskHead
+from vlmo.model.sequence import LANGUAGE, VISION, Sequence
 
 # Of mmsegmentation's UPerNet with BEiT: the auxiliary head reads the third level and weighs 0.4.
 _AUXILIARY_LEVEL, _AUXILIARY_CHANNELS, _AUXILIARY_WEIGHT = 2, 256, 0.4
@@ -29,7 +30,10 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
     """Fusion encoder and a classifier over a fixed set of answers, `config.id2label`."""
 
     def __init__(self, config: VLMoConfig) -> None:
-        _need_pooler(config, "VLMoForVisualQuestionAnswering")
+        if not config.use_pooler:
+            raise ValueError(
+                "VLMoForVisualQuestionAnswering reads the pooled first token; its configuration has use_pooler False."
+            )
         super().__init__(config)
         self.vlmo = VLMoModel(config)
         self.answer_head = TaskHead(
@@ -68,17 +72,34 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
 
 
 class VLMoForVisualReasoning(VLMoPreTrainedModel):
-    """NLVR2: is a sentence about two images true? Each is fused with it apart. ValueError below 3 modality types."""
+    """NLVR2: is a sentence about two images true? Each is fused with it apart.
+
+    The head reads both pooled pairs; without a pooler, as in BEiT-3 (arXiv 2208.10442), the first image and text state
+    of both pairs.
+
+    Raises:
+        ValueError: There is a table of modality types without one for the second image, or a pooler without a table.
+    """
 
     def __init__(self, config: VLMoConfig) -> None:
-        _need_pooler(config, "VLMoForVisualReasoning")
-        if config.num_modality_types <= SECOND_IMAGE_TYPE:
-            raise ValueError(f"num_modality_types is {config.num_modality_types}; VLMoForVisualReasoning needs 3.")
+        types = config.num_modality_types
+        if types <= SECOND_IMAGE_TYPE and (types or config.use_pooler):
+            raise ValueError(f"num_modality_types is {types}; VLMoForVisualReasoning needs 3.")
         super().__init__(config)
         self.vlmo = VLMoModel(config)
-        width = 2 * config.hidden_size
-        self.reasoning_head = TaskHead(width, width=width, num_labels=cast("int", config.num_labels))
+        width, num_labels = 2 * config.hidden_size, cast("int", config.num_labels)
+        if config.use_pooler:
+            self.reasoning_head = TaskHead(width, width=width, num_labels=num_labels)
+        else:
+            self.reasoning_head = TaskHead(2 * width, width=width, num_labels=num_labels, norm_inputs=True)
         self.post_init()
+
+    def _vector(self, pair: Sequence) -> Float[Tensor, "batch dim"]:
+        backbone = self.vlmo
+        if backbone.pooler is not None:
+            return backbone.pool_pair(backbone.run_to_first(pair, fusion=True))
+        text, image = (states[:, 0] for states in pair.split(backbone.run(pair, fusion=True)))
+        return torch.cat([backbone.finish(image, modality=VISION), backbone.finish(text, modality=LANGUAGE)], dim=-1)
 
     @can_return_tuple
     def forward(
@@ -96,12 +117,12 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         grid = backbone.image_embeddings.grid_of(pixel_values[:, 0])
         text = backbone.embed_text(input_ids)
         bias = backbone.make_position_bias(num_text=text.shape[1], grid=grid)
-        pooled = []
+        vectors = []
         for number, kind in enumerate((SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE)):
             image = backbone.embed_image(pixel_values[:, number], modality_type=kind)
             pair = backbone.join(text=text, attention_mask=attention_mask, image=image, grid=grid, position_bias=bias)
-            pooled.append(backbone.pool_pair(backbone.run_to_first(pair, fusion=True)))
-        logits = self.reasoning_head(torch.cat(pooled, dim=-1))
+            vectors.append(self._vector(pair))
+        logits = self.reasoning_head(torch.cat(vectors, dim=-1))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
@@ -189,8 +210,3 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
             loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_CLASS)
             loss = loss + _AUXILIARY_WEIGHT * F.cross_entropy(auxiliary.float(), labels, ignore_index=IGNORED_CLASS)
         return SemanticSegmenterOutput(loss=loss, logits=logits)
-
-
-def _need_pooler(config: VLMoConfig, name: str) -> None:
-    if not config.use_pooler:
-        raise ValueError(f"{name} reads the pooled first token; its configuration has use_pooler False.")

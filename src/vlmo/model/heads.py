@@ -105,16 +105,23 @@ class MaskedImageHead(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """Linear layer, LayerNorm, GELU, linear layer to the answers (VLMo, "Vision-Language Classification")."""
+    """Linear layer, LayerNorm, GELU, linear layer to the answers (VLMo, "Vision-Language Classification").
 
-    def __init__(self, num_inputs: int, *, width: int, num_labels: int) -> None:
+    Args:
+        norm_inputs: Start with a LayerNorm (BEiT-3's head for two images).
+    """
+
+    def __init__(self, num_inputs: int, *, width: int, num_labels: int, norm_inputs: bool = False) -> None:
         super().__init__()
+        self.input_norm = nn.LayerNorm(num_inputs) if norm_inputs else None
         self.dense = nn.Linear(num_inputs, width)
         self.norm = nn.LayerNorm(width)
         self.classifier = nn.Linear(width, num_labels)
 
     def forward(self, pooled: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch labels"]:
         """Return logits from the vector of a pair, or of two pairs joined."""
+        if self.input_norm is not None:
+            pooled = self.input_norm(pooled)
         return self.classifier(F.gelu(self.norm(self.dense(pooled))))
 
 

@@ -64,25 +64,29 @@ beitv2-large-pt1k-ft21k     classification beitv2_large_patch16_224_pt1k_ft21k.p
 beitv2-large-pt1k-ft21kto1k classification beitv2_large_patch16_224_pt1k_ft21kto1k.pth
 """,
     ("beit3", f"{_BEIT}beit3/"): """
-beit3-base                backbone       beit3_base_patch16_224.pth
-beit3-base-indomain       backbone       beit3_base_indomain_patch16_224.pth
-beit3-base-indomain-in1k  classification beit3_base_indomain_patch16_224_in1k.pth
-beit3-base-indomain-vqa   vqa            beit3_base_indomain_patch16_480_vqa.pth
-beit3-base-itc            retrieval      beit3_base_itc_patch16_224.pth
-beit3-base-in1k           classification beit3_base_patch16_224_in1k.pth
-beit3-base-coco           retrieval      beit3_base_patch16_384_coco_retrieval.pth
-beit3-base-f30k           retrieval      beit3_base_patch16_384_f30k_retrieval.pth
-beit3-base-vqa            vqa            beit3_base_patch16_480_vqa.pth
-beit3-large               backbone       beit3_large_patch16_224.pth
-beit3-large-indomain      backbone       beit3_large_indomain_patch16_224.pth
-beit3-large-indomain-in1k classification beit3_large_indomain_patch16_224_in1k.pth
-beit3-large-indomain-vqa  vqa            beit3_large_indomain_patch16_480_vqa.pth
-beit3-large-vqa-768       vqa            beit3_large_indomain_patch16_768_vgqaaug_vqa.pth
-beit3-large-itc           retrieval      beit3_large_itc_patch16_224.pth
-beit3-large-in1k          classification beit3_large_patch16_224_in1k.pth
-beit3-large-coco          retrieval      beit3_large_patch16_384_coco_retrieval.pth
-beit3-large-f30k          retrieval      beit3_large_patch16_384_f30k_retrieval.pth
-beit3-large-vqa           vqa            beit3_large_patch16_480_vqa.pth
+beit3-base                 backbone       beit3_base_patch16_224.pth
+beit3-base-indomain        backbone       beit3_base_indomain_patch16_224.pth
+beit3-base-indomain-in1k   classification beit3_base_indomain_patch16_224_in1k.pth
+beit3-base-indomain-nlvr2  nlvr2          beit3_base_indomain_patch16_224_nlvr2.pth
+beit3-base-indomain-vqa    vqa            beit3_base_indomain_patch16_480_vqa.pth
+beit3-base-itc             retrieval      beit3_base_itc_patch16_224.pth
+beit3-base-in1k            classification beit3_base_patch16_224_in1k.pth
+beit3-base-nlvr2           nlvr2          beit3_base_patch16_224_nlvr2.pth
+beit3-base-coco            retrieval      beit3_base_patch16_384_coco_retrieval.pth
+beit3-base-f30k            retrieval      beit3_base_patch16_384_f30k_retrieval.pth
+beit3-base-vqa             vqa            beit3_base_patch16_480_vqa.pth
+beit3-large                backbone       beit3_large_patch16_224.pth
+beit3-large-indomain       backbone       beit3_large_indomain_patch16_224.pth
+beit3-large-indomain-in1k  classification beit3_large_indomain_patch16_224_in1k.pth
+beit3-large-indomain-nlvr2 nlvr2          beit3_large_indomain_patch16_224_nlvr2.pth
+beit3-large-indomain-vqa   vqa            beit3_large_indomain_patch16_480_vqa.pth
+beit3-large-vqa-768        vqa            beit3_large_indomain_patch16_768_vgqaaug_vqa.pth
+beit3-large-itc            retrieval      beit3_large_itc_patch16_224.pth
+beit3-large-in1k           classification beit3_large_patch16_224_in1k.pth
+beit3-large-nlvr2          nlvr2          beit3_large_patch16_224_nlvr2.pth
+beit3-large-coco           retrieval      beit3_large_patch16_384_coco_retrieval.pth
+beit3-large-f30k           retrieval      beit3_large_patch16_384_f30k_retrieval.pth
+beit3-large-vqa            vqa            beit3_large_patch16_480_vqa.pth
 """,
 }
 
