@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import importlib.resources
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -241,6 +242,22 @@ def test_decode_names_a_piece_that_is_not_there(tmp_path) -> None:
         decode_image({"bytes": None, "path": range_path(file, start=0, length=500)})
     with pytest.raises(ValueError, match=r"gone.tar#bytes=0\+9: cannot be read: No such file"):
         decode_image({"bytes": None, "path": range_path(tmp_path / "gone.tar", start=0, length=9)})
+
+
+def test_pipes_devices_and_endless_files_are_not_read(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(6 << 30)
+    cases = {
+        "pipe.png": "no regular file",
+        "zeros.png": "no regular file",
+        "sparse.png": "6,442,450,944 bytes; at most",
+    }
+    cases["sparse.png#bytes=1+9999999999"] = "9,999,999,999 bytes; at most"
+    for name, reason in cases.items():
+        with pytest.raises(ValueError, match=reason):
+            decode_image({"bytes": None, "path": str(tmp_path / name)})
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])

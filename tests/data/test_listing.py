@@ -39,6 +39,8 @@ def test_patterns_of_other_file_systems():
         ("{tmp}/*.txt", "shards end with .tar or .parquet"),
         ("{tmp}/{{0..1", "braces do not match"),
         ("nowhere://a/*.tar", "cannot be listed"),
+        ("reference://a/*.tar", "cannot be listed"),
+        ("github://a/*.tar", "cannot be listed"),
     ],
 )
 def test_patterns_that_name_no_shards_are_refused(tmp_path, pattern, message):

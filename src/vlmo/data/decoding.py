@@ -1,9 +1,11 @@
 """Decode image files to RGB, with a ValueError that names the file and the reason where that fails."""
 
 import contextlib
+import errno
 import functools
 import io
 import re
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,9 @@ from PIL import Image, ImageFile
 
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: above a camera's usual images, below a 100-megapixel bomb."""
+
+MAX_FILE_BYTES = 1 << 29
+"""Largest file, or piece of one, that is read: above `MAX_PIXELS` of 8 bytes."""
 
 # Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -58,14 +63,19 @@ def read_path(path: str) -> bytes:
     """Read a file, or the piece that a `range_path` names.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, has more than `MAX_FILE_BYTES`, or is a device or a pipe, which may never end.
     """
     piece = _RANGE.fullmatch(path)
-    if piece is None:
-        return Path(path).read_bytes()
-    with Path(piece["file"]).open("rb") as file:
-        file.seek(int(piece["start"]))
-        return file.read(int(piece["length"]))
+    file = Path(path if piece is None else piece["file"])
+    status = file.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    start, length = (0, status.st_size) if piece is None else (int(piece["start"]), int(piece["length"]))
+    if length > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"{length:,} bytes; at most {MAX_FILE_BYTES:,} are read", str(file))
+    with file.open("rb") as opened:
+        opened.seek(min(start, status.st_size))
+        return opened.read(MAX_FILE_BYTES if piece is None else length)
 
 
 class EncodedImage:

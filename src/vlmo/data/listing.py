@@ -48,7 +48,7 @@ def open_file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     try:
         return fsspec.core.url_to_fs(place)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{place} cannot be listed: {error}") from error
 
 

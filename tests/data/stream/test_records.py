@@ -254,6 +254,61 @@ def test_hostile_members_cost_one_record(tmp_path, monkeypatch):
     assert fine.captions == ("fine",)
 
 
+def test_half_characters_and_names_that_are_no_text_cost_one_record_at_most(tmp_path):
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w", errors="surrogateescape") as tar:
+        for name, data in (
+            ("a.json", b'{"caption": "\\ud800"}'),
+            ("b.json", b'{"caption": "x", "place": "\\ud800"}'),
+            ("c\udcff.txt", b"fine"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    caption, metadata, fine = read(path, details=True)
+    assert [(each.kind, each.key) for each in (caption, metadata)] == [("row", "a"), ("row", "b")]
+    assert (fine.key, fine.captions) == (r"c\xff", ("fine",))
+
+
+def test_header_that_claims_gigabytes_ends_the_shard_there(tmp_path):
+    path, member = tmp_path / "0.tar", tarfile.TarInfo("@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 6 << 30
+    whole = tar_bytes(["a"]).rstrip(b"\0")
+    whole += bytes(-len(whole) % tarfile.BLOCKSIZE)
+    path.write_bytes(whole + member.tobuf())
+    first, end = read(path)
+    assert first.key == "a"
+    assert (end.kind, end.index) == ("shard", 1)
+    assert "claims 6,442,450,944 bytes" in end.reason
+
+
+def test_sparse_member_that_claims_gigabytes_costs_one_record(tmp_path):
+    path, member = tmp_path / "0.tar", tarfile.TarInfo("a.txt")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)  # one piece at the start
+    header[483:495] = b"\x80" + (6 << 30).to_bytes(11, "big")  # of a file of that size
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    path.write_bytes(bytes(header) + bytes(512) + tar_bytes(["b"]))
+    sparse, fine = read(path)
+    assert (sparse.kind, sparse.key) == ("row", "a")
+    assert "claims 6,442,450,944 bytes" in sparse.reason
+    assert fine.key == "b"
+
+
+def test_values_that_python_has_not_cost_one_record(tmp_path):
+    text = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
+    columns = {
+        "date": pa.array([0, 2**31 - 1, 0], pa.int32()).cast(pa.date32()),
+        "caption": pa.Array.from_buffers(pa.string(), 3, [None, text, pa.py_buffer(b"a\xffc")]),
+    }
+    for name, values in columns.items():
+        pq.write_table(pa.table({"jpg": [b"1", b"2", b"3"], name: values}), tmp_path / "0.parquet")
+        first, bad, last = read(tmp_path / "0.parquet", details=True)
+        assert (bad.kind, bad.index) == ("row", 1)
+        assert (first.index, last.index) == (0, 2)
+
+
 def test_places_alone_are_ranges_of_the_tar(tmp_path):
     path = tmp_path / "0.tar"
     path.write_bytes(tar_bytes(["a", "b"]))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
@@ -61,3 +63,23 @@ def test_damaged_set_is_told(damage, tmp_path):
     (bad,) = read_saved(tmp_path / "set")
     assert isinstance(bad, Bad)
     assert bad.kind == "shard"
+
+
+def test_state_that_names_files_elsewhere_is_refused(tmp_path):
+    rows(1).save_to_disk(tmp_path / "set")
+    state = tmp_path / "set" / "state.json"
+    for name in ("../set/data-00000-of-00001.arrow", "/dev/zero", "gone.arrow"):
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"_data_files": [{"filename": name}]}))
+        (bad,) = read_saved(tmp_path / "set")
+        assert (bad.kind, bad.reason) == ("shard", f"it cannot be read: {name!r} is no file in it")
+    state.write_text(json.dumps({"_data_files": 7}))
+    assert next(read_saved(tmp_path / "set")).kind == "shard"
+
+
+@pytest.mark.parametrize("place", ["file:///etc/a.png", "reference://a.png", "github://a.png", "memory://a.png"])
+def test_record_names_no_file_system_but_stores(tmp_path, place):
+    Dataset.from_dict({"image": [place, "s3://bucket/a.png"], "text": ["a", "b"]}).save_to_disk(tmp_path / "set")
+    bad, good = read_saved(tmp_path / "set")
+    assert bad.kind == "row"
+    assert "is in no store" in bad.reason
+    assert good.path == "s3://bucket/a.png"

@@ -32,7 +32,10 @@ IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
 CAPTION_COLUMNS = ("txt", "caption", "TEXT", "text")
 
 MAX_MEMBER_BYTES = 1 << 28
-"""Largest member of a tar file that is read."""
+"""Largest image in a tar or parquet file that is read."""
+_MAX_TEXT_BYTES = 1 << 24  # of .txt, .json and long names; JSON in memory takes twenty times its bytes
+_STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
+"""File systems that a record of a saved set may name; others read this machine or need more than a path."""
 
 # Facts that a sample holds under names of its own.
 _OWN_NAMES = ("caption", "captions", "key", "status", "error_message")
@@ -43,7 +46,7 @@ _BUFFER = 1 << 18  # bytes that a tar file is read in
 _WAITS = (1.0, 4.0, 16.0)  # seconds before a remote shard is opened again
 
 # Hostile JSON nests too deep, a hostile header claims gigabytes, another type stands where a text is expected.
-_RECORD_ERRORS = (ValueError, AttributeError, TypeError, RecursionError, MemoryError)
+_RECORD_ERRORS = (ValueError, AttributeError, TypeError, OverflowError, RecursionError, MemoryError)
 
 
 class Offset(NamedTuple):
@@ -151,10 +154,18 @@ def _texts(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected a text or a list of texts, found {value!r:.60}")
+    "".join(texts).encode()  # a ValueError for half a character, which JSON may hold and nobody takes
     return tuple(text for text in texts if text.strip())
 
 
 # ---------------------------------------------------------------------------------------------------------------- tar
+
+
+# Headers whose contents are a longer name, or other facts of the next member.
+_EXTENDED = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 
 
 class _Member(tarfile.TarInfo):
@@ -163,11 +174,14 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
         try:
-            return super().frombuf(buf, encoding, errors)
+            member = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
                 raise  # the end, as it should be
             raise tarfile.ReadError("not a tar file, cut off or damaged here") from error
+        if member.type in _EXTENDED and member.size > _MAX_TEXT_BYTES:  # tarfile would read it at once
+            raise tarfile.ReadError(f"a header here claims {member.size:,} bytes")
+        return member
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -186,7 +200,9 @@ def _tar_records(
     fault: str | None = None
     place, end = start, start.byte
     try:
-        with cast(Any, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member, bufsize=_BUFFER)) as tar:
+        with cast(
+            Any, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member, bufsize=_BUFFER, errors="backslashreplace")
+        ) as tar:
             while (member := tar.next()) is not None:
                 end = start.byte + tar.offset
                 tar.members = []  # else all of them are kept
@@ -202,8 +218,8 @@ def _tar_records(
                     parts[suffix] = range_path(shard, start=start.byte + member.offset_data, length=member.size)
                 elif suffix not in IMAGE_SUFFIXES and suffix not in {".txt", ".json"}:
                     parts[suffix] = b""
-                elif member.size > MAX_MEMBER_BYTES:
-                    fault = f"{member.name} claims {member.size:,} bytes; at most {MAX_MEMBER_BYTES:,} are read"
+                elif member.size > (limit := MAX_MEMBER_BYTES if suffix in IMAGE_SUFFIXES else _MAX_TEXT_BYTES):
+                    fault = f"{member.name} claims {member.size:,} bytes; at most {limit:,} are read"
                 else:
                     parts[suffix] = tar.extractfile(member).read()
     except tarfile.TarError as error:
@@ -229,6 +245,7 @@ def _tar_record(
         facts = json.loads(told) if told is not None and (options.details or text is None) else {}
         captions = _texts(facts.get("captions", facts.get("caption")) if text is None else text.decode())
         metadata = {name: value for name, value in facts.items() if options.details and name not in _OWN_NAMES}
+        json.dumps(metadata, ensure_ascii=False).encode()
     except _RECORD_ERRORS as error:
         return Bad("row", shard, index, key, f"the caption of {key} cannot be read: {error}")
     data, path = (None, image) if isinstance(image, str) else (image, None)
@@ -252,6 +269,9 @@ def _parquet_records(
         found = {meaning: name for meaning, name in columns.items() if name is not None}
         others = [name for name in names if options.details and name not in {*found.values(), *_OWN_NAMES}]
         for index, row in _rows(opened, [*found.values(), *others], start=start.index):
+            if isinstance(row, Exception):
+                yield Bad("row", shard, index, str(index), f"it cannot be read: {row}"), Offset(index + 1)
+                continue
             values = {meaning: row[name] for meaning, name in found.items()}
             values["metadata"] = {name: row[name] for name in others}
             key = str(index) if values.get("key") is None else str(values["key"])
@@ -266,17 +286,28 @@ def _first(wanted: tuple[str, ...], names: list[str]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def _rows(opened: pq.ParquetFile, columns: list[str], *, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield rows from number `start` on; groups before it are not read."""
+def _rows(
+    opened: pq.ParquetFile, columns: list[str], *, start: int
+) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
+    """Yield rows from number `start` on, or why one has no Python values; groups before it are not read."""
     first = 0
     for group in range(opened.num_row_groups):
         end = first + opened.metadata.row_group(group).num_rows
         if end > start:
             for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
                 skipped = min(len(batch), max(0, start - first))
-                yield from enumerate(batch.slice(skipped).to_pylist(), start=first + skipped)
+                yield from enumerate(_python_rows(batch.slice(skipped)), start=first + skipped)
                 first += len(batch)
         first = end
+
+
+def _python_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Exception]:
+    try:
+        return batch.to_pylist()
+    except _RECORD_ERRORS as error:  # dates that Python has not, texts that are no UTF-8
+        if len(batch) == 1:
+            return [error]
+        return [row for start in range(len(batch)) for row in _python_rows(batch.slice(start, 1))]
 
 
 def _parquet_record(shard: str, index: int, key: str, values: dict[str, Any]) -> Record:
@@ -287,6 +318,10 @@ def _parquet_record(shard: str, index: int, key: str, values: dict[str, Any]) ->
         return Bad("row", shard, index, key, f"the caption of {key} cannot be read: {error}")
     data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, image)
     data, path = (data if isinstance(data, bytes) else None), (path if isinstance(path, str) else None)
+    if data is not None and len(data) > MAX_MEMBER_BYTES:
+        return Bad(
+            "row", shard, index, key, f"its image has {len(data):,} bytes; at most {MAX_MEMBER_BYTES:,} are read"
+        )
     if data is None and path is not None and not _is_confined(path):
         return Bad("row", shard, index, key, f"its image {path!r:.80} lies outside the shard's folder")
     return Sample(shard, index, key, data, captions, path=path, metadata=values["metadata"])
@@ -313,9 +348,12 @@ def read_saved(folder: Path) -> Iterator[Record]:
         splits = json.loads(told.read_text(encoding="utf-8"))["splits"] if told.is_file() else [None]
         for split in splits:
             path = folder if split is None else folder / split
-            if json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:  # no rows, no file
+            files = json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
+            if lost := [each["filename"] for each in files if not _is_file_in(path, each["filename"])]:
+                raise ValueError(f"{lost[0]!r:.80} is no file in it")
+            if files:  # no rows, no file
                 parts.append((split, Dataset.load_from_disk(str(path))))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, LookupError, *_RECORD_ERRORS) as error:
         yield Bad("shard", str(folder), 0, "", f"it cannot be read: {error}")
         return
     index = 0
@@ -323,9 +361,16 @@ def read_saved(folder: Path) -> Iterator[Record]:
         images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
         for name in images:
             dataset = dataset.cast_column(name, Image(decode=False))
-        for row in dataset:
-            yield _saved_record(cast(dict[str, Any], row), str(folder), index, images=images, split=split)
-            index += 1
+        try:
+            for row in dataset:
+                yield _saved_record(cast(dict[str, Any], row), str(folder), index, images=images, split=split)
+                index += 1
+        except (OSError, *_RECORD_ERRORS) as error:
+            yield _rest_is_lost(str(folder), Offset(index), error)
+
+
+def _is_file_in(folder: Path, name: str) -> bool:
+    return Path(name).name == name and (folder / name).is_file()
 
 
 def _saved_record(row: dict[str, Any], folder: str, index: int, *, images: list[str], split: str | None) -> Record:
@@ -338,6 +383,9 @@ def _saved_record(row: dict[str, Any], folder: str, index: int, *, images: list[
     except _RECORD_ERRORS as error:
         return Bad("row", folder, index, key, f"the caption of {key} cannot be read: {error}")
     metadata = {key: value for key, value in row.items() if key not in (*images, name, *_SAVED_CAPTIONS)}
+    place = image.get("path") or ""
+    if is_remote(place) and place.partition("://")[0] not in _STORES:
+        return Bad("row", folder, index, key, f"its image {place!r:.80} is in no store of {', '.join(_STORES)}")
     return Sample(
         shard=folder,
         index=index,
