@@ -14,6 +14,7 @@ from tests.integrations.toy_gallery import trained_folder
 from tests.retrieval.toy_index import NAMES, NUM, write_folder
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
+from vlmo.retrieval.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,7 @@ def test_index_says_what_it_did(model, tmp_path, capsys):
 
 
 def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):
-    from vlmo.retrieval import approximate
-
-    monkeypatch.setattr(approximate, "nearest_ids", lambda *_, **__: ["nobody"])
+    monkeypatch.setattr(Store, "nearest", lambda *_, **__: [{"id": "nobody"}])
     folder = write_folder(tmp_path / "images", numbers=range(5))
     shown = printed(["index", model, folder, "--out", tmp_path / "index", "--approximate-from", "3"], capsys)
     assert "recall@10 0.000 against exact search" in shown

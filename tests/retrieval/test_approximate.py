@@ -121,7 +121,7 @@ def test_search_for_more_than_the_partitions_hold_is_exact(plain):
 
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     store, _ = filled(tmp_path, number=1500, captions=False)
-    monkeypatch.setattr(approximate, "nearest_ids", lambda *_, **__: ["nobody"] * 5)
+    monkeypatch.setattr(Store, "nearest", lambda *_, **__: [{"id": "nobody"}])
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
     assert made.recall.value == 0
@@ -131,13 +131,14 @@ def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
 
 def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch):
     store, _ = filled(tmp_path, number=1500, captions=False)
-    nearest_ids, asked = approximate.nearest_ids, []
+    nearest, asked = Store.nearest, []
 
-    def few_candidates(table, query, *, top, search):
+    def few_candidates(store, table, query, *, top, search, columns):
         asked.append((search.nprobes, search.candidates))
-        return nearest_ids(table, query, top=top if search.candidates >= 1000 else 5, search=search)
+        top = top if search.candidates >= 1000 else 5
+        return nearest(store, table, query, top=top, search=search, columns=columns)
 
-    monkeypatch.setattr(approximate, "nearest_ids", few_candidates)
+    monkeypatch.setattr(Store, "nearest", few_candidates)
     monkeypatch.setattr(approximate, "_QUERIES", 20)
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None

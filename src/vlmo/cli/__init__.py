@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error) if "pip install" in str(error) else f"{error}{hint}")
     except PermissionError as error:
         _fail(f"no permission for {error.filename or error}; choose another place, or change its rights")
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError, EOFError, SafetensorError) as error:
         _fail(str(error))
     except RuntimeError as error:
         from vlmo.training import TrainingError  # beside torch, which takes seconds to import

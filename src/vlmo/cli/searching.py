@@ -138,12 +138,17 @@ def search_command(options: SearchOptions) -> None:
     """Run `vlmo search`."""
     image = _image_of(options.query)
     _check_search(options, image=image)
+    folder, store = options.index.expanduser(), None
+    if "torch" not in sys.modules and folder.is_dir():  # the tables are opened while this process imports torch
+        from vlmo.retrieval.process import StoreProcess
+
+        store = StoreProcess(folder)
     hide_loading_bars()
     from vlmo.retrieval import Index, Searcher
     from vlmo.retrieval.results import write_explanation, write_sheet
     from vlmo.retrieval.search import SEARCH_RERANK
 
-    index = Index(options.index)
+    index = Index(folder, store=store)
     model = Path(index.model_folder) if options.model is None else Path(find_model(options.model))
     if options.model is None and not model.is_dir():
         raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")

@@ -13,8 +13,7 @@ from lancedb.index import IvfRq
 from lancedb.table import Table
 from rich.console import Console
 
-from vlmo.retrieval.index import Approximate, nearest_ids
-from vlmo.retrieval.store import DISTANCE, Store, one_line
+from vlmo.retrieval.store import DISTANCE, IMAGES, Approximate, Store, one_line
 
 # One bit a number, and the vectors themselves for the best candidates. Of LanceDB's types, the one that is built in
 # minutes for a million vectors on two cores and finds 99 of 100 of the truly nearest (benchmarks/search.py).
@@ -154,5 +153,6 @@ def _recall(
     store: Store, queries: Float32[np.ndarray, "query dim"], exact: Sequence[set[str]], search: Approximate
 ) -> float:
     with one_line(store.folder):
-        found = [nearest_ids(store.images, query, top=_AT, search=search) for query in queries]
-    return float(np.mean([len(truth & set(ids)) / len(truth) for truth, ids in zip(exact, found, strict=True)]))
+        rows = [store.nearest(IMAGES, query, top=_AT, columns=["id"], search=search) for query in queries]
+    found = [{row["id"] for row in each} for each in rows]
+    return float(np.mean([len(truth & ids) / len(truth) for truth, ids in zip(exact, found, strict=True)]))

@@ -9,19 +9,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
-from lancedb.query import LanceVectorQueryBuilder
-from lancedb.table import Table
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
 from vlmo.retrieval.filters import check_condition, filter_error, is_filter_error
+from vlmo.retrieval.process import StoreProcess
 from vlmo.retrieval.sources import read_place
-from vlmo.retrieval.store import DISTANCE, RESERVED, Store, one_line
+from vlmo.retrieval.store import CAPTIONS, IMAGES, RESERVED, Approximate, Store, one_line
 
 INDEX_FILE = "index.json"
 VERSION = 1
@@ -63,21 +62,6 @@ class Hit:
     place: str = ""
 
 
-@dataclass(frozen=True)
-class Approximate:
-    """Parameters of a search in an approximate index of the vectors.
-
-    Attributes:
-        kind: LanceDB's name of the index type.
-        nprobes: Partitions that are searched.
-        candidates: Number of the best that are compared once more, by their whole vectors; never less than twice `top`.
-    """
-
-    kind: str
-    nprobes: int
-    candidates: int = 200
-
-
 class Index:
     """An index folder, open for reading; changes of a writer are seen a moment later.
 
@@ -85,13 +69,16 @@ class Index:
         folder: The folder.
         fingerprint: Fingerprint of the model that made the vectors.
         model_folder: Folder of that model.
-        dim: Size of a vector.
+
+    Args:
+        folder: The folder.
+        store: Its tables, if they are open already.
 
     Raises:
         ValueError: It is no index, damaged, or its first run has not ended.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, store: Store | StoreProcess | None = None) -> None:
         self.folder = Path(folder).expanduser()
         self._version: tuple[int, ...] = ()
         facts = self._read_changed()
@@ -106,11 +93,15 @@ class Index:
                 "again",
                 folder,
             )
-        self._store = Store(self.folder)
-        self.dim = self._store.dim
+        self._store = Store(self.folder) if store is None else store
 
     fingerprint: str
     model_folder: str
+
+    @property
+    def dim(self) -> int:
+        """Size of a vector."""
+        return self._store.dim
 
     @property
     def approximate(self) -> Approximate | None:
@@ -122,13 +113,13 @@ class Index:
     def num_images(self) -> int:
         """Number of images."""
         with one_line(self.folder):
-            return self._store.images.count_rows()
+            return self._store.count(IMAGES)
 
     @property
     def num_captions(self) -> int:
         """Number of captions."""
         with one_line(self.folder):
-            return self._store.captions.count_rows()
+            return self._store.count(CAPTIONS)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -152,7 +143,7 @@ class Index:
         """
         search = None if exact else self.approximate
         columns = self._visible()
-        found = self._search(self._store.images, vector, top=top, where=where, search=search, columns=columns)
+        found = self._search(IMAGES, vector, top=top, where=where, search=search, columns=columns)
         return [_hit(row) for row in found]
 
     def nearest_captions(self, vector: Float32[np.ndarray, " dim"], *, top: int, exact: bool = False) -> list[Hit]:
@@ -165,7 +156,7 @@ class Index:
             raise ValueError(f"{self.folder}: no image of this index has a caption to be found")
         self._read_changed()
         columns, search = ["picture", "caption"], None if exact else self._search_captions
-        found = self._search(self._store.captions, vector, top=top, where=None, search=search, columns=columns)
+        found = self._search(CAPTIONS, vector, top=top, where=None, search=search, columns=columns)
         owners = {row["id"]: row for row in self._rows([row["picture"] for row in found], self._visible())}
         return [
             _hit({**owners[row["picture"]], "captions": [row["caption"]], "_distance": row["_distance"]})
@@ -248,7 +239,7 @@ class Index:
 
     def _search(
         self,
-        table: Table,
+        table: str,
         vector: Float32[np.ndarray, " dim"],
         *,
         top: int,
@@ -264,14 +255,12 @@ class Index:
             check_condition(where, columns=self.columns)
 
         def found_by(search: Approximate | None) -> list[dict[str, Any]]:
-            query = _query(table, vector, top=top, search=search).select([*columns, "_distance"])
-            query = query if where is None else query.where(where, prefilter=True)
-            return query.to_arrow().to_pylist()
+            return self._store.nearest(table, vector, top=top, columns=columns, search=search, where=where)
 
         try:
             if search is not None:
-                total = table.count_rows()
-                passing = total if where is None else table.count_rows(where)
+                total = self._store.count(table)
+                passing = total if where is None else self._store.count(table, where)
                 if where is None or passing > max(_FEW, _FEW_SHARE * total):
                     # If few pass, as many more partitions are searched.
                     nprobes = math.ceil(total / max(1, passing) * search.nprobes)
@@ -284,23 +273,6 @@ class Index:
                 raise filter_error(where, error, columns=self.columns) from error
             with one_line(self.folder):
                 raise
-
-
-def nearest_ids(
-    table: Table, vector: Float32[np.ndarray, " dim"], *, top: int, search: Approximate | None
-) -> list[str]:
-    """Ids of the rows whose vectors are most similar to this one; `search` None compares with every vector."""
-    return _query(table, vector, top=top, search=search).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
-
-
-def _query(
-    table: Table, vector: Float32[np.ndarray, " dim"], *, top: int, search: Approximate | None
-) -> LanceVectorQueryBuilder:
-    asked = table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector", query_type="vector")
-    query = cast("LanceVectorQueryBuilder", asked).distance_type(DISTANCE).limit(top)
-    if search is None:
-        return query.bypass_vector_index()
-    return query.nprobes(search.nprobes).refine_factor(max(2, -(-search.candidates // top)))
 
 
 def _hit(row: Mapping[str, Any]) -> Hit:

@@ -7,15 +7,18 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import BTree
-from lancedb.table import Table
+from jaxtyping import Float32
+
+if TYPE_CHECKING:
+    from lancedb.query import LanceVectorQueryBuilder
+    from lancedb.table import Table
 
 IMAGES, CAPTIONS = "pictures", "captions"
 """Names of the tables on the disk."""
@@ -75,6 +78,21 @@ def converted(value: Any, kind: pa.DataType) -> Any:
     return float(value) if kind == pa.float64() else value
 
 
+@dataclass(frozen=True)
+class Approximate:
+    """Parameters of a search in an approximate index of the vectors.
+
+    Attributes:
+        kind: LanceDB's name of the index type.
+        nprobes: Partitions that are searched.
+        candidates: Number of the best that are compared once more, by their whole vectors; never less than twice `top`.
+    """
+
+    kind: str
+    nprobes: int
+    candidates: int = 200
+
+
 class Known(NamedTuple):
     """Stamp and hash of an image in the table: enough to tell if it has changed."""
 
@@ -123,6 +141,8 @@ class Store:
     """
 
     def __init__(self, folder: Path, *, dim: int | None = None) -> None:
+        import lancedb  # brings pandas and clients of services, and takes a second
+
         self.folder = folder
         with one_line(folder):
             interval = _READ_EVERY if dim is None else timedelta(0)
@@ -146,6 +166,44 @@ class Store:
         self._finish_widening()
 
     # ------------------------------------------------------------------------------------------------------- reading
+
+    def count(self, table: str, where: str | None = None) -> int:
+        """Return the number of rows of `IMAGES` or `CAPTIONS`, or of those that pass `where`."""
+        return self._table(table).count_rows(where)
+
+    def nearest(
+        self,
+        table: str,
+        vector: Float32[np.ndarray, " dim"],
+        *,
+        top: int,
+        columns: Sequence[str],
+        search: Approximate | None = None,
+        where: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """Columns and "_distance" of the rows whose vectors are most similar, best first.
+
+        Args:
+            table: `IMAGES` or `CAPTIONS`.
+            vector: L2-normalised.
+            top: Number of rows, at most.
+            columns: Names of the columns.
+            search: Parameters of the approximate index; None compares with every vector.
+            where: A filter in SQL; only rows that pass it are compared.
+        """
+        asked = self._table(table).search(
+            np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector"
+        )
+        query = cast("LanceVectorQueryBuilder", asked).distance_type(DISTANCE).limit(top)
+        if search is None:
+            query = query.bypass_vector_index()
+        else:
+            query = query.nprobes(search.nprobes).refine_factor(max(2, -(-search.candidates // top)))
+        query = query.select([*columns, "_distance"])
+        return (query if where is None else query.where(where, prefilter=True)).to_arrow().to_pylist()
+
+    def _table(self, name: str) -> Table:
+        return {IMAGES: self.images, CAPTIONS: self.captions}[name]
 
     def columns(self) -> dict[str, str]:
         """Return the columns of metadata with their types, in words."""
@@ -226,6 +284,8 @@ class Store:
             lookups: Also index ids and hashes, which pays off for large tables.
             alone: Nobody reads the index yet, so that everything older than the newest version may go.
         """
+        from lancedb.index import BTree
+
         with one_line(self.folder):
             if lookups:
                 for table, columns in ((self.images, ("id", "hash")), (self.captions, ("picture",))):
