@@ -32,7 +32,7 @@ from tests.parity import cases, plain_beit3, plain_vlmo, test_beit, test_beit3
 from tests.parity.cases import Case, imported, reference_file
 
 from surroundings import surroundings, write_result
-from vlmo.checkpoints import beit
+from vlmo.checkpoints import beit3
 from vlmo.checkpoints.importing import import_checkpoint
 from vlmo.model import (
     VLMoForImageTextRetrieval,
@@ -131,7 +131,7 @@ def beit3_cases() -> Iterator[Case]:
     sizes = test_beit3.SIZES
     weights = plain_beit3.random_weights(sizes, contrast=True)
     plain = plain_beit3.PlainBEiT3(weights, sizes)
-    model = test_beit3.load(beit.convert_beit3(weights, num_attention_heads=sizes.heads))
+    model = test_beit3.load(beit3.convert(weights, num_attention_heads=sizes.heads))
     pixels, (ids, hidden) = test_beit3.pictures(3), test_beit3.texts((7, 3, 1))
     output = model(pixel_values=pixels, input_ids=ids, attention_mask=(~hidden).long())
     yield "image vector", output.image_embeds, plain.image_vector(pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import re
 import shutil
@@ -12,6 +13,7 @@ from unittest.mock import Mock
 
 import httpx2
 import pytest
+import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
@@ -20,7 +22,9 @@ from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import Sizes, random_checkpoint, write_vocabulary
 from tests.parity.test_beit import beit_config, published_keys, with_random_weights
 from tests.processing.test_sentencepiece import train as train_sentencepiece
-from torch import Tensor
+from tests.toy_model import shaken
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoImageProcessor,
@@ -41,6 +45,7 @@ from vlmo.checkpoints.layout import grouped
 from vlmo.model import (
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
     VLMoForMaskedLM,
     VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
@@ -339,6 +344,7 @@ MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = 
         {"vocabulary": None, "num_attention_heads": 2},
     ),
     "beit3": (lambda: plain_beit3.random_weights(plain_beit3.Sizes(), contrast=True), {"num_attention_heads": 4}),
+    "timm-beit3": (lambda: timm_beit3().state_dict(), {"vocabulary": None, "num_attention_heads": 4}),
 }
 MUTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "no_axis": lambda _: torch.tensor(1.0),
@@ -580,6 +586,57 @@ def test_fine_tuned_beit3_needs_no_allow_partial(tmp_path, task, model_class):
     _, loading = model_class.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
+
+
+def timm_beit3(classes: int = 5) -> nn.Module:
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 16, "num_classes": classes}
+    return shaken(timm.create_model("beit3_base_patch16_224", **sizes))
+
+
+def normed(images: Tensor, *, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
+    return (images / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+
+
+@pytest.mark.parametrize("classes", [5, 0])
+@torch.no_grad()
+def test_beit3_of_timm_gives_timms_outputs(tmp_path, classes):
+    theirs = timm_beit3(classes)
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    report = import_checkpoint(tmp_path / "timm.pth", tmp_path / "out", num_attention_heads=4)
+    assert all(".language." in name or ".text_embeddings." in name for name in report.created)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    pixels = normed(images, mean=IMAGENET_DEFAULT_MEAN, deviation=IMAGENET_DEFAULT_STD)
+    if classes:
+        model = VLMoForImageClassification.from_pretrained(tmp_path / "out").eval()
+        torch.testing.assert_close(model(images).logits, theirs(pixels), atol=1e-5, rtol=0)
+    else:
+        states = VLMoModel.from_pretrained(tmp_path / "out").eval()(images).last_hidden_state
+        expected = F.layer_norm(theirs.forward_features(pixels), (32,), eps=1e-5)  # our norm after the blocks is new
+        torch.testing.assert_close(states, expected, atol=1e-5, rtol=0)
+        assert [line for line in report.lines() if "fc_norm" in line]
+
+
+@pytest.mark.parametrize("told_by", ["option", "name", "folder"])
+@torch.no_grad()
+def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, told_by):
+    """The imported model sees an image as the file's own code, which norms it in another way."""
+    mean, deviation = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    file = beit_folder(tmp_path / "beit") if told_by == "folder" else tmp_path / "beit.pth"
+    if told_by != "folder":
+        torch.save(published_keys(with_random_weights(BeitForMaskedImageModeling(beit_config()))), file)
+    import_checkpoint(file, tmp_path / "plain")
+    if told_by == "folder":
+        mean, deviation = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+        told = {"do_normalize": True, "image_mean": mean, "image_std": deviation}
+        (file / "preprocessor_config.json").write_text(json.dumps(told))
+    elif told_by == "name":
+        file = file.rename(tmp_path / "beitv2_base_patch16_224_pt1k.pth")
+    import_checkpoint(file, tmp_path / "out", imagenet_pixels=told_by == "option")
+    plain, model = (VLMoForMaskedImageModeling.from_pretrained(tmp_path / name).eval() for name in ("plain", "out"))
+    images = torch.randint(0, 256, (2, 3, *[model.config.image_size] * 2), dtype=torch.uint8)
+    expected = plain(normed(images, mean=mean, deviation=deviation)).reconstruction
+    torch.testing.assert_close(model(images).reconstruction, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(plain(images).reconstruction, expected, atol=1e-3)
 
 
 def test_shards_with_a_configuration_are_read_like_one_file(tmp_path):

@@ -8,7 +8,7 @@ from tests.parity.plain_beit3 import BASE, LARGE, PlainBEiT3, Sizes, fine_tuned_
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlmo.checkpoints import beit
+from vlmo.checkpoints import beit3
 from vlmo.checkpoints.layout import Conversion
 from vlmo.model import (
     VLMoConfig,
@@ -61,7 +61,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 def test_states_of_image_text_and_pair_are_those_of_the_plain_implementation(lengths, attention):
     weights = random_weights(SIZES, contrast=False)
     plain = PlainBEiT3(weights, SIZES)
-    model = load(beit.convert_beit3(weights, num_attention_heads=SIZES.heads), attention=attention)
+    model = load(beit3.convert(weights, num_attention_heads=SIZES.heads), attention=attention)
     pixels, (ids, hidden) = pictures(len(lengths)), texts(lengths)
     kept, mask = ~hidden, (~hidden).long()
     close(model(pixel_values=pixels).last_hidden_state, plain.image(pixels))
@@ -79,7 +79,7 @@ def test_states_of_image_text_and_pair_are_those_of_the_plain_implementation(len
 def test_retrieval_vectors_are_those_of_the_plain_implementation(lengths):
     weights = random_weights(SIZES, contrast=True)
     plain = PlainBEiT3(weights, SIZES)
-    model = load(beit.convert_beit3(weights, num_attention_heads=SIZES.heads))
+    model = load(beit3.convert(weights, num_attention_heads=SIZES.heads))
     pixels, (ids, hidden) = pictures(len(lengths)), texts(lengths)
     output = model(pixel_values=pixels, input_ids=ids, attention_mask=(~hidden).long())
     images, captions = plain.image_vector(pixels), plain.text_vector(ids, hidden)
@@ -91,7 +91,7 @@ def test_retrieval_vectors_are_those_of_the_plain_implementation(lengths):
 
 
 def test_sizes_are_read_from_the_tensors():
-    config = beit.convert_beit3(random_weights(SIZES, contrast=True), num_attention_heads=SIZES.heads).config
+    config = beit3.convert(random_weights(SIZES, contrast=True), num_attention_heads=SIZES.heads).config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 3, 4)
     assert (config.intermediate_size, config.vocab_size, config.projection_size) == (72, 61, 24)
     assert (config.image_size, config.patch_size, config.grid) == (40, 8, (5, 5))
@@ -106,7 +106,7 @@ def test_sizes_are_read_from_the_tensors():
 @pytest.mark.parametrize("contrast", [False, True])
 def test_released_sizes_are_our_presets(name, sizes, preset, contrast):
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes(sizes, contrast=contrast).items()}
-    conversion = beit.convert_beit3(tensors)
+    conversion = beit3.convert(tensors)
     assert conversion.config.to_dict() == preset().to_dict()
     assert (conversion.text, conversion.max_text_length) == ("sentencepiece", 64)
     with torch.device("meta"):
@@ -121,7 +121,7 @@ def test_released_sizes_are_our_presets(name, sizes, preset, contrast):
 @torch.no_grad()
 def test_answers_are_those_of_the_plain_implementation():
     weights = fine_tuned_weights(SIZES, "vqa")
-    model = load(beit.convert_beit3(weights, num_attention_heads=SIZES.heads))
+    model = load(beit3.convert(weights, num_attention_heads=SIZES.heads))
     assert isinstance(model, VLMoForVisualQuestionAnswering)
     pixels, (ids, hidden) = pictures(3), texts((7, 3, 1))
     first = PlainBEiT3(weights, SIZES).fused(pixels, ids, hidden)[:, 0]
@@ -133,7 +133,7 @@ def test_answers_are_those_of_the_plain_implementation():
 @torch.no_grad()
 def test_judgements_of_two_images_are_those_of_the_plain_implementation():
     weights = fine_tuned_weights(SIZES, "nlvr2")
-    model = load(beit.convert_beit3(weights, num_attention_heads=SIZES.heads))
+    model = load(beit3.convert(weights, num_attention_heads=SIZES.heads))
     assert isinstance(model, VLMoForVisualReasoning)
     assert model.config.id2label == {0: "False", 1: "True"}
     (ids, hidden), plain = texts((7, 3, 1)), PlainBEiT3(weights, SIZES)
@@ -148,7 +148,7 @@ def test_judgements_of_two_images_are_those_of_the_plain_implementation():
 @torch.no_grad()
 def test_classes_are_those_of_the_plain_implementation():
     weights = fine_tuned_weights(SIZES, "imagenet")
-    model = load(beit.convert_beit3(weights, num_attention_heads=SIZES.heads))
+    model = load(beit3.convert(weights, num_attention_heads=SIZES.heads))
     assert isinstance(model, VLMoForImageClassification)
     mean = PlainBEiT3(weights, SIZES).image(pixels := pictures(2))[:, 1:].mean(dim=1)
     close(model(pixels).logits, linear(norm(mean, weights, "fc_norm"), weights, "head"))
@@ -165,7 +165,7 @@ def norm(states: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 def test_heads_without_a_counterpart_are_unused_and_strangers_unknown():
     weights = random_weights(SIZES, contrast=False)
     weights |= {"mlm_head.weight": torch.zeros(3), "mim_head.bias": torch.zeros(3), "box_head.weight": torch.zeros(3)}
-    conversion = beit.convert_beit3(weights, num_attention_heads=SIZES.heads)
+    conversion = beit3.convert(weights, num_attention_heads=SIZES.heads)
     assert conversion.model_class is VLMoModel
     assert conversion.unused.keys() == {"beit3.vision_embed.mask_token", "mim_head.bias", "mlm_head.weight"}
     assert conversion.unknown == ["box_head.weight"]
@@ -177,21 +177,21 @@ def test_lost_norm_is_not_made_up():
     answers = fine_tuned_weights(SIZES, "vqa")
     del answers["pooler.norm.weight"]
     for file in (without, answers):
-        assert "vlmo.norm.vision.weight" not in beit.convert_beit3(file, num_attention_heads=SIZES.heads).weights
+        assert "vlmo.norm.vision.weight" not in beit3.convert(file, num_attention_heads=SIZES.heads).weights
 
 
 def test_a_missing_projection_is_missed_by_name():
     weights = random_weights(SIZES, contrast=False)
     del weights["beit3.encoder.layers.1.self_attn.k_proj.B.weight"]
-    conversion = beit.convert_beit3(weights, num_attention_heads=SIZES.heads)
+    conversion = beit3.convert(weights, num_attention_heads=SIZES.heads)
     assert "vlmo.blocks.1.attention.qkv.language.weight" not in conversion.weights
     assert "vlmo.blocks.1.attention.qkv.vision.weight" in conversion.weights
 
 
 def test_recognises_beit3_and_nothing_else():
-    assert beit.is_beit3(random_weights(SIZES, contrast=False))
-    assert not beit.is_beit3({"beit3.text_embed.weight": torch.zeros(3)})
-    assert not beit.is_beit3({"cls_token": torch.zeros(3), "transformer.cls_token": torch.zeros(3)})
+    assert beit3.recognises(random_weights(SIZES, contrast=False))
+    assert not beit3.recognises({"beit3.text_embed.weight": torch.zeros(3)})
+    assert not beit3.recognises({"cls_token": torch.zeros(3), "transformer.cls_token": torch.zeros(3)})
 
 
 @pytest.mark.parametrize(
@@ -214,11 +214,11 @@ def test_recognises_beit3_and_nothing_else():
 def test_what_cannot_be_converted_is_refused_by_name(changes, arguments, message):
     weights = random_weights(SIZES, contrast=False) | changes
     with pytest.raises(ValueError, match=message):
-        beit.convert_beit3({key: tensor for key, tensor in weights.items() if tensor is not None}, **arguments)
+        beit3.convert({key: tensor for key, tensor in weights.items() if tensor is not None}, **arguments)
 
 
 def test_lost_blocks_of_a_published_width_are_said():
     for layers, said in ((12, False), (11, True)):
         sizes = Sizes(**vars(BASE) | {"layers": layers})
         tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes(sizes, contrast=False).items()}
-        assert any("is it whole" in note for note in beit.convert_beit3(tensors).notes) == said
+        assert any("is it whole" in note for note in beit3.convert(tensors).notes) == said

@@ -1,4 +1,4 @@
-"""Published layouts of BEiT (arXiv 2106.08254), BEiT-2, BEiT and Data2Vec of Hugging Face, and BEiT-3 (2208.10442)."""
+"""Published layouts of BEiT (arXiv 2106.08254) and BEiT-2, and of BEiT and Data2Vec of Hugging Face."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from vlmo.checkpoints.layout import (
     NUM_CROSS_ROWS,
     OUR_IMAGE_POSITIONS,
     OUR_TABLE,
-    OUR_TEXT_POSITIONS,
     Conversion,
     NameTable,
     check_alike,
@@ -27,7 +26,6 @@ from vlmo.checkpoints.layout import (
     grid_of_positions,
     grid_of_table,
     note_on_depth,
-    reasoning_labels,
     shape_of,
     translate,
 )
@@ -308,145 +306,3 @@ def _class_names(given: Mapping[str, Any], *, count: int) -> dict[str, Any]:
     if sorted(names) != list(range(count)) or len(names) != len(named):
         raise ValueError(f"id2label of config.json does not name the {count} classes by numbers from 0.")
     return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-
-
-# BEiT-3 (arXiv 2208.10442): the same backbone, with its own parameters for each modality.
-
-_NUM_UNUSED_POSITIONS = 2  # in front of both position tables
-_BEIT3_IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
-_BEIT3_TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
-_BEIT3_WORDS = "beit3.text_embed.weight"
-_BEIT3_UNUSED = re.compile(r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|.*num_batches_tracked")
-
-BEIT3 = NameTable(
-    (
-        (_BEIT3_WORDS, "vlmo.text_embeddings.words.weight"),
-        ("beit3.vision_embed.cls_token", "vlmo.image_embeddings.cls_token"),
-        ("beit3.vision_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
-        (_BEIT3_IMAGE_POSITIONS, "vlmo.image_embeddings.positions"),
-        (_BEIT3_TEXT_POSITIONS, "vlmo.text_embeddings.positions"),
-        ("beit3.encoder.layer_norm.{expert}.{kind}", "vlmo.norm.{expert}.{kind}"),
-        # Files for VQA have no norm after the blocks, but one before the pooler, which reads the image's first token.
-        ("pooler.norm.{kind}", "vlmo.norm.vision.{kind}"),
-        ("pooler.dense.{kind}", "vlmo.pooler.dense.{kind}"),
-        ("head.0.{kind}", "answer_head.dense.{kind}"),
-        ("head.1.{kind}", "answer_head.norm.{kind}"),
-        ("head.3.{kind}", "answer_head.classifier.{kind}"),
-        ("head.norm1.{kind}", "reasoning_head.input_norm.{kind}"),
-        ("head.dense1.{kind}", "reasoning_head.dense.{kind}"),
-        ("head.norm2.{kind}", "reasoning_head.norm.{kind}"),
-        ("head.dense2.{kind}", "reasoning_head.classifier.{kind}"),
-        ("fc_norm.{kind}", "classifier_norm.{kind}"),
-        ("head.{kind}", "classifier.{kind}"),
-        ("vision_head.weight", "contrast_head.image_projection.weight"),
-        ("language_head.weight", "contrast_head.text_projection.weight"),
-        ("logit_scale", "contrast_head.logit_scale"),
-        *(
-            ("beit3.encoder.layers.{layer}." + theirs, _BLOCK + ours)
-            for theirs, ours in (
-                ("self_attn_layer_norm.{expert}.{kind}", "norm1.{expert}.{kind}"),
-                ("self_attn.inner_attn_ln.{expert}.{kind}", "attention.inner_norm.{expert}.{kind}"),
-                ("self_attn.out_proj.{expert}.{kind}", "attention.projection.{expert}.{kind}"),
-                ("self_attn.q_proj.{expert}.bias", "attention.qkv.{expert}.query_bias"),
-                ("self_attn.k_proj.{expert}.bias", "attention.qkv.{expert}.key_bias"),
-                ("self_attn.v_proj.{expert}.bias", "attention.qkv.{expert}.value_bias"),
-                ("self_attn.{part}_proj.{expert}.weight", "attention.{part}.{expert}.weight"),
-                ("final_layer_norm.{expert}.{kind}", "experts.{expert}.norm.{kind}"),
-                ("ffn.{expert}.fc{number}.{kind}", "experts.{expert}.fc{number}.{kind}"),
-                ("ffn.{expert}.ffn_layernorm.{kind}", "experts.{expert}.inner_norm.{kind}"),
-            )
-        ),
-    ),
-    experts={"A": "vision", "B": "language"},
-)
-
-
-def is_beit3(state_dict: Mapping[str, Tensor]) -> bool:
-    """Return True for the keys of BEiT-3."""
-    return {_BEIT3_IMAGE_POSITIONS, _BEIT3_WORDS} <= state_dict.keys()
-
-
-def convert_beit3(
-    state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object
-) -> Conversion:
-    """Convert BEiT-3, fine-tuned for retrieval, VQA, NLVR2 or ImageNet, to that task's model; else to a backbone.
-
-    Args:
-        num_attention_heads: Needed only where the width is neither that of base nor that of large.
-
-    Raises:
-        ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
-    """
-    weights, keys = translate(state_dict, BEIT3)
-    state, model_class, changes = _beit3_task(state_dict, heads={name.partition(".")[0] for name in weights})
-    config = _beit3_config(state_dict, depth=count_blocks(weights), asked=num_attention_heads, changes=changes)
-    notes: list[str] = []
-    if model_class in {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}:
-        # The published code has no norm after the blocks in these tasks.
-        like = weights["vlmo.image_embeddings.cls_token"]
-        for side in ("language",) if config.use_pooler else ("vision", "language"):
-            weights.setdefault(f"vlmo.norm.{side}.weight", like.new_ones(config.hidden_size))
-            weights.setdefault(f"vlmo.norm.{side}.bias", like.new_zeros(config.hidden_size))
-    elif not changes:
-        notes.append(
-            "BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."
-        )
-    weights |= {name: weights[name][_NUM_UNUSED_POSITIONS:] for name in (OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS)}
-    others = state_dict.keys() - keys.values()
-    return Conversion(
-        kind=f"BEiT-3, {state}",
-        model_class=model_class,
-        config=config,
-        weights=weights,
-        unused={key: state_dict[key] for key in others if _BEIT3_UNUSED.fullmatch(key)},
-        unknown=sorted(key for key in others if not _BEIT3_UNUSED.fullmatch(key)),
-        # `--num_max_bpe_tokens` of the published fine-tuning commands
-        max_text_length=min(64, config.max_text_positions),
-        text="sentencepiece",
-        notes=notes + note_on_depth("BEiT-3", config),
-    )
-
-
-def _beit3_task(
-    state_dict: Mapping[str, Tensor], *, heads: set[str]
-) -> tuple[str, type[models.VLMoPreTrainedModel], dict[str, Any]]:
-    """Return the task in words, its model, and settings that it asks for."""
-    if "answer_head" in heads:
-        answers = shape_of(state_dict, "head.3.weight", axes=2)[0]
-        return "fine-tuned on VQA", models.VLMoForVisualQuestionAnswering, {"num_labels": answers, "use_pooler": True}
-    if "reasoning_head" in heads:
-        number = shape_of(state_dict, "head.dense2.weight", axes=2)[0]
-        return "fine-tuned on NLVR2", models.VLMoForVisualReasoning, reasoning_labels(number)
-    if {"classifier", "classifier_norm"} <= heads:
-        classes = shape_of(state_dict, "head.weight", axes=2)[0]
-        return f"fine-tuned on {classes} classes", models.VLMoForImageClassification, {"num_labels": classes}
-    if "contrast_head" in heads:
-        return "with contrast heads", models.VLMoForImageTextRetrieval, {}
-    return "without a head", models.VLMoModel, {}
-
-
-def _beit3_config(
-    state_dict: Mapping[str, Tensor], *, depth: int, asked: int | None, changes: Mapping[str, Any]
-) -> models.VLMoConfig:
-    width, channels, patch_size, _ = shape_of(state_dict, "beit3.vision_embed.proj.weight", axes=4)
-    positions = shape_of(state_dict, _BEIT3_IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
-    texts = shape_of(state_dict, _BEIT3_TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
-    words = shape_of(state_dict, _BEIT3_WORDS, axes=2)[0]
-    if texts < 1 or words < 2:  # padding is number 1
-        raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
-    projection = width
-    if "vision_head.weight" in state_dict:
-        projection = shape_of(state_dict, "vision_head.weight", axes=2)[0]
-    return models.VLMoConfig.beit3_base(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=count_heads(None, width=width, depth=depth, asked=asked),
-        intermediate_size=shape_of(state_dict, "beit3.encoder.layers.0.ffn.A.fc1.weight", axes=2)[0],
-        image_size=patch_size * grid_of_positions(_BEIT3_IMAGE_POSITIONS, positions),
-        patch_size=patch_size,
-        num_channels=channels,
-        vocab_size=words,
-        max_text_positions=texts,
-        projection_size=projection,
-        **changes,
-    )

@@ -14,11 +14,11 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BeitImageProcessor
 
 from vlmo import model as models
-from vlmo.checkpoints import beit, official
+from vlmo.checkpoints import beit, beit3, official
 from vlmo.checkpoints.layout import (
     DEFAULT_TEXT_LENGTH,
     OUR_IMAGE_POSITIONS,
@@ -31,7 +31,7 @@ from vlmo.checkpoints.layout import (
     one_line,
     printable,
 )
-from vlmo.checkpoints.loading import Origin, read_labels, read_state_dict
+from vlmo.checkpoints.loading import Origin, read_json, read_labels, read_state_dict
 from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
 from vlmo.folder import ModelCard, Usage, write_card, write_folder
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
@@ -58,7 +58,8 @@ LAYOUTS = {
     "vlmo": Layout(official.NAMES, official.recognises, official.convert),
     "beit": Layout(beit.PUBLISHED, beit.is_published, beit.convert),
     "hf-beit": Layout(beit.HUGGING_FACE, beit.is_hugging_face, beit.convert),
-    "beit3": Layout(beit.BEIT3, beit.is_beit3, beit.convert_beit3),
+    "beit3": Layout(beit3.NAMES, beit3.recognises, beit3.convert),
+    "timm-beit3": Layout(beit3.TIMM, beit3.is_timm, beit3.convert_timm),
 }
 """All that can be imported, by the names of `vlmo import --kind`."""
 
@@ -66,6 +67,9 @@ _SEED = 0
 # Errors of tensors whose shapes no check foresees.
 _UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
 _WORDS = "vlmo.text_embeddings.words.weight"
+# Mean and deviation of pixels from 0 to 1.
+_OURS = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
+_IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def import_checkpoint(
     num_attention_heads: int | None = None,
     vocabulary: str | Path | None = None,
     labels: str | Path | None = None,
+    imagenet_pixels: bool = False,
     allow_partial: bool = False,
     address: str = "",
     licence: str | None = None,
@@ -149,6 +154,9 @@ def import_checkpoint(
         vocabulary: BERT's `vocab.txt` or a folder with it; for BEiT-3 its SentencePiece file. By default BERT's is
             fetched from the model hub.
         labels: File with the names of answers or classes; see `read_labels`.
+        imagenet_pixels: The file takes pixels normalised by ImageNet's mean and deviation; known of files named
+            `beitv2_...`, of BEiT-3's classifier of images, of timm's BEiT-3, and of folders with
+            `preprocessor_config.json`.
         allow_partial: Leave out unknown keys and initialise missing ones, instead of refusing the file.
         address: Origin of the file, for the model card.
         licence: Of the weights, for the model card.
@@ -177,6 +185,10 @@ def import_checkpoint(
         _name_labels(conversion, labels)
         dtype = _common_dtype(conversion.weights, notes)
         model, created = _build(conversion, dtype)
+        norm = _pixel_norm(path, asked=imagenet_pixels or conversion.imagenet_pixels)
+        if norm != _OURS:
+            _fold_pixels(model, *norm)
+            notes.append(f"the file's normalisation of pixels (mean {norm[0]}) is now in its patch projection")
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     except _UNFORESEEN as problem:
@@ -244,6 +256,28 @@ def _complete(conversion: Conversion, names: NameTable, *, allow_partial: bool) 
     for name in homeless:
         del conversion.weights[name]
     return left_out
+
+
+def _pixel_norm(path: Path, *, asked: bool) -> tuple[list[float], list[float]]:
+    """Return mean and deviation by which the file's pixels, 0 to 1, are normalised."""
+    file = path / "preprocessor_config.json"
+    if path.is_dir() and file.is_file():
+        given = read_json(file)
+        given = given if isinstance(given, dict) and given.get("do_normalize", True) else {}
+        if given.get("image_mean") and given.get("image_std"):
+            return given["image_mean"], given["image_std"]
+    return _IMAGENET if asked or path.name.startswith("beitv2_") else _OURS
+
+
+@torch.no_grad()
+def _fold_pixels(model: models.VLMoPreTrainedModel, mean: list[float], deviation: list[float]) -> None:
+    """Make the patch projection take pixels in [-1, 1], as every model of ours, instead of the file's."""
+    projection = model.backbone.image_embeddings.projection
+    weight, bias = projection.weight, cast("Tensor", projection.bias)
+    means, deviations = (torch.tensor(numbers)[:, None, None] for numbers in (mean, deviation))
+    shift = (weight.float() * (0.5 - means) / deviations).sum(dim=(1, 2, 3))
+    projection.weight = nn.Parameter((weight.float() * 0.5 / deviations).to(weight.dtype))
+    projection.bias = nn.Parameter((bias.float() + shift).to(bias.dtype))
 
 
 def _shapes(conversion: Conversion) -> dict[str, torch.Size]:

@@ -52,6 +52,7 @@ class Conversion:
             initialised from a fixed seed.
         max_text_length: Longest text that the file was trained for, in tokens; None without a text side.
         text: Tokenizer of the word table; None without a text side.
+        imagenet_pixels: True if the file takes pixels normalised by ImageNet's mean and deviation, not by 0.5.
         notes: One sentence each, for the person who imports.
     """
 
@@ -64,6 +65,7 @@ class Conversion:
     created: list[str] = field(default_factory=list)
     max_text_length: int | None = None
     text: Literal["wordpiece", "sentencepiece"] | None = None
+    imagenet_pixels: bool = False
     notes: list[str] = field(default_factory=list)
 
 

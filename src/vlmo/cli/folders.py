@@ -36,7 +36,7 @@ class ImportOptions:
     """Checkpoint of VLMo, BEiT or BEiT-3 (.pt, .pth, .safetensors), or a folder with config.json and weights."""
     out: tyro.conf.Positional[Path]
     """New model folder."""
-    kind: Literal["auto", "vlmo", "beit", "hf-beit", "beit3"] = "auto"
+    kind: Literal["auto", "vlmo", "beit", "hf-beit", "beit3", "timm-beit3"] = "auto"
     """Layout of the file; by default the one that its keys tell."""
     image_size: int | None = None
     """Pixels of an image's side; position tables are resized to it."""
@@ -48,6 +48,8 @@ class ImportOptions:
     """BERT's vocab.txt or a folder with it, by default from the model hub; for BEiT-3 its SentencePiece file."""
     labels: Path | None = None
     """Names of the answers or classes: JSON, JSON lines, or one a line."""
+    imagenet_pixels: bool = False
+    """The file takes pixels normalised by ImageNet's mean and deviation; known of beitv2_..., BEiT-3 and folders."""
     allow_partial: bool = False
     """Leave out keys that nobody knows, and start anew what is missing, instead of stopping."""
 

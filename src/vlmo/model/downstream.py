@@ -27,7 +27,7 @@ IGNORED_CLASS = 255
 
 
 class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
-    """Fusion encoder and a classifier over a fixed set of answers, `config.id2label`."""
+    """Fusion encoder and a classifier over a fixed set of answers, `config.id2label`; ValueError without a pooler."""
 
     def __init__(self, config: VLMoConfig) -> None:
         if not config.use_pooler:

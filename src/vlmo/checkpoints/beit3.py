@@ -1,0 +1,255 @@
+"""BEiT-3 (arXiv 2208.10442), this backbone with its own parameters for each modality: published layout, and timm's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vlmo import model as models
+from vlmo.checkpoints.layout import (
+    OUR_IMAGE_POSITIONS,
+    OUR_TEXT_POSITIONS,
+    Conversion,
+    NameTable,
+    count_blocks,
+    count_heads,
+    grid_of_positions,
+    note_on_depth,
+    reasoning_labels,
+    shape_of,
+    translate,
+)
+
+_BLOCK = "vlmo.blocks.{layer}."
+_NUM_UNUSED_POSITIONS = 2  # in front of both position tables
+_IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
+_TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
+_WORDS = "beit3.text_embed.weight"
+_PROJECTION = "vlmo.image_embeddings.projection.weight"
+_JOINT_BIAS = "joint_bias"  # of query, key and value
+_UNUSED = re.compile(r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|.*num_batches_tracked")
+
+NAMES = NameTable(
+    (
+        (_WORDS, "vlmo.text_embeddings.words.weight"),
+        ("beit3.vision_embed.cls_token", "vlmo.image_embeddings.cls_token"),
+        ("beit3.vision_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
+        (_IMAGE_POSITIONS, "vlmo.image_embeddings.positions"),
+        (_TEXT_POSITIONS, "vlmo.text_embeddings.positions"),
+        ("beit3.encoder.layer_norm.{expert}.{kind}", "vlmo.norm.{expert}.{kind}"),
+        # Files for VQA have no norm after the blocks, but one before the pooler, which reads the image's first token.
+        ("pooler.norm.{kind}", "vlmo.norm.vision.{kind}"),
+        ("pooler.dense.{kind}", "vlmo.pooler.dense.{kind}"),
+        ("head.0.{kind}", "answer_head.dense.{kind}"),
+        ("head.1.{kind}", "answer_head.norm.{kind}"),
+        ("head.3.{kind}", "answer_head.classifier.{kind}"),
+        ("head.norm1.{kind}", "reasoning_head.input_norm.{kind}"),
+        ("head.dense1.{kind}", "reasoning_head.dense.{kind}"),
+        ("head.norm2.{kind}", "reasoning_head.norm.{kind}"),
+        ("head.dense2.{kind}", "reasoning_head.classifier.{kind}"),
+        ("fc_norm.{kind}", "classifier_norm.{kind}"),
+        ("head.{kind}", "classifier.{kind}"),
+        ("vision_head.weight", "contrast_head.image_projection.weight"),
+        ("language_head.weight", "contrast_head.text_projection.weight"),
+        ("logit_scale", "contrast_head.logit_scale"),
+        *(
+            ("beit3.encoder.layers.{layer}." + theirs, _BLOCK + ours)
+            for theirs, ours in (
+                ("self_attn_layer_norm.{expert}.{kind}", "norm1.{expert}.{kind}"),
+                ("self_attn.inner_attn_ln.{expert}.{kind}", "attention.inner_norm.{expert}.{kind}"),
+                ("self_attn.out_proj.{expert}.{kind}", "attention.projection.{expert}.{kind}"),
+                ("self_attn.q_proj.{expert}.bias", "attention.qkv.{expert}.query_bias"),
+                ("self_attn.k_proj.{expert}.bias", "attention.qkv.{expert}.key_bias"),
+                ("self_attn.v_proj.{expert}.bias", "attention.qkv.{expert}.value_bias"),
+                ("self_attn.{part}_proj.{expert}.weight", "attention.{part}.{expert}.weight"),
+                ("final_layer_norm.{expert}.{kind}", "experts.{expert}.norm.{kind}"),
+                ("ffn.{expert}.fc{number}.{kind}", "experts.{expert}.fc{number}.{kind}"),
+                ("ffn.{expert}.ffn_layernorm.{kind}", "experts.{expert}.inner_norm.{kind}"),
+            )
+        ),
+    ),
+    experts={"A": "vision", "B": "language"},
+)
+
+
+def recognises(state_dict: Mapping[str, Tensor]) -> bool:
+    """Return True for the keys of BEiT-3."""
+    return {_IMAGE_POSITIONS, _WORDS} <= state_dict.keys()
+
+
+def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object) -> Conversion:
+    """Convert BEiT-3, fine-tuned for retrieval, VQA, NLVR2 or ImageNet, to that task's model; else to a backbone.
+
+    Args:
+        num_attention_heads: Needed only where the width is neither that of base nor that of large.
+
+    Raises:
+        ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
+    """
+    weights, keys = translate(state_dict, NAMES)
+    state, model_class, changes = _task_of(state_dict, heads={name.partition(".")[0] for name in weights})
+    config = _config(state_dict, depth=count_blocks(weights), asked=num_attention_heads, changes=changes)
+    notes: list[str] = []
+    if model_class in {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}:
+        # The published code has no norm after the blocks in these tasks.
+        _add_norms(weights, config, sides=("language",) if config.use_pooler else ("vision", "language"))
+    elif not changes:
+        notes.append(
+            "BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."
+        )
+    weights |= {name: weights[name][_NUM_UNUSED_POSITIONS:] for name in (OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS)}
+    others = state_dict.keys() - keys.values()
+    return Conversion(
+        kind=f"BEiT-3, {state}",
+        model_class=model_class,
+        config=config,
+        weights=weights,
+        unused={key: state_dict[key] for key in others if _UNUSED.fullmatch(key)},
+        unknown=sorted(key for key in others if not _UNUSED.fullmatch(key)),
+        # `--num_max_bpe_tokens` of the published fine-tuning commands
+        max_text_length=min(64, config.max_text_positions),
+        text="sentencepiece",
+        # The published code: datasets.py, build_imagenet_transform.
+        imagenet_pixels=model_class is models.VLMoForImageClassification,
+        notes=notes + note_on_depth("BEiT-3", config),
+    )
+
+
+def _task_of(
+    state_dict: Mapping[str, Tensor], *, heads: set[str]
+) -> tuple[str, type[models.VLMoPreTrainedModel], dict[str, Any]]:
+    """Return the task in words, its model, and settings that it asks for."""
+    if "answer_head" in heads:
+        answers = shape_of(state_dict, "head.3.weight", axes=2)[0]
+        return "fine-tuned on VQA", models.VLMoForVisualQuestionAnswering, {"num_labels": answers, "use_pooler": True}
+    if "reasoning_head" in heads:
+        number = shape_of(state_dict, "head.dense2.weight", axes=2)[0]
+        return "fine-tuned on NLVR2", models.VLMoForVisualReasoning, reasoning_labels(number)
+    if {"classifier", "classifier_norm"} <= heads:
+        classes = shape_of(state_dict, "head.weight", axes=2)[0]
+        return f"fine-tuned on {classes} classes", models.VLMoForImageClassification, {"num_labels": classes}
+    if "contrast_head" in heads:
+        return "with contrast heads", models.VLMoForImageTextRetrieval, {}
+    return "without a head", models.VLMoModel, {}
+
+
+def _config(
+    state_dict: Mapping[str, Tensor], *, depth: int, asked: int | None, changes: Mapping[str, Any]
+) -> models.VLMoConfig:
+    width, channels, patch_size, _ = shape_of(state_dict, "beit3.vision_embed.proj.weight", axes=4)
+    positions = shape_of(state_dict, _IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
+    texts = shape_of(state_dict, _TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
+    words = shape_of(state_dict, _WORDS, axes=2)[0]
+    if texts < 1 or words < 2:  # padding is number 1
+        raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
+    projection = width
+    if "vision_head.weight" in state_dict:
+        projection = shape_of(state_dict, "vision_head.weight", axes=2)[0]
+    return models.VLMoConfig.beit3_base(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=count_heads(None, width=width, depth=depth, asked=asked),
+        intermediate_size=shape_of(state_dict, "beit3.encoder.layers.0.ffn.A.fc1.weight", axes=2)[0],
+        image_size=patch_size * grid_of_positions(_IMAGE_POSITIONS, positions),
+        patch_size=patch_size,
+        num_channels=channels,
+        vocab_size=words,
+        max_text_positions=texts,
+        projection_size=projection,
+        **changes,
+    )
+
+
+# timm's models beit3_*: the vision branch alone, as a Transformer of timm.
+
+TIMM = NameTable(
+    (
+        ("cls_token", "vlmo.image_embeddings.cls_token"),
+        ("patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
+        ("pos_embed", OUR_IMAGE_POSITIONS),
+        ("norm.{kind}", "vlmo.norm.vision.{kind}"),
+        ("fc_norm.{kind}", "classifier_norm.{kind}"),
+        ("head.{kind}", "classifier.{kind}"),
+        *(
+            ("blocks.{layer}." + theirs, _BLOCK + ours)
+            for theirs, ours in (
+                ("norm1.{kind}", "norm1.vision.{kind}"),
+                ("attn.qkv.weight", "attention.qkv.vision.weight"),
+                ("attn.qkv.bias", _JOINT_BIAS),
+                ("attn.norm.{kind}", "attention.inner_norm.vision.{kind}"),
+                ("attn.proj.{kind}", "attention.projection.vision.{kind}"),
+                ("norm2.{kind}", "experts.vision.norm.{kind}"),
+                ("mlp.fc{number}.{kind}", "experts.vision.fc{number}.{kind}"),
+                ("mlp.norm.{kind}", "experts.vision.inner_norm.{kind}"),
+            )
+        ),
+    )
+)
+_TIMM_CREATED = [r"vlmo\.text_embeddings\.", r"vlmo\.blocks\.\d+\.(.+\.)?language\."]
+
+
+def is_timm(state_dict: Mapping[str, Tensor]) -> bool:
+    """Return True for the keys of timm's beit3 models: no other of its Transformers norms inside both layers."""
+    inner = {"blocks.0.attn.norm.weight", "blocks.0.mlp.norm.weight"}
+    return {"cls_token", "pos_embed", "blocks.0.attn.qkv.bias"} | inner <= state_dict.keys()
+
+
+def convert_timm(
+    state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object
+) -> Conversion:
+    """Convert timm's BEiT-3 to an image classifier, or without its classifier to a backbone that embeds images.
+
+    Raises:
+        ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
+    """
+    named, keys = translate(state_dict, TIMM)
+    depth = count_blocks(named)
+    width, channels, patch_size, _side = shape_of(named, _PROJECTION, axes=4, names=TIMM)
+    is_classifier = "classifier.weight" in named
+    changes = {"num_labels": shape_of(named, "classifier.weight", axes=2, names=TIMM)[0]} if is_classifier else {}
+    config = models.VLMoConfig.beit3_base(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=count_heads(None, width=width, depth=depth, asked=num_attention_heads),
+        intermediate_size=shape_of(named, "vlmo.blocks.0.experts.vision.fc1.weight", axes=2, names=TIMM)[0],
+        image_size=patch_size
+        * grid_of_positions("pos_embed", shape_of(named, OUR_IMAGE_POSITIONS, axes=2, names=TIMM)[0]),
+        patch_size=patch_size,
+        num_channels=channels,
+        vocab_size=2,  # it reads no text
+        projection_size=width,
+        **changes,
+    )
+    weights = {name: tensor for name, tensor in named.items() if is_classifier or not name.startswith("classifier")}
+    unused = [keys[name] for name in named if name not in weights]
+    for layer in range(depth):
+        joint = weights.pop(_BLOCK.format(layer=layer) + _JOINT_BIAS, None)
+        if joint is not None and joint.shape == (3 * width,):
+            for part, bias in zip(("query", "key", "value"), joint.split(width), strict=True):
+                weights[f"{_BLOCK.format(layer=layer)}attention.qkv.vision.{part}_bias"] = bias
+    notes = ["It embeds images alone: the language branch is random.", *note_on_depth("BEiT-3", config)]
+    if not is_classifier and "vlmo.norm.vision.weight" not in weights:
+        notes.append("It has no norm after the blocks: that starts at weight one and bias zero.")
+    _add_norms(weights, config, sides=("vision", "language"))
+    return Conversion(
+        kind=f"BEiT-3 of timm, {f'fine-tuned on {config.num_labels} classes' if is_classifier else 'without a head'}",
+        model_class=models.VLMoForImageClassification if is_classifier else models.VLMoModel,
+        config=config,
+        weights=weights,
+        unused={key: state_dict[key] for key in unused},
+        unknown=sorted(state_dict.keys() - keys.values()),
+        created=_TIMM_CREATED,
+        imagenet_pixels=True,
+        notes=notes,
+    )
+
+
+def _add_norms(weights: dict[str, Tensor], config: models.VLMoConfig, *, sides: tuple[str, ...]) -> None:
+    """Add norms after the blocks, of weight one and bias zero, where the file has none."""
+    like = weights["vlmo.image_embeddings.cls_token"]
+    for side in sides:
+        weights.setdefault(f"vlmo.norm.{side}.weight", like.new_ones(config.hidden_size))
+        weights.setdefault(f"vlmo.norm.{side}.bias", like.new_zeros(config.hidden_size))
