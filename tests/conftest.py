@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 # Set before torch and huggingface_hub are imported, and inherited by the processes that tests start. One thread keeps
 # sums in the same order on every machine, and keeps test processes out of each other's way.
@@ -50,6 +51,13 @@ def pytest_collection_finish() -> None:
     """Look for garbage again, but only among what tests make."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run; one process of several may find there what another has made."""
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    return Path(os.environ["VLMO_CACHE"]) if several else tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)

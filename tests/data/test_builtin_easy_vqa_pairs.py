@@ -47,17 +47,18 @@ def test_sizes_and_splits(pairs) -> None:
     shown = {}
     for split, rows in pairs.items():
         assert rows.features == REASONING_FEATURES
-        assert len(set(rows["image_id"])) == len(rows)
-        assert set(rows["licence"]) == {"MIT"}
-        shown[split] = {cell["bytes"] for name in ("image", "second_image") for cell in rows[name]}
+        assert len(set(rows["image_id"][:])) == len(rows)
+        assert set(rows["licence"][:]) == {"MIT"}
+        shown[split] = {cell["bytes"] for name in ("image", "second_image") for cell in rows[name][:]}
     assert not shown["train"] & shown["test"]
     assert len(shown["train"]) > 3_000
 
 
 def test_each_sentence_is_true_of_two_pairs_and_false_of_two(pairs) -> None:
     for rows in pairs.values():
+        columns = (rows[name][:] for name in ("sentence_group", "label", "captions"))
         groups = defaultdict(list)
-        for group, label, captions in zip(rows["sentence_group"], rows["label"], rows["captions"], strict=True):
+        for group, label, captions in zip(*columns, strict=True):
             groups[group].append((label, *captions))
         for members in groups.values():
             assert Counter(label for label, _ in members) == {0: 2, 1: 2}
@@ -84,7 +85,7 @@ def test_labels_are_what_the_sentences_say(pairs) -> None:
 def test_sentences_about_colours_name_no_shape(cache_dir) -> None:
     for split in ("train", "test"):
         rows = open_source("easy-vqa-pairs-colors", split=split, cache_dir=cache_dir)
-        sentences = {sentence for captions in rows["captions"] for sentence in captions}
+        sentences = {sentence for captions in rows["captions"][:] for sentence in captions}
         assert len(sentences) == len(COLOR_CLAIMS) * 2 * len(COLORS)
         assert not any(shape in sentence.split() for sentence in sentences for shape in SHAPES)
 

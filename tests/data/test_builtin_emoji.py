@@ -4,6 +4,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 from vlmo.data.builtin.emoji import base_codes, english_names, is_concept, plain_codes
 from vlmo.data.schema import FEATURES
@@ -24,13 +25,24 @@ def emoji_sets(cache_dir) -> dict[str, dict[str, Dataset]]:
 
 
 @pytest.fixture(scope="module")
-def small_pictures(emoji_sets) -> dict[str, np.ndarray]:
-    """Every picture of every set and split by image_id, at 40 x 40 pixels."""
-    rows = [row for splits in emoji_sets.values() for dataset in splits.values() for row in dataset]
-    cells = {row["image_id"]: row["image"] for row in rows}
+def images(emoji_sets) -> dict[str, dict[bytes, Image.Image]]:
+    """The decoded files of every image of every set and split, by image_id: one each, unless they differ."""
+    files: dict[str, dict[bytes, Image.Image]] = {}
+    for splits in emoji_sets.values():
+        for dataset in splits.values():
+            for image_id, cell in zip(dataset["image_id"][:], dataset["image"][:], strict=True):
+                known = files.setdefault(image_id, {})
+                if cell["bytes"] not in known:
+                    known[cell["bytes"]] = decode_image(cell)
+    return files
+
+
+@pytest.fixture(scope="module")
+def small_images(images) -> dict[str, np.ndarray]:
+    """Every image by image_id, at 40 x 40 pixels."""
     return {
-        image_id: np.asarray(decode_image(cell).resize((40, 40), 4), dtype=np.float32).ravel()
-        for image_id, cell in cells.items()
+        image_id: np.asarray(next(iter(decoded.values())).resize((40, 40), 4), dtype=np.float32).ravel()
+        for image_id, decoded in images.items()
     }
 
 
@@ -104,7 +116,7 @@ def test_rows_follow_the_schema(emoji_sets) -> None:
         for split, dataset in splits.items():
             assert dataset.features == FEATURES
             assert len(set(dataset["image_id"])) == len(dataset)
-            for row in dataset:
+            for row in dataset.to_list():
                 assert row["licence"] == licences[row["source"]]
                 assert row["image_id"].startswith(row["source"] + "/")
                 assert bool(row["captions"]) == (not name.endswith("images"))
@@ -124,11 +136,11 @@ def test_test_names_are_distinct_and_plain(emoji_sets) -> None:
     assert {captions[0] for captions in test["captions"]} <= known
 
 
-def test_no_training_set_holds_a_test_drawing_or_its_like(emoji_sets, small_pictures) -> None:
+def test_no_training_set_holds_a_test_drawing_or_its_like(emoji_sets, small_images) -> None:
     train = sorted({image_id for splits in emoji_sets.values() for image_id in splits["train"]["image_id"]})
     test = emoji_sets["emoji-pairs"]["test"]["image_id"][:]
     assert not set(train) & set(test)
-    trained, held_out = (np.stack([small_pictures[image_id] for image_id in ids]) for ids in (train, test))
+    trained, held_out = (np.stack([small_images[image_id] for image_id in ids]) for ids in (train, test))
     # |a - b|^2 = |a|^2 + |b|^2 - 2ab, for all pairs at once.
     squares = (trained**2).sum(axis=1)[:, None] + (held_out**2).sum(axis=1) - 2 * trained @ held_out.T
     nearest = np.sqrt(squares.clip(min=0) / trained.shape[1]).min(axis=0)
@@ -161,7 +173,7 @@ def test_new_concepts_have_a_name_of_their_own_and_are_not_those_of_the_other_te
 
 @pytest.mark.parametrize("name", ["drawings-pairs", "drawings-images"])
 def test_new_concepts_are_absent_in_every_style_variant_and_look(
-    emoji_sets, small_pictures, new_concepts, name: str
+    emoji_sets, small_images, new_concepts, name: str
 ) -> None:
     names = english_names()
     train = emoji_sets[name]["train"]
@@ -172,9 +184,9 @@ def test_new_concepts_are_absent_in_every_style_variant_and_look(
     assert not held_out & {caption for captions in train["captions"] for caption in captions}
     # In both styles: what is not trained on here but elsewhere holds the drawings of the new concepts.
     codes = {image_id.split("/")[1] for image_id in new_concepts["image_id"]}
-    looks = np.stack([look for image_id, look in small_pictures.items() if image_id.split("/")[1] in codes])
+    looks = np.stack([look for image_id, look in small_images.items() if image_id.split("/")[1] in codes])
     assert 290 < len(looks) <= 300  # some of OpenMoji's look like its test drawings, and so are in no set
-    trained = np.stack([small_pictures[image_id] for image_id in train["image_id"]])
+    trained = np.stack([small_images[image_id] for image_id in train["image_id"]])
     squares = (trained**2).sum(axis=1)[:, None] + (looks**2).sum(axis=1) - 2 * trained @ looks.T
     assert np.sqrt(squares.clip(min=0) / trained.shape[1]).min() >= SAME_LOOK
 
@@ -196,26 +208,22 @@ def _names_without_variant(name: str) -> set[str]:
     return {plain, person, role}
 
 
-def test_equal_image_id_means_equal_pixels(emoji_sets, small_pictures) -> None:
-    cells: dict[str, bytes] = {}
-    for splits in emoji_sets.values():
-        for dataset in splits.values():
-            for row in dataset:
-                pixels = decode_image(row["image"]).tobytes()
-                assert cells.setdefault(row["image_id"], pixels) == pixels
-    assert len(set(cells.values())) == len(cells)
+def test_equal_image_id_means_equal_pixels(images) -> None:
+    cells = {image_id: {image.tobytes() for image in decoded.values()} for image_id, decoded in images.items()}
+    assert {image_id for image_id, pixels in cells.items() if len(pixels) > 1} == set()
+    assert len(set().union(*cells.values())) == len(cells)
 
 
-def test_flags_with_one_picture_share_a_row(emoji_sets) -> None:
+def test_flags_with_one_image_share_a_row(emoji_sets) -> None:
     captions = [set(captions) for captions in emoji_sets["emoji-pairs"]["train"]["captions"]]
     assert any({"Norway", "Svalbard & Jan Mayen"} <= names for names in captions)
 
 
 def test_drawings_have_transparent_ground_put_on_white(emoji_sets) -> None:
     for row in emoji_sets["emoji-pairs"]["test"].select(range(20)):
-        picture = decode_image(row["image"])
-        assert picture.size == (80, 80)
-        assert picture.getpixel((0, 0)) == (255, 255, 255)
+        image = decode_image(row["image"])
+        assert image.size == (80, 80)
+        assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_second_load_reads_the_cache(emoji_sets, cache_dir, monkeypatch) -> None:

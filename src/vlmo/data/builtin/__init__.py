@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from datasets import Dataset
+from filelock import FileLock
 
 _MODULES = {
     name: module
@@ -25,7 +26,10 @@ _MODULES = {
     }.items()
     for name in names.split()
 }
-"""Name of each set and the module here that builds it: `PACKAGES` it reads and `build() -> dict[name, Built]`."""
+"""Name of each set and the module here that builds it: `PACKAGES` it reads and `build() -> dict[name, Built]`.
+
+A module whose sets hold rows of another set names it as `SOURCE_SET`; its `build` takes that set's rows by split.
+"""
 
 NAMES = tuple(_MODULES)
 _WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "scenes")
@@ -80,18 +84,27 @@ def _built(module_name: str, *, root: Path) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{module_name}.lock"):  # others wait instead of building the same
+        if not folder.is_dir():
+            _build(module, folder, root=root)
+    return folder
+
+
+def _build(module: ModuleType, folder: Path, *, root: Path) -> None:
+    source = getattr(module, "SOURCE_SET", None)
+    given = (
+        ()
+        if source is None
+        else ({split: load(source, split=split, cache_dir=root).to_list() for split in ("train", "test")},)
+    )
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        for name, (features, splits) in module.build().items():
+        for name, (features, splits) in module.build(*given).items():
             for split, rows in splits.items():
                 Dataset.from_list(rows, features=features).save_to_disk(str(aside / name / split))
         aside.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise  # else another process was faster: its folder holds the same rows
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return folder
 
 
 def _builder(module_name: str) -> ModuleType:

