@@ -75,10 +75,19 @@ def test_index_without_captions_says_so(encoder, tmp_path):
     [
         ("1=1) or (1=1", "its parentheses do not match"),
         ("(year > 2000", "its parentheses do not match"),
-        ("year > 2000; drop table x", "more than one condition"),
-        ("Repeat ('a', 100000000) = place", r"Repeat\(\) makes texts or lists of any length"),
+        ("year > 2000; drop table x", "';' at character 12"),
+        ("Repeat ('a', 100000000) = place", r"calls Repeat\(\)"),
+        ("`repeat`('a', 100000000) = place", r"calls `repeat`\(\)"),
+        ("\"repeat\"('a', 100000000) = place", r"calls \"repeat\"\(\)"),
+        ("repeat/**/('a', 100000000) = place", "names repeat"),
+        ("repeat--\n('a', 100000000) = place", "names repeat"),
+        ("replace(replace(kind, '', kind), '', kind) = 'x'", r"calls replace\(\)"),
+        ("arrow_cast(1, 'x') = 1", r"calls arrow_cast\(\)"),
+        ("year in (" + "1, " * 7000 + "2)", "at most 20000"),
+        ("year" + "+1" * 9000 + " = 2", "too many operators"),
+        ("(" * 21 + "year = 1" + ")" * 21, "nested too deeply"),
         ("year > ", "sql parser error"),
-        ("yeer > 3", "No field named yeer"),
+        ("yeer > 3", "names yeer, which is no column"),
     ],
 )
 def test_filter_that_is_no_condition_is_one_line(where, words, index):
@@ -86,6 +95,21 @@ def test_filter_that_is_no_condition_is_one_line(where, words, index):
         index.nearest(np.ones(32, dtype=np.float32), top=1, where=where)
     assert "Columns: height (whole number), kind (text)" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "share"),
+    [
+        ("year + 2 * -1 >= year - 2 and year % 2 in (0, 1)", 1),
+        ("cast(year as string) like '2%' and width / height >= .5", 1),
+        ("regexp_match(kind, '^[a-z]+$') and `kind` is not null and array_length(captions) >= 1", 1),
+        ("\"kind\" = 'no such' or coalesce(kind, place) = lower(upper(kind))", 1),
+        ("year in (" + "1, " * 6000 + "2)", 0),
+        ("year" + " + 1" * 498 + " = 1", 0),
+    ],
+)
+def test_owner_of_an_index_may_calculate_in_filters(where, share, index):
+    assert len(index.nearest(np.ones(32, dtype=np.float32), top=NUM, where=where)) == share * NUM
 
 
 def test_signs_within_a_text_are_no_part_of_the_filter(index):

@@ -32,7 +32,7 @@ BAD = [
     ("cast(number as string) = '1'", r"calls cast\(\)"),
     ("colour::int = 1", "':'"),
     ("colour ~ '(a+)+'", "'~'"),
-    ('colour = "a"', "'\"'"),
+    ('colour = "a"', 'names "a"'),
     ("path = '/etc/passwd'", "names path"),
     ("colour = 'a", '"\'"'),
     ("colour = 'a\x00'", '"\'"'),
@@ -41,7 +41,13 @@ BAD = [
     ("number = 1 or " * 40 + "even", "500"),
     ("@@version = 1", "'@'"),
     ("number = 0x10", "names x10"),
-    ("`repeat`('a', 9) = 'a'", "names `repeat`"),
+    ("`repeat`('a', 9) = 'a'", r"calls `repeat`\(\)"),
+    ("'repeat'('a', 9) = 'a'", r"calls 'repeat'\(\)"),
+    ("repeat/**/('a', 9) = 'a'", "names repeat"),
+    ("number + 1 = 2", r"'\+'"),
+    ("number - even = 2", "'-'"),
+    ("cast (number as string) = '1'", r"calls cast\(\)"),
+    ("even = (true", "parentheses"),
 ]
 
 

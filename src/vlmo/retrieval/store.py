@@ -41,6 +41,8 @@ _OWN = {
     "width": pa.int32(),
     "height": pa.int32(),
 }
+FILTERED = tuple(name for name, kind in _OWN.items() if kind not in (pa.binary(), pa.large_binary()))
+"""Columns of every index that a filter may name."""
 RESERVED = frozenset((*_OWN, "vector", "metadata", "caption_vectors"))
 """Names that no column of metadata has."""
 
