@@ -137,7 +137,7 @@ def _changes(old: Any, new: Any) -> dict[str, Any]:
 def small_stage3(variant: str) -> Recipe:
     """Return stage 3 of a variant on drawings and shapes with their names."""
     # In so short a run matching learns nothing from the paper's negatives, nor from drawings alone (docs/log.md).
-    losses = VisionLanguageConfig(fused_stride=4, negative_sharpness=SHARPNESS)
+    losses = VisionLanguageConfig(mlm_stride=4, itm_stride=4, negative_sharpness=SHARPNESS)
     recipe = find_recipe("emoji-stage3")
     return with_variant(
         replace(recipe, stage=VisionLanguageStage(losses=losses), data=replace(recipe.data, source=PAIRS)), variant

@@ -25,11 +25,11 @@ TASKS = {
     "mlm": VisionLanguageConfig(itc_weight=0, mlm_weight=1, itm_weight=0),
     "itm": VisionLanguageConfig(itc_weight=0, mlm_weight=0),
     "sum": VisionLanguageConfig(),
-    "sum, every second row fused": VisionLanguageConfig(fused_stride=2),
+    "sum, every second row fused": VisionLanguageConfig(mlm_stride=2, itm_stride=2, negatives=2),
     "sum, in chunks": VisionLanguageConfig(fused_chunk=5),
     "sum, same pictures kept": VisionLanguageConfig(exclude_same=False),
     "sum, cached": VisionLanguageConfig(cache_chunk=3),
-    "sum, cached, every second row fused": VisionLanguageConfig(fused_stride=2, cache_chunk=1),
+    "sum, cached, every second row fused": VisionLanguageConfig(mlm_stride=2, itm_stride=2, negatives=2, cache_chunk=1),
 }
 RETRIEVAL = {
     "retrieval": VisionLanguageConfig(mlm_weight=0, itm_weight=0),

@@ -63,7 +63,7 @@ def retrieval(model: dict[str, Any], **config: Any) -> VisionLanguageObjective:
     ("make", "model", "config", "cached"),
     [
         *[(stage_3, {}, {}, {"cache_chunk": chunk}) for chunk in (2, 5, 100)],
-        (stage_3, {}, {"fused_stride": 2}, {"cache_chunk": 4, "fused_chunk": 3}),
+        (stage_3, {}, {"mlm_stride": 2, "itm_stride": 4, "negatives": 3}, {"cache_chunk": 4, "fused_chunk": 3}),
         (stage_3, {}, {"exclude_same": False, "negative_groups": 2}, {"cache_chunk": 4}),
         (stage_3, BEIT3, {}, {"cache_chunk": 2}),
         (retrieval, {}, {}, {"cache_chunk": 2}),

@@ -251,23 +251,40 @@ def test_chunks_change_neither_losses_nor_gradients(chunk):
 
 
 @torch.no_grad()
-def test_stride_leaves_rows_out_of_the_fused_passes_only():
+def test_strides_and_negatives_say_which_pairs_are_fused():
     batch = make_batch()
-    whole, half = stage_3(), stage_3(fused_stride=2)
+    whole, some = stage_3(), stage_3(mlm_stride=2, itm_stride=4, negatives=3)
     fused = []
-    half.model.vlmo.blocks[-1].experts["vision_language"].register_forward_hook(
+    some.model.vlmo.blocks[-1].experts["vision_language"].register_forward_hook(
         lambda _, given, __: fused.append(len(given[0]))
     )
-    losses = half(batch)
-    assert max(fused) == 4 * 4  # MLM and ITM's three groups, four rows each
+    losses = some(batch)
+    assert max(fused) == 4 + 2 * (1 + 3 + 3)  # MLM, then true pairs, negative images and negative texts of ITM
     close(losses["itc"], whole(batch)["itc"])
     rows = slice(0, None, 2)
-    logits = half.model(
+    logits = some.model(
         batch["pixel_values"][rows], batch["mlm_input_ids"][rows], batch["attention_mask"][rows]
     ).mlm_logits
     close(losses["mlm"], F.cross_entropy(logits.flatten(0, 1), batch["mlm_labels"][rows].flatten()))
-    with pytest.raises(ValueError, match="fused_stride 3 does not divide the micro-batch of 8 pairs"):
-        stage_3(fused_stride=3)(batch)
+    for name in ("mlm_stride", "itm_stride"):
+        with pytest.raises(ValueError, match=f"{name} 3 does not divide the micro-batch of 8 pairs"):
+            stage_3(**{name: 3})(batch)
+
+
+@torch.no_grad()
+def test_itm_is_the_mean_over_each_true_pair_and_its_negatives(monkeypatch):
+    batch, objective = make_batch(), stage_3(itm_stride=4, negatives=2)
+    sampled = []
+    sample = objective._sample_negatives
+    monkeypatch.setattr(objective, "_sample_negatives", lambda *a, **k: sampled.append(sample(*a, **k)) or sampled[-1])
+    loss, model = objective(batch)["itm"], objective.model
+    pairs = [(row, row) for row in (0, 4)]
+    pairs += [(int(image), row) for image, row in zip(sampled[0].image, (0, 0, 4, 4), strict=True)]
+    pairs += [(row, int(text)) for text, row in zip(sampled[0].text, (0, 0, 4, 4), strict=True)]
+    assert all(image != text for image, text in pairs[2:])
+    images, texts = (list(numbers) for numbers in zip(*pairs, strict=True))
+    logits = model.match(batch["pixel_values"][images], batch["input_ids"][texts], batch["attention_mask"][texts])
+    close(loss, F.cross_entropy(logits, torch.tensor([1] * 2 + [0] * 8)))
 
 
 @torch.no_grad()

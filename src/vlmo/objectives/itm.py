@@ -30,22 +30,29 @@ def itm_loss(
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """Global rows of the hard negatives of some own rows; `found` is False where there was nothing to sample from."""
+    """Global rows of the hard negatives of some own rows; `found` is False where there was nothing to sample from.
 
-    text: Int[Tensor, "rows"]
-    image: Int[Tensor, "rows"]
-    text_found: Bool[Tensor, "rows"]
-    image_found: Bool[Tensor, "rows"]
+    Attributes:
+        count: Negative texts, and images, of each row; they are neighbours.
+    """
+
+    text: Int[Tensor, "negatives"]
+    image: Int[Tensor, "negatives"]
+    text_found: Bool[Tensor, "negatives"]
+    image_found: Bool[Tensor, "negatives"]
+    count: int = 1
 
     @property
-    def labels(self) -> Int[Tensor, "3*rows"]:
+    def labels(self) -> Int[Tensor, "pairs"]:
         """Labels of true pairs, pairs with another image and pairs with another text, in this order."""
-        return torch.cat([torch.ones_like(self.text), torch.zeros_like(self.image), torch.zeros_like(self.text)])
+        true = torch.ones_like(self.text[:: self.count])
+        return torch.cat([true, torch.zeros_like(self.image), torch.zeros_like(self.text)])
 
     @property
-    def valid(self) -> Bool[Tensor, "3*rows"]:
+    def valid(self) -> Bool[Tensor, "pairs"]:
         """True for those pairs that count."""
-        return torch.cat([torch.ones_like(self.image_found), self.image_found, self.text_found])
+        true = torch.ones_like(self.text_found[:: self.count])
+        return torch.cat([true, self.image_found, self.text_found])
 
 
 @torch.no_grad()

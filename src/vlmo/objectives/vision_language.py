@@ -37,7 +37,9 @@ class VisionLanguageConfig:
             number of processes gives local ones, each process sampling from its own rows.
         negative_sharpness: Hard negatives are sampled by the softmax of ITC's logits times this. 1 as in the paper; 0
             samples evenly. Softer ones are easier to tell from true pairs, for small data.
-        fused_stride: Every n-th row of the global batch takes part in the fused passes (MLM and ITM); 1 = all rows.
+        negatives: Negative images, and negative texts, that ITM judges for each true pair; 1 in the paper.
+        mlm_stride: Every n-th row of the batch takes part in MLM; 1 = all rows.
+        itm_stride: Every n-th row of the batch takes part in ITM; 1 = all rows.
         fused_chunk: Pairs that go through the fusion encoder at once, sorted by the length of their captions; None =
             all, or `cache_chunk`. The result is the same; chunks hold less padding, which saves time where they are
             large enough.
@@ -51,7 +53,9 @@ class VisionLanguageConfig:
     exclude_same: bool = True
     negative_groups: int = 1
     negative_sharpness: float = 1.0
-    fused_stride: int = 1
+    negatives: int = 1
+    mlm_stride: int = 1
+    itm_stride: int = 1
     fused_chunk: int | None = None
     cache_chunk: int | None = None
 
@@ -62,14 +66,15 @@ class VisionLanguageConfig:
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
         if not 0 <= self.negative_sharpness < math.inf:
             raise ValueError(f"negative_sharpness is {self.negative_sharpness}; give a number from 0 up")
-        for name in ("negative_groups", "fused_stride", "fused_chunk", "cache_chunk"):
+        for name in ("negative_groups", "negatives", "mlm_stride", "itm_stride", "fused_chunk", "cache_chunk"):
             if (number := vars(self)[name]) is not None and number < 1:
                 raise ValueError(f"{name} is {number}; give 1 or more")
 
     def check_batch(self, rows: int, *, processes: int) -> None:
         """Raise ValueError if the `rows` of each process and micro-batch do not fit the stride and the groups."""
-        if rows % self.fused_stride:
-            raise ValueError(f"fused_stride {self.fused_stride} does not divide the micro-batch of {rows} pairs.")
+        for name in ("mlm_stride", "itm_stride"):
+            if rows % vars(self)[name]:
+                raise ValueError(f"{name} {vars(self)[name]} does not divide the micro-batch of {rows} pairs.")
         if self.itm_weight and rows * processes % self.negative_groups:
             batch = rows * processes
             raise ValueError(f"negative_groups {self.negative_groups} does not divide the batch of {batch} pairs.")
@@ -144,15 +149,17 @@ class VisionLanguageObjective(nn.Module):
         losses = {"itc": torch.stack(branches).mean()}
 
         # Hard negatives, by the similarities of the unimodal branch.
-        rows = torch.arange(0, len(texts), config.fused_stride, device=texts.device)
+        every = torch.arange(len(texts), device=texts.device)
+        masked, matched = every[:: config.mlm_stride], every[:: config.itm_stride]
         negatives = None
         if config.itm_weight:
-            negatives = self._sample_negatives(vectors[0], keys[0], same=same, rows=rows, seed=batch["step_seed"])
+            negatives = self._sample_negatives(vectors[0], keys[0], same=same, rows=matched, seed=batch["step_seed"])
 
         # Masked words of the pairs, and matching of pairs and negatives, in the fusion encoder.
-        sums, logits = self._fuse(batch, self._pairs(batch, images, texts, rows=rows, negatives=negatives))
+        pairs = self._pairs(batch, images, texts, masked=masked, matched=matched, negatives=negatives)
+        sums, logits = self._fuse(batch, pairs)
         if sums is not None:
-            count = (batch["mlm_labels"][rows] != -100).sum().float()
+            count = (batch["mlm_labels"][masked] != -100).sum().float()
             losses["mlm"] = distributed.global_mean(sums[0], count)
             losses["mlm_accuracy"] = distributed.global_mean(sums[1].detach(), count)
         if logits is not None and negatives is not None:
@@ -217,8 +224,11 @@ class VisionLanguageObjective(nn.Module):
         rows: Int[Tensor, "rows"],
         seed: Int[Tensor, ""],
     ) -> HardNegatives:
-        """Sample another text and another image for each of `rows`."""
-        uniform = sample_uniform(seed, batch=len(vectors[0]), rounds=2)[:, rows]
+        """Sample `negatives` other texts and images for each of `rows`; those of a row are neighbours."""
+        count = self.config.negatives
+        uniform = sample_uniform(seed, batch=len(vectors[0]), rounds=2 * count)[:, rows]
+        uniform = uniform.view(2, count, len(rows)).transpose(1, 2).flatten(1)
+        rows = rows.repeat_interleave(count)
         (text, text_found), (image, image_found) = (
             sample_by_similarity(
                 own[rows],
@@ -232,28 +242,42 @@ class VisionLanguageObjective(nn.Module):
             )
             for own, others, numbers in zip(vectors, reversed(keys), uniform, strict=True)
         )
-        return HardNegatives(text=text, image=image, text_found=text_found, image_found=image_found)
+        return HardNegatives(text=text, image=image, text_found=text_found, image_found=image_found, count=count)
 
     # ---------------------------------------------------------------------------------------------- fusion encoder
 
     def _pairs(
-        self, batch: Batch, images: Tensor, texts: Tensor, *, rows: Int[Tensor, "rows"], negatives: HardNegatives | None
+        self,
+        batch: Batch,
+        images: Tensor,
+        texts: Tensor,
+        *,
+        masked: Int[Tensor, "masked"],
+        matched: Int[Tensor, "matched"],
+        negatives: HardNegatives | None,
     ) -> list[Pairs]:
-        """Return pairs for MLM, then for ITM: true pairs, pairs with a negative image, with a negative text."""
-        mask, pairs = batch["attention_mask"][rows], []
+        """Return pairs for MLM, then for ITM: true pairs, pairs with a negative image, with a negative text.
+
+        Args:
+            masked: Rows of MLM.
+            matched: Rows of ITM.
+        """
+        mask, pairs = batch["attention_mask"], []
         if self.config.mlm_weight:
-            pairs.append(Pairs(batch["mlm_input_ids"][rows], mask, images, rows, labels=batch["mlm_labels"][rows]))
+            ids, labels = batch["mlm_input_ids"][masked], batch["mlm_labels"][masked]
+            pairs.append(Pairs(ids, mask[masked], images, masked, labels=labels))
         if negatives is not None:
-            sent = torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1)
+            sent = torch.stack([batch["input_ids"], mask], dim=1)
             other_ids, other_mask = distributed.exchange(sent, negatives.text).unbind(1)
-            pairs.append(Pairs(texts[rows], mask, images, rows))
-            pairs.append(Pairs(texts[rows], mask, *distributed.borrow(images, negatives.image)))
-            pairs.append(Pairs(other_ids, other_mask, images, rows))
+            again = matched.repeat_interleave(self.config.negatives)
+            pairs.append(Pairs(texts[matched], mask[matched], images, matched))
+            pairs.append(Pairs(texts[again], mask[again], *distributed.borrow(images, negatives.image)))
+            pairs.append(Pairs(other_ids, other_mask, images, again))
         new = [number for number, each in enumerate(pairs) if each.texts.ndim == 2]
         if new and self.config.cache_chunk is None:
             # Embedded together, since each look-up costs a gradient of the size of the word table.
             embedded = self.model.vlmo.embed_text(torch.cat([pairs[number].texts for number in new]))
-            for number, part in zip(new, embedded.split(len(rows)), strict=True):
+            for number, part in zip(new, embedded.split([len(pairs[number].texts) for number in new]), strict=True):
                 pairs[number] = replace(pairs[number], texts=part)
         return pairs
 
@@ -299,10 +323,8 @@ class VisionLanguageObjective(nn.Module):
         embedded = [self._embed(pairs.images.index_select(0, pairs.rows), pairs.texts) for pairs in groups]
         image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
         mask = torch.cat([pairs.mask for pairs in groups])
-        no_words = torch.zeros_like(groups[0].mask, dtype=torch.bool)
-        positions, filled = masked_positions(
-            torch.cat([no_words if pairs.labels is None else pairs.labels != -100 for pairs in groups])
-        )
+        words = [torch.zeros_like(p.mask, dtype=torch.bool) if p.labels is None else p.labels != -100 for p in groups]
+        positions, filled = masked_positions(torch.cat(words))
         lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
         rising, order = lengths.sort(stable=True)
         biases: dict[int, list[Tensor] | None] = {}

@@ -89,7 +89,7 @@ _stage2 = Recipe(
     init=f"{QUICKSTART}/{STAGE1}/model",
 )
 _stage3 = Recipe(
-    stage=VisionLanguageStage(losses=VisionLanguageConfig(fused_stride=16)),
+    stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_stride=16, itm_stride=16)),
     model=_MODEL,
     text=_TEXT,
     data=DataConfig(source=TEST_SOURCE, transform=_IMAGES, cache_images=True),
@@ -201,7 +201,7 @@ SMALL = {
     "emoji-small": Entry(
         replace(
             _stage3,
-            stage=VisionLanguageStage(losses=VisionLanguageConfig(fused_stride=8)),
+            stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_stride=8, itm_stride=8)),
             schedule=ScheduleConfig(warmup_steps=200),
             data=replace(_stage3.data, source="emoji-pairs-all"),
             trainer=replace(_stage3.trainer, max_steps=3500, save_every=500, eval_every=500),
@@ -247,7 +247,7 @@ SMALL = {
     "vlmo-small": Entry(
         replace(
             _retrieval,
-            stage=RetrievalStage(losses=replace(_SOFT_NEGATIVES, fused_stride=4)),
+            stage=RetrievalStage(losses=replace(_SOFT_NEGATIVES, itm_stride=4)),
             text=_SMALL_TEXT,
             data=replace(_retrieval.data, source="drawings-pairs"),
             schedule=ScheduleConfig(warmup_steps=200),

@@ -178,28 +178,31 @@ def pair_work(model: Any, sample: SampleSizes, *, losses: VisionLanguageConfig) 
     depth, dim, pixels = config.num_hidden_layers, config.hidden_size, image_values(config)
     image, text, words = image_tokens(config), sample.text, masked_words(config, sample.masked)
     branches = 2 if isinstance(model, models.VLMoForPreTraining) and config.has_fusion_branch else 1
-    masked, matched = (int(weight > 0) / losses.fused_stride for weight in (losses.mlm_weight, losses.itm_weight))
+    masked, matched = int(losses.mlm_weight > 0) / losses.mlm_stride, int(losses.itm_weight > 0) / losses.itm_stride
+    judged = (1 + 2 * losses.negatives) * matched
     alone = depth + (branches - 1) * config.num_fusion_layers
     projection, cached = cast("int", config.projection_size), losses.cache_chunk is not None
-    heads = 6 * 2 * branches * dim * projection + masked * words[0] + 6 * 3 * matched * dim * dim
+    heads = 6 * 2 * branches * dim * projection + masked * words[0] + 6 * judged * dim * dim
     (embedded, image_blocks), (_, text_blocks) = encode(model, image=True), encode(model, text=text)
     _, fused = encode(model, text=text, image=True)
-    total = embedded + (image_blocks + text_blocks) * alone / depth + fused * (masked + 3 * matched) + heads
+    total = embedded + (image_blocks + text_blocks) * alone / depth + fused * (masked + judged) + heads
     floats, chunk, pair = FLOAT32 * pixels, losses.fused_chunk or losses.cache_chunk, (text + image,)
     if cached:
         again: dict[str, Any] = {"recomputed": True, "other_bytes": floats}
         passes = (
             Pass((image, text), alone, chunk=losses.cache_chunk, **again),
             Pass(pair, depth, share=masked, chunk=chunk, **again | {"other_bytes": floats + words[1]}),
-            *3 * (Pass(pair, depth, share=matched, chunk=chunk, **again),),
+            Pass(pair, depth, share=matched, chunk=chunk, **again),
+            *2 * (Pass(pair, depth, share=losses.negatives * matched, chunk=chunk, **again),),
         )
     else:
         passes = (
             Pass((image, text), alone),
-            Pass(pair, depth, share=masked + 3 * matched, chunk=losses.fused_chunk),
+            Pass(pair, depth, share=masked + judged, chunk=losses.fused_chunk),
         )
     image_bytes, gradient_bytes = (pixels, 0) if cached else 2 * (image * dim * FLOAT32,)
-    pairs = Pairs(branches, projection, image_bytes, gradient_bytes, text, matched, losses.negative_groups)
+    negatives = losses.negatives * matched
+    pairs = Pairs(branches, projection, image_bytes, gradient_bytes, text, negatives, losses.negative_groups)
     return Work(model, total, pixels if cached else floats + masked * words[1], passes, pairs)
 
 
@@ -229,7 +232,7 @@ class Pairs:
         image_bytes: Bytes of an image as it travels: its pixels with `cache_chunk`, else its embedded patches.
         gradient_bytes: Bytes that come back for an image; 0 for pixels.
         text: Tokens of a padded text.
-        matched: Share of the pairs that get a hard negative image and a hard negative text.
+        negatives: Hard negative images, and texts, per pair.
         groups: Parts of the global batch that hard negatives are sampled from.
     """
 
@@ -238,7 +241,7 @@ class Pairs:
     image_bytes: int
     gradient_bytes: int
     text: int
-    matched: float = 1.0
+    negatives: float = 1.0
     groups: int = 1
 
     def traffic(self, batch: int, *, processes: int) -> Traffic:
@@ -254,7 +257,7 @@ class Pairs:
 
     def flops(self, contrastive: int) -> int:
         """Return the operations of both directions of each branch, forward and backward, and to sample negatives."""
-        return 2 * 2 * self.projection * contrastive * (3 * self.branches + bool(self.matched))
+        return 2 * 2 * self.projection * contrastive * (3 * self.branches + bool(self.negatives))
 
     def kept_bytes(self, micro: int, *, processes: int) -> float:
         """Return the bytes of embeddings, their gradients, logits (many: a block at a time) and fetched negatives."""
@@ -267,4 +270,4 @@ class Pairs:
 
     def _fetched(self, micro: int, *, processes: int) -> float:
         """Return the pairs of a micro-batch whose hard negatives may lie on another process."""
-        return 0.0 if self.groups % processes == 0 else micro * self.matched
+        return 0.0 if self.groups % processes == 0 else micro * self.negatives
