@@ -98,7 +98,7 @@ def test_layout_on_the_disk_is_that_of_version_1(gallery):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet", "parquet with paths", "dataset", "dataset with splits"])
+@pytest.mark.parametrize("kind", ["tar", "parquet", "parquet with paths", "dataset", "dataset with splits", "split"])
 def test_every_form_gives_the_same_vectors(kind, encoder, gallery, tmp_path):
     given = tmp_path / "given"
     if kind == "tar":
@@ -119,8 +119,9 @@ def test_every_form_gives_the_same_vectors(kind, encoder, gallery, tmp_path):
             features=columns,
         )
         splits = DatasetDict({"train": whole.select(range(20)), "test": whole.select(range(20, NUM))})
-        (splits if "splits" in kind else whole).save_to_disk(given)
-    inputs = given / "x.parquet" if "parquet" in kind else given
+        other = DatasetDict({"train": whole, "test": whole.select(range(3))})
+        {"dataset": whole, "dataset with splits": splits, "split": other}[kind].save_to_disk(given)
+    inputs = given / {"parquet": "x.parquet", "split": "train"}.get(kind.split()[0], "")
     report = build(encoder, inputs, out=tmp_path / "index")
     assert report.encoded == NUM
     expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
@@ -139,6 +140,7 @@ def test_every_form_gives_the_same_vectors(kind, encoder, gallery, tmp_path):
             "parquet": {"score": "number"},
             "parquet with paths": {"score": "number"},
             "dataset": {"year": "whole number"},
+            "split": {"year": "whole number"},
             "dataset with splits": {"year": "whole number", "split": "text"},
         }[kind].items()
     )

@@ -168,7 +168,8 @@ def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator
     lost: list[Path] = []
     for path in walk(folder, seen=seen, lost=lost):
         if path.name in _SAVED:
-            if not (path.parent.parent / "dataset_dict.json").is_file():  # that of a split belongs to the whole
+            # That of a split belongs to the whole, unless the split itself was given.
+            if path.parent == folder or not (path.parent.parent / "dataset_dict.json").is_file():
                 saved = path.parent
                 size = sum(file.stat().st_size for file in saved.rglob("*.arrow"))
                 states = [file.read_bytes() for file in [path, *sorted(saved.glob("*/state.json"))]]

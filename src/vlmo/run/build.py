@@ -244,7 +244,8 @@ def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
     stated = sorted((origin, licence) for origin, licence in pairs if licence and licence != "unknown")
     licences = [licence if origin in {name, source} else f"{origin}: {licence}" for origin, licence in stated]
     if len(licences) > _MOST_LICENCES:
-        licences = [*licences[:_MOST_LICENCES], f"and {len(licences) - _MOST_LICENCES} more"]
+        origins = {licence: [origin for origin, terms in stated if terms == licence] for _, licence in stated}
+        licences = [f"{licence}: {', '.join(names)}" for licence, names in sorted(origins.items())]
     return DataSource(name, use, tuple(dict.fromkeys(licences)))
 
 

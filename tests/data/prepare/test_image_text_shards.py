@@ -166,7 +166,7 @@ def test_parquet_counts_what_was_not_downloaded(tmp_path) -> None:
     summary = prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
     assert open_source(str(tmp_path / "out"))["image_id"][:] == ["sbu/0", "sbu/3"]
     assert list(quarantined(tmp_path / "out")) == ["sbu/4"]
-    assert "note: train: 2 records without a file: failed_to_download" in summary.lines()
+    assert "note: train: 2 records left out: failed_to_download" in summary.lines()
     assert json.loads((tmp_path / "out" / "prepared.json").read_text())["splits"]["train"]["absent"] == {
         "failed_to_download": 2
     }

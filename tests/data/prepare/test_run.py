@@ -96,7 +96,7 @@ def test_nothing_is_lost_without_a_line(tmp_path) -> None:
     ]
     assert summary.splits["train"].quarantined == 6
     assert summary.rows() == [("train", "2", "2", "6", "")]
-    assert "note: train: 1 records without a file: gone" in summary.lines()
+    assert "note: train: 1 records left out: gone" in summary.lines()
 
 
 def test_repeats_of_bad_rows_and_of_other_splits_are_kept(tmp_path) -> None:

@@ -29,6 +29,8 @@ PREPARERS = {
     "ade20k": "ade20k.open_set",
     "text": "text.open_set",
     "vilt_arrow": "vilt_arrow.open_set",
+    "icons": "icons.open_set",
+    "clipart": "clipart.open_set",
     "drawings": "drawings.open_set",
     "glosses": "glosses.open_set",
 }

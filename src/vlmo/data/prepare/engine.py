@@ -82,8 +82,9 @@ def prepare_set(
     with _locked(unfinished, out=out):
         if (before := _open_prepared(out, name=name, root=root)) is not None:
             return before
-        found = open_set(root)
         progress = progress or Progress(None)
+        progress.update(name, 0, None)
+        found = open_set(root)
         files = _write_parts(found, name=name, folder=unfinished, num_proc=num_proc, progress=progress)
         return _assemble(files, found, name=name, root=root, out=out)
 
@@ -283,7 +284,7 @@ def _read_records(files: Sequence[Path], *, unique: str | None) -> pa.Table:
 
     `key` is equal for equal values of the column `unique`.
     """
-    kinds = {field.name: field.type for field in _FACTS} | dict.fromkeys(("image_id", "source"), pa.string())
+    kinds = {field.name: field.type for field in _FACTS} | dict.fromkeys(("image_id", "source", "licence"), pa.string())
     kinds |= {"path": pa.string(), "captions": pa.int32(), "num_empty": pa.int32()}
     kinds |= {} if unique is None else {unique: pa.string()}
     columns: dict[str, list[pa.Array]] = {name: [] for name in kinds}
@@ -338,6 +339,7 @@ class _Split(NamedTuple):
         return {
             "rows": num_kept,
             "captions": int(captions.sum()),
+            "licences": dict(collections.Counter(self.records["licence"].filter(self.kept).to_pylist()).most_common()),
             "quarantined": len(self.records) - len(absent) - num_kept,
             "removed_captions": int(empty.sum()),
             "absent": dict(collections.Counter(absent)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ class SplitSummary:
 
     Attributes:
         removed_captions: Empty captions that were taken out of rows that stayed.
-        absent: Records of what never was there (a link that could not be downloaded), by reason.
+        absent: Records that are left out, such as a link that could not be downloaded, by reason.
         expected: The published size, if there is one.
         shared_with_train: Rows whose unique column has a value that is in "train" too.
+        licences: Rows by their terms.
     """
 
     rows: int = 0
@@ -31,6 +33,7 @@ class SplitSummary:
     absent: dict[str, int] = field(default_factory=dict)
     expected: int | None = None
     shared_with_train: int = 0
+    licences: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,21 @@ class Summary:
         """Return warnings, notes, the terms, and where the folder is."""
         notes = list(self.notes)
         for split, counts in self.splits.items():
-            notes += [f"{split}: {count:,} records without a file: {reason}" for reason, count in counts.absent.items()]
+            notes += [f"{split}: {count:,} records left out: {reason}" for reason, count in counts.absent.items()]
             if counts.removed_captions:
                 notes.append(
                     f"{split}: {counts.removed_captions:,} empty captions removed; quarantine.jsonl lists them"
                 )
+        terms: Counter[str] = Counter()
+        for counts in self.splits.values():
+            terms.update(counts.licences)
+        rows = ", ".join(f"{licence} {count:,}" for licence, count in terms.most_common())
         done = "was prepared before and is as it was; remove it to prepare it anew" if self.already else "is ready"
         return [
             *(f"warning: {warning}" for warning in self.warnings()),
             *(f"note: {note}" for note in notes),
             *([f"labels: {len(self.labels):,}"] if self.labels else []),
-            f"licence: {self.licence}",
+            f"licence: {self.licence}" + (f" ({rows})" if len(terms) > 1 else ""),
             f"{self.folder} {done}",
         ]
 

@@ -1,0 +1,99 @@
+"""Rows of drawings in SVG: bad ones are told, and those that look like a tested one are left out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import resvg_py
+from jaxtyping import Float
+from numpy import ndarray
+from PIL import Image, ImageChops, ImageOps
+
+from vlmo.data.prepare.parts import Absent, BadRow, Record, Row
+
+_LOOK_PIXELS = 16
+_SAME_LOOK = 28.0
+"""Root mean square difference of two looks (0 to 255) below which two images count as one.
+
+Found by looking at close pairs of icons: below lie the same ones in another line width, above a circle with another
+sign in it.
+"""
+_LEAST_INK = 16
+_IS_INK = [255 * (value > _LEAST_INK) for value in range(256)] * 3
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What images show, on white and without their margin, in few pixels; one row an image."""
+
+    pixels: Float[ndarray, "image look"]
+    squares: Float[ndarray, "image"]
+
+    @classmethod
+    def of(cls, images: Iterable[Image.Image]) -> Looks:
+        """Return the looks of images, without those of empty ones."""
+        found = [look for image in images if (look := _look_of(image)) is not None]
+        pixels = np.stack(found) if found else np.zeros((0, 3 * _LOOK_PIXELS**2), np.float32)
+        return cls(pixels, (pixels**2).sum(axis=1))
+
+    @property
+    def digest(self) -> str:
+        """Text that changes with the images."""
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()
+
+    def __contains__(self, look: Float[ndarray, "look"]) -> bool:
+        distances = self.squares - 2 * (self.pixels @ look) + (look**2).sum()
+        return bool((distances < _SAME_LOOK**2 * look.size).any())
+
+
+def draw(svg: str, *, pixels: int) -> Image.Image:
+    """Return a drawing with its transparency, `pixels` at its longer side; ValueError where it is damaged."""
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels, skip_system_fonts=True)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+
+
+def record_of(
+    draw_it: Callable[[], Image.Image],
+    row_of: Callable[[Image.Image], Row],
+    *,
+    split: str,
+    image_id: str,
+    path: str,
+    tested: Looks,
+) -> Record:
+    """Return the row of a drawing, or why there is none.
+
+    Args:
+        draw_it: Raises ValueError where that fails.
+        row_of: Makes a row of the image.
+        split: Where it goes.
+        image_id: Of the row.
+        path: File of the drawing.
+        tested: What no row may look like.
+    """
+    try:
+        image = draw_it()
+    except ValueError as error:
+        return BadRow(split, image_id, f"cannot be drawn: {error}", path)
+    look = _look_of(image)
+    if look is None:
+        return BadRow(split, image_id, "nothing is drawn", path)
+    if look in tested:
+        return Absent(split, "looks like an image that is kept for testing")
+    return row_of(image)
+
+
+def _look_of(image: Image.Image) -> Float[ndarray, "look"] | None:
+    """Return what is drawn, on white, without its margin, in few pixels; None where nothing is."""
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image)
+    ink = ImageChops.invert(canvas.convert("RGB"))
+    box = ink.point(_IS_INK).getbbox()
+    if box is None:
+        return None
+    shown = ImageOps.pad(ink.crop(box), (_LOOK_PIXELS, _LOOK_PIXELS), Image.Resampling.BOX)
+    return np.asarray(shown, dtype=np.float32).ravel()

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.data.prepare.toy_task_files import quarantined, write
+
+from vlmo.data.prepare import clipart, prepare
+from vlmo.data.sources import open_source
+
+FILE = """<?xml version="1.0"?>
+<svg xmlns="http://www.w3.org/2000/svg" xmlns:cc="http://web.resource.org/cc/"
+  xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+  width="200" height="100"><metadata><rdf:RDF><cc:Work><dc:title>{title}</dc:title>
+  <dc:subject><rdf:Bag>{items}</rdf:Bag></dc:subject>
+  <dc:creator><cc:Agent><dc:title>{author}</dc:title></cc:Agent></dc:creator>
+  <cc:license rdf:resource="http://web.resource.org/cc/{licence}"/></cc:Work></rdf:RDF></metadata>{body}</svg>"""
+SHAPES = (
+    '<rect x="10" y="20" width="40" height="20" fill="red"/>',
+    '<path d="M10 90l50-80l50 80z" fill="green"/>',
+    '<path d="M10 10h90v20h-70v60h-20z" fill="blue"/>',
+    '<path d="M10 10h20v80h60v-80h20v90h-100z" fill="black"/>',
+    '<path d="M10 50l40-10l10-30l10 30l40 10l-40 10l-10 30l-10-30z" fill="gold"/>',
+)
+
+
+def art(title="", *keywords, author="Ann Bell", licence="PublicDomain", shape=0) -> str:
+    items = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
+    return FILE.format(title=title, items=items, author=author, licence=licence, body=SHAPES[shape])
+
+
+FILES = {
+    "food/apple_ann_bell_01.svg": art("Red Apple 2", "fruit", "hash(0x1)", "food", "signs_and_symbols", "apple"),
+    "food/menu_1.svg": art("My Collection", "food", shape=1),
+    "food/pear_annbell_x.svg": art("Clipart by Ann Bell - wrong_name", shape=2),
+    "tools/saw.svg": art("Sega", "saw", author="Architetto Francesco Rollandin", shape=3),
+    "tools/hammer.svg": art("Hammer", licence="GPL/2.0", shape=4),
+    "shapes/stars/star.svg": art("Star"),
+    "tools/torn.svg": "<svg",
+    "tools/wrong.svg": art("Wrong").replace("<rect", "<no_rect"),
+}
+
+
+@pytest.fixture
+def shares(monkeypatch):
+    """Authors whose names begin with Z are for testing."""
+    monkeypatch.setattr(clipart, "hash_share", lambda name: 0.0 if name.startswith("Z") else 0.5)
+
+
+def prepared(root: Path, files: dict[str, str], out: Path) -> dict[str, dict]:
+    for name, text in files.items():
+        write(root / "usr/share/openclipart/svg" / name, text)
+    prepare("clipart", root=root, out=out)
+    return {row["image_id"]: row for row in open_source(str(out))}
+
+
+def test_titles_and_keywords_are_captions(shares, tmp_path):
+    rows = prepared(tmp_path / "in", FILES, tmp_path / "out")
+    assert {name: row["captions"] for name, row in rows.items()} == {
+        "food/apple_ann_bell_01": ["red apple", "red apple, fruit, food"],
+        "food/menu_1": ["menu", "menu, food"],
+        "food/pear_annbell_x": ["pear annbell x"],
+        "tools/saw": ["saw"],
+    }
+    assert {row["licence"] for row in rows.values()} == {"public domain"}
+    told = quarantined(tmp_path / "out")
+    assert "no XML" in told["tools/torn"]
+    assert "nothing is drawn" in told["tools/wrong"]
+
+
+def test_drawings_are_cut_to_what_they_show_and_keep_their_transparency(shares, tmp_path):
+    row = prepared(tmp_path / "in", FILES, tmp_path / "out")["food/apple_ann_bell_01"]
+    image = Image.open(io.BytesIO(row["image"]["bytes"]))
+    assert (image.mode, image.size) == ("RGBA", (96, 96))
+    left, top, right, bottom = image.getchannel("A").getbbox()
+    assert (left, right) == (0, 96)
+    assert abs(top - 24) <= 1 >= abs(bottom - 72)  # twice as wide as high
+    assert image.getpixel((48, 48)) == (255, 0, 0, 255)
+
+
+def test_other_authors_are_for_testing_and_nothing_looks_like_their_drawings(shares, tmp_path):
+    files = {
+        "a.svg": art("one", "word", author="Zoe", shape=1),
+        "b.svg": art("one", author="Zed", shape=2),
+        "c.svg": art("alike", shape=1),
+        "d.svg": art("two", shape=3),
+    }
+    train = prepared(tmp_path / "in", files, tmp_path / "out")
+    test = open_source(str(tmp_path / "out"), split="test")
+    assert list(train) == ["d"]
+    assert (test["image_id"][:], test["captions"][:]) == (["a"], [["one"]])
+
+
+def test_a_folder_without_drawings_is_told(tmp_path):
+    with pytest.raises(ValueError, match="openclipart-svg"):
+        prepare("clipart", root=tmp_path, out=tmp_path / "out")

@@ -1,0 +1,240 @@
+"""A handful of icons in the format of `@iconify/json`: four sets to train on, two to test on, and three left out."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.data.prepare.toy_task_files import quarantined, write
+
+from vlmo.data.builtin import emoji
+from vlmo.data.prepare import icons, prepare
+from vlmo.data.prepare.icon_names import Naming, caption_of, category_of
+from vlmo.data.sources import open_source
+
+FILL = 'fill="currentColor"'
+BELL = f'<path {FILL} d="M4 12V8a4 4 0 018 0v4z"/>'
+BELL_LINE = '<path fill="none" stroke="currentColor" d="M4 12V8a4 4 0 018 0v4z"/>'
+DISH = f'<path {FILL} d="M1 6h14a7 7 0 01-14 0z"/>'
+TOWER = f'<path {FILL} d="M7 1h2v11h3v3h-8v-3h3z"/>'
+GATE = f'<path {FILL} d="M1 2h14v13h-3v-9h-8v9h-3z"/>'
+BOW = f'<path {FILL} d="M1 3l7 5l7-5v10l-7-5l-7 5z"/>'
+KITE = '<path fill="#e00" d="M8 1l5 6l-5 8l-5-8z"/><path fill="#06c" d="M8 1v14l5-8z"/>'
+STAIRS = '<path fill="#093" d="M1 15h14v-12h-3v3h-3v3h-4v3h-4z"/>'
+RING = '<circle cx="8" cy="8" r="6" fill="none" stroke="currentColor" stroke-width="{}"/>'
+
+SETS = {
+    "plain": ("MIT", "UI 24px", {"bell-outline": BELL_LINE, "bell": BELL, "tower-2-fill": TOWER, "gone": GATE}),
+    "material-symbols": (
+        "Apache-2.0",
+        "Material",
+        {"dish-rounded": DISH, "dish": DISH + BOW, "dish-sharp": DISH + BELL},
+    ),
+    "mdi": ("Apache-2.0", "Material", {"dish-outline": GATE + BOW, "great-gate-open": GATE, "same-bell": BELL}),
+    "colours": ("CC-BY-4.0", "UI Multicolor", {"stairs-24": STAIRS, "ring": RING.format(1.8), "kite": KITE}),
+    "lucide": ("ISC", "UI 24px", {"ring": RING.format(2), "bell": BELL + TOWER, "gate-open": GATE + TOWER}),
+    "game-icons": ("CC-BY-3.0", "Thematic", {"tower": TOWER + BOW, "bow-tie": BOW}),
+    "copyleft": ("GPL-3.0", "UI 24px", {"bow": BOW}),
+    "unpaid": ("CC-BY-NC-4.0", "UI 24px", {"bow": BOW}),
+    "signs": ("CC0-1.0", "Logos", {"bow": BOW}),
+}
+MORE = {
+    "plain": {
+        "aliases": {
+            "alarm-outline": {"parent": "bell-outline"},
+            "llab": {"parent": "bell", "hFlip": True},
+            "old": {"parent": "bell", "hidden": True},
+        },
+        "categories": {"Food & Drink": ["tower-2-fill"], "Actions": ["bell"]},
+    },
+    "material-symbols": {"suffixes": {"": "Regular", "rounded": "Rounded", "sharp": "Sharp"}},
+}
+
+
+def package(root: Path, sets: dict = SETS) -> Path:
+    """Write the package as npm leaves it below node_modules."""
+    folder, facts = root / "node_modules/@iconify/json", {}
+    for name, (licence, category, bodies) in sets.items():
+        facts[name] = {"name": name, "license": {"spdx": licence}, "category": category}
+        drawn = {key: {"body": body} for key, body in bodies.items()}
+        if "gone" in drawn:
+            drawn["gone"]["hidden"] = True
+        content = {"prefix": name, "icons": drawn, "width": 16, "height": 16, **MORE.get(name, {})}
+        write(folder / "json" / f"{name}.json", json.dumps(content))
+    write(folder / "collections.json", json.dumps(facts))
+    return root
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """The rows of each split by `image_id`, and the summary; one training image makes a name known."""
+    folder = tmp_path_factory.mktemp("icons")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(icons, "KNOWN_FROM", 1)
+        patch.setattr(icons, "PAINT", ((1.0, icons.PLAIN),))
+        summary = prepare("icons", root=package(folder / "in"), out=folder / "out")
+    opened = {split: open_source(str(folder / "out"), split=split) for split in ("train", "test", "new_names")}
+    return {split: {row["image_id"]: row for row in found} for split, found in opened.items()}, summary
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("home-outline", "home"),
+        ("arrow-left-20-filled", "arrow left"),
+        ("folder-2-duotone", "folder"),
+        ("dice-4", "dice 4"),
+        ("user-circle-02", "user circle"),
+        ("cloud-light", "cloud"),
+        ("traffic-light", "traffic light"),
+        ("waving-hand-medium-dark-skin-tone", "waving hand"),
+        ("baseline-lock", "lock"),
+        ("x", None),
+        ("f053", None),
+    ],
+)
+def test_names_lose_their_style_size_and_serial_number(name, words):
+    found = {"icons": dict.fromkeys(("cloud", *(f"name{n}" for n in range(30)))), "prefixes": {"baseline": "Baseline"}}
+    assert caption_of(Naming.of(found, {}).bare(name)) == words
+
+
+def test_a_word_that_ends_many_names_of_a_set_is_a_style_there():
+    names = [f"{word}-{style}" for word in ("slider", "traffic", "help") for style in ("line", "solid")]
+    assert Naming.of({"icons": dict.fromkeys(names)}, {}).bare("slider-line") == "slider"
+    rare = [*names[:1], *(f"name{number}" for number in range(20))]
+    assert Naming.of({"icons": dict.fromkeys(rare)}, {}).bare("slider-line") == "slider-line"
+
+
+def test_names_lose_a_category_that_most_of_them_begin_with():
+    found = {"icons": dict.fromkeys(("food-drink-tea", "food-drink-cake", "pen"))}
+    by_icon = {key: ["FoodDrink"] for key in ("food-drink-tea", "food-drink-cake")}
+    assert Naming.of(found, by_icon).bare("food-drink-tea", ["FoodDrink"]) == "tea"
+    assert Naming.of(found, {**by_icon, "a": [], "b": []}).bare("food-drink-tea", ["FoodDrink"]) == "food-drink-tea"
+
+
+def test_only_categories_that_describe_are_told():
+    assert category_of(["Actions", "FoodDrink", "Weather"]) == "food and drink"
+    assert category_of(["Animals & Nature"]) == "animals and nature"
+    assert category_of(["UI Actions", "Food Programming"]) is None
+
+
+def test_names_synonyms_and_categories_are_captions(rows):
+    train = rows[0]["train"]
+    assert train["plain:bell-outline"]["captions"] == ["bell", "alarm"]
+    assert train["plain:tower-2-fill"]["captions"] == ["tower", "tower, food and drink"]
+    assert train["colours:stairs-24"]["captions"] == ["stairs"]
+
+
+def test_equal_drawings_are_one_row_with_the_names_of_all(rows):
+    train = rows[0]["train"]
+    assert train["plain:bell"]["captions"] == ["bell", "same bell"]
+    assert "mdi:same-bell" not in train
+
+
+def test_a_family_gives_two_drawings_of_a_name(rows):
+    dishes = [row for row in rows[0]["train"].values() if row["captions"] == ["dish"]]
+    assert len(dishes) == 2  # of three by material-symbols and one by mdi
+
+
+def test_sets_by_their_terms_and_kinds_are_left_out_and_terms_are_counted(rows):
+    splits, summary = rows
+    sources = {row["source"] for found in splits.values() for row in found.values()}
+    assert sources == {"plain", "material-symbols", "mdi", "colours", "lucide", "game-icons"}
+    assert not any("gone" in image_id for image_id in splits["train"])
+    assert splits["train"]["colours:kite"]["licence"] == "CC-BY-4.0"
+    assert summary.splits["train"].licences == {"Apache-2.0": 3, "MIT": 3, "CC-BY-4.0": 2}
+    assert any("(MIT 3, Apache-2.0 3, " in line and "ISC 2" in line for line in summary.lines())
+
+
+def test_held_out_names_are_known_or_new_and_else_not_tested(rows):
+    splits, _ = rows
+    assert {key: row["captions"] for key, row in splits["test"].items()} == {
+        "lucide:bell": ["bell"],
+        "lucide:ring": ["ring"],
+        "game-icons:tower": ["tower"],
+    }
+    # "gate open" stands in training's "great gate open".
+    assert {key: row["captions"] for key, row in splits["new_names"].items()} == {"game-icons:bow-tie": ["bow tie"]}
+
+
+def test_no_training_image_looks_like_a_tested_one(rows):
+    splits, summary = rows
+    assert "colours:ring" not in splits["train"]  # lucide's in a thinner line
+    assert list(summary.splits["train"].absent.values()) == [1]
+
+
+def test_transparency_is_kept(rows):
+    cell = rows[0]["train"]["plain:bell"]["image"]
+    image = Image.open(io.BytesIO(cell["bytes"]))
+    assert (image.mode, image.size) == ("RGBA", (64, 64))
+    assert image.getpixel((0, 0))[3] == 0
+    assert image.getpixel((32, 40)) == (0, 0, 0, 255)
+
+
+def test_painted_icons_have_the_colours_that_their_words_say():
+    drawing = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    drawing.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    kinds = set()
+    for number in range(200):
+        image, words = icons.paint(drawing, key=f"set:{number}")
+        assert words == icons.paint(drawing, key=f"set:{number}")[1]
+        ink, ground = image.convert("RGBA").getpixel((1, 1)), image.convert("RGBA").getpixel((6, 6))
+        if words is None:
+            kinds.add("plain")
+            assert (ink, ground) == ((0, 0, 0, 255), (0, 0, 0, 0))
+            continue
+        color, _, name = words.removeprefix("an ").removeprefix("a ").partition(" {}")
+        kinds.add(name[:3])
+        assert ink == (*icons.COLORS[color], 255)
+        below = icons.COLORS[name.removeprefix(" on ")] if name else icons.COLORS["white"]
+        assert ground == ((*below, 255) if name else (*ink[:3], 0))
+        assert np.linalg.norm(np.subtract(ink[:3], below)) > 100
+    assert kinds == {"plain", "", " on"}
+
+
+def test_painted_icons_keep_their_name_as_a_caption(tmp_path, monkeypatch):
+    monkeypatch.setattr(icons, "PAINT", ((1.0, icons.GROUND),))
+    prepare("icons", root=package(tmp_path / "in"), out=tmp_path / "out")
+    train = {row["image_id"]: row["captions"] for row in open_source(str(tmp_path / "out"))}
+    name, *_, painted = train["plain:bell"]
+    assert name == "bell"
+    assert " bell on " in painted
+    assert train["colours:kite"] == ["kite"]  # it has colours of its own
+
+
+def test_damaged_and_empty_drawings_are_quarantined(tmp_path):
+    sets = {"plain": ("MIT", "UI 24px", {"bell": BELL, "torn": "<path", "none": '<path d="M0 0"/>'})}
+    prepare("icons", root=package(tmp_path / "in", sets), out=tmp_path / "out")
+    told = quarantined(tmp_path / "out")
+    assert "cannot be drawn" in told["plain:torn"]
+    assert "nothing is drawn" in told["plain:none"]
+    assert open_source(str(tmp_path / "out"))["image_id"][:] == ["plain:bell"]
+
+
+def test_emoji_of_the_concepts_that_are_held_out_are_left_out(tmp_path, monkeypatch):
+    drawing = emoji.Drawing("twemoji", "", "", b"", np.zeros(1, np.float32))
+    names = {"1f436": ("dog face",), "1f400": ("rat",), "1f468-1f3fb": ("man: light", "côte d'or")}
+    split = emoji.Split(("1f436", "1f400"), (), ("1f400", "1f468"), frozenset())
+    monkeypatch.setattr(emoji, "english_names", lambda: names)
+    monkeypatch.setattr(emoji, "read_twemoji", lambda: {"1f400": drawing})
+    monkeypatch.setattr(emoji, "read_openmoji", lambda: {"1f400": drawing})
+    monkeypatch.setattr(emoji, "choose_split", lambda _names, **_: split)
+    drawn = {"dog-face": BELL, "rat": DISH, "cote-dor": TOWER}
+    sets = {"noto": ("Apache-2.0", "Emoji", drawn), "plain": ("MIT", "UI 24px", {"rat": GATE})}
+    prepare("icons", root=package(tmp_path / "in", sets), out=tmp_path / "out")
+    assert set(open_source(str(tmp_path / "out"))["image_id"]) == {"noto:dog-face", "plain:rat"}
+
+
+def test_the_package_is_found_where_npm_leaves_it_and_else_asked_for(tmp_path):
+    root = package(tmp_path / "in", {"plain": SETS["plain"]})
+    for number, place in enumerate(("node_modules", "node_modules/@iconify/json")):
+        assert prepare("icons", root=root / place, out=tmp_path / f"out{number}").splits["train"].rows == 3
+    with pytest.raises(ValueError, match="npm pack @iconify/json"):
+        prepare("icons", root=tmp_path, out=tmp_path / "no")
+    (root / "node_modules/@iconify/json/json/plain.json").unlink()
+    with pytest.raises(ValueError, match=r"plain\.json; get the package again"):
+        prepare("icons", root=root, out=tmp_path / "no")
