@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vlmo.data import builtin
-from vlmo.data.builtin import scenes
-from vlmo.data.builtin.scenes import KINDS, LABELS, SIZE, Cutout, kinds_by_codes, photographs, scene
+from vlmo.data.builtin import photo_scenes as scenes
+from vlmo.data.builtin.photo_scenes import KINDS, LABELS, SIZE, Cutout, kinds_by_codes, photographs, scene
 from vlmo.data.decoding import decode_image, decode_mask
 from vlmo.data.schema import FEATURES, SEGMENT_FEATURES
 from vlmo.data.sources import open_source
@@ -45,7 +45,7 @@ def test_every_kind_has_subgroups_of_its_own() -> None:
     assert kinds["1f600"] == "face"
     assert "1f4a9" not in kinds  # a costumed face, of no kind here
     assert LABELS[0] == "background"
-    assert builtin.labels("scenes") == list(LABELS)
+    assert builtin.labels("photo-scenes") == list(LABELS)
 
 
 def test_photographs_for_testing_are_others() -> None:
@@ -107,7 +107,7 @@ def test_kinds_and_scenes(cache_dir, tmp_path, monkeypatch) -> None:
     assert set(test["image_id"]) <= held_out
     assert not set(train["image_id"]) & held_out
 
-    train, test = rows_of("scenes", tmp_path)
+    train, test = rows_of("photo-scenes", tmp_path)
     assert (len(train), len(test)) == (200, 300)
     assert train.features == SEGMENT_FEATURES
     assert all(licence.startswith("photograph ") for licence in test["licence"])

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
+from vlmo.data.compose import compose, is_composed
+
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: above a camera's usual images, below a 100-megapixel bomb."""
 
@@ -41,7 +43,10 @@ _RANGE = re.compile(r"(?P<file>.+)#bytes=(?P<start>\d+)\+(?P<length>\d+)", re.DO
 
 
 class ImageCell(TypedDict):
-    """One value of an `image` column: the file's bytes, or else its path (a file, or a `range_path`)."""
+    """One value of an `image` column: the file's bytes, or else its path (a file, or a `range_path`).
+
+    Instead of a file's, the bytes may be a text that `vlmo.data.compose` makes an image of.
+    """
 
     bytes: bytes | None
     path: str | None
@@ -95,7 +100,7 @@ class EncodedImage:
         self._where = image["path"] or "bytes in memory"
         self._data = _read_bytes(image, where=self._where)
         with _naming_errors(self._where, self._data):
-            self._image = _open(self._data, max_pixels=max_pixels)
+            self._image = compose(self._data) if is_composed(self._data) else _open(self._data, max_pixels=max_pixels)
             self._is_lazy = self._image.format == "JPEG"
             if self._is_lazy:
                 width, height = self._image.size

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_to
 from torch.utils.data import default_collate
 
+from vlmo.data.compose import is_composed
 from vlmo.data.decoding import EncodedImage, ImageCell
 from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, whole_word_mask
 from vlmo.data.sampler import Key, sample_generator, stable_id
@@ -122,7 +123,8 @@ class RowExamples(_Examples):
         texts: Texts of each row; by default its captions.
         columns: Columns of images. Several, which have augmentations of their own, are stacked.
         labels: Returns the label of a row; None leaves labels out.
-        cache_images: Decode every image now and keep it, at the transform's size where that is fixed.
+        cache_images: Decode every image now and keep it, at the transform's size where that is fixed; images that
+            `vlmo.data.compose` makes are not kept.
         contents: Contents of an example: `seed`, `transform`, `mask`, `tokenizer` and `mlm_probability`.
 
     Raises:
@@ -205,7 +207,9 @@ class _Images:
         self._column = column
         self._transform = transform
         self._image_ids = np.array([stable_id(name) for name in self._names], dtype=np.int64)
-        self._cache = self._decode_all() if cache else None
+        first = self._cell(0) if cache and len(dataset) else None
+        # Composing takes less time than a step, and there are many such images.
+        self._cache = self._decode_all() if cache and not (first and is_composed(first["bytes"])) else None
 
     def image_id(self, row: int) -> int:
         """Return a hash of the row's `image_id`."""

@@ -154,13 +154,13 @@ _kinds = replace(
 _scenes = Recipe(
     stage=SegmentationStage(layer_decay=0.9, channels=64, augmentation=SegmentTransformConfig(scale=(0.75, 1.5))),
     model=replace(_ONE_MODALITY, image_size=128, drop_path_rate=0.1),
-    data=DataConfig(source="scenes", cache_images=True),
+    data=DataConfig(source="photo-scenes", cache_images=True),
     loader=replace(_LOADER, global_batch_size=16),
     optimizer=_VISION_ADAMW,
     schedule=ScheduleConfig(warmup_steps=50),
     trainer=replace(_TRAINER, max_steps=1000, log_every=20, save_every=250),
     init=f"{QUICKSTART}/{STAGE3}/model",
-    evaluate_on="scenes",
+    evaluate_on="photo-scenes",
 )
 
 SMALL = {

