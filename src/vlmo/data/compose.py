@@ -87,7 +87,8 @@ def cutout(name: str, side: int) -> Image.Image:
         return _shape(name, side)
     drawing = _read(name)
     scale = side / max(drawing.size)
-    fitted = drawing.resize(tuple(max(1, round(length * scale)) for length in drawing.size), Image.Resampling.LANCZOS)
+    width, height = (max(1, round(length * scale)) for length in drawing.size)
+    fitted = drawing.resize((width, height), Image.Resampling.LANCZOS)
     square = Image.new("RGBA", (side, side))
     square.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
     return square

@@ -190,7 +190,8 @@ def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Iterator[
         alone = [group[0] for group in scene.groups() if len(group) == 1]
         if len(alone) < 2 or (edited := _EDITS[kind](scene, choices.some_of(alone, 2), pool, choices)) is None:
             continue
-        shown, (true, false) = edited[::2], edited[1::2]
+        first, true, second, false = edited
+        shown = (first, second)
         if [each.truth(told) for each in shown for told in (true, false)] == [True, False, False, True]:
             break
     for letter, scene in zip("ab", shown, strict=True):
