@@ -62,7 +62,7 @@ _COUNTS = {2: "two", 3: "three", 4: "four"}
 # Two words at most, none of which is a colour or a shape here or tells how the drawing is turned.
 _NAME = re.compile(r"[a-z]+(-[a-z]+)?( [a-z]+)?")
 _LEFT_OUT = """
-    white and with of in no oncoming facing tilted face mans womans raised lowered light crossed broken hindu postal
+    white and with of in no oncoming facing tilted face raised lowered light crossed broken hindu postal
     bow increasing decreasing tam japanese linked spiral water movie love rice salt butter bread bacon sushi sake
     garlic popcorn spaghetti broccoli wood rock soap ice mate coral herb canned food fallen suit planet station
     metro spouting construction motorway railway seat microbe pouring cooking sheep link barrel nose prints scissors
