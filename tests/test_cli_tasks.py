@@ -11,6 +11,7 @@ from tests.forkserver import run_command
 from tests.tasks.toy_folders import write_folders
 from tests.tasks.toy_vision import write_class_set
 from tests.toy_questions import ANSWERS, COLORS, write_questions, write_sentences
+from vlmo.checkpoints.importing import name_labels
 from vlmo.cli import main
 
 
@@ -93,6 +94,42 @@ def test_submission_is_written_instead_of_figures(folders, questions, capsys, tm
     main(["evaluate", folders["vqa"], "--data", questions, "--split", "test_dev", "--submission", str(file)])
     assert f"4 predictions in {file}" in capsys.readouterr().out
     assert [row["question_id"] for row in json.loads(file.read_text())] == [100, 101, 102, 103]
+
+
+def test_answers_without_names_are_those_of_the_prepared_set_or_must_be_named(
+    folders, questions, picture, capsys, caplog, tmp_path
+):
+    """As published files have them: `LABEL_0` and on."""
+    caplog.set_level("INFO")
+    names = {str(number): f"LABEL_{number}" for number in range(len(ANSWERS))}
+    numbered = damaged(folders["vqa"], tmp_path / "numbered", id2label=names, label2id={})
+    found = []
+    for folder in (folders["vqa"], numbered):
+        out = tmp_path / f"{Path(folder).name}.json"
+        main(["evaluate", folder, "--data", questions, "--out", str(out)])
+        found.append(json.loads(out.read_text()))
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert found[0]["predictions"] == found[1]["predictions"]
+    assert f"the model's 6 answers have no names; they are those of {questions}" in caplog.messages
+    main(["evaluate", numbered, "--data", questions, "--split", "test_dev", "--submission", str(tmp_path / "sent")])
+    assert {row["answer"] for row in json.loads((tmp_path / "sent").read_text())} <= set(ANSWERS)
+    ask = ["predict", numbered, "--image", picture, "--question", "what color is it?", "--json"]
+    capsys.readouterr()
+    main(ask)
+    assert json.loads(capsys.readouterr().out)[0]["answer"].startswith("LABEL_")
+    assert any("has no names for its answers" in line and "--labels" in line for line in caplog.messages)
+    more = shutil.copytree(questions, tmp_path / "more")
+    (more / "prepared.json").write_text(json.dumps({"name": "more", "labels": [*ANSWERS, "maybe"]}))
+    line = refused(["evaluate", numbered, "--data", str(more)], capsys)
+    assert f"the model's 6 answers have no names, and {more} lists 7; name them" in line
+    name_labels(numbered, questions)
+    main(ask)
+    assert json.loads(capsys.readouterr().out)[0]["answer"] in ANSWERS
+    assert Path(numbered, "config.json").read_text() == Path(folders["vqa"], "config.json").read_text()
+    with pytest.raises(ValueError, match="names 7 answers; the checkpoint has 6"):
+        name_labels(numbered, more)
+    with pytest.raises(ValueError, match="VLMoForVisualReasoning is no classifier"):
+        name_labels(folders["nlvr2"], questions)
 
 
 def test_predict_answers_a_question_and_draws_what_it_looked_at(folders, picture, capsys, tmp_path):

@@ -122,9 +122,9 @@ assert "class Batch" in inspect.getsource(vlmo.types)
 
 def test_public_names_are_the_classes_and_others_are_refused() -> None:
     import vlmo
-    from vlmo import model, processing, retrieval
+    from vlmo import model, processing, released, retrieval
 
-    rooms = {"VLMoProcessor": processing, "Searcher": retrieval}
+    rooms = {"VLMoProcessor": processing, "Searcher": retrieval, "model_path": released}
     for name in vlmo.__all__:
         assert getattr(vlmo, name) is getattr(rooms.get(name, model), name)
         assert name in dir(vlmo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlmo.lazy import lazy_names
-from vlmo.registration import register_once_transformers_is_imported
+from vlmo.registration import register
 
 if TYPE_CHECKING:
     from vlmo.model import (
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         VLMoModel,
     )
     from vlmo.processing import VLMoProcessor
+    from vlmo.released import model_path
     from vlmo.retrieval import Searcher
 
 __version__ = "0.1.0"
@@ -38,15 +39,17 @@ __all__ = [
     "VLMoForVisualReasoning",
     "VLMoModel",
     "VLMoProcessor",
+    "model_path",
 ]
 
-register_once_transformers_is_imported()
+register()
 
 __getattr__ = lazy_names(
     __name__,
     {
-        ".model": " ".join(name for name in __all__ if name not in {"Searcher", "VLMoProcessor"}),
+        ".model": " ".join(name for name in __all__ if name not in {"Searcher", "VLMoProcessor", "model_path"}),
         ".processing": "VLMoProcessor",
+        ".released": "model_path",
         ".retrieval": "Searcher",
     },
 )

@@ -1,4 +1,4 @@
-"""Registration of models, processor and pipelines with transformers.
+"""Registration of models, processor and pipelines with transformers, and of the converter of published files.
 
 torch and transformers take seconds to import, and much of this package needs neither. `import vlmo` therefore imports
 neither: a hook registers the classes once something has imported the part of transformers that looks them up.
@@ -11,7 +11,10 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
+
+from vlmo.released.published import NamedModel, register_converter
 
 _REGISTER = {
     "transformers.models.auto.configuration_auto": "vlmo.integrations.auto",
@@ -23,10 +26,27 @@ _registered: set[str] = set()
 _importing: list[str] = []  # modules that the hook follows
 
 
-def register_once_transformers_is_imported() -> None:
-    """Register what transformers can already look up, and the rest right after the import of its part."""
+def register() -> None:
+    """Register the converter and what transformers can already look up; the rest after the import of its part."""
     sys.meta_path.insert(0, _Hook())
     _register()
+    register_converter(_convert)
+
+
+def _convert(model: NamedModel, folder: Path, file: Path, vocabulary: Path | None = None) -> None:
+    """Write the model folder of a published file."""
+    from vlmo.checkpoints.importing import import_checkpoint
+    from vlmo.tasks import usage_of
+
+    import_checkpoint(
+        file,
+        folder,
+        kind=model.layout,
+        vocabulary=vocabulary,
+        licence=model.licence.lower(),
+        address=model.address,
+        usage_of=usage_of,
+    )
 
 
 def _register() -> None:

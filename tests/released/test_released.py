@@ -12,9 +12,10 @@ from PIL import Image
 from tests.recipes.toy_recipes import shrunk
 from tests.retrieval.toy_index import write_folder
 from tests.test_cli_tasks import refused
+from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 
 import vlmo.released
-from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel, VLMoProcessor
+from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel, VLMoProcessor, model_path
 from vlmo.cli import main
 from vlmo.model.stages import start_from
 from vlmo.recipes import find_recipe
@@ -37,6 +38,17 @@ def released(toy_release, tmp_path, monkeypatch):
 def test_a_name_stands_for_the_folder_that_comes_along(released):
     assert find_model("toy") == released
     assert find_model("an/other") == "an/other"
+
+
+def test_path_of_a_name_is_for_libraries_that_know_paths_only(released):
+    assert model_path("toy") == str(released)
+    assert model_path(released) == str(released)
+    assert isinstance(
+        AutoModelForZeroShotImageClassification.from_pretrained(model_path("toy")), VLMoForImageTextRetrieval
+    )
+    assert AutoProcessor.from_pretrained(model_path("toy")).image_size == 64
+    with pytest.raises(ValueError, match=r"tos is no model folder.*vlmo models"):
+        model_path("tos")
 
 
 def test_own_model_folder_goes_before_a_released_one(released, tmp_path):

@@ -31,9 +31,9 @@ from vlmo.checkpoints.layout import (
     one_line,
     printable,
 )
-from vlmo.checkpoints.loading import Origin, read_json, read_labels, read_state_dict
+from vlmo.checkpoints.loading import Origin, check_model_folder, read_json, read_labels, read_state_dict
 from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
-from vlmo.folder import ModelCard, Usage, write_card, write_folder
+from vlmo.folder import ModelCard, Usage, write_card, write_file, write_folder
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.wordpiece import PAD_MULTIPLE
@@ -64,6 +64,7 @@ LAYOUTS = {
 """All that can be imported, by the names of `vlmo import --kind`."""
 
 _SEED = 0
+_CLASSIFIERS = {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}
 # Errors of tensors whose shapes no check foresees.
 _UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
 _WORDS = "vlmo.text_embeddings.words.weight"
@@ -182,7 +183,15 @@ def import_checkpoint(
         resized = _resize_images(conversion, image_size)
         length = _fit_text(conversion, asked=text_length, vocabulary=vocabulary)
         processor = _make_processor(conversion, vocabulary=vocabulary, length=length)
-        _name_labels(conversion, labels)
+        if labels is not None:
+            _name_labels(conversion.config, labels, model_class=conversion.model_class)
+        elif (
+            conversion.model_class in _CLASSIFIERS
+            and cast("dict[int, str]", conversion.config.id2label).get(0) == "LABEL_0"
+        ):
+            notes.append(
+                f"its {conversion.config.num_labels} classes are called LABEL_0 and on; --labels FILE names them"
+            )
         dtype = _common_dtype(conversion.weights, notes)
         model, created = _build(conversion, dtype)
         norm = _pixel_norm(path, asked=imagenet_pixels or conversion.imagenet_pixels)
@@ -383,20 +392,26 @@ def _hub_vocabulary(num_words: int) -> str:
         logger.setLevel(level)
 
 
-def _name_labels(conversion: Conversion, labels: str | Path | None) -> None:
-    """Write the names of answers or classes into the configuration."""
-    config = conversion.config
-    if conversion.model_class not in {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}:
-        if labels is not None:
-            raise ValueError(f"labels were given ({labels}), but this is no classifier: {conversion.kind}")
-        return
-    numbered = cast("dict[int, str]", config.id2label)
-    if labels is not None:
-        names = read_labels(labels, count=len(numbered))
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: number for number, name in enumerate(names)}
-    elif numbered.get(0) == "LABEL_0":
-        conversion.notes.append(f"its {len(numbered)} classes are called LABEL_0 and on; --labels FILE names them")
+def name_labels(folder: str | Path, labels: str | Path) -> None:
+    """Write the names of answers or classes into the configuration of a model folder; see `read_labels`.
+
+    Raises:
+        ValueError: The model is no classifier, or the file does not name its answers.
+    """
+    folder, model_class = check_model_folder(folder)
+    config = models.VLMoConfig.from_pretrained(folder)
+    _name_labels(config, labels, model_class=model_class)
+    write_file(folder / "config.json", config.to_json_string())
+
+
+def _name_labels(
+    config: models.VLMoConfig, labels: str | Path, *, model_class: type[models.VLMoPreTrainedModel]
+) -> None:
+    if model_class not in _CLASSIFIERS:
+        raise ValueError(f"labels were given ({labels}), but {model_class.__name__} is no classifier")
+    names = read_labels(labels, count=len(cast("dict[int, str]", config.id2label)))
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:

@@ -196,16 +196,19 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
     """Return the names of `count` answers or classes, in the order of their numbers.
 
     The file is a JSON list, a JSON object {answer: number} or {number: answer}, JSON lines with `answer` and `label`,
-    or text with one answer a line.
+    or text with one answer a line; or the folder of a prepared set, whose `prepared.json` lists them.
 
     Raises:
         ValueError: None of these forms, or the numbers are not 0 to `count` - 1.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "prepared.json"
     if not path.is_file():
         raise ValueError(f"no file {path}: expected a list of answers")
     try:
-        pairs = _parse_labels(path.read_text(encoding="utf-8").strip())
+        text = path.read_text(encoding="utf-8").strip()
+        pairs = list(enumerate(json.loads(text)["labels"])) if path.name == "prepared.json" else _parse_labels(text)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text; expected answers as JSON, JSON lines or one a line") from None
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -23,7 +23,7 @@ class ModelsOptions:
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Models to download; the first command that uses one does it too."""
     labels: Path | None = None
-    """Names of the answers or classes, which published files do not hold; as for vlmo import."""
+    """Names of the answers or classes, which published files do not hold; as for vlmo import. Also of models here."""
     keep_file: tyro.conf.FlagCreatePairsOff[bool] = False
     """Keep the published file too."""
 
@@ -47,7 +47,7 @@ class ImportOptions:
     vocabulary: Path | None = None
     """BERT's vocab.txt or a folder with it, by default from the model hub; for BEiT-3 its SentencePiece file."""
     labels: Path | None = None
-    """Names of the answers or classes: JSON, JSON lines, or one a line."""
+    """Names of the answers or classes: JSON, JSON lines, one a line, or a prepared set."""
     imagenet_pixels: bool = False
     """The file takes pixels normalised by ImageNet's mean and deviation; known of beitv2_..., BEiT-3 and folders."""
     allow_partial: bool = False
@@ -96,9 +96,13 @@ def models_command(options: ModelsOptions) -> None:
         for name in options.names:
             if name not in MODELS:
                 raise ValueError(f"no model {name!r}; did you mean {nearest(name, MODELS)!r}? All: vlmo models")
-        given = {"labels": options.labels, "keep_file": options.keep_file}
         for model in map(MODELS.__getitem__, options.names):
-            folder = Path(find_model(model.name)) if not model.address else fetch_model(model, **given)
+            is_ours = not model.address
+            folder = Path(find_model(model.name)) if is_ours else fetch_model(model, keep_file=options.keep_file)
+            if options.labels is not None:
+                from vlmo.checkpoints.importing import name_labels
+
+                name_labels(folder, options.labels)
             console.print(f"{model.name}: {folder}", markup=False, highlight=False)
         return
     table = Table("name", "task", "size, pixels", "licence", "here", box=None, pad_edge=False)

@@ -47,6 +47,18 @@ def find_model(name: Name) -> Name | Path:
     return fetch_model(model)
 
 
+def model_path(name: str | PathLike) -> str:
+    """Return the path of a model by its name, `hf://OWNER/NAME` or folder, for libraries that know paths only.
+
+    Raises:
+        ValueError: There is no such model, or it cannot be downloaded.
+    """
+    folder = Path(find_model(name))
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{name} is no model folder. {known_models()}")
+    return str(folder)
+
+
 def is_released(folder: str | PathLike) -> bool:
     """Return True for a folder of the package or of a cache, into which nothing should be written."""
     from huggingface_hub.constants import HF_HUB_CACHE

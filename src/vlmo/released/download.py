@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
-from importlib import import_module
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError, URLError
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from vlmo.progress import Progress
-from vlmo.released.published import VOCABULARIES, NamedModel
+from vlmo.released.published import VOCABULARIES, NamedModel, converter
 
 MIRROR = "VLMO_WEIGHTS"
 """Environment variable: folder or address that has the published files, instead of their publishers."""
@@ -56,13 +55,12 @@ def cached_model(name: str) -> Path:
     return cache_folder() / "models" / name
 
 
-def fetch_model(model: NamedModel, *, labels: str | Path | None = None, keep_file: bool = False) -> Path:
+def fetch_model(model: NamedModel, *, keep_file: bool = False) -> Path:
     """Return the model folder of a published model; download and convert it first if it is not here.
 
     Processes that ask for the same model wait for the first.
 
     Args:
-        labels: File with the names of answers or classes, as for `vlmo import`; published files do not name them.
         keep_file: Keep the published file under `files` in the cache; otherwise it is deleted after the conversion.
 
     Raises:
@@ -70,12 +68,10 @@ def fetch_model(model: NamedModel, *, labels: str | Path | None = None, keep_fil
     """
     folder = cached_model(model.name)
     is_here = (folder / "config.json").is_file
-    if labels is not None and is_here():
-        raise ValueError(f"{model.name} is in {folder} already; remove that folder to convert it again with labels")
     if not is_here():
         with _locked():
             if not is_here():
-                _fetch_and_convert(model, folder, labels=labels, keep_file=keep_file)
+                _fetch_and_convert(model, folder, keep_file=keep_file)
     return folder
 
 
@@ -96,27 +92,15 @@ def fetch_hub_folder(repository: str) -> Path:
         raise ValueError(f"hf://{repository} cannot be downloaded from the hub ({reason})") from None
 
 
-def _fetch_and_convert(model: NamedModel, folder: Path, *, labels: str | Path | None, keep_file: bool) -> None:
+def _fetch_and_convert(model: NamedModel, folder: Path, *, keep_file: bool) -> None:
     files = [_fetch_file(model.address)]
     if model.layout in VOCABULARIES:
         files.append(_fetch_file(VOCABULARIES[model.layout]))
-    # The importer stands on models and processors, which look up names here: so it is imported by name.
-    import_checkpoint = import_module("vlmo.checkpoints.importing").import_checkpoint
-    usage_of = import_module("vlmo.tasks").usage_of
     _LOGGER.info("converting %s", files[0].path.name)
     try:
-        import_checkpoint(
-            files[0].path,
-            folder,
-            kind=model.layout,
-            vocabulary=files[1].path if files[1:] else None,
-            labels=labels,
-            licence=model.licence.lower(),
-            address=model.address,
-            usage_of=usage_of,
-        )
+        converter()(model, folder, *(file.path for file in files))
     except ValueError as problem:
-        for file in files if labels is None else ():  # a list of labels may be what is wrong
+        for file in files:
             _store(file, keep=False)
         raise ValueError(f"{model.name}, which is published at {model.address}: {problem}") from None
     for number, file in enumerate(files):

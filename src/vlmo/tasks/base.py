@@ -29,7 +29,7 @@ from vlmo.model.config import FusionStart
 from vlmo.processing import TransformConfig, train_transform
 from vlmo.released import notes_folder
 from vlmo.tasks.costs import SampleSizes, Work, encoder_work
-from vlmo.tasks.evaluation_set import EvaluationSet, check_names
+from vlmo.tasks.evaluation_set import EvaluationSet, are_numbers, check_names, names_of_model
 from vlmo.tasks.result import Prediction, TaskResult
 
 if TYPE_CHECKING:
@@ -318,6 +318,10 @@ class Task(ABC):
             raise ValueError(f"given are the texts {given}; give texts that are not empty")
         images = [open_image(file) for file in inputs.images]
         model, processor = cls.load(folder, device=device)
+        if cls.num_classes is not None and are_numbers(names_of_model(model)):
+            logger.warning(
+                "%s has no names for its answers or classes; --labels of vlmo import or models gives", folder
+            )
         options["save"] = None if save is None else Path(save)
         with torch.inference_mode():
             return cls.answer(model, processor, images, inputs, top=top, **options)

@@ -142,7 +142,7 @@ class EvaluationSet(ABC):
         Classes that a model only numbers (LABEL_0 and on, as imported files have them) are compared by their number.
         """
         own = names_of_model(model) if self.names else []
-        if own != [f"LABEL_{number}" for number in range(len(self.names))]:
+        if not are_numbers(own) or len(own) != len(self.names):
             check_names(own, self.names, owner="the model", source=self.source)
 
     def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> Any:
@@ -223,6 +223,11 @@ def names_of_source(source: str) -> list[str]:
     from vlmo.data.prepare import labels_of
 
     return builtin.labels(source) if source in builtin.NAMES else labels_of(Path(source).expanduser())
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Return True for classes that are only numbered, as in imported files that do not name them."""
+    return list(names) == [f"LABEL_{number}" for number in range(len(names))]
 
 
 def names_of_model(model: Any) -> list[str]:

@@ -179,6 +179,7 @@ def write_submission(
     model, processor = found.load(folder, device=device)
     quarantine = quarantine_of(folder, split)
     rows = found.read(source_of(source, task=found), split=split, processor=processor, quarantine=quarantine)
+    rows.check(model)
     predictions = rows.predictions(rows.outputs(model, console=console))
     if is_main():
         with_parent(file).write_text(found.submission(predictions), encoding="utf-8")

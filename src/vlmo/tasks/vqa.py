@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,19 +16,29 @@ from torch import Tensor, nn
 
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column, select_rows
+from vlmo.distributed import is_main
 from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
 from vlmo.folder import Usage
 from vlmo.model.config import FusionStart
 from vlmo.objectives.downstream import QuestionObjective
 from vlmo.processing.answers import MIN_ANNOTATORS
 from vlmo.tasks.base import Inputs, RunContext, Task, best_labels, head_lr_scale, label_settings, with_parent
-from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, names_of_source, pair_logits
+from vlmo.tasks.evaluation_set import (
+    EvaluationSet,
+    are_numbers,
+    check_task,
+    eval_options,
+    names_of_model,
+    names_of_source,
+    pair_logits,
+)
 from vlmo.tasks.result import Prediction
 from vlmo.visualization import heat_map
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_LOGGER = logging.getLogger(__name__)
 _TEN_ANSWERS = "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out each of them"
 _ONE_ANSWER = "share of questions that get the one right answer"
 _SOFT = "mean score that the set gives to the answer (0, 0.3, 0.6, 0.9, 1); the ten people's words are not in it"
@@ -121,6 +132,25 @@ class QuestionSet(EvaluationSet):
                 )
         if any(labels := column(rows, "answer_labels")):
             check_answers(rows, labels, num_answers=len(names_of_source(source)))
+
+    def check(self, model: Any) -> None:
+        """Give a model whose answers are only numbered those of the set; ValueError if the set has not as many."""
+        own = names_of_model(model)
+        if not are_numbers(own):
+            return
+        try:
+            names = self.answer_names
+        except ValueError:
+            names = []
+        if len(names) != len(own):
+            raise ValueError(
+                f"the model's {len(own):,} answers have no names, and {self.source} lists {len(names):,}; name them in "
+                "the order of its training: --labels of vlmo import, or of vlmo models NAME"
+            )
+        for name, value in label_settings(names).items():
+            setattr(model.config, name, value)
+        if is_main():
+            _LOGGER.info("the model's %s answers have no names; they are those of %s", f"{len(own):,}", self.source)
 
     def predict(self, model: Any, rows: range) -> list[Prediction]:
         """Return the best answer to each question; with its score if the right answers are known."""
