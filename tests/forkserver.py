@@ -25,15 +25,8 @@ import torch.distributed as dist
 
 PATIENCE_S = 240.0  # on a busy machine
 
-# Without what starts threads when it is imported, such as lancedb: a fork has none of them.
-_PRELOADED = """
-    tests.forkserver pytest datasets pandas torch.utils.tensorboard torch.distributed.fsdp torch.distributed.checkpoint
-    torch._dynamo torchvision.transforms.v2 transformers.modeling_utils scipy.optimize fastapi uvicorn
-    vlmo.cli vlmo.evaluation vlmo.integrations.auto vlmo.processing.processor vlmo.run
-"""
-
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(_PRELOADED.split())
+_context.set_forkserver_preload(["tests.preloaded"])
 
 
 class Process(ForkServerProcess):

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from tests.toy_onnx import copy_graphs, dual_encoder
 
 import onnx_speed
 import timing
-from vlmo.model import VLMoConfig
+from vlmo.checkpoints.loading import load_model
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
 
 def test_ratio_is_the_median_of_the_turns(monkeypatch) -> None:
@@ -22,14 +24,14 @@ def test_ratio_is_the_median_of_the_turns(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_every_graph_is_timed_and_the_result_written(tmp_path, capsys, monkeypatch) -> None:
-    one_layer = VLMoConfig.tiny(num_hidden_layers=1, use_match_head=False)  # quicker to export
-    monkeypatch.setattr(VLMoConfig, "tiny", lambda: one_layer)
+def test_every_graph_is_timed_and_the_result_written(shared_folder, tmp_path, capsys, monkeypatch) -> None:
+    exported = dual_encoder(shared_folder)
+    copy_graphs(exported.folder, monkeypatch)
     out = tmp_path / "results" / "speed.json"
-    arguments = ["--preset", "tiny", "--batches", "1", "3", "--turns", "1", "--seconds", "0", "--threads", "1"]
-    onnx_speed.main([*arguments, "--text-length", "8", "--out", str(out)])
+    arguments = ["--batches", "1", "3", "--turns", "1", "--seconds", "0", "--threads", "1", "--text-length", "8"]
+    onnx_speed.main(["--folder", str(exported.source), *arguments, "--out", str(out)])
     result = json.loads(out.read_text())
-    assert list(result["graphs"]) == ["image_encoder", "text_encoder"]
+    assert list(result["graphs"]) == ["image_encoder", "text_encoder", "fusion_encoder"]
     for graph in result["graphs"].values():
         assert graph["float32"]["largest_difference"] < 1e-5
         for batch in ("batch 1", "batch 3"):
@@ -39,5 +41,17 @@ def test_every_graph_is_timed_and_the_result_written(tmp_path, capsys, monkeypat
     assert (result["model"]["opset"], result["hardware"]["threads"], result["recall"]) == (23, 1, None)
     assert torch.get_num_threads() == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 2 * 2
-    assert lines[-1].startswith("| text_encoder | 3 | ")
+    assert len(lines) == 2 + 2 * 3
+    assert lines[-1].startswith("| fusion_encoder | 3 | ")
+
+
+def test_a_preset_is_a_dual_encoder_of_its_size(monkeypatch) -> None:
+    def measure(folder, options, **_):
+        model = load_model(folder)
+        assert isinstance(model, VLMoForImageTextRetrieval)
+        assert model.config.hidden_size == VLMoConfig.tiny().hidden_size
+        assert options.recall_on is None
+        return {"graphs": {}}
+
+    monkeypatch.setattr(onnx_speed, "measure", measure)
+    onnx_speed.main(["--preset", "tiny", "--recall-on", "nowhere", "--threads", "1"])

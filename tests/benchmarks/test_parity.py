@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
+from tests.forkserver import start
 from tests.parity.plain_vlmo import Sizes
 
 import parity
@@ -12,7 +15,26 @@ import parity
 BAR = 1e-5  # the project's own, for float32
 
 
+def execute(code: str, arguments: list[str]) -> None:
+    sys.argv = ["-c", *arguments]
+    exec(code, {})
+
+
+@pytest.fixture
+def _import_that_starts_quickly(monkeypatch) -> None:
+    """The measured import in a process that has imported torch already."""
+
+    def run(command, *, env, **_):
+        assert command[:2] == [sys.executable, "-c"]
+        process = start(execute, command[2], command[3:], env=env)
+        assert process.wait() == 0, process.stderr
+        return SimpleNamespace(stderr=process.stderr)
+
+    monkeypatch.setattr(parity, "subprocess", SimpleNamespace(run=run))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_import_that_starts_quickly")
 def test_figures_are_within_the_bar_and_written(tmp_path, capsys):
     file = tmp_path / "results" / "parity.json"
     arguments = ["--base", "--repeats", "1", "--threads", "1", "--out", str(file)]

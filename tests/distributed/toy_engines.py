@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -30,13 +30,12 @@ OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-4)  # a larger eps lets AdamW amplif
 
 
 def make_objective(
-    *, cache_chunk: int | None = None, contrast_only: bool = False, **changes: float
+    *, cache_chunk: int | None = None, without: Sequence[str] = (), **changes: float
 ) -> VisionLanguageObjective:
     torch.manual_seed(0)
     config = VLMoConfig.tiny(**{"layer_scale_init": 1.0, "initializer_range": 0.2} | changes)
-    settings = VisionLanguageConfig(cache_chunk=cache_chunk)
-    if contrast_only:
-        settings = replace(settings, mlm_weight=0.0, itm_weight=0.0)
+    weights = {f"{loss}_weight": 0.0 for loss in without}
+    settings = VisionLanguageConfig(cache_chunk=cache_chunk, **weights)
     return VisionLanguageObjective(VLMoForPreTraining(config), config=settings)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from jupyter_client.provisioning import LocalProvisioner
 from nbformat import NotebookNode
+from tests.forkserver import start
 from tests.integrations.toy_gallery import trained_folder
 
 import hooks
@@ -18,12 +22,34 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*.ipynb"))
 
 
+def kernel(options: list[str]) -> None:
+    from ipykernel import kernelapp
+
+    sys.argv = ["ipykernel_launcher", *options]
+    kernelapp.launch_new_instance()
+
+
+@pytest.fixture
+def _kernels_that_start_quickly(monkeypatch) -> None:
+    """Kernels in processes that have imported torch already."""
+
+    async def launch_kernel(self, cmd, *, env, cwd, **_):
+        process = start(kernel, cmd[cmd.index("-f") :], env=env, cwd=Path(cwd))
+        asked = {name: getattr(process, name) for name in ("pid", "wait", "send_signal", "kill", "terminate")}
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"))
+        self.process = SimpleNamespace(poll=lambda: process.exitcode, **asked, **streams)
+        self.pid, self.pgid, self.cwd = process.pid, None, cwd  # the group is that of the tests
+        return self.connection_info
+
+    monkeypatch.setattr(LocalProvisioner, "launch_kernel", launch_kernel)
+
+
 def printed(book: NotebookNode) -> str:
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     return "".join(output.text for output in outputs if output.get("name") == "stdout")
 
 
-def num_pictures(book: NotebookNode) -> int:
+def num_images(book: NotebookNode) -> int:
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
@@ -36,7 +62,7 @@ def test_notebook_is_committed_without_outputs(file):
         if cell.cell_type == "code":
             assert cell.outputs == []
             assert cell.execution_count is None
-            # A cell that ends with a value shows it; pictures need words for those who do not see them.
+            # A cell that ends with a value shows it; images need words for those who do not see them.
             shows = re.search(r"^(sheet|Image\.open\(.*\))$", cell.source.splitlines()[-1])
             assert bool(shows) == bool(cell.metadata.get("alt"))
 
@@ -79,6 +105,7 @@ def test_notebooks_run_with_the_sources_beside_them(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_kernels_that_start_quickly")
 def test_search_notebook_finds_what_it_says(monkeypatch):
     monkeypatch.delenv("VLMO_MODEL", raising=False)
     book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_images.ipynb"))
@@ -92,18 +119,20 @@ def test_search_notebook_finds_what_it_says(monkeypatch):
     assert blue[0] == "a blue circle"
     assert len(blue) == 3
     assert all("blue" in caption for caption in blue)
-    assert num_pictures(book) == 2
+    assert num_images(book) == 2
 
 
 @pytest.mark.slow
-def test_search_notebook_takes_a_model_and_pictures(monkeypatch, tmp_path):
+@pytest.mark.usefixtures("_kernels_that_start_quickly")
+def test_search_notebook_takes_a_model_and_images(monkeypatch, tmp_path):
     monkeypatch.setenv("VLMO_MODEL", str(trained_folder(tmp_path / "model")))
     book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_images.ipynb"))
     assert "step " not in printed(book)
-    assert num_pictures(book) == 2
+    assert num_images(book) == 2
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_kernels_that_start_quickly")
 def test_inside_notebook_shows_routes_losses_and_maps(monkeypatch):
     monkeypatch.delenv("VLMO_MODEL", raising=False)
     book = notebooks.executed(notebooks.read(EXAMPLES / "inside.ipynb"))
@@ -122,4 +151,4 @@ def test_inside_notebook_shows_routes_losses_and_maps(monkeypatch):
     assert float(steps[-1]["itc"]) < 0.2 < 1.5 < float(steps[0]["itc"])
     assert float(steps[-1]["itm_accuracy"]) > 0.8
     assert "(6, 4, 4)" in told
-    assert num_pictures(book) == 1
+    assert num_images(book) == 1

@@ -3,8 +3,8 @@
 import csv
 import json
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,12 +107,11 @@ def test_commands_run(place, monkeypatch, capsys):
     with Image.open("seen.png") as seen:
         assert seen.width > 0
 
-    found = subprocess.run(
-        [sys.executable, SCRIPT, "runs/mine/model", "images", "a red bar"],
-        capture_output=True, text=True, timeout=600, check=True,
-    )  # fmt: skip
-    assert len(found.stdout.splitlines()) == 16
-    assert all(line.strip().endswith(".png") for line in found.stdout.splitlines())
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "runs/mine/model", "images", "a red bar"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    found = capsys.readouterr().out.splitlines()
+    assert len(found) == 16
+    assert all(line.strip().endswith(".png") for line in found)
 
 
 def test_python_runs(place, monkeypatch, capsys):

@@ -7,19 +7,22 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 from PIL import Image
-from torch import Tensor
 
 from vlmo.data.decoding import decode_image
 from vlmo.data.quarantine import Bad
-from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.sources import Found, Reader, Record
 from vlmo.retrieval.store import Known, encoded_schema
+
+if TYPE_CHECKING:  # processes of a cluster that only read need no model
+    from torch import Tensor
+
+    from vlmo.retrieval.encoder import Encoder
 
 _THUMBNAIL = 256
 """Longest side of thumbnails, in pixels."""
@@ -163,7 +166,7 @@ def _read_files(files: Sequence[Found], reader: Reader) -> Iterator[Record | Bad
     yield from reader.files(waiting)
 
 
-_Decoded = tuple[Tensor, bytes, int, int]
+_Decoded: TypeAlias = "tuple[Tensor, bytes, int, int]"
 """Pixels for the model, and the thumbnail, width and height of `Encoded`."""
 
 

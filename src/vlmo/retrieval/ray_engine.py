@@ -12,16 +12,17 @@ import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy, DataContext
 
-from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.engine import Engine, Finished, Group, Lookup, RecordEncoder, Rows, Step, Task, read_groups
 from vlmo.retrieval.sources import Reader
+
+if TYPE_CHECKING:
+    from vlmo.retrieval.encoder import Encoder
 
 _SHARE = 0.5
 """CPUs that a reading task or an actor asks for, so that both find room on a machine of two."""
@@ -106,6 +107,10 @@ class _Embedder:
     """An actor's model, for the images of groups."""
 
     def __init__(self, *, folder: str, device: str, batch: int) -> None:
+        import torch
+
+        from vlmo.retrieval.encoder import Encoder
+
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
         self._encoder = RecordEncoder(Encoder(folder, device=device), batch=batch)
 

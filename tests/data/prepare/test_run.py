@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from tests.data.prepare.karpathy_files import coco_record, write_coco
 from tests.data.prepare.toy_task_files import jpeg, quarantined, write
+from tests.forkserver import Process, start
 
 from vlmo.data.prepare import parts as parts_module
 from vlmo.data.prepare import prepare
@@ -276,18 +275,15 @@ def test_pictures_that_were_repaired_are_seen_by_the_next_run(tmp_path) -> None:
     assert prepare_toy(rows, tmp_path).splits["train"].quarantined == 0
 
 
-def start_preparation(root: Path, out: Path, *, num_proc: int = 1) -> subprocess.Popen:
-    command = f"from vlmo.data.prepare import prepare; prepare('coco', root={str(root)!r}, out={str(out)!r}"
-    lines = f"if __name__ == '__main__':\n    {command}, num_proc={num_proc})\n"
-    script = write(out.parent / "script.py", lines)
-    return subprocess.Popen([sys.executable, str(script)])
+def start_preparation(root: Path, out: Path, *, num_proc: int = 1) -> Process:
+    return start(prepare, "coco", root=root, out=out, num_proc=num_proc)
 
 
-def kill_after_a_part(process: subprocess.Popen, unfinished: Path) -> list[int]:
+def kill_after_a_part(process: Process, unfinished: Path) -> list[int]:
     """Numbers of the processes that it had started."""
     end = time.monotonic() + SECONDS
     while not list(unfinished.glob("0*.arrow")):
-        assert process.poll() is None, "it ended by itself"
+        assert process.is_alive(), "it ended by itself"
         assert time.monotonic() < end, "no part was finished"
         time.sleep(0.05)
     started = descendants(process.pid)

@@ -1,0 +1,17 @@
+"""What the server imports that forks processes of tests, before it forks the first."""
+
+import gc
+import importlib
+
+# Without what starts threads when it is imported, such as lancedb: a fork has none of them.
+_MODULES = """
+    tests.forkserver pytest datasets pandas torch.utils.tensorboard torch.distributed.fsdp torch.distributed.checkpoint
+    torch._dynamo torchvision.transforms.v2 transformers.modeling_utils scipy.optimize fastapi uvicorn
+    vlmo.cli vlmo.evaluation vlmo.integrations.auto vlmo.processing.processor vlmo.run
+"""
+
+gc.disable()  # as in tests/conftest.py
+for _name in _MODULES.split():
+    importlib.import_module(_name)
+gc.freeze()
+gc.enable()

@@ -1,0 +1,44 @@
+"""A dual encoder with fusion encoder as ONNX graphs, exported once for all test processes of a run."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from filelock import FileLock
+
+from tests.integrations.toy_gallery import CAPTIONS
+from tests.toy_model import toy
+from vlmo import VLMoForPreTraining, VLMoProcessor
+from vlmo.export import onnx as onnx_export
+
+LONGEST = 24
+
+
+def words() -> list[str]:
+    return [caption for captions in CAPTIONS for caption in captions]
+
+
+def dual_encoder(shared: Path) -> SimpleNamespace:
+    """Return the model folder `source`, `folder` with graphs of both precisions, and the `report` of their export."""
+    source, folder, report = (shared / "onnx" / name for name in ("model", "exported", "report.pickle"))
+    with FileLock(shared / "onnx.lock"):
+        if not report.exists():
+            toy(VLMoForPreTraining, num_hidden_layers=2, max_text_positions=LONGEST).save_pretrained(source)
+            processor = VLMoProcessor.train(words() * 2, vocab_size=96, image_size=64, max_text_length=16)
+            processor.save_pretrained(source)
+            report.write_bytes(pickle.dumps(onnx_export.write_onnx(source, folder, int8=True)))
+    return SimpleNamespace(source=source, folder=folder, report=pickle.loads(report.read_bytes()))
+
+
+def copy_graphs(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let an export of the same model copy the graphs of `folder`, instead of converting the model again."""
+
+    def copy(model, graph, file: Path) -> bool:
+        copied = [shutil.copy(part, file.parent) for part in folder.glob(f"{file.name}*")]
+        return len(copied) > 1  # weights in a second file
+
+    patch.setattr(onnx_export, "_convert", copy)
