@@ -319,9 +319,8 @@ class Task(ABC):
         images = [open_image(file) for file in inputs.images]
         model, processor = cls.load(folder, device=device)
         if cls.num_classes is not None and are_numbers(names_of_model(model)):
-            logger.warning(
-                "%s has no names for its answers or classes; --labels of vlmo import or models gives", folder
-            )
+            hint = "--labels of vlmo models NAME, or of vlmo import, names them"
+            logger.warning("%s has no names for its answers or classes: %s", folder, hint)
         options["save"] = None if save is None else Path(save)
         with torch.inference_mode():
             return cls.answer(model, processor, images, inputs, top=top, **options)

@@ -338,7 +338,7 @@ def _is_confined(path: str) -> bool:
 def read_saved(folder: Path) -> Iterator[Record]:
     """Yield each row of a folder that `save_to_disk` wrote, of all its splits; the split is among the metadata.
 
-    Errors of the folder are a `Bad` of kind "shard", errors of a row one of kind "row".
+    Errors of the folder (OSError, ValueError) are a `Bad` of kind "shard", errors of a row one of kind "row".
     """
     from datasets import Dataset, Image
 
