@@ -28,18 +28,23 @@ _BOXES = {
 
 def drawings() -> list[Image.Image]:
     """One of each colour and shape, on white; of several sizes, so that resizing matters."""
-    pictures = [_draw(colour, shape) for colour in COLOURS for shape in SHAPES]
-    return [picture.resize((64 + 8 * (row % 5), 64)) for row, picture in enumerate(pictures)]
+    return [image.copy() for image in _drawings()]
+
+
+@functools.cache  # tests ask for them thousands of times
+def _drawings() -> list[Image.Image]:
+    images = [_draw(colour, shape) for colour in COLOURS for shape in SHAPES]
+    return [image.resize((64 + 8 * (row % 5), 64)) for row, image in enumerate(images)]
 
 
 def _draw(colour: str, shape: str) -> Image.Image:
-    picture = Image.new("RGB", (64, 64), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (64, 64), "white")
+    pen = ImageDraw.Draw(image)
     if shape == "circle":
         pen.ellipse((12, 12, 52, 52), fill=colour)
     for box in _BOXES.get(shape, []):
         pen.rectangle(box, fill=colour)
-    return picture
+    return image
 
 
 def trained_folder(folder: Path, *, steps: int = 60) -> Path:
