@@ -13,7 +13,7 @@ from vlmo.data.sources import open_source
 FILE = """<?xml version="1.0"?>
 <svg xmlns="http://www.w3.org/2000/svg" xmlns:cc="http://web.resource.org/cc/"
   xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-  width="200" height="100"><metadata><rdf:RDF><cc:Work><dc:title>{title}</dc:title>
+  width="200" height="{height}"><metadata><rdf:RDF><cc:Work><dc:title>{title}</dc:title>
   <dc:subject><rdf:Bag>{items}</rdf:Bag></dc:subject>
   <dc:creator><cc:Agent><dc:title>{author}</dc:title></cc:Agent></dc:creator>
   <cc:license rdf:resource="http://web.resource.org/cc/{licence}"/></cc:Work></rdf:RDF></metadata>{body}</svg>"""
@@ -26,14 +26,14 @@ SHAPES = (
 )
 
 
-def art(title="", *keywords, author="Ann Bell", licence="PublicDomain", shape=0) -> str:
+def art(title="", *keywords, author="Ann Bell", licence="PublicDomain", shape=0, height="100") -> str:
     items = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
-    return FILE.format(title=title, items=items, author=author, licence=licence, body=SHAPES[shape])
+    return FILE.format(title=title, items=items, author=author, licence=licence, body=SHAPES[shape], height=height)
 
 
 FILES = {
     "food/apple_ann_bell_01.svg": art("Red Apple 2", "fruit", "hash(0x1)", "food", "signs_and_symbols", "apple"),
-    "food/menu_1.svg": art("My Collection", "food", shape=1),
+    "food/menu_1.svg": art("My Collection", "food", shape=1, height="30mm"),
     "food/pear_annbell_x.svg": art("Clipart by Ann Bell - wrong_name", shape=2),
     "tools/saw.svg": art("Sega", "saw", author="Architetto Francesco Rollandin", shape=3),
     "tools/hammer.svg": art("Hammer", licence="GPL/2.0", shape=4),

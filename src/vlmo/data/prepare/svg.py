@@ -15,6 +15,8 @@ from PIL import Image, ImageChops, ImageOps
 
 from vlmo.data.prepare.parts import Absent, BadRow, Record, Row
 
+_DPI = 96
+"""Pixels of an inch: sizes may be in millimetres."""
 _LOOK_PIXELS = 16
 _SAME_LOOK = 28.0
 """Root mean square difference of two looks (0 to 255) below which two images count as one.
@@ -52,7 +54,7 @@ class Looks:
 
 def draw(svg: str, *, pixels: int) -> Image.Image:
     """Return a drawing with its transparency, `pixels` at its longer side; ValueError where it is damaged."""
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels, dpi=_DPI, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
