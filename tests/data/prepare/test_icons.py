@@ -207,11 +207,13 @@ def test_painted_icons_keep_their_name_as_a_caption(tmp_path, monkeypatch):
 
 
 def test_damaged_and_empty_drawings_are_quarantined(tmp_path):
-    sets = {"plain": ("MIT", "UI 24px", {"bell": BELL, "torn": "<path", "none": '<path d="M0 0"/>'})}
+    drawn = {"bell": BELL, "torn": "<path", "none": '<path d="M0 0"/>'}
+    sets = {"plain": ("MIT", "UI 24px", drawn), "lucide": ("ISC", "UI 24px", {"torn-too": "<path"})}
     prepare("icons", root=package(tmp_path / "in", sets), out=tmp_path / "out")
     told = quarantined(tmp_path / "out")
     assert "cannot be drawn" in told["plain:torn"]
     assert "nothing is drawn" in told["plain:none"]
+    assert "cannot be drawn" in told["lucide:torn-too"]
     assert open_source(str(tmp_path / "out"))["image_id"][:] == ["plain:bell"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -88,7 +87,7 @@ def open_set(root: Path) -> SetOnDisk:
         raise ValueError(f"{root}: no .svg file; --root must be {_LAYOUT}")
     art = _describe(works)
     tests = [each for each in art if each.split == "test"]
-    looks = Looks.of(_images(tests))
+    looks = Looks.of(functools.partial(_draw, each.file) for each in tests)
     rest = [each for each in art if each.split == "train"]
     parts = [*_parts(rest, tested=looks), *_parts(tests, tested=Looks.of([])), *chunked(bad)]
     return SetOnDisk(parts=parts, licence=LICENCE)
@@ -151,12 +150,6 @@ def _draw(file: Path) -> Image.Image:
     image = draw(file.read_text(encoding="utf-8", errors="replace"), pixels=2 * PIXELS)
     box = image.getchannel("A").getbbox()
     return ImageOps.pad(image if box is None else image.crop(box), (PIXELS, PIXELS), color=(0, 0, 0, 0))
-
-
-def _images(art: Iterable[ClipArt]) -> Iterator[Image.Image]:
-    for each in art:
-        with contextlib.suppress(ValueError):  # its own row will tell
-            yield _draw(each.file)
 
 
 def _parts(art: Iterable[ClipArt], *, tested: Looks) -> Iterator[Part]:

@@ -167,7 +167,7 @@ def open_set(root: Path) -> SetOnDisk:
     icons = _distinct(icon for each in sets for icon in _read_icons(each, hidden=hidden))
     train = _few_variants([icon for icon in icons if not icon.is_held_out])
     tests = _choose_tests([icon for icon in icons if icon.is_held_out], train=train)
-    looks = Looks.of(_draw(_read_json(icon.icon_set.file), icon.key) for icon in tests)
+    looks = Looks.of(functools.partial(_draw, _read_json(icon.icon_set.file), icon.key) for icon in tests)
     parts = [*_parts(train, tested=looks), *_parts(tests, tested=Looks.of([]))]
     return SetOnDisk(parts=parts, licence=LICENCE)
 

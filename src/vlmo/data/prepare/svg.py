@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Iterable
@@ -36,9 +37,12 @@ class Looks:
     squares: Float[ndarray, "image"]
 
     @classmethod
-    def of(cls, images: Iterable[Image.Image]) -> Looks:
-        """Return the looks of images, without those of empty ones."""
-        found = [look for image in images if (look := _look_of(image)) is not None]
+    def of(cls, drawings: Iterable[Callable[[], Image.Image]]) -> Looks:
+        """Return the looks of drawings, without those that are empty or cannot be drawn."""
+        found = []
+        for draw_it in drawings:
+            with contextlib.suppress(ValueError):
+                found += [look] if (look := _look_of(draw_it())) is not None else []
         pixels = np.stack(found) if found else np.zeros((0, 3 * _LOOK_PIXELS**2), np.float32)
         return cls(pixels, (pixels**2).sum(axis=1))
 
