@@ -16,7 +16,7 @@ from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.retrieval import KS
 from vlmo.folder import write_file
 from vlmo.tasks.base import quarantine_of
-from vlmo.tasks.retrieval import SHORTLIST, PairSet, RetrievalStage
+from vlmo.tasks.retrieval import SHORTLIST, CompositionSet, PairSet, RetrievalStage
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 _TEST = "test"
@@ -81,6 +81,8 @@ def choose_rerank_weight(
         raise ValueError(f"{folder}: this model has no matching head, so that there is nothing to weigh")
     quarantine = quarantine_of(folder, split)
     rows = PairSet.read(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
+    if isinstance(rows, CompositionSet):
+        raise ValueError(f"{source} has false captions, which nothing is searched among; choose the weight on pairs")
     result = replace(rows, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
     if result.rerank is None:
         raise ValueError(f"rerank is {rerank}; give the number of candidates to weigh, from 1 up")

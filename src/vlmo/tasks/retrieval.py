@@ -20,14 +20,16 @@ from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.decoding import ImageCell, decode_image
 from vlmo.data.rows import column
 from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, chance_metrics, evaluate_retrieval
+from vlmo.evaluation.composition import words_alone
 from vlmo.evaluation.inference import BATCH
+from vlmo.evaluation.scoring import embed_images, embed_texts, match_pairs
 from vlmo.folder import Usage
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.progress import Progress
 from vlmo.tasks.base import Inputs, RunContext, Task
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
-from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.evaluation_set import EvaluationSet, check_task
 from vlmo.tasks.result import Prediction
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ MATCHING = {
     ),
 }
 """Label and meaning of the metrics of matching."""
+_ENCODERS = {"dual": "dual encoder", "fusion": "fusion encoder", "words": "words alone"}
+"""What prefers true captions to false ones, with its name."""
 _FOUND = 10
 _MEANINGS = {
     "ir": "share of captions whose own image has rank {k} or better among all images of the split",
@@ -73,6 +77,15 @@ class PairSet(EvaluationSet):
     hub_task: ClassVar[str] = "image-text-retrieval"
     needs: ClassVar[dict[str, Any]] = {}
     batch_size: ClassVar[int] = BATCH
+
+    @classmethod
+    def read(cls, source: str, **arguments: Any) -> PairSet:
+        """Return the valid rows of a split, as `CompositionSet` if they have false captions; see `EvaluationSet`."""
+        found = super().read(source, **arguments)
+        if "false_caption" not in found.rows.column_names:
+            return found
+        CompositionSet.check_rows(found.rows, source)
+        return CompositionSet(found.rows, source=source, split=found.split, processor=found.processor)
 
     @cached_property
     def captions(self) -> list[str]:
@@ -172,6 +185,94 @@ class PairSet(EvaluationSet):
                     row[f"{prefix}rank"] = rank
                     row[f"{prefix}found"] = [names[number] for number in best]
         return [*captions, *images]
+
+
+@dataclass(frozen=True)
+class CompositionSet(PairSet):
+    """Images with a true and a false caption, in the form of SugarCrepe and ARO.
+
+    An output is 1 for each encoder that scores the true caption higher, and 0.5 for one that scores both alike.
+    """
+
+    task: ClassVar[str] = "composition"
+
+    @classmethod
+    def check_rows(cls, rows: Any, source: str) -> None:
+        """Raise ValueError for rows without a kind, or with another number of true captions than one."""
+        check_task(rows, ["kind"], task="images with a true and a false caption")
+        for image_id, captions in zip(column(rows, "image_id"), column(rows, "captions"), strict=True):
+            if len(captions) != 1:
+                raise ValueError(f"{source}: {image_id} has {len(captions)} captions; expected one true caption")
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The true captions, then the false ones."""
+        return [captions[0] for captions in column(self.rows, "captions")] + column(self.rows, "false_caption")
+
+    def as_set(self) -> RetrievalSet:
+        """Return the images with both captions."""
+        numbers = torch.arange(len(self.rows)).repeat(2)
+        return RetrievalSet(read_images=self._pixels, read_texts=self._tokens, text_to_image=numbers)
+
+    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> list[Prediction]:
+        """Return a row for each image; the processes share images, texts and pairs."""
+        own, batch = self.as_set(), batch_size or self.batch_size
+        margins: dict[str, Tensor] = {}
+        with Progress(console) as progress:
+            options: dict[str, Any] = {"batch": batch, "progress": progress.update}
+            images, texts = embed_images(model, own, **options), embed_texts(model, own, **options)
+            margins["dual"] = _margin((images.repeat(2, 1) * texts).sum(dim=1))
+            if model.match_head is not None:
+                odds = match_pairs(model, own, images=own.text_to_image, texts=torch.arange(own.num_texts), **options)
+                margins["fusion"] = _margin(odds)
+        margins["words"] = words_alone(self.captions)
+        names, kinds = column(self.rows, "image_id"), column(self.rows, "kind")
+        preferred = {name: (0.5 + 0.5 * margin.sign()).tolist() for name, margin in margins.items()}
+        return [
+            {"image_id": name, "kind": kind, "caption": true[0], "false_caption": false}
+            | {encoder: found[row] for encoder, found in preferred.items()}
+            for row, (name, kind, true, false) in enumerate(
+                zip(names, kinds, column(self.rows, "captions"), column(self.rows, "false_caption"), strict=True)
+            )
+        ]
+
+    def metrics(self, outputs: list[Prediction]) -> dict[str, float]:
+        """Return accuracies of each encoder, over all rows and over the rows of each kind (`dual[swap]`)."""
+        metrics = {}
+        for encoder in (name for name in _ENCODERS if name in outputs[0]):
+            for kind in (None, *dict.fromkeys(row["kind"] for row in outputs)):
+                right = [row[encoder] for row in outputs if kind in (None, row["kind"])]
+                metrics[encoder + ("" if kind is None else f"[{kind}]")] = sum(right) / len(right)
+        return metrics
+
+    def chance(self, outputs: list[Prediction] | None = None) -> dict[str, float]:
+        """Return one half for each metric."""
+        return dict.fromkeys(_ENCODERS if outputs is None else self.metrics(outputs), 0.5)
+
+    def meaning(self, metric: str) -> str:
+        """Return a sentence about an accuracy over all rows."""
+        if metric == "words":
+            return "share of true captions that a linear model prefers which reads the words and sees no image"
+        return "share of images whose true caption has the higher score" if metric in _ENCODERS else ""
+
+    def label(self, metric: str) -> str:
+        """Return a name such as "swap, fusion encoder"."""
+        encoder, _, kind = metric.removesuffix("]").partition("[")
+        return f"{kind or 'all'}, {_ENCODERS[encoder]}"
+
+    def settings(self) -> dict[str, Any]:
+        """Return no settings: nothing is reranked."""
+        return {}
+
+    def predictions(self, outputs: list[Prediction]) -> list[Prediction]:
+        """Return the outputs, which are rows already."""
+        return outputs
+
+
+def _margin(scores: Float[Tensor, " texts"]) -> Float[Tensor, " images"]:
+    """Return how far the score of each true caption lies above that of its false one."""
+    true, false = scores.float().cpu().chunk(2)
+    return true - false
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""Composition: each encoder prefers the true caption or the false one; the words alone are a baseline."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from PIL import Image
+
+from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.data.decoding import encode_image
+from vlmo.data.schema import FEATURES, make_row
+from vlmo.evaluation.composition import words_alone
+from vlmo.tasks import evaluate
+from vlmo.tasks.rerank_weight import choose_rerank_weight
+
+COLORS = ("red", "green", "blue")
+KINDS = ("color", "swap", "color")
+
+
+def write_rows(path, *, captions=None, split="test"):
+    """Three squares, each with a true and a false caption."""
+    rows = []
+    for color, other, kind in zip(COLORS, COLORS[1:] + COLORS[:1], KINDS, strict=True):
+        image = encode_image(Image.new("RGB", (64, 64), color), f"{color}.png")
+        true = captions or [f"a {color} square"]
+        row = make_row(color, image=image, captions=true, source="squares", licence="CC0-1.0")
+        rows.append(row | {"false_caption": f"a {other} square", "kind": kind})
+    features = Features({**FEATURES, "false_caption": Value("string"), "kind": Value("string")})
+    Dataset.from_list(rows, features=features).save_to_disk(str(path / split))
+    (path / "dataset_dict.json").write_text(json.dumps({"splits": [split]}))
+    return str(path)
+
+
+def test_accuracies_are_those_of_the_scores_one_by_one(folders, tmp_path):
+    result = evaluate(folders["retrieval"], source=write_rows(tmp_path / "set"), device="cpu")
+    model, processor = load_retrieval_model(folders["retrieval"], device="cpu")
+    assert [(row["image_id"], row["kind"]) for row in result.predictions] == list(zip(COLORS, KINDS, strict=True))
+    for row in result.predictions:
+        texts = [row["caption"], row["false_caption"]]
+        encoded = processor(images=Image.new("RGB", (64, 64), row["image_id"]), text=texts, return_tensors="pt")
+        with torch.inference_mode():
+            output = model(**encoded)
+            similarity = (output.text_embeds @ output.image_embeds.T)[:, 0]
+            pixels = encoded["pixel_values"].expand(2, -1, -1, -1)
+            logits = model.match(pixels, encoded["input_ids"], encoded["attention_mask"])
+        assert row["dual"] == bool(similarity[0] > similarity[1])
+        assert row["fusion"] == bool((logits[0, 1] - logits[0, 0]) > (logits[1, 1] - logits[1, 0]))
+        assert row["words"] in (0, 0.5, 1)
+    for encoder in ("dual", "fusion"):
+        right = [row[encoder] for row in result.predictions]
+        assert result.metrics[encoder] == pytest.approx(sum(right) / 3)
+        assert result.metrics[f"{encoder}[swap]"] == right[1]
+        assert result.metrics[f"{encoder}[color]"] == (right[0] + right[2]) / 2
+    assert set(result.chance.values()) == {0.5}
+
+
+def test_a_model_without_a_matching_head_is_measured_as_dual_encoder(folders, tmp_path):
+    result = evaluate(folders["dual"], source=write_rows(tmp_path / "set"), device="cpu")
+    assert {name.partition("[")[0] for name in result.metrics} == {"dual", "words"}
+
+
+def test_rows_of_another_form_are_refused(folders, tmp_path):
+    with pytest.raises(ValueError, match="red has 2 captions; expected one true caption"):
+        evaluate(folders["retrieval"], source=write_rows(tmp_path / "two", captions=["red", "a red one"]), device="cpu")
+    source = write_rows(tmp_path / "set", split="validation")
+    with pytest.raises(ValueError, match="has false captions"):
+        choose_rerank_weight(folders["retrieval"], source=source, split="validation", device="cpu")
+
+
+def test_words_alone_solve_what_their_distribution_gives_away_and_no_more():
+    true = [f"a {color} {shape} on the left" for color in COLORS for shape in ("ring", "star", "disc", "cross")]
+    odd = [caption.replace("a ", "purple a ", 1) for caption in true]
+    assert (words_alone(true + odd) > 0).all()
+    pairs = [
+        (one, two) for one, two in zip(true[::2], true[1::2], strict=True) for one, two in ((one, two), (two, one))
+    ]
+    mirrored = words_alone([one for one, _ in pairs] + [two for _, two in pairs])
+    assert not mirrored.any()
