@@ -65,10 +65,17 @@ def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
-def jpeg() -> bytes:
+def jpeg(kind: str = "JPEG", **options) -> bytes:
     file = io.BytesIO()
-    drawings()[0].save(file, "JPEG")
+    drawings()[0].save(file, kind, **options)
     return file.getvalue()
+
+
+def scans(number: int) -> bytes:
+    """A progressive JPEG whose last scan is there many times."""
+    whole = jpeg(progressive=True)
+    last = whole[whole.rindex(b"\xff\xc4", 0, whole.rindex(b"\xff\xda")) : -2]
+    return whole[:-2] + number * last + whole[-2:]
 
 
 REFUSED: dict[str, Callable[[], bytes]] = {
@@ -89,6 +96,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "zeros": lambda: bytes(1000),
     "one byte": lambda: b"\xff",
     "floats out of range": lambda: tiff(Image.new("F", (8, 8), 1e30)),
+    "png of 1 x 25,000,000": lambda: png_bomb(25_000_000, 1),
+    "jpeg of 500 scans": lambda: scans(500),
+    "jpeg 2000": lambda: jpeg("JPEG2000"),
 }
 TAKEN: dict[str, Callable[[], bytes]] = {
     "gif of 2,000 images": lambda: frames("GIF", 2000),

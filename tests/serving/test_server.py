@@ -10,6 +10,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -111,6 +112,32 @@ def test_full_queue_is_503_and_sigterm_finishes_what_runs_and_ends_with_0(slow, 
         assert running.result(PATIENCE_S).status_code == 200
     assert slow.process.wait(PATIENCE_S) == 0
     assert "Traceback" not in slow.process.stderr
+
+
+def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
+    """`vlmo serve` with no patience, and a decoder that never comes back."""
+    from vlmo.serving import server, service
+
+    def decode(*_: object, **__: object) -> None:
+        begun.touch()
+        threading.Event().wait()
+
+    service.decode_image, server._CLOSING_S, plain = decode, 0.5, server.serve
+    server.serve = lambda bound, parts, settings: plain(bound, parts, replace(settings, grace=1.0))
+    main(["serve", *arguments])
+
+
+def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path) -> None:
+    begun = tmp_path / "begun"
+    with (
+        ServerProcess(gallery.model, run=_serve_and_never_decode, go=begun) as stuck,
+        concurrent.futures.ThreadPoolExecutor(1) as threads,
+    ):
+        asked = threads.submit(httpx.post, f"{stuck.address}/v1/embed", files={"images": b"x"}, timeout=PATIENCE_S)
+        wait_until(begun.exists, within_s=PATIENCE_S)
+        stuck.stop(signal.SIGTERM)
+        assert stuck.process.wait(PATIENCE_S) == 1
+        assert isinstance(asked.exception(PATIENCE_S), httpx.TransportError) or asked.result().status_code >= 500
 
 
 def refuses_connections(server: ServerProcess) -> bool:

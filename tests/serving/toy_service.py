@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,15 +109,17 @@ def _serve_when_told(arguments: list[str], go: Path) -> None:
 class ServerProcess:
     """`vlmo serve` as its own process on a free port of this machine.
 
-    With `go`, requests wait for others until that file is there.
+    With `go`, requests wait for others until that file is there; or `run` takes the command's words and that file.
     """
 
-    def __init__(self, *arguments: str | Path, go: Path | None = None) -> None:
+    def __init__(
+        self, *arguments: str | Path, go: Path | None = None, run: Callable[[list[str], Path], None] = _serve_when_told
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         words = [*map(str, arguments), "--port", str(self.port)]
-        self.process = start_command("serve", *words) if go is None else start(_serve_when_told, words, go)
+        self.process = start_command("serve", *words) if go is None else start(run, words, go)
 
     def __enter__(self) -> ServerProcess:
         _wait_until_ready(self.address, alive=self.process.is_alive)

@@ -28,6 +28,7 @@ STYLES = {
 """Package, folders in it and suffix of the files of installed drawings."""
 
 _RENDERED = 80
+_MAX_SIDE = 1024  # of an image and of an object in it: bytes may come from strangers
 _FINER = 4
 _CORNERS: dict[str, list[tuple[float, float]]] = {
     "square": [(0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)],
@@ -68,6 +69,8 @@ def compose(data: bytes) -> Image.Image:
         ValueError: They are not in the form above, or a drawing that they name is not installed.
     """
     size, background, *objects = data.removeprefix(PREFIX).decode().split("|")
+    if not 0 < int(size) <= _MAX_SIDE:
+        raise ValueError(f"a scene of {int(size)} pixels a side; expected 1 to {_MAX_SIDE}")
     image = _background(background, size=int(size))
     for text in objects:
         name, *place = text.split(",")
@@ -83,6 +86,8 @@ def compose(data: bytes) -> Image.Image:
 @functools.lru_cache(maxsize=16384)
 def cutout(name: str, side: int) -> Image.Image:
     """Return a shape (mode L) or a drawing (mode RGBA) in a square; outside of it, it is transparent."""
+    if not 0 < side <= _MAX_SIDE:
+        raise ValueError(f"{name} of {side} pixels; expected 1 to {_MAX_SIDE}")
     if name in SHAPES:
         return _shape(name, side)
     drawing = _read(name)
@@ -108,7 +113,7 @@ def _shape(name: str, side: int) -> Image.Image:
 def _read(name: str) -> Image.Image:
     """Return a drawing, without a transparent margin."""
     style, _, stem = name.partition("/")
-    if style not in STYLES:
+    if style not in STYLES or Path(stem).name != stem:
         raise ValueError(f"no shape or drawing {name!r}; shapes are {', '.join(SHAPES)}, styles {', '.join(STYLES)}")
     drawing = Image.open(io.BytesIO(drawing_png(style, stem))).convert("RGBA")
     return drawing.crop(drawing.getchannel("A").getbbox())

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
 from vlmo.data.compose import compose, is_composed
+from vlmo.data.headers import check_directory, check_parts, check_size
 
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: above a camera's usual images, below a 100-megapixel bomb."""
@@ -24,7 +25,10 @@ MAX_FILE_BYTES = 1 << 29
 """Largest file, or piece of one, that is read: above `MAX_PIXELS` of 8 bytes."""
 
 # Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_COMPOSED = "composed"
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", _COMPOSED)
+COMMON_FORMATS = _FORMATS[:6]
+"""Formats for files of strangers: others hold Python's lock while they decode, or are decoded in Python."""
 
 _ROWS_AT_ONCE = 256  # of 64-bit floats, which take eight times the memory of the shades that they become
 _ORIENTATION_TAG = 0x0112
@@ -91,16 +95,20 @@ class EncodedImage:
     Args:
         image: The file.
         max_pixels: Largest width x height that is accepted.
+        formats: Pillow's names of the formats that are accepted.
 
     Raises:
         ValueError: As `decode_image`, for what the header tells.
     """
 
-    def __init__(self, image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> None:
         self._where = image["path"] or "bytes in memory"
         self._data = _read_bytes(image, where=self._where)
         with _naming_errors(self._where, self._data):
-            self._image = compose(self._data) if is_composed(self._data) else _open(self._data, max_pixels=max_pixels)
+            if _COMPOSED in formats and is_composed(self._data):
+                self._image = compose(self._data)
+            else:
+                self._image = _open(self._data, max_pixels=max_pixels, formats=formats)
             self._is_lazy = self._image.format == "JPEG"
             if self._is_lazy:
                 width, height = self._image.size
@@ -130,16 +138,16 @@ class EncodedImage:
             return _load_upright_rgb(self._image)
 
 
-def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
     """Decode to mode RGB: first frame, EXIF orientation applied, transparency on white, 16-bit grey scaled to 8 bits.
 
     Colour profiles are not applied.
 
     Raises:
-        ValueError: Nothing to read, not an image, cut off, damaged, or more than `max_pixels` pixels;
-            the message names the file and the reason.
+        ValueError: Nothing to read, not an image, cut off, damaged, more than `max_pixels` pixels, or made so that it
+            takes much more time or memory than its pixels; the message names the file and the reason.
     """
-    return EncodedImage(image, max_pixels=max_pixels).decode()
+    return EncodedImage(image, max_pixels=max_pixels, formats=formats).decode()
 
 
 def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width"]:
@@ -172,18 +180,15 @@ def _naming_errors(where: str, data: bytes) -> Iterator[None]:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def _known(formats: tuple[str, ...]) -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    return tuple(name for name in formats if name in Image.OPEN)
 
 
-def _open(data: bytes, *, max_pixels: int) -> Image.Image:
-    opened = Image.open(io.BytesIO(data), formats=_formats())
-    width, height = opened.size
-    if width * height > max_pixels:
-        raise ValueError(
-            f"{width} x {height} is {width * height:,} pixels; at most {max_pixels:,} are allowed, make it smaller"
-        )
+def _open(data: bytes, *, max_pixels: int, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+    check_parts(data)
+    opened = Image.open(io.BytesIO(data), formats=_known(formats))
+    check_size(opened, max_pixels=max_pixels)
     return opened
 
 
@@ -215,6 +220,8 @@ def _read_bytes(image: ImageCell, *, where: str) -> bytes:
 
 def _orientation(image: Image.Image) -> int:
     try:
+        if exif := image.info.get("exif"):
+            check_directory(exif.removeprefix(b"Exif\0\0"))
         return image.getexif().get(_ORIENTATION_TAG, 1)
     # A damaged EXIF block takes nothing from the pixels, which are what is asked for.
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error, UserWarning):

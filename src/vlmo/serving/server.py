@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,8 @@ from vlmo.serving.settings import Settings
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MAX_PORT = 65_535
+_CLOSING_S = 5.0
+"""Seconds that closing may take after the last request."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
     if settings.api_key is None and not ipaddress.ip_address(host).is_loopback:
         _LOGGER.warning("everybody who reaches %s may use it: there is no API key", host)
     with bound:
-        _Server(config, app).run(sockets=[bound])
+        _Server(config, app, seconds=settings.grace + _CLOSING_S).run(sockets=[bound])
 
 
 def read_key(file: Path | None) -> str | None:
@@ -101,13 +104,21 @@ def with_names(settings: Settings, *, host: str) -> Settings:
 
 
 class _Server(uvicorn.Server):
-    """Ends with exit code 0 on SIGTERM, where uvicorn would die of the signal after it has stopped."""
+    """Ends with exit code 0 on SIGTERM, where uvicorn would die of the signal after it has stopped.
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    It ends `seconds` after the signal in any case, then with exit code 1.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, *, seconds: float) -> None:
         super().__init__(config)
-        self._app = app
+        self._app, self._seconds = app, seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's own
+        if not self._app.state.vlmo.stopping:
+            # What runs in a thread, such as the decoding of an image, cannot be stopped in another way.
+            last = threading.Timer(self._seconds, os._exit, [1])
+            last.daemon = True
+            last.start()
         self._app.state.vlmo.stopping = True
         self.force_exit = self.should_exit
         self.should_exit = True

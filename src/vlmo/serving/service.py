@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from vlmo.data.decoding import decode_image
+from vlmo.data.decoding import COMMON_FORMATS, decode_image
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.filters import check_comparisons
 from vlmo.serving import schemas
@@ -245,7 +245,8 @@ class Service:
 
         def read(data: bytes) -> T:
             try:
-                return prepare(decode_image({"bytes": data, "path": None}, max_pixels=self._settings.max_pixels))
+                limits: Any = {"max_pixels": self._settings.max_pixels, "formats": COMMON_FORMATS}
+                return prepare(decode_image({"bytes": data, "path": None}, **limits))
             except ValueError as error:
                 reason = str(error).removeprefix("bytes in memory: ")
                 raise ServiceError(422, f"no usable image: {reason}", hint=f"send a whole file: {_FORMATS}") from error

@@ -32,7 +32,7 @@ class Settings:
     """Seconds until a body has arrived."""
     header_seconds: Suppress[float] = 10.0
     """Seconds until the head of a request has arrived."""
-    grace: Suppress[float] = 30.0
+    grace: Suppress[float] = 25.0
     """Seconds that running requests have to finish when the server is stopped."""
     api_key: Suppress[str | None] = field(default=None, repr=False)
     """Key that a client must send; None admits everybody."""

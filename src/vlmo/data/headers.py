@@ -1,0 +1,97 @@
+"""Work that a small image file can cause, read from its headers before a decoder does it: parts, scans, tags, tiles."""
+
+import re
+import struct
+
+from PIL import Image
+
+MAX_SIDE = 65_535
+"""Longest side that is decoded, JPEG's own limit: rows of one pixel take many times the memory of the pixels."""
+_MAX_PARTS = 5000  # segments and chunks, which Pillow reads one by one; cameras write some tens
+_MAX_SCANS = 32  # of a progressive JPEG, each over the whole image; encoders write about ten
+_MAX_STRIPS = 100_000
+_SPARE_BYTES = 1 << 24  # that tags may name beside the file's own, as those of some cameras do by mistake
+_MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
+
+_MARKER, _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xfe]"), re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_ALONE = {0x01, *range(0xD0, 0xDA)}
+_SCAN, _END, _PROGRESSIVE = 0xDA, 0xD9, {0xC2, 0xC6, 0xCA, 0xCE}
+_BULK = {b"IDAT", b"fdAT"}
+_WIDTH, _LENGTH, _STRIPS = 322, 323, {273, 324}
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+
+
+def check_parts(data: bytes) -> None:
+    """Check the parts of a file that decoders read one by one.
+
+    Raises:
+        ValueError: There are too many, or they claim more than the file holds.
+    """
+    if data.startswith(b"\xff\xd8"):
+        _check_jpeg(data)
+    elif data.startswith(b"\x89PNG"):
+        _check_png(data)
+    elif data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
+        check_directory(data)
+
+
+def check_size(opened: Image.Image, *, max_pixels: int) -> None:
+    """Check the sizes that the header of an image names; ValueError if one is too large."""
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{width} x {height} is {width * height:,} pixels; at most {max_pixels:,} are allowed, make it smaller"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"{width} x {height}: a side has at most {MAX_SIDE:,} pixels, make it smaller")
+    tags = getattr(opened, "tag_v2", {})
+    tile = tags.get(_WIDTH, 0) * tags.get(_LENGTH, 0)
+    if tile > max(_MAX_TILE, width * height):
+        raise ValueError(f"a tile of {tile:,} pixels for an image of {width} x {height}")
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Count segments up to the first scan, which Pillow reads, and scans of a progressive file."""
+    place, parts, scans, is_progressive = 2, 0, 0, False
+    while (found := (_MARKER_IN_SCANS if scans else _MARKER).search(data, place)) is not None:
+        parts += 1 if scans else 1 + found.start() - place  # padding is read byte by byte
+        place, code = found.end(), data[found.end() - 1]
+        scans += code == _SCAN
+        is_progressive |= code in _PROGRESSIVE
+        if (scans and not is_progressive) or code == _END:
+            return
+        if parts > _MAX_PARTS or scans > _MAX_SCANS:
+            raise ValueError(f"more than {_MAX_PARTS} segments, or {_MAX_SCANS} scans")
+        if code not in _ALONE:
+            place += int.from_bytes(data[place : place + 2])
+
+
+def _check_png(data: bytes) -> None:
+    place, parts = 8, 0
+    while place < len(data):
+        length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
+        place, parts = place + 12 + length, parts + (kind not in _BULK)
+        if parts > _MAX_PARTS:
+            raise ValueError(f"more than {_MAX_PARTS} chunks")
+
+
+def check_directory(data: bytes) -> None:
+    """Check the first directory of a TIFF file, or of EXIF data.
+
+    Raises:
+        ValueError: It has too many tags or strips, or names more bytes than there are.
+        struct.error: It is missing.
+    """
+    order, is_big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
+    (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+    (number,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
+    layout = struct.Struct(order + ("HHQ8x" if is_big else "HHI4x"))
+    first, total = start + (8 if is_big else 2), 0
+    end = min(first + number * layout.size, len(data) - layout.size + 1)
+    for place in range(first, end, layout.size)[:_MAX_PARTS]:
+        tag, kind, count = layout.unpack_from(data, place)
+        total += min(count * _BYTES.get(kind, 1), len(data))
+        if tag in _STRIPS and count > _MAX_STRIPS:
+            raise ValueError(f"{count:,} strips or tiles; at most {_MAX_STRIPS:,} are read")
+    if number > _MAX_PARTS or total > 2 * len(data) + _SPARE_BYTES:
+        raise ValueError(f"{number:,} tags that name {total:,} bytes, in {len(data):,}")

@@ -1,0 +1,133 @@
+"""Small files that would cause large work: each is refused before a decoder sees it, and usual ones are not."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlmo.data.decoding import COMMON_FORMATS, EncodedImage, decode_image
+
+
+def encoded(kind: str, *, size: tuple[int, int] = (40, 24), **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 50).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_line() -> bytes:
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 70_000, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(bytes(140_000))) + png_chunk(b"IEND")
+
+
+def with_scans(number: int) -> bytes:
+    whole = encoded("JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xc4", 0, whole.rindex(b"\xff\xda")) : -2]
+    return whole[:-2] + number * last + whole[-2:]
+
+
+def after_start(data: bytes, more: bytes, *, start: int = 2) -> bytes:
+    return data[:start] + more + data[start:]
+
+
+def tiff(*tags: tuple[int, int, int, int], data: bytes = bytes(960), order: str = "<") -> bytes:
+    """A grey image of 40 x 24, unless `tags` say something else."""
+    entries = {256: (4, 1, 40), 257: (4, 1, 24), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8)}
+    entries |= {277: (3, 1, 1), 278: (4, 1, 24), 279: (4, 1, 960)} | {tag: rest for tag, *rest in tags}
+    if order == ">":  # values of 16 bits stand on the left
+        entries = {
+            tag: (kind, count, value << 16 if kind == 3 else value) for tag, (kind, count, value) in entries.items()
+        }
+    listed = [struct.pack(f"{order}HHII", tag, *entries[tag]) for tag in sorted(entries)]
+    directory = struct.pack(f"{order}H", len(listed)) + b"".join(listed) + bytes(4)
+    return {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data)) + data + directory
+
+
+def tiff_tile(side: int) -> bytes:
+    tile = zlib.compress(bytes(side * min(side, 256)))
+    tags = [(322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, 8), (325, 4, 1, len(tile)), (259, 3, 1, 8)]
+    return tiff(*tags, data=tile)
+
+
+MEGABYTE = 1 << 20
+LARGE = [(1000 + number, 1, MEGABYTE, 8) for number in range(40)]
+"""Tags that each name the same megabyte."""
+HOSTILE = {
+    "line": (png_line, "1 x 70000: a side has at most 65,535 pixels"),
+    "scans": (lambda: with_scans(40), "32 scans"),
+    "segments": (lambda: after_start(encoded("JPEG"), b"\xff\xfe\x00\x02" * 5001), "more than 5000 segments"),
+    "restarts": (lambda: after_start(encoded("JPEG"), b"\xff\xd0" * 5001), "more than 5000 segments"),
+    "padding": (lambda: after_start(encoded("JPEG"), b"\xff" * 5001), "more than 5000 segments"),
+    "chunks": (lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 5001, start=33), "more than 5000 chunks"),
+    "tile": (lambda: tiff_tile(46_000), "a tile of 2,116,000,000 pixels for an image of 40 x 24"),
+    "strips": (lambda: tiff((273, 4, 100_001, 8), data=bytes(400_004)), "100,001 strips or tiles"),
+    "tags": (lambda: tiff(*LARGE, data=bytes(MEGABYTE)), "49 tags that name 41,943"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_file_that_would_cause_large_work_is_refused(name: str) -> None:
+    make, reason = HOSTILE[name]
+    with pytest.raises(ValueError, match=reason):
+        EncodedImage({"bytes": make(), "path": None})
+
+
+USUAL = {
+    "progressive": lambda: with_scans(10),
+    "thumbnail": lambda: after_start(encoded("JPEG"), b"\xff\xe5\x40\x02" + (b"\xff\xda" * 0x2000)),
+    "padded": lambda: after_start(encoded("JPEG"), b"\xff" * 100),
+    "profile": lambda: encoded("JPEG", icc_profile=bytes(2_000_000), comment=b"x" * 60_000, progressive=True),
+    "chunks": lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 100, start=33),
+    "strips": lambda: encoded("TIFF", size=(8, 3000), strip_size=8),
+    "tiles": lambda: tiff_tile(256),
+    "big endian": lambda: tiff(order=">"),
+    "big tiff": lambda: encoded("TIFF", big_tiff=True),
+    "side": lambda: encoded("PNG", size=(65_535, 1)),
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_usual_file_is_decoded(name: str) -> None:
+    data = USUAL[name]()
+    expected = Image.open(io.BytesIO(data)).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decode_image({"bytes": data, "path": None})), np.asarray(expected))
+
+
+def test_orientation_is_not_looked_for_in_exif_that_names_more_than_it_holds() -> None:
+    def oriented(*tags: tuple[int, int, int, int]) -> bytes:
+        exif = tiff((0x0112, 3, 1, 6), *tags, data=bytes(MEGABYTE))
+        return after_start(encoded("PNG"), png_chunk(b"eXIf", exif), start=33)
+
+    for data, size in ((oriented(), (24, 40)), (oriented(*LARGE), (40, 24))):
+        assert decode_image({"bytes": data, "path": None}).size == size
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "PPM", "AVIF"])
+def test_rare_formats_are_left_out_on_demand(kind: str) -> None:
+    data = encoded(kind)
+    assert decode_image({"bytes": data, "path": None}).size == (40, 24)
+    with pytest.raises(ValueError, match="not an image in a known format"):
+        decode_image({"bytes": data, "path": None}, formats=COMMON_FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("scene", "reason"),
+    [
+        (b"scene:100000|ffffff", "a scene of 100000 pixels"),
+        (b"scene:96|ffffff|star,0,0,90000", "star of 90000 pixels"),
+        (b"scene:96|ffffff|twemoji/../../../1f436,0,0,9", "no shape or drawing"),
+    ],
+)
+def test_scene_of_strangers_is_small_and_names_no_path(scene: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        decode_image({"bytes": scene, "path": None})
+    with pytest.raises(ValueError, match="not an image in a known format"):
+        decode_image({"bytes": b"scene:9|ffffff", "path": None}, formats=COMMON_FORMATS)
