@@ -44,6 +44,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train", "Missing from vlmo train: NAME"),
         ("evaluate", "Missing from vlmo evaluate: MODEL_FOLDER"),
         ("evaluate nowhere", "no model folder"),
+        ("evaluate no\x1b[31mwhere\x9b", "no [31mwhere"),
         ("train emoji-stage3 --optimizer.lr abc", "--optimizer.lr"),
         ("train emoji-stage3 --optimizer.lr -1", "lr is -1"),
         ("train emoji-stage3 --init nowhere", "nowhere"),

@@ -119,10 +119,11 @@ def test_lengths_beyond_any_memory_are_one_line(tmp_path, content):
         read_state_dict(tmp_path / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("odd", ["sparse", "meta", "nested"])
+@pytest.mark.parametrize("odd", ["sparse", "meta", "nested", "expanded"])
 def test_tensors_that_are_no_plain_numbers_are_refused_by_name(tmp_path, odd):
     make = {
         "sparse": lambda: torch.eye(3).to_sparse(),
+        "expanded": lambda: torch.zeros(1).expand(1 << 30),
         "meta": lambda: torch.empty(3, 3, device="meta"),
         "nested": lambda: torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged),
     }

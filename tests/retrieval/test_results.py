@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from tests.retrieval.toy_index import build, write_folder
 
 from vlmo.retrieval import Searcher, SearchResult
@@ -32,6 +35,15 @@ def test_table_shows_match_scores_only_if_there_are_any(result, searcher):
     plain = as_table(QUERY, searcher.search("a red square", top=2))
     assert [column.header for column in plain.columns] == ["", "score", "image", "caption", "metadata"]
     assert plain.row_count == 2
+
+
+def test_table_shows_no_control_characters_of_captions(result):
+    hostile = replace(result.hits[0], captions=("\x1b]0;title\x07 gr\u00fcn \x9b31m", *result.hits[0].captions))
+    console = Console(file=io.StringIO(), width=300)
+    console.print(as_table("\x1b[31m", replace(result, hits=[hostile])))
+    shown = console.file.getvalue()
+    assert "gr\u00fcn" in shown
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
 
 
 def test_sheet_is_an_image_of_all_hits(result, searcher, tmp_path):

@@ -269,6 +269,13 @@ def test_run_folder_keeps_its_recipe(tmp_path) -> None:
     assert json.loads((tmp_path / "run" / "recipe.json").read_text()) == recipe
 
 
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000])
+def test_damaged_recipe_is_named(tmp_path, content) -> None:
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(ValueError, match=r"recipe\.json is damaged"):
+        claim_run_folder(tmp_path, recipe_json="{}", write=False)
+
+
 def test_settings_that_change_no_result_may_change_and_are_kept(tmp_path, caplog) -> None:
     def recipe(workers: int, *, compiled: bool) -> dict[str, dict]:
         return {"loader": {"num_workers": workers, "size": 8}, "trainer": {"engine": {"compile": compiled}, "steps": 5}}

@@ -298,10 +298,16 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], Origin]:
     foreign = [
         key
         for key, tensor in weights.items()
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_nested or tensor.is_quantized
+        if tensor.layout is not torch.strided
+        or tensor.device.type != "cpu"
+        or tensor.is_nested
+        or tensor.is_quantized
+        or tensor.nbytes > tensor.untyped_storage().nbytes()  # one number that stands for gigabytes
     ]
     if foreign:
-        raise ValueError(f"{path} holds sparse, nested or quantised tensors: {listed(foreign)}. Save them dense")
+        raise ValueError(
+            f"{path} holds sparse, nested, expanded or quantised tensors: {listed(foreign)}. Save them dense"
+        )
     beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}

@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -110,5 +111,6 @@ def _app(command: str | None) -> SubcommandApp:
 
 
 def _fail(message: str, *, code: int = 2) -> None:
-    sys.stderr.write(f"vlmo: {' '.join(message.split())}\n")
+    shown = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", message).strip()  # names may hold control characters
+    sys.stderr.write(f"vlmo: {shown}\n")
     sys.exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +44,7 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
 
 def as_table(query: str, result: SearchResult) -> Table:
     """A row for each hit, with the match scores if any were reranked."""
-    table = Table(title=escape(query))
+    table = Table(title=_escaped(query))
     reranked = result.num_reranked > 0
     for name in ["", "score", *(["similarity", "match"] if reranked else [])]:
         table.add_column(name, justify="right")
@@ -54,8 +55,13 @@ def as_table(query: str, result: SearchResult) -> Table:
         if reranked:
             numbers += [f"{hit.similarity:.3f}", "" if hit.match is None else f"{hit.match:.2f}"]
         row = [str(rank), *numbers, hit.path or hit.place, hit.captions[0] if hit.captions else "", _metadata(hit)]
-        table.add_row(*map(escape, row))
+        table.add_row(*map(_escaped, row))
     return table
+
+
+def _escaped(text: str) -> str:
+    """Text of others for a terminal: no markup, and no control characters, which could write anything there."""
+    return escape(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text))
 
 
 def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -> None:

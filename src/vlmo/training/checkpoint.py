@@ -223,7 +223,13 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
     """
     path = run_dir / "recipe.json"
     if path.exists():
-        found = differences(json.loads(path.read_text()), json.loads(recipe_json))
+        try:
+            before = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); restore it from a backup, or give a new run folder"
+            ) from error
+        found = differences(before, json.loads(recipe_json))
         others = [phrase for name, phrase in found if not name.startswith(MAY_DIFFER)]
         if others:
             raise ValueError(
