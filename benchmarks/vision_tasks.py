@@ -37,9 +37,9 @@ from vlmo.tasks.result import TaskResult
 from vlmo.tasks.segmentation import SegmentRows, SegmentSet
 from vlmo.training.checkpoint import newest_state
 
-CLASS_RECIPES = {"digits": 8, "emoji-kinds": 16}
+CLASS_RECIPES = {"scenes-kinds": 16}
 """Recipes for classification, and the side of the pictures that the baseline reads."""
-SEGMENT_RECIPE = "scenes"
+SEGMENT_RECIPE = "scenes-masks"
 FROM_NOTHING = "-from-nothing"
 _COLOUR_LEVELS = 16
 
@@ -94,20 +94,21 @@ def settings_of(name: str, options: Options) -> Recipe:
 
 def classification(name: str, options: Options, *, console: Console) -> dict[str, Any]:
     """Fine-tuned, probed and zero-shot figures, and logistic regression on pixels."""
-    source = settings_of(name, options).evaluate_on or name
+    settings = settings_of(name, options)
+    source, tested = settings.evaluate_on or name, settings.evaluate_split
     rows = {
         split: ClassificationStage.read(
             source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl"
         )
-        for split in ("train", "test")
+        for split in ("train", tested)
     }
-    where: dict[str, Any] = {"source": source, "split": "test"}
+    where: dict[str, Any] = {"source": source, "split": tested}
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
         models[recipe] = spent | figures(ClassificationStage.evaluate(folder, **where))
     began = time.monotonic()
-    baseline = logistic_regression(rows["train"], rows["test"], side=CLASS_RECIPES[name])
+    baseline = logistic_regression(rows["train"], rows[tested], side=CLASS_RECIPES[name])
     models["logistic regression on pixels"] = {"seconds": time.monotonic() - began} | figures(baseline)
     for features in ("mean", "class"):
         probe = evaluate_linear_probe(options.start, features=features, **where)
@@ -116,27 +117,28 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     names_alone = evaluate_zero_shot(options.start, prompts=NAME_ALONE, **where)
     models["zero-shot of the start, names alone"] = figures(names_alone)
     counts = rows["train"].labels.bincount(minlength=len(rows["train"].names))
-    frequent = (rows["test"].labels == counts.argmax()).double().mean().item()
+    frequent = (rows[tested].labels == counts.argmax()).double().mean().item()
     models["most frequent class"] = {"metrics": {"top1": frequent}}
     return _result(source, rows, chance=baseline.chance, models=models)
 
 
 def segmentation(name: str, options: Options, *, console: Console) -> dict[str, Any]:
     """Fine-tuned figures by windows and whole pictures, and what colours alone tell."""
-    source = settings_of(name, options).evaluate_on or name
+    settings = settings_of(name, options)
+    source, tested = settings.evaluate_on or name, settings.evaluate_split
     rows = {
         split: SegmentationStage.read(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
-        for split in ("train", "test")
+        for split in ("train", tested)
     }
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
         for inference in ("slide", "whole"):
-            found = SegmentationStage.evaluate(folder, source=source, split="test", inference=inference)
+            found = SegmentationStage.evaluate(folder, source=source, split=tested, inference=inference)
             models[f"{recipe}, {inference}"] = spent | figures(found)
     began = time.monotonic()
     colours = colour_table(rows["train"])
-    baseline = segment_by_colour(rows["test"], colours)
+    baseline = segment_by_colour(rows[tested], colours)
     models["class of each colour"] = {"seconds": time.monotonic() - began} | figures(baseline)
     models["most frequent class"] = {"metrics": baseline.chance}
     return _result(source, rows, chance=baseline.chance, models=models)
@@ -195,7 +197,7 @@ def _colours(picture: Image.Image) -> np.ndarray:
 
 def _result(source: str, rows: dict[str, Any], *, chance: dict[str, float], models: dict[str, Any]) -> dict[str, Any]:
     counts = {split: len(part.rows) for split, part in rows.items()}
-    return {"data": source, "rows": counts, "classes": len(rows["test"].names), "chance": chance, "models": models}
+    return {"data": source, "rows": counts, "classes": len(rows["train"].names), "chance": chance, "models": models}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

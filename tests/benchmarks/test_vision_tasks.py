@@ -18,9 +18,9 @@ from vlmo.recipes.schema import model_config
 from vlmo.tasks import ClassificationStage, SegmentationStage
 
 MODELS = {
-    "digits": {
-        "digits",
-        "digits-from-nothing",
+    "scenes-kinds": {
+        "scenes-kinds",
+        "scenes-kinds-from-nothing",
         "logistic regression on pixels",
         "linear probe of the start, mean",
         "linear probe of the start, class",
@@ -28,11 +28,11 @@ MODELS = {
         "zero-shot of the start, names alone",
         "most frequent class",
     },
-    "scenes": {
-        "scenes, slide",
-        "scenes, whole",
-        "scenes-from-nothing, slide",
-        "scenes-from-nothing, whole",
+    "scenes-masks": {
+        "scenes-masks, slide",
+        "scenes-masks, whole",
+        "scenes-masks-from-nothing, slide",
+        "scenes-masks-from-nothing, whole",
         "class of each colour",
         "most frequent class",
     },
@@ -42,12 +42,12 @@ MODELS = {
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sets")
-    return {"digits": write_class_set(folder / "classes"), "scenes": write_segment_set(folder / "segments")}
+    return {"scenes-kinds": write_class_set(folder / "classes"), "scenes-masks": write_segment_set(folder / "segments")}
 
 
 def test_colours_tell_these_squares_apart(sets, tmp_path):
     rows = {
-        split: SegmentationStage.read(str(sets["scenes"]), split=split, quarantine=tmp_path / split)
+        split: SegmentationStage.read(str(sets["scenes-masks"]), split=split, quarantine=tmp_path / split)
         for split in ("train", "test")
     }
     table = vision_tasks.colour_table(rows["train"])
@@ -59,7 +59,7 @@ def test_colours_tell_these_squares_apart(sets, tmp_path):
 
 def test_pixels_tell_these_images_apart(sets, tmp_path):
     train, test = (
-        ClassificationStage.read(str(sets["digits"]), split=split, quarantine=tmp_path / split)
+        ClassificationStage.read(str(sets["scenes-kinds"]), split=split, quarantine=tmp_path / split)
         for split in ("train", "test")
     )
     vectors = vision_tasks.pixel_vectors(test, side=4)
@@ -79,7 +79,7 @@ def test_every_model_is_measured(task, sets, tmp_path, monkeypatch):
 
     def tiny(name):
         recipe = find_recipe(name)
-        stage = recipe.stage if task == "digits" else dataclasses.replace(recipe.stage, channels=8)
+        stage = recipe.stage if task == "scenes-kinds" else dataclasses.replace(recipe.stage, channels=8)
         return dataclasses.replace(
             recipe,
             stage=stage,
@@ -87,6 +87,7 @@ def test_every_model_is_measured(task, sets, tmp_path, monkeypatch):
             data=dataclasses.replace(recipe.data, source=str(sets[task])),
             loader=dataclasses.replace(recipe.loader, global_batch_size=8),
             evaluate_on=str(sets[task]),
+            evaluate_split="test",
         )
 
     monkeypatch.setattr(vision_tasks, "find_recipe", tiny)

@@ -2,13 +2,14 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from vlmo.data.builtin import scenes, world
+from vlmo.data.builtin import scene_pixels, scene_questions, scene_statements, scenes, world
 from vlmo.data.builtin.world import Phrase, Placed, Scene, Sentence, Thing
-from vlmo.data.decoding import decode_image
+from vlmo.data.decoding import decode_image, decode_mask
 
 RED_STAR, BLUE_STAR = (Thing("star", color, world.SHAPE, "star") for color in ("red", "blue"))
 DOG = Thing("dog", None, "animal", "twemoji/1f436")
@@ -152,3 +153,97 @@ def test_no_text_alone_tells_which_caption_is_true(pools):
     for train, test in ((slice(None, half), slice(half, None)), (slice(half, None), slice(None, half))):
         model = LogisticRegression(max_iter=200).fit(words[train], labels[train])
         assert model.score(words[test], labels[test]) == 0.5  # each text stands once as true and once as false
+
+
+# --------------------------------------------------------------------------------------------------------- other tasks
+
+
+def test_answers_are_what_the_scene_shows(pools):
+    scene = Scene((placed(RED_STAR, 2, 40), placed(DOG, 60, 44, 40), placed(BLUE_STAR, 10, 2)), "ffffff")
+    asked = {kind: set() for kind in scene_questions._QUESTIONS}
+    for number in range(300):
+        case = scene_questions.Case(scene, pools["test"], world.Choices(str(number)), number)
+        for kind, ask in scene_questions._QUESTIONS.items():
+            asked[kind].add(ask(case))
+    assert asked["what color"] == {None}  # there are two stars
+    assert asked["what shape"] - {None} == {
+        ("what shape is above the red star?", "star"),
+        ("what shape is below the blue star?", "star"),
+    }  # both stars lie to the left of the dog
+    assert asked["how many"] - {None} == {
+        ("how many stars are there?", "2"),
+        ("how many dogs are there?", "1"),
+        ("how many red shapes are there?", "1"),
+        ("how many blue shapes are there?", "1"),
+    }
+    there = {question for question, answer in asked["is there"] - {None} if answer == "yes"}
+    assert there == {"is there a red star?", "is there a blue star?", "is there a dog?"}
+    assert {("is the red star left of the dog?", "yes"), ("is the red star right of the dog?", "no")} <= asked["is the"]
+    assert ("is the dog left of the red star?", "no") in asked["is the"]
+
+
+def test_no_question_alone_tells_its_answer(pools):
+    rows = [scene_questions.question_row("test", number, pools["test"]) for number in range(900)]
+    words = CountVectorizer(ngram_range=(1, 2)).fit_transform([row["question"] for row in rows])
+    for kind, chance in (
+        ("what color", 0.1),
+        ("what shape", 0.1),
+        ("how many", 1 / 3),
+        ("is there", 0.5),
+        ("is the", 0.5),
+    ):
+        chosen = [number for number, row in enumerate(rows) if row["question_type"] == kind]
+        answers = [rows[number]["answers"][0] for number in chosen]
+        half = len(chosen) // 2
+        model = LogisticRegression(max_iter=200).fit(words[chosen[:half]], answers[:half])
+        assert model.score(words[chosen[half:]], answers[half:]) < chance + 0.16, kind  # three standard errors of 90
+    assert all(scene_questions.LABELS[row["answer_labels"][0]] == row["answers"][0] for row in rows)
+
+
+def test_a_statement_is_true_of_two_pairs_and_false_of_two_that_share_an_image(pools):
+    for number in range(12):
+        rows = scene_statements.statement_rows("test", number, pools["test"])
+        assert [row["label"] for row in rows] == [1, 0, 1, 0]
+        assert len({row["captions"][0] for row in rows}) == len({row["sentence_group"] for row in rows}) == 1
+        for true, false in (rows[:2], rows[2:]):
+            same = [true[name]["bytes"] == false[name]["bytes"] for name in ("image", "second_image")]
+            assert sorted(same) == [False, True]
+
+
+def test_claims_hold_for_their_pairs():
+    truths = {
+        "both": lambda left, right: left and right,
+        "exactly": lambda left, right: left != right,
+        "neither": lambda left, right: not left and not right,
+        "the left": lambda left, _: left,
+        "the right": lambda _, right: right,
+    }
+    for (wording, _), pairs in scene_statements.CLAIMS.items():
+        (holds,) = [truth for start, truth in truths.items() if wording.startswith(start)]
+        for so, not_so in pairs:
+            assert holds(*so)
+            assert not holds(*not_so)
+            assert sum(one != other for one, other in zip(so, not_so, strict=True)) == 1
+
+
+def test_masks_are_where_the_objects_are(pools):
+    scene = Scene((placed(Thing("square", "red", world.SHAPE, "square"), 10, 40), placed(DOG, 60, 44, 30)), "ffffff")
+    mask = decode_mask(scene.mask("m", {world.SHAPE: 1, "animal": 7}))
+    assert mask.shape == (96, 96)
+    assert set(np.unique(mask)) == {0, 1, 7}
+    image = np.asarray(decode_image(scene.cell("s"))).astype(int)
+    red = np.abs(image - (0xDC, 0x1C, 0x24)).max(axis=2) < 120
+    np.testing.assert_array_equal((mask == 1)[:, :50], red[:, :50])
+    assert (image[mask == 0] > 120).all()
+    row = scene_pixels.mask_row("test", 0, pools["test"])
+    assert decode_mask(row["mask"]).max() < len(scene_pixels.LABELS)
+    assert decode_image(row["image"]).size == (96, 96)
+
+
+def test_kinds_are_those_of_the_drawing_and_equally_frequent(pools):
+    kinds, drawn = list(world.KINDS), {thing.file: thing.kind for thing in world.drawings()}
+    rows = [scene_pixels.kind_row("train", number, pools["train"]) for number in range(30)]
+    assert Counter(row["label"] for row in rows) == dict.fromkeys(range(15), 2)
+    for row in rows:
+        (shown,) = row["image"]["bytes"].decode().split("|")[2:]
+        assert drawn[shown.split(",")[0]] == kinds[row["label"]]

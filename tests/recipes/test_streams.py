@@ -74,7 +74,7 @@ def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
 
 def test_stages_that_need_rows_refuse_streams(make, tmp_path):
     recipe = make("base-stage3", steps=1)
-    recipe = dataclasses.replace(recipe, stage=find_recipe("digits").stage)
+    recipe = dataclasses.replace(recipe, stage=find_recipe("scenes-kinds").stage)
     with pytest.raises(ValueError, match=r"data.streams is given, but .* does not read streams"):
         build(recipe, run_dir=tmp_path)
     with pytest.raises(ValueError, match=r"data.source is empty"):

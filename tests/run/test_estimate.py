@@ -182,7 +182,7 @@ def test_activations_that_are_computed_again_are_the_measured_peak(chunk, again,
 
 
 @pytest.mark.parametrize(
-    "name", ["emoji-tokenizer", "emoji-stage3", "easy-vqa-pairs", "scenes", "large-plusplus-stage3"]
+    "name", ["emoji-tokenizer", "emoji-stage3", "scenes-statements", "scenes-masks", "large-plusplus-stage3"]
 )
 def test_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -131,7 +131,7 @@ def registered():
 
 
 def test_one_file_is_all_that_a_task_needs(pictures, tmp_path):
-    base = find_recipe("digits")
+    base = find_recipe("scenes-kinds")
     recipe: Recipe = dataclasses.replace(
         base,
         stage=BrightnessStage(),

@@ -190,8 +190,8 @@ def test_data_of_another_task_is_refused(classifier, segmenter, retrieval, class
 
 
 def test_other_classes_are_refused(classifier, segmenter, class_set) -> None:
-    with pytest.raises(ValueError, match=r"the model has 3 classes \(red, .*\), digits has 10 \(zero, "):
-        ClassificationStage.evaluate(classifier, source="digits", split="test", limit=2)
+    with pytest.raises(ValueError, match=r"the model has 3 classes \(red, .*\), scenes-kinds has 15 \(animal, "):
+        ClassificationStage.evaluate(classifier, source="scenes-kinds", split="test", limit=2)
 
 
 def test_limit_of_zero_is_refused(classifier, class_set) -> None:

@@ -49,7 +49,7 @@ def start(tmp_path_factory) -> Path:
 
 
 def recipe(stage, *, source: Path, **changes) -> Recipe:
-    base = find_recipe("digits")
+    base = find_recipe("scenes-kinds")
     plain = {
         "stage": stage,
         "model": model_config(VLMoConfig.tiny(num_fusion_layers=0)),
@@ -160,8 +160,8 @@ def test_data_of_another_task_is_refused(task, class_set, segment_set, tmp_path)
 
 
 def test_other_classes_for_the_evaluation_are_refused(class_set, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"evaluate_on digits has 10 classes \(zero, .* 3 \(red"):
-        build(recipe(ClassificationStage(), source=class_set, evaluate_on="digits"), run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"evaluate_on scenes-kinds has 15 classes \(animal, .* 3 \(red"):
+        build(recipe(ClassificationStage(), source=class_set, evaluate_on="scenes-kinds"), run_dir=tmp_path)
 
 
 def test_classes_that_a_model_only_numbers_are_compared_by_their_number(class_set, tmp_path) -> None:
@@ -190,6 +190,6 @@ def test_shared_statistics_keep_every_name(monkeypatch) -> None:
 
 
 def test_recipe_tells_its_settings() -> None:
-    settings = json.loads(find_recipe("scenes").to_json())
+    settings = json.loads(find_recipe("scenes-masks").to_json())
     assert settings["stage_name"] == "SegmentationStage"
     assert settings["stage"]["augmentation"]["scale"] == [0.75, 1.5]

@@ -1,7 +1,8 @@
 """Images composed on the fly: the bytes of an image cell tell what the image shows, instead of its pixels.
 
 They are `scene:SIZE|BACKGROUND|OBJECT|OBJECT...`. `scene:96|eef4ff|star,50,12,24,d81e28|twemoji/1f436,8,40,40` is a
-square of 96 pixels with a red star and a dog; left and top edge and the side of each count 96ths of the image.
+square of 96 pixels with a red star and a dog; left and top edge and the side of each count 96ths of the image. The mask
+of its pixels is `mask:SIZE|OBJECT|...`, with a number in place of the colour; the background is 0.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-PREFIX = b"scene:"
+PREFIX, MASK_PREFIX = b"scene:", b"mask:"
 UNITS = 96
 """Width and height of every scene, in the unit of places and sides."""
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond", "moon", "drop")
@@ -27,6 +28,7 @@ STYLES = {
 }
 """Package, folders in it and suffix of the files of installed drawings."""
 
+_OPAQUE = [0] * 128 + [255] * 128
 _RENDERED = 80
 _MAX_SIDE = 1024  # of an image and of an object in it: bytes may come from strangers
 _FINER = 4
@@ -59,7 +61,7 @@ _OVALS: dict[str, list[tuple[float, float, float, float, int]]] = {
 
 def is_composed(data: bytes | None) -> bool:
     """Return True for bytes that this module makes an image of."""
-    return data is not None and data.startswith(PREFIX)
+    return data is not None and data.startswith((PREFIX, MASK_PREFIX))
 
 
 def compose(data: bytes) -> Image.Image:
@@ -68,15 +70,19 @@ def compose(data: bytes) -> Image.Image:
     Raises:
         ValueError: They are not in the form above, or a drawing that they name is not installed.
     """
-    size, background, *objects = data.removeprefix(PREFIX).decode().split("|")
+    is_mask = data.startswith(MASK_PREFIX)
+    size, *objects = data.partition(b":")[2].decode().split("|")
     if not 0 < int(size) <= _MAX_SIDE:
         raise ValueError(f"a scene of {int(size)} pixels a side; expected 1 to {_MAX_SIDE}")
-    image = _background(background, size=int(size))
+    image = Image.new("L", (int(size), int(size))) if is_mask else _background(objects.pop(0), size=int(size))
     for text in objects:
         name, *place = text.split(",")
         left, top, side = (round(int(number) * int(size) / UNITS) for number in place[:3])
         drawing = cutout(name, side)
-        if len(place) > 3:
+        if is_mask:
+            opaque = drawing.getchannel("A") if drawing.mode == "RGBA" else drawing
+            image.paste(int(place[3]), (left, top), opaque.point(_OPAQUE))
+        elif len(place) > 3:
             image.paste(ImageColor.getrgb(f"#{place[3]}"), (left, top), drawing)
         else:
             image.paste(drawing, (left, top), drawing)

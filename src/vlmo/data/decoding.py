@@ -105,10 +105,7 @@ class EncodedImage:
         self._where = image["path"] or "bytes in memory"
         self._data = _read_bytes(image, where=self._where)
         with _naming_errors(self._where, self._data):
-            if _COMPOSED in formats and is_composed(self._data):
-                self._image = compose(self._data)
-            else:
-                self._image = _open(self._data, max_pixels=max_pixels, formats=formats)
+            self._image = _open(self._data, max_pixels=max_pixels, formats=formats)
             self._is_lazy = self._image.format == "JPEG"
             if self._is_lazy:
                 width, height = self._image.size
@@ -186,6 +183,8 @@ def _known(formats: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _open(data: bytes, *, max_pixels: int, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+    if _COMPOSED in formats and is_composed(data):
+        return compose(data)
     check_parts(data)
     opened = Image.open(io.BytesIO(data), formats=_known(formats))
     check_size(opened, max_pixels=max_pixels)

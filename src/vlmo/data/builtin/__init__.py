@@ -21,9 +21,10 @@ _MODULES = {
         "easy_vqa": "easy-vqa easy-vqa-balanced easy-vqa-hidden",
         "easy_vqa_pairs": "easy-vqa-pairs easy-vqa-pairs-colors",
         "mixed": "drawings-and-shapes",
-        "digits": "digits",
-        "photo_scenes": "emoji-kinds photo-scenes",
         "scenes": "scenes scenes-binding",
+        "scene_questions": "scenes-questions",
+        "scene_statements": "scenes-statements",
+        "scene_pixels": "scenes-masks scenes-kinds",
     }.items()
     for name in names.split()
 }
@@ -33,7 +34,7 @@ A module whose sets hold rows of another set names it as `SOURCE_SET`; its `buil
 """
 
 NAMES = tuple(_MODULES)
-_WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "photo-scenes")
+_WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "scenes-questions", "scenes-masks")
 
 
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:

@@ -23,8 +23,6 @@ from vlmo.data.builtin.world import (
     Thing,
     by_another_artist,
     drawings,
-    paint,
-    place,
     shapes,
 )
 from vlmo.data.schema import FEATURES, Built, make_row
@@ -59,7 +57,7 @@ def build(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
     Args:
         drawn: Rows of `SOURCE_SET`; the drawings of its test are those of the artist that no set trains on.
     """
-    pools = make_pools({row["image_id"].partition("/")[2] for row in drawn["test"]})
+    pools = pools_of(drawn)
     pairs = {split: [pair_row(split, number, pools[split]) for number in range(NUM_SCENES[split])] for split in pools}
     binding = {
         split: [
@@ -71,6 +69,11 @@ def build(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
         for split in BINDING_SPLITS
     }
     return {"scenes": (FEATURES, pairs), "scenes-binding": (BINDING_FEATURES, binding)}
+
+
+def pools_of(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Pool]:
+    """Return `make_pools` with the rows of `SOURCE_SET`."""
+    return make_pools({row["image_id"].partition("/")[2] for row in drawn["test"]})
 
 
 def make_pools(held_out: Collection[str]) -> dict[str, Pool]:
@@ -86,12 +89,13 @@ def make_pools(held_out: Collection[str]) -> dict[str, Pool]:
 def make_scene(split: str, number: int, pool: Pool) -> tuple[Scene, Choices]:
     """Return scene `number` of a split, and what its captions are chosen with."""
     choices = Choices(f"{SOURCE}/{split}/{number}")
-    return place(pool.things(choices), choices), choices
+    return pool.scene(choices), choices
 
 
-def scene_row(name: str, scene: Scene, **columns: Any) -> dict[str, Any]:
-    """Return a row with the image of a scene."""
-    drawn = {each.thing.file.partition("/")[0] for each in scene.objects} & emoji.LICENCES.keys()
+def scene_row(name: str, scene: Scene, *, others: Sequence[Scene] = (), **columns: Any) -> dict[str, Any]:
+    """Return a row with the image of a scene; its licence covers `others`, which further columns show."""
+    objects = [each for shown in (scene, *others) for each in shown.objects]
+    drawn = {each.thing.file.partition("/")[0] for each in objects} & emoji.LICENCES.keys()
     licence = " and ".join(sorted(emoji.LICENCES[style] for style in drawn)) or "CC0-1.0"
     return make_row(name, image=scene.cell(name), source=SOURCE, licence=licence, **columns)
 
@@ -184,20 +188,23 @@ def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Iterator[
     So no caption alone tells whether it is true. In `kind`, an object, a colour or a relation is replaced by another
     one, or two objects, their colours or sizes are swapped.
     """
-    choices = Choices(f"{SOURCE}-binding/{split}/{kind}/{number}")
-    while True:
-        scene = place(pool.things(choices), choices)
-        alone = [group[0] for group in scene.groups() if len(group) == 1]
-        if len(alone) < 2 or (edited := _EDITS[kind](scene, choices.some_of(alone, 2), pool, choices)) is None:
-            continue
-        first, true, second, false = edited
-        shown = (first, second)
-        if [each.truth(told) for each in shown for told in (true, false)] == [True, False, False, True]:
-            break
-    for letter, scene in zip("ab", shown, strict=True):
+    first, true, second, false = edited_scene(Choices(f"{SOURCE}-binding/{split}/{kind}/{number}"), pool, kind=kind)
+    for letter, scene in zip("ab", (first, second), strict=True):
         name = f"{SOURCE}-binding/{split}/{kind}-{number}{letter}"
         yield scene_row(name, scene, captions=[str(true)], false_caption=str(false), kind=kind)
         true, false = false, true
+
+
+def edited_scene(choices: Choices, pool: Pool, *, kind: str) -> Edited:
+    """Return two scenes and a sentence about each that is false of the other one."""
+    while True:
+        scene = pool.scene(choices)
+        alone = scene.alone()
+        if len(alone) < 2 or (edited := _EDITS[kind](scene, choices.some_of(alone, 2), pool, choices)) is None:
+            continue
+        first, true, second, false = edited
+        if [each.truth(told) for each in (first, second) for told in (true, false)] == [True, False, False, True]:
+            return edited
 
 
 def _told(pair: Sequence[Placed], choices: Choices, *, sized: bool = False) -> Sentence:
@@ -206,16 +213,6 @@ def _told(pair: Sequence[Placed], choices: Choices, *, sized: bool = False) -> S
     if relation is None or choices.random() < 0.5:
         return Sentence(phrases)
     return Sentence(phrases, ((0, relation, 1),), f"{{0}} {choices.one_of(_WORDS[relation])} {{1}}")
-
-
-def _with(scene: Scene, changed: dict[Placed, Thing], choices: Choices) -> Scene:
-    """Return the scene with other things in the places of some objects."""
-    objects = []
-    for each in scene.objects:
-        thing = changed.get(each, each.thing)
-        color = each.paint if thing.color == each.thing.color else paint(thing.color, choices)
-        objects.append(each._replace(thing=thing, paint=color))
-    return Scene(tuple(objects), scene.background)
 
 
 def _replace_object(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edited | None:
@@ -234,7 +231,7 @@ def _replace_color(scene: Scene, pair: list[Placed], pool: Pool, choices: Choice
 
 
 def _replace(scene: Scene, pair: list[Placed], thing: Thing, choices: Choices) -> Edited:
-    changed, place_in_text = _with(scene, {pair[0]: thing}, choices), choices.below(2)
+    changed, place_in_text = scene.replaced({pair[0]: thing}, choices), choices.below(2)
     sentence = _told(pair[::-1] if place_in_text else pair, choices)
     phrases = list(sentence.phrases)
     phrases[place_in_text] = phrases[place_in_text]._replace(name=thing.name, color=thing.color)
@@ -272,11 +269,11 @@ def _swap(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edi
     recolored = {
         each: each.thing._replace(color=other.thing.color) for each, other in zip(pair, pair[::-1], strict=True)
     }
-    return scene, sentence, _with(scene, recolored, choices), sentence._replace(phrases=phrases)
+    return scene, sentence, scene.replaced(recolored, choices), sentence._replace(phrases=phrases)
 
 
 def _exchanged(scene: Scene, pair: Sequence[Placed], choices: Choices) -> Scene:
-    return _with(scene, {pair[0]: pair[1].thing, pair[1]: pair[0].thing}, choices)
+    return scene.replaced({pair[0]: pair[1].thing, pair[1]: pair[0].thing}, choices)
 
 
 def _all_shapes() -> tuple[Thing, ...]:

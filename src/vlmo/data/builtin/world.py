@@ -9,13 +9,13 @@ import functools
 import json
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import NamedTuple, TypeVar
 
 from vlmo.data.builtin import emoji
-from vlmo.data.compose import PREFIX, SHAPES, UNITS, drawing_stems
+from vlmo.data.compose import MASK_PREFIX, PREFIX, SHAPES, UNITS, drawing_stems
 from vlmo.data.decoding import ImageCell
 from vlmo.data.schema import hash_share
 
@@ -94,6 +94,31 @@ class Choices:
         return [rest.pop(self.below(len(rest))) for _ in range(number)]
 
 
+class Phrase(NamedTuple):
+    """Words for one object, or for several of one name and colour."""
+
+    name: str
+    color: str | None = None
+    size: str | None = None
+    count: int = 1
+
+    def __str__(self) -> str:
+        """Return "a red star", "three small dogs"."""
+        words = self.words()
+        if self.count > 1:
+            return f"{_COUNTS[self.count]} {plural(words)}"
+        return f"{'an' if words[0] in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
+
+    def words(self) -> str:
+        """Return "red star"."""
+        return " ".join(word for word in (self.size, self.color, self.name) if word)
+
+    def fits(self, placed: Placed) -> bool:
+        """Return True for an object that these words are true of."""
+        thing = placed.thing
+        return thing.name == self.name and self.color in {None, thing.color} and self.size in {None, placed.size}
+
+
 class Thing(NamedTuple):
     """Shape of a colour, or drawing: all of an object but its place.
 
@@ -108,6 +133,10 @@ class Thing(NamedTuple):
     color: str | None
     kind: str
     file: str
+
+    def phrase(self) -> Phrase:
+        """Return words for one such object."""
+        return Phrase(self.name, self.color)
 
 
 class Placed(NamedTuple):
@@ -124,36 +153,26 @@ class Placed(NamedTuple):
         """The word for the size."""
         return "small" if self.side <= SIZES["small"][1] else "large"
 
+    def _offset(self, other: Placed) -> tuple[int, int]:
+        """Return how far the centre lies to the right of and below another one, in half units."""
+        return (
+            2 * self.left + self.side - 2 * other.left - other.side,
+            2 * self.top + self.side - 2 * other.top - other.side,
+        )
+
+    def is_towards(self, relation: str, other: Placed) -> bool:
+        """Return True if the centre lies on that side of another one, however little."""
+        x, y = self._offset(other)
+        return {"left of": x < 0, "right of": x > 0, "above": y < 0, "below": y > 0}[relation]
+
     def relation_to(self, other: Placed) -> str | None:
         """Return the relation of this object to another one; None where it lies in between two."""
-        x = 2 * self.left + self.side - 2 * other.left - other.side
-        y = 2 * self.top + self.side - 2 * other.top - other.side
+        x, y = self._offset(other)
         if max(abs(x), abs(y)) < 2 * _APART or min(abs(x), abs(y)) * 3 > max(abs(x), abs(y)) * 2:
             return None
         if abs(x) > abs(y):
             return "left of" if x < 0 else "right of"
         return "above" if y < 0 else "below"
-
-
-class Phrase(NamedTuple):
-    """Words for one object, or for several of one name and colour."""
-
-    name: str
-    color: str | None = None
-    size: str | None = None
-    count: int = 1
-
-    def __str__(self) -> str:
-        """Return "a red star", "three small dogs"."""
-        words = " ".join(word for word in (self.size, self.color, self.name) if word)
-        if self.count > 1:
-            return f"{_COUNTS[self.count]} {_plural(words)}"
-        return f"{'an' if words[0] in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
-
-    def fits(self, placed: Placed) -> bool:
-        """Return True for an object that these words are true of."""
-        thing = placed.thing
-        return thing.name == self.name and self.color in {None, thing.color} and self.size in {None, placed.size}
 
 
 class Sentence(NamedTuple):
@@ -175,6 +194,13 @@ class Scene:
     objects: tuple[Placed, ...]
     background: str
 
+    def mask(self, name: str, numbers: Mapping[str, int], size: int = UNITS) -> ImageCell:
+        """Return the image of the kinds of its pixels by their number; the background is 0."""
+        objects = (
+            f"{each.thing.file},{each.left},{each.top},{each.side},{numbers[each.thing.kind]}" for each in self.objects
+        )
+        return {"bytes": MASK_PREFIX + "|".join([str(size), *objects]).encode(), "path": name}
+
     def cell(self, name: str, size: int = UNITS) -> ImageCell:
         """Return the image, a square of `size` pixels; `name` stands in messages about it."""
         parts = [
@@ -190,6 +216,19 @@ class Scene:
         for each in self.objects:
             found.setdefault(each.thing, []).append(each)
         return list(found.values())
+
+    def alone(self) -> list[Placed]:
+        """Return the objects that have no equal here."""
+        return [group[0] for group in self.groups() if len(group) == 1]
+
+    def replaced(self, changed: dict[Placed, Thing], choices: Choices) -> Scene:
+        """Return the scene with other things in the places of some objects."""
+        objects = []
+        for each in self.objects:
+            thing = changed.get(each, each.thing)
+            color = each.paint if thing.color == each.thing.color else paint(thing.color, choices)
+            objects.append(each._replace(thing=thing, paint=color))
+        return Scene(tuple(objects), self.background)
 
     def truth(self, sentence: Sentence) -> bool | None:
         """Return whether a sentence is true; None where people could read it either way."""
@@ -208,7 +247,8 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _plural(words: str) -> str:
+def plural(words: str) -> str:
+    """Return words for several of a thing."""
     if words.endswith(("s", "x", "ch", "sh")):
         return f"{words}es"
     if words.endswith("y") and words[-2] not in "aeiou":
@@ -271,6 +311,10 @@ class Pool:
     first: tuple[Thing, ...] = ()
     fewest: int = 2
 
+    def scene(self, choices: Choices) -> Scene:
+        """Return a scene of such things."""
+        return place(self.things(choices), choices)
+
     def things(self, choices: Choices) -> list[Thing]:
         """Return two to five things, some of them more than once."""
         total = max(self.fewest, choices.one_of((2, 2, 2, 3, 3, 3, 4, 4, 5)))
@@ -309,7 +353,7 @@ def place(things: Sequence[Thing], choices: Choices) -> Scene:
             else:
                 break
         if len(placed) == len(things):
-            return Scene(tuple(placed), _background(choices))
+            return Scene(tuple(placed), background(choices))
 
 
 def paint(color: str | None, choices: Choices) -> str:
@@ -329,7 +373,9 @@ def _is_free(left: int, top: int, side: int, other: Placed) -> bool:
     )
 
 
-def _background(choices: Choices) -> str:
+def background(choices: Choices) -> str:
+    """Return white, a pale colour, or two of them."""
+
     def pale() -> str:
         return "".join(f"{220 + choices.below(36):02x}" for _ in "rgb")
 
