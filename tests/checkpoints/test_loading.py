@@ -1,6 +1,7 @@
 """Model folders are loaded in one place, whole, without running code, or refused in one line."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -93,6 +94,32 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(answering, write, t
     (tmp_path / "unnamed" / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_processor(tmp_path / "unnamed")
+
+
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return Path.mkdir, (self.folder,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", ["zip", "pickle", "junk", "empty"])
+def test_weights_that_are_a_hostile_pickle_are_one_line(answering, tmp_path, kind):
+    folder, hostile = edited(answering[0], tmp_path / "model"), {"w": Runs(tmp_path / "ran")}
+    (folder / "model.safetensors").unlink()
+    file = folder / "pytorch_model.bin"
+    if kind == "zip":
+        torch.save(hostile, file)
+    else:
+        file.write_bytes({"pickle": pickle.dumps(hostile), "junk": b"junk", "empty": b""}[kind])
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin") as caught:
+        load_model(folder)
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_code_of_a_folder_is_neither_run_nor_asked_about(answering, tmp_path, monkeypatch):

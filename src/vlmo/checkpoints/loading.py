@@ -135,6 +135,10 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
         if "mismatched" not in str(error):
             raise
         raise ValueError(f"{folder}: its tensors have other shapes than its config.json says") from error
+    except (pickle.UnpicklingError, struct.error, EOFError):  # torch's own words advise to run the code
+        raise ValueError(
+            f"{folder}: its pytorch_model.bin is damaged, or reading it would run code; expected model.safetensors"
+        ) from None
     except (*_DAMAGED_FOLDER, StrictDataclassError) as error:
         raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     finally:
