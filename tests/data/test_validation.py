@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, Value
+from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 from tests.distributed.gloo import run_processes
 
@@ -176,6 +177,71 @@ def test_filter_looks_again_at_files_that_changed(tmp_path) -> None:
     assert len(filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl")) == 2
     file.write_bytes(b"")
     assert len(filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)) == 1
+
+
+@pytest.fixture
+def decoded(tmp_path, monkeypatch) -> list[str]:
+    """Paths of images that are decoded from here on; the cache folder is empty."""
+    monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
+    paths, true = list[str](), validation.decode_image
+    monkeypatch.setattr(
+        validation, "decode_image", lambda cell, **more: (paths.append(cell["path"]), true(cell, **more))[1]
+    )
+    return paths
+
+
+def test_rows_of_a_saved_set_are_decoded_once_for_all_runs(tmp_path, decoded) -> None:
+    mixed().save_to_disk(tmp_path / "set")
+    found = []
+    for run in ("first", "second"):
+        rows = Dataset.load_from_disk(str(tmp_path / "set"))
+        found.append(filter_invalid_rows(rows, quarantine=tmp_path / run, max_share=1.0).to_list())
+        assert len(decoded) == 11  # of twelve rows, one of which has no image
+    assert found[0] == found[1]
+    assert (tmp_path / "first").read_text() == (tmp_path / "second").read_text()
+    (saved,) = (tmp_path / "set").glob("*.arrow")
+    os.utime(saved, (1, 1))
+    filter_invalid_rows(rows, quarantine=tmp_path / "third", max_share=1.0)
+    assert len(decoded) == 22
+    filter_invalid_rows(rows, quarantine=tmp_path / "images", max_share=1.0, needs_caption=False)
+    assert len(decoded) == 33  # other conditions
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 0),
+        ({"captions": []}, 2),  # captions were not needed when it was prepared
+        ({"captions": ["x", " "]}, 2),
+        ({"image": None}, 1),
+    ],
+)
+def test_rows_of_a_prepared_folder_are_decoded_only_where_it_does_not_tell(changes, count, tmp_path, decoded) -> None:
+    dataset([row(0), row(1, **changes)]).save_to_disk(tmp_path / "set" / "train")
+    (tmp_path / "set" / "prepared.json").write_text('{"layout": 1}')
+    rows = Dataset.load_from_disk(str(tmp_path / "set" / "train"))
+    valid = filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=1.0)
+    assert len(decoded) == count
+    assert len(valid) == (2 if changes.get("captions", ["x"]) and changes.get("image", True) else 1)
+    (tmp_path / "set" / "prepared.json").write_text('{"labels": []}')  # somebody's own
+    decoded.clear()
+    filter_invalid_rows(rows.select([0]), quarantine=tmp_path / "q.jsonl")
+    assert len(decoded) == 1
+
+
+def test_files_beside_a_prepared_folder_are_decoded_each_time(tmp_path, decoded) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(png(1)["bytes"])
+    saved = tmp_path / "set" / "train" / "data.arrow"
+    saved.parent.mkdir(parents=True)
+    with ArrowWriter(path=str(saved), features=FEATURES) as writer:  # saved sets would hold the file
+        writer.write_batch(dataset([row(0), row(1, image={"bytes": None, "path": str(file)})]).to_dict())
+        writer.finalize()
+    (tmp_path / "set" / "prepared.json").write_text('{"layout": 1}')
+    rows = Dataset.from_file(str(saved))
+    for run in (1, 2):
+        filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl")
+        assert len(decoded) == 2 * run
 
 
 def test_quarantine_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -> None:

@@ -45,6 +45,20 @@ def test_start_without_words_takes_those_of_the_recipe(recipe, tmp_path):
     assert build_processor(dataclasses.replace(recipe, text=learning)).vocab_size > given.vocab_size
 
 
+def test_vocabulary_is_learnt_once_for_the_same_texts(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLMO_CACHE", str(tmp_path))
+    text = TextConfig(vocab_size=90, learn_from=(recipe.data.source,), max_length=16)
+    recipe = dataclasses.replace(recipe, init=None, text=text)
+    learnt = build_processor(recipe)
+    monkeypatch.delattr(VLMoProcessor, "train")
+    again = build_processor(recipe)
+    assert again.tokenizer.get_vocab() == learnt.tokenizer.get_vocab()
+    assert again(text="a red square")["input_ids"] == learnt(text="a red square")["input_ids"]
+    assert again.max_text_length == 16
+    with pytest.raises(AttributeError):
+        build_processor(dataclasses.replace(recipe, text=dataclasses.replace(text, vocab_size=91)))
+
+
 def test_start_without_words_needs_those_of_the_recipe(recipe, tmp_path):
     VLMoForMaskedImageModeling(sizes(recipe)).save_pretrained(tmp_path)
     text = TextConfig(vocabulary="nowhere", max_length=16)

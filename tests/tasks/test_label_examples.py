@@ -131,7 +131,7 @@ def test_masks_that_cannot_be_used_are_named(mask, message) -> None:
     with pytest.raises(ValueError, match=rf"sample 2 \(image_id 'train/2'\).*{message}"):
         examples[0, 2]
     with pytest.raises(ValueError, match=message):
-        segment_examples(segment_set(rows), cache_images=True)
+        segment_examples(segment_set(rows), cache_images=True)[0, 2]
 
 
 def test_masks_may_be_indices_of_a_palette() -> None:

@@ -82,6 +82,9 @@ def test_questions_of_one_picture_share_its_id_and_its_decoded_copy(words):
             return self.plain.pixels(picture, generator)
 
     examples = questions(question_rows(12), words, transform=Counting(), cache_images=True)
+    assert not decoded  # before the first visit
+    for visit in range(2 * len(examples)):
+        assert examples[divmod(visit, len(examples))]["pixel_values"].shape == (3, 64, 64)
     assert len(decoded) == 4
     assert examples[0, 1]["image_id"] == examples[0, 5]["image_id"] != examples[0, 2]["image_id"]
     assert torch.equal(examples[0, 1]["pixel_values"], questions(question_rows(12), words)[0, 1]["pixel_values"])

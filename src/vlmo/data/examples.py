@@ -6,7 +6,11 @@ augmentation and the masks have generators of their own: a change to one leaves 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
@@ -19,9 +23,13 @@ from torch.utils.data import default_collate
 from vlmo.data.compose import is_composed
 from vlmo.data.decoding import EncodedImage, ImageCell
 from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, whole_word_mask
+from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
+from vlmo.distributed import is_main
+from vlmo.folder import cached_file, keep_file
 from vlmo.processing.transforms import EvalTransform, TrainTransform
 from vlmo.processing.wordpiece import PAD_MULTIPLE
+from vlmo.progress import Progress
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -36,6 +44,8 @@ Result = TypeVar("Result")
 
 # Texts that are tokenised in one call: enough to be fast, few enough to keep Python's lists of ids small.
 _CHUNK = 10_000
+_KEPT_FROM = 50_000
+"""Texts from which on their tokens are kept in the cache folder for the next run."""
 
 
 class Example(TypedDict, total=False):
@@ -123,7 +133,7 @@ class RowExamples(_Examples):
         texts: Texts of each row; by default its captions.
         columns: Columns of images. Several, which have augmentations of their own, are stacked.
         labels: Returns the label of a row; None leaves labels out.
-        cache_images: Decode every image now and keep it, at the transform's size where that is fixed; images that
+        cache_images: Keep each image once it is decoded, at the transform's size where that is fixed; images that
             `vlmo.data.compose` makes are not kept.
         contents: Contents of an example: `seed`, `transform`, `mask`, `tokenizer` and `mlm_probability`.
 
@@ -145,9 +155,9 @@ class RowExamples(_Examples):
         super().__init__(**contents)
         self._labels, self._length, self._images, self._texts = labels, len(dataset), [], None
         if self.transform is not None:
-            self._images = [_Images(dataset, transform=self.transform, cache=cache_images, column=c) for c in columns]
+            self._images = [_Images(dataset, transform=self.transform, cache=cache_images, name=c) for c in columns]
         if self.tokenizer is not None:
-            self._texts = _Texts(list(dataset["captions"]) if texts is None else texts, tokenizer=self.tokenizer)
+            self._texts = _Texts(column(dataset, "captions") if texts is None else texts, tokenizer=self.tokenizer)
         self._of_pairs = unit == "pair"
         if self._of_pairs and self._texts is not None:
             self._length = len(self._texts)
@@ -199,17 +209,22 @@ class StreamExamples(_Examples):
 
 
 class _Images:
-    """Decoded and transformed images of one column by row number; with `cache`, rows that show one image share it."""
+    """Decoded and transformed images of one column by row number.
 
-    def __init__(self, dataset: Dataset, *, transform: ImageTransform, cache: bool, column: str) -> None:
-        self._names: list[str] = list(dataset["image_id"])
-        self._rows = dataset.select_columns([column])
-        self._column = column
+    With `cache`, each process keeps what it has decoded, and rows that show one image share it.
+    """
+
+    def __init__(self, dataset: Dataset, *, transform: ImageTransform, cache: bool, name: str) -> None:
+        self._names: list[str] = column(dataset, "image_id")
+        self._rows = dataset.select_columns([name])
+        self._column = name
         self._transform = transform
-        self._image_ids = np.array([stable_id(name) for name in self._names], dtype=np.int64)
+        self._image_ids = np.array([stable_id(each) for each in self._names], dtype=np.int64)
         first = self._cell(0) if cache and len(dataset) else None
         # Composing takes less time than a step, and there are many such images.
-        self._cache = self._decode_all() if cache and not (first and is_composed(first["bytes"])) else None
+        self._cache = cache and not (first and is_composed(first["bytes"]))
+        self._by_row: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
+        self._by_content: dict[bytes | str | None, UInt8[np.ndarray, "height width 3"]] = {}
 
     def image_id(self, row: int) -> int:
         """Return a hash of the row's `image_id`."""
@@ -218,20 +233,19 @@ class _Images:
     def pixel_values(self, row: int, *, epoch: int, index: int, seed: int) -> UInt8[Tensor, "3 size size"]:
         """Return the row's image as it looks in the example `index` of `epoch`, not yet normalised."""
         generator = sample_generator(seed, epoch=epoch, index=index, purpose=self._column)
-        if self._cache is not None:
-            return self._transform.pixels(self._cache[row], generator)
+        if self._cache:
+            return self._transform.pixels(self._resized(row), generator)
         return self._apply(lambda image: self._transform.pixels(image, generator), row=row)
 
-    def _decode_all(self) -> list[UInt8[np.ndarray, "height width 3"]]:
-        kept: dict[Any, UInt8[np.ndarray, "height width 3"]] = {}
-        cache = []
-        for row in range(len(self._names)):
+    def _resized(self, row: int) -> UInt8[np.ndarray, "height width 3"]:
+        if row not in self._by_row:
             cell = self._cell(row)
-            key = (cell["bytes"] or cell["path"]) if cell else None
-            if key not in kept:
-                kept[key] = self._apply(self._transform.resize, row=row)
-            cache.append(kept[key])
-        return cache
+            data, path = (cell["bytes"], cell["path"]) if cell else (None, None)
+            key = blake2b(data, digest_size=16).digest() if data else path
+            if key not in self._by_content:
+                self._by_content[key] = self._apply(self._transform.resize, row=row)
+            self._by_row[row] = self._by_content[key]
+        return self._by_row[row]
 
     def _cell(self, row: int) -> ImageCell | None:
         columns: Any = self._rows[row]
@@ -251,7 +265,7 @@ class _Images:
 
 
 class _Texts:
-    """Tokenised texts of all rows.
+    """Tokenised texts of all rows; those of many texts are kept for the next run.
 
     Flat arrays instead of lists of lists: an eighth of the memory, and workers forked from here share them.
     """
@@ -262,12 +276,29 @@ class _Texts:
                 raise ValueError(f"sample {row} has no text or an empty one: {of_row!r:.80}")
         self._first_text = np.cumsum([0, *map(len, texts)])
         flat = [text for of_row in texts for text in of_row]
+        file = None
+        if len(flat) >= _KEPT_FROM:
+            settings = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+            file = cached_file("tokens", version("tokenizers"), settings, tokenizer.model_max_length, flat)
+        if file is not None and file.is_file():
+            with np.load(file) as kept:
+                self._ids, self._first_id = kept["ids"], kept["first_id"]
+            return
         pieces, lengths = [], [0]
-        for start in range(0, len(flat), _CHUNK):
-            ids = tokenizer(flat[start : start + _CHUNK], truncation=True)["input_ids"]
-            lengths += map(len, ids)
-            pieces.append(np.concatenate([np.array(text, dtype=np.int32) for text in ids]))
+        options = {"truncation": True, "return_attention_mask": False, "return_token_type_ids": False}
+        with Progress.on_stderr() if is_main() else Progress(None) as bar:
+            for start in range(0, len(flat), _CHUNK):
+                bar.update("tokenizing texts", start, len(flat))
+                ids = tokenizer(flat[start : start + _CHUNK], **options)["input_ids"]
+                lengths += map(len, ids)
+                pieces.append(np.concatenate([np.array(text, dtype=np.int32) for text in ids]))
         self._ids, self._first_id = np.concatenate(pieces), np.cumsum(lengths)
+        if file is not None and is_main():
+            keep_file(file, self._save)
+
+    def _save(self, path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, ids=self._ids, first_id=self._first_id)
 
     def __len__(self) -> int:
         return len(self._first_id) - 1

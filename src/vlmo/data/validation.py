@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import pyarrow as pa
+import pyarrow.compute
 from datasets import Dataset, Features, Image
 
 from vlmo.data.compose import is_composed
 from vlmo.data.decoding import decode_image
 from vlmo.data.quarantine import to_lines
-from vlmo.data.rows import column, select_rows
+from vlmo.data.rows import SUMMARY_FILE, arrow_table, column, select_rows
 from vlmo.data.schema import FEATURES, require_columns
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
-from vlmo.folder import write_file
+from vlmo.folder import cached_file, keep_file, write_file
 from vlmo.progress import Progress
+
+_compute: Any = pyarrow.compute  # its functions are made when it is imported
 
 _PROGRESS_EVERY = 64
 """Rows between two updates of the bar, and calls of `progress`."""
+_BATCH = 10_000
 _REMEMBERED = 16
 """Images whose verdict is kept: rows about one image stand together, or nearly so."""
 
@@ -134,8 +140,7 @@ def filter_invalid_rows(
     if not len(dataset):
         raise ValueError("the data set has no rows; nothing can be trained or tested on it")
     images = image_columns(dataset.features) if needs_image else []
-    validator = RowValidator(images=images, needs_caption=needs_caption)
-    verdicts = _validate(dataset, validator, shared=shared, progress=progress)
+    verdicts = _verdicts(dataset, images=images, needs_caption=needs_caption, shared=shared, progress=progress)
     first: dict[str, int] = {}
     for row, image_id in enumerate(column(dataset, "image_id") if unique_ids else ()):
         known = verdicts.get(row, Verdict(None, []))
@@ -168,10 +173,67 @@ def filter_invalid_rows(
     return dataset if len(valid) == len(dataset) else select_rows(dataset, valid)
 
 
+def _verdicts(
+    dataset: Dataset, *, images: list[str], needs_caption: bool, shared: bool, progress: Callable[[], None]
+) -> dict[int, Verdict]:
+    """Return the verdicts about rows that have an error, by their number.
+
+    Rows of a prepared folder have been validated. Verdicts about other files of `datasets` are kept in the cache folder
+    for the next time. Images in files of their own, which may change, are decoded each time.
+    """
+    file, known = None, None
+    files = [Path(each["filename"]) for each in dataset.cache_files]
+    missing, apart = _without_bytes(dataset, images) if files else (0, 0)
+    if files and not apart:
+        stamps = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
+        file = cached_file("validated", dataset._fingerprint, stamps, images, needs_caption)
+        if all(map(_is_prepared, files)) and not missing and _has_texts(dataset, needs_caption=needs_caption):
+            known = {}
+        elif file.is_file():
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            known = {int(row): Verdict(*verdict) for row, verdict in kept.items()}
+    if None not in (found := gather_objects(known) if shared else [known]):
+        return found[0]
+    verdicts = _validate(
+        dataset, RowValidator(images=images, needs_caption=needs_caption), shared=shared, progress=progress
+    )
+    if file is not None and is_main():
+        keep_file(file, lambda path: path.write_text(json.dumps(verdicts), encoding="utf-8"))
+    return verdicts
+
+
+def _is_prepared(file: Path) -> bool:
+    """Return True for a file that `vlmo data prepare` has written; people write summaries with labels of their own."""
+    summary = file.parent.parent / SUMMARY_FILE
+    newer = summary.is_file() and summary.stat().st_mtime_ns >= file.stat().st_mtime_ns
+    return newer and '"layout"' in summary.read_text(encoding="utf-8")
+
+
+def _without_bytes(dataset: Dataset, images: list[str]) -> tuple[int, int]:
+    """Return how many images the rows do not hold, and how many of these lie in files of their own."""
+    rows = cast(Dataset, dataset.select_columns(images)).with_format("arrow")
+    missing = apart = 0
+    for batch in cast("Iterable[pa.Table]", rows.iter(batch_size=_BATCH)) if images else ():
+        for name in images:
+            data, path = (_compute.struct_field(batch[name], part) for part in ("bytes", "path"))
+            missing += data.null_count
+            apart += path.filter(data.is_null()).drop_null().length()
+    return missing, apart
+
+
+def _has_texts(dataset: Dataset, *, needs_caption: bool) -> bool:
+    """Return True if no row has an empty text and, where captions are needed, each has one."""
+    names, captions = arrow_table(dataset, ["image_id", "captions"]).columns
+    texts = pa.chunked_array([*names.chunks, *_compute.list_flatten(captions).chunks], pa.string())
+    lengths = _compute.utf8_length(_compute.utf8_trim_whitespace(texts))
+    counts = [lengths, *([_compute.list_value_length(captions)] if needs_caption else [])]
+    return all(_compute.min(_compute.fill_null(each, 0)).as_py() > 0 for each in counts)
+
+
 def _validate(
     dataset: Dataset, validator: RowValidator, *, shared: bool, progress: Callable[[], None]
 ) -> dict[int, Verdict]:
-    """Return the verdicts about rows that have an error, by their number."""
+    """Return the verdicts, each process about a share of the rows."""
     place, places = (rank(), world_size()) if shared else (0, 1)
     own = range(len(dataset) * place // places, len(dataset) * (place + 1) // places)
     verdicts = {}

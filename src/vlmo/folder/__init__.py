@@ -6,6 +6,8 @@ from pathlib import Path
 from vlmo.folder.atomic import (
     LOCK_FILE,
     atomic_file,
+    cached_file,
+    keep_file,
     lock_folder,
     need_writable,
     path_aside,
@@ -36,6 +38,8 @@ __all__ = [
     "add_section",
     "architectures",
     "atomic_file",
+    "cached_file",
+    "keep_file",
     "lock_folder",
     "measurement",
     "need_writable",

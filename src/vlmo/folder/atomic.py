@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from vlmo.released.download import cache_folder
 
 LOCK_FILE = ".lock"
 _ASIDE, _REPLACED, _REMOVED = ".vlmo-aside", ".vlmo-replaced", ".vlmo-removed"
@@ -66,6 +70,23 @@ def write_file(path: Path, text: str) -> None:
     """Write a text file in one atomic write."""
     with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def cached_file(kind: str, *facts: object) -> Path:
+    """Return the file in the cache folder for a result that follows from these facts and this version alone."""
+    digest = hashlib.sha256(repr((version("vlmo"), facts)).encode()).hexdigest()
+    return cache_folder() / kind / digest[:32]
+
+
+def keep_file(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a `cached_file`, perhaps while other processes do; a cache that cannot be written is left alone."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            aside = Path(folder) / file.name
+            write(aside)
+            _flush_to_disk(aside)
+            aside.replace(file)
 
 
 def path_aside(target: Path) -> Path:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,16 +17,18 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from vlmo.data.loader import RowLoader
+from vlmo.data.rows import arrow_table, column
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
 from vlmo.data.stream.lanes import open_sources
 from vlmo.data.stream.loader import StreamLoader
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
-from vlmo.folder import DataSource, ModelCard, need_writable, read_data, write_card
+from vlmo.folder import DataSource, ModelCard, cached_file, keep_file, need_writable, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import VLMoProcessor, image_processor_for
+from vlmo.progress import Progress
 from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe, changed_settings, check_recipe
 from vlmo.released import find_model, known_models
 from vlmo.tasks.base import EvaluationSet, RunContext
@@ -36,7 +39,6 @@ from vlmo.training import Trainer, Watchdog, claim_run_folder, lock_run, read_me
 _QUARANTINE = "quarantine.jsonl"
 _LOGGED = "val/"
 _MOST_LICENCES = 20
-_CHUNK = 10_000
 
 
 def build(
@@ -175,8 +177,22 @@ def build_processor(recipe: Recipe) -> VLMoProcessor:
         return VLMoProcessor.from_pretrained(start).with_sizes(**sizes)
     if recipe.text.vocabulary != LEARN_VOCABULARY:
         return VLMoProcessor.from_vocabulary(recipe.text.vocabulary, **sizes)
-    captions = (text for name in recipe.text.learn_from for texts in open_source(name)["captions"] for text in texts)
-    return VLMoProcessor.train(captions, vocab_size=recipe.text.vocab_size, **sizes)
+    return _learnt_processor(recipe, sizes)
+
+
+def _learnt_processor(recipe: Recipe, sizes: dict[str, int]) -> VLMoProcessor:
+    """Return a processor whose vocabulary is learnt, once for the same texts: it is kept in the cache folder."""
+    text = recipe.text
+    captions = [each for name in text.learn_from for row in column(open_source(name), "captions") for each in row]
+    file = cached_file("vocabularies", version("tokenizers"), text.vocab_size, captions)
+    if file.is_file():
+        return VLMoProcessor.from_vocabulary(file, **sizes)
+    with Progress.on_stderr() if is_main() else Progress(None) as bar:
+        bar.update(f"learning a vocabulary from {len(captions):,} texts", 0, None)
+        processor = VLMoProcessor.train(captions, vocab_size=text.vocab_size, **sizes)
+    ids = processor.tokenizer.get_vocab()
+    keep_file(file, lambda path: path.write_text("\n".join(sorted(ids, key=ids.__getitem__)) + "\n", encoding="utf-8"))
+    return processor
 
 
 def model_settings(recipe: Recipe, processor: VLMoProcessor | None) -> dict[str, Any]:
@@ -236,12 +252,9 @@ def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str, ch
 def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
     """Return a source with the licences that its rows state."""
     name = data_name(source)
-    pairs: set[tuple[str, str]] = set()
-    columns = cast(Dataset, rows.select_columns(["source", "licence"]))  # decorators hide the type
-    for batch in columns.iter(batch_size=_CHUNK):
-        chunk = cast(dict[str, list[str]], batch)
-        pairs.update(zip(chunk["source"], chunk["licence"], strict=True))
-    stated = sorted((origin, licence) for origin, licence in pairs if licence and licence != "unknown")
+    columns = ["source", "licence"]
+    pairs = arrow_table(rows, columns).group_by(columns).aggregate([]).to_pylist()
+    stated = sorted((each["source"], each["licence"]) for each in pairs if each["licence"] not in {None, "", "unknown"})
     licences = [licence if origin in {name, source} else f"{origin}: {licence}" for origin, licence in stated]
     if len(licences) > _MOST_LICENCES:
         origins = {licence: [origin for origin, terms in stated if terms == licence] for _, licence in stated}

@@ -114,7 +114,7 @@ class SegmentExamples:
     Args:
         transform: Augments image and mask together.
         seed: The run's.
-        cache_images: Decode every image and mask now and keep them.
+        cache_images: Keep each image and mask once they are decoded.
     """
 
     def __init__(
@@ -130,14 +130,16 @@ class SegmentExamples:
         self._image_ids = [stable_id(name) for name in self._rows.names]
         self._transform = transform
         self._seed = seed
-        self._cache = [self._rows[row] for row in range(len(self))] if cache_images else None
+        self._keep, self._kept = cache_images, dict[int, tuple[Image.Image, UInt8[np.ndarray, "height width"]]]()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, key: Key) -> Example:
         epoch, row = key
-        image, mask = self._rows[row] if self._cache is None else self._cache[row]
+        image, mask = self._kept.get(row) or self._rows[row]
+        if self._keep:
+            self._kept[row] = image, mask
         generator = sample_generator(self._seed, epoch=epoch, index=row, purpose="image")
         pixel_values, classes = self._transform(image, mask, generator)
         return Example(sample_id=row, image_id=self._image_ids[row], pixel_values=pixel_values, labels=classes)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmo.data.prepare.summary import SUMMARY_FILE, Summary
+from vlmo.data.prepare.summary import Summary
+from vlmo.data.rows import SUMMARY_FILE
 
 if TYPE_CHECKING:
     from vlmo.data.prepare.parts import SetOnDisk

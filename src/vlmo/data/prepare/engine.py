@@ -28,8 +28,9 @@ from numpy import ndarray
 
 from vlmo.data.loader import start_workers
 from vlmo.data.prepare.parts import Absent, BadRow, Part, Record, SetOnDisk
-from vlmo.data.prepare.summary import SUMMARY_FILE, SplitSummary, Summary
+from vlmo.data.prepare.summary import SplitSummary, Summary
 from vlmo.data.quarantine import to_lines
+from vlmo.data.rows import SUMMARY_FILE
 from vlmo.data.validation import RowValidator, Verdict, image_columns, quarantine_lines, without_empty
 from vlmo.folder import write_folder
 from vlmo.progress import Progress

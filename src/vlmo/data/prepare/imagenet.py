@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, count_chunks, first_of, image_at, require_folder
-from vlmo.data.prepare.summary import SUMMARY_FILE
+from vlmo.data.rows import SUMMARY_FILE
 from vlmo.data.schema import class_features, make_row
 
 NAME = "imagenet"

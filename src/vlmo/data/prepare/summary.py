@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SUMMARY_FILE = "prepared.json"
-
 MANY_BAD = 0.01
 """Share of quarantined rows above which the report warns; `filter_invalid_rows` stops a run at the same share."""
 
