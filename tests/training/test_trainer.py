@@ -64,7 +64,7 @@ def test_result_tells_how_the_run_went(tmp_path) -> None:
     assert result.metrics["val/toy/score"] == 0.5
     assert result.model_dir == tmp_path / "model"
     assert sorted(path.name for path in result.model_dir.iterdir()) == ["config.json", "model.pt"]
-    kept = {"metrics.jsonl", "model", "recipe.json", "state", "tensorboard"}
+    kept = {".lock", "metrics.jsonl", "model", "recipe.json", "state", "tensorboard"}
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 
