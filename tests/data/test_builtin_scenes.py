@@ -4,12 +4,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from PIL import Image
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from vlmo.data.builtin import scene_pixels, scene_questions, scene_statements, scenes, world
 from vlmo.data.builtin.world import Phrase, Placed, Scene, Sentence, Thing
-from vlmo.data.decoding import decode_image, decode_mask
+from vlmo.data.decoding import decode_image, decode_mask, encode_image
+from vlmo.data.schema import FEATURES, make_row
 
 RED_STAR, BLUE_STAR = (Thing("star", color, world.SHAPE, "star") for color in ("red", "blue"))
 DOG = Thing("dog", None, "animal", "twemoji/1f436")
@@ -247,3 +250,28 @@ def test_kinds_are_those_of_the_drawing_and_equally_frequent(pools):
     for row in rows:
         (shown,) = row["image"]["bytes"].decode().split("|")[2:]
         assert drawn[shown.split(",")[0]] == kinds[row["label"]]
+
+
+def test_icons_of_a_prepared_folder_join_the_drawings(tmp_path):
+    y, x = np.mgrid[:64, :64] - 31.5
+    disc, pixels = x**2 + y**2 < 20**2, np.zeros((64, 64, 4), dtype=np.uint8)
+    pixels[disc] = (0, 0, 0, 255)
+    black, half = Image.fromarray(pixels), pixels.copy()
+    half[disc & (x > 0)] = (250, 200, 0, 255)
+    images = {"hammer": black, "dog": Image.fromarray(half), "unheard of": black, "cat": black.convert("RGB")}
+    rows = [
+        make_row(name, image=encode_image(image, f"{name}.png"), captions=[name], source="icons", licence="MIT")
+        for name, image in images.items()
+    ]
+    Dataset.from_list(rows, features=FEATURES).save_to_disk(str(tmp_path / "train"))
+    hammer, dog = world.icon_things(tmp_path / "train")  # no name, or no transparency: left out
+    assert (hammer.name, hammer.kind, hammer.licence, dog.color) == ("hammer", "tool", "MIT", None)
+    assert str(hammer.phrase()) in {f"a {color} hammer" for color in world.COLORS} | {"an orange hammer"}
+    scene = Scene((Placed(hammer, 10, 10, 40, "dc1c24"), Placed(dog, 54, 54, 40, "")), "ffffff")
+    image = np.asarray(decode_image(scene.cell("icons")))
+    assert tuple(image[30, 30]) == (0xDC, 0x1C, 0x24)
+    assert tuple(image[74, 66]) == (0, 0, 0)
+    assert tuple(image[74, 84]) == (250, 200, 0)
+    pool = world.Pool(world.drawings(), icons=(hammer, dog))
+    shown = {each.thing for number in range(30) for each in pool.scene(world.Choices(str(number))).objects}
+    assert {hammer, dog} <= shown

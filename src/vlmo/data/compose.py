@@ -7,6 +7,7 @@ of its pixels is `mask:SIZE|OBJECT|...`, with a number in place of the colour; t
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import math
@@ -30,6 +31,7 @@ STYLES = {
 
 _OPAQUE = [0] * 128 + [255] * 128
 _RENDERED = 80
+_INLINE = "png:"
 _MAX_SIDE = 1024  # of an image and of an object in it: bytes may come from strangers
 _FINER = 4
 _CORNERS: dict[str, list[tuple[float, float]]] = {
@@ -91,7 +93,11 @@ def compose(data: bytes) -> Image.Image:
 
 @functools.lru_cache(maxsize=16384)
 def cutout(name: str, side: int) -> Image.Image:
-    """Return a shape (mode L) or a drawing (mode RGBA) in a square; outside of it, it is transparent."""
+    """Return a shape (mode L) or a drawing (mode RGBA) in a square; outside of it, it is transparent.
+
+    Raises:
+        ValueError: There is no such shape or drawing, or the square has more than `_MAX_SIDE` pixels a side.
+    """
     if not 0 < side <= _MAX_SIDE:
         raise ValueError(f"{name} of {side} pixels; expected 1 to {_MAX_SIDE}")
     if name in SHAPES:
@@ -100,7 +106,7 @@ def cutout(name: str, side: int) -> Image.Image:
     scale = side / max(drawing.size)
     width, height = (max(1, round(length * scale)) for length in drawing.size)
     fitted = drawing.resize((width, height), Image.Resampling.LANCZOS)
-    square = Image.new("RGBA", (side, side))
+    square = Image.new(drawing.mode, (side, side))
     square.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
     return square
 
@@ -118,11 +124,23 @@ def _shape(name: str, side: int) -> Image.Image:
 @functools.lru_cache(maxsize=8192)
 def _read(name: str) -> Image.Image:
     """Return a drawing, without a transparent margin."""
+    if name.startswith(_INLINE):
+        with Image.open(io.BytesIO(base64.b64decode(name[len(_INLINE) :])), formats=("PNG",)) as opened:
+            if max(opened.size) > _MAX_SIDE:
+                raise ValueError(f"a drawing of {opened.width} x {opened.height} pixels; expected up to {_MAX_SIDE}")
+            return opened.copy()
     style, _, stem = name.partition("/")
     if style not in STYLES or Path(stem).name != stem:
         raise ValueError(f"no shape or drawing {name!r}; shapes are {', '.join(SHAPES)}, styles {', '.join(STYLES)}")
     drawing = Image.open(io.BytesIO(drawing_png(style, stem))).convert("RGBA")
     return drawing.crop(drawing.getchannel("A").getbbox())
+
+
+def inline(image: Image.Image) -> str:
+    """Return the name of a drawing (mode RGBA), or of a shape to be coloured (mode L), that holds all of it."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return _INLINE + base64.b64encode(file.getvalue()).decode()
 
 
 def drawing_stems(style: str) -> list[str]:

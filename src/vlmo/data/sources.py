@@ -60,7 +60,7 @@ def open_source(
     if len(names) > 1 or weights:
         options: dict[str, Any] = {"cache_dir": cache_dir, "test_share": test_share}
         return _join(names, split=split, weights=weights or [1.0] * len(names), **options)
-    if name in builtin.NAMES:
+    if builtin.is_built_in(name):
         return builtin.load(name, split=split, cache_dir=cache_dir)
     path = Path(name).expanduser().absolute()
     if not path.exists():

@@ -222,7 +222,7 @@ def names_of_source(source: str) -> list[str]:
     from vlmo.data import builtin
     from vlmo.data.prepare import labels_of
 
-    return builtin.labels(source) if source in builtin.NAMES else labels_of(Path(source).expanduser())
+    return builtin.labels(source) if builtin.is_built_in(source) else labels_of(Path(source).expanduser())
 
 
 def are_numbers(names: Sequence[str]) -> bool:

@@ -37,15 +37,24 @@ NAMES = tuple(_MODULES)
 _WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "scenes-questions", "scenes-masks")
 
 
+def is_built_in(name: str) -> bool:
+    """Return True for the name of a set, and for that of a set of scenes with a folder after it (`scenes:FOLDER`)."""
+    base, colon, _ = name.partition(":")
+    return base in NAMES and (not colon or base.startswith("scenes"))
+
+
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
     """Load rows of `split` of the built-in set `name`, which is built where the cache does not hold it yet (seconds).
+
+    After the name of a set of scenes, ":FOLDER" may name a prepared set of icons, which its scenes then show too.
 
     Raises:
         ValueError: The set has no such split.
         ModuleNotFoundError: A package that the set comes from is not installed.
     """
     root = cache_dir or Path(os.environ.get("VLMO_CACHE") or "~/.cache/vlmo").expanduser()
-    folder = _built(_MODULES[name], root=root) / name
+    name, _, icons = name.partition(":")
+    folder = _built(_MODULES[name], root=root, icons=Path(icons).expanduser().absolute() if icons else None) / name
     splits = sorted(entry.name for entry in folder.iterdir())
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
@@ -58,6 +67,7 @@ def labels(name: str) -> list[str]:
     Raises:
         ValueError: The set has none.
     """
+    name = name.partition(":")[0]
     if name not in _WITH_LABELS:
         raise ValueError(f"{name} has neither answers nor classes of pixels; {', '.join(_WITH_LABELS)} have")
     return list(importlib.import_module(f"{__name__}.{_MODULES[name]}").LABELS)
@@ -69,10 +79,10 @@ def packages(name: str) -> dict[str, str]:
     Raises:
         ModuleNotFoundError: One of them is not installed.
     """
-    return {package: version(package) for package in _builder(_MODULES[name]).PACKAGES}
+    return {package: version(package) for package in _builder(_MODULES[name.partition(":")[0]]).PACKAGES}
 
 
-def _built(module_name: str, *, root: Path) -> Path:
+def _built(module_name: str, *, root: Path, icons: Path | None) -> Path:
     """Return the folder with every set of one module, which is written atomically."""
     module = _builder(module_name)
     # Any builder's code, the code that builders share, the versions of the packages read and of Python.
@@ -85,17 +95,19 @@ def _built(module_name: str, *, root: Path) -> Path:
         digest.update(file.read_bytes())
     for package in module.PACKAGES:
         digest.update(f"{package}=={version(package)}".encode())
+    if icons is not None:
+        digest.update(f"{icons}".encode() + (icons / "train" / "state.json").read_bytes())
     folder = root / "builtin" / f"{module_name}-{digest.hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{module_name}.lock"):  # others wait instead of building the same
         if not folder.is_dir():
-            _build(module, folder, root=root)
+            _build(module, folder, root=root, icons=icons)
     return folder
 
 
-def _build(module: ModuleType, folder: Path, *, root: Path) -> None:
+def _build(module: ModuleType, folder: Path, *, root: Path, icons: Path | None) -> None:
     source = getattr(module, "SOURCE_SET", None)
     given = (
         ()
@@ -104,7 +116,7 @@ def _build(module: ModuleType, folder: Path, *, root: Path) -> None:
     )
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        for name, (features, splits) in module.build(*given).items():
+        for name, (features, splits) in module.build(*given, **({"icons": icons} if icons else {})).items():
             for split, rows in splits.items():
                 Dataset.from_list(rows, features=features).save_to_disk(str(aside / name / split))
         aside.rename(folder)

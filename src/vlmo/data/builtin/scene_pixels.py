@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vlmo.data.builtin import scenes
@@ -16,9 +17,9 @@ NUM_SCENES = {"train": 5000, "validation": 500, "test": 500, "artist": 500}
 _SIDES = (40, 88)
 
 
-def build(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
+def build(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None) -> dict[str, Built]:
     """`scenes-masks`, and `scenes-kinds` with one drawing an image; arguments as in `scenes.build`."""
-    pools = scenes.pools_of(drawn)
+    pools = scenes.pools_of(drawn, icons=icons)
 
     def rows(row: Any) -> dict[str, list[dict[str, Any]]]:
         return {

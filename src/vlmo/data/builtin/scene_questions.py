@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlmo.data.builtin import scenes
@@ -30,9 +31,9 @@ class Case(NamedTuple):
     turn: int
 
 
-def build(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
+def build(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None) -> dict[str, Built]:
     """`scenes-questions`: a row a question, each about a scene of its own; arguments as in `scenes.build`."""
-    pools = scenes.pools_of(drawn)
+    pools = scenes.pools_of(drawn, icons=icons)
     rows = {
         split: [question_row(split, number, pools[split]) for number in range(total)]
         for split, total in NUM_QUESTIONS.items()
@@ -92,7 +93,7 @@ def _count(case: Case) -> Asked | None:
     answer = case.turn % len(COUNTS) + 1
     found = [each.thing for each in case.scene.objects]
     names = [thing.name for thing in found]
-    colors = [thing.color for thing in found if thing.color]
+    colors = [thing.color for thing in found if thing.kind == SHAPE]
     asked = {f"how many {plural(name)} are there?" for name in names if names.count(name) == answer}
     asked |= {f"how many {color} shapes are there?" for color in colors if colors.count(color) == answer}
     return (case.choices.one_of(sorted(asked)), str(answer)) if asked else None

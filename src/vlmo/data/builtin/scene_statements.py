@@ -7,6 +7,7 @@ in one of its places, so neither the sentence alone nor one image alone tells.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vlmo.data.builtin import scenes
@@ -49,9 +50,9 @@ CLAIMS: dict[tuple[str, ...], tuple[tuple[Pair, Pair], ...]] = {
 """Wordings of a claim, and pairs of which it is true, each with one of which it is false."""
 
 
-def build(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
+def build(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None) -> dict[str, Built]:
     """`scenes-statements`; arguments as in `scenes.build`."""
-    pools = pools_of(drawn)
+    pools = pools_of(drawn, icons=icons)
     rows = {
         split: [row for number in range(total) for row in statement_rows(split, number, pools[split])]
         for split, total in NUM_GROUPS.items()

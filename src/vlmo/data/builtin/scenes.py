@@ -6,6 +6,8 @@ Held out of training are an artist, pairs of a colour and a shape, and captions 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from datasets import Features, Value
@@ -23,6 +25,7 @@ from vlmo.data.builtin.world import (
     Thing,
     by_another_artist,
     drawings,
+    icon_things,
     shapes,
 )
 from vlmo.data.schema import FEATURES, Built, make_row
@@ -51,13 +54,14 @@ Edited = tuple[Scene, Sentence, Scene, Sentence]
 """A scene and its caption, and the least change of both: each caption is false of the other scene."""
 
 
-def build(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
+def build(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None) -> dict[str, Built]:
     """`scenes` (images with captions) and `scenes-binding` (a true and a false caption each).
 
     Args:
         drawn: Rows of `SOURCE_SET`; the drawings of its test are those of the artist that no set trains on.
+        icons: Folder of `vlmo data prepare icons`; scenes then show icons of it, those of its test with the artist.
     """
-    pools = pools_of(drawn)
+    pools = pools_of(drawn, icons=icons)
     pairs = {split: [pair_row(split, number, pools[split]) for number in range(NUM_SCENES[split])] for split in pools}
     binding = {
         split: [
@@ -71,9 +75,13 @@ def build(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Built]:
     return {"scenes": (FEATURES, pairs), "scenes-binding": (BINDING_FEATURES, binding)}
 
 
-def pools_of(drawn: dict[str, list[dict[str, Any]]]) -> dict[str, Pool]:
-    """Return `make_pools` with the rows of `SOURCE_SET`."""
-    return make_pools({row["image_id"].partition("/")[2] for row in drawn["test"]})
+def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None) -> dict[str, Pool]:
+    """Return `make_pools` with the rows of `SOURCE_SET`, and with icons."""
+    pools = make_pools({row["image_id"].partition("/")[2] for row in drawn["test"]})
+    if icons is None:
+        return pools
+    train, test = (icon_things(icons / split) for split in ("train", "test"))
+    return {split: replace(pool, icons=test if split == "artist" else train) for split, pool in pools.items()}
 
 
 def make_pools(held_out: Collection[str]) -> dict[str, Pool]:
@@ -95,8 +103,7 @@ def make_scene(split: str, number: int, pool: Pool) -> tuple[Scene, Choices]:
 def scene_row(name: str, scene: Scene, *, others: Sequence[Scene] = (), **columns: Any) -> dict[str, Any]:
     """Return a row with the image of a scene; its licence covers `others`, which further columns show."""
     objects = [each for shown in (scene, *others) for each in shown.objects]
-    drawn = {each.thing.file.partition("/")[0] for each in objects} & emoji.LICENCES.keys()
-    licence = " and ".join(sorted(emoji.LICENCES[style] for style in drawn)) or "CC0-1.0"
+    licence = " and ".join(sorted({each.thing.licence for each in objects if each.thing.licence})) or "CC0-1.0"
     return make_row(name, image=scene.cell(name), source=SOURCE, licence=licence, **columns)
 
 

@@ -6,17 +6,24 @@ Everything is a pure function of a split's name and a number. `vlmo.data.compose
 from __future__ import annotations
 
 import functools
+import io
 import json
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
 
 from vlmo.data.builtin import emoji
-from vlmo.data.compose import MASK_PREFIX, PREFIX, SHAPES, UNITS, drawing_stems
+from vlmo.data.compose import MASK_PREFIX, PREFIX, SHAPES, UNITS, drawing_stems, inline
 from vlmo.data.decoding import ImageCell
+from vlmo.data.rows import column, select_rows
 from vlmo.data.schema import hash_share
 
 COLORS = {
@@ -58,6 +65,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 _JITTER = 6
 _APART = 16
+_SOLID, _ONE_COLOR = 200, 24
 _COUNTS = {2: "two", 3: "three", 4: "four"}
 # Two words at most, none of which is a colour or a shape here or tells how the drawing is turned.
 _NAME = re.compile(r"[a-z]+(-[a-z]+)?( [a-z]+)?")
@@ -127,12 +135,14 @@ class Thing(NamedTuple):
         color: None for a drawing, which has many.
         kind: `SHAPE`, or a name of `KINDS`.
         file: Name for `compose`.
+        licence: Of a drawing.
     """
 
     name: str
     color: str | None
     kind: str
     file: str
+    licence: str = ""
 
     def phrase(self) -> Phrase:
         """Return words for one such object."""
@@ -282,7 +292,7 @@ def drawings() -> tuple[Thing, ...]:
             continue
         if unwanted.isdisjoint(re.split("[ -]", name)) and not _PLURAL.search(name):
             known.add(name)
-            things.append(Thing(name, None, kind, f"{emoji.TWEMOJI}/{stems[codes]}"))
+            things.append(Thing(name, None, kind, f"{emoji.TWEMOJI}/{stems[codes]}", emoji.LICENCES[emoji.TWEMOJI]))
     return tuple(things)
 
 
@@ -290,7 +300,30 @@ def by_another_artist(codes: Collection[str]) -> tuple[Thing, ...]:
     """Return OpenMoji's drawings of those `drawings` that have these code points."""
     stems = _stems(emoji.OPENMOJI)
     known = ((thing, emoji.plain_codes(thing.file.partition("/")[2])) for thing in drawings())
-    return tuple(thing._replace(file=f"{emoji.OPENMOJI}/{stems[own]}") for thing, own in known if own in codes)
+    licence = emoji.LICENCES[emoji.OPENMOJI]
+    return tuple(
+        thing._replace(file=f"{emoji.OPENMOJI}/{stems[own]}", licence=licence) for thing, own in known if own in codes
+    )
+
+
+def icon_things(folder: Path) -> tuple[Thing, ...]:
+    """Return the images with transparency in a split that are named as `drawings`; those of one colour are tinted."""
+    rows = Dataset.load_from_disk(str(folder))
+    kinds, things = {thing.name: thing.kind for thing in drawings()}, []
+    wanted = [row for row, texts in enumerate(column(rows, "captions")) if texts and texts[0] in kinds]
+    for cells in cast("Iterable[dict[str, Any]]", select_rows(rows, wanted)):
+        image = Image.open(io.BytesIO(cells["image"]["bytes"]))
+        if image.mode != "RGBA" or (box := image.getchannel("A").getbbox()) is None:
+            continue
+        image = image.crop(box)
+        image.thumbnail((SIZES["large"][1], SIZES["large"][1]))
+        solid = np.asarray(image)[np.asarray(image)[..., 3] > _SOLID, :3]
+        color = None
+        if len(solid) and (np.ptp(solid, axis=0) < _ONE_COLOR).all():
+            image, color = image.getchannel("A"), Choices(f"scenes/{cells['image_id']}").one_of(list(COLORS))
+        name = cells["captions"][0]
+        things.append(Thing(name, color, kinds[name], inline(image), cells["licence"]))
+    return tuple(things)
 
 
 def _stems(style: str) -> dict[str, str]:
@@ -303,11 +336,13 @@ class Pool:
 
     Attributes:
         drawings: Drawings.
+        icons: More drawings, which half of them are taken from.
         first: Things of which each scene shows one; none, and any will do.
         fewest: Least number of different things.
     """
 
     drawings: tuple[Thing, ...]
+    icons: tuple[Thing, ...] = ()
     first: tuple[Thing, ...] = ()
     fewest: int = 2
 
@@ -322,7 +357,8 @@ class Pool:
         repeats = choices.below(min(3, total - self.fewest + 1)) if choices.random() < 0.4 else 0
         while len(chosen) < total - repeats:
             thing = self._another(chosen, choices)
-            if thing not in chosen:
+            # "A hammer" and "a red hammer" would be one and the same to some, and two to others.
+            if thing not in chosen and all(each.name != thing.name or each.kind == SHAPE for each in chosen):
                 chosen.append(thing)
         return chosen + [chosen[0]] * repeats
 
@@ -333,7 +369,9 @@ class Pool:
             like = choices.one_of(known)
             alike = [each for each in shapes(held_out=False) if (each.name == like.name) != (each.color == like.color)]
             return choices.one_of(alike)
-        return choices.one_of(shapes(held_out=False) if share < 0.65 else self.drawings)
+        if share < 0.65:
+            return choices.one_of(shapes(held_out=False))
+        return choices.one_of(self.icons if self.icons and choices.random() < 0.5 else self.drawings)
 
 
 def place(things: Sequence[Thing], choices: Choices) -> Scene:
