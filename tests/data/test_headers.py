@@ -65,10 +65,10 @@ HOSTILE = {
     "scans": (lambda: with_scans(40), "32 scans"),
     "segments": (lambda: after_start(encoded("JPEG"), b"\xff\xfe\x00\x02" * 5001), "more than 5000 segments"),
     "restarts": (lambda: after_start(encoded("JPEG"), b"\xff\xd0" * 5001), "more than 5000 segments"),
-    "padding": (lambda: after_start(encoded("JPEG"), b"\xff" * 5001), "more than 5000 segments"),
+    "padding": (lambda: after_start(encoded("JPEG"), b"\xff" * 50_000), "more than 5000 segments"),
     "chunks": (lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 5001, start=33), "more than 5000 chunks"),
     "tile": (lambda: tiff_tile(46_000), "a tile of 2,116,000,000 pixels for an image of 40 x 24"),
-    "strips": (lambda: tiff((273, 4, 100_001, 8), data=bytes(400_004)), "100,001 strips or tiles"),
+    "strips": (lambda: tiff((273, 4, 30_001, 8), data=bytes(120_004)), "30,001 strips or tiles"),
     "tags": (lambda: tiff(*LARGE, data=bytes(MEGABYTE)), "49 tags that name 41,943"),
 }
 

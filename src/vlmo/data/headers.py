@@ -9,7 +9,7 @@ MAX_SIDE = 65_535
 """Longest side that is decoded, JPEG's own limit: rows of one pixel take many times the memory of the pixels."""
 _MAX_PARTS = 5000  # segments and chunks, which Pillow reads one by one; cameras write some tens
 _MAX_SCANS = 32  # of a progressive JPEG, each over the whole image; encoders write about ten
-_MAX_STRIPS = 100_000
+_MAX_STRIPS = 30_000  # Pillow reads them one by one too; programs write no more than there are rows
 _SPARE_BYTES = 1 << 24  # that tags may name beside the file's own, as those of some cameras do by mistake
 _MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
 
@@ -53,7 +53,12 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
 def _check_jpeg(data: bytes) -> None:
     """Count segments up to the first scan, which Pillow reads, and scans of a progressive file."""
     place, parts, scans, is_progressive = 2, 0, 0, False
-    while (found := (_MARKER_IN_SCANS if scans else _MARKER).search(data, place)) is not None:
+    while True:
+        found = _MARKER_IN_SCANS.search(data, place) if scans else _MARKER.search(data, place, place + _MAX_PARTS + 2)
+        if found is None and (scans or place + _MAX_PARTS >= len(data)):
+            return
+        if found is None:
+            raise ValueError(f"more than {_MAX_PARTS} segments")
         parts += 1 if scans else 1 + found.start() - place  # padding is read byte by byte
         place, code = found.end(), data[found.end() - 1]
         scans += code == _SCAN
