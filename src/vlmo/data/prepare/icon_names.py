@@ -32,6 +32,7 @@ _COUNTED = _words(
     "replay rewind seek signal skip timer wifi zero"
 )
 """Words whose number says something: "dice 4", but not "folder 4"."""
+_CODE = re.compile(r"uni[0-9a-f]{4}")
 _SKIN_TONE = re.compile(r"-(medium-)?(light|dark|medium)-skin-tone$")
 _NOISE = re.compile(r"^bxs?-|^flag-for-(?=flag-)|(?<=[a-z]{3})2x$")
 """The set's own prefix, a word said twice, a size."""
@@ -122,7 +123,7 @@ def _without_category(name: str, categories: Iterable[str]) -> str:
 def caption_of(bare: str) -> str | None:
     """Return the words of a bare name; None where there are none, as in "f053" or "x"."""
     words = [word for word in bare.lower().split("-") if word]
-    if not any(len(word) > 1 and word.isalpha() for word in words):
+    if not any(len(word) > 1 and word.isalpha() for word in words) or any(map(_CODE.fullmatch, words)):
         return None
     return " ".join(words)
 

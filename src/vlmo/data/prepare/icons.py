@@ -25,7 +25,7 @@ from vlmo.data.builtin import emoji
 from vlmo.data.decoding import encode_image
 from vlmo.data.prepare.icon_names import Naming, caption_of, category_of, is_brand
 from vlmo.data.prepare.parts import ROWS_A_PART, Part, Record, Row, SetOnDisk, file_key, find
-from vlmo.data.prepare.svg import Looks, draw, record_of
+from vlmo.data.prepare.svg import Looks, draw, open_png, record_of
 from vlmo.data.schema import hash_share, make_row
 
 LICENCE = "that of each icon's set; sets under the GPL, and for non-commercial use alone, are left out"
@@ -56,6 +56,8 @@ COLORS = {
     "pink": (248, 130, 185),
     "brown": (130, 82, 45),
 }
+_PAINTED = frozenset((*COLORS, "on"))
+"""Words that the names of coloured icons stand between."""
 _LEAST_CONTRAST = 125
 """Distance between the colours of an icon and its background."""
 
@@ -163,11 +165,13 @@ def open_set(root: Path) -> SetOnDisk:
     """
     folder = find(root, *(f"{place}/{_FILE}" for place in _FOLDERS), layout=_LAYOUT).parent
     sets = _read_sets(folder)
-    hidden = _hidden_names() if any(each.category == _EMOJI for each in sets) else frozenset()
+    has_emoji = any(each.category == _EMOJI for each in sets)
+    hidden, drawings = _held_out_emoji() if has_emoji else (frozenset(), [])
     icons = _distinct(icon for each in sets for icon in _read_icons(each, hidden=hidden))
     train = _few_variants([icon for icon in icons if not icon.is_held_out])
     tests = _choose_tests([icon for icon in icons if icon.is_held_out], train=train)
-    looks = Looks.of(functools.partial(_draw, _read_json(icon.icon_set.file), icon.key) for icon in tests)
+    tested = (functools.partial(_draw, _read_json(icon.icon_set.file), icon.key) for icon in tests)
+    looks = Looks.of([*tested, *(functools.partial(open_png, drawing.png) for drawing in drawings)])
     parts = [*_parts(train, tested=looks), *_parts(tests, tested=Looks.of([]))]
     return SetOnDisk(parts=parts, licence=LICENCE)
 
@@ -221,17 +225,18 @@ def _read_icons(icon_set: IconSet, *, hidden: frozenset[str]) -> Iterator[Icon]:
             yield Icon(icon_set, key, tuple(captions), category_of(own), digest)
 
 
-def _hidden_names() -> frozenset[str]:
-    """Names of the concepts in `drawings-concepts`, and of their variants."""
+def _held_out_emoji() -> tuple[frozenset[str], list[emoji.Drawing]]:
+    """Return the names of the concepts in `drawings-concepts` and of their variants; the drawings kept for testing."""
     names, twemoji, openmoji = emoji.english_names(), emoji.read_twemoji(), emoji.read_openmoji()
     split = emoji.choose_split(names, twemoji=twemoji, openmoji=openmoji)
     bases = {emoji.base_codes(codes) for codes in split.new}
-    return frozenset(
+    hidden = frozenset(
         " ".join(re.findall(r"[a-z0-9]+", _ascii(name).lower().replace("'", "")))
         for codes, known in names.items()
         if emoji.base_codes(codes) in bases
         for name in known
     )
+    return hidden, [openmoji[codes] for codes in split.test] + emoji.new_drawings(split, twemoji, openmoji)
 
 
 def _ascii(text: str) -> str:
@@ -267,13 +272,15 @@ def _few_variants(icons: Sequence[Icon]) -> list[Icon]:
 def _choose_tests(icons: Sequence[Icon], *, train: Sequence[Icon]) -> list[Icon]:
     """Return the images of both test splits, each name once, families in turn, in the order of sets."""
     uses = Counter(caption for icon in train for caption in icon.captions)
-    inside = {part for caption in uses for part in _word_sequences(caption)}
+    told = {*uses, *(icon.category for icon in train if icon.category is not None)}
+    inside = {part for text in told for part in _word_sequences(text)}
     queues: dict[str, dict[str, list[Icon]]] = {"test": defaultdict(list), "new_names": defaultdict(list)}
     named: set[str] = set()
     for icon in sorted(icons, key=lambda icon: hash_share(icon.image_id)):
         text = icon.captions[0]
         split = "test" if uses[text] >= KNOWN_FROM else "new_names"
-        if text not in named and (split == "test" or text not in inside):
+        is_new = text not in inside and _PAINTED.isdisjoint((text.split()[0], text.split()[-1]))
+        if text not in named and (split == "test" or is_new):
             named.add(text)
             queues[split][icon.icon_set.family].append(replace(icon, captions=(text,), split=split))
     chosen = []

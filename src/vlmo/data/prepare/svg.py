@@ -59,7 +59,12 @@ class Looks:
 def draw(svg: str, *, pixels: int) -> Image.Image:
     """Return a drawing with its transparency, `pixels` at its longer side; ValueError where it is damaged."""
     png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels, dpi=_DPI, skip_system_fonts=True)
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    return open_png(bytes(png))
+
+
+def open_png(png: bytes) -> Image.Image:
+    """Return an image with its transparency."""
+    return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
 def record_of(
