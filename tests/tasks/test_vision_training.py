@@ -58,6 +58,7 @@ def recipe(stage, *, source: Path, **changes) -> Recipe:
         "optimizer": OptimizerConfig(lr=1e-3),
         "trainer": TrainerConfig(max_steps=STEPS, log_every=1),
         "init": None,
+        "evaluate_split": "test",
         "evaluate_on": str(source),
     }
     return dataclasses.replace(base, **plain | changes)

@@ -54,7 +54,7 @@ MATCHING = {
 }
 """Label and meaning of the metrics of matching."""
 _ENCODERS = {"dual": "dual encoder", "fusion": "fusion encoder", "words": "words alone"}
-"""What prefers true captions to false ones, with its name."""
+"""Each judge of true and false captions, with its name."""
 _FOUND = 10
 _MEANINGS = {
     "ir": "share of captions whose own image has rank {k} or better among all images of the split",

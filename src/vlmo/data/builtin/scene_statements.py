@@ -21,7 +21,7 @@ NUM_GROUPS = {"train": 5000, "validation": 250, "test": 500, "artist": 250, "com
 """Sentences of each split, with four rows each."""
 
 Pair = tuple[bool, bool]
-"""Whether what a sentence speaks of is so in the left and in the right image."""
+"""True for the left and for the right image if it shows what a sentence speaks of."""
 
 CLAIMS: dict[tuple[str, ...], tuple[tuple[Pair, Pair], ...]] = {
     ("both pictures show {}", "there is {} in each picture"): (

@@ -48,7 +48,7 @@ _ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 
 
 class Work(NamedTuple):
-    """What the RDF of a file tells."""
+    """Facts that the RDF of a file tells."""
 
     title: str
     author: str

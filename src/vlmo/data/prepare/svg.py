@@ -31,7 +31,7 @@ _IS_INK = [255 * (value > _LEAST_INK) for value in range(256)] * 3
 
 @dataclass(frozen=True)
 class Looks:
-    """What images show, on white and without their margin, in few pixels; one row an image."""
+    """Images on white and without their margin, in few pixels; one row an image."""
 
     pixels: Float[ndarray, "image look"]
     squares: Float[ndarray, "image"]
