@@ -20,6 +20,8 @@ SOURCE = "scenes-statements"
 NUM_GROUPS = {"train": 5000, "validation": 250, "test": 500, "artist": 250, "combinations": 250}
 """Sentences of each split, with four rows each."""
 
+_MOST_THINGS = 4
+
 Pair = tuple[bool, bool]
 """True for the left and for the right image if it shows what a sentence speaks of."""
 
@@ -93,6 +95,6 @@ def _scene(is_so: bool, told: Sentence, things: Sequence[Thing], pool: Pool, cho
     """Return a scene with these and other things of which the sentence is true, or clearly false."""
     while True:
         others = [thing for thing in pool.things(choices) if thing.name not in {each.name for each in things}]
-        scene = place([*things, *others[: 4 - len(things)]], choices)
+        scene = place([*things, *others[: max(0, _MOST_THINGS - len(things))]], choices)
         if scene.truth(told) is is_so:
             return scene
