@@ -83,7 +83,7 @@ def place(tmp_path_factory) -> Path:
             ("tokenizer", own),
             ("stage1", [*own, "--text.learn-from", "images", "sentences.txt"]),
             ("stage2", ["--data.source", "sentences.txt"]),
-            ("stage3", [*own, "--stage.losses.fused-stride", "8"]),
+            ("stage3", [*own, "--stage.losses.mlm-stride", "8", "--stage.losses.itm-stride", "8"]),
         ):
             main(["train", f"emoji-{stage}", "--run-dir", f"runs/quickstart/{stage}", *options, *small])
     return folder
