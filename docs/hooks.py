@@ -171,5 +171,6 @@ def reference_of(package: str) -> str:
 def modules_of(package: str) -> Iterator[str]:
     """Yield the names of the modules in a package and its subpackages; modules that only re-export are left out."""
     for file in sorted((PACKAGE / package).rglob("*.py")):
-        if file.name != "__init__.py":
-            yield ".".join(("vlmo", *file.relative_to(PACKAGE).with_suffix("").parts))
+        name = ".".join(("vlmo", *file.relative_to(PACKAGE).with_suffix("").parts))
+        if file.name != "__init__.py" or "\ndef " in file.read_text(encoding="utf-8"):
+            yield name.removesuffix(".__init__")

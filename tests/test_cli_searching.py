@@ -175,7 +175,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),
         (["search", "INDEX", "x", "--where", "yeer > 3"], "Columns:"),
         (["search", "INDEX", "x", "--where", "1=1) or (1=1"], "its parentheses do not match"),
-        (["search", "INDEX", "x", "--where", "repeat('a',100000000) = place"], "repeat() makes texts"),
+        (["search", "INDEX", "x", "--where", "repeat('a',100000000) = place"], "it calls repeat()"),
         (["search", "INDEX", "x", "--captions"], "for an image"),
         (["search", "INDEX", "x", "--sheet", "x.pdf"], "--sheet x.pdf"),
         (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),

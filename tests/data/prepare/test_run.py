@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.data.prepare.karpathy_files import coco_record, write_coco
 from tests.data.prepare.toy_task_files import jpeg, quarantined, write
 from tests.forkserver import Process, start
 
+from vlmo.data import decoding
 from vlmo.data.prepare import parts as parts_module
 from vlmo.data.prepare import prepare
 from vlmo.data.prepare.engine import prepare_set
@@ -275,8 +277,11 @@ def test_pictures_that_were_repaired_are_seen_by_the_next_run(tmp_path) -> None:
     assert prepare_toy(rows, tmp_path).splits["train"].quarantined == 0
 
 
-def start_preparation(root: Path, out: Path, *, num_proc: int = 1) -> Process:
-    return start(prepare, "coco", root=root, out=out, num_proc=num_proc)
+def prepare_until(path: str, **arguments) -> None:
+    """Prepare COCO; whoever reads the image at `path` waits for ever."""
+    read_path = decoding.read_path
+    decoding.read_path = lambda asked: threading.Event().wait() if asked == path else read_path(asked)
+    prepare("coco", **arguments)
 
 
 def kill_after_a_part(process: Process, unfinished: Path) -> list[int]:
@@ -302,16 +307,11 @@ def test_preparation_goes_on_after_kill_9(tmp_path) -> None:
     records = [coco_record(number, "train") for number in range(3 * ROWS_A_PART)]
     root = write_coco(tmp_path / "coco", records)
     waits = root / "train2014" / records[2 * ROWS_A_PART + 5]["filename"]
-    picture = waits.read_bytes()
-    waits.unlink()
-    os.mkfifo(waits)  # whoever reads it waits for ever
-    process = start_preparation(root, tmp_path / "out", num_proc=2)
+    process = start(prepare_until, str(waits), root=root, out=tmp_path / "out", num_proc=2)
     started = kill_after_a_part(process, tmp_path / "out.unfinished")
     assert not (tmp_path / "out").exists()
     assert_all_end(started)
     kept = {int(folder.name.split("-")[0]) for folder in (tmp_path / "out.unfinished").glob("0*.arrow")}
-    waits.unlink()
-    waits.write_bytes(picture)
     # Pictures of finished parts are not looked at again: nobody notices that they are gone.
     for record in [record for number, record in enumerate(records) if number // ROWS_A_PART in kept]:
         (root / "train2014" / record["filename"]).unlink()
