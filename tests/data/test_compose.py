@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmo.data.compose import SHAPES, compose, cutout, drawing_stems
+from vlmo.data.compose import SHAPES, _kept_cutout, compose, cutout, drawing_stems, inline
 from vlmo.data.decoding import EncodedImage, decode_image
 
 
@@ -68,6 +68,29 @@ def test_every_openmoji_and_twemoji_file_is_listed_by_its_name():
 def test_a_damaged_text_is_named(text):
     with pytest.raises(ValueError, match=r"broken\.png"):
         EncodedImage({"bytes": text.encode(), "path": "broken.png"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "scene:1025|ffffff",
+        "scene:96|ffffff|star,0,0,1100,d81e28",
+        "scene:96|ffffff" + "|star,0,0,24,d81e28" * 64,
+        f"scene:96|ffffff|{'x' * 70_000},0,0,24",
+        f"scene:96|ffffff|{inline(Image.new('L', (97, 1)))},0,0,24,d81e28",
+    ],
+    ids=["size", "side", "objects", "bytes", "drawing"],
+)
+def test_a_text_that_would_cause_large_work_is_refused(text):
+    with pytest.raises(ValueError, match=r"large\.png.*expected"):
+        decode_image({"bytes": text.encode(), "path": "large.png"})
+
+
+def test_large_objects_are_not_kept():
+    compose(b"scene:97|ffffff|ring,0,0,95,d81e28")
+    before = _kept_cutout.cache_info().currsize
+    compose(b"scene:97|ffffff|ring,0,0,96,d81e28")
+    assert _kept_cutout.cache_info().currsize == before
 
 
 def test_the_same_text_is_the_same_image():

@@ -87,6 +87,12 @@ def test_filter_says_path_and_reason(tmp_path) -> None:
     assert found[4]["reason"] == "caption 2 is empty; removed, the row is kept"
 
 
+def test_filter_removes_scenes_that_cannot_be_composed(tmp_path) -> None:
+    scenes = [{"bytes": text, "path": None} for text in (b"scene:8|ffffff", b"scene:8|nocolor", b"scene: a text")]
+    rows = dataset([row(number, image=image) for number, image in enumerate(scenes)])
+    assert filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=1.0)["image_id"][:] == ["id0"]
+
+
 def test_filter_repeat_of_a_bad_row_is_kept(tmp_path) -> None:
     rows = dataset([row(0, captions=[""]), row(1, image_id="id0"), row(2, image_id="id0")])
     good = filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=1.0)

@@ -32,7 +32,9 @@ STYLES = {
 _OPAQUE = [0] * 128 + [255] * 128
 _RENDERED = 80
 _INLINE = "png:"
-_MAX_SIDE = 1024  # of an image and of an object in it: bytes may come from strangers
+# Bytes may come from strangers. Five drawings that do not shrink as PNG take 52,000.
+_MAX_BYTES, _MAX_PARTS = 1 << 16, 64
+_MAX_SIDE = 1024  # of an image and of an object in it
 _FINER = 4
 _CORNERS: dict[str, list[tuple[float, float]]] = {
     "square": [(0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)],
@@ -72,6 +74,8 @@ def compose(data: bytes) -> Image.Image:
     Raises:
         ValueError: They are not in the form above, or a drawing that they name is not installed.
     """
+    if len(data) > _MAX_BYTES or data.count(b"|") > _MAX_PARTS:
+        raise ValueError(f"a scene of {len(data):,} bytes; expected up to {_MAX_BYTES:,}, and {_MAX_PARTS} parts")
     is_mask = data.startswith(MASK_PREFIX)
     size, *objects = data.partition(b":")[2].decode().split("|")
     if not 0 < int(size) <= _MAX_SIDE:
@@ -91,7 +95,6 @@ def compose(data: bytes) -> Image.Image:
     return image
 
 
-@functools.lru_cache(maxsize=16384)
 def cutout(name: str, side: int) -> Image.Image:
     """Return a shape (mode L) or a drawing (mode RGBA) in a square; outside of it, it is transparent.
 
@@ -99,7 +102,11 @@ def cutout(name: str, side: int) -> Image.Image:
         ValueError: There is no such shape or drawing, or the square has more than `_MAX_SIDE` pixels a side.
     """
     if not 0 < side <= _MAX_SIDE:
-        raise ValueError(f"{name} of {side} pixels; expected 1 to {_MAX_SIDE}")
+        raise ValueError(f"{name:.40} of {side} pixels; expected 1 to {_MAX_SIDE}")
+    return (_kept_cutout if side <= UNITS else _cutout)(name, side)
+
+
+def _cutout(name: str, side: int) -> Image.Image:
     if name in SHAPES:
         return _shape(name, side)
     drawing = _read(name)
@@ -109,6 +116,9 @@ def cutout(name: str, side: int) -> Image.Image:
     square = Image.new(drawing.mode, (side, side))
     square.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
     return square
+
+
+_kept_cutout = functools.lru_cache(maxsize=16384)(_cutout)  # large ones would fill the memory
 
 
 def _shape(name: str, side: int) -> Image.Image:
@@ -126,12 +136,14 @@ def _read(name: str) -> Image.Image:
     """Return a drawing, without a transparent margin."""
     if name.startswith(_INLINE):
         with Image.open(io.BytesIO(base64.b64decode(name[len(_INLINE) :])), formats=("PNG",)) as opened:
-            if max(opened.size) > _MAX_SIDE:
-                raise ValueError(f"a drawing of {opened.width} x {opened.height} pixels; expected up to {_MAX_SIDE}")
+            if max(opened.size) > UNITS:
+                raise ValueError(f"a drawing of {opened.width} x {opened.height} pixels; expected up to {UNITS}")
             return opened.copy()
     style, _, stem = name.partition("/")
     if style not in STYLES or Path(stem).name != stem:
-        raise ValueError(f"no shape or drawing {name!r}; shapes are {', '.join(SHAPES)}, styles {', '.join(STYLES)}")
+        raise ValueError(
+            f"no shape or drawing {name!r:.40}; shapes are {', '.join(SHAPES)}, styles {', '.join(STYLES)}"
+        )
     drawing = Image.open(io.BytesIO(drawing_png(style, stem))).convert("RGBA")
     return drawing.crop(drawing.getchannel("A").getbbox())
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset, Features, Image
 
-from vlmo.data.compose import is_composed
 from vlmo.data.decoding import decode_image
 from vlmo.data.quarantine import to_lines
 from vlmo.data.rows import SUMMARY_FILE, arrow_table, column, select_rows
@@ -72,8 +71,6 @@ class RowValidator:
 
 
 def _image_error(path: str | None, data: bytes | None) -> str | None:
-    if is_composed(data):
-        return None  # it was made by this package
     try:
         decode_image({"bytes": data, "path": path})
     except ValueError as error:
