@@ -1,5 +1,6 @@
 """Composition: each encoder prefers the true caption or the false one; the words alone are a baseline."""
 
+import itertools
 import json
 
 import pytest
@@ -77,3 +78,29 @@ def test_words_alone_solve_what_their_distribution_gives_away_and_no_more():
     ]
     mirrored = words_alone([one for one, _ in pairs] + [two for _, two in pairs])
     assert not mirrored.any()
+
+
+def test_words_alone_are_those_of_a_dense_regression_on_the_other_folds():
+    true = [f"a {color} {shape} {place}" for color in COLORS for shape in ("ring", "star") for place in ("up", "down")]
+    false = [caption.replace("up", "near").replace("red", "blue") for caption in true]
+    words = sorted({word for caption in true + false for word in caption.split()})
+    pairs = sorted({pair for caption in true + false for pair in itertools.pairwise(caption.split())})
+
+    def counts(caption):
+        own = caption.split()
+        return [own.count(word) for word in words] + [list(itertools.pairwise(own)).count(pair) for pair in pairs]
+
+    difference = torch.tensor([counts(caption) for caption in true]) - torch.tensor([counts(text) for text in false])
+    difference, folds = difference.double(), torch.arange(len(true)) % 5
+    for fold in range(5):
+        known = difference[folds != fold]
+        weights = torch.linalg.solve(known.T @ known + torch.eye(known.shape[1]), known.sum(dim=0))
+        expected = difference[folds == fold] @ weights
+        torch.testing.assert_close(words_alone(true + false)[folds == fold].double(), expected, atol=1e-6, rtol=0)
+
+
+def test_words_alone_take_sets_of_published_sizes():
+    true, false = ([f"{row}{side} {row}x {row}{side}{side}" for row in range(20_000)] for side in "tf")
+    margins = words_alone(true + false)  # 140,000 words and pairs: 45 GB if all were counted for each caption
+    assert margins.shape == (20_000,)
+    assert not margins.any()  # no two rows share a word

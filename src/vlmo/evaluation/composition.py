@@ -1,13 +1,19 @@
 """Baseline for captions that are true or false of an image: the words alone."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Hashable
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import lsqr
 from torch import Tensor
 
 _FOLDS = 5
+_TOLERANCE = 1e-10
 
 
 def words_alone(captions: list[str]) -> Float[Tensor, " images"]:
@@ -19,22 +25,20 @@ def words_alone(captions: list[str]) -> Float[Tensor, " images"]:
     Args:
         captions: True captions, then the false ones.
     """
-    numbers: dict[Hashable, int] = {}
-    rows = []
-    for caption in captions:
+    numbers: defaultdict[Hashable, int] = defaultdict(itertools.count().__next__)
+    found = []
+    for row, caption in enumerate(captions):
         words = caption.lower().split()
-        rows.append([numbers.setdefault(key, len(numbers)) for key in (*words, *itertools.pairwise(words))])
-    counts = torch.zeros(len(captions), len(numbers), dtype=torch.float64)
-    for row, keys in enumerate(rows):
-        counts[row].index_add_(0, torch.tensor(keys), torch.ones(len(keys), dtype=torch.float64))
-    true, false = counts.chunk(2)
-    difference = true - false
-    both = [frozenset(pair) for pair in zip(captions[: len(true)], captions[len(true) :], strict=True)]
+        found += [(row, numbers[key]) for key in (*words, *itertools.pairwise(words))]
+    places = np.array(found, dtype=np.int64).reshape(-1, 2).T
+    counts: Any = csr_array((np.ones(len(found)), tuple(places)), shape=(len(captions), len(numbers)))
+    half = len(captions) // 2
+    difference = counts[:half] - counts[half:]
+    both = [frozenset(pair) for pair in zip(captions[:half], captions[half:], strict=True)]
     order = {pair: number for number, pair in enumerate(dict.fromkeys(both))}
-    margins, folds = torch.zeros(len(difference)), torch.tensor([order[pair] % _FOLDS for pair in both])
-    for fold in range(_FOLDS):
-        known, asked = difference[folds != fold], difference[folds == fold]
-        kernel = known @ known.T + torch.eye(len(known), dtype=torch.float64)
-        shares = torch.linalg.solve(kernel, torch.ones(len(known), dtype=torch.float64))
-        margins[folds == fold] = (asked @ (known.T @ shares)).float()
-    return margins.round(decimals=6)  # what is left of no preference is rounding
+    folds, margins = np.array([order[pair] % _FOLDS for pair in both]), np.zeros(half)
+    for fold in np.unique(folds):
+        known = difference[folds != fold]
+        weights = lsqr(known, np.ones(known.shape[0]), damp=1.0, atol=_TOLERANCE, btol=_TOLERANCE)[0]
+        margins[folds == fold] = difference[folds == fold] @ weights
+    return torch.from_numpy(margins).float().round(decimals=6)  # what is left of no preference is rounding
