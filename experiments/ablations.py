@@ -20,18 +20,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import load_file
 
+from vlmo.folder import lock_folder
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes import RECIPES, Recipe, find_recipe
 from vlmo.recipes.schema import scaled
@@ -48,7 +47,7 @@ VARIANTS = [name.removeprefix(BASE) for name in RECIPES if name.startswith(BASE)
 STEPS = {"stage3": 500, "easy-vqa": 400, "easy-vqa-hidden": 400, "easy-vqa-pairs-colors": 250}
 """Steps of each run, the same for every variant."""
 PAIRS, SHARPNESS, RERANK = "drawings-and-shapes", 0.3, 16
-RESULT, LOG, LOCK = "result.json", "log.txt", "lock"
+RESULT, LOG = "result.json", "log.txt"
 _POLL_S = 0.2
 _PARENT = "VLMO_ABLATIONS_PARENT"
 _H100_FLOPS, _UTILISATION = 989e12, 0.4  # dense bf16, as its data sheet states
@@ -261,7 +260,7 @@ def run_job(job: Job, *, run: Path, scale: float = 1.0, device: str | None = Non
     """Train and evaluate in this process, and write the result; False if a signal stopped it.
 
     Raises:
-        ValueError: The folder holds something made with other settings, or another process is at it.
+        ValueError: The folder holds something made with other settings, or another process runs the job.
     """
     if read_result(job, run=run, scale=scale) is not None:
         return True
@@ -269,7 +268,7 @@ def run_job(job: Job, *, run: Path, scale: float = 1.0, device: str | None = Non
     metrics: dict[str, float] = {}
     chance: dict[str, float] = {}
     seconds: dict[str, float] = {}
-    with _locked(folder):
+    with lock_folder(folder, work="running this job"):
         for name, recipe in recipes.items():
             result = build(
                 recipe, run_dir=folder / name, console=Console(), title=f"{job}, {name}", device=device
@@ -316,16 +315,6 @@ def measure(name: str, recipe: Recipe, *, folder: Path, device: str | None) -> I
         yield name, found.metrics["accuracy"], found.chance["accuracy"]
         if "consistency" in found.metrics:
             yield f"{name} consistency", found.metrics["consistency"], found.chance["consistency"]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"{folder}: another process is at it; wait for its end, or stop it") from None
 
 
 # ----------------------------------------------------------------------------------------------------- processes

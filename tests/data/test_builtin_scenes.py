@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from vlmo.data import builtin
 from vlmo.data.builtin import scene_pixels, scene_questions, scene_statements, scenes, world
 from vlmo.data.builtin.world import Phrase, Placed, Scene, Sentence, Thing
 from vlmo.data.decoding import decode_image, decode_mask, encode_image
@@ -276,3 +277,8 @@ def test_icons_of_a_prepared_folder_join_the_drawings(tmp_path):
     pool = world.Pool(world.drawings(), icons=(hammer, dog))
     shown = {each.thing for number in range(30) for each in pool.scene(world.Choices(str(number))).objects}
     assert {hammer, dog} <= shown
+
+
+def test_icons_that_are_not_there_are_told_before_anything_is_built(tmp_path):
+    with pytest.raises(ValueError, match="none is no prepared set"):
+        builtin.load(f"scenes:{tmp_path}/none", split="train", cache_dir=tmp_path)

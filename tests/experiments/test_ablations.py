@@ -8,14 +8,14 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from filelock import FileLock
 from rich.console import Console
 from tests.killing import wait_until
 from tests.recipes.toy_recipes import shrunk
 from tests.retrieval.toy_index import write_folder
 
 import ablations
-from ablations import LOCK, LOG, PLAIN, QUESTIONS, RESULT, STAGES, STEPS, VARIANTS, Job
+from ablations import LOG, PLAIN, QUESTIONS, RESULT, STAGES, STEPS, VARIANTS, Job
+from vlmo.folder import lock_folder
 from vlmo.model import VLMoForPreTraining
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import changed_settings
@@ -167,8 +167,7 @@ def test_result_is_read_where_it_was_moved_and_refused_with_other_settings(tmp_p
 
 def test_job_is_run_by_one_process_at_a_time(tmp_path):
     folder = Job("itc", 0).folder(tmp_path)
-    folder.mkdir(parents=True)
-    with FileLock(folder / LOCK), pytest.raises(ValueError, match="itc/seed-0: another process is at it"):
+    with lock_folder(folder, work="testing"), pytest.raises(ValueError, match="itc/seed-0: another process is running"):
         ablations.run_job(Job("itc", 0), run=tmp_path)
 
 

@@ -182,7 +182,7 @@ def test_prepared_folder_is_left_as_it_is(tmp_path) -> None:
 def test_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_path) -> None:
     def meanwhile() -> Iterator[Row]:
         yield toy_row(0)
-        with pytest.raises(ValueError, match=r"another run is preparing .*out; wait until it has ended"):
+        with pytest.raises(ValueError, match=r"another process is preparing .*out; wait for it"):
             prepare_toy([toy_row(7)], tmp_path)
         yield toy_row(1)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import os
 import platform
 import shutil
 import tempfile
@@ -12,6 +11,8 @@ from types import ModuleType
 
 from datasets import Dataset
 from filelock import FileLock
+
+from vlmo.released.download import cache_folder
 
 _MODULES = {
     name: module
@@ -49,10 +50,10 @@ def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
     After the name of a set of scenes, ":FOLDER" may name a prepared set of icons, which its scenes then show too.
 
     Raises:
-        ValueError: The set has no such split.
+        ValueError: The set has no such split, or the folder is no prepared set.
         ModuleNotFoundError: A package that the set comes from is not installed.
     """
-    root = cache_dir or Path(os.environ.get("VLMO_CACHE") or "~/.cache/vlmo").expanduser()
+    root = cache_dir or cache_folder()
     name, _, icons = name.partition(":")
     folder = _built(_MODULES[name], root=root, icons=Path(icons).expanduser().absolute() if icons else None) / name
     splits = sorted(entry.name for entry in folder.iterdir())
@@ -96,6 +97,8 @@ def _built(module_name: str, *, root: Path, icons: Path | None) -> Path:
     for package in module.PACKAGES:
         digest.update(f"{package}=={version(package)}".encode())
     if icons is not None:
+        if not (icons / "train" / "state.json").is_file():
+            raise ValueError(f"{icons} is no prepared set; vlmo data prepare icons writes one")
         digest.update(f"{icons}".encode() + (icons / "train" / "state.json").read_bytes())
     folder = root / "builtin" / f"{module_name}-{digest.hexdigest()[:16]}"
     if folder.is_dir():

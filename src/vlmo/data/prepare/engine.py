@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 from datasets import DatasetInfo, Features
-from filelock import FileLock, Timeout
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
@@ -32,7 +31,7 @@ from vlmo.data.prepare.summary import SplitSummary, Summary
 from vlmo.data.quarantine import to_lines
 from vlmo.data.rows import SUMMARY_FILE
 from vlmo.data.validation import RowValidator, Verdict, image_columns, quarantine_lines, without_empty
-from vlmo.folder import write_folder
+from vlmo.folder import LOCK_FILE, lock_folder, write_folder
 from vlmo.progress import Progress
 
 _compute: Any = pyarrow.compute  # its functions are made when it is imported
@@ -40,7 +39,6 @@ _compute: Any = pyarrow.compute  # its functions are made when it is imported
 QUARANTINE_FILE = "quarantine.jsonl"
 LAYOUT = 1
 
-_LOCK_FILE = ".lock"
 _SPLIT_ORDER = ("train", "validation", "test")
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 1 << 26
@@ -115,23 +113,14 @@ def _open_prepared(out: Path, *, name: str, root: Path) -> Summary | None:
 def _locked(unfinished: Path, *, out: Path) -> Iterator[None]:
     """Keep other runs away from `unfinished` while this one works in it; once `out` is there, it is removed.
 
-    The system lets go of the lock when a process ends, whatever ends it.
-
     Raises:
         ValueError: Another run has it.
     """
-    unfinished.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(unfinished / _LOCK_FILE, timeout=0).acquire()
-    except Timeout as error:
-        raise ValueError(
-            f"another run is preparing {out}; wait until it has ended, or choose another folder for --out"
-        ) from error
-    with lock:
+    with lock_folder(unfinished, work=f"preparing {out}"):
         try:
             yield
         except BaseException:
-            if [entry.name for entry in unfinished.iterdir()] == [_LOCK_FILE]:
+            if [entry.name for entry in unfinished.iterdir()] == [LOCK_FILE]:
                 shutil.rmtree(unfinished)  # no part to keep
             raise
         shutil.rmtree(unfinished)

@@ -44,7 +44,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Absent:
-    """A record of something that never was there, such as a link that could not be downloaded: only counted."""
+    """A record that is left out, such as a link that could not be downloaded: only counted."""
 
     split: str
     reason: str
