@@ -204,6 +204,13 @@ def test_no_question_alone_tells_its_answer(pools):
     assert all(scene_questions.LABELS[row["answer_labels"][0]] == row["answers"][0] for row in rows)
 
 
+def test_pairs_that_training_does_not_show_are_also_asked_for_where_they_are_not(pools):
+    rows = [scene_questions.question_row("combinations", number, pools["combinations"]) for number in range(3, 1000, 5)]
+    held_out = {f"is there {thing.phrase()}?" for thing in world.shapes(held_out=True)}
+    answers = Counter(row["answers"][0] for row in rows if row["question"] in held_out)
+    assert min(answers["yes"], answers["no"]) > 10
+
+
 def test_a_statement_is_true_of_two_pairs_and_false_of_two_that_share_an_image(pools):
     split = "train"
     for number in (*range(12), 76):  # the last one speaks of a scene of five objects

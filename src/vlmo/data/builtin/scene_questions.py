@@ -111,6 +111,8 @@ def _presence(case: Case) -> Asked | None:
     others = [thing for thing in case.pool.drawings if thing.kind not in kinds]
     if of_shapes:
         others = [thing for thing in shapes(held_out=False) if thing not in known]
+        unseen = [thing for thing in case.pool.first if thing.kind == SHAPE and thing not in known]
+        others = unseen if unseen and case.choices.random() < 0.5 else others  # not only for a yes
         names, colors = {thing.name for thing in found}, {thing.color for thing in found}
         mixed = [thing for thing in others if thing.name in names and thing.color in colors]
         others = mixed if mixed and case.choices.random() < 0.5 else others
