@@ -135,9 +135,9 @@ def test_public_names_are_the_classes_and_others_are_refused() -> None:
     import vlmo
     from vlmo import model, processing, released, retrieval
 
-    rooms = {"VLMoProcessor": processing, "Searcher": retrieval, "model_path": released}
+    packages = {"VLMoProcessor": processing, "Searcher": retrieval, "model_path": released}
     for name in vlmo.__all__:
-        assert getattr(vlmo, name) is getattr(rooms.get(name, model), name)
+        assert getattr(vlmo, name) is getattr(packages.get(name, model), name)
         assert name in dir(vlmo)
     with pytest.raises(AttributeError, match="no attribute 'VLMoModul'"):
         vlmo.VLMoModul  # noqa: B018
