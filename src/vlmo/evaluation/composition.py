@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.sparse import csr_array
-from scipy.sparse.linalg import lsqr
 from torch import Tensor
 
 _FOLDS = 5
@@ -25,6 +23,9 @@ def words_alone(captions: list[str]) -> Float[Tensor, " images"]:
     Args:
         captions: True captions, then the false ones.
     """
+    from scipy.sparse import csr_array  # takes half a second, which `vlmo train NAME --help` has no use for
+    from scipy.sparse.linalg import lsqr
+
     numbers: defaultdict[Hashable, int] = defaultdict(itertools.count().__next__)
     found = []
     for row, caption in enumerate(captions):
