@@ -23,7 +23,7 @@ def words_alone(captions: list[str]) -> Float[Tensor, " images"]:
     Args:
         captions: True captions, then the false ones.
     """
-    from scipy.sparse import csr_array  # takes half a second, which `vlmo train NAME --help` has no use for
+    from scipy.sparse import csr_array  # takes 0.3 s, which `vlmo train NAME --help` has no use for
     from scipy.sparse.linalg import lsqr
 
     numbers: defaultdict[Hashable, int] = defaultdict(itertools.count().__next__)
