@@ -616,18 +616,20 @@ def test_beit3_of_timm_gives_timms_outputs(tmp_path, classes):
         assert [line for line in report.lines() if "fc_norm" in line]
 
 
-@pytest.mark.parametrize("told_by", ["option", "name", "folder"])
+@pytest.mark.parametrize("told_by", ["option", "name", "folder", "folder that norms nothing"])
 @torch.no_grad()
 def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, told_by):
     """The imported model sees an image as the file's own code, which norms it in another way."""
     mean, deviation = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    file = beit_folder(tmp_path / "beit") if told_by == "folder" else tmp_path / "beit.pth"
-    if told_by != "folder":
+    is_folder = told_by.startswith("folder")
+    file = beit_folder(tmp_path / "beit") if is_folder else tmp_path / "beit.pth"
+    if not is_folder:
         torch.save(published_keys(with_random_weights(BeitForMaskedImageModeling(beit_config()))), file)
     import_checkpoint(file, tmp_path / "plain")
-    if told_by == "folder":
+    if is_folder:
         mean, deviation = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-        told = {"do_normalize": True, "image_mean": mean, "image_std": deviation}
+        told = {"do_normalize": told_by == "folder", "image_mean": mean, "image_std": deviation}
+        mean, deviation = (mean, deviation) if told_by == "folder" else ((0.0,) * 3, (1.0,) * 3)
         (file / "preprocessor_config.json").write_text(json.dumps(told))
     elif told_by == "name":
         file = file.rename(tmp_path / "beitv2_base_patch16_224_pt1k.pth")

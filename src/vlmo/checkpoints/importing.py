@@ -272,7 +272,9 @@ def _pixel_norm(path: Path, *, asked: bool) -> tuple[list[float], list[float]]:
     file = path / "preprocessor_config.json"
     if path.is_dir() and file.is_file():
         given = read_json(file)
-        given = given if isinstance(given, dict) and given.get("do_normalize", True) else {}
+        given = given if isinstance(given, dict) else {}
+        if given.get("do_normalize") is False:
+            return [0.0] * 3, [1.0] * 3
         if given.get("image_mean") and given.get("image_std"):
             return given["image_mean"], given["image_std"]
     return _IMAGENET if asked or path.name.startswith("beitv2_") else _OURS
