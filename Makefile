@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 # Each test process keeps to one thread, so this is the number of cores in use.
-JOBS ?= 2
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
