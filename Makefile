@@ -16,7 +16,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Each test process keeps to one thread, so this is the number of cores in use.
+# Each test process keeps to one thread. Many tests wait for processes of their own, so three keep two cores busy.
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
