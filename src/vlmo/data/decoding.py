@@ -24,8 +24,8 @@ MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 1 << 29
 """Largest file, or piece of one, that is read: above `MAX_PIXELS` of 8 bytes."""
 
-# Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
 _COMPOSED = "composed"
+# Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", _COMPOSED)
 COMMON_FORMATS = _FORMATS[:6]
 """Formats for files of strangers: others hold Python's lock while they decode, or are decoded in Python."""

@@ -160,8 +160,8 @@ class Update:
             there = np.isin(np.array([int(id[:16], 16) for id in ids], dtype=np.uint64), seen)  # noqa: A001
             rows = zip(ids, there, shards, places, strict=True)
             gone += [
-                id
-                for id, is_there, shard, place in rows  # noqa: A001
+                image_id
+                for image_id, is_there, shard, place in rows
                 if not (is_there or shard in self._settled or place.startswith(self._unreadable))
             ]
         for start in range(0, len(gone), _DELETED_AT_ONCE):

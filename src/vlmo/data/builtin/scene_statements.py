@@ -72,10 +72,10 @@ def statement_rows(split: str, number: int, pool: Pool) -> list[dict[str, Any]]:
     sentence = choices.one_of(wordings).format(told)
     rows = []
     for so, not_so in choices.some_of(CLAIMS[wordings], 2):
-        shown = [_scene(each, told, things[each], pool, choices) for each in so]
+        shown = [_scene(told, things[each], pool, choices, is_so=each) for each in so]
         changed = 0 if so[0] != not_so[0] else 1
         other = [*shown]
-        other[changed] = _scene(not_so[changed], told, things[not_so[changed]], pool, choices)
+        other[changed] = _scene(told, things[not_so[changed]], pool, choices, is_so=not_so[changed])
         for label, (left, right) in ((1, shown), (0, other)):
             name = f"{group}-{len(rows)}"
             second_image = right.cell(f"{name}-right")
@@ -91,7 +91,7 @@ def _things(scene: Scene, told: Sentence, other: Scene) -> list[Thing]:
     return [each.thing for each, instead in pairs if each.thing != instead.thing or each.thing.name in named]
 
 
-def _scene(is_so: bool, told: Sentence, things: Sequence[Thing], pool: Pool, choices: Choices) -> Scene:  # noqa: FBT001
+def _scene(told: Sentence, things: Sequence[Thing], pool: Pool, choices: Choices, *, is_so: bool) -> Scene:
     """Return a scene with these and other things of which the sentence is true, or clearly false."""
     while True:
         others = [thing for thing in pool.things(choices) if thing.name not in {each.name for each in things}]
