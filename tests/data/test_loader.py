@@ -19,7 +19,7 @@ from PIL import Image
 from vlmo.data import examples as examples_module
 from vlmo.data.examples import RowExamples
 from vlmo.data.loader import LoaderConfig, RowLoader
-from vlmo.data.masking import BlockMaskConfig
+from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, WordMaskConfig
 from vlmo.data.sampler import batch_seed, global_batch
 from vlmo.data.schema import FEATURES
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
@@ -67,7 +67,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def pairs(dataset, tokenizer) -> RowExamples:
     transform = train_transform(TRANSFORM)
-    return RowExamples(dataset, transform=transform, tokenizer=tokenizer, seed=7, mlm_probability=0.15)
+    return RowExamples(dataset, transform=transform, tokenizer=tokenizer, seed=7, words=WordMaskConfig())
 
 
 def take(loader: RowLoader, *, start: int, count: int) -> list[list[dict]]:
@@ -227,7 +227,7 @@ def test_pair_examples_choose_captions_by_epoch(pairs, tokenizer):
 
 def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer):
     transform = train_transform(TRANSFORM)
-    each = RowExamples(dataset, unit="pair", transform=transform, tokenizer=tokenizer, seed=7, mlm_probability=0.15)
+    each = RowExamples(dataset, unit="pair", transform=transform, tokenizer=tokenizer, seed=7, words=WordMaskConfig())
     captions = [caption.strip() for row in dataset["captions"] for caption in row]
     assert len(each) == len(captions) > len(pairs)
     for epoch in range(2):
@@ -251,7 +251,7 @@ def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset,
 @pytest.mark.parametrize("with_images", [True, False])
 def test_masks_of_words_differ_by_epoch(pairs, dataset, tokenizer, with_images):
     texts = dataset.remove_columns("image")
-    examples = pairs if with_images else RowExamples(texts, tokenizer=tokenizer, seed=7, mlm_probability=0.15)
+    examples = pairs if with_images else RowExamples(texts, tokenizer=tokenizer, seed=7, words=WordMaskConfig())
     masks = defaultdict(set)
     for epoch in range(12):
         example = examples[epoch, 5]
@@ -266,9 +266,7 @@ def test_masks_of_patches_differ_by_epoch(dataset):
 
 
 def test_pair_examples_without_masks_keep_captions_and_pictures(pairs, dataset, tokenizer):
-    plain = RowExamples(
-        dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=7, mlm_probability=None
-    )
+    plain = RowExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=7, words=None)
     assert plain[2, 3].keys() == pairs[2, 3].keys() - {"mlm_input_ids", "mlm_labels"}
     assert np.array_equal(plain[2, 3]["input_ids"], pairs[2, 3]["input_ids"])
     assert torch.equal(plain[2, 3]["pixel_values"], pairs[2, 3]["pixel_values"])
@@ -318,7 +316,7 @@ def test_image_examples_hide_equally_many_patches(dataset):
 def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = 12
-    examples = RowExamples(dataset.remove_columns("image"), tokenizer=tokenizer, seed=1, mlm_probability=0.15)
+    examples = RowExamples(dataset.remove_columns("image"), tokenizer=tokenizer, seed=1, words=WordMaskConfig())
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=22, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
     assert batch.keys() == {
@@ -341,3 +339,9 @@ def test_text_examples_reject_rows_without_words(dataset, tokenizer, captions):
     broken = dataset.select(range(3)).remove_columns("captions").add_column("captions", [["a"], captions, ["b"]])
     with pytest.raises(ValueError, match="sample 1 has no text or an empty one"):
         RowExamples(broken, tokenizer=tokenizer, seed=0)
+
+
+def test_words_to_mask_alone_must_be_whole_words(tokenizer):
+    assert MaskingVocabulary.of(tokenizer, only=("a",)).only == {tokenizer.convert_tokens_to_ids("a")}
+    with pytest.raises(ValueError, match="nosuchword"):
+        MaskingVocabulary.of(tokenizer, only=("a", "nosuchword"))

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, whole_word_mask
+from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
 
 VOCAB_SIZE, MASK, CLS, SEP, PAD = 1000, 4, 2, 3, 0
 # Ids 0 to 4 are special, odd ids from 501 on continue a word.
@@ -110,9 +112,27 @@ def test_whole_word_mask_repeats_for_the_same_generator():
     assert not np.array_equal(first[1], other[1])
 
 
+def test_words_named_are_masked_alone_in_their_share_of_texts():
+    """Of texts with ids 7 and 9, both and nothing else in three quarters; texts without them are as ever."""
+    vocabulary = replace(VOCABULARY, only=frozenset({7, 9}))
+    config = WordMaskConfig(probability=0.5, only_share=0.75)
+    text, generator = np.array([CLS, 20, 7, 21, 9, 22, SEP]), np.random.default_rng(0)
+    alone = 0
+    for _ in range(400):
+        _, labels = whole_word_mask(text, vocabulary=vocabulary, config=config, generator=generator)
+        alone += np.flatnonzero(labels != IGNORED).tolist() == [2, 4]
+    assert 0.7 < alone / 400 < 0.9  # in one of ten others the two are chosen by chance
+    plain = np.array([CLS, 20, 21, 22, 23, SEP])
+    with_words, without = (
+        whole_word_mask(plain, vocabulary=each, config=config, generator=np.random.default_rng(1))
+        for each in (vocabulary, VOCABULARY)
+    )
+    assert np.array_equal(with_words, without)
+
+
 def test_whole_word_mask_rejects_impossible_requests():
-    with pytest.raises(ValueError, match=r"probability is 1\.5"):
-        whole_word_mask(np.array([5]), vocabulary=VOCABULARY, probability=1.5, generator=np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"1\.5"):
+        WordMaskConfig(1.5)
     nothing = MaskingVocabulary(special=np.ones(8, bool), continuation=np.zeros(8, bool), mask_token_id=4)
     corrupted, _ = whole_word_mask(np.array([5]), vocabulary=nothing, generator=np.random.default_rng(0))
     assert corrupted == [5]

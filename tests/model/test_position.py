@@ -15,6 +15,7 @@ from vlmo.model.position import (
     relative_position_index,
     resize_absolute_positions,
     resize_bias_table,
+    sincos_positions,
 )
 
 SPLINE_ATOL = 1e-4  # the positions come from a bisection that stops at 1e-6; the table is float32
@@ -186,3 +187,27 @@ def test_what_a_model_without_numbers_asked_for_first_serves_others():
     relative_position_index.cache_clear()
     for found, expected in zip(first, bias(num_text=7, grid=(4, 4)), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_sines_and_cosines_of_a_line_and_a_grid():
+    line = sincos_positions(4, dim=4)
+    fast, slow = 2 * np.arange(4), 2 * np.arange(4) / 2  # frequencies 2 and 2 / sqrt(4)
+    expected = np.stack([np.sin(fast), np.sin(slow), np.cos(fast), np.cos(slow)], axis=1)
+    assert line.numpy() == pytest.approx(expected, abs=1e-6)
+    grid = sincos_positions(3, 2, dim=8).view(3, 2, 8)
+    for row, column in itertools.product(range(3), range(2)):
+        assert torch.equal(grid[row, column, :4], sincos_positions(3, dim=4)[row])
+        assert torch.equal(grid[row, column, 4:], sincos_positions(2, dim=4)[column])
+    with pytest.raises(ValueError, match="multiple of 4"):
+        sincos_positions(3, 3, dim=6)
+
+
+def test_positions_may_start_as_sines_and_cosines_and_are_learnt():
+    config = VLMoConfig.small(position_embedding="absolute", position_init="sincos", initializer_range=0.1)
+    model = VLMoModel(config)
+    images, words = model.image_embeddings, model.text_embeddings
+    assert torch.equal(images.positions[1:], sincos_positions(*config.grid, dim=config.hidden_size))
+    assert not images.positions[0].any()
+    assert float(words.positions.square().mean().sqrt()) == pytest.approx(0.1, rel=1e-4)
+    assert images.positions.requires_grad
+    assert words.positions.requires_grad

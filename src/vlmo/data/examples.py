@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 
 from vlmo.data.compose import is_composed
 from vlmo.data.decoding import EncodedImage, ImageCell
-from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, whole_word_mask
+from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
 from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.distributed import is_main
@@ -81,7 +81,7 @@ class _Examples:
         transform: Makes pixel values; None leaves images out.
         mask: Samples `bool_masked_pos` for masked image modelling; None leaves it out.
         tokenizer: The processor's; None leaves texts out.
-        mlm_probability: Share of the tokens to mask; None leaves the masked copy out.
+        words: Words to mask; None leaves the masked copy out.
     """
 
     def __init__(
@@ -91,12 +91,14 @@ class _Examples:
         transform: ImageTransform | None = None,
         mask: BlockMaskConfig | None = None,
         tokenizer: BertTokenizer | None = None,
-        mlm_probability: float | None = None,
+        words: WordMaskConfig | None = None,
     ) -> None:
         self.seed, self.transform, self.mask, self.tokenizer = seed, transform, mask, tokenizer
         self.pad_token_id: int = 0 if tokenizer is None else tokenizer.pad_token_id
-        self._mlm_probability = mlm_probability
-        self._vocabulary = None if tokenizer is None else MaskingVocabulary.of(tokenizer)
+        self._words = words
+        self._vocabulary = None
+        if tokenizer is not None and words is not None:
+            self._vocabulary = MaskingVocabulary.of(tokenizer, only=words.only)
 
     def collate(self, examples: list[Example]) -> Batch:
         """Return a batch of such examples."""
@@ -105,11 +107,11 @@ class _Examples:
     def _add_masks(self, example: Example, *, epoch: int) -> Example:
         """Add the masked copy of the text, and the mask of the patches, of a visit in `epoch`."""
         index = example["sample_id"]
-        if self._vocabulary is not None and self._mlm_probability is not None:
+        if self._vocabulary is not None and self._words is not None:
             example["mlm_input_ids"], example["mlm_labels"] = whole_word_mask(
                 example["input_ids"],
                 vocabulary=self._vocabulary,
-                probability=self._mlm_probability,
+                config=self._words,
                 generator=sample_generator(self.seed, epoch=epoch, index=index, purpose="words"),
             )
         if self.mask is not None:
@@ -135,7 +137,7 @@ class RowExamples(_Examples):
         labels: Returns the label of a row; None leaves labels out.
         cache_images: Keep each image once it is decoded, at the transform's size where that is fixed; images that
             `vlmo.data.compose` makes are not kept.
-        contents: Contents of an example: `seed`, `transform`, `mask`, `tokenizer` and `mlm_probability`.
+        contents: Contents of an example: `seed`, `transform`, `mask`, `tokenizer` and `words`.
 
     Raises:
         ValueError: A row has no text, or an empty one.

@@ -97,6 +97,22 @@ class BlockMaskConfig:
 
 
 @dataclass(frozen=True)
+class WordMaskConfig:
+    """Which words are masked."""
+
+    probability: float = 0.15
+    """Share of a text's tokens."""
+    only: tuple[str, ...] = ()
+    """Words that are masked alone, all that a text has of them, in a share `only_share` of the texts that have any."""
+    only_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a share is not from 0 to 1."""
+        if not 0 <= self.probability <= 1 or not 0 <= self.only_share <= 1:
+            raise ValueError(f"shares of masked words are {self.probability} and {self.only_share}; give 0 to 1")
+
+
+@dataclass(frozen=True)
 class MaskingVocabulary:
     """The facts about a vocabulary that whole-word masking needs."""
 
@@ -105,14 +121,20 @@ class MaskingVocabulary:
     continuation: Bool[np.ndarray, "vocab"]
     """True for ids that continue a word."""
     mask_token_id: int
+    only: frozenset[int] = frozenset()
+    """Ids of the words of `WordMaskConfig.only`."""
 
     @classmethod
-    def of(cls, tokenizer: BertTokenizer) -> MaskingVocabulary:
-        """Read them from a tokenizer."""
+    def of(cls, tokenizer: BertTokenizer, *, only: tuple[str, ...] = ()) -> MaskingVocabulary:
+        """Read them from a tokenizer; ValueError if a word of `only` is no token of it."""
+        known = tokenizer.get_vocab()
+        if unknown := [word for word in only if word not in known]:
+            raise ValueError(f"data.mask_only has {unknown}, no whole words of the vocabulary; leave them out")
         return cls(
             special=special_flags(tokenizer),
             continuation=continuation_flags(tokenizer),
             mask_token_id=tokenizer.mask_token_id,
+            only=frozenset(known[word] for word in only),
         )
 
 
@@ -120,25 +142,23 @@ def whole_word_mask(
     input_ids: Int64[np.ndarray, "text"],
     *,
     vocabulary: MaskingVocabulary,
-    probability: float = 0.15,
+    config: WordMaskConfig = WordMaskConfig(),
     generator: np.random.Generator,
 ) -> tuple[Int64[np.ndarray, "text"], Int64[np.ndarray, "text"]]:
     """Return corrupted ids, and labels: the true id where one was chosen, else -100 (VLMo, "Masked Language Modeling").
 
-    Words are chosen in random order until `probability` of the tokens (rounded, at least one word) are. A word too long
-    for what is still missing is taken with the probability of the share that fits, so long words of short texts get
-    their turn and the expected number of tokens stays near the target; BERT's code never takes it. A chosen token
-    becomes `[MASK]` (80 %), a random token (10 %) or stays (10 %), each token for itself.
+    Words are chosen in random order until a share `config.probability` of the tokens (rounded, at least one word) is. A
+    word too long for what is still missing is taken with the probability of the share that fits, so long words of short
+    texts get their turn and the expected number of tokens stays near the target; BERT's code never takes it. Or, see
+    `WordMaskConfig`, certain words alone are chosen. A chosen token becomes `[MASK]` (80 %), a random token (10 %) or
+    stays (10 %), each token for itself.
 
     Args:
         input_ids: One text, special tokens included, padded or not.
-
-    Raises:
-        ValueError: `probability` is not in [0, 1].
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability is {probability}: expected a number in [0, 1]")
-    chosen = _choose_words(input_ids, vocabulary=vocabulary, probability=probability, generator=generator)
+    chosen = np.flatnonzero([token in vocabulary.only for token in input_ids.tolist()])
+    if len(chosen) == 0 or generator.random() >= config.only_share:
+        chosen = _choose_words(input_ids, vocabulary=vocabulary, probability=config.probability, generator=generator)
     corrupted, labels = input_ids.copy(), np.full_like(input_ids, IGNORED)
     labels[chosen] = input_ids[chosen]
     fate = generator.random(len(chosen))

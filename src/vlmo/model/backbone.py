@@ -18,7 +18,7 @@ from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import ImageEmbeddings, TextEmbeddings
 from vlmo.model.heads import ContrastHead, MaskedImageHead, Pooler
 from vlmo.model.multiway import MultiwayBlock, QueryKeyValue
-from vlmo.model.position import RelativePositionBias
+from vlmo.model.position import RelativePositionBias, sincos_positions
 from vlmo.model.sequence import LANGUAGE, VISION, Queries, Sequence
 from vlmo.released import find_model, naming_released
 
@@ -118,7 +118,7 @@ class VLMoPreTrainedModel(PreTrainedModel):
             if isinstance(module, ImageEmbeddings):
                 init.trunc_normal_(module.cls_token, std=config.initializer_range)
             if module.positions is not None:
-                init.trunc_normal_(module.positions, std=config.initializer_range)
+                _init_positions(module.positions, config, grid=getattr(module, "grid", None))
         elif isinstance(module, MultiwayBlock) and config.layer_scale_init is not None:
             for gamma in (module.gamma_1, module.gamma_2):
                 init.constant_(cast("Tensor", gamma), config.layer_scale_init)
@@ -151,6 +151,17 @@ class VLMoPreTrainedModel(PreTrainedModel):
                 undecayed.append(module.positions)
         identities = {id(parameter) for parameter in undecayed}
         return {name for name, parameter in self.named_parameters() if id(parameter) in identities}
+
+
+def _init_positions(table: nn.Parameter, config: VLMoConfig, *, grid: tuple[int, int] | None) -> None:
+    dim = config.hidden_size
+    if config.position_init == "normal":
+        init.trunc_normal_(table, std=config.initializer_range)
+    elif grid is not None:
+        init.copy_(table, torch.cat([torch.zeros(1, dim), sincos_positions(*grid, dim=dim)]))
+    else:
+        # As long as word vectors, with which they are normalised.
+        init.copy_(table, 2**0.5 * config.initializer_range * sincos_positions(len(table), dim=dim))
 
 
 class VLMoModel(VLMoPreTrainedModel):

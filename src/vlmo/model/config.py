@@ -14,6 +14,7 @@ FusionStart = Literal["language", "vision", "random"]
 """Start of `vision_language` experts that a start folder lacks."""
 _CHOICES = {
     "position_embedding": ("relative", "absolute"),
+    "position_init": ("normal", "sincos"),
     "experts": ("multiway", "shared"),
     "attention": ("shared", "separate"),
     "token_order": ("text_first", "image_first"),
@@ -52,6 +53,8 @@ class VLMoConfig(PreTrainedConfig):
         num_fusion_layers: Number of top blocks that own a `vision_language` expert; 0 leaves the expert out.
         max_text_positions: Longest text that the position tables can hold, in tokens.
         position_embedding: `"relative"` (a bias table, base and large) or `"absolute"` (base_plus).
+        position_init: First values of absolute positions, which are learnt: `"normal"` (published) or `"sincos"`, which
+            tells a short run at once what lies left, right, above and below.
         layer_scale_init: First value of LayerScale; None leaves LayerScale out (base_plus).
         hidden_dropout_prob: Dropout on embeddings. The published code ties it to `drop_path_rate`; here it is apart.
         experts: `"multiway"` or `"shared"` (a standard Transformer: one FFN for all tokens).
@@ -87,6 +90,7 @@ class VLMoConfig(PreTrainedConfig):
     vocab_size: int = 30522
     max_text_positions: int = 196
     position_embedding: str = "relative"
+    position_init: str = "normal"
     layer_scale_init: float | None = 0.1
     drop_path_rate: float = 0.0
     hidden_dropout_prob: float = 0.0

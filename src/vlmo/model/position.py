@@ -141,6 +141,29 @@ def _geometric_positions(source: int, target: int) -> np.ndarray:
     return np.concatenate([-right[::-1], [0.0], right])
 
 
+def sincos_positions(*lengths: int, dim: int) -> Float[Tensor, "positions dim"]:
+    """Return sines and cosines of positions along one axis, or of the places of a grid row by row, from -1 to 1.
+
+    Each axis has `dim / len(lengths)` columns, of angular frequencies from 2 down to 2 / length: the fastest tell
+    neighbours apart, the slowest rise or fall along the whole axis.
+
+    Raises:
+        ValueError: `dim` is not a multiple of twice the number of axes.
+    """
+    if dim % (2 * len(lengths)):
+        raise ValueError(
+            f"dim is {dim}; sines and cosines of {len(lengths)} axes need a multiple of {2 * len(lengths)}"
+        )
+    half = dim // (2 * len(lengths))
+    table = torch.zeros(1, 0)
+    for length in lengths:
+        steps = torch.arange(half, dtype=torch.float64) / half
+        angles = 2 * torch.arange(length, dtype=torch.float64)[:, None] * float(length) ** -steps
+        axis = torch.cat([angles.sin(), angles.cos()], dim=1).float()
+        table = torch.cat([table.repeat_interleave(length, 0), axis.repeat(len(table), 1)], dim=1)
+    return table
+
+
 def resize_absolute_positions(
     table: Float[Tensor, "positions dim"], *, source: tuple[int, int], target: tuple[int, int]
 ) -> Float[Tensor, "new_positions dim"]:

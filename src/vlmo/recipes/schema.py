@@ -75,6 +75,11 @@ class DataConfig:
     """Augmentation; its image_size follows the model's."""
     mlm_probability: float = 0.15
     """Share of text tokens that are masked, as whole words."""
+    mask_only: tuple[str, ...] = ()
+    """Words that are masked alone, all of a caption at once, in a share `mask_only_share` of the captions that have
+    any: those that no other word tells, such as "left" and "right", are learnt sooner beside words that are seen."""
+    mask_only_share: float = 0.4
+    """See `mask_only`."""
     max_bad_share: float = 0.01
     """Share of unreadable samples above which the run does not start; of streams, above which it ends."""
     cache_images: bool = False
@@ -92,11 +97,9 @@ class DataConfig:
             raise ValueError("data.source is empty, and data.streams.patterns too; name the data to read")
         if self.weights and self.unit != "pair":
             raise ValueError(f"data.weights is {self.weights}, which weighs pairs; set data.unit to pair")
-        if not 0 < self.mlm_probability <= 1 or not 0 <= self.max_bad_share <= 1:
-            raise ValueError(
-                f"mlm_probability is {self.mlm_probability} and max_bad_share {self.max_bad_share}; give shares, "
-                "from 0 to 1 (the former above 0)"
-            )
+        shares = {name: vars(self)[name] for name in ("mlm_probability", "max_bad_share", "mask_only_share")}
+        if not self.mlm_probability or not all(0 <= share <= 1 for share in shares.values()):
+            raise ValueError(f"{shares}: expected shares, from 0 to 1 (mlm_probability above 0)")
 
 
 @dataclass(frozen=True)

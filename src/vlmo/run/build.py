@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from vlmo.data.loader import RowLoader
+from vlmo.data.masking import WordMaskConfig
 from vlmo.data.rows import arrow_table, column
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
@@ -83,7 +84,11 @@ def build(
         transform=dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size),
         unit=recipe.data.unit,
         cache_images=recipe.data.cache_images,
-        mlm_probability=recipe.data.mlm_probability,
+        words=WordMaskConfig(
+            probability=recipe.data.mlm_probability,
+            only=recipe.data.mask_only,
+            only_share=recipe.data.mask_only_share,
+        ),
         evaluate_on=recipe.evaluate_on,
         evaluate_split=recipe.evaluate_split,
     )

@@ -23,6 +23,7 @@ import vlmo.model
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.data.decoding import decode_image
 from vlmo.data.examples import Examples, RowExamples, StreamExamples, Unit
+from vlmo.data.masking import WordMaskConfig
 from vlmo.distributed import is_main
 from vlmo.folder import Usage
 from vlmo.model.config import FusionStart
@@ -56,7 +57,7 @@ class RunContext:
         transform: Image augmentation, at the model's size.
         unit: Example of an epoch, an image or a pair.
         cache_images: Keep decoded images in memory.
-        mlm_probability: Share of text tokens that are masked.
+        words: Which words are masked.
         evaluate_on: Name or path of the rows that the model is measured on.
         evaluate_split: Part of `evaluate_on`.
     """
@@ -71,7 +72,7 @@ class RunContext:
     transform: TransformConfig = TransformConfig()
     unit: Unit = "image"
     cache_images: bool = False
-    mlm_probability: float = 0.15
+    words: WordMaskConfig = WordMaskConfig()
     evaluate_on: str | None = None
     evaluate_split: str = "test"
 
@@ -189,7 +190,7 @@ class Task(ABC):
         if self.needs_caption:
             contents["tokenizer"] = run.text_processor.tokenizer
         if self.masks_words:
-            contents["mlm_probability"] = run.mlm_probability
+            contents["words"] = run.words
         return contents
 
     def examples(self, run: RunContext) -> Examples:

@@ -15,7 +15,7 @@ from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
 from vlmo.data.examples import StreamExamples
 from vlmo.data.loader import LoaderConfig
-from vlmo.data.masking import BlockMaskConfig
+from vlmo.data.masking import BlockMaskConfig, WordMaskConfig
 from vlmo.data.stream import loader
 from vlmo.data.stream.lanes import Source, open_sources
 from vlmo.data.stream.loader import StreamConfig, StreamLoader
@@ -51,7 +51,7 @@ def source(folder) -> Source:
 def pairs(**settings) -> StreamExamples:
     tokenizer = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
     transform = train_transform(TransformConfig(image_size=32))
-    return StreamExamples(seed=5, transform=transform, tokenizer=tokenizer, mlm_probability=0.15, **settings)
+    return StreamExamples(seed=5, transform=transform, tokenizer=tokenizer, words=WordMaskConfig(), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,9 @@ def test_pictures_alone_and_texts_alone(source, tmp_path):
     ((batch,),) = take(make(source, StreamExamples(seed=5, transform=transform, mask=mask), tmp_path), 1)
     assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
     tokenizer = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
-    ((batch,),) = take(make(source, StreamExamples(seed=5, tokenizer=tokenizer, mlm_probability=0.5), tmp_path), 1)
+    ((batch,),) = take(
+        make(source, StreamExamples(seed=5, tokenizer=tokenizer, words=WordMaskConfig(0.5)), tmp_path), 1
+    )
     assert batch.keys() == {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels", "sample_ids", "step_seed"}
     assert "picture of thing" in tokenizer.decode(batch["input_ids"][0])
 

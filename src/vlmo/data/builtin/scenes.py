@@ -26,6 +26,7 @@ from vlmo.data.builtin.world import (
     by_another_artist,
     drawings,
     icon_things,
+    place,
     shapes,
 )
 from vlmo.data.schema import FEATURES, Built, make_row
@@ -42,6 +43,8 @@ NUM_BINDING = 250
 """Pairs of rows of each kind in each split of `scenes-binding`."""
 BINDING_FEATURES = Features({**FEATURES, "false_caption": Value("string"), "kind": Value("string")})
 
+_ALONE = 0.2
+"""Share of training scenes of one object, from which its place is learnt first."""
 _MOST_TOLD = 3
 _WORDS = {
     "left of": ("left of", "to the left of"),
@@ -97,6 +100,8 @@ def make_pools(held_out: Collection[str]) -> dict[str, Pool]:
 def make_scene(split: str, number: int, pool: Pool) -> tuple[Scene, Choices]:
     """Return scene `number` of a split, and what its captions are chosen with."""
     choices = Choices(f"{SOURCE}/{split}/{number}")
+    if split == "train" and choices.random() < _ALONE:
+        return place(pool.things(choices)[:1], choices), choices
     return pool.scene(choices), choices
 
 
@@ -115,13 +120,15 @@ def pair_row(split: str, number: int, pool: Pool) -> dict[str, Any]:
 
 
 def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
-    """Return true sentences about up to three things of a scene, without and with sizes and relations."""
+    """Return true sentences about up to three things of a scene: names, sizes, places, relations."""
     return [
-        _list(scene, choices, sized=False),
+        _list(scene, choices),
         _related(scene, choices, sized=False),
         _chain(scene, choices),
         _list(scene, choices, sized=True),
         _related(scene, choices, sized=True),
+        _list(scene, choices, placed=True),
+        _list(scene, choices, sized=True, placed=True),
     ]
 
 
@@ -145,19 +152,20 @@ def long_sentence(scene: Scene, choices: Choices) -> Sentence:
     )
 
 
-def _phrase(group: Sequence[Placed], *, sized: bool) -> Phrase:
-    thing, one = group[0].thing, len(group) == 1
-    return Phrase(thing.name, thing.color, group[0].size if sized and one else None, len(group))
+def _phrase(group: Sequence[Placed], *, sized: bool, placed: bool = False) -> Phrase:
+    first, one = group[0], len(group) == 1
+    size, where = first.size if sized and one else None, first.where if placed and one else None
+    return Phrase(first.thing.name, first.thing.color, size, len(group), where)
 
 
 def _relation(group: Sequence[Placed], other: Sequence[Placed]) -> str | None:
     return group[0].relation_to(other[0]) if len(group) == len(other) == 1 else None
 
 
-def _list(scene: Scene, choices: Choices, *, sized: bool) -> Sentence:
+def _list(scene: Scene, choices: Choices, *, sized: bool = False, placed: bool = False) -> Sentence:
     groups = scene.groups()
-    chosen = choices.some_of(groups, min(_MOST_TOLD, len(groups)))
-    return Sentence(tuple(_phrase(group, sized=sized) for group in chosen))
+    chosen = choices.some_of(groups, min(2 if placed else _MOST_TOLD, len(groups)))
+    return Sentence(tuple(_phrase(group, sized=sized, placed=placed) for group in chosen))
 
 
 def _related(scene: Scene, choices: Choices, *, sized: bool) -> Sentence:
@@ -178,7 +186,7 @@ def _chain(scene: Scene, choices: Choices) -> Sentence:
     chosen = choices.some_of(groups, min(_MOST_TOLD, len(groups)))
     relations = [_relation(chosen[0], other) for other in chosen[1:]]
     if len(relations) < 2 or None in relations:
-        return _list(scene, choices, sized=False)
+        return _list(scene, choices)
     first, second = (choices.one_of(_WORDS[relation or ""]) for relation in relations)
     told = tuple((0, relation or "", number) for number, relation in enumerate(relations, start=1))
     return Sentence(

@@ -109,13 +109,15 @@ class Phrase(NamedTuple):
     color: str | None = None
     size: str | None = None
     count: int = 1
+    where: str | None = None
 
     def __str__(self) -> str:
-        """Return "a red star", "three small dogs"."""
+        """Return "a red star", "three small dogs", "a cat at the top left"."""
         words = self.words()
         if self.count > 1:
             return f"{_COUNTS[self.count]} {plural(words)}"
-        return f"{'an' if words[0] in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
+        article = "an" if words[0] in "aeiou" and not words.startswith("uni") else "a"
+        return f"{article} {words} {self.where}" if self.where else f"{article} {words}"
 
     def words(self) -> str:
         """Return "red star"."""
@@ -123,8 +125,8 @@ class Phrase(NamedTuple):
 
     def fits(self, placed: Placed) -> bool:
         """Return True for an object that these words are true of."""
-        thing = placed.thing
-        return thing.name == self.name and self.color in {None, thing.color} and self.size in {None, placed.size}
+        told = (self.color, placed.thing.color), (self.size, placed.size), (self.where, placed.where)
+        return placed.thing.name == self.name and all(word in {None, actual} for word, actual in told)
 
 
 class Thing(NamedTuple):
@@ -162,6 +164,16 @@ class Placed(NamedTuple):
     def size(self) -> str:
         """The word for the size."""
         return "small" if self.side <= SIZES["small"][1] else "large"
+
+    @property
+    def where(self) -> str:
+        """The words for its place in the scene."""
+        x, y = (2 * edge + self.side - UNITS for edge in (self.left, self.top))
+        row = "" if abs(y) < _APART else "top" if y < 0 else "bottom"
+        column = "" if abs(x) < _APART else "left" if x < 0 else "right"
+        if row:
+            return f"at the {row} {column}".strip()
+        return f"on the {column}" if column else "in the middle"
 
     def _offset(self, other: Placed) -> tuple[int, int]:
         """Return how far the centre lies to the right of and below another one, in half units."""
