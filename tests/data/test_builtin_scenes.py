@@ -26,7 +26,7 @@ def placed(thing: Thing, left: int, top: int, side: int = 24) -> Placed:
 
 @pytest.fixture(scope="module")
 def pools() -> dict[str, world.Pool]:
-    return scenes.make_pools(HELD_OUT)
+    return scenes.make_pools(world.drawings(), HELD_OUT)
 
 
 def test_relations_are_told_where_people_would_tell_them():
@@ -314,3 +314,16 @@ def test_icons_of_a_prepared_folder_join_the_drawings(tmp_path):
 def test_icons_that_are_not_there_are_told_before_anything_is_built(tmp_path):
     with pytest.raises(ValueError, match="none is no prepared set"):
         builtin.load(f"scenes:{tmp_path}/none", split="train", cache_dir=tmp_path)
+
+
+def test_sets_of_shapes_show_no_drawing(monkeypatch):
+    monkeypatch.setattr(scenes, "NUM_SCENES", dict.fromkeys(scenes.NUM_SCENES, 5))
+    monkeypatch.setattr(scenes, "NUM_BINDING", 3)
+    for name, (_, splits) in scenes.build({}, only_shapes=True).items():
+        assert builtin.is_built_in(name.replace("scenes", "shapes"))
+        assert "artist" not in splits
+        assert {row["licence"] for rows in splits.values() for row in rows} == {"CC0-1.0"}
+    for split, pool in scenes.pools_of({}, icons=None, only_shapes=True).items():
+        scene, _ = scenes.make_scene(split, 1, pool)
+        assert {each.thing.kind for each in scene.objects} == {world.SHAPE}
+    assert builtin.labels("shapes-questions") == builtin.labels("scenes-questions")

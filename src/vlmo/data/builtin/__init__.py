@@ -8,6 +8,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from datasets import Dataset
 from filelock import FileLock
@@ -34,8 +35,22 @@ _MODULES = {
 A module whose sets hold rows of another set names it as `SOURCE_SET`; its `build` takes that set's rows by split.
 """
 
+_MODULES |= {
+    name.replace("scenes", "shapes"): module
+    for name, module in _MODULES.items()
+    if name.startswith("scenes") and module != "scene_pixels"
+}
+"""Scenes of shapes alone are built by the same modules."""
+
 NAMES = tuple(_MODULES)
-_WITH_LABELS = ("easy-vqa", "easy-vqa-balanced", "easy-vqa-hidden", "scenes-questions", "scenes-masks")
+_WITH_LABELS = (
+    "easy-vqa",
+    "easy-vqa-balanced",
+    "easy-vqa-hidden",
+    "scenes-questions",
+    "scenes-masks",
+    "shapes-questions",
+)
 
 
 def is_built_in(name: str) -> bool:
@@ -55,7 +70,10 @@ def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
     """
     root = cache_dir or cache_folder()
     name, _, icons = name.partition(":")
-    folder = _built(_MODULES[name], root=root, icons=Path(icons).expanduser().absolute() if icons else None) / name
+    options: dict[str, Any] = {"icons": Path(icons).expanduser().absolute()} if icons else {}
+    if name.startswith("shapes"):
+        options["only_shapes"] = True
+    folder = _built(_MODULES[name], root=root, options=options) / name.replace("shapes", "scenes")
     splits = sorted(entry.name for entry in folder.iterdir())
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
@@ -83,7 +101,7 @@ def packages(name: str) -> dict[str, str]:
     return {package: version(package) for package in _builder(_MODULES[name.partition(":")[0]]).PACKAGES}
 
 
-def _built(module_name: str, *, root: Path, icons: Path | None) -> Path:
+def _built(module_name: str, *, root: Path, options: dict[str, Any]) -> Path:
     """Return the folder with every set of one module, which is written atomically."""
     module = _builder(module_name)
     # Any builder's code, the code that builders share, the versions of the packages read and of Python.
@@ -96,21 +114,22 @@ def _built(module_name: str, *, root: Path, icons: Path | None) -> Path:
         digest.update(file.read_bytes())
     for package in module.PACKAGES:
         digest.update(f"{package}=={version(package)}".encode())
-    if icons is not None:
+    digest.update(repr(options).encode() if options else b"")
+    if icons := options.get("icons"):
         if not (icons / "train" / "state.json").is_file():
             raise ValueError(f"{icons} is no prepared set; vlmo data prepare icons writes one")
-        digest.update(f"{icons}".encode() + (icons / "train" / "state.json").read_bytes())
+        digest.update((icons / "train" / "state.json").read_bytes())
     folder = root / "builtin" / f"{module_name}-{digest.hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{module_name}.lock"):  # others wait instead of building the same
         if not folder.is_dir():
-            _build(module, folder, root=root, icons=icons)
+            _build(module, folder, root=root, options=options)
     return folder
 
 
-def _build(module: ModuleType, folder: Path, *, root: Path, icons: Path | None) -> None:
+def _build(module: ModuleType, folder: Path, *, root: Path, options: dict[str, Any]) -> None:
     source = getattr(module, "SOURCE_SET", None)
     given = (
         ()
@@ -119,7 +138,7 @@ def _build(module: ModuleType, folder: Path, *, root: Path, icons: Path | None) 
     )
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        for name, (features, splits) in module.build(*given, **({"icons": icons} if icons else {})).items():
+        for name, (features, splits) in module.build(*given, **options).items():
             for split, rows in splits.items():
                 Dataset.from_list(rows, features=features).save_to_disk(str(aside / name / split))
         aside.rename(folder)

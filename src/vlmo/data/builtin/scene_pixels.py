@@ -19,7 +19,7 @@ _SIDES = (40, 88)
 
 def build(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None) -> dict[str, Built]:
     """`scenes-masks`, and `scenes-kinds` with one drawing an image; arguments as in `scenes.build`."""
-    pools = scenes.pools_of(drawn, icons=icons)
+    pools = scenes.pools_of(drawn, icons=icons, only_shapes=False)
 
     def rows(row: Any) -> dict[str, list[dict[str, Any]]]:
         return {

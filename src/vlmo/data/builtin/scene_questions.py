@@ -31,12 +31,15 @@ class Case(NamedTuple):
     turn: int
 
 
-def build(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None) -> dict[str, Built]:
+def build(
+    drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None, only_shapes: bool = False
+) -> dict[str, Built]:
     """`scenes-questions`: a row a question, each about a scene of its own; arguments as in `scenes.build`."""
-    pools = scenes.pools_of(drawn, icons=icons)
+    pools = scenes.pools_of(drawn, icons=icons, only_shapes=only_shapes)
     rows = {
         split: [question_row(split, number, pools[split]) for number in range(total)]
         for split, total in NUM_QUESTIONS.items()
+        if split in pools
     }
     return {SOURCE: (QUESTION_FEATURES, rows)}
 

@@ -52,12 +52,15 @@ CLAIMS: dict[tuple[str, ...], tuple[tuple[Pair, Pair], ...]] = {
 """Wordings of a claim, and pairs of which it is true, each with one of which it is false."""
 
 
-def build(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None) -> dict[str, Built]:
+def build(
+    drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None, only_shapes: bool = False
+) -> dict[str, Built]:
     """`scenes-statements`; arguments as in `scenes.build`."""
-    pools = pools_of(drawn, icons=icons)
+    pools = pools_of(drawn, icons=icons, only_shapes=only_shapes)
     rows = {
         split: [row for number in range(total) for row in statement_rows(split, number, pools[split])]
         for split, total in NUM_GROUPS.items()
+        if split in pools
     }
     return {SOURCE: (REASONING_FEATURES, rows)}
 

@@ -57,14 +57,17 @@ Edited = tuple[Scene, Sentence, Scene, Sentence]
 """A scene and its caption, and the least change of both: each caption is false of the other scene."""
 
 
-def build(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None) -> dict[str, Built]:
+def build(
+    drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None, only_shapes: bool = False
+) -> dict[str, Built]:
     """`scenes` (images with captions) and `scenes-binding` (a true and a false caption each).
 
     Args:
         drawn: Rows of `SOURCE_SET`; the drawings of its test are those of the artist that no set trains on.
         icons: Folder of `vlmo data prepare icons`; scenes then show icons of it, those of its test with the artist.
+        only_shapes: Show no drawings; there is no artist then.
     """
-    pools = pools_of(drawn, icons=icons)
+    pools = pools_of(drawn, icons=icons, only_shapes=only_shapes)
     pairs = {split: [pair_row(split, number, pools[split]) for number in range(NUM_SCENES[split])] for split in pools}
     binding = {
         split: [
@@ -74,27 +77,31 @@ def build(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None = None) 
             for row in binding_rows(split, number, pools[split], kind=kind)
         ]
         for split in BINDING_SPLITS
+        if split in pools
     }
     return {"scenes": (FEATURES, pairs), "scenes-binding": (BINDING_FEATURES, binding)}
 
 
-def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None) -> dict[str, Pool]:
-    """Return `make_pools` with the rows of `SOURCE_SET`, and with icons."""
-    pools = make_pools({row["image_id"].partition("/")[2] for row in drawn["test"]})
+def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only_shapes: bool) -> dict[str, Pool]:
+    """Return what the scenes of each split are made of; arguments as in `build`."""
+    if only_shapes:
+        return make_pools(())
+    pools = make_pools(drawings(), {row["image_id"].partition("/")[2] for row in drawn["test"]})
     if icons is None:
         return pools
     train, test = (icon_things(icons / split) for split in ("train", "test"))
     return {split: replace(pool, icons=test if split == "artist" else train) for split, pool in pools.items()}
 
 
-def make_pools(held_out: Collection[str]) -> dict[str, Pool]:
-    """Return what the scenes of each split are made of."""
-    usual, other = Pool(drawings()), by_another_artist(held_out)
-    return dict.fromkeys(("train", "validation", "test"), usual) | {
-        "artist": Pool(other, first=other),
-        "combinations": Pool(drawings(), first=shapes(held_out=True)),
-        "longer": Pool(drawings(), fewest=4),
+def make_pools(usual: tuple[Thing, ...], held_out: Collection[str] = ()) -> dict[str, Pool]:
+    """Return pools of these drawings and all shapes; "artist" has another artist's drawings of the `held_out` codes."""
+    pools = dict.fromkeys(("train", "validation", "test"), Pool(usual)) | {
+        "combinations": Pool(usual, first=shapes(held_out=True)),
+        "longer": Pool(usual, fewest=4),
     }
+    if other := by_another_artist(held_out):
+        pools["artist"] = Pool(other, first=other)
+    return pools
 
 
 def make_scene(split: str, number: int, pool: Pool) -> tuple[Scene, Choices]:

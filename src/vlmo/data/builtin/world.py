@@ -347,7 +347,7 @@ class Pool:
     """Things that scenes are made of.
 
     Attributes:
-        drawings: Drawings.
+        drawings: Drawings; none, and scenes show shapes alone.
         icons: More drawings, which half of them are taken from.
         first: Things of which each scene shows one; none, and any will do.
         fewest: Least number of different things.
@@ -381,7 +381,7 @@ class Pool:
             like = choices.one_of(known)
             alike = [each for each in shapes(held_out=False) if (each.name == like.name) != (each.color == like.color)]
             return choices.one_of(alike)
-        if share < 0.65:
+        if share < 0.65 or not self.drawings:
             return choices.one_of(shapes(held_out=False))
         return choices.one_of(self.icons if self.icons and choices.random() < 0.5 else self.drawings)
 
