@@ -195,12 +195,24 @@ def test_model_without_matching_head_is_refused(make, processor):
 # -------------------------------------------------------------------------------- what both share
 
 
-@pytest.mark.parametrize("task", ["visual-question-answering", "image-text-matching"])
-def test_folder_of_another_model_is_refused(task, make, processor):
-    """Its head would be random, and give answers all the same."""
-    folder, model = make(VLMoForMaskedLM)
+HEADS = ("visual-question-answering", "image-text-matching", "image-classification", "image-segmentation")
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_head_that_was_never_trained_does_not_answer(task, make):
+    folder, _ = make(VLMoForMaskedLM)
     with pytest.raises(LookupError, match=r"lacks \d+ tensors of VLMoFor"):
         pipeline(task, model=folder, device="cpu")
+
+
+def test_small_model_fills_no_masks() -> None:
+    with pytest.raises(LookupError, match=r"vlmo-small lacks \d+ tensors of VLMoForMaskedLM \(mlm_head"):
+        pipeline("fill-mask", model="vlmo-small", device="cpu")
+
+
+@pytest.mark.parametrize("task", HEADS[:2])
+def test_model_of_another_class_is_refused(task, make, processor):
+    _, model = make(VLMoForMaskedLM)
     with pytest.raises(ValueError, match="got a VLMoForMaskedLM: expected VLMoFor"):
         pipeline(task, model=model, processor=processor, device="cpu")
 

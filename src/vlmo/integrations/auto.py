@@ -1,8 +1,13 @@
 """Registration of the models with transformers' Auto classes."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 from transformers.models.auto import configuration_auto, modeling_auto
 
 from vlmo import model
+from vlmo.released import taking_names
 
 AUTO_CLASSES = {
     "AutoModel": model.VLMoModel,
@@ -16,12 +21,37 @@ AUTO_CLASSES = {
 }
 
 
+def _complete(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `from_pretrained` that loads no incomplete model for a pipeline: a head with initial weights answers too.
+
+    Raises:
+        LookupError: Tensors are missing. (transformers would bury a ValueError under its own attempts to load.)
+    """
+
+    @functools.wraps(load)
+    def loaded(cls: Any, name: Any, *args: Any, **options: Any) -> Any:
+        if "_from_pipeline" not in options:
+            return load(cls, name, *args, **options)
+        found, report = load(cls, name, *args, **options, output_loading_info=True)
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+        if missing and isinstance(found, model.VLMoPreTrainedModel):
+            raise LookupError(
+                f"{name} lacks {len(missing)} tensors of {type(found).__name__} ({missing[0]}, ...): it holds a model "
+                "for another purpose. Train one for this task from it first."
+            )
+        return found
+
+    return loaded
+
+
 def register() -> None:
-    """Register configuration and models, so that `AutoModel.from_pretrained` takes a model folder."""
+    """Register configuration and models, so that `AutoModel.from_pretrained` takes a model folder or a name."""
     config = model.VLMoConfig
     configuration_auto.AutoConfig.register(config.model_type, config, exist_ok=True)
     for name, own in AUTO_CLASSES.items():
-        getattr(modeling_auto, name).register(config, own, exist_ok=True)
+        auto: Any = getattr(modeling_auto, name)
+        auto.register(config, own, exist_ok=True)
+        auto.from_pretrained = classmethod(taking_names(_complete(auto.from_pretrained.__func__)))
     # The segmentation pipeline reads a copy of this table, which lacks registered classes, and logs an error for ours
     # although they work.
     names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES

@@ -32,37 +32,10 @@ from vlmo.model import (
     VLMoPreTrainedModel,
 )
 from vlmo.processing import VLMoProcessor
+from vlmo.released import taking_names
 
 QUESTION_TASK = "visual-question-answering"
 MATCHING_TASK = "image-text-matching"
-
-
-class _Complete:
-    """Refuses a folder that lacks tensors of the model: a randomly initialised head gives answers all the same."""
-
-    @classmethod
-    def from_pretrained(cls, folder: str, *args: Any, **options: Any) -> PreTrainedModel:
-        """Load the model of a folder, all of its tensors.
-
-        Raises:
-            LookupError: Tensors are missing. (transformers would bury a ValueError under its own attempts to load.)
-        """
-        loader: Any = super()
-        model, report = loader.from_pretrained(folder, *args, output_loading_info=True, **options)
-        if missing := sorted(report["missing_keys"]):
-            raise LookupError(
-                f"{folder} lacks {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...): it holds a "
-                "model for another purpose. Train one for this task from it first."
-            )
-        return model
-
-
-class _QuestionModel(_Complete, AutoModelForVisualQuestionAnswering):
-    """Loader of models for questions."""
-
-
-class _MatchingModel(_Complete, AutoModelForZeroShotImageClassification):
-    """Loader of models for matching."""
 
 
 class _PairPipeline(Pipeline):
@@ -232,11 +205,12 @@ def register() -> None:
     # Not by `register_pipeline`: it makes `Pipeline.save_pretrained` copy this file into the folder, which then asks
     # for `trust_remote_code`.
     for task, pipeline_class, loader in (
-        (QUESTION_TASK, VisualQuestionAnsweringPipeline, _QuestionModel),
-        (MATCHING_TASK, ImageTextMatchingPipeline, _MatchingModel),
+        (QUESTION_TASK, VisualQuestionAnsweringPipeline, AutoModelForVisualQuestionAnswering),
+        (MATCHING_TASK, ImageTextMatchingPipeline, AutoModelForZeroShotImageClassification),
     ):
         entry = {"impl": pipeline_class, "pt": (loader,), "type": "multimodal"}
         pipelines.PIPELINE_REGISTRY.supported_tasks[task] = entry
+    vars(pipelines)["pipeline"] = taking_names(pipelines.pipeline)
 
 
 def open_image(image: Image.Image | str | Path, *, timeout: float | None = None) -> Image.Image:

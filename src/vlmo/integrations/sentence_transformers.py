@@ -1,28 +1,29 @@
 """Adapter of a model folder for sentence-transformers: dual encoder, and fusion encoder as a cross-encoder.
 
-`SentenceTransformer.save` writes a model folder that names the classes below in `modules.json`. sentence-transformers
-(6 and later) imports classes of others only with `trust_remote_code=True`; the two `load_` functions here import
-nothing that a folder names, and need no such trust.
+After `import vlmo`, `SentenceTransformer(FOLDER)` and `CrossEncoder(FOLDER)` load a model folder by the classes below;
+sentence-transformers would take the mean of the last states instead. `SentenceTransformer.save` writes a model folder
+that names these classes in `modules.json`; they need no `trust_remote_code=True`.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from vlmo.checkpoints.loading import check_model_folder, load_complete, one_line_errors
-from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.wordpiece import PAD_MULTIPLE
+from vlmo.released import taking_names
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -96,7 +97,9 @@ class _FolderModule(InputModule, ABC):
                 f"{processor_kwargs} and {config_kwargs}. Change the folder's files instead."
             )
         # Other arguments, such as `trust_remote_code`, have no effect: no code is loaded here.
-        hub = {ours: kwargs[theirs] for theirs, ours in _HUB.items() if kwargs.get(theirs) is not None}
+        hub = _hub(kwargs)
+        if Path(model_name_or_path).is_dir():
+            check_model_folder(model_name_or_path, VLMoForImageTextRetrieval)
         model = load_complete(model_name_or_path, VLMoForImageTextRetrieval, **hub, **dict(model_kwargs or {})).eval()
         with one_line_errors(model_name_or_path):
             return cls(model, VLMoProcessor.from_pretrained(model_name_or_path, **hub))
@@ -210,15 +213,9 @@ def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> S
     """Load the dual encoder of a model folder, or of one that `SentenceTransformer.save` wrote.
 
     Raises:
-        ValueError: The folder holds no model that retrieves, or modules besides `VLMoEmbedder`.
+        ValueError: The folder holds no model that retrieves.
     """
-    folder, settings = _saved_settings(folder, VLMoEmbedder)
-    names = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
-    return SentenceTransformer(
-        modules=[VLMoEmbedder.load(str(folder))],
-        device=None if device is None else str(device),
-        **{name: settings[name] for name in names if name in settings},
-    )
+    return cast("SentenceTransformer", _load(SentenceTransformer, folder, device))
 
 
 def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEncoder:
@@ -228,37 +225,42 @@ def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEnc
     `predict(..., activation_fn=torch.nn.Sigmoid())` gives the probability.
 
     Raises:
-        ValueError: The folder holds no model that scores pairs, or modules besides `VLMoPairScorer`.
+        ValueError: The folder holds no model that scores pairs.
     """
-    folder, settings = _saved_settings(folder, VLMoPairScorer)
-    activations = {f"{known.__module__}.{known.__name__}": known for known in (nn.Identity, nn.Sigmoid)}
-    activation = settings.get("activation_fn", "torch.nn.modules.linear.Identity")
-    if activation not in activations:
-        raise ValueError(f"{folder} asks for the activation {activation}; expected one of {', '.join(activations)}.")
-    return CrossEncoder(
-        modules=[VLMoPairScorer.load(str(folder))],
-        device=None if device is None else str(device),
-        activation_fn=activations[activation](),
-        **{name: settings[name] for name in ("prompts", "default_prompt_name") if name in settings},
-    )
+    return cast("CrossEncoder", _load(CrossEncoder, folder, device))
 
 
-def _saved_settings(folder: str | Path, module: type[_FolderModule]) -> tuple[Path, dict[str, Any]]:
-    """Return a model folder's path, and the settings that sentence-transformers saved with `module`, if it wrote it."""
+def register() -> None:
+    """Let both classes of sentence-transformers load model folders, and models by name, by the modules here."""
+    ours: dict[Any, type[_FolderModule]] = {SentenceTransformer: VLMoEmbedder, CrossEncoder: VLMoPairScorer}
+    for library_class, module in ours.items():
+        library_class._module_classes = {f"{each.__module__}.{each.__name__}": each for each in ours.values()}
+        library_class._load_default_modules = _or_ours(library_class._load_default_modules, module)
+        library_class.__init__ = taking_names(library_class.__init__)
+
+
+def _or_ours(load_default: Callable[..., Any], module: type[_FolderModule]) -> Callable[..., Any]:
+    """Return the method that builds modules of a folder without `modules.json`, for folders of ours by `module`."""
+
+    @functools.wraps(load_default)
+    def load(self: Any, model_name_or_path: str, **options: Any) -> Any:
+        config, _ = PreTrainedConfig.get_config_dict(model_name_or_path, **_hub(options))
+        if config.get("model_type") != VLMoConfig.model_type:
+            return load_default(self, model_name_or_path, **options)
+        if isinstance(self, CrossEncoder) and self.activation_fn is None:
+            self.activation_fn = nn.Identity()
+        return [module.load(model_name_or_path, backend=self.backend, **options)], {}
+
+    return load
+
+
+def _load(library_class: type, folder: str | Path, device: Device) -> SentenceTransformer | CrossEncoder:
     folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval)
-    listing = folder / "modules.json"
-    if not listing.is_file():
-        return folder, {}
-    types = [entry["type"] for entry in json.loads(listing.read_text())]
-    ours = [f"{known.__module__}.{known.__name__}" for known in (VLMoEmbedder, VLMoPairScorer)]
-    if len(types) != 1 or types[0] not in ours:
-        raise ValueError(
-            f"{listing} names {', '.join(types)}; expected {ours[0]} or {ours[1]} alone. If you trust the folder, load "
-            "it by sentence-transformers itself, with trust_remote_code=True."
-        )
-    if types[0] != f"{module.__module__}.{module.__name__}":
-        return folder, {}  # the same weights, saved as the other module
-    return folder, json.loads((folder / "config_sentence_transformers.json").read_text())
+    return library_class(str(folder), device=None if device is None else str(device), local_files_only=True)
+
+
+def _hub(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {ours: options[theirs] for theirs, ours in _HUB.items() if options.get(theirs) is not None}
 
 
 def _classify(entry: Any) -> tuple[Literal["image", "text"], Any]:
