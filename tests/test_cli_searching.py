@@ -47,8 +47,17 @@ def test_index_says_what_it_did(model, tmp_path, capsys):
     assert "(exact)" in shown
     (folder / NAMES[0]).unlink()
     assert "embedded 0, with bytes that were known 0, unchanged 4, gone 1" in printed(line, capsys)
-    shown = printed([*line, "--approximate-from", "3"], capsys)
+    shown = printed([*line, "--ann-threshold", "3"], capsys)
     assert "approximate index: recall@10 1.000 against exact search" in shown
+
+
+def test_index_of_broken_files_alone_ends_with_their_reasons(model, tmp_path, capsys):
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).write_text(f"no image {name}")
+    shown = refused(["index", str(model), str(tmp_path), "--out", str(tmp_path / "index")], capsys)
+    assert "none of 2 images can be used" in shown
+    assert "a.jpg: not an image" in shown
+    assert "b.png: not an image" in shown
 
 
 def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):
@@ -56,7 +65,7 @@ def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):
     folder = write_folder(tmp_path / "images", numbers=range(5))
     shown = printed(["index", model, folder, "--out", tmp_path / "index", "--approximate-from", "3"], capsys)
     assert "recall@10 0.000 against exact search" in shown
-    assert "this recall is low: search misses some of the nearest. --approximate-from 6 makes" in shown
+    assert "this recall is low: search misses some of the nearest. --ann-threshold 6 makes" in shown
 
 
 def test_index_counts_names_that_no_image_has(model, tmp_path, capsys):
@@ -159,7 +168,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["index", "MODEL", "--out", "new"], "nothing to index"),
         (["index", "MODEL", "IMAGES", "--out", "IMAGES"], "something else than an index"),
         (["index", "MODEL", "IMAGES", "--out", "FILE"], "something else than an index"),
-        (["index", "MODEL", "IMAGES", "--out", "FILE/new"], "Not a directory"),
+        (["index", "MODEL", "IMAGES", "--out", "FILE/new"], "no folder"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--batch", "0"], "batch is 0"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--metadata", "nowhere.csv"], "expected a table"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--engine", "spark"], "--engine"),
@@ -183,12 +192,16 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["embed", "MODEL", "IMAGES", "--texts", "FILE", "--out", "x.npy"], "either images or --texts"),
         (["embed", "EMPTY", "IMAGES", "--out", "x.csv"], ".parquet or .npy"),  # before it looks for a model
         (["embed", "MODEL", "IMAGES", "--out", "FILE.npy"], "FILE.npy exists already"),
-        (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "nowhere.txt"),
+        (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "there is no nowhere.txt"),
+        (["serve", "MODEL", "--api-key-file", "nowhere.txt"], "there is no nowhere.txt"),
+        (["embed", "ADAPTER", "IMAGES", "--out", "x.npy"], "merge it first"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "ADAPTER").mkdir()
+    (tmp_path / "ADAPTER" / "adapter_config.json").write_text("{}")
     (tmp_path / "FILE").write_text("x")
     for name in ("FILE.png", "FILE.npy"):
         (tmp_path / name).write_text("x")

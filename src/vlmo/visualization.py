@@ -61,15 +61,21 @@ def data_uri(image: Image.Image, *, size: int = 144) -> str:
 def heat_map(
     image: Image.Image, weights: Float[np.ndarray | Tensor, "grid_h grid_w"], *, size: int = 144
 ) -> Image.Image:
-    """Return the image, pale, with the weights over it; the largest weight of the map has the full colour."""
-    base = on_white(image).resize((size, size), Image.Resampling.LANCZOS)
+    """Return the image, pale, with the weights over it; the largest weight of the map has the full colour.
+
+    Args:
+        size: Pixels of its long side.
+    """
+    factor = size / max(image.size)
+    shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    base = on_white(image).resize(shape, Image.Resampling.LANCZOS)
     grey = base.convert("L").convert("RGB")
     pale = np.asarray(Image.blend(grey, base, 0.35), dtype=np.float32) * 0.65 + 255 * 0.35
     values = np.asarray(weights, dtype=np.float32)
     values = values - values.min()
     values = values / max(float(values.max()), 1e-12)
     # Smooth between the centres of patches; cubic interpolation may overshoot.
-    heat = Image.fromarray(values).resize((size, size), Image.Resampling.BICUBIC)
+    heat = Image.fromarray(values).resize(shape, Image.Resampling.BICUBIC)
     alpha = 0.85 * np.clip(np.asarray(heat), 0, 1)[..., None]
     return Image.fromarray((pale * (1 - alpha) + _HEAT * alpha).round().astype(np.uint8))
 

@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import tarfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from vlmo.cli import main
 from vlmo.data.stream.loader import StreamConfig
 from vlmo.folder import read_data
 from vlmo.recipes import find_recipe
+from vlmo.recipes.schema import without_void_defaults
 from vlmo.run import build
 from vlmo.training import read_metrics
 
@@ -155,3 +157,15 @@ def test_the_command_line_trains_on_streams_with_weights(make, pictures, tmp_pat
     assert "finished: 2 steps" in capsys.readouterr().out.replace("\n", " ")
     assert json.loads((tmp_path / "recipe.json").read_text())["data"]["streams"]["weights"] == [3, 1]
     assert len(json.loads((tmp_path / "shards.json").read_text())["shards"]) == 2
+
+
+def test_settings_of_the_recipe_that_another_makes_void_are_not_asked_to_be_left_out() -> None:
+    original = find_recipe("vlmo-small")
+    data = replace(original.data, weights=(1.0, 2.0), source="a+b", cache_images=True)
+    original = replace(original, data=data, evaluate_on="c", trainer=replace(original.trainer, eval_every=5))
+    other = replace(original, data=replace(data, source="mine", streams=StreamConfig(patterns=("x.tar",))))
+    derived = without_void_defaults(original, replace(other, evaluate_on=None))
+    assert (derived.data.weights, derived.data.cache_images, derived.trainer.eval_every) == ((), False, None)
+    given = replace(other.data, weights=(3.0,))
+    assert without_void_defaults(original, replace(other, data=given)).data.weights == (3.0,)
+    assert without_void_defaults(original, original) == original

@@ -257,7 +257,7 @@ def test_later_runs_go_by_what_the_first_was_told(encoder, tmp_path):
     assert (report.unchanged, report.captions) == (4, 2)
     assert not any(row["bytes"] for row in rows(out).values())
     other.unlink()
-    with pytest.raises(ValueError, match=r"other.csv, this index's table of metadata, is gone; .*--forget"):
+    with pytest.raises(ValueError, match=r"other.csv, this index's table of metadata, is gone; .*--remove"):
         build(encoder, out=out)
     assert build_index(encoder, out=out, forget=[other]).captions == 0
 
@@ -420,7 +420,7 @@ def test_input_that_is_empty_or_gone_empties_nothing(encoder, tmp_path):
     with pytest.raises(ValueError, match="there is nothing at"):
         build(encoder, out=out)
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"holds no image.*--forget"):
+    with pytest.raises(ValueError, match=r"holds no image.*--remove"):
         build(encoder, out=out)
     assert len(rows(out)) == 3
 
@@ -437,7 +437,7 @@ def test_single_file_that_is_gone_leaves_the_index(encoder, tmp_path):
     with pytest.raises(ValueError, match=r"there is nothing at .*typo\.png"):
         build(encoder, folder / "typo.png", out=out)
     folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"there is nothing at .*--forget .* takes them out"):
+    with pytest.raises(ValueError, match=r"there is nothing at .*--remove .* takes them out"):
         build(encoder, out=out)
     assert len(rows(out)) == 3
 

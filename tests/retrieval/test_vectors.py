@@ -30,7 +30,7 @@ def test_images_become_vectors(suffix, encoder, tmp_path):
     write_tar(tmp_path / "x.tar", numbers=range(10, 14))
     out = tmp_path / "new" / f"vectors{suffix}"
     written = embed_images(encoder, [folder, tmp_path / "x.tar"], out=out, batch=4)
-    names, vectors = read(out, "place")
+    names, vectors = read(out, "path")
     assert (written.rows, written.bad) == (14, 1)
     assert set(written.files) == set(out.parent.iterdir())
     expected = dict(zip([str(folder / name) for name in NAMES[:10]], encoder.embed_images(drawings()), strict=False))
@@ -57,7 +57,7 @@ def test_image_that_two_inputs_lead_to_is_written_once(encoder, tmp_path):
     tar = write_tar(folder / "x.tar", numbers=range(4, 6))
     out = tmp_path / "vectors.npy"
     assert embed_images(encoder, [folder, folder / NAMES[0], tar, f"{folder}/*.png"], out=out).rows == 6
-    names, _ = read(out, "place")
+    names, _ = read(out, "path")
     assert len(set(names)) == 6
 
 

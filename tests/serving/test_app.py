@@ -145,6 +145,8 @@ def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, whe
     assert status == 422
     assert "\n" not in reason
     assert str(parts.index.folder) not in reason
+    hint = client.post("/v1/search", json={"query": "a red circle"}).json()["error"]["hint"]
+    assert hint.startswith("send text, image, top, ")
     hint = client.post("/v1/search", json={"text": "a red circle", "where": where}).json()["error"]["hint"]
     assert hint.endswith("there are captions, colour, even, height, id, number, width")
     assert reason.count("place") == where.count("place")

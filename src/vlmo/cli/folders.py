@@ -65,7 +65,7 @@ class ExportOptions:
     """The published VLMo layout, or ONNX."""
     int8: bool = False
     """onnx: also write variants with dynamic int8 quantisation."""
-    recall_on: str | None = None
+    recall_on: Annotated[str | None, tyro.conf.arg(name="data", aliases=["--recall-on"])] = None
     """onnx: a source whose recall is measured with each variant, such as emoji-pairs."""
 
 
@@ -76,7 +76,7 @@ class ReleaseOptions:
     folder: ModelFolder
     out: Path
     """New folder; its name becomes the model's."""
-    recall_on: tuple[str, ...] = ("emoji-pairs",)
+    recall_on: Annotated[tuple[str, ...], tyro.conf.arg(name="data", aliases=["--recall-on"])] = ("emoji-pairs",)
     """Sources, built-in names or paths, whose split "test" is measured."""
     licence: str | None = None
     """Licence of the weights, by the hub's identifier, such as cc-by-sa-4.0; by default what the card says."""
@@ -139,7 +139,7 @@ def export_command(options: ExportOptions) -> None:
         export_onnx(folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
         return
     if options.int8 or options.recall_on is not None:
-        raise ValueError("--int8 and --recall-on belong to --to onnx")
+        raise ValueError("--int8 and --data belong to --to onnx")
     from vlmo.checkpoints.official import export_official
 
     notes = export_official(folder, options.out)

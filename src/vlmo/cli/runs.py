@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +86,7 @@ def train(name: str, arguments: list[str]) -> None:
     with without_garbage_collection():
         hide_loading_bars()
         from vlmo.recipes import describe, find_recipe
+        from vlmo.recipes.schema import without_void_defaults
 
         default = TrainOptions(recipe=find_recipe(name), run_dir=Path("runs") / name)
         about = describe(name).splitlines()[0]
@@ -96,9 +97,12 @@ def train(name: str, arguments: list[str]) -> None:
             default=default,
             description=f"{about} (The whole description: vlmo recipes {name}.)",
         )
+    options = replace(options, recipe=without_void_defaults(default.recipe, options.recipe))
     if options.dry_run:
-        from vlmo.run.estimate import estimate
+        from vlmo.run.estimate import check_start, estimate
 
+        if options.recipe.init != default.recipe.init:
+            check_start(options.recipe)
         processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
         needs = estimate(options.recipe, processes=processes)
         if os.environ.get("RANK", "0") == "0":

@@ -35,11 +35,11 @@ class IndexOptions:
     """Table (.csv, .tsv, .jsonl) of captions and columns by the names of image files; later runs go by it too."""
     store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False
     """Keep the bytes of image files in the index, in later runs too; those of shards are kept in any case."""
-    batch: int = 64
+    batch: Annotated[int, tyro.conf.arg(name="batch-size", aliases=["--batch"])] = 64
     """Images that go through the model at a time."""
-    approximate_from: int = 50_000
+    approximate_from: Annotated[int, tyro.conf.arg(name="ann-threshold", aliases=["--approximate-from"])] = 50_000
     """Number of images from which on an approximate index is built."""
-    forget: tuple[str, ...] = ()
+    forget: Annotated[tuple[str, ...], tyro.conf.arg(name="remove", aliases=["--forget"])] = ()
     """Inputs of earlier runs whose images leave the index, or their table of metadata."""
     engine: Literal["local", "ray"] = "local"
     """Embed in this process, or with Ray Data."""
@@ -60,7 +60,7 @@ class EmbedOptions:
     """As for vlmo index."""
     texts: Path | None = None
     """Text file whose lines are embedded instead of images."""
-    batch: int = 64
+    batch: Annotated[int, tyro.conf.arg(name="batch-size", aliases=["--batch"])] = 64
     """Images that go through the model at a time."""
     device: str | None = None
     """cpu, cuda or cuda:N; by default a GPU if there is one."""
@@ -80,7 +80,7 @@ class SearchOptions:
     """Images that are shown."""
     rerank: int | None = None
     """Candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can."""
-    weight: float | None = None
+    weight: Annotated[float | None, tyro.conf.arg(name="rerank-weight", aliases=["--weight"])] = None
     """Share of its score in the order, 0 to 1; by default the model's."""
     where: str | None = None
     """Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'"."""
@@ -102,11 +102,15 @@ def index_command(options: IndexOptions) -> None:
     """Run `vlmo index`."""
     folder = Path(find_model(options.folder))
     hide_loading_bars()
+    from vlmo.data.quarantine import first_reasons
     from vlmo.retrieval import build_index
 
     given = {name: value for name, value in vars(options).items() if name not in {"folder", "images"}}
     given["store_bytes"] = options.store_bytes or None
     report = build_index(folder, options.images, **given, console=_STDERR)
+    if report.bad and not report.images:
+        lines = (options.out.expanduser() / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+        raise ValueError(f"none of {report.bad} images can be used: {first_reasons(map(json.loads, lines))}")
     _show_report(report, out=options.out)
 
 
@@ -242,7 +246,7 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
         )
     if recall is not None and recall.is_low:
         lines.append(
-            f"this recall is low: search misses some of the nearest. --approximate-from {report.images + 1} "
+            f"this recall is low: search misses some of the nearest. --ann-threshold {report.images + 1} "
             "makes it compare with every vector"
         )
     Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         whole = content[: content.rfind(b"\n") + 1]
         file.truncate(len(whole))
     return [json.loads(line) for line in whole.splitlines()]
+
+
+def first_reasons(lines: Iterable[Mapping[str, Any]], *, most: int = 3) -> str:
+    """Return the first reasons for invalid rows in a sentence; equal ones once."""
+    reasons = list(dict.fromkeys(line["reason"] for line in lines if line["kind"] != "caption"))
+    return "; ".join(reasons[:most]) + ("; ..." if len(reasons) > most else "")
 
 
 def to_lines(lines: Sequence[dict[str, Any]]) -> str:

@@ -13,7 +13,7 @@ import pyarrow.compute
 from datasets import Dataset, Features, Image
 
 from vlmo.data.decoding import decode_image
-from vlmo.data.quarantine import to_lines
+from vlmo.data.quarantine import first_reasons, to_lines
 from vlmo.data.rows import SUMMARY_FILE, arrow_table, column, select_rows
 from vlmo.data.schema import FEATURES, require_columns
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
@@ -143,8 +143,8 @@ def filter_invalid_rows(
         known = verdicts.get(row, Verdict(None, []))
         if known.reason is None and first.setdefault(image_id, row) != row:
             verdicts[row] = known._replace(reason=f"image_id repeats that of row {first[image_id]}")
+    lines = [line for row in sorted(verdicts) for line in quarantine_lines(dataset[row], verdicts[row], row=row)]
     if is_main():
-        lines = [line for row in sorted(verdicts) for line in quarantine_lines(dataset[row], verdicts[row], row=row)]
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         write_file(quarantine, to_lines(lines))
     if shared:
@@ -153,11 +153,12 @@ def filter_invalid_rows(
     invalid, total = len(dataset) - len(valid), len(dataset)
     if (share := invalid / total) > max_share:
         raise ValueError(
-            f"{invalid} of {total} rows are invalid ({share:.2%}), more than the allowed {max_share:.2%}. Each has a "
-            f"line with its reason in {quarantine}: repair or remove them, or allow a larger share (max_bad_share)."
+            f"{invalid} of {total} rows are invalid ({share:.2%}), more than the allowed {max_share:.2%}: "
+            f"{first_reasons(lines)}. Each has a line with its reason in {quarantine}: repair or remove them, or allow "
+            "a larger share (max_bad_share)."
         )
     if not valid:
-        raise ValueError(f"all {total} rows are invalid, so nothing is left; the reasons are in {quarantine}")
+        raise ValueError(f"all {total} rows are invalid, so nothing is left: {first_reasons(lines)}. See {quarantine}")
     if any(verdict.empty for verdict in verdicts.values()):
         # Before rows are chosen: afterwards every image would be copied.
         captions = column(dataset, "captions")

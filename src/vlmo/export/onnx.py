@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,13 @@ class OnnxReport:
         ]
 
 
-def write_onnx(folder: str | Path, out: str | Path, *, int8: bool = False) -> OnnxReport:
+def write_onnx(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    int8: bool = False,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+) -> OnnxReport:
     """Write the encoders of a model folder as ONNX graphs, with the processor's files and a description.
 
     Batch and text length are free, up to `max_text_positions`; the image size is the configured one. Every graph is run
@@ -104,6 +110,7 @@ def write_onnx(folder: str | Path, out: str | Path, *, int8: bool = False) -> On
         out: New folder, or one of an earlier export, which is replaced.
         int8: Also write variants whose linear layers are quantised to int8, with scales of activations taken at run
             time.
+        report: Called before each graph, with a title, the number of graphs that are done, and that of all.
 
     Raises:
         ValueError: `folder` cannot be exported, `out` holds something else, or a graph differs from PyTorch by more
@@ -130,15 +137,16 @@ def write_onnx(folder: str | Path, out: str | Path, *, int8: bool = False) -> On
             cases[graph.name] = [(given, graph.call(model, *given)) for given in inputs]
     free_text_length(model)
     with write_folder(out) as partial:
-        written = {
-            graph.name: _write_graph(model, graph, cases[graph.name], folder=partial, int8=int8) for graph in graphs
-        }
+        written = {}
+        for done, graph in enumerate(graphs):
+            report(f"exporting {graph.name}", done, len(graphs))
+            written[graph.name] = _write_graph(model, graph, cases[graph.name], folder=partial, int8=int8)
         for name in _PROCESSOR_FILES:
             if (folder / name).is_file():
                 shutil.copy2(folder / name, partial / name)
-        report = OnnxReport(out, model_class=type(model).__name__, graphs=written)
-        (partial / DESCRIPTION).write_text(_json(_describe(model, folder, report)), encoding="utf-8")
-    return report
+        result = OnnxReport(out, model_class=type(model).__name__, graphs=written)
+        (partial / DESCRIPTION).write_text(_json(_describe(model, folder, result)), encoding="utf-8")
+    return result
 
 
 def add_recalls(report: OnnxReport, recalls: Mapping[str, Mapping[str, float]], *, source: str) -> OnnxReport:

@@ -27,7 +27,7 @@ from vlmo.folder.card import (
     rename_card,
     write_card,
 )
-from vlmo.released import find_model, known_models
+from vlmo.released import find_model, no_model
 
 __all__ = [
     "LOCK_FILE",
@@ -63,9 +63,7 @@ def architectures(folder: str | Path) -> list[str]:
     """
     file = Path(find_model(folder)) / "config.json"
     if not file.is_file():
-        raise ValueError(
-            f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
-        )
+        raise ValueError(no_model(folder))
     try:
         named = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
     except (ValueError, AttributeError, RecursionError) as error:

@@ -15,7 +15,7 @@ from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.model.sequence import LANGUAGE, SHARED
-from vlmo.released import find_model, known_models
+from vlmo.released import find_model, no_model
 
 _MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")
 _SHOULD_AGREE = ("layer_norm_eps", "text_layer_norm_eps")
@@ -150,10 +150,7 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
     """Return the weights and the configuration of a folder whose weights mean the same in a `new` model."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files or not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} is no model folder, which has config.json and model.safetensors, as a finished run leaves under "
-            f"model/. {known_models()}"
-        )
+        raise ValueError(no_model(folder) if not (folder / "config.json").is_file() else f"{folder} holds no weights")
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind != VLMoConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind!r}; expected {VLMoConfig.model_type!r}.")

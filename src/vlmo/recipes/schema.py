@@ -180,6 +180,21 @@ def changed_settings(original: Recipe, recipe: Recipe) -> list[str]:
     return [name for name, _ in differences(asdict(original), asdict(recipe)) if name not in _ON_CARD_ANYWAY]
 
 
+def without_void_defaults(original: Recipe, recipe: Recipe) -> Recipe:
+    """Return a recipe derived from `original` without settings of that one which another setting makes void.
+
+    Nobody gave them, so no error should ask to leave them out.
+    """
+    data, trainer, before = recipe.data, recipe.trainer, original.data
+    if (data.source, data.streams.patterns) != (before.source, before.streams.patterns):
+        data = dataclasses.replace(data, weights=() if data.weights == before.weights else data.weights)
+    if data.streams.patterns and data.cache_images == before.cache_images:
+        data = dataclasses.replace(data, cache_images=False)
+    if recipe.evaluate_on is None and trainer.eval_every == original.trainer.eval_every:
+        trainer = dataclasses.replace(trainer, eval_every=None)
+    return dataclasses.replace(recipe, data=data, trainer=trainer)
+
+
 def check_recipe(recipe: Recipe, *, processes: int) -> None:
     """Validate that settings agree with each other, with the task, and with the number of processes.
 

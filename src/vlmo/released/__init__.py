@@ -56,7 +56,7 @@ def model_path(name: str | PathLike) -> str:
     """
     folder = Path(find_model(name))
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{name} is no model folder. {known_models()}")
+        raise ValueError(no_model(name))
     return str(folder)
 
 
@@ -87,6 +87,16 @@ def is_released(folder: str | PathLike) -> bool:
 def notes_folder(folder: str | PathLike) -> Path:
     """Return the folder for files about a model: its own, or the working directory for a released model."""
     return Path() if is_released(folder) else Path(folder)
+
+
+def no_model(folder: str | PathLike) -> str:
+    """Return an error about a folder without `config.json`."""
+    if (Path(folder) / "adapter_config.json").is_file():
+        return (
+            f"{folder} holds an adapter of PEFT and no model; merge it first: "
+            "PeftModel.from_pretrained(MODEL, ADAPTER).merge_and_unload().save_pretrained(FOLDER), with the processor"
+        )
+    return f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
 
 
 def known_models() -> str:

@@ -198,7 +198,7 @@ def _remembered(
     elif remembered["metadata"] is not None and not Path(remembered["metadata"]).is_file():
         raise ValueError(
             f"{remembered['metadata']}, this index's table of metadata, is gone; give --metadata with its new place, "
-            f"or take it out with --forget {remembered['metadata']}"
+            f"or take it out with --remove {remembered['metadata']}"
         )
     return remembered
 
@@ -230,11 +230,11 @@ def _list(origin: str, listing: IO[str], *, before: Collection[str], progress: P
     except ValueError as error:
         if origin not in before:
             raise
-        raise ValueError(f"{error}. The index has images of it; --forget {origin} takes them out") from error
+        raise ValueError(f"{error}. The index has images of it; --remove {origin} takes them out") from error
     if not number:
         raise ValueError(
             f"{origin} holds no image, .tar or .parquet file; an input that is empty on purpose is taken out of an "
-            "index with --forget"
+            "index with --remove"
         )
     return size
 

@@ -55,7 +55,7 @@ def embed_images(
     Args:
         encoder: The model.
         inputs: Folders, image files, shards, saved data sets, or patterns and URIs of these.
-        out: .parquet, with the columns `place` and `vector`; or .npy, with the places beside it in `OUT.ids.txt`, one a
+        out: .parquet, with the columns `path` and `vector`; or .npy, with the paths beside it in `OUT.ids.txt`, one a
             line. Rows stand in the order of the images' places within each input, but images with the same bytes may
             stand next to each other.
         batch: Images that go through the model at a time.
@@ -68,7 +68,7 @@ def embed_images(
         raise ValueError(f"batch is {batch}; give a number from 1 up")
     out = Path(out).expanduser()
     bad: list[Bad] = []
-    with _writing(out, name="place", dim=encoder.dim) as writer:
+    with _writing(out, name="path", dim=encoder.dim) as writer:
         # An image that two inputs lead to is written once.
         found = list({each.place: each for given in inputs for each in find(as_origin(str(given)))}.values())
         if not found:

@@ -31,7 +31,7 @@ from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.progress import Progress
 from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe, changed_settings, check_recipe
-from vlmo.released import find_model, known_models
+from vlmo.released import find_model, no_model
 from vlmo.tasks.base import EvaluationSet, RunContext
 from vlmo.tasks.registry import usage_of
 from vlmo.tasks.result import data_name
@@ -175,9 +175,7 @@ def build_processor(recipe: Recipe) -> VLMoProcessor:
     """
     sizes = {"image_size": recipe.model.image_size, "max_text_length": recipe.text.max_length}
     if recipe.init is not None and not (Path(find_model(recipe.init)) / "config.json").is_file():
-        raise ValueError(
-            f"init: {recipe.init} is no model folder (no config.json); a run leaves one under model/. {known_models()}"
-        )
+        raise ValueError(f"init: {no_model(recipe.init)}")
     if (start := _start_with_vocabulary(recipe)) is not None:
         return VLMoProcessor.from_pretrained(start).with_sizes(**sizes)
     if recipe.text.vocabulary != LEARN_VOCABULARY:

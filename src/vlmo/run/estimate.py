@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,10 @@ from torch import nn
 
 from vlmo.model import VLMoPreTrainedModel
 from vlmo.model.multiway import MultiwayBlock
+from vlmo.model.stages import start_from
 from vlmo.processing.wordpiece import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
+from vlmo.released import model_path
 from vlmo.tasks.costs import BFLOAT16, FLOAT32, SampleSizes, Work
 
 # FSDP2 gathers the weights of a block while the one before it runs. It gives none up while the gradient cache computes
@@ -138,6 +141,24 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
         flops_per_step=round(flops * batch),
         assumed_classes=recipe.stage.num_classes,
     )
+
+
+def check_start(recipe: Recipe) -> None:
+    """Validate that the start folder fits the recipe's model, without any data.
+
+    Raises:
+        ValueError: It does not, as the run would say, or is no model folder.
+    """
+    if recipe.init is None:
+        return
+    check_recipe(recipe, processes=1)
+    start = json.loads((Path(model_path(recipe.init)) / "config.json").read_text(encoding="utf-8"))
+    settings = asdict(recipe.model) | {name: start[name] for name in ("vocab_size", "id2label") if name in start}
+    if not recipe.stage.reads_text and "max_text_positions" in start:
+        settings["max_text_positions"] = start["max_text_positions"]
+    with torch.device("meta"):
+        model = recipe.stage.build_model(settings)
+    start_from(model, recipe.init)
 
 
 def _work(recipe: Recipe) -> Work:

@@ -253,7 +253,8 @@ async def read_body(request: Request, kind: type[B]) -> B:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise ServiceError(422, f"{where}: {message}" if where else message, hint=_HINT) from None
+        fields = f"send {', '.join(kind.model_fields)}; {_HINT}"
+        raise ServiceError(422, f"{where}: {message}" if where else message, hint=fields) from None
     raise ServiceError(415, f"content type {media!r}", hint=f"send {_JSON} or {_FORM}")
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from vlmo.export.onnx import OnnxReport, add_recalls, write_onnx
 from vlmo.export.runtime import OnnxRetrievalModel
+from vlmo.progress import Progress
 from vlmo.tasks.base import quarantine_of
 from vlmo.tasks.retrieval import PairSet, RetrievalStage
 
@@ -35,7 +36,8 @@ def export_onnx(
     if recall_on is not None:  # before the work, as this may fail
         _, processor = RetrievalStage.load(folder, device="cpu")
         rows = PairSet.read(recall_on, split=split, processor=processor, quarantine=quarantine_of(folder, split))
-    report = write_onnx(folder, out, int8=int8)
+    with Progress.on_stderr() if console is not None else Progress(None) as progress:
+        report = write_onnx(folder, out, int8=int8, report=progress.update)
     if console is not None:
         console.print("\n".join(report.lines()), markup=False, highlight=False)
     if rows is not None:
