@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.listing import IMAGE_SUFFIXES, walk
+from vlmo.data.own import read_images, read_table
 from vlmo.data.rows import column, select_rows
 from vlmo.data.schema import FEATURES, hash_share, make_row, require_columns
-from vlmo.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_NAMES, TABLE_SUFFIXES, captions_of, table_records
+from vlmo.data.tables import TABLE_STEMS, TABLE_SUFFIXES, find_table
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
 
@@ -37,9 +38,9 @@ def open_source(
 ) -> Dataset:
     """Open rows with the columns of `FEATURES` (and perhaps more), not yet validated; see `filter_invalid_rows`.
 
-    A path may be a folder that `datasets` saved; a folder of images with `captions.csv`, `.tsv` or `.jsonl`; such a
-    table itself; a folder of images alone; a `.txt` file or a folder of them, one sentence or document a line. Lines of
-    more than `MAX_WORDS` words are cut into pieces, at ends of sentences where possible.
+    A path may be a folder that `datasets` saved; a table (.csv, .tsv or .jsonl) or a folder with one beside its images;
+    a folder of images alone, by class or with masks; a `.txt` file or a folder of them, one sentence or document a
+    line: docs/data.md. Lines of more than `MAX_WORDS` words are cut into pieces, at ends of sentences where possible.
 
     Args:
         name: A built-in name (`vlmo.data.builtin.NAMES`), a path, or several with "+" between them, such as
@@ -133,75 +134,24 @@ def _read(path: Path) -> Dataset:
     if (path / "state.json").is_file():
         return _read_saved(path)
     if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
-        return _read_table(path)
+        return read_table(path)
     if path.suffix.lower() == ".txt" and not path.is_dir():
         return _read_text([path], root=path.parent)
     if not path.is_dir():
         raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .txt file, or a folder")
-    tables = [path / name for name in TABLE_NAMES if (path / name).is_file()]
-    if len(tables) > 1:
-        raise ValueError(f"{path}: {' and '.join(table.name for table in tables)}; keep one, or name the file itself")
-    if tables:
-        return _read_table(tables[0])
+    if table := find_table(path):
+        return read_table(table)
     files = list(walk(path))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
-        return Dataset.from_list([_image_row(file, root=path, captions=[]) for file in images], features=FEATURES)
+        return read_images(path, images)
     texts = [file for file in files if file.suffix.lower() == ".txt"]
     if texts:
         return _read_text(texts, root=path)
     raise ValueError(
-        f"{path}: {len(files)} files, but none of {', '.join(TABLE_NAMES)}, no image, no .txt and no saved data set; "
-        f"images end with {', '.join(sorted(IMAGE_SUFFIXES))}"
+        f"{path}: {len(files)} files, but no table ({', '.join(TABLE_STEMS)}, each .csv, .tsv or .jsonl), no image, no "
+        f".txt and no saved data set; images end with {', '.join(sorted(IMAGE_SUFFIXES))}"
     )
-
-
-def _image_row(file: Path, *, root: Path, captions: list[str]) -> dict[str, Any]:
-    image: ImageCell = {"bytes": None, "path": str(file)}
-    name = file.relative_to(root).as_posix()
-    return make_row(name, image=image, captions=captions, source=root.name, licence="unknown")
-
-
-def _read_table(path: Path) -> Dataset:
-    """Read one row an image, in the order of first mention; images' paths are relative to the table's folder."""
-    root = path.parent.resolve()
-    rows: dict[str, dict[str, Any]] = {}
-    for number, record in table_records(path):
-        where = f"{path}:{number}"
-        image = _cell(record, IMAGE_COLUMNS, where=where)
-        captions = captions_of(_cell(record, CAPTION_COLUMNS, where=where), where=where)
-        if not isinstance(image, str) or not image.strip():
-            raise ValueError(f"{where}: no image is named; give its path relative to {root}")
-        file = (root / image.strip()).resolve()
-        if not file.is_relative_to(root):
-            raise ValueError(f"{where}: {image} lies outside {root}; move the image or the table")
-        row = _image_row(file, root=root, captions=captions)
-        row |= {key: str(record[key]) for key in ("image_id", "source", "licence", "split") if record.get(key)}
-        known = rows.setdefault(row["image_id"], row)
-        if known is row:
-            continue
-        for key in ("image", "split"):
-            if known.get(key) != row.get(key):
-                raise ValueError(
-                    f"{where}: {row['image_id']} has {key} {row.get(key)!r}, an earlier line said {known.get(key)!r}"
-                )
-        known["captions"] += captions
-    if not rows:
-        raise ValueError(f"{path}: the table has no rows")
-    without = [key for key, row in rows.items() if "split" not in row]
-    if without and len(without) < len(rows):
-        raise ValueError(
-            f"{path}: {len(without)} images have no split, such as {without[0]}; name one for each or none"
-        )
-    features = FEATURES if without else Features({**FEATURES, "split": Value("string")})
-    return Dataset.from_list(list(rows.values()), features=features)
-
-
-def _cell(record: dict[str, Any], names: tuple[str, str], *, where: str) -> Any:
-    for name in names:
-        if name in record:
-            return record[name]
-    raise ValueError(f"{where}: no column {' or '.join(names)}; found {', '.join(record)}")
 
 
 def _read_text(files: list[Path], *, root: Path) -> Dataset:
@@ -262,11 +212,10 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
         return select_rows(dataset, [row for row, value in enumerate(given) if value == split])
     if split not in ("train", "test"):
         raise ValueError(f"{path}: split {split!r}; without a split column there are 'train' and 'test'")
-    chosen = [
-        row
-        for row, image_id in enumerate(column(dataset, "image_id"))
-        if (hash_share(image_id) < test_share) == (split == "test")
-    ]
+    names: list[str] = column(dataset, "image_id")
+    if "second_image" in dataset.column_names:  # sentences about one image stay together
+        names = [name.rpartition("#")[0] or name for name in names]
+    chosen = [row for row, name in enumerate(names) if (hash_share(name) < test_share) == (split == "test")]
     if not chosen:
         raise ValueError(
             f"{path}: split {split!r} holds none of the {len(dataset)} rows; add a split column or change test_share "

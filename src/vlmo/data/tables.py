@@ -4,15 +4,46 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+_MARKS = {",": "comma", ";": "semicolon", "\t": "tab"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
-TABLE_NAMES = tuple(f"captions{suffix}" for suffix in TABLE_SUFFIXES)
+TABLE_STEMS = ("captions", "metadata", "questions", "sentences", "labels")
+"""Names of a table beside its images; the first that is there is read."""
 
-IMAGE_COLUMNS = ("image", "file_name")
-CAPTION_COLUMNS = ("caption", "captions")
+IMAGE_COLUMNS = ("image", "file_name", "path")
+SECOND_COLUMNS = ("second_image", "image_2")
+CAPTION_COLUMNS = ("caption", "captions", "text", "sentence")
+"""The first of these columns that a table has is read."""
+
+
+def column_of(names: Collection[str], wanted: Sequence[str]) -> str | None:
+    """Return the first of the wanted columns that is there; None without any."""
+    return next((name for name in wanted if name in names), None)
+
+
+def find_table(folder: Path, *, stems: Sequence[str] = TABLE_STEMS) -> Path | None:
+    """Return the table in a folder that names the images beside it; None if there is none.
+
+    Raises:
+        ValueError: There are several of one name.
+    """
+    for stem in stems:
+        found = [file for suffix in TABLE_SUFFIXES if (file := folder / f"{stem}{suffix}").is_file()]
+        if len(found) > 1:
+            raise ValueError(
+                f"{folder}: {' and '.join(file.name for file in found)}; keep one, or name the file itself"
+            )
+        if found and (stem == TABLE_STEMS[0] or _names_images(found[0])):
+            return found[0]
+    return None
+
+
+def _names_images(file: Path) -> bool:
+    record = next(table_records(file), (0, {}))[1]
+    return column_of(record, IMAGE_COLUMNS) is not None
 
 
 def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -28,13 +59,16 @@ def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, _json_record(line, where=f"{path}:{number}")
             return
         # Strict: an open quote would take all that follows for one caption.
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        heading = file.readline()
+        file.seek(0)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;", key=heading.count)
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             for record in reader:
                 if None in record or None in record.values():
                     raise ValueError(
                         f"{path}:{reader.line_num}: not the {len(reader.fieldnames or ())} fields of the heading; "
-                        "put quotes around captions that hold a comma"
+                        f"put quotes around captions that hold a {_MARKS[delimiter]}"
                     )
                 yield reader.line_num, record
         except csv.Error as error:

@@ -16,14 +16,14 @@ import numpy as np
 from vlmo.data.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
-    TABLE_NAMES,
+    TABLE_STEMS,
     TABLE_SUFFIXES,
     captions_of,
+    column_of,
     table_records,
 )
+from vlmo.data.tables import find_table as find_file
 from vlmo.retrieval.store import RESERVED, WIDER
-
-_NOT_METADATA = frozenset((*IMAGE_COLUMNS, *CAPTION_COLUMNS))
 
 
 class Annotation(NamedTuple):
@@ -56,7 +56,7 @@ class MetadataTable:
         except csv.Error as error:
             raise ValueError(f"{path}: not a table: {error}") from error
         if path.suffix.lower() != ".jsonl" and records:  # numbers where every cell of a column is one
-            names = [name for name in records[0] if name not in _NOT_METADATA]
+            names = set(records[0]) - {column_of(records[0], each) for each in (IMAGE_COLUMNS, CAPTION_COLUMNS)}
             columns = {name: read_column([record[name] for record in records]) for name in names}
             records = [{**record, **{name: columns[name][row] for name in names}} for row, record in enumerate(records)]
         self._rows: dict[str, Annotation] = {}
@@ -80,12 +80,13 @@ class MetadataTable:
         return [name for name in self._rows if name not in self._used]
 
     def _add(self, record: Mapping[str, Any], *, where: str) -> None:
-        image = next((record[name] for name in IMAGE_COLUMNS if record.get(name)), None)
-        if not isinstance(image, str):
+        image_column, caption_column = column_of(record, IMAGE_COLUMNS), column_of(record, CAPTION_COLUMNS)
+        image = record.get(image_column or "")
+        if not isinstance(image, str) or not image.strip():
             raise ValueError(f"{where}: no image is named; give its file in a column {' or '.join(IMAGE_COLUMNS)}")
-        given = [text for name in CAPTION_COLUMNS for text in captions_of(record.get(name), where=where)]
-        columns = {name: value for name, value in record.items() if name not in _NOT_METADATA}
-        name = image.strip().removeprefix("./")
+        given = captions_of(record.get(caption_column or ""), where=where)
+        columns = {name: value for name, value in record.items() if name not in (image_column, caption_column)}
+        name = image.strip().replace("\\", "/").removeprefix("./")
         before = self._rows.get(name, Annotation())
         captions = (*before.captions, *(caption for caption in given if caption.strip()))
         self._rows[name] = Annotation(captions, {**before.metadata, **clean_metadata(columns)})
@@ -97,10 +98,8 @@ def find_table(folder: Path) -> MetadataTable | None:
     Raises:
         ValueError: There are several, or it cannot be read.
     """
-    found = [folder / name for name in TABLE_NAMES if (folder / name).is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{folder}: {' and '.join(table.name for table in found)}; keep one")
-    return MetadataTable(found[0]) if found else None
+    found = find_file(folder, stems=TABLE_STEMS[:2])
+    return None if found is None else MetadataTable(found)
 
 
 def describe_unmatched(tables: Iterable[MetadataTable]) -> str | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vlmo.data.examples import Examples
-from vlmo.data.rows import select_rows
+from vlmo.data.rows import SUMMARY_FILE, select_rows
 from vlmo.evaluation.inference import map_batches
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.progress import Progress
@@ -199,7 +199,7 @@ def check_task(dataset: Dataset, features: Iterable[str], *, task: str) -> None:
     if missing:
         raise ValueError(
             f"these rows are no {task}: they lack {', '.join(missing)} (there are {', '.join(dataset.column_names)}). "
-            "Give a set that was prepared for this task (vlmo data prepare), or another task"
+            "Give own data of that form (docs/data.md), a set of vlmo data prepare, or another task"
         )
 
 
@@ -214,15 +214,19 @@ def check_names(own: Sequence[str], names: Sequence[str], *, owner: str, source:
 
 
 def names_of_source(source: str) -> list[str]:
-    """Return the answers or classes of a source, built-in or prepared, in the order of their numbers.
+    """Return the answers or classes of a source in the order of their numbers.
 
     Raises:
         ValueError: It has none.
     """
     from vlmo.data import builtin
+    from vlmo.data.own import own_labels
     from vlmo.data.prepare import labels_of
 
-    return builtin.labels(source) if builtin.is_built_in(source) else labels_of(Path(source).expanduser())
+    if builtin.is_built_in(source):
+        return builtin.labels(source)
+    path = Path(source).expanduser()
+    return labels_of(path) if (path / SUMMARY_FILE).is_file() else own_labels(path)
 
 
 def are_numbers(names: Sequence[str]) -> bool:

@@ -1,0 +1,250 @@
+"""People's own files as rows: tables beside images, folders of images by class, images with masks (docs/data.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value
+
+from vlmo.data.decoding import ImageCell
+from vlmo.data.listing import IMAGE_SUFFIXES, walk
+from vlmo.data.rows import column
+from vlmo.data.schema import (
+    FEATURES,
+    QUESTION_FEATURES,
+    REASONING_FEATURES,
+    SEGMENT_FEATURES,
+    class_features,
+    make_row,
+)
+from vlmo.data.tables import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    SECOND_COLUMNS,
+    TABLE_SUFFIXES,
+    captions_of,
+    column_of,
+    find_table,
+    table_records,
+)
+
+CLASS_LIST = "classes.txt"
+"""Names of the classes of masks, one a line, in the order of their numbers."""
+_SPLITS = {"training": "train", "val": "validation", "valid": "validation"} | {
+    name: name for name in ("train", "validation", "test")
+}
+_TRUTH = dict.fromkeys(("true", "1", "yes"), 1) | dict.fromkeys(("false", "0", "no"), 0)
+_MASKS = ("masks", "annotations")
+
+Rows = list[dict[str, Any]]
+Record = tuple[str, dict[str, Any]]
+"""Place in the table, for errors, and the line's columns."""
+
+
+def read_table(path: Path) -> Dataset:
+    """Return the rows of a table; its columns tell the task. Images' paths are relative to the table's folder.
+
+    `question` and `answer` make questions; `second_image`, a sentence and `label` sentences about two images; `label`
+    without a caption classes; anything else captions, with one row an image, in the order of first mention.
+
+    Raises:
+        ValueError: A column is missing, or a value cannot be used; the message names the line.
+    """
+    root = path.parent.resolve()
+    records = [(f"{path}:{number}", record) for number, record in table_records(path)]
+    if not records:
+        raise ValueError(f"{path}: the table has no rows")
+    names = records[0][1].keys()
+    if "question" in names:
+        rows, features = _questions(records, root)
+    elif column_of(names, SECOND_COLUMNS):
+        rows, features = _sentences(records, root)
+    elif "label" in names and not column_of(names, CAPTION_COLUMNS):
+        rows, features = _labelled(records, root)
+    else:
+        rows, features = _captioned(records, root)
+    return _dataset(rows, features, path=path)
+
+
+def read_images(path: Path, images: Sequence[Path]) -> Dataset:
+    """Return the image files of a folder: with masks, with classes (folders in it, or in those of splits), or alone.
+
+    Raises:
+        ValueError: An image has no mask, or the masks' classes have no names.
+    """
+    if masks := _masks_of(path):
+        return _masked(path, masks)
+    split, places = _split_of([file.relative_to(path).parts for file in images])
+    names = sorted({place[0] for place in places if len(place) > 1})
+    if len(names) < 2 or any(len(place) == 1 for place in places):
+        return Dataset.from_list([image_row(file, root=path) for file in images], features=FEATURES)
+    rows = [
+        image_row(file, root=path) | {"label": names.index(place[0]), "split": part}
+        for file, place, part in zip(images, places, split, strict=True)
+    ]
+    return _dataset(rows, class_features(names), path=path)
+
+
+def own_labels(path: Path) -> list[str]:
+    """Return the answers of a table of questions, or the classes of masks, in the order of their numbers.
+
+    Raises:
+        ValueError: The data have none.
+    """
+    listed = path / CLASS_LIST
+    if listed.is_file():
+        return [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    table = path if path.suffix.lower() in TABLE_SUFFIXES else find_table(path)
+    rows = None if table is None else read_table(table)
+    if rows is None or "answers" not in rows.column_names:
+        raise ValueError(
+            f"{path} has no answers or classes: expected a folder of vlmo data prepare, a table with the columns "
+            f"question and answer, or images and masks with {CLASS_LIST}"
+        )
+    return _answers_of(answer for answers in column(rows, "answers") for answer in answers)
+
+
+def image_row(file: Path, *, root: Path, captions: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the row of an image file below `root`, under its path there."""
+    name = file.relative_to(root).as_posix()
+    return make_row(name, image=_cell(file), captions=captions, source=root.name, licence="unknown")
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def _captioned(records: list[Record], root: Path) -> tuple[Rows, Features]:
+    rows: dict[str, dict[str, Any]] = {}
+    for where, record in records:
+        row = _row(
+            record, root=root, where=where, captions=captions_of(_value(record, CAPTION_COLUMNS, where), where=where)
+        )
+        known = rows.setdefault(row["image_id"], row)
+        if known is row:
+            continue
+        for key in ("image", "split"):
+            if known.get(key) != row.get(key):
+                raise ValueError(
+                    f"{where}: {row['image_id']} has {key} {row.get(key)!r}, an earlier line said {known.get(key)!r}"
+                )
+        known["captions"] += row["captions"]
+    return list(rows.values()), FEATURES
+
+
+def _questions(records: list[Record], root: Path) -> tuple[Rows, Features]:
+    given = [str(_value(record, ("answer", "answers"), where) or "").strip() for where, record in records]
+    answers = _answers_of(given)
+    rows = []
+    for number, ((where, record), answer) in enumerate(zip(records, given, strict=True)):
+        facts = {
+            "question": str(record["question"] or "").strip(),
+            "question_id": str(record.get("question_id") or number),
+        }
+        facts |= {name: str(record.get(name) or "") for name in ("question_type", "answer_type")}
+        known = [answer] if answer else []
+        labels = {"answer_labels": [answers.index(each) for each in known], "answer_scores": [1.0 for _ in known]}
+        rows.append(_row(record, root=root, where=where) | facts | {"answers": known} | labels)
+    return rows, QUESTION_FEATURES
+
+
+def _answers_of(answers: Any) -> list[str]:
+    return sorted({answer for answer in answers if answer})
+
+
+def _sentences(records: list[Record], root: Path) -> tuple[Rows, Features]:
+    rows = []
+    for number, (where, record) in enumerate(records):
+        sentence = str(_value(record, CAPTION_COLUMNS, where) or "").strip()
+        row = _row(record, root=root, where=where, captions=[sentence])
+        label = str(_value(record, ("label",), where)).strip().lower()
+        if label not in _TRUTH:
+            raise ValueError(f"{where}: label is {label!r}; expected one of {', '.join(_TRUTH)}")
+        second = _cell(_file(record, SECOND_COLUMNS, root=root, where=where))
+        own = {"second_image": second, "label": _TRUTH[label], "sentence_group": sentence}
+        rows.append(row | own | {"image_id": f"{row['image_id']}#{number}"})
+    return rows, REASONING_FEATURES
+
+
+def _labelled(records: list[Record], root: Path) -> tuple[Rows, Features]:
+    names = sorted({str(record["label"]).strip() for _, record in records})
+    rows = [
+        _row(record, root=root, where=where) | {"label": names.index(str(record["label"]).strip())}
+        for where, record in records
+    ]
+    return rows, class_features(names)
+
+
+def _row(record: dict[str, Any], *, root: Path, where: str, captions: Sequence[str] = ()) -> dict[str, Any]:
+    row = image_row(_file(record, IMAGE_COLUMNS, root=root, where=where), root=root, captions=captions)
+    row |= {key: str(record[key]) for key in ("image_id", "source", "split") if record.get(key)}
+    licence = record.get("licence") or record.get("license")
+    return row | ({"licence": str(licence)} if licence else {})
+
+
+def _file(record: dict[str, Any], names: Sequence[str], *, root: Path, where: str) -> Path:
+    image = _value(record, names, where)
+    if not isinstance(image, str) or not image.strip():
+        raise ValueError(f"{where}: no image is named; give its path relative to {root}")
+    file = (root / image.strip().replace("\\", "/")).resolve()
+    if not file.is_relative_to(root):
+        raise ValueError(f"{where}: {image} lies outside {root}; move the image or the table")
+    return file
+
+
+def _value(record: dict[str, Any], names: Sequence[str], where: str) -> Any:
+    found = column_of(record, names)
+    if found is None:
+        raise ValueError(f"{where}: no column {' or '.join(names)}; found {', '.join(record)}")
+    return record[found]
+
+
+def _cell(file: Path) -> ImageCell:
+    return {"bytes": None, "path": str(file)}
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def _split_of(places: list[tuple[str, ...]]) -> tuple[list[str | None], list[tuple[str, ...]]]:
+    """Return the split of each path and the path in it, if the outermost folders are those of splits."""
+    if all(len(place) > 1 and place[0].lower() in _SPLITS for place in places):
+        return [_SPLITS[place[0].lower()] for place in places], [place[1:] for place in places]
+    return [None for _ in places], places
+
+
+def _masks_of(path: Path) -> dict[str, Path]:
+    """Return the masks by their paths without the ending; empty for a folder without images and masks side by side."""
+    folder = next((path / name for name in _MASKS if (path / name).is_dir()), None)
+    if folder is None or not (path / "images").is_dir():
+        return {}
+    files = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def _masked(path: Path, masks: dict[str, Path]) -> Dataset:
+    folder = path / "images"
+    images = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not (path / CLASS_LIST).is_file():
+        raise ValueError(f"{path} has images and masks, but no {CLASS_LIST} with a name a line: class 0, class 1, ...")
+    places = [file.relative_to(folder) for file in images]
+    if missing := [place for place in places if place.with_suffix("").as_posix() not in masks]:
+        raise ValueError(f"{len(missing)} images of {folder} have no mask of the same name, such as {missing[0]}")
+    split, _ = _split_of([place.parts for place in places])
+    rows = [
+        image_row(file, root=path) | {"mask": _cell(masks[place.with_suffix("").as_posix()]), "split": part}
+        for file, place, part in zip(images, places, split, strict=True)
+    ]
+    return _dataset(rows, SEGMENT_FEATURES, path=path)
+
+
+def _dataset(rows: Rows, features: Features, *, path: Path) -> Dataset:
+    without = [row["image_id"] for row in rows if not row.get("split")]
+    if without and len(without) < len(rows):
+        raise ValueError(
+            f"{path}: {len(without)} images have no split, such as {without[0]}; name one for each or none"
+        )
+    if not without:
+        return Dataset.from_list(rows, features=Features({**features, "split": Value("string")}))
+    return Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)

@@ -1,0 +1,114 @@
+"""People's own files for every task: tables, folders by class, images with masks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlmo.data.own import own_labels
+from vlmo.data.sources import open_source
+from vlmo.data.validation import filter_invalid_rows
+from vlmo.tasks.evaluation_set import names_of_source
+
+
+def draw(*files: Path) -> None:
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (40 * number, 0, 0)).save(file)
+
+
+def everything(path: Path):
+    return open_source(str(path), test_share=0.0)
+
+
+def test_table_with_question_and_answer_is_a_set_of_questions(tmp_path) -> None:
+    draw(tmp_path / "a.png", tmp_path / "b.png")
+    table = tmp_path / "questions.csv"
+    table.write_text("image,question,answer\na.png,what colour?,red\nb.png,what colour?,blue\na.png,how many?,\n")
+    for source in (tmp_path, table):
+        rows = everything(source)
+        assert rows["image_id"][:] == ["a.png", "b.png", "a.png"]
+        assert rows["answers"][:] == [["red"], ["blue"], []]
+        assert (rows["answer_labels"][:], rows["answer_scores"][:]) == ([[1], [0], []], [[1.0], [1.0], []])
+        assert names_of_source(str(source)) == ["blue", "red"]
+    table.write_text("image,question\na.png,what?\n")
+    with pytest.raises(ValueError, match="no column answer"):
+        everything(tmp_path)
+
+
+def test_table_with_two_images_is_a_set_of_sentences(tmp_path) -> None:
+    draw(tmp_path / "a.png", tmp_path / "b.png")
+    table = tmp_path / "sentences.csv"
+    lines = ["image,second_image,sentence,label", "a.png,b.png,both are red,True", "a.png,b.png,one is red,0"]
+    table.write_text("\n".join(lines))
+    rows = everything(tmp_path)
+    assert rows["label"][:] == [1, 0]
+    assert rows["captions"][:] == [["both are red"], ["one is red"]]
+    assert rows[0]["second_image"]["path"] == str(tmp_path / "b.png")
+    assert len(set(rows["image_id"][:])) == 2
+    table.write_text("\n".join([*lines, "a.png,b.png,none,maybe"]))
+    with pytest.raises(ValueError, match=r"sentences\.csv:4: label is 'maybe'"):
+        everything(tmp_path)
+
+
+def test_sentences_about_one_image_stay_in_one_split(tmp_path) -> None:
+    draw(*(tmp_path / f"{number}.png" for number in range(20)))
+    lines = [f"{number}.png,0.png,sentence {each},1" for number in range(20) for each in range(3)]
+    (tmp_path / "sentences.csv").write_text("\n".join(["image,image_2,sentence,label", *lines]))
+    parts = [open_source(str(tmp_path), split=split, test_share=0.4)["image_id"][:] for split in ("train", "test")]
+    train, test = ({name.partition("#")[0] for name in part} for part in parts)
+    assert train
+    assert test
+    assert not train & test
+
+
+def test_folders_by_class_and_split(tmp_path) -> None:
+    draw(*(tmp_path / name for name in ("train/cat/1.png", "train/dog/2.png", "val/dog/deep/3.png")))
+    rows = open_source(str(tmp_path), split="train")
+    assert rows.features["label"].names == ["cat", "dog"]
+    assert rows["label"][:] == [0, 1]
+    assert open_source(str(tmp_path), split="validation")["label"][:] == [1]
+    (tmp_path / "labels.csv").write_text("path;label\ntrain\\cat\\1.png;tom\ntrain\\dog\\2.png;rex\n")
+    rows = everything(tmp_path)
+    assert [rows.features["label"].names[label] for label in rows["label"]] == ["tom", "rex"]
+    assert rows["image_id"][:] == ["train/cat/1.png", "train/dog/2.png"]
+
+
+def test_images_with_masks_need_names_of_classes(tmp_path) -> None:
+    draw(*(tmp_path / name for name in ("images/1.jpg", "images/2.jpg", "masks/1.png")))
+    with pytest.raises(ValueError, match=r"no classes\.txt"):
+        everything(tmp_path)
+    (tmp_path / "classes.txt").write_text("sky\nsea\n")
+    with pytest.raises(ValueError, match=r"1 images .* no mask of the same name, such as 2\.jpg"):
+        everything(tmp_path)
+    draw(tmp_path / "masks/2.png")
+    rows = everything(tmp_path)
+    assert [Path(mask["path"]).name for mask in rows["mask"]] == ["1.png", "2.png"]
+    assert names_of_source(str(tmp_path)) == ["sky", "sea"]
+
+
+def test_metadata_of_an_image_folder_is_read_and_others_are_not(tmp_path) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("camera,year\nx,2001\n")
+    assert everything(tmp_path)["captions"][:] == [[]]
+    (tmp_path / "metadata.csv").write_text("file_name,text,license\na.png,a red square,CC0\n")
+    rows = everything(tmp_path)
+    assert (rows["captions"][:], rows["licence"][:]) == ([["a red square"]], ["CC0"])
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "red"}))
+    assert everything(tmp_path)["captions"][:] == [["red"]]
+
+
+def test_data_without_answers_or_classes_say_what_is_expected(tmp_path) -> None:
+    draw(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="no answers or classes: expected"):
+        own_labels(tmp_path)
+
+
+def test_first_three_reasons_of_bad_rows_are_told(tmp_path) -> None:
+    lines = [f"{number}.png,a caption" for number in range(5)]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *lines]))
+    with pytest.raises(ValueError, match=r"0\.png: cannot be read.*1\.png.*2\.png.*; \.\.\.\. Each") as caught:
+        filter_invalid_rows(everything(tmp_path), quarantine=tmp_path / "bad.jsonl")
+    assert "3.png" not in str(caught.value)
