@@ -93,7 +93,7 @@ def test_names_of_classes() -> None:
 
 def test_names_of_a_prepared_set(tmp_path) -> None:
     assert names_of_source(str(write_segment_set(tmp_path / "set"))) == PIXELS
-    with pytest.raises(ValueError, match=r"no prepared\.json"):
+    with pytest.raises(ValueError, match=r"expected a folder of vlmo data prepare"):
         names_of_source(str(tmp_path))
 
 

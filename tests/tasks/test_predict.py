@@ -100,7 +100,7 @@ def test_result_is_drawn(task, folders, files, tmp_path):
 
 def wrong_inputs(files) -> list[tuple[str, Inputs, str]]:
     one, two = (files["red"],), (files["red"], files["blue"])
-    lacks_answers = "is for {} and has no head for answers. .*vlmo train base-vqa --init"
+    lacks_answers = "is for {} and has no head for answers. .*vlmo finetune .* --data TABLE"
     return [
         *((task, Inputs(one, question="why?"), lacks_answers.format(task)) for task in TASKS if task != "vqa"),
         (

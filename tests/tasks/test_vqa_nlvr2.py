@@ -205,7 +205,7 @@ def test_questions_are_answered_and_what_was_looked_at_is_drawn(runs, picture, t
     assert len({row["answer"] for row in answers}) == 3
     assert answers[0]["confidence"] >= answers[1]["confidence"] >= answers[2]["confidence"]
     with Image.open(drawn) as image:
-        assert image.size == (384, 384)
+        assert image.size == (384, 256)
     assert len(QuestionStage.predict(model, asked(picture, "is it red?"), top=99, **HERE)) == len(ANSWERS)
     with pytest.raises(ValueError, match="texts that are not empty"):
         QuestionStage.predict(model, asked(picture, " "), **HERE)

@@ -26,6 +26,7 @@ _STDERR = Console(stderr=True)
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "quickstart": (runs.QuickstartOptions, runs.quickstart_command),
     "train": (runs.TrainName, lambda given: runs.train(given.name, [])),
+    "finetune": (runs.FinetuneOptions, lambda _: runs.finetune([])),
     "evaluate": (tasks.EvaluateOptions, tasks.evaluate_command),
     "predict": (tasks.PredictOptions, tasks.predict_command),
     "index": (searching.IndexOptions, searching.index_command),
@@ -102,6 +103,12 @@ def _dispatch(arguments: list[str]) -> None:
         raise ValueError(f"no command {command!r}; did you mean {nearest(command, words)!r}? All: vlmo --help")
     if command == "train" and arguments[1:] and not arguments[1].startswith("-"):
         runs.train(arguments[1], arguments[2:])  # its options are the settings of the recipe
+        return
+    if command == "train" and arguments[1:] and set(arguments[1:]) <= {"-h", "--help"}:
+        runs.train_help()
+        return
+    if command == "finetune" and not {"-h", "--help"} & set(arguments):
+        runs.finetune(arguments[1:])
         return
     options = parse(_app(command).cli, arguments or ["--help"], prog="vlmo")
     run = next(run for kind, run in _COMMANDS.values() if kind is type(options))

@@ -1,4 +1,4 @@
-"""`vlmo quickstart`, `vlmo train` and `vlmo recipes`."""
+"""`vlmo quickstart`, `vlmo train`, `vlmo finetune` and `vlmo recipes`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,25 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import hide_loading_bars, parse, without_garbage_collection
+from vlmo.cli.parsing import ModelFolder, hide_loading_bars, parse, without_garbage_collection
+
+_COMMON = {
+    "--lr": "--optimizer.lr",
+    "--batch-size": "--loader.global-batch-size",
+    "--output-dir": "--run-dir",
+    "--data": "--data.source",
+}
+"""Short names of options of a run."""
+_COMMON_HELP = (
+    "  --init MODEL        folder or name of a model to start from",
+    "  --data DATA         built-in name or path of the training data",
+    "  --lr RATE           highest learning rate",
+    "  --batch-size ROWS   rows of a step",
+    "  --steps N           length of the run; the warm-up keeps its share",
+    "  --output-dir DIR    run folder, by default runs/NAME; a run that was interrupted goes on there",
+    "  --device DEVICE     cpu, cuda or cuda:N",
+    "  --dry-run           tell what the run will need",
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +63,20 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class FinetuneOptions:
+    """Fine-tune a model on own data: vlmo finetune MODEL --data FOLDER [--lr 3e-5] [--batch-size 32] [--steps 500]."""
+
+    folder: ModelFolder
+    data: str
+    """Captions, questions, sentences about two images, classes or masks (docs/data.md), which tell the task."""
+    task: str | None = None
+    """retrieval, vqa, nlvr2, classification or segmentation, where the data do not tell it. Every option of vlmo train
+    is one here too: --lr, --batch-size, --steps, --output-dir, --dry-run, ..."""
+
+
+@dataclass(frozen=True)
 class RecipesOptions:
-    """List every recipe; vlmo recipes NAME shows one with its settings, --json the settings alone."""
+    """List the recipes; vlmo recipes NAME shows one with its settings, --json the settings alone."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Recipe to show; all by default."""
@@ -81,22 +111,59 @@ def quickstart_command(options: QuickstartOptions) -> None:
     run_quickstart(options.run_dir, scale=options.scale, console=Console())
 
 
+def train_help() -> None:
+    """Show how `vlmo train` is called, the common options, and every recipe."""
+    options = "\n".join(["Options (all: vlmo train NAME --help):", *_COMMON_HELP])
+    shown = f"usage: vlmo train NAME [OPTIONS]\n\n{options}\n\nRecipes:\n{_listed()}"
+    Console(soft_wrap=True).print(shown, markup=False, highlight=False)
+
+
 def train(name: str, arguments: list[str]) -> None:
     """Run `vlmo train NAME ...`; every setting of the recipe is an option."""
     with without_garbage_collection():
         hide_loading_bars()
         from vlmo.recipes import describe, find_recipe
-        from vlmo.recipes.schema import without_void_defaults
 
-        default = TrainOptions(recipe=find_recipe(name), run_dir=Path("runs") / name)
         about = describe(name).splitlines()[0]
-        options: TrainOptions = parse(
-            functools.partial(tyro.cli, TrainOptions),
-            arguments,
-            prog=f"vlmo train {name}",
-            default=default,
-            description=f"{about} (The whole description: vlmo recipes {name}.)",
+        _run(
+            find_recipe(name), arguments, name=name, about=about, prog=f"vlmo train {name}", run_dir=Path("runs") / name
         )
+
+
+def finetune(arguments: list[str]) -> None:
+    """Run `vlmo finetune MODEL --data DATA ...`; every option of `vlmo train` is one."""
+    options, others = parse(
+        functools.partial(tyro.cli, FinetuneOptions), arguments, prog="vlmo finetune", return_unknown_args=True
+    )
+    hide_loading_bars()
+    from vlmo.recipes.finetune import finetune_recipe
+    from vlmo.tasks.result import data_name
+
+    chosen = finetune_recipe(options.folder, options.data, task=options.task)
+    name = f"{Path(options.folder).resolve().name}-{data_name(options.data)}"
+    _run(chosen.recipe, others, name=name, about=chosen.about, prog="vlmo finetune", run_dir=Path("runs") / name)
+
+
+def _run(recipe: Any, arguments: list[str], *, name: str, about: str, prog: str, run_dir: Path) -> None:
+    """Train a recipe with changes by the arguments, or tell what it will need."""
+    from vlmo.recipes.schema import scaled, without_void_defaults
+
+    arguments, steps = _common_options(arguments)
+    shown = recipe if steps is None else scaled(recipe, scale=steps / recipe.trainer.max_steps)
+    default = TrainOptions(recipe=recipe, run_dir=run_dir)
+    options: TrainOptions = parse(
+        functools.partial(tyro.cli, TrainOptions),
+        arguments,
+        prog=prog,
+        default=replace(default, recipe=shown),
+        description=f"{about} (The whole description: vlmo recipes {name}.)"
+        if prog.startswith("vlmo train")
+        else about,
+    )
+    if prog == "vlmo finetune":
+        loader, trainer, rate = options.recipe.loader, options.recipe.trainer, options.recipe.optimizer.lr
+        choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
+        Console(stderr=True, soft_wrap=True).print(f"{about} Chosen: {choice}.", markup=False, highlight=False)
     options = replace(options, recipe=without_void_defaults(default.recipe, options.recipe))
     if options.dry_run:
         from vlmo.run.estimate import check_start, estimate
@@ -138,9 +205,37 @@ def train(name: str, arguments: list[str]) -> None:
         Console().print(f"{result.status}: {result.steps} steps; model folder {result.model_dir}", highlight=False)
 
 
+def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:
+    """Return arguments with the whole names of options, and the number of `--steps`, if it is given.
+
+    Raises:
+        ValueError: It is no number from 1 up.
+    """
+    words: list[str] = []
+    steps, rest = None, iter(arguments)
+    for word in rest:
+        option, mark, value = word.partition("=")
+        option = option.replace("_", "-")
+        if option != "--steps":
+            words.append(f"{_COMMON.get(option, option)}={value}" if mark else _COMMON.get(option, word))
+            continue
+        given = value if mark else next(rest, "")
+        if not given.isdecimal() or not int(given):
+            raise ValueError(f"--steps is {given or 'empty'}; give a number from 1 up")
+        steps = int(given)
+    return words, steps
+
+
+def _listed() -> str:
+    from vlmo.recipes import RECIPES, describe
+
+    width = max(map(len, RECIPES))
+    return "\n".join(f"{name:<{width}}  {describe(name).splitlines()[0]}" for name in RECIPES)
+
+
 def recipes_command(options: RecipesOptions) -> None:
     """Run `vlmo recipes`."""
-    from vlmo.recipes import RECIPES, describe, find_recipe
+    from vlmo.recipes import describe, find_recipe
 
     if options.json:
         if options.name is None:
@@ -148,9 +243,9 @@ def recipes_command(options: RecipesOptions) -> None:
         sys.stdout.write(find_recipe(options.name).to_json() + "\n")
         return
     console = Console(soft_wrap=True)
-    for name in [options.name] if options.name else RECIPES:
-        text = describe(name)
-        console.print(f"[bold]{name}[/bold]", highlight=False)
-        console.print(textwrap.indent(text, "  ") + "\n", markup=False, highlight=False)
-    if options.name:
-        console.print(find_recipe(options.name).to_json(), markup=False)
+    if options.name is None:
+        console.print(_listed(), markup=False, highlight=False)
+        return
+    console.print(f"[bold]{options.name}[/bold]", highlight=False)
+    console.print(textwrap.indent(describe(options.name), "  ") + "\n", markup=False, highlight=False)
+    console.print(find_recipe(options.name).to_json(), markup=False)

@@ -158,7 +158,10 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
     for name in _MUST_AGREE:
         if (before := vars(config)[name]) != (after := vars(new)[name]):
             option = f"--model.{name.replace('_', '-')} {before}"
-            raise ValueError(f"{folder} has {name} {before!r}, the model {after!r}; give {option}, or another folder")
+            raise ValueError(
+                f"{folder} has {name} {before!r}, the model {after!r}; give {option} or another folder, or take the "
+                f"folder's own sizes: vlmo finetune {folder} --data DATA"
+            )
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     spoilt = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if spoilt:

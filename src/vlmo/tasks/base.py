@@ -150,8 +150,6 @@ class Task(ABC):
     # Evaluation and prediction; a task without `inputs` is for training only.
     inputs: ClassVar[str] = ""
     """Inputs of a prediction, for messages."""
-    recipe: ClassVar[str] = ""
-    """Recipe that messages recommend to train for this task."""
     default_data: ClassVar[str | None] = None
     """Data that it is measured on if none are named."""
     options: ClassVar[tuple[str, ...]] = ()
@@ -243,7 +241,7 @@ class Task(ABC):
         Raises:
             ValueError: It is no model folder, or one for another task.
         """
-        hint = f"The task {cls.name} needs it; train one: vlmo train {cls.recipe} --init {folder}"
+        hint = f"The task {cls.name} needs it; fine-tune one: vlmo finetune {folder} --data DATA (docs/data.md)"
         model = load_model(folder, cls.model_class(), device=device, hint=hint)
         return model, load_processor(folder) if cls.reads_text else None
 

@@ -178,7 +178,6 @@ class ClassificationStage(Task):
     num_classes: ClassVar[int | None] = 1000
     architectures = ("VLMoForImageClassification",)
     usage: ClassVar[Usage | None] = Usage("names the class of an image", "image-classification", '"image.png"')
-    recipe: ClassVar[str] = "scenes-kinds"
     options: ClassVar[tuple[str, ...]] = ("method",)
     inputs: ClassVar[str] = "one --image"
     losses: ClassificationConfig = ClassificationConfig()

@@ -146,7 +146,6 @@ class ReasoningStage(Task):
     num_classes: ClassVar[int | None] = 2
     architectures = ("VLMoForVisualReasoning",)
     usage: ClassVar[Usage | None] = Usage("tells whether a sentence about two images is true", snippet=_SNIPPET)
-    recipe: ClassVar[str] = "scenes-statements"
     inputs: ClassVar[str] = "two images after --image and one --text"
     submits: ClassVar[bool] = True
     head_lr_scale: float = 1.0

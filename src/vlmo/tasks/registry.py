@@ -97,7 +97,7 @@ def task_of(folder: str | Path) -> type[Task]:
                 return task
     raise ValueError(
         f"{folder} holds {', '.join(kinds) or 'no named class'}, which is for none of the tasks "
-        f"{', '.join(known)}. Start a fine-tuning from it: vlmo train RECIPE --init {folder}"
+        f"{', '.join(known)}. Fine-tune it: vlmo finetune {folder} --data DATA (docs/data.md)"
     )
 
 
@@ -244,7 +244,8 @@ def predict(
     if inputs.question is not None and task is not QuestionStage:
         raise ValueError(
             f"a question was given, but the model of {folder} is for {task.name} and has no head for answers. Give it "
-            f"{task.inputs}, or fine-tune one on questions: vlmo train base-vqa --init {folder}"
+            f"{task.inputs}, or fine-tune one on a table with the columns image, question and answer: "
+            f"vlmo finetune {folder} --data TABLE"
         )
     if not task.accepts(inputs):
         asks = "a" if inputs.question is not None else "no"

@@ -288,7 +288,6 @@ class RetrievalStage(Task):
     usage: ClassVar[Usage | None] = Usage(
         "finds texts for images and images for texts, and scores whether a pair belongs together", *RETRIEVAL_PIPELINE
     )
-    recipe: ClassVar[str] = "emoji-retrieval"
     default_data: ClassVar[str | None] = "emoji-pairs"
     options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight", "rerank_score")
     inputs: ClassVar[str] = "images after --image and texts after --text"

@@ -233,7 +233,6 @@ class SegmentationStage(Task):
     num_classes: ClassVar[int | None] = 150
     architectures = ("VLMoForSemanticSegmentation",)
     usage: ClassVar[Usage | None] = Usage("names the class of each pixel", "image-segmentation", snippet=_SNIPPET)
-    recipe: ClassVar[str] = "scenes-masks"
     options: ClassVar[tuple[str, ...]] = ("inference", "stride", "short_side")
     inputs: ClassVar[str] = "one --image"
     draws: ClassVar[bool] = True

@@ -209,7 +209,6 @@ class QuestionStage(Task):
         "visual-question-answering",
         '"image.png", question="what colour is it?"',
     )
-    recipe: ClassVar[str] = "scenes-questions"
     inputs: ClassVar[str] = "one --image and a --question"
     draws: ClassVar[bool] = True
     submits: ClassVar[bool] = True

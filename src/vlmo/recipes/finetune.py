@@ -1,0 +1,138 @@
+"""A recipe for own data: the task from their columns, sizes from the model, batch and length from the row count."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmo.data.loader import LoaderConfig
+from vlmo.data.rows import column
+from vlmo.data.sources import open_source
+from vlmo.model import VLMoConfig
+from vlmo.objectives.downstream import ClassificationConfig
+from vlmo.objectives.vision_language import VisionLanguageConfig
+from vlmo.processing import TransformConfig
+from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
+from vlmo.released import model_path
+from vlmo.tasks import (
+    ClassificationStage,
+    QuestionStage,
+    ReasoningStage,
+    RetrievalStage,
+    SegmentationStage,
+    Task,
+    find_task,
+)
+from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_TASK_OF_COLUMN: dict[str, type[Task]] = {
+    "question": QuestionStage,
+    "second_image": ReasoningStage,
+    "mask": SegmentationStage,
+    "label": ClassificationStage,
+}
+_WIDE = 384
+"""Width from which on models are fine-tuned at the paper's rates; those of vlmo-small's recipes below."""
+_FEWEST_STEPS, _MOST_STEPS = 100, 5000
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A recipe, and in a sentence what was chosen."""
+
+    recipe: Recipe
+    about: str
+
+
+def finetune_recipe(model: str | Path, source: str, *, task: str | None = None) -> Chosen:
+    """Return a recipe that fine-tunes a model on own data.
+
+    Args:
+        model: Model folder or name.
+        source: Data as in `open_source`.
+        task: Name of the task, where the columns do not tell it.
+
+    Raises:
+        ValueError: There is no such model or task, or the data cannot be read or tell no task.
+    """
+    folder = Path(model_path(model))
+    config = VLMoConfig.from_pretrained(folder)
+    rows = open_source(source)
+    found = _task_of(rows, source) if task is None else find_task(task)
+    wide, batch, epochs = config.hidden_size >= _WIDE, 64, 20
+    # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recoloured.
+    transform = TransformConfig(image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0)
+    lr, settings = (3e-5, {}) if wide else (1e-3, {})
+    stage: Task
+    if found is RetrievalStage:
+        losses = (
+            VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3)
+            if config.use_match_head
+            else RetrievalStage().losses
+        )
+        stage, batch, lr = RetrievalStage(losses=losses), 64 if wide else 128, 3e-5 if wide else 3e-4
+    elif found is QuestionStage:
+        stage = QuestionStage(head_lr_scale=20.0 if wide else 1.0)
+    elif found is ReasoningStage:
+        stage = ReasoningStage()
+    elif found is ClassificationStage:
+        stage = ClassificationStage(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8)
+        transform, settings = TransformConfig(image_size=config.image_size), {"num_fusion_layers": 0}
+        lr = 5e-4 if wide else 1e-3
+    elif found is SegmentationStage:
+        stage, batch = SegmentationStage(channels=512 if wide else 64), 16
+        transform, settings = TransformConfig(), {"num_fusion_layers": 0}
+    else:
+        raise ValueError(f"the task {found.name} is not fine-tuned this way; vlmo recipes lists recipes for it")
+    batch = min(batch, 1 << (len(rows).bit_length() - 1))
+    steps = min(max(epochs * len(rows) // batch, _FEWEST_STEPS), _MOST_STEPS)
+    split = _measured_split(source)
+    recipe = Recipe(
+        stage=stage,
+        model=replace(model_config(config), **settings),
+        text=_text_of(folder),
+        data=DataConfig(source=source, transform=transform),
+        loader=LoaderConfig(global_batch_size=batch, num_workers=2 if wide else 0),
+        optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
+        schedule=ScheduleConfig(warmup_steps=steps // 10),
+        trainer=TrainerConfig(max_steps=steps, precision="auto", clip_norm=3.0),
+        init=str(model),
+        evaluate_on=None if split is None else source,
+        evaluate_split=split or "test",
+    )
+    measured = "no rows to measure on" if split is None else f"measured on its split {split}"
+    return Chosen(recipe, f"{stage.title} from {model} on {len(rows):,} rows of {source}, {measured}.")
+
+
+def _task_of(rows: Dataset, source: str) -> type[Task]:
+    for name, task in _TASK_OF_COLUMN.items():
+        if name in rows.column_names:
+            return task
+    if any(column(rows, "captions")):
+        return RetrievalStage
+    raise ValueError(
+        f"{source} has images alone and tells no task; add captions, questions, labels or masks (docs/data.md, "
+        '"Your own data")'
+    )
+
+
+def _measured_split(source: str) -> str | None:
+    """Return the first split to measure on that has rows; None without any."""
+    for split in ("validation", "val", "test"):
+        try:
+            open_source(source, split=split)
+        except ValueError:  # there is none
+            continue
+        return split
+    return None
+
+
+def _text_of(folder: Path) -> TextConfig:
+    file = folder / "tokenizer_config.json"
+    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return TextConfig(max_length=settings["model_max_length"]) if "model_max_length" in settings else TextConfig()

@@ -1,0 +1,90 @@
+"""`vlmo finetune` on people's own data: the task comes from the data, sizes from the model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.test_cli_tasks import refused
+
+from vlmo.cli import main
+from vlmo.folder import architectures, read_data
+from vlmo.recipes.finetune import finetune_recipe
+
+COLORS = ("red", "green", "blue")
+NUM = 30
+
+
+def draw(root: Path, *, folder: str = "", suffix: str = ".png") -> list[str]:
+    """Write images of one colour; return their names."""
+    names = [f"{folder}{number}{suffix}" for number in range(NUM)]
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), COLORS[number % 3]).save(root / name)
+    return names
+
+
+def captions(root: Path) -> None:
+    lines = [f"{name},{COLORS[number % 3]},mine" for number, name in enumerate(draw(root))]
+    (root / "metadata.csv").write_text("\n".join(["file_name,text,licence", *lines]))
+
+
+def questions(root: Path) -> None:
+    lines = [f"{name},what colour?,{COLORS[number % 3]}" for number, name in enumerate(draw(root))]
+    (root / "questions.csv").write_text("\n".join(["image,question,answer", *lines]))
+
+
+def sentences(root: Path) -> None:
+    lines = [f"{name},0.png,both are red,{number % 3 == 0}" for number, name in enumerate(draw(root))]
+    (root / "sentences.csv").write_text("\n".join(["image,second_image,sentence,label", *lines]))
+
+
+def classes(root: Path) -> None:
+    for color in COLORS:
+        draw(root, folder=f"{color}/")
+
+
+def masks(root: Path) -> None:
+    draw(root, folder="images/")
+    for number in range(NUM):
+        (root / "masks").mkdir(exist_ok=True)
+        Image.new("L", (16, 16), number % 2).save(root / "masks" / f"{number}.png")
+    (root / "classes.txt").write_text("sky\nsea\n")
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (captions, "VLMoForImageTextRetrieval"),
+        (questions, "VLMoForVisualQuestionAnswering"),
+        (sentences, "VLMoForVisualReasoning"),
+        (classes, "VLMoForImageClassification"),
+        (masks, "VLMoForSemanticSegmentation"),
+    ],
+)
+def test_own_data_of_every_task_are_fine_tuned_on(write, kind, tmp_path, capsys) -> None:
+    data, run = tmp_path / "photos", tmp_path / "run"
+    write(data)
+    line = ["finetune", "vlmo-small", "--data", data, "--steps", "2", "--batch-size", "4", "--output-dir", run]
+    main([*map(str, line), "--device", "cpu"])
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "Chosen: batches of 4, 2 steps, learning rate" in shown
+    assert architectures(run / "model") == [kind]
+    assert read_data(run / "model")[0].name == "photos"
+    if write is captions:
+        assert read_data(run / "model")[0].licences == ("mine",)
+    recipe = json.loads((run / "recipe.json").read_text())
+    assert recipe["schedule"]["warmup_steps"] == 0
+
+
+def test_recipe_follows_the_model_and_the_number_of_rows(tmp_path) -> None:
+    captions(tmp_path)
+    recipe = finetune_recipe("vlmo-small", str(tmp_path)).recipe
+    assert (recipe.model.image_size, recipe.model.hidden_size, recipe.text.max_length) == (64, 128, 32)
+    assert (recipe.loader.global_batch_size, recipe.trainer.max_steps) == (16, 100)  # 16 <= 29 rows of 30, or fewer
+
+
+def test_data_that_tell_no_task_are_refused(tmp_path, capsys) -> None:
+    draw(tmp_path)
+    assert "images alone" in refused(["finetune", "vlmo-small", "--data", str(tmp_path)], capsys)
+    assert "no task 'vqaa'" in refused(["finetune", "vlmo-small", "--data", str(tmp_path), "--task", "vqaa"], capsys)
