@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,10 @@ from tests.integrations.toy_gallery import trained_folder
 from tests.retrieval.toy_index import NAMES, NUM, write_folder
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
+from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.store import Store
+
+init = Encoder.__init__
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,18 @@ def test_search_shows_a_table(made, capsys, monkeypatch):
     assert "similarity" not in shown
     assert "red square" not in shown.replace("a red square", "", 1)
     assert "nothing was found" in printed(["search", made[1], "x", "--where", "year = 0"], capsys)
+
+
+def test_search_without_words_reads_lines_and_loads_the_model_once(made, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a red square\n\ngone.png\na blue bar\n"))
+    loaded = []
+    monkeypatch.setattr(Encoder, "__init__", lambda self, *given, **more: loaded.append(init(self, *given, **more)))
+    main(["search", made[1], "--top", "1", "--json"])
+    shown = capsys.readouterr()
+    found = shown.out.replace("}\n{", "}\n\0{").split("\0")
+    assert [json.loads(each)["query"] for each in found] == ["a red square", "a blue bar"]
+    assert "vlmo: there is no image gone.png" in shown.err
+    assert len(loaded) == 1
 
 
 def test_search_prints_json(made, capsys):
@@ -174,7 +190,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["index", "MODEL", "IMAGES", "--out", "new", "--engine", "spark"], "--engine"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--devise", "cpu"], "--device"),
         (["search"], "Missing from vlmo search: INDEX"),
-        (["search", "INDEX"], "Missing from vlmo search: QUERY"),
+        (["search", "INDEX", "--sheet", "x.png"], "of one search"),
         (["search", "nowhere", "x"], "is no index"),
         (["search", "INDEX", " "], "the query is empty"),
         (["search", "INDEX", "gone.png"], "there is no image gone.png"),

@@ -162,7 +162,7 @@ def test_longest_text_can_be_set(folder, ours):
         ([("a", "b")], "expected a string"),
         ([[{"role": "user", "content": "hi"}]], "expected a string"),
         ([3], "expected a string"),
-        (["data:image/png;base64,AAAA"], "open it with PIL"),
+        (["data:image/png;base64,AAAA"], "names no image file here"),
         ([{"image": "cat.png"}], "expected a string"),
     ],
 )
@@ -171,12 +171,16 @@ def test_other_inputs_are_refused(model, inputs, message):
         model.encode(inputs)
 
 
-def test_name_of_a_image_file_is_no_text_unless_said_so(model, ours, tmp_path):
-    path = str(tmp_path / "red.png")
+def test_path_of_an_image_file_is_the_image_unless_said_so(model, scorer, ours, tmp_path):
+    path = tmp_path / "red.png"
     drawings()[0].save(path)
-    with pytest.raises(ValueError, match="open it with PIL"):
-        model.encode([path])
-    assert np.abs(model.encode([{"text": path}]) - text_features(ours, [path])).max() < SAME
+    expected = image_features(ours, drawings()[:1])
+    for given in (str(path), path, {"image": str(path)}):
+        assert np.abs(model.encode([given]) - expected).max() < SAME
+    assert np.abs(model.encode([{"text": str(path)}]) - text_features(ours, [str(path)])).max() < SAME
+    assert scorer.predict({"text": TEXTS[0], "image": str(path)}) == pytest.approx(
+        scorer.predict((TEXTS[0], drawings()[0]))
+    )
 
 
 def test_options_of_other_processors_are_refused(model, folder):

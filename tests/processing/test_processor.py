@@ -62,7 +62,6 @@ def test_processor_lets_the_caller_choose_padding_and_length(processor):
         ({"text": 3}, "expected a string"),
         ({"text": []}, "at least one string"),
         ({"text": ["a", None]}, "text holds a NoneType"),
-        ({"images": "cat.png"}, "images holds a str"),
         ({"images": [b"PNG"]}, "images holds a bytes"),
         ({"images": []}, "at least one image"),
     ],
@@ -70,6 +69,18 @@ def test_processor_lets_the_caller_choose_padding_and_length(processor):
 def test_processor_names_wrong_inputs(processor, inputs, message):
     with pytest.raises(ValueError, match=message):
         processor(**inputs)
+
+
+def test_paths_are_opened_upright(processor, tmp_path):
+    image, exif = Image.new("RGB", (40, 20), "red"), Image.Exif()
+    image.paste("blue", (0, 0, 20, 20))
+    exif[0x0112] = 6  # turned by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    expected = processor(images=image.transpose(Image.Transpose.ROTATE_270), return_tensors="pt")["pixel_values"]
+    for given in (tmp_path / "turned.png", str(tmp_path / "turned.png"), [tmp_path / "turned.png"]):
+        assert torch.equal(processor(images=given, return_tensors="pt")["pixel_values"], expected)
+    with pytest.raises(FileNotFoundError, match=r"cat\.png"):
+        processor(images="cat.png")
 
 
 def test_processor_rejects_impossible_sizes():

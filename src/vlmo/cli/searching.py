@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +17,7 @@ from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars, wit
 from vlmo.released import find_model
 
 if TYPE_CHECKING:
-    from vlmo.retrieval import BuildReport, SearchResult
+    from vlmo.retrieval import BuildReport, Searcher, SearchResult
 
 _STDERR = Console(stderr=True)
 _WIDTH = 200  # of a table that goes into a file
@@ -68,12 +70,12 @@ class EmbedOptions:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Search an index by words or by an image: vlmo search INDEX "a red umbrella"|IMAGE [--rerank 32] [--where SQL]."""
+    """Search an index by words or by an image: vlmo search INDEX ["a red umbrella"|IMAGE] [--rerank 32]."""
 
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
-    query: tyro.conf.Positional[str]
-    """Words, or the file of an image."""
+    query: Annotated[str | None, tyro.conf.Positional] = None
+    """Words, or the file of an image; without, the lines that are typed or piped in, with the model loaded once."""
     model: Path | None = None
     """Model folder; by default the one that the index was made with."""
     top: int = 10
@@ -140,8 +142,7 @@ def embed_command(options: EmbedOptions) -> None:
 @without_garbage_collection()
 def search_command(options: SearchOptions) -> None:
     """Run `vlmo search`."""
-    image = _image_of(options.query)
-    _check_search(options, image=image)
+    _check_search(options)  # before models are loaded
     folder, store = options.index.expanduser(), None
     if "torch" not in sys.modules and folder.is_dir():  # the tables are opened while this process imports torch
         from vlmo.retrieval.process import StoreProcess
@@ -149,14 +150,43 @@ def search_command(options: SearchOptions) -> None:
         store = StoreProcess(folder)
     hide_loading_bars()
     from vlmo.retrieval import Index, Searcher
-    from vlmo.retrieval.results import write_explanation, write_sheet
-    from vlmo.retrieval.search import SEARCH_RERANK
 
     index = Index(folder, store=store)
     model = Path(index.model_folder) if options.model is None else Path(find_model(options.model))
     if options.model is None and not model.is_dir():
         raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")
     searcher = Searcher(model, index, device=options.device)
+    if options.query is not None:
+        _search(searcher, options, options.query)
+        return
+    gc.enable()  # this may go on for hours
+    for query in _queries():
+        try:
+            _check_search(replace(options, query=query))
+            _search(searcher, options, query)
+        except ValueError as error:  # the next one may be right
+            _STDERR.print(f"vlmo: {error}", markup=False, highlight=False)
+
+
+def _queries() -> Iterator[str]:
+    """Yield lines until they end; at a terminal, an empty one ends them."""
+    is_typed = sys.stdin.isatty()
+    while True:
+        try:
+            line = _STDERR.input("search> " if is_typed else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+        elif is_typed:
+            return
+
+
+def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
+    from vlmo.retrieval.results import write_explanation, write_sheet
+    from vlmo.retrieval.search import SEARCH_RERANK
+
+    image = _image_of(query)
     can_rerank = searcher.encoder.can_match and (image is None or options.captions)
     rerank = (SEARCH_RERANK if can_rerank else 0) if options.rerank is None else options.rerank
     if options.budget is not None and rerank:
@@ -165,23 +195,28 @@ def search_command(options: SearchOptions) -> None:
     if image is not None and options.captions:
         result = searcher.captions(image, **given)
     else:
-        result = searcher.search(options.query if image is None else image, where=options.where, **given)
-    _show_result(result, options)  # before the images are drawn, which may fail
+        result = searcher.search(query if image is None else image, where=options.where, **given)
+    _show_result(query, result, is_json=options.json)  # before the images are drawn, which may fail
     lines = []
     if options.sheet is not None:
-        write_sheet(options.sheet, query=options.query, result=result, index=index)
+        write_sheet(options.sheet, query=query, result=result, index=searcher.index)
         lines.append(f"image {options.sheet}")
     if options.explain is not None:
-        lost = write_explanation(options.explain, query=options.query, result=result, searcher=searcher)
+        lost = write_explanation(options.explain, query=query, result=result, searcher=searcher)
         left_out = f", without {', '.join(hit.place for hit in lost)}, which cannot be read" if lost else ""
         lines.append(f"image {options.explain}{left_out}")
     if lines and not options.json:
         Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
 
 
-def _check_search(options: SearchOptions, *, image: Path | None) -> None:
+def _check_search(options: SearchOptions) -> None:
     check_new_file(options.sheet, option="--sheet", suffixes=(".png", ".html"))
     check_new_file(options.explain, option="--explain", suffixes=(".png",))
+    if options.query is None:
+        if options.sheet is not None or options.explain is not None:
+            raise ValueError("--sheet and --explain are files of one search; give its words or image")
+        return
+    image = _image_of(options.query)
     if options.captions and image is None:
         raise ValueError("--captions finds captions for an image; give the file of one as the query")
     if options.captions and (options.where is not None or options.sheet is not None):
@@ -206,11 +241,10 @@ def _image_of(query: str) -> Path | None:
     return None
 
 
-def _show_result(result: SearchResult, options: SearchOptions) -> None:
+def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
     from vlmo.retrieval.results import as_json, as_table
 
-    query = options.query
-    if options.json:
+    if is_json:
         sys.stdout.write(json.dumps(as_json(query, result), indent=1, ensure_ascii=False) + "\n")
         return
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)

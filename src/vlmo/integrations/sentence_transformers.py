@@ -131,7 +131,7 @@ class VLMoEmbedder(_FolderModule):
         """Return tokens of the strings and pixel values of the images; `order` where there are both.
 
         Args:
-            inputs: Strings, images (PIL, arrays or tensors), or `{"text": ...}` and `{"image": ...}`.
+            inputs: Strings, images (PIL, arrays, tensors or paths of files), or `{"text": ...}` and `{"image": ...}`.
             prompt: Put in front of each string.
             task: `query` or `document`; both are embedded alike.
 
@@ -267,13 +267,22 @@ def _classify(entry: Any) -> tuple[Literal["image", "text"], Any]:
     named = isinstance(entry, dict) and len(entry) == 1
     kind, value = next(iter(entry.items())) if named else (None, entry)
     if isinstance(value, str) and kind in {None, "text"}:
-        if kind is None and is_image_url_or_path(value):
-            # Elsewhere in sentence-transformers such a string stands for the image itself.
-            raise ValueError(f"{value!r:.80} names an image file: open it with PIL, or give {{'text': ...}} if not.")
+        if kind is None and is_image_url_or_path(value):  # elsewhere in sentence-transformers the image itself
+            if not _is_file(value):
+                raise ValueError(f"{value!r:.80} names no image file here; open it, or give {{'text': ...}} if not.")
+            return "image", value
         return "text", value
-    if isinstance(value, (Image.Image, np.ndarray, Tensor)) and kind in {None, "image"}:
+    is_path = isinstance(value, (str, Path)) and _is_file(value)
+    if (is_path or isinstance(value, (Image.Image, np.ndarray, Tensor))) and kind in {None, "image"}:
         return "image", value
-    raise ValueError(f"Got {entry!r:.80}: expected a string, a PIL image, an array or a tensor.")
+    raise ValueError(f"Got {entry!r:.80}: expected a string, a PIL image, an array, a tensor or the path of an image.")
+
+
+def _is_file(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # base64 is too long for a name
+        return False
 
 
 def _as_pair(pair: Any) -> tuple[Any, str]:

@@ -22,6 +22,10 @@ from vlmo.model.position import RelativePositionBias, sincos_positions
 from vlmo.model.sequence import LANGUAGE, VISION, Queries, Sequence
 from vlmo.released import find_model, naming_released
 
+_DUAL_ENCODERS = frozenset(("VLMoForImageTextRetrieval", "VLMoForPreTraining"))
+"""Classes whose folders hold a contrast head."""
+_HUB = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+
 TEXT_TYPE, IMAGE_TYPE, SECOND_IMAGE_TYPE = 0, 1, 2
 
 
@@ -167,7 +171,13 @@ def _init_positions(table: nn.Parameter, config: VLMoConfig, *, grid: tuple[int,
 class VLMoModel(VLMoPreTrainedModel):
     """The backbone: embeddings, Multiway blocks, final norm and pooler (VLMo, "Multiway Transformer")."""
 
-    def __init__(self, config: VLMoConfig, add_pooling_layer: bool = True) -> None:  # noqa: FBT001, FBT002 (HF's name)
+    def __init__(
+        self,
+        config: VLMoConfig,
+        add_pooling_layer: bool = True,  # noqa: FBT001, FBT002 (HF's name)
+        *,
+        add_contrast_head: bool = False,
+    ) -> None:
         super().__init__(config)
         self.image_embeddings = ImageEmbeddings(config)
         self.text_embeddings = TextEmbeddings(config)
@@ -186,7 +196,34 @@ class VLMoModel(VLMoPreTrainedModel):
         norms = {name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in (VISION, LANGUAGE)}
         self.norm = nn.ModuleDict(norms) if config.final_norm == "separate" else norms[VISION]
         self.pooler = Pooler(config) if add_pooling_layer and config.use_pooler else None
+        self.contrast_head = ContrastHead(config) if add_contrast_head else None
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any) -> Self:
+        """Load as the other classes do; of a model for retrieval with its contrast head, see `get_image_features`."""
+        name, config = pretrained_model_name_or_path, kwargs.get("config")
+        if name is not None and not isinstance(config, VLMoConfig):
+            config = VLMoConfig.from_pretrained(name, **{key: kwargs[key] for key in _HUB if key in kwargs})
+        if config is not None and not _DUAL_ENCODERS.isdisjoint(config.architectures or ()):
+            kwargs.setdefault("add_contrast_head", True)
+        return super().from_pretrained(name, *args, **kwargs)
+
+    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """Return L2-normalised vectors of images; ValueError if the model was not loaded from one for retrieval."""
+        return self._head().embed_image(self.contrast_states(self.embed(pixel_values=pixel_values))[0])
+
+    def get_text_features(
+        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """Return L2-normalised vectors of texts; ValueError if the model was not loaded from one for retrieval."""
+        sequence = self.embed(input_ids=input_ids, attention_mask=attention_mask)
+        return self._head().embed_text(self.contrast_states(sequence)[0])
+
+    def _head(self) -> ContrastHead:
+        if self.contrast_head is None:
+            raise ValueError("This model has no contrast head, so it embeds nothing; load a model for retrieval.")
+        return self.contrast_head
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word table."""

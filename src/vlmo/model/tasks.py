@@ -24,6 +24,7 @@ class VLMoContrastOutput(ModelOutput):
     """Output of a dual encoder.
 
     Attributes:
+        loss: Symmetric cross-entropy over the batch, as CLIP's; when asked for.
         image_embeds: L2-normalised, (images, projection).
         text_embeds: L2-normalised, (texts, projection).
         logits_per_image: Similarities over temperature, (images, texts).
@@ -32,6 +33,7 @@ class VLMoContrastOutput(ModelOutput):
         mlm_logits: (batch, text, vocab) from the fused pair; when asked for.
     """
 
+    loss: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     logits_per_image: Tensor | None = None
@@ -120,11 +122,22 @@ class VLMoForImageTextRetrieval(_DualEncoder):
         pixel_values: Float[Tensor, "images 3 height width"] | None = None,
         input_ids: Int[Tensor, "texts text"] | None = None,
         attention_mask: Int[Tensor, "texts text"] | None = None,
+        return_loss: bool | None = None,  # noqa: FBT001 (CLIP's)
         *,
         output_match_logits: bool = False,
     ) -> VLMoContrastOutput:
-        """Embed what is given, compare all images with all texts; `match_logits` row by row, ValueError if no pairs."""
+        """Embed what is given, compare all images with all texts; `match_logits` row by row, ValueError if no pairs.
+
+        With `return_loss` also `loss`: of a batch where each image has the text of its number.
+        """
         output = self._contrast(pixel_values, input_ids, attention_mask)
+        if return_loss:
+            logits = output.logits_per_image
+            if logits is None or logits.shape[0] != logits.shape[1]:
+                raise ValueError("return_loss needs pixel_values and input_ids, a text for each image.")
+            rows = torch.arange(len(logits), device=logits.device)
+            losses = [F.cross_entropy(each.float(), rows) for each in (logits, logits.T)]
+            output = VLMoContrastOutput(loss=(losses[0] + losses[1]) / 2, **output)  # the first of a tuple
         if output_match_logits:
             if pixel_values is None or input_ids is None:
                 raise ValueError("output_match_logits needs pixel_values and input_ids, a text for each image.")

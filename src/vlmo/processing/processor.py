@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import BatchFeature, BeitImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
@@ -146,21 +146,24 @@ class VLMoProcessor(ProcessorMixin):
         """`pixel_values` for images, `input_ids` and `attention_mask` for texts; keyword arguments as in transformers.
 
         Args:
-            images: A PIL image, an array or a tensor, or a list of these.
+            images: A PIL image, an array, a tensor or the path of a file, or a list of these.
             text: A string or a list of strings.
 
         Raises:
             ValueError: neither is given, or one is of another type.
+            OSError: A file cannot be read, or holds no image.
         """
         if images is None and text is None:
             raise ValueError("got neither images nor text: give at least one of them")
         if images is not None:
             entries = images if isinstance(images, (list, tuple)) else [images]
+            if any(isinstance(entry, (str, PathLike)) for entry in entries):
+                images = entries = [_open(entry) for entry in entries]
             wrong = [entry for entry in entries if not isinstance(entry, (Image.Image, np.ndarray, torch.Tensor))]
             if wrong or not entries:
                 found = f"holds a {type(wrong[0]).__name__}" if wrong else "is an empty list"
                 raise ValueError(
-                    f"images {found}: expected at least one image, PIL images, arrays or tensors; open files with PIL"
+                    f"images {found}: expected at least one image: PIL images, arrays, tensors or paths of files"
                 )
         if text is not None and not isinstance(text, str):
             if not isinstance(text, list) or not text:
@@ -170,6 +173,14 @@ class VLMoProcessor(ProcessorMixin):
         defaults = {key: value for key, value in _TEXT_DEFAULTS.items() if key not in kwargs}
         text_kwargs: Any = {**defaults, **kwargs.pop("text_kwargs", {})}
         return super().__call__(images=images, text=text, text_kwargs=text_kwargs, **kwargs)
+
+
+def _open(image: Any) -> Any:
+    """Return an image file's content, upright; anything else unchanged."""
+    if not isinstance(image, (str, PathLike)):
+        return image
+    with Image.open(image) as opened:
+        return ImageOps.exif_transpose(opened)
 
 
 def _validate_text_length(max_text_length: int) -> None:
