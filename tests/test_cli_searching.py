@@ -52,7 +52,7 @@ def test_index_says_what_it_did(model, tmp_path, capsys):
     (folder / NAMES[0]).unlink()
     assert "embedded 0, with bytes that were known 0, unchanged 4, gone 1" in printed(line, capsys)
     shown = printed([*line, "--ann-threshold", "3"], capsys)
-    assert "approximate index: recall@10 1.000 against exact search" in shown
+    assert "approximate index: recall@10 100.0 % against exact search" in shown
 
 
 def test_index_of_broken_files_alone_ends_with_their_reasons(model, tmp_path, capsys):
@@ -68,7 +68,7 @@ def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Store, "nearest", lambda *_, **__: [{"id": "nobody"}])
     folder = write_folder(tmp_path / "images", numbers=range(5))
     shown = printed(["index", model, folder, "--out", tmp_path / "index", "--approximate-from", "3"], capsys)
-    assert "recall@10 0.000 against exact search" in shown
+    assert "recall@10 0.0 % against exact search" in shown
     assert "this recall is low: search misses some of the nearest. --ann-threshold 6 makes" in shown
 
 

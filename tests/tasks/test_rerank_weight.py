@@ -99,7 +99,8 @@ def test_command_prints_recall_by_weight(folder, pictures, capsys):
     line = ["evaluate", str(folder), "--data", pictures, "--split", "val", "--rerank", "4", "--choose-rerank-weight"]
     main(line)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Recall by rerank weight, percent" in shown
+    assert "Recall by rerank weight on pictures" in shown
+    assert " val, percent" in shown
     assert "chosen" in shown
     assert "(before: 0.5)" in shown
     for options, words in (

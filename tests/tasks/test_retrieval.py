@@ -66,7 +66,7 @@ def test_contrast_alone_moves_the_dual_encoder_alone(contrast):
     assert any(".vision_language." in name for name in still)
     lines = [line for line in read_metrics(run_dir) if "loss" in line]
     assert all(line["loss"] == line["itc"] and "itm" not in line and "mlm" not in line for line in lines)
-    assert "val/ir@1" in read_metrics(run_dir)[-1]
+    assert "train/ir@1" in read_metrics(run_dir)[-1]
 
 
 def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_path):

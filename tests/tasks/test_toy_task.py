@@ -165,7 +165,7 @@ def test_one_file_is_all_that_a_task_needs(pictures, tmp_path):
 
     measured: TaskResult = evaluate(folder, source=str(pictures), split="train", device="cpu")
     assert measured.task == "brightness"
-    assert measured.metrics["close"] == result.metrics["val/close"]
+    assert measured.metrics["close"] == result.metrics["train/close"]
     assert len(measured.predictions) == 32
 
     found = predict(folder, Inputs((pictures / "0.png",)), device="cpu")

@@ -72,7 +72,7 @@ def test_classifier_is_trained_and_measured(class_set, start, tmp_path) -> None:
     assert model.config.label2id["blue"] == 2
     assert (result.model_dir / "preprocessor_config.json").is_file()
     assert not (result.model_dir / "tokenizer_config.json").exists()
-    figures = [line for line in read_metrics(tmp_path) if "val/top1" in line]
+    figures = [line for line in read_metrics(tmp_path) if "test/top1" in line]
     assert [line["step"] for line in figures] == [STEPS]
     card = (result.model_dir / "README.md").read_text()
     assert "top1" in card
@@ -88,8 +88,8 @@ def test_segmenter_is_trained_and_measured(segment_set, start, tmp_path) -> None
     model = VLMoForSemanticSegmentation.from_pretrained(result.model_dir)
     assert [model.config.id2label[number] for number in range(4)] == PIXELS
     assert model.config.segmentation_channels == 8
-    (figures,) = [line for line in read_metrics(tmp_path) if "val/miou" in line]
-    assert {name for name in figures if name.startswith("val/")} == {"val/miou", "val/aacc", "val/macc"}
+    (figures,) = [line for line in read_metrics(tmp_path) if "test/miou" in line]
+    assert {name for name in figures if name.startswith("test/")} == {"test/miou", "test/aacc", "test/macc"}
     assert "miou" in (result.model_dir / "README.md").read_text()
 
 

@@ -99,7 +99,7 @@ def test_training_learns_and_measures(task, figure, runs):
     losses = [line["loss"] for line in lines if "loss" in line]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert figure in lines[0]
-    evaluated = [line for line in lines if "val/accuracy" in line]
+    evaluated = [line for line in lines if "test/accuracy" in line]
     assert len(evaluated) == 1
     assert not any("[" in name for name in evaluated[0])
 
@@ -108,8 +108,8 @@ def test_training_learns_and_measures(task, figure, runs):
 def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sources):
     evaluate = {"vqa": QuestionStage, "nlvr2": ReasoningStage}[task].evaluate
     result = evaluate(runs[task] / "model", source=str(sources[task]), split="test", batch_size=5, **HERE)
-    line = next(line for line in read_metrics(runs[task]) if "val/accuracy" in line)
-    assert result.metrics["accuracy"] == line["val/accuracy"]
+    line = next(line for line in read_metrics(runs[task]) if "test/accuracy" in line)
+    assert result.metrics["accuracy"] == line["test/accuracy"]
     assert result.metrics.keys() == result.chance.keys() == result.meanings.keys()
     assert len(result.predictions) == 16
     card = huggingface_hub.ModelCard.load(runs[task] / "model" / "README.md")

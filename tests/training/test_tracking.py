@@ -17,7 +17,8 @@ def track(run_dir, *, step: int, upto: int, console: Console | None = None) -> N
             tracker.advance(number)
             tracker.log_training(number, losses={"loss": 1 / number}, numbers={"samples_per_s": 12.0})
             if number % 2 == 0:
-                tracker.log_evaluation(number, {"retrieval/ir_at_1": 0.5, "val/retrieval/tr_at_1": 0.25})
+                metrics = {"test/retrieval/ir_at_1": 0.5, "test/retrieval/tr_at_1": 0.25}
+                tracker.log_evaluation(number, metrics, data="toys")
 
 
 def test_each_line_tells_of_one_step(tmp_path) -> None:
@@ -25,8 +26,14 @@ def test_each_line_tells_of_one_step(tmp_path) -> None:
     assert read_metrics(tmp_path) == [
         {"step": 1, "loss": 1.0, "samples_per_s": 12.0},
         {"step": 2, "loss": 0.5, "samples_per_s": 12.0},
-        {"step": 2, "val/retrieval/ir_at_1": 0.5, "val/retrieval/tr_at_1": 0.25},
+        {"step": 2, "test/retrieval/ir_at_1": 0.5, "test/retrieval/tr_at_1": 0.25},
     ]
+
+
+def test_evaluation_is_shown_in_percent_with_data_and_split(tmp_path, caplog) -> None:
+    with caplog.at_level("INFO"):
+        track(tmp_path, step=0, upto=2)
+    assert "step 2, on toys: test/retrieval/ir_at_1 50.0 %, test/retrieval/tr_at_1 25.0 %" in caplog.text
 
 
 def test_lines_after_the_restored_step_are_removed(tmp_path) -> None:
@@ -53,7 +60,7 @@ def test_tensorboard_has_each_step_once_after_a_resume(tmp_path) -> None:
     track(tmp_path, step=3, upto=6)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert [event.step for event in events.Scalars("val/retrieval/ir_at_1")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("test/retrieval/ir_at_1")] == [2, 4, 6]
 
 
 def test_skipped_step_is_valid_json_and_names_its_samples(tmp_path, caplog) -> None:

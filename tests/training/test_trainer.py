@@ -61,7 +61,7 @@ def test_result_tells_how_the_run_went(tmp_path) -> None:
     assert (result.status, result.steps, result.samples_seen, result.skipped) == ("finished", 6, 48, 0)
     assert result.seconds > 0
     assert result.metrics["step"] == 6
-    assert result.metrics["val/toy/score"] == 0.5
+    assert result.metrics["toy/score"] == 0.5
     assert result.model_dir == tmp_path / "model"
     assert sorted(path.name for path in result.model_dir.iterdir()) == ["config.json", "model.pt"]
     kept = {".lock", "metrics.jsonl", "model", "recipe.json", "state", "tensorboard"}
@@ -213,8 +213,8 @@ def test_evaluators_see_the_model_in_evaluation_mode_and_leave_no_trace(tmp_path
     assert seen == [trainer.objective.get_submodule("model")] * 2
     assert trainer.objective.get_submodule("model.dropout").training
     assert not frozen.training
-    lines = [line for line in read_metrics(tmp_path / "with") if "val/toy/count" in line]
-    assert lines == [{"step": 4, "val/toy/count": 1.0}, {"step": 6, "val/toy/count": 2.0}]
+    lines = [line for line in read_metrics(tmp_path / "with") if "toy/count" in line]
+    assert lines == [{"step": 4, "toy/count": 1.0}, {"step": 6, "toy/count": 2.0}]
     without = make_trainer(tmp_path / "without")
     without.fit()
     assert is_same(trainer.objective.state_dict(), without.objective.state_dict())

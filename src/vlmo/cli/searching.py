@@ -275,8 +275,8 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
         lines.append("search compares with every vector (exact)")
     else:
         lines.append(
-            f"approximate index: recall@{recall.at} {recall.value:.3f} against exact search, {recall.queries} queries "
-            f"by {recall.asked_with}"
+            f"approximate index: recall@{recall.at} {100 * recall.value:.1f} % against exact search, {recall.queries} "
+            f"queries by {recall.asked_with}"
         )
     if recall is not None and recall.is_low:
         lines.append(

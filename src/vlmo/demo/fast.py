@@ -53,7 +53,7 @@ def run_fast_start(
     names = _write_images(images, source=source, split=split, quarantine=run / "quarantine.jsonl")
     report = build_index(encoder, [images], out=index, console=console)
     searcher = Searcher(encoder, index)
-    table = Table(title="Drawings by their names")
+    table = Table(title=f"Drawings of {source} {split} by their names")
     for name in ("looked for", "rank of the right one", "first results"):
         table.add_column(name, justify="right" if name.startswith("rank") else "left")
     queries = []

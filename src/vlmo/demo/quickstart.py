@@ -98,7 +98,7 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     report = _report(run, result, columns=columns, seconds=seconds)
     path = write_report(run / "report.html", report)
     contact_sheet(report.text_to_image[:5]).save(run / "queries.png")
-    table = Table("", title="Retrieval, recall in percent")
+    table = Table("", title=f"Retrieval on {result.source} {result.split}, recall in percent")
     for name in columns:
         table.add_column(name, justify="right")
     for metric in dual:

@@ -38,7 +38,6 @@ from vlmo.tasks.result import data_name
 from vlmo.training import Trainer, Watchdog, claim_run_folder, lock_run, read_metrics
 
 _QUARANTINE = "quarantine.jsonl"
-_LOGGED = "val/"
 _MOST_LICENCES = 20
 
 
@@ -122,6 +121,7 @@ def build(
         else (),
         lr_scale={f"model.{name}": scale for name, scale in task.lr_scale(model).items()},
         evaluators=evaluators,
+        measured_on=" and ".join(data_name(each.source) for each in evaluators),
         after_step=model.clamp_logit_scale_
         if isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval)
         else None,
@@ -279,9 +279,10 @@ def _folder_name(folder: str) -> str:
 
 def _last_measurements(evaluators: Sequence[EvaluationSet], *, run_dir: Path) -> tuple[EvalResult, ...]:
     """Return the metrics of a run's last evaluation, if it had one."""
-    lines = [line for line in read_metrics(run_dir) if any(name.startswith(_LOGGED) for name in line)]
+    lines = [line for line in read_metrics(run_dir) if any("/" in name for name in line)]
     if not lines:
         return ()
-    metrics = {name.removeprefix(_LOGGED): value for name, value in lines[-1].items() if name.startswith(_LOGGED)}
-    measured_by = f"last evaluation of the run, step {lines[-1]['step']}"
-    return tuple(found for each in evaluators for found in each.measurements(metrics, measured_by=measured_by))
+    line, measured_by = lines[-1], f"last evaluation of the run, step {lines[-1]['step']}"
+    return tuple(
+        found for each in evaluators for found in each.measurements(each.logged(line), measured_by=measured_by)
+    )

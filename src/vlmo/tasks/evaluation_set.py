@@ -184,9 +184,14 @@ class EvaluationSet(ABC):
         )
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Return the metrics of a model in training, without those of parts of the rows (`metric[part]`)."""
+        """Return the metrics of a model in training as "SPLIT/METRIC", without those of parts (`metric[part]`)."""
         metrics = self.metrics(self.outputs(model))
-        return {name: value for name, value in metrics.items() if "[" not in name}
+        return {f"{self.split}/{name}": value for name, value in metrics.items() if "[" not in name}
+
+    def logged(self, line: Mapping[str, Any]) -> dict[str, float]:
+        """Return the metrics of this set in a line of metrics.jsonl."""
+        start = f"{self.split}/"
+        return {name.removeprefix(start): value for name, value in line.items() if name.startswith(start)}
 
     def measurements(self, metrics: Mapping[str, float], *, measured_by: str) -> list[EvalResult]:
         """Return metrics that this set gave, as a model card shows them."""

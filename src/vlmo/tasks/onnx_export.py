@@ -47,7 +47,7 @@ def export_onnx(
         }
         report = add_recalls(report, {name: result.metrics for name, result in results.items()}, source=str(recall_on))
         if console is not None:
-            table = Table(title=f"ONNX Runtime on {recall_on}, recall in percent")
+            table = Table(title=f"ONNX Runtime on {recall_on} {split}, recall in percent")
             for name in ["", *results, *(["int8 loses"] if int8 else []), "chance"]:
                 table.add_column(name, justify="right" if name else "left")
             for name, chance in results["float32"].chance.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vlmo.distributed import is_main
@@ -16,6 +17,7 @@ from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.retrieval import KS
 from vlmo.folder import write_file
 from vlmo.tasks.base import quarantine_of
+from vlmo.tasks.result import data_name
 from vlmo.tasks.retrieval import SHORTLIST, CompositionSet, PairSet, RetrievalStage
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
@@ -32,17 +34,19 @@ class WeightChoice:
         chosen: For each direction the weight with the largest mean of its recalls; of several, the one next to the
             middle of them.
         before: The weights in the model's configuration before.
+        data: Name and split of the pairs.
     """
 
     weights: tuple[float, ...]
     metrics: tuple[dict[str, float], ...]
     chosen: Weights
     before: Weights
+    data: str = ""
 
     def table(self) -> Table:
         """Return recalls in percent, a row for each weight."""
         names = ("weight", *(name.upper() for name in self.metrics[0]), "")
-        table = Table(title="Recall by rerank weight, percent")
+        table = Table(title=escape(f"Recall by rerank weight on {self.data}, percent"))
         for name in names:
             table.add_column(name, justify="right")
         for weight, metrics in zip(self.weights, self.metrics, strict=True):
@@ -90,7 +94,9 @@ def choose_rerank_weight(
     chosen = Weights(*(best_weight(WEIGHTS, [_mean(each, of) for each in metrics]) for of in ("tr", "ir")))
     if is_main():
         write_rerank_weights(Path(folder), chosen)
-    return WeightChoice(WEIGHTS, metrics, chosen, before=Weights(*model.config.rerank_weights))
+    return WeightChoice(
+        WEIGHTS, metrics, chosen, before=Weights(*model.config.rerank_weights), data=f"{data_name(source)} {split}"
+    )
 
 
 def best_weight(weights: tuple[float, ...], means: list[float]) -> float:

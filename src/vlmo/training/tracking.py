@@ -38,7 +38,8 @@ class Tracker:
     """Writer of what the run reports; a context. Lines after `step`, left by a run that was cut off, are removed.
 
     A step that was trained has a line with "loss", or with "skipped" if its update was skipped; an evaluation has a
-    line of its own with "val/..." names. Every line has "step", the number of finished steps.
+    line of its own with names such as "test/ir@1", the split before the metric. Every line has "step", the number of
+    finished steps.
 
     Args:
         step: Finished steps in the state that the run goes on from.
@@ -53,7 +54,7 @@ class Tracker:
         kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
         run_dir.mkdir(parents=True, exist_ok=True)
         write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
-        evaluated = [line["step"] for line in kept if any(name.startswith("val/") for name in line)]
+        evaluated = [line["step"] for line in kept if any("/" in name for name in line)]
         self.evaluated_step = max(evaluated, default=0)
         """Newest step whose evaluation is in metrics.jsonl."""
         self._file = path.open("a")
@@ -98,13 +99,12 @@ class Tracker:
             *(self._title, step, dict(losses), grad_norm, list(sample_ids)),
         )
 
-    def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the line of an evaluation; names that do not start with "val/" are given that start."""
-        metrics = {name if name.startswith("val/") else f"val/{name}": value for name, value in metrics.items()}
+    def log_evaluation(self, step: int, metrics: Mapping[str, float], *, data: str) -> None:
+        """Write the line of an evaluation, fractions by "SPLIT/METRIC"; `data` are named where they are shown."""
         self._write(step, metrics, prefix="")
         self.evaluated_step = step
-        shown = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        logger.info("%s: step %d, %s", self._title, step, shown)
+        shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items())
+        logger.info("%s: step %d, on %s: %s", self._title, step, data, shown)
 
     def flush(self) -> None:
         """Return when every line has reached the disk."""

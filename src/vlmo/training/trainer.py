@@ -111,7 +111,8 @@ class Trainer:
         no_weight_decay: Parameters of two or more dimensions that are not decayed, by their names in the objective.
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
         evaluators: Called on every process with `model` in evaluation mode, without gradients; they return metrics,
-            which are logged as "val/...".
+            fractions by "SPLIT/METRIC".
+        measured_on: Names of their data.
         after_step: Called after each update; for what keeps parameters in their range.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         console: Shows progress; None shows nothing.
@@ -134,6 +135,7 @@ class Trainer:
         no_weight_decay: Collection[str] = (),
         lr_scale: Mapping[str, float] | None = None,
         evaluators: Sequence[Callable[[nn.Module], Mapping[str, float]]] = (),
+        measured_on: str = "its own data",
         after_step: Callable[[], None] | None = None,
         device: str | None = None,
         console: Console | None = None,
@@ -152,6 +154,7 @@ class Trainer:
             self.objective, config=optimizer, no_weight_decay=no_weight_decay, lr_scale=lr_scale
         )
         self.evaluators, self.after_step, self.recipe_json = evaluators, after_step, recipe_json
+        self.measured_on = measured_on
         self.console, self.title = console, title
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
         self._watchdog = watchdog or Watchdog()
@@ -325,7 +328,7 @@ class Trainer:
                 self._watchdog.at(f"in the evaluation after step {step}", timed=False)
                 metrics |= evaluate(model)
         if tracker is not None:
-            tracker.log_evaluation(step, metrics)
+            tracker.log_evaluation(step, metrics, data=self.measured_on)
 
     def _save(self, tracker: Tracker | None) -> None:
         counters = self._counters
