@@ -101,7 +101,6 @@ def peer_loader(recipe: Recipe, processor: VLMoProcessor, *, quarantine: Path) -
         transform=train_transform(dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size)),
         tokenizer=processor.tokenizer,
         seed=recipe.seed,
-        mlm_probability=None,
         cache_images=recipe.data.cache_images,
     )
     return RowLoader(examples, config=dataclasses.replace(recipe.loader, accumulation=1), seed=recipe.seed)
