@@ -267,6 +267,12 @@ def damaged(folder: str, to: Path, *, remove: str = "", **changes) -> str:
     return str(to)
 
 
+def test_folder_without_permission_is_told_before_the_work(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    shown = refused(["embed", "nowhere", "--texts", "x.txt", "--out", str(tmp_path / "x.npy")], capsys)
+    assert f"no permission to write in {tmp_path}" in shown
+
+
 def test_folders_that_are_damaged_are_one_line(folders, questions, pairs, capsys, tmp_path):
     vqa, retrieval = folders["vqa"], folders["retrieval"]
     cut = damaged(vqa, tmp_path / "cut")

@@ -100,6 +100,19 @@ def test_metadata_of_an_image_folder_is_read_and_others_are_not(tmp_path) -> Non
     assert everything(tmp_path)["captions"][:] == [["red"]]
 
 
+def test_tables_in_folders_of_splits_are_one_set(tmp_path) -> None:
+    for part, answer in (("train", "red"), ("validation", "blue")):
+        draw(tmp_path / part / "a.png")
+        (tmp_path / part / "metadata.csv").write_text(f"file_name,question,answer\na.png,what?,{answer}\n")
+    for part, label in (("train", 1), ("validation", 0)):
+        rows = open_source(str(tmp_path), split=part)
+        assert rows["image_id"][:] == [f"{part}/a.png"]
+        assert Path(rows[0]["image"]["path"]).is_file()
+        assert rows["answer_labels"][:] == [[label]]
+    assert names_of_source(str(tmp_path)) == ["blue", "red"]
+    assert everything(tmp_path / "train")["image_id"][:] == ["a.png"]  # by itself
+
+
 def test_data_without_answers_or_classes_say_what_is_expected(tmp_path) -> None:
     draw(tmp_path / "a.png")
     with pytest.raises(ValueError, match="no answers or classes: expected"):

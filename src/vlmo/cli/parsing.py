@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import gc
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,7 +60,7 @@ def check_new_file(file: Path | None, *, option: str, suffixes: Sequence[str] = 
     """Check before the work that its result can be written.
 
     Raises:
-        ValueError: `file` has another suffix, is a folder, or what should be its folder is a file.
+        ValueError: `file` has another suffix, is a folder, or what should be its folder is a file or not writable.
     """
     if file is None:
         return
@@ -70,6 +71,8 @@ def check_new_file(file: Path | None, *, option: str, suffixes: Sequence[str] = 
     above = next(parent for parent in file.absolute().parents if parent.exists())
     if not above.is_dir():
         raise ValueError(f"{option} {file}: {above} is no folder")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{option} {file}: no permission to write in {above}; choose another place")
 
 
 def hide_loading_bars() -> None:

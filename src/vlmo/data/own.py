@@ -43,8 +43,22 @@ Record = tuple[str, dict[str, Any]]
 """Place in the table, for errors, and the line's columns."""
 
 
-def read_table(path: Path) -> Dataset:
-    """Return the rows of a table; its columns tell the task. Images' paths are relative to the table's folder.
+def tables_of(path: Path) -> list[Path]:
+    """Return the table that `path` is or holds, or those of its folders `train`, `validation` and `test`, if any."""
+    if not path.is_dir():
+        return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
+    if table := find_table(path):
+        return [table]
+    parts = [each for each in sorted(path.iterdir()) if each.name.lower() in _SPLITS and each.is_dir()]
+    return [table for part in parts if (table := find_table(part))]
+
+
+def read_tables(path: Path, tables: Sequence[Path]) -> Dataset:
+    """Return the rows of tables; their columns tell the task. Images' paths are relative to their table's folder.
+
+    Args:
+        path: The data: a table, or the folder with it, or with folders of splits.
+        tables: `tables_of(path)`; each in a folder of its own has that split.
 
     `question` and `answer` make questions; `second_image`, a sentence and `label` sentences about two images; `label`
     without a caption classes; anything else captions, with one row an image, in the order of first mention.
@@ -52,10 +66,21 @@ def read_table(path: Path) -> Dataset:
     Raises:
         ValueError: A column is missing, or a value cannot be used; the message names the line.
     """
-    root = path.parent.resolve()
-    records = [(f"{path}:{number}", record) for number, record in table_records(path)]
+    several = path.is_dir() and tables[0].parent != path
+    root = (path if several else tables[0].parent).resolve()
+    records = []
+    for table in tables:
+        folder = table.parent.name
+        own = {"split": _SPLITS.get(folder.lower())} if several else {}
+        for number, record in table_records(table):
+            inside = {
+                name: f"{folder}/{value}"
+                for name, value in record.items()
+                if several and name in (*IMAGE_COLUMNS, *SECOND_COLUMNS) and isinstance(value, str) and value.strip()
+            }
+            records.append((f"{table}:{number}", own | record | inside))
     if not records:
-        raise ValueError(f"{path}: the table has no rows")
+        raise ValueError(f"{tables[0]}: the table has no rows")
     names = records[0][1].keys()
     if "question" in names:
         rows, features = _questions(records, root)
@@ -96,8 +121,8 @@ def own_labels(path: Path) -> list[str]:
     listed = path / CLASS_LIST
     if listed.is_file():
         return [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-    table = path if path.suffix.lower() in TABLE_SUFFIXES else find_table(path)
-    rows = None if table is None else read_table(table)
+    tables = tables_of(path)
+    rows = read_tables(path, tables) if tables else None
     if rows is None or "answers" not in rows.column_names:
         raise ValueError(
             f"{path} has no answers or classes: expected a folder of vlmo data prepare, a table with the columns "

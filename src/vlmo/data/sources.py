@@ -16,10 +16,10 @@ from datasets import Dataset, concatenate_datasets
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.listing import IMAGE_SUFFIXES, walk
-from vlmo.data.own import read_images, read_table
+from vlmo.data.own import read_images, read_tables, tables_of
 from vlmo.data.rows import column, select_rows
 from vlmo.data.schema import FEATURES, hash_share, make_row, require_columns
-from vlmo.data.tables import TABLE_STEMS, TABLE_SUFFIXES, find_table
+from vlmo.data.tables import TABLE_STEMS
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
 
@@ -133,14 +133,12 @@ def _saved_splits(path: Path) -> list[str]:
 def _read(path: Path) -> Dataset:
     if (path / "state.json").is_file():
         return _read_saved(path)
-    if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
-        return read_table(path)
+    if tables := tables_of(path):
+        return read_tables(path, tables)
     if path.suffix.lower() == ".txt" and not path.is_dir():
         return _read_text([path], root=path.parent)
     if not path.is_dir():
         raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .txt file, or a folder")
-    if table := find_table(path):
-        return read_table(table)
     files = list(walk(path))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
