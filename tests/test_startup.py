@@ -30,7 +30,7 @@ def test_import_brings_neither_torch_nor_transformers() -> None:
 HELP = """
 import sys
 from vlmo.cli import main
-for line in ("--help", "--version", "train --help", "quickstart --help", "evaluate --help", "predict --help",
+for line in ("--help", "--version", "finetune --help", "quickstart --help", "evaluate --help", "predict --help",
              "index --help", "search --help", "embed --help", "data prepare --help",
              "models --help", "models", "import --help", "export --help", "recipes --help", "serve --help"):
     try:
@@ -39,7 +39,7 @@ for line in ("--help", "--version", "train --help", "quickstart --help", "evalua
         assert stopped.code == 0, line
     found = [name for name in HEAVY if name in sys.modules]
     assert not found, (line, found)
-for line in ("train", "evaluate", "predict", "index", "search x", "embed",
+for line in ("train", "evaluate", "predict", "index", "search", "embed",
              "import", "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     try:
         main(line.split())

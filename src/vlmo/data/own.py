@@ -240,7 +240,7 @@ def _split_of(places: list[tuple[str, ...]]) -> tuple[list[str | None], list[tup
 
 
 def _masks_of(path: Path) -> dict[str, Path]:
-    """Return the masks by their paths without the ending; empty for a folder without images and masks side by side."""
+    """Return the masks by their paths without the suffix; empty for a folder without images and masks side by side."""
     folder = next((path / name for name in _MASKS if (path / name).is_dir()), None)
     if folder is None or not (path / "images").is_dir():
         return {}
