@@ -1,320 +1,535 @@
-"""Tables and charts of finished ablations: means, spread over seeds, and whether each claim of the paper holds.
+"""Train small variants of VLMo that differ in one thing, with paired seeds, and judge the paper's claims.
 
-    python experiments/findings.py --run-dir runs/ablation --out benchmarks/results/ablations.json
+    python experiments/findings.py                      # every job that has not finished, in order
+    python experiments/findings.py --report             # tables of the jobs that have finished
 
-publishes them: all results as JSON, and tables and charts below the marked line of docs/findings.md.
+A variant with a seed is a job with a folder of its own below --run-dir. The same command continues after an
+interruption, and several processes share the jobs: start the command again, in another terminal.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
+import os
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+import torch
 import tyro
+from jaxtyping import Float
+from rich.console import Console
+from scipy import stats
 
-from ablations import (
-    PAIRS,
-    PLAIN,
-    QUESTIONS,
-    RERANK,
-    RESULT,
-    SHARPNESS,
-    STAGES,
-    STEPS,
-    VARIANTS,
-    Job,
-    Question,
-    read_result,
-    start_of,
-)
+import shape_world
+from vlmo.folder import lock_folder
+from vlmo.objectives.vision_language import VisionLanguageConfig
+from vlmo.processing import TransformConfig
+from vlmo.recipes import Recipe, find_recipe
+from vlmo.recipes.schema import TextConfig, scaled
+from vlmo.run import build
+from vlmo.run.estimate import estimate
+from vlmo.tasks import LanguageStage, RetrievalStage, TokenizerStage, VisionLanguageStage, VisionStage, evaluate
+from vlmo.tasks.result import circumstances
 
-METRICS = {
-    "ir@1": "IR@1",
-    "ir@10": "IR@10",
-    "tr@1": "TR@1",
-    "tr@10": "TR@10",
-    "matching": "matching",
-    "easy-vqa": "easy-VQA",
-    "easy-vqa-pairs-colors": "two images",
-    "easy-vqa-pairs-colors consistency": "consistency",
-}
-"""Columns of the tables by the names in a result."""
-CHARTED = ("ir@10", "matching", "easy-vqa", "easy-vqa-pairs-colors")
-VERDICTS = ("holds", "unclear", "reversed")
-_STAGE_RUNS = {None: (), "stage1": ("tokenizer", "stage1"), "stage2": ("tokenizer", "stage1", "stage2")}
-MARK = "<!-- all below is written by experiments/findings.py -->"
+SEEDS, STEPS, FEW_STEPS = 5, 600, 300
+"""Paired seeds, and steps of stage 3 on fresh scenes and on `few`."""
+STAGES, STAGE_STEPS = "stages", {"tokenizer": 200, "stage1": 500, "stage2": 300}
+LOSSES = VisionLanguageConfig(mlm_weight=1.0, itm_stride=4, negatives=3)
+RECALL, CAPTIONS, PROBE = "recall", "captions", "probe"
+METRICS = {RECALL: "recall", CAPTIONS: "captions", PROBE: "captions, probe"}
+RESULT, MARK = "result.json", "<!-- all below is written by experiments/findings.py -->"
 ROOT = Path(__file__).resolve().parents[1]
-_LEGEND = f"""\
-- `{PLAIN}`: random weights, Multiway, shared attention, three losses, hard negatives from the whole batch.
-- Metrics are percent, mean ± standard deviation over seeds. Minutes are of training; those of stages 1 and 2 follow +.
-- IR and TR: the dual encoder on 500 drawings in an unseen style, after stage 3 on `{PAIRS}`. *Matching*: share of the
-  shortlists of {RERANK} with the right image in which the matching head alone ranks it first.
-- *easy-VQA*: questions about a shape. *Two images*: sentences about the colours of two shapes, fine-tuned from the
-  model of easy-VQA. *Consistency*: sentences judged correctly for all four pairs of images.
-- Hard negatives have a sharpness of {SHARPNESS:g} (paper: 1). Sizes, data and starts differ from the paper's, so only
-  directions can be compared; *paper*: the paper has both numbers.
-- ITC alone has no vision-language experts in stage 3, as none of its losses trains them."""
+SHORTLIST, RERANKED = 16, 500
+"""Candidates that are reranked, in a gallery of so many scenes."""
+_LEVEL, _DRAWS = 0.95, 10_000
+_BATCH, _RIDGE = 250, 1e-3
+
+Values = Float[np.ndarray, "seeds items"]
 
 
 @dataclass(frozen=True)
-class Findings:
-    """Results of jobs by variant, in the order of their seeds; those of stages 1 and 2 under `stages`."""
+class Variant:
+    """Changes of stage 3, its pairs, and the stage that it starts from."""
 
-    results: Mapping[str, Sequence[Mapping[str, Any]]]
-
-    def values(self, variant: str, metric: str) -> list[float]:
-        """Return a metric in percent, one value a seed; empty where the variant has none."""
-        results = self.results.get(variant, ())
-        return [100 * result["metrics"][metric] for result in results if metric in result["metrics"]]
-
-    def chance(self, metric: str, variants: Sequence[str]) -> float:
-        """Return the chance level of a metric in percent."""
-        results = (result for name in variants for result in self.results.get(name, ()))
-        return next(100 * result["chance"][metric] for result in results if metric in result["chance"])
-
-    def differences(self, better: str, worse: str, metric: str) -> list[float]:
-        """Return a metric of `better` minus that of `worse`, for each seed that both have."""
-        first, second = (
-            {result["seed"]: result["metrics"].get(metric) for result in self.results.get(name, ())}
-            for name in (better, worse)
-        )
-        pairs = [(first[seed], second[seed]) for seed in first if seed in second]
-        return [a - b for a, b in pairs if a is not None and b is not None]
-
-    def verdict(self, better: str, worse: str, metric: str) -> str | None:
-        """Return one of `VERDICTS`; None with fewer than two seeds."""
-        differences = self.differences(better, worse, metric)
-        if len(differences) < 2:
-            return None
-        return "holds" if min(differences) > 0 else "reversed" if max(differences) < 0 else "unclear"
-
-    def minutes(self, variant: str) -> str:
-        """Return mean minutes of training of a variant, and those of the stages before it."""
-        own = self._minutes(variant, [name for name in STEPS if name != "easy-vqa-hidden"])
-        before = self._minutes(STAGES, _STAGE_RUNS[start_of(variant)])
-        return f"{own:.1f}" + (f" + {before:.1f}" if before else "")
-
-    def _minutes(self, name: str, runs: Sequence[str]) -> float:
-        found = self.results.get(name, ())
-        return mean(sum(result["seconds"].get(run, 0.0) for run in runs) for result in found) / 60 if found else 0.0
-
-    def questions(self) -> Iterator[tuple[str, Question]]:
-        """Yield the questions with results of at least two variants."""
-        for name, question in QUESTIONS.items():
-            if sum(variant in self.results for variant in question.rows) > 1:
-                yield name, question
+    about: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "pairs"
+    start: str | None = None
 
 
-def read_findings(run: Path, *, scale: float = 1.0) -> Findings:
-    """Return the results of all finished jobs below `run`.
-
-    Raises:
-        ValueError: A job was made with other settings, or none has finished.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name in (STAGES, *VARIANTS):
-        for seed in sorted(int(file.parent.name.removeprefix("seed-")) for file in run.glob(f"{name}/seed-*/{RESULT}")):
-            result = read_result(Job(name, seed), run=run, scale=scale)
-            if result is not None:
-                found.setdefault(name, []).append(result)
-    if not found:
-        raise ValueError(
-            f"no job below {run} has finished, so there is nothing to report; run experiments/ablations.py"
-        )
-    return Findings(found)
-
-
-# --------------------------------------------------------------------------------------------------------- tables
-
-
-def to_markdown(findings: Findings) -> str:
-    """Return circumstances, legend and a table of all variants, then a chart and the verdicts of each question."""
-    jobs = [result for name in VARIANTS for result in findings.results.get(name, ())]
-    scale = jobs[0]["scale"]
-    steps = [max(1, round(STEPS[name] * scale)) for name in ("stage3", "easy-vqa", "easy-vqa-pairs-colors")]
-    facts = {"device": [], "versions": [], "commit": []}
-    for job in jobs:
-        around, hardware = job["circumstances"], job["circumstances"]["hardware"]
-        cpu = "{threads} of {cores} cores of {cpu} a job".format_map({"threads": 0, "cores": 0, "cpu": ""} | hardware)
-        facts["device"].append(cpu if job["device"] == "cpu" else f"one {hardware['gpu']}")
-        facts["versions"].append(", ".join(f"{name} {version}" for name, version in around["versions"].items()))
-        facts["commit"].append(f"commit {(around['commit'] or 'unknown')[:7]}")
-    told = "; ".join(" or ".join(dict.fromkeys(each)) for each in facts.values())
-    seeds = len({job["seed"] for job in jobs})
-    parts = [
-        "# Ablations",
-        f"**Only a trial, with {scale:g} of the steps.**" if scale != 1 else "",
-        f"{len(jobs)} jobs, {seeds} seeds; {told}.",
-        f"Steps: {steps[0]:,} of stage 3, then {steps[1]:,} on easy-VQA, then {steps[2]:,} on two images.",
-        _LEGEND,
-        _tally(findings),
-    ]
-    if hidden := findings.values(PLAIN, "easy-vqa-hidden"):
-        parts.append(f"easy-VQA of `{PLAIN}` with every image hidden: {_spread(hidden)}.")
-    parts.append(_table(findings))
-    parts += [_section(findings, name, question) for name, question in findings.questions()]
-    return "\n\n".join(part for part in parts if part) + "\n"
+VARIANTS = {
+    "plain": Variant("Multiway, three losses, global hard negatives"),
+    "few": Variant("1,000 pairs alone", source="few"),
+    "few-stages": Variant("1,000 pairs after stages 1 and 2", source="few", start="stage2"),
+    "few-stage1": Variant("1,000 pairs after stage 1", source="few", start="stage1"),
+    "itc": Variant("ITC alone", {"num_fusion_layers": 0}, {"mlm_weight": 0.0, "itm_weight": 0.0}),
+    "local-negatives": Variant("hard negatives among 8 pairs", losses={"negative_groups": 8}),
+    "no-fusion-expert": Variant("no vision-language experts", {"num_fusion_layers": 0}),
+    "standard": Variant("one FFN for all, equal FLOPs", {"experts": "shared"}),
+    "separate-attention": Variant("separate attention, equal FLOPs", {"attention": "separate"}),
+    "itc-itm": Variant("ITC + ITM", losses={"mlm_weight": 0.0}),
+    "random-negatives": Variant("uniform negatives", losses={"negative_sharpness": 0.0}),
+    "standard-wide": Variant("one FFN for all, equal parameters", {"experts": "shared", "intermediate_size": 1280}),
+    "separate-attention-narrow": Variant(
+        "separate attention, equal parameters", {"attention": "separate", "intermediate_size": 408}
+    ),
+    "itc-mlm": Variant("ITC + MLM", losses={"itm_weight": 0.0}),
+    "itm-mlm": Variant("ITM + MLM", losses={"itc_weight": 0.0}),
+}
+"""In the order of their jobs. Without a loss that trains them, ITC alone has no vision-language experts."""
 
 
-def _table(findings: Findings) -> str:
-    rows = [variant for variant in VARIANTS if variant in findings.results]
-    labels = {row: label for question in QUESTIONS.values() for row, label in question.rows.items() if row != PLAIN}
-    metrics = [metric for metric in METRICS if any(findings.values(row, metric) for row in rows)]
-    lines = [["", "parameters", *(METRICS[metric] for metric in metrics), "minutes"], ["---"] * (len(metrics) + 3)]
-    for row in rows:
-        name = f"`{row}`: {labels[row]}" if row in labels else f"`{row}`"
-        shown = [_spread(findings.values(row, metric)) for metric in metrics]
-        parameters = f"{findings.results[row][0]['parameters'] / 1e6:.2f}M"
-        lines.append([name, parameters, *shown, findings.minutes(row)])
-    lines.append(["chance", "", *(f"{findings.chance(metric, rows):.1f}" for metric in metrics), ""])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+@dataclass(frozen=True)
+class Claim:
+    """One variant is better than another one on a metric."""
+
+    title: str
+    better: str
+    worse: str
+    metric: str
 
 
-def _section(findings: Findings, name: str, question: Question) -> str:
-    claims = []
-    for better, worse in question.claims:
-        verdicts = {metric: findings.verdict(better, worse, metric) for metric in METRICS}
-        groups = {each: [METRICS[metric] for metric in METRICS if verdicts[metric] == each] for each in VERDICTS}
-        if any(groups.values()):
-            paper = " (paper)" if {better, worse} <= set(question.paper) else ""
-            clear = [f"{each} for {', '.join(groups[each])}" for each in ("holds", "reversed") if groups[each]]
-            rest = [] if not groups["unclear"] else ["otherwise unclear"] if clear else ["unclear"]
-            told = "; ".join(clear + rest)
-            claims.append(f"- *{question.rows[better]}* better than *{question.rows[worse]}*{paper}: {told}.")
-    reported = [
-        f"*{question.rows[row]}* {' / '.join('-' if value is None else f'{value:.2f}' for value in values)}"
-        for row, values in question.paper.items()
-        if row in findings.results
-    ]
-    if reported:
-        claims.append(f"- NLVR2 dev / test-P in the paper: {', '.join(reported)}.")
-    chart = f"![{question.title}](images/findings-{name}.svg)"
-    return "\n\n".join(filter(None, [f"## {question.title}", chart, "\n".join(claims)]))
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def _tally(findings: Findings) -> str:
-    """Return the number of verdicts of each kind, and how many of them chance alone would give."""
-    asked = [
-        (better, worse, metric)
-        for _, question in findings.questions()
-        for better, worse in question.claims
-        for metric in METRICS
-        if METRICS[metric] != "consistency" and findings.verdict(better, worse, metric)  # the same sentences again
-    ]
-    counts = Counter(findings.verdict(*each) for each in asked)
-    by_chance = sum(0.5 ** len(findings.differences(*each)) for each in asked)
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
-    return (
-        asked
-        and f"Of {len(asked)} comparisons: {told}. Chance alone would give {by_chance:.1f} holds and as many reversed."
-    )
-
-
-# --------------------------------------------------------------------------------------------------------- charts
-
-_LABELS, _PANEL, _GAP, _ROW, _TOP, _BOTTOM = 270, 140, 36, 26, 62, 30
-_STYLE = (
-    "svg{font:13px system-ui,sans-serif;--ink:#24292f;--soft:#6b7380;--line:#d9dee4;--mark:#1f8474}"
-    "@media(prefers-color-scheme:dark){svg{--ink:#e6e9ed;--soft:#9aa4b0;--line:#3a424c;--mark:#58c3ae}}"
-    "text{fill:var(--ink)}.soft{fill:var(--soft);font-size:11px}.grid{stroke:var(--line)}"
-    ".chance{stroke:var(--soft);stroke-dasharray:3 3}.spread{stroke:var(--mark);stroke-width:2}"
-    ".seed{fill:var(--mark);opacity:.45}.mean{fill:var(--mark)}.title{font-size:15px;font-weight:600}"
+CLAIMS = (
+    Claim("stages 1 and 2 help", "few-stages", "few", RECALL),
+    Claim("three losses are better than ITC alone", "plain", "itc", PROBE),
+    Claim("hard negatives of the whole batch are better than local ones", "plain", "local-negatives", CAPTIONS),
+    Claim("Multiway is better than a standard Transformer", "plain", "standard", RECALL),
+    Claim("vision-language experts help", "plain", "no-fusion-expert", CAPTIONS),
+    Claim("shared attention is better than separate attention", "plain", "separate-attention", RECALL),
+)
+"""One primary comparison for each of the paper's claims."""
+SECONDARY = (
+    Claim("stage 1 alone helps", "few-stage1", "few", RECALL),
+    Claim("stage 2 helps after stage 1", "few-stages", "few-stage1", RECALL),
+    Claim("MLM helps", "plain", "itc-itm", PROBE),
+    Claim("ITM helps", "plain", "itc-mlm", PROBE),
+    Claim("ITC helps", "plain", "itm-mlm", PROBE),
+    Claim("hard negatives are better than uniform ones", "plain", "random-negatives", CAPTIONS),
+    Claim("Multiway, equal parameters", "plain", "standard-wide", RECALL),
+    Claim("shared attention, equal parameters", "plain", "separate-attention-narrow", RECALL),
 )
 
 
-def chart(findings: Findings, question: Question) -> str:
-    """Return an SVG with a panel for each metric: a row a variant with its mean, seeds and range; chance is dashed."""
-    rows = {row: label for row, label in question.rows.items() if row in findings.results}
-    y_of = {row: _TOP + (number + 0.5) * _ROW for number, row in enumerate(rows)}
-    parts = [f'<text class="title" x="8" y="20">{escape(question.title)}</text>']
-    parts += [f'<text x="8" y="{y_of[row] + 4:.1f}">{escape(label)}</text>' for row, label in rows.items()]
-    bottom, left = _TOP + _ROW * len(rows), _LABELS
-    for metric in CHARTED:
-        values = {row: findings.values(row, metric) for row in rows if findings.values(row, metric)}
-        if not values:
-            continue
-        chance = findings.chance(metric, list(rows))
-        highest = max(chance, *(value for each in values.values() for value in each))
-        limit = next(each for each in (2, 5, 10, 20, 40, 60, 100) if each >= highest)
-        scale = _PANEL / limit
-        parts.append(f'<text x="{left}" y="{_TOP - 12}">{escape(METRICS[metric])}, %</text>')
-        for tick in (0, limit / 2, limit):
-            x = left + tick * scale
-            parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>')
-            parts.append(f'<text class="soft" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
-        parts.append(f'<path class="chance" d="M{left + chance * scale:.1f} {_TOP}V{bottom}"/>')
-        for row, seeds in values.items():
-            y, xs = y_of[row], [left + value * scale for value in seeds]
-            title = f"{rows[row]}: {mean(seeds):.1f} ({', '.join(f'{value:.1f}' for value in seeds)})"
-            parts.append(
-                f'<g><title>{escape(title)}</title><path class="spread" d="M{min(xs):.1f} {y}H{max(xs):.1f}"/>'
-            )
-            parts += [f'<circle class="seed" cx="{x:.1f}" cy="{y}" r="3"/>' for x in xs]
-            parts.append(f'<circle class="mean" cx="{mean(xs):.1f}" cy="{y}" r="5"/></g>')
-        left += _PANEL + _GAP
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + 8} {bottom + _BOTTOM}" role="img" '
-        f'aria-label="{escape(question.title)}"><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
+# ---------------------------------------------------------------------------------------------------------- recipes
+
+
+def stage3(variant: str, *, world: Path) -> Recipe:
+    """Return stage 3 of a variant, from random weights."""
+    known, base = VARIANTS[variant], find_recipe("emoji-stage3")
+    model = {
+        "num_attention_heads": 4,
+        "num_fusion_layers": 2,
+        "image_size": shape_world.PIXELS,
+        "patch_size": shape_world.PIXELS // 4,
+        "max_text_positions": 16,
+        "position_embedding": "absolute",
+        "position_init": "sincos",
+    }
+    data = replace(
+        base.data,
+        source=str(world / known.source),
+        transform=TransformConfig(image_size=shape_world.PIXELS, rand_augment_ops=0, horizontal_flip=0.0),
+        cache_images=False,
+        mlm_probability=0.5,
+        mask_only=shape_world.PLACE_WORDS,
+    )
+    steps = STEPS if known.source == "pairs" else FEW_STEPS
+    return replace(
+        base,
+        stage=VisionLanguageStage(losses=replace(LOSSES, **known.losses)),
+        model=replace(base.model, **(model | known.model)),
+        text=TextConfig(vocab_size=200, learn_from=(str(world / "texts"),), max_length=16),
+        data=data,
+        loader=replace(base.loader, global_batch_size=64),
+        trainer=replace(base.trainer, max_steps=steps, save_every=100),
+        init=None,
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- files
+def stages_before(*, world: Path, folder: Path) -> dict[str, Recipe]:
+    """Return the visual tokenizer, stage 1 on images and stage 2 on texts."""
+    plain = stage3("few", world=world)
+    model = replace(plain.model, num_fusion_layers=0)
+    tokenizer = find_recipe("emoji-tokenizer")
+    sizes = replace(tokenizer.stage.tokenizer, patch_size=model.patch_size, num_tokens=256)
+    found = {
+        "tokenizer": (tokenizer, TokenizerStage(tokenizer=sizes), "images"),
+        "stage1": (find_recipe("emoji-stage1"), VisionStage(str(folder / "tokenizer" / "model")), "images"),
+        "stage2": (find_recipe("emoji-stage2"), LanguageStage(), "texts"),
+    }
+    return {
+        name: replace(
+            recipe,
+            stage=stage,
+            model=model,
+            text=plain.text,
+            data=replace(plain.data, source=str(world / source)),
+            trainer=replace(recipe.trainer, max_steps=STAGE_STEPS[name], save_every=100),
+            init=str(folder / "stage1" / "model") if name == "stage2" else None,
+        )
+        for name, (recipe, stage, source) in found.items()
+    }
 
 
-def write_charts(findings: Findings, folder: Path) -> None:
-    """Write the chart of each question into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, question in findings.questions():
-        (folder / f"findings-{name}.svg").write_text(chart(findings, question))
+# ------------------------------------------------------------------------------------------------------------- jobs
 
 
-def write_report(run: Path, *, scale: float = 1.0) -> str:
-    """Write `findings.md` with its charts below `run`, and return its text."""
-    findings = read_findings(run, scale=scale)
-    write_charts(findings, run / "images")
-    text = to_markdown(findings)
-    (run / "findings.md").write_text(text)
-    return text
+@dataclass(frozen=True)
+class Job:
+    """A variant, or the stages before it, with one seed."""
+
+    name: str
+    seed: int
+    run: Path
+    scale: float = 1.0
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its runs and its result."""
+        return self.run / f"seed-{self.seed}" / self.name
+
+    @property
+    def needs(self) -> Job | None:
+        """The job that this one starts from."""
+        return replace(self, name=STAGES) if self.name != STAGES and VARIANTS[self.name].start else None
+
+    def recipes(self) -> dict[str, Recipe]:
+        """Return the recipes of its runs by the names of their folders, in their order."""
+        world = self.run / "world"
+        if self.name == STAGES:
+            recipes = stages_before(world=world, folder=self.folder)
+        else:
+            recipe = stage3(self.name, world=world)
+            if self.needs is not None:
+                init = self.needs.folder / str(VARIANTS[self.name].start) / "model"
+                recipe = replace(recipe, init=str(init))
+            recipes = {"stage3": recipe}
+        return {name: scaled(replace(each, seed=self.seed), scale=self.scale) for name, each in recipes.items()}
+
+    def settings(self) -> str:
+        """Return a hash of all settings; the folder of all runs does not count."""
+        text = json.dumps({name: json.loads(recipe.to_json()) for name, recipe in self.recipes().items()})
+        return hashlib.sha256(text.replace(str(self.run), "").encode()).hexdigest()
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result; None if it has not finished.
+
+        Raises:
+            ValueError: It was made with other settings.
+        """
+        file = self.folder / RESULT
+        if not file.is_file():
+            return None
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["settings"] != self.settings():
+            raise ValueError(f"{file} was made with other settings; give another --run-dir, or remove {file.parent}")
+        return found
 
 
-def page_of(findings: Findings, page: str) -> str:
-    """Return the page with the tables of `findings` below its mark.
+def jobs_of(names: Sequence[str], *, seeds: int, run: Path, scale: float = 1.0) -> list[Job]:
+    """Return all jobs, seed by seed, each after the job that it needs.
+
+    Raises:
+        ValueError: There is no such variant.
+    """
+    if unknown := sorted(set(names) - set(VARIANTS)):
+        raise ValueError(f"no variant {', '.join(unknown)}; variants are {', '.join(VARIANTS)}")
+    wanted = [name for name in VARIANTS if name in names or not names]
+    jobs = [Job(name, seed, run, scale) for seed in range(seeds) for name in wanted]
+    return list(dict.fromkeys(each for job in jobs for each in (job.needs, job) if each is not None))
+
+
+def run_job(job: Job) -> bool:
+    """Train and evaluate, and write the result; False if a signal stopped it."""
+    start, recipes, name = time.process_time(), job.recipes(), ""
+    for name, recipe in recipes.items():
+        title = f"{job.name}, seed {job.seed}, {name}"
+        if build(recipe, run_dir=job.folder / name, console=Console(), title=title).fit().status == "stopped":
+            return False
+    last, folder = recipes[name], job.folder / name / "model"
+    metrics, items = ({}, {}) if job.name == STAGES else measure(folder, last, world=job.run / "world", split="test")
+    around, needs = circumstances(folder), estimate(last)
+    facts = {
+        "variant": job.name,
+        "seed": job.seed,
+        "settings": job.settings(),
+        "parameters": needs.parameters,
+        "gflops_per_sample": round(needs.flops_per_sample / 1e9, 4),
+        "cpu_seconds": round(time.process_time() - start),
+        "metrics": metrics,
+        "items": items,
+        "circumstances": {name: around[name] for name in ("date", "commit", "versions", "hardware")},
+    }
+    new = job.folder / f"{RESULT}.new"
+    new.write_text(json.dumps(facts) + "\n")
+    new.replace(job.folder / RESULT)
+    return True
+
+
+def measure(
+    folder: Path, recipe: Recipe, *, world: Path, split: str
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Return the metrics of a model, and those that are compared item by item.
+
+    `recall`: of each scene, the share of (its caption, its image) that the dual encoder finds first. `captions`: of
+    each change, the share of its two scenes whose true caption is preferred, by the fusion encoder if ITM trained it.
+    `probe`: the same by a linear probe on the frozen fusion encoder.
+    """
+    fused = recipe.stage.losses.itm_weight > 0
+    options = {"rerank": SHORTLIST, "rerank_weight": 0.5} if fused else {"rerank": 0}
+    few = evaluate(folder, source=str(world / "pairs"), split=split, limit=RERANKED, **options)
+    found = evaluate(folder, source=str(world / "pairs"), split=split, rerank=0)
+    told = evaluate(folder, source=str(world / "binding"), split=split)
+    right = [row["fusion" if fused else "dual"] for row in told.predictions]
+    hits = np.array([row["rank"] == 1 for row in found.predictions]).reshape(2, -1)
+    probed = probe(*(fused_states(folder, source=str(world / "binding"), split=each) for each in ("train", split)))
+    pairs = {CAPTIONS: np.array(right), PROBE: probed}
+    items = {RECALL: hits.mean(axis=0)} | {name: each.reshape(-1, 2).mean(axis=1) for name, each in pairs.items()}
+    metrics = {f"{name}[{RERANKED}]": value for name, value in few.metrics.items()} | found.metrics | told.metrics
+    metrics |= {name: float(values.mean()) for name, values in items.items()}
+    kept = {name: value for name, value in metrics.items() if not name.startswith("words")}
+    return kept, {name: values.tolist() for name, values in items.items()}
+
+
+@torch.inference_mode()
+def fused_states(folder: Path, *, source: str, split: str) -> Float[torch.Tensor, "captions images features"]:
+    """Return what the fusion encoder says of each image with its true caption, then with its false one.
+
+    That is the state of [T_CLS], and the mean of all states.
+    """
+    model, processor = RetrievalStage.load(folder)
+    rows = RetrievalStage.read(source, split=split, processor=processor, quarantine=folder.parent / "invalid.jsonl")
+    pairs, count, states = rows.as_set(), len(rows.rows), []
+    for start in [*range(0, count, _BATCH), *range(count, 2 * count, _BATCH)]:
+        numbers = range(start, min(start + _BATCH, (start // count + 1) * count))
+        images = range(numbers.start % count, numbers.start % count + len(numbers))
+        input_ids, attention_mask = pairs.texts(numbers)
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        hidden = model.vlmo(pixel_values=pairs.images(images), **batch).last_hidden_state
+        states.append(torch.cat([hidden[:, 0], hidden.mean(dim=1)], dim=1))
+    return torch.cat(states).unflatten(0, (2, count))
+
+
+def probe(
+    train: Float[torch.Tensor, "captions images features"], test: Float[torch.Tensor, "captions images features"]
+) -> Float[np.ndarray, " images"]:
+    """Return 1 for each test image whose true caption a ridge regression on `train` prefers, 0.5 if none."""
+    mean, std = train.flatten(0, 1).mean(dim=0), train.flatten(0, 1).std(dim=0) + 1e-6
+    inputs = ((train - mean) / std).flatten(0, 1).double()
+    wanted = inputs.new_tensor([1.0, -1.0]).repeat_interleave(train.shape[1])
+    gram = inputs.T @ inputs + _RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+    weights = torch.linalg.solve(gram, inputs.T @ wanted)
+    margin = ((test[0] - test[1]) / std).double() @ weights
+    return (0.5 + 0.5 * margin.sign()).numpy()
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[str] | None:
+    """Run what no other process runs or has run; return what failed, or None if a signal stopped it."""
+    waiting, failures = list(jobs), dict[Job, str]()
+    while waiting:
+        job = waiting.pop(0)
+        if job in failures or job.result() is not None or (job.needs is not None and job.needs.result() is None):
+            continue
+        try:
+            lock = lock_folder(job.folder, work="running this job")
+        except ValueError:
+            continue  # another process runs it
+        with lock:
+            try:
+                if job.result() is None and not run_job(job):
+                    return None
+            except (ArithmeticError, RuntimeError, ValueError) as error:  # the others may do better
+                failures[job] = f"{job.name}, seed {job.seed}: {error}"
+                print(failures[job], file=sys.stderr)
+        waiting = list(jobs)  # what waited for this job may run now
+    return list(failures.values())
+
+
+def write_world(run: Path, *, scale: float) -> None:
+    """Write the data of all jobs once."""
+    with lock_folder(run, work="writing the data of the jobs"):
+        if not (run / "world").is_dir():
+            shape_world.write(run / "world.new", scale=scale)
+            (run / "world.new").rename(run / "world")
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Mean difference of two variants with its intervals, in percentage points.
+
+    Attributes:
+        seeds: Difference of each seed.
+        t: 95 % t-interval over the paired seeds.
+        bootstrap: 95 % interval of resampled items, the trained models being given.
+    """
+
+    seeds: tuple[float, ...]
+    t: tuple[float, float]
+    bootstrap: tuple[float, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(self.seeds))
+
+    @property
+    def verdict(self) -> str:
+        """`holds` or `reversed` where both intervals lie on one side of zero, else `unclear`."""
+        low, high = min(self.t[0], self.bootstrap[0]), max(self.t[1], self.bootstrap[1])
+        return "holds" if low > 0 else "reversed" if high < 0 else "unclear"
+
+
+def effect(better: Values, worse: Values) -> Effect:
+    """Return the effect of paired values between 0 and 1.
+
+    Raises:
+        ValueError: There are fewer than two seeds.
+    """
+    if len(better) < 2:
+        raise ValueError(f"{len(better)} seeds; an interval needs two or more")
+    differences = 100 * (better - worse)
+    seeds = differences.mean(axis=1)
+    half = float(stats.t.ppf((1 + _LEVEL) / 2, len(seeds) - 1) * seeds.std(ddof=1) / len(seeds) ** 0.5)
+    items = differences.mean(axis=0)
+    draws = np.random.default_rng(0).integers(len(items), size=(_DRAWS, len(items)))
+    low, high = np.quantile(items[draws].mean(axis=1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    mean = float(seeds.mean())
+    return Effect(tuple(seeds.tolist()), (mean - half, mean + half), (float(low), float(high)))
+
+
+def effect_of(claim: Claim, results: Mapping[tuple[str, int], Mapping[str, Any]]) -> Effect | None:
+    """Return the effect of a claim over the seeds that both variants have; None with fewer than two."""
+    seeds = sorted(seed for name, seed in results if name == claim.better and (claim.worse, seed) in results)
+    if len(seeds) < 2:
+        return None
+    first, second = (
+        np.array([results[name, seed]["items"][claim.metric] for seed in seeds]) for name in (claim.better, claim.worse)
+    )
+    return effect(first, second)
+
+
+# ----------------------------------------------------------------------------------------------------------- report
+
+
+def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    """Return tables of the claims and of the variants."""
+    parts = [f"{len(results)} jobs, {len({seed for _, seed in results})} seeds. {_circumstances(results)}"]
+    for title, claims in (("Claims", CLAIMS), ("Further comparisons", SECONDARY)):
+        rows = [["", "metric", "difference", "t-interval", "bootstrap", "seeds", "verdict"]]
+        for claim in claims:
+            if (found := effect_of(claim, results)) is not None:
+                seeds = ", ".join(f"{each:+.1f}" for each in found.seeds)
+                told = f"{claim.title} (`{claim.better}`, `{claim.worse}`)"
+                spans = [f"{low:+.1f} to {high:+.1f}" for low, high in (found.t, found.bootstrap)]
+                rows.append([told, METRICS[claim.metric], f"**{found.mean:+.1f}**", *spans, seeds, found.verdict])
+        parts += [f"## {title}", _table(rows)]
+    return "\n\n".join([*parts, "## Variants", _variants(results)]) + "\n"
+
+
+def _variants(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    names = (RECALL, PROBE, *(f"{each}@1[{RERANKED}]" for each in ("ir", "rerank_ir", "tr", "rerank_tr")))
+    names += tuple(f"{encoder}[{kind}]" for encoder in ("fusion", "dual") for kind in shape_world.KINDS)
+    rows = [["", "parameters", "GFLOPs a pair", *names]]
+    for variant, known in VARIANTS.items():
+        found = [each for (name, _), each in results.items() if name == variant]
+        if found:
+            cells = [
+                f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=len(values) > 1):.1f}" if values else "-"
+                for metric in names
+                if (values := [each["metrics"][metric] for each in found if metric in each["metrics"]]) is not None
+            ]
+            size, work = f"{found[0]['parameters'] / 1e6:.2f}M", f"{found[0]['gflops_per_sample']:.2f}"
+            rows.append([f"`{variant}`: {known.about}", size, work, *cells])
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _circumstances(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    around = [each["circumstances"] for each in results.values()]
+    cpus = dict.fromkeys(f"one core of {each['hardware'].get('cpu', 'a CPU')}" for each in around)
+    versions = dict.fromkeys(f"torch {each['versions']['torch']}" for each in around)
+    hours = sum(each["cpu_seconds"] for each in results.values()) / 3600
+    return f"{hours:.1f} hours of {', '.join([*cpus, *versions])}."
+
+
+def publish(results: Mapping[tuple[str, int], Mapping[str, Any]], *, page: Path, out: Path) -> None:
+    """Write the report below the mark of the page, and all metrics as JSON.
 
     Raises:
         ValueError: The page does not have the mark once.
     """
-    if page.count(MARK) != 1:
-        raise ValueError(f"the page of findings needs the line {MARK!r} once, it has it {page.count(MARK)} times")
-    return page[: page.index(MARK)] + MARK + to_markdown(findings).removeprefix("# Ablations")
+    before, *rest = page.read_text(encoding="utf-8").split(MARK)
+    if len(rest) != 1:
+        raise ValueError(f"{page} has the line {MARK!r} {len(rest)} times; it needs it once")
+    page.write_text(f"{before}{MARK}\n\n{report(results)}", encoding="utf-8")
+    kept = [{name: value for name, value in each.items() if name != "items"} for each in results.values()]
+    out.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-def publish(out: Path, *, run_dir: Path | None = None, docs: Path = ROOT / "docs") -> None:
-    """Publish results of ablations.
+# ----------------------------------------------------------------------------------------------------- command line
 
-    Args:
-        out: JSON file with the result of each job.
-        run_dir: Folder of experiments/ablations.py; without it the results in `out` are shown.
-        docs: Folder of findings.md; charts go to its images/.
-    """
-    findings = Findings(json.loads(out.read_text())) if run_dir is None else read_findings(run_dir.absolute())
-    page = docs / "findings.md"
-    text = page_of(findings, page.read_text())
-    out.write_text(json.dumps(findings.results, indent=1) + "\n")
-    write_charts(findings, docs / "images")
-    page.write_text(text)
+
+@dataclass(frozen=True)
+class Options:
+    """Train small variants of VLMo that differ in one thing, with paired seeds, and judge the paper's claims."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Variants; all by default."""
+    run_dir: Path = Path("runs/findings")
+    """Folder of the data and of all jobs."""
+    seeds: int = SEEDS
+    """Runs of each variant."""
+    scale: float = 1.0
+    """Share of the steps and of the data, for trials."""
+    report: bool = False
+    """Only show the report of the jobs that have finished."""
+    publish: Path | None = None
+    """With --report: write all metrics into this JSON file, and the report into docs/findings.md."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run jobs, or show what the options ask for."""
+    options = tyro.cli(Options, args=arguments, description=__doc__)
+    run = options.run_dir.absolute()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    failures: list[str] | None = []
+    jobs = jobs_of(options.names, seeds=options.seeds, run=run, scale=options.scale)
+    if not options.report:
+        write_world(run, scale=options.scale)
+        failures = run_jobs(jobs)
+        if failures is None:
+            sys.exit("stopped; the same command continues")
+    results = dict(finished(jobs))
+    print(report(results))
+    if options.publish is not None:
+        publish(results, page=ROOT / "docs" / "findings.md", out=options.publish)
+    if failures:
+        sys.exit("\n".join(["failed; the same command tries again:", *failures]))
+
+
+def finished(jobs: Sequence[Job]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+    """Yield the results of the variants that have finished by variant and seed."""
+    for job in jobs:
+        if job.name != STAGES and (found := job.result()) is not None:
+            yield (job.name, job.seed), found
 
 
 if __name__ == "__main__":
-    tyro.cli(publish, description=__doc__)
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,162 +1,204 @@
-"""Findings: means and spread by hand, verdicts seed by seed, and the published page shows the committed results."""
+"""Findings: variants differ in one thing, effects have right intervals, and jobs run once and are reported."""
 
 import json
-import re
-from pathlib import Path
-from xml.etree import ElementTree
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 
-import ablations
 import findings
-from ablations import RESULT, STAGES, Job
-from findings import Findings, to_markdown
+import shape_world
+from findings import CAPTIONS, CLAIMS, PROBE, RECALL, SECONDARY, VARIANTS, Claim, Effect, effect, effect_of
+from vlmo.data.builtin.world import COLORS, Choices
+from vlmo.data.compose import compose
+from vlmo.folder import lock_folder
+from vlmo.recipes.schema import changed_settings
+from vlmo.run.estimate import estimate
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "findings.md"
-CIRCUMSTANCES = {
-    "commit": "0123456789-dirty",
-    "versions": {"torch": "2.13.0"},
-    "hardware": {"cpu": "AMD EPYC", "cores": 2, "threads": 1, "gpu": None},
+CHANGED = {
+    "few": ["data.source", "trainer.max_steps"],
+    "few-stages": ["data.source", "trainer.max_steps"],
+    "few-stage1": ["data.source", "trainer.max_steps"],
+    "itc": ["model.num_fusion_layers", "stage.losses.itm_weight", "stage.losses.mlm_weight"],
+    "local-negatives": ["stage.losses.negative_groups"],
+    "no-fusion-expert": ["model.num_fusion_layers"],
+    "standard": ["model.experts"],
+    "separate-attention": ["model.attention"],
+    "itc-itm": ["stage.losses.mlm_weight"],
+    "random-negatives": ["stage.losses.negative_sharpness"],
+    "standard-wide": ["model.experts", "model.intermediate_size"],
+    "separate-attention-narrow": ["model.attention", "model.intermediate_size"],
+    "itc-mlm": ["stage.losses.itm_weight"],
+    "itm-mlm": ["stage.losses.itc_weight"],
 }
+EVERY_SEED = {"circumstances": {"hardware": {"cpu": "a CPU"}, "versions": {"torch": "2"}}, "cpu_seconds": 60}
 
 
-def job(variant, seed, *, seconds=60.0, chance=0.02, scale=1.0, **metrics):
-    metrics = {name.replace("_at_", "@"): value for name, value in metrics.items()}
-    return {
-        "variant": variant,
-        "seed": seed,
-        "scale": scale,
-        "parameters": 2_345_678,
-        "metrics": metrics,
-        "chance": dict.fromkeys(metrics, chance),
-        # The baseline with hidden images is no part of a variant's training.
-        "seconds": {"stage3": seconds / 2, "easy-vqa": seconds / 2, "easy-vqa-hidden": 99.0},
-        "device": "cpu",
-        "circumstances": CIRCUMSTANCES,
-    }
+def test_variants_differ_from_plain_in_one_thing(tmp_path):
+    recipes = {name: findings.stage3(name, world=tmp_path) for name in VARIANTS}
+    changed = {name: sorted(changed_settings(recipes["plain"], recipe)) for name, recipe in recipes.items()}
+    assert changed == {"plain": []} | CHANGED
+    assert {name for claim in CLAIMS + SECONDARY for name in (claim.better, claim.worse)} == set(VARIANTS)
 
 
-TWO = Findings(
-    {
-        "plain": [
-            job("plain", 0, ir_at_10=0.4, tr_at_10=0.3),
-            job("plain", 1, ir_at_10=0.5, tr_at_10=0.3, seconds=120),
-        ],
-        "separate-attention": [
-            job("separate-attention", 0, ir_at_10=0.3, tr_at_10=0.4),
-            job("separate-attention", 1, ir_at_10=0.35, tr_at_10=0.2),
-        ],
-    }
+def test_what_is_called_equal_is_equal(tmp_path):
+    plain = estimate(findings.stage3("plain", world=tmp_path))
+    for name in ("standard", "separate-attention"):
+        needs = estimate(findings.stage3(name, world=tmp_path))
+        assert needs.flops_per_sample == pytest.approx(plain.flops_per_sample, rel=0.001)
+    for name in ("standard-wide", "separate-attention-narrow"):
+        needs = estimate(findings.stage3(name, world=tmp_path))
+        assert needs.parameters == pytest.approx(plain.parameters, rel=0.005)
+
+
+def test_an_effect_has_the_t_interval_of_seeds_and_the_bootstrap_of_items():
+    """Seeds differ by 10 and 30 points: 20 ± 12.706 * 10. Items by 0 and 40: a quarter of the draws is either twice."""
+    found = effect(np.array([[0.5, 0.7], [0.5, 0.8]]), np.array([[0.5, 0.5], [0.5, 0.2]]))
+    assert found.seeds == pytest.approx((10, 30))
+    assert found.t == pytest.approx((20 - 127.062, 20 + 127.062), abs=0.001)
+    assert found.bootstrap == pytest.approx((0, 40))
+    with pytest.raises(ValueError, match="1 seeds"):
+        effect(np.ones((1, 2)), np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("t", "bootstrap", "verdict"),
+    [
+        ((0.1, 3), (1, 2), "holds"),
+        ((-3, -0.1), (-2, -1), "reversed"),
+        ((-0.1, 3), (1, 2), "unclear"),
+        ((0.1, 3), (-1, 2), "unclear"),
+    ],
 )
+def test_a_verdict_needs_both_intervals_on_one_side_of_zero(t, bootstrap, verdict):
+    assert Effect((1.0, 2.0), t=t, bootstrap=bootstrap).verdict == verdict
 
 
-def test_verdicts_go_seed_by_seed():
-    assert TWO.verdict("plain", "separate-attention", "ir@10") == "holds"
-    assert TWO.verdict("separate-attention", "plain", "ir@10") == "reversed"
-    assert TWO.verdict("plain", "separate-attention", "tr@10") == "unclear"
-    assert TWO.verdict("plain", "separate-attention", "ir@1") is None
-    one = Findings({name: results[:1] for name, results in TWO.results.items()})
-    assert one.verdict("plain", "separate-attention", "ir@10") is None  # one seed shows no spread
-    apart = Findings({"plain": TWO.results["plain"][:1], "separate-attention": TWO.results["separate-attention"][1:]})
-    assert apart.verdict("plain", "separate-attention", "ir@10") is None
-
-
-def test_table_has_means_spread_chance_minutes_and_verdicts():
-    text = to_markdown(TWO)
-    lines = text.splitlines()
-    assert "4 jobs, 2 seeds; 1 of 2 cores of AMD EPYC a job; torch 2.13.0; commit 0123456." in lines
-    assert "Steps: 500 of stage 3, then 400 on easy-VQA, then 250 on two images." in lines
-    assert "| `plain` | 2.35M | 45.0 ± 7.1 | 30.0 ± 0.0 | 1.5 |" in lines
-    assert "| `separate-attention`: separate | 2.35M | 32.5 ± 3.5 | 30.0 ± 14.1 | 1.0 |" in lines
-    assert "| chance |  | 2.0 | 2.0 |  |" in lines
-    assert "- *shared* better than *separate*: holds for IR@10; otherwise unclear." in lines
-    assert sum(line.startswith("## ") for line in lines) == 1  # questions with one variant are left out
-    told = "Of 2 comparisons: 1 holds, 1 unclear, 0 reversed. Chance alone would give 0.5 holds and as many reversed."
-    assert told in lines
-    assert "Only a trial" not in text
-
-
-def test_paper_stands_beside_what_it_reports():
-    names = ("plain", "local-negatives", "random-negatives")
-    results = {name: [job(name, seed, ir_at_10=0.4 + seed) for seed in (0, 1)] for name in names}
-    text = to_markdown(Findings(results))
-    assert "| `local-negatives`: hard, from an eighth of the batch | 2.35M | 90.0 ± 70.7 | 1.0 |" in text
-    told = "*hard, from an eighth of the batch* 77.70 / -, *hard, from the whole batch* 79.54 / -"
-    assert f"\n- NLVR2 dev / test-P in the paper: {told}.\n" in text
-    assert "*hard, from an eighth of the batch* (paper): unclear." in text
-    assert "*uniform from the batch*: unclear." in text
-
-
-def test_what_a_variant_lacks_is_a_dash_and_stages_have_minutes_of_their_own():
+def test_effects_pair_seeds_and_the_report_tells_them():
+    """Seed 2, which `itc` lacks, is left out."""
+    values = {("plain", 0): 1.0, ("plain", 1): 0.75, ("plain", 2): 0.0, ("itc", 0): 0.5, ("itc", 1): 0.25}
     results = {
-        "plain": [
-            job("plain", 0, ir_at_10=0.4, scale=0.01, **{"matching": 0.1, "easy-vqa": 0.8, "easy-vqa-hidden": 0.6})
-        ],
-        "itc": [job("itc", 0, ir_at_10=0.4, **{"easy-vqa": 0.7})],
-        "stage2": [job("stage2", 0, ir_at_10=0.4)],
-        "stages": [{"seconds": {"tokenizer": 60.0, "stage1": 120.0 * seed, "stage2": 30.0}} for seed in (1, 2)],
+        key: EVERY_SEED
+        | {"parameters": 1_000_000, "gflops_per_sample": 1.0, "metrics": {"recall": value}}
+        | {"items": {name: [value, value] for name in (CAPTIONS, PROBE, RECALL)}}
+        for key, value in values.items()
     }
-    text = to_markdown(Findings(results))
-    assert "| `itc`: ITC | 2.35M | 40.0 | - | 70.0 | 1.0 |" in text
-    assert "\neasy-VQA of `plain` with every image hidden: 60.0." in text
-    assert "| `stage2`: from stages 1 and 2 (images, text) | 2.35M | 40.0 | - | - | 1.0 + 4.5 |" in text
-    assert "\n- NLVR2 dev / test-P in the paper: *from stages 1 and 2 (images, text)* 82.09 / 82.49.\n" in text
-    assert "**Only a trial, with 0.01 of the steps.**" in text
-    assert "Steps: 5 of stage 3, then 4 on easy-VQA, then 2 on two images." in text
+    found = effect_of(Claim("", "plain", "itc", PROBE), results)
+    assert found is not None
+    assert found.seeds == (50.0, 50.0)
+    assert effect_of(Claim("", "plain", "standard", CAPTIONS), results) is None
+    told = findings.report(results)
+    assert "| **+50.0** | +50.0 to +50.0 | +50.0 to +50.0 | +50.0, +50.0 | holds |" in told
+    assert "standard" not in told
 
 
-def test_chart_is_xml_with_every_seed():
-    root = ElementTree.fromstring(findings.chart(TWO, ablations.QUESTIONS["attention"]))
-    circles = [node for node in root.iter() if node.tag.endswith("circle")]
-    assert sum(node.get("class") == "seed" for node in circles) == 2 * 2  # variants, seeds; TR@10 has no panel
-    assert sum(node.get("class") == "mean" for node in circles) == 2
-    width = float(root.get("viewBox").split()[2])
-    assert all(0 < float(node.get("cx")) < width for node in circles)
-    assert [node.text for node in root.iter() if node.tag.endswith("title")] == [
-        "shared: 45.0 (40.0, 50.0)",
-        "separate: 32.5 (30.0, 35.0)",
+def color_at(image, place):
+    """Return the name of the colour that is commonest beside the pale background in a quarter of an image."""
+    row, column = (24 * word.startswith(("b", "r")) for word in place)
+    pixels = np.asarray(image, dtype=int)[row : row + 24, column : column + 24].reshape(-1, 3)
+    names = list(COLORS)
+    painted = pixels[pixels.min(axis=1) < 200]
+    nearest = np.abs(painted[:, None] - np.array(list(COLORS.values()))).sum(axis=2).argmin(axis=1)
+    return names[np.bincount(nearest, minlength=len(names)).argmax()]
+
+
+@pytest.mark.parametrize("kind", shape_world.KINDS)
+def test_captions_are_true_and_changed_ones_true_of_the_other_scene(kind):
+    differing = {"color": 1, "shape": 1, "swap": 2, "place": 2}[kind]
+    for number in range(20):
+        choices = Choices(f"{kind}/{number}")
+        scene = shape_world.make_scene(choices)
+        other = shape_world.changed(scene, choices, kind=kind)
+        phrases = [shape_world.told(each).split(" and ") for each in (scene, other)]
+        assert len(set(phrases[0]) - set(phrases[1])) == differing
+        for each, told in zip((scene, other), phrases, strict=True):
+            assert told == sorted(told)
+            image = compose(each.cell("", shape_world.PIXELS)["bytes"])
+            for color, shape, *place in (phrase.split() for phrase in told):
+                assert shape in shape_world.SHAPES
+                assert color_at(image, place) == color
+
+
+def test_a_probe_prefers_what_it_learnt_and_ties_count_half():
+    """The second feature tells true from false in training; of the test images it is right of the first alone."""
+    noise = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    train = torch.stack([torch.stack([noise, sign * torch.ones(50)], dim=1) for sign in (1, -1)])
+    test = torch.tensor([[[0.0, 2.0], [0.0, -2.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])
+    assert findings.probe(train, test).tolist() == [1, 0, 0.5]
+
+
+def test_jobs_start_from_the_stages_of_their_seed(tmp_path):
+    jobs = findings.jobs_of(["few-stages", "few-stage1"], seeds=2, run=tmp_path)
+    assert [(job.name, job.seed) for job in jobs] == [
+        (name, seed) for seed in (0, 1) for name in ("stages", "few-stages", "few-stage1")
     ]
+    for stages, both, one in (jobs[:3], jobs[3:]):
+        folder, recipes = stages.folder, stages.recipes()
+        assert list(recipes) == ["tokenizer", "stage1", "stage2"]
+        assert recipes["stage1"].stage.targets == str(folder / "tokenizer" / "model")
+        assert recipes["stage2"].init == str(folder / "stage1" / "model")
+        assert both.recipes()["stage3"].init == str(folder / "stage2" / "model")
+        assert one.recipes()["stage3"].init == str(folder / "stage1" / "model")
+        seeds = {each.seed for job in (stages, both, one) for each in job.recipes().values()}
+        assert seeds == {stages.seed}
 
 
-def test_report_is_of_all_finished_jobs_of_a_folder(tmp_path):
-    with pytest.raises(ValueError, match="has finished, so there is nothing to report"):
-        ablations.main(["--report", "--run-dir", str(tmp_path)])
-    jobs = [Job("itc", 0), Job("itc", 11), Job("plain", 11), Job(STAGES, 2)]
-    for each in jobs:
-        each.folder(tmp_path).mkdir(parents=True)
-        settings = ablations._settings(ablations.recipes_of(each, run=tmp_path), run=tmp_path)
-        facts = job(each.name, each.seed, ir_at_10=0.4) | {"settings": settings}
-        (each.folder(tmp_path) / RESULT).write_text(json.dumps(facts))
-    Job("plain", 0).folder(tmp_path).mkdir(parents=True)  # begun, not finished
-    found = findings.read_findings(tmp_path).results
-    seeds = {name: [each["seed"] for each in results] for name, results in found.items()}
-    assert seeds == {STAGES: [2], "plain": [11], "itc": [0, 11]}
-    ablations.main(["--report", "--run-dir", str(tmp_path)])
-    assert (tmp_path / "findings.md").read_text() == to_markdown(Findings(found))
-    assert (tmp_path / "images" / "findings-losses.svg").is_file()
+def shrink(monkeypatch):
+    real = findings.stage3
+
+    def tiny(variant, *, world):
+        recipe = real(variant, world=world)
+        return replace(recipe, model=replace(recipe.model, hidden_size=32, num_hidden_layers=2, num_fusion_layers=1))
+
+    monkeypatch.setattr(findings, "stage3", tiny)
 
 
-def test_page_shows_the_committed_results():
-    (name,) = re.findall(r"\]\(\.\./benchmarks/results/(ablations_[^)]*\.json)\)", PAGE.read_text())
-    found = Findings(json.loads((ROOT / "benchmarks" / "results" / name).read_text()))
-    assert findings.page_of(found, PAGE.read_text()) == PAGE.read_text()
-    charts = {f"findings-{name}.svg": findings.chart(found, question) for name, question in found.questions()}
-    assert charts == {file.name: file.read_text() for file in (PAGE.parent / "images").glob("findings-*.svg")}
+def test_jobs_run_once_and_are_published(tmp_path, monkeypatch, capsys):
+    shrink(monkeypatch)
+    page = tmp_path / "docs" / "findings.md"
+    page.parent.mkdir()
+    page.write_text(f"# Page\n\n{findings.MARK}\n\nold")
+    monkeypatch.setattr(findings, "ROOT", tmp_path)
+    command = ["few", "itc", "--run-dir", str(tmp_path / "runs"), "--scale", "0.002", "--seeds", "1"]
+    findings.main(command)
+    results = sorted((tmp_path / "runs").glob(f"seed-*/*/{findings.RESULT}"))
+    assert [file.parent.name for file in results] == ["few", "itc"]
+    few, itc = (json.loads(file.read_text()) for file in results)
+    assert len(few["items"][RECALL]) == len(Dataset.load_from_disk(str(tmp_path / "runs/world/pairs/test")))
+    assert np.mean(few["items"][RECALL]) == pytest.approx((few["metrics"]["ir@1"] + few["metrics"]["tr@1"]) / 2)
+    assert np.mean(few["items"][CAPTIONS]) == pytest.approx(few["metrics"]["fusion"])
+    assert np.mean(itc["items"][CAPTIONS]) == pytest.approx(itc["metrics"]["dual"])
+    before = [file.stat().st_mtime_ns for file in results]
+    findings.main([*command, "--report", "--publish", str(tmp_path / "all.json")])
+    assert [file.stat().st_mtime_ns for file in results] == before
+    assert "`itc`: ITC alone" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith("# Page")
+    assert "old" not in text
+    assert "`itc`" in text
+    assert len(json.loads((tmp_path / "all.json").read_text())) == 2
+    with pytest.raises(ValueError, match="other settings"):
+        findings.main([*command[:-4], "--scale", "0.01", "--report"])
+    with pytest.raises(ValueError, match="few-stages"):
+        findings.main(["nonsense", "--run-dir", str(tmp_path)])
 
 
-def test_publishing_keeps_what_is_written_by_hand(tmp_path):
-    page, out = tmp_path / "findings.md", tmp_path / "ablations.json"
-    page.write_text("# By hand\n")
-    out.write_text(json.dumps(TWO.results))
-    with pytest.raises(ValueError, match=r"needs the line .* once, it has it 0 times"):
-        findings.publish(out, docs=tmp_path)
-    with pytest.raises(ValueError, match="no job below"):
-        findings.publish(out, docs=tmp_path, run_dir=tmp_path)
-    assert page.read_text() == "# By hand\n"
-    page.write_text(f"# By hand\n\nWords.\n\n{findings.MARK}\n\nold tables\n")
-    for _ in range(2):  # a second time changes nothing
-        findings.publish(out, docs=tmp_path)
-        assert page.read_text().startswith(f"# By hand\n\nWords.\n\n{findings.MARK}\n\n4 jobs, 2 seeds")
-        assert "old tables" not in page.read_text()
-        assert (tmp_path / "images" / "findings-attention.svg").is_file()
+def test_jobs_that_fail_or_run_elsewhere_do_not_stop_the_others(tmp_path, monkeypatch):
+    ran = []
+
+    def run_job(job):
+        ran.append(job.name)
+        if job.name == "stages":
+            raise ValueError("diverged")
+        (job.folder / findings.RESULT).write_text(json.dumps({"settings": job.settings()}))
+        return True
+
+    monkeypatch.setattr(findings, "run_job", run_job)
+    jobs = findings.jobs_of(["few-stages", "itc", "standard"], seeds=1, run=tmp_path)
+    with lock_folder(jobs[2].folder, work="running it"):
+        assert findings.run_jobs(jobs) == ["stages, seed 0: diverged"]
+    assert ran == ["stages", "standard"]
+    monkeypatch.setattr(findings, "run_job", lambda _: False)
+    assert findings.run_jobs(jobs) is None

@@ -380,5 +380,5 @@ for _name, (_label, _start, _model, _losses) in ABLATIONS.items():
             init=None if _start is None else f"runs/{_start}/model",
         ),
         about=f"An ablation of base-stage3 with one contrastive loss: {_label}.",
-        expect="not yet run; experiments/ablations.py compares the same in small.",
+        expect="not yet run; experiments/findings.py compares the same in small.",
     )
