@@ -161,7 +161,7 @@ def test_the_command_line_trains_on_streams_with_weights(make, pictures, tmp_pat
 
 def test_settings_of_the_recipe_that_another_makes_void_are_not_asked_to_be_left_out() -> None:
     original = find_recipe("vlmo-small")
-    data = replace(original.data, weights=(1.0, 2.0), source="a+b", cache_images=True)
+    data = replace(original.data, weights=(1.0, 2.0), unit="pair", source="a+b", cache_images=True)
     original = replace(original, data=data, evaluate_on="c", trainer=replace(original.trainer, eval_every=5))
     other = replace(original, data=replace(data, source="mine", streams=StreamConfig(patterns=("x.tar",))))
     derived = without_void_defaults(original, replace(other, evaluate_on=None))
