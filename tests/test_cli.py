@@ -55,7 +55,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train emoji-stage3 --init None --run-dir FILE", "FILE"),
         ("train emoji-stage3 --stage.losses.itm-stride 0", "itm_stride is 0"),
         ("train emoji-stage3 --text.max-length 128", "max_text_positions"),
-        ("train emoji-stage3 --data.max-bad-share -1", "'max_bad_share': -1"),
+        ("train emoji-stage3 --data.max-bad-share -1", "max_bad_share is -1"),
         ("train emoji-stage3 --trainer.eval-every 5", "evaluate_on"),
         ("train base-vqa --init vlmo-small --dry-run", "num_attention_heads 2"),
         ("train emoji-stage3 --init vlmo-small --model.image-size 128 --model.patch-size 32 --dry-run", "has shape"),

@@ -126,15 +126,13 @@ class MaskingVocabulary:
 
     @classmethod
     def of(cls, tokenizer: BertTokenizer, *, only: tuple[str, ...] = ()) -> MaskingVocabulary:
-        """Read them from a tokenizer; ValueError if a word of `only` is no token of it."""
+        """Read them from a tokenizer; words of `only` that it does not have whole are left out."""
         known = tokenizer.get_vocab()
-        if unknown := [word for word in only if word not in known]:
-            raise ValueError(f"data.mask_only has {unknown}, no whole words of the vocabulary; leave them out")
         return cls(
             special=special_flags(tokenizer),
             continuation=continuation_flags(tokenizer),
             mask_token_id=tokenizer.mask_token_id,
-            only=frozenset(known[word] for word in only),
+            only=frozenset(known[word] for word in only if word in known),
         )
 
 

@@ -77,7 +77,8 @@ class DataConfig:
     """Share of text tokens that are masked, as whole words."""
     mask_only: tuple[str, ...] = ()
     """Words that are masked alone, all of a caption at once, in a share `mask_only_share` of the captions that have
-    any: those that no other word tells, such as "left" and "right", are learnt sooner beside words that are seen."""
+    any: those that no other word tells, such as "left" and "right", are learnt sooner beside words that are seen. What
+    the vocabulary does not have as a whole word is left out."""
     mask_only_share: float = 0.4
     """See `mask_only`."""
     max_bad_share: float = 0.01
@@ -97,9 +98,9 @@ class DataConfig:
             raise ValueError("data.source is empty, and data.streams.patterns too; name the data to read")
         if self.weights and self.unit != "pair":
             raise ValueError(f"data.weights is {self.weights}, which weighs pairs; set data.unit to pair")
-        shares = {name: vars(self)[name] for name in ("mlm_probability", "max_bad_share", "mask_only_share")}
-        if not self.mlm_probability or not all(0 <= share <= 1 for share in shares.values()):
-            raise ValueError(f"{shares}: expected shares, from 0 to 1 (mlm_probability above 0)")
+        for name in ("mlm_probability", "mask_only_share", "max_bad_share"):
+            if not 0 <= (share := vars(self)[name]) <= 1 or (name == "mlm_probability" and not share):
+                raise ValueError(f"data.{name} is {share}; give a share, from 0 to 1 (of mlm_probability above 0)")
 
 
 @dataclass(frozen=True)

@@ -130,12 +130,10 @@ def _built(module_name: str, *, root: Path, options: dict[str, Any]) -> Path:
 
 
 def _build(module: ModuleType, folder: Path, *, root: Path, options: dict[str, Any]) -> None:
-    source = getattr(module, "SOURCE_SET", None)
-    given = (
-        ()
-        if source is None
-        else ({split: load(source, split=split, cache_dir=root).to_list() for split in ("train", "test")},)
-    )
+    given: tuple[dict[str, list[dict[str, Any]]], ...] = ()
+    if source := getattr(module, "SOURCE_SET", None):
+        splits = () if options.get("only_shapes") else ("train", "test")
+        given = ({split: load(source, split=split, cache_dir=root).to_list() for split in splits},)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         for name, (features, splits) in module.build(*given, **options).items():

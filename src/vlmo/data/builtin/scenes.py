@@ -43,7 +43,7 @@ NUM_BINDING = 250
 """Pairs of rows of each kind in each split of `scenes-binding`."""
 BINDING_FEATURES = Features({**FEATURES, "false_caption": Value("string"), "kind": Value("string")})
 
-_ALONE = 0.2
+_ALONE = 0.4
 """Share of training scenes of one object, from which its place is learnt first."""
 _MOST_TOLD = 3
 _WORDS = {
@@ -85,7 +85,7 @@ def build(
 def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only_shapes: bool) -> dict[str, Pool]:
     """Return what the scenes of each split are made of; arguments as in `build`."""
     if only_shapes:
-        return make_pools(())
+        return {split: replace(pool, totals=(2, 2, 3)) for split, pool in make_pools(()).items()}
     pools = make_pools(drawings(), {row["image_id"].partition("/")[2] for row in drawn["test"]})
     if icons is None:
         return pools
@@ -120,9 +120,11 @@ def scene_row(name: str, scene: Scene, *, others: Sequence[Scene] = (), **column
 
 
 def pair_row(split: str, number: int, pool: Pool) -> dict[str, Any]:
-    """Return a scene with its captions."""
+    """Return a scene with its captions; of the splits for evaluation, one."""
     scene, choices = make_scene(split, number, pool)
     told = [long_sentence(scene, choices)] if split == "longer" else sentences(scene, choices)
+    if split != "train":
+        told = [choices.one_of(told)]
     return scene_row(f"{SOURCE}/{split}/{number}", scene, captions=list(dict.fromkeys(map(str, told))))
 
 

@@ -351,20 +351,22 @@ class Pool:
         icons: More drawings, which half of them are taken from.
         first: Things of which each scene shows one; none, and any will do.
         fewest: Least number of different things.
+        totals: Numbers of things, one of which is taken.
     """
 
     drawings: tuple[Thing, ...]
     icons: tuple[Thing, ...] = ()
     first: tuple[Thing, ...] = ()
     fewest: int = 2
+    totals: tuple[int, ...] = (2, 2, 2, 3, 3, 3, 4, 4, 5)
 
     def scene(self, choices: Choices) -> Scene:
         """Return a scene of such things."""
         return place(self.things(choices), choices)
 
     def things(self, choices: Choices) -> list[Thing]:
-        """Return two to five things, some of them more than once."""
-        total = max(self.fewest, choices.one_of((2, 2, 2, 3, 3, 3, 4, 4, 5)))
+        """Return things of which some may be there more than once."""
+        total = max(self.fewest, choices.one_of(self.totals))
         chosen = [choices.one_of(self.first)] if self.first else []
         repeats = choices.below(min(3, total - self.fewest + 1)) if choices.random() < 0.4 else 0
         while len(chosen) < total - repeats:
