@@ -103,8 +103,8 @@ _stage3 = Recipe(
 )
 _shapes = replace(
     _stage3,
-    # Masked words teach the fusion encoder to look at images: one pass a pair. What stands where is
-    # asked most, since it is learnt last. Positions that start as sines and cosines tell the sides from the first step (docs/log.md).
+    # Masked words teach the fusion encoder to look at images, at one pass a pair. What stands where is learnt last, and
+    # asked most. Positions that start as sines and cosines tell sides from the first step (docs/log.md).
     stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=4, negatives=3)),
     model=replace(
         _MODEL,
