@@ -213,28 +213,3 @@ def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(english, "PACKAGES", ("no-such-package",))
     with pytest.raises(ModuleNotFoundError, match=r"no-such-package.*pip install 'vlmo\[quickstart\]'"):
         builtin.load("english-text", split="train", cache_dir=tmp_path)
-
-
-@pytest.mark.slow
-def test_drawings_and_shapes_are_training_pictures_with_true_captions(cache_dir) -> None:
-    train, test = (open_source("drawings-and-shapes", split=split, cache_dir=cache_dir) for split in ("train", "test"))
-    drawings = {split: open_source("emoji-pairs", split=split, cache_dir=cache_dir) for split in ("train", "test")}
-    assert train.features == FEATURES
-    assert test["image_id"][:] == drawings["test"]["image_id"][:]
-    assert train["image_id"][: len(drawings["train"])] == drawings["train"]["image_id"][:]
-    shapes = train.select(range(len(drawings["train"]), len(train)))
-    assert len(shapes) == len(set(shapes["image_id"][:])) == 1_500
-    answers = open_source("easy-vqa", split="train", cache_dir=cache_dir)
-    asked = {"what shape": {}, "what color": {}}
-    for picture, kind, answer in zip(
-        answers["image_id"][:], answers["question_type"][:], answers["answers"][:], strict=True
-    ):
-        if kind in asked:
-            asked[kind][picture] = answer[0]
-    told = 0
-    for picture, (caption,) in zip(shapes["image_id"][:], shapes["captions"][:], strict=True):
-        color, shape = caption.split()
-        told += picture in asked["what shape"]
-        assert asked["what shape"].get(picture, shape) == shape
-        assert asked["what color"].get(picture, color) == color
-    assert told > 300

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 from vlmo.data.builtin.easy_vqa import COLORS, LICENCE, PACKAGES, SHAPES, SOURCE, Drawn, asked, facts, image_files
 from vlmo.data.schema import REASONING_FEATURES, Built, hash_share, make_row
 
-__all__ = ["CLAIMS", "COLOR_CLAIMS", "PACKAGES", "Claim", "build", "pair_rows"]
+__all__ = ["CLAIMS", "PACKAGES", "Claim", "build", "pair_rows"]
 
 NAME = "easy-vqa-pairs"
-COLOR_NAME = f"{NAME}-colors"
 NUM_GROUPS = {"train": 6000, "test": 500}
 """Sentences of each split, with four rows each."""
 
@@ -102,55 +101,28 @@ CLAIMS = (
 )
 
 
-COLOR_CLAIMS = (
-    Claim(
-        ("there is a {color} shape in both images", "each image does contain a {color} shape"),
-        lambda left, right, of: left.color == right.color == of.color,
-    ),
-    Claim(
-        ("there is not a {color} shape in either image", "no {color} shape is present"),
-        lambda left, right, of: of.color not in {left.color, right.color},
-    ),
-)
-"""Claims about one colour in the words of easy-VQA's questions."""
-
-
 def build() -> dict[str, Built]:
-    """`easy-vqa-pairs`, and `easy-vqa-pairs-colors` about one colour in the words of the questions, learnt sooner.
-
-    Test pairs are made of the package's test images alone.
-    """
-    sets: dict[str, dict[str, list[dict[str, Any]]]] = {NAME: {}, COLOR_NAME: {}}
-    for split, num_groups in NUM_GROUPS.items():
-        shown, files = facts(asked(split)), image_files(split)
-        for name, claims in ((NAME, CLAIMS), (COLOR_NAME, COLOR_CLAIMS)):
-            sets[name][split] = pair_rows(
-                split, shown=shown, files=files, num_groups=num_groups, name=name, claims=claims
-            )
-    return {name: (REASONING_FEATURES, splits) for name, splits in sets.items()}
+    """`easy-vqa-pairs`; test pairs are made of the package's test images alone."""
+    splits = {
+        split: pair_rows(split, shown=facts(asked(split)), files=image_files(split), num_groups=num_groups)
+        for split, num_groups in NUM_GROUPS.items()
+    }
+    return {NAME: (REASONING_FEATURES, splits)}
 
 
 def pair_rows(
-    split: str,
-    *,
-    shown: Mapping[int, Drawn],
-    files: Mapping[int, bytes],
-    num_groups: int,
-    name: str = NAME,
-    claims: Sequence[Claim] = CLAIMS,
+    split: str, *, shown: Mapping[int, Drawn], files: Mapping[int, bytes], num_groups: int
 ) -> list[dict[str, Any]]:
     """Rows of `num_groups` sentences, a pure function of the arguments.
 
     Args:
         shown: Shape and colour of each image, by number.
         files: The images' files.
-        name: Name of the set, in the rows' ids.
-        claims: Meanings of the sentences, in turn.
     """
     rows = []
     for group in range(num_groups):
-        claim = claims[group % len(claims)]
-        choices = _Choices(f"{name}/{split}/{group}")
+        claim = CLAIMS[group % len(CLAIMS)]
+        choices = _Choices(f"{NAME}/{split}/{group}")
         shape, color = choices.one_of(SHAPES), choices.one_of(COLORS)
         other_shape = choices.one_of([other for other in SHAPES if other != shape])
         slots = Slots(shape, color, other_shape, choices.one_of([other for other in COLORS if other != color]))
@@ -159,9 +131,9 @@ def pair_rows(
         for number, pair in enumerate(pairs):
             left, right = ({"bytes": files[image], "path": f"{image}.png"} for image in pair)
             row = make_row(
-                f"{name}/{split}/{group}-{number}", image=left, captions=[sentence], source=SOURCE, licence=LICENCE
+                f"{NAME}/{split}/{group}-{number}", image=left, captions=[sentence], source=SOURCE, licence=LICENCE
             )
-            told = {"second_image": right, "label": 1 - number % 2, "sentence_group": f"{name}/{split}/{group}"}
+            told = {"second_image": right, "label": 1 - number % 2, "sentence_group": f"{NAME}/{split}/{group}"}
             rows.append(row | told)
     return rows
 
