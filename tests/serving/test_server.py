@@ -212,7 +212,7 @@ def test_errors_before_the_start_are_one_line(capsys, gallery, tmp_path) -> None
     assert "MODEL_FOLDER" in fails(capsys)
     assert "no config.json" in fails(capsys, tmp_path, "--port", 0)
     assert "it has no index.json" in fails(capsys, gallery.model, "--index", tmp_path, "--port", 0)
-    assert "vlmo train scenes-questions" in fails(capsys, gallery.model, "--vqa", gallery.model, "--port", 0)
+    assert "vlmo finetune" in fails(capsys, gallery.model, "--vqa", gallery.model, "--port", 0)
     assert "searches nothing" in fails(capsys, gallery.vqa, "--index", gallery.index, "--port", 0)
     assert "queue is 0" in fails(capsys, gallery.model, "--queue", 0, "--port", 0)
     assert "--max-pixel" in fails(capsys, gallery.model, "--max-pixel", 5)
