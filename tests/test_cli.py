@@ -111,7 +111,7 @@ def test_train_help_lists_recipes_and_common_options(capsys):
 
 
 def test_short_names_of_options_are_understood():
-    line = "--lr=0.5 --batch_size 32 --steps 9 --output-dir DIR --data mine"
+    line = "--lr=0.5 --batch_size 32 --steps 9 --output-dir my_runs/lr=1 --data mine"
     words, steps = runs._common_options(line.split())
     assert steps == 9
     assert words == [
@@ -119,7 +119,7 @@ def test_short_names_of_options_are_understood():
         "--loader.global-batch-size",
         "32",
         "--run-dir",
-        "DIR",
+        "my_runs/lr=1",
         "--data.source",
         "mine",
     ]

@@ -324,6 +324,8 @@ def test_sets_of_shapes_show_no_drawing(monkeypatch):
         assert builtin.is_built_in(name.replace("scenes", "shapes"))
         assert "artist" not in splits
         assert {row["licence"] for rows in splits.values() for row in rows} == {"CC0-1.0"}
+        # Joined sources take rows of one id for one image.
+        assert all(row["image_id"].startswith("shapes") and row["source"] == "shapes" for row in splits["test"])
     for split, pool in scenes.pools_of({}, icons=None, only_shapes=True).items():
         scene, _ = scenes.make_scene(split, 1, pool)
         assert {each.thing.kind for each in scene.objects} == {world.SHAPE}

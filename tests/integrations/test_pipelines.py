@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tests.checkpoints.toy_folder import CAPTIONS, QUESTIONS, drawings, folder_writer, logged_errors, text_processor
 from torch import nn
-from transformers import pipeline, pipelines
+from transformers import AutoModel, BertConfig, BertModel, pipeline, pipelines
 
 from vlmo import (
     VLMoForImageTextRetrieval,
@@ -277,3 +277,21 @@ def test_transparency_becomes_white(make, processor, tmp_path):
     assert abs(expected - matched(model, processor, drawing.convert("RGB"), CAPTIONS[0])) > 100 * CLOSE
     for given in (drawing, str(tmp_path / "drawing.png"), tmp_path / "drawing.png"):
         assert match(given, text=CAPTIONS[0])[0]["score"] == pytest.approx(expected, abs=CLOSE)
+
+
+def test_models_of_other_libraries_are_loaded_as_they_are(tmp_path, monkeypatch):
+    """Their `from_pretrained` need not know `output_loading_info`, which a pipeline does not ask for."""
+    BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(tmp_path)
+    asked: list[set[str]] = []
+    load = BertModel.from_pretrained
+
+    def noted(name: str, *args: object, **options: object) -> BertModel:
+        asked.append(set(options))
+        return load(name, *args, **options)
+
+    monkeypatch.setattr(BertModel, "from_pretrained", noted)
+    assert isinstance(AutoModel.from_pretrained(tmp_path, _from_pipeline="feature-extraction"), BertModel)
+    assert len(asked) == 1
+    assert "output_loading_info" not in asked[0]

@@ -66,6 +66,7 @@ def test_fusion_branch_needs_fusion_experts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"position_init": "sincos"}, "position_init 'sincos' needs position_embedding 'absolute'"),
         ({"position_embedding": "sinus"}, "position_embedding is 'sinus'; expected one of relative, absolute"),
         ({"experts": "many"}, "experts is 'many'; expected one of multiway, shared"),
         ({"attention": "none"}, "attention is 'none'; expected one of shared, separate"),

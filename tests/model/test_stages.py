@@ -12,6 +12,7 @@ from vlmo.model import (
     VLMoForMaskedLM,
     VLMoForPreTraining,
     VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
 )
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
@@ -169,6 +170,15 @@ def test_classifier_of_other_classes_is_left_out(tmp_path):
     assert report.unused == ["classifier.bias", "classifier.weight"]
     assert set(report.unused) <= set(report.missing)
     assert torch.equal(model.classifier.weight, before)
+
+
+def test_answers_of_another_number_are_left_out(tmp_path):
+    saved(VLMoForVisualQuestionAnswering, tmp_path, num_labels=5)
+    model = make(VLMoForVisualQuestionAnswering, seed=2, num_labels=3)
+    before = model.answer_head.classifier.weight.clone()
+    report = start_from(model, tmp_path)
+    assert report.unused == ["answer_head.classifier.bias", "answer_head.classifier.weight"]
+    assert torch.equal(model.answer_head.classifier.weight, before)
 
 
 @pytest.mark.parametrize("lacking", ["config.json", "model.safetensors"])

@@ -217,7 +217,7 @@ def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:
         option, mark, value = word.partition("=")
         option = option.replace("_", "-")
         if option != "--steps":
-            words.append(f"{_COMMON.get(option, option)}={value}" if mark else _COMMON.get(option, word))
+            words.append(f"{_COMMON[option]}{mark}{value}" if option in _COMMON else word)
             continue
         given = value if mark else next(rest, "")
         if not given.isdecimal() or not int(given):

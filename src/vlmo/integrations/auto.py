@@ -30,11 +30,12 @@ def _complete(load: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(load)
     def loaded(cls: Any, name: Any, *args: Any, **options: Any) -> Any:
-        if "_from_pipeline" not in options:
-            return load(cls, name, *args, **options)
-        found, report = load(cls, name, *args, **options, output_loading_info=True)
-        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-        if missing and isinstance(found, model.VLMoPreTrainedModel):
+        found = load(cls, name, *args, **options)
+        if "_from_pipeline" not in options or not isinstance(found, model.VLMoPreTrainedModel):
+            return found
+        # Loaded again: classes of other libraries need not know how to report what was missing.
+        _, report = load(cls, name, *args, **options, output_loading_info=True)
+        if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
             raise LookupError(
                 f"{name} lacks {len(missing)} tensors of {type(found).__name__} ({missing[0]}, ...): it holds a model "
                 "for another purpose. Train one for this task from it first."

@@ -166,6 +166,9 @@ class VLMoConfig(PreTrainedConfig):
             "token_order 'image_first' needs position_embedding 'absolute': the relative table puts text first.": (
                 self.token_order == "text_first" or self.position_embedding == "absolute"
             ),
+            "position_init 'sincos' needs position_embedding 'absolute': the relative table starts at zero.": (
+                self.position_init == "normal" or self.position_embedding == "absolute"
+            ),
             "use_match_head needs use_pooler: the head reads the pooled first token.": (
                 self.use_pooler or not self.use_match_head
             ),

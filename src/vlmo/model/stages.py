@@ -76,8 +76,8 @@ def start_from(
         report.unused.append(_WORDS)
         del weights[_WORDS]
     for name, tensor in list(weights.items()):
-        # A classifier of another number of classes belongs to another task.
-        if name not in state or (name.startswith("classifier.") and tensor.shape != state[name].shape):
+        # A classifier of another number of answers or classes belongs to another task.
+        if name not in state or ("classifier" in name.split(".") and tensor.shape != state[name].shape):
             report.unused.append(name)
             del weights[name]
             continue

@@ -55,10 +55,10 @@ def question_row(split: str, number: int, pool: Pool) -> dict[str, Any]:
             break
     question, answer = asked
     return scenes.scene_row(
-        f"{SOURCE}/{split}/{number}",
+        f"{pool.name}-questions/{split}/{number}",
         scene,
         question=question,
-        question_id=f"{SOURCE}/{split}/question-{number}",
+        question_id=f"{pool.name}-questions/{split}/question-{number}",
         question_type=kind,
         answer_type="yes/no" if answer in {"yes", "no"} else "number" if answer in COUNTS else "other",
         answers=[answer],

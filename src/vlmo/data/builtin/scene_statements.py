@@ -67,8 +67,8 @@ def build(
 
 def statement_rows(split: str, number: int, pool: Pool) -> list[dict[str, Any]]:
     """Return the four rows of a sentence."""
-    group = f"{SOURCE}/{split}/{number}"
-    choices = Choices(group)
+    group = f"{pool.name}-statements/{split}/{number}"
+    choices = Choices(f"{SOURCE}/{split}/{number}")
     first, told, second, _ = edited_scene(choices, pool, kind=choices.one_of(BINDING_KINDS))
     things = {True: _things(first, told, second), False: _things(second, told, first)}
     wordings = choices.one_of(list(CLAIMS))

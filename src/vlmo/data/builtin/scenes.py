@@ -5,6 +5,7 @@ Held out of training are an artist, pairs of a colour and a shape, and captions 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def build(
 def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only_shapes: bool) -> dict[str, Pool]:
     """Return what the scenes of each split are made of; arguments as in `build`."""
     if only_shapes:
-        return {split: replace(pool, totals=(2, 2, 3)) for split, pool in make_pools(()).items()}
+        return {split: replace(pool, totals=(2, 2, 3), name="shapes") for split, pool in make_pools(()).items()}
     pools = make_pools(drawings(), {row["image_id"].partition("/")[2] for row in drawn["test"]})
     if icons is None:
         return pools
@@ -116,7 +117,8 @@ def scene_row(name: str, scene: Scene, *, others: Sequence[Scene] = (), **column
     """Return a row with the image of a scene; its licence covers `others`, which further columns show."""
     objects = [each for shown in (scene, *others) for each in shown.objects]
     licence = " and ".join(sorted({each.thing.licence for each in objects if each.thing.licence})) or "CC0-1.0"
-    return make_row(name, image=scene.cell(name), source=SOURCE, licence=licence, **columns)
+    source = re.split("[-/]", name)[0]
+    return make_row(name, image=scene.cell(name), source=source, licence=licence, **columns)
 
 
 def pair_row(split: str, number: int, pool: Pool) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def pair_row(split: str, number: int, pool: Pool) -> dict[str, Any]:
     told = [long_sentence(scene, choices)] if split == "longer" else sentences(scene, choices)
     if split != "train":
         told = [choices.one_of(told)]
-    return scene_row(f"{SOURCE}/{split}/{number}", scene, captions=list(dict.fromkeys(map(str, told))))
+    return scene_row(f"{pool.name}/{split}/{number}", scene, captions=list(dict.fromkeys(map(str, told))))
 
 
 def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
@@ -214,7 +216,7 @@ def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Iterator[
     """
     first, true, second, false = edited_scene(Choices(f"{SOURCE}-binding/{split}/{kind}/{number}"), pool, kind=kind)
     for letter, scene in zip("ab", (first, second), strict=True):
-        name = f"{SOURCE}-binding/{split}/{kind}-{number}{letter}"
+        name = f"{pool.name}-binding/{split}/{kind}-{number}{letter}"
         yield scene_row(name, scene, captions=[str(true)], false_caption=str(false), kind=kind)
         true, false = false, true
 

@@ -352,6 +352,7 @@ class Pool:
         first: Things of which each scene shows one; none, and any will do.
         fewest: Least number of different things.
         totals: Numbers of things, one of which is taken.
+        name: First part of the ids of rows, by which joined sources know equal images.
     """
 
     drawings: tuple[Thing, ...]
@@ -359,6 +360,7 @@ class Pool:
     first: tuple[Thing, ...] = ()
     fewest: int = 2
     totals: tuple[int, ...] = (2, 2, 2, 3, 3, 3, 4, 4, 5)
+    name: str = "scenes"
 
     def scene(self, choices: Choices) -> Scene:
         """Return a scene of such things."""
