@@ -1,7 +1,7 @@
 # Three commands on a machine that has only Python, pip and make:
 #
 #   make fast          search 500 drawings with the small model that comes with the package
-#   make quickstart    pre-train a small VLMo on real images and text, then see what it finds
+#   make quickstart    pre-train a small VLMo through all stages, then see what it knows
 #   make test          run the tests
 #
 # All create .venv on the first run and reuse it afterwards. More arguments go through ARGS:
@@ -29,7 +29,7 @@ help:  ## show this list
 fast: $(VENV)/.installed-quickstart  ## search 500 drawings with the small model that comes with the package: seconds
 	$(BIN)/vlmo quickstart --fast $(ARGS)
 
-quickstart: $(VENV)/.installed-quickstart  ## all stages on small real data: about ten minutes on two CPU cores
+quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: about ten minutes on two CPU cores
 	$(BIN)/vlmo quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev  ## all tests (some need a GPU); some drive Chromium (on Debian: apt install chromium)

@@ -32,7 +32,7 @@ from vlmo.types import normalize_pixels
 logger = logging.getLogger("clip_peer")
 
 # As in open_clip's small models, embeddings are as wide as the towers.
-WIDTH, LAYERS, PATCH, HEAD_WIDTH = 192, 6, 16, 64
+WIDTH, LAYERS, HEAD_WIDTH = 192, 6, 64
 # CLIP's, as open_clip trains its vision transformers.
 CLIP_OPTIMIZER = OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
 MAX_LOGIT_SCALE = math.log(100)
@@ -43,17 +43,22 @@ class Peer(nn.Module):
     """open_clip's CLIP, called as training and evaluation call ours; texts end with `[SEP]`, where CLIP pools.
 
     Args:
+        patch_size: Side of a patch; that of ours, so that both see as many patches.
         pad_to: Length of all texts, at least the processor's longest; None leaves them as they come.
     """
 
-    def __init__(self, processor: VLMoProcessor, *, pad_to: int | None) -> None:
+    def __init__(self, processor: VLMoProcessor, *, patch_size: int, pad_to: int | None) -> None:
         super().__init__()
         longest, tokenizer = processor.max_text_length, processor.tokenizer
         self.pad_to, self.pad_id = pad_to, tokenizer.pad_token_id
         self.clip = CLIP(
             embed_dim=WIDTH,
             vision_cfg=CLIPVisionCfg(
-                layers=LAYERS, width=WIDTH, head_width=HEAD_WIDTH, patch_size=PATCH, image_size=processor.image_size
+                layers=LAYERS,
+                width=WIDTH,
+                head_width=HEAD_WIDTH,
+                patch_size=patch_size,
+                image_size=processor.image_size,
             ),
             text_cfg=CLIPTextCfg(
                 context_length=pad_to or longest,

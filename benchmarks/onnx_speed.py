@@ -1,6 +1,6 @@
 """Images, texts and pairs a second of a model folder in ONNX Runtime, float32 and int8, against PyTorch.
 
-    python benchmarks/onnx_speed.py --folder runs/quickstart/stage3/model --recall-on emoji-pairs --out onnx.json
+    python benchmarks/onnx_speed.py --folder vlmo-small --recall-on emoji-pairs --out onnx.json
     python benchmarks/onnx_speed.py --preset base --batches 1 8 --out onnx_base.json
 
 All run the same tensors with the same number of threads, by turns. PyTorch runs the float32 model as it is loaded, in
@@ -29,6 +29,7 @@ from vlmo.export.graphs import Graph, graphs_of
 from vlmo.export.onnx import OnnxGraph, load_for_export, noise
 from vlmo.export.runtime import OnnxSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
+from vlmo.released import find_model
 from vlmo.tasks.onnx_export import export_onnx
 
 TORCH, FLOAT32, INT8 = "pytorch", "onnxruntime", "onnxruntime_int8"
@@ -39,7 +40,7 @@ class Options:
     """Times the encoders of a model folder, or of a preset with random weights."""
 
     folder: Path | None = None
-    """Model folder."""
+    """Model folder, or the name of a model."""
     preset: Literal["tiny", "small", "base", "base_plus", "large"] | None = None
     """Sizes of a retrieval model with random weights, instead of a folder."""
     batches: tuple[int, ...] = (1, 32)
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load = os.getloadavg()[0]
     result = surroundings("onnx_speed.py", arguments, packages=("vlmo", "torch", "onnx", "onnxscript", "onnxruntime"))
     if options.folder is not None:
-        result |= measure(options.folder, options, console=console)
+        result |= measure(Path(find_model(options.folder)), options, console=console)
     else:
         with tempfile.TemporaryDirectory() as name:
             torch.manual_seed(0)

@@ -2,9 +2,9 @@
 
     python benchmarks/quality_vs_clip.py --out benchmarks/results/quality_vs_clip.json
 
-Both see the same pairs, pictures (decoded once, same augmentation), word pieces, batch size and precision, and are
-searched by the same code on the drawings that neither saw. Time is that of training alone: of ours the visual tokenizer
-and stages 1 to 3. Building data sets and decoding pictures is counted for neither.
+Both see the same pairs, pictures (same augmentation), word pieces, patches, batch size and precision, and are searched
+by the same code on the scenes that neither saw. Time is that of training alone: of ours the visual tokenizer and
+stages 1 to 3. Building data sets is counted for neither.
 """
 
 import dataclasses
@@ -25,20 +25,20 @@ from torch import nn
 from clip_peer import Peer, peer_loader, train_peer
 from surroundings import surroundings, write_result
 from vlmo.checkpoints.loading import load_retrieval_model
-from vlmo.demo.quickstart import quickstart_recipes
+from vlmo.demo.quickstart import STAGE1, STAGE2, STAGE3, TOKENIZER, quickstart_recipes
 from vlmo.evaluation import RetrievalResult
-from vlmo.recipes import Recipe, small
+from vlmo.recipes import Recipe
 from vlmo.run import build
 from vlmo.tasks.retrieval import PairSet
 from vlmo.training import choose_device, read_metrics
 from vlmo.training.checkpoint import claim_run_folder, newest_state
 
-STAGES = (small.TOKENIZER, small.STAGE1, small.STAGE2, small.STAGE3)
+STAGES = (TOKENIZER, STAGE1, STAGE2, STAGE3)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Trains our quickstart, then open_clip's CLIP for the same wall time, and lets both find unseen drawings."""
+    """Trains our quickstart, then open_clip's CLIP for the same wall time, and lets both find unseen scenes."""
 
     run: Path = Path("runs/quality_vs_clip")
     """Folder of our quickstart; stages that have finished there, with the same settings, are taken as they are."""
@@ -80,16 +80,16 @@ def train_ours(recipes: dict[str, Recipe], *, run: Path, console: Console) -> di
 def compare(options: Options, *, console: Console) -> dict[str, Any]:
     """Trains and evaluates ours, then a peer for each learning rate."""
     recipes = quickstart_recipes(options.run, scale=options.scale)
-    recipe, run = recipes[small.STAGE3], options.run
+    recipe, run = recipes[STAGE3], options.run
     longest = recipe.text.max_length
     if options.clip_context is not None and options.clip_context < longest:
         raise ValueError(f"--clip-context is {options.clip_context}; texts have up to {longest} tokens: give no less")
     stages = train_ours(recipes, run=run, console=console)
     seconds = sum(stage["seconds"] for stage in stages.values())
-    model, processor = load_retrieval_model(run / small.STAGE3 / "model")
+    model, processor = load_retrieval_model(run / STAGE3 / "model")
     rows = PairSet.read(recipe.data.source, split="test", processor=processor, quarantine=run / "test.quarantine.jsonl")
     found = rows.outputs(model, console=console)
-    precision = [line["precision"] for line in read_metrics(run / small.STAGE3) if "precision" in line][-1]
+    precision = [line["precision"] for line in read_metrics(run / STAGE3) if "precision" in line][-1]
     ours = {"stages": stages, "seconds": seconds, "precision": precision} | outcome(model, found)
 
     loader = peer_loader(recipe, processor, quarantine=run / "peer.quarantine.jsonl")
@@ -101,7 +101,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     peers = []
     for lr in options.clip_lr:
         torch.manual_seed(recipe.seed)
-        peer = Peer(processor, pad_to=options.clip_context).to(choose_device())
+        peer = Peer(processor, patch_size=recipe.model.patch_size, pad_to=options.clip_context).to(choose_device())
         training = train_peer(peer, loader, lr=lr, **settings)
         peers.append(training | outcome(peer, rows.outputs(peer, console=console)))
     best = max(peers, key=lambda tried: tried["figures"]["ir@1"])

@@ -1,7 +1,7 @@
 """Latency and throughput of `vlmo serve` with many clients on this machine, and its memory over time.
 
-    python benchmarks/serving.py --model runs/quickstart/stage3/model --out benchmarks/results/serving.json
-    python benchmarks/serving.py --model runs/quickstart/stage3/model --soak 3600 --out benchmarks/results/soak.json
+    python benchmarks/serving.py --model vlmo-small --out benchmarks/results/serving.json
+    python benchmarks/serving.py --model vlmo-small --soak 3600 --out benchmarks/results/soak.json
 
 The index has the drawings of emoji-pairs and, up to the wanted number, vectors around theirs. Each client sends its
 next request when it has the answer to the last one. Clients and server share the machine's cores: `client_cpu_seconds`
@@ -52,7 +52,7 @@ class Options:
     """Loads a server on this machine."""
 
     model: Path
-    """Model folder that retrieves."""
+    """Model that retrieves: a folder or a name."""
     vectors: int = 100_000
     """Pictures in the index."""
     drawings: int = 500

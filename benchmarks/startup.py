@@ -25,10 +25,10 @@ COMMANDS = {
     "import vlmo": "import vlmo",
     **{
         line: _HELP.format(line.split()[1:])
-        for line in ("vlmo --help", "vlmo --version", "vlmo train emoji-stage3 --help", "vlmo import --help")
+        for line in ("vlmo --help", "vlmo --version", "vlmo train shapes-stage3 --help", "vlmo import --help")
     },
 }
-BARS = {"import vlmo": 0.3, "vlmo --help": 0.5, "vlmo train emoji-stage3 --help": 5.0}
+BARS = {"import vlmo": 0.3, "vlmo --help": 0.5, "vlmo train shapes-stage3 --help": 5.0}
 
 
 @dataclass(frozen=True)

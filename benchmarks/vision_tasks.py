@@ -1,4 +1,4 @@
-"""Classification and segmentation on small real data: from the quickstart's model, from nothing, and plain baselines.
+"""Classification and segmentation on small real data: from the small model, from nothing, and plain baselines.
 
     python benchmarks/vision_tasks.py --out benchmarks/results/vision-tasks.json
 
@@ -30,6 +30,7 @@ from vlmo.evaluation.classification import NAME_ALONE, fit_linear_probe
 from vlmo.evaluation.segmentation import count_pixels
 from vlmo.processing.segmentation import IGNORED_CLASS
 from vlmo.recipes import Recipe, find_recipe
+from vlmo.released import SMALL
 from vlmo.run import build
 from vlmo.tasks import ClassificationStage, SegmentationStage
 from vlmo.tasks.classification import ClassSet, evaluate_linear_probe, evaluate_zero_shot
@@ -50,8 +51,8 @@ class Options:
 
     run: Path = Path("runs/vision_tasks")
     """Folder of the runs; those that have finished there are taken as they are."""
-    start: Path = Path("runs/quickstart/stage3/model")
-    """Model folder of the quickstart."""
+    start: str = SMALL
+    """Model to start from: a folder or a name."""
     tasks: tuple[str, ...] = (*CLASS_RECIPES, SEGMENT_RECIPE)
     """Recipes to run, each from `start` and from nothing."""
     scale: float = 1.0
@@ -67,9 +68,10 @@ class Options:
 def train(name: str, options: Options, *, console: Console) -> tuple[Path, dict[str, Any]]:
     """Model folder of a recipe, and what it took; the time is that of the run, whenever it was."""
     recipe, folder = settings_of(name, options), options.run / name
+    original = find_recipe(name.removesuffix(FROM_NOTHING))
     found = newest_state(folder / "state") if (folder / "model").exists() else None
     if found is None:
-        result = build(recipe, run_dir=folder, console=console, title=name, original=find_recipe(name)).fit()
+        result = build(recipe, run_dir=folder, console=console, title=name, original=original).fit()
         if result.status == "stopped":
             sys.exit("stopped; the same command goes on")
         progress = dataclasses.asdict(result)
@@ -81,11 +83,11 @@ def train(name: str, options: Options, *, console: Console) -> tuple[Path, dict[
 
 def settings_of(name: str, options: Options) -> Recipe:
     """The recipe with this call's start folder, seed and share of the steps."""
-    recipe = find_recipe(name)
+    recipe = find_recipe(name.removesuffix(FROM_NOTHING))
     steps = max(1, round(recipe.trainer.max_steps * options.scale))
     return dataclasses.replace(
         recipe,
-        init=None if recipe.init is None else str(options.start),
+        init=None if name.endswith(FROM_NOTHING) else options.start,
         seed=options.seed,
         schedule=dataclasses.replace(recipe.schedule, warmup_steps=min(recipe.schedule.warmup_steps, steps // 2)),
         trainer=dataclasses.replace(recipe.trainer, max_steps=steps),

@@ -36,6 +36,7 @@ from vlmo.run import build
 from vlmo.run.estimate import estimate
 from vlmo.tasks import LanguageStage, RetrievalStage, TokenizerStage, VisionLanguageStage, VisionStage, evaluate
 from vlmo.tasks.result import circumstances
+from vlmo.training import ScheduleConfig
 
 SEEDS, STEPS, FEW_STEPS = 5, 600, 300
 """Paired seeds, and steps of stage 3 on fresh scenes and on `few`."""
@@ -122,7 +123,7 @@ SECONDARY = (
 
 def stage3(variant: str, *, world: Path) -> Recipe:
     """Return stage 3 of a variant, from random weights."""
-    known, base = VARIANTS[variant], find_recipe("emoji-stage3")
+    known, base = VARIANTS[variant], find_recipe("shapes-stage3")
     model = {
         "num_attention_heads": 4,
         "num_fusion_layers": 2,
@@ -139,6 +140,7 @@ def stage3(variant: str, *, world: Path) -> Recipe:
         cache_images=False,
         mlm_probability=0.5,
         mask_only=shape_world.PLACE_WORDS,
+        mask_only_share=0.4,
     )
     steps = STEPS if known.source == "pairs" else FEW_STEPS
     return replace(
@@ -148,6 +150,8 @@ def stage3(variant: str, *, world: Path) -> Recipe:
         text=TextConfig(vocab_size=200, learn_from=(str(world / "texts"),), max_length=16),
         data=data,
         loader=replace(base.loader, global_batch_size=64),
+        optimizer=replace(base.optimizer, lr=1e-3),
+        schedule=ScheduleConfig(warmup_steps=80),
         trainer=replace(base.trainer, max_steps=steps, save_every=100),
         init=None,
     )
@@ -157,12 +161,12 @@ def stages_before(*, world: Path, folder: Path) -> dict[str, Recipe]:
     """Return the visual tokenizer, stage 1 on images and stage 2 on texts."""
     plain = stage3("few", world=world)
     model = replace(plain.model, num_fusion_layers=0)
-    tokenizer = find_recipe("emoji-tokenizer")
+    tokenizer = find_recipe("shapes-tokenizer")
     sizes = replace(tokenizer.stage.tokenizer, patch_size=model.patch_size, num_tokens=256)
     found = {
         "tokenizer": (tokenizer, TokenizerStage(tokenizer=sizes), "images"),
-        "stage1": (find_recipe("emoji-stage1"), VisionStage(str(folder / "tokenizer" / "model")), "images"),
-        "stage2": (find_recipe("emoji-stage2"), LanguageStage(), "texts"),
+        "stage1": (find_recipe("shapes-stage1"), VisionStage(str(folder / "tokenizer" / "model")), "images"),
+        "stage2": (find_recipe("shapes-stage2"), LanguageStage(), "texts"),
     }
     return {
         name: replace(
@@ -234,7 +238,7 @@ class Job:
 
 
 def jobs_of(names: Sequence[str], *, seeds: int, run: Path, scale: float = 1.0) -> list[Job]:
-    """Return all jobs, seed by seed, each after the job that it needs.
+    """Return all jobs, those of the claims first, seed by seed, each after the job that it needs.
 
     Raises:
         ValueError: There is no such variant.
@@ -242,7 +246,9 @@ def jobs_of(names: Sequence[str], *, seeds: int, run: Path, scale: float = 1.0) 
     if unknown := sorted(set(names) - set(VARIANTS)):
         raise ValueError(f"no variant {', '.join(unknown)}; variants are {', '.join(VARIANTS)}")
     wanted = [name for name in VARIANTS if name in names or not names]
+    claimed = {name for claim in CLAIMS for name in (claim.better, claim.worse)}
     jobs = [Job(name, seed, run, scale) for seed in range(seeds) for name in wanted]
+    jobs.sort(key=lambda job: job.name not in claimed)
     return list(dict.fromkeys(each for job in jobs for each in (job.needs, job) if each is not None))
 
 
@@ -332,6 +338,8 @@ def probe(
 
 def run_jobs(jobs: Sequence[Job]) -> list[str] | None:
     """Run what no other process runs or has run; return what failed, or None if a signal stopped it."""
+    needed = {job.needs for job in jobs if job.result() is None}
+    jobs = [job for job in jobs if job.name != STAGES or job in needed]
     waiting, failures = list(jobs), dict[Job, str]()
     while waiting:
         job = waiting.pop(0)
@@ -467,7 +475,7 @@ def _circumstances(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
 
 
 def publish(results: Mapping[tuple[str, int], Mapping[str, Any]], *, page: Path, out: Path) -> None:
-    """Write the report below the mark of the page, and all metrics as JSON.
+    """Write the report below the mark of the page, and all results as JSON.
 
     Raises:
         ValueError: The page does not have the mark once.
@@ -476,8 +484,23 @@ def publish(results: Mapping[tuple[str, int], Mapping[str, Any]], *, page: Path,
     if len(rest) != 1:
         raise ValueError(f"{page} has the line {MARK!r} {len(rest)} times; it needs it once")
     page.write_text(f"{before}{MARK}\n\n{report(results)}", encoding="utf-8")
-    kept = [{name: value for name, value in each.items() if name != "items"} for each in results.values()]
-    out.write_text(json.dumps(kept, indent=1) + "\n")
+    kept = [dict(each) | {"items": _told(each["items"])} for each in results.values()]
+    out.write_text("[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
+
+
+def restore(file: Path, *, run: Path) -> None:
+    """Write the results of `publish` into the folders of jobs that have none, so that they are not run again."""
+    for known in json.loads(file.read_text(encoding="utf-8")):
+        job = Job(known["variant"], known["seed"], run)
+        if not (job.folder / RESULT).is_file():
+            job.folder.mkdir(parents=True, exist_ok=True)
+            items = {name: [int(digit) / 2 for digit in digits] for name, digits in known["items"].items()}
+            (job.folder / RESULT).write_text(json.dumps(known | {"items": items}) + "\n")
+
+
+def _told(items: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """Return items of 0, 0.5 and 1 as digits 0 to 2."""
+    return {name: "".join(str(round(2 * value)) for value in values) for name, values in items.items()}
 
 
 # ----------------------------------------------------------------------------------------------------- command line
@@ -498,7 +521,9 @@ class Options:
     report: bool = False
     """Only show the report of the jobs that have finished."""
     publish: Path | None = None
-    """With --report: write all metrics into this JSON file, and the report into docs/findings.md."""
+    """With --report: write all results into this JSON file, and the report into docs/findings.md."""
+    results: Path | None = None
+    """File of --publish; its jobs count as finished."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -507,6 +532,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = options.run_dir.absolute()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     failures: list[str] | None = []
+    if options.results is not None:
+        restore(options.results, run=run)
     jobs = jobs_of(options.names, seeds=options.seeds, run=run, scale=options.scale)
     if not options.report:
         write_world(run, scale=options.scale)

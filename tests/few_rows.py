@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +12,21 @@ import pytest
 from datasets import Dataset
 
 from vlmo.data import builtin
+from vlmo.data.builtin import scene_questions, scene_statements, scenes
 
 
 @contextmanager
 def few_rows(number: int) -> Iterator[None]:
-    """Give about `number` rows of each built-in set, as many of each of its sources; a smaller set stays whole."""
+    """Give about `number` rows of each built-in set, as many of each of its sources; a smaller set stays whole.
+
+    Of scenes of shapes no more are built, in a folder of their own.
+    """
     load = builtin.load
 
     def thinned(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
+        if name.startswith("shapes"):
+            with _few_scenes(number):
+                return load(name, split=split, cache_dir=Path(folder))
         rows = load(name, split=split, cache_dir=cache_dir)
         places: dict[str, list[int]] = defaultdict(list)
         for place, source in enumerate(rows["source"]):
@@ -28,6 +36,21 @@ def few_rows(number: int) -> Iterator[None]:
             sorted(place for own in places.values() for place in own[:: max(1, len(own) // share)][:share])
         )
 
-    with pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(builtin, "load", thinned)
+        yield
+
+
+@contextmanager
+def _few_scenes(rows: int) -> Iterator[None]:
+    """Let each set of scenes that is built have about `rows` rows in each split."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, rows_of_each in (
+            (scenes, "NUM_SCENES", 1),
+            (scene_questions, "NUM_QUESTIONS", 1),
+            (scene_statements, "NUM_GROUPS", 4),
+        ):
+            known = vars(module)[name]
+            patch.setattr(module, name, {split: min(count, rows // rows_of_each) for split, count in known.items()})
+        patch.setattr(scenes, "NUM_BINDING", min(scenes.NUM_BINDING, rows // (2 * len(scenes.BINDING_KINDS))))
         yield

@@ -60,7 +60,7 @@ TRAIN_HELP = """
 import sys
 from vlmo.cli import main
 try:
-    main(["train", "emoji-small", "--help"])
+    main(["train", "shapes-stage3", "--help"])
 except SystemExit as stopped:
     assert stopped.code == 0
 found = [name for name in HEAVY if name in sys.modules]

@@ -66,7 +66,7 @@ def _register() -> None:
             _registered.add(ours)
             try:
                 importlib.import_module(ours).register()
-            except ImportError as error:  # a release that has not what we adapt to
+            except (AttributeError, ImportError) as error:  # a release that has not what we adapt to
                 warnings.warn(f"models of vlmo are not known there: {error}", stacklevel=2)
     for module, name in _NAMED.items():
         found = sys.modules.get(f"transformers.models.auto.{module}")

@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw
 
 import clip_peer
 import quality_vs_clip
-from vlmo.demo.quickstart import quickstart_recipes
+from vlmo.demo.quickstart import STAGE1, STAGE2, STAGE3, TOKENIZER, quickstart_recipes
 from vlmo.processing import VLMoProcessor
-from vlmo.recipes import Recipe, small
-from vlmo.tasks import TokenizerStage, VisualTokenizerConfig
+from vlmo.recipes import Recipe
+from vlmo.tasks import TokenizerStage
 
 BATCH, NUM_TRAIN, NUM_TEST = 16, 24, 12
 COLOURS = ("red", "green", "blue", "black", "orange", "purple")
@@ -46,7 +46,7 @@ def pictures(tmp_path: Path) -> Path:
 def tiny(recipe: Recipe, source: Path) -> Recipe:
     stage = recipe.stage
     if isinstance(stage, TokenizerStage):
-        stage = replace(stage, tokenizer=VisualTokenizerConfig(num_tokens=16, hidden_size=32, code_size=8))
+        stage = replace(stage, tokenizer=replace(stage.tokenizer, num_tokens=16, hidden_size=32, code_size=8))
     return replace(
         recipe,
         stage=stage,
@@ -71,7 +71,7 @@ def test_both_are_trained_and_compared_on_the_same_pictures(tmp_path, pictures, 
     result = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == result
     stages, peers = result["ours"]["stages"], [result["clip"], *result["clip_others"]]
-    assert list(stages) == [small.TOKENIZER, small.STAGE1, small.STAGE2, small.STAGE3]
+    assert list(stages) == [TOKENIZER, STAGE1, STAGE2, STAGE3]
     assert all(stage["steps"] == 2 and stage["trained_in_this_call"] for stage in stages.values())
     assert result["ours"]["seconds"] == pytest.approx(sum(stage["seconds"] for stage in stages.values()))
     assert {peer["lr"] for peer in peers} == {1e-3, 5e-4}
@@ -94,7 +94,7 @@ def make_processor() -> VLMoProcessor:
 
 def test_peer_pools_at_the_end_token_and_padding_changes_nothing() -> None:
     processor = make_processor()
-    peer = clip_peer.Peer(processor, pad_to=77).eval()
+    peer = clip_peer.Peer(processor, patch_size=16, pad_to=77).eval()
     texts = processor(text=["a big red line", "a line", "a red red big line"], return_tensors="pt")
     with torch.inference_mode():
         padded = peer.get_text_features(**texts)
@@ -113,7 +113,7 @@ def test_peer_pools_at_the_end_token_and_padding_changes_nothing() -> None:
 
 def test_every_parameter_of_the_peer_learns_from_short_texts() -> None:
     processor = make_processor()
-    peer = clip_peer.Peer(processor, pad_to=None)
+    peer = clip_peer.Peer(processor, patch_size=16, pad_to=None)
     texts = processor(text=["a big red line", "a line"], return_tensors="pt")
     images = peer.get_image_features(pixel_values=torch.randn(2, 3, 64, 64))
     clip_peer.ClipLoss()(images, peer.get_text_features(**texts), peer.clip.logit_scale.exp()).backward()

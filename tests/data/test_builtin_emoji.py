@@ -6,13 +6,13 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from vlmo.data.builtin.emoji import base_codes, english_names, is_concept, plain_codes
+from vlmo.data.builtin.emoji import base_codes, english_names, is_concept, plain_codes, read_twemoji
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import decode_image, open_source
 
 pytestmark = pytest.mark.slow
 
-SETS = ("emoji-pairs", "emoji-pairs-all", "emoji-images", "drawings-pairs", "drawings-images")
+SETS = ("emoji-pairs", "drawings-pairs", "drawings-images")
 SAME_LOOK = 5.0  # root mean square of 255 levels at 40 x 40 pixels; the full moon and a yellow circle are 2.4 apart
 
 
@@ -96,18 +96,10 @@ def test_concepts_are_1727() -> None:
 
 def test_counts(emoji_sets) -> None:
     counts = {name: (len(splits["train"]), len(splits["test"])) for name, splits in emoji_sets.items()}
-    assert {name: counts[name] for name in counts if name.startswith("emoji")} == {
-        "emoji-pairs": (2933, 500),
-        "emoji-pairs-all": (6720, 500),
-        "emoji-images": (7302, 500),
-    }
-    sources = {
-        name: [splits["train"]["source"][:].count(style) for style in ("twemoji", "openmoji")]
-        for name, splits in emoji_sets.items()
-    }
+    assert counts == {"emoji-pairs": (2933, 500), "drawings-pairs": (5377, 500), "drawings-images": (5959, 500)}
     # Of 4,009 Twemoji files 3,963 have pixels of their own; of the 1,727 concepts' files 1,719.
-    assert sources["emoji-images"][0] == 3963
-    assert sources["emoji-pairs"][0] == 1719
+    assert len({drawing.image_id for drawing in read_twemoji().values()}) == 3963
+    assert emoji_sets["emoji-pairs"]["train"]["source"][:].count("twemoji") == 1719
 
 
 def test_rows_follow_the_schema(emoji_sets) -> None:
@@ -127,8 +119,8 @@ def test_test_names_are_distinct_and_plain(emoji_sets) -> None:
     test = emoji_sets["emoji-pairs"]["test"]
     assert all(len(captions) == 1 for captions in test["captions"])
     assert len({captions[0].lower() for captions in test["captions"]}) == 500
-    assert emoji_sets["emoji-pairs-all"]["test"].to_list() == test.to_list()
-    assert emoji_sets["emoji-images"]["test"]["image_id"][:] == test["image_id"][:]
+    assert emoji_sets["drawings-pairs"]["test"].to_list() == test.to_list()
+    assert emoji_sets["drawings-images"]["test"]["image_id"][:] == test["image_id"][:]
     # Each is a concept whose other drawing, under the same name, is trained on.
     train = emoji_sets["emoji-pairs"]["train"]
     rows = zip(train["source"], train["captions"], strict=True)
@@ -182,7 +174,7 @@ def test_new_concepts_are_absent_in_every_style_variant_and_look(
         codes = image_id.split("/")[1]
         assert codes not in names or not _names_without_variant(names[codes][0]) & held_out
     assert not held_out & {caption for captions in train["captions"] for caption in captions}
-    # In both styles: what is not trained on here but elsewhere holds the drawings of the new concepts.
+    # In both styles: `emoji-pairs` holds the drawings of the new concepts.
     codes = {image_id.split("/")[1] for image_id in new_concepts["image_id"]}
     looks = np.stack([look for image_id, look in small_images.items() if image_id.split("/")[1] in codes])
     assert 290 < len(looks) <= 300  # some of OpenMoji's look like its test drawings, and so are in no set
@@ -191,13 +183,11 @@ def test_new_concepts_are_absent_in_every_style_variant_and_look(
     assert np.sqrt(squares.clip(min=0) / trained.shape[1]).min() >= SAME_LOOK
 
 
-def test_drawings_leave_out_little_else(emoji_sets, new_concepts) -> None:
-    everything = set(emoji_sets["emoji-pairs-all"]["train"]["image_id"])
-    kept = set(emoji_sets["drawings-pairs"]["train"]["image_id"])
-    assert kept < everything
-    # Two drawings of each new concept, and variants of some: skin tones, men and women.
-    assert 300 <= len(everything - kept) < 1600
-    assert emoji_sets["drawings-pairs"]["test"].to_list() == emoji_sets["emoji-pairs"]["test"].to_list()
+def test_drawings_leave_out_little_else(emoji_sets) -> None:
+    concepts, pairs, images = (set(emoji_sets[name]["train"]["image_id"]) for name in SETS)
+    # Two drawings of each new concept, and of others that look like them.
+    assert 300 <= len(concepts - pairs) < 330
+    assert pairs < images
 
 
 def _names_without_variant(name: str) -> set[str]:

@@ -1,6 +1,8 @@
 """Scenes: captions that are true of them, and pairs of captions of which one is."""
 
+import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +29,16 @@ def placed(thing: Thing, left: int, top: int, side: int = 24) -> Placed:
 @pytest.fixture(scope="module")
 def pools() -> dict[str, world.Pool]:
     return scenes.make_pools(world.drawings(), HELD_OUT)
+
+
+@pytest.fixture(scope="module")
+def shape_pools() -> dict[str, world.Pool]:
+    pools = scenes.pools_of({}, icons=None, only_shapes=True)
+    return {split: replace(pool, totals=(2,)) for split, pool in pools.items()}
+
+
+def some_rows(split: str, pool: world.Pool, number: int) -> list[dict]:
+    return list(itertools.islice(scenes.pair_rows(split, pool), number))
 
 
 def test_relations_are_told_where_people_would_tell_them():
@@ -106,18 +118,55 @@ def test_two_of_five_training_scenes_show_one_object(pools):
 
 @pytest.mark.parametrize("split", ["train", "artist", "combinations", "longer"])
 def test_every_caption_is_true(split, pools):
-    for number in range(60):
+    rows = some_rows(split, pools[split], 60)
+    for row in rows:
+        number = int(row["image_id"].rpartition("/")[2])
         scene, choices = scenes.make_scene(split, number, pools[split])
         told = [scenes.long_sentence(scene, choices)] if split == "longer" else scenes.sentences(scene, choices)
         assert all(scene.truth(sentence) for sentence in told)
-        row = scenes.pair_row(split, number, pools[split])
-        expected = told if split == "train" else [choices.one_of(told)]
-        assert row["captions"] == list(dict.fromkeys(map(str, expected)))
+        known = list(dict.fromkeys(map(str, told)))
+        assert row["captions"] == known if split == "train" else set(row["captions"]) <= set(known)
         assert (1 if split == "train" else 2) <= len(scene.objects) <= 5
         for place, each in enumerate(scene.objects):
             assert min(each.left, each.top) >= 0
             assert max(each.left, each.top) + each.side <= 96
             assert all(world._is_free(each.left, each.top, each.side, other) for other in scene.objects[:place])
+    if split != "train":
+        assert {len(row["captions"]) for row in rows} == {1}
+
+
+def test_scenes_of_shapes_have_captions_that_tell_where_things_lie(shape_pools):
+    pool = shape_pools["train"]
+    for number in range(60):
+        scene, choices = scenes.make_scene("train", number, pool)
+        told = scenes.shape_sentences(scene, choices)
+        assert all(scene.truth(sentence) for sentence in told)
+        assert all(
+            sentence.relations or all(each.where or each.count > 1 for each in sentence.phrases) for sentence in told
+        )
+        if len(told) == 3:  # the last one tells places and the relation
+            assert all(each.where for each in told[2].phrases)
+            assert told[2].relations == told[1].relations
+        assert len({(each.left // 48, each.top // 48) for each in scene.objects}) == len(scene.objects)
+        assert all(each.left % 48 + each.side < 48 and each.top % 48 + each.side < 48 for each in scene.objects)
+    shown = [scenes.make_scene("train", number, pool)[0].objects for number in range(500)]
+    assert 70 <= sum(len(objects) == 1 for objects in shown) <= 130
+    assert {each.thing.color for objects in shown for each in objects} == set(world.FEW_COLORS)
+
+
+def test_captions_for_evaluation_are_true_of_no_other_scene(shape_pools):
+    pool, told = shape_pools["test"], []
+    rows = some_rows("test", pool, 300)
+    for row in rows:
+        scene, choices = scenes.make_scene("test", int(row["image_id"].rpartition("/")[2]), pool)
+        (found,) = [each for each in scenes.shape_sentences(scene, choices) if str(each) == row["captions"][0]]
+        told.append((scene, found))
+    for (scene, sentence), (other, _) in itertools.permutations(told, 2):
+        assert scene.truth(sentence)
+        assert not other.truth(sentence)
+    assert sum(bool(sentence.relations) for _, sentence in told) == 150
+    names = [frozenset(each.thing for each in scene.objects) for scene, _ in told]
+    assert len(set(names)) < 0.9 * len(names)  # the same things in other places
 
 
 def test_what_splits_hold_out(pools):
@@ -136,20 +185,18 @@ def test_what_splits_hold_out(pools):
         "openmoji/1F404", "openmoji/1F405", "openmoji/1F40C",
     }  # fmt: skip
     words = [
-        max(len(text.split()) for text in scenes.pair_row(s, n, pools[s])["captions"])
-        for s in ("train", "longer")
-        for n in range(40)
+        max(len(text.split()) for text in row["captions"])
+        for split in ("train", "longer")
+        for row in some_rows(split, pools[split], 40)
     ]
     assert sum(words[40:]) > 1.2 * sum(words[:40])
 
 
 def test_a_scene_depends_on_its_split_and_number_alone(pools):
-    rows = [
-        scenes.pair_row(split, number, pools[split])
-        for split, number in (("test", 3), ("test", 3), ("test", 4), ("train", 3))
-    ]
-    assert rows[0] == rows[1]
-    assert len({row["image"]["bytes"] for row in rows}) == 3
+    rows = some_rows("test", pools["test"], 4)
+    assert rows == some_rows("test", pools["test"], 4)
+    rows += some_rows("train", pools["train"], 4)
+    assert len({row["image"]["bytes"] for row in rows}) == 8
     assert decode_image(rows[0]["image"]).size == (96, 96)
 
 
@@ -307,7 +354,7 @@ def test_icons_of_a_prepared_folder_join_the_drawings(tmp_path):
     assert tuple(image[30, 30]) == (0xDC, 0x1C, 0x24)
     assert tuple(image[74, 66]) == (0, 0, 0)
     assert tuple(image[74, 84]) == (250, 200, 0)
-    pool = world.Pool(world.drawings(), icons=(hammer, dog))
+    pool = world.Pool(world.drawings(), world.shapes(held_out=False), (), icons=(hammer, dog))
     shown = {each.thing for number in range(30) for each in pool.scene(world.Choices(str(number))).objects}
     assert {hammer, dog} <= shown
 

@@ -125,3 +125,50 @@ def test_first_three_reasons_of_bad_rows_are_told(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"0\.png: cannot be read.*1\.png.*2\.png.*; \.\.\.\. Each") as caught:
         filter_invalid_rows(everything(tmp_path), quarantine=tmp_path / "bad.jsonl")
     assert "3.png" not in str(caught.value)
+
+
+def test_tables_of_splits_name_images_relative_to_themselves_or_by_whole_paths(tmp_path) -> None:
+    draw(*(tmp_path / split / name for split in ("train", "test") for name in ("a.png", "b.png")))
+    (tmp_path / "train" / "captions.csv").write_text(f"image,caption\na.png,one\n{tmp_path}/train/b.png,two\n")
+    (tmp_path / "test" / "captions.csv").write_text("image,caption\n./a.png,three\nb.png,four\n")
+    assert open_source(str(tmp_path), split="train")["image_id"][:] == ["train/a.png", "train/b.png"]
+    assert open_source(str(tmp_path), split="test")["image_id"][:] == ["test/a.png", "test/b.png"]
+    (tmp_path / "test" / "captions.csv").unlink()
+    with pytest.raises(ValueError, match=r"test has no table such as .*captions\.csv"):
+        everything(tmp_path)
+
+
+def test_several_answers_are_those_of_people(tmp_path) -> None:
+    draw(tmp_path / "a.png")
+    table = tmp_path / "questions.jsonl"
+    lines = [{"answers": ["red"] * 2 + ["blue"] * 4}, {"answers": ["blue"]}, {"answers": 3}]
+    table.write_text("\n".join(json.dumps({"image": "a.png", "question": "what?"} | line) for line in lines))
+    rows = everything(tmp_path)
+    assert rows["answer_labels"][:] == [[2, 1], [1], [0]]
+    assert [[round(each, 3) for each in scores] for scores in rows["answer_scores"][:]] == [[0.6, 1.0], [1.0], [1.0]]
+    assert names_of_source(str(tmp_path)) == ["3", "blue", "red"]
+    table.write_text(json.dumps({"image": "a.png", "question": "what?", "answers": ["red", "blue"]}))
+    with pytest.raises(ValueError, match=r"questions\.jsonl:1: 2 answers \(red, blue\); expected one, or those of ten"):
+        everything(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "fault"),
+    [
+        ({"question": " ", "answer": "red"}, "question is ' '"),
+        ({"question": ["what?"], "answer": "red"}, "question is"),
+        ({"second_image": "a.png", "sentence": None, "label": 1}, "sentence is None"),
+        ({"second_image": "a.png", "sentence": "both", "label": ""}, "label is ''"),
+        ({"label": None}, "label is None"),
+        ({"image": "", "caption": "a dog"}, "no image is named"),
+    ],
+)
+def test_a_missing_value_names_its_line(columns, fault, tmp_path) -> None:
+    draw(tmp_path / "a.png")
+    good = {"question": "q", "answer": "a"} if "question" in columns else {}
+    good |= {"second_image": "a.png", "sentence": "s", "label": 0} if "sentence" in columns else {}
+    good |= {"label": "cat"} if set(columns) == {"label"} else {"caption": "c"} if "caption" in columns else {}
+    lines = [json.dumps({"image": "a.png"} | each) for each in (good, columns)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"metadata\.jsonl:2: " + fault):
+        everything(tmp_path)

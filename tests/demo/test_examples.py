@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmo.demo.examples import ImageQuery, contact_sheet, example_queries
+from vlmo.demo.examples import Decision, ImageQuery, contact_sheet, decision_sheet, decisions, example_queries
 
 GREEN = (31, 138, 76)
 
@@ -60,3 +60,24 @@ def test_contact_sheet_takes_unusual_input():
         contact_sheet([])
     with pytest.raises(ValueError, match="200 pixels"):
         contact_sheet(queries, width=200)
+
+
+def test_decisions_are_texts_that_one_encoder_alone_finds_the_image_of():
+    ranks = [("both", 1, 1), ("fusion", 3, 1), ("dual", 1, 2), ("neither", 2, 2)]
+    predictions = [{"query": "caption", "caption": name, "rank": a, "rerank_rank": b} for name, a, b in ranks]
+    predictions.append({"query": "image", "rank": 2, "rerank_rank": 1})
+    gained, lost = decisions(predictions)
+    assert [row["caption"] for row in gained] == ["fusion"]
+    assert [row["caption"] for row in lost] == ["dual"]
+
+
+def test_decision_sheet_frames_the_image_of_the_fusion_encoder():
+    black, white = (Image.new("RGB", (64, 64), name) for name in ("black", "white"))
+    sheet = decision_sheet([Decision("a red star left of a blue ring", dual=black, fusion=white)] * 2, columns=2)
+    pixels = np.asarray(sheet).astype(int)
+    dark = (pixels.sum(axis=-1) < 30).sum(axis=0).nonzero()[0]
+    green = (np.abs(pixels - np.array(GREEN)).sum(axis=-1) < 60).sum(axis=0) > 60  # a side of the frame
+    half = sheet.width // 2
+    for columns in (green[:half], green[half:]):
+        assert columns.any()
+    assert dark[dark < half].max() < green[:half].nonzero()[0].min()

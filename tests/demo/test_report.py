@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from vlmo.demo.examples import ImageQuery, TextQuery
+from vlmo.demo.examples import Decision, ImageQuery, TextQuery
 from vlmo.demo.report import AttentionMap, Attribution, Report, write_report
 
 NASTY = 'a "quoted" <script>alert(1)</script> & <b>bold</b> $title'
@@ -53,12 +53,15 @@ def image(number):
 
 def full_report():
     images = [image(number) for number in range(6)]
-    dual, reranked, chance = {"tr@1": 0.118, "ir@1": 0.124}, {"tr@1": 0.152, "ir@1": 0.161}, 0.002
+    dual, fused, chance = {"Texts": 0.118}, {"Texts": 0.161, "Questions": 0.9}, {"Texts": 0.002, "Questions": 0.5}
     return Report(
         title=f"Title {NASTY}",
         summary=f"Summary {NASTY}",
-        metrics={"Dual encoder": dual, f"Reranked {NASTY}": reranked, "Chance": dict.fromkeys(dual, chance)},
+        metrics={"Dual encoder": dual, f"Fusion encoder {NASTY}": fused, "Chance": chance},
+        headline=("Texts", "Questions"),
         metrics_note=f"Note {NASTY}",
+        decisions=[Decision(NASTY, dual=images[0], fusion=images[1])],
+        decisions_note=f"Decided {NASTY}",
         seconds={f"Stage {NASTY}": 92.0, "Stage 2": 8.04},
         charts={
             f"Losses {NASTY}": {NASTY: [(step, 4 / (step + 1)) for step in range(3000)]},
@@ -91,7 +94,7 @@ def test_text_is_escaped(html, page):
     assert "<script" not in html
     assert "<b>bold" not in html
     # Title (twice: the window's too), summary, notes, names, key, caption, words: everything arrives unharmed.
-    assert page.text.count(NASTY) >= 14
+    assert page.text.count(NASTY) >= 16
 
 
 def test_report_loads_nothing(html, page):
@@ -104,11 +107,18 @@ def test_report_loads_nothing(html, page):
 
 
 def test_metrics_stand_beside_chance_and_ranks_beside_queries(page):
-    for text in ("Text to image R@1", "Reranked", "16.1", "12.4", "chance 0.2%", "rank 3", "rank 17"):
+    for text in ("16.1", "dual encoder 11.8%, chance 0.2%", "90.0", "rank 3", "rank 17"):
         assert text in page.text
+    assert page.text.count("11.8") == page.text.count("16.1") == 2  # in a tile and in the table
     tiles = [item["class"] for item in page.all("li") if "image" in (item.get("class") or "")]
     assert tiles == ["image", "image", "image right", "image", "image"] + ["image"] * 5
     assert len([item for item in page.all("li") if item.get("class") == "answer"]) == 1
+
+
+def test_the_right_one_of_two_images_is_framed(page):
+    tiles = [item["class"] for item in page.all("div") if (item.get("class") or "").startswith("image")]
+    assert tiles[:2] == ["image", "image right"]
+    assert any((shown["alt"] or "").startswith("What the fusion encoder finds first") for shown in page.all("img"))
 
 
 def test_report_can_be_read_without_seeing(html, page):

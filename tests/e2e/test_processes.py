@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
 
 def train(folder: Path, run: str, *options: str, world_size: int = 1) -> Process:
     return start_command(
-        *("train", "emoji-stage3", "--run-dir", run, *SMALL, *options), world_size=world_size, cwd=folder
+        *("train", "shapes-stage3", "--run-dir", run, *SMALL, *options), world_size=world_size, cwd=folder
     )
 
 

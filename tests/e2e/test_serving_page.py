@@ -41,7 +41,7 @@ def place(tmp_path_factory) -> Path:
     """Where the page is followed."""
     folder = tmp_path_factory.mktemp("page")
     gallery = make_gallery(folder / "gallery")
-    for name in ("runs/quickstart/stage3/model", "models/coco"):
+    for name in ("runs/mine/model", "models/coco"):
         shutil.copytree(gallery.model, folder / name)
     shutil.copytree(gallery.vqa, folder / "models" / "vqa")
     (folder / "photos").mkdir()

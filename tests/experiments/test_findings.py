@@ -132,9 +132,11 @@ def test_a_probe_prefers_what_it_learnt_and_ties_count_half():
 def test_jobs_start_from_the_stages_of_their_seed(tmp_path):
     jobs = findings.jobs_of(["few-stages", "few-stage1"], seeds=2, run=tmp_path)
     assert [(job.name, job.seed) for job in jobs] == [
-        (name, seed) for seed in (0, 1) for name in ("stages", "few-stages", "few-stage1")
+        *((name, seed) for seed in (0, 1) for name in ("stages", "few-stages")),
+        ("few-stage1", 0),  # no claim needs it
+        ("few-stage1", 1),
     ]
-    for stages, both, one in (jobs[:3], jobs[3:]):
+    for stages, both, one in ((*jobs[:2], jobs[4]), (*jobs[2:4], jobs[5])):
         folder, recipes = stages.folder, stages.recipes()
         assert list(recipes) == ["tokenizer", "stage1", "stage2"]
         assert recipes["stage1"].stage.targets == str(folder / "tokenizer" / "model")
@@ -179,6 +181,19 @@ def test_jobs_run_once_and_are_published(tmp_path, monkeypatch, capsys):
     assert "old" not in text
     assert "`itc`" in text
     assert len(json.loads((tmp_path / "all.json").read_text())) == 2
+    elsewhere = [
+        *command[:2],
+        "--run-dir",
+        str(tmp_path / "other"),
+        *command[4:],
+        "--results",
+        str(tmp_path / "all.json"),
+    ]
+    monkeypatch.setattr(findings, "run_job", lambda job: pytest.fail(f"{job.name} is run again"))
+    findings.main(elsewhere)
+    for file in results:
+        again = tmp_path / "other" / file.relative_to(tmp_path / "runs")
+        assert json.loads(again.read_text())["items"] == json.loads(file.read_text())["items"]
     with pytest.raises(ValueError, match="other settings"):
         findings.main([*command[:-4], "--scale", "0.01", "--report"])
     with pytest.raises(ValueError, match="few-stages"):

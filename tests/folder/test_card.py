@@ -98,14 +98,14 @@ def test_every_model_class_is_of_a_task():
 
 
 def test_front_matter_is_what_the_hub_reads(folder):
-    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, metrics=(measurement(),)), usage_of(folder))
+    card = write_card(folder, ModelCard(recipe="shapes-stage3", data=DATA, metrics=(measurement(),)), usage_of(folder))
     loaded = huggingface_hub.ModelCard.load(card)
     front = loaded.data
     assert (front.license, front.library_name) == ("unknown", "transformers")
     assert front.pipeline_tag == "zero-shot-image-classification"
     assert "vlmo" in front.tags
     assert front.datasets == ["emoji-pairs", "my-pictures"]
-    assert front.model_name == "emoji-stage3"
+    assert front.model_name == "shapes-stage3"
     (result,) = front.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("ir@1", 12.34, "emoji-pairs")
     assert (result.dataset_split, result.task_type) == ("test", "image-text-retrieval")
@@ -130,8 +130,8 @@ def test_card_says_where_the_model_comes_from(folder):
     card = write_card(
         folder,
         ModelCard(
-            recipe="emoji-stage3",
-            about="Stage 3 on drawings.",
+            recipe="shapes-stage3",
+            about="Stage 3 on scenes.",
             settings="recipe.json of the run",
             start="stage2/model",
             data=DATA,
@@ -140,9 +140,9 @@ def test_card_says_where_the_model_comes_from(folder):
             limits=("Matching is weak.",),
         ),
     )
-    assert "# emoji-stage3\n\nStage 3 on drawings.\n" in card.read_text()
+    assert "# shapes-stage3\n\nStage 3 on scenes.\n" in card.read_text()
     recipe = section(card, "Recipe")
-    assert recipe == "- Recipe: `emoji-stage3`\n- Settings: recipe.json of the run\n- Start: stage2/model"
+    assert recipe == "- Recipe: `shapes-stage3`\n- Settings: recipe.json of the run\n- Start: stage2/model"
     rows = section(card, "Data").splitlines()[2:]
     assert rows == [
         "| `emoji-pairs` | stage 3 | CC-BY-4.0, CC-BY-SA-4.0 |",
@@ -178,7 +178,9 @@ def test_metrics_stand_beside_chance_meaning_and_source(folder):
 
 
 def test_added_metrics_replace_equal_ones_and_keep_the_rest(folder):
-    card = write_card(folder, ModelCard(recipe="emoji-stage3", data=DATA, metrics=(measurement(), measurement("tr@1"))))
+    card = write_card(
+        folder, ModelCard(recipe="shapes-stage3", data=DATA, metrics=(measurement(), measurement("tr@1")))
+    )
     mine = card.read_text().replace("## Limits\n", "## Thanks\n\nTo the artists.\n\n## Limits\n")
     mine = mine.replace("tags:\n", "thumbnail: café.png\ntags:\n").replace("- vlmo\n", "- vlmo\n- mine\n")
     card.write_text(mine, encoding="utf-8")

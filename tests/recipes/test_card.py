@@ -60,13 +60,13 @@ def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int,
     """Model folders of the three stages, each from the one before; stage 3 is evaluated at its end."""
     root, folders = tmp_path_factory.mktemp("chain"), {}
     for number in (1, 2, 3):
-        recipe = shrunk(find_recipe(f"emoji-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer)
+        recipe = shrunk(find_recipe(f"shapes-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer)
         recipe = dataclasses.replace(
             recipe,
             init=str(folders[number - 1]) if folders else None,
             evaluate_on=str(test_pairs) if number == 3 else None,
         )
-        title = f"emoji-stage{number}"
+        title = f"shapes-stage{number}"
         original = find_recipe(title) if number == 2 else None
         trainer = build(
             recipe, run_dir=root / f"stage{number}", title=title, about=f"About stage {number}.", original=original
@@ -76,12 +76,12 @@ def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int,
 
 
 def test_card_names_recipe_settings_and_start(chain):
-    assert "# emoji-stage3\n\nAbout stage 3.\n" in (chain[3] / "README.md").read_text()
+    assert "# shapes-stage3\n\nAbout stage 3.\n" in (chain[3] / "README.md").read_text()
     settings = f"`recipe.json` in the run folder; {STEPS} steps of 16 examples, seed 0"
     assert section(chain[1], "Recipe").splitlines()[1:] == [f"- Settings: {settings}", "- Start: random weights"]
     start = f"{chain[2].parents[1].name}/stage2/model"
     assert section(chain[3], "Recipe").splitlines() == [
-        "- Recipe: `emoji-stage3`",
+        "- Recipe: `shapes-stage3`",
         f"- Settings: {settings}",
         f"- Start: `{start}`",
     ]
@@ -91,7 +91,7 @@ def test_card_names_recipe_settings_and_start(chain):
 
 def test_card_tells_changed_settings_and_makes_no_claim_of_the_recipe(chain):
     named = section(chain[2], "Recipe").splitlines()[0]
-    assert named.startswith("- Recipe: derived from `emoji-stage2`, with other settings: `data.")
+    assert named.startswith("- Recipe: derived from `shapes-stage2`, with other settings: `data.")
     assert "`data.source`" in named
     assert "`init`" not in named
     assert "About stage 2." not in (chain[2] / "README.md").read_text()
@@ -149,7 +149,7 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
 
 
 def test_card_of_a_visual_tokenizer_names_no_vocabulary(pictures, visual_tokenizer, tmp_path):
-    recipe = shrunk(find_recipe("emoji-tokenizer"), source=pictures, visual_tokenizer=visual_tokenizer)
+    recipe = shrunk(find_recipe("shapes-tokenizer"), source=pictures, visual_tokenizer=visual_tokenizer)
     folder = build(recipe, run_dir=tmp_path).fit().model_dir
     assert read_data(folder) == (DataSource(pictures.name, "visual tokenizer"),)
     assert "# VQVisualTokenizer\n" in (folder / "README.md").read_text()
@@ -173,6 +173,6 @@ def test_damaged_card_of_a_start_folder_is_told_before_training(chain, pictures,
     for file in chain[2].iterdir():
         (start / file.name).write_bytes(file.read_bytes())
     (start / "README.md").write_text("---\na: [\n---\n")
-    recipe: Recipe = shrunk(find_recipe("emoji-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
+    recipe: Recipe = shrunk(find_recipe("shapes-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
     with pytest.raises(ValueError, match=r"README\.md: its front matter cannot be read"):
         build(dataclasses.replace(recipe, init=str(start)), run_dir=tmp_path / "run")

@@ -1,6 +1,7 @@
 """`vlmo finetune` on people's own data: the task comes from the data, sizes from the model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.test_cli_tasks import refused
 from vlmo.cli import main
 from vlmo.folder import architectures, read_data
 from vlmo.recipes.finetune import finetune_recipe
+from vlmo.released import SMALL, model_path
 
 COLORS = ("red", "green", "blue")
 NUM = 30
@@ -88,3 +90,15 @@ def test_data_that_tell_no_task_are_refused(tmp_path, capsys) -> None:
     draw(tmp_path)
     assert "images alone" in refused(["finetune", "vlmo-small", "--data", str(tmp_path)], capsys)
     assert "no task 'vqaa'" in refused(["finetune", "vlmo-small", "--data", str(tmp_path), "--task", "vqaa"], capsys)
+
+
+def test_the_model_comes_first_and_is_checked_before_the_run(tmp_path, capsys) -> None:
+    data = tmp_path / "photos"
+    captions(data)
+    assert "--data stands before the model" in refused(["finetune", "--data", str(data), "vlmo-small"], capsys)
+    line = ["finetune", "vlmo-small", "--data", str(data), "--dry-run"]
+    assert "has shape" in refused([*line, "--model.patch-size", "32"], capsys)
+    model = tmp_path / "animals" / "model"
+    shutil.copytree(model_path(SMALL), model)
+    main(["finetune", str(model), *line[2:]])
+    assert "animals-photos: needs of one process" in " ".join(capsys.readouterr().out.split())

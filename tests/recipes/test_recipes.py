@@ -186,7 +186,7 @@ def test_stages_chain(pictures, visual_tokenizer, tmp_path):
     """Stage 3 has stage 1's attention and vision experts, bit for bit, and stage 2's language experts."""
     folders = {}
     for number in (1, 2, 3):
-        recipe = shrunk(find_recipe(f"emoji-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer)
+        recipe = shrunk(find_recipe(f"shapes-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer)
         init = None if number == 1 else str(folders[number - 1])
         run = tmp_path / f"stage{number}"
         trainer = build(dataclasses.replace(recipe, init=init), run_dir=run)
@@ -221,13 +221,13 @@ def test_unknown_recipe_names_the_nearest():
     ],
 )
 def test_wrong_folders_are_named(changes, message, pictures, visual_tokenizer, tmp_path):
-    recipe = shrunk(find_recipe("emoji-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
+    recipe = shrunk(find_recipe("shapes-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
     with pytest.raises(ValueError, match=message):
         build(dataclasses.replace(recipe, **changes), run_dir=tmp_path)
 
 
 def test_changed_settings_are_named_but_for_folders_and_the_seed():
-    recipe = find_recipe("emoji-stage3")
+    recipe = find_recipe("shapes-stage3")
     trainer = dataclasses.replace(recipe.trainer, max_steps=7)
     stage = dataclasses.replace(recipe.stage, losses=dataclasses.replace(recipe.stage.losses, mlm_weight=0))
     changed = dataclasses.replace(recipe, trainer=trainer, stage=stage, init="elsewhere", seed=5)

@@ -19,7 +19,7 @@ WORDS = ["a red green blue yellow square, number 0123456789"] * 2
 
 @pytest.fixture
 def recipe(pictures, visual_tokenizer) -> Recipe:
-    return shrunk(find_recipe("emoji-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
+    return shrunk(find_recipe("shapes-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
 
 
 def sizes(recipe: Recipe, **changes: object) -> VLMoConfig:

@@ -182,7 +182,7 @@ def test_activations_that_are_computed_again_are_the_measured_peak(chunk, again,
 
 
 @pytest.mark.parametrize(
-    "name", ["emoji-tokenizer", "emoji-stage3", "scenes-statements", "scenes-masks", "large-plusplus-stage3"]
+    "name", ["shapes-tokenizer", "shapes-stage3", "scenes-statements", "scenes-masks", "large-plusplus-stage3"]
 )
 def test_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -263,10 +263,10 @@ def test_processes_that_cannot_share_the_batch_are_refused() -> None:
 
 def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    cli.main(["train", "emoji-stage3", "--dry-run", "--processes", "4", "--json", "needs.json"])
+    cli.main(["train", "shapes-stage3", "--dry-run", "--processes", "4", "--json", "needs.json"])
     output = capsys.readouterr().out
     for part in ("parameters", "optimizer", "activations", "hard negatives", "GFLOPs", "a sample"):
         assert part in output
     needs = json.loads((tmp_path / "needs.json").read_text())
-    assert needs == asdict(estimate(find_recipe("emoji-stage3"), processes=4))
+    assert needs == asdict(estimate(find_recipe("shapes-stage3"), processes=4))
     assert [path.name for path in tmp_path.iterdir()] == ["needs.json"]

@@ -86,7 +86,7 @@ class RecipesOptions:
 
 @dataclass(frozen=True)
 class QuickstartOptions:
-    """Train all stages on small real data in about ten minutes on two CPU cores; --fast: search with a ready model."""
+    """Train all stages on scenes of shapes in about ten minutes on two CPU cores; --fast: search with a ready model."""
 
     run_dir: Path = Path("runs/quickstart")
     """Folder for all runs and the report; interrupted work goes on where it was."""
@@ -124,59 +124,53 @@ def train(name: str, arguments: list[str]) -> None:
         hide_loading_bars()
         from vlmo.recipes import describe, find_recipe
 
-        about = describe(name).splitlines()[0]
-        _run(
-            find_recipe(name), arguments, name=name, about=about, prog=f"vlmo train {name}", run_dir=Path("runs") / name
-        )
+        about, recipe = describe(name).splitlines()[0], find_recipe(name)
+        description = f"{about} (The whole description: vlmo recipes {name}.)"
+        folder = Path("runs") / name
+        options = _run_options(recipe, arguments, prog=f"vlmo train {name}", about=description, run_dir=folder)
+        _run(options, original=recipe, name=name, about=about)
 
 
 def finetune(arguments: list[str]) -> None:
     """Run `vlmo finetune MODEL --data DATA ...`; every option of `vlmo train` is one."""
+    prog = "vlmo finetune"
+    if arguments and arguments[0].startswith("-"):
+        raise ValueError(f"{arguments[0]} stands before the model; expected {prog} MODEL --data DATA [OPTIONS]")
     options, others = parse(
-        functools.partial(tyro.cli, FinetuneOptions), arguments, prog="vlmo finetune", return_unknown_args=True
+        functools.partial(tyro.cli, FinetuneOptions), arguments, prog=prog, return_unknown_args=True
     )
     hide_loading_bars()
     from vlmo.recipes.finetune import finetune_recipe
+    from vlmo.run.estimate import check_start
     from vlmo.tasks.result import data_name
 
-    chosen = finetune_recipe(options.folder, options.data, task=options.task)
-    name = f"{Path(options.folder).resolve().name}-{data_name(options.data)}"
-    _run(chosen.recipe, others, name=name, about=chosen.about, prog="vlmo finetune", run_dir=Path("runs") / name)
+    recipe, about = finetune_recipe(options.folder, options.data, task=options.task)
+    folder = Path(options.folder).resolve()
+    name = f"{folder.parent.name if folder.name == 'model' else folder.name}-{data_name(options.data)}"
+    run = _run_options(recipe, others, prog=prog, about=about, run_dir=Path("runs") / name)
+    loader, trainer, rate = run.recipe.loader, run.recipe.trainer, run.recipe.optimizer.lr
+    choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
+    Console(stderr=True, soft_wrap=True).print(f"{about} Chosen: {choice}.", markup=False, highlight=False)
+    if run.dry_run:
+        check_start(run.recipe)
+    _run(run, original=recipe, name=name, about=about)
 
 
-def _run(recipe: Any, arguments: list[str], *, name: str, about: str, prog: str, run_dir: Path) -> None:
-    """Train a recipe with changes by the arguments, or tell what it will need."""
+def _run_options(recipe: Any, arguments: list[str], *, prog: str, about: str, run_dir: Path) -> TrainOptions:
+    """Return the options of a run, with the recipe that they change."""
     from vlmo.recipes.schema import scaled, without_void_defaults
 
     arguments, steps = _common_options(arguments)
     shown = recipe if steps is None else scaled(recipe, scale=steps / recipe.trainer.max_steps)
-    default = TrainOptions(recipe=recipe, run_dir=run_dir)
-    options: TrainOptions = parse(
-        functools.partial(tyro.cli, TrainOptions),
-        arguments,
-        prog=prog,
-        default=replace(default, recipe=shown),
-        description=f"{about} (The whole description: vlmo recipes {name}.)"
-        if prog.startswith("vlmo train")
-        else about,
-    )
-    if prog == "vlmo finetune":
-        loader, trainer, rate = options.recipe.loader, options.recipe.trainer, options.recipe.optimizer.lr
-        choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
-        Console(stderr=True, soft_wrap=True).print(f"{about} Chosen: {choice}.", markup=False, highlight=False)
-    options = replace(options, recipe=without_void_defaults(default.recipe, options.recipe))
-    if options.dry_run:
-        from vlmo.run.estimate import check_start, estimate
+    default = TrainOptions(recipe=shown, run_dir=run_dir)
+    options = parse(functools.partial(tyro.cli, TrainOptions), arguments, prog=prog, default=default, description=about)
+    return replace(options, recipe=without_void_defaults(recipe, options.recipe))
 
-        if options.recipe.init != default.recipe.init:
-            check_start(options.recipe)
-        processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
-        needs = estimate(options.recipe, processes=processes)
-        if os.environ.get("RANK", "0") == "0":
-            whose = f"each of {processes:,} processes" if processes > 1 else "one process"
-            Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
-            if options.json is not None:
-                options.json.write_text(needs.to_json() + "\n")
+
+def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None:
+    """Train, or tell what the run will need; `original` is the recipe without the changes of the options."""
+    if options.dry_run:
+        _tell_needs(options, original=original, name=name)
         return
     if options.processes is not None or options.json is not None:
         raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
@@ -193,7 +187,7 @@ def _run(recipe: Any, arguments: list[str], *, name: str, about: str, prog: str,
                 console=Console(),
                 title=name,
                 about=about,
-                original=default.recipe,
+                original=original,
                 device=options.device,
                 watchdog=watchdog,
             )
@@ -203,6 +197,22 @@ def _run(recipe: Any, arguments: list[str], *, name: str, about: str, prog: str,
         sys.exit(0)
     if writes:
         Console().print(f"{result.status}: {result.steps} steps; model folder {result.model_dir}", highlight=False)
+
+
+def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
+    """Show what the run will need; a model to start from that the recipe has not named must fit."""
+    from vlmo.run.estimate import check_start, estimate
+
+    recipe = options.recipe
+    if recipe.init != original.init:
+        check_start(recipe)
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
+    needs = estimate(recipe, processes=processes)
+    if os.environ.get("RANK", "0") == "0":
+        whose = f"each of {processes:,} processes" if processes > 1 else "one process"
+        Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
+        if options.json is not None:
+            options.json.write_text(needs.to_json() + "\n")
 
 
 def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:

@@ -121,18 +121,18 @@ class MaskingVocabulary:
     continuation: Bool[np.ndarray, "vocab"]
     """True for ids that continue a word."""
     mask_token_id: int
-    only: frozenset[int] = frozenset()
-    """Ids of the words of `WordMaskConfig.only`."""
+    only: Bool[np.ndarray, "vocab"] | None = None
+    """True for ids of the words of `WordMaskConfig.only`; None without any."""
 
     @classmethod
     def of(cls, tokenizer: BertTokenizer, *, only: tuple[str, ...] = ()) -> MaskingVocabulary:
         """Read them from a tokenizer; words of `only` that it does not have whole are left out."""
-        known = tokenizer.get_vocab()
+        known, flags = tokenizer.get_vocab(), special_flags(tokenizer)
         return cls(
-            special=special_flags(tokenizer),
+            special=flags,
             continuation=continuation_flags(tokenizer),
             mask_token_id=tokenizer.mask_token_id,
-            only=frozenset(known[word] for word in only if word in known),
+            only=np.isin(np.arange(len(flags)), [known[word] for word in only if word in known]) if only else None,
         )
 
 
@@ -154,7 +154,9 @@ def whole_word_mask(
     Args:
         input_ids: One text, special tokens included, padded or not.
     """
-    chosen = np.flatnonzero([token in vocabulary.only for token in input_ids.tolist()])
+    named = np.zeros(len(input_ids), dtype=bool) if vocabulary.only is None else vocabulary.only[input_ids]
+    named[:-1] &= ~vocabulary.continuation[input_ids[1:]]  # "under" that begins "underground" is another word
+    chosen = np.flatnonzero(named)
     if len(chosen) == 0 or generator.random() >= config.only_share:
         chosen = _choose_words(input_ids, vocabulary=vocabulary, probability=config.probability, generator=generator)
     corrupted, labels = input_ids.copy(), np.full_like(input_ids, IGNORED)

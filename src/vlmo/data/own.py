@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, Value
 
@@ -29,6 +29,7 @@ from vlmo.data.tables import (
     find_table,
     table_records,
 )
+from vlmo.processing.answers import MIN_ANNOTATORS, soft_targets
 
 CLASS_LIST = "classes.txt"
 """Names of the classes of masks, one a line, in the order of their numbers."""
@@ -39,18 +40,76 @@ _TRUTH = dict.fromkeys(("true", "1", "yes"), 1) | dict.fromkeys(("false", "0", "
 _MASKS = ("masks", "annotations")
 
 Rows = list[dict[str, Any]]
-Record = tuple[str, dict[str, Any]]
-"""Place in the table, for errors, and the line's columns."""
+
+
+class Record(NamedTuple):
+    """A line of a table.
+
+    Attributes:
+        where: The table and the line, for errors.
+        folder: Folder of the table.
+        cells: By column.
+    """
+
+    where: str
+    folder: Path
+    cells: dict[str, Any]
+
+    def value(self, *names: str) -> Any:
+        """Return the cell of the first of these columns that is there.
+
+        Raises:
+            ValueError: There is none.
+        """
+        found = column_of(self.cells, names)
+        if found is None:
+            raise ValueError(f"{self.where}: no column {' or '.join(names)}; found {', '.join(self.cells)}")
+        return self.cells[found]
+
+    def text(self, *names: str) -> str:
+        """Return the text of the first of these columns that is there.
+
+        Raises:
+            ValueError: There is none, or it is empty.
+        """
+        value = self.value(*names)
+        text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
+        if not text:
+            raise ValueError(f"{self.where}: {column_of(self.cells, names)} is {value!r}; expected a text")
+        return text
+
+    def file(self, *names: str, root: Path) -> Path:
+        """Return the file that the first of these columns names, relative to the folder of the table.
+
+        Raises:
+            ValueError: It names none, or one outside of `root`.
+        """
+        image = self.value(*names)
+        if not isinstance(image, str) or not image.strip():
+            raise ValueError(f"{self.where}: no image is named; give its path relative to {self.folder}")
+        file = (self.folder / image.strip().replace("\\", "/")).resolve()
+        if not file.is_relative_to(root):
+            raise ValueError(f"{self.where}: {image} lies outside {root}; move the image or the table")
+        return file
 
 
 def tables_of(path: Path) -> list[Path]:
-    """Return the table that `path` is or holds, or those of its folders `train`, `validation` and `test`, if any."""
+    """Return the table that `path` is or holds, or those of its folders `train`, `validation` and `test`, if any.
+
+    Raises:
+        ValueError: One of these folders has a table and another one none.
+    """
     if not path.is_dir():
         return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
     if table := find_table(path):
         return [table]
     parts = [each for each in sorted(path.iterdir()) if each.name.lower() in _SPLITS and each.is_dir()]
-    return [table for part in parts if (table := find_table(part))]
+    tables = {part: find_table(part) for part in parts}
+    found = [table for table in tables.values() if table]
+    if found and len(found) < len(parts):
+        without = next(part for part, table in tables.items() if table is None)
+        raise ValueError(f"{without} has no table such as {found[0]} beside its images; add one, or move the folder")
+    return found
 
 
 def read_tables(path: Path, tables: Sequence[Path]) -> Dataset:
@@ -70,18 +129,11 @@ def read_tables(path: Path, tables: Sequence[Path]) -> Dataset:
     root = (path if several else tables[0].parent).resolve()
     records = []
     for table in tables:
-        folder = table.parent.name
-        own = {"split": _SPLITS.get(folder.lower())} if several else {}
-        for number, record in table_records(table):
-            inside = {
-                name: f"{folder}/{value}"
-                for name, value in record.items()
-                if several and name in (*IMAGE_COLUMNS, *SECOND_COLUMNS) and isinstance(value, str) and value.strip()
-            }
-            records.append((f"{table}:{number}", own | record | inside))
+        own = {"split": _SPLITS.get(table.parent.name.lower())} if several else {}
+        records += [Record(f"{table}:{line}", table.parent, own | cells) for line, cells in table_records(table)]
     if not records:
         raise ValueError(f"{tables[0]}: the table has no rows")
-    names = records[0][1].keys()
+    names = records[0].cells.keys()
     if "question" in names:
         rows, features = _questions(records, root)
     elif column_of(names, SECOND_COLUMNS):
@@ -128,7 +180,7 @@ def own_labels(path: Path) -> list[str]:
             f"{path} has no answers or classes: expected a folder of vlmo data prepare, a table with the columns "
             f"question and answer, or images and masks with {CLASS_LIST}"
         )
-    return _answers_of(answer for answers in column(rows, "answers") for answer in answers)
+    return _sorted_answers(column(rows, "answers"))
 
 
 def image_row(file: Path, *, root: Path, captions: Sequence[str] = ()) -> dict[str, Any]:
@@ -142,87 +194,82 @@ def image_row(file: Path, *, root: Path, captions: Sequence[str] = ()) -> dict[s
 
 def _captioned(records: list[Record], root: Path) -> tuple[Rows, Features]:
     rows: dict[str, dict[str, Any]] = {}
-    for where, record in records:
-        row = _row(
-            record, root=root, where=where, captions=captions_of(_value(record, CAPTION_COLUMNS, where), where=where)
-        )
+    for record in records:
+        captions = captions_of(record.value(*CAPTION_COLUMNS), where=record.where)
+        row = _row(record, root=root, captions=captions)
         known = rows.setdefault(row["image_id"], row)
         if known is row:
             continue
         for key in ("image", "split"):
             if known.get(key) != row.get(key):
                 raise ValueError(
-                    f"{where}: {row['image_id']} has {key} {row.get(key)!r}, an earlier line said {known.get(key)!r}"
+                    f"{record.where}: {row['image_id']} has {key} {row.get(key)!r}, an earlier line said "
+                    f"{known.get(key)!r}"
                 )
         known["captions"] += row["captions"]
     return list(rows.values()), FEATURES
 
 
 def _questions(records: list[Record], root: Path) -> tuple[Rows, Features]:
-    given = [str(_value(record, ("answer", "answers"), where) or "").strip() for where, record in records]
-    answers = _answers_of(given)
+    given = [_answers(record) for record in records]
+    numbers = {name: number for number, name in enumerate(_sorted_answers(given))}
     rows = []
-    for number, ((where, record), answer) in enumerate(zip(records, given, strict=True)):
-        facts = {
-            "question": str(record["question"] or "").strip(),
-            "question_id": str(record.get("question_id") or number),
+    for number, (record, answers) in enumerate(zip(records, given, strict=True)):
+        labels, scores = soft_targets(answers, numbers=numbers)
+        row = _row(record, root=root) | {
+            "question": record.text("question"),
+            "question_id": str(record.cells.get("question_id") or number),
+            "answers": answers,
+            "answer_labels": labels,
+            "answer_scores": [1.0] if len(answers) == 1 else scores,
         }
-        facts |= {name: str(record.get(name) or "") for name in ("question_type", "answer_type")}
-        known = [answer] if answer else []
-        labels = {"answer_labels": [answers.index(each) for each in known], "answer_scores": [1.0 for _ in known]}
-        rows.append(_row(record, root=root, where=where) | facts | {"answers": known} | labels)
+        rows.append(row | {name: str(record.cells.get(name) or "") for name in ("question_type", "answer_type")})
     return rows, QUESTION_FEATURES
 
 
-def _answers_of(answers: Any) -> list[str]:
-    return sorted({answer for answer in answers if answer})
+def _answers(record: Record) -> list[str]:
+    """Return the answer, or those of several people; none is a question to be answered."""
+    value = record.value("answer", "answers")
+    given = captions_of(str(value) if isinstance(value, bool | int | float) else value, where=record.where)
+    answers = [text for answer in given if (text := answer.strip())]
+    if 1 < len(answers) < MIN_ANNOTATORS:
+        raise ValueError(
+            f"{record.where}: {len(answers)} answers ({', '.join(answers)}); expected one, or those of ten people"
+        )
+    return answers
+
+
+def _sorted_answers(given: Iterable[Sequence[str]]) -> list[str]:
+    return sorted({answer for answers in given for answer in answers})
 
 
 def _sentences(records: list[Record], root: Path) -> tuple[Rows, Features]:
     rows = []
-    for number, (where, record) in enumerate(records):
-        sentence = str(_value(record, CAPTION_COLUMNS, where) or "").strip()
-        row = _row(record, root=root, where=where, captions=[sentence])
-        label = str(_value(record, ("label",), where)).strip().lower()
+    for number, record in enumerate(records):
+        sentence, label = record.text(*CAPTION_COLUMNS), record.text("label").lower()
         if label not in _TRUTH:
-            raise ValueError(f"{where}: label is {label!r}; expected one of {', '.join(_TRUTH)}")
-        second = _cell(_file(record, SECOND_COLUMNS, root=root, where=where))
+            raise ValueError(f"{record.where}: label is {label!r}; expected one of {', '.join(_TRUTH)}")
+        row = _row(record, root=root, captions=[sentence])
+        second = _cell(record.file(*SECOND_COLUMNS, root=root))
         own = {"second_image": second, "label": _TRUTH[label], "sentence_group": sentence}
         rows.append(row | own | {"image_id": f"{row['image_id']}#{number}"})
     return rows, REASONING_FEATURES
 
 
 def _labelled(records: list[Record], root: Path) -> tuple[Rows, Features]:
-    names = sorted({str(record["label"]).strip() for _, record in records})
+    labels = [record.text("label") for record in records]
+    names = sorted(set(labels))
     rows = [
-        _row(record, root=root, where=where) | {"label": names.index(str(record["label"]).strip())}
-        for where, record in records
+        _row(record, root=root) | {"label": names.index(label)} for record, label in zip(records, labels, strict=True)
     ]
     return rows, class_features(names)
 
 
-def _row(record: dict[str, Any], *, root: Path, where: str, captions: Sequence[str] = ()) -> dict[str, Any]:
-    row = image_row(_file(record, IMAGE_COLUMNS, root=root, where=where), root=root, captions=captions)
-    row |= {key: str(record[key]) for key in ("image_id", "source", "split") if record.get(key)}
-    licence = record.get("licence") or record.get("license")
+def _row(record: Record, *, root: Path, captions: Sequence[str] = ()) -> dict[str, Any]:
+    row = image_row(record.file(*IMAGE_COLUMNS, root=root), root=root, captions=captions)
+    row |= {key: str(record.cells[key]) for key in ("image_id", "source", "split") if record.cells.get(key)}
+    licence = record.cells.get("licence") or record.cells.get("license")
     return row | ({"licence": str(licence)} if licence else {})
-
-
-def _file(record: dict[str, Any], names: Sequence[str], *, root: Path, where: str) -> Path:
-    image = _value(record, names, where)
-    if not isinstance(image, str) or not image.strip():
-        raise ValueError(f"{where}: no image is named; give its path relative to {root}")
-    file = (root / image.strip().replace("\\", "/")).resolve()
-    if not file.is_relative_to(root):
-        raise ValueError(f"{where}: {image} lies outside {root}; move the image or the table")
-    return file
-
-
-def _value(record: dict[str, Any], names: Sequence[str], where: str) -> Any:
-    found = column_of(record, names)
-    if found is None:
-        raise ValueError(f"{where}: no column {' or '.join(names)}; found {', '.join(record)}")
-    return record[found]
 
 
 def _cell(file: Path) -> ImageCell:

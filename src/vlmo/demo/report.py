@@ -19,7 +19,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
-from vlmo.demo.examples import ImageQuery, TextQuery
+from vlmo.demo.examples import Decision, ImageQuery, TextQuery
 from vlmo.folder import write_file
 from vlmo.visualization import data_uri, heat_map
 
@@ -59,9 +59,11 @@ class Report:
     Attributes:
         title: Heading of the page.
         summary: First paragraph.
-        metrics: Recalls by name (`ir@1`), a column for each kind of measurement; the last column is chance, and the
-            headline metrics are those of the second.
+        metrics: Shares by the title of their row, for each column; a cell may be missing. The last column is chance.
+        headline: Rows that are shown large, with the value of the second column.
         metrics_note: Line above the table of metrics.
+        decisions: Texts whose image the fusion encoder alone finds.
+        decisions_note: Line above them.
         seconds: Wall time of each step, in order.
         charts: Curves by name, by the title of their chart.
         text_to_image: Examples of one direction.
@@ -74,7 +76,10 @@ class Report:
     title: str
     summary: str = ""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    headline: Sequence[str] = ()
     metrics_note: str = ""
+    decisions: Sequence[Decision] = ()
+    decisions_note: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     charts: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
     text_to_image: Sequence[ImageQuery] = ()
@@ -94,13 +99,9 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
         loader=PackageLoader("vlmo.demo", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"data_uri": data_uri, "duration": _duration}
-    shown = list(report.metrics.values())[1] if report.metrics else {}
-    by_direction = [[name for name in shown if name.startswith(direction)] for direction in ("ir", "tr")]
     page = environment.get_template("report.html").render(
         report=report,
         heat_map=heat_map,
-        # The smallest and the largest k of each direction.
-        headline=[name for group in by_direction if group for name in dict.fromkeys((group[0], group[-1]))],
         charts=[(title, chart) for title, curves in report.charts.items() if (chart := line_chart(title, curves))],
     )
     path = Path(path)

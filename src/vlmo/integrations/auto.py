@@ -33,11 +33,13 @@ def _complete(load: Callable[..., Any]) -> Callable[..., Any]:
         found = load(cls, name, *args, **options)
         if "_from_pipeline" not in options or not isinstance(found, model.VLMoPreTrainedModel):
             return found
+        kind = type(found).__name__
+        del found
         # Loaded again: classes of other libraries need not know how to report what was missing.
-        _, report = load(cls, name, *args, **options, output_loading_info=True)
+        found, report = load(cls, name, *args, **options, output_loading_info=True)
         if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
             raise LookupError(
-                f"{name} lacks {len(missing)} tensors of {type(found).__name__} ({missing[0]}, ...): it holds a model "
+                f"{name} lacks {len(missing)} tensors of {kind} ({missing[0]}, ...): it holds a model "
                 "for another purpose. Train one for this task from it first."
             )
         return found

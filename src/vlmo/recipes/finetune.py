@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.rows import column
@@ -41,8 +41,7 @@ _WIDE = 384
 _FEWEST_STEPS, _MOST_STEPS = 100, 5000
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """A recipe, and in a sentence what was chosen."""
 
     recipe: Recipe
@@ -95,7 +94,7 @@ def finetune_recipe(model: str | Path, source: str, *, task: str | None = None) 
     recipe = Recipe(
         stage=stage,
         model=replace(model_config(config), **settings),
-        text=_text_of(folder),
+        text=_text_of(folder, vocab_size=config.vocab_size),
         data=DataConfig(source=source, transform=transform),
         loader=LoaderConfig(global_batch_size=batch, num_workers=2 if wide else 0),
         optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
@@ -132,7 +131,8 @@ def _measured_split(source: str) -> str | None:
     return None
 
 
-def _text_of(folder: Path) -> TextConfig:
+def _text_of(folder: Path, *, vocab_size: int) -> TextConfig:
     file = folder / "tokenizer_config.json"
     settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return TextConfig(max_length=settings["model_max_length"]) if "model_max_length" in settings else TextConfig()
+    lengths = {"max_length": settings["model_max_length"]} if "model_max_length" in settings else {}
+    return TextConfig(vocab_size=vocab_size, **lengths)

@@ -80,8 +80,9 @@ class MetadataTable:
         return [name for name in self._rows if name not in self._used]
 
     def _add(self, record: Mapping[str, Any], *, where: str) -> None:
-        image_column, caption_column = column_of(record, IMAGE_COLUMNS), column_of(record, CAPTION_COLUMNS)
-        image = record.get(image_column or "")
+        caption_column = column_of(record, CAPTION_COLUMNS)
+        image_column = next((name for name in IMAGE_COLUMNS if record.get(name)), "")
+        image = record.get(image_column)
         if not isinstance(image, str) or not image.strip():
             raise ValueError(f"{where}: no image is named; give its file in a column {' or '.join(IMAGE_COLUMNS)}")
         given = captions_of(record.get(caption_column or ""), where=where)

@@ -18,10 +18,9 @@ from vlmo.released.download import cache_folder
 _MODULES = {
     name: module
     for module, names in {
-        "emoji": "emoji-pairs emoji-pairs-all emoji-images drawings-pairs drawings-images drawings-concepts",
+        "emoji": "emoji-pairs drawings-pairs drawings-images drawings-concepts",
         "english": "english-text",
-        "easy_vqa": "easy-vqa easy-vqa-balanced easy-vqa-hidden",
-        "easy_vqa_pairs": "easy-vqa-pairs",
+        "easy_vqa": "easy-vqa easy-vqa-balanced",
         "scenes": "scenes scenes-binding",
         "scene_questions": "scenes-questions",
         "scene_statements": "scenes-statements",
@@ -45,7 +44,6 @@ NAMES = tuple(_MODULES)
 _WITH_LABELS = (
     "easy-vqa",
     "easy-vqa-balanced",
-    "easy-vqa-hidden",
     "scenes-questions",
     "scenes-masks",
     "shapes-questions",

@@ -87,9 +87,9 @@ class Split:
 
 
 def build() -> dict[str, Built]:
-    """`emoji-pairs` (concepts), `emoji-pairs-all` (all named drawings), `emoji-images` (all drawings, no captions).
+    """`emoji-pairs` (concepts), `drawings-pairs` (all named drawings), `drawings-images` (all drawings, no captions).
 
-    `drawings-pairs` and `drawings-images` are the latter two without the new concepts, which `drawings-concepts` holds.
+    The latter two are without the new concepts, which `drawings-concepts` holds.
     """
     names, twemoji, openmoji = english_names(), read_twemoji(), read_openmoji()
     split = choose_split(names, twemoji=twemoji, openmoji=openmoji)
@@ -112,8 +112,6 @@ def build() -> dict[str, Built]:
     concepts = rows_of([twemoji[codes] for codes in split.new], names=first_names(names))
     return {
         "emoji-pairs": both(training(split.concepts), names=names),
-        "emoji-pairs-all": both(training(named), names=names),
-        "emoji-images": both(training(everything), names={}),
         "drawings-pairs": both(known(named), names=names),
         "drawings-images": both(known(everything), names={}),
         "drawings-concepts": (FEATURES, {"test": concepts}),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlmo.data.builtin import scenes
-from vlmo.data.builtin.world import COLORS, OPPOSITE, SHAPE, Choices, Pool, Scene, plural, shapes
+from vlmo.data.builtin.world import COLORS, OPPOSITE, SHAPE, Choices, Pool, Scene, plural
 from vlmo.data.compose import SHAPES
 from vlmo.data.schema import QUESTION_FEATURES, Built
 
@@ -113,7 +113,7 @@ def _presence(case: Case) -> Asked | None:
     kinds, known = {thing.kind for thing in found}, set(found)
     others = [thing for thing in case.pool.drawings if thing.kind not in kinds]
     if of_shapes:
-        others = [thing for thing in shapes(held_out=False) if thing not in known]
+        others = [thing for thing in case.pool.shapes if thing not in known]
         unseen = [thing for thing in case.pool.first if thing.kind == SHAPE and thing not in known]
         others = unseen if unseen and case.choices.random() < 0.5 else others  # not only for a yes
         names, colors = {thing.name for thing in found}, {thing.color for thing in found}

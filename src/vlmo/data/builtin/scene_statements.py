@@ -12,7 +12,7 @@ from typing import Any
 
 from vlmo.data.builtin import scenes
 from vlmo.data.builtin.scenes import BINDING_KINDS, edited_scene, pools_of
-from vlmo.data.builtin.world import Choices, Pool, Scene, Sentence, Thing, place
+from vlmo.data.builtin.world import Choices, Pool, Scene, Sentence, Thing
 from vlmo.data.schema import REASONING_FEATURES, Built
 
 PACKAGES, SOURCE_SET = scenes.PACKAGES, scenes.SOURCE_SET
@@ -98,6 +98,6 @@ def _scene(told: Sentence, things: Sequence[Thing], pool: Pool, choices: Choices
     """Return a scene with these and other things of which the sentence is true, or clearly false."""
     while True:
         others = [thing for thing in pool.things(choices) if thing.name not in {each.name for each in things}]
-        scene = place([*things, *others[: max(0, _MOST_THINGS - len(things))]], choices)
+        scene = pool.place([*things, *others[: max(0, _MOST_THINGS - len(things))]], choices)
         if scene.truth(told) is is_so:
             return scene

@@ -10,7 +10,7 @@ import io
 import json
 import random
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -57,6 +57,8 @@ KINDS = {
 }
 """Kinds of drawings, and the subgroups of Unicode's list of emoji that make them up."""
 SHAPE = "shape"
+FEW_SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+FEW_COLORS = ("red", "yellow", "green", "blue", "pink", "black")
 HELD_OUT_SHARE = 0.15
 """Share of the pairs of a colour and a shape that no training scene shows."""
 SIZES = {"small": (24, 28), "large": (38, 44)}
@@ -65,6 +67,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 _JITTER = 6
 _APART = 16
+_QUARTER, _QUARTER_SIDES = UNITS // 2, (32, 44)
 _SOLID, _ONE_COLOR = 200, 24
 _COUNTS = {2: "two", 3: "three", 4: "four"}
 # Two words at most, none of which is a colour or a shape here or tells how the drawing is turned.
@@ -279,12 +282,12 @@ def plural(words: str) -> str:
 
 
 @functools.cache
-def shapes(*, held_out: bool) -> tuple[Thing, ...]:
+def shapes(*, held_out: bool, few: bool = False) -> tuple[Thing, ...]:
     """Return shapes in every colour: those of training, or those that only the split "combinations" shows."""
     return tuple(
         Thing(shape, color, SHAPE, shape)
-        for shape in SHAPES
-        for color in COLORS
+        for shape in (FEW_SHAPES if few else SHAPES)
+        for color in (FEW_COLORS if few else COLORS)
         if (hash_share(f"scenes/{color} {shape}") < HELD_OUT_SHARE) == held_out
     )
 
@@ -348,23 +351,51 @@ class Pool:
 
     Attributes:
         drawings: Drawings; none, and scenes show shapes alone.
+        shapes: Shapes of training.
+        unseen: Shapes that no training scene shows.
         icons: More drawings, which half of them are taken from.
         first: Things of which each scene shows one; none, and any will do.
         fewest: Least number of different things.
         totals: Numbers of things, one of which is taken.
+        in_quarters: Objects lie each in a quarter of the image; else anywhere, and are small or large (`SIZES`), which
+            captions may tell.
         name: First part of the ids of rows, by which joined sources know equal images.
     """
 
     drawings: tuple[Thing, ...]
+    shapes: tuple[Thing, ...]
+    unseen: tuple[Thing, ...]
     icons: tuple[Thing, ...] = ()
     first: tuple[Thing, ...] = ()
     fewest: int = 2
     totals: tuple[int, ...] = (2, 2, 2, 3, 3, 3, 4, 4, 5)
+    in_quarters: bool = False
     name: str = "scenes"
 
     def scene(self, choices: Choices) -> Scene:
         """Return a scene of such things."""
-        return place(self.things(choices), choices)
+        return self.place(self.things(choices), choices)
+
+    def place(self, things: Sequence[Thing], choices: Choices) -> Scene:
+        """Return a scene of these things, at most four in quarters; none covers another."""
+        if self.in_quarters:
+            return Scene(tuple(_in_quarters(things, choices)), background(choices))
+        most_large = 2 if len(things) < 4 else 1
+        while True:
+            placed: list[Placed] = []
+            for thing in things:
+                is_large = choices.random() < 0.5 and sum(each.size == "large" for each in placed) < most_large
+                smallest, largest = SIZES["large" if is_large else "small"]
+                side = smallest + 2 * choices.below((largest - smallest) // 2 + 1)
+                for _ in range(10):
+                    left, top = 1 + choices.below(UNITS - side - 1), 1 + choices.below(UNITS - side - 1)
+                    if all(_is_free(left, top, side, each) for each in placed):
+                        placed.append(Placed(thing, left, top, side, paint(thing.color, choices)))
+                        break
+                else:
+                    break
+            if len(placed) == len(things):
+                return Scene(tuple(placed), background(choices))
 
     def things(self, choices: Choices) -> list[Thing]:
         """Return things of which some may be there more than once."""
@@ -383,31 +414,19 @@ class Pool:
         known, share = [thing for thing in chosen if thing.kind == SHAPE], choices.random()
         if known and share < 0.35:
             like = choices.one_of(known)
-            alike = [each for each in shapes(held_out=False) if (each.name == like.name) != (each.color == like.color)]
+            alike = [each for each in self.shapes if (each.name == like.name) != (each.color == like.color)]
             return choices.one_of(alike)
         if share < 0.65 or not self.drawings:
-            return choices.one_of(shapes(held_out=False))
+            return choices.one_of(self.shapes)
         return choices.one_of(self.icons if self.icons and choices.random() < 0.5 else self.drawings)
 
 
-def place(things: Sequence[Thing], choices: Choices) -> Scene:
-    """Return a scene of these things; none covers another."""
-    most_large = 2 if len(things) < 4 else 1
-    while True:
-        placed: list[Placed] = []
-        for thing in things:
-            is_large = choices.random() < 0.5 and sum(each.size == "large" for each in placed) < most_large
-            smallest, largest = SIZES["large" if is_large else "small"]
-            side = smallest + 2 * choices.below((largest - smallest) // 2 + 1)
-            for _ in range(10):
-                left, top = 1 + choices.below(UNITS - side - 1), 1 + choices.below(UNITS - side - 1)
-                if all(_is_free(left, top, side, each) for each in placed):
-                    placed.append(Placed(thing, left, top, side, paint(thing.color, choices)))
-                    break
-            else:
-                break
-        if len(placed) == len(things):
-            return Scene(tuple(placed), background(choices))
+def _in_quarters(things: Sequence[Thing], choices: Choices) -> Iterator[Placed]:
+    for thing, quarter in zip(things, choices.some_of(range(4), len(things)), strict=True):
+        side = choices.one_of(range(_QUARTER_SIDES[0], _QUARTER_SIDES[1] + 1, 2))
+        row, column = divmod(quarter, 2)
+        left, top = (_QUARTER * half + 1 + choices.below(_QUARTER - side - 1) for half in (column, row))
+        yield Placed(thing, left, top, side, paint(thing.color, choices))
 
 
 def paint(color: str | None, choices: Choices) -> str:
