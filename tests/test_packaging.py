@@ -135,8 +135,8 @@ def test_released_models_metrics_are_those_of_its_card() -> None:
     (one, ten, texts), concepts = (
         [recall[data, figure] for figure in ("ir@1", "ir@10", "tr@1")] for data in ("emoji-pairs", "drawings-concepts")
     )
-    assert f"`vlmo-small`, unseen artist | 51 min | {one} % | {ten} % |" in told["README.md"]
-    assert f"unseen concepts (150) | | {concepts[0]} % | {concepts[1]} % |" in told["README.md"]
+    assert f"IR@1 {one} %, IR@10 {ten} % (chance 0.2 and 2)" in told["README.md"]
+    assert f"of which it saw no drawing {concepts[0]} % and {concepts[1]} % (chance 0.7 and 6.7)" in told["README.md"]
     assert f"IR@1 {one} % and IR@10 {ten} %" in told["docs/recipes.md"]
     assert f"at all {concepts[0]} % and {concepts[1]} %" in told["docs/recipes.md"]
     assert f"IR@1 {concepts[0]}, IR@10 {concepts[1]}, TR@1 {concepts[2]}" in told["docs/log.md"]

@@ -145,6 +145,8 @@ _shapes_stage2 = replace(
 )
 _shapes_stage3 = replace(
     _stage3,
+    # ITM learns little before MLM knows what stands where: an eighth of the rows keeps it going.
+    stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=8, negatives=3)),
     model=_SHAPES_MODEL,
     text=_SHAPES_TEXT,
     # What stands where is learnt last, so words of places are often masked alone, beside words that are seen; and it
@@ -158,7 +160,7 @@ _shapes_stage3 = replace(
     loader=replace(_LOADER, global_batch_size=64),
     optimizer=replace(_ADAMW, lr=2e-3),
     schedule=ScheduleConfig(warmup_steps=80, kind="cosine", min_ratio=0.05),
-    trainer=replace(_TRAINER, max_steps=900, save_every=300),
+    trainer=replace(_TRAINER, max_steps=1200, save_every=200),
     init=f"{QUICKSTART}/shapes-stage2/model",
 )
 _shapes_matching = replace(
@@ -234,39 +236,40 @@ SMALL = {
         "Visual tokenizer of 256 tokens, the targets of shapes-stage1.",
         data="{source}: 50,000 scenes of one or two colored shapes; all stages of the quickstart train on them.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect=_NOT_MEASURED,
+        expect="a reconstruction error of 0.026, in 20 s of two CPU cores (AMD EPYC, one seed, as all of these).",
     ),
     "shapes-stage1": Entry(
         _shapes_stage1,
         "Stage 1 on scenes of shapes: masked image modelling.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect=_NOT_MEASURED,
+        expect="a loss of 2.85 nats, in 40 s of two CPU cores.",
     ),
     "shapes-stage2": Entry(
         _shapes_stage2,
         "Stage 2 on captions of scenes: masked language modelling; attention and vision experts are frozen.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect=_NOT_MEASURED,
+        expect="a loss of 0.69 nats, in 18 s of two CPU cores.",
     ),
     "shapes-stage3": Entry(
         _shapes_stage3,
         "Stage 3 on scenes of shapes: the fusion encoder learns what stands where.",
         data="{source}: 50,000 scenes of one or two colored shapes; 1,000 others are for testing.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect=_NOT_MEASURED,
+        expect="99 % of masked words right, in 5 minutes of two CPU cores (bf16; docs/log.md).",
     ),
     "shapes-matching": Entry(
         _shapes_matching,
         "shapes-stage3 for longer, with more rows in ITM: the fusion encoder learns to tell left from right.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect=_NOT_MEASURED,
+        expect="on 1,000 new scenes IR@1 72.3 and TR@1 74.5 %, reranked (32) 79.8 and 85.3 % (chance 0.1); which of "
+        "two captions is true, left or right: 78.6 %, by the dual encoder 55.2 %; in 3 minutes of two CPU cores.",
     ),
     "shapes-questions": Entry(
         _shapes_questions,
         "Questions about scenes of shapes: colors, shapes, numbers, yes or no.",
         data="{source}: 40,000 questions about as many scenes; 2,000 others are for testing.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect=_NOT_MEASURED,
+        expect="accuracy 64.4 % (the most frequent answer to each question 35.5 %), in a minute of two CPU cores.",
     ),
     "shapes-statements": Entry(
         replace(
@@ -278,7 +281,7 @@ SMALL = {
         "Sentences that are true or false of two scenes of shapes, as in NLVR2.",
         data="{source}: 20,000 pairs of scenes with 5,000 sentences; 2,000 other pairs are for testing.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect=_NOT_MEASURED,
+        expect="50.0 % after 400 steps: nothing learnt (chance 50).",
     ),
     "small-tokenizer": Entry(
         _tokenizer,
