@@ -35,7 +35,7 @@ MATCHING, QUESTIONS = "shapes-matching", "shapes-questions"
 DUAL, FUSION, BLIND, CHANCE = "Dual encoder", "Fusion encoder", "Without the image", "Chance"
 """Columns of the table; without the image, the answer to a question is the most frequent one in training."""
 
-_SHORTLIST, _NUM_DECISIONS, _NUM_EXAMPLES = 32, 6, 6
+_SHORTLIST, _NUM_DECISIONS, _NUM_EXAMPLES = 32, 6, 8
 _KINDS = {"object": "another shape", "color": "another color", "relation": "the opposite side", "swap": "two swapped"}
 
 
