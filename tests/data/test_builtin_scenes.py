@@ -41,6 +41,14 @@ def some_rows(split: str, pool: world.Pool, number: int) -> list[dict]:
     return list(itertools.islice(scenes.pair_rows(split, pool), number))
 
 
+def told_of(row: dict, split: str, pool: world.Pool) -> tuple[Scene, Sentence]:
+    """The scene of a row for evaluation and its caption as a sentence."""
+    scene, choices = scenes.make_scene(split, int(row["image_id"].rpartition("/")[2]), pool)
+    return scene, next(
+        each for each in scenes._captions(split, scene, choices, pool) if str(each) == row["captions"][0]
+    )
+
+
 def test_relations_are_told_where_people_would_tell_them():
     left, right, far = placed(RED_STAR, 5, 40), placed(DOG, 60, 44), placed(BLUE_STAR, 54, 2)
     assert left.relation_to(right) == "left of"
@@ -133,6 +141,8 @@ def test_every_caption_is_true(split, pools):
             assert all(world._is_free(each.left, each.top, each.side, other) for other in scene.objects[:place])
     if split != "train":
         assert {len(row["captions"]) for row in rows} == {1}
+        for (_, sentence), (other, _) in itertools.permutations([told_of(row, split, pools[split]) for row in rows], 2):
+            assert other.truth(sentence) is False  # nor unclear
 
 
 def test_scenes_of_shapes_have_captions_that_tell_where_things_lie(shape_pools):
@@ -155,12 +165,8 @@ def test_scenes_of_shapes_have_captions_that_tell_where_things_lie(shape_pools):
 
 
 def test_captions_for_evaluation_are_true_of_no_other_scene(shape_pools):
-    pool, told = shape_pools["test"], []
-    rows = some_rows("test", pool, 300)
-    for row in rows:
-        scene, choices = scenes.make_scene("test", int(row["image_id"].rpartition("/")[2]), pool)
-        (found,) = [each for each in scenes.shape_sentences(scene, choices) if str(each) == row["captions"][0]]
-        told.append((scene, found))
+    pool = shape_pools["test"]
+    told = [told_of(row, "test", pool) for row in some_rows("test", pool, 300)]
     for (scene, sentence), (other, _) in itertools.permutations(told, 2):
         assert scene.truth(sentence)
         assert not other.truth(sentence)

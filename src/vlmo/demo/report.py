@@ -43,15 +43,6 @@ class AttentionMap(NamedTuple):
     weights: Float[np.ndarray, "word grid_h grid_w"]
 
 
-class Attribution(NamedTuple):
-    """Source of the data and the licence that it is shown under."""
-
-    name: str
-    licence: str
-    url: str
-    note: str = ""
-
-
 @dataclass(frozen=True, eq=False)
 class Report:
     """Contents of the page; parts that are empty are left out.
@@ -70,7 +61,6 @@ class Report:
         image_to_text: Examples of the other direction.
         attention: Maps of words.
         details: Facts about the run.
-        attributions: Of the data.
     """
 
     title: str
@@ -86,7 +76,6 @@ class Report:
     image_to_text: Sequence[TextQuery] = ()
     attention: Sequence[AttentionMap] = ()
     details: Mapping[str, str] = field(default_factory=dict)
-    attributions: Sequence[Attribution] = ()
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> Path:

@@ -133,8 +133,7 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
     Those of the splits for evaluation have one, which is true of no other scene there; every second tells relations. In
     quarters, things lie side by side or one above the other there, so that a relation is clear.
     """
-    known: dict[frozenset[Thing], list[tuple[Scene, Sentence]]] = {}
-    numbers, found = itertools.count(), 0
+    gallery, numbers, found = _Gallery(), itertools.count(), 0
     while found < NUM_SCENES[split]:
         number = next(numbers)
         scene, choices = make_scene(split, number, pool)
@@ -144,18 +143,33 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
             told = related if found % 2 else [each for each in told if related and not each.relations]
         if split != "train":
             told = told and [choices.one_of(told)]
-            pairs = [frozenset(pair) for pair in itertools.combinations({each.thing for each in scene.objects}, 2)]
-            others = [each for pair in pairs for each in known.get(pair, [])]
-            unclear = () if pool.in_quarters else (None,)
-            truths = (
-                {truth for other, of in others for truth in (other.truth(told[0]), scene.truth(of))} if told else ()
-            )
-            if not told or not {True, *unclear}.isdisjoint(truths):
+            if not told or not gallery.add(scene, told[0], may_be_unclear=pool.in_quarters):
                 continue
-            for pair in pairs:
-                known.setdefault(pair, []).append((scene, told[0]))
         found += 1
         yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=list(dict.fromkeys(map(str, told))))
+
+
+class _Gallery:
+    """Scenes with captions that are true of one alone."""
+
+    def __init__(self) -> None:
+        self._told: dict[frozenset[Thing], list[tuple[Scene, Sentence]]] = {}
+
+    def add(self, scene: Scene, sentence: Sentence, *, may_be_unclear: bool) -> bool:
+        """Add a scene unless its caption is true of another one, or another's of it; return whether it was added.
+
+        Args:
+            may_be_unclear: A caption that is neither said nor denied of another scene will do too.
+        """
+        things = {each.thing for each in scene.objects}
+        pairs = [frozenset(pair) for pair in itertools.combinations(things, 2)]
+        for other, of_other in (each for pair in pairs for each in self._told.get(pair, [])):
+            for truth in (other.truth(sentence), scene.truth(of_other)):
+                if truth or (truth is None and not may_be_unclear):
+                    return False
+        for pair in pairs:
+            self._told.setdefault(pair, []).append((scene, sentence))
+        return True
 
 
 def _captions(split: str, scene: Scene, choices: Choices, pool: Pool) -> list[Sentence]:
@@ -182,7 +196,7 @@ def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
 def shape_sentences(scene: Scene, choices: Choices) -> list[Sentence]:
     """Return true sentences that tell where two things lie: by places, by their relation if one is clear, and by both.
 
-    Places are told in the order of the colours' names: in any order, the same steps teach a third less (docs/log.md).
+    Places are told in the order of the colours' names: in any order, the same steps teach a quarter less (docs/log.md).
     """
     listed, related = _list(scene, choices, placed=True), _related(scene, choices, sized=False)
     placed = Sentence(tuple(sorted(listed.phrases, key=lambda phrase: (phrase.color or "", phrase.name))))
