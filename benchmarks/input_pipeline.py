@@ -212,7 +212,8 @@ def check_same_work(pipelines: dict[str, Pipeline], *, options: Options) -> dict
     """Mean and standard deviation of a batch of each.
 
     Raises:
-        ValueError: They differ in shape or type, or by those figures in more than other pictures of the tars would.
+        ValueError: They differ in shape or type, or without RandAugment by those figures in more than other pictures
+            of the tars would.
     """
     found = {}
     for name, pipeline in pipelines.items():
@@ -220,7 +221,8 @@ def check_same_work(pipelines: dict[str, Pipeline], *, options: Options) -> dict
         if pictures.dtype != torch.float32 or pictures.shape != (options.batch_size, 3, *[options.image_size] * 2):
             raise ValueError(f"{name} gives {tuple(pictures.shape)} of {pictures.dtype}")
         found[name] = [round(pictures.mean().item(), 3), round(pictures.std().item(), 3)]
-        if any(abs(own - peer) > _SAME for own, peer in zip(found[name], found[OPEN_CLIP], strict=True)):
+        apart = max(abs(own - peer) for own, peer in zip(found[name], found[OPEN_CLIP], strict=True))
+        if name != OURS_AUGMENTED and apart > _SAME:  # random colours change both figures
             raise ValueError(
                 f"{name} gives pictures of mean and deviation {found[name]}, {OPEN_CLIP} {found[OPEN_CLIP]}"
             )
