@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import re
@@ -17,7 +18,7 @@ import tyro
 from fastapi.testclient import TestClient
 
 from tests.integrations.toy_gallery import drawings
-from tests.serving.toy_service import make_gallery
+from tests.serving.toy_service import make_gallery, served
 from vlmo.cli import main
 from vlmo.serving import server
 from vlmo.serving.app import create_app
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text()
+PYTHON = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 SH = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)).replace("\\\n", "")
 
 
@@ -51,6 +53,7 @@ def place(tmp_path_factory) -> Path:
         table.append(f"{number}.png,a drawing,{2018 + number},{'Rome' if number % 2 else 'Oslo'}")
     (folder / "photos" / "captions.csv").write_text("\n".join(table))
     drawings()[0].save(folder / "umbrella.jpg")
+    drawings()[1].save(folder / "dog.jpg")
     return folder
 
 
@@ -86,7 +89,7 @@ def sent(words: list[str], client: TestClient) -> httpx.Response:
             name, _, content = value.partition(": ")
             headers[name] = content
         elif option == "-d":
-            body = value
+            body = re.sub(r"\$\(base64 -w0 (\S+)\)", lambda found: _coded(found[1]), value)
         elif option == "-F" and "=@" in value:
             name, _, file = value.partition("=@")
             files.append((name, (file, Path(file).read_bytes())))
@@ -101,6 +104,10 @@ def sent(words: list[str], client: TestClient) -> httpx.Response:
     return client.post(target, data=fields, files=files, headers=headers)
 
 
+def _coded(file: str) -> str:
+    return base64.b64encode(Path(file).read_bytes()).decode()
+
+
 def test_servers_start_with_what_the_page_says(services):
     told = [[part is not None for part in (parts.index, parts.encoder, parts.answerer)] for parts in services]
     assert told == [[True, True, False], [True, True, True], [False, False, True]]
@@ -109,7 +116,7 @@ def test_servers_start_with_what_the_page_says(services):
 def test_requests_are_answered(place, client, monkeypatch):
     monkeypatch.chdir(place)
     requests = lines("curl")
-    assert len(requests) == 6
+    assert len(requests) == 10
     for words in requests:
         answer = sent(words, client)
         assert answer.status_code == 200, (words, answer.text)
@@ -121,6 +128,23 @@ def test_requests_are_answered(place, client, monkeypatch):
     assert json.dumps(vectors).count("[") >= 3
     shares = sent(requests[4], client).json()
     assert {"umbrella", "dog"} <= set(re.findall(r"\w+", json.dumps(shares)))
+    form, objects = (sent(words, client).json()["data"] for words in requests[6:8])
+    assert [len(each) for each in (form, objects)] == [2, 2]
+    assert [len(sent(words, client).json()["results"]) for words in requests[8:]] == [1, 2]
+
+
+def test_clients_of_other_services_work_as_they_are(place, services, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    names: dict[str, object] = {}
+    with served(create_app(services[1])) as address:
+        for code in PYTHON:
+            exec(code.replace("http://localhost:8000", address), names)
+            with names["client"]:  # closes it
+                pass
+    assert len(names["text"]) == len(names["image"]) == services[1].encoder.dim
+    index, score = capsys.readouterr().out.split()
+    assert index == "0"
+    assert 0 <= float(score) <= 1
 
 
 def test_endpoints_of_the_table_are_those_of_the_service(client):

@@ -47,6 +47,11 @@ def test_match_is_the_log_odds_of_the_head(encoder, plain):
         encoder.match(drawings()[:2], texts[:1])
 
 
+def test_tokens_are_counted_with_special_ones_and_as_far_as_they_are_read(encoder, plain):
+    _, processor = plain
+    assert encoder.count_tokens(["red", "a red circle", "red " * 500]) == [3, 5, processor.max_text_length]
+
+
 def test_images_of_any_mode_are_embedded_on_white(encoder):
     clear = Image.new("RGBA", (30, 20), (255, 0, 0, 0))
     white = Image.new("RGB", (30, 20), "white")

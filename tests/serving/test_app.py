@@ -40,8 +40,8 @@ def post(client: TestClient, path: str, **body) -> dict:
 
 def error(client: TestClient, path: str, **body) -> tuple[int, str]:
     response = client.post(path, json=body)
-    assert set(response.json()) == {"error"}
-    assert set(response.json()["error"]) == {"reason", "hint"}
+    assert set(response.json()) == {"error", "detail"}
+    assert set(response.json()["error"]) == {"reason", "hint", "message", "type", "code"}
     return response.status_code, response.json()["error"]["reason"]
 
 
@@ -426,6 +426,7 @@ def test_pages_and_description_are_served_without_others_help(client) -> None:
         assert "https://" not in response.text
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/embed", "/v1/search", "/v1/similar", "/v1/match", "/v1/vqa", "/v1/classify"} < paths.keys()
+    assert {"/v1/embeddings", "/v1/rerank", "/v2/rerank"} < paths.keys()
     body = paths["/v1/search"]["post"]["requestBody"]["content"]
     assert body["application/json"]["schema"]["properties"]["top"]["maximum"] == 200
     assert set(body) == {"application/json", "multipart/form-data"}

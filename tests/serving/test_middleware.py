@@ -188,7 +188,7 @@ def test_body_that_cannot_be_read_is_an_error_of_the_client(headers, content, st
         raw = {name: value.encode("latin-1") for name, value in headers.items()}
         response = client.post("/v1/search", content=content, headers=raw)
         assert response.status_code == status, response.text
-        assert set(response.json()["error"]) == {"reason", "hint"}
+        assert set(response.json()["error"]) == {"reason", "hint", "message", "type", "code"}
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,9 @@ def test_failure_inside_is_logged_and_its_traceback_is_not_shown(caplog) -> None
     with TestClient(app, raise_server_exceptions=False) as client, caplog.at_level(logging.ERROR):
         response = client.get("/v1/broken")
     assert response.status_code == 500
-    assert response.json() == {"error": {"reason": "the server failed", "hint": "its log says why"}}
+    message = "the server failed; its log says why"
+    error = {"reason": "the server failed", "hint": "its log says why", "message": message}
+    assert response.json() == {"error": {**error, "type": "server_error", "code": "500"}, "detail": message}
     assert "the secret of the house" in caplog.text
 
 

@@ -106,6 +106,11 @@ class Encoder:
         """L2-normalised vectors of texts; a text that is too long is cut."""
         return self._in_batches(texts, lambda part: self._dual.get_text_features(**self._tokens(part)), like=[self.dim])
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Numbers of tokens that the model reads of texts, special ones among them."""
+        with self._lock:
+            return self._tokens(texts)["attention_mask"].sum(dim=1).tolist()
+
     def embed_images(self, images: Sequence[Image.Image]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors of images, which may have any size and mode."""
         return self.embed_pixels(list(self.pool.map(self.pixels, images)))

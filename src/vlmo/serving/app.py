@@ -22,7 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
-from vlmo.serving import schemas
+from vlmo.serving import compatible, schemas
 from vlmo.serving.middleware import Guard, Metrics
 from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import MAX_FILTER, MAX_IMAGES, MAX_LABELS, MAX_TEXTS, Body, BusyError, ServiceError
@@ -54,12 +54,15 @@ _HINT = "GET /openapi.json describes every field"
 B = TypeVar("B", bound=Body)
 Work = Callable[[Service, Any], Coroutine[Any, Any, BaseModel]]
 _POSTS: tuple[tuple[str, type[Body], type[BaseModel], Work], ...] = (
-    ("/embed", schemas.EmbedRequest, schemas.EmbedResponse, Service.embed),
-    ("/search", schemas.SearchRequest, schemas.SearchResponse, Service.search),
-    ("/similar", schemas.SimilarRequest, schemas.SearchResponse, Service.similar),
-    ("/match", schemas.MatchRequest, schemas.MatchResponse, Service.match),
-    ("/vqa", schemas.QuestionRequest, schemas.QuestionResponse, Service.answer),
-    ("/classify", schemas.ClassifyRequest, schemas.ClassifyResponse, Service.classify),
+    ("/v1/embed", schemas.EmbedRequest, schemas.EmbedResponse, Service.embed),
+    ("/v1/search", schemas.SearchRequest, schemas.SearchResponse, Service.search),
+    ("/v1/similar", schemas.SimilarRequest, schemas.SearchResponse, Service.similar),
+    ("/v1/match", schemas.MatchRequest, schemas.MatchResponse, Service.match),
+    ("/v1/vqa", schemas.QuestionRequest, schemas.QuestionResponse, Service.answer),
+    ("/v1/classify", schemas.ClassifyRequest, schemas.ClassifyResponse, Service.classify),
+    ("/v1/embeddings", compatible.EmbeddingsRequest, compatible.EmbeddingsResponse, Service.embeddings),
+    ("/v1/rerank", compatible.RerankRequest, compatible.RerankResponse, Service.rerank),
+    ("/v2/rerank", compatible.RerankRequest, compatible.RerankResponse, Service.rerank),
 )
 """Path, body, answer, and the method that makes one of the other; its docstring is the description."""
 
@@ -103,7 +106,7 @@ class State:
             if isinstance(result, bytes):
                 return _jpeg(result)
             # Vectors of many texts are megabytes of JSON.
-            return Response(await asyncio.to_thread(result.model_dump_json), media_type=_JSON)
+            return Response(await asyncio.to_thread(result.model_dump_json, exclude_unset=True), media_type=_JSON)
         finally:
             task.cancel()
             gone.cancel()
@@ -158,21 +161,21 @@ def _errors(*numbers: int) -> dict[int | str, dict[str, Any]]:
 
 def _api() -> APIRouter:
     """Routes of the models and the index."""
-    api = APIRouter(prefix="/v1")
+    api = APIRouter()
     for path, body, answer, work in _POSTS:
         _add_post(api, path, body=body, answer=answer, work=work)
 
-    @api.get("/images/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
+    @api.get("/v1/images/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
     async def image(request: Request, state: Running, id: str) -> Response:  # noqa: A002 - the path's name
         """An indexed image, of at most 2048 pixels a side."""
         return await state.answer(request, state.service.image(id))
 
-    @api.get("/thumbnails/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
+    @api.get("/v1/thumbnails/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
     async def thumbnail(state: Running, id: str) -> Response:  # noqa: A002
         """A small copy of an indexed image."""
         return _jpeg(await state.service.thumbnail(id))
 
-    @api.get("/about", responses=_errors(*_WITHOUT_BODY))
+    @api.get("/v1/about", responses=_errors(*_WITHOUT_BODY))
     def about(state: Running) -> schemas.About:  # no coroutine, so that it runs on a thread
         """Abilities of this service, its columns and its limits."""
         return state.service.about()
@@ -187,7 +190,7 @@ def _add_post(api: APIRouter, path: str, *, body: type[Body], answer: type[BaseM
 
     api.post(
         path,
-        name=path.strip("/"),
+        name=path.rpartition("/")[2],
         description=inspect.getdoc(work),
         response_class=JSONResponse,
         responses={200: {"model": answer}, **_errors(*_ERRORS)},

@@ -129,7 +129,7 @@ class Guard:
             raise ServiceError(403, "pages of other origins may not call this service", hint="see --cors-origin")
         if not (path in _OPEN or path.startswith(_STATIC)):
             self._check_key(headers)
-            if self._stopping() and path.startswith("/v1/"):
+            if self._stopping() and path.startswith(("/v1/", "/v2/")):
                 raise StoppingError
         length = headers.get("content-length", "0")
         if length.isdecimal():

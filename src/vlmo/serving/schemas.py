@@ -43,8 +43,8 @@ MAX_FILTER = 500
 # ------------------------------------------------------------------------------------------------------------- requests
 
 
-def _image(value: Any) -> bytes:
-    """Decode base64 and `data:` addresses; bytes stay as they are."""
+def read_image(value: Any) -> bytes:
+    """Decode base64 and `data:` addresses; bytes stay as they are. ValueError if it is neither, or empty."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
@@ -69,7 +69,9 @@ def _text(value: str) -> str:
 
 
 _ABOUT_IMAGES = "An image file in base64 (a `data:` address will do)."
-ImageFile = Annotated[bytes, BeforeValidator(_image), WithJsonSchema({"type": "string", "description": _ABOUT_IMAGES})]
+ImageFile = Annotated[
+    bytes, BeforeValidator(read_image), WithJsonSchema({"type": "string", "description": _ABOUT_IMAGES})
+]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)]
 Id = Annotated[
     str, StringConstraints(min_length=1, max_length=1000), Field(description="Id of an indexed image, from a hit.")
@@ -312,20 +314,24 @@ def sigmoid(odds: float) -> float:
 
 
 class ErrorDetail(BaseModel):
-    """Reason of an error, and what to do."""
+    """Reason of an error, and what to do; OpenAI's clients read the last three."""
 
     reason: str
     hint: str
+    message: str = Field(description="Reason and hint.")
+    type: Literal["invalid_request_error", "server_error"]
+    code: str = Field(description="The status.")
 
 
 class ErrorResponse(BaseModel):
     """Form of every error."""
 
     error: ErrorDetail
+    detail: str = Field(description="Reason and hint, where Jina's clients read them.")
 
 
 class ServiceError(Exception):
-    """Becomes `{"error": {"reason": ..., "hint": ...}}`.
+    """Becomes an `ErrorResponse`.
 
     Args:
         status: HTTP status.
@@ -342,8 +348,10 @@ class ServiceError(Exception):
 
     def response(self) -> JSONResponse:
         """The error over HTTP."""
-        content = {"error": {"reason": self.reason, "hint": self.hint}}
-        return JSONResponse(content, status_code=self.status, headers=self.headers)
+        message = f"{self.reason}; {self.hint}" if self.hint else self.reason
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        fields = {"reason": self.reason, "hint": self.hint, "message": message, "type": kind, "code": str(self.status)}
+        return JSONResponse({"error": fields, "detail": message}, status_code=self.status, headers=self.headers)
 
 
 class BusyError(ServiceError):

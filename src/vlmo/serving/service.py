@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 import io
 import time
@@ -17,13 +18,13 @@ from PIL import Image
 from vlmo.data.decoding import COMMON_FORMATS, decode_image
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.filters import check_comparisons
-from vlmo.serving import schemas
+from vlmo.serving import compatible, schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.parts import Parts, Question
 from vlmo.serving.schemas import ServiceError, sigmoid
 from vlmo.serving.settings import Settings
 
-TEXTS, IMAGES, PAIRS, QUESTIONS = "texts", "images", "pairs", "questions"
+TEXTS, IMAGES, PAIRS, QUESTIONS, TOKENS = "texts", "images", "pairs", "questions", "tokens"
 _DECODERS = 2
 """Threads that decode; as many whole images are in memory at a time."""
 _FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"
@@ -65,14 +66,34 @@ class Service:
     async def embed(self, request: schemas.EmbedRequest) -> schemas.EmbedResponse:
         """Vectors of texts and images."""
         encoder = self._encoder()
-        texts = await self._run(TEXTS, request.texts)
-        vectors = await self._run(IMAGES, await self._read(request.images, encoder.pixels))
+        texts, images = await self._embed(request.texts, request.images)
         return schemas.EmbedResponse(
             texts=[vector.tolist() for vector in texts],
-            images=[vector.tolist() for vector in vectors],
+            images=[vector.tolist() for vector in images],
             dim=encoder.dim,
             model=encoder.fingerprint,
         )
+
+    async def embeddings(self, request: compatible.EmbeddingsRequest) -> compatible.EmbeddingsResponse:
+        """Vectors of texts and images, for clients of OpenAI and Jina.
+
+        Raises:
+            ServiceError: Vectors of another size are asked for, or an image cannot be read.
+        """
+        encoder = self._encoder()
+        if request.dimensions not in (None, encoder.dim):
+            reason = f"dimensions is {request.dimensions}, but the model's vectors have {encoder.dim}"
+            raise ServiceError(422, reason, hint="leave out dimensions")
+        texts, images = compatible.split(request.input)
+        vectors, usage = await asyncio.gather(self._embed(texts, images), self._usage(texts))
+        of_texts, of_images = map(iter, vectors)
+        data = []
+        for index, content in enumerate(request.input):
+            vector = next(of_images if content.text is None else of_texts)
+            is_coded = request.encoding_format == "base64"
+            values = base64.b64encode(vector.astype("<f4")).decode() if is_coded else vector.tolist()
+            data.append(compatible.Embedding(object="embedding", index=index, embedding=values))
+        return compatible.EmbeddingsResponse(object="list", data=data, model=encoder.fingerprint, usage=usage)
 
     async def search(self, request: schemas.SearchRequest) -> schemas.SearchResponse:
         """Indexed images that fit a text, or are like an image.
@@ -122,15 +143,26 @@ class Service:
         Raises:
             ServiceError: The model has no matching head, or an image cannot be read.
         """
-        encoder = self._encoder()
-        if not encoder.can_match:
-            raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
-        images = await self._read(request.images, encoder.pixels)
-        number = max(len(images), len(request.texts))
-        # One of either goes with each of the others.
-        pairs = list(zip(images * (number // len(images)), request.texts * (number // len(request.texts)), strict=True))
-        odds = [float(each) for each in await self._run(PAIRS, pairs)]
+        odds = await self._match(request.texts, request.images)
         return schemas.MatchResponse(matches=[schemas.Match(log_odds=each, probability=sigmoid(each)) for each in odds])
+
+    async def rerank(self, request: compatible.RerankRequest) -> compatible.RerankResponse:
+        """Order of images for a text, or of texts for an image, by the fusion encoder; for clients of Cohere and Jina.
+
+        Raises:
+            ServiceError: The model has no matching head, or an image cannot be read.
+        """
+        encoder = self._encoder()
+        texts, images = compatible.split([request.query, *request.documents])
+        odds, usage = await asyncio.gather(self._match(texts, images), self._usage(texts))
+        # By log-odds: probabilities of sure matches are equal.
+        order = sorted(range(len(odds)), key=lambda index: -odds[index])[: request.top_n]
+        results = [compatible.Ranked(index=index, relevance_score=sigmoid(odds[index])) for index in order]
+        if request.return_documents:
+            for ranked in results:
+                ranked.document = request.documents[ranked.index].document
+        meta = {"tokens": {"input_tokens": usage.total_tokens}}
+        return compatible.RerankResponse(results=results, model=encoder.fingerprint, usage=usage, meta=meta)
 
     async def answer(self, request: schemas.QuestionRequest) -> schemas.QuestionResponse:
         """Answers to a question about an image.
@@ -154,8 +186,7 @@ class Service:
         """Probabilities of labels for images, by words alone (zero-shot)."""
         encoder = self._encoder()
         sentences = [request.template.replace("{}", label) for label in request.labels]
-        classes = np.stack(await self._run(TEXTS, sentences))
-        vectors = np.stack(await self._run(IMAGES, await self._read(request.images, encoder.pixels)))
+        classes, vectors = (np.stack(each) for each in await self._embed(sentences, request.images))
         logits = encoder.inverse_temperature * vectors @ classes.T
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
@@ -232,6 +263,25 @@ class Service:
         """Results of rows, which share a call of the model with those of other clients."""
         return await asyncio.wrap_future(self._batcher.submit(kind, rows))
 
+    async def _embed(self, texts: Sequence[str], images: Sequence[bytes]) -> tuple[list[Any], list[Any]]:
+        """Vectors of texts and of image files."""
+        pixels = await self._read(images, self._encoder().pixels)
+        return await self._run(TEXTS, texts), await self._run(IMAGES, pixels)
+
+    async def _match(self, texts: list[str], images: Sequence[bytes]) -> list[float]:
+        """Log-odds of pairs of a text and an image file; one of either goes with each of the others."""
+        encoder = self._encoder()
+        if not encoder.can_match:
+            raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
+        pixels = await self._read(images, encoder.pixels)
+        number = max(len(pixels), len(texts))
+        pairs = list(zip(pixels * (number // len(pixels)), texts * (number // len(texts)), strict=True))
+        return [float(each) for each in await self._run(PAIRS, pairs)]
+
+    async def _usage(self, texts: Sequence[str]) -> compatible.Usage:
+        tokens = sum(await self._run(TOKENS, texts))
+        return compatible.Usage(prompt_tokens=tokens, total_tokens=tokens)
+
     async def _decode(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run a function that holds a whole image on a decoder thread."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
@@ -292,7 +342,7 @@ def _calls(parts: Parts) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     encoder = parts.encoder
     if encoder is not None:
-        calls |= {TEXTS: encoder.embed_texts, IMAGES: encoder.embed_pixels}
+        calls |= {TEXTS: encoder.embed_texts, IMAGES: encoder.embed_pixels, TOKENS: encoder.count_tokens}
         calls[PAIRS] = lambda rows: encoder.match_pixels([pixels for pixels, _ in rows], [text for _, text in rows])
     if parts.answerer is not None:
         calls[QUESTIONS] = parts.answerer

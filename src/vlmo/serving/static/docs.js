@@ -11,6 +11,9 @@ const EXAMPLES = {
   "/v1/match": { images: ["BASE64"], texts: ["a red umbrella", "a dog"] },
   "/v1/vqa": { id: "ID", question: "what color is it?" },
   "/v1/classify": { images: ["BASE64"], labels: ["cat", "dog"], template: "a photo of a {}" },
+  "/v1/embeddings": { input: ["a red umbrella", { image: "BASE64" }] },
+  "/v1/rerank": { query: "a red umbrella", documents: [{ image: "BASE64" }], top_n: 5 },
+  "/v2/rerank": { query: "a red umbrella", documents: ["data:image/jpeg;base64,BASE64"], top_n: 5 },
 };
 
 let schemas = {};

@@ -1,0 +1,166 @@
+"""Bodies and answers that clients of OpenAI and Jina (embeddings), Cohere and Jina (rerank) send and expect."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from vlmo.serving.schemas import MAX_IMAGES, MAX_RERANK, MAX_TEXTS, Body, ImageFile, Text, read_image
+
+
+class Content(Body):
+    """A text or an image. A string is a text, unless it begins with `data:image/`."""
+
+    text: Text | None = None
+    # LangChain and LlamaIndex name an image of Jina's embeddings by the last two.
+    image: ImageFile | None = Field(default=None, validation_alias=AliasChoices("image", "bytes", "url"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrap(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value
+        if isinstance(value, str) and value[:11].lower() != "data:image/":
+            return {"text": value}
+        if isinstance(value, str | bytes):  # bytes: a file of a form
+            return {"image": value}
+        raise ValueError('expected a text or {"image": ...}; token ids are not accepted, send the text itself')
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("give a text or an image, one of them")
+        return self
+
+    @property
+    def document(self) -> dict[str, str]:
+        """The object that a client sends, an image in base64."""
+        return {"image": base64.b64encode(self.image).decode()} if self.image is not None else {"text": self.text or ""}
+
+
+def split(contents: Sequence[Content]) -> tuple[list[str], list[bytes]]:
+    """Texts and images, both in the order of the contents."""
+    texts = [content.text for content in contents if content.text is not None]
+    return texts, [content.image for content in contents if content.image is not None]
+
+
+_OBJECTS = [{"type": "object", "properties": {key: {"type": "string"}}, "required": [key]} for key in ("text", "image")]
+_ABOUT = 'A text, or an image as `{"image": "BASE64"}` or as a string that begins with `data:image/`.'
+AnyContent = Annotated[Content, WithJsonSchema({"anyOf": [{"type": "string"}, *_OBJECTS], "description": _ABOUT})]
+
+
+class ClientBody(Body):
+    """Body whose other fields have no effect: clients send settings of models that are not these."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = Field(default=None, description="Has no effect: the service has one model.")
+
+
+class EmbeddingsRequest(ClientBody):
+    """Texts and images to embed."""
+
+    input: Annotated[list[AnyContent], BeforeValidator(lambda value: value if isinstance(value, list) else [value])] = (
+        Field(min_length=1, max_length=MAX_TEXTS, description="Texts and images; a single one needs no list.")
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default="float",
+        validation_alias=AliasChoices("encoding_format", "embedding_type", "encoding_type"),  # Jina's, LlamaIndex's
+        description="float: lists of numbers. base64: 32-bit floats, little-endian.",
+    )
+    dimensions: int | None = Field(default=None, description="Size of a vector; only the model's is accepted.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        number = len(split(self.input)[1])
+        if number > MAX_IMAGES:
+            raise ValueError(f"input has {number} images: send at most {MAX_IMAGES} at a time")
+        return self
+
+
+class RerankRequest(ClientBody):
+    """A text with images, or an image with texts."""
+
+    query: AnyContent
+    documents: list[AnyContent] = Field(
+        min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image."
+    )
+    top_n: int | None = Field(default=None, ge=1, description="Number of results; by default all.")
+    return_documents: bool | None = Field(default=False, description="Send the documents back with the results.")
+
+    @field_validator("documents", mode="before")
+    @classmethod
+    def _read_strings(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read strings beside a text as images in base64: clients of Cohere send nothing else."""
+        query = info.data.get("query")
+        if not isinstance(value, list) or query is None or query.text is None:
+            return value
+        documents = []
+        for number, each in enumerate(value):
+            try:
+                documents.append(read_image(each) if isinstance(each, str) else each)
+            except ValueError as error:
+                raise ValueError(f"document {number} must be an image, as the query is a text: {error}") from None
+        return documents
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for number, document in enumerate(self.documents):
+            if (document.text is None) == (self.query.text is None):
+                kind = "images" if document.text is None else "texts"
+                raise ValueError(f"query and document {number} are both {kind}: send a text and images, or vice versa")
+        return self
+
+
+class Usage(BaseModel):
+    """Tokens that the model reads of the texts; images count none."""
+
+    prompt_tokens: int
+    total_tokens: int = Field(description="The same.")
+
+
+class Embedding(BaseModel):
+    """Vector of an input, of length 1."""
+
+    object: Literal["embedding"]
+    index: int = Field(description="Position of the input.")
+    embedding: list[float] | str
+
+
+class EmbeddingsResponse(BaseModel):
+    """Vectors in the order of the inputs."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str = Field(description="Fingerprint of the model. Vectors of different models do not compare.")
+    usage: Usage
+
+
+class Ranked(BaseModel):
+    """Score of a document; with the document, if it was asked for."""
+
+    index: int = Field(description="Position of the document in the request.")
+    relevance_score: float = Field(description="Probability that text and image fit, by the fusion encoder.")
+    document: dict[str, str] = Field(default={}, description="`text`, or `image` in base64; if it was asked for.")
+
+
+class RerankResponse(BaseModel):
+    """Documents, the best first."""
+
+    results: list[Ranked]
+    model: str = Field(description="Fingerprint of the model.")
+    usage: Usage
+    meta: dict[str, dict[str, int]] = Field(description="The number of tokens, where Cohere's clients read it.")

@@ -1,0 +1,312 @@
+"""Clients of OpenAI and Cohere, unchanged, and Jina's bodies: each gets what the model itself says."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import cohere
+import numpy as np
+import openai
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from tests.integrations.toy_gallery import drawings
+from tests.serving.toy_service import in_base64, png, served
+from vlmo.serving.app import create_app
+from vlmo.serving.parts import Parts
+from vlmo.serving.schemas import MAX_IMAGES, MAX_RERANK, MAX_TEXTS
+from vlmo.serving.settings import Settings
+
+KEY = "a-secret"
+TOLERANCE = 1e-5
+"""Rows of one call and of several differ by the order of sums."""
+TEXTS = ["a yellow bar", "a red circle", "two"]
+IMAGES = [3, 14, 1, 8]
+"""A red cross, a yellow bar, a red circle and another."""
+
+
+@pytest.fixture(scope="module")
+def address(parts):
+    with served(create_app(parts, Settings(api_key=KEY))) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def openai_client(address):
+    with openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module", params=[cohere.Client, cohere.ClientV2], ids=["v1", "v2"])
+def cohere_client(request, address):
+    with request.param(api_key=KEY, base_url=address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def files() -> list[str]:
+    return [in_base64(png(drawings()[number])) for number in IMAGES]
+
+
+@pytest.fixture(scope="module")
+def addresses(files) -> list[str]:
+    return [f"data:image/png;base64,{file}" for file in files]
+
+
+@pytest.fixture(scope="module")
+def odds(parts) -> np.ndarray:
+    """Log-odds that the first of the texts fits each image."""
+    return parts.encoder.match([drawings()[number] for number in IMAGES], TEXTS[:1] * len(IMAGES))
+
+
+def sigmoid(values) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.asarray(values, dtype=float)))
+
+
+def rerank(client: TestClient, **body) -> dict:
+    response = client.post("/v1/rerank", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def embed(client: TestClient, **body) -> list:
+    response = client.post("/v1/embeddings", json=body)
+    assert response.status_code == 200, response.text
+    assert [each["index"] for each in response.json()["data"]] == list(range(len(response.json()["data"])))
+    return [each["embedding"] for each in response.json()["data"]]
+
+
+# --------------------------------------------------------------------------------------------------------- embeddings
+
+
+def test_openai_client_gets_the_encoders_vectors(openai_client, parts) -> None:
+    answer = openai_client.embeddings.create(model="any", input=TEXTS)  # asks for base64
+    expected = parts.encoder.embed_texts(TEXTS)
+    np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=TOLERANCE)
+    assert [each.index for each in answer.data] == [0, 1, 2]
+    assert (answer.object, answer.data[0].object, answer.model) == ("list", "embedding", parts.encoder.fingerprint)
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(parts.encoder.count_tokens(TEXTS))
+
+
+def test_openai_client_gets_one_vector_for_one_text_and_images_by_address(openai_client, parts, addresses) -> None:
+    (one,) = openai_client.embeddings.create(model="any", input=TEXTS[0], dimensions=parts.encoder.dim).data
+    np.testing.assert_allclose(one.embedding, parts.encoder.embed_texts(TEXTS[:1])[0], atol=TOLERANCE)
+    (image,) = openai_client.embeddings.create(model="any", input=addresses[0]).data
+    expected = parts.encoder.embed_images([drawings()[IMAGES[0]]])[0]
+    np.testing.assert_allclose(image.embedding, expected, atol=TOLERANCE)
+
+
+def test_base64_is_the_same_as_numbers(openai_client, client) -> None:
+    coded = openai_client.embeddings.create(model="any", input=TEXTS, encoding_format="base64").data
+    numbers = openai_client.embeddings.create(model="any", input=TEXTS, encoding_format="float").data
+    decoded = [np.frombuffer(base64.b64decode(each.embedding), dtype="<f4") for each in coded]
+    np.testing.assert_array_equal(decoded, np.asarray([each.embedding for each in numbers], dtype=np.float32))
+    for name in ("embedding_type", "encoding_type"):  # Jina's, LlamaIndex's
+        assert isinstance(embed(client, input="two", **{name: "base64"})[0], str)
+
+
+def test_texts_and_images_in_jinas_form_come_back_in_their_order(client, parts, files, addresses) -> None:
+    image, other = parts.encoder.embed_images([drawings()[number] for number in IMAGES[:2]])
+    text = parts.encoder.embed_texts(["two"])[0]
+    sent = [
+        {"image": files[0]},
+        {"text": "two"},
+        {"image": addresses[1]},
+        "two",
+        {"bytes": files[0]},
+        {"url": addresses[1]},
+    ]
+    found = embed(client, model="jina-clip-v2", input=sent, task="retrieval.query", normalized=True)
+    np.testing.assert_allclose(found, [image, text, other, text, image, other], atol=TOLERANCE)
+    form = client.post("/v1/embeddings", data={"input": "two"}, files={"input": png(drawings()[IMAGES[0]])}).json()
+    np.testing.assert_allclose([each["embedding"] for each in form["data"]], [text, image], atol=TOLERANCE)
+
+
+# ------------------------------------------------------------------------------------------------------------- rerank
+
+
+def test_cohere_clients_get_images_in_the_models_order(cohere_client, parts, addresses, odds) -> None:
+    answer = cohere_client.rerank(model="any", query=TEXTS[0], documents=addresses)
+    assert [each.index for each in answer.results] == list(np.argsort(-odds))
+    np.testing.assert_allclose(
+        [each.relevance_score for each in answer.results], sigmoid(np.sort(odds)[::-1]), atol=TOLERANCE
+    )
+    assert answer.meta.tokens.input_tokens == parts.encoder.count_tokens(TEXTS[:1])[0]
+    best = cohere_client.rerank(model="any", query=TEXTS[0], documents=addresses, top_n=1).results
+    assert [each.index for each in best] == [int(np.argmax(odds))]
+
+
+def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts, addresses) -> None:
+    with cohere.Client(api_key=KEY, base_url=address) as client:
+        answer = client.rerank(model="any", query=addresses[1], documents=TEXTS, return_documents=True)
+    odds = parts.encoder.match([drawings()[IMAGES[1]]] * len(TEXTS), TEXTS)
+    assert [each.document.text for each in answer.results] == [TEXTS[index] for index in np.argsort(-odds)]
+
+
+@pytest.mark.parametrize("form", ["objects", "base64", "addresses", "text object"])
+def test_images_are_ranked_however_they_are_sent(client, parts, files, addresses, odds, form) -> None:
+    documents = {"base64": files, "addresses": addresses}.get(form, [{"image": file} for file in files])
+    query = {"text": TEXTS[0]} if form == "text object" else TEXTS[0]
+    found = rerank(client, model="jina-reranker-m0", query=query, documents=documents, top_n=3, max_chunks_per_doc=None)
+    assert [each["index"] for each in found["results"]] == list(np.argsort(-odds))[:3]
+    assert all(each.keys() == {"index", "relevance_score"} for each in found["results"])
+    assert found["model"] == parts.encoder.fingerprint
+    assert found["usage"]["total_tokens"] == parts.encoder.count_tokens(TEXTS[:1])[0]
+
+
+def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, files, monkeypatch) -> None:
+    monkeypatch.setattr(parts.encoder, "match_pixels", lambda *_: np.asarray([40, 50, 45, 50], dtype=np.float32))
+    found = rerank(client, query=TEXTS[0], documents=files)["results"]
+    assert [each["index"] for each in found] == [1, 3, 2, 0]
+    assert {each["relevance_score"] for each in found} == {1.0}
+
+
+def test_texts_are_ranked_for_an_image_and_sent_back(client, parts, files) -> None:
+    odds = parts.encoder.match([drawings()[IMAGES[1]]] * len(TEXTS), TEXTS)
+    documents = [TEXTS[0], {"text": TEXTS[1]}, TEXTS[2]]
+    found = rerank(client, query={"image": files[1]}, documents=documents, return_documents=True)["results"]
+    assert [each["document"] for each in found] == [{"text": TEXTS[index]} for index in np.argsort(-odds)]
+    np.testing.assert_allclose(
+        [each["relevance_score"] for each in found], sigmoid(np.sort(odds)[::-1]), atol=TOLERANCE
+    )
+
+
+def test_images_are_sent_back_as_they_came(client, files, addresses) -> None:
+    found = rerank(client, query=TEXTS[0], documents=[{"image": files[0]}, addresses[1]], return_documents=True)
+    assert {each["index"]: each["document"] for each in found["results"]} == {
+        0: {"image": files[0]},
+        1: {"image": files[1]},
+    }
+
+
+def test_rerank_takes_a_form_with_files(client, odds) -> None:
+    uploads = [("documents", png(drawings()[number])) for number in IMAGES]
+    found = client.post("/v2/rerank", data={"query": TEXTS[0], "top_n": "2"}, files=uploads).json()["results"]
+    assert [each["index"] for each in found] == list(np.argsort(-odds))[:2]
+
+
+def test_rerank_takes_as_many_documents_as_search_reranks(client, files) -> None:
+    assert len(rerank(client, query="two", documents=files[:1] * MAX_RERANK)["results"]) == MAX_RERANK
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({}, "input: Field required"),
+        ({"input": []}, "input: List should have at least 1 item"),
+        ({"input": ["a"] * (MAX_TEXTS + 1)}, f"at most {MAX_TEXTS}"),
+        ({"input": [{"image": "aGk="}] * (MAX_IMAGES + 1)}, f"send at most {MAX_IMAGES}"),
+        ({"input": ""}, "input.0.text: String should have at least 1 character"),
+        ({"input": "a" * 1001}, "at most 1000 characters"),
+        ({"input": [1, 2, 3]}, "token ids are not accepted"),
+        ({"input": [[1, 2], [3]]}, "token ids are not accepted"),
+        ({"input": [{"image": "https://images.example/x.png"}]}, "addresses are not fetched"),
+        ({"input": [{"url": "https://images.example/x.png"}]}, "addresses are not fetched"),
+        ({"input": [{"image": "not base64!"}]}, "no base64"),
+        ({"input": [{"image": "aGk="}]}, "no usable image"),
+        ({"input": ["data:image/png;base64,aGk="]}, "no usable image"),
+        ({"input": [{"text": "a", "image": "aGk="}]}, "a text or an image, one of them"),
+        ({"input": [{}]}, "a text or an image, one of them"),
+        ({"input": [{"video": "a"}]}, "input.0.video"),
+        ({"input": "a", "encoding_format": "int8"}, "'float' or 'base64'"),
+        ({"input": "a", "dimensions": 7}, "dimensions is 7, but the model's vectors have "),
+    ],
+)
+def test_embeddings_name_what_is_wrong(client, body, reason) -> None:
+    refused(client, "/v1/embeddings", body, reason)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"query": "a"}, "documents: Field required"),
+        ({"documents": ["a"]}, "query: Field required"),
+        ({"query": "a", "documents": []}, "documents: List should have at least 1 item"),
+        ({"query": "a", "documents": "a"}, "documents: Input should be a valid array"),
+        ({"query": "a", "documents": ["aGk="] * (MAX_RERANK + 1)}, f"at most {MAX_RERANK}"),
+        ({"query": "a", "documents": ["a red apple"]}, "document 0 must be an image, as the query is a text"),
+        ({"query": "a", "documents": ["http://127.0.0.1/x.png"]}, "addresses are not fetched"),
+        ({"query": "a", "documents": [{"text": "b"}]}, "query and document 0 are both texts"),
+        ({"query": "a", "documents": [{"image": "aGk="}, {"text": "b"}]}, "query and document 1 are both texts"),
+        ({"query": {"image": "aGk="}, "documents": [{"image": "aGk="}]}, "are both images"),
+        ({"query": {"image": "aGk="}, "documents": ["a"]}, "no usable image"),
+        ({"query": "a", "documents": ["aGk="]}, "no usable image"),
+        ({"query": "a", "documents": ["aGk="], "top_n": 0}, "top_n"),
+        ({"query": "a", "documents": ["aGk="], "return_documents": "perhaps"}, "return_documents"),
+        ({"query": 5, "documents": ["aGk="]}, "expected a text or"),
+    ],
+)
+def test_rerank_names_what_is_wrong(client, body, reason) -> None:
+    refused(client, "/v1/rerank", body, reason)
+
+
+def refused(client: TestClient, path: str, body: dict, reason: str) -> None:
+    response = client.post(path, json=body)
+    assert response.status_code == 422, response.text
+    error = response.json()["error"]
+    assert reason in error["message"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "422")
+    assert response.json()["detail"] == error["message"]
+
+
+def test_pixels_are_limited_before_they_are_decoded(parts) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(file, "PNG")
+    sent = {"query": "a", "documents": [in_base64(file.getvalue())]}
+    with TestClient(create_app(parts, Settings(max_pixels=80_000))) as client:
+        refused(client, "/v1/rerank", sent, "no usable image")
+        refused(client, "/v1/embeddings", {"input": [{"image": sent["documents"][0]}]}, "no usable image")
+
+
+def test_clients_raise_their_own_errors(openai_client, cohere_client) -> None:
+    with pytest.raises(openai.UnprocessableEntityError, match="token ids are not accepted") as raised:
+        openai_client.embeddings.create(model="any", input=[[1, 2]])
+    assert (raised.value.type, raised.value.code) == ("invalid_request_error", "422")
+    with pytest.raises(cohere.UnprocessableEntityError) as refusal:
+        cohere_client.rerank(model="any", query="a", documents=["a dog"])
+    assert "must be an image" in refusal.value.body["error"]["message"]
+
+
+def test_key_is_required(address) -> None:
+    with (
+        openai.OpenAI(base_url=f"{address}/v1", api_key="wrong") as client,
+        pytest.raises(openai.AuthenticationError, match="the API key is missing or wrong"),
+    ):
+        client.embeddings.create(model="any", input="a")
+    for kind in (cohere.Client, cohere.ClientV2):
+        with kind(api_key="wrong", base_url=address) as client, pytest.raises(cohere.UnauthorizedError):
+            client.rerank(model="any", query="a", documents=["a"])
+
+
+def test_full_queue_and_stopping_server_are_busy_to_clients(parts) -> None:
+    app = create_app(parts, Settings(queue=1))
+    with (
+        served(app) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as openai_client,
+        cohere.ClientV2(api_key="any", base_url=address, max_retries=0) as cohere_client,
+    ):
+        app.state.vlmo.admitted = 1
+        with pytest.raises(openai.InternalServerError, match="the queue is full") as raised:
+            openai_client.embeddings.create(model="any", input="a")
+        app.state.vlmo.admitted, app.state.vlmo.stopping = 0, True
+        with pytest.raises(cohere.ServiceUnavailableError):
+            cohere_client.rerank(model="any", query="a", documents=["a"])
+    assert (raised.value.status_code, raised.value.type) == (503, "server_error")
+    assert int(raised.value.response.headers["retry-after"]) >= 1
+
+
+def test_model_without_matching_head_and_service_without_model_say_so(parts, files, monkeypatch) -> None:
+    monkeypatch.setattr(type(parts.encoder), "can_match", property(lambda _: False))
+    body = {"query": "a", "documents": files[:1]}
+    with TestClient(create_app(parts)) as client:
+        response = client.post("/v1/rerank", json=body)
+        assert (response.status_code, response.json()["error"]["reason"]) == (404, "this model has no matching head")
+        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+    with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
+        assert client.post("/v1/rerank", json=body).status_code == 404
+        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 404
