@@ -32,13 +32,23 @@ def is_main() -> bool:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Return the device of this process: `name`, else its GPU, else the CPU; ValueError if there is none such."""
+    """Return the device of this process: `name`, else its GPU (CUDA, then Apple's MPS), else the CPU.
+
+    MPS serves a run of one process: it has no collectives.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    has_mps = torch.backends.mps.is_available()
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps and alone else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device is {name!r}; give 'cpu', 'cuda' or 'cuda:N'") from None
+        raise ValueError(f"device is {name!r}; give 'cpu', 'cuda', 'cuda:N' or 'mps'") from None
+    if device.type == "mps" and not has_mps:
+        raise ValueError(f"device is {name!r}, but PyTorch sees no GPU of Apple here; give 'cpu'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here")
     if device.type == "cuda" and device.index is None:

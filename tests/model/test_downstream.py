@@ -59,9 +59,26 @@ def test_answer_loss_is_summed_over_answers_and_a_mean_over_the_batch(answers):
     assert loss.item() == pytest.approx(5 * math.log(2))
 
 
-def test_answer_labels_of_another_shape_are_refused(answers):
-    with pytest.raises(ValueError, match=r"labels have shape \(2,\); expected \(2, 5\)"):
-        answers(pictures(2), **TEXTS[2], labels=torch.tensor([1, 2]))
+@torch.no_grad()
+def test_number_of_an_answer_is_a_score_of_one(answers):
+    numbers = torch.tensor([3, 0])
+    loss = answers(pictures(2), **TEXTS[2], labels=numbers).loss
+    assert torch.equal(loss, answers(pictures(2), **TEXTS[2], labels=torch.eye(5)[numbers]).loss)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(2, 4), r"labels have shape \(2, 4\); expected \(2, 5\)"),
+        (torch.zeros(3, dtype=torch.int64), r"labels have shape \(3,\); expected \(2, 5\)"),
+        (torch.tensor([1.0, 0.3]), r"labels have shape \(2,\); expected \(2, 5\)"),
+        (torch.tensor([1, 5]), r"labels are \[1, 5\]; expected answer numbers 0 to 4"),
+        (torch.tensor([-1, 1]), r"labels are \[-1, 1\]; expected answer numbers 0 to 4"),
+    ],
+)
+def test_answer_labels_that_fit_no_answer_are_refused(answers, labels, message):
+    with pytest.raises(ValueError, match=message):
+        answers(pictures(2), **TEXTS[2], labels=labels)
 
 
 def test_answers_are_learnt():

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vlmo.training import tracking
-from vlmo.training.tracking import Tracker, read_metrics
+from vlmo.training import TrainerConfig, tracking
+from vlmo.training.tracking import Tracker, check_report_to, read_metrics
 
 
-def track(run_dir, *, step: int, upto: int, console: Console | None = None) -> None:
-    with Tracker(run_dir, step=step, max_steps=9, title="toy", console=console) as tracker:
+def track(run_dir, *, step: int, upto: int, console: Console | None = None, **services) -> None:
+    with Tracker(run_dir, step=step, max_steps=9, title="toy", console=console, **services) as tracker:
         for number in range(step + 1, upto + 1):
             tracker.advance(number)
             tracker.log_training(number, losses={"loss": 1 / number}, numbers={"samples_per_s": 12.0})
@@ -99,3 +101,51 @@ def test_lines_stand_in_for_the_bar_without_a_terminal(tmp_path, monkeypatch) ->
 def test_nothing_is_shown_without_a_console(tmp_path, capfd) -> None:
     track(tmp_path, step=0, upto=4)
     assert capfd.readouterr() == ("", "")
+
+
+class Service(ModuleType):
+    """The part of wandb's and trackio's interface that is used, with a record of the calls."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.starts, self.logged, self.finished = [], [], 0
+
+    def init(self, *, project, name, config, resume, **others) -> SimpleNamespace:
+        self.starts.append({"project": project, "name": name, "config": config, "resume": resume, **others})
+        return SimpleNamespace(log=lambda values, step: self.logged.append((step, values)), finish=self.finish)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_services_get_the_same_numbers_and_resume_the_same_run(tmp_path, monkeypatch) -> None:
+    services = {name: Service(name) for name in ("wandb", "trackio")}
+    for name, service in services.items():
+        monkeypatch.setitem(sys.modules, name, service)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.delenv("TRACKIO_PROJECT", raising=False)
+    check_report_to(list(services))
+    for step, upto in ((0, 2), (2, 3)):
+        track(tmp_path, step=step, upto=upto, report_to=list(services), settings={"seed": 3})
+    for service in services.values():
+        assert service.logged == [
+            (1, {"train/loss": 1.0, "train/samples_per_s": 12.0}),
+            (2, {"train/loss": 0.5, "train/samples_per_s": 12.0}),
+            (2, {"test/retrieval/ir_at_1": 0.5, "test/retrieval/tr_at_1": 0.25}),
+            (3, {"train/loss": 1 / 3, "train/samples_per_s": 12.0}),
+        ]
+        first, second = service.starts
+        assert first == second
+        assert first["name"].startswith(f"{tmp_path.name}-")
+        assert (first["resume"], first["config"], service.finished) == ("allow", {"seed": 3}, 2)
+    assert services["wandb"].starts[0]["project"] == "mine"
+    assert services["wandb"].starts[0]["id"] == services["trackio"].starts[0]["name"].removeprefix(f"{tmp_path.name}-")
+    assert services["trackio"].starts[0]["project"] == "vlmo"
+
+
+def test_service_that_is_not_installed_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(ModuleNotFoundError, match="trackio, which is not installed; pip install trackio"):
+        check_report_to(["trackio"])
+    with pytest.raises(ValueError, match="report_to names comet"):
+        TrainerConfig(max_steps=1, report_to=("comet",))

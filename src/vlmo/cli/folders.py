@@ -83,7 +83,7 @@ class ReleaseOptions:
     note: str = ""
     """A paragraph for the top of the card."""
     device: str | None = None
-    """Device that measures it: cpu, cuda or cuda:N; by default a GPU if there is one."""
+    """Device that measures it: cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
 
 
 def models_command(options: ModelsOptions) -> None:

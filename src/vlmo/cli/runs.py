@@ -29,7 +29,7 @@ _COMMON_HELP = (
     "  --batch-size ROWS   rows of a step",
     "  --steps N           length of the run; the warm-up keeps its share",
     "  --output-dir DIR    run folder, by default runs/NAME; a run that was interrupted goes on there",
-    "  --device DEVICE     cpu, cuda or cuda:N",
+    "  --device DEVICE     cpu, cuda, cuda:N or mps",
     "  --dry-run           tell what the run will need",
 )
 
@@ -50,7 +50,7 @@ class TrainOptions:
     run_dir: Path
     """Run folder; a run that was interrupted goes on where it was."""
     device: str | None = None
-    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
     dry_run: bool = False
     """Only tell what the run will need: memory, traffic between processes, operations. Reads and writes no data."""
     processes: int | None = None

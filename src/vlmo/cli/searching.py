@@ -48,7 +48,7 @@ class IndexOptions:
     workers: int = 2
     """ray: models that work side by side."""
     device: str | None = None
-    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class EmbedOptions:
     batch: Annotated[int, tyro.conf.arg(name="batch-size", aliases=["--batch"])] = 64
     """Images that go through the model at a time."""
     device: str | None = None
-    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class SearchOptions:
     explain: Path | None = None
     """PNG file for the attention of the query's words over the best images."""
     device: str | None = None
-    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
 
 
 def index_command(options: IndexOptions) -> None:

@@ -27,7 +27,7 @@ class ServeOptions:
     port: int = 8000
     """0: any that is free; the log says which."""
     device: str | None = None
-    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
     api_key_file: Path | None = None
     """File with the key that clients must send; by default the environment's VLMO_API_KEY, or none."""

@@ -58,7 +58,7 @@ class EvaluateOptions:
     submission: Path | None = None
     """vqa, nlvr2: write the file that the evaluation server takes instead of measuring."""
     device: str | None = None
-    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
     out: Path | None = None
     """JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or here if
     the model was given by a name, with the method or inference in its name where one is given."""
@@ -84,7 +84,7 @@ class PredictOptions:
     json: bool = False
     """Print JSON instead of a table."""
     device: str | None = None
-    """cpu, cuda or cuda:N; by default a GPU if there is one."""
+    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
 
 
 @dataclass(frozen=True)

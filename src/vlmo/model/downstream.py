@@ -47,16 +47,16 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         pixel_values: Float[Tensor, "batch 3 height width"],
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"] | None = None,
-        labels: Float[Tensor, "batch answers"] | None = None,
+        labels: Float[Tensor, "batch answers"] | Int[Tensor, "batch"] | None = None,
     ) -> SequenceClassifierOutput:
         """Return logits of each answer; a sigmoid makes them scores.
 
         Args:
-            labels: Score of each answer, 0 to 1 (VQAv2: from ten annotators). The loss is binary cross-entropy, summed
-                over answers, mean over the batch.
+            labels: Score of each answer, 0 to 1 (VQAv2: from ten annotators), or the number of the one right answer,
+                which then scores 1. The loss is binary cross-entropy, summed over answers, mean over the batch.
 
         Raises:
-            ValueError: Image or question is missing, or the labels have another shape than the logits.
+            ValueError: Image or question is missing, the labels have neither shape, or there is no answer of a number.
         """
         if pixel_values is None or input_ids is None:
             raise ValueError("A question needs pixel_values and input_ids, an image for each question.")
@@ -64,9 +64,16 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         logits = self.answer_head(fused.pooler_output)
         loss = None
         if labels is not None:
+            given, expected = tuple(labels.shape), tuple(logits.shape)
+            if labels.ndim == 1 and not labels.is_floating_point():
+                if not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+                    raise ValueError(f"labels are {labels.tolist()}; expected answer numbers 0 to {expected[1] - 1}.")
+                labels = F.one_hot(labels, expected[1])
             if labels.shape != logits.shape:
-                given, expected = tuple(labels.shape), tuple(logits.shape)
-                raise ValueError(f"labels have shape {given}; expected {expected}, a score of each answer.")
+                raise ValueError(
+                    f"labels have shape {given}; expected {expected}, a score of each answer, or ({expected[0]},), "
+                    "the number of an answer (int64)."
+                )
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum") / len(logits)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 

@@ -106,9 +106,10 @@ def sample_hard_negatives(
     # The largest allowed logit is subtracted before exp, so that some weight is always 1: never all zero.
     logits = similarities.detach().float().masked_fill(excluded, float("-inf"))
     logits = torch.where(possible[:, None], logits, torch.zeros_like(logits))
-    cumulative = logits.softmax(dim=1).double().cumsum(dim=1)
-    target = uniform.double()[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    place = torch.device("cpu") if logits.device.type == "mps" else logits.device  # Apple's GPUs have no float64
+    cumulative = logits.softmax(dim=1).to(place).double().cumsum(dim=1)
+    target = uniform.to(place).double()[:, None] * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, target, right=True)[:, 0].to(logits.device)
     # Logits that are not finite would point past the end; their loss is not finite either, and the step is skipped.
     chosen = chosen.clamp(max=logits.shape[1] - 1)
     return torch.where(possible, chosen, torch.zeros_like(chosen)), possible

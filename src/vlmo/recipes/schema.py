@@ -202,8 +202,12 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
 
     Raises:
         ValueError: They do not; the message says what to change.
+        ModuleNotFoundError: A package that the run is to report to is not installed.
     """
+    from vlmo.training.tracking import check_report_to
+
     stage, loader = recipe.stage, recipe.loader
+    check_report_to(recipe.trainer.report_to)
     if recipe.data.streams.patterns:
         validate_lanes(recipe.data.streams, loader=loader, processes=processes)
     losses = getattr(stage, "losses", None)

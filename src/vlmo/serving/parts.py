@@ -30,7 +30,7 @@ class Answerer:
 
     Args:
         folder: Folder of a `VLMoForVisualQuestionAnswering`.
-        device: cpu, cuda or cuda:N; by default a GPU if there is one.
+        device: cpu, cuda, cuda:N or mps; by default a GPU if there is one.
 
     Raises:
         ValueError: It holds no such model, or a damaged one.

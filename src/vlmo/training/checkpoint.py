@@ -57,6 +57,7 @@ MAY_DIFFER = (
     "trainer.engine.",
     "trainer.keep_states",
     "trainer.log_every",
+    "trainer.report_to",
     "trainer.save_every",
 )
 """Prefixes of the names of settings that may be others when a run goes on."""

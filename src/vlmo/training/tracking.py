@@ -1,11 +1,13 @@
-"""Record of a run: metrics.jsonl, TensorBoard and progress."""
+"""Record of a run: metrics.jsonl, TensorBoard, progress, and Weights & Biases and trackio where asked for."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from vlmo.progress import Progress
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+_RUN_ID = "tracking_id.txt"
 # Without a terminal, a line this often (seconds) shows that the run is alive without filling a log file.
 LINE_EVERY_S = 30.0
 
@@ -34,6 +37,34 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def check_report_to(names: Sequence[str]) -> None:
+    """Raise ModuleNotFoundError if a package that a run is to report to is not installed."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"trainer.report_to names {name}, which is not installed; pip install {name}, or leave it out"
+            ) from error
+
+
+def _start_reports(names: Sequence[str], *, run_dir: Path, settings: Mapping[str, Any]) -> list[Any]:
+    """Start or resume the run in each service, in the project of WANDB_PROJECT or TRACKIO_PROJECT, by default vlmo."""
+    if not names:
+        return []
+    file = run_dir / _RUN_ID  # by which a service knows the run again when it is resumed
+    if not file.exists():
+        write_file(file, uuid.uuid4().hex[:12])
+    run_id = file.read_text()
+    runs = []
+    for name in names:
+        options: dict[str, Any] = {"id": run_id, "dir": str(run_dir)} if name == "wandb" else {}
+        project = os.environ.get(f"{name.upper()}_PROJECT", "vlmo")
+        options |= {"project": project, "name": f"{run_dir.resolve().name}-{run_id}", "config": dict(settings)}
+        runs.append(importlib.import_module(name).init(resume="allow", **options))
+    return runs
+
+
 class Tracker:
     """Writer of what the run reports; a context. Lines after `step`, left by a run that was cut off, are removed.
 
@@ -45,9 +76,21 @@ class Tracker:
         step: Finished steps in the state that the run goes on from.
         title: Stands before the bar.
         console: See `Progress`.
+        report_to: "wandb" and "trackio", which get the same numbers.
+        settings: Of the run, for these.
     """
 
-    def __init__(self, run_dir: Path, *, step: int, max_steps: int, title: str, console: Console | None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        step: int,
+        max_steps: int,
+        title: str,
+        console: Console | None,
+        report_to: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only there with the extra `train`
 
         path = run_dir / METRICS
@@ -59,6 +102,7 @@ class Tracker:
         """Newest step whose evaluation is in metrics.jsonl."""
         self._file = path.open("a")
         self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._reports = _start_reports(report_to, run_dir=run_dir, settings=settings or {})
         self._title, self._max_steps, self._losses = title, max_steps, ""
         self._progress = Progress(console, line_every_s=LINE_EVERY_S)
         self.advance(step)
@@ -71,6 +115,8 @@ class Tracker:
         self._progress.__exit__()
         self._file.close()
         self._tensorboard.close()
+        for report in self._reports:
+            report.finish()
 
     def advance(self, step: int) -> None:
         """Show how many steps are finished."""
@@ -116,9 +162,11 @@ class Tracker:
         line = {name: _json_number(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._tensorboard.add_scalar(prefix + name, value, step)
+        scalars = {prefix + name: value for name, value in values.items() if isinstance(value, (int, float))}
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+        for report in self._reports:
+            report.log(scalars, step=step)
 
 
 def _json_number(value: Any) -> Any:

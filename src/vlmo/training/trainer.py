@@ -191,7 +191,15 @@ class Trainer:
             tracking = contextlib.nullcontext()
             if is_main():
                 step, max_steps = self._counters.step, self.config.max_steps
-                tracking = Tracker(self.run_dir, step=step, max_steps=max_steps, title=self.title, console=self.console)
+                tracking = Tracker(
+                    self.run_dir,
+                    step=step,
+                    max_steps=max_steps,
+                    title=self.title,
+                    console=self.console,
+                    report_to=self.config.report_to,
+                    settings=json.loads(self.recipe_json),
+                )
             with StopSignal() as stop, tracking as tracker:
                 finished = self._train(tracker, stop)
                 if finished:

@@ -1,0 +1,249 @@
+"""Data collators: rows of a Hugging Face data set to batches for `transformers.Trainer`, one for each model class.
+
+An image is a PIL image, a path, or the bytes and path of a data set that does not decode. `TrainingArguments` needs
+`remove_unused_columns=False`: the columns are not the arguments of the models. Augmentation belongs into the data set
+(`set_transform`).
+
+What is sampled (a caption, masks) is a pure function of `seed` and the content of the batch: an evaluation repeats
+itself, a run that is resumed goes on as it would have, and a shuffled epoch brings other masks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
+from os import PathLike
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from vlmo.data.decoding import ImageCell, decode_image, decode_mask
+from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
+from vlmo.processing.answers import soft_targets
+
+if TYPE_CHECKING:
+    from vlmo.model.visual_tokenizer import VisualTokenizer
+
+Rows = Sequence[Mapping[str, Any]]
+TEXT_COLUMNS = ("text", "caption", "captions", "sentence")
+"""Columns of texts; of a list of captions, one is sampled."""
+
+
+@dataclass(frozen=True)
+class DataCollator(ABC):
+    """Collator of rows to a batch.
+
+    Args:
+        processor: That of the model; an image processor where the model reads no text.
+    """
+
+    processor: Any
+
+    @abstractmethod
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Return the arguments of the model's `forward`, with labels.
+
+        Raises:
+            ValueError: A column is missing, or a value cannot be used.
+        """
+
+    def images(self, rows: Rows, *, name: str = "image") -> list[Image.Image]:
+        """Return the images of a column; the processor puts transparency on white."""
+        return [_opened(value) for value in _column(rows, name)]
+
+    def texts(self, rows: Rows, *, seed: int = 0) -> list[str]:
+        """Return a text of each row."""
+        values = _column(rows, *TEXT_COLUMNS)
+        if any(isinstance(value, list) and not value for value in values):
+            raise ValueError("a row has an empty list of captions; leave such rows out")
+        generator = _generator(seed, repr(values).encode())
+        return [
+            value[int(generator.integers(len(value)))] if isinstance(value, list) else str(value) for value in values
+        ]
+
+
+@dataclass(frozen=True)
+class DataCollatorForRetrieval(DataCollator):
+    """Pairs for `VLMoForImageTextRetrieval`: `image` and one of `TEXT_COLUMNS`; the other rows are the negatives."""
+
+    seed: int = 0
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Return images and texts, and `return_loss`."""
+        texts = self.texts(rows, seed=self.seed)
+        return {**self.processor(images=self.images(rows), text=texts, return_tensors="pt"), "return_loss": True}
+
+
+@dataclass(frozen=True)
+class DataCollatorForVisualQuestionAnswering(DataCollator):
+    """Questions for `VLMoForVisualQuestionAnswering`: `image`, `question`, and the answer in one of three forms.
+
+    These are `label`, the number of the answer; `answer`, its words, or `answers`, those of ten annotators;
+    `answer_labels` with `answer_scores`, numbers and scores. Words that are no answer of the model score nothing.
+
+    Args:
+        label2id: Number of each answer, as in the model's configuration.
+    """
+
+    label2id: Mapping[str, int] = field(default_factory=dict)
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Return images and questions, and class numbers or scores as `labels`."""
+        questions = [str(question) for question in _column(rows, "question")]
+        inputs = self.processor(images=self.images(rows), text=questions, return_tensors="pt")
+        return {**inputs, "labels": self._labels(rows)}
+
+    def _labels(self, rows: Rows) -> Tensor:
+        if "label" in rows[0]:
+            return torch.tensor(_column(rows, "label"))
+        if not self.label2id:
+            raise ValueError("answers in words need label2id, such as model.config.label2id")
+        scores = torch.zeros(len(rows), len(self.label2id))
+        for row, target in zip(rows, scores, strict=True):
+            if "answer_labels" in row:
+                numbers, shares = row["answer_labels"], row["answer_scores"]
+            else:
+                (given,) = _column([row], "answers", "answer")
+                given = given if isinstance(given, list) else [str(given)]
+                numbers, shares = soft_targets(given, numbers=self.label2id)
+                shares = [1.0] * len(numbers) if len(given) == 1 else shares
+            target[torch.tensor(numbers, dtype=torch.int64)] = torch.tensor(shares)
+        return scores
+
+
+@dataclass(frozen=True)
+class DataCollatorForVisualReasoning(DataCollator):
+    """Sentences for `VLMoForVisualReasoning`: `image`, `second_image`, a text, and `label` (1 true, 0 false)."""
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Return `pixel_values` of two images a row, the sentences, and `labels`."""
+        pairs = [
+            self.processor(images=self.images(rows, name=name), return_tensors="pt")["pixel_values"]
+            for name in ("image", "second_image")
+        ]
+        encoded = self.processor(text=self.texts(rows), return_tensors="pt")
+        labels = torch.tensor([int(label) for label in _column(rows, "label")])
+        return {"pixel_values": torch.stack(pairs, dim=1), **encoded, "labels": labels}
+
+
+@dataclass(frozen=True)
+class DataCollatorForImageClassification(DataCollator):
+    """Images for `VLMoForImageClassification`: `image` and `label`, the number of its class."""
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Return images and `labels`."""
+        labels = torch.tensor(_column(rows, "label"))
+        return {**self.processor(images=self.images(rows), return_tensors="pt"), "labels": labels}
+
+
+@dataclass(frozen=True)
+class DataCollatorForSemanticSegmentation(DataCollator):
+    """Images for `VLMoForSemanticSegmentation`: `image` and `mask`, an image of class numbers, 255 where none counts."""
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Return images and `labels` of their pixels, both as squares of the processor's size."""
+        images, masks = self.images(rows), [_numbers(mask) for mask in _column(rows, "mask")]
+        for image, mask in zip(images, masks, strict=True):
+            if mask.shape != image.size[::-1]:
+                raise ValueError(
+                    f"a mask has shape {mask.shape}, its image (height, width) is {image.size[::-1]}; expected the same "
+                    "and one channel, with the number of a class for each pixel"
+                )
+        inputs = self.processor(images=images, return_tensors="pt")
+        height, width = inputs["pixel_values"].shape[-2:]
+        sized = [Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST) for mask in masks]
+        return {**inputs, "labels": torch.from_numpy(np.stack(sized).astype(np.int64))}
+
+
+@dataclass(frozen=True)
+class DataCollatorForMaskedLM(DataCollator):
+    """Texts for `VLMoForMaskedLM`, with whole words masked; with their images where the rows have `image`.
+
+    Args:
+        words: Which words are masked.
+    """
+
+    words: WordMaskConfig = WordMaskConfig()
+    seed: int = 0
+
+    @cached_property
+    def _vocabulary(self) -> MaskingVocabulary:
+        return MaskingVocabulary.of(self.processor.tokenizer, only=self.words.only)
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Return masked texts, and the true ids at masked places as `labels` (-100 elsewhere)."""
+        images = {"images": self.images(rows)} if rows[0].get("image") is not None else {}
+        inputs = self.processor(text=self.texts(rows, seed=self.seed), return_tensors="pt", **images)
+        ids = inputs["input_ids"].numpy()
+        generator = _generator(self.seed, ids.tobytes())
+        options: dict[str, Any] = {"vocabulary": self._vocabulary, "config": self.words, "generator": generator}
+        masked, labels = zip(*(whole_word_mask(text, **options) for text in ids), strict=True)
+        found = {"input_ids": masked, "labels": labels}
+        return {**inputs, **{name: torch.from_numpy(np.stack(each)) for name, each in found.items()}}
+
+
+@dataclass(frozen=True)
+class DataCollatorForMaskedImageModeling(DataCollator):
+    """Images for `VLMoForMaskedImageModeling`: `image`, with blocks of patches masked.
+
+    Args:
+        visual_tokenizer: Makes the targets, on its own device; see `load_visual_tokenizer`.
+        patch_size: That of the model's configuration, in pixels.
+        masked_share: Share of patches that are masked.
+    """
+
+    visual_tokenizer: VisualTokenizer
+    patch_size: int
+    masked_share: float = 75 / 196
+    seed: int = 0
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Return images, `bool_masked_pos`, and the visual token of each patch as `labels`."""
+        pixels = self.processor(images=self.images(rows), return_tensors="pt")["pixel_values"]
+        height, width = (side // self.patch_size for side in pixels.shape[-2:])
+        config = BlockMaskConfig.for_grid(height, width=width)
+        config = replace(config, num_masked=round(self.masked_share * height * width))
+        generator = _generator(self.seed, pixels.numpy().tobytes())
+        masks = torch.from_numpy(np.stack([config.sample(generator) for _ in rows]))
+        with torch.no_grad():
+            place = next(self.visual_tokenizer.parameters()).device
+            tokens = self.visual_tokenizer.tokenize(pixels.to(place), grid=(height, width))
+        return {"pixel_values": pixels, "bool_masked_pos": masks, "labels": tokens.cpu()}
+
+
+def _column(rows: Rows, *names: str) -> list[Any]:
+    """Return the values of the first of these columns that the rows have."""
+    name = next((name for name in names if name in rows[0]), None)
+    if name is None or any(row.get(name) is None for row in rows):
+        given = f"the rows have {', '.join(rows[0]) or 'no columns'}" if name is None else f"a row has no {name}"
+        raise ValueError(
+            f"{given}; expected {' or '.join(names)} in each. Rename columns with rename_column, and give "
+            "TrainingArguments(remove_unused_columns=False), without which the trainer drops them"
+        )
+    return [row[name] for row in rows]
+
+
+def _opened(value: Any) -> Any:
+    """Return an image of a row decoded; PIL images unchanged."""
+    return decode_image(_cell(value)) if isinstance(value, str | PathLike | Mapping) else value
+
+
+def _numbers(value: Any) -> UInt8[np.ndarray, "height width"]:
+    """Return the class numbers of a mask of a row."""
+    return decode_mask(_cell(value)) if isinstance(value, str | PathLike | Mapping) else np.array(value)
+
+
+def _cell(value: Any) -> ImageCell:
+    return cast("ImageCell", value) if isinstance(value, Mapping) else {"bytes": None, "path": str(value)}
+
+
+def _generator(seed: int, content: bytes) -> np.random.Generator:
+    """Return a generator that depends on the seed and the content of a batch."""
+    return np.random.default_rng([seed, *blake2b(content, digest_size=16).digest()])

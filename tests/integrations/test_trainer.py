@@ -1,0 +1,216 @@
+"""transformers' Trainer fine-tunes, evaluates and resumes each class; collators say what they make of rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from safetensors.torch import load_file
+from tests.tasks.toy_vision import NAMES, PIXELS, class_rows, png, segment_rows
+from tests.toy_questions import ANSWERS, COLORS, processor, question_rows, reasoning_rows
+from transformers import Trainer, TrainingArguments
+
+from vlmo import (
+    VLMoConfig,
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedImageModeling,
+    VLMoForMaskedLM,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
+)
+from vlmo.data.masking import WordMaskConfig
+from vlmo.data.schema import SEGMENT_FEATURES
+from vlmo.integrations.collators import (
+    DataCollator,
+    DataCollatorForImageClassification,
+    DataCollatorForMaskedImageModeling,
+    DataCollatorForMaskedLM,
+    DataCollatorForRetrieval,
+    DataCollatorForSemanticSegmentation,
+    DataCollatorForVisualQuestionAnswering,
+    DataCollatorForVisualReasoning,
+)
+from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
+
+STEPS, SAVED = 8, 5  # an epoch has three steps: the saved one lies within an epoch
+WORDS = processor()
+NUMBERS = {name: number for number, name in enumerate(ANSWERS)}
+
+
+def captioned(count: int = 12) -> list[dict[str, Any]]:
+    """Decoded images, as a data set with the feature `Image()` gives them."""
+    names = list(COLORS)
+    colors = [names[number % len(names)] for number in range(count)]
+    return [{"image": Image.new("RGB", (24, 20), COLORS[color]), "text": f"is it {color}?"} for color in colors]
+
+
+def visual_tokenizer() -> VQVisualTokenizer:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_tokens": 16, "code_size": 4}
+    model = VQVisualTokenizer(VQVisualTokenizerConfig(patch_size=16, **sizes)).train()
+    model(torch.rand(16, 3, 64, 64) * 2 - 1)
+    return model.eval()
+
+
+def mim_collator() -> DataCollator:
+    return DataCollatorForMaskedImageModeling(WORDS, visual_tokenizer(), patch_size=16)
+
+
+Case = tuple[type, dict[str, Any], Callable[[], DataCollator], Callable[[], Any]]
+CASES: dict[str, Case] = {
+    "retrieval": (VLMoForImageTextRetrieval, {}, lambda: DataCollatorForRetrieval(WORDS), captioned),
+    "vqa": (
+        VLMoForVisualQuestionAnswering,
+        {"num_labels": len(ANSWERS)},
+        lambda: DataCollatorForVisualQuestionAnswering(WORDS, label2id=NUMBERS),
+        lambda: question_rows(12),
+    ),
+    "nlvr2": (
+        VLMoForVisualReasoning,
+        {"num_labels": 2, "num_modality_types": 3},
+        lambda: DataCollatorForVisualReasoning(WORDS),
+        lambda: [row | {"label": int(number > 1)} for number, row in enumerate(reasoning_rows(12))],
+    ),
+    "classification": (
+        VLMoForImageClassification,
+        {"num_labels": len(NAMES)},
+        lambda: DataCollatorForImageClassification(WORDS.image_processor),
+        lambda: class_rows("train", 12),
+    ),
+    "segmentation": (
+        VLMoForSemanticSegmentation,
+        {"num_labels": len(PIXELS), "segmentation_channels": 16},
+        lambda: DataCollatorForSemanticSegmentation(WORDS.image_processor),
+        lambda: Dataset.from_list(segment_rows("train", 12), features=SEGMENT_FEATURES),
+    ),
+    "mlm": (VLMoForMaskedLM, {}, lambda: DataCollatorForMaskedLM(WORDS), captioned),
+    "mim": (VLMoForMaskedImageModeling, {"num_visual_tokens": 16}, mim_collator, captioned),
+}
+
+
+def trainer(name: str, folder: Path) -> Trainer:
+    model_class, settings, collator, rows = CASES[name]
+    torch.manual_seed(1)
+    # Dropped paths and embeddings need the random state that a checkpoint keeps.
+    model = model_class(VLMoConfig.tiny(drop_path_rate=0.1, hidden_dropout_prob=0.1, **settings))
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=5,  # the last batch has fewer rows
+        learning_rate=5e-3,
+        save_steps=SAVED,
+        logging_steps=1,
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    given = rows()
+    return Trainer(model, arguments, data_collator=collator(), train_dataset=given, eval_dataset=given)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trainer_fine_tunes_evaluates_and_resumes(name, tmp_path):
+    whole = trainer(name, tmp_path)
+    before = whole.evaluate()["eval_loss"]
+    whole.train()
+    after = whole.evaluate()["eval_loss"]
+    assert after < before
+    assert after == whole.evaluate()["eval_loss"]
+    resumed = trainer(name, tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{SAVED}"))
+    assert resumed.state.global_step == STEPS
+    state, expected = resumed.model.state_dict(), whole.model.state_dict()
+    saved = load_file(tmp_path / f"checkpoint-{SAVED}" / "model.safetensors")
+    assert any(not torch.equal(saved[key], expected[key]) for key in saved)
+    differing = [key for key, value in expected.items() if not torch.equal(state[key], value)]
+    assert not differing
+
+
+def test_answers_are_numbers_words_or_scores():
+    rows = question_rows(4)
+    collate = DataCollatorForVisualQuestionAnswering(WORDS, label2id=NUMBERS)
+    scores = collate(list(rows))["labels"]
+    assert scores[0].tolist() == pytest.approx([1, 0, 0, 0, 0, 0.6])
+    words = [dict(row) for row in rows.remove_columns(["answer_labels", "answer_scores"])]
+    assert torch.equal(collate(words)["labels"], scores)
+    one = [{"image": row["image"], "question": row["question"], "answer": row["answers"][0]} for row in rows]
+    assert torch.equal(collate(one)["labels"], scores.eq(1).float())
+    one[1]["answer"] = "a zebra"
+    assert collate(one)["labels"].sum(dim=1).tolist() == [1, 0, 1, 1]
+    numbered = [{"image": row["image"], "question": "what?", "label": number} for number, row in enumerate(rows)]
+    batch = collate(numbered)
+    assert batch["labels"].tolist() == [0, 1, 2, 3]
+    assert batch["pixel_values"].shape == (4, 3, 64, 64)
+    with pytest.raises(ValueError, match="need label2id"):
+        DataCollatorForVisualQuestionAnswering(WORDS)(one)
+
+
+def test_pixel_classes_keep_their_numbers(tmp_path):
+    rows = [dict(row) for row in segment_rows("train", 2)]
+    collate = DataCollatorForSemanticSegmentation(WORDS.image_processor)
+    labels = collate(rows)["labels"]
+    assert labels.shape == (2, 64, 64)
+    assert set(labels[0].unique().tolist()) == {0, PIXELS.index(NAMES[0]), 255}
+    (tmp_path / "mask.png").write_bytes(rows[0]["mask"]["bytes"])
+    opened = Image.open(tmp_path / "mask.png")
+    for mask in (str(tmp_path / "mask.png"), opened):
+        assert torch.equal(collate([rows[0] | {"mask": mask}])["labels"], labels[:1])
+    with pytest.raises(ValueError, match=r"mask has shape \(8, 8\), its image \(height, width\) is \(64, 80\)"):
+        collate([rows[0] | {"mask": png(np.zeros((8, 8), dtype=np.uint8))}])
+
+
+def test_masks_depend_on_the_batch_and_the_seed_alone():
+    rows = captioned(8)
+    words = dataclasses.replace(CASES["mlm"][2](), words=WordMaskConfig(probability=0.4))
+    for collate, hidden in ((words, "labels"), (mim_collator(), "bool_masked_pos")):
+        first = collate(rows)
+        torch.rand(3)  # no generator of others is used
+        for again in (collate, pickle.loads(pickle.dumps(collate))):
+            assert torch.equal(again(rows)[hidden], first[hidden])
+        for other in (dataclasses.replace(collate, seed=1)(rows), collate(rows[::-1])):
+            assert not torch.equal(other[hidden], first[hidden])
+    batch = words(rows)
+    plain = WORDS(text=[row["text"] for row in rows], return_tensors="pt")["input_ids"]
+    chosen = batch["labels"] != -100
+    assert torch.equal(batch["labels"][chosen], plain[chosen])
+    assert torch.equal(batch["input_ids"][~chosen], plain[~chosen])
+    assert batch["pixel_values"].shape == (8, 3, 64, 64)
+    assert "pixel_values" not in words([{"text": "is it red?"}])
+
+
+def test_each_caption_of_an_image_has_its_turn():
+    captions = ["is it red?", "is it blue?"]
+    rows = [captioned(1)[0] | {"text": captions}] * 6
+    collate = DataCollatorForRetrieval(WORDS)
+    found = {tuple(ids) for ids in collate(rows)["input_ids"].tolist()}
+    assert len(found) == 2
+    assert torch.equal(collate(rows)["input_ids"], collate(rows)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"img": 1, "text": "a"}, "the rows have img, text; expected image in each"),
+        ({"image": None, "text": "a"}, "a row has no image; expected image in each"),
+        ({"image": png(np.zeros((9, 9, 3), dtype=np.uint8)), "label": 3}, "expected text or caption or captions"),
+        ({"image": "no/such.png", "text": "a"}, "no/such.png: cannot be read"),
+        ({"image": png(np.zeros((9, 9, 3), dtype=np.uint8)), "captions": []}, "an empty list of captions"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_told(row, message):
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForRetrieval(WORDS)([row])
+
+
