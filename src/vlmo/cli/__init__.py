@@ -37,6 +37,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "recipes": (runs.RecipesOptions, runs.recipes_command),
     "models": (folders.ModelsOptions, folders.models_command),
     "import": (folders.ImportOptions, folders.import_command),
+    "merge": (folders.MergeOptions, folders.merge_command),
     "export": (folders.ExportOptions, folders.export_command),
     "release": (folders.ReleaseOptions, folders.release_command),
 }

@@ -1,4 +1,4 @@
-"""`vlmo models`, `vlmo import`, `vlmo export` and `vlmo release`: names of models, and conversion of model folders."""
+"""`vlmo models`, `import`, `merge`, `export` and `release`: names of models, and conversion of model folders."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ class ImportOptions:
     """The file takes pixels normalised by ImageNet's mean and deviation; known of beitv2_..., BEiT-3 and folders."""
     allow_partial: bool = False
     """Leave out keys that nobody knows, and start anew what is missing, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Make a model folder of a LoRA adapter and the model that it was trained from: vlmo merge ADAPTER --out FOLDER."""
+
+    adapter: Annotated[Path, tyro.conf.Positional]
+    """Folder that a run with --lora.rank leaves under model/, or one that PEFT has saved."""
+    out: Path
+    """New model folder."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,15 @@ def import_command(options: ImportOptions) -> None:
         table.add_row(word, escape(value))
     console.print(table)
     console.print("\n".join([*report.lines(), f"model folder {options.out}"]), markup=False, highlight=False)
+
+
+def merge_command(options: MergeOptions) -> None:
+    """Run `vlmo merge`."""
+    hide_loading_bars()
+    from vlmo.training.lora import merge_adapter
+
+    merge_adapter(options.adapter, options.out)
+    Console(soft_wrap=True).print(f"model folder {options.out}", markup=False, highlight=False)
 
 
 def export_command(options: ExportOptions) -> None:

@@ -29,6 +29,7 @@ _COMMON_HELP = (
     "  --batch-size ROWS   rows of a step",
     "  --steps N           length of the run; the warm-up keeps its share",
     "  --output-dir DIR    run folder, by default runs/NAME; a run that was interrupted goes on there",
+    "  --lora.rank RANK    train low-rank adapters instead of the whole model; vlmo merge makes a model folder of them",
     "  --device DEVICE     cpu, cuda, cuda:N or mps",
     "  --dry-run           tell what the run will need",
 )
@@ -196,7 +197,8 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
     if result.status == "stopped":
         sys.exit(0)
     if writes:
-        Console().print(f"{result.status}: {result.steps} steps; model folder {result.model_dir}", highlight=False)
+        kind = "model" if options.recipe.lora.rank is None else "adapter"
+        Console().print(f"{result.status}: {result.steps} steps; {kind} folder {result.model_dir}", highlight=False)
 
 
 def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:

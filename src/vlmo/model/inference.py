@@ -216,7 +216,7 @@ class DualEncoderForInference(nn.Module):
         texts: From token ids to vectors.
 
     Raises:
-        ValueError: int8 on another device than a CPU.
+        ValueError: int8 on another device than a CPU, or a model with adapters that are not merged.
     """
 
     @torch.no_grad()
@@ -226,6 +226,8 @@ class DualEncoderForInference(nn.Module):
         super().__init__()
         if int8 and backbone.device.type != "cpu":
             raise ValueError(f"int8 runs on a CPU, and the model is on {backbone.device}; use torch.bfloat16.")
+        if any("lora_" in name for name, _ in backbone.named_parameters()):
+            raise ValueError("This model has adapters, which would be left out; merge them first (merge_and_unload).")
         weights = _Weights(dtype or backbone.dtype, int8=int8)
         self.images = Tower(backbone, head.image_projection, modality=VISION, weights=weights)
         self.texts = Tower(backbone, head.text_projection, modality=LANGUAGE, weights=weights)

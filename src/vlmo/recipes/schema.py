@@ -13,7 +13,7 @@ from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.tasks import Task
 from vlmo.tasks.tokenizer import plain_fields
-from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+from vlmo.training import LoraConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 
 LEARN_VOCABULARY = "learn"
 # Settings that no pre-training stage reads.
@@ -118,6 +118,8 @@ class Recipe:
     schedule: ScheduleConfig = ScheduleConfig()
     init: str | None = None
     """Model folder to start from, or the name of a model (`vlmo models`)."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters to train instead of the whole model; the run then leaves an adapter folder (`vlmo merge`)."""
     evaluate_on: str | None = None
     """Stage 3 and fine-tuning: data (a name or a path) that the model is measured on, every trainer.eval_every."""
     evaluate_split: str = "test"
@@ -216,6 +218,8 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         losses.check_batch(loader.global_batch_size // pieces, processes=processes)
     if recipe.init is not None and not stage.can_start:
         raise ValueError(f"init is given, but a {stage.title} starts from nothing; leave it out")
+    if recipe.lora.rank is not None and (recipe.init is None or stage.evaluation is None):
+        raise ValueError("lora.rank is given; adapters need a model to start from (init), and fine-tuning or stage 3")
     if recipe.evaluate_on is not None and stage.evaluation is None:
         raise ValueError(
             f"evaluate_on is given, but {stage.title} has nothing to be measured on it; only stage 3 and fine-tuning do"

@@ -93,8 +93,8 @@ def no_model(folder: str | PathLike) -> str:
     """Return an error about a folder without `config.json`."""
     if (Path(folder) / "adapter_config.json").is_file():
         return (
-            f"{folder} holds an adapter of PEFT and no model; merge it first: "
-            "PeftModel.from_pretrained(MODEL, ADAPTER).merge_and_unload().save_pretrained(FOLDER), with the processor"
+            f"{folder} holds an adapter and no model; merge it first: vlmo merge {folder} --out FOLDER "
+            "(an adapter of another kind than LoRA: merge_and_unload of PEFT)"
         )
     return f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
 

@@ -36,6 +36,7 @@ from vlmo.tasks.base import EvaluationSet, RunContext
 from vlmo.tasks.registry import usage_of
 from vlmo.tasks.result import data_name
 from vlmo.training import Trainer, Watchdog, claim_run_folder, lock_run, read_metrics
+from vlmo.training.lora import add_adapters, save_adapter
 
 _QUARANTINE = "quarantine.jsonl"
 _MOST_LICENCES = 20
@@ -93,19 +94,32 @@ def build(
     )
     objective = task.objective(run)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
+    start = recipe.init or ""
+    if start and Path(start).is_dir():
+        start = str(Path(start).absolute())
+    adapted = recipe.lora.rank is not None
+    if adapted:
+        add_adapters(model, recipe.lora, start=start)
     loader = _loader(recipe, run)
     evaluators = task.evaluators(run)
     # Before the training, so that a damaged card of the start folder is reported now.
     card = run_card(recipe, run.rows, title=title, about=about, changed=changed_settings(original or recipe, recipe))
 
     def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        model.save_pretrained(folder, state_dict=weights)
+        if adapted:
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(folder)
+        else:
+            model.save_pretrained(folder, state_dict=weights)
         if processor is not None:
             processor.save_pretrained(folder)
         elif isinstance(model, VLMoPreTrainedModel):
             image_processor_for(model.config.image_size).save_pretrained(folder)
         measured = _last_measurements(evaluators, run_dir=run_dir)
         write_card(folder, dataclasses.replace(card, metrics=measured), usage_of(folder))
+        if adapted:
+            experts: Any = getattr(task, "fusion_experts_from", "language")
+            save_adapter(folder, model, weights, start=start, fusion_experts_from=experts)
 
     return Trainer(
         objective,

@@ -24,6 +24,7 @@ from vlmo.processing.wordpiece import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
 from vlmo.released import model_path
 from vlmo.tasks.costs import BFLOAT16, FLOAT32, SampleSizes, Work
+from vlmo.training.lora import add_adapters
 
 # FSDP2 gathers the weights of a block while the one before it runs. It gives none up while the gradient cache computes
 # a chunk again, until the backward pass has been through it.
@@ -114,6 +115,8 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
         )
     with torch.device("meta"):
         work = _work(recipe)
+        if recipe.lora.rank is not None:
+            add_adapters(work.model, recipe.lora, start="")
     micro = batch // pieces
     total, trained = _count(work.model), _count(work.model, trained=True)
     weights = _weights(recipe, work, processes=processes, micro=micro)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vlmo.training.checkpoint import claim_run_folder, lock_run
     from vlmo.training.config import EngineConfig, TrainerConfig
     from vlmo.training.errors import TrainingError, explained_start
+    from vlmo.training.lora import LoraConfig
     from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, lr_at
     from vlmo.training.parallel import launch
     from vlmo.training.tracking import read_metrics
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EngineConfig",
+    "LoraConfig",
     "OptimizerConfig",
     "ScheduleConfig",
     "Trainer",
@@ -40,6 +42,7 @@ __getattr__ = lazy_names(
         ".checkpoint": "claim_run_folder lock_run",
         ".config": "EngineConfig TrainerConfig",
         ".errors": "TrainingError explained_start",
+        ".lora": "LoraConfig",
         ".optimizer": "OptimizerConfig ScheduleConfig lr_at",
         ".parallel": "launch",
         ".tracking": "read_metrics",

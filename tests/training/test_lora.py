@@ -1,0 +1,217 @@
+"""`--lora.rank`: adapters are trained alone, resumed, kept without the model, and merged on request."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig as PeftLora
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tests.tasks.toy_vision import write_class_set, write_segment_set
+from tests.toy_model import pictures, texts, toy
+from tests.toy_questions import ANSWERS, COLORS, png, processor, write_questions, write_sentences
+
+import vlmo
+from vlmo import VLMoForVisualQuestionAnswering
+from vlmo.cli import main
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.model.multiway import MultiwayBlock
+from vlmo.recipes.finetune import finetune_recipe
+from vlmo.recipes.schema import check_recipe
+from vlmo.run import build
+from vlmo.run.estimate import estimate
+from vlmo.tasks import evaluate
+from vlmo.training import LoraConfig, read_metrics
+
+STEPS = 4
+# Adding an adapter to a weight once, or its output at each call: float32 sums in another order.
+MERGED = 1e-5
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    words = processor()
+    toy(VLMoForImageTextRetrieval, vocab_size=words.vocab_size).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> Path:
+    return write_questions(tmp_path_factory.mktemp("questions") / "asked")
+
+
+@pytest.fixture(scope="module")
+def run(start, questions, tmp_path_factory) -> Path:
+    """A finished run folder, trained from the command line."""
+    folder = tmp_path_factory.mktemp("run")
+    options = ["--lora.rank", "4", "--steps", str(STEPS), "--device", "cpu", "--trainer.save-every", "2"]
+    main(["finetune", str(start), "--data", str(questions), "--output-dir", str(folder), "--batch-size", "8", *options])
+    return folder
+
+
+def pairs() -> dict[str, torch.Tensor]:
+    words = texts([5, 8])
+    return {"pixel_values": pictures(2), **words, "input_ids": words["input_ids"] % 50}
+
+
+def refused(arguments: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, questions, tmp_path, capsys):
+    adapter, merged = run / "model", tmp_path / "merged"
+    assert {"adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", "tokenizer.json"} <= {
+        file.name for file in adapter.iterdir()
+    }
+    assert not (adapter / "config.json").exists()
+    held = load_file(adapter / "adapter_model.safetensors")
+    heads = ("base_model.model.answer_head.", "base_model.model.vlmo.pooler.", "base_model.model.vlmo.modality_types.")
+    assert all(".lora_A.weight" in name or ".lora_B.weight" in name or name.startswith(heads) for name in held)
+    assert all(tensor.any() for name, tensor in held.items() if "lora_B" in name and "vision_language" in name)
+    line = refused(["evaluate", str(adapter), "--data", str(questions)], capsys)
+    assert f"vlmo merge {adapter} --out" in line
+    assert "vlmo merge" in (adapter / "README.md").read_text()
+
+    main(["merge", str(adapter), "--out", str(merged)])
+    measured = [line for line in read_metrics(run) if any("/" in name for name in line)][-1]
+    figures = evaluate(merged, source=str(questions), device="cpu").metrics
+    shared = {name: value for name, value in figures.items() if f"test/{name}" in measured}
+    assert shared
+    assert shared == pytest.approx({name: measured[f"test/{name}"] for name in shared})
+    # Frozen: what no adapter is on, and no head.
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, merged))
+    for name, tensor in after.items():
+        adapted = ".blocks." in name and name.endswith(("shared.weight", "fc1.weight", "fc2.weight"))
+        if name in before and not adapted and not f"base_model.model.{name}".startswith(heads):
+            assert torch.equal(tensor, before[name]), name
+    changed = "vlmo.blocks.2.experts.vision_language.fc1.weight"
+    assert not torch.equal(after[changed], before[changed])
+    assert "vlmo merge" not in (merged / "README.md").read_text()
+    assert "exists already" in refused(["merge", str(adapter), "--out", str(merged)], capsys)
+
+
+def test_merged_model_equals_the_trained_one_and_peft_reads_the_adapter(start, questions, tmp_path):
+    recipe = finetune_recipe(start, str(questions)).recipe
+    recipe = dataclasses.replace(
+        recipe,
+        lora=LoraConfig(rank=2, alpha=8, targets=("qkv", "fc2")),
+        trainer=dataclasses.replace(recipe.trainer, max_steps=STEPS, precision="float32"),
+        evaluate_on=None,
+    )
+    trainer = build(recipe, run_dir=tmp_path / "run", device="cpu")
+    blocks = [module for module in trainer.objective.modules() if isinstance(module, MultiwayBlock)]
+    assert not any(p.requires_grad for block in blocks for n, p in block.named_parameters() if "lora_" not in n)
+    adapter = trainer.fit().model_dir
+    inputs = pairs()
+    with torch.no_grad():
+        expected = trainer.objective.model.eval()(**inputs).logits
+        main(["merge", str(adapter), "--out", str(tmp_path / "merged")])
+        merged = VLMoForVisualQuestionAnswering.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(merged(**inputs).logits, expected, atol=MERGED, rtol=0)
+        assert merged.config.id2label == dict(enumerate(ANSWERS))
+        base = VLMoForVisualQuestionAnswering.from_pretrained(start, num_labels=len(ANSWERS))
+        with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+            loaded = PeftModel.from_pretrained(base, str(adapter)).eval()
+        torch.testing.assert_close(loaded(**inputs).logits, expected, atol=MERGED, rtol=0)
+
+
+def test_run_that_was_cut_off_ends_with_the_same_adapter(run, start, questions, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "model")
+    shutil.rmtree(again / "state" / f"step_{STEPS:08d}")
+    options = ["--lora.rank", "4", "--steps", str(STEPS), "--device", "cpu", "--trainer.save-every", "2"]
+    main(["finetune", str(start), "--data", str(questions), "--output-dir", str(again), "--batch-size", "8", *options])
+    expected, found = (load_file(folder / "model" / "adapter_model.safetensors") for folder in (run, again))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def write_captions(folder: Path) -> Path:
+    folder.mkdir()
+    for color in COLORS:
+        (folder / f"{color}.png").write_bytes(png(color))
+    rows = [f"{color}.png,is it {color}?,train" for color in COLORS]
+    (folder / "captions.csv").write_text("\n".join(["file_name,caption,split", *rows]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (write_sentences, "VLMoForVisualReasoning"),  # a table of types with a row more than in the start folder
+        (write_captions, "VLMoForImageTextRetrieval"),
+        (write_class_set, "VLMoForImageClassification"),
+        (write_segment_set, "VLMoForSemanticSegmentation"),  # a head with running statistics
+    ],
+)
+def test_merged_model_of_each_task_equals_the_trained_one(start, tmp_path, write, name):
+    recipe = finetune_recipe(start, str(write(tmp_path / "data"))).recipe
+    trainer_config = dataclasses.replace(recipe.trainer, max_steps=2, precision="float32")
+    recipe = dataclasses.replace(recipe, lora=LoraConfig(rank=2), trainer=trainer_config, evaluate_on=None)
+    trainer = build(recipe, run_dir=tmp_path / "run", device="cpu")
+    adapter = trainer.fit().model_dir
+    main(["merge", str(adapter), "--out", str(tmp_path / "merged")])
+    merged = getattr(vlmo, name).from_pretrained(tmp_path / "merged").eval()
+    inputs = pairs()
+    if name == "VLMoForVisualReasoning":
+        inputs["pixel_values"] = torch.stack([pictures(2), pictures(2, seed=1)], dim=1)
+    inputs = {key: value for key, value in inputs.items() if recipe.stage.reads_text or key == "pixel_values"}
+    with torch.no_grad():
+        expected, found = (model(**inputs).to_tuple() for model in (trainer.objective.model.eval(), merged))
+    assert len(expected) == len(found)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other, one, atol=MERGED, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapter_of_peft_itself_is_merged(start, tmp_path, capsys):
+    base = VLMoForImageTextRetrieval.from_pretrained(start)
+    model = get_peft_model(base, PeftLora(r=2, target_modules=["fc1"], init_lora_weights=False)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")])
+    merged = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "merged").eval()
+    inputs = pairs()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merged(**inputs).logits_per_image, model(**inputs).logits_per_image, atol=1e-4, rtol=0
+        )
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"r": 2', '"r": 3'))
+    assert "does not fit its model" in refused(
+        ["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "x")], capsys
+    )
+    assert "is no adapter" in refused(["merge", str(start), "--out", str(tmp_path / "x")], capsys)
+    assert not (tmp_path / "x").exists()
+
+
+def test_settings_that_cannot_be_trained_are_told(start, questions, monkeypatch):
+    for settings, message in (
+        ({"rank": 0}, "lora.rank is 0"),
+        ({"rank": 4, "alpha": 0}, "lora.alpha 0"),
+        ({"rank": 4, "dropout": 1.0}, "lora.dropout is 1.0"),
+        ({"rank": 4, "targets": ("q_proj",)}, "q_proj.*give one or more of qkv, projection, fc1, fc2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LoraConfig(**settings)
+    recipe = dataclasses.replace(finetune_recipe(start, str(questions)).recipe, lora=LoraConfig(rank=4))
+    whole = estimate(dataclasses.replace(recipe, lora=LoraConfig()))
+    needs, twice = (estimate(dataclasses.replace(recipe, lora=LoraConfig(rank=rank))) for rank in (4, 8))
+    adapters = needs.parameters - whole.parameters
+    assert twice.trainable_parameters - needs.trainable_parameters == adapters > 0
+    assert needs.trainable_parameters < whole.trainable_parameters
+    with pytest.raises(ValueError, match="adapters need a model to start from"):
+        check_recipe(dataclasses.replace(recipe, init=None), processes=1)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'vlmo\[lora\]'"):
+        estimate(recipe)
