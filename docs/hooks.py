@@ -39,7 +39,7 @@ REFERENCE = {
     "processing": "Images and texts to tensors",
     "checkpoints": "Published layouts in and out; loading model folders",
     "export": "ONNX",
-    "integrations": "transformers pipelines, sentence-transformers, open_clip",
+    "integrations": "transformers pipelines and data collators, sentence-transformers, open_clip",
     "tasks": "One file a task: objective, examples, evaluation, prediction",
     "recipes": "Names and numbers of whole runs",
     "run": "From a recipe to its trainer; the dry run",

@@ -212,5 +212,3 @@ def test_each_caption_of_an_image_has_its_turn():
 def test_rows_that_cannot_be_used_are_told(row, message):
     with pytest.raises(ValueError, match=message):
         DataCollatorForRetrieval(WORDS)([row])
-
-

@@ -1,1 +1,1 @@
-"""Adapters for transformers pipelines, sentence-transformers, open_clip and clip_benchmark."""
+"""Collators for transformers' Trainer; adapters for its pipelines, sentence-transformers, open_clip, clip_benchmark."""

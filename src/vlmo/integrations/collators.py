@@ -59,10 +59,10 @@ class DataCollator(ABC):
         return [_opened(value) for value in _column(rows, name)]
 
     def texts(self, rows: Rows, *, seed: int = 0) -> list[str]:
-        """Return a text of each row."""
+        """Return a text of each row; ValueError for a row without one."""
         values = _column(rows, *TEXT_COLUMNS)
-        if any(isinstance(value, list) and not value for value in values):
-            raise ValueError("a row has an empty list of captions; leave such rows out")
+        if any(not value for value in values):
+            raise ValueError("a row has an empty text, or an empty list of captions; leave such rows out")
         generator = _generator(seed, repr(values).encode())
         return [
             value[int(generator.integers(len(value)))] if isinstance(value, list) else str(value) for value in values
@@ -145,7 +145,7 @@ class DataCollatorForImageClassification(DataCollator):
 
 @dataclass(frozen=True)
 class DataCollatorForSemanticSegmentation(DataCollator):
-    """Images for `VLMoForSemanticSegmentation`: `image` and `mask`, an image of class numbers, 255 where none counts."""
+    """Images for `VLMoForSemanticSegmentation`: `image` and `mask`, class numbers, 255 where none counts."""
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return images and `labels` of their pixels, both as squares of the processor's size."""
@@ -153,13 +153,13 @@ class DataCollatorForSemanticSegmentation(DataCollator):
         for image, mask in zip(images, masks, strict=True):
             if mask.shape != image.size[::-1]:
                 raise ValueError(
-                    f"a mask has shape {mask.shape}, its image (height, width) is {image.size[::-1]}; expected the same "
-                    "and one channel, with the number of a class for each pixel"
+                    f"a mask has shape {mask.shape}, its image (height, width) is {image.size[::-1]}; expected the "
+                    "same, and one channel with the number of a class for each pixel"
                 )
         inputs = self.processor(images=images, return_tensors="pt")
         height, width = inputs["pixel_values"].shape[-2:]
         sized = [Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST) for mask in masks]
-        return {**inputs, "labels": torch.from_numpy(np.stack(sized).astype(np.int64))}
+        return {**inputs, "labels": torch.from_numpy(np.stack([np.asarray(mask) for mask in sized]).astype(np.int64))}
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class DataCollatorForMaskedLM(DataCollator):
         words: Which words are masked.
     """
 
-    words: WordMaskConfig = WordMaskConfig()
+    words: WordMaskConfig = field(default_factory=WordMaskConfig)
     seed: int = 0
 
     @cached_property

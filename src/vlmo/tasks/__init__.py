@@ -1,8 +1,8 @@
 """Tasks: each is declared once, in one file, and everything that lists tasks reads `TASKS`."""
 
-from vlmo.tasks.base import Inputs, RunContext, Task
+from vlmo.tasks.base import Inputs, RunContext, Task, label_settings
 from vlmo.tasks.classification import ClassificationStage
-from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.evaluation_set import EvaluationSet, names_of_source
 from vlmo.tasks.language import LanguageStage
 from vlmo.tasks.nlvr2 import ReasoningStage
 from vlmo.tasks.registry import (
@@ -47,6 +47,8 @@ __all__ = [
     "evaluate",
     "evaluated_tasks",
     "find_task",
+    "label_settings",
+    "names_of_source",
     "predict",
     "register",
     "task_of",

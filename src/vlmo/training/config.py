@@ -52,7 +52,7 @@ class TrainerConfig:
     max_bad_steps: int = 10
     """Skipped updates in a row that end the run."""
     report_to: tuple[Literal["wandb", "trackio"], ...] = ()
-    """Services, beside metrics.jsonl and TensorBoard, that get the metrics: Weights & Biases, trackio (if installed)."""
+    """Services that get the metrics too, beside metrics.jsonl and TensorBoard; their packages must be installed."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for an unknown precision or service, a count below 1, or a norm that is not above 0."""
