@@ -7,9 +7,8 @@ from vlmo.lazy import lazy_names
 if TYPE_CHECKING:
     from vlmo.distributed import choose_device
     from vlmo.training.checkpoint import claim_run_folder, lock_run
-    from vlmo.training.config import EngineConfig, TrainerConfig
+    from vlmo.training.config import EngineConfig, LoraConfig, TrainerConfig
     from vlmo.training.errors import TrainingError, explained_start
-    from vlmo.training.lora import LoraConfig
     from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, lr_at
     from vlmo.training.parallel import launch
     from vlmo.training.tracking import read_metrics
@@ -40,9 +39,8 @@ __getattr__ = lazy_names(
     {
         "vlmo.distributed": "choose_device",
         ".checkpoint": "claim_run_folder lock_run",
-        ".config": "EngineConfig TrainerConfig",
+        ".config": "EngineConfig LoraConfig TrainerConfig",
         ".errors": "TrainingError explained_start",
-        ".lora": "LoraConfig",
         ".optimizer": "OptimizerConfig ScheduleConfig lr_at",
         ".parallel": "launch",
         ".tracking": "read_metrics",

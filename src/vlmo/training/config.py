@@ -1,9 +1,12 @@
-"""Settings of the training loop and its engine."""
+"""Settings of the training loop, its engine, and adapters."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 Precision = Literal["float32", "bf16"]
+
+LORA_LAYERS = {"qkv": r"qkv\.\w+", "projection": r"projection\.\w+", "fc1": "fc1", "fc2": "fc2"}
+"""Linear layers of a block, and their names in it; attention has one for all tokens, or one for each modality."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,26 @@ class TrainerConfig:
                 raise ValueError(f"{name} is {value}; give 1 or more")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; give a number above 0, or None not to clip")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of linear layers. The backbone is frozen; heads, pooler and types are trained whole."""
+
+    rank: int | None = None
+    """Rank of the adapters; None trains the whole model."""
+    alpha: float | None = None
+    """Adapters are scaled by alpha / rank; None is twice the rank."""
+    dropout: float = 0.0
+    """Dropout on the input of the adapters."""
+    targets: tuple[str, ...] = tuple(LORA_LAYERS)
+    """Linear layers of the blocks that get one: of attention (qkv, projection) and of the experts (fc1, fc2)."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a number is out of its range, or there is no such layer."""
+        if (self.rank is not None and self.rank < 1) or (self.alpha is not None and self.alpha <= 0):
+            raise ValueError(f"lora.rank is {self.rank} and lora.alpha {self.alpha}; give a rank from 1 up, alpha > 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout}; give a share from 0 to below 1")
+        if not self.targets or not set(self.targets) <= set(LORA_LAYERS):
+            raise ValueError(f"lora.targets is {list(self.targets)}; give one or more of {', '.join(LORA_LAYERS)}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +21,12 @@ from vlmo.folder import add_section, write_folder
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.stages import start_from
+from vlmo.training.config import LORA_LAYERS, LoraConfig
 
 BASE, CONFIG, WEIGHTS = "base.json", "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT's
-_LAYERS = {"qkv": r"qkv\.\w+", "projection": r"projection\.\w+", "fc1": "fc1", "fc2": "fc2"}
-"""Linear layers of a block, and their names in it; attention has one for all tokens, or one for each modality."""
 _TRAINED_WHOLE = ("pooler", "modality_types")
 _SECTION = "Adapter"
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters of linear layers. The backbone is frozen; heads, pooler and types are trained whole."""
-
-    rank: int | None = None
-    """Rank of the adapters; None trains the whole model."""
-    alpha: float | None = None
-    """Adapters are scaled by alpha / rank; None is twice the rank."""
-    dropout: float = 0.0
-    """Dropout on the input of the adapters."""
-    targets: tuple[str, ...] = tuple(_LAYERS)
-    """Linear layers of the blocks that get one: of attention (qkv, projection) and of the experts (fc1, fc2)."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError if a number is out of its range, or there is no such layer."""
-        if (self.rank is not None and self.rank < 1) or (self.alpha is not None and self.alpha <= 0):
-            raise ValueError(f"lora.rank is {self.rank} and lora.alpha {self.alpha}; give a rank from 1 up, alpha > 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout is {self.dropout}; give a share from 0 to below 1")
-        if not self.targets or not set(self.targets) <= set(_LAYERS):
-            raise ValueError(f"lora.targets is {list(self.targets)}; give one or more of {', '.join(_LAYERS)}")
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, *, start: str) -> None:
@@ -68,7 +43,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, start: str) -> None:
         r=config.rank,
         lora_alpha=config.alpha or 2 * config.rank,
         lora_dropout=config.dropout,
-        target_modules=rf"vlmo\.blocks\.\d+\..+\.({'|'.join(_LAYERS[name] for name in config.targets)})",
+        target_modules=rf"vlmo\.blocks\.\d+\..+\.({'|'.join(LORA_LAYERS[name] for name in config.targets)})",
         base_model_name_or_path=start,
     )
     _peft().LoraModel(model, {"default": settings}, "default")
