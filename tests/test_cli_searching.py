@@ -91,6 +91,13 @@ def test_search_shows_a_table(made, capsys, monkeypatch):
     assert "nothing was found" in printed(["search", made[1], "x", "--where", "year = 0"], capsys)
 
 
+def test_search_says_no_match_above_the_nearest_images(made, capsys):
+    shown = printed(["search", made[1], "a red square", "--top", "3", "--cutoff", "1"], capsys)
+    assert shown.index("No match: a red square") < shown.index("similarity")
+    assert "no match: the best candidate has a probability of" in shown
+    assert "match:" not in printed(["search", made[1], "a red square", "--top", "3", "--cutoff", "0"], capsys)
+
+
 def test_search_without_words_reads_lines_and_loads_the_model_once(made, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("a red square\n\ngone.png\na blue bar\n"))
     loaded = []
@@ -198,6 +205,7 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "INDEX", "FILE.png"], "not an image in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),
+        (["search", "INDEX", "x", "--cutoff", "0.5", "--rerank", "0"], "cutoff is 0.5 and rerank 0"),
         (["search", "INDEX", "x", "--where", "yeer > 3"], "Columns:"),
         (["search", "INDEX", "x", "--where", "1=1) or (1=1"], "its parentheses do not match"),
         (["search", "INDEX", "x", "--where", "repeat('a',100000000) = place"], "it calls repeat()"),

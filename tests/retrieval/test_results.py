@@ -66,6 +66,22 @@ def test_page_needs_no_other_file_and_escapes(result, searcher, tmp_path):
     assert page.index(result.hits[0].captions[0]) < page.index(result.hits[5].captions[0])
 
 
+def test_results_below_the_cutoff_are_marked(result, searcher, tmp_path):
+    below = replace(result, cutoff=1.0)
+    assert as_json(QUERY, below)["no_match"] is True
+    assert as_json(QUERY, result)["no_match"] is False
+    table = as_table("a red square", below)
+    assert (table.title, table.row_count) == ("No match: a red square", 6)
+    write_sheet(tmp_path / "sheet.html", query=QUERY, result=below, index=searcher.index)
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert "<h1>No match: a red" in page
+    assert "<ol class=no-match>" in page
+    assert "the cut-off is 100 %" in page
+    for kind, shown in (("below", below), ("plain", result)):
+        write_sheet(tmp_path / f"{kind}.png", query=QUERY, result=shown, index=searcher.index)
+    assert (tmp_path / "below.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
+
+
 def test_empty_result_is_a_sheet_too(searcher, tmp_path):
     for name in ("a.png", "a.html"):
         write_sheet(tmp_path / name, query="x", result=SearchResult([]), index=searcher.index)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,9 +182,29 @@ def test_image_that_is_gone_is_not_reranked(model, tmp_path):
         searcher.index.image(gone.id)
 
 
+def test_best_candidate_below_the_cutoff_is_no_match(searcher, monkeypatch):
+    odds = max(hit.match for hit in searcher.search(QUERY, top=12, rerank=12).hits)
+    probability = float(1 / (1 + np.exp(-odds)))
+    plain = searcher.search(QUERY, top=1, rerank=12)  # the best candidate counts, shown or not
+    assert (plain.no_match, plain.note, plain.probability) == (False, None, pytest.approx(probability, abs=1e-6))
+    for cutoff, no_match in ((probability - 0.001, False), (probability + 0.001, True)):
+        monkeypatch.setattr(Encoder, "match_cutoff", cutoff)
+        result = searcher.search(QUERY, top=5, rerank=12)
+        assert (result.no_match, result.note is not None) == (no_match, no_match)
+        assert numbers(result) == numbers(searcher.search(QUERY, top=5, rerank=12, cutoff=0))
+        assert searcher.search(QUERY, rerank=12, cutoff=probability - 0.001).no_match is False
+    assert f"a probability of {100 * probability:.4g} %, the cut-off is" in result.note
+    # Nothing is said where the fusion encoder scored nothing, of captions, or before all candidates are scored.
+    assert not searcher.search(QUERY).no_match
+    assert not searcher.captions(drawings()[0], rerank=12).no_match
+    assert not replace(result, num_late=1).no_match
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"cutoff": 1.5, "rerank": 3}, "cutoff is 1.5"),
+        ({"cutoff": 0.5}, "cutoff is 0.5 and rerank 0"),
         ({"query": " "}, "the query is empty"),
         ({"top": 0}, "top is 0"),
         ({"top": 10**6}, "top is 1000000"),

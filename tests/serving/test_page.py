@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.serving.toy_service import png, served
+from vlmo.retrieval import Encoder
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
@@ -368,6 +369,17 @@ def test_budget_note_is_shown(page) -> None:
     search_words.fill("a")
     page.keyboard.press("Enter")
     expect(page.locator("#note")).to_have_text("the time was up")
+    expect(page.locator("#grid")).not_to_have_class(re.compile("no-match"))
+
+
+def test_results_without_a_match_are_marked(page, monkeypatch) -> None:
+    monkeypatch.setattr(Encoder, "match_cutoff", 1.0)
+    search(page, "a red circle")
+    expect(page.locator("#grid")).not_to_have_class(re.compile("no-match"))
+    page.get_by_text("Rerank").click()
+    expect(page.locator("#note")).to_contain_text("no match: the best candidate has a probability of ")
+    expect(page.locator("#grid")).to_have_class(re.compile("no-match"))
+    expect(cards(page)).to_have_count(24)
 
 
 def test_key_is_kept_when_the_service_has_taken_it_and_images_are_shown_with_it(open_page, parts) -> None:

@@ -88,6 +88,9 @@ class SearchOptions:
     """Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'"."""
     budget: float | None = None
     """Seconds after which the result is given as far as it has got."""
+    cutoff: float | None = None
+    """Probability of a match, 0 to 1, which the best candidate must reach; by default the model's (vlmo evaluate
+    --choose-cutoff)."""
     captions: bool = False
     """Find captions for an image instead of images."""
     json: bool = False
@@ -195,7 +198,8 @@ def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
     if image is not None and options.captions:
         result = searcher.captions(image, **given)
     else:
-        result = searcher.search(query if image is None else image, where=options.where, **given)
+        where, cutoff = options.where, options.cutoff
+        result = searcher.search(query if image is None else image, where=where, cutoff=cutoff, **given)
     _show_result(query, result, is_json=options.json)  # before the images are drawn, which may fail
     lines = []
     if options.sheet is not None:
@@ -219,8 +223,8 @@ def _check_search(options: SearchOptions) -> None:
     image = _image_of(options.query)
     if options.captions and image is None:
         raise ValueError("--captions finds captions for an image; give the file of one as the query")
-    if options.captions and (options.where is not None or options.sheet is not None):
-        raise ValueError("--captions finds captions; leave out --where and --sheet, which are for images")
+    if options.captions and not (options.where is options.sheet is options.cutoff is None):
+        raise ValueError("--captions finds captions; leave out --where, --sheet and --cutoff, which are for images")
     if options.explain is not None and image is not None:
         raise ValueError("--explain shows where words look; the query is an image")
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _STDERR = Console(stderr=True)
 _TASK_OPTIONS = ("rerank", "rerank_weight", "rerank_score", "method", "inference")
 _SUBMITTING = {"folder", "task", "data", "split", "submission", "device"}
-_CHOOSING = {"folder", "task", "data", "split", "limit", "batch_size", "rerank", "choose_rerank_weight", "device"}
+_CHOOSING = {"folder", "task", "data", "split", "limit", "batch_size", "rerank", "device"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class EvaluateOptions:
     choose_rerank_weight: bool = False
     """retrieval: measure recall by weight on a split other than test, and keep the best of each direction in
     config.json."""
+    choose_cutoff: bool = False
+    """retrieval: take out half of the images of a split other than test, and keep in config.json the probability of a
+    match that best separates texts whose image is still there from the others; vlmo search says "no match" below it."""
     method: Literal["head", "linear-probe", "zero-shot"] | None = None
     """classification: the model's own classifier (head), one fitted on the split train, or the classes' names."""
     inference: Literal["slide", "whole"] | None = None
@@ -105,10 +108,11 @@ class PrepareOptions:
 def evaluate_command(options: EvaluateOptions) -> None:
     """Run `vlmo evaluate`."""
     folder = Path(find_model(options.folder))
-    if is_released(folder) and (options.write_card or options.choose_rerank_weight):
+    writing = ("write_card", "choose_rerank_weight", "choose_cutoff")
+    if is_released(folder) and (given := [f"--{_flag(name)}" for name in writing if vars(options)[name]]):
         raise ValueError(
             f"{options.folder} is a published model and stays as it is; copy {folder} and evaluate the copy, or leave "
-            "out --write-card and --choose-rerank-weight"
+            f"out {' and '.join(given)}"
         )
     check_new_file(options.out, option="--out")
     check_new_file(options.submission, option="--submission")
@@ -125,8 +129,8 @@ def evaluate_command(options: EvaluateOptions) -> None:
             number = write_submission(folder, options.submission, **where)
             if is_main():
                 Console(soft_wrap=True).print(f"{number} predictions in {options.submission}", highlight=False)
-        elif options.choose_rerank_weight:
-            _choose_rerank_weight(options, folder=folder, **where)
+        elif options.choose_rerank_weight or options.choose_cutoff:
+            _choose(options, folder=folder, **where)
         else:
             given = {name: vars(options)[name] for name in _TASK_OPTIONS}
             result = evaluate(folder, **where, limit=options.limit, batch_size=options.batch_size, **given)
@@ -134,30 +138,26 @@ def evaluate_command(options: EvaluateOptions) -> None:
                 _show(result, folder=folder, options=options)
 
 
-def _choose_rerank_weight(
-    options: EvaluateOptions, *, folder: Path, task: str | None, source: str | None, **where: Any
-) -> None:
+def _choose(options: EvaluateOptions, *, folder: Path, task: str | None, source: str | None, **where: Any) -> None:
     from vlmo.distributed import is_main
     from vlmo.tasks import RetrievalStage, find_task, task_of
+    from vlmo.tasks.match_cutoff import choose_cutoff
     from vlmo.tasks.registry import source_of
     from vlmo.tasks.rerank_weight import choose_rerank_weight
 
-    _check_read(options, _CHOOSING, because="--choose-rerank-weight chooses a weight and measures nothing else")
+    name = "choose_cutoff" if options.choose_cutoff else "choose_rerank_weight"
+    _check_read(options, {*_CHOOSING, name}, because=f"--{_flag(name)} chooses a setting and measures nothing else")
     found = task_of(folder) if task is None else find_task(task)
     if found is not RetrievalStage:
-        raise ValueError(f"--choose-rerank-weight belongs to the task retrieval; this is {found.name}")
+        raise ValueError(f"--{_flag(name)} belongs to the task retrieval; this is {found.name}")
     sizes = {"rerank": options.rerank, "batch_size": options.batch_size}
     given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
-    source = source_of(source, task=found)
-    choice = choose_rerank_weight(folder, source=source, limit=options.limit, **where, **given)
+    choose = choose_cutoff if options.choose_cutoff else choose_rerank_weight
+    choice = choose(folder, source=source_of(source, task=found), limit=options.limit, **where, **given)
     if is_main():
         console = Console(soft_wrap=True)
         console.print(choice.table())
-        (text, image), before = choice.chosen, choice.before
-        console.print(
-            f"rerank_weight {image:g} (before: {before.text_to_image:g}) and rerank_weight_image_to_text {text:g} "
-            f"(before: {before.image_to_text:g}) in {folder / 'config.json'}"
-        )
+        console.print(f"{choice.summary()} in {folder / 'config.json'}", markup=False)
 
 
 def predict_command(options: PredictOptions) -> None:

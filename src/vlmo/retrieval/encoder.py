@@ -32,6 +32,7 @@ BATCH = 64
 _IRRELEVANT = (
     "rerank_weight",
     "rerank_weight_image_to_text",
+    "match_cutoff",
     "transformers_version",
     "_name_or_path",
     "architectures",
@@ -96,6 +97,22 @@ class Encoder:
     def rerank_weight_image_to_text(self) -> float:
         """Share of the match score in the order of texts for an image, from the folder's config.json."""
         return self._model.config.rerank_weights[0]
+
+    @property
+    def match_cutoff(self) -> float | None:
+        """Probability that the best candidate of a text must reach to be a match, from the folder's config.json.
+
+        None if none was chosen.
+
+        Raises:
+            ValueError: It is no probability.
+        """
+        cutoff = getattr(self._model.config, "match_cutoff", None)
+        if cutoff is not None and not (isinstance(cutoff, (int, float)) and 0 <= cutoff <= 1):
+            raise ValueError(
+                f"{self.folder / 'config.json'}: match_cutoff is {cutoff!r}; expected a number from 0 to 1"
+            )
+        return cutoff
 
     @property
     def inverse_temperature(self) -> float:

@@ -25,7 +25,7 @@ _STYLE = (
     "body{font:16px/1.4 system-ui,sans-serif;color:#1f2328;margin:2rem}"
     "ol{list-style:none;padding:0;display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}"
     "figure{margin:0}img{max-width:100%;border:1px solid #dfe2e6;border-radius:10px;padding:8px}"
-    "figcaption{overflow-wrap:anywhere}small{color:#6e7681}"
+    "figcaption{overflow-wrap:anywhere}small{color:#6e7681}.no-match{opacity:.6}"
 )
 
 
@@ -37,6 +37,7 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
         "hits": hits,
         "num_reranked": result.num_reranked,
         "complete": result.complete,
+        "no_match": result.no_match,
         "note": result.note,
         "seconds": {part: round(seconds, 4) for part, seconds in result.seconds.items()},
     }
@@ -44,7 +45,7 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
 
 def as_table(query: str, result: SearchResult) -> Table:
     """A row for each hit, with the match scores if any were reranked."""
-    table = Table(title=_escaped(query))
+    table = Table(title=_headed(_escaped(query), result), row_styles=["dim" if result.no_match else ""])
     reranked = result.num_reranked > 0
     for name in ["", "score", *(["similarity", "match"] if reranked else [])]:
         table.add_column(name, justify="right")
@@ -57,6 +58,11 @@ def as_table(query: str, result: SearchResult) -> Table:
         row = [str(rank), *numbers, hit.path or hit.place, hit.captions[0] if hit.captions else "", _metadata(hit)]
         table.add_row(*map(_escaped, row))
     return table
+
+
+def _headed(query: str, result: SearchResult) -> str:
+    """The query as a heading, which says so if nothing matches."""
+    return f"No match: {query}" if result.no_match else query
 
 
 def _escaped(text: str) -> str:
@@ -75,7 +81,7 @@ def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -
         for number, hit in enumerate(result.hits, start=1)
     ]
     rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
-    _sheet(query, rows, columns=_COLUMNS, caption_lines=2).save(file)
+    _sheet(_headed(query, result), rows, columns=_COLUMNS, caption_lines=2).save(file)
 
 
 def write_explanation(file: Path, *, query: str, result: SearchResult, searcher: Searcher) -> list[Hit]:
@@ -139,8 +145,9 @@ def _page(query: str, result: SearchResult, index: Index) -> str:
             "</figure></li>"
         )
     note = f"<p>{html.escape(result.note)}.</p>" if result.note else ""
-    found = f"<ol>{''.join(figures)}</ol>" if figures else "<p>Nothing was found.</p>"
-    title = html.escape(query)
+    kind = " class=no-match" if result.no_match else ""
+    found = f"<ol{kind}>{''.join(figures)}</ol>" if figures else "<p>Nothing was found.</p>"
+    title = html.escape(_headed(query, result))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

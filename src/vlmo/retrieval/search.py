@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import UInt8
 from PIL import Image
@@ -33,6 +35,8 @@ class SearchResult:
         num_late: Number of candidates that it did not score, because the time was up.
         unreadable: Candidates that it did not score, because their images are gone or damaged.
         seconds: Durations of "encode", "index" and "rerank".
+        probability: Largest probability of a match among the scored candidates; None: none was scored.
+        cutoff: Probability below which no candidate is a match; None: not known.
     """
 
     hits: list[Hit]
@@ -40,11 +44,20 @@ class SearchResult:
     num_late: int = 0
     unreadable: tuple[Hit, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    probability: float | None = None
+    cutoff: float | None = None
 
     @property
     def complete(self) -> bool:
         """False if the time ran out before all candidates were reranked."""
         return not self.num_late
+
+    @property
+    def no_match(self) -> bool:
+        """True if all candidates were scored and none reaches the cut-off; the hits are the nearest images even so."""
+        if self.probability is None or self.cutoff is None:
+            return False
+        return self.complete and self.probability < self.cutoff
 
     @property
     def note(self) -> str | None:
@@ -54,6 +67,9 @@ class SearchResult:
     def noted(self, named: Callable[[Hit], str]) -> str | None:
         """`note` with other names of images than their places, which are not for everybody."""
         notes = []
+        if self.no_match:
+            best, cutoff = (f"{100 * (share or 0):.4g} %" for share in (self.probability, self.cutoff))
+            notes.append(f"no match: the best candidate has a probability of {best}, the cut-off is {cutoff}")
         if self.num_late:
             total = self.num_late + self.num_reranked + len(self.unreadable)
             notes.append(
@@ -111,6 +127,7 @@ class Reranking:
         scale: Inverse temperature of the similarity.
         deadline: Time by `time.perf_counter` at which scoring must have ended; None: no limit.
         speed: Remembers how long a pair takes.
+        cutoff: Probability below which no candidate is a match; None: not known.
     """
 
     def __init__(
@@ -122,10 +139,11 @@ class Reranking:
         scale: float,
         deadline: float | None,
         speed: Speed,
+        cutoff: float | None = None,
     ) -> None:
         self._left, self._rest = list(shortlist[:rerank]), list(shortlist[rerank:])
         self._weight, self._scale, self._speed = weight, scale, speed
-        self.deadline = deadline
+        self.deadline, self._cutoff = deadline, cutoff
         self._batch: list[Hit] = []
         self._started = self._began = time.perf_counter()
         self._scored: list[Hit] = []
@@ -156,8 +174,11 @@ class Reranking:
             self._speed.add((now - self._started) / len(self._batch))
         scored = sorted(self._scored, key=lambda hit: -hit.score)
         others = sorted([*self._unreadable, *self._left, *self._rest], key=lambda hit: -hit.similarity)
+        odds = max((hit.match for hit in scored if hit.match is not None), default=None)
         return SearchResult(
             hits=[*scored, *others][:top],
+            probability=None if odds is None else 0.5 + 0.5 * math.tanh(odds / 2),  # the sigmoid, without overflow
+            cutoff=self._cutoff,
             num_reranked=len(scored),
             num_late=len(self._left),
             unreadable=tuple(self._unreadable),
@@ -200,6 +221,7 @@ class Searcher:
         weight: float | None = None,
         where: str | None = None,
         budget: float | None = None,
+        cutoff: float | None = None,
     ) -> SearchResult:
         """Search images by a text or by an image.
 
@@ -218,13 +240,16 @@ class Searcher:
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
             budget: Seconds for the whole search; None: no limit. Vectors are always compared.
+            cutoff: Probability of a match, 0 to 1, below which `no_match` is true of the result, if the fusion encoder
+                scores candidates; None: the one in the model's configuration, if one was chosen.
 
         Raises:
             ValueError: An argument is wrong; the message says what is right.
         """
         start = time.perf_counter()
         text = query if isinstance(query, str) else None
-        weight = self.check(text, top=top, rerank=rerank, weight=weight, budget=budget)
+        weight = self.check(text, top=top, rerank=rerank, weight=weight, budget=budget, cutoff=cutoff)
+        cutoff = self.encoder.match_cutoff if cutoff is None else cutoff
         if isinstance(query, str):
             vector = self.encoder.embed_texts([query])[0]
         else:
@@ -233,7 +258,7 @@ class Searcher:
         shortlist = self.index.nearest(vector, top=max(top, rerank), where=where)
         seconds = {"encode": encoded - start, "index": time.perf_counter() - encoded}
         deadline = None if budget is None else start + budget
-        ranking = self.reranking(shortlist, rerank=rerank, weight=weight, deadline=deadline)
+        ranking = self.reranking(shortlist, rerank=rerank, weight=weight, deadline=deadline, cutoff=cutoff)
         while batch := ranking.next_batch():
             loaders = self.index.loaders([hit.id for hit in batch])
             pixels = list(self.encoder.pool.map(self.load_pixels, loaders))
@@ -307,7 +332,16 @@ class Searcher:
 
     # ----------------------------------------------------------------------- parts, for callers that share the model
 
-    def check(self, text: str | None, *, top: int, rerank: int, weight: float | None, budget: float | None) -> float:
+    def check(
+        self,
+        text: str | None,
+        *,
+        top: int,
+        rerank: int,
+        weight: float | None,
+        budget: float | None,
+        cutoff: float | None = None,
+    ) -> float:
         """Validate the arguments of a search; return the weight.
 
         Raises:
@@ -321,16 +355,20 @@ class Searcher:
             raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
         if budget is not None and not budget > 0:
             raise ValueError(f"budget is {budget}; give a number of seconds above 0, or none for no limit")
+        if cutoff is not None and not (0 <= cutoff <= 1 and rerank):
+            raise ValueError(
+                f"cutoff is {cutoff} and rerank {rerank}; give a probability from 0 to 1, with a rerank from 1: the "
+                "fusion encoder's probability is compared with it"
+            )
         if rerank and text is None:
             raise ValueError("the query is an image, and the fusion encoder scores texts; leave rerank at 0")
         if rerank and not self.encoder.can_match:
             raise ValueError(f"{self.encoder.folder}: this model has no matching head; leave rerank at 0")
         return self.encoder.rerank_weight if weight is None else weight
 
-    def reranking(self, shortlist: Sequence[Hit], *, rerank: int, weight: float, deadline: float | None) -> Reranking:
-        """Begin to rerank a shortlist."""
-        scale = self.encoder.inverse_temperature
-        return Reranking(shortlist, rerank=rerank, weight=weight, scale=scale, deadline=deadline, speed=self._speed)
+    def reranking(self, shortlist: Sequence[Hit], **options: Any) -> Reranking:
+        """Begin to rerank a shortlist; options are those of `Reranking`."""
+        return Reranking(shortlist, scale=self.encoder.inverse_temperature, speed=self._speed, **options)
 
     def load_pixels(self, load: Callable[[], Image.Image]) -> UInt8[Tensor, "3 size size"] | None:
         """Image of a loader of the index, as the model takes it; None if it cannot be read."""

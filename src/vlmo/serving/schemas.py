@@ -221,6 +221,7 @@ class SearchResponse(BaseModel):
     hits: list[Result]
     num_reranked: int = Field(description="Candidates that the fusion encoder has scored.")
     complete: bool = Field(description="False: the budget ran out, and the order is as far as it got.")
+    no_match: bool = Field(description="No candidate reaches the model's cut-off; the hits are the nearest images.")
     note: str | None = Field(description="The same in words, and how many candidates' images could not be read.")
     seconds: dict[str, float] = Field(description="`encode`, `index`, `rerank` and `total`, waiting included.")
 
@@ -231,6 +232,7 @@ class SearchResponse(BaseModel):
             hits=[Result.of(hit) for hit in result.hits],
             num_reranked=result.num_reranked,
             complete=result.complete,
+            no_match=result.no_match,
             note=result.noted(lambda hit: PurePath(hit.place).name),
             seconds={name: round(each, 6) for name, each in {**result.seconds, "total": total}.items()},
         )

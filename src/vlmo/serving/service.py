@@ -115,7 +115,8 @@ class Service:
         seconds = {"encode": encoded - began, "index": time.perf_counter() - encoded}
         weight = encoder.rerank_weight if request.weight is None else request.weight
         deadline = None if request.budget is None else began + request.budget
-        ranking = searcher.reranking(shortlist, rerank=request.rerank, weight=weight, deadline=deadline)
+        options = {"weight": weight, "deadline": deadline, "cutoff": encoder.match_cutoff}
+        ranking = searcher.reranking(shortlist, rerank=request.rerank, **options)
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.perf_counter()):
                 while batch := ranking.next_batch():

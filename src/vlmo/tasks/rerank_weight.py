@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +19,9 @@ from vlmo.folder import write_file
 from vlmo.tasks.base import quarantine_of
 from vlmo.tasks.result import data_name
 from vlmo.tasks.retrieval import SHORTLIST, CompositionSet, PairSet, RetrievalStage
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForImageTextRetrieval
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 _TEST = "test"
@@ -55,6 +58,14 @@ class WeightChoice:
             table.add_row(f"{weight:g}", *(f"{100 * value:.1f}" for value in metrics.values()), note)
         return table
 
+    def summary(self) -> str:
+        """Return the settings that were chosen, with those before."""
+        (text, image), before = self.chosen, self.before
+        return (
+            f"rerank_weight {image:g} (before: {before.text_to_image:g}) and rerank_weight_image_to_text {text:g} "
+            f"(before: {before.image_to_text:g})"
+        )
+
 
 def choose_rerank_weight(
     folder: str | Path,
@@ -75,18 +86,7 @@ def choose_rerank_weight(
         ValueError: The split is the one to be measured on afterwards, the model has no matching head, or the data
             cannot be read.
     """
-    if split == _TEST:
-        raise ValueError(
-            "the weight is chosen on data that nothing is measured on afterwards; give --split with another part of "
-            "the data than test"
-        )
-    model, processor = RetrievalStage.load(folder, device=device)
-    if model.match_head is None:
-        raise ValueError(f"{folder}: this model has no matching head, so that there is nothing to weigh")
-    quarantine = quarantine_of(folder, split)
-    rows = PairSet.read(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
-    if isinstance(rows, CompositionSet):
-        raise ValueError(f"{source} has false captions, which nothing is searched among; choose the weight on pairs")
+    model, rows = read_to_choose(folder, source=source, split=split, limit=limit, device=device)
     result = replace(rows, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
     if result.rerank is None:
         raise ValueError(f"rerank is {rerank}; give the number of candidates to weigh, from 1 up")
@@ -99,6 +99,25 @@ def choose_rerank_weight(
     )
 
 
+def read_to_choose(
+    folder: str | Path, *, source: str, split: str, limit: int | None, device: str | None
+) -> tuple[VLMoForImageTextRetrieval, PairSet]:
+    """Return model and pairs to choose a setting of reranking on; raises as `choose_rerank_weight`."""
+    if split == _TEST:
+        raise ValueError(
+            "settings are chosen on data that nothing is measured on afterwards; give --split with another part of "
+            "the data than test"
+        )
+    model, processor = RetrievalStage.load(folder, device=device)
+    if model.match_head is None:
+        raise ValueError(f"{folder}: this model has no matching head, so that it scores no pairs")
+    quarantine = quarantine_of(folder, split)
+    rows = PairSet.read(source, split=split, processor=processor, quarantine=quarantine, limit=limit)
+    if isinstance(rows, CompositionSet):
+        raise ValueError(f"{source} has false captions, which nothing is searched among; give pairs")
+    return model, rows
+
+
 def best_weight(weights: tuple[float, ...], means: list[float]) -> float:
     """Return the weight with the largest mean; of several, the one next to the middle of them."""
     best = [weight for weight, mean in zip(weights, means, strict=True) if mean == max(means)]
@@ -108,9 +127,13 @@ def best_weight(weights: tuple[float, ...], means: list[float]) -> float:
 
 def write_rerank_weights(folder: Path, weights: Weights) -> None:
     """Write the weights into `config.json`; all else stays as it is."""
+    write_settings(folder, rerank_weight=weights.text_to_image, rerank_weight_image_to_text=weights.image_to_text)
+
+
+def write_settings(folder: Path, **settings: float) -> None:
+    """Write settings into `config.json`; all else stays as it is."""
     path = folder / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"rerank_weight": weights.text_to_image, "rerank_weight_image_to_text": weights.image_to_text}
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) | settings
     write_file(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
