@@ -10,8 +10,8 @@ from PIL import Image
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.decoding import encode_image
-from vlmo.data.schema import FEATURES, make_row
-from vlmo.evaluation.composition import words_alone
+from vlmo.data.schema import COMPOSITION_FEATURES, FEATURES, make_row
+from vlmo.evaluation.composition import EXAMPLE_CHANCE, example_scores, words_alone
 from vlmo.tasks import evaluate
 from vlmo.tasks.rerank_weight import choose_rerank_weight
 
@@ -67,6 +67,59 @@ def test_rows_of_another_form_are_refused(folders, tmp_path):
     source = write_rows(tmp_path / "set", split="validation")
     with pytest.raises(ValueError, match="has false captions"):
         choose_rerank_weight(folders["retrieval"], source=source, split="validation", device="cpu")
+
+
+def test_winoground_scores_are_those_worked_out_by_hand():
+    # Rows: image 0 and 1, columns: caption 0 and 1.
+    scores = [
+        [[0.9, 0.1], [0.2, 0.8]],  # all four preferences are right
+        [[0.9, 0.8], [0.1, 0.2]],  # each image prefers its caption; caption 1 prefers image 0
+        [[0.3, 0.9], [0.1, 0.95]],  # each caption prefers its image; image 0 prefers caption 1
+        [[0.5, 0.5], [0.5, 0.5]],  # ties are wrong
+        [[0.1, 0.9], [0.8, 0.2]],  # all wrong
+    ]
+    assert example_scores(torch.tensor(scores)) == {"text": 2 / 5, "image": 2 / 5, "group": 1 / 5}
+
+
+def test_chance_of_winoground_scores_is_that_of_all_orders():
+    orders = torch.tensor(list(itertools.permutations([1.0, 2.0, 3.0, 4.0]))).view(-1, 2, 2)
+    assert example_scores(orders) == pytest.approx(EXAMPLE_CHANCE)
+
+
+def test_groups_have_winoground_scores_of_their_four_pairs(folders, tmp_path):
+    rows = []
+    for group, (first, second) in enumerate([("red", "green"), ("blue", "yellow"), ("black", "white")]):
+        for own, other in ((first, second), (second, first)):
+            image = encode_image(Image.new("RGB", (64, 64), own), f"{own}.png")
+            row = make_row(own, image=image, captions=[f"a {own} square"], source="squares", licence="CC0-1.0")
+            rows.append(row | {"false_caption": f"a {other} square", "kind": "color", "group": str(group)})
+    features = Features({**COMPOSITION_FEATURES, "group": Value("string")})
+    Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "set" / "test"))
+    (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["test"]}))
+    result = evaluate(folders["retrieval"], source=str(tmp_path / "set"), device="cpu")
+
+    model, processor = load_retrieval_model(folders["retrieval"], device="cpu")
+    expected = {"dual": [], "fusion": []}
+    for row in rows[::2]:
+        colors = [row["captions"][0].split()[1], row["false_caption"].split()[1]]
+        images = [Image.new("RGB", (64, 64), color) for color in colors]
+        encoded = processor(images=images, text=[f"a {color} square" for color in colors], return_tensors="pt")
+        with torch.inference_mode():
+            output = model(**encoded)
+            expected["dual"].append(output.image_embeds @ output.text_embeds.T)
+            pairs = [(image, text) for image in (0, 1) for text in (0, 1)]
+            images, texts = ([pair[side] for pair in pairs] for side in (0, 1))
+            tokens = encoded["input_ids"][texts], encoded["attention_mask"][texts]
+            logits = model.match(encoded["pixel_values"][images], *tokens)
+            expected["fusion"].append((logits[:, 1] - logits[:, 0]).view(2, 2))
+    for encoder, scores in expected.items():
+        for score, share in example_scores(torch.stack(scores)).items():
+            assert result.metrics[f"{encoder}_{score}"] == share
+            assert result.chance[f"{encoder}_{score}"] == EXAMPLE_CHANCE[score]
+    assert result.names["fusion_group"] == "group score, fusion encoder"
+    assert result.metrics["words"] == 0.5  # every caption is true once and false once
+    with pytest.raises(ValueError, match="the group 1 has 1 rows"):
+        evaluate(folders["retrieval"], source=str(tmp_path / "set"), device="cpu", limit=3)
 
 
 def test_words_alone_solve_what_their_distribution_gives_away_and_no_more():

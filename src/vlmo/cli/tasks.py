@@ -95,8 +95,8 @@ class PrepareOptions:
     """Turn the files of a published data set into a folder that every command reads."""
 
     name: tyro.conf.Positional[str]
-    """coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, imagenet, ade20k, text, vilt_arrow,
-    drawings, glosses."""
+    """coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, sugarcrepe, aro, winoground,
+    imagenet, ade20k, text, vilt_arrow, icons, clipart, drawings, glosses."""
     root: Path
     """Folder with the set's files as its publisher gives them."""
     out: Path

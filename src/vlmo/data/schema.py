@@ -42,6 +42,9 @@ REASONING_FEATURES = Features(
 """A sentence (the only caption) about two images: `label` 1 true, 0 false, -1 not known. Rows of one `sentence_group`
 share their sentence."""
 
+COMPOSITION_FEATURES = Features({**FEATURES, "false_caption": Value("string"), "kind": Value("string")})
+"""An image with a true caption (the only one) and a false one; `kind` tells how they differ."""
+
 SEGMENT_FEATURES = Features({**FEATURES, "mask": Image(decode=False)})
 """An image with the number of a class for each pixel, 255 where none counts."""
 

@@ -1,4 +1,4 @@
-"""Baseline for captions that are true or false of an image: the words alone."""
+"""Captions that are true or false of an image: Winoground's scores, and the words alone as a baseline."""
 
 import itertools
 from collections import defaultdict
@@ -10,8 +10,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+EXAMPLE_CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
+"""Scores of a random order of the four pairs of an example."""
 _FOLDS = 5
 _TOLERANCE = 1e-10
+
+
+def example_scores(scores: Float[Tensor, "example image caption"]) -> dict[str, float]:
+    """Return Winoground's scores of two images and two captions an example; a tie counts as wrong.
+
+    text: each image's own caption scores higher than the other one. image: each caption's own image does. group: both.
+    Source: Thrush et al., "Winoground", CVPR 2022, section "Metrics".
+
+    Args:
+        scores: Of each image with each caption; image 0 belongs to caption 0, and 1 to 1.
+    """
+    own, other = scores.diagonal(dim1=1, dim2=2), scores.flip(2).diagonal(dim1=1, dim2=2)
+    text, image = (own > other).all(dim=1), (own > other.flip(1)).all(dim=1)
+    right = {"text": text, "image": image, "group": text & image}
+    return {name: each.double().mean().item() for name, each in right.items()}
 
 
 def words_alone(captions: list[str]) -> Float[Tensor, " images"]:

@@ -20,7 +20,7 @@ from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.decoding import ImageCell, decode_image
 from vlmo.data.rows import column
 from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, chance_metrics, evaluate_retrieval
-from vlmo.evaluation.composition import words_alone
+from vlmo.evaluation.composition import EXAMPLE_CHANCE, example_scores, words_alone
 from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.scoring import embed_images, embed_texts, match_pairs
 from vlmo.folder import Usage
@@ -55,6 +55,11 @@ MATCHING = {
 """Label and meaning of the metrics of matching."""
 _ENCODERS = {"dual": "dual encoder", "fusion": "fusion encoder", "words": "words alone"}
 """Each judge of true and false captions, with its name."""
+_EXAMPLE_MEANINGS = {
+    "text": "share of pairs of images where both prefer their own caption",
+    "image": "share of pairs of images where both captions prefer their own image",
+    "group": "share of pairs of images where all four preferences are right",
+}
 _FOUND = 10
 _MEANINGS = {
     "ir": "share of captions whose own image has rank {k} or better among all images of the split",
@@ -191,7 +196,8 @@ class PairSet(EvaluationSet):
 class CompositionSet(PairSet):
     """Images with a true and a false caption, in the form of SugarCrepe and ARO.
 
-    An output is 1 for each encoder that scores the true caption higher, and 0.5 for one that scores both alike.
+    An output is 1 for each encoder that scores the true caption higher, and 0.5 for one that scores both alike. Where a
+    column `group` joins two images with the same two captions, as in Winoground, outputs hold both scores too.
     """
 
     task: ClassVar[str] = "composition"
@@ -203,6 +209,17 @@ class CompositionSet(PairSet):
         for image_id, captions in zip(column(rows, "image_id"), column(rows, "captions"), strict=True):
             if len(captions) != 1:
                 raise ValueError(f"{source}: {image_id} has {len(captions)} captions; expected one true caption")
+        if "group" in rows.column_names:
+            found: dict[str, list[tuple[str, str]]] = {}
+            names = ("group", "captions", "false_caption")
+            for group, true, false in zip(*(column(rows, name) for name in names), strict=True):
+                found.setdefault(group, []).append((true[0], false))
+            for group, pairs in found.items():
+                if len(pairs) != 2 or pairs[0] != pairs[1][::-1]:
+                    raise ValueError(
+                        f"{source}: the group {group} has {len(pairs)} rows; expected two whose true captions are each "
+                        "other's false ones (with --limit, an even number)"
+                    )
 
     @cached_property
     def captions(self) -> list[str]:
@@ -217,47 +234,69 @@ class CompositionSet(PairSet):
     def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> list[Prediction]:
         """Return a row for each image; the processes share images, texts and pairs."""
         own, batch = self.as_set(), batch_size or self.batch_size
-        margins: dict[str, Tensor] = {}
+        scores: dict[str, Tensor] = {}
         with Progress(console) as progress:
             options: dict[str, Any] = {"batch": batch, "progress": progress.update}
             images, texts = embed_images(model, own, **options), embed_texts(model, own, **options)
-            margins["dual"] = _margin((images.repeat(2, 1) * texts).sum(dim=1))
+            scores["dual"] = (images.repeat(2, 1) * texts).sum(dim=1)
             if model.match_head is not None:
-                odds = match_pairs(model, own, images=own.text_to_image, texts=torch.arange(own.num_texts), **options)
-                margins["fusion"] = _margin(odds)
-        margins["words"] = words_alone(self.captions)
+                every = torch.arange(own.num_texts)
+                scores["fusion"] = match_pairs(model, own, images=own.text_to_image, texts=every, **options)
+        both = {name: each.float().cpu().view(2, -1) for name, each in scores.items()}
+        margins = {name: true - false for name, (true, false) in both.items()} | {"words": words_alone(self.captions)}
+        groups = column(self.rows, "group") if "group" in self.rows.column_names else []
         names, kinds = column(self.rows, "image_id"), column(self.rows, "kind")
         preferred = {name: (0.5 + 0.5 * margin.sign()).tolist() for name, margin in margins.items()}
-        return [
+        outputs = [
             {"image_id": name, "kind": kind, "caption": true[0], "false_caption": false}
             | {encoder: found[row] for encoder, found in preferred.items()}
             for row, (name, kind, true, false) in enumerate(
                 zip(names, kinds, column(self.rows, "captions"), column(self.rows, "false_caption"), strict=True)
             )
         ]
+        for row, group in enumerate(groups):
+            outputs[row] |= {"group": group} | {f"{name}_scores": each[:, row].tolist() for name, each in both.items()}
+        return outputs
 
     def metrics(self, outputs: list[Prediction]) -> dict[str, float]:
-        """Return accuracies of each encoder, over all rows and over the rows of each kind (`dual[swap]`)."""
+        """Return accuracies of each encoder, over all rows and over the rows of each kind (`dual[swap]`).
+
+        Groups also have Winoground's scores, `dual_text`, `dual_image` and `dual_group`.
+        """
         metrics = {}
         for encoder in (name for name in _ENCODERS if name in outputs[0]):
             for kind in (None, *dict.fromkeys(row["kind"] for row in outputs)):
                 right = [row[encoder] for row in outputs if kind in (None, row["kind"])]
                 metrics[encoder + ("" if kind is None else f"[{kind}]")] = sum(right) / len(right)
+        examples: dict[str, list[Prediction]] = {}
+        for row in outputs if "group" in outputs[0] else ():
+            examples.setdefault(row["group"], []).append(row)
+        whole = [rows for rows in examples.values() if len(rows) == 2]  # the other row's image may be invalid
+        for encoder in ("dual", "fusion") if whole else ():
+            if (name := f"{encoder}_scores") in outputs[0]:  # the second row's true caption is caption 1
+                scores = torch.tensor([[first[name], second[name][::-1]] for first, second in whole])
+                metrics |= {f"{encoder}_{score}": share for score, share in example_scores(scores).items()}
         return metrics
 
     def chance(self, outputs: list[Prediction] | None = None) -> dict[str, float]:
-        """Return one half for each metric."""
-        return dict.fromkeys(_ENCODERS if outputs is None else self.metrics(outputs), 0.5)
+        """Return one half for each accuracy, and what a random order gives for Winoground's scores."""
+        names = _ENCODERS if outputs is None else self.metrics(outputs)
+        return {name: EXAMPLE_CHANCE.get(name.partition("_")[2], 0.5) for name in names}
 
     def meaning(self, metric: str) -> str:
         """Return a sentence about an accuracy over all rows."""
         if metric == "words":
             return "share of true captions that a linear model prefers which reads the words and sees no image"
+        if metric.partition("_")[2] in _EXAMPLE_MEANINGS:
+            return _EXAMPLE_MEANINGS[metric.partition("_")[2]]
         return "share of images whose true caption has the higher score" if metric in _ENCODERS else ""
 
     def label(self, metric: str) -> str:
         """Return a name such as "swap, fusion encoder"."""
         encoder, _, kind = metric.removesuffix("]").partition("[")
+        if encoder not in _ENCODERS:
+            encoder, _, score = encoder.partition("_")
+            kind = f"{score} score"
         return f"{kind or 'all'}, {_ENCODERS[encoder]}"
 
     def settings(self) -> dict[str, Any]:
@@ -267,12 +306,6 @@ class CompositionSet(PairSet):
     def predictions(self, outputs: list[Prediction]) -> list[Prediction]:
         """Return the outputs, which are rows already."""
         return outputs
-
-
-def _margin(scores: Float[Tensor, " texts"]) -> Float[Tensor, " images"]:
-    """Return how far the score of each true caption lies above that of its false one."""
-    true, false = scores.float().cpu().chunk(2)
-    return true - false
 
 
 @dataclass(frozen=True)

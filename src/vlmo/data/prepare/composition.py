@@ -1,0 +1,168 @@
+"""Images with a true and a false caption: SugarCrepe, ARO (relations and attributes), and Winoground."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Features, Value
+
+from vlmo.data.decoding import ImageCell, decode_image, encode_image
+from vlmo.data.prepare import parts
+from vlmo.data.prepare.parts import BadRow, Record, Row, SetOnDisk, find, first_of
+from vlmo.data.schema import COMPOSITION_FEATURES, make_row
+
+SPLIT = "test"
+SUGARCREPE = ("add_obj", "add_att", "replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att")
+ARO = {"visual_genome_relation.json": "relation", "visual_genome_attribution.json": "attribution"}
+WINOGROUND_FEATURES = Features({**COMPOSITION_FEATURES, "group": Value("string")})
+
+_SUGARCREPE_LAYOUT = f"{', '.join(f'{kind}.json' for kind in SUGARCREPE)} (there or in data/), and COCO's val2017/"
+_ARO_LAYOUT = f"{' and '.join(ARO)}, and images/"
+_WINOGROUND_LAYOUT = "parquet files with image_0, image_1, caption_0 and caption_1, or examples.jsonl and images/"
+_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+
+
+def open_sugarcrepe(root: Path) -> SetOnDisk:
+    """Find one row a record; its category is the `kind`.
+
+    Raises:
+        ValueError: A file or folder is missing, or holds something else.
+    """
+    found = {kind: first_of(root, f"data/{kind}.json", f"{kind}.json") for kind in SUGARCREPE}
+    files = {kind: file for kind, file in found.items() if file is not None}
+    if not files:
+        find(root, f"data/{SUGARCREPE[0]}.json", layout=_SUGARCREPE_LAYOUT)
+    images = find(root, "val2017", "images/val2017", "images", layout=_SUGARCREPE_LAYOUT)
+    read = functools.partial(_row, names=("filename", "caption", "negative_caption"), images=images)
+    rows = (
+        read(record, where, image_id=f"sugarcrepe/{kind}/{key}", kind=kind, licence="MIT; image of COCO")
+        for kind, file in files.items()
+        for key, record, where in _records(file)
+    )
+    return SetOnDisk(
+        parts=list(parts.chunked(rows)),
+        licence="captions MIT (SugarCrepe); images under the terms of their owners (COCO)",
+        features=COMPOSITION_FEATURES,
+        notes=tuple(f"{kind}.json is not there" for kind in SUGARCREPE if kind not in files),
+    )
+
+
+def open_aro(root: Path) -> SetOnDisk:
+    """Find one row a record; its image is what the record's box shows, as JPEG of quality 95.
+
+    Raises:
+        ValueError: A file or folder is missing, or holds something else.
+    """
+    files = {kind: find(root, name, layout=_ARO_LAYOUT) for name, kind in ARO.items()}
+    images = find(root, "images", layout=_ARO_LAYOUT)
+    read = functools.partial(_row, names=("image_path", "true_caption", "false_caption"), images=images)
+    rows = (
+        read(record, where, image_id=f"aro/{kind}/{key}", kind=kind, licence="MIT; image CC-BY-4.0", box=_BOX)
+        for kind, file in files.items()
+        for key, record, where in _records(file)
+    )
+    return SetOnDisk(
+        parts=[replace(part, rows=functools.partial(_cropped, part.rows)) for part in parts.chunked(rows)],
+        licence="captions MIT (ARO); images CC-BY-4.0 (Visual Genome)",
+        features=COMPOSITION_FEATURES,
+        known_sizes={SPLIT: 23_937 + 28_748},
+    )
+
+
+def open_winoground(root: Path) -> SetOnDisk:
+    """Find two rows an example, of one `group`: each image with its own caption and that of the other image.
+
+    Raises:
+        ValueError: A file or folder is missing, or holds something else.
+    """
+    parts.require_folder(root, layout=_WINOGROUND_LAYOUT)
+    files, images = sorted(root.rglob("*.parquet")), root
+    for file in files:
+        if missing := {"image_0", "image_1"} - {*parts.read_table_schema(file).names}:
+            raise ValueError(f"{file}: no column {min(missing)}; --root must be a folder with {_WINOGROUND_LAYOUT}")
+    if not files:
+        files = [find(root, "examples.jsonl", "data/examples.jsonl", layout=_WINOGROUND_LAYOUT)]
+        images = find(root, "images", "data/images", layout=_WINOGROUND_LAYOUT)
+    return SetOnDisk(
+        parts=[
+            parts.Part(parts.file_key(file), functools.partial(_examples, file, images=images), images_apart=True)
+            for file in files
+        ],
+        licence="for research with image-text models only (Winoground; images of Getty Images)",
+        features=WINOGROUND_FEATURES,
+        known_sizes={SPLIT: 800},
+    )
+
+
+def _records(file: Path) -> Iterator[tuple[str, Any, str]]:
+    """Yield key, record and place of each record of a JSON list or object, or of JSON lines."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
+        records = content.items() if isinstance(content, dict) else enumerate(content)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: expected records in JSON ({error}); is the file cut off?") from error
+    for key, record in records:
+        yield str(key), record, f"{file}, record {key}"
+
+
+def _examples(file: Path, *, images: Path) -> Iterator[Row]:
+    if file.suffix == ".parquet":
+        batches = pq.ParquetFile(file).iter_batches(batch_size=16)
+        examples = enumerate(record for batch in batches for record in batch.to_pylist())
+        records: Iterator[Any] = ((number, record, f"{file}, example {number}") for number, record in examples)
+    else:
+        records = _records(file)
+    for number, record, where in records:
+        group = f"winoground/{file.stem}/{number}"
+        for own, other in ((0, 1), (1, 0)):
+            yield _row(
+                record,
+                where,
+                names=(f"image_{own}", f"caption_{own}", f"caption_{other}"),
+                images=images,
+                image_id=f"{group}/{own}",
+                kind=str(record.get("collapsed_tag") or "all"),
+                licence="research only",
+                group=group,
+            )
+
+
+def _row(
+    record: Any, where: str, *, names: tuple[str, str, str], images: Path, box: tuple[str, ...] = (), **columns: Any
+) -> Row:
+    """Return a row with the fields `names` of a record: image, true caption, false caption."""
+    try:
+        image, true, false = (record[name] for name in names)
+        cell: ImageCell = image  # parquet holds the bytes themselves
+        columns |= {"box": [int(record[side]) for side in box]} if box else {}
+        if not isinstance(image, dict):
+            file = images / parts.text_of(image)
+            cell = parts.image_at(file if file.suffix else file.with_suffix(".png"))
+        true, false = parts.text_of(true), parts.text_of(false)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: expected an object with {', '.join([*names, *box])}: {error!r}") from error
+    source = columns["image_id"].partition("/")[0]
+    return Row(SPLIT, make_row(image=cell, captions=[true], false_caption=false, source=source, **columns))
+
+
+def _cropped(rows: Callable[[], Iterable[Record]]) -> Iterator[Record]:
+    for row in rows():
+        assert isinstance(row, Row)  # all that `_row` makes
+        left, top, width, height = row.values["box"]
+        values = {name: value for name, value in row.values.items() if name != "box"}
+        try:
+            if width < 1 or height < 1:
+                raise ValueError(f"a box of {width} x {height} pixels")
+            part = decode_image(values["image"]).crop((left, top, left + width, top + height))
+        except ValueError as error:
+            yield BadRow(row.split, values["image_id"], str(error), path=values["image"]["path"])
+            continue
+        cell = encode_image(part, Path(values["image"]["path"]).name, kind="JPEG", quality=95, subsampling=0)
+        yield Row(row.split, values | {"image": cell})
