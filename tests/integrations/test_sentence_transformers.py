@@ -8,12 +8,13 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
-from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, RerankingEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from sentence_transformers.util import semantic_search
+from sentence_transformers.util import mine_hard_negatives, semantic_search
 from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set, trained_folder
 from tests.toy_model import toy
 from transformers import (
@@ -300,6 +301,42 @@ def test_information_retrieval_evaluator_gives_our_recall(model, ours):
     assert 0.3 < recall["ir@1"] < 0.9  # neither chance (1/24) nor all of them: the figures can differ
 
 
+def test_reranking_evaluator_of_the_dual_encoder_gives_the_ranks_of_our_vectors(model, ours):
+    pictures = drawings()
+    samples = [
+        {"query": text, "positive": [pictures[row]], "negative": pictures[:row] + pictures[row + 1 :]}
+        for row, text in enumerate(TEXTS)
+    ]
+    found = RerankingEvaluator(samples=samples, write_csv=False)(model)
+    scores = text_features(ours, TEXTS) @ image_features(ours, pictures).T
+    ranks = (scores >= scores.diagonal()[:, None]).sum(axis=1)
+    assert found["mrr@10"] == pytest.approx(np.mean(np.where(ranks <= 10, 1 / ranks, 0)))
+    assert found["map"] == pytest.approx(np.mean(1 / ranks))  # one positive each
+    assert 1 < ranks.mean() < 12
+
+
+@pytest.mark.parametrize("reranked", [False, True])
+def test_mined_hard_negatives_are_the_best_wrong_images(model, scorer, ours, tmp_path, reranked):
+    pictures = drawings()
+    paths = [str(tmp_path / f"{row}.png") for row in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
+    pairs = Dataset.from_dict({"anchor": TEXTS, "positive": paths})
+    # With a largest score, the fusion encoder scores the candidates: here all images, so that its order decides alone.
+    options = {"cross_encoder": scorer, "range_max": len(pictures) - 1, "max_score": 1e9} if reranked else {}
+    mined = mine_hard_negatives(pairs, model, num_negatives=2, output_format="n-tuple", verbose=False, **options)
+    if reranked:
+        scores = np.stack([log_odds(ours, pictures, [text] * len(pictures)) for text in TEXTS])
+    else:
+        scores = text_features(ours, TEXTS) @ image_features(ours, pictures).T
+    np.fill_diagonal(scores, -np.inf)
+    best = np.argsort(-scores, axis=1)[:, :2]
+    assert mined["anchor"][:] == TEXTS
+    assert mined["positive"][:] == paths
+    assert mined["negative_1"][:] == [paths[row] for row in best[:, 0]]
+    assert mined["negative_2"][:] == [paths[row] for row in best[:, 1]]
+
+
 def test_loss_of_sentence_transformers_trains_the_model(folder):
     model = load_sentence_transformer(folder, device="cpu")
     columns = [model.preprocess(drawings()), model.preprocess(TEXTS)]
@@ -359,6 +396,19 @@ def test_rank_puts_images_in_the_order_of_their_scores(scorer, ours):
     assert [entry["corpus_id"] for entry in ranking] == np.argsort(-expected)[:3].tolist()
     assert ranking[0]["corpus_id"] == 2  # a pair that it has seen
     assert ranking[0]["text"] is pictures[2]
+
+
+def test_rank_takes_paths_of_images(scorer, tmp_path):
+    paths = [tmp_path / f"{row}.png" for row in range(4)]
+    for path, picture in zip(paths, drawings(), strict=False):
+        picture.save(path)
+    expected = scorer.rank(TEXTS[1], drawings()[:4])
+    for given in (paths, list(map(str, paths))):
+        ranking = scorer.rank(TEXTS[1], given)
+        assert [entry["corpus_id"] for entry in ranking] == [entry["corpus_id"] for entry in expected]
+        np.testing.assert_allclose(
+            [entry["score"] for entry in ranking], [entry["score"] for entry in expected], atol=SAME_ODDS
+        )
 
 
 def test_image_of_many_pairs_is_prepared_once(scorer, ours):

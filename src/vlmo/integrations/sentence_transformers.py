@@ -177,8 +177,8 @@ class VLMoPairScorer(_FolderModule):
 
     @property
     def modalities(self) -> list[Any]:
-        """An image with a string; neither alone."""
-        return [("image", "text")]
+        """An image with a string; neither alone. `text` lets two strings pass, of which one is the path of an image."""
+        return ["text", ("image", "text")]
 
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, *, task: str | None = None, **kwargs: Any
