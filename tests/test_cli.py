@@ -220,4 +220,6 @@ def test_missing_packages_are_named_by_their_extra(arguments, module, extra, mon
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert f"pip install 'vlmo[{extra}]'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "pip install" in told
+    assert f"[{extra}]" in told

@@ -1,11 +1,14 @@
-"""Public names of a package, imported when they are first used: torch and transformers take seconds."""
+"""Names that are imported when they are first used, since torch and transformers take seconds; optional packages."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
+from urllib.request import url2pathname
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
@@ -25,3 +28,18 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
         return found
 
     return import_name
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs the packages of an extra, from where this package was installed (PEP 610)."""
+    try:
+        source = json.loads(distribution("vlmo").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:  # found by PYTHONPATH
+        source = {}
+    url = source.get("url", "")
+    if "dir_info" in source:
+        option = "--editable " if source["dir_info"].get("editable") else ""
+        return f"pip install {option}'{url2pathname(url.removeprefix('file://'))}[{extra}]'"
+    if "vcs_info" in source:
+        url = f"{source['vcs_info']['vcs']}+{url}"
+    return f"pip install 'vlmo[{extra}] @ {url}'" if url else f"pip install 'vlmo[{extra}]'"

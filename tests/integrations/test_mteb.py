@@ -135,5 +135,5 @@ def test_wrong_settings_are_refused(folder, tmp_path):
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mteb.models", None)
     monkeypatch.delitem(sys.modules, "vlmo.integrations.mteb")
-    with pytest.raises(ImportError, match=r"pip install 'vlmo\[mteb\]'"):
+    with pytest.raises(ImportError, match=r"pip install .*\[mteb\]'"):
         importlib.import_module("vlmo.integrations.mteb")

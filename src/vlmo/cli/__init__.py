@@ -20,6 +20,7 @@ from tyro.extras import SubcommandApp
 
 from vlmo.cli import folders, runs, searching, serving, tasks
 from vlmo.cli.parsing import nearest, parse
+from vlmo.lazy import install_command
 
 _STDERR = Console(stderr=True)
 # Options and function of each command. The first line of the options' docstring is what `vlmo --help` shows.
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
     except ModuleNotFoundError as error:
-        hint = f". This needs more packages: pip install 'vlmo[{_EXTRAS.get(arguments[0], 'quickstart')}]'"
+        hint = f". This needs more packages: {install_command(_EXTRAS.get(arguments[0], 'quickstart'))}"
         _fail(str(error) if "pip install" in str(error) else f"{error}{hint}")
     except OSError as error:
         sentence = _SENTENCES.get(error.errno or 0, "{}: {}").format(error.filename, error.strerror)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32
 from rich.console import Console
 from torch import Tensor
 
+from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.search import SEARCH_RERANK
@@ -20,7 +21,7 @@ try:
     from mteb.models import ModelMeta, SearchEncoderWrapper
     from mteb.types import PromptType
 except ImportError as error:
-    raise ImportError("mteb 2.26 is needed here: pip install 'vlmo[mteb]'") from error
+    raise ImportError(f"mteb 2.26 is needed here: {install_command('mteb')}") from error
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.lazy import install_command
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.wordpiece import PAD_MULTIPLE
@@ -130,7 +131,7 @@ def register() -> None:
     try:
         from clip_benchmark import models
     except ImportError as error:
-        raise ImportError("register needs clip_benchmark: pip install 'vlmo[clip-benchmark]'") from error
+        raise ImportError(f"register needs clip_benchmark: {install_command('clip-benchmark')}") from error
 
     def load(
         *, pretrained: str, device: str | torch.device, **_: Any

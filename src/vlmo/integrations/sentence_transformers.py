@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from vlmo.checkpoints.loading import check_model_folder, load_complete, one_line_errors
+from vlmo.lazy import install_command
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.wordpiece import PAD_MULTIPLE
@@ -30,7 +31,7 @@ try:
     from sentence_transformers.base.modality import is_image_url_or_path
     from sentence_transformers.base.modules import InputModule
 except ImportError as error:
-    raise ImportError("sentence-transformers 6 is needed here: pip install 'vlmo[sentence-transformers]'") from error
+    raise ImportError(f"sentence-transformers 6 is needed here: {install_command('sentence-transformers')}") from error
 
 Features = dict[str, Any]
 """Tensors by name, handed from module to module."""

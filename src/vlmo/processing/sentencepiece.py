@@ -15,6 +15,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import TokenizersBackend
 
+from vlmo.lazy import install_command
+
 WORD_START = "\u2581"
 """Stands for the space before a word, as the first character of its first piece."""
 
@@ -91,7 +93,7 @@ def _read(path: Path) -> Any:
         messages: Any = import_protobuf()  # a module whose classes are made when it is imported
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"reading {path} needs the package protobuf. Install it with: pip install 'vlmo[beit3]'"
+            f"reading {path} needs the package protobuf. Install it with: {install_command('beit3')}"
         ) from error
     proto = messages.ModelProto()
     try:

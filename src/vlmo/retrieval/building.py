@@ -14,6 +14,7 @@ from typing import IO, Any, Literal
 from rich.console import Console
 
 from vlmo.folder import LOCK_FILE, lock_folder, write_file
+from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import Recall, make_approximate
 from vlmo.retrieval.encoder import BATCH, Encoder
@@ -245,7 +246,7 @@ def _engine(name: Literal["local", "ray"], encoder: Encoder, *, batch: int, work
     try:
         from vlmo.retrieval.ray_engine import ray_engine
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}. Ray needs more packages: pip install 'vlmo[ray]'") from error
+        raise ModuleNotFoundError(f"{error}. Ray needs more packages: {install_command('ray')}") from error
     return ray_engine(encoder, batch=batch, workers=workers)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import vlmo.model
 from vlmo.checkpoints.loading import load_model, one_line_errors
 from vlmo.folder import add_section, write_folder
+from vlmo.lazy import install_command
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.stages import start_from
@@ -142,5 +143,5 @@ def _peft() -> Any:
     try:
         import peft
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("LoRA needs PEFT: pip install 'vlmo[lora]'") from error
+        raise ModuleNotFoundError(f"LoRA needs PEFT: {install_command('lora')}") from error
     return peft

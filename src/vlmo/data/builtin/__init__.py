@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 from filelock import FileLock
 
+from vlmo.lazy import install_command
 from vlmo.released.download import cache_folder
 
 _MODULES = {
@@ -149,6 +150,6 @@ def _builder(module_name: str) -> ModuleType:
     except (ModuleNotFoundError, PackageNotFoundError) as error:
         raise ModuleNotFoundError(
             f"the built-in set needs a package that is not installed: {error}. Install it with: "
-            "pip install 'vlmo[quickstart]'"
+            + install_command("quickstart")
         ) from error
     return module
