@@ -188,7 +188,7 @@ def test_best_candidate_below_the_cutoff_is_no_match(searcher, monkeypatch):
     plain = searcher.search(QUERY, top=1, rerank=12)  # the best candidate counts, shown or not
     assert (plain.no_match, plain.note, plain.probability) == (False, None, pytest.approx(probability, abs=1e-6))
     for cutoff, no_match in ((probability - 0.001, False), (probability + 0.001, True)):
-        monkeypatch.setattr(Encoder, "match_cutoff", cutoff)
+        monkeypatch.setattr(searcher.encoder, "match_cutoff", cutoff)
         result = searcher.search(QUERY, top=5, rerank=12)
         assert (result.no_match, result.note is not None) == (no_match, no_match)
         assert numbers(result) == numbers(searcher.search(QUERY, top=5, rerank=12, cutoff=0))

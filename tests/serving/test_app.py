@@ -14,7 +14,7 @@ from transformers import pipeline
 
 from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings
 from tests.serving.toy_service import in_base64, png
-from vlmo.retrieval import Encoder, Searcher
+from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import MAX_IMAGES
@@ -65,11 +65,11 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts) -> None:
     assert found["seconds"].keys() >= {"encode", "index", "total"}
 
 
-def test_search_below_the_cutoff_says_no_match(client, monkeypatch) -> None:
+def test_search_below_the_cutoff_says_no_match(client, parts, monkeypatch) -> None:
     body = {"text": "a red circle", "top": 3, "rerank": 12}
     found = post(client, "/v1/search", **body)
     assert (found["no_match"], found["note"]) == (False, None)
-    monkeypatch.setattr(Encoder, "match_cutoff", 1.0)
+    monkeypatch.setattr(parts.encoder, "match_cutoff", 1.0)
     below = post(client, "/v1/search", **body)
     assert below["no_match"]
     assert below["note"].startswith("no match: the best candidate has a probability of ")

@@ -14,7 +14,6 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.serving.toy_service import png, served
-from vlmo.retrieval import Encoder
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
@@ -372,8 +371,8 @@ def test_budget_note_is_shown(page) -> None:
     expect(page.locator("#grid")).not_to_have_class(re.compile("no-match"))
 
 
-def test_results_without_a_match_are_marked(page, monkeypatch) -> None:
-    monkeypatch.setattr(Encoder, "match_cutoff", 1.0)
+def test_results_without_a_match_are_marked(page, parts, monkeypatch) -> None:
+    monkeypatch.setattr(parts.encoder, "match_cutoff", 1.0)
     search(page, "a red circle")
     expect(page.locator("#grid")).not_to_have_class(re.compile("no-match"))
     page.get_by_text("Rerank").click()

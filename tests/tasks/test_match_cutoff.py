@@ -106,8 +106,8 @@ def test_wrong_requests_are_refused(folder, pictures, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"match_cutoff": "high"}))
-    with pytest.raises(ValueError, match="match_cutoff is 'high'"):
-        _ = Encoder(copy, device="cpu").match_cutoff
+    with pytest.raises(ValueError, match=r"match_cutoff in config\.json is 'high'"):
+        Encoder(copy, device="cpu")
 
 
 def test_command_prints_both_cutoffs_beside_chance(folder, pictures, capsys):

@@ -76,7 +76,11 @@ class VLMoSearch:
         )
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], **options: Any) -> Float32[np.ndarray, "row dim"]:
-        """Return L2-normalised vectors of batches of texts or images; of rows with both, the direction of their sum."""
+        """Return L2-normalised vectors of batches of texts or images; of rows with both, the direction of their sum.
+
+        Raises:
+            ValueError: A batch has neither texts nor images.
+        """
         del options
         vectors = []
         for batch in inputs:

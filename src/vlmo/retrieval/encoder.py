@@ -51,7 +51,8 @@ class Encoder:
         dtype: Type of weights and activations; None: that of the folder.
 
     Raises:
-        ValueError: It is no model folder, or its model does not retrieve; or there is no such device.
+        ValueError: It is no model folder, its model does not retrieve, or its cut-off is no probability; or there is no
+            such device.
     """
 
     def __init__(self, folder: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
@@ -59,6 +60,9 @@ class Encoder:
         chosen = choose_device(device)
         model, self._processor = load_retrieval_model(self.folder)
         self.fingerprint = model_fingerprint(self.folder)
+        self.match_cutoff = cutoff = getattr(model.config, "match_cutoff", None)
+        if cutoff is not None and not (isinstance(cutoff, (int, float)) and 0 <= cutoff <= 1):
+            raise ValueError(f"{self.folder}: match_cutoff in config.json is {cutoff!r}; give a number from 0 to 1")
         self._dual = model.for_inference(dtype=dtype).to(chosen)
         module: nn.Module = model
         module.to(device=chosen, dtype=dtype).requires_grad_(requires_grad=False)
@@ -70,6 +74,8 @@ class Encoder:
     folder: Path
     fingerprint: str
     """The same for every copy of the folder; see `model_fingerprint`."""
+    match_cutoff: float | None
+    """Probability that the best candidate of a text must reach to be a match, from config.json; None: not chosen."""
     pool: ThreadPoolExecutor
     """Threads that decode and resize images."""
 
@@ -97,22 +103,6 @@ class Encoder:
     def rerank_weight_image_to_text(self) -> float:
         """Share of the match score in the order of texts for an image, from the folder's config.json."""
         return self._model.config.rerank_weights[0]
-
-    @property
-    def match_cutoff(self) -> float | None:
-        """Probability that the best candidate of a text must reach to be a match, from the folder's config.json.
-
-        None if none was chosen.
-
-        Raises:
-            ValueError: It is no probability.
-        """
-        cutoff = getattr(self._model.config, "match_cutoff", None)
-        if cutoff is not None and not (isinstance(cutoff, (int, float)) and 0 <= cutoff <= 1):
-            raise ValueError(
-                f"{self.folder / 'config.json'}: match_cutoff is {cutoff!r}; expected a number from 0 to 1"
-            )
-        return cutoff
 
     @property
     def inverse_temperature(self) -> float:

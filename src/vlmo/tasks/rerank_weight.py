@@ -102,7 +102,11 @@ def choose_rerank_weight(
 def read_to_choose(
     folder: str | Path, *, source: str, split: str, limit: int | None, device: str | None
 ) -> tuple[VLMoForImageTextRetrieval, PairSet]:
-    """Return model and pairs to choose a setting of reranking on; raises as `choose_rerank_weight`."""
+    """Return model and pairs to choose a setting of reranking on.
+
+    Raises:
+        ValueError: As `choose_rerank_weight`.
+    """
     if split == _TEST:
         raise ValueError(
             "settings are chosen on data that nothing is measured on afterwards; give --split with another part of "
