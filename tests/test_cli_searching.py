@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integrations.toy_gallery import trained_folder
+from tests.integrations.toy_gallery import drawings, trained_folder
 from tests.retrieval.toy_index import NAMES, NUM, write_folder
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
@@ -89,6 +89,16 @@ def test_search_shows_a_table(made, capsys, monkeypatch):
     assert "similarity" not in shown
     assert "red square" not in shown.replace("a red square", "", 1)
     assert "nothing was found" in printed(["search", made[1], "x", "--where", "year = 0"], capsys)
+
+
+def test_search_by_words_and_an_image(made, capsys, tmp_path):
+    file = tmp_path / "blue.png"
+    drawings()[8].save(file)
+    main(["search", str(made[1]), "a red square", "--image", str(file), "--json", "--top", "2"])
+    found = json.loads(capsys.readouterr().out)
+    main(["search", str(made[1]), "a red square", "--json", "--top", "2", "--rerank", "0"])
+    assert found["num_reranked"] == 0
+    assert found["hits"][0]["score"] != json.loads(capsys.readouterr().out)["hits"][0]["score"]
 
 
 def test_search_says_no_match_above_the_nearest_images(made, capsys):
@@ -205,6 +215,10 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "INDEX", "FILE.png"], "not an image in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),
+        (
+            ["search", "INDEX", "FILE.png", "--captions", "--image", "FILE.png"],
+            "leave out --where, --sheet, --cutoff and",
+        ),
         (["search", "INDEX", "x", "--cutoff", "0.5", "--rerank", "0"], "cutoff is 0.5 and rerank 0"),
         (["search", "INDEX", "x", "--where", "yeer > 3"], "Columns:"),
         (["search", "INDEX", "x", "--where", "1=1) or (1=1"], "its parentheses do not match"),

@@ -49,7 +49,7 @@ def test_python_runs(place, monkeypatch, capsys):
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("vlmo ")]
-    assert len(commands) == 9
+    assert len(commands) == 11
     for command in commands:
         main(shlex.split(command)[1:])
         printed = capsys.readouterr().out
@@ -65,7 +65,9 @@ def test_commands_run(place, monkeypatch, capsys):
             assert drawn.width > 500
     assert len(pq.read_table("vectors.parquet")) == 60
     assert np.load("vectors.npy").shape[0] == 2
-    assert json.loads(Path("runs/mine/model/config.json").read_text())["rerank_weight"] <= 1
+    config = json.loads(Path("runs/mine/model/config.json").read_text())
+    assert config["rerank_weight"] <= 1
+    assert 0 < config["match_cutoff"] < 1
 
 
 def test_options_of_the_page_exist(capsys):

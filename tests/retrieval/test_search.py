@@ -182,6 +182,18 @@ def test_image_that_is_gone_is_not_reranked(model, tmp_path):
         searcher.index.image(gone.id)
 
 
+def test_image_and_text_together_are_the_direction_of_their_sum(searcher, tmp_path):
+    drawings()[4].save(tmp_path / "green.png")
+    vectors = [searcher.encoder.embed_texts([QUERY])[0], searcher.encoder.embed_images(drawings()[4:5])[0]]
+    both = (vectors[0] + vectors[1]) / np.linalg.norm(vectors[0] + vectors[1])
+    expected = searcher.encoder.embed_images(drawings()) @ both
+    for image in (drawings()[4], tmp_path / "green.png"):
+        result = searcher.search(QUERY, image=image, top=NUM_PICTURES)
+        assert numbers(result) == np.argsort(-expected).tolist()
+        np.testing.assert_allclose([hit.score for hit in result.hits], np.sort(expected)[::-1], atol=CLOSE)
+    assert numbers(result) != numbers(searcher.search(QUERY, top=NUM_PICTURES))
+
+
 def test_best_candidate_below_the_cutoff_is_no_match(searcher, monkeypatch):
     odds = max(hit.match for hit in searcher.search(QUERY, top=12, rerank=12).hits)
     probability = float(1 / (1 + np.exp(-odds)))
@@ -213,7 +225,10 @@ def test_best_candidate_below_the_cutoff_is_no_match(searcher, monkeypatch):
         ({"budget": 0}, "budget is 0"),
         ({"budget": float("nan")}, "budget is nan"),
         ({"query": Path("nowhere.png")}, "nowhere.png: cannot be read"),
-        ({"query": drawings()[0], "rerank": 3}, "the query is an image"),
+        ({"query": drawings()[0], "rerank": 3}, "the query is or has an image"),
+        ({"image": drawings()[0], "rerank": 3}, "the query is or has an image"),
+        ({"image": drawings()[0], "query": " "}, "the query is empty"),
+        ({"image": drawings()[0], "query": drawings()[1]}, "both images; give a text"),
         ({"where": "yeer > 3"}, "Columns: height .*, kind .*, place .*, width .*, year"),
         ({"where": "year >"}, "the filter 'year >' cannot be used"),
         ({"where": "year"}, "the filter 'year' cannot be used"),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -91,6 +91,8 @@ class SearchOptions:
     cutoff: float | None = None
     """Probability of a match, 0 to 1, which the best candidate must reach; by default the model's (vlmo evaluate
     --choose-cutoff)."""
+    image: Path | None = None
+    """Image that joins the words: both together are the query, which is not reranked."""
     captions: bool = False
     """Find captions for an image instead of images."""
     json: bool = False
@@ -190,16 +192,16 @@ def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
     from vlmo.retrieval.search import SEARCH_RERANK
 
     image = _image_of(query)
-    can_rerank = searcher.encoder.can_match and (image is None or options.captions)
+    can_rerank = searcher.encoder.can_match and (image is options.image is None or options.captions)
     rerank = (SEARCH_RERANK if can_rerank else 0) if options.rerank is None else options.rerank
     if options.budget is not None and rerank:
         searcher.warm_up()
-    given = {"top": options.top, "rerank": rerank, "weight": options.weight, "budget": options.budget}
+    given: dict[str, Any] = {"top": options.top, "rerank": rerank, "weight": options.weight, "budget": options.budget}
     if image is not None and options.captions:
         result = searcher.captions(image, **given)
     else:
-        where, cutoff = options.where, options.cutoff
-        result = searcher.search(query if image is None else image, where=where, cutoff=cutoff, **given)
+        given |= {"where": options.where, "cutoff": options.cutoff, "image": options.image}
+        result = searcher.search(query if image is None else image, **given)
     _show_result(query, result, is_json=options.json)  # before the images are drawn, which may fail
     lines = []
     if options.sheet is not None:
@@ -223,8 +225,10 @@ def _check_search(options: SearchOptions) -> None:
     image = _image_of(options.query)
     if options.captions and image is None:
         raise ValueError("--captions finds captions for an image; give the file of one as the query")
-    if options.captions and not (options.where is options.sheet is options.cutoff is None):
-        raise ValueError("--captions finds captions; leave out --where, --sheet and --cutoff, which are for images")
+    if options.captions and not (options.where is options.sheet is options.cutoff is options.image is None):
+        raise ValueError(
+            "--captions finds captions; leave out --where, --sheet, --cutoff and --image: they find images"
+        )
     if options.explain is not None and image is not None:
         raise ValueError("--explain shows where words look; the query is an image")
 

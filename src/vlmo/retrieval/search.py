@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -216,6 +217,7 @@ class Searcher:
         self,
         query: str | Path | Image.Image,
         *,
+        image: Path | Image.Image | None = None,
         top: int = 10,
         rerank: int = 0,
         weight: float | None = None,
@@ -235,6 +237,7 @@ class Searcher:
 
         Args:
             query: A text, an image, or the path of an image file.
+            image: An image that joins a text: the query is the direction of the sum of both vectors, without reranking.
             top: Number of images, at most.
             rerank: Number of candidates that the fusion encoder scores; 0: none. For texts only.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
@@ -247,11 +250,18 @@ class Searcher:
             ValueError: An argument is wrong; the message says what is right.
         """
         start = time.perf_counter()
-        text = query if isinstance(query, str) else None
+        text = query if isinstance(query, str) and image is None else None
+        if isinstance(query, str):
+            _filled(query)
+        elif image is not None:
+            raise ValueError("the query and image are both images; give a text with the image")
         weight = self.check(text, top=top, rerank=rerank, weight=weight, budget=budget, cutoff=cutoff)
         cutoff = self.encoder.match_cutoff if cutoff is None else cutoff
         if isinstance(query, str):
             vector = self.encoder.embed_texts([query])[0]
+            if image is not None:
+                vector = vector + self.encoder.embed_images([_opened(image)])[0]
+                vector /= np.linalg.norm(vector)
         else:
             vector = self.encoder.embed_images([_opened(query)])[0]
         encoded = time.perf_counter()
@@ -361,7 +371,7 @@ class Searcher:
                 "fusion encoder's probability is compared with it"
             )
         if rerank and text is None:
-            raise ValueError("the query is an image, and the fusion encoder scores texts; leave rerank at 0")
+            raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
         if rerank and not self.encoder.can_match:
             raise ValueError(f"{self.encoder.folder}: this model has no matching head; leave rerank at 0")
         return self.encoder.rerank_weight if weight is None else weight
