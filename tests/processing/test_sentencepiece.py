@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def test_missing_package_says_what_to_install(file, monkeypatch):
     def missing() -> None:
         raise ImportError("protobuf")
 
-    monkeypatch.setattr("transformers.convert_slow_tokenizer.import_protobuf", missing)
+    monkeypatch.setattr(importlib.import_module("transformers.convert_slow_tokenizer"), "import_protobuf", missing)
     with pytest.raises(ModuleNotFoundError, match=r"needs the package protobuf.*pip install .*\[beit3\]'"):
         VLMoProcessor.from_sentencepiece(file)
 
