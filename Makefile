@@ -21,7 +21,7 @@ JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help fast quickstart test check docs format clean
+.PHONY: help fast quickstart test check docs dist format clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -46,6 +46,14 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling
 # Not with --quiet: that hides warnings from `strict` too, so that a wrong link would pass.
 docs: $(VENV)/.installed-dev  ## the site, into build/site; a wrong link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+dist: $(VENV)/.installed-dev  ## wheel and source archive, into build/dist; the wheel is tried in a new environment
+	rm -rf build/dist build/dist-venv
+	$(BIN)/python -m build --outdir build/dist
+	$(BIN)/twine check --strict build/dist/*
+	$(BIN)/python -m venv --without-pip build/dist-venv
+	$(BIN)/python -m pip --python build/dist-venv install "vlmo[quickstart] @ file://$$(echo $(CURDIR)/build/dist/*.whl)"
+	cd build/dist-venv && bin/vlmo quickstart --fast
 
 format: $(VENV)/.installed-dev  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
