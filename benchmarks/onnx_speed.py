@@ -1,11 +1,15 @@
-"""Images, texts and pairs a second of a model folder in ONNX Runtime, float32 and int8, against PyTorch.
+"""Images, texts and pairs a second of a model folder in ONNX Runtime and OpenVINO, float32 and int8, against PyTorch.
 
     python benchmarks/onnx_speed.py --folder vlmo-small --recall-on emoji-pairs --out onnx.json
-    python benchmarks/onnx_speed.py --preset base --batches 1 8 --out onnx_base.json
+    python benchmarks/onnx_speed.py --preset base --batches 1 8 --open-clip --out onnx_base.json
 
 All run the same tensors with the same number of threads, by turns. PyTorch runs the float32 model as it is loaded, in
-inference mode. A rate is the median over turns, a ratio the median over turns of both rates of a turn. Other work on
-the machine slows the engines by different factors: `load_average` says whether there was any before the start.
+inference mode, and the dual encoder also as `Encoder` has it (`for_inference`). With `--open-clip`, ViT-B-16 of
+open_clip embeds as many images and texts in each precision, and `ratio_to_open_clip` is the median over turns of the
+rate by that of the turn's fastest precision. int8 is calibrated: on noise for a preset. `cosine` is the smallest of
+vectors of a graph and of PyTorch, for a batch of noise. A rate is the median over turns, a ratio the median over turns
+of both rates of a turn. Other work on the machine slows the engines by different factors: `load_average` says whether
+there was any before the start.
 """
 
 import os
@@ -23,16 +27,26 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
+import encoder_speed
 from surroundings import surroundings, write_result
 from timing import Call, rates_by_turns
 from vlmo.export.graphs import Graph, graphs_of
-from vlmo.export.onnx import OnnxGraph, load_for_export, noise
-from vlmo.export.runtime import OnnxSession, read_description
+from vlmo.export.onnx import OnnxGraph, OnnxReport, load_for_export, noise, write_onnx
+from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, OnnxSession, OpenVinoSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.released import find_model
 from vlmo.tasks.onnx_export import export_onnx
 
-TORCH, FLOAT32, INT8 = "pytorch", "onnxruntime", "onnxruntime_int8"
+TORCH, FAST = "pytorch", "pytorch for_inference"
+GRAPHS = {
+    "onnxruntime": (OnnxSession, "float32"),
+    "onnxruntime_int8": (OnnxSession, "int8"),
+    "openvino": (OpenVinoSession, "float32"),
+    "openvino_int8": (OpenVinoSession, "int8"),
+}
+PEERS: tuple[encoder_speed.Precision, ...] = ("float32", "bfloat16", "int8")
+NUM_SAMPLES = 32
+PACKAGES = ("vlmo", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "open_clip_torch")
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,9 @@ class Options:
     seconds: float = 0.5
     """Least time of a turn; it has at least one call."""
     threads: int = 2
-    """CPU threads, of PyTorch and of ONNX Runtime."""
+    """CPU threads of each engine."""
+    open_clip: bool = False
+    """Time the towers of open_clip's ViT-B-16 too; for a preset of that size."""
     recall_on: str | None = None
     """Source whose recall is measured with float32 and int8, such as emoji-pairs."""
     out: Path | None = None
@@ -60,12 +76,19 @@ class Options:
 
 
 def by_turns(calls: dict[str, Call], *, rows: int, turns: int, seconds: float) -> dict[str, Any]:
-    """Rates of each engine, and its ratio to PyTorch; in each turn another one is first."""
+    """Rates of each engine, its ratios to PyTorch and to the best of open_clip; in each turn another one is first."""
     rates = rates_by_turns(calls, rows=rows, turns=turns, seconds=seconds)
+
+    def ratio(own: list[float], other: list[float]) -> float:
+        return statistics.median(a / b for a, b in zip(own, other, strict=True))
+
+    peers = [own for name, own in rates.items() if name.startswith("open_clip")]
+    best = [max(turn) for turn in zip(*peers, strict=True)]
     return {
         name: {
             "rows_per_second": statistics.median(own),
-            "ratio_to_pytorch": statistics.median(a / b for a, b in zip(own, rates[TORCH], strict=True)),
+            "ratio_to_pytorch": ratio(own, rates[TORCH]),
+            **({"ratio_to_open_clip": ratio(own, best)} if best else {}),
             "turns": [round(each, 3) for each in own],
         }
         for name, own in rates.items()
@@ -81,42 +104,91 @@ def full_inputs(graph: Graph, config: VLMoConfig, *, batch: int, length: int) ->
     )
 
 
+def peer_calls(graph: Graph, peers: dict[str, encoder_speed.Encoder], *, batch: int, length: int) -> dict[str, Call]:
+    """Calls of open_clip for as many images, or texts of as many tokens; none for pairs."""
+    calls: dict[str, Call] = {}
+    for precision, peer in peers.items() if graph.name != FUSION_ENCODER else ():
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        if graph.name == IMAGE_ENCODER:
+            pixels = torch.randn(batch, 3, 224, 224, dtype=dtype)
+            calls[f"open_clip {precision}"] = lambda peer=peer, pixels=pixels: peer.images(pixels)
+        else:
+            vocab = encoder_speed.LAST_WORD + 1
+            ids, mask = encoder_speed.text_batch(batch, (length, length), pad_to=peer.pad_to, vocab=vocab)
+            calls[f"open_clip {precision}"] = lambda peer=peer, ids=ids, mask=mask: peer.texts(ids, mask)
+    return calls
+
+
 def time_graph(
-    model: VLMoPreTrainedModel, graph: Graph, written: OnnxGraph, *, folder: Path, length: int, options: Options
+    model: VLMoPreTrainedModel,
+    graph: Graph,
+    written: OnnxGraph,
+    *,
+    folder: Path,
+    length: int,
+    peers: dict[str, encoder_speed.Encoder],
+    options: Options,
 ) -> dict[str, Any]:
     """Figures of one graph for each batch size."""
+    files = {"float32": written.float32, "int8": written.int8}
     sessions = {
-        name: OnnxSession(folder / file.file, num_threads=options.threads)
-        for name, file in ((FLOAT32, written.float32), (INT8, written.int8))
-        if file is not None
+        name: session(folder / file.file, num_threads=options.threads)
+        for name, (session, precision) in GRAPHS.items()
+        if (file := files[precision]) is not None
     }
-    timed = {}
+    timed: dict[str, Any] = {}
     for batch in options.batches:
         inputs = full_inputs(graph, model.config, batch=batch, length=length)
         calls: dict[str, Call] = {TORCH: lambda inputs=inputs: graph.call(model, *inputs)}
+        if isinstance(model, VLMoForImageTextRetrieval) and graph.name != FUSION_ENCODER:
+            fast = getattr(model.for_inference(), graph.method)
+            calls[FAST] = lambda fast=fast, inputs=inputs: fast(*inputs)
         for name, session in sessions.items():
             calls[name] = lambda session=session, inputs=inputs: session(*inputs)
+        calls |= peer_calls(graph, peers, batch=batch, length=length)
         timed[f"batch {batch}"] = by_turns(calls, rows=batch, turns=options.turns, seconds=options.seconds)
+    inputs = full_inputs(graph, model.config, batch=NUM_SAMPLES, length=length)
+    expected = graph.call(model, *inputs)[0].flatten(1)
+    cosines = {
+        name: float(torch.cosine_similarity(torch.from_numpy(session(*inputs)[0]).flatten(1), expected).min())
+        for name, session in sessions.items()
+        if graph.name != FUSION_ENCODER
+    }
     return {
         "text_length": length if graph.reads_text else None,
         "float32": asdict(written.float32),
         "int8": None if written.int8 is None else asdict(written.int8),
+        "cosine": cosines,
     } | timed
+
+
+def export(folder: Path, out: Path, options: Options, *, console: Console) -> OnnxReport:
+    """Exports a folder with int8 variants; a preset, which has no processor, is calibrated on noise."""
+    if options.preset is None:
+        return export_onnx(folder, out, int8=True, recall_on=options.recall_on, console=console)
+    model = load_for_export(folder)
+    pair = next(graph for graph in graphs_of(model) if graph.name == FUSION_ENCODER)
+    length = options.text_length or 40
+    samples = dict(zip(pair.inputs, noise(pair, model.config, batch=NUM_SAMPLES, length=length, seed=1), strict=True))
+    return write_onnx(folder, out, int8=True, samples={name: each.numpy() for name, each in samples.items()})
 
 
 def measure(folder: Path, options: Options, *, console: Console) -> dict[str, Any]:
     """Exports a folder and times all of its graphs."""
+    peers = {}
+    if options.open_clip:
+        torch.backends.quantized.engine = "onednn"  # the fastest of torch's engines for the peer's int8
+        base = encoder_speed.SIZES["base"]
+        peers = {each: encoder_speed.open_clip_encoder(base, each, compiled=False) for each in PEERS}
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         exported = Path(name) / "exported"
-        report = export_onnx(folder, exported, int8=True, recall_on=options.recall_on, console=console)
+        report = export(folder, exported, options, console=console)
         description = read_description(exported)
         length = options.text_length or description["text"].get("max_length", 40)
         model = load_for_export(folder)
+        given: dict[str, Any] = {"folder": exported, "length": length, "peers": peers, "options": options}
         graphs = {
-            graph.name: time_graph(
-                model, graph, report.graphs[graph.name], folder=exported, length=length, options=options
-            )
-            for graph in graphs_of(model)
+            graph.name: time_graph(model, graph, report.graphs[graph.name], **given) for graph in graphs_of(model)
         }
     return {
         "model": {
@@ -132,14 +204,15 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
 
 
 def table(result: dict[str, Any]) -> str:
-    """The same in Markdown, a line for each graph and batch size."""
-    lines = ["| | batch | PyTorch a second | ONNX Runtime | int8 |", "| --- | --- | --- | --- | --- |"]
+    """Ratios in Markdown, a line for each graph, batch size and engine."""
+    lines = ["| | batch | engine | rows a second | to PyTorch | to open_clip | cosine |", "|" + " --- |" * 7]
     for name, graph in result["graphs"].items():
         for batch, engines in graph.items():
-            if batch.startswith("batch "):
-                faster = [f"{engines[engine]['ratio_to_pytorch']:.2f} x" for engine in (FLOAT32, INT8)]
-                rows = f"{engines[TORCH]['rows_per_second']:,.1f}"
-                lines.append(" | ".join([f"| {name}", batch.removeprefix("batch "), rows, *faster]) + " |")
+            for engine, found in engines.items() if batch.startswith("batch ") else ():
+                to_peer = f"{found['ratio_to_open_clip']:.2f} x" if "ratio_to_open_clip" in found else ""
+                cosine = f"{graph['cosine'][engine]:.5f}" if engine in graph["cosine"] else ""
+                rates = f"{found['rows_per_second']:,.1f} | {found['ratio_to_pytorch']:.2f} x"
+                lines.append(f"| {name} | {batch.removeprefix('batch ')} | {engine} | {rates} | {to_peer} | {cosine} |")
     return "\n".join(lines)
 
 
@@ -153,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     transformers.logging.disable_progress_bar()
     load = os.getloadavg()[0]
-    result = surroundings("onnx_speed.py", arguments, packages=("vlmo", "torch", "onnx", "onnxscript", "onnxruntime"))
+    result = surroundings("onnx_speed.py", arguments, packages=PACKAGES)
     if options.folder is not None:
         result |= measure(Path(find_model(options.folder)), options, console=console)
     else:

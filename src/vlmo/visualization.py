@@ -8,11 +8,14 @@ import importlib.util
 import io
 import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INK, MUTED, GREEN = "#1f2328", "#6e7681", "#1f8a4c"
 _LINE, _PAPER = "#dfe2e6", "#ffffff"

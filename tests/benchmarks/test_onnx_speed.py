@@ -17,10 +17,10 @@ from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 def test_ratio_is_the_median_of_the_turns(monkeypatch) -> None:
     rates = iter([10.0, 20.0, 30.0, 90.0, 40.0, 40.0])  # PyTorch first, then the other first, and so on
     monkeypatch.setattr(timing, "rate", lambda *_, **__: next(rates))
-    calls = {onnx_speed.TORCH: lambda: None, onnx_speed.FLOAT32: lambda: None}
+    calls = {onnx_speed.TORCH: lambda: None, "onnxruntime": lambda: None}
     found = onnx_speed.by_turns(calls, rows=1, turns=3, seconds=0.0)
     assert found[onnx_speed.TORCH] == {"rows_per_second": 40.0, "ratio_to_pytorch": 1.0, "turns": [10.0, 90.0, 40.0]}
-    assert found[onnx_speed.FLOAT32] == {"rows_per_second": 30.0, "ratio_to_pytorch": 1.0, "turns": [20.0, 30.0, 40.0]}
+    assert found["onnxruntime"] == {"rows_per_second": 30.0, "ratio_to_pytorch": 1.0, "turns": [20.0, 30.0, 40.0]}
 
 
 @pytest.mark.slow
@@ -34,15 +34,24 @@ def test_every_graph_is_timed_and_the_result_written(shared_folder, tmp_path, ca
     assert list(result["graphs"]) == ["image_encoder", "text_encoder", "fusion_encoder"]
     for graph in result["graphs"].values():
         assert graph["float32"]["largest_difference"] < 1e-5
+        assert min([1, *graph["cosine"].values()]) > 0.98
         for batch in ("batch 1", "batch 3"):
-            assert set(graph[batch]) == {"pytorch", "onnxruntime", "onnxruntime_int8"}
+            assert set(graph[batch]) - {"pytorch for_inference"} == {"pytorch", *onnx_speed.GRAPHS}
             assert graph[batch]["pytorch"]["ratio_to_pytorch"] == 1
             assert all(engine["rows_per_second"] > 0 for engine in graph[batch].values())
     assert (result["model"]["opset"], result["hardware"]["threads"], result["recall"]) == (23, 1, None)
     assert torch.get_num_threads() == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 2 * 3
-    assert lines[-1].startswith("| fusion_encoder | 3 | ")
+    assert len(lines) == 2 + 2 * 3 * 5
+    assert lines[-1].startswith("| fusion_encoder | 3 | openvino_int8 | ")
+
+
+def test_open_clip_is_the_best_of_its_precisions(monkeypatch) -> None:
+    peers = {"open_clip float32": [3.0, 2.0], "open_clip int8": [1.0, 4.0]}
+    rates = {"pytorch": [1.0, 1.0], "openvino_int8": [9.0, 8.0]} | peers
+    monkeypatch.setattr(onnx_speed, "rates_by_turns", lambda *_, **__: rates)
+    found = onnx_speed.by_turns({}, rows=1, turns=2, seconds=0.0)
+    assert found["openvino_int8"]["ratio_to_open_clip"] == (9 / 3 + 8 / 4) / 2
 
 
 def test_a_preset_is_a_dual_encoder_of_its_size(monkeypatch) -> None:

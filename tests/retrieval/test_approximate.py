@@ -9,7 +9,7 @@ from tests.retrieval.toy_index import NUM, build, write_folder
 
 from vlmo.retrieval import Index, approximate
 from vlmo.retrieval.approximate import make_approximate
-from vlmo.retrieval.engine import Encoded, Rows
+from vlmo.retrieval.executor import Encoded, Rows
 from vlmo.retrieval.sources import Record
 from vlmo.retrieval.store import Store
 

@@ -32,8 +32,8 @@ from tests.retrieval.toy_index import (
 from tests.rights import ordinary_rights
 
 from vlmo import progress
-from vlmo.retrieval import Index, build_index, building, engine, journal
-from vlmo.retrieval.engine import RecordEncoder
+from vlmo.retrieval import Index, build_index, building, executor, journal
+from vlmo.retrieval.executor import RecordEncoder
 from vlmo.retrieval.sources import Record
 from vlmo.retrieval.vectors import embed_images
 
@@ -450,7 +450,7 @@ def test_other_model_is_refused(model, gallery, tmp_path):
 
 @pytest.mark.parametrize("kind", ["files", "tar"])
 def test_images_go_through_a_few_at_a_time(kind, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_GROUP", 8)
+    monkeypatch.setattr(executor, "_GROUP", 8)
     monkeypatch.setattr(journal, "_ROWS", 10)
     given = write_folder(tmp_path / "images", table=False)
     for number in range(60):
@@ -538,7 +538,7 @@ def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, capl
 
 def build_slowly(model: Path, given: Path, out: Path, log: Path, seconds: float) -> None:
     """Build an index in batches of two, and log the hash of each image that goes through the model."""
-    finish = engine.RecordEncoder.finish
+    finish = executor.RecordEncoder.finish
 
     def slow(self, batch, started):
         time.sleep(seconds)
@@ -546,7 +546,7 @@ def build_slowly(model: Path, given: Path, out: Path, log: Path, seconds: float)
             file.write("".join(record.hash + "\n" for record in batch))
         return finish(self, batch, started)
 
-    engine.RecordEncoder.finish = slow
+    executor.RecordEncoder.finish = slow
     build_index(model, [given], out=out, batch=2)
 
 

@@ -38,7 +38,7 @@ def test_recall_of_both_variants_is_printed_and_kept(exported, pictures, tmp_pat
     )
     # Not PyTorch's: these images are so alike that the last digit decides some ranks.
     assert float32 == evaluate_retrieval(OnnxRetrievalModel(out), rows.as_set()).metrics
-    assert int8 == evaluate_retrieval(OnnxRetrievalModel(out, int8=True), rows.as_set()).metrics
+    assert int8 == evaluate_retrieval(OnnxRetrievalModel(out, precision="int8"), rows.as_set()).metrics
     kept = json.loads((out / "onnx.json").read_text())["recall"]
     assert kept == {"source": str(pictures), "float32": float32, "int8": int8}
 

@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,6 +20,16 @@ ModelFolder = Annotated[
         metavar="MODEL_FOLDER",
         help="Folder that a run leaves under model/, a name that vlmo models lists, or hf://OWNER/NAME.",
     ),
+]
+
+Engine = Annotated[
+    Literal["torch", "onnx", "openvino"],
+    tyro.conf.arg(
+        help="PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache."
+    ),
+]
+Precision = Annotated[
+    Literal["float32", "int8"], tyro.conf.arg(help="int8 is for the engines onnx and openvino (docs/engines.md).")
 ]
 
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars, without_garbage_collection
+from vlmo.cli.parsing import (
+    Engine,
+    ModelFolder,
+    Precision,
+    check_new_file,
+    hide_loading_bars,
+    without_garbage_collection,
+)
 from vlmo.released import find_model
 
 if TYPE_CHECKING:
@@ -43,10 +50,12 @@ class IndexOptions:
     """Number of images from which on an approximate index is built."""
     forget: Annotated[tuple[str, ...], tyro.conf.arg(name="remove", aliases=["--forget"])] = ()
     """Inputs of earlier runs whose images leave the index, or their table of metadata."""
-    engine: Literal["local", "ray"] = "local"
+    executor: Literal["local", "ray"] = "local"
     """Embed in this process, or with Ray Data."""
     workers: int = 2
     """ray: models that work side by side."""
+    engine: Engine = "torch"
+    precision: Precision = "float32"
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
 
@@ -64,6 +73,8 @@ class EmbedOptions:
     """Text file whose lines are embedded instead of images."""
     batch: Annotated[int, tyro.conf.arg(name="batch-size", aliases=["--batch"])] = 64
     """Images that go through the model at a time."""
+    engine: Engine = "torch"
+    precision: Precision = "float32"
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
 
@@ -101,6 +112,8 @@ class SearchOptions:
     """PNG or HTML file for a contact sheet of the result."""
     explain: Path | None = None
     """PNG file for the attention of the query's words over the best images."""
+    engine: Engine = "torch"
+    precision: Precision = "float32"
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
 
@@ -131,13 +144,12 @@ def embed_command(options: EmbedOptions) -> None:
     from vlmo.retrieval.encoder import Encoder
     from vlmo.retrieval.vectors import embed_images, embed_texts
 
+    encoder = Encoder(folder, engine=options.engine, precision=options.precision, device=options.device)
     if options.texts is None:
-        encoder = Encoder(folder, device=options.device)
         written = embed_images(encoder, options.images, out=options.out, batch=options.batch, console=_STDERR)
     else:
         with options.texts.open(encoding="utf-8") as file:
             lines = (line.strip() for line in file)
-            encoder = Encoder(folder, device=options.device)
             written = embed_texts(encoder, (line for line in lines if line), out=options.out)
     bad = f"; {written.bad} bad images" if written.bad else ""
     files = ", ".join(map(str, written.files))
@@ -153,14 +165,16 @@ def search_command(options: SearchOptions) -> None:
         from vlmo.retrieval.process import StoreProcess
 
         store = StoreProcess(folder)
-    hide_loading_bars()
+    if options.engine == "torch":
+        hide_loading_bars()
     from vlmo.retrieval import Index, Searcher
 
     index = Index(folder, store=store)
     model = Path(index.model_folder) if options.model is None else Path(find_model(options.model))
     if options.model is None and not model.is_dir():
         raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")
-    searcher = Searcher(model, index, device=options.device)
+    settings = {"engine": options.engine, "precision": options.precision, "device": options.device}
+    searcher = Searcher(model, index, **settings)
     if options.query is not None:
         _search(searcher, options, options.query)
         return

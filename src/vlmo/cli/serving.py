@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from vlmo.cli.parsing import ModelFolder, hide_loading_bars
+from vlmo.cli.parsing import Engine, ModelFolder, Precision, hide_loading_bars
 from vlmo.released import find_model
 from vlmo.serving.settings import Settings
 
@@ -26,6 +26,8 @@ class ServeOptions:
     """Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do."""
     port: int = 8000
     """0: any that is free; the log says which."""
+    engine: Engine = "torch"
+    precision: Precision = "float32"
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
@@ -41,5 +43,6 @@ def serve_command(options: ServeOptions) -> None:
     from vlmo.serving.server import bind, read_key, serve
 
     settings = replace(options.settings, api_key=read_key(options.api_key_file))
+    chosen = {"engine": options.engine, "precision": options.precision, "device": options.device}
     with bind(options.host, options.port) as bound:
-        serve(bound, load_parts(folder, index=options.index, vqa=options.vqa, device=options.device), settings)
+        serve(bound, load_parts(folder, index=options.index, vqa=options.vqa, **chosen), settings)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmo import model as models
+from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER
 from vlmo.model.position import RelativePositionBias, relative_position_index
-
-IMAGE_ENCODER, TEXT_ENCODER, FUSION_ENCODER = "image_encoder", "text_encoder", "fusion_encoder"
 
 _PIXELS, _IDS, _MASK, _MASKED_PATCHES = "pixel_values", "input_ids", "attention_mask", "bool_masked_pos"
 _TEXT = (_IDS, _MASK)

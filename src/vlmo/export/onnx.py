@@ -13,14 +13,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoImageProcessor
 
 from vlmo import model as models
 from vlmo.checkpoints.loading import load_model, load_processor
-from vlmo.export.graphs import Graph, GraphModule, free_text_length, graphs_of
-from vlmo.export.runtime import DESCRIPTION, OnnxSession, read_description
+from vlmo.export.graphs import _IDS, _MASK, Graph, GraphModule, free_text_length, graphs_of
+from vlmo.export.sessions import DESCRIPTION, OnnxSession, read_description
 from vlmo.folder import write_file, write_folder
 
 # Largest difference to PyTorch in float32; measured ones are around 1e-6.
@@ -34,6 +35,8 @@ IR_VERSION = 11
 _MIN_TEXT = 2  # `[CLS]` and `[SEP]`
 # Batch and text length of each comparison; the longest text is added.
 _CASES = ((1, 2), (2, 8), (3, 13))
+Samples = Mapping[str, np.ndarray]
+"""Inputs by their names, a row for each sample."""
 _Case = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # inputs, and PyTorch's outputs
 # protobuf holds less than 2 GiB; larger weights go to a file beside the graph.
 _MAX_SINGLE_FILE = 1_500_000_000
@@ -98,6 +101,7 @@ def write_onnx(
     out: str | Path,
     *,
     int8: bool = False,
+    samples: Samples | None = None,
     report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> OnnxReport:
     """Write the encoders of a model folder as ONNX graphs, with the processor's files and a description.
@@ -108,8 +112,9 @@ def write_onnx(
     Args:
         folder: Model folder of any VLMo class.
         out: New folder, or one of an earlier export, which is replaced.
-        int8: Also write variants whose linear layers are quantised to int8, with scales of activations taken at run
-            time.
+        int8: Also write variants whose linear layers are quantised to int8.
+        samples: Inputs of the model by name, a row for each sample, which the scales of activations are taken from;
+            None: scales are taken at run time.
         report: Called before each graph, with a title, the number of graphs that are done, and that of all.
 
     Raises:
@@ -140,7 +145,9 @@ def write_onnx(
         written = {}
         for done, graph in enumerate(graphs):
             report(f"exporting {graph.name}", done, len(graphs))
-            written[graph.name] = _write_graph(model, graph, cases[graph.name], folder=partial, int8=int8)
+            written[graph.name] = _write_graph(
+                model, graph, cases[graph.name], folder=partial, int8=int8, samples=samples
+            )
         for name in _PROCESSOR_FILES:
             if (folder / name).is_file():
                 shutil.copy2(folder / name, partial / name)
@@ -183,7 +190,13 @@ def noise(graph: Graph, config: models.VLMoConfig, *, batch: int, length: int, s
 
 
 def _write_graph(
-    model: models.VLMoPreTrainedModel, graph: Graph, cases: Sequence[_Case], *, folder: Path, int8: bool
+    model: models.VLMoPreTrainedModel,
+    graph: Graph,
+    cases: Sequence[_Case],
+    *,
+    folder: Path,
+    int8: bool,
+    samples: Samples | None,
 ) -> OnnxGraph:
     file = folder / f"{graph.name}.onnx"
     large = _convert(model, graph, file)
@@ -197,7 +210,7 @@ def _write_graph(
     differences = {file: difference}
     if int8:
         quantised = file.with_suffix(".int8.onnx")
-        _quantise(file, quantised, large=large)
+        _quantise(file, quantised, large=large, rows=None if samples is None else _rows(graph, samples))
         differences[quantised] = _largest_difference(OnnxSession(quantised), cases)
     files = [
         OnnxFile(
@@ -212,7 +225,7 @@ def _write_graph(
 
 def _largest_difference(session: OnnxSession, cases: Sequence[_Case]) -> float:
     differences = [
-        (actual - expected).abs().max() / expected.abs().max().clamp(min=1)
+        (torch.from_numpy(actual) - expected).abs().max() / expected.abs().max().clamp(min=1)
         for inputs, outputs in cases
         for actual, expected in zip(session(*inputs), outputs, strict=True)
     ]
@@ -271,24 +284,42 @@ def _tidy(model: Any, graph: Graph) -> None:
                 value.shape[axis] = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)
 
 
-def _quantise(source: Path, target: Path, *, large: bool) -> None:
-    """Write a graph whose linear layers multiply in int8, with scales of activations taken at run time."""
+def _rows(graph: Graph, samples: Samples) -> list[dict[str, np.ndarray]]:
+    """Return the inputs of a graph for each sample, without the padding that samples share."""
+    rows = []
+    for number in range(len(next(iter(samples.values())))):
+        row = {name: samples[name][number : number + 1] for name in graph.inputs}
+        if graph.reads_text:
+            length = max(int(row[_MASK].sum()), _MIN_TEXT)
+            row |= {name: row[name][:, :length] for name in (_IDS, _MASK)}
+        rows.append(row)
+    return rows
+
+
+def _quantise(source: Path, target: Path, *, large: bool, rows: list[dict[str, np.ndarray]] | None) -> None:
+    """Write a graph whose linear layers multiply in int8, with scales of activations from rows or taken at run time."""
     from onnxruntime import quantization  # brings `onnx`, which takes a second
 
+    given: dict[str, Any] = {
+        "op_types_to_quantize": ["MatMul", "Gemm"],
+        "per_channel": True,
+        "weight_type": quantization.QuantType.QInt8,
+        # Seven bits of weight: with eight, sums saturate on x86 processors without VNNI.
+        "reduce_range": rows is None or not torch.cpu._is_vnni_supported(),
+        "use_external_data_format": large,
+    }
     # The library logs a line for each tensor, and the advice to optimise first, which its sessions do.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        quantization.quantize_dynamic(
-            source,
-            target,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-            # Seven bits of weight: with eight, sums saturate on x86 processors without VNNI.
-            reduce_range=True,
-            use_external_data_format=large,
-        )
+        if rows is None:
+            quantization.quantize_dynamic(source, target, **given)
+        else:
+            remaining = iter(rows)
+            reader = type("Rows", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(remaining, None)})
+            # Sums stay float32 instead of being rounded to int8 once more.
+            extra = {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
+            quantization.quantize_static(source, target, reader(), extra_options=extra, **given)
     finally:
         logging.disable(before)
 

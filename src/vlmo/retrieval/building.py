@@ -18,7 +18,8 @@ from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import Recall, make_approximate
 from vlmo.retrieval.encoder import BATCH, Encoder
-from vlmo.retrieval.engine import Engine, local_engine
+from vlmo.retrieval.engines import EngineName, Precision
+from vlmo.retrieval.executor import Executor, local_executor
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
 from vlmo.retrieval.metadata import MetadataTable
 from vlmo.retrieval.sources import Found, Reader, as_origin, find, was_deleted
@@ -72,8 +73,10 @@ def build_index(
     forget: Sequence[str | Path] = (),
     batch: int = BATCH,
     approximate_from: int = APPROXIMATE_FROM,
-    engine: Literal["local", "ray"] = "local",
+    executor: Literal["local", "ray"] = "local",
     workers: int = 2,
+    engine: EngineName = "torch",
+    precision: Precision = "float32",
     device: str | None = None,
     console: Console | None = None,
 ) -> BuildReport:
@@ -94,9 +97,11 @@ def build_index(
         forget: Inputs of earlier runs whose images leave the index, or the table of metadata that they were given.
         batch: Images that go through the model at a time.
         approximate_from: Number of images from which on an approximate index is built beside the exact search.
-        engine: Embed in this process, or in actors of Ray Data.
+        executor: Embed in this process, or in actors of Ray Data.
         workers: Number of these actors.
-        device: Device of the model, if a folder is given; None takes a GPU if there is one.
+        engine: As for `Encoder`, if a folder is given; so are precision and device.
+        precision: float32 or int8.
+        device: None takes a GPU if there is one and the engine is torch.
         console: Console for the progress, as a bar, or as a line every ten seconds where it is no terminal; None shows
             nothing.
 
@@ -111,7 +116,7 @@ def build_index(
     remembered = _remembered(earlier, store_bytes=store_bytes, metadata=metadata, forget=forget)
     table = None if remembered["metadata"] is None else MetadataTable(Path(remembered["metadata"]))
     origins = _origins(earlier, inputs, forget)
-    encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
+    encoder = model if isinstance(model, Encoder) else Encoder(model, engine=engine, precision=precision, device=device)
     if earlier is not None and earlier["model"]["fingerprint"] != encoder.fingerprint:
         raise ValueError(
             f"{folder} was made with another model ({earlier['model']['folder']}, fingerprint "
@@ -143,7 +148,7 @@ def build_index(
                 update = Update(store, reader=reader, size=size, progress=progress)
                 listing.seek(0)
                 found = (Found(**json.loads(line)) for line in listing)
-                counts = update.run(_engine(engine, encoder, batch=batch, workers=workers), found)
+                counts = update.run(_executor(executor, encoder, batch=batch, workers=workers), found)
             images = store.images.count_rows()
             store.optimize(lookups=images >= _LOOKUPS_FROM, alone="updated" not in facts)
             approximate = make_approximate(store, least=approximate_from, before=facts["approximate"], console=console)
@@ -240,14 +245,14 @@ def _list(origin: str, listing: IO[str], *, before: Collection[str], progress: P
     return size
 
 
-def _engine(name: Literal["local", "ray"], encoder: Encoder, *, batch: int, workers: int) -> Engine:
+def _executor(name: Literal["local", "ray"], encoder: Encoder, *, batch: int, workers: int) -> Executor:
     if name == "local":
-        return local_engine(encoder, batch=batch)
+        return local_executor(encoder, batch=batch)
     try:
-        from vlmo.retrieval.ray_engine import ray_engine
+        from vlmo.retrieval.ray_executor import ray_executor
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}. Ray needs more packages: {install_command('ray')}") from error
-    return ray_engine(encoder, batch=batch, workers=workers)
+    return ray_executor(encoder, batch=batch, workers=workers)
 
 
 def _now() -> str:

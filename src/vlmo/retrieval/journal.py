@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from vlmo.retrieval.engine import Encoded, Rows
+from vlmo.retrieval.executor import Encoded, Rows
 from vlmo.retrieval.store import Known, Store
 
 _ROWS, _BYTES = 4096, 128 << 20

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from vlmo.data.decoding import decode_image
 from vlmo.retrieval.encoder import Encoder
+from vlmo.retrieval.engines import Pixels
 from vlmo.retrieval.index import MAX_TOP, Hit, Index
 
 SEARCH_RERANK = 32
@@ -193,15 +192,15 @@ class Searcher:
     Args:
         model: Model folder, or an `Encoder` of one.
         index: Index folder, or an open one.
-        device: Device of the model, if a folder is given; None takes a GPU if there is one.
+        options: Of the `Encoder`, if a folder is given: engine, precision, device.
 
     Raises:
         ValueError: One of them cannot be opened, or the index was made with another model.
     """
 
-    def __init__(self, model: str | Path | Encoder, index: str | Path | Index, *, device: str | None = None) -> None:
+    def __init__(self, model: str | Path | Encoder, index: str | Path | Index, **options: Any) -> None:
         self.index = index if isinstance(index, Index) else Index(index)
-        self.encoder = model if isinstance(model, Encoder) else Encoder(model, device=device)
+        self.encoder = model if isinstance(model, Encoder) else Encoder(model, **options)
         if self.encoder.fingerprint != self.index.fingerprint:
             raise ValueError(
                 f"{self.index.folder} was made with another model ({self.index.model_folder}, fingerprint "
@@ -380,7 +379,7 @@ class Searcher:
         """Begin to rerank a shortlist; options are those of `Reranking`."""
         return Reranking(shortlist, scale=self.encoder.inverse_temperature, speed=self._speed, **options)
 
-    def load_pixels(self, load: Callable[[], Image.Image]) -> UInt8[Tensor, "3 size size"] | None:
+    def load_pixels(self, load: Callable[[], Image.Image]) -> Pixels | None:
         """Image of a loader of the index, as the model takes it; None if it cannot be read."""
         try:
             return self.encoder.pixels(load())

@@ -13,7 +13,7 @@ import numpy as np
 from vlmo.data.quarantine import QuarantineFile, read_lines, to_lines
 from vlmo.folder import write_file
 from vlmo.progress import Progress
-from vlmo.retrieval.engine import Engine, Finished, Rows, Task
+from vlmo.retrieval.executor import Executor, Finished, Rows, Task
 from vlmo.retrieval.journal import Journal
 from vlmo.retrieval.sources import Found, Reader, image_id
 from vlmo.retrieval.store import Known, Store
@@ -54,7 +54,7 @@ class Update:
         self._settled: set[str] = set()  # shards that were not read again, or not to their ends: their images stay
         self._unreadable: tuple[str, ...] = ()  # folders, with "/": images below stay too
 
-    def run(self, engine: Engine, listing: Iterable[Found]) -> Counts:
+    def run(self, executor: Executor, listing: Iterable[Found]) -> Counts:
         """Embed new images and remove those that are gone; the tables are valid whenever this is interrupted.
 
         Raises:
@@ -63,7 +63,7 @@ class Update:
         journal, quarantine = Journal(self._store), QuarantineFile(self._store.folder / QUARANTINE_FILE)
         bad_before, bad_now = read_lines(self._store.folder / QUARANTINE_FILE), []
         tasks = self._tasks(listing, journal)
-        for step in engine(tasks, self._reader, journal.encoded):
+        for step in executor(tasks, self._reader, journal.encoded):
             if isinstance(step, Finished):
                 self._finish(step.shard)
                 continue

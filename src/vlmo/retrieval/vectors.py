@@ -19,7 +19,7 @@ from vlmo.data.quarantine import Bad, to_lines
 from vlmo.folder import atomic_file
 from vlmo.progress import Progress
 from vlmo.retrieval.encoder import BATCH, Encoder
-from vlmo.retrieval.engine import Group, Rows, Task, local_engine
+from vlmo.retrieval.executor import Group, Rows, Task, local_executor
 from vlmo.retrieval.sources import Reader, as_origin, find
 
 _FILES = 2048
@@ -78,7 +78,7 @@ def embed_images(
         tasks += [Task([each]) for each in found if each.kind != "file"]
         size, read = sum(each.size for each in found), 0
         with Progress(console, in_bytes=True) as progress:
-            for step in local_engine(encoder, batch=batch)(tasks, Reader(), lambda _: {}):
+            for step in local_executor(encoder, batch=batch)(tasks, Reader(), lambda _: {}):
                 if isinstance(step, Rows):
                     vectors = np.stack([each.vector for each in step.encoded])
                     writer.add([record.place for record in step.records], vectors)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmo.retrieval import Encoder, Index, Searcher
+from vlmo.retrieval.engines import EngineName, Precision
 from vlmo.tasks import QuestionStage, task_of
 
 
@@ -70,9 +71,15 @@ class Parts:
 
 
 def load_parts(
-    folder: str | Path, *, index: str | Path | None = None, vqa: str | Path | None = None, device: str | None = None
+    folder: str | Path,
+    *,
+    index: str | Path | None = None,
+    vqa: str | Path | None = None,
+    engine: EngineName = "torch",
+    precision: Precision = "float32",
+    device: str | None = None,
 ) -> Parts:
-    """Load models and index. `folder` may hold a model for retrieval, or one for questions.
+    """Load models and index. `folder` may hold a model for retrieval, or one for questions, which runs in PyTorch.
 
     Raises:
         ValueError: A folder is of another kind, or model and index do not belong together.
@@ -82,8 +89,10 @@ def load_parts(
             raise ValueError(
                 f"{folder} answers questions and searches nothing; give it with --vqa, after another model"
             )
+        if engine != "torch":
+            raise ValueError(f"{folder} answers questions, and engine {engine} is for models that retrieve; use torch")
         return Parts(answerer=Answerer(folder, device=device))
-    encoder = Encoder(folder, device=device)
+    encoder = Encoder(folder, engine=engine, precision=precision, device=device)
     opened = None if index is None else Index(index)
     if opened is not None:
         Searcher(encoder, opened)  # checks that they belong together

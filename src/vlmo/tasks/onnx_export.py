@@ -9,8 +9,11 @@ from rich.table import Table
 
 from vlmo.export.onnx import OnnxReport, add_recalls, write_onnx
 from vlmo.export.runtime import OnnxRetrievalModel
+from vlmo.export.sessions import Precision
 from vlmo.progress import Progress
+from vlmo.retrieval.engines import calibration_samples
 from vlmo.tasks.base import quarantine_of
+from vlmo.tasks.registry import task_of
 from vlmo.tasks.retrieval import PairSet, RetrievalStage
 
 
@@ -25,6 +28,8 @@ def export_onnx(
 ) -> OnnxReport:
     """`write_onnx` and, with `recall_on`, what each variant finds among the pairs of that source.
 
+    Scales of int8 activations are calibrated for models that retrieve; see `calibration_samples`.
+
     Args:
         recall_on: Name of a source, as in `vlmo evaluate`. Its recalls go into the folder's description too.
         console: Where differences and recalls are printed.
@@ -36,15 +41,15 @@ def export_onnx(
     if recall_on is not None:  # before the work, as this may fail
         _, processor = RetrievalStage.load(folder, device="cpu")
         rows = PairSet.read(recall_on, split=split, processor=processor, quarantine=quarantine_of(folder, split))
+    retrieves = (Path(folder) / "processor_config.json").is_file() and task_of(folder) is RetrievalStage
+    samples = calibration_samples(Path(folder)) if int8 and retrieves else None
     with Progress.on_stderr() if console is not None else Progress(None) as progress:
-        report = write_onnx(folder, out, int8=int8, report=progress.update)
+        report = write_onnx(folder, out, int8=int8, samples=samples, report=progress.update)
     if console is not None:
         console.print("\n".join(report.lines()), markup=False, highlight=False)
     if rows is not None:
-        variants = ["float32", "int8"] if int8 else ["float32"]
-        results = {
-            name: rows.outputs(OnnxRetrievalModel(out, int8=name == "int8"), console=console) for name in variants
-        }
+        variants: list[Precision] = ["float32", "int8"] if int8 else ["float32"]
+        results = {name: rows.outputs(OnnxRetrievalModel(out, precision=name), console=console) for name in variants}
         report = add_recalls(report, {name: result.metrics for name, result in results.items()}, source=str(recall_on))
         if console is not None:
             table = Table(title=f"ONNX Runtime on {recall_on} {split}, recall in percent")

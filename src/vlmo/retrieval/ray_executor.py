@@ -18,7 +18,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from vlmo.retrieval.engine import Engine, Finished, Group, Lookup, RecordEncoder, Rows, Step, Task, read_groups
+from vlmo.retrieval.executor import Executor, Finished, Group, Lookup, RecordEncoder, Rows, Step, Task, read_groups
 from vlmo.retrieval.sources import Reader
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _SHARE = 0.5
 """CPUs that a reading task or an actor asks for, so that both find room on a machine of two."""
 
 
-def ray_engine(encoder: Encoder, *, batch: int, workers: int) -> Engine:
-    """Return the engine of some actors of a Ray cluster, each with the model.
+def ray_executor(encoder: Encoder, *, batch: int, workers: int) -> Executor:
+    """Return the executor of some actors of a Ray cluster, each with the model.
 
     The cluster is the one that this process has joined, that `RAY_ADDRESS` names, or a new one on this machine. Images
     with the same bytes are embedded once a group, or not if their row exists.
@@ -39,7 +39,8 @@ def ray_engine(encoder: Encoder, *, batch: int, workers: int) -> Engine:
         batch: Images that go through a model at a time.
         workers: Number of actors.
     """
-    folder, device = str(encoder.folder.absolute()), encoder.device.type
+    device = encoder.device.partition(":")[0]
+    settings = {"engine": encoder.engine, "precision": encoder.precision, "device": device}
 
     def run(tasks: Iterable[Task], reader: Reader, lookup: Lookup) -> Iterator[Step]:
         given = list(tasks)
@@ -56,7 +57,7 @@ def ray_engine(encoder: Encoder, *, batch: int, workers: int) -> Engine:
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=workers),
-                fn_constructor_kwargs={"folder": folder, "device": device, "batch": batch},
+                fn_constructor_kwargs={"folder": str(encoder.folder.absolute()), "batch": batch, **settings},
                 num_cpus=_SHARE,
                 num_gpus=1 if device == "cuda" else None,
             )
@@ -106,13 +107,13 @@ def _read(rows: pa.Table, *, reader: Reader) -> Iterator[pa.Table]:
 class _Embedder:
     """An actor's model, for the images of groups."""
 
-    def __init__(self, *, folder: str, device: str, batch: int) -> None:
+    def __init__(self, *, folder: str, batch: int, **settings: Any) -> None:
         import torch
 
         from vlmo.retrieval.encoder import Encoder
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-        self._encoder = RecordEncoder(Encoder(folder, device=device), batch=batch)
+        self._encoder = RecordEncoder(Encoder(folder, **settings), batch=batch)
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Return a group with the rows of its images; `None` stands for results that the index has."""
@@ -127,7 +128,7 @@ class _Embedder:
 
 
 def _steps(tables: Iterable[pa.Table], tasks: Sequence[Task], lookup: Lookup) -> Iterator[Step]:
-    """Turn Ray's rows, in whatever order they come, into the steps of an engine."""
+    """Turn Ray's rows, in whatever order they come, into the steps of an executor."""
     arrived: Counter[int] = Counter()
     ends: dict[int, int] = {}
     for table in tables:

@@ -1,4 +1,4 @@
-"""Embeds the images of tasks: what is read, what comes out, and the engine of this process."""
+"""Embeds the images of tasks: what is read, what comes out, and the executor of this process."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from vlmo.retrieval.sources import Found, Reader, Record
 from vlmo.retrieval.store import Known, encoded_schema
 
 if TYPE_CHECKING:  # processes of a cluster that only read need no model
-    from torch import Tensor
-
     from vlmo.retrieval.encoder import Encoder
+    from vlmo.retrieval.engines import Pixels
 
 _THUMBNAIL = 256
 """Longest side of thumbnails, in pixels."""
@@ -109,12 +108,12 @@ class Finished(NamedTuple):
 Step = Group | Rows | Finished
 Lookup = Callable[[Sequence[str]], Mapping[str, Encoded]]
 """From hashes to those results that the index has already."""
-Engine = Callable[[Iterable[Task], Reader, Lookup], Iterator[Step]]
+Executor = Callable[[Iterable[Task], Reader, Lookup], Iterator[Step]]
 """Works on all tasks; images with bytes that the lookup knows are not embedded again."""
 
 
-def local_engine(encoder: Encoder, *, batch: int) -> Engine:
-    """Return the engine of this process, which puts `batch` images through the model at a time."""
+def local_executor(encoder: Encoder, *, batch: int) -> Executor:
+    """Return the executor of this process, which puts `batch` images through the model at a time."""
     embedder = RecordEncoder(encoder, batch=batch)
 
     def run(tasks: Iterable[Task], reader: Reader, lookup: Lookup) -> Iterator[Step]:
@@ -166,7 +165,7 @@ def _read_files(files: Sequence[Found], reader: Reader) -> Iterator[Record | Bad
     yield from reader.files(waiting)
 
 
-_Decoded: TypeAlias = "tuple[Tensor, bytes, int, int]"
+_Decoded: TypeAlias = "tuple[Pixels, bytes, int, int]"
 """Pixels for the model, and the thumbnail, width and height of `Encoded`."""
 
 

@@ -32,9 +32,9 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
 
     def both(*given, workers=1, **expected) -> None:
         counts = []
-        for engine in ("ray", "local"):
-            report = build_index(model, given, out=tmp_path / engine, batch=4, engine=engine, workers=workers)
-            assert vars(report).items() >= expected.items(), engine
+        for executor in ("ray", "local"):
+            report = build_index(model, given, out=tmp_path / executor, batch=4, executor=executor, workers=workers)
+            assert vars(report).items() >= expected.items(), executor
             # Two workers may each encode an image that stands twice.
             counts.append((report.images, report.captions, report.unchanged, report.deleted, report.bad))
         assert counts[0] == counts[1]
@@ -44,11 +44,11 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
             np.testing.assert_allclose(found[place].pop("vector"), row.pop("vector"), atol=CLOSE)
             assert found[place] == row
         lines = [
-            sorted(json.loads(line)["path"] for line in (tmp_path / engine / "quarantine.jsonl").open())
-            for engine in ("ray", "local")
+            sorted(json.loads(line)["path"] for line in (tmp_path / executor / "quarantine.jsonl").open())
+            for executor in ("ray", "local")
         ]
         assert lines[0] == lines[1]
-        captions = [Index(tmp_path / engine).num_captions for engine in ("ray", "local")]
+        captions = [Index(tmp_path / executor).num_captions for executor in ("ray", "local")]
         assert captions[0] == captions[1]
 
     both(*inputs, workers=2, images=26, bad=1)
@@ -61,4 +61,4 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
 
 def test_no_workers_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="workers is 0"):
-        build_index(model, [tmp_path], out=tmp_path / "index", engine="ray", workers=0)
+        build_index(model, [tmp_path], out=tmp_path / "index", executor="ray", workers=0)

@@ -1,0 +1,127 @@
+"""Exported graphs in ONNX Runtime or OpenVINO, with arrays in and out; needs no PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+DESCRIPTION = "onnx.json"
+IMAGE_ENCODER, TEXT_ENCODER, FUSION_ENCODER = "image_encoder", "text_encoder", "fusion_encoder"
+
+GraphEngine = Literal["onnx", "openvino"]
+Precision = Literal["float32", "int8"]
+
+
+class OnnxSession:
+    """A graph in ONNX Runtime on the CPU.
+
+    Args:
+        num_threads: Of one operation; by default `OMP_NUM_THREADS`, or one for each core.
+    """
+
+    def __init__(self, file: str | Path, *, num_threads: int | None = None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or _default_threads()
+        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.inputs, self.outputs = (
+            {tensor.name: {"type": tensor.type, "shape": list(tensor.shape)} for tensor in tensors}
+            for tensors in (self.session.get_inputs(), self.session.get_outputs())
+        )
+
+    def __call__(self, *arrays: Any) -> list[np.ndarray]:
+        """Return the outputs for inputs (arrays, or tensors on the CPU) in the order of the graph."""
+        given = {name: np.asarray(array) for name, array in zip(self.inputs, arrays, strict=True)}
+        return [np.asarray(output) for output in self.session.run(None, given)]
+
+
+class OpenVinoSession:
+    """A graph in OpenVINO on the CPU, in float32 but for layers that are int8 in the file.
+
+    Args:
+        num_threads: As for `OnnxSession`.
+        cache: Folder that keeps what OpenVINO makes of the file, so that it loads faster the next time.
+    """
+
+    def __init__(self, file: str | Path, *, num_threads: int | None = None, cache: Path | None = None) -> None:
+        import openvino
+
+        # On processors that have bfloat16, OpenVINO would take it by itself.
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        settings["INFERENCE_NUM_THREADS"] = str(num_threads or _default_threads())
+        if cache is not None:
+            settings["CACHE_DIR"] = str(cache)
+        self.model = openvino.Core().compile_model(str(file), "CPU", settings)
+
+    def __call__(self, *arrays: Any) -> list[np.ndarray]:
+        """Return the outputs for inputs (arrays, or tensors on the CPU) in the order of the graph."""
+        found = self.model([np.ascontiguousarray(array) for array in arrays])
+        return [found[output] for output in self.model.outputs]
+
+
+class RetrievalGraphs:
+    """Dual encoder and, if it was exported, fusion encoder of a folder; a graph is loaded when it is first run.
+
+    Args:
+        folder: Written by `write_onnx`.
+        engine: Runs the graphs.
+        precision: Of the files: float32 or int8.
+        num_threads: As for `OnnxSession`.
+        cache: As for `OpenVinoSession`.
+
+    Raises:
+        ValueError: The folder holds no dual encoder, or no quantised files.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        engine: GraphEngine = "onnx",
+        precision: Precision = "float32",
+        num_threads: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        folder = Path(folder)
+        self.description = read_description(folder)
+        graphs = self.description["graphs"]
+        if self.description["logit_scale"] is None:
+            raise ValueError(f"{folder} holds a {self.description['model_class']}, which does not search.")
+        if any(graph[precision] is None for graph in graphs.values()):
+            raise ValueError(f"{folder} holds no {precision} files; export it again with {precision}.")
+        self.can_match = FUSION_ENCODER in graphs
+
+        def open_graph(name: str) -> Callable[..., list[np.ndarray]]:
+            if name not in graphs:
+                raise ValueError("This folder holds no fusion encoder: its model has no matching head.")
+            file = folder / graphs[name][precision]["file"]
+            if engine == "openvino":
+                return OpenVinoSession(file, num_threads=num_threads, cache=cache)
+            return OnnxSession(file, num_threads=num_threads)
+
+        self._open = functools.cache(open_graph)
+
+    def run(self, name: str, *arrays: Any) -> np.ndarray:
+        """Return the first output of a graph, by its name; ValueError if there is no such graph."""
+        return self._open(name)(*arrays)[0]
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the description that `write_onnx` keeps in a folder; ValueError if there is none."""
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        raise ValueError(f"{folder} is no ONNX export: it has no {DESCRIPTION}; write one with vlmo export.")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _default_threads() -> int:
+    """Return the number that OpenMP's programs take too; 0 lets an engine choose."""
+    number = os.environ.get("OMP_NUM_THREADS", "")
+    return int(number) if number.isdigit() else 0

@@ -1,0 +1,228 @@
+"""Engines that compute vectors and match scores: PyTorch, or exported graphs in ONNX Runtime or OpenVINO.
+
+Engines of graphs import neither PyTorch nor transformers, once the graphs have been written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER, GraphEngine, Precision, RetrievalGraphs
+from vlmo.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+EngineName = Literal["torch", "onnx", "openvino"]
+CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
+"""Built-in set, and the number of its images and captions, that scales of int8 activations are taken from."""
+_PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
+_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+_LOGGER = logging.getLogger(__name__)
+
+Pixels = UInt8[np.ndarray, "3 size size"]
+
+
+class Engine(Protocol):
+    """Computes vectors and log-odds of up to a batch of rows; one thread at a time, but for `pixels`."""
+
+    device: str
+    dim: int
+    can_match: bool
+    inverse_temperature: float
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return an RGB image at the model's size."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return numbers of tokens, special ones among them."""
+        ...
+
+    def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
+        """Return L2-normalised vectors."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
+        """Return L2-normalised vectors."""
+        ...
+
+    def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
+        """Return log-odds that each text belongs to its image."""
+        ...
+
+
+def open_engine(
+    name: EngineName,
+    folder: Path,
+    fingerprint: str,
+    *,
+    precision: Precision = "float32",
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Engine:
+    """Return the engine of a model folder.
+
+    Args:
+        name: torch is PyTorch, onnx ONNX Runtime, openvino OpenVINO. The last two run graphs on the CPU, which the
+            first use writes into the cache.
+        folder: Model folder.
+        fingerprint: Of the folder: graphs of another one are not used.
+        precision: int8 multiplies in int8 in the linear layers; of onnx and openvino.
+        device: For torch: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
+        dtype: For torch: type of weights and activations; None: that of the folder.
+
+    Raises:
+        ValueError: There is no such engine, its options do not go together, or the model does not retrieve.
+        ModuleNotFoundError: The engine is not installed.
+    """
+    if precision not in {"float32", "int8"}:
+        raise ValueError(f"precision is {precision!r}; expected float32 or int8")
+    if name == "torch":
+        from vlmo.retrieval.torch_engine import TorchEngine
+
+        if precision != "float32":
+            raise ValueError(f"precision {precision} belongs to the engines onnx and openvino; this is torch")
+        return TorchEngine(folder, device=device, dtype=dtype)
+    if name not in _PACKAGES:
+        raise ValueError(f"engine is {name!r}; expected torch, onnx or openvino")
+    if device not in {None, "cpu"} or dtype is not None:
+        raise ValueError(f"engine {name} runs on the CPU in its own precision; leave out the device and the dtype")
+    _need(_PACKAGES[name], extra=name)
+    return GraphsEngine(write_graphs(folder, fingerprint, precision=precision), engine=name, precision=precision)
+
+
+class GraphsEngine:
+    """Graphs of a folder that `write_onnx` has written.
+
+    Args:
+        folder: With the graphs.
+        engine: onnx or openvino.
+        precision: float32 or int8.
+    """
+
+    device = "cpu"
+
+    def __init__(self, folder: Path, *, engine: GraphEngine, precision: Precision = "float32") -> None:
+        from tokenizers import Tokenizer
+
+        self._graphs = RetrievalGraphs(folder, engine=engine, precision=precision, cache=folder / "openvino")
+        described = self._graphs.description
+        self._size: list[int] = described["image"]["size"]
+        self.can_match = self._graphs.can_match
+        self.dim: int = described["graphs"][IMAGE_ENCODER]["outputs"]["image_embeds"]["shape"][-1]
+        self.inverse_temperature = float(np.exp(described["logit_scale"]))
+        text = described["text"]
+        self._tokenizer = Tokenizer.from_file(str(folder / text["tokenizer"]))
+        self._tokenizer.enable_truncation(text["max_length"])
+        self._tokenizer.enable_padding(pad_id=text["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE)
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return an RGB image at the model's size; beside torchvision's, levels differ by one or two here and there."""
+        resized = image.resize((self._size[1], self._size[0]), Image.Resampling.BICUBIC)
+        return np.asarray(resized).transpose(2, 0, 1)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return numbers of tokens, special ones among them."""
+        return self._tokens(texts)[1].sum(axis=1).tolist()
+
+    def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
+        """Return L2-normalised vectors."""
+        return self._graphs.run(IMAGE_ENCODER, _pixel_values(pixels))
+
+    def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
+        """Return L2-normalised vectors."""
+        return self._graphs.run(TEXT_ENCODER, *self._tokens(texts))
+
+    def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
+        """Return log-odds that each text belongs to its image."""
+        logits = self._graphs.run(FUSION_ENCODER, _pixel_values(pixels), *self._tokens(texts))
+        return logits[:, 1] - logits[:, 0]
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self._tokenizer.encode_batch(list(texts))
+        ids, mask = ([each.ids for each in encoded], [each.attention_mask for each in encoded])
+        return np.array(ids, dtype=np.int64), np.array(mask, dtype=np.int64)
+
+
+def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Path:
+    """Return the folder in the cache that holds the graphs of a model; the first use writes it.
+
+    A model that changes has another fingerprint, and so another folder.
+
+    Raises:
+        ValueError: The model does not retrieve, or cannot be exported.
+        ModuleNotFoundError: A package that exports or calibrates is missing.
+    """
+    from vlmo.folder import cached_file
+
+    settings = folder / "tokenizer_config.json"  # it has the text length, which the fingerprint leaves out
+    length = settings.read_text(encoding="utf-8") if settings.is_file() else ""
+    target = cached_file("engines", fingerprint, length)
+    if _has_graphs(target, precision):
+        return target
+    from filelock import FileLock
+
+    from vlmo.checkpoints.loading import check_model_folder
+    from vlmo.model import VLMoForImageTextRetrieval
+
+    check_model_folder(folder, VLMoForImageTextRetrieval)
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        _need(package, extra="onnx")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")), Progress.on_stderr() as progress:
+        if not _has_graphs(target, precision):  # another process may have written them
+            from vlmo.export.onnx import write_onnx
+
+            _LOGGER.info("exporting %s to ONNX, once; the graphs are kept in %s", folder, target)
+            samples = calibration_samples(folder) if precision == "int8" else None
+            write_onnx(folder, target, int8=precision == "int8", samples=samples, report=progress.update)
+    return target
+
+
+def calibration_samples(folder: Path, source: str = CALIBRATION) -> dict[str, np.ndarray]:
+    """Return inputs of a model for images of a source, spread evenly over its split "train", each with a caption.
+
+    Raises:
+        ValueError: The source cannot be read.
+        ModuleNotFoundError: It is built in, and its packages are missing.
+    """
+    from vlmo.checkpoints.loading import load_processor
+    from vlmo.data.decoding import decode_image
+    from vlmo.data.sources import open_source
+
+    try:
+        rows = open_source(source)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}. int8 is calibrated on {source}: {install_command('quickstart')}"
+        ) from error
+    numbers = np.linspace(0, len(rows) - 1, min(NUM_SAMPLES, len(rows))).astype(int).tolist()
+    images = [decode_image(rows[number]["image"]) for number in numbers]
+    texts = [(rows[number]["captions"] or [""])[0] for number in numbers]
+    return dict(load_processor(folder)(images=images, text=texts, return_tensors="np"))
+
+
+def _has_graphs(folder: Path, precision: Precision) -> bool:
+    try:
+        RetrievalGraphs(folder, precision=precision)
+    except ValueError:
+        return False
+    return True
+
+
+def _pixel_values(pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image 3 height width"]:
+    return (np.stack(pixels).astype(np.float32) - 127.5) / 127.5
+
+
+def _need(package: str, *, extra: Any) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"the engine needs {package}, which is not installed: {install_command(extra)}")

@@ -1,0 +1,92 @@
+"""The retrieval model of a folder in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from PIL import Image
+from torch import Tensor, nn
+
+from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.distributed import choose_device
+from vlmo.model.attention_maps import attention_maps, maps_by_word
+from vlmo.processing import TransformConfig, eval_transform
+from vlmo.retrieval.engines import Pixels
+from vlmo.types import normalize_pixels
+
+
+class TorchEngine:
+    """An `Engine`, which also shows attention.
+
+    Args:
+        folder: Model folder.
+        device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
+        dtype: Type of weights and activations; None: that of the folder.
+
+    Raises:
+        ValueError: It is no model folder, or its model does not retrieve; or there is no such device.
+    """
+
+    def __init__(self, folder: Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
+        chosen = choose_device(device)
+        model, self._processor = load_retrieval_model(folder)
+        self._dual = model.for_inference(dtype=dtype).to(chosen)
+        module: nn.Module = model
+        module.to(device=chosen, dtype=dtype).requires_grad_(requires_grad=False)
+        self._model = model
+        self._transform = eval_transform(TransformConfig(image_size=self._processor.image_size))
+        self.device = str(self._dual.device)
+        self.dim: int = model.contrast_head.image_projection.out_features
+        self.can_match = model.match_head is not None
+        self.inverse_temperature = float(model.contrast_head.logit_scale.exp())
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return an RGB image at the model's size."""
+        return self._transform.pixels(image).numpy()
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return numbers of tokens, special ones among them."""
+        return self._tokens(texts)["attention_mask"].sum(dim=1).tolist()
+
+    @torch.inference_mode()
+    def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
+        """Return L2-normalised vectors."""
+        return _array(self._dual.get_image_features(self._pixel_values(pixels, dtype=self._dual.dtype)))
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
+        """Return L2-normalised vectors."""
+        return _array(self._dual.get_text_features(**self._tokens(texts)))
+
+    @torch.inference_mode()
+    def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
+        """Return log-odds that each text belongs to its image."""
+        values = self._pixel_values(pixels, dtype=self._model.dtype)
+        logits = self._model.match(values, **self._tokens(texts)).float()
+        return _array(logits[:, 1] - logits[:, 0])
+
+    @torch.inference_mode()
+    def attention(self, pixels: Pixels, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
+        """Return the words of a text, and the attention of each to each patch; ValueError if no word is left."""
+        tokens = self._tokens([text])
+        values = self._pixel_values([pixels], dtype=self._model.dtype)
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        maps = attention_maps(self._model, pixel_values=values, input_ids=ids, attention_mask=mask)[0].cpu()
+        words, weights = maps_by_word(maps, tokens=self._processor.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
+        return words, weights.numpy()
+
+    def _pixel_values(self, pixels: Sequence[Pixels], *, dtype: torch.dtype) -> Float[Tensor, "batch 3 height width"]:
+        return normalize_pixels(torch.from_numpy(np.stack(pixels)).to(self.device)).to(dtype)
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Tokenize; one thread at a time, as the tokenizer changes while it is used."""
+        encoded = self._processor(text=list(texts), return_tensors="pt")
+        return {name: encoded[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

@@ -1,0 +1,242 @@
+"""Each engine gives what PyTorch gives, from the encoder to the commands and the service."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+from tests.integrations.toy_gallery import CAPTIONS, drawings
+from tests.retrieval.toy_index import NAMES, NUM, write_folder
+from tests.test_cli_tasks import refused
+from tests.toy_model import toy
+from tests.toy_onnx import dual_encoder
+
+from vlmo import VLMoConfig, VLMoForVisualQuestionAnswering
+from vlmo.checkpoints.loading import load_processor
+from vlmo.cli import main
+from vlmo.data.rows import column
+from vlmo.data.sources import decode_image, open_source
+from vlmo.export import onnx as onnx_export
+from vlmo.released import SMALL, find_model
+from vlmo.retrieval import Encoder, Searcher, engines
+from vlmo.retrieval.engines import GraphsEngine
+from vlmo.retrieval.torch_engine import TorchEngine
+from vlmo.serving.app import create_app
+from vlmo.serving.parts import load_parts
+
+GRAPHS = ("onnx", "openvino")
+CLOSE = 1e-4
+# Pillow and torchvision resize alike but for the rounding of a few levels.
+RESIZED = 2e-3
+LOST = 0.005
+TEXTS = [captions[0] for captions in CAPTIONS] + ["red " * 500]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(shared_folder):
+    """Graphs are written once, and not into the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLMO_CACHE", str(shared_folder))
+        yield shared_folder
+
+
+@pytest.fixture(scope="module")
+def small():
+    """`vlmo-small` in every engine; the first one to ask for graphs writes those of both precisions."""
+    encoders = {"int8": Encoder(SMALL, engine="onnx", precision="int8")}
+    return encoders | {engine: Encoder(SMALL, engine=engine) for engine in ("torch", *GRAPHS)}
+
+
+def compare(engine, expected, pixels) -> None:
+    np.testing.assert_allclose(engine.embed_images(pixels), expected.embed_images(pixels), atol=CLOSE)
+    np.testing.assert_allclose(engine.embed_texts(TEXTS), expected.embed_texts(TEXTS), atol=CLOSE)
+    pairs = pixels[:8], TEXTS[:8]
+    np.testing.assert_allclose(engine.match(*pairs), expected.match(*pairs), atol=CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPHS)
+def test_small_model_gives_the_vectors_and_log_odds_of_torch(small, name):
+    compare(small[name]._engine, small["torch"]._engine, list(map(small["torch"].pixels, drawings())))
+    for key in ("dim", "can_match", "fingerprint", "rerank_weight", "rerank_weight_image_to_text", "device"):
+        assert getattr(small[name], key) == getattr(small["torch"], key), key
+    assert small[name].inverse_temperature == pytest.approx(small["torch"].inverse_temperature)
+    assert small[name].count_tokens(TEXTS) == small["torch"].count_tokens(TEXTS)
+    words, maps = small[name].attention(drawings()[0], "a red square")
+    assert words == ["a", "red", "square"]
+    np.testing.assert_array_equal(maps, small["torch"].attention(drawings()[0], "a red square")[1])
+    assert small[name].embed_images([]).shape == (0, small[name].dim)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_tiny_model_gives_the_vectors_and_log_odds_of_torch(shared_folder, name):
+    toys = dual_encoder(shared_folder)
+    torch_engine = TorchEngine(toys.source, device="cpu")
+    compare(GraphsEngine(toys.folder, engine=name), torch_engine, list(map(torch_engine.pixels, drawings())))
+
+
+def test_images_are_resized_as_the_processor_does(small):
+    processor = load_processor(find_model(SMALL))
+    images = [decode_image(image) for image in column(open_source("emoji-pairs", split="test"), "image")[:20]]
+    images += [image.resize((640, 427)) for image in images[:5]] + [Image.new("RGBA", (30, 20), (255, 0, 0, 0))]
+    values = processor(images=images, return_tensors="np")["pixel_values"]
+    levels = np.stack(list(map(small["onnx"].pixels, images))).astype(np.float32)
+    difference = np.abs(levels - np.round(127.5 * values + 127.5))
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 0.01
+    actual, expected = (small[name].embed_images(images) for name in ("onnx", "torch"))
+    np.testing.assert_allclose(actual, expected, atol=RESIZED)
+
+
+@pytest.mark.slow
+def test_int8_loses_at_most_half_a_point_of_recall(small):
+    rows = open_source("emoji-pairs", split="test")
+    pixels = [small["torch"].pixels(decode_image(image)) for image in column(rows, "image")]
+    texts = [captions[0] for captions in column(rows, "captions")]
+    recalls, vectors = {}, {}
+    for name in ("int8", "onnx"):
+        images, words = small[name].embed_pixels(pixels), small[name].embed_texts(texts)
+        vectors[name] = np.concatenate([images, words])
+        scores = words @ images.T
+        ranks = [(each > each.diagonal()[:, None]).sum(axis=1) for each in (scores, scores.T)]
+        recalls[name] = np.mean([(rank < k).mean() for rank in ranks for k in (1, 5, 10)])
+    assert 0.999 < (vectors["int8"] * vectors["onnx"]).sum(axis=1).min() < 1 - 1e-6
+    assert recalls["int8"] >= recalls["onnx"] - LOST
+    assert recalls["onnx"] > 0.3
+
+
+def results(shown: str) -> list[dict]:
+    decoder, found, start = json.JSONDecoder(), [], shown.find("\n{") + 1
+    while shown[start:].startswith("{"):
+        result, end = decoder.raw_decode(shown, start)
+        found.append(result)
+        start = end + 1
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPHS)
+def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys):
+    folder, index = write_folder(tmp_path / "images"), tmp_path / "index"
+    chosen = ["--engine", name]
+    main(["index", SMALL, str(folder), "--out", str(index), *chosen])
+    main(["search", str(index), "a red square", "--json", "--top", str(NUM), *chosen])
+    main(["search", str(index), str(folder / NAMES[7]), "--json", "--top", "1", *chosen])
+    main(["embed", SMALL, str(folder), "--out", str(tmp_path / "v.npy"), *chosen, "--precision", "int8"])
+    shown = capsys.readouterr().out
+    found, same = results(shown)
+    expected = Searcher(small["torch"], index).search("a red square", top=NUM, rerank=32)
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
+    assert found["num_reranked"] == NUM
+    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], [hit.score for hit in expected.hits], atol=0.02)
+    assert same["hits"][0]["path"] == str(folder / NAMES[7])
+    rough, exact = np.load(tmp_path / "v.npy"), small["torch"].embed_images([*drawings()])
+    assert 0.99 < (rough @ exact.T).max(axis=1).min() < 1 - 1e-6
+    with TestClient(create_app(load_parts(SMALL, index=index, engine=name))) as client:
+        answer = client.post("/v1/search", json={"text": "a red square", "top": NUM, "rerank": NUM}).json()
+    assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in found["hits"]]
+
+
+SEARCH = """
+import sys
+from vlmo.cli import main
+main(["search", sys.argv[1], "a red square", "--engine", sys.argv[2], "--json"])
+assert not {"torch", "transformers"} & set(sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_search_imports_no_torch_once_the_graphs_are_there(small, tmp_path):
+    folder = write_folder(tmp_path / "images", numbers=range(3))
+    main(["index", SMALL, str(folder), "--out", str(tmp_path / "index"), "--engine", "onnx"])
+    for name in GRAPHS:
+        line = [sys.executable, "-c", SEARCH, str(tmp_path / "index"), name]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["num_reranked"] == 3
+
+
+@pytest.fixture
+def exports(shared_folder, tmp_path, monkeypatch) -> list[Path]:
+    """Targets of exports, which copy the graphs of the toy model, into a cache of this test."""
+    targets = []
+
+    def copy(_folder, out, **_options) -> None:
+        targets.append(out)
+        shutil.copytree(dual_encoder(shared_folder).folder, out, dirs_exist_ok=True)
+
+    monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(onnx_export, "write_onnx", copy)
+    return targets
+
+
+def test_graphs_are_written_once_and_again_for_a_model_that_changed(shared_folder, exports, tmp_path):
+    model = shutil.copytree(dual_encoder(shared_folder).source, tmp_path / "model")
+    for _ in range(2):
+        Encoder(model, engine="onnx")
+        Encoder(model, engine="openvino")
+        assert len(exports) == 1
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rerank_weight": 0.125}))
+    assert Encoder(model, engine="onnx").rerank_weight == 0.125
+    assert len(exports) == 1
+    (model / "config.json").write_text(json.dumps(config | {"logit_scale_init": 0.5}))
+    Encoder(model, engine="onnx")
+    assert len(set(exports)) == 2
+
+
+def test_graphs_without_int8_are_written_again_for_int8(shared_folder, exports, monkeypatch):
+    source = dual_encoder(shared_folder).source
+    Encoder(source, engine="onnx")
+    about = json.loads((exports[0] / "onnx.json").read_text())
+    about["graphs"]["image_encoder"]["int8"] = None
+    (exports[0] / "onnx.json").write_text(json.dumps(about))
+    monkeypatch.setattr(engines, "calibration_samples", lambda _: {})
+    Encoder(source, engine="onnx", precision="int8")
+    assert len(exports) == 2
+
+
+def test_default_of_the_rerank_weight_is_that_of_the_model(shared_folder, exports, tmp_path):
+    model = shutil.copytree(dual_encoder(shared_folder).source, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    del config["rerank_weight"]
+    (model / "config.json").write_text(json.dumps(config))
+    assert Encoder(model, engine="onnx").rerank_weight == VLMoConfig().rerank_weight
+
+
+def test_wrong_use_is_told(shared_folder, exports, tmp_path, monkeypatch, capsys):
+    source = dual_encoder(shared_folder).source
+    for options, words in (
+        ({"engine": "tensorrt"}, "'tensorrt'; expected torch, onnx or openvino"),
+        ({"precision": "int4"}, "'int4'; expected float32 or int8"),
+        ({"precision": "int8"}, "belongs to the engines onnx and openvino"),
+        ({"engine": "onnx", "device": "cuda"}, "runs on the CPU"),
+        ({"engine": "onnx", "dtype": torch.bfloat16}, "leave out the device and the dtype"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Encoder(source, **options)
+    with pytest.raises(ValueError, match="is no model folder"):
+        Encoder(tmp_path, engine="onnx")
+    toy(VLMoForVisualQuestionAnswering, num_labels=3).save_pretrained(tmp_path / "vqa")
+    with pytest.raises(ValueError, match="holds VLMoForVisualQuestionAnswering; expected VLMoForImageTextRetrieval or"):
+        Encoder(tmp_path / "vqa", engine="openvino")
+    with pytest.raises(ValueError, match="use torch"):
+        load_parts(tmp_path / "vqa", engine="onnx")
+    find_spec = engines.importlib.util.find_spec
+    for missing, line in (("openvino", "openvino"), ("onnxscript", "onnx")):
+        monkeypatch.setattr(
+            engines.importlib.util,
+            "find_spec",
+            lambda name, missing=missing: None if name == missing else find_spec(name),
+        )
+        arguments = ["embed", str(source), "x.png", "--out", str(tmp_path / "v.npy"), "--engine", line]
+        assert f"needs {missing}, which is not installed: pip install 'vlmo[{line}]'" in refused(arguments, capsys)
+    assert not exports
