@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import UInt8
 
 DESCRIPTION = "onnx.json"
 IMAGE_ENCODER, TEXT_ENCODER, FUSION_ENCODER = "image_encoder", "text_encoder", "fusion_encoder"
 
 GraphEngine = Literal["onnx", "openvino"]
 Precision = Literal["float32", "int8"]
+Pixels = UInt8[np.ndarray, "3 size size"]
+"""Levels of an image at the model's size."""
 
 
 class OnnxSession:

@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from vlmo.export.sessions import Pixels, Precision
 from vlmo.folder import architectures
 from vlmo.released import find_model
-from vlmo.retrieval.engines import EngineName, Pixels, Precision, open_engine
+from vlmo.retrieval.engines import EngineName, open_engine
 from vlmo.visualization import on_white
 
 if TYPE_CHECKING:

@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 from PIL import Image
 
-from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER, GraphEngine, Precision, RetrievalGraphs
+from vlmo.export.sessions import (
+    FUSION_ENCODER,
+    IMAGE_ENCODER,
+    TEXT_ENCODER,
+    GraphEngine,
+    Pixels,
+    Precision,
+    RetrievalGraphs,
+)
 from vlmo.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,8 +35,6 @@ CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
 _PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
 _PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 _LOGGER = logging.getLogger(__name__)
-
-Pixels = UInt8[np.ndarray, "3 size size"]
 
 
 class Engine(Protocol):

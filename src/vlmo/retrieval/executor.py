@@ -20,8 +20,8 @@ from vlmo.retrieval.sources import Found, Reader, Record
 from vlmo.retrieval.store import Known, encoded_schema
 
 if TYPE_CHECKING:  # processes of a cluster that only read need no model
+    from vlmo.export.sessions import Pixels
     from vlmo.retrieval.encoder import Encoder
-    from vlmo.retrieval.engines import Pixels
 
 _THUMBNAIL = 256
 """Longest side of thumbnails, in pixels."""

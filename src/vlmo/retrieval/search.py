@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
+from vlmo.export.sessions import Pixels
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.engines import Pixels
 from vlmo.retrieval.index import MAX_TOP, Hit, Index
 
 SEARCH_RERANK = 32

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.distributed import choose_device
+from vlmo.export.sessions import Pixels
 from vlmo.model.attention_maps import attention_maps, maps_by_word
 from vlmo.processing import TransformConfig, eval_transform
-from vlmo.retrieval.engines import Pixels
 from vlmo.types import normalize_pixels
 
 
