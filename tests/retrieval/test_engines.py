@@ -238,5 +238,7 @@ def test_wrong_use_is_told(shared_folder, exports, tmp_path, monkeypatch, capsys
             lambda name, missing=missing: None if name == missing else find_spec(name),
         )
         arguments = ["embed", str(source), "x.png", "--out", str(tmp_path / "v.npy"), "--engine", line]
-        assert f"needs {missing}, which is not installed: pip install 'vlmo[{line}]'" in refused(arguments, capsys)
+        told = refused(arguments, capsys)
+        assert f"needs {missing}, which is not installed: pip install" in told
+        assert f"[{line}]" in told
     assert not exports

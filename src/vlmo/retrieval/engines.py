@@ -24,6 +24,7 @@ from vlmo.export.sessions import (
     Precision,
     RetrievalGraphs,
 )
+from vlmo.lazy import install_command
 from vlmo.progress import Progress
 
 if TYPE_CHECKING:
