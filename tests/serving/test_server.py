@@ -157,7 +157,9 @@ def hasty() -> Iterator[uvicorn.Server]:
         await send({"type": "http.response.body"})
 
     bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, http=_protocol(HASTY_S), lifespan="off", log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=_protocol(Settings(header_seconds=HASTY_S)), lifespan="off", log_level="warning")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import ipaddress
 import logging
 import os
 import socket
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -25,6 +28,10 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MAX_PORT = 65_535
 _CLOSING_S = 5.0
 """Seconds that closing may take after the last request."""
+_AT_ONCE_S = 1.0
+"""Seconds in which more signals count as the first; a later one breaks off what runs."""
+_TRIM_EVERY_S = 10.0
+_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 16 << 20  # Pillow's images are made of blocks of this size
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -34,7 +41,7 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
     app = create_app(parts, with_names(settings, host=host))
     config = uvicorn.Config(
         app,
-        http=_protocol(settings.header_seconds),
+        http=_protocol(settings),
         ws="none",
         access_log=False,
         log_config=None,
@@ -45,8 +52,20 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
     _LOGGER.info("serving on http://%s:%d/", f"[{host}]" if ":" in host else host, port)
     if settings.api_key is None and not ipaddress.ip_address(host).is_loopback:
         _LOGGER.warning("everybody who reaches %s may use it: there is no API key", host)
+    if sys.platform == "linux":
+        threading.Thread(target=_return_memory, daemon=True).start()
     with bound:
         _Server(config, app, seconds=settings.grace + _CLOSING_S).run(sockets=[bound])
+
+
+def _return_memory() -> None:
+    """Return what large images and bodies have taken to the system, which glibc by itself would keep."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # another libc returns more by itself
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        while True:
+            time.sleep(_TRIM_EVERY_S)
+            libc.malloc_trim(0)
 
 
 def read_key(file: Path | None) -> str | None:
@@ -111,45 +130,63 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, *, seconds: float) -> None:
         super().__init__(config)
-        self._app, self._seconds = app, seconds
+        self._app, self._seconds, self._asked = app, seconds, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's own
+        now = time.monotonic()
         if not self._app.state.vlmo.stopping:
+            self._asked = now
             # What runs in a thread, such as the decoding of an image, cannot be stopped in another way.
             last = threading.Timer(self._seconds, os._exit, [1])
             last.daemon = True
             last.start()
         self._app.state.vlmo.stopping = True
-        self.force_exit = self.should_exit
+        # A launcher and the terminal's group may both send the first one.
+        self.force_exit = now > self._asked + _AT_ONCE_S
         self.should_exit = True
 
 
-def _protocol(seconds: float) -> type[H11Protocol]:
-    """HTTP of uvicorn, with connections closed whose request has no complete head after `seconds`."""
+def _protocol(settings: Settings) -> type[H11Protocol]:
+    """HTTP of uvicorn, with connections closed whose client is too slow to send a head, or to take an answer."""
 
     class Patient(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
+        _reading: asyncio.TimerHandle | None = None
+        _writing: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            transport.set_write_buffer_limits(0)  # writing is paused until all has been sent
             self._watch()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             self._watch()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._writing = self.loop.call_later(settings.answer_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._cancel(self._writing)
+
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._cancel(self._reading)
+            self._cancel(self._writing)
             super().connection_lost(exc)
 
         def _watch(self) -> None:
             """Start the timer while a head is incomplete, and cancel it when it is complete."""
             waiting = self.conn.their_state is h11.IDLE
-            if waiting and self._timer is None:
-                self._timer = self.loop.call_later(seconds, self.transport.close)
-            elif not waiting and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            if waiting and self._reading is None:
+                self._reading = self.loop.call_later(settings.header_seconds, self.transport.close)
+            elif not waiting:
+                self._cancel(self._reading)
+                self._reading = None
+
+        @staticmethod
+        def _cancel(timer: asyncio.TimerHandle | None) -> None:
+            if timer is not None:
+                timer.cancel()
 
     return Patient

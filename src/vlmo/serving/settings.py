@@ -9,7 +9,7 @@ from tyro.conf import Suppress
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a server; `vlmo serve` has them as options, but for the last five."""
+    """Settings of a server; `vlmo serve` has them as options, but for the last six."""
 
     queue: int = 64
     """Requests that are let in at a time, waiting ones included; one more is answered 503."""
@@ -32,6 +32,8 @@ class Settings:
     """Seconds until a body has arrived."""
     header_seconds: Suppress[float] = 10.0
     """Seconds until the head of a request has arrived."""
+    answer_seconds: Suppress[float] = 60.0
+    """Seconds until a client has taken what was sent."""
     grace: Suppress[float] = 25.0
     """Seconds that running requests have to finish when the server is stopped."""
     api_key: Suppress[str | None] = field(default=None, repr=False)
