@@ -79,7 +79,7 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(answering, write, t
         (edited(folder, tmp_path / "wide", hidden_size=48), "other shapes than its config.json says"),
         (edited(folder, tmp_path / "type", dtype="no type"), "cannot be loaded"),
         (edited(folder, tmp_path / "quantised", quantization_config=3), "cannot be loaded"),
-        (edited(folder, tmp_path / "kernel", _attn_implementation="a/b"), "cannot be loaded"),
+        (edited(folder, tmp_path / "kernel", _attn_implementation="a/b"), "_attn_implementation is 'a/b'; expected"),
     ):
         with pytest.raises(ValueError, match=words.replace(".", r"\.")) as raised:
             load_model(path, kind, hint="Train one.")
@@ -107,7 +107,7 @@ class Runs:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("kind", ["zip", "pickle", "junk", "empty"])
+@pytest.mark.parametrize("kind", ["zip", "cut zip", "pickle", "junk", "empty"])
 def test_weights_that_are_a_hostile_pickle_are_one_line(answering, tmp_path, kind):
     folder, hostile = edited(answering[0], tmp_path / "model"), {"w": Runs(tmp_path / "ran")}
     (folder / "model.safetensors").unlink()
@@ -115,7 +115,8 @@ def test_weights_that_are_a_hostile_pickle_are_one_line(answering, tmp_path, kin
     if kind == "zip":
         torch.save(hostile, file)
     else:
-        file.write_bytes({"pickle": pickle.dumps(hostile), "junk": b"junk", "empty": b""}[kind])
+        junk = {"cut zip": b"PK\x03\x04" + bytes(100), "junk": b"junk", "empty": b""}
+        file.write_bytes((junk | {"pickle": pickle.dumps(hostile)})[kind])
     with pytest.raises(ValueError, match=r"pytorch_model\.bin") as caught:
         load_model(folder)
     assert "weights_only" not in str(caught.value)

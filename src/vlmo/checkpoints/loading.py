@@ -131,12 +131,12 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    except RuntimeError as error:
-        if "mismatched" not in str(error):
+    except (RuntimeError, pickle.UnpicklingError, struct.error, EOFError) as error:
+        if "mismatched" in str(error):
+            raise ValueError(f"{folder}: its tensors have other shapes than its config.json says") from error
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise
-        raise ValueError(f"{folder}: its tensors have other shapes than its config.json says") from error
-    except (pickle.UnpicklingError, struct.error, EOFError):  # torch's own words advise to run the code
-        raise ValueError(
+        raise ValueError(  # torch's own words advise to run the code
             f"{folder}: its pytorch_model.bin is damaged, or reading it would run code; expected model.safetensors"
         ) from None
     except (*_DAMAGED_FOLDER, StrictDataclassError) as error:

@@ -21,6 +21,7 @@ _CHOICES = {
     "final_norm": ("shared", "separate"),
     "text_embedding": ("bert", "plain"),
 }
+_ATTENTION = ("eager", "sdpa", "flex_attention")
 _SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight", "rerank_weight_image_to_text")
 _DEEP: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 _ABSOLUTE: dict[str, Any] = {"position_embedding": "absolute", "layer_scale_init": None}
@@ -137,6 +138,14 @@ class VLMoConfig(PreTrainedConfig):
         """
         with naming_released(pretrained_model_name_or_path):
             return super().from_pretrained(find_model(pretrained_model_name_or_path), **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Read settings of a file; ValueError if their attention is not one of torch's, but code of the hub."""
+        attention = config_dict.get("_attn_implementation") or config_dict.get("attn_implementation") or "sdpa"
+        if attention not in _ATTENTION:
+            raise ValueError(f"_attn_implementation is {attention!r}; expected one of {', '.join(_ATTENTION)}")
+        return super().from_dict(config_dict, **kwargs)
 
     def _check(self) -> None:
         for name, allowed in _CHOICES.items():
