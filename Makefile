@@ -21,7 +21,7 @@ JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help fast quickstart test check docs dist format clean
+.PHONY: help fast quickstart test check audit docs dist format clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -42,6 +42,10 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/deptry src
+
+audit: $(VENV)/.installed-dev  ## known weaknesses of the installed packages; needs a network
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --local --skip-editable
 
 # Not with --quiet: that hides warnings from `strict` too, so that a wrong link would pass.
 docs: $(VENV)/.installed-dev  ## the site, into build/site; a wrong link is an error

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import tarfile
-import time
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 from rich.console import Console
-from tests.forkserver import PATIENCE_S, start
 from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
 from tests.retrieval.toy_index import (
     NAMES,
@@ -32,7 +30,7 @@ from tests.retrieval.toy_index import (
 from tests.rights import ordinary_rights
 
 from vlmo import progress
-from vlmo.retrieval import Index, build_index, building, executor, journal
+from vlmo.retrieval import Index, build_index, building, journal
 from vlmo.retrieval.executor import RecordEncoder
 from vlmo.retrieval.sources import Record
 from vlmo.retrieval.vectors import embed_images
@@ -534,48 +532,3 @@ def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, capl
         build(encoder, out=out)
     assert Index(out).num_images == NUM
     assert "has not ended, so that new images may be missing" in caplog.messages[0]
-
-
-def build_slowly(model: Path, given: Path, out: Path, log: Path, seconds: float) -> None:
-    """Build an index in batches of two, and log the hash of each image that goes through the model."""
-    finish = executor.RecordEncoder.finish
-
-    def slow(self, batch, started):
-        time.sleep(seconds)
-        with log.open("a") as file:
-            file.write("".join(record.hash + "\n" for record in batch))
-        return finish(self, batch, started)
-
-    executor.RecordEncoder.finish = slow
-    build_index(model, [given], out=out, batch=2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["files", "tar"])
-def test_killed_process_loses_no_batch(kind, model, gallery, tmp_path):
-    given = write_folder(tmp_path / "images")
-    if kind == "tar":
-        given = write_tar(tmp_path / "x.tar")
-    out, log = tmp_path / "index", tmp_path / "log"
-    process = start(build_slowly, model, given, out, log, 0.2)
-    deadline = time.monotonic() + PATIENCE_S
-    while not log.exists() or len(log.read_text().splitlines()) < 8:
-        assert process.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.join()
-    before = log.read_text().splitlines()
-    assert 8 <= len(before) < NUM
-    assert start(build_slowly, model, given, out, log, 0.0).wait() == 0
-    after = log.read_text().splitlines()[len(before) :]
-    # Only the batch that was in the model when the process died.
-    assert len(set(before) & set(after)) <= 2
-    assert len(before) + len(after) <= NUM + 2
-    expected = {row["hash"]: row["vector"] for row in rows(gallery[1]).values()}
-    found = rows(out)
-    assert len(found) == NUM
-    for row in found.values():
-        np.testing.assert_allclose(row["vector"], expected[row["hash"]], atol=CLOSE)
-    assert Index(out).num_captions == sum(len(row["captions"]) for row in found.values())
-    assert not (out / "pending").exists()

@@ -441,3 +441,12 @@ def test_pages_and_description_are_served_without_others_help(client) -> None:
     body = paths["/v1/search"]["post"]["requestBody"]["content"]
     assert body["application/json"]["schema"]["properties"]["top"]["maximum"] == 200
     assert set(body) == {"application/json", "multipart/form-data"}
+
+
+@pytest.mark.parametrize(
+    "text", ["====", "aGk", "a" * 1001, "\u00e9", "data:image/png;base64,", "data:,", "aGk=\x00", " "]
+)
+def test_nonsense_as_base64_is_refused_and_not_sent_back(client, text) -> None:
+    response = client.post("/v1/search", json={"image": text})
+    assert response.status_code == 422
+    assert text.strip(" =") == "" or text not in response.text

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or cut off is, in the end, the run that never was."""
+"""A run that is stopped is, in the end, the run that never was; `attacks/training.py` kills runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from attacks.training import is_equal
 from tests.forkserver import PATIENCE_S, Process, start
 from tests.killing import wait_until
 from tests.training import toy_run
@@ -64,29 +65,10 @@ def curve(run_dir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in timing} for line in read_metrics(run_dir)]
 
 
-def is_equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b) and a.dtype == b.dtype
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(is_equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(is_equal, a, b))
-    return a == b
-
-
 def assert_same_run(run_dir: Path, expected: Path) -> None:
     assert curve(run_dir) == curve(expected)
     assert is_equal(*(saved_tensors(folder / "state" / f"step_{STEPS:08d}") for folder in (run_dir, expected)))
     assert is_equal(*(torch.load(folder / "model" / "model.pt", weights_only=True) for folder in (run_dir, expected)))
-
-
-def test_run_killed_at_a_random_step_is_bit_equal_to_one_that_was_not(whole, tmp_path) -> None:
-    run_dir, step = tmp_path / "killed", random.SystemRandom().randrange(SAVE_EVERY + 1, STEPS // 2)
-    process = start_run(run_dir)
-    send_after(run_dir, process, step=step, number=signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, f"meant to be killed after step {step}"
-    assert not (run_dir / "model").exists()
-    assert_same_run(finish(run_dir, waits=False), whole)
 
 
 def test_sigterm_finishes_the_step_saves_and_exits_with_0(whole, tmp_path) -> None:

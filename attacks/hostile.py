@@ -1,0 +1,280 @@
+"""Requests and images that are made to harm the service."""
+
+import base64
+import io
+import json
+import random
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+from tests.integrations.toy_gallery import drawings
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def encoded(image: Image.Image | None = None, kind: str = "JPEG", **options) -> bytes:
+    """Return an image, by default a drawing, as a file."""
+    file = io.BytesIO()
+    (image or drawings()[0]).save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk with its length and sum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_bomb(width: int, height: int, *, bits: int = 1, colour: int = 0) -> bytes:
+    """Return a PNG of zeros: that many pixels in few bytes."""
+    packer, rows = zlib.compressobj(9), bytearray()
+    row = bytes(1 + width * bits * {0: 1, 2: 3, 6: 4}[colour] // 8)
+    for _ in range(height):
+        rows += packer.compress(row)
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    data = bytes(rows + packer.flush())
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
+
+
+def _png_with(chunks: bytes) -> bytes:
+    whole = encoded(kind="PNG")
+    return whole[:33] + chunks + whole[33:]
+
+
+def _frames(kind: str, number: int) -> bytes:
+    images = [Image.new("RGB", (64, 64), (shade % 256, 0, 0)) for shade in range(number)]
+    return encoded(images[0], kind, save_all=True, append_images=images[1:])
+
+
+def _jpeg_with_exif(exif: bytes) -> bytes:
+    return encoded(exif=b"Exif\x00\x00" + exif)
+
+
+def tiff(*tags: tuple[int, int, int], following: int = 0) -> bytes:
+    """Return a TIFF with tags (number, count, value) of 32 bits and no pixels."""
+    listed = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in sorted(tags))
+    return b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", len(tags)) + listed + struct.pack("<I", following)
+
+
+_LOOP = tiff((256, 1, 1), following=8)
+_SMALL_TIFF = ((256, 1, 8), (257, 1, 8), (258, 1, 8), (259, 1, 1), (262, 1, 1), (277, 1, 1))
+
+
+def _cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def scans(number: int) -> bytes:
+    """Return a progressive JPEG whose last scan is there that many times more."""
+    whole = encoded(progressive=True)
+    last = whole[whole.rindex(b"\xff\xc4", 0, whole.rindex(b"\xff\xda")) : -2]
+    return whole[:-2] + number * last + whole[-2:]
+
+
+def _run_length_bmp(width: int, height: int) -> bytes:
+    """Return a BMP of 8 bits in which a run of a few bytes stands for all rows."""
+    data = bytes((255, 1)) * 50 + b"\x00\x01"
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 1, 1, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(data), 0, 0, 54 + 1024) + head + bytes(1024) + data
+
+
+_WEB_PAGE, _ZIP = b"<html><script>alert(1)</script></html>", b"PK\x03\x04" + bytes(60)
+REFUSED: dict[str, Callable[[], bytes]] = {
+    "png of 20,000 x 20,000": lambda: png_bomb(20_000, 20_000),
+    "png of 5,008 x 5,000": lambda: png_bomb(5008, 5000),
+    "png of 1 x 25,000,000": lambda: png_bomb(25_000_000, 1),
+    "gif that claims 65,535 x 65,535": lambda: b"GIF89a\xff\xff\xff\xff\x80\x00\x00" + bytes(20),
+    "bmp of runs that claims 60,000 x 60,000": lambda: _run_length_bmp(60_000, 60_000),
+    "png with a comment of 80 MB": lambda: _png_with(
+        png_chunk(b"zTXt", b"Comment\x00\x00" + zlib.compress(bytes(80 * 2**20), 9))
+    ),
+    "png of 20,000 chunks": lambda: _png_with(20_000 * png_chunk(b"tEXt", b"a\x00b")),
+    "jpeg of 20,000 segments": lambda: b"\xff\xd8" + 20_000 * b"\xff\xe5\x00\x02" + encoded()[2:],
+    "jpeg of 500 scans": lambda: scans(500),
+    "cut png": lambda: _cut(encoded(kind="PNG")),
+    "cut jpeg": lambda: _cut(encoded()),
+    "cut webp": lambda: _cut(encoded(kind="WEBP")),
+    "tiff whose list of images leads back to its start": lambda: _LOOP,
+    "tiff with a tile of 65,536 x 65,536": lambda: tiff(*_SMALL_TIFF, (322, 1, 2**16), (323, 1, 2**16), (324, 1, 8)),
+    "tiff of a million strips": lambda: tiff(*_SMALL_TIFF, (273, 10**6, 8), (279, 10**6, 8)),
+    "tiff that claims tags of 4 GB": lambda: tiff(*_SMALL_TIFF, *((tag, 2**32 - 1, 8) for tag in range(700, 3000))),
+    "floats out of range": lambda: encoded(Image.new("F", (8, 8), 1e30), "TIFF"),
+    "jpeg 2000": lambda: encoded(kind="JPEG2000"),
+    "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "html": lambda: _WEB_PAGE,
+    "pdf": lambda: b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n",
+    "postscript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) print\n",
+    "zip": lambda: _ZIP,
+    "zeros": lambda: bytes(1000),
+    "one byte": lambda: b"\xff",
+}
+TAKEN: dict[str, Callable[[], bytes]] = {
+    "gif of 1,000 images": lambda: _frames("GIF", 1000),
+    "webp of 300 images": lambda: _frames("WEBP", 300),
+    "tiff of 500 images": lambda: _frames("TIFF", 500),
+    "png with transparency of 4,992 x 5,000": lambda: png_bomb(4992, 5000, bits=8, colour=6),
+    "png of 16 bits of 4,992 x 5,000": lambda: png_bomb(4992, 5000, bits=16, colour=0),
+    "jpeg with 60 kB of nonsense as exif": lambda: _jpeg_with_exif(b"\xff" * 60_000),
+    "jpeg whose exif leads back to itself": lambda: _jpeg_with_exif(_LOOP),
+    "jpeg with a web page behind it": lambda: encoded() + _WEB_PAGE,
+    "png with a zip behind it": lambda: encoded(kind="PNG") + _ZIP,
+    "one pixel": lambda: encoded(Image.new("RGB", (1, 1)), "PNG"),
+    "a line": lambda: encoded(Image.new("RGB", (20_000, 1)), "PNG"),
+}
+
+
+def damaged(choose: random.Random) -> bytes:
+    """Return a drawing in a format at random of which some bytes were overwritten: it may be an image or not."""
+    data = bytearray(encoded(kind=choose.choice(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"))))
+    for _ in range(choose.choice((1, 4, 16))):
+        data[choose.randrange(len(data))] = choose.randrange(256)
+    return bytes(data)
+
+
+# ------------------------------------------------------------------------------------------------------------- requests
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A request as it goes over the wire."""
+
+    sent: bytes
+    hangs_up: bool = False
+    """The client sends less than it announced, and ends the connection."""
+
+
+def request(method: str, path: str, body: bytes = b"", media: str = "application/json", *, heads: str = "") -> bytes:
+    """Return a request; `heads` are more lines of its head, each with its end."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media}\r\n{heads}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("utf-8", "surrogateescape") + body
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--x--\r\n") -> bytes:
+    """Return the body of a form with boundary x; a part has the rest of its Content-Disposition, and content."""
+    head = b"--x\r\nContent-Disposition: form-data; "
+    return b"".join(head + name.encode() + b"\r\n\r\n" + content + b"\r\n" for name, content in parts) + end
+
+
+def hostile_requests(choose: random.Random, *, key: str) -> Iterator[Hostile]:
+    """Yield requests at random, without end; most have the right key, so that they get further."""
+    right = f"Authorization: Bearer {key}\r\n"
+    kinds = (_wrong_value, _wrong_filter, _wrong_json, _wrong_form, _wrong_id, _wrong_head, _wrong_http)
+    while True:
+        yield choose.choice(kinds)(choose, right)
+
+
+_DRAWING = base64.b64encode(encoded()).decode()
+_BODIES = {
+    "/v1/search": {"text": "a red bar", "top": 3, "rerank": 4, "where": "number > 3", "budget": 1, "weight": 0.5},
+    "/v1/similar": {"id": "a", "top": 3, "where": "even"},
+    "/v1/embed": {"texts": ["a red bar"], "images": [_DRAWING]},
+    "/v1/match": {"texts": ["a red bar", "a"], "images": [_DRAWING]},
+    "/v1/classify": {"images": [_DRAWING], "labels": ["a", "b"], "template": "a {}"},
+    "/v1/vqa": {"question": "what color is it?", "image": _DRAWING, "top": 2},
+    "/v1/embeddings": {"input": ["a", {"image": _DRAWING}], "encoding_format": "float", "dimensions": 64},
+    "/v1/rerank": {"query": "a red bar", "documents": [{"image": _DRAWING}], "top_n": 1, "return_documents": True},
+}
+_VALUES = (
+    *(None, True, -1, 0, 10**30, 1e308, -1e-320, float("nan"), float("inf"), "", " ", "\x00", "\ud800", "\u202e"),
+    *("a" * 1000, "a" * 5000, "\U0001f4a9" * 999, "{}" * 200, [], {}, [[]] * 300, ["a"] * 300, {"image": "a"}, [None]),
+    *("data:image/png;base64,", "data:,", "====", "aGk", "aGk=\x00", "http://localhost/a.png", "file:///etc/passwd"),
+    *({"text": "a", "image": _DRAWING}, [_DRAWING] * 17, ["a", 1, None], "1" * 400, {"text": {"text": {}}}),
+)
+_COMPARISONS = """
+sleep(10) = 1; regexp_match(colour, '(a+)+$'); number = (select 1); 1 = 1; now() > 1; even = lower(number); colour = 'a;
+repeat(colour, 1000000) = 'a'; number / 0 = 1; number = 9999999999999999999999; colour like '%%%%%%%%'; `number` = 1;
+array_has(captions, ''); number in (); colour between 1 and 'a'; vector is null; path like '/%'; \x00; \ud800 = 1;
+cast(number as varchar) = '1'; number = 1 -- a; /* a */ even; arrow_typeof(id) = 'a'
+"""
+_FILTERS = (
+    *_COMPARISONS.split(";"),
+    *("(" * 250, "(" * 200 + "number" + ")" * 200, "not " * 120 + "even", "number = 1 or " * 35 + "even", "-" * 499),
+    "'; drop table pictures; --",
+)
+_IDS = (
+    *("../../etc/passwd", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "%00", "a" * 2000, "'%20or%20'1'='1", "%ff%fe", "//", "."),
+    *("%0d%0aX-A:%20b", "a;b?c#d", "%F0%9F%92%A9", "C:%5Cwindows", "..%5c..", "%252e%252e/", "a'%29%3b--"),
+)
+
+
+def _wrong_value(choose: random.Random, right: str) -> Hostile:
+    path, body = choose.choice(list(_BODIES.items()))
+    body = body | {choose.choice([*body, "other"]): choose.choice(_VALUES)}
+    return Hostile(request("POST", path, json.dumps(body).encode(), heads=right))
+
+
+def _wrong_filter(choose: random.Random, right: str) -> Hostile:
+    body = {"text": "a red bar", "where": choose.choice(_FILTERS)}
+    return Hostile(request("POST", "/v1/search", json.dumps(body).encode(), heads=right))
+
+
+def _wrong_json(choose: random.Random, right: str) -> Hostile:
+    whole, many = json.dumps(_BODIES["/v1/embed"]).encode(), 100_000
+    bodies = (
+        *(b"", b"{", b"null", b"[]", b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00", b'{"text": "\xff"}', whole[:-3]),
+        *(b"[" * many, b'{"a":' * many, b'{"top": ' + b"9" * many + b"}", b'{"text": NaN}', b'"' * 1000),
+        *(b'{"text": "a", "text": "b"}', b'{"texts": [' + b'"a",' * many + b'"a"]}', b'{"' + b"k" * many + b'": 1}'),
+    )
+    return Hostile(request("POST", choose.choice(list(_BODIES)), choose.choice(bodies), heads=right))
+
+
+def _wrong_form(choose: random.Random, right: str) -> Hostile:
+    image, kind = ('name="image"; filename="../../a.png"', encoded()), "multipart/form-data"
+    parts = (
+        *([image, image], [('name="images"; filename="a"', b"a")] * 17, [('name="texts"', b"a")] * 2000, [("", b"a")]),
+        *([('name="text"', b"a" * 10**6)], [('name="text"; ' + "a" * 10**5, b"a")], [('name="a\x00b"', b"")]),
+        *([('name="text"\r\nContent-Type: multipart/mixed; boundary=x', form(image))], [('name="top"', b"1e3"), image]),
+        *([('name="text"; filename="a"', b"a")], [('name="text"' + "\r\nX-A: a" * 500, b"a")], [("\xc3", b"a")]),
+    )
+    whole = form(image)
+    cuts = (b"", b"--x", b"--x--\r\n", form(image, end=b""), whole[:-30], whole.replace(b"\r\n", b"\n"))
+    body = choose.choice([*cuts, *(form(*each) for each in parts)])
+    media = choose.choice([f"{kind}; boundary=x"] * 9 + [kind, f"{kind}; boundary={'x' * 500}"])
+    return Hostile(request("POST", choose.choice(list(_BODIES)), body, media, heads=right))
+
+
+def _wrong_id(choose: random.Random, right: str) -> Hostile:
+    path = choose.choice(("/v1/images/", "/v1/thumbnails/", "/static/", "/", "/v1/"))
+    return Hostile(request(choose.choice(("GET", "GET", "HEAD", "PUT")), path + choose.choice(_IDS), heads=right))
+
+
+def _wrong_head(choose: random.Random, right: str) -> Hostile:
+    keys = ("a" * 20_000, "Basic a", "Bearer", "Bearer \xff", "Bearer " + "k" * 5000)
+    origins = ("https://evil.example", "null", "http://[", "a" * 9000, "\xff")
+    others = ("Content-Encoding: gzip", "Expect: 100-continue", "Upgrade: websocket", "Range: bytes=0-,0-,5-1")
+    many = ("X: " + "a" * 200_000, "X: a\r\n" * 5000 + "X: a", "\r\n".join(["Cookie: a"] * 20))
+    heads = (
+        *("", "X-API-Key: \r\n", "X-API-Key: a\r\n", *(f"Authorization: {value}\r\n" for value in keys)),
+        *(f"{right}Origin: {origin}\r\n" for origin in origins),
+        *(f"{right}{line}\r\n" for line in (*others, *many)),
+    )
+    body = json.dumps(_BODIES["/v1/search"]).encode()
+    return Hostile(request("POST", "/v1/search", body, heads=choose.choice(heads)))
+
+
+def _wrong_http(choose: random.Random, right: str) -> Hostile:
+    post = f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{right}".encode()
+    chunked, end = post + b"Transfer-Encoding: chunked\r\n", b"\r\n\r\n"
+    if choose.random() < 0.3:
+        short = (post + b"Content-Length: 99\r\n\r\n{}", chunked + b"\r\n9\r\n{}", post, post[:30])
+        return Hostile(choose.choice(short), hangs_up=True)
+    hosts = (b"evil.example", b"", b"localhost:99999", b"[::1", b"a" * 5000, b"localhost\r\nHost: evil.example")
+    lines = (
+        b"GET / HTTP/9.9",
+        b"GET /",
+        b"\r\n" * 100 + b"a",
+        b"GET http://[/ HTTP/1.1\r\nHost: a",
+        b"a",
+        b"PRI * HTTP/2.0",
+    )
+    lengths = (b"-1", b"1e3", b"9" * 50, b"0x2", b"2, 3", b"2\r\nContent-Length: 3")
+    whole = (
+        *(b"GET / HTTP/1.1\r\nHost: " + host + end for host in hosts),
+        *(line + end for line in (*lines, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", post + b"X\x00: a", post + b" a")),
+        *(post + b"Content-Length: " + length + end + b"{}a" for length in lengths),
+        *(chunked + b"\r\n" + chunks for chunks in (b"x\r\n", b"-1\r\n{}\r\n", b"f" * 40 + b"\r\n")),
+        chunked + b"Content-Length: 2\r\n\r\n0\r\n\r\n{}",
+    )
+    return Hostile(choose.choice(whole))
