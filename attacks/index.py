@@ -7,7 +7,10 @@ Run it from the repository's folder. Each index that was harmed must end with th
 may cost one batch. Exits with 1 if a promise is broken.
 """
 
+import io
+import os
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +33,18 @@ ROOMS = (0, 10, 1000, 4000, 20_000)
 """Bytes beyond which no file grows on a full disk."""
 
 
+class Terminal(io.TextIOBase):
+    """Standard output that a full disk does not stop, as that of a terminal."""
+
+    def write(self, text: str) -> int:
+        """Write with the limit on files lifted."""
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit[1], limit[1]))
+        os.write(2, text.encode())
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        return len(text)
+
+
 def build_and_log(model: Path, images: list[Path], out: Path, log: Path, pause_s: float) -> None:
     """Run `vlmo index` in batches of two, and log the hash of each image that goes through the model."""
     from vlmo import cli
@@ -39,11 +54,15 @@ def build_and_log(model: Path, images: list[Path], out: Path, log: Path, pause_s
 
     def logged(self, batch, started):
         time.sleep(pause_s)
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit[1], limit[1]))  # the log is on another disk
         with log.open("a") as file:
             file.write("".join(record.hash + "\n" for record in batch))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         return finish(self, batch, started)
 
     RecordEncoder.finish = logged
+    sys.stdout = sys.stderr = Terminal()
     cli.main(["index", str(model), *map(str, images), "--out", str(out), "--batch", str(BATCH)])
 
 
@@ -139,8 +158,7 @@ def attack_with_full_disks(attack: Attack, target: Target, *, disks: int) -> Non
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
         code = process.wait(SOON_S)
         ended[str(code)] += 1
-        # What it says goes into a file, too, which may be full.
-        if code not in {0, 2} or "Traceback" in process.stderr:
+        if code not in {0, 2} or "Traceback" in process.stderr or (code == 2 and name not in process.stderr):
             faults.append(f"{name}: {code} after {process.stderr[-500:]}")
         faults += target.faults(name, kills=1)
         attack.progress.update("full disks", number + 1, disks)

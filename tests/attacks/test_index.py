@@ -1,12 +1,15 @@
 """The attack on indexes at its smallest scale."""
 
 import pytest
+from attacks.common import Attack
 
 from attacks import index
 
 
 @pytest.mark.slow
-def test_killed_builds_two_writers_and_full_disks_leave_the_same_table(tmp_path, monkeypatch, capsys) -> None:
+def test_killed_builds_and_two_writers_leave_the_same_table(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(index, "PAUSE_S", 0.05)
-    index.main(["--scale", "0.01", "--out", str(tmp_path / "result.json")])
-    assert capsys.readouterr().out.count("kept ") == 3
+    attack, target = Attack("index", [], packages=["vlmo"]), index.Target(tmp_path)
+    index.attack_with_kills(attack, target, kills=2)
+    index.attack_with_two_writers(attack, target, pairs=1)
+    attack.end(None)

@@ -60,6 +60,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
         yield aside
         _flush_to_disk(aside)
         aside.replace(target)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(target)  # a full disk is told when bytes are written, without a name
+        raise
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from vlmo.folder import atomic_file
 from vlmo.retrieval.executor import Encoded, Rows
 from vlmo.retrieval.store import Known, Store
 
@@ -54,14 +55,9 @@ class Journal:
     def add(self, rows: Rows) -> None:
         """Take rows; when this returns, a killed process does not lose them."""
         path = self._folder / f"{len(self._files):06d}-{uuid.uuid4().hex}.arrow"
-        aside = path.with_suffix(".aside")
         table = rows.as_table()
-        try:
-            with pa.ipc.new_file(str(aside), table.schema) as file:
-                file.write_table(table)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with atomic_file(path) as aside, pa.ipc.new_file(str(aside), table.schema) as file:
+            file.write_table(table)
         self._files.append(path)
         for record, encoded in zip(rows.records, rows.encoded, strict=True):
             self._known[record.id] = Known(record.stamp, record.hash)
