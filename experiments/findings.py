@@ -442,7 +442,7 @@ def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
                 told = f"{claim.title} (`{claim.better}`, `{claim.worse}`)"
                 spans = [f"{low:+.1f} to {high:+.1f}" for low, high in (found.t, found.bootstrap)]
                 rows.append([told, claim.metric, f"**{found.mean:+.1f}**", *spans, seeds, found.verdict])
-        parts += [f"## {title}", _table(rows)]
+        parts += [f"## {title}", _table(rows)] if len(rows) > 1 else []
     return "\n\n".join([*parts, "## Variants", _variants(results)]) + "\n"
 
 
