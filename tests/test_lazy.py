@@ -13,7 +13,14 @@ from vlmo import lazy
         (None, "'vlmo[ray]'"),
         ({"url": "file:///a%20clone", "dir_info": {"editable": True}}, "--editable '/a clone[ray]'"),
         ({"url": "file:///clone", "dir_info": {}}, "'/clone[ray]'"),
-        ({"url": "https://host/vlmo", "vcs_info": {"vcs": "git"}}, "'vlmo[ray] @ git+https://host/vlmo'"),
+        (
+            {"url": "https://host/vlmo", "vcs_info": {"vcs": "git", "requested_revision": "v1", "commit_id": "e5"}},
+            "'vlmo[ray] @ git+https://host/vlmo@v1'",
+        ),
+        (
+            {"url": "https://host/vlmo", "vcs_info": {"vcs": "git", "commit_id": "e5"}},
+            "'vlmo[ray] @ git+https://host/vlmo@e5'",
+        ),
         ({"url": "file:///vlmo.whl", "archive_info": {}}, "'vlmo[ray] @ file:///vlmo.whl'"),
     ],
 )

@@ -40,6 +40,6 @@ def install_command(extra: str) -> str:
     if "dir_info" in source:
         option = "--editable " if source["dir_info"].get("editable") else ""
         return f"pip install {option}'{url2pathname(url.removeprefix('file://'))}[{extra}]'"
-    if "vcs_info" in source:
-        url = f"{source['vcs_info']['vcs']}+{url}"
+    if (control := source.get("vcs_info")) is not None:
+        url = f"{control['vcs']}+{url}@{control.get('requested_revision') or control['commit_id']}"
     return f"pip install 'vlmo[{extra}] @ {url}'" if url else f"pip install 'vlmo[{extra}]'"

@@ -212,3 +212,22 @@ def test_each_caption_of_an_image_has_its_turn():
 def test_rows_that_cannot_be_used_are_told(row, message):
     with pytest.raises(ValueError, match=message):
         DataCollatorForRetrieval(WORDS)([row])
+
+
+def test_columns_are_read_in_each_form_that_data_sets_have():
+    """Answers as the annotators' objects, captions as arrays, masks as lists of whole numbers."""
+    image = captioned(1)[0]["image"]
+    asked = {"image": image, "question": "which color?"}
+    collate = DataCollatorForVisualQuestionAnswering(WORDS, label2id=NUMBERS)
+    words = [ANSWERS[0], ANSWERS[0], ANSWERS[1]]
+    labels = [collate([asked | {"answers": each}])["labels"] for each in (words, [{"answer": word} for word in words])]
+    assert labels[0].sum() > 0
+    assert torch.equal(*labels)
+    caption = {"image": image, "captions": np.array(["is it red?"])}
+    assert DataCollatorForRetrieval(WORDS)([caption])["input_ids"].shape[0] == 1
+    mask = np.full((20, 24), 2).tolist()
+    labels = DataCollatorForSemanticSegmentation(WORDS)([{"image": image, "mask": mask}])["labels"]
+    assert labels.unique().tolist() == [2]
+    for wrong in (np.full((20, 24), 300), np.full((20, 24), 0.5)):
+        with pytest.raises(ValueError, match="numbers of classes, from 0 to 255"):
+            DataCollatorForSemanticSegmentation(WORDS)([{"image": image, "mask": wrong}])

@@ -30,7 +30,7 @@ from tests.retrieval.toy_index import (
 from tests.rights import ordinary_rights
 
 from vlmo import progress
-from vlmo.retrieval import Index, build_index, building, journal
+from vlmo.retrieval import Index, build_index, building, executor, journal
 from vlmo.retrieval.executor import RecordEncoder
 from vlmo.retrieval.sources import Record
 from vlmo.retrieval.vectors import embed_images

@@ -106,7 +106,7 @@ def test_wrong_requests_are_refused(folder, pictures, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"match_cutoff": "high"}))
-    with pytest.raises(ValueError, match=r"match_cutoff in config\.json is 'high'"):
+    with pytest.raises(ValueError, match=r"config\.json: match_cutoff is 'high'"):
         Encoder(copy, device="cpu")
 
 

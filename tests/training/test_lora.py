@@ -17,7 +17,7 @@ from tests.toy_model import pictures, texts, toy
 from tests.toy_questions import ANSWERS, COLORS, png, processor, write_questions, write_sentences
 
 import vlmo
-from vlmo import VLMoForVisualQuestionAnswering
+from vlmo import VLMoForVisualQuestionAnswering, VLMoProcessor
 from vlmo.cli import main
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.multiway import MultiwayBlock
@@ -27,6 +27,7 @@ from vlmo.run import build
 from vlmo.run.estimate import estimate
 from vlmo.tasks import evaluate
 from vlmo.training import LoraConfig, read_metrics
+from vlmo.training.lora import add_adapters
 
 STEPS = 4
 # Adding an adapter to a weight once, or its output at each call: float32 sums in another order.
@@ -181,6 +182,7 @@ def test_adapter_of_peft_itself_is_merged(start, tmp_path, capsys):
     model.save_pretrained(tmp_path / "adapter")
     main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")])
     merged = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "merged").eval()
+    assert VLMoProcessor.from_pretrained(tmp_path / "merged").tokenizer.get_vocab()  # of the start folder
     inputs = pairs()
     with torch.no_grad():
         torch.testing.assert_close(
@@ -193,6 +195,15 @@ def test_adapter_of_peft_itself_is_merged(start, tmp_path, capsys):
     )
     assert "is no adapter" in refused(["merge", str(start), "--out", str(tmp_path / "x")], capsys)
     assert not (tmp_path / "x").exists()
+
+
+def test_start_that_lacks_what_adapters_freeze_is_refused(start):
+    """A head may be missing, since it is trained whole."""
+    model = VLMoForImageTextRetrieval.from_pretrained(start)
+    frozen = "vlmo.blocks.0.experts.vision_language.fc1.weight"
+    with pytest.raises(ValueError, match=r"photos lacks 1 tensors.*vlmo\.blocks\.0"):
+        add_adapters(model, LoraConfig(rank=2), start="photos", missing=["match_head.weight", frozen])
+    add_adapters(model, LoraConfig(rank=2), start="photos", missing=["match_head.weight"])
 
 
 def test_settings_that_cannot_be_trained_are_told(start, questions, monkeypatch):

@@ -112,7 +112,10 @@ class Service(ModuleType):
 
     def init(self, *, project, name, config, resume, **others) -> SimpleNamespace:
         self.starts.append({"project": project, "name": name, "config": config, "resume": resume, **others})
-        return SimpleNamespace(log=lambda values, step: self.logged.append((step, values)), finish=self.finish)
+        return SimpleNamespace(log=self.logged.append, finish=self.finish, define_metric=self.define_metric)
+
+    def define_metric(self, name: str, *, step_metric: str) -> None:
+        self.starts[-1]["steps"] = (name, step_metric)
 
     def finish(self) -> None:
         self.finished += 1
@@ -129,16 +132,17 @@ def test_services_get_the_same_numbers_and_resume_the_same_run(tmp_path, monkeyp
         track(tmp_path, step=step, upto=upto, report_to=list(services), settings={"seed": 3})
     for service in services.values():
         assert service.logged == [
-            (1, {"train/loss": 1.0, "train/samples_per_s": 12.0}),
-            (2, {"train/loss": 0.5, "train/samples_per_s": 12.0}),
-            (2, {"test/retrieval/ir_at_1": 0.5, "test/retrieval/tr_at_1": 0.25}),
-            (3, {"train/loss": 1 / 3, "train/samples_per_s": 12.0}),
+            {"step": 1, "train/loss": 1.0, "train/samples_per_s": 12.0},
+            {"step": 2, "train/loss": 0.5, "train/samples_per_s": 12.0},
+            {"step": 2, "test/retrieval/ir_at_1": 0.5, "test/retrieval/tr_at_1": 0.25},
+            {"step": 3, "train/loss": 1 / 3, "train/samples_per_s": 12.0},
         ]
         first, second = service.starts
         assert first == second
         assert first["name"].startswith(f"{tmp_path.name}-")
         assert (first["resume"], first["config"], service.finished) == ("allow", {"seed": 3}, 2)
     assert services["wandb"].starts[0]["project"] == "mine"
+    assert services["wandb"].starts[0]["steps"] == ("*", "step")
     assert services["wandb"].starts[0]["id"] == services["trackio"].starts[0]["name"].removeprefix(f"{tmp_path.name}-")
     assert services["trackio"].starts[0]["project"] == "vlmo"
 

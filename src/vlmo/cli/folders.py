@@ -74,7 +74,7 @@ class ExportOptions:
     to: Literal["official", "onnx"] = "official"
     """The published VLMo layout, or ONNX."""
     int8: bool = False
-    """onnx: also write variants with dynamic int8 quantisation."""
+    """onnx: also write variants with int8 quantisation; models that retrieve are calibrated on emoji-pairs."""
     recall_on: Annotated[str | None, tyro.conf.arg(name="data", aliases=["--recall-on"])] = None
     """onnx: a source whose recall is measured with each variant, such as emoji-pairs."""
 

@@ -60,12 +60,12 @@ class DataCollator(ABC):
 
     def texts(self, rows: Rows, *, seed: int = 0) -> list[str]:
         """Return a text of each row; ValueError for a row without one."""
-        values = _column(rows, *TEXT_COLUMNS)
+        values = [value if isinstance(value, str) else list(value) for value in _column(rows, *TEXT_COLUMNS)]
         if any(not value for value in values):
             raise ValueError("a row has an empty text, or an empty list of captions; leave such rows out")
         generator = _generator(seed, repr(values).encode())
         return [
-            value[int(generator.integers(len(value)))] if isinstance(value, list) else str(value) for value in values
+            value if isinstance(value, str) else str(value[int(generator.integers(len(value)))]) for value in values
         ]
 
 
@@ -111,7 +111,8 @@ class DataCollatorForVisualQuestionAnswering(DataCollator):
                 numbers, shares = row["answer_labels"], row["answer_scores"]
             else:
                 (given,) = _column([row], "answers", "answer")
-                given = given if isinstance(given, list) else [str(given)]
+                given = [given] if isinstance(given, str) else given
+                given = [str(each["answer"]) if isinstance(each, Mapping) else str(each) for each in given]
                 numbers, shares = soft_targets(given, numbers=self.label2id)
                 shares = [1.0] * len(numbers) if len(given) == 1 else shares
             target[torch.tensor(numbers, dtype=torch.int64)] = torch.tensor(shares)
@@ -236,8 +237,11 @@ def _opened(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> UInt8[np.ndarray, "height width"]:
-    """Return the class numbers of a mask of a row."""
-    return decode_mask(_cell(value)) if isinstance(value, str | PathLike | Mapping) else np.array(value)
+    """Return the class numbers of a mask of a row; ValueError unless they are whole numbers from 0 to 255."""
+    numbers = decode_mask(_cell(value)) if isinstance(value, str | PathLike | Mapping) else np.array(value)
+    if not np.issubdtype(numbers.dtype, np.integer) or not 0 <= numbers.min() <= numbers.max() <= 255:
+        raise ValueError(f"a mask has values of {numbers.dtype}; expected numbers of classes, from 0 to 255")
+    return numbers.astype(np.uint8)
 
 
 def _cell(value: Any) -> ImageCell:

@@ -100,7 +100,8 @@ def open_engine(
             raise ValueError(f"precision {precision} belongs to the engines onnx and openvino; this is torch")
         return TorchEngine(folder, device=device, dtype=dtype)
     if name not in _PACKAGES:
-        raise ValueError(f"engine is {name!r}; expected torch, onnx or openvino")
+        hint = "; Ray is an executor (--executor ray)" if name == "ray" else ""
+        raise ValueError(f"engine is {name!r}; expected torch, onnx or openvino{hint}")
     if device not in {None, "cpu"} or dtype is not None:
         raise ValueError(f"engine {name} runs on the CPU in its own precision; leave out the device and the dtype")
     _need(_PACKAGES[name], extra=name)

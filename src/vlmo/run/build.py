@@ -99,7 +99,7 @@ def build(
         start = str(Path(start).absolute())
     adapted = recipe.lora.rank is not None
     if adapted:
-        add_adapters(model, recipe.lora, start=start)
+        add_adapters(model, recipe.lora, start=start, missing=run.missing)
     loader = _loader(recipe, run)
     evaluators = task.evaluators(run)
     # Before the training, so that a damaged card of the start folder is reported now.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,6 +60,7 @@ class RunContext:
         words: Which words are masked.
         evaluate_on: Name or path of the rows that the model is measured on.
         evaluate_split: Part of `evaluate_on`.
+        missing: Tensors that the start folder did not hold, once `start` was called.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class RunContext:
     words: WordMaskConfig = WordMaskConfig()
     evaluate_on: str | None = None
     evaluate_split: str = "test"
+    missing: list[str] = field(default_factory=list)
 
     @property
     def text_processor(self) -> VLMoProcessor:
@@ -89,6 +91,7 @@ class RunContext:
         from vlmo.model.stages import start_from
 
         report = start_from(model, self.init, fusion_experts_from=fusion_experts_from)
+        self.missing.extend(report.missing)
         if is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "start.txt").write_text("\n".join(report.lines()) + "\n")

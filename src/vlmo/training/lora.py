@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,33 @@ from vlmo.lazy import install_command
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.stages import start_from
+from vlmo.released import find_model
 from vlmo.training.config import LORA_LAYERS, LoraConfig
 
 BASE, CONFIG, WEIGHTS = "base.json", "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT's
 _TRAINED_WHOLE = ("pooler", "modality_types")
+_BESIDE = ("README.md", "preprocessor_config", "processor_config", "special_tokens", "tokenizer", "vocab")
 _SECTION = "Adapter"
 
 
-def add_adapters(model: nn.Module, config: LoraConfig, *, start: str) -> None:
+def add_adapters(model: nn.Module, config: LoraConfig, *, start: str, missing: Sequence[str] = ()) -> None:
     """Put adapters, which change nothing yet, around the target layers, and freeze what is not trained.
 
     Args:
         start: The folder that the model starts from, for the adapter's configuration.
+        missing: Tensors of the model that this folder does not hold.
 
     Raises:
+        ValueError: It lacks a tensor that would stay as it is, random.
         ModuleNotFoundError: PEFT is not installed.
     """
     assert config.rank is not None  # only then there are adapters
+    if lost := [name for name in missing if not name.startswith(tuple(f"{each}." for each in _whole(model)))]:
+        raise ValueError(
+            f"{start} lacks {len(lost)} tensors that adapters leave as they are, such as {lost[0]}; start from a model "
+            "that has them, or leave out --lora.rank"
+        )
     settings = _peft().LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha or 2 * config.rank,
@@ -112,13 +122,14 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
     merged = tuner.merge_and_unload()
     with write_folder(out) as aside:
         merged.save_pretrained(aside)
-        for file in folder.iterdir():
-            if file.is_file() and file.name not in {BASE, CONFIG, WEIGHTS}:
+        # An adapter that PEFT itself has saved has none of these, and a card that says nothing.
+        source = folder if (folder / BASE).is_file() else Path(find_model(settings.base_model_name_or_path))
+        for file in source.iterdir():
+            if file.name.startswith(_BESIDE):
                 shutil.copy(file, aside / file.name)
-        if (folder / BASE).is_file():
-            add_section(
-                aside, title=_SECTION, body=f"Trained with LoRA from `{settings.base_model_name_or_path}`; merged."
-            )
+        if (aside / "README.md").is_file():
+            told = f"Trained with LoRA from `{settings.base_model_name_or_path}`; merged."
+            add_section(aside, title=_SECTION, body=told)
 
 
 def _base_model(folder: Path, settings: Any) -> VLMoPreTrainedModel:

@@ -62,6 +62,8 @@ def _start_reports(names: Sequence[str], *, run_dir: Path, settings: Mapping[str
         project = os.environ.get(f"{name.upper()}_PROJECT", "vlmo")
         options |= {"project": project, "name": f"{run_dir.resolve().name}-{run_id}", "config": dict(settings)}
         runs.append(importlib.import_module(name).init(resume="allow", **options))
+        if name == "wandb":  # its own step cannot go back, as a run does that goes on from a state
+            runs[-1].define_metric("*", step_metric="step")
     return runs
 
 
@@ -166,7 +168,7 @@ class Tracker:
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
         for report in self._reports:
-            report.log(scalars, step=step)
+            report.log({"step": step, **scalars})
 
 
 def _json_number(value: Any) -> Any:
