@@ -153,7 +153,6 @@ def whole_word_mask(
     texts get their turn and the expected number of tokens stays near the target; BERT's code never takes it. Or, see
     `WordMaskConfig`, certain words alone are chosen. A chosen token becomes `[MASK]` (80 %), a random token (10 %) or
     stays (10 %), each token for itself; one that others stand in for, `[MASK]` (50 %), another (35 %) or stays (15 %).
-    Those teach the model which word an image contradicts, as ITM must know.
 
     Args:
         input_ids: One text, special tokens included, padded or not.

@@ -154,7 +154,7 @@ _shapes_stage3 = replace(
     data=replace(
         _SHAPES,
         mlm_probability=0.3,
-        mask_only=("left/right", "above/below/under", "top/bottom"),
+        mask_only=("left", "right", "above", "below", "under", "top", "bottom"),
         mask_only_share=0.6,
     ),
     loader=replace(_LOADER, global_batch_size=64),
