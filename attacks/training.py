@@ -135,9 +135,10 @@ def attack_with_full_disks(attack: Attack, folder: Path, *, share: float) -> Non
     process = forkserver.start(train_until_the_disk_is_full, folder / "roomy", 0, 0)
     assert process.wait(SOON_S) == 0, process.stderr
     writes, expected = int(process.stdout), outcome(folder / "roomy")
-    wrong, chosen = [], sorted(attack.choose.sample(range(1, writes + 1), max(round(share * writes), 2)))
-    for done, write in enumerate(chosen, 1):
-        run, room = folder / f"full-{write}", attack.choose.choice((0, 100, 1000))
+    wrong, number = [], max(round(share * writes), 2)
+    for done in range(1, number + 1):
+        write, room = 1 + (done - 1) * writes // number, (0, 100, 1000)[done % 3]
+        run = folder / f"full-{write}"
         process = forkserver.start(train_until_the_disk_is_full, run, write, room)
         code = process.wait(SOON_S)
         said = process.stderr[-400:]
@@ -146,8 +147,8 @@ def attack_with_full_disks(attack: Attack, folder: Path, *, share: float) -> Non
         process = forkserver.start(train_until_the_disk_is_full, run, 0, 0)
         if process.wait(SOON_S) != 0 or not is_equal(outcome(run), expected):
             wrong.append(f"after write {write}, {room} bytes: another outcome {process.stderr[-400:]}")
-        attack.progress.update("full disks", done, len(chosen))
-    attack.promise("full disk", kept=not wrong, writes=writes, tried=len(chosen), wrong=wrong[:5])
+        attack.progress.update("full disks", done, number)
+    attack.promise("full disk", kept=not wrong, writes=writes, tried=number, wrong=wrong[:5])
 
 
 def run(attack: Attack, folder: Path, scale: float) -> None:

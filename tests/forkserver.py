@@ -16,6 +16,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class Process(ForkServerProcess):
         return (self.folder / "stderr").read_text()
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(self.pid, number)
 
     def wait(self, timeout: float = PATIENCE_S) -> int:
         """Return the exit code, the negative number of a signal that ended it; one that takes too long is killed."""

@@ -26,6 +26,7 @@ from vlmo.data.rows import column
 from vlmo.data.sources import decode_image, open_source
 from vlmo.export import onnx as onnx_export
 from vlmo.released import SMALL, find_model
+from vlmo.released.download import cache_folder
 from vlmo.retrieval import Encoder, Searcher, engines
 from vlmo.retrieval.engines import GraphsEngine
 from vlmo.retrieval.torch_engine import TorchEngine
@@ -43,6 +44,10 @@ TEXTS = [captions[0] for captions in CAPTIONS] + ["red " * 500]
 @pytest.fixture(scope="module", autouse=True)
 def cache(shared_folder):
     """Graphs are written once, and not into the cache of whoever runs the tests."""
+    built, linked = cache_folder() / "builtin", shared_folder / "builtin"
+    built.mkdir(parents=True, exist_ok=True)
+    if not linked.exists():
+        linked.symlink_to(built)  # built-in sets once for all tests
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLMO_CACHE", str(shared_folder))
         yield shared_folder
