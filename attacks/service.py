@@ -207,12 +207,12 @@ def attack_with_load(attack: Attack, server: ServerProcess, *, scale: float) -> 
 
 def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: float) -> None:
     """Clients that are slow to send or to read, beside others: these are answered, and those lose their connections."""
-    sockets = lambda: sum(1 for _ in Path(f"/proc/{server.process.pid}/fd").iterdir())  # noqa: E731
+    descriptors = Path(f"/proc/{server.process.pid}/fd")
     echoed = {"image": base64.b64encode(encoded() + bytes(4 << 20)).decode()}  # the answer has 5 MB too
     body = {"query": "a red bar", "documents": [echoed], "return_documents": True}
     large = authorized("/v1/rerank", json.dumps(body).encode())
     kinds = {"head": (b"GET / HT", 1, 0), "body": (large[:600], 1, 0), "deaf": (large, 0, 0), "reader": (large, 0, 16)}
-    before, wait = sockets(), max(60 * times, PATIENCE_S) + 3
+    before, wait = len([*descriptors.iterdir()]), max(60 * times, PATIENCE_S) + 3
     memory = [server.memory("VmRSS") >> 20]
 
     async def slow(sent: bytes, written: int, read: int) -> None:
@@ -231,7 +231,7 @@ def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: fl
     async def both() -> tuple[Answers, int]:
         slow_ones = [asyncio.create_task(slow(*kind)) for kind in kinds.values() for _ in range(8)]
         answers = await load(server.port, clients=2, seconds=wait * 0.98, rate=10, watch=lambda _: None)
-        left = sockets() - before
+        left = len([*descriptors.iterdir()]) - before
         memory.append(server.memory("VmRSS") >> 20)
         await asyncio.gather(*slow_ones)
         return answers, left

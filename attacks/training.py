@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from attacks.common import Attack, run_attack
@@ -33,7 +33,8 @@ from vlmo.training import TrainerConfig, TrainingError, read_metrics
 STEPS = 12
 CONFIG = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, eval_every=3)
 SOON_S = 240.0
-MOMENTS = ("forward", "save", "evaluation", "any")
+Moment = Literal["forward", "save", "evaluation", "any"]
+MOMENTS: tuple[Moment, ...] = ("forward", "save", "evaluation", "any")
 
 
 def outcome(folder: Path) -> tuple[Any, ...]:
@@ -57,7 +58,7 @@ def is_equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-def killed_once(folder: Path, choose: random.Random, *, world_size: int, moment: str) -> bool:
+def killed_once(folder: Path, choose: random.Random, *, world_size: int, moment: Moment) -> bool:
     """Start or go on with a run and kill one of its processes; return False if it had nothing left to do there."""
     saved = max((int(path.name[5:]) for path in (folder / "run" / "state").glob("step_????????")), default=0)
     if saved == STEPS:
@@ -67,14 +68,16 @@ def killed_once(folder: Path, choose: random.Random, *, world_size: int, moment:
     pause = None
     if moment != "any":
         step = step or min(saved + choose.choice((2, 4)), STEPS)
-        pause = Pause(None if moment == "save" else victim, moment, step)  # pyrefly: ignore
+        pause = Pause(None if moment == "save" else victim, moment, step)
     group = toy_group.start(folder, world_size=world_size, config=CONFIG, pause=pause)
-    alive = lambda: all(process.is_alive() for process in group.processes)  # noqa: E731
     try:
         if pause is None:
             time.sleep(choose.uniform(0, 1.0))
         else:
-            wait_until(lambda: (folder / "paused").exists() or not alive(), within_s=SOON_S)
+            wait_until(
+                lambda: (folder / "paused").exists() or not all(each.is_alive() for each in group.processes),
+                within_s=SOON_S,
+            )
         hit = group.processes[victim].is_alive()
         group.processes[victim].send_signal(signal.SIGKILL)
         with suppress(OSError):

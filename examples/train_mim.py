@@ -16,7 +16,7 @@ from vlmo.model import VQVisualTokenizer, VQVisualTokenizerConfig
 
 @dataclass
 class Options:
-    """What is trained on what."""
+    """Model and data."""
 
     model: str = "vlmo-small"
     data: str = "emoji-pairs"

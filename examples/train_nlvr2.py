@@ -16,7 +16,7 @@ from vlmo.model.stages import start_from
 
 @dataclass
 class Options:
-    """What is trained on what."""
+    """Model and data."""
 
     model: str = "vlmo-small"
     data: str = "shapes-statements"

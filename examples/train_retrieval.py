@@ -15,7 +15,7 @@ from vlmo.integrations.collators import DataCollatorForRetrieval
 
 @dataclass
 class Options:
-    """What is trained on what."""
+    """Model and data."""
 
     model: str = "vlmo-small"
     data: str = "emoji-pairs"

@@ -17,7 +17,7 @@ from vlmo.tasks import label_settings, names_of_source
 
 @dataclass
 class Options:
-    """What is trained on what."""
+    """Model and data."""
 
     model: str = "vlmo-small"
     data: str = "scenes-masks"

@@ -14,8 +14,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,161 +24,23 @@ import torch
 import tyro
 from jaxtyping import Float
 from rich.console import Console
-from scipy import stats
 
+import findings_design as design
 import shape_world
+from findings_design import CLAIMS, MATCHING, PROBE, RECALL, SEEDS, STAGES, VARIANTS
+from findings_report import publish, report
 from vlmo.folder import lock_folder
-from vlmo.objectives.vision_language import VisionLanguageConfig
-from vlmo.processing import TransformConfig
-from vlmo.recipes import Recipe, find_recipe
-from vlmo.recipes.schema import TextConfig, scaled
+from vlmo.recipes import Recipe
+from vlmo.recipes.schema import scaled
 from vlmo.run import build
 from vlmo.run.estimate import estimate
-from vlmo.tasks import LanguageStage, RetrievalStage, TokenizerStage, VisionLanguageStage, VisionStage, evaluate
+from vlmo.tasks import RetrievalStage, evaluate
 from vlmo.tasks.result import TaskResult, circumstances
-from vlmo.training import ScheduleConfig
 
-SEEDS, STEPS, FEW_STEPS = 5, 600, 300
-"""Paired seeds, which are 1 to 5, and steps of stage 3 on fresh scenes and on `few`."""
-STAGES, STAGE_STEPS = "stages", {"tokenizer": 200, "stage1": 1000, "stage2": 300}
-LOSSES = VisionLanguageConfig(mlm_weight=1.0, itm_stride=4, negatives=3)
-RECALL, MATCHING, PROBE = "recall", "matching", "probe"
-RESULT, MARK = "result.json", "<!-- all below is written by experiments/findings.py -->"
-ROOT = Path(__file__).resolve().parents[1]
+RESULT, ROOT = "result.json", Path(__file__).resolve().parents[1]
 SHORTLIST, RERANKED = 16, 1000
 """Candidates that the fusion encoder orders, in a gallery of so many scenes."""
-_LEVEL, _DRAWS = 0.95, 10_000
 _BATCH, _RIDGE = 250, 1e-3
-
-Values = Float[np.ndarray, "seeds items"]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Changes of stage 3, its pairs, and the stage that it starts from."""
-
-    about: str
-    model: Mapping[str, Any] = field(default_factory=dict)
-    losses: Mapping[str, Any] = field(default_factory=dict)
-    source: str = "pairs"
-    start: str | None = None
-
-
-VARIANTS = {
-    "plain": Variant("Multiway, three losses, global hard negatives"),
-    "few": Variant("1,000 pairs alone", source="few"),
-    "few-stages": Variant("1,000 pairs after stages 1 and 2", source="few", start="stage2"),
-    "few-stage1": Variant("1,000 pairs after stage 1", source="few", start="stage1"),
-    "itc": Variant("ITC alone", {"num_fusion_layers": 0}, {"mlm_weight": 0.0, "itm_weight": 0.0}),
-    "local-negatives": Variant("hard negatives among 8 pairs", losses={"negative_groups": 8}),
-    "no-fusion-expert": Variant("no vision-language experts", {"num_fusion_layers": 0}),
-    "standard": Variant("one FFN for all, equal FLOPs", {"experts": "shared"}),
-    "separate-attention": Variant("separate attention, equal FLOPs", {"attention": "separate"}),
-    "itc-itm": Variant("ITC + ITM", losses={"mlm_weight": 0.0}),
-    "random-negatives": Variant("uniform negatives", losses={"negative_sharpness": 0.0}),
-    "standard-wide": Variant("one FFN for all, equal parameters", {"experts": "shared", "intermediate_size": 1280}),
-    "separate-attention-narrow": Variant(
-        "separate attention, equal parameters", {"attention": "separate", "intermediate_size": 408}
-    ),
-    "itc-mlm": Variant("ITC + MLM", losses={"itm_weight": 0.0}),
-    "itm-mlm": Variant("ITM + MLM", losses={"itc_weight": 0.0}),
-}
-"""In the order of their jobs. Without a loss that trains them, ITC alone has no vision-language experts."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One variant is better than another one on a metric."""
-
-    title: str
-    better: str
-    worse: str
-    metric: str
-
-
-CLAIMS = (
-    Claim("stages 1 and 2 help", "few-stages", "few", MATCHING),
-    Claim("three losses are better than ITC alone", "plain", "itc", PROBE),
-    Claim("hard negatives of the whole batch are better than local ones", "plain", "local-negatives", MATCHING),
-    Claim("Multiway is better than a standard Transformer", "plain", "standard", RECALL),
-    Claim("vision-language experts help", "plain", "no-fusion-expert", MATCHING),
-    Claim("shared attention is better than separate attention", "plain", "separate-attention", RECALL),
-)
-"""One primary comparison for each of the paper's claims."""
-SECONDARY = (
-    Claim("stage 1 alone helps", "few-stage1", "few", MATCHING),
-    Claim("stage 2 helps after stage 1", "few-stages", "few-stage1", MATCHING),
-    Claim("MLM helps", "plain", "itc-itm", PROBE),
-    Claim("ITM helps", "plain", "itc-mlm", PROBE),
-    Claim("ITC helps", "plain", "itm-mlm", PROBE),
-    Claim("hard negatives are better than uniform ones", "plain", "random-negatives", MATCHING),
-    Claim("Multiway, equal parameters", "plain", "standard-wide", RECALL),
-    Claim("shared attention, equal parameters", "plain", "separate-attention-narrow", RECALL),
-)
-
-
-# ---------------------------------------------------------------------------------------------------------- recipes
-
-
-def stage3(variant: str, *, world: Path) -> Recipe:
-    """Return stage 3 of a variant, from random weights."""
-    known, base = VARIANTS[variant], find_recipe("shapes-stage3")
-    model = {
-        "num_attention_heads": 4,
-        "num_fusion_layers": 2,
-        "image_size": shape_world.PIXELS,
-        "patch_size": shape_world.PIXELS // 4,
-        "max_text_positions": 16,
-        "position_embedding": "absolute",
-        "position_init": "sincos",
-    }
-    data = replace(
-        base.data,
-        source=str(world / known.source),
-        transform=TransformConfig(image_size=shape_world.PIXELS, rand_augment_ops=0, horizontal_flip=0.0),
-        cache_images=False,
-        mlm_probability=0.5,
-        mask_only=shape_world.PLACE_WORDS,
-        mask_only_share=0.4,
-    )
-    steps = STEPS if known.source == "pairs" else FEW_STEPS
-    return replace(
-        base,
-        stage=VisionLanguageStage(losses=replace(LOSSES, **known.losses)),
-        model=replace(base.model, **(model | known.model)),
-        text=TextConfig(vocab_size=200, learn_from=(str(world / "texts"),), max_length=16),
-        data=data,
-        loader=replace(base.loader, global_batch_size=64),
-        optimizer=replace(base.optimizer, lr=1e-3),
-        schedule=ScheduleConfig(warmup_steps=80),
-        trainer=replace(base.trainer, max_steps=steps, save_every=100),
-        init=None,
-    )
-
-
-def stages_before(*, world: Path, folder: Path) -> dict[str, Recipe]:
-    """Return the visual tokenizer, stage 1 on images and stage 2 on texts."""
-    plain = stage3("few", world=world)
-    model = replace(plain.model, num_fusion_layers=0)
-    tokenizer = find_recipe("shapes-tokenizer")
-    sizes = replace(tokenizer.stage.tokenizer, patch_size=model.patch_size, num_tokens=256)
-    found = {
-        "tokenizer": (tokenizer, TokenizerStage(tokenizer=sizes), "images"),
-        "stage1": (find_recipe("shapes-stage1"), VisionStage(str(folder / "tokenizer" / "model")), "images"),
-        "stage2": (find_recipe("shapes-stage2"), LanguageStage(), "texts"),
-    }
-    return {
-        name: replace(
-            recipe,
-            stage=stage,
-            model=model,
-            text=plain.text,
-            data=replace(plain.data, source=str(world / source)),
-            trainer=replace(recipe.trainer, max_steps=STAGE_STEPS[name], save_every=100),
-            init=str(folder / "stage1" / "model") if name == "stage2" else None,
-        )
-        for name, (recipe, stage, source) in found.items()
-    }
 
 
 # ------------------------------------------------------------------------------------------------------------- jobs
@@ -207,9 +69,9 @@ class Job:
         """Return the recipes of its runs by the names of their folders, in their order."""
         world = self.run / "world"
         if self.name == STAGES:
-            recipes = stages_before(world=world, folder=self.folder)
+            recipes = design.stages_before(world=world, folder=self.folder)
         else:
-            recipe = stage3(self.name, world=world)
+            recipe = design.stage3(self.name, world=world)
             if self.needs is not None:
                 init = self.needs.folder / str(VARIANTS[self.name].start) / "model"
                 recipe = replace(recipe, init=str(init))
@@ -370,126 +232,6 @@ def write_world(run: Path, *, scale: float) -> None:
             (run / "world.new").rename(run / "world")
 
 
-# ------------------------------------------------------------------------------------------------------- statistics
-
-
-@dataclass(frozen=True)
-class Effect:
-    """Mean difference of two variants with its intervals, in percentage points.
-
-    Attributes:
-        seeds: Difference of each seed.
-        t: 95 % t-interval over the paired seeds.
-        bootstrap: 95 % interval of resampled items, the trained models being given.
-    """
-
-    seeds: tuple[float, ...]
-    t: tuple[float, float]
-    bootstrap: tuple[float, float]
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return float(np.mean(self.seeds))
-
-    @property
-    def verdict(self) -> str:
-        """`holds` or `reversed` where both intervals lie on one side of zero, else `unclear`."""
-        low, high = min(self.t[0], self.bootstrap[0]), max(self.t[1], self.bootstrap[1])
-        return "holds" if low > 0 else "reversed" if high < 0 else "unclear"
-
-
-def effect(better: Values, worse: Values) -> Effect:
-    """Return the effect of paired values between 0 and 1.
-
-    Raises:
-        ValueError: There are fewer than two seeds.
-    """
-    if len(better) < 2:
-        raise ValueError(f"{len(better)} seeds; an interval needs two or more")
-    differences = 100 * (better - worse)
-    seeds = differences.mean(axis=1)
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, len(seeds) - 1) * seeds.std(ddof=1) / len(seeds) ** 0.5)
-    items = differences.mean(axis=0)
-    draws = np.random.default_rng(0).integers(len(items), size=(_DRAWS, len(items)))
-    low, high = np.quantile(items[draws].mean(axis=1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    mean = float(seeds.mean())
-    return Effect(tuple(seeds.tolist()), (mean - half, mean + half), (float(low), float(high)))
-
-
-def effect_of(claim: Claim, results: Mapping[tuple[str, int], Mapping[str, Any]]) -> Effect | None:
-    """Return the effect of a claim over the seeds that both variants have; None with fewer than two."""
-    seeds = sorted(seed for name, seed in results if name == claim.better and (claim.worse, seed) in results)
-    if len(seeds) < 2:
-        return None
-    first, second = (
-        np.array([results[name, seed]["items"][claim.metric] for seed in seeds]) for name in (claim.better, claim.worse)
-    )
-    return effect(first, second)
-
-
-# ----------------------------------------------------------------------------------------------------------- report
-
-
-def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
-    """Return tables of the claims and of the variants."""
-    parts = [f"{len(results)} jobs, {len({seed for _, seed in results})} seeds. {_circumstances(results)}"]
-    for title, claims in (("Claims", CLAIMS), ("Further comparisons", SECONDARY)):
-        rows = [["", "metric", "difference", "t-interval", "bootstrap", "seeds", "verdict"]]
-        for claim in claims:
-            if (found := effect_of(claim, results)) is not None:
-                seeds = ", ".join(f"{each:+.1f}" for each in found.seeds)
-                told = f"{claim.title} (`{claim.better}`, `{claim.worse}`)"
-                spans = [f"{low:+.1f} to {high:+.1f}" for low, high in (found.t, found.bootstrap)]
-                rows.append([told, claim.metric, f"**{found.mean:+.1f}**", *spans, seeds, found.verdict])
-        parts += [f"## {title}", _table(rows)] if len(rows) > 1 else []
-    return "\n\n".join([*parts, "## Variants", _variants(results)]) + "\n"
-
-
-def _variants(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
-    names = (RECALL, MATCHING, PROBE)
-    names += tuple(f"{encoder}[{kind}]" for encoder in ("fusion", "dual") for kind in shape_world.KINDS)
-    rows = [["", "parameters", "GFLOPs a pair", *names]]
-    for variant, known in VARIANTS.items():
-        found = [each for (name, _), each in results.items() if name == variant]
-        if found:
-            cells = [
-                f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=len(values) > 1):.1f}" if values else "-"
-                for metric in names
-                if (values := [each["metrics"][metric] for each in found if metric in each["metrics"]]) is not None
-            ]
-            size, work = f"{found[0]['parameters'] / 1e6:.2f}M", f"{found[0]['gflops_per_sample']:.2f}"
-            rows.append([f"`{variant}`: {known.about}", size, work, *cells])
-    return _table(rows)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _circumstances(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
-    around = [each["circumstances"] for each in results.values()]
-    cpus = dict.fromkeys(f"one core of {each['hardware'].get('cpu', 'a CPU')}" for each in around)
-    versions = dict.fromkeys(f"torch {each['versions']['torch']}" for each in around)
-    hours = sum(each["cpu_seconds"] for each in results.values()) / 3600
-    return f"{hours:.1f} hours of {', '.join([*cpus, *versions])}."
-
-
-def publish(results: Mapping[tuple[str, int], Mapping[str, Any]], *, page: Path, out: Path) -> None:
-    """Write the report below the mark of the page, and all results as JSON.
-
-    Raises:
-        ValueError: The page does not have the mark once.
-    """
-    before, *rest = page.read_text(encoding="utf-8").split(MARK)
-    if len(rest) != 1:
-        raise ValueError(f"{page} has the line {MARK!r} {len(rest)} times; it needs it once")
-    page.write_text(f"{before}{MARK}\n\n{report(results)}", encoding="utf-8")
-    kept = [dict(each) | {"items": _told(each["items"])} for each in results.values()]
-    out.write_text("[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
-
-
 def restore(file: Path, *, run: Path) -> None:
     """Write the results of `publish` into the folders of jobs that have none, so that they are not run again."""
     for known in json.loads(file.read_text(encoding="utf-8")):
@@ -498,11 +240,6 @@ def restore(file: Path, *, run: Path) -> None:
             job.folder.mkdir(parents=True, exist_ok=True)
             items = {name: [int(digit) / 2 for digit in digits] for name, digits in known["items"].items()}
             (job.folder / RESULT).write_text(json.dumps(known | {"items": items}) + "\n")
-
-
-def _told(items: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """Return items of 0, 0.5 and 1 as digits 0 to 2."""
-    return {name: "".join(str(round(2 * value)) for value in values) for name, values in items.items()}
 
 
 # ----------------------------------------------------------------------------------------------------- command line

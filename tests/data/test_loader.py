@@ -342,7 +342,5 @@ def test_text_examples_reject_rows_without_words(dataset, tokenizer, captions):
 
 
 def test_words_to_mask_alone_are_those_that_the_vocabulary_has_whole(tokenizer):
-    alone, first, second = (tokenizer.convert_tokens_to_ids(word) for word in ("a", "left", "right"))
-    only = MaskingVocabulary.of(tokenizer, only=("a", "nosuchword", "left/right")).only
-    assert only == {alone: (), first: (second,), second: (first,)}
-    assert MaskingVocabulary.of(tokenizer).only == {}
+    only = MaskingVocabulary.of(tokenizer, only=("a", "nosuchword")).only
+    assert only.nonzero()[0].tolist() == [tokenizer.convert_tokens_to_ids("a")]

@@ -117,7 +117,7 @@ def test_words_named_are_masked_alone_in_their_share_of_texts():
 
     Where a word goes on after such an id, it is another word.
     """
-    vocabulary = replace(VOCABULARY, only={7: (), 9: ()})
+    vocabulary = replace(VOCABULARY, only=np.isin(np.arange(VOCAB_SIZE), [7, 9]))
     config = WordMaskConfig(probability=0.5, only_share=0.75)
     text, generator = np.array([CLS, 20, 7, 21, 9, 22, 7, 501, SEP]), np.random.default_rng(0)
     alone = 0
@@ -131,16 +131,6 @@ def test_words_named_are_masked_alone_in_their_share_of_texts():
         for each in (vocabulary, VOCABULARY)
     )
     assert np.array_equal(with_words, without)
-
-
-def test_words_that_stand_in_for_each_other_replace_each_other():
-    """Half become [MASK], 35 % one of the others, the rest stays; words outside of groups never stand in."""
-    vocabulary = replace(VOCABULARY, only={7: (9, 11), 9: (7, 11), 11: (7, 9), 13: ()})
-    config, generator, text = WordMaskConfig(only_share=1), np.random.default_rng(0), np.array([CLS, 20, 7, 13, SEP])
-    found = [whole_word_mask(text, vocabulary=vocabulary, config=config, generator=generator)[0] for _ in range(1000)]
-    shares = {token: np.mean([each[2] == token for each in found]) for token in (VOCABULARY.mask_token_id, 7, 9, 11)}
-    assert list(shares.values()) == pytest.approx([0.5, 0.15, 0.175, 0.175], abs=0.05)
-    assert np.mean([each[3] == VOCABULARY.mask_token_id for each in found]) == pytest.approx(0.8, abs=0.05)
 
 
 def test_whole_word_mask_rejects_impossible_requests():

@@ -9,8 +9,11 @@ import torch
 from datasets import Dataset
 
 import findings
+import findings_design
+import findings_report
 import shape_world
-from findings import CLAIMS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim, Effect, effect, effect_of
+from findings_design import CLAIMS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
+from findings_report import Effect, effect, effect_of
 from vlmo.data.builtin.world import COLORS, Choices
 from vlmo.data.compose import compose
 from vlmo.folder import lock_folder
@@ -38,19 +41,19 @@ EVERY_SEED = {"circumstances": {"hardware": {"cpu": "a CPU"}, "versions": {"torc
 
 
 def test_variants_differ_from_plain_in_one_thing(tmp_path):
-    recipes = {name: findings.stage3(name, world=tmp_path) for name in VARIANTS}
+    recipes = {name: findings_design.stage3(name, world=tmp_path) for name in VARIANTS}
     changed = {name: sorted(changed_settings(recipes["plain"], recipe)) for name, recipe in recipes.items()}
     assert changed == {"plain": []} | CHANGED
     assert {name for claim in CLAIMS + SECONDARY for name in (claim.better, claim.worse)} == set(VARIANTS)
 
 
 def test_what_is_called_equal_is_equal(tmp_path):
-    plain = estimate(findings.stage3("plain", world=tmp_path))
+    plain = estimate(findings_design.stage3("plain", world=tmp_path))
     for name in ("standard", "separate-attention"):
-        needs = estimate(findings.stage3(name, world=tmp_path))
+        needs = estimate(findings_design.stage3(name, world=tmp_path))
         assert needs.flops_per_sample == pytest.approx(plain.flops_per_sample, rel=0.001)
     for name in ("standard-wide", "separate-attention-narrow"):
-        needs = estimate(findings.stage3(name, world=tmp_path))
+        needs = estimate(findings_design.stage3(name, world=tmp_path))
         assert needs.parameters == pytest.approx(plain.parameters, rel=0.005)
 
 
@@ -90,7 +93,7 @@ def test_effects_pair_seeds_and_the_report_tells_them():
     assert found is not None
     assert found.seeds == (50.0, 50.0)
     assert effect_of(Claim("", "plain", "standard", MATCHING), results) is None
-    told = findings.report(results)
+    told = findings_report.report(results)
     assert "| **+50.0** | +50.0 to +50.0 | +50.0 to +50.0 | +50.0, +50.0 | holds |" in told
     assert "standard" not in told
 
@@ -156,20 +159,20 @@ def matching(run):
 
 
 def shrink(monkeypatch):
-    real = findings.stage3
+    real = findings_design.stage3
 
     def tiny(variant, *, world):
         recipe = real(variant, world=world)
         return replace(recipe, model=replace(recipe.model, hidden_size=32, num_hidden_layers=2, num_fusion_layers=1))
 
-    monkeypatch.setattr(findings, "stage3", tiny)
+    monkeypatch.setattr(findings_design, "stage3", tiny)
 
 
 def test_jobs_run_once_and_are_published(tmp_path, monkeypatch, capsys):
     shrink(monkeypatch)
     page = tmp_path / "docs" / "findings.md"
     page.parent.mkdir()
-    page.write_text(f"# Page\n\n{findings.MARK}\n\nold")
+    page.write_text(f"# Page\n\n{findings_report.MARK}\n\nold")
     monkeypatch.setattr(findings, "ROOT", tmp_path)
     command = ["few", "itc", "--run-dir", str(tmp_path / "runs"), "--scale", "0.002", "--seeds", "1"]
     findings.main(command)

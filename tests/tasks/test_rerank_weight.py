@@ -7,9 +7,8 @@ import pytest
 from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
 
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
-from vlmo.evaluation import Weights
 from vlmo.tasks import evaluate
-from vlmo.tasks.rerank_weight import WEIGHTS, best_weight, choose_rerank_weight, write_rerank_weights
+from vlmo.tasks.rerank_weight import WEIGHTS, best_weight, choose_rerank_weight, write_settings
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def test_weight_with_the_best_recall_is_kept(folder, pictures):
 
 
 def test_saved_model_keeps_the_weight(folder, tmp_path):
-    write_rerank_weights(folder, Weights(image_to_text=0.2, text_to_image=0.35))
+    write_settings(folder, rerank_weight_image_to_text=0.2, rerank_weight=0.35)
     model = VLMoForImageTextRetrieval.from_pretrained(folder)
     model.save_pretrained(tmp_path / "copy")
     VLMoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "copy")

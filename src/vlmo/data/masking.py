@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,8 +103,7 @@ class WordMaskConfig:
     probability: float = 0.15
     """Share of a text's tokens."""
     only: tuple[str, ...] = ()
-    """Words that are masked alone, all that a text has of them, in a share `only_share` of the texts that have any. The
-    words of an entry such as "left/right" also stand in for each other."""
+    """Words that are masked alone, all that a text has of them, in a share `only_share` of the texts that have any."""
     only_share: float = 0.0
 
     def __post_init__(self) -> None:
@@ -123,19 +121,18 @@ class MaskingVocabulary:
     continuation: Bool[np.ndarray, "vocab"]
     """True for ids that continue a word."""
     mask_token_id: int
-    only: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    """Ids of the words of `WordMaskConfig.only`, each with those that stand in for it."""
+    only: Bool[np.ndarray, "vocab"] | None = None
+    """True for ids of the words of `WordMaskConfig.only`; None without any."""
 
     @classmethod
     def of(cls, tokenizer: BertTokenizer, *, only: tuple[str, ...] = ()) -> MaskingVocabulary:
         """Read them from a tokenizer; words of `only` that it does not have whole are left out."""
-        known = tokenizer.get_vocab()
-        groups = [[known[word] for word in entry.split("/") if word in known] for entry in only]
+        known, flags = tokenizer.get_vocab(), special_flags(tokenizer)
         return cls(
-            special=special_flags(tokenizer),
+            special=flags,
             continuation=continuation_flags(tokenizer),
             mask_token_id=tokenizer.mask_token_id,
-            only={each: tuple(other for other in group if other != each) for group in groups for each in group},
+            only=np.isin(np.arange(len(flags)), [known[word] for word in only if word in known]) if only else None,
         )
 
 
@@ -152,34 +149,26 @@ def whole_word_mask(
     word too long for what is still missing is taken with the probability of the share that fits, so long words of short
     texts get their turn and the expected number of tokens stays near the target; BERT's code never takes it. Or, see
     `WordMaskConfig`, certain words alone are chosen. A chosen token becomes `[MASK]` (80 %), a random token (10 %) or
-    stays (10 %), each token for itself; one that others stand in for, `[MASK]` (50 %), another (35 %) or stays (15 %).
+    stays (10 %), each token for itself.
 
     Args:
         input_ids: One text, special tokens included, padded or not.
     """
-    named = np.isin(input_ids, list(vocabulary.only))
+    named = np.zeros(len(input_ids), dtype=bool) if vocabulary.only is None else vocabulary.only[input_ids]
     named[:-1] &= ~vocabulary.continuation[input_ids[1:]]  # "under" that begins "underground" is another word
-    chosen, stand_ins = np.flatnonzero(named), vocabulary.only
+    chosen = np.flatnonzero(named)
     if len(chosen) == 0 or generator.random() >= config.only_share:
         chosen = _choose_words(input_ids, vocabulary=vocabulary, probability=config.probability, generator=generator)
-        stand_ins = {}
     corrupted, labels = input_ids.copy(), np.full_like(input_ids, IGNORED)
     labels[chosen] = input_ids[chosen]
-    for position, fate in zip(chosen, generator.random(len(chosen)), strict=True):
-        others = stand_ins.get(int(input_ids[position]), ())
-        masked, replaced = (0.5, 0.85) if others else (0.8, 0.9)
-        if fate < masked:
-            corrupted[position] = vocabulary.mask_token_id
-        elif fate < replaced:
-            corrupted[position] = generator.choice(others) if others else _random_token(vocabulary, generator)
+    fate = generator.random(len(chosen))
+    corrupted[chosen[fate < 0.8]] = vocabulary.mask_token_id
+    for position in chosen[(fate >= 0.8) & (fate < 0.9)]:
+        # Special ids are few, so that sampling again is faster than listing the others.
+        while vocabulary.special[token := int(generator.integers(len(vocabulary.special)))]:
+            continue
+        corrupted[position] = token
     return corrupted, labels
-
-
-def _random_token(vocabulary: MaskingVocabulary, generator: np.random.Generator) -> int:
-    """Return an id that is not special; these are few, so sampling again is faster than listing the others."""
-    while vocabulary.special[token := int(generator.integers(len(vocabulary.special)))]:
-        continue
-    return token
 
 
 def _choose_words(

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.search import SEARCH_RERANK
+from vlmo.retrieval.search import SEARCH_RERANK, rerank_score
 
 try:
     from mteb.models import ModelMeta, SearchEncoderWrapper
@@ -135,9 +135,8 @@ class VLMoSearch:
                 documents = corpus[[rows[name] for name, _ in best]]
                 images = documents["image"] if by_text else [query["image"]] * len(best)
                 texts = [query["text"]] * len(best) if by_text else documents["text"]
-                similarity = np.array([score for _, score in best])
-                scale = self.encoder.inverse_temperature
-                mixed = (1 - weight) * scale * similarity + weight * self.encoder.match(images, texts)
+                similarity, match = np.array([score for _, score in best]), self.encoder.match(images, texts)
+                mixed = rerank_score(similarity, match, weight=weight, scale=self.encoder.inverse_temperature)
                 scores = zip((name for name, _ in best), mixed - mixed.min(initial=0) + _ABOVE, strict=True)
                 reranked = sorted(((name, float(score)) for name, score in scores), key=lambda each: -each[1])
                 results[query["id"]] = dict([*reranked, *others][:top_k])

@@ -77,9 +77,8 @@ class DataConfig:
     """Share of text tokens that are masked, as whole words."""
     mask_only: tuple[str, ...] = ()
     """Words that are masked alone, all of a caption at once, in a share `mask_only_share` of the captions that have
-    any: those that no other word tells, such as "left" and "right", are learnt sooner beside words that are seen. Words
-    with a slash between them ("left/right") also stand in for each other. What the vocabulary does not have as a whole
-    word is left out."""
+    any: those that no other word tells, such as "left" and "right", are learnt sooner beside words that are seen. What
+    the vocabulary does not have as a whole word is left out."""
     mask_only_share: float = 0.4
     """See `mask_only`."""
     max_bad_share: float = 0.01

@@ -9,7 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float32
@@ -196,22 +196,21 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
     return target
 
 
-def calibration_samples(folder: Path, source: str = CALIBRATION) -> dict[str, np.ndarray]:
-    """Return inputs of a model for images of a source, spread evenly over its split "train", each with a caption.
+def calibration_samples(folder: Path) -> dict[str, np.ndarray]:
+    """Return inputs of a model for images of `CALIBRATION`, spread evenly over its split "train", each with a caption.
 
     Raises:
-        ValueError: The source cannot be read.
-        ModuleNotFoundError: It is built in, and its packages are missing.
+        ModuleNotFoundError: Packages of this built-in set are missing.
     """
     from vlmo.checkpoints.loading import load_processor
     from vlmo.data.decoding import decode_image
     from vlmo.data.sources import open_source
 
     try:
-        rows = open_source(source)
+        rows = open_source(CALIBRATION)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{error}. int8 is calibrated on {source}: {install_command('quickstart')}"
+            f"{error}. int8 is calibrated on {CALIBRATION}: {install_command('quickstart')}"
         ) from error
     numbers = np.linspace(0, len(rows) - 1, min(NUM_SAMPLES, len(rows))).astype(int).tolist()
     images = [decode_image(rows[number]["image"]) for number in numbers]
@@ -231,6 +230,6 @@ def _pixel_values(pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image 3 heig
     return (np.stack(pixels).astype(np.float32) - 127.5) / 127.5
 
 
-def _need(package: str, *, extra: Any) -> None:
+def _need(package: str, *, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(f"the engine needs {package}, which is not installed: {install_command(extra)}")

@@ -114,6 +114,23 @@ class Speed:
         return RERANK_BATCH if slowest * RERANK_BATCH <= left else int(left / slowest)
 
 
+def sigmoid(odds: float) -> float:
+    """Return the probability of log-odds."""
+    return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
+
+
+def rerank_score(similarity: Any, match: Any, *, weight: float, scale: float) -> Any:
+    """Return the score that candidates are ordered by, of numbers or arrays.
+
+    Args:
+        similarity: Cosine similarity by the dual encoder.
+        match: Log-odds of a match by the fusion encoder.
+        weight: Share of the match score, 0 to 1.
+        scale: Inverse temperature of the similarity.
+    """
+    return (1 - weight) * scale * similarity + weight * match
+
+
 class Reranking:
     """Order of a shortlist while its candidates are scored, a few at a time, from the best down.
 
@@ -163,7 +180,7 @@ class Reranking:
             if match is None:
                 self._unreadable.append(hit)
             else:
-                score = (1 - self._weight) * self._scale * hit.similarity + self._weight * match
+                score = rerank_score(hit.similarity, match, weight=self._weight, scale=self._scale)
                 self._scored.append(replace(hit, score=score, match=match))
         self._left, self._batch = self._left[len(self._batch) :], []
 
@@ -177,7 +194,7 @@ class Reranking:
         odds = max((hit.match for hit in scored if hit.match is not None), default=None)
         return SearchResult(
             hits=[*scored, *others][:top],
-            probability=None if odds is None else 0.5 + 0.5 * math.tanh(odds / 2),  # the sigmoid, without overflow
+            probability=None if odds is None else sigmoid(odds),
             cutoff=self._cutoff,
             num_reranked=len(scored),
             num_late=len(self._left),

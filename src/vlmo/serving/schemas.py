@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +21,7 @@ from pydantic import (
 )
 
 from vlmo.retrieval import Hit, SearchResult
+from vlmo.retrieval.search import sigmoid
 
 MAX_TEXTS = 256
 """Texts of a request."""
@@ -305,11 +305,6 @@ class About(BaseModel):
     columns: dict[str, str] = Field(description="Columns that filters may name, and their types.")
     samples: list[Sample] = Field(description="Some of the images.")
     limits: dict[str, int] = Field(description="The most of each that a request may have.")
-
-
-def sigmoid(odds: float) -> float:
-    """Probability of log-odds."""
-    return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -18,10 +18,11 @@ from PIL import Image
 from vlmo.data.decoding import COMMON_FORMATS, decode_image
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.filters import check_comparisons
+from vlmo.retrieval.search import sigmoid
 from vlmo.serving import compatible, schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.parts import Parts, Question
-from vlmo.serving.schemas import ServiceError, sigmoid
+from vlmo.serving.schemas import ServiceError
 from vlmo.serving.settings import Settings
 
 TEXTS, IMAGES, PAIRS, QUESTIONS, TOKENS = "texts", "images", "pairs", "questions", "tokens"

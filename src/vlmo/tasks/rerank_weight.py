@@ -93,7 +93,8 @@ def choose_rerank_weight(
     metrics = tuple(result.rerank(Weights(weight, weight)).metrics(KS) for weight in WEIGHTS)
     chosen = Weights(*(best_weight(WEIGHTS, [_mean(each, of) for each in metrics]) for of in ("tr", "ir")))
     if is_main():
-        write_rerank_weights(Path(folder), chosen)
+        settings = {"rerank_weight": chosen.text_to_image, "rerank_weight_image_to_text": chosen.image_to_text}
+        write_settings(Path(folder), **settings)
     return WeightChoice(
         WEIGHTS, metrics, chosen, before=Weights(*model.config.rerank_weights), data=f"{data_name(source)} {split}"
     )
@@ -127,11 +128,6 @@ def best_weight(weights: tuple[float, ...], means: list[float]) -> float:
     best = [weight for weight, mean in zip(weights, means, strict=True) if mean == max(means)]
     middle = (best[0] + best[-1]) / 2
     return min(best, key=lambda weight: abs(weight - middle))
-
-
-def write_rerank_weights(folder: Path, weights: Weights) -> None:
-    """Write the weights into `config.json`; all else stays as it is."""
-    write_settings(folder, rerank_weight=weights.text_to_image, rerank_weight_image_to_text=weights.image_to_text)
 
 
 def write_settings(folder: Path, **settings: float) -> None:

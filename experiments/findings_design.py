@@ -1,0 +1,147 @@
+"""What the findings compare: variants of VLMo, the paper's claims about them, and their recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import shape_world
+from vlmo.objectives.vision_language import VisionLanguageConfig
+from vlmo.processing import TransformConfig
+from vlmo.recipes import Recipe, find_recipe
+from vlmo.recipes.schema import TextConfig
+from vlmo.tasks import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
+from vlmo.training import ScheduleConfig
+
+SEEDS, STEPS, FEW_STEPS = 5, 600, 300
+"""Paired seeds, which are 1 to 5, and steps of stage 3 on fresh scenes and on `few`."""
+STAGES, STAGE_STEPS = "stages", {"tokenizer": 200, "stage1": 1000, "stage2": 300}
+LOSSES = VisionLanguageConfig(mlm_weight=1.0, itm_stride=4, negatives=3)
+RECALL, MATCHING, PROBE = "recall", "matching", "probe"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Changes of stage 3, its pairs, and the stage that it starts from."""
+
+    about: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "pairs"
+    start: str | None = None
+
+
+VARIANTS = {
+    "plain": Variant("Multiway, three losses, global hard negatives"),
+    "few": Variant("1,000 pairs alone", source="few"),
+    "few-stages": Variant("1,000 pairs after stages 1 and 2", source="few", start="stage2"),
+    "few-stage1": Variant("1,000 pairs after stage 1", source="few", start="stage1"),
+    "itc": Variant("ITC alone", {"num_fusion_layers": 0}, {"mlm_weight": 0.0, "itm_weight": 0.0}),
+    "local-negatives": Variant("hard negatives among 8 pairs", losses={"negative_groups": 8}),
+    "no-fusion-expert": Variant("no vision-language experts", {"num_fusion_layers": 0}),
+    "standard": Variant("one FFN for all, equal FLOPs", {"experts": "shared"}),
+    "separate-attention": Variant("separate attention, equal FLOPs", {"attention": "separate"}),
+    "itc-itm": Variant("ITC + ITM", losses={"mlm_weight": 0.0}),
+    "random-negatives": Variant("uniform negatives", losses={"negative_sharpness": 0.0}),
+    "standard-wide": Variant("one FFN for all, equal parameters", {"experts": "shared", "intermediate_size": 1280}),
+    "separate-attention-narrow": Variant(
+        "separate attention, equal parameters", {"attention": "separate", "intermediate_size": 408}
+    ),
+    "itc-mlm": Variant("ITC + MLM", losses={"itm_weight": 0.0}),
+    "itm-mlm": Variant("ITM + MLM", losses={"itc_weight": 0.0}),
+}
+"""In the order of their jobs. Without a loss that trains them, ITC alone has no vision-language experts."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One variant is better than another one on a metric."""
+
+    title: str
+    better: str
+    worse: str
+    metric: str
+
+
+CLAIMS = (
+    Claim("stages 1 and 2 help", "few-stages", "few", MATCHING),
+    Claim("three losses are better than ITC alone", "plain", "itc", PROBE),
+    Claim("hard negatives of the whole batch are better than local ones", "plain", "local-negatives", MATCHING),
+    Claim("Multiway is better than a standard Transformer", "plain", "standard", RECALL),
+    Claim("vision-language experts help", "plain", "no-fusion-expert", MATCHING),
+    Claim("shared attention is better than separate attention", "plain", "separate-attention", RECALL),
+)
+"""One primary comparison for each of the paper's claims."""
+SECONDARY = (
+    Claim("stage 1 alone helps", "few-stage1", "few", MATCHING),
+    Claim("stage 2 helps after stage 1", "few-stages", "few-stage1", MATCHING),
+    Claim("MLM helps", "plain", "itc-itm", PROBE),
+    Claim("ITM helps", "plain", "itc-mlm", PROBE),
+    Claim("ITC helps", "plain", "itm-mlm", PROBE),
+    Claim("hard negatives are better than uniform ones", "plain", "random-negatives", MATCHING),
+    Claim("Multiway, equal parameters", "plain", "standard-wide", RECALL),
+    Claim("shared attention, equal parameters", "plain", "separate-attention-narrow", RECALL),
+)
+
+
+def stage3(variant: str, *, world: Path) -> Recipe:
+    """Return stage 3 of a variant, from random weights."""
+    known, base = VARIANTS[variant], find_recipe("shapes-stage3")
+    model = {
+        "num_attention_heads": 4,
+        "num_fusion_layers": 2,
+        "image_size": shape_world.PIXELS,
+        "patch_size": shape_world.PIXELS // 4,
+        "max_text_positions": 16,
+        "position_embedding": "absolute",
+        "position_init": "sincos",
+    }
+    data = replace(
+        base.data,
+        source=str(world / known.source),
+        transform=TransformConfig(image_size=shape_world.PIXELS, rand_augment_ops=0, horizontal_flip=0.0),
+        cache_images=False,
+        mlm_probability=0.5,
+        mask_only=shape_world.PLACE_WORDS,
+        mask_only_share=0.4,
+    )
+    steps = STEPS if known.source == "pairs" else FEW_STEPS
+    return replace(
+        base,
+        stage=VisionLanguageStage(losses=replace(LOSSES, **known.losses)),
+        model=replace(base.model, **(model | known.model)),
+        text=TextConfig(vocab_size=200, learn_from=(str(world / "texts"),), max_length=16),
+        data=data,
+        loader=replace(base.loader, global_batch_size=64),
+        optimizer=replace(base.optimizer, lr=1e-3),
+        schedule=ScheduleConfig(warmup_steps=80),
+        trainer=replace(base.trainer, max_steps=steps, save_every=100),
+        init=None,
+    )
+
+
+def stages_before(*, world: Path, folder: Path) -> dict[str, Recipe]:
+    """Return the visual tokenizer, stage 1 on images and stage 2 on texts."""
+    plain = stage3("few", world=world)
+    model = replace(plain.model, num_fusion_layers=0)
+    tokenizer = find_recipe("shapes-tokenizer")
+    sizes = replace(tokenizer.stage.tokenizer, patch_size=model.patch_size, num_tokens=256)
+    found = {
+        "tokenizer": (tokenizer, TokenizerStage(tokenizer=sizes), "images"),
+        "stage1": (find_recipe("shapes-stage1"), VisionStage(str(folder / "tokenizer" / "model")), "images"),
+        "stage2": (find_recipe("shapes-stage2"), LanguageStage(), "texts"),
+    }
+    return {
+        name: replace(
+            recipe,
+            stage=stage,
+            model=model,
+            text=plain.text,
+            data=replace(plain.data, source=str(world / source)),
+            trainer=replace(recipe.trainer, max_steps=STAGE_STEPS[name], save_every=100),
+            init=str(folder / "stage1" / "model") if name == "stage2" else None,
+        )
+        for name, (recipe, stage, source) in found.items()
+    }
