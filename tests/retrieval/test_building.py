@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import shutil
 import tarfile
 import weakref
@@ -33,6 +34,7 @@ from vlmo import progress
 from vlmo.retrieval import Index, build_index, building, executor, journal
 from vlmo.retrieval.executor import RecordEncoder
 from vlmo.retrieval.sources import Record
+from vlmo.retrieval.store import Store
 from vlmo.retrieval.vectors import embed_images
 
 # Batches of other sizes add up in another order.
@@ -485,6 +487,22 @@ def test_lost_captions_are_no_empty_captions(encoder, tmp_path):
     shutil.rmtree(out / "captions.lance")
     with pytest.raises(ValueError, match="the index is damaged"):
         build(encoder, out=out)
+
+
+def test_tables_that_a_full_disk_left_half_made_are_made_again(tmp_path):
+    Store(tmp_path / "whole", dim=8)
+    (manifest,) = (tmp_path / "whole" / "captions.lance" / "_versions").glob("*.manifest")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Room for the table of captions, which is made first, but not for that of images, which has more columns.
+    for room in (0, manifest.stat().st_size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(ValueError, match=r"no room .* make some and run the command again"):
+                Store(tmp_path / "index", dim=8)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.stem for path in sorted((tmp_path / "index").iterdir())] == ["captions", "pictures"]
+    assert Store(tmp_path / "index", dim=8).count("captions") == 0
 
 
 def test_only_one_process_writes(encoder, tmp_path):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import ModelFolder, check_new_file, hide_loading_bars
+from vlmo.cli.parsing import Engine, ModelFolder, Precision, check_new_file, hide_loading_bars
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.released.published import MODELS
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlmo.tasks import TaskResult
 
 _STDERR = Console(stderr=True)
-_TASK_OPTIONS = ("rerank", "rerank_weight", "rerank_score", "method", "inference")
+_TASK_OPTIONS = ("rerank", "rerank_weight", "rerank_score", "engine", "precision", "method", "inference")
 _SUBMITTING = {"folder", "task", "data", "split", "submission", "device"}
 _CHOOSING = {"folder", "task", "data", "split", "limit", "batch_size", "rerank", "device"}
 
@@ -48,6 +48,10 @@ class EvaluateOptions:
     """retrieval: share of the matching score in the new order, 0 to 1; by default the model's for each direction."""
     rerank_score: Literal["published"] | None = None
     """retrieval: published is the published code's order of 32 candidates, cosine similarity + logit of a match."""
+    engine: Engine | None = None
+    """retrieval: what computes vectors and matching scores (torch)."""
+    precision: Precision | None = None
+    """retrieval: float32 or int8."""
     choose_rerank_weight: bool = False
     """retrieval: measure recall by weight on a split other than test, and keep the best of each direction in
     config.json."""
@@ -121,7 +125,8 @@ def evaluate_command(options: EvaluateOptions) -> None:
     from vlmo.tasks import evaluate, write_submission
     from vlmo.training import launch
 
-    with launch(options.device) as device:
+    device = options.device or (None if options.engine in {None, "torch"} else "cpu")
+    with launch(device) as device:
         where: dict[str, Any] = {"task": options.task, "source": options.data, "split": options.split}
         where |= {"device": str(device), "console": _STDERR if is_main() else None}
         if options.submission is not None:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER, RetrievalGraphs
+from vlmo.model import VLMoConfig
 
 
 class OnnxRetrievalModel(nn.Module):
@@ -19,7 +20,8 @@ class OnnxRetrievalModel(nn.Module):
     It has the methods of `VLMoForImageTextRetrieval` that `evaluate_retrieval` calls, which takes it as a model.
 
     Args:
-        folder: Written by `write_onnx`.
+        folder: Written by `write_onnx`, or its graphs.
+        config: Of the model, for what reads its settings.
         options: Those of `RetrievalGraphs`; by default it takes as many threads as PyTorch.
 
     Raises:
@@ -28,9 +30,14 @@ class OnnxRetrievalModel(nn.Module):
 
     device = torch.device("cpu")
 
-    def __init__(self, folder: str | Path, **options: Any) -> None:
+    def __init__(
+        self, folder: str | Path | RetrievalGraphs, *, config: VLMoConfig | None = None, **options: Any
+    ) -> None:
         super().__init__()
-        self.graphs = RetrievalGraphs(folder, **dict[str, Any](num_threads=torch.get_num_threads()) | options)
+        if not isinstance(folder, RetrievalGraphs):
+            folder = RetrievalGraphs(folder, **dict[str, Any](num_threads=torch.get_num_threads()) | options)
+        self.graphs, self.config = folder, config
+        self.match_head = True if folder.can_match else None
         logit_scale = torch.tensor([self.graphs.description["logit_scale"]])
         self.contrast_head = SimpleNamespace(logit_scale=logit_scale)
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,6 +25,8 @@ from vlmo.visualization import on_white
 if TYPE_CHECKING:
     import torch
 
+    from vlmo.export.sessions import RetrievalGraphs
+    from vlmo.retrieval.engines import GraphsEngine
     from vlmo.retrieval.torch_engine import TorchEngine
 
 BATCH = 64
@@ -106,6 +108,11 @@ class Encoder:
     def can_match(self) -> bool:
         """True if the model has a matching head, so that `match` works."""
         return self._engine.can_match
+
+    @property
+    def graphs(self) -> RetrievalGraphs:
+        """The graphs of an engine other than torch."""
+        return cast("GraphsEngine", self._engine).graphs
 
     @property
     def rerank_weight(self) -> float:

@@ -122,10 +122,10 @@ class GraphsEngine:
     def __init__(self, folder: Path, *, engine: GraphEngine, precision: Precision = "float32") -> None:
         from tokenizers import Tokenizer
 
-        self._graphs = RetrievalGraphs(folder, engine=engine, precision=precision, cache=folder / "openvino")
-        described = self._graphs.description
+        self.graphs = RetrievalGraphs(folder, engine=engine, precision=precision, cache=folder / "openvino")
+        described = self.graphs.description
         self._size: list[int] = described["image"]["size"]
-        self.can_match = self._graphs.can_match
+        self.can_match = self.graphs.can_match
         self.dim: int = described["graphs"][IMAGE_ENCODER]["outputs"]["image_embeds"]["shape"][-1]
         self.inverse_temperature = float(np.exp(described["logit_scale"]))
         text = described["text"]
@@ -144,15 +144,15 @@ class GraphsEngine:
 
     def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """Return L2-normalised vectors."""
-        return self._graphs.run(IMAGE_ENCODER, _pixel_values(pixels))
+        return self.graphs.run(IMAGE_ENCODER, _pixel_values(pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """Return L2-normalised vectors."""
-        return self._graphs.run(TEXT_ENCODER, *self._tokens(texts))
+        return self.graphs.run(TEXT_ENCODER, *self._tokens(texts))
 
     def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Return log-odds that each text belongs to its image."""
-        logits = self._graphs.run(FUSION_ENCODER, _pixel_values(pixels), *self._tokens(texts))
+        logits = self.graphs.run(FUSION_ENCODER, _pixel_values(pixels), *self._tokens(texts))
         return logits[:, 1] - logits[:, 0]
 
     def _tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -46,6 +46,7 @@ FILTERED = tuple(name for name, kind in _OWN.items() if kind not in (pa.binary()
 RESERVED = frozenset((*_OWN, "vector", "metadata", "caption_vectors"))
 """Names that no column of metadata has."""
 
+_FULL = r"\(os error (27|28|122)\)"  # EFBIG, ENOSPC, EDQUOT: a file may not grow, a disk or a quota is full
 _READ_EVERY = timedelta(seconds=2)  # how soon a reader sees the writes of others
 _OLD, _ANY_AGE = timedelta(seconds=10), timedelta(milliseconds=1)  # versions that no reader uses any more
 
@@ -122,6 +123,8 @@ def one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
+        if re.search(_FULL, str(error)):
+            raise ValueError(f"{folder}: no room ({plain(error)}); make some and run the command again") from error
         raise ValueError(f"{folder}: the index is damaged, or no index ({plain(error)}); build it anew") from error
 
 
@@ -160,7 +163,7 @@ class Store:
         texts = {"id": pa.string(), "picture": pa.string(), "caption": pa.string()}
         captions = pa.schema({**texts, "vector": _vector(dim)})
         existing = set(self._connection.list_tables().tables)
-        if IMAGES not in existing:  # it is created last: if it exists, the other one must
+        if not any((self.folder / f"{IMAGES}.lance" / "_versions").glob("*.manifest")):  # the last file of a creation
             for name, schema in ((CAPTIONS, captions), (IMAGES, images)):
                 if name in existing:
                     self._connection.drop_table(name)

@@ -269,12 +269,18 @@ class Task(ABC):
         Raises:
             ValueError: The folder or the data are of another task, or cannot be read.
         """
-        model, processor = cls.load(folder, device=device)
+        model, processor = cls.load_for(options, folder, device=device)
         options = cls.resolve(model, options)
         rows = cls.read(source, split=split, limit=limit, processor=processor, quarantine=quarantine_of(folder, split))
         rows = replace(rows, **options)
         rows.check(model)
         return rows.result(rows.outputs(model, batch_size=batch_size, console=console))
+
+    @classmethod
+    def load_for(cls, options: dict[str, Any], folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
+        """Return model and processor that `evaluate` measures with these options."""
+        del options
+        return cls.load(folder, device=device)
 
     @classmethod
     def resolve(cls, model: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -16,17 +16,22 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.checkpoints.loading import load_processor, load_retrieval_model
 from vlmo.data.decoding import ImageCell, decode_image
 from vlmo.data.rows import column
 from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.composition import EXAMPLE_CHANCE, example_scores, words_alone
 from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.scoring import embed_images, embed_texts, match_pairs
+from vlmo.export.runtime import OnnxRetrievalModel
+from vlmo.export.sessions import Precision
 from vlmo.folder import Usage
+from vlmo.model import VLMoConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.progress import Progress
+from vlmo.retrieval.encoder import Encoder
+from vlmo.retrieval.engines import EngineName
 from vlmo.tasks.base import Inputs, RunContext, Task
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
 from vlmo.tasks.evaluation_set import EvaluationSet, check_task
@@ -77,6 +82,10 @@ class PairSet(EvaluationSet):
     """Share of the matching score in the new order, or one for each direction."""
     rerank_score: Literal["weighted", "published"] = "weighted"
     """published: the order of cosine similarity + logit of a match, as in the published code; without weight."""
+    engine: EngineName = "torch"
+    """What has computed vectors and matching scores."""
+    precision: Precision = "float32"
+    """Of an engine other than torch."""
 
     task: ClassVar[str] = "retrieval"
     hub_task: ClassVar[str] = "image-text-retrieval"
@@ -162,13 +171,18 @@ class PairSet(EvaluationSet):
         return f"{metric.removeprefix(_RERANKED).upper()}, {encoder}"
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of reranking."""
+        """Return the settings of reranking, and an engine other than torch."""
+        engine = self._engine()
         if not self.rerank:
-            return {"rerank": 0}
+            return {"rerank": 0, **engine}
         if self.rerank_score == "published":
-            return {"rerank": self.rerank, "rerank_score": "published"}
-        weight = self.rerank_weight
-        return {"rerank": self.rerank, "rerank_weight": weight._asdict() if isinstance(weight, Weights) else weight}
+            return {"rerank": self.rerank, "rerank_score": "published", **engine}
+        given = self.rerank_weight
+        weight = given._asdict() if isinstance(given, Weights) else given
+        return {"rerank": self.rerank, "rerank_weight": weight, **engine}
+
+    def _engine(self) -> dict[str, Any]:
+        return {} if self.engine == "torch" else {"engine": self.engine, "precision": self.precision}
 
     def predictions(self, outputs: RetrievalResult) -> list[Prediction]:
         """Return a row for each caption that is looked for, then for each image."""
@@ -300,8 +314,8 @@ class CompositionSet(PairSet):
         return f"{kind or 'all'}, {_ENCODERS[encoder]}"
 
     def settings(self) -> dict[str, Any]:
-        """Return no settings: nothing is reranked."""
-        return {}
+        """Return an engine other than torch; nothing is reranked."""
+        return self._engine()
 
     def predictions(self, outputs: list[Prediction]) -> list[Prediction]:
         """Return the outputs, which are rows already."""
@@ -322,7 +336,7 @@ class RetrievalStage(Task):
         "finds texts for images and images for texts, and scores whether a pair belongs together", *RETRIEVAL_PIPELINE
     )
     default_data: ClassVar[str | None] = "emoji-pairs"
-    options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight", "rerank_score")
+    options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight", "rerank_score", "engine", "precision")
     inputs: ClassVar[str] = "images after --image and texts after --text"
     losses: VisionLanguageConfig = CONTRAST_ALONE
     """Weights and switches; with an itm_weight above 0 the model keeps its matching head. mlm_weight must be 0."""
@@ -364,6 +378,16 @@ class RetrievalStage(Task):
     def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
         """Return dual encoder (with matching head, if the folder has one) and processor."""
         return load_retrieval_model(folder, device=device)
+
+    @classmethod
+    def load_for(cls, options: dict[str, Any], folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
+        """Return the model of the engine that `options` name, and the processor; see `Encoder`."""
+        chosen: dict[str, Any] = {name: options[name] for name in ("engine", "precision") if name in options}
+        if set(chosen.values()) <= {"torch", "float32"}:
+            return cls.load(folder, device=device)
+        encoder = Encoder(folder, **chosen, device=device)
+        model = OnnxRetrievalModel(encoder.graphs, config=VLMoConfig.from_pretrained(encoder.folder))
+        return model, load_processor(encoder.folder)
 
     @classmethod
     def resolve(cls, model: VLMoForImageTextRetrieval, options: dict[str, Any]) -> dict[str, Any]:
