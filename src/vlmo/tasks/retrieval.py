@@ -83,9 +83,9 @@ class PairSet(EvaluationSet):
     rerank_score: Literal["weighted", "published"] = "weighted"
     """published: the order of cosine similarity + logit of a match, as in the published code; without weight."""
     engine: EngineName = "torch"
-    """What has computed vectors and matching scores."""
+    """Software that computes vectors and matching scores: torch, onnx or openvino."""
     precision: Precision = "float32"
-    """Of an engine other than torch."""
+    """float32 or int8, of the engines onnx and openvino."""
 
     task: ClassVar[str] = "retrieval"
     hub_task: ClassVar[str] = "image-text-retrieval"
@@ -382,7 +382,7 @@ class RetrievalStage(Task):
     @classmethod
     def load_for(cls, options: dict[str, Any], folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
         """Return the model of the engine that `options` name, and the processor; see `Encoder`."""
-        chosen: dict[str, Any] = {name: options[name] for name in ("engine", "precision") if name in options}
+        chosen = _engine_options(options)
         if set(chosen.values()) <= {"torch", "float32"}:
             return cls.load(folder, device=device)
         encoder = Encoder(folder, **chosen, device=device)
@@ -416,7 +416,8 @@ class RetrievalStage(Task):
         weights = Weights(*model.config.rerank_weights)
         if weights.image_to_text == weights.text_to_image:
             weights = weights.text_to_image
-        return {"rerank": rerank, "rerank_weight": weights if given is None else given, "rerank_score": score}
+        chosen = {"rerank": rerank, "rerank_weight": weights if given is None else given, "rerank_score": score}
+        return chosen | _engine_options(options)
 
     @classmethod
     def accepts(cls, inputs: Inputs) -> bool:
@@ -447,6 +448,10 @@ class RetrievalStage(Task):
         pixels, ids = encoded["pixel_values"][image_rows], encoded["input_ids"][text_rows]
         matches = model.match(pixels, ids, encoded["attention_mask"][text_rows]).float().softmax(dim=-1)[:, 1]
         return [row | {"match": round(match, 4)} for row, match in zip(rows, matches.tolist(), strict=True)]
+
+
+def _engine_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("engine", "precision") if name in options}
 
 
 def _best_pairs(similarity: Float[Tensor, "images texts"], *, top: int) -> list[tuple[int, int]]:
