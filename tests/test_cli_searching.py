@@ -1,4 +1,4 @@
-"""`vlmo index`, `vlmo embed` and `vlmo search` as people type them."""
+"""`vlmo index`, `vlmo embed`, `vlmo search`, `vlmo duplicates` and `vlmo clusters` as people type them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.integrations.toy_gallery import drawings, trained_folder
 from tests.retrieval.toy_index import NAMES, NUM, write_folder
+from tests.retrieval.toy_video import write_video
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
 from vlmo.retrieval.encoder import Encoder
@@ -190,6 +191,31 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
     )
 
 
+def test_duplicates_and_clusters_of_an_index(model, tmp_path, capsys):
+    folder = write_folder(tmp_path / "images", numbers=range(6))
+    shutil.copy(folder / NAMES[2], folder / "copy [red].png")
+    write_video(folder / "clip.mp4", seconds=2, first=6)
+    index = tmp_path / "index"
+    assert "9 images with" in printed(["index", model, folder, "--out", index], capsys)
+    shown = printed(["duplicates", index, "--threshold", "0.9999"], capsys)
+    assert "copy [red].png" in shown
+    assert "1 groups of 2 images" in shown
+    main(["duplicates", str(index), "--threshold", "0.9999", "--json"])
+    (group,) = json.loads(capsys.readouterr().out)
+    assert group["places"] == [str(folder / "copy [red].png"), str(folder / NAMES[2])]
+    assert len(group["ids"]) == 2
+    assert group["similarity"] == pytest.approx(1, abs=1e-6)
+    assert "2 groups of 9 images" in printed(["clusters", index, "--number", "2"], capsys)
+    main(["clusters", str(index), "--number", "1", "--json"])
+    (group,) = json.loads(capsys.readouterr().out)
+    assert len(group["places"]) == 9
+    shown = printed(["clusters", index, "--number", "1"], capsys)
+    assert sum(place in shown for place in group["places"]) == 3
+    shown = printed(["search", index, "a green bar", "--where", "seconds = 1"], capsys)
+    assert "clip.mp4" in shown
+    assert "seconds 1.0" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -226,6 +252,9 @@ def test_embed_writes_files(made, model, capsys, tmp_path):
         (["search", "INDEX", "x", "--captions"], "for an image"),
         (["search", "INDEX", "x", "--sheet", "x.pdf"], "--sheet x.pdf"),
         (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),
+        (["duplicates", "nowhere"], "is no index"),
+        (["duplicates", "INDEX", "--threshold", "95"], "threshold is 95.0; give"),
+        (["clusters", "INDEX", "--number", "25"], "clusters is 25; give one from 1 to 24"),
         (["embed", "MODEL", "--out", "x.npy"], "either images or --texts"),
         (["embed", "MODEL", "IMAGES", "--texts", "FILE", "--out", "x.npy"], "either images or --texts"),
         (["embed", "EMPTY", "IMAGES", "--out", "x.csv"], ".parquet or .npy"),  # before it looks for a model

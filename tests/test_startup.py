@@ -32,6 +32,7 @@ import sys
 from vlmo.cli import main
 for line in ("--help", "--version", "finetune --help", "quickstart --help", "evaluate --help", "predict --help",
              "index --help", "search --help", "embed --help", "data prepare --help",
+             "duplicates --help", "clusters --help",
              "models --help", "models", "import --help", "export --help", "recipes --help", "serve --help"):
     try:
         main(line.split())
@@ -39,7 +40,7 @@ for line in ("--help", "--version", "finetune --help", "quickstart --help", "eva
         assert stopped.code == 0, line
     found = [name for name in HEAVY if name in sys.modules]
     assert not found, (line, found)
-for line in ("train", "evaluate", "predict", "index", "search", "embed",
+for line in ("train", "evaluate", "predict", "index", "search", "embed", "duplicates", "clusters",
              "import", "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     try:
         main(line.split())

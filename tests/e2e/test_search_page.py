@@ -49,7 +49,7 @@ def test_python_runs(place, monkeypatch, capsys):
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("vlmo ")]
-    assert len(commands) == 11
+    assert len(commands) == 13
     for command in commands:
         main(shlex.split(command)[1:])
         printed = capsys.readouterr().out
@@ -57,6 +57,8 @@ def test_commands_run(place, monkeypatch, capsys):
             assert json.loads(printed)["num_reranked"] > 0
         elif "--captions" in command:
             assert re.search(r"a (red|green|blue|yellow) (bar|square|corner)", printed)
+        elif "duplicates" in command or "clusters" in command:
+            assert re.search(r"\d+ groups of \d+ images", printed)
         elif "search" in command:
             assert ".png" in printed
     assert "<ol>" in Path("found.html").read_text()
@@ -72,7 +74,7 @@ def test_commands_run(place, monkeypatch, capsys):
 
 def test_options_of_the_page_exist(capsys):
     helps = ""
-    for command in ("index", "search", "embed", "evaluate"):
+    for command in ("index", "search", "embed", "duplicates", "clusters", "evaluate"):
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
         assert ended.value.code == 0
@@ -89,8 +91,10 @@ def test_limits_on_the_page_are_those_of_the_code():
     from vlmo.retrieval.building import APPROXIMATE_FROM
     from vlmo.retrieval.index import Approximate
     from vlmo.retrieval.sources import MAX_BYTES
+    from vlmo.retrieval.videos import VIDEO_SUFFIXES
 
     assert f"more than {MAX_BYTES // 10**6} MB or {MAX_PIXELS // 10**6}\n" in PAGE
     assert f"From {APPROXIMATE_FROM // 1000} thousand images on" in PAGE
     assert f"for the best {Approximate('', 1).candidates} candidates" in PAGE
+    assert re.findall(r"\.\w+", re.search(r"a video \((.*?)\)", PAGE)[1]) == list(VIDEO_SUFFIXES)
     assert set(re.findall(r"\.\w+", re.search(r"by their suffix \((.*?)\)", PAGE)[1])) <= IMAGE_SUFFIXES

@@ -33,6 +33,7 @@ def filled(folder, *, number: int, captions: bool) -> tuple[Store, np.ndarray]:
             data=b"",
             path=f"{row}.png",
             keep_bytes=False,
+            size=0,
             captions=(f"caption {row}",) if captions else (),
             metadata={"half": row % 2},
         )

@@ -21,13 +21,14 @@ def below(origin: Path | str) -> list[tuple[str, str]]:
 
 
 def test_folder_gives_images_and_shards_in_the_order_of_names(tmp_path):
-    for name in ("b.JPG", "a/c.webp", "a/.hidden.png", ".git/x.png", "notes.txt", "z.gif"):
+    for name in ("b.JPG", "a/c.webp", "a/.hidden.png", ".git/x.png", "notes.txt", "z.gif", "c.MP4"):
         touch(tmp_path / name)
     write_tars(tmp_path / "t", [1])
     write_parquet(tmp_path / "t" / "00000.parquet", ["x"])  # about the tar
     write_parquet(tmp_path / "t" / "00001.parquet", ["x"])
     assert below(tmp_path) == [
-        ("c.webp", "file"), ("b.JPG", "file"), ("00000.tar", "shard"), ("00001.parquet", "shard"), ("z.gif", "file")
+        ("c.webp", "file"), ("b.JPG", "file"), ("c.MP4", "video"), ("00000.tar", "shard"), ("00001.parquet", "shard"),
+        ("z.gif", "file"),
     ]  # fmt: skip
 
 

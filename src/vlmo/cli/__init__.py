@@ -33,6 +33,8 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "index": (searching.IndexOptions, searching.index_command),
     "search": (searching.SearchOptions, searching.search_command),
     "embed": (searching.EmbedOptions, searching.embed_command),
+    "duplicates": (searching.DuplicatesOptions, searching.duplicates_command),
+    "clusters": (searching.ClustersOptions, searching.clusters_command),
     "serve": (serving.ServeOptions, serving.serve_command),
     "data prepare": (tasks.PrepareOptions, tasks.prepare_command),
     "recipes": (runs.RecipesOptions, runs.recipes_command),
@@ -44,7 +46,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 }
 
 _EXTRAS = {
-    **dict.fromkeys(("index", "search", "embed"), "retrieval"),
+    **dict.fromkeys(("index", "search", "embed", "duplicates", "clusters"), "retrieval"),
     "serve": "serve",
     "export": "quickstart,onnx",
 }

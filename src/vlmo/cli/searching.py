@@ -1,12 +1,12 @@
-"""`vlmo index`, `vlmo embed` and `vlmo search`."""
+"""`vlmo index`, `vlmo embed`, `vlmo search`, `vlmo duplicates` and `vlmo clusters`."""
 
 from __future__ import annotations
 
 import gc
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ from vlmo.cli.parsing import (
 from vlmo.released import find_model
 
 if TYPE_CHECKING:
-    from vlmo.retrieval import BuildReport, Searcher, SearchResult
+    from vlmo.retrieval import BuildReport, ImageGroup, Searcher, SearchResult
 
 _STDERR = Console(stderr=True)
 _WIDTH = 200  # of a table that goes into a file
@@ -38,12 +38,13 @@ class IndexOptions:
     out: Path
     """Folder of the index."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Folders, image files, .tar and .parquet files, saved data sets, patterns or URIs of these; what earlier runs
-    were given is looked at in any case."""
+    """Folders, image files, videos, .tar and .parquet files, saved data sets, patterns or URIs of these; what earlier
+    runs were given is looked at in any case."""
     metadata: Path | None = None
     """Table (.csv, .tsv, .jsonl) of captions and columns by the names of image files; later runs go by it too."""
     store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Keep the bytes of image files in the index, in later runs too; those of shards are kept in any case."""
+    """Keep the bytes of image files in the index, in later runs too; those of shards and key frames are kept
+    in any case."""
     batch: Annotated[int, tyro.conf.arg(name="batch-size", aliases=["--batch"])] = 64
     """Images that go through the model at a time."""
     approximate_from: Annotated[int, tyro.conf.arg(name="ann-threshold", aliases=["--approximate-from"])] = 50_000
@@ -118,6 +119,30 @@ class SearchOptions:
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
 
 
+@dataclass(frozen=True)
+class DuplicatesOptions:
+    """Find groups of nearly equal images in an index: vlmo duplicates INDEX [--threshold 0.95]."""
+
+    index: tyro.conf.Positional[Path]
+    """Folder of the index."""
+    threshold: float = 0.95
+    """Cosine similarity, above 0 up to 1, from which on two images are in one group."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class ClustersOptions:
+    """Divide the images of an index into clusters: vlmo clusters INDEX [--number 20]."""
+
+    index: tyro.conf.Positional[Path]
+    """Folder of the index."""
+    number: int = 20
+    """Number of clusters."""
+    json: bool = False
+    """Print JSON with all images instead of a table with the three most central ones of each cluster."""
+
+
 def index_command(options: IndexOptions) -> None:
     """Run `vlmo index`."""
     folder = Path(find_model(options.folder))
@@ -185,6 +210,20 @@ def search_command(options: SearchOptions) -> None:
             _search(searcher, options, query)
         except ValueError as error:  # the next one may be right
             _STDERR.print(f"vlmo: {error}", markup=False, highlight=False)
+
+
+def duplicates_command(options: DuplicatesOptions) -> None:
+    """Run `vlmo duplicates`."""
+    from vlmo.retrieval import find_duplicates
+
+    _show_groups(find_duplicates(options.index, threshold=options.threshold, console=_STDERR), is_json=options.json)
+
+
+def clusters_command(options: ClustersOptions) -> None:
+    """Run `vlmo clusters`."""
+    from vlmo.retrieval import find_clusters
+
+    _show_groups(find_clusters(options.index, options.number), is_json=options.json, most=3)
 
 
 def _queries() -> Iterator[str]:
@@ -269,12 +308,28 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
     if is_json:
         sys.stdout.write(json.dumps(as_json(query, result), indent=1, ensure_ascii=False) + "\n")
         return
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
+    console = _wide_console()
     console.print(as_table(query, result) if result.hits else "nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
     console.print(f"{result.num_reranked} reranked by the fusion encoder; {parts}", markup=False, highlight=False)
     if result.note is not None:
         console.print(result.note, markup=False, highlight=False)
+
+
+def _show_groups(groups: Sequence[ImageGroup], *, is_json: bool, most: int | None = None) -> None:
+    from vlmo.retrieval.results import groups_as_table
+
+    if is_json:
+        sys.stdout.write(json.dumps([asdict(group) for group in groups], indent=1, ensure_ascii=False) + "\n")
+        return
+    console, total = _wide_console(), sum(len(group.ids) for group in groups)
+    if groups:
+        console.print(groups_as_table(groups, most=most))
+    console.print(f"{len(groups)} groups of {total} images", markup=False, highlight=False)
+
+
+def _wide_console() -> Console:
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def _show_report(report: BuildReport, *, out: Path) -> None:

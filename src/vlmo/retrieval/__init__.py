@@ -7,16 +7,29 @@ from vlmo.lazy import lazy_names
 if TYPE_CHECKING:
     from vlmo.retrieval.building import BuildReport, build_index
     from vlmo.retrieval.encoder import Encoder
+    from vlmo.retrieval.groups import ImageGroup, find_clusters, find_duplicates
     from vlmo.retrieval.index import Hit, Index
     from vlmo.retrieval.search import Searcher, SearchResult
 
-__all__ = ["BuildReport", "Encoder", "Hit", "Index", "SearchResult", "Searcher", "build_index"]
+__all__ = [
+    "BuildReport",
+    "Encoder",
+    "Hit",
+    "ImageGroup",
+    "Index",
+    "SearchResult",
+    "Searcher",
+    "build_index",
+    "find_clusters",
+    "find_duplicates",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
         ".building": "BuildReport build_index",
         ".encoder": "Encoder",
+        ".groups": "ImageGroup find_clusters find_duplicates",
         ".index": "Hit Index",
         ".search": "SearchResult Searcher",
     },

@@ -87,11 +87,11 @@ def build_index(
 
     Args:
         model: Model folder, or an `Encoder` of one.
-        inputs: Folders, image files, .tar and .parquet files, folders that `datasets` saved, or patterns and URIs of
-            these.
+        inputs: Folders, image files, videos, .tar and .parquet files, folders that `datasets` saved, or patterns and
+            URIs of these.
         out: Folder of the index, on this machine's disk.
-        store_bytes: Keep the bytes of image files in the index; those of shards are kept in any case. None: as in the
-            last run, and not in the first one.
+        store_bytes: Keep the bytes of image files in the index; those of shards and key frames are kept in any case.
+            None: as in the last run, and not in the first one.
         metadata: Table of captions and columns for files, by their names. None: that of the last run; without one,
             `captions.csv` and the like in the folders themselves.
         forget: Inputs of earlier runs whose images leave the index, or the table of metadata that they were given.
@@ -218,7 +218,7 @@ def _origins(facts: dict[str, Any] | None, inputs: Sequence[str | Path], forget:
     kept = [origin for origin in before if origin not in dropped]
     origins = list(dict.fromkeys([*kept, *(as_origin(str(given)) for given in inputs)]))
     if not origins and not forget:
-        raise ValueError("there is nothing to index; give folders, images, .tar or .parquet files")
+        raise ValueError("there is nothing to index; give folders, images, videos, .tar or .parquet files")
     return origins
 
 
@@ -239,8 +239,8 @@ def _list(origin: str, listing: IO[str], *, before: Collection[str], progress: P
         raise ValueError(f"{error}. The index has images of it; --remove {origin} takes them out") from error
     if not number:
         raise ValueError(
-            f"{origin} holds no image, .tar or .parquet file; an input that is empty on purpose is taken out of an "
-            "index with --remove"
+            f"{origin} holds no image, video, .tar or .parquet file; an input that is empty on purpose is taken out of "
+            "an index with --remove"
         )
     return size
 

@@ -32,7 +32,7 @@ _GROUP, _GROUP_BYTES = 128, 64 << 20
 
 @dataclass(frozen=True)
 class Task:
-    """Files that are new or changed, or one shard or saved data set that is.
+    """Files that are new or changed, or one shard, saved data set or video that is.
 
     Attributes:
         found: Files to read, or the shard.
@@ -148,7 +148,7 @@ def read_groups(task: Task, reader: Reader) -> Iterator[Group]:
             group.unchanged.append(record.id)
         else:
             group.records.append(replace(record, replaces=known is not None))
-        group = group._replace(size=group.size + len(record.data))
+        group = group._replace(size=group.size + record.size)
         if len(group.records) >= _GROUP or group.size >= _GROUP_BYTES or len(group.unchanged) >= 16 * _GROUP:
             yield group
             group = Group([], [], [], 0)

@@ -42,7 +42,7 @@ class Hit:
         score: Value that results are ordered by: the mixed score in nats after reranking, else the similarity.
         similarity: Cosine of the vectors of query and image.
         match: Log-odds that the text belongs to the image; None where it was not reranked.
-        path: File of the image; None if the index holds it.
+        path: File of the image, or video of the key frame; None if the index holds it.
         captions: Its captions; of a search for captions, the one that was found.
         metadata: Every other column.
         width: In pixels.
@@ -179,6 +179,17 @@ class Index:
             ValueError: There is no such image.
         """
         return np.array(self._row(id, ["vector"])["vector"], dtype=np.float32)
+
+    def vectors(self) -> tuple[list[str], list[str], Float32[np.ndarray, "image dim"]]:
+        """Ids, places and vectors of all images.
+
+        Raises:
+            ValueError: The index is damaged.
+        """
+        batches = list(self._store.scan(["id", "place", "vector"]))
+        parts = [batch["vector"].flatten().to_numpy().reshape(-1, self.dim) for batch in batches]
+        ids, places = ([name for batch in batches for name in batch[column].to_pylist()] for column in ("id", "place"))
+        return ids, places, np.concatenate([np.zeros((0, self.dim), np.float32), *parts])
 
     def image(self, id: str) -> Image.Image:  # noqa: A002
         """An image at its full size, from the index or from its file.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from rich.markup import escape
@@ -17,6 +17,9 @@ from rich.table import Table
 from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import Searcher, SearchResult
 from vlmo.visualization import MUTED, Sheet, data_uri
+
+if TYPE_CHECKING:  # it imports scipy
+    from vlmo.retrieval.groups import ImageGroup
 
 _COLUMNS, _TILE, _GAP, _MARGIN = 4, 200, 16, 28
 _HEAD, _LINE = 44, 18
@@ -57,6 +60,20 @@ def as_table(query: str, result: SearchResult) -> Table:
             numbers += [f"{hit.similarity:.3f}", "" if hit.match is None else f"{hit.match:.2f}"]
         row = [str(rank), *numbers, hit.path or hit.place, hit.captions[0] if hit.captions else "", _metadata(hit)]
         table.add_row(*map(_escaped, row))
+    return table
+
+
+def groups_as_table(groups: Sequence[ImageGroup], *, most: int | None = None) -> Table:
+    """A section for each group, with a row for each of its images, or of the first `most`."""
+    table = Table()
+    for name in ("", "images", "similarity"):
+        table.add_column(name, justify="right")
+    table.add_column("image", overflow="fold")
+    for number, group in enumerate(groups, start=1):
+        first = [str(number), str(len(group.ids)), f"{group.similarity:.3f}"]
+        for row, place in enumerate(group.places[:most]):
+            table.add_row(*(first if row == 0 else ["", "", ""]), _escaped(place))
+        table.add_section()
     return table
 
 

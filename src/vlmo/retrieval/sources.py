@@ -1,4 +1,4 @@
-"""Inputs of an index: find images, shards and saved data sets on a disk or in an object store, and read them."""
+"""Inputs of an index: find images, videos, shards and saved data sets on a disk or in an object store; read them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from vlmo.data.listing import (
 )
 from vlmo.data.stream.records import Bad, Sample, read_shard
 from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata, describe_unmatched, find_table
+from vlmo.retrieval.videos import VIDEO_SUFFIXES, read_key_frames
 
 MAX_BYTES = 256_000_000
 """Largest file that is read as an image."""
 
-Kind = Literal["file", "shard", "dataset", "unreadable"]
+Kind = Literal["file", "video", "shard", "dataset", "unreadable"]
 
 _SAVED = ("state.json", "dataset_dict.json")
 # What object stores call the time or the version of a file.
@@ -38,12 +39,12 @@ _READERS = 8
 
 @dataclass(frozen=True)
 class Found:
-    """An image file, a shard, a saved data set, or a folder that cannot be listed.
+    """An image file, a video, a shard, a saved data set, or a folder that cannot be listed.
 
     Attributes:
         place: Absolute path or URI.
         origin: The input that led there.
-        kind: "file", "shard", "dataset" or "unreadable".
+        kind: "file", "video", "shard", "dataset" or "unreadable".
         stamp: Changes when the content does, as far as its size and time tell.
         size: In bytes.
         root: The folder below which names count, for a table of metadata.
@@ -65,12 +66,13 @@ class Record:
         id: See `image_id`.
         place: File, or shard and key.
         origin: The input that it belongs to.
-        shard: The shard or saved data set; None of a file.
+        shard: The shard, saved data set or video; None of a file.
         stamp: Changes when the file or its metadata have changed.
         hash: Digest of the bytes.
         data: The file's bytes.
-        path: File from which it can be read again; None if there is none.
+        path: File from which it can be read again, or its video; None if there is none.
         keep_bytes: The index is to hold the bytes.
+        size: Bytes of the input that were read for it.
         captions: Texts.
         metadata: Further columns.
         replaces: The table has an older row of it.
@@ -85,6 +87,7 @@ class Record:
     data: bytes = field(repr=False)
     path: str | None
     keep_bytes: bool
+    size: int
     captions: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     replaces: bool = False
@@ -125,7 +128,7 @@ def find(origin: str) -> Iterator[Found]:
 
     Args:
         origin: Result of `as_origin`: a folder, a file, a pattern of either, or a folder that `datasets` saved. Matches
-            of a pattern that are no images or shards, or begin with a dot, are passed over, as in a folder.
+            of a pattern that are no images, videos or shards, or begin with a dot, are passed over, as in a folder.
 
     Raises:
         ValueError: There is nothing, or something that holds no images by its name.
@@ -136,18 +139,24 @@ def find(origin: str) -> Iterator[Found]:
     elif os.path.lexists(origin) or not has_wildcards(origin, braces=True):
         given = Path(origin)
         if not given.exists():
-            raise ValueError(f"there is nothing at {given}; give a folder, an image, or a .tar or .parquet file")
+            raise ValueError(
+                f"there is nothing at {given}; give a folder, an image, a video, or a .tar or .parquet file"
+            )
         if given.is_dir():
             yield from _below(given, origin=origin, seen=set())
         elif kind := _kind(given.name.lstrip(".")):  # its name may begin with a dot, as it was given outright
             yield _local(given, kind=kind, origin=origin, root=given.parent)
         else:
-            images, shards = ", ".join(sorted(IMAGE_SUFFIXES)), ", ".join(SHARD_SUFFIXES)
-            raise ValueError(f"{given} is no image by its name ({images}) and no shard ({shards})")
+            images, *others = map(", ".join, (sorted(IMAGE_SUFFIXES), VIDEO_SUFFIXES, SHARD_SUFFIXES))
+            raise ValueError(
+                "{} is no image by its name ({}), no video ({}) and no shard ({})".format(given, images, *others)
+            )
     else:
         matches = sorted({match for pattern in expand_braces(origin) for match in files.glob(pattern)})
         if not matches:
-            raise ValueError(f"{origin} matches nothing; give folders, images, .tar or .parquet files that exist")
+            raise ValueError(
+                f"{origin} matches nothing; give folders, images, videos, .tar or .parquet files that exist"
+            )
         seen: set[tuple[int, int]] = set()
         for match in map(Path, matches):
             if match.is_dir() and not match.name.startswith("."):
@@ -196,7 +205,7 @@ def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
         raise ValueError(f"{origin} cannot be listed: {error}") from error
     names = sorted(name for name, info in details.items() if info.get("type", "file") == "file")
     if not names:
-        raise ValueError(f"there is nothing at {origin}; give a folder, an image, or a .tar or .parquet file")
+        raise ValueError(f"there is nothing at {origin}; give a folder, an image, a video, or a .tar or .parquet file")
     for name in names:
         tar = f"{name.rpartition('.')[0]}.tar"
         if (kind := _kind(name, has_tar=lambda tar=tar: tar in details)) is not None:
@@ -208,12 +217,14 @@ def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
 
 
 def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | None:
-    """Kind by the name; None: neither image nor shard. Beside a tar, img2dataset leaves parquet without images."""
+    """Kind by the name; None: no image, video or shard. Beside a tar, img2dataset leaves parquet without images."""
     suffix = f".{name.rpartition('.')[2].lower()}"
     if name.rpartition("/")[2].startswith("."):
         return None
     if suffix in IMAGE_SUFFIXES:
         return "file"
+    if suffix in VIDEO_SUFFIXES:
+        return "video"
     return "shard" if suffix in SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar()) else None
 
 
@@ -247,9 +258,19 @@ class Reader:
             return list(workers.map(self._file, files))
 
     def records(self, found: Found) -> Iterator[Record | Bad]:
-        """Read a shard or a saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
+        """Read a shard, saved data set or video from front to back; its last record may be a `Bad` of kind "shard"."""
         if found.kind == "unreadable":
             yield Bad("shard", found.place, 0, "", "the folder cannot be listed; give this user the right to read it")
+            return
+        if found.kind == "video":
+            captions, columns = self._annotation(found)
+            for frame in read_key_frames(found.place):
+                if isinstance(frame, Bad):
+                    yield frame
+                    continue
+                about = Annotation(captions, {**columns, "seconds": frame.seconds})
+                place = f"{found.place}#{frame.seconds:.3f}"
+                yield self._made(place, frame.data, found, path=found.place, about=about, size=frame.size)
             return
         if found.kind == "dataset":
             from vlmo.data.stream.records import read_saved
@@ -298,8 +319,10 @@ class Reader:
         about = Annotation(sample.captions, clean_metadata(sample.metadata))
         return self._made(place, data, found, path=path, about=about)
 
-    def _made(self, place: str, data: bytes, found: Found, *, path: str | None, about: Annotation) -> Record:
-        keep_bytes = self.keep_bytes or path is None
+    def _made(
+        self, place: str, data: bytes, found: Found, *, path: str | None, about: Annotation, size: int | None = None
+    ) -> Record:
+        keep_bytes = self.keep_bytes or path is None or found.kind == "video"
         return Record(
             id=image_id(place),
             place=place,
@@ -310,6 +333,7 @@ class Reader:
             data=data,
             path=None if self.keep_bytes else path,
             keep_bytes=keep_bytes,
+            size=len(data) if size is None else size,
             captions=about.captions,
             metadata=dict(about.metadata),
         )

@@ -54,7 +54,7 @@ def embed_images(
 
     Args:
         encoder: The model.
-        inputs: Folders, image files, shards, saved data sets, or patterns and URIs of these.
+        inputs: Folders, image files, videos, shards, saved data sets, or patterns and URIs of these.
         out: .parquet, with the columns `path` and `vector`; or .npy, with the paths beside it in `OUT.ids.txt`, one a
             line. Rows stand in the order of the images' places within each input, but images with the same bytes may
             stand next to each other.

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import io
+import tracemalloc
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy.cluster.hierarchy import fcluster, linkage
+from tests.integrations.toy_gallery import drawings
+from tests.retrieval.toy_index import build, encoded
+
+from vlmo import progress
+from vlmo.retrieval import Index, find_clusters, find_duplicates, groups
+
+
+@pytest.fixture
+def index_of(gallery, monkeypatch):
+    """Make an index of vectors, whose places are their numbers."""
+
+    def made(vectors) -> Index:
+        vectors = np.asarray(vectors, np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        names = [f"{row:05d}" for row in range(len(vectors))]
+        monkeypatch.setattr(Index, "vectors", lambda _: (names, names, vectors))
+        return Index(gallery[1])
+
+    return made
+
+
+@pytest.mark.parametrize("block", [7, 64, 1024])
+def test_groups_are_those_of_single_linkage(block, index_of, monkeypatch):
+    monkeypatch.setattr(groups, "_BLOCK", block)
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((60, 16))[generator.integers(0, 60, 300)]
+    vectors += 0.25 * generator.standard_normal((300, 16))
+    found = find_duplicates(index_of(vectors), threshold=0.93)
+    labels = fcluster(linkage(vectors, "single", "cosine"), 1 - 0.93, "distance")
+    expected = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    expected = [group for group in expected if len(group) > 1]
+    assert len(expected) > 20
+    assert {group.places for group in found} == {tuple(f"{row:05d}" for row in group) for group in expected}
+    assert [len(group.ids) for group in found] == sorted(map(len, expected), reverse=True)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for group in found:
+        rows = [int(place) for place in group.places]
+        assert group.ids == group.places
+        assert group.similarity == pytest.approx((unit[rows] @ unit[rows].T).min(), abs=1e-6)
+
+
+def test_chain_is_one_group_that_tells_how_far_it_reaches(index_of):
+    angles = np.radians([0, 10, 20, 90, 93])
+    chain, pair = find_duplicates(
+        index_of(np.stack([np.cos(angles), np.sin(angles)], axis=1)), threshold=np.cos(np.radians(11))
+    )
+    assert chain.places == ("00000", "00001", "00002")
+    assert chain.similarity == pytest.approx(np.cos(np.radians(20)), abs=1e-6)
+    assert pair.places == ("00003", "00004")
+
+
+def test_equal_vectors_are_found_at_a_threshold_of_one(index_of):
+    vectors = np.random.default_rng(0).standard_normal((500, 384))
+    (group,) = find_duplicates(index_of(np.concatenate([vectors, vectors[:1]])), threshold=1)
+    assert group.places == ("00000", "00500")
+    assert 1 - 1e-6 < group.similarity <= 1
+    assert find_duplicates(index_of(vectors), threshold=1) == []
+    assert find_duplicates(index_of(np.zeros((0, 384)))) == []
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs(index_of, monkeypatch):
+    monkeypatch.setattr(groups, "_BLOCK", 64)
+    index = index_of(np.ones((2000, 8)))
+    tracemalloc.start()
+    try:
+        (group,) = find_duplicates(index)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(group.ids) == 2000
+    assert peak < 4e6  # all pairs have 16 MB of similarities alone
+
+
+def test_copies_in_an_index_are_found_with_their_places(encoder, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(drawings()[:4]):
+        (folder / f"{number}.png").write_bytes(encoded(image))
+    (folder / "copy.png").write_bytes(encoded(drawings()[2]))
+    build(encoder, folder, out=tmp_path / "index")
+    index = Index(tmp_path / "index")
+    ids, places, vectors = index.vectors()
+    assert sorted(places) == sorted(map(str, folder.iterdir()))
+    np.testing.assert_array_equal(vectors[3], index.vector(ids[3]))
+    (group,) = find_duplicates(index, threshold=0.999)
+    assert group.places == tuple(str(folder / name) for name in ("2.png", "copy.png"))
+    assert group.ids == tuple(ids[places.index(place)] for place in group.places)
+    assert find_duplicates(tmp_path / "index", threshold=0.999) == [group]
+
+
+def test_progress_is_shown(index_of, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(groups, "_BLOCK", 10)
+    console = Console(file=io.StringIO(), width=100)
+    find_duplicates(index_of(np.ones((40, 8))), console=console)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "comparing pairs: 100 of 1600"
+    assert lines[-1].startswith("comparing pairs of groups: 1600 of 1600")
+    assert "left" in lines[3]
+
+
+@pytest.mark.parametrize("threshold", [0, -0.5, 1.01, 95, float("nan")])
+def test_threshold_out_of_range_is_refused(threshold, gallery):
+    with pytest.raises(ValueError, match=f"threshold is {threshold}; give a cosine similarity above 0, up to 1"):
+        find_duplicates(gallery[1], threshold=threshold)
+
+
+def test_clusters_are_those_of_the_vectors_each_from_its_center_on(index_of):
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [50, 90, 70])
+    vectors = np.eye(16)[labels] + 0.1 * generator.standard_normal((210, 16))
+    index = index_of(vectors)
+    found = find_clusters(index, 3)
+    assert [len(group.ids) for group in found] == [90, 70, 50]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for group, label in zip(found, (1, 2, 0), strict=True):
+        rows = [int(place) for place in group.places]
+        assert sorted(rows) == list(np.flatnonzero(labels == label))
+        assert group.ids == group.places
+        center = unit[rows].mean(axis=0)
+        similar = unit[rows] @ (center / np.linalg.norm(center))
+        assert np.corrcoef(similar, np.arange(len(rows)))[0, 1] < -0.9
+        assert group.similarity == pytest.approx(similar.mean(), abs=1e-3)
+    assert find_clusters(index, 3) == found
+
+
+def test_clusters_of_few_images(index_of):
+    index = index_of([[1, 0], [1, 0], [0, 1]])
+    assert [group.places for group in find_clusters(index, 2)] == [("00000", "00001"), ("00002",)]
+    (whole,) = find_clusters(index, 1)
+    assert len(whole.ids) == 3
+    assert sum(len(group.ids) for group in find_clusters(index, 3)) == 3
+
+
+@pytest.mark.parametrize("number", [0, 25])
+def test_number_of_clusters_out_of_range_is_refused(number, gallery):
+    with pytest.raises(ValueError, match=f"number of clusters is {number}; give one from 1 to 24"):
+        find_clusters(gallery[1], number)
