@@ -391,7 +391,7 @@ class VLMoModel(VLMoPreTrainedModel):
         """
         if pixel_values is None and input_ids is None:
             raise ValueError("VLMoModel got neither pixel_values nor input_ids; give an image, a text, or both.")
-        if pixel_values is not None and input_ids is not None and len(pixel_values) != len(input_ids):
+        if pixel_values is not None and input_ids is not None and pixel_values.shape[0] != input_ids.shape[0]:
             raise ValueError(f"{len(pixel_values)} images and {len(input_ids)} texts; a pair needs one of each.")
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError("Attention weights need attn_implementation='eager' (model.set_attn_implementation).")

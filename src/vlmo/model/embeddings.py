@@ -53,7 +53,7 @@ class ImageEmbeddings(nn.Module):
                 given, expected = tuple(bool_masked_pos.shape), tuple(patches.shape[:2])
                 raise ValueError(f"bool_masked_pos has shape {given}; expected {expected}, one entry for each patch.")
             patches = torch.where(bool_masked_pos[..., None], mask_token.to(patches.dtype), patches)
-        hidden = torch.cat([self.cls_token.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
+        hidden = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         if self.positions is not None:
             hidden = hidden + resize_absolute_positions(self.positions, source=self.grid, target=grid)
         return self.dropout(hidden)
