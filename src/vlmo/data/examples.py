@@ -177,7 +177,7 @@ class RowExamples(_Examples):
             example["input_ids"] = self._texts.ids(self._texts.first(row) + choice)
         if self._images:
             pixels = [images.pixel_values(row, epoch=epoch, index=index, seed=self.seed) for images in self._images]
-            example["image_id"] = self._images[0].image_id(row)
+            example["image_id"] = int(self._images[0].image_ids[row])
             example["pixel_values"] = pixels[0] if len(pixels) == 1 else torch.stack(pixels)
         if self._labels is not None:
             example["labels"] = self._labels(row)
@@ -188,11 +188,7 @@ class StreamExamples(_Examples):
     """The same out of one sample of a stream at a time; arguments are the contents of an example."""
 
     def __call__(self, sample: Sample, epoch: int) -> Example:
-        """Return the example that a visit to the sample in `epoch` gives.
-
-        Raises:
-            ValueError: It has no image or text where one is needed, or they cannot be read.
-        """
+        """Return the example of a visit to the sample in `epoch`; ValueError without the image or text it needs."""
         number = sample.sample_id
         example = Example(sample_id=number)
         if self.tokenizer is not None:
@@ -221,16 +217,12 @@ class _Images:
         self._rows = dataset.select_columns([name])
         self._column = name
         self._transform = transform
-        self._image_ids = np.array([stable_id(each) for each in self._names], dtype=np.int64)
+        self.image_ids = np.array([stable_id(each) for each in self._names], dtype=np.int64)
         first = self._cell(0) if cache and len(dataset) else None
         # Composing takes less time than a step, and there are many such images.
         self._cache = cache and not (first and is_composed(first["bytes"]))
         self._by_row: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
         self._by_content: dict[bytes | str | None, UInt8[np.ndarray, "height width 3"]] = {}
-
-    def image_id(self, row: int) -> int:
-        """Return a hash of the row's `image_id`."""
-        return int(self._image_ids[row])
 
     def pixel_values(self, row: int, *, epoch: int, index: int, seed: int) -> UInt8[Tensor, "3 size size"]:
         """Return the row's image as it looks in the example `index` of `epoch`, not yet normalised."""

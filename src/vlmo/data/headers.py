@@ -22,11 +22,7 @@ _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 
 
 def check_parts(data: bytes) -> None:
-    """Check the parts of a file that decoders read one by one.
-
-    Raises:
-        ValueError: There are too many, or they claim more than the file holds.
-    """
+    """Check the parts that decoders read one by one; ValueError for too many, or more bytes than the file holds."""
     if data.startswith(b"\xff\xd8"):
         _check_jpeg(data)
     elif data.startswith(b"\x89PNG"):

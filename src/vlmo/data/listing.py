@@ -29,11 +29,7 @@ def has_wildcards(place: str, *, braces: bool = False) -> bool:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return every path that braces such as {00000..00331} or {a,b} stand for.
-
-    Raises:
-        ValueError: They do not match.
-    """
+    """Return every path that braces such as {00000..00331} or {a,b} stand for; ValueError if they do not match."""
     try:
         return list(braceexpand(pattern))
     except ValueError as error:
@@ -41,11 +37,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def open_file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a path or URL, and the path in it.
-
-    Raises:
-        ValueError: Nothing is known about such URLs, or a package is missing.
-    """
+    """Return the file system of a path or URL, and the path in it; ValueError for unknown URLs or a missing package."""
     try:
         return fsspec.core.url_to_fs(place)
     except (ImportError, OSError, TypeError, ValueError) as error:

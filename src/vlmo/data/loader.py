@@ -38,11 +38,7 @@ class LoaderConfig:
     """Worker processes for each training process; 0 prepares batches in the training process itself."""
 
     def __post_init__(self) -> None:
-        """Validate the sizes.
-
-        Raises:
-            ValueError: A number is too small.
-        """
+        """Raise ValueError if a number is too small."""
         if self.accumulation < 1 or self.num_workers < 0 or self.global_batch_size < 1:
             raise ValueError(f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {self}")
 
@@ -53,14 +49,10 @@ class RowLoader:
     Neither workers nor restarts change a tensor, and the number of processes only decides who gets which part.
 
     Args:
-        examples: Gives the samples.
-        config: Sizes.
-        seed: The run's.
-        rank: Number of this process; None asks the process group.
-        world_size: Number of processes; None asks the process group.
+        rank: Number of this process of `world_size`; None asks the process group for either.
 
     Raises:
-        ValueError: the global batch cannot be cut evenly, or is larger than the data set.
+        ValueError: The global batch cannot be cut evenly, or is larger than the data set.
     """
 
     def __init__(
@@ -152,7 +144,6 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
     """Iterate over the items of `dataset`, in order, each made whole by one of the worker processes.
 
     Args:
-        dataset: Gives items.
         num_workers: Worker processes; 0 makes the items in this process.
         sampler: Keys of the items; None for an iterable data set.
         pin: Put what comes back into pinned memory.

@@ -44,11 +44,7 @@ class BlockMaskConfig:
         )
 
     def __post_init__(self) -> None:
-        """Validate the numbers.
-
-        Raises:
-            ValueError: They describe no possible blocks.
-        """
+        """Raise ValueError if the numbers describe no possible blocks."""
         patches = self.grid_height * self.grid_width
         if not 0 <= self.num_masked <= patches:
             raise ValueError(f"num_masked is {self.num_masked}: expected 0 to {patches}, the number of patches")

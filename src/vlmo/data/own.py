@@ -56,22 +56,14 @@ class Record(NamedTuple):
     cells: dict[str, Any]
 
     def value(self, *names: str) -> Any:
-        """Return the cell of the first of these columns that is there.
-
-        Raises:
-            ValueError: There is none.
-        """
+        """Return the cell of the first of these columns that is there; ValueError without any."""
         found = column_of(self.cells, names)
         if found is None:
             raise ValueError(f"{self.where}: no column {' or '.join(names)}; found {', '.join(self.cells)}")
         return self.cells[found]
 
     def text(self, *names: str) -> str:
-        """Return the text of the first of these columns that is there.
-
-        Raises:
-            ValueError: There is none, or it is empty.
-        """
+        """Return the text of the first of these columns that is there; ValueError if there is none, or it is empty."""
         value = self.value(*names)
         text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
         if not text:
@@ -165,11 +157,7 @@ def read_images(path: Path, images: Sequence[Path]) -> Dataset:
 
 
 def own_labels(path: Path) -> list[str]:
-    """Return the answers of a table of questions, or the classes of masks, in the order of their numbers.
-
-    Raises:
-        ValueError: The data have none.
-    """
+    """Return the answers of a table of questions, or the classes of masks, by number; ValueError for data without."""
     listed = path / CLASS_LIST
     if listed.is_file():
         return [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]

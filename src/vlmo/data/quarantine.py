@@ -27,11 +27,7 @@ class Bad:
 
 
 class QuarantineFile:
-    """Appends lines as bad records are met; a record that has a line, from another epoch or start, gets no other.
-
-    Args:
-        path: File of JSON lines; it is made by the first call of `add`.
-    """
+    """Appends lines as bad records are met; a record that has a line, from another epoch or start, gets no other."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -60,10 +56,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def first_reasons(lines: Iterable[Mapping[str, Any]], *, most: int = 3) -> str:
+def first_reasons(lines: Iterable[Mapping[str, Any]]) -> str:
     """Return the first reasons for invalid rows in a sentence; equal ones once."""
     reasons = list(dict.fromkeys(line["reason"] for line in lines if line["kind"] != "caption"))
-    return "; ".join(reasons[:most]) + ("; ..." if len(reasons) > most else "")
+    return "; ".join(reasons[:3]) + ("; ..." if reasons[3:] else "")
 
 
 def to_lines(lines: Sequence[dict[str, Any]]) -> str:

@@ -19,11 +19,7 @@ Key = tuple[int, int]
 
 @lru_cache(maxsize=4)
 def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
-    """Return the permutation of row numbers that `epoch` reads; read-only.
-
-    Raises:
-        ValueError: There is no sample.
-    """
+    """Return the permutation of row numbers that `epoch` reads, read-only; ValueError without samples."""
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}: expected at least one sample")
     permutation = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch))).permutation(num_samples)
@@ -32,11 +28,7 @@ def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "samp
 
 
 def global_batch(step: int, *, num_samples: int, batch_size: int, seed: int) -> list[Key]:
-    """Return the (epoch, row) keys of step `step`, over all processes.
-
-    Raises:
-        ValueError: `step` is below 0 or `batch_size` below 1.
-    """
+    """Return the (epoch, row) keys of a step over all processes; ValueError for a step below 0 or a batch below 1."""
     if step < 0 or batch_size < 1:
         raise ValueError(f"step is {step} and batch_size {batch_size}: expected step >= 0 and batch_size >= 1")
     keys: list[Key] = []

@@ -25,11 +25,7 @@ def column_of(names: Collection[str], wanted: Sequence[str]) -> str | None:
 
 
 def find_table(folder: Path, *, stems: Sequence[str] = TABLE_STEMS) -> Path | None:
-    """Return the table in a folder that names the images beside it; None if there is none.
-
-    Raises:
-        ValueError: There are several of one name.
-    """
+    """Return the table in a folder that names the images beside it, if any; ValueError for several of one name."""
     for stem in stems:
         found = [file for suffix in TABLE_SUFFIXES if (file := folder / f"{stem}{suffix}").is_file()]
         if len(found) > 1:
@@ -89,11 +85,7 @@ def _json_record(line: str, *, where: str) -> dict[str, Any]:
 
 
 def captions_of(value: Any, *, where: str) -> list[str]:
-    """Return a cell of captions as a list.
-
-    Raises:
-        ValueError: It is neither a text nor a list of texts.
-    """
+    """Return a cell of captions as a list; ValueError if it is neither a text nor a list of texts."""
     captions = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{where}: captions must be a text or a list of texts, found {value!r}")

@@ -73,11 +73,7 @@ def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Pr
 
 
 def labels_of(folder: Path) -> list[str]:
-    """Return the names of the answers or classes of a prepared set, in the order of their numbers.
-
-    Raises:
-        ValueError: It is no prepared folder, or its set has no answers or classes.
-    """
+    """Return the answers or classes of a prepared set by number; ValueError if it is none, or its set has none."""
     file = Path(folder) / SUMMARY_FILE
     if not file.is_file():
         raise ValueError(f"{folder}: no {SUMMARY_FILE}; expected a folder that `vlmo data prepare` has written")

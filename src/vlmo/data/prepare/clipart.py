@@ -67,11 +67,7 @@ class ClipArt:
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a file: `train`, and `test` by other authors, where each title occurs once.
-
-    Raises:
-        ValueError: There is no file.
-    """
+    """A row a file: `train`, and `test` by other authors, where each title occurs once; ValueError without a file."""
     require_folder(root, layout=_LAYOUT)
     folder = first_of(root, *_FOLDERS) or root
     bad: list[Record] = []
@@ -94,11 +90,7 @@ def open_set(root: Path) -> SetOnDisk:
 
 
 def _read_work(file: Path) -> Work:
-    """Return the title, author and keywords of a file, as far as it has them.
-
-    Raises:
-        ParseError: It is no XML.
-    """
+    """Return the title, author and keywords of a file, as far as it has them; ParseError if it is no XML."""
     found = ET.parse(file).find(".//{*}Work")
     if found is None:
         return Work("", "", (), is_free=True)

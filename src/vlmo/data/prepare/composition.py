@@ -29,11 +29,7 @@ _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 
 
 def open_sugarcrepe(root: Path) -> SetOnDisk:
-    """Find one row a record; its category is the `kind`.
-
-    Raises:
-        ValueError: A file or folder is missing, or holds something else.
-    """
+    """Find one row a record; its category is the `kind`."""
     found = {kind: first_of(root, f"data/{kind}.json", f"{kind}.json") for kind in SUGARCREPE}
     files = {kind: file for kind, file in found.items() if file is not None}
     if not files:
@@ -54,11 +50,7 @@ def open_sugarcrepe(root: Path) -> SetOnDisk:
 
 
 def open_aro(root: Path) -> SetOnDisk:
-    """Find one row a record; its image is what the record's box shows, as JPEG of quality 95.
-
-    Raises:
-        ValueError: A file or folder is missing, or holds something else.
-    """
+    """Find one row a record; its image is what the record's box shows, as JPEG of quality 95."""
     files = {kind: find(root, name, layout=_ARO_LAYOUT) for name, kind in ARO.items()}
     images = find(root, "images", layout=_ARO_LAYOUT)
     read = functools.partial(_row, names=("image_path", "true_caption", "false_caption"), images=images)
@@ -76,11 +68,7 @@ def open_aro(root: Path) -> SetOnDisk:
 
 
 def open_winoground(root: Path) -> SetOnDisk:
-    """Find two rows an example, of one `group`: each image with its own caption and that of the other image.
-
-    Raises:
-        ValueError: A file or folder is missing, or holds something else.
-    """
+    """Find two rows an example, of one `group`: each image with both captions, its own first; ValueError as `find`."""
     parts.require_folder(root, layout=_WINOGROUND_LAYOUT)
     files, images = sorted(root.rglob("*.parquet")), root
     for file in files:

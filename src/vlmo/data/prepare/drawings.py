@@ -27,11 +27,7 @@ _SUFFIXES = (".png", ".webp")
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a drawing: `train`; `test`, the drawings that every emoji set keeps; `concepts`, those of new concepts.
-
-    Raises:
-        ValueError: No further style is there, or the keywords cannot be read.
-    """
+    """A row a drawing: `train`; `test`, as in every emoji set; `concepts`, new ones. ValueError without a style."""
     require_folder(root, layout=_LAYOUT)
     folders = {style: root / folder for style, folder in _FOLDERS.items() if (root / folder).is_dir()}
     if not folders:

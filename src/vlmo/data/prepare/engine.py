@@ -65,11 +65,7 @@ def prepare_set(
     num_proc: int = 1,
     progress: Progress | None = None,
 ) -> Summary:
-    """Prepare the set that `open_set` finds below `root`; see `vlmo.data.prepare.prepare`.
-
-    Raises:
-        ValueError: As there; or `num_proc` is below 1.
-    """
+    """Prepare the set that `open_set` finds below `root`; arguments and ValueError as `vlmo.data.prepare.prepare`."""
     if num_proc < 1:
         raise ValueError(f"num_proc {num_proc} must be at least 1")
     root, out = Path(root).expanduser().absolute(), Path(out).expanduser().absolute()
@@ -78,22 +74,25 @@ def prepare_set(
         raise ValueError(f"--out {out} holds --root {root}; choose a new folder")
     if out.exists() and not (out / SUMMARY_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty; choose a new folder for --out, or remove it")
-    with _locked(unfinished, out=out):
-        if (before := _open_prepared(out, name=name, root=root)) is not None:
-            return before
-        progress = progress or Progress(None)
-        progress.update(name, 0, None)
-        found = open_set(root)
-        files = _write_parts(found, name=name, folder=unfinished, num_proc=num_proc, progress=progress)
-        return _assemble(files, found, name=name, root=root, out=out)
+    with lock_folder(unfinished, work=f"preparing {out}"):
+        try:
+            summary = _open_prepared(out, name=name, root=root)
+            if summary is None:
+                progress = progress or Progress(None)
+                progress.update(name, 0, None)
+                found = open_set(root)
+                files = _write_parts(found, name=name, folder=unfinished, num_proc=num_proc, progress=progress)
+                summary = _assemble(files, found, name=name, root=root, out=out)
+        except BaseException:
+            if [entry.name for entry in unfinished.iterdir()] == [LOCK_FILE]:
+                shutil.rmtree(unfinished)  # no part to keep
+            raise
+        shutil.rmtree(unfinished)
+        return summary
 
 
 def _open_prepared(out: Path, *, name: str, root: Path) -> Summary | None:
-    """Return the summary of what `out` holds already; None if it is no prepared folder.
-
-    Raises:
-        ValueError: Another set, from another root or in an older layout is there.
-    """
+    """Return the summary of what `out` holds; None if it is no prepared folder, ValueError for that of another set."""
     if not (out / SUMMARY_FILE).is_file():
         return None
     try:
@@ -107,23 +106,6 @@ def _open_prepared(out: Path, *, name: str, root: Path) -> Summary | None:
         ) from error
     asked = f"{name} from {root} (layout {LAYOUT})"
     raise ValueError(f"{out} holds {held}, not {asked}; choose another --out, or remove it")
-
-
-@contextlib.contextmanager
-def _locked(unfinished: Path, *, out: Path) -> Iterator[None]:
-    """Keep other runs away from `unfinished` while this one works in it; once `out` is there, it is removed.
-
-    Raises:
-        ValueError: Another run has it.
-    """
-    with lock_folder(unfinished, work=f"preparing {out}"):
-        try:
-            yield
-        except BaseException:
-            if [entry.name for entry in unfinished.iterdir()] == [LOCK_FILE]:
-                shutil.rmtree(unfinished)  # no part to keep
-            raise
-        shutil.rmtree(unfinished)
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -237,11 +219,7 @@ def _batches(files: Iterable[Path]) -> Iterator[pa.RecordBatch]:
 
 
 def _assemble(files: Sequence[Path], found: SetOnDisk, *, name: str, root: Path, out: Path) -> Summary:
-    """Write the folder `out` from the parts.
-
-    Raises:
-        ValueError: No row is valid.
-    """
+    """Write the folder `out` from the parts; ValueError if no row is valid."""
     records = _read_records(files, unique=found.unique)
     splits = {split: _Split.of(records, split) for split in records["_split"].unique().to_pylist()}
     if not any(part.kept.any() for part in splits.values()):

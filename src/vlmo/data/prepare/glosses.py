@@ -23,11 +23,7 @@ _PLACE_OF_ADJECTIVE = re.compile(r"\((a|p|ip)\)$")
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a meaning: its words, a colon, and the gloss.
-
-    Raises:
-        ValueError: A file is missing.
-    """
+    """A row a meaning: its words, a colon, and the gloss."""
     layout = f"{', '.join(_FILES)} (Debian: /usr/share/wordnet)"
     files = [find(root, name, layout=layout) for name in _FILES]
     rows = (record for file in files for record in _rows(file))

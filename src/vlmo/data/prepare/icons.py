@@ -158,11 +158,7 @@ class Icon:
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row an image: `train`; `test` and `new_names`, images of held-out sets whose names train has and has not.
-
-    Raises:
-        ValueError: The package is not there, or cannot be read.
-    """
+    """A row an image: `train`; `test` and `new_names`, images of held-out sets whose names train has and has not."""
     folder = find(root, *(f"{place}/{_FILE}" for place in _FOLDERS), layout=_LAYOUT).parent
     sets = _read_sets(folder)
     has_emoji = any(each.category == _EMOJI for each in sets)

@@ -1,6 +1,6 @@
 """The records of a set in parts, as a preparer hands them to the engine.
 
-A preparer is a function `open_set(root) -> SetOnDisk`, which first checks that every file is there.
+A preparer is a function `open_set(root) -> SetOnDisk`, which first checks that every file is there; ValueError if not.
 """
 
 from __future__ import annotations
@@ -119,15 +119,10 @@ def file_key(file: Path, *details: object) -> str:
 
 
 def find(root: Path, *candidates: str, layout: str) -> Path:
-    """Return the first of `candidates` (paths relative to `root`) that exists.
+    """Return the first of `candidates` (paths relative to `root`) that exists; ValueError without any.
 
     Args:
-        root: Folder.
-        candidates: Possible places of the file or folder.
         layout: The expected files of the folder, for the error, such as "train2014/, val2014/ and dataset_coco.json".
-
-    Raises:
-        ValueError: None of them exists, or `root` is no folder.
     """
     require_folder(root, layout=layout)
     if (found := first_of(root, *candidates)) is not None:

@@ -76,15 +76,11 @@ def record_of(
     path: str,
     tested: Looks,
 ) -> Record:
-    """Return the row of a drawing, or why there is none.
+    """Return the row that `row_of` makes of a drawing, or why there is none: it must look like none in `tested`.
 
     Args:
         draw_it: Raises ValueError where that fails.
-        row_of: Makes a row of the image.
-        split: Where it goes.
-        image_id: Of the row.
         path: File of the drawing.
-        tested: What no row may look like.
     """
     try:
         image = draw_it()

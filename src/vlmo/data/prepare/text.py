@@ -24,11 +24,7 @@ _BATCH_ROWS = 1000
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a line, or a piece of a long one.
-
-    Raises:
-        ValueError: Nothing there is text.
-    """
+    """A row a line, or a piece of a long one; ValueError if nothing there is text."""
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder; --root must hold {_LAYOUT}")
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())

@@ -136,11 +136,7 @@ class _Table(NamedTuple):
             raise ValueError(f"{file}: not an Arrow file, or cut off ({error})") from error
 
     def image_cells(self, column: pa.Array) -> list[dict[str, Any] | None]:
-        """Return the range of each image of a column in the file; no image is read.
-
-        Raises:
-            ValueError: The column holds no bytes, or they are compressed.
-        """
+        """Return the range of each image of a column in the file, unread; ValueError unless it holds plain bytes."""
         if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
             raise ValueError(f"{self.file}: a column of images holds {column.type}; expected their bytes (binary)")
         if not len(column):

@@ -22,11 +22,7 @@ _LAYOUT = "VG_100K/, VG_100K_2/, region_descriptions.json and image_data.json (o
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """Find one row an image; images of COCO's validation and test split go to a split of their own, if known.
-
-    Raises:
-        ValueError: A file or folder is missing, or holds something else.
-    """
+    """Find one row an image; images of COCO's validation and test split go to a split of their own, if known."""
     regions = find(root, "region_descriptions.json", "annotations/region_descriptions.json", layout=_LAYOUT)
     facts = find(root, "image_data.json", "annotations/image_data.json", layout=_LAYOUT)
     folders = {name: find(root, name, f"images/{name}", layout=_LAYOUT) for name in _FOLDERS}

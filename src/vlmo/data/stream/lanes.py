@@ -253,13 +253,9 @@ class Lane:
     A source that runs out begins its next epoch, so the weights hold for ever; small sources are seen more often.
 
     Args:
-        sources: Shards, with weights.
         lane: Number of the lane, of `lanes`.
-        lanes: Number of all lanes.
-        seed: The run's.
         shuffle: Samples that are shuffled with each other, over all sources of this lane.
         read: Makes an example of (sample, epoch), or raises ValueError with the reason why not.
-        images: Read images.
         state: An earlier `state`, to go on from.
     """
 
@@ -295,11 +291,7 @@ class Lane:
         ]
 
     def next_example(self, bad: list[Bad]) -> Example:
-        """Return the next good sample; bad ones before it are appended to `bad`.
-
-        Raises:
-            ValueError: Many shards, thousands of records, or several epochs hold no good sample.
-        """
+        """Return the next good sample; bad ones before it go to `bad`, ValueError if there are far too many."""
         chance = sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture") / 2**63
         source = min(bisect.bisect_right(self._until, chance), len(self._until) - 1)
         begun: int | None = None

@@ -48,11 +48,7 @@ class StreamConfig:
     """Samples that are kept in memory and shuffled, over all processes."""
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: A number is below 1, or the weights do not fit the patterns.
-        """
+        """Raise ValueError if a number is below 1, or the weights do not fit the patterns."""
         if self.lanes < 1 or self.shuffle < 1:
             raise ValueError(f"streams: lanes is {self.lanes} and shuffle {self.shuffle}; give 1 or more")
         if self.weights and (len(self.weights) != len(self.patterns) or min(self.weights) <= 0):
@@ -70,15 +66,9 @@ class StreamLoader:
     does not tell where the lanes are: `cursor` does.
 
     Args:
-        sources: Shards, with weights.
-        examples: Makes examples of samples.
-        config: Lanes and shuffling.
-        loader: Sizes.
-        seed: The run's.
         quarantine: File for bad records of this process; those of further processes have their rank in the name.
         max_bad_share: Share of bad samples above which the run ends, once there were enough to tell.
-        rank: Number of this process; None asks the process group.
-        world_size: Number of processes; None asks the process group.
+        rank: Number of this process of `world_size`; None asks the process group for either.
 
     Raises:
         ValueError: The batch cannot be cut evenly.
@@ -231,11 +221,7 @@ class _LaneReader(IterableDataset):
 
 
 def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
-    """Check that lanes can be divided over processes and micro-steps, and the rows of a batch over lanes.
-
-    Raises:
-        ValueError: They cannot.
-    """
+    """Raise ValueError unless lanes can be divided over processes and micro-steps, and rows of a batch over lanes."""
     pieces = processes * loader.accumulation
     if config.lanes % pieces:
         raise ValueError(

@@ -24,6 +24,7 @@ from vlmo.data.decoding import range_path
 from vlmo.data.listing import IMAGE_SUFFIXES, is_remote
 from vlmo.data.quarantine import Bad
 from vlmo.data.sampler import stable_id
+from vlmo.data.tables import column_of
 
 __all__ = ["Bad", "Offset", "Record", "Sample", "read_saved", "read_shard", "sample_id"]
 
@@ -261,10 +262,10 @@ def _parquet_records(
     with pq.ParquetFile(file) as opened:
         names = opened.schema_arrow.names
         columns = {
-            "image": _first(IMAGE_COLUMNS, names) if options.images else None,
-            "captions": _first((*CAPTION_COLUMNS, "captions"), names),
-            "key": _first(("key",), names),
-            "status": _first(("status",), names),
+            "image": column_of(names, IMAGE_COLUMNS) if options.images else None,
+            "captions": column_of(names, (*CAPTION_COLUMNS, "captions")),
+            "key": column_of(names, ("key",)),
+            "status": column_of(names, ("status",)),
         }
         found = {meaning: name for meaning, name in columns.items() if name is not None}
         others = [name for name in names if options.details and name not in {*found.values(), *_OWN_NAMES}]
@@ -280,10 +281,6 @@ def _parquet_records(
                 yield _parquet_record(shard, index, key, values), Offset(index + 1)
             elif options.absent:
                 yield Bad("absent", shard, index, key, str(status)), Offset(index + 1)
-
-
-def _first(wanted: tuple[str, ...], names: list[str]) -> str | None:
-    return next((name for name in wanted if name in names), None)
 
 
 def _rows(
