@@ -54,11 +54,7 @@ def chance_accuracy(num_classes: int, *, ks: Sequence[int] = (1, 5)) -> dict[str
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A linear classifier on vectors that are brought to mean 0 and deviation 1.
-
-    Attributes:
-        l2: Strength of the penalty on the weights that it was fitted with.
-    """
+    """A linear classifier of vectors at mean 0 and deviation 1, fitted with a penalty `l2` on the squared weights."""
 
     mean: Float[Tensor, "dim"]
     deviation: Float[Tensor, "dim"]

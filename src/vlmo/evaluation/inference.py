@@ -49,17 +49,10 @@ def map_batches(
     title: str = "rows",
     report: Report | None = None,
 ) -> list[Any]:
-    """Return `run` of each batch of row numbers, in order.
+    """Return `run` of each batch of row numbers, in order; ValueError without rows.
 
     Each process runs its share and returns the results of all, so results must be ready for pickle (tensors on the
-    CPU).
-
-    Args:
-        model: Put in evaluation mode and back again.
-        report: Called after each batch.
-
-    Raises:
-        ValueError: There are no rows.
+    CPU). The model is put in evaluation mode and back again; `report` is called after each batch.
     """
     if not total:
         raise ValueError("there are no rows: nothing can be predicted")

@@ -25,11 +25,7 @@ def palette(num_classes: int) -> UInt8[np.ndarray, "classes 3"]:
 
 
 def overlay(image: Image.Image, classes: UInt8[np.ndarray, "height width"], *, names: Sequence[str]) -> Image.Image:
-    """Return the image with each pixel tinted by its class, and below it the names of the classes in it.
-
-    Raises:
-        ValueError: Image and classes differ in size, or a class has no name.
-    """
+    """Return the image tinted by class, with the names of its classes below; ValueError for other sizes, or no name."""
     if image.size != classes.shape[::-1] or int(classes.max()) >= len(names):
         raise ValueError(
             f"an image of {image.width} x {image.height} and classes of {classes.shape[1]} x {classes.shape[0]} "

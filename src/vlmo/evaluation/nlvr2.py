@@ -12,13 +12,7 @@ _GUESS = 0.5
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence about two images, with its label.
-
-    Attributes:
-        identifier: Identifier of the sentence with these images.
-        group: Equal for rows that share their sentence.
-        label: None if it is not known.
-    """
+    """A sentence about two images, with its label where it is known; rows of one `group` share their sentence."""
 
     identifier: str
     sentence: str
@@ -27,11 +21,7 @@ class Sentence:
 
 
 def nlvr2_metrics(sentences: Sequence[Sentence], judged: Sequence[bool]) -> dict[str, float]:
-    """Return `accuracy` over rows, and `consistency`: the share of groups of which every row is right.
-
-    Raises:
-        ValueError: No label is known, or lengths differ.
-    """
+    """Return `accuracy` of rows and `consistency`, the share of groups wholly right; ValueError without labels."""
     right: list[float] = []
     groups: dict[str, bool] = {}
     for sentence, is_true in zip(sentences, judged, strict=True):

@@ -16,11 +16,7 @@ from torch import Tensor
 
 
 def recall_at_k(ranks: Int[Tensor, " query"], *, k: int) -> float:
-    """Return the share of queries whose rank is at most k, a fraction.
-
-    Raises:
-        ValueError: If there is no query, k is below 1 or a rank is below 1.
-    """
+    """Return the share of queries whose rank is at most k; ValueError without a query, or for k or a rank below 1."""
     if k < 1 or len(ranks) == 0 or int(ranks.min()) < 1:
         raise ValueError(f"Recall needs k >= 1 and ranks counted from 1, given k = {k} and {len(ranks)} ranks.")
     return float((ranks <= k).double().mean())
@@ -35,7 +31,7 @@ def recall_metrics(
 
 
 def chance_recall(num_candidates: int, *, k: int, num_positives: int = 1) -> float:
-    """Return the exact recall at k of a random order: one minus the chance that k draws miss all right candidates.
+    """Return the recall at k of a random order, exactly: one minus the chance that k draws miss all right candidates.
 
     Raises:
         ValueError: If k or `num_positives` is below 1, or there are more right candidates than candidates.
@@ -85,9 +81,11 @@ def chunked_topk(
         for columns in _chunks(len(candidates), chunk=chunk):
             block = _scores(queries[rows], candidates[columns])
             best = block.topk(min(k, block.shape[1]), dim=1)
-            scores = torch.cat([scores, best.values], dim=1)
-            indices = torch.cat([indices, best.indices + columns.start], dim=1)
-            scores, indices = _sort_by_score(scores, indices, k=k)
+            # By index first, then stably by score: equal scores stay in the order of their index.
+            indices, order = torch.cat([indices, best.indices + columns.start], dim=1).sort(dim=1)
+            scores = torch.cat([scores, best.values], dim=1).gather(1, order)
+            scores, order = scores.sort(dim=1, descending=True, stable=True)
+            scores, indices = scores[:, :k], indices.gather(1, order)[:, :k]
         all_scores.append(scores)
         all_indices.append(indices)
     return torch.cat(all_scores), torch.cat(all_indices)
@@ -144,15 +142,6 @@ def _scores(
     if scores.isnan().any():
         raise ValueError("The similarities contain NaN; check the embeddings of the model.")
     return scores
-
-
-def _sort_by_score(
-    scores: Float[Tensor, "query found"], indices: Int[Tensor, "query found"], *, k: int
-) -> tuple[Float[Tensor, "query top"], Int[Tensor, "query top"]]:
-    # By index first, then stably by score: equal scores stay in the order of their index.
-    indices, order = indices.sort(dim=1)
-    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return scores[:, :k], indices.gather(1, order)[:, :k]
 
 
 def _chunks(total: int, *, chunk: int) -> Iterator[slice]:

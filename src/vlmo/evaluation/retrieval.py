@@ -83,7 +83,6 @@ def evaluate_retrieval(
     published_score: bool = False,
     batch: int = BATCH,
     pair_batch: int = BATCH,
-    chunk: int = 4096,
     progress: Report | None = None,
 ) -> RetrievalResult:
     """Return the recall of the dual encoder and, if `rerank` > 0, of the fusion encoder on its shortlist.
@@ -111,7 +110,6 @@ def evaluate_retrieval(
         published_score: Order by cosine similarity + logit of a match, as the published code does; without weight.
         batch: Images or texts that are embedded at a time.
         pair_batch: Pairs that go through the fusion encoder at a time.
-        chunk: Side of the blocks of the similarity matrix, which is never held whole.
         progress: Called with "images", "texts" and "pairs".
 
     Raises:
@@ -126,7 +124,7 @@ def evaluate_retrieval(
         )
     images = embed_images(model, retrieval_set, batch=batch, progress=progress)
     texts = embed_texts(model, retrieval_set, batch=batch, progress=progress)
-    dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=max(*ks, rerank), chunk=chunk)
+    dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=max(*ks, rerank))
     chance = chance_metrics(retrieval_set.text_to_image, ks=ks)
     if not rerank:
         return RetrievalResult(dual.metrics(ks), chance, dual)
@@ -213,16 +211,13 @@ def _dual_rankings(
     text_to_image: Int[Tensor, " num_texts"],
     *,
     top: int,
-    chunk: int,
 ) -> Rankings:
     text_labels = text_to_image.to(images.device)
     image_labels = torch.arange(len(images), device=images.device)
 
     def ranking(queries: Tensor, candidates: Tensor, query_labels: Tensor, candidate_labels: Tensor) -> Ranking:
-        scores, indices = chunked_topk(queries, candidates, k=top, chunk=chunk)
-        ranks = chunked_ranks(
-            queries, candidates, query_labels=query_labels, candidate_labels=candidate_labels, chunk=chunk
-        )
+        scores, indices = chunked_topk(queries, candidates, k=top)
+        ranks = chunked_ranks(queries, candidates, query_labels=query_labels, candidate_labels=candidate_labels)
         return Ranking(indices=indices.cpu(), scores=scores.cpu(), ranks=ranks.cpu())
 
     return Rankings(

@@ -26,7 +26,6 @@ def segment(
     pixel_values: Float[Tensor, "3 height width"],
     *,
     inference: Inference = "slide",
-    window: int | None = None,
     stride: int | None = None,
     size: tuple[int, int] | None = None,
     batch_size: int = 16,
@@ -36,8 +35,7 @@ def segment(
     Args:
         inference: `"slide"`: windows of the training crop's size, logits averaged where they overlap; `"whole"`: the
             image at once, its sides being multiples of the patch size.
-        window: Side of a window; by default `config.image_size`.
-        stride: Pixels between windows; by default two thirds of `window`.
+        stride: Pixels between windows; by default two thirds of one.
         size: Height and width of the result; by default the image's.
         batch_size: Windows that go through the model at a time.
 
@@ -49,7 +47,7 @@ def segment(
         if inference == "whole":
             logits = model(pixel_values[None]).logits[0].float()
         else:
-            window = window or model.config.image_size
+            window = model.config.image_size
             stride = max(1, int(window * _STRIDE)) if stride is None else stride
             logits = _slide(model, pixel_values, window=window, stride=stride, batch_size=batch_size)
         if logits.isnan().any():
@@ -60,11 +58,7 @@ def segment(
 
 
 def window_starts(length: int, *, window: int, stride: int) -> list[int]:
-    """Return the starts of windows on one side: every `stride` pixels, the last one moved back to end at the edge.
-
-    Raises:
-        ValueError: `stride` is not from 1 to `window`.
-    """
+    """Return the starts of windows on a side, every `stride` pixels and one at its end; ValueError for a bad stride."""
     if not 1 <= stride <= window:
         raise ValueError(f"the stride is {stride}; expected 1 to {window}, the window's side, so that none is left out")
     count = max(0, -(-(length - window) // stride)) + 1

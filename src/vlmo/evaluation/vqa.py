@@ -37,10 +37,8 @@ class Question:
     def score(self, answer: str) -> float:
         """Return the official accuracy of an answer, 0 to 1; with one right answer, 1 for that one.
 
-        Without the annotators' words it is the answer's soft score, 0 for an answer that has none.
-
-        Raises:
-            ValueError: There are too few answers for VQA's accuracy, or none.
+        Without the annotators' words it is the answer's soft score, 0 for an answer that has none. ValueError if there
+        are too few answers for VQA's accuracy, or none.
         """
         if not self.answers and self.soft_scores:
             return self.soft_scores.get(answer, 0.0)

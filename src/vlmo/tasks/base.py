@@ -104,13 +104,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of one prediction.
-
-    Attributes:
-        images: Image files.
-        texts: Sentences about the images.
-        question: Question about the one image.
-    """
+    """Image files of one prediction, sentences about them, or a question about the one image."""
 
     images: Sequence[Path] = ()
     texts: Sequence[str] = ()
@@ -239,11 +233,7 @@ class Task(ABC):
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[Any, VLMoProcessor | None]:
-        """Return model, in evaluation mode, and processor of a model folder.
-
-        Raises:
-            ValueError: It is no model folder, or one for another task.
-        """
+        """Return model, in evaluation mode, and processor of a folder; ValueError if it is none, or of another task."""
         hint = f"The task {cls.name} needs it; fine-tune one: vlmo finetune {folder} --data DATA (docs/data.md)"
         model = load_model(folder, cls.model_class(), device=device, hint=hint)
         return model, load_processor(folder) if cls.reads_text else None
@@ -261,10 +251,7 @@ class Task(ABC):
         console: Console | None = None,
         **options: Any,
     ) -> TaskResult:
-        """Return the metrics of a model folder on a split; see `vlmo.tasks.evaluate`.
-
-        Args:
-            options: Fields of the task's evaluation set.
+        """Return the metrics of a model folder on a split; see `vlmo.tasks.evaluate`. `options` are fields of the set.
 
         Raises:
             ValueError: The folder or the data are of another task, or cannot be read.
@@ -284,11 +271,7 @@ class Task(ABC):
 
     @classmethod
     def resolve(cls, model: Any, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of `evaluate` as fields of the evaluation set, before any rows are read.
-
-        Raises:
-            ValueError: An option does not fit the model.
-        """
+        """Return options of `evaluate` as fields of the evaluation set; ValueError if one does not fit the model."""
         del model
         return options
 
@@ -313,10 +296,7 @@ class Task(ABC):
         device: str | None = None,
         **options: Any,
     ) -> list[Prediction]:
-        """Return predictions for one set of inputs, the best first; see `vlmo.tasks.predict`.
-
-        Args:
-            options: Further arguments of the task's `answer`.
+        """Return predictions for one set of inputs, the best first; see `vlmo.tasks.predict`. `options` go to `answer`.
 
         Raises:
             ValueError: The folder is of another task, a text is empty, or an image cannot be read.
@@ -364,11 +344,7 @@ def best_labels(model: Any, shares: Float[Tensor, "classes"], *, top: int, kind:
 
 
 def open_image(file: str | Path) -> Image.Image:
-    """Return a decoded image file.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
+    """Return a decoded image file; ValueError if it cannot be read."""
     return decode_image({"bytes": None, "path": str(Path(file).expanduser())})
 
 

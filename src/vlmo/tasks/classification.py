@@ -45,11 +45,7 @@ _GUESSES = 5
 
 
 def class_names(dataset: Dataset) -> list[str]:
-    """Return the names of the classes of images, in the order of their numbers.
-
-    Raises:
-        ValueError: The rows have no classes.
-    """
+    """Return the names of the classes of images in the order of their numbers; ValueError for rows without classes."""
     from datasets import ClassLabel
 
     feature = dataset.features.get("label")
@@ -62,11 +58,7 @@ def class_names(dataset: Dataset) -> list[str]:
 
 
 def checked_labels(dataset: Dataset) -> list[int]:
-    """Return the class numbers of all rows.
-
-    Raises:
-        ValueError: Rows without classes, or a number that is none.
-    """
+    """Return the class numbers of all rows; ValueError for rows without classes, or a number that is none."""
     num_classes = len(class_names(dataset))
     labels: list[int | None] = column(dataset, "label")
     checked = []
@@ -139,9 +131,8 @@ class ClassSet(EvaluationSet):
         """Return top-1 and top-5 accuracy."""
         return topk_accuracy(outputs, self.labels)
 
-    def chance(self, outputs: Float[Tensor, "rows classes"] | None = None) -> dict[str, float]:
+    def chance(self, _outputs: Float[Tensor, "rows classes"] | None = None) -> dict[str, float]:
         """Return the accuracies of a guess among all classes."""
-        del outputs
         return chance_accuracy(len(self.names))
 
     def settings(self) -> dict[str, Any]:
@@ -204,12 +195,10 @@ class ClassificationStage(Task):
 
     @classmethod
     def evaluate(cls, folder: str | Path, **arguments: Any) -> TaskResult:
-        """Return the accuracies of a model folder on a split; arguments as in `Task.evaluate`, and `method`.
+        """Return the accuracies of a model folder on a split; arguments and errors as in `Task.evaluate`, and `method`.
 
-        `method` is "head" (the model's own classifier), "linear-probe" or "zero-shot"; see the functions below.
-
-        Raises:
-            ValueError: There is no such method, or as `Task.evaluate`.
+        `method` is "head" (the model's own classifier), "linear-probe" or "zero-shot" (see the functions below), else
+        ValueError.
         """
         methods = {"head": super().evaluate, "linear-probe": evaluate_linear_probe, "zero-shot": evaluate_zero_shot}
         method = arguments.pop("method", "head")

@@ -24,13 +24,7 @@ _INT64 = 8
 
 @dataclass(frozen=True)
 class SampleSizes:
-    """Sizes of a training sample.
-
-    Attributes:
-        image_size: Pixels of a side.
-        text: Tokens of a padded text.
-        masked: Masked tokens of a text, on average.
-    """
+    """Pixels of an image's side, tokens of a padded text, and how many of these are masked on average."""
 
     image_size: int
     text: int

@@ -88,11 +88,7 @@ class EvaluationSet(ABC):
 
     @classmethod
     def classes(cls, rows: Dataset, source: str) -> list[str] | None:
-        """Return the names of the classes of rows, if the model must have the same ones; in the order of their numbers.
-
-        Raises:
-            ValueError: The rows have no classes.
-        """
+        """Return the classes of rows by number, if a model must have the same; ValueError if the rows have none."""
         del rows, source
         return None
 
@@ -110,11 +106,7 @@ class EvaluationSet(ABC):
 
     @abstractmethod
     def metrics(self, outputs: Any) -> dict[str, float]:
-        """Return the metrics of the outputs of all rows, fractions.
-
-        Raises:
-            ValueError: No row has a known answer.
-        """
+        """Return the metrics of the outputs of all rows, fractions; ValueError if no row has a known answer."""
 
     @abstractmethod
     def chance(self, outputs: Any = None) -> dict[str, float]:
@@ -219,11 +211,7 @@ def check_names(own: Sequence[str], names: Sequence[str], *, owner: str, source:
 
 
 def names_of_source(source: str) -> list[str]:
-    """Return the answers or classes of a source in the order of their numbers.
-
-    Raises:
-        ValueError: It has none.
-    """
+    """Return the answers or classes of a source in the order of their numbers; ValueError if it has none."""
     from vlmo.data import builtin
     from vlmo.data.own import own_labels
     from vlmo.data.prepare import labels_of
@@ -253,11 +241,7 @@ def eval_options(processor: VLMoProcessor | None) -> dict[str, Any]:
 
 
 def pair_logits(model: Any, examples: Examples) -> Float[Tensor, "rows classes"]:
-    """Return a fusion encoder's logits of all examples, as one batch, float32 on the CPU.
-
-    Raises:
-        ValueError: They contain NaN.
-    """
+    """Return a fusion encoder's logits of all examples, as one batch, float32 on the CPU; ValueError for NaN."""
     batch = examples.collate([examples[0, row] for row in range(len(examples))])
     logits = model(
         pixel_values=normalize_pixels(batch["pixel_values"]).to(model.device),

@@ -45,11 +45,9 @@ class Cutoff:
 
 @dataclass(frozen=True)
 class CutoffChoice:
-    """The chosen cut-off, and one on the cosine similarity for comparison.
+    """The cut-off on the largest probability of a match among the candidates, and one on the cosine for comparison.
 
     Attributes:
-        match: On the largest probability of a match among the candidates.
-        cosine: On the largest cosine similarity.
         before: The cut-off in the model's configuration before.
         num_queries: Number of queries with and without a match.
         data: Name and split of the pairs.
@@ -151,11 +149,7 @@ def cross_fitted(
 
 
 def best_cutoff(scores: Float[Tensor, " query"], *, present: Bool[Tensor, " query"]) -> float:
-    """Return the cut-off with the best balanced accuracy, halfway between two scores; of several the middle one.
-
-    Raises:
-        ValueError: All scores are equal.
-    """
+    """Return the cut-off with the best balanced accuracy, halfway between two scores; ValueError if all are equal."""
     values = scores.unique()
     if len(values) < 2:
         raise ValueError(f"the best candidates of all queries have the score {values.item():g}: nothing separates them")

@@ -46,11 +46,6 @@ result = bool(model(**inputs).logits.argmax())
 def reasoning_examples(dataset: Dataset, *, labelled: bool = True, **options: Any) -> RowExamples:
     """Return sentences about two images, which have augmentations of their own; `labels` 1 is true, 0 false.
 
-    Args:
-        dataset: Rows of `REASONING_FEATURES`.
-        labelled: False leaves `labels` out.
-        options: Further arguments of `RowExamples`.
-
     Raises:
         ValueError: Rows of another task or, for examples with `labels`, a row without.
     """
@@ -67,14 +62,7 @@ def check_sentences(dataset: Dataset) -> None:
 
 
 def check_truth(dataset: Dataset, *, needs_all: bool = True) -> list[int]:
-    """Return the label of each sentence: 1 true, 0 false.
-
-    Args:
-        needs_all: Refuse -1, which stands for a label that is not known.
-
-    Raises:
-        ValueError: A label is something else.
-    """
+    """Return the label of each sentence: 1 true, 0 false, -1 not known, where not all are needed; else ValueError."""
     labels: list[int] = column(dataset, "label")
     for row, label in enumerate(labels):
         if label not in ({0, 1} if needs_all else {0, 1, _UNKNOWN}):
@@ -129,9 +117,8 @@ class ReasoningSet(EvaluationSet):
         """Return accuracy and consistency."""
         return nlvr2.nlvr2_metrics(self.sentences, [prediction["prediction"] for prediction in outputs])
 
-    def chance(self, outputs: list[Prediction] | None = None) -> dict[str, float]:
+    def chance(self, _outputs: list[Prediction] | None = None) -> dict[str, float]:
         """Return the metrics of a coin."""
-        del outputs
         return nlvr2.guessed_metrics(self.sentences)
 
 

@@ -34,11 +34,7 @@ _PERCENT = ("confidence", "share", "match")
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Add a task, so that `evaluate`, `predict` and the command line know it; usable as a decorator.
-
-    Raises:
-        TypeError: Its attributes promise what no method of it does.
-    """
+    """Add a task to those that commands know; usable as a decorator. TypeError if it lacks a method it promises."""
     promised = {"inputs": "answer", "submits": "submission"}
     missing = [
         method
@@ -72,11 +68,7 @@ def evaluated_tasks() -> dict[str, type[Task]]:
 
 
 def find_task(name: str) -> type[Task]:
-    """Return the task with this name, one that measures model folders.
-
-    Raises:
-        ValueError: There is none; the message has the nearest name.
-    """
+    """Return the task with this name, one that measures model folders; ValueError names the nearest."""
     known = evaluated_tasks()
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
@@ -85,11 +77,7 @@ def find_task(name: str) -> type[Task]:
 
 
 def task_of(folder: str | Path) -> type[Task]:
-    """Return the task that the model of a folder is for.
-
-    Raises:
-        ValueError: It is no model folder, or its model is for no task.
-    """
+    """Return the task that the model of a folder is for; ValueError if it is none, or for no task."""
     kinds, known = architectures(folder), evaluated_tasks()
     for kind in kinds:
         for task in known.values():
@@ -167,11 +155,7 @@ def write_submission(
     device: str | None = None,
     console: Console | None = None,
 ) -> int:
-    """Write a split's predictions as the evaluation server of its task takes them; return their number.
-
-    Raises:
-        ValueError: The task has no such server, or as `evaluate`.
-    """
+    """Write a split's predictions for its task's evaluation server (ValueError without one); return their number."""
     found = task_of(folder) if task is None else find_task(task)
     if not found.submits:
         able = " and ".join(name for name, each in TASKS.items() if each.submits)
@@ -187,11 +171,7 @@ def write_submission(
 
 
 def source_of(source: str | None, *, task: type[Task]) -> str:
-    """Return the data to measure a task on.
-
-    Raises:
-        ValueError: None are given, and the task has no default.
-    """
+    """Return the data to measure a task on; ValueError if none are given, and the task has no default."""
     if source is None and task.default_data is None:
         raise ValueError(f"the task {task.name} needs data: give --data with a built-in name or a path (docs/data.md)")
     return source or str(task.default_data)
@@ -199,13 +179,7 @@ def source_of(source: str | None, *, task: type[Task]) -> str:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predictions for one set of inputs.
-
-    Attributes:
-        task: Name of the model's task.
-        rows: Predictions, the best first.
-        image: File with an image of the result; None without one.
-    """
+    """Predictions of a task's model for one set of inputs, the best first, and the file with an image of the result."""
 
     task: str
     rows: list[Prediction] = field(default_factory=list)

@@ -93,9 +93,7 @@ class TaskResult:
     def write_json(self, path: str | Path, *, folder: str | Path, predictions: bool = True) -> Path:
         """Write metrics, predictions and all that they depend on: everything needed to compute the metrics again.
 
-        Args:
-            folder: The model folder that was measured. Where it lies in a run folder, the run's recipe is written too.
-            predictions: Leave out only to keep the file small.
+        Of a folder in a run folder, the run's recipe is written too; without `predictions` only to keep the file small.
         """
         content = {
             "task": self.task,

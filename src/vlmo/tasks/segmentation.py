@@ -66,14 +66,10 @@ result = model(**inputs).logits.argmax(1)  # a class for each pixel
 
 
 class SegmentRows:
-    """Decoded images with their masks by row number.
+    """Decoded images with their masks by row number; ValueError for rows without masks, and for a mask that is damaged.
 
     Args:
-        dataset: Rows of `SEGMENT_FEATURES`.
         num_classes: Classes of the set; masks hold numbers below it, and 255 for pixels that do not count.
-
-    Raises:
-        ValueError: The rows have no masks; on reading, a mask cannot be used.
     """
 
     def __init__(self, dataset: Dataset, *, num_classes: int) -> None:
@@ -109,13 +105,7 @@ class SegmentRows:
 
 
 class SegmentExamples:
-    """Images with the class of each pixel; `dataset`, `num_classes` and errors as in `SegmentRows`.
-
-    Args:
-        transform: Augments image and mask together.
-        seed: The run's.
-        cache_images: Keep each image and mask once they are decoded.
-    """
+    """Images with the class of each pixel; `dataset`, `num_classes` and errors as in `SegmentRows`."""
 
     def __init__(
         self,
@@ -262,11 +252,7 @@ class SegmentationStage(Task):
         return SegmentationObjective(with_shared_statistics(model), config=self.losses)
 
     def examples(self, run: RunContext) -> Examples:
-        """Return images with masks.
-
-        Raises:
-            ValueError: The recipe sets `data.transform`, which segmentation does not read.
-        """
+        """Return images with masks; ValueError if the recipe sets `data.transform`, which is not read."""
         size = run.model["image_size"]
         if run.transform != TransformConfig(image_size=size):
             raise ValueError(
@@ -286,9 +272,8 @@ class SegmentationStage(Task):
         sets = cast(Sequence[SegmentSet], super().evaluators(run))
         return [replace(rows, inference=self.inference) for rows in sets]
 
-    def work(self, model: Any, sample: SampleSizes) -> Work:
+    def work(self, model: Any, _sample: SampleSizes) -> Work:
         """Return the work of the encoder and both heads; tensors that the heads keep are counted by running them."""
-        del sample
         rows, config = 2, model.config  # batch normalisation needs more than one value
         levels = [torch.empty(rows, config.hidden_size, *config.grid).requires_grad_() for _ in config.feature_layers]
         own, kept = {id(parameter) for parameter in model.parameters()}, dict[int, Tensor]()

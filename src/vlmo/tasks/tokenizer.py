@@ -58,9 +58,8 @@ class TokenizerStage(Task):
     losses: VisualTokenizerObjectiveConfig = VisualTokenizerObjectiveConfig()
     """Weights of its losses."""
 
-    def build_model(self, settings: dict[str, Any]) -> Any:
+    def build_model(self, _settings: dict[str, Any]) -> Any:
         """Return the tokenizer; its sizes are its own."""
-        del settings
         return self.model_class()(VQVisualTokenizerConfig(**asdict(self.tokenizer)))
 
     def objective(self, run: RunContext) -> nn.Module:

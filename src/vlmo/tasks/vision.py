@@ -34,11 +34,7 @@ class VisionStage(Task):
     """Share of patches that are masked, in blocks."""
 
     def __post_init__(self) -> None:
-        """Validate the settings.
-
-        Raises:
-            ValueError: The masked share is not between 0 and 1.
-        """
+        """Raise ValueError if the masked share is not between 0 and 1."""
         if not 0 < self.masked_share < 1:
             raise ValueError(f"masked_share is {self.masked_share}; give a share between 0 and 1")
 
@@ -63,9 +59,8 @@ class VisionStage(Task):
         mask = dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))
         return super().contents(run) | {"mask": mask}
 
-    def work(self, model: Any, sample: SampleSizes) -> Work:
+    def work(self, model: Any, _sample: SampleSizes) -> Work:
         """Return the work of the encoder, and of the head on masked patches."""
-        del sample
         config, image = model.config, image_tokens(model.config)
         logits = self.masked_share * (image - 1) * config.num_visual_tokens
         flops = sum(encode(model, image=True)) + 6 * logits * config.hidden_size

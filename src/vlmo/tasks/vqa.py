@@ -46,12 +46,7 @@ _SHOWN_PIXELS = 384
 
 
 def question_examples(dataset: Dataset, *, num_answers: int | None, **options: Any) -> RowExamples:
-    """Return questions about images, with a score for each answer of the set.
-
-    Args:
-        dataset: Rows of `QUESTION_FEATURES`.
-        num_answers: Length of the set's list of answers; None leaves `labels` out.
-        options: Further arguments of `RowExamples`.
+    """Return questions about images, with a score for each answer of the set (`num_answers`; None leaves `labels` out).
 
     Raises:
         ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
@@ -164,9 +159,8 @@ class QuestionSet(EvaluationSet):
         """Return VQA's accuracy: of all questions, and by answer type and question type."""
         return vqa_metrics(self.questions, [prediction["answer"] for prediction in outputs])
 
-    def chance(self, outputs: list[Prediction] | None = None) -> dict[str, float]:
+    def chance(self, _outputs: list[Prediction] | None = None) -> dict[str, float]:
         """Return the accuracies of the most frequent answer."""
-        del outputs
         return guessed_metrics(self.questions)
 
     def meaning(self, metric: str) -> str:
