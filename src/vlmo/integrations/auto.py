@@ -24,8 +24,7 @@ AUTO_CLASSES = {
 def _complete(load: Callable[..., Any]) -> Callable[..., Any]:
     """Return `from_pretrained` that loads no incomplete model for a pipeline: a head with initial weights answers too.
 
-    Raises:
-        LookupError: Tensors are missing. (transformers would bury a ValueError under its own attempts to load.)
+    Missing tensors are a LookupError; transformers would bury a ValueError under its own attempts to load.
     """
 
     @functools.wraps(load)

@@ -38,25 +38,18 @@ TEXT_COLUMNS = ("text", "caption", "captions", "sentence")
 
 @dataclass(frozen=True)
 class DataCollator(ABC):
-    """Collator of rows to a batch.
-
-    Args:
-        processor: That of the model; an image processor where the model reads no text.
-    """
+    """Collator of rows to a batch; its processor is the model's, an image processor where that reads no text."""
 
     processor: Any
 
     @abstractmethod
     def __call__(self, rows: Rows) -> dict[str, Any]:
-        """Return the arguments of the model's `forward`, with labels.
-
-        Raises:
-            ValueError: A column is missing, or a value cannot be used.
-        """
+        """Return the arguments of the model's `forward`, with labels; ValueError for a missing column or bad value."""
 
     def images(self, rows: Rows, *, name: str = "image") -> list[Image.Image]:
         """Return the images of a column; the processor puts transparency on white."""
-        return [_opened(value) for value in _column(rows, name)]
+        cells = [(value, _cell(value)) for value in _column(rows, name)]
+        return [value if cell is None else decode_image(cell) for value, cell in cells]
 
     def texts(self, rows: Rows, *, seed: int = 0) -> list[str]:
         """Return a text of each row; ValueError for a row without one."""
@@ -86,10 +79,7 @@ class DataCollatorForVisualQuestionAnswering(DataCollator):
     """Questions for `VLMoForVisualQuestionAnswering`: `image`, `question`, and the answer in one of three forms.
 
     These are `label`, the number of the answer; `answer`, its words, or `answers`, those of ten annotators;
-    `answer_labels` with `answer_scores`, numbers and scores. Words that are no answer of the model score nothing.
-
-    Args:
-        label2id: Number of each answer, as in the model's configuration.
+    `answer_labels` with `answer_scores`, numbers and scores. Words that the model's `label2id` lacks score nothing.
     """
 
     label2id: Mapping[str, int] = field(default_factory=dict)
@@ -165,11 +155,7 @@ class DataCollatorForSemanticSegmentation(DataCollator):
 
 @dataclass(frozen=True)
 class DataCollatorForMaskedLM(DataCollator):
-    """Texts for `VLMoForMaskedLM`, with whole words masked; with their images where the rows have `image`.
-
-    Args:
-        words: Which words are masked.
-    """
+    """Texts for `VLMoForMaskedLM`, with whole words masked; with their images where the rows have `image`."""
 
     words: WordMaskConfig = field(default_factory=WordMaskConfig)
     seed: int = 0
@@ -197,7 +183,6 @@ class DataCollatorForMaskedImageModeling(DataCollator):
     Args:
         visual_tokenizer: Makes the targets, on its own device; see `load_visual_tokenizer`.
         patch_size: That of the model's configuration, in pixels.
-        masked_share: Share of patches that are masked.
     """
 
     visual_tokenizer: VisualTokenizer
@@ -231,21 +216,19 @@ def _column(rows: Rows, *names: str) -> list[Any]:
     return [row[name] for row in rows]
 
 
-def _opened(value: Any) -> Any:
-    """Return an image of a row decoded; PIL images unchanged."""
-    return decode_image(_cell(value)) if isinstance(value, str | PathLike | Mapping) else value
-
-
 def _numbers(value: Any) -> UInt8[np.ndarray, "height width"]:
     """Return the class numbers of a mask of a row; ValueError unless they are whole numbers from 0 to 255."""
-    numbers = decode_mask(_cell(value)) if isinstance(value, str | PathLike | Mapping) else np.array(value)
+    numbers = np.array(value) if (cell := _cell(value)) is None else decode_mask(cell)
     if not np.issubdtype(numbers.dtype, np.integer) or not 0 <= numbers.min() <= numbers.max() <= 255:
         raise ValueError(f"a mask has values of {numbers.dtype}; expected numbers of classes, from 0 to 255")
     return numbers.astype(np.uint8)
 
 
-def _cell(value: Any) -> ImageCell:
-    return cast("ImageCell", value) if isinstance(value, Mapping) else {"bytes": None, "path": str(value)}
+def _cell(value: Any) -> ImageCell | None:
+    """Return what names or holds an image file; None for an image that is decoded already."""
+    if isinstance(value, Mapping):
+        return cast("ImageCell", value)
+    return {"bytes": None, "path": str(value)} if isinstance(value, str | PathLike) else None
 
 
 def _generator(seed: int, content: bytes) -> np.random.Generator:

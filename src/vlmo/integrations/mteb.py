@@ -76,11 +76,7 @@ class VLMoSearch:
         )
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], **options: Any) -> Float32[np.ndarray, "row dim"]:
-        """Return L2-normalised vectors of batches of texts or images; of rows with both, the direction of their sum.
-
-        Raises:
-            ValueError: A batch has neither texts nor images.
-        """
+        """Return L2-normalised vectors of batches of texts or images, or of their sums; ValueError without either."""
         del options
         vectors = []
         for batch in inputs:
@@ -107,11 +103,7 @@ class VLMoSearch:
     def search(
         self, queries: Dataset, *, task_metadata: Any, top_k: int, **options: Any
     ) -> dict[str, dict[str, float]]:
-        """Return the scores of the best `top_k` documents of each query by their ids.
-
-        Raises:
-            ValueError: There is no corpus.
-        """
+        """Return the scores of the best `top_k` documents of each query by their ids; ValueError without documents."""
         if self._corpus is None:
             raise ValueError("there are no documents; call index first")
         corpus, self._corpus = self._corpus, None

@@ -25,13 +25,9 @@ MODEL_TYPE = "vlmo"
 
 
 class ClipModel(nn.Module):
-    """Dual encoder with open_clip's methods.
+    """Dual encoder with open_clip's methods; short texts are filled up with `pad_token_id`.
 
     Both encoders return vectors of length one whatever `normalize` says: VLMo compares no others.
-
-    Args:
-        model: Result of `from_pretrained`.
-        pad_token_id: Fills up short texts; the attention mask is read off it.
     """
 
     def __init__(self, model: VLMoForImageTextRetrieval, *, pad_token_id: int) -> None:
@@ -83,11 +79,7 @@ class ClipPreprocess:
 
 
 class ClipTokenizer:
-    """Tokenizer whose rows all have the same length.
-
-    Attributes:
-        context_length: Tokens in a row, `[CLS]`, `[SEP]` and padding included.
-    """
+    """Tokenizer whose rows all have `context_length` tokens, `[CLS]`, `[SEP]` and padding included."""
 
     def __init__(self, processor: VLMoProcessor) -> None:
         self.processor = processor
@@ -110,23 +102,16 @@ class ClipTokenizer:
 def load_open_clip(
     folder: str | Path, *, device: str | torch.device = "cpu"
 ) -> tuple[ClipModel, ClipPreprocess, ClipTokenizer]:
-    """Load model, preprocess and tokenizer of a model folder, in the order of clip_benchmark's loaders.
-
-    Raises:
-        ValueError: The folder holds no model that retrieves.
-    """
+    """Load model, preprocess and tokenizer, in the order of clip_benchmark; ValueError if the model cannot embed."""
     model, processor = load_retrieval_model(folder, device=device)
     adapted = ClipModel(model, pad_token_id=processor.tokenizer.pad_token_id).eval()
     return adapted, ClipPreprocess(processor), ClipTokenizer(processor)
 
 
 def register() -> None:
-    """Register the model type `vlmo` with clip_benchmark; its `pretrained` is a model folder.
+    """Register the model type `vlmo` with clip_benchmark, which must be installed; its `pretrained` is a model folder.
 
     Its command line then takes `--model_type vlmo --pretrained FOLDER`, in the same process.
-
-    Raises:
-        ImportError: clip_benchmark is not installed.
     """
     try:
         from clip_benchmark import models

@@ -39,13 +39,7 @@ MATCHING_TASK = "image-text-matching"
 
 
 class _PairPipeline(Pipeline):
-    """Pipeline over pairs of an image and a text.
-
-    Args:
-        model: A model of one of `model_classes`.
-        processor: By default that of the model's folder.
-        options: As in any pipeline: `device`, `batch_size`, and the options of a call.
-    """
+    """Pipeline over pairs of an image and a text; the processor is by default that of the model's folder."""
 
     _load_processor = None
     _load_tokenizer = False
@@ -170,11 +164,7 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
             raise ValueError("this model has no matching head (use_match_head is False), so it scores no pairs")
 
     def preprocess(self, pair: Any, timeout: float | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the tensors of the image with each of its texts.
-
-        Raises:
-            ValueError: An image comes without texts.
-        """
+        """Yield the tensors of the image with each of its texts; ValueError if it has none."""
         image, texts = self._open_pair(pair, timeout=timeout)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:

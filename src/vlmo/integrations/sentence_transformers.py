@@ -87,11 +87,7 @@ class _FolderModule(InputModule, ABC):
         backend: str = "torch",
         **kwargs: Any,
     ) -> Self:
-        """Load a folder; sentence-transformers calls this with arguments of its own.
-
-        Raises:
-            ValueError: The folder holds no model that retrieves, or an argument is not supported.
-        """
+        """Load a folder as sentence-transformers asks; ValueError for other models and unsupported arguments."""
         if backend != "torch" or processor_kwargs or config_kwargs:
             raise ValueError(
                 f"VLMo loads with backend 'torch' and without processor_kwargs and config_kwargs; got {backend!r}, "
@@ -135,9 +131,6 @@ class VLMoEmbedder(_FolderModule):
             inputs: Strings, images (PIL, arrays, tensors or paths of files), or `{"text": ...}` and `{"image": ...}`.
             prompt: Put in front of each string.
             task: `query` or `document`; both are embedded alike.
-
-        Raises:
-            ValueError: An input is neither string nor image, or an argument is not supported.
         """
         del task
         _refuse(kwargs)
@@ -165,11 +158,7 @@ class VLMoEmbedder(_FolderModule):
 
 
 class VLMoPairScorer(_FolderModule):
-    """Fusion encoder: log-odds that a string and an image belong together.
-
-    Raises:
-        ValueError: The model has no matching head.
-    """
+    """Fusion encoder: log-odds that a string and an image fit; ValueError for a model without a matching head."""
 
     def __init__(self, model: VLMoForImageTextRetrieval, processor: VLMoProcessor) -> None:
         super().__init__(model, processor)
@@ -190,9 +179,6 @@ class VLMoPairScorer(_FolderModule):
             inputs: (string, image) or (image, string), or `{"text": ..., "image": ...}`.
             prompt: Put in front of each string.
             task: Without meaning here.
-
-        Raises:
-            ValueError: An input is no such pair, or an argument is not supported.
         """
         del task
         _refuse(kwargs)
@@ -211,11 +197,7 @@ class VLMoPairScorer(_FolderModule):
 
 
 def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> SentenceTransformer:
-    """Load the dual encoder of a model folder, or of one that `SentenceTransformer.save` wrote.
-
-    Raises:
-        ValueError: The folder holds no model that retrieves.
-    """
+    """Load the dual encoder of a model folder, or of one of `SentenceTransformer.save`; ValueError for other models."""
     return cast("SentenceTransformer", _load(SentenceTransformer, folder, device))
 
 

@@ -80,13 +80,8 @@ def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
     """Return VQA's accuracy of one answer: min(matches / 3, 1), averaged over leaving out each annotator in turn.
 
     As the official evaluation does, answers are normalised only where the annotators differ from each other; where all
-    say the same, nothing but white space at the ends is overlooked.
-
-    Args:
-        annotators: Their raw answers; ten in VQA.
-
-    Raises:
-        ValueError: Fewer than four annotators: no answer could score 1.
+    say the same, nothing but white space at the ends is overlooked. ValueError for fewer than four annotators: no
+    answer could score 1.
     """
     number = len(annotators)
     if number < MIN_ANNOTATORS:
@@ -119,9 +114,6 @@ def soft_targets(annotators: Iterable[str], *, numbers: Mapping[str, int]) -> tu
     """Return numbers and soft scores of those of the annotators' answers that are in the answer list.
 
     As in the published preparation the annotators' words are taken as they stand; only the answer list is normalised.
-
-    Args:
-        numbers: Number of each answer of the list.
     """
     known = Counter(answer for answer in annotators if answer in numbers)
     return [numbers[answer] for answer in known], [soft_score(count) for count in known.values()]

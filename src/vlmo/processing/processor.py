@@ -22,11 +22,7 @@ _TEXT_DEFAULTS = {"padding": True, "truncation": True, "pad_to_multiple_of": PAD
 
 
 def image_processor_for(image_size: int) -> BeitImageProcessor:
-    """Return the image half of `VLMoProcessor`: `save_pretrained` writes it for a model that reads no text.
-
-    Raises:
-        ValueError: `image_size` is not positive.
-    """
+    """Return the image half of `VLMoProcessor`, for a model that reads no text; ValueError for a size below 1."""
     if image_size < 1:
         raise ValueError(f"image_size is {image_size}: expected a positive number of pixels")
     return BeitImageProcessor(  # ViT's does the same to images, but cannot make segments of logits
@@ -79,11 +75,7 @@ class VLMoProcessor(ProcessorMixin):
 
     @classmethod
     def from_vocabulary(cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 40) -> Self:
-        """A processor with BERT's vocabulary, from a `vocab.txt` or a folder that holds one.
-
-        Raises:
-            ValueError: the vocabulary or a size cannot be used.
-        """
+        """A processor with BERT's `vocab.txt`, given as a file or its folder; ValueError if it or a size is wrong."""
         _validate_text_length(max_text_length)
         tokenizer = build_tokenizer(load_vocabulary(path), max_text_length=max_text_length)
         return cls(image_processor_for(image_size), tokenizer)

@@ -45,11 +45,7 @@ class SegmentTransformConfig:
     """Probability of each change of brightness, contrast, saturation and hue."""
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: A scale or side is not above 0, or a probability not from 0 to 1.
-        """
+        """Raise ValueError if a scale or side is not above 0, or a probability not from 0 to 1."""
         if not 0 < self.scale[0] <= self.scale[1] or (self.short_side is not None and self.short_side < 1):
             raise ValueError(
                 f"scale is {self.scale} and short_side {self.short_side}; give two rising numbers above 0, and a side "
@@ -61,12 +57,7 @@ class SegmentTransformConfig:
 
 
 class SegmentTrainTransform:
-    """Random scale, crop, flip and colours, in this order; what a crop lacks is grey and ignored.
-
-    Args:
-        config: Strengths.
-        crop_size: Height and width of what comes out.
-    """
+    """Random scale, crop, flip and colours, in this order; what a crop lacks is grey and ignored."""
 
     def __init__(self, config: SegmentTransformConfig, *, crop_size: int) -> None:
         self.config = config

@@ -80,11 +80,7 @@ class TransformConfig:
     """Probability of a Gaussian blur, standard deviation 0.5 to 2 % of the image size."""
 
     def __post_init__(self) -> None:
-        """Validate ranges.
-
-        Raises:
-            ValueError: A size, a colour, a magnitude, a crop or a probability is out of its range.
-        """
+        """Raise ValueError if a size, a colour, a magnitude, a crop or a probability is out of its range."""
         if self.image_size < 1 or self.rand_augment_ops < 0 or not 0 <= self.fill <= 255:
             raise ValueError(f"image_size must be positive, rand_augment_ops >= 0, fill in 0 to 255; got {self}")
         if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:
@@ -172,13 +168,7 @@ class TrainTransform:
 
 
 def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator) -> Box:
-    """Sample a part of an image: share of the area from `min_crop` to 1, aspect from 3/4 to 4/3, place.
-
-    Args:
-        size: Width and height of the image.
-        config: Gives the smallest share.
-        generator: Source of randomness.
-    """
+    """Sample a part of an image of this width and height: area from `min_crop` to 1, aspect from 3/4 to 4/3, place."""
     width, height = size
     area = height * width * generator.uniform(config.min_crop, 1)
     aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))

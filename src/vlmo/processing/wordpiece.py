@@ -19,11 +19,7 @@ CONTINUATION_PREFIX = "##"
 
 
 def load_vocabulary(path: str | Path) -> dict[str, int]:
-    """Tokens and their ids from BERT's `vocab.txt` (one token a line), or from a folder that holds one.
-
-    Raises:
-        ValueError: no such file, a token twice, or a special token missing.
-    """
+    """Tokens and ids of BERT's `vocab.txt` (a token a line), or of a folder with one; ValueError if it is not whole."""
     path = Path(path)
     file = path / "vocab.txt" if path.is_dir() else path
     if not file.is_file():
@@ -77,11 +73,7 @@ def train_vocabulary(corpus: Iterable[str], *, vocab_size: int, min_frequency: i
 
 
 def build_tokenizer(vocabulary: dict[str, int], *, max_text_length: int) -> BertTokenizer:
-    """BERT's lower-casing tokenizer: `[CLS]` first, `[SEP]` last, truncation to `max_text_length` tokens with both.
-
-    Raises:
-        ValueError: `max_text_length` leaves no room for a word.
-    """
+    """BERT's lower-casing tokenizer: `[CLS]` first, `[SEP]` last, texts cut; ValueError for a length below 3."""
     if max_text_length < 3:
         raise ValueError(f"max_text_length is {max_text_length}: expected at least 3 ([CLS], one token, [SEP])")
     return BertTokenizer(

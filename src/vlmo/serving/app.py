@@ -240,11 +240,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 
 
 async def read_body(request: Request, kind: type[B]) -> B:
-    """Read and validate the body of a request: JSON, or a form with files.
-
-    Raises:
-        ServiceError: It cannot be read, or a value is wrong.
-    """
+    """Read and validate the body of a request, JSON or a form with files; ServiceError if it or a value is wrong."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         # Large bodies take a while to parse; other requests are answered meanwhile.

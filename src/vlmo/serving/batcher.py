@@ -43,7 +43,6 @@ class Batcher:
 
     Args:
         calls: For each kind a function from rows to as many results.
-        max_batch: Rows of a call.
         max_wait: Seconds.
         observe: Called with kind, rows and seconds of each call.
     """
@@ -59,11 +58,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, kind: str, rows: Sequence[Any]) -> Future[list[Any]]:
-        """Queue rows; the future has their results.
-
-        Raises:
-            StoppingError: `close` has been called.
-        """
+        """Queue rows; the future has their results. StoppingError after `close`."""
         job = _Job(rows, due=time.monotonic() + self._max_wait)
         if not rows:
             job.future.set_result([])

@@ -79,12 +79,6 @@ class Guard:
     """ASGI middleware that checks each request, and answers it where it is refused or fails.
 
     Starlette's own middlewares do not do: TrustedHostMiddleware knows no IPv6 addresses, and none limits bodies.
-
-    Args:
-        app: The app that it guards.
-        settings: Settings of the server.
-        metrics: Counts each request.
-        stopping: Function that tells if new work is refused.
     """
 
     def __init__(self, app: App, *, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]) -> None:
@@ -152,11 +146,7 @@ class Guard:
             raise ServiceError(401, "the API key is missing or wrong", hint="send it as Authorization: Bearer KEY")
 
     def count(self, number: int, received: int) -> None:
-        """Count `number` more bytes of a request that has now sent `received`.
-
-        Raises:
-            ServiceError: One request, or all of them together, have sent too many.
-        """
+        """Count `number` more bytes of a request that has sent `received`; ServiceError for too many in one or all."""
         self.buffered += number
         self._check_size(received)
         if self.buffered > self.settings.buffered_bytes:

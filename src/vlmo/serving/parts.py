@@ -27,15 +27,7 @@ class Question:
 
 
 class Answerer:
-    """A model folder that answers questions about images.
-
-    Args:
-        folder: Folder of a `VLMoForVisualQuestionAnswering`.
-        device: cpu, cuda, cuda:N or mps; by default a GPU if there is one.
-
-    Raises:
-        ValueError: It holds no such model, or a damaged one.
-    """
+    """A model folder that answers questions about images; ValueError if it holds no whole model for this."""
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
         model, processor = QuestionStage.load(folder, device=device)
@@ -79,7 +71,7 @@ def load_parts(
     precision: Precision = "float32",
     device: str | None = None,
 ) -> Parts:
-    """Load models and index. `folder` may hold a model for retrieval, or one for questions, which runs in PyTorch.
+    """Load models and index; `folder` may hold a model for retrieval, or one for questions, which runs in PyTorch.
 
     Raises:
         ValueError: A folder is of another kind, or model and index do not belong together.

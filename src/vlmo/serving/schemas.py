@@ -328,14 +328,7 @@ class ErrorResponse(BaseModel):
 
 
 class ServiceError(Exception):
-    """Becomes an `ErrorResponse`.
-
-    Args:
-        status: HTTP status.
-        reason: Cause of the error.
-        hint: Advice to the client.
-        headers: Headers of the answer; by default those that the status asks for.
-    """
+    """Becomes an `ErrorResponse` with this HTTP status; `headers` are by default those that the status asks for."""
 
     def __init__(self, status: int, reason: str, *, hint: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)

@@ -69,12 +69,7 @@ def _return_memory() -> None:
 
 
 def read_key(file: Path | None) -> str | None:
-    """Read the API key from the file, or else from the environment's VLMO_API_KEY; None without either.
-
-    Raises:
-        ValueError: The file is empty, or no text.
-        OSError: It cannot be read.
-    """
+    """Read the API key from a file, else from VLMO_API_KEY; None without either, ValueError if the file has no text."""
     if file is None:
         return os.environ.get("VLMO_API_KEY") or None
     try:
@@ -89,12 +84,7 @@ def read_key(file: Path | None) -> str | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Bind a socket, so that a taken port is known before a model is loaded.
-
-    Raises:
-        ValueError: There is no such port.
-        OSError: It cannot be bound.
-    """
+    """Bind a socket, so that a taken port is known before a model is loaded; ValueError or OSError if that fails."""
     if not 0 <= port <= _MAX_PORT:
         raise ValueError(f"--port {port} is none: give a number from 1 to {_MAX_PORT}, or 0 for any that is free")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -42,8 +42,6 @@ class Service:
     """Answers requests; made when the server starts, in its event loop.
 
     Args:
-        parts: Models and index.
-        settings: Settings of the server.
         observe: Called with kind, rows and seconds of each call of a model.
     """
 
@@ -140,20 +138,12 @@ class Service:
         return schemas.SearchResponse.of(result, total=time.perf_counter() - began)
 
     async def match(self, request: schemas.MatchRequest) -> schemas.MatchResponse:
-        """Scores of how well texts fit images, by the fusion encoder.
-
-        Raises:
-            ServiceError: The model has no matching head, or an image cannot be read.
-        """
+        """Scores of how well texts fit images, by the fusion encoder."""
         odds = await self._match(request.texts, request.images)
         return schemas.MatchResponse(matches=[schemas.Match(log_odds=each, probability=sigmoid(each)) for each in odds])
 
     async def rerank(self, request: compatible.RerankRequest) -> compatible.RerankResponse:
-        """Order of images for a text, or of texts for an image, by the fusion encoder; for clients of Cohere and Jina.
-
-        Raises:
-            ServiceError: The model has no matching head, or an image cannot be read.
-        """
+        """Order of images for a text or of texts for an image by the fusion encoder; for clients of Cohere and Jina."""
         encoder = self._encoder()
         texts, images = compatible.split([request.query, *request.documents])
         odds, usage = await asyncio.gather(self._match(texts, images), self._usage(texts))
@@ -167,11 +157,7 @@ class Service:
         return compatible.RerankResponse(results=results, model=encoder.fingerprint, usage=usage, meta=meta)
 
     async def answer(self, request: schemas.QuestionRequest) -> schemas.QuestionResponse:
-        """Answers to a question about an image.
-
-        Raises:
-            ServiceError: The service answers no questions, or the image cannot be read.
-        """
+        """Answers to a question about an image."""
         hint = "start it with --vqa and the folder of a model for visual question answering"
         answerer = _need(self._parts.answerer, "this service answers no questions", hint=hint)
         if request.id is not None:
@@ -289,11 +275,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
     async def _read(self, files: Sequence[bytes], prepare: Callable[[Image.Image], T]) -> list[T]:
-        """Apply `prepare` to the image of each file, one after the other.
-
-        Raises:
-            ServiceError: A file is no image, or has too many pixels.
-        """
+        """Apply `prepare` to the image of each file in turn; ServiceError if one is no image, or too large."""
 
         def read(data: bytes) -> T:
             try:

@@ -149,7 +149,7 @@ def cross_fitted(
 
 
 def best_cutoff(scores: Float[Tensor, " query"], *, present: Bool[Tensor, " query"]) -> float:
-    """Return the cut-off with the best balanced accuracy, halfway between two scores; ValueError if all are equal."""
+    """Return the middle one of the best cut-offs by balanced accuracy, between two scores; ValueError for equal scores."""
     values = scores.unique()
     if len(values) < 2:
         raise ValueError(f"the best candidates of all queries have the score {values.item():g}: nothing separates them")
