@@ -200,11 +200,7 @@ def is_timm(state_dict: Mapping[str, Tensor]) -> bool:
 def convert_timm(
     state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object
 ) -> Conversion:
-    """Convert timm's BEiT-3 to an image classifier, or without its classifier to a backbone that embeds images.
-
-    Raises:
-        ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
-    """
+    """Convert timm's BEiT-3 to an image classifier, or without a classifier to a backbone; ValueError as `convert`."""
     named, keys = translate(state_dict, TIMM)
     depth = count_blocks(named)
     width, channels, patch_size, _side = shape_of(named, _PROJECTION, axes=4, names=TIMM)

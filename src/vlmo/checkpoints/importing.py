@@ -41,13 +41,7 @@ from vlmo.processing.wordpiece import PAD_MULTIPLE
 
 @dataclass(frozen=True)
 class Layout:
-    """A published layout.
-
-    Attributes:
-        recognises: Returns True for the keys of such a file.
-        convert: Returns the `Conversion` of its tensors; takes the `config.json` of its folder, if there is one, and
-            the number of attention heads, if it was given.
-    """
+    """A published layout: names, whether keys are of it, and the conversion of tensors (see `beit.convert`)."""
 
     names: NameTable
     recognises: Callable[[Mapping[str, Tensor]], bool]
@@ -395,11 +389,7 @@ def _hub_vocabulary(num_words: int) -> str:
 
 
 def name_labels(folder: str | Path, labels: str | Path) -> None:
-    """Write the names of answers or classes into the configuration of a model folder; see `read_labels`.
-
-    Raises:
-        ValueError: The model is no classifier, or the file does not name its answers.
-    """
+    """Write names of answers or classes into a model folder (see `read_labels`); ValueError for no classifier."""
     folder, model_class = check_model_folder(folder)
     config = models.VLMoConfig.from_pretrained(folder)
     _name_labels(config, labels, model_class=model_class)

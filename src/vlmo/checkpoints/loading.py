@@ -147,12 +147,7 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Content of a file or folder beside the weights.
-
-    Attributes:
-        beside: Entries of the file that are no weights, such as `epoch`.
-        config: `config.json` of a folder.
-    """
+    """Entries of a file beside its weights, such as `epoch`, and the `config.json` of a folder."""
 
     beside: list[str] = field(default_factory=list)
     config: dict[str, Any] | None = None

@@ -139,11 +139,8 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
 def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object) -> Conversion:
     """Convert a published checkpoint; sizes, image size, text length and task are read from the tensors.
 
-    Args:
-        num_attention_heads: Needed only with absolute positions and sizes that were not published.
-
-    Raises:
-        ValueError: A tensor that tells a size is missing, or the sizes do not fit together.
+    `num_attention_heads` is needed only with absolute positions and sizes that were not published. ValueError if a
+    tensor that tells a size is missing, or sizes do not fit together.
     """
     named, keys = translate(state_dict, NAMES)
     state = _state_of({name.split(".")[0] for name in named})

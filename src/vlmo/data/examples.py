@@ -77,7 +77,6 @@ class _Examples:
     """Contents of an example, whatever it is made of.
 
     Args:
-        seed: The run's.
         transform: Makes pixel values; None leaves images out.
         mask: Samples `bool_masked_pos` for masked image modelling; None leaves it out.
         tokenizer: The processor's; None leaves texts out.
@@ -129,7 +128,6 @@ class RowExamples(_Examples):
     """Images, texts, or images with one of their captions, by (epoch, number).
 
     Args:
-        dataset: Rows.
         unit: "image": an example a row, with another of its captions in each epoch. "pair": an example a caption, as in
             VLMo's published code; an image with five is then seen five times an epoch.
         texts: Texts of each row; by default its captions.
@@ -173,8 +171,8 @@ class RowExamples(_Examples):
         if self._texts is not None and self._of_pairs:
             row, example["input_ids"] = self._texts.row(index), self._texts.ids(index)
         elif self._texts is not None:
-            choice = self._choose_caption(self._texts.count(row), epoch=epoch, index=row)
-            example["input_ids"] = self._texts.ids(self._texts.first(row) + choice)
+            first, end = self._texts.first(row), self._texts.first(row + 1)
+            example["input_ids"] = self._texts.ids(first + self._choose_caption(end - first, epoch=epoch, index=row))
         if self._images:
             pixels = [images.pixel_values(row, epoch=epoch, index=index, seed=self.seed) for images in self._images]
             example["image_id"] = int(self._images[0].image_ids[row])
@@ -298,12 +296,8 @@ class _Texts:
         return len(self._first_id) - 1
 
     def first(self, row: int) -> int:
-        """Return the number of the row's first text."""
+        """Return the number of the row's first text, which ends those of the row before."""
         return int(self._first_text[row])
-
-    def count(self, row: int) -> int:
-        """Return how many texts the row has."""
-        return self.first(row + 1) - self.first(row)
 
     def row(self, text: int) -> int:
         """Return the row that has this text."""

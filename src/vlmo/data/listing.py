@@ -50,7 +50,6 @@ def walk(folder: Path, *, seen: set[tuple[int, int]] | None = None, lost: list[P
     Links to folders are followed; each real folder is visited once.
 
     Args:
-        folder: The folder.
         seen: Device and number of folders that were visited before; those of this call are added.
         lost: Takes folders below that cannot be listed; without it, they are errors.
     """

@@ -71,11 +71,7 @@ class Record(NamedTuple):
         return text
 
     def file(self, *names: str, root: Path) -> Path:
-        """Return the file that the first of these columns names, relative to the folder of the table.
-
-        Raises:
-            ValueError: It names none, or one outside of `root`.
-        """
+        """Return the file in `root` that the first of these columns names, relative to the table, or ValueError."""
         image = self.value(*names)
         if not isinstance(image, str) or not image.strip():
             raise ValueError(f"{self.where}: no image is named; give its path relative to {self.folder}")
@@ -86,11 +82,7 @@ class Record(NamedTuple):
 
 
 def tables_of(path: Path) -> list[Path]:
-    """Return the table that `path` is or holds, or those of its folders `train`, `validation` and `test`, if any.
-
-    Raises:
-        ValueError: One of these folders has a table and another one none.
-    """
+    """Return the table that `path` is or holds, or those of its folders of splits; ValueError if one has none."""
     if not path.is_dir():
         return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
     if table := find_table(path):
@@ -140,8 +132,7 @@ def read_tables(path: Path, tables: Sequence[Path]) -> Dataset:
 def read_images(path: Path, images: Sequence[Path]) -> Dataset:
     """Return the image files of a folder: with masks, with classes (folders in it, or in those of splits), or alone.
 
-    Raises:
-        ValueError: An image has no mask, or the masks' classes have no names.
+    ValueError if an image has no mask, or the masks' classes have no names.
     """
     if masks := _masks_of(path):
         return _masked(path, masks)

@@ -43,11 +43,7 @@ def _names_images(file: Path) -> bool:
 
 
 def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the line number and columns of each record of a .csv, .tsv or .jsonl file.
-
-    Raises:
-        ValueError: A line has not the fields of the heading, or is no JSON object.
-    """
+    """Yield line number and columns of each record of a .csv, .tsv or .jsonl file; ValueError for a broken line."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() == ".jsonl":
             for number, line in enumerate(file, start=1):

@@ -42,14 +42,10 @@ class Verdict(NamedTuple):
 
 
 class RowValidator:
-    """Validates rows.
+    """Validates rows: columns `images` are decoded, and with `needs_caption` rows without a caption are invalid.
 
     The verdicts of the last images are remembered, as several rows of questions show the same one. Make a new validator
     for each pass over a data set: files may have been repaired since.
-
-    Args:
-        images: Columns whose images are decoded.
-        needs_caption: Rows without a caption are invalid.
     """
 
     def __init__(self, *, images: Sequence[str], needs_caption: bool) -> None:
@@ -122,7 +118,6 @@ def filter_invalid_rows(
     row is valid.
 
     Args:
-        dataset: Rows.
         quarantine: File to write, JSON lines; an older one is replaced.
         max_share: Share of invalid rows, 0 to 1, above which ValueError is raised (after the file is written).
         needs_image: Decode each column of images (second images and masks too), and drop rows where one is missing

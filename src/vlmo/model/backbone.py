@@ -65,12 +65,9 @@ class VLMoPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any) -> Self:
-        """Load a model folder, a model of the hub, or one by its name, such as "vlmo-base-coco".
+        """Load a model folder, a model of the hub, or one by its name, such as "vlmo-base-coco"; OSError without it.
 
         Arguments are those of transformers.
-
-        Raises:
-            OSError: There is no such model.
         """
         name = pretrained_model_name_or_path
         with naming_released(name):

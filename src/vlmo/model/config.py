@@ -129,12 +129,9 @@ class VLMoConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
-        """Load the configuration of a folder, of the hub, or of a model by its name, such as "vlmo-small".
+        """Load the configuration of a folder, of the hub, or of a model by its name; OSError without such a model.
 
         Arguments are those of transformers.
-
-        Raises:
-            OSError: There is no such model.
         """
         with naming_released(pretrained_model_name_or_path):
             return super().from_pretrained(find_model(pretrained_model_name_or_path), **kwargs)

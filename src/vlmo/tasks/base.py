@@ -47,12 +47,10 @@ class RunContext:
     """Inputs of a training run, as its task sees them.
 
     Attributes:
-        folder: The run folder.
         rows: Valid training rows; empty for streams, which are checked as they are read.
         source: Name or path of the training rows, which may hold a list of answers or classes.
         processor: None for a task that reads no text.
         model: Settings of `VLMoConfig`, the vocabulary's sizes included.
-        seed: Seed of the run.
         init: Model folder to start from.
         transform: Image augmentation, at the model's size.
         unit: Example of an epoch, an image or a pair.

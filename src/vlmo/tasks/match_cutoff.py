@@ -149,7 +149,10 @@ def cross_fitted(
 
 
 def best_cutoff(scores: Float[Tensor, " query"], *, present: Bool[Tensor, " query"]) -> float:
-    """Return the middle one of the best cut-offs by balanced accuracy, between two scores; ValueError for equal scores."""
+    """Return the middle one of the cut-offs with the best balanced accuracy; ValueError if all scores are equal.
+
+    A cut-off lies halfway between two scores.
+    """
     values = scores.unique()
     if len(values) < 2:
         raise ValueError(f"the best candidates of all queries have the score {values.item():g}: nothing separates them")

@@ -43,9 +43,7 @@ class TaskResult:
     """Metrics of a model folder on one split of a data set.
 
     Attributes:
-        task: Name of the task.
         source: The data, a built-in name or a path.
-        split: Part of the data.
         metrics: Fractions by name, in the order in which they are shown.
         chance: Metrics of a guess that reads no input, by the same names; a name may be missing.
         meanings: A sentence for each metric.

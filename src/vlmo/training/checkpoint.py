@@ -246,11 +246,7 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
 
 
 def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[Any]:
-    """Allow one run at a time in a run folder; the main process takes the lock.
-
-    Raises:
-        ValueError: Another one is running.
-    """
+    """Allow one run at a time in a run folder (else ValueError); the main process takes the lock."""
     return lock_folder(run_dir, work="training in this run folder") if is_main() else contextlib.nullcontext()
 
 

@@ -52,13 +52,7 @@ def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path) -
 def explained_faults(
     place: Callable[[], str], *, run_dir: Path, watchdog: Watchdog, last_saved: Callable[..., str]
 ) -> Iterator[None]:
-    """Turn faults of the machine into TrainingError; other errors pass.
-
-    Args:
-        place: Returns which run this is, and at which step.
-        watchdog: Knows which processes are gone.
-        last_saved: `StateStore.last_saved`.
-    """
+    """Turn faults of the machine into TrainingError, which says at which `place` the run stands; other errors pass."""
     try:
         yield
     except (TrainingError, BrokenPipeError):

@@ -76,8 +76,6 @@ class Tracker:
 
     Args:
         step: Finished steps in the state that the run goes on from.
-        title: Stands before the bar.
-        console: See `Progress`.
         report_to: "wandb" and "trackio", which get the same numbers.
         settings: Of the run, for these.
     """

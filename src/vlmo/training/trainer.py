@@ -115,7 +115,6 @@ class Trainer:
         measured_on: Names of their data.
         after_step: Called after each update; for what keeps parameters in their range.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-        console: Shows progress; None shows nothing.
         title: Name of the run in progress and messages.
         watchdog: Is told where the run stands, and knows which processes are gone; entered by the caller.
     """

@@ -60,9 +60,7 @@ def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Pr
     Args:
         name: One of `PREPARERS`.
         root: Folder with the set's files as their publishers give them (docs/data.md).
-        out: New folder.
         num_proc: Processes that read and decode.
-        progress: Shows the parts that are done.
 
     Raises:
         ValueError: Unknown name, missing files, data in another layout, or no row that can be used.

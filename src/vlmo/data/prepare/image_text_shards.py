@@ -41,9 +41,6 @@ def _open(root: Path, *, name: str, licence: str) -> SetOnDisk:
     """Find a row a pair, all of them for training; links die, so nobody knows how many.
 
     Images in tar shards stay there; those in parquet files are copied.
-
-    Raises:
-        ValueError: No shard below `root`, or files with links alone.
     """
     require_folder(root, layout=_LAYOUT)
     files = list(walk(root))

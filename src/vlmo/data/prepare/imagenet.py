@@ -26,11 +26,7 @@ _LAYOUT = (
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """Find one row an image; classes are the folders of the training split, in the order of their names.
-
-    Raises:
-        ValueError: There is no such folder, no training split in it, or no class in that.
-    """
+    """Find one row an image; classes are the folders of the training split, by name; ValueError if there are none."""
     require_folder(root, layout=_LAYOUT)
     splits = _split_folders(root)
     found = {split: _class_folders(folder) for split, folder in splits.items()}

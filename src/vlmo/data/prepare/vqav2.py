@@ -37,11 +37,7 @@ _LAYOUT = (
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """Find a row a question. Questions of val2014 are trained on, but for those about the images that are held out.
-
-    Raises:
-        ValueError: A file or folder is missing, or no answer is frequent enough to be in the list.
-    """
+    """Find a row a question; those of val2014 are for training, but for held-out images. ValueError without answers."""
 
     def named(name: str, *folders: str) -> Path:
         return find(root, name, *(f"{folder}/{name}" for folder in folders), layout=_LAYOUT)

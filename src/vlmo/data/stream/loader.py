@@ -149,11 +149,7 @@ class StreamLoader:
         return self._cursors[step]
 
     def go_on_from(self, step: int, cursor: LaneStates) -> None:
-        """Set the start: the cursors of all processes after `step` steps, as one dictionary.
-
-        Raises:
-            ValueError: The cursor is of a run with other streams.
-        """
+        """Set the start: cursors of all processes after `step` steps, as one; ValueError for those of other streams."""
         own = {str(lane) for lanes in self._lanes for lane in lanes}
         if missing := own - cursor.keys():
             raise ValueError(f"the saved cursor has no lane {min(missing)}: it is of a run with other streams")

@@ -110,7 +110,6 @@ def read_shard(
 
     Args:
         shard: Path or URL that ends in .tar or .parquet.
-        start: The first record to read.
         images: Read images; parquet files without them are read faster. "places" gives the image of a tar member as
             the `path` of its bytes (`range_path`).
         details: Give everything else that a record says as `metadata`.
