@@ -181,6 +181,20 @@ def test_model_that_moved_is_named(made, model, capsys, tmp_path):
     assert Path(NAMES[0]).stem.split()[0] in printed(["search", copy, "x", "--model", model], capsys)
 
 
+def test_search_and_embed_take_the_first_dimensions(made, model, capsys, tmp_path):
+    main(["index", str(model), str(made[0]), "--out", str(tmp_path / "index"), "--dim", "8"])
+    capsys.readouterr()
+    main(["search", str(tmp_path / "index"), str(made[0] / NAMES[7]), "--json", "--top", str(NUM)])
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert hits[0]["path"] == str(made[0] / NAMES[7])
+    main(["embed", str(model), str(made[0]), "--out", str(tmp_path / "v.npy"), "--dim", "8"])
+    vectors = np.load(tmp_path / "v.npy")
+    assert vectors.shape == (NUM, 8)
+    paths = (tmp_path / "v.npy.ids.txt").read_text().splitlines()
+    similarity = dict(zip(paths, (vectors @ vectors[paths.index(hits[0]["path"])]).tolist(), strict=True))
+    assert [hit["similarity"] for hit in hits] == pytest.approx([similarity[hit["path"]] for hit in hits], abs=1e-5)
+
+
 def test_embed_writes_files(made, model, capsys, tmp_path):
     shown = printed(["embed", model, made[0], "--out", tmp_path / "v.npy"], capsys)
     assert f"{NUM} vectors in" in shown
@@ -229,6 +243,7 @@ def test_duplicates_and_clusters_of_an_index(model, tmp_path, capsys):
         (["index", "MODEL", "IMAGES", "--out", "FILE"], "something else than an index"),
         (["index", "MODEL", "IMAGES", "--out", "FILE/new"], "no folder"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--batch", "0"], "batch is 0"),
+        (["index", "MODEL", "IMAGES", "--out", "new", "--dim", "12"], "give a multiple of 8 below"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--metadata", "nowhere.csv"], "expected a table"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--engine", "spark"], "--engine"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--devise", "cpu"], "--device"),

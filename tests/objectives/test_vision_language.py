@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from tests.integrations.toy_gallery import CAPTIONS, LIVELY, NUM_PICTURES, drawings
 from tests.toy_batch import make_batch
 from tests.toy_model import BEIT3, shaken, toy
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlmo import VLMoProcessor
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageTextRetrieval,
@@ -138,6 +140,79 @@ def test_parts_that_are_switched_off_need_no_masked_captions():
 
 
 # -------------------------------------------------------------------------------- fine-tuning for retrieval
+
+
+def nested_itc(objective: VisionLanguageObjective, batch: dict[str, Tensor], dims: tuple[int, ...]) -> Tensor:
+    """Mean over both branches, all `dims` and both directions, from the projections and by nothing under test."""
+    model, backbone = objective.model, objective.model.vlmo
+    image = backbone.join(image=backbone.embed_image(batch["pixel_values"]), grid=(4, 4))
+    text = backbone.join(text=backbone.embed_text(batch["input_ids"]), attention_mask=batch["attention_mask"])
+    images, texts = (backbone.contrast_states(each, fusion_branch=True) for each in (image, text))
+    total = 0
+    for head, i, t in zip((model.contrast_head, model.fusion_contrast_head), images, texts, strict=True):
+        for dim in dims:
+            own = i @ head.image_projection.weight[:dim].T, t @ head.text_projection.weight[:dim].T
+            own = [each / each.square().sum(dim=1, keepdim=True).sqrt() for each in own]
+            odds = (head.logit_scale.exp() * own[0] @ own[1].T).exp()
+            same = torch.zeros(8, 8)
+            same[0, 5] = same[5, 0] = 1  # left out of the sums
+            for direction in (odds, odds.T):
+                total = total - (direction.diag() / (direction * (1 - same)).sum(1)).log().mean()
+    return total / (4 * len(dims))
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_nested_itc_is_the_mean_over_numbers_of_dimensions(chunk):
+    objective = stage_3(mlm_weight=0, itm_weight=0, nested_dims=(4, 12), cache_chunk=chunk)
+    size, batch = objective.model.config.projection_size, make_batch()
+    actual = gradients(objective, batch)
+    objective.zero_grad()
+    expected = nested_itc(objective, batch, (size, 4, 12))
+    expected.backward()
+    close(objective(batch)["itc"], expected.detach())
+    wanted = {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
+    assert len(wanted) > 50
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(actual[name], gradient, atol=ATOL, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    # The whole vectors choose hard negatives all the same.
+    with torch.no_grad():
+        plain, nested = stage_3()(batch), stage_3(nested_dims=(4, 12))(batch)
+    close(nested["itm"], plain["itm"], atol=0)
+    assert nested["itc"] != plain["itc"]
+
+
+def test_nested_dims_that_are_no_part_of_the_vectors_are_refused():
+    with pytest.raises(ValueError, match=r"nested_dims are \(8, 0\)"):
+        VisionLanguageConfig(nested_dims=(8, 0))
+    with pytest.raises(ValueError, match=r"nested_dims are \(8, 32\), but the model's vectors have 32 dimensions"):
+        stage_3(nested_dims=(8, 32))
+
+
+@pytest.mark.slow
+def test_few_dimensions_find_images_if_they_were_trained_to():
+    found, words = {}, [text for texts in CAPTIONS for text in texts]
+    for nested in ((), (4,)):
+        torch.manual_seed(2)
+        processor = VLMoProcessor.train(words * 2, vocab_size=90, image_size=64, max_text_length=16)
+        model = VLMoForImageTextRetrieval(VLMoConfig.tiny(vocab_size=processor.vocab_size, **LIVELY))
+        config = VisionLanguageConfig(mlm_weight=0, itm_weight=0, nested_dims=nested)
+        objective = VisionLanguageObjective(model, config=config)
+        own = torch.arange(NUM_PICTURES)
+        batch = dict(processor(images=drawings(), text=[texts[0] for texts in CAPTIONS], return_tensors="pt"))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        for _ in range(100):
+            objective(batch | {"image_ids": own})["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            images = model.get_image_features(batch["pixel_values"])
+            texts = model.get_text_features(batch["input_ids"], batch["attention_mask"])
+        for dim in (4, 32):
+            similarity = texts[:, :dim] @ F.normalize(images[:, :dim], dim=-1).T
+            found[bool(nested), dim] = (similarity.argmax(1) == own).float().mean().item()
+    # 79 % and 100 % of the captions find their own of 24 drawings by four numbers; chance is 4 %.
+    assert found[True, 4] > max(0.9, found[False, 4] + 0.1)
+    assert min(found[True, 32], found[False, 32]) > 0.9
 
 
 def retrieval(*, model: dict | None = None, **config) -> VisionLanguageObjective:

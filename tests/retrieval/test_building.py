@@ -31,11 +31,12 @@ from tests.retrieval.toy_index import (
 from tests.rights import ordinary_rights
 
 from vlmo import progress
-from vlmo.retrieval import Index, build_index, building, executor, journal
+from vlmo.retrieval import Index, Searcher, build_index, building, executor, journal
 from vlmo.retrieval.executor import RecordEncoder
 from vlmo.retrieval.sources import Record
 from vlmo.retrieval.store import Store
 from vlmo.retrieval.vectors import embed_images
+from vlmo.serving.parts import load_parts
 
 # Batches of other sizes add up in another order.
 CLOSE = 1e-5
@@ -440,6 +441,26 @@ def test_single_file_that_is_gone_leaves_the_index(encoder, tmp_path):
     with pytest.raises(ValueError, match=r"there is nothing at .*--remove .* takes them out"):
         build(encoder, out=out)
     assert len(rows(out)) == 3
+
+
+def test_index_keeps_the_size_of_its_vectors(model, encoder, tmp_path):
+    folder, out = write_folder(tmp_path / "images", numbers=range(5)), tmp_path / "index"
+    build(model, folder, out=out, dim=8, approximate_from=3)
+    (folder / NAMES[6]).write_bytes(encoded(drawings()[6]))
+    assert build(model, out=out, approximate_from=3).encoded == 1
+    vectors = encoder.embed_images(drawings())[:, :8]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for number in (0, 4, 6):
+        np.testing.assert_allclose(rows(out)[str(folder / NAMES[number])]["vector"], vectors[number], atol=CLOSE)
+    searcher = Searcher(model, out)
+    assert searcher.encoder.dim == searcher.index.dim == 8
+    assert searcher.similar(searcher.search(drawings()[6], top=1).hits[0].id).hits
+    for dim, given in ((16, model), (None, encoder)):
+        with pytest.raises(ValueError, match=r"was made with another model or size of vectors .* 8 dimensions"):
+            build(given, out=out, dim=dim)
+    with pytest.raises(ValueError, match=r"8 dimensions\) than .*, 32\): their vectors cannot be compared"):
+        Searcher(encoder, out)
+    assert load_parts(model, index=out).encoder.dim == 8
 
 
 def test_other_model_is_refused(model, gallery, tmp_path):

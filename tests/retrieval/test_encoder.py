@@ -34,6 +34,23 @@ def test_vectors_are_those_of_the_model(encoder, plain):
     assert encoder.embed_images([]).shape == encoder.embed_texts([]).shape == (0, encoder.dim)
 
 
+def test_short_vectors_are_the_first_dimensions_normalised_again(encoder, model):
+    short, texts = Encoder(model, dim=8), [captions[0] for captions in CAPTIONS]
+    for cut, whole in (
+        (short.embed_images(drawings()), encoder.embed_images(drawings())),
+        (short.embed_texts(texts), encoder.embed_texts(texts)),
+    ):
+        assert cut.dtype == np.float32
+        first = whole[:, :8]
+        np.testing.assert_allclose(cut, first / np.sqrt((first**2).sum(1, keepdims=True)), atol=CLOSE)
+    assert (short.dim, short.fingerprint) == (8, encoder.fingerprint)
+    assert short.embed_images([]).shape == short.embed_texts([]).shape == (0, 8)
+    np.testing.assert_array_equal(Encoder(model, dim=32).embed_texts(texts), encoder.embed_texts(texts))
+    for wrong in (0, -8, 12, 40):
+        with pytest.raises(ValueError, match=rf"dim is {wrong}, but .* 32 dimensions; give a multiple of 8"):
+            Encoder(model, dim=wrong)
+
+
 def test_match_is_the_log_odds_of_the_head(encoder, plain):
     own, processor = plain
     texts = [CAPTIONS[number][0] for number in (0, 5, 9)]

@@ -129,6 +129,16 @@ def results(shown: str) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
+def test_short_vectors_are_those_of_torch(small, name):
+    short, torch_one = Encoder(SMALL, engine=name, dim=32), Encoder(SMALL, dim=32)
+    pixels = list(map(torch_one.pixels, drawings()))
+    np.testing.assert_allclose(short.embed_pixels(pixels), torch_one.embed_pixels(pixels), atol=CLOSE)
+    np.testing.assert_allclose(short.embed_texts(TEXTS), torch_one.embed_texts(TEXTS), atol=CLOSE)
+    np.testing.assert_allclose((short.embed_texts(TEXTS) ** 2).sum(1), 1, atol=CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPHS)
 def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys):
     folder, index = write_folder(tmp_path / "images"), tmp_path / "index"
     chosen = ["--engine", name]

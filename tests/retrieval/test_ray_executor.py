@@ -33,7 +33,8 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
     def both(*given, workers=1, **expected) -> None:
         counts = []
         for executor in ("ray", "local"):
-            report = build_index(model, given, out=tmp_path / executor, batch=4, executor=executor, workers=workers)
+            settings = {"batch": 4, "executor": executor, "workers": workers, "dim": 8}
+            report = build_index(model, given, out=tmp_path / executor, **settings)
             assert vars(report).items() >= expected.items(), executor
             # Two workers may each encode an image that stands twice.
             counts.append((report.images, report.captions, report.unchanged, report.deleted, report.bad))

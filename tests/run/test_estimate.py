@@ -127,6 +127,18 @@ def test_operations_and_parameters_are_those_of_a_run(name, losses) -> None:
     assert told.trainable_parameters == sum(p.numel() for p in parameters if p.requires_grad)
 
 
+def test_operations_of_nested_contrasts_are_those_of_a_run() -> None:
+    told, counted = [], []
+    for dims in ((), (8, 24)):
+        recipe = tiny("base-coco-retrieval", losses=replace(CONTRAST_ALONE, nested_dims=dims))
+        objective, batch = toy_objective(recipe)
+        with FlopCounterMode(display=False) as counter:
+            objective(batch)["loss"].backward()
+        told.append(estimate(recipe).flops_per_step)
+        counted.append(counter.get_total_flops())
+    assert told[1] - told[0] == counted[1] - counted[0] > 0
+
+
 class LiveBytes(TorchDispatchMode):
     """While this is on, counts the bytes of all tensors that operations make, until they are dropped."""
 

@@ -55,6 +55,9 @@ class IndexOptions:
     """Embed in this process, or with Ray Data."""
     workers: int = 2
     """ray: models that work side by side."""
+    dim: int | None = None
+    """Store the first DIM dimensions of each vector, L2-normalised again; a multiple of 8. By default all; later runs
+    and searches go by it too."""
     engine: Engine = "torch"
     precision: Precision = "float32"
     device: str | None = None
@@ -74,6 +77,8 @@ class EmbedOptions:
     """Text file whose lines are embedded instead of images."""
     batch: Annotated[int, tyro.conf.arg(name="batch-size", aliases=["--batch"])] = 64
     """Images that go through the model at a time."""
+    dim: int | None = None
+    """Write the first DIM dimensions of each vector, L2-normalised again; a multiple of 8. By default all."""
     engine: Engine = "torch"
     precision: Precision = "float32"
     device: str | None = None
@@ -169,7 +174,8 @@ def embed_command(options: EmbedOptions) -> None:
     from vlmo.retrieval.encoder import Encoder
     from vlmo.retrieval.vectors import embed_images, embed_texts
 
-    encoder = Encoder(folder, engine=options.engine, precision=options.precision, device=options.device)
+    chosen = {"engine": options.engine, "precision": options.precision, "device": options.device}
+    encoder = Encoder(folder, dim=options.dim, **chosen)
     if options.texts is None:
         written = embed_images(encoder, options.images, out=options.out, batch=options.batch, console=_STDERR)
     else:

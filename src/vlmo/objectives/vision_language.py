@@ -16,7 +16,7 @@ from vlmo import model as models
 from vlmo.model.heads import ContrastHead
 from vlmo.model.sequence import LANGUAGE, masked_positions
 from vlmo.objectives.gradient_cache import row_slices, run_blocks
-from vlmo.objectives.itc import SamePairs, caption_keys, itc_loss, own_pairs, same_pairs
+from vlmo.objectives.itc import SamePairs, caption_keys, first_dims, itc_loss, own_pairs, same_pairs
 from vlmo.objectives.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
 from vlmo.objectives.unimodal import accuracy
 from vlmo.types import Batch
@@ -40,6 +40,9 @@ class VisionLanguageConfig:
         negatives: Negative images, and negative texts, that ITM judges for each true pair; 1 in the paper.
         mlm_stride: Every n-th row of the batch takes part in MLM; 1 = all rows.
         itm_stride: Every n-th row of the batch takes part in ITM; 1 = all rows.
+        nested_dims: Numbers of dimensions that shall do alone, such as (32, 64): ITC is the mean over the whole vectors
+            and over the first so many dimensions of each, L2-normalised again ("Matryoshka Representation Learning",
+            Kusupati et al. 2022). Hard negatives are sampled by the whole vectors.
         fused_chunk: Pairs that go through the fusion encoder at once, sorted by the length of their captions; None =
             all, or `cache_chunk`. The result is the same; chunks hold less padding, which saves time where they are
             large enough.
@@ -56,6 +59,7 @@ class VisionLanguageConfig:
     negatives: int = 1
     mlm_stride: int = 1
     itm_stride: int = 1
+    nested_dims: tuple[int, ...] = ()
     fused_chunk: int | None = None
     cache_chunk: int | None = None
 
@@ -69,6 +73,8 @@ class VisionLanguageConfig:
         for name in ("negative_groups", "negatives", "mlm_stride", "itm_stride", "fused_chunk", "cache_chunk"):
             if (number := vars(self)[name]) is not None and number < 1:
                 raise ValueError(f"{name} is {number}; give 1 or more")
+        if min(self.nested_dims, default=1) < 1:
+            raise ValueError(f"nested_dims are {self.nested_dims}; give numbers from 1 up")
 
     def check_batch(self, rows: int, *, processes: int) -> None:
         """Raise ValueError if the `rows` of each process and micro-batch do not fit the stride and the groups."""
@@ -108,7 +114,7 @@ class VisionLanguageObjective(nn.Module):
     the unimodal branch, which is what the dual encoder embeds with, and matching if there is a head for it.
 
     Raises:
-        ValueError: A loss has a weight, but the model lacks its head.
+        ValueError: A loss has a weight, but the model lacks its head; or `nested_dims` are no parts of its vectors.
     """
 
     def __init__(
@@ -123,6 +129,10 @@ class VisionLanguageObjective(nn.Module):
         if self.config.itm_weight and model.match_head is None:
             weight = self.config.itm_weight
             raise ValueError(f"itm_weight is {weight}, but the model has no matching head; set use_match_head to True.")
+        size = model.contrast_head.image_projection.out_features
+        if max(self.config.nested_dims, default=0) >= size:
+            dims = self.config.nested_dims
+            raise ValueError(f"nested_dims are {dims}, but the model's vectors have {size} dimensions; give fewer.")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `itc`, `mlm`, `itm`, with accuracies.
@@ -137,14 +147,17 @@ class VisionLanguageObjective(nn.Module):
         if config.cache_chunk is None:
             images, texts = self._embed(images, texts)
 
-        # Contrast of the vectors of all processes, for each ITC branch.
+        # Contrast of the vectors of all processes, for each ITC branch and number of dimensions.
         vectors = self._encode(batch, images, texts)
         keys = [(distributed.gather_with_grad(image), distributed.gather_with_grad(text)) for image, text in vectors]
         same = self._same_pairs(batch)
         left_out = same if config.exclude_same else None
         branches = [
-            itc_loss(*pair, logit_scale=head.logit_scale, same=left_out, keys=both)
+            itc_loss(
+                *first_dims(pair, number), logit_scale=head.logit_scale, same=left_out, keys=first_dims(both, number)
+            )
             for head, pair, both in zip(self._contrast_heads(), vectors, keys, strict=True)
+            for number in (None, *config.nested_dims)
         ]
         losses = {"itc": torch.stack(branches).mean()}
 

@@ -75,6 +75,7 @@ def build_index(
     approximate_from: int = APPROXIMATE_FROM,
     executor: Literal["local", "ray"] = "local",
     workers: int = 2,
+    dim: int | None = None,
     engine: EngineName = "torch",
     precision: Precision = "float32",
     device: str | None = None,
@@ -99,6 +100,7 @@ def build_index(
         approximate_from: Number of images from which on an approximate index is built beside the exact search.
         executor: Embed in this process, or in actors of Ray Data.
         workers: Number of these actors.
+        dim: Size of the vectors, as for `Encoder`, if a folder is given. None: as in the first run; there all.
         engine: As for `Encoder`, if a folder is given; so are precision and device.
         precision: float32 or int8.
         device: None takes a GPU if there is one and the engine is torch.
@@ -106,7 +108,8 @@ def build_index(
             nothing.
 
     Raises:
-        ValueError: Nothing to index, something that cannot be read, an index of another model, or a number below 1.
+        ValueError: Nothing to index, something that cannot be read, an index of another model or size of vectors,
+            or a number below 1.
     """
     for name, value in (("batch", batch), ("approximate_from", approximate_from), ("workers", workers)):
         if value < 1:
@@ -116,12 +119,17 @@ def build_index(
     remembered = _remembered(earlier, store_bytes=store_bytes, metadata=metadata, forget=forget)
     table = None if remembered["metadata"] is None else MetadataTable(Path(remembered["metadata"]))
     origins = _origins(earlier, inputs, forget)
-    encoder = model if isinstance(model, Encoder) else Encoder(model, engine=engine, precision=precision, device=device)
-    if earlier is not None and earlier["model"]["fingerprint"] != encoder.fingerprint:
+    made_with = {} if earlier is None else earlier["model"]
+    if isinstance(model, Encoder):
+        encoder = model
+    else:
+        dim = made_with.get("dim") if dim is None else dim
+        encoder = Encoder(model, dim=dim, engine=engine, precision=precision, device=device)
+    if made_with and (made_with["fingerprint"], made_with["dim"]) != (encoder.fingerprint, encoder.dim):
         raise ValueError(
-            f"{folder} was made with another model ({earlier['model']['folder']}, fingerprint "
-            f"{earlier['model']['fingerprint'][:8]}) than {encoder.folder} ({encoder.fingerprint[:8]}); name a new "
-            "folder"
+            f"{folder} was made with another model or size of vectors ({made_with['folder']}, fingerprint "
+            f"{made_with['fingerprint'][:8]}, {made_with['dim']} dimensions) than {encoder.folder} "
+            f"({encoder.fingerprint[:8]}, {encoder.dim}); name a new folder"
         )
     with tempfile.TemporaryFile("w+", encoding="utf-8") as listing:  # lists of millions need no memory
         before = () if earlier is None else earlier["inputs"]

@@ -51,6 +51,7 @@ class Encoder:
 
     Args:
         folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model such as "vlmo-base-coco".
+        dim: Size of the vectors: the first dimensions of the model's, L2-normalised again. A multiple of 8; None: all.
         engine: "torch"; "onnx" (ONNX Runtime) and "openvino" run graphs on the CPU, which the first use writes into
             the cache; see `open_engine`.
         precision: "int8" multiplies in int8 in the linear layers, of the engines onnx and openvino.
@@ -58,8 +59,8 @@ class Encoder:
         dtype: For torch: type of weights and activations; None: that of the folder.
 
     Raises:
-        ValueError: It is no model folder, its model does not retrieve, or its cut-off is no probability; or there is no
-            such device or engine.
+        ValueError: It is no model folder, its model does not retrieve, or its cut-off is no probability; its vectors
+            have no such part; or there is no such device or engine.
         ModuleNotFoundError: The engine is not installed.
     """
 
@@ -67,6 +68,7 @@ class Encoder:
         self,
         folder: str | Path,
         *,
+        dim: int | None = None,
         engine: EngineName = "torch",
         precision: Precision = "float32",
         device: str | None = None,
@@ -79,6 +81,13 @@ class Encoder:
         self._engine = open_engine(
             engine, self.folder, self.fingerprint, precision=precision, device=device, dtype=dtype
         )
+        size = self._engine.dim
+        self.dim = size if dim is None else dim
+        if self.dim != size and (self.dim % 8 or not 0 < self.dim < size):  # LanceDB's IVF_RQ indexes multiples of 8
+            raise ValueError(
+                f"dim is {dim}, but the vectors of {self.folder} have {size} dimensions; give a multiple of 8 below "
+                "that. An index of more dimensions was made with another model"
+            )
         self._settings = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         self.match_cutoff = self._share("match_cutoff", None)
         self._lock = threading.RLock()
@@ -89,15 +98,12 @@ class Encoder:
     """The same for every copy of the folder; see `model_fingerprint`."""
     match_cutoff: float | None
     """Probability that the best candidate of a text must reach to be a match, from config.json; None: not chosen."""
+    dim: int
+    """Size of a vector."""
     engine: EngineName
     precision: Precision
     pool: ThreadPoolExecutor
     """Threads that decode and resize images."""
-
-    @property
-    def dim(self) -> int:
-        """Size of a vector."""
-        return self._engine.dim
 
     @property
     def device(self) -> str:
@@ -131,7 +137,7 @@ class Encoder:
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """L2-normalised vectors of texts; a text that is too long is cut."""
-        return self._in_batches(texts, self._engine.embed_texts, like=[self.dim])
+        return self._in_batches(texts, lambda part: self._cut(self._engine.embed_texts(part)), like=[self.dim])
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Numbers of tokens that the model reads of texts, special ones among them."""
@@ -148,7 +154,7 @@ class Encoder:
 
     def embed_pixels(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors of images from `pixels`."""
-        return self._in_batches(pixels, self._engine.embed_images, like=[self.dim])
+        return self._in_batches(pixels, lambda part: self._cut(self._engine.embed_images(part)), like=[self.dim])
 
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Log-odds that each text belongs to the image at the same position.
@@ -181,6 +187,13 @@ class Encoder:
         from vlmo.retrieval.torch_engine import TorchEngine
 
         return self._engine if isinstance(self._engine, TorchEngine) else TorchEngine(self.folder, device="cpu")
+
+    def _cut(self, vectors: Float32[np.ndarray, "row size"]) -> Float32[np.ndarray, "row dim"]:
+        """Return the first `dim` dimensions of a model's vectors, L2-normalised again."""
+        if self.dim == self._engine.dim:
+            return vectors
+        vectors = vectors[:, : self.dim]
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def _in_batches(
         self, rows: Sequence[Any], run: Callable[[Any], np.ndarray], *, like: list[int]

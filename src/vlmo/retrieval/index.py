@@ -69,6 +69,7 @@ class Index:
         folder: The folder.
         fingerprint: Fingerprint of the model that made the vectors.
         model_folder: Folder of that model.
+        dim: Size of a vector.
 
     Args:
         folder: The folder.
@@ -97,11 +98,7 @@ class Index:
 
     fingerprint: str
     model_folder: str
-
-    @property
-    def dim(self) -> int:
-        """Size of a vector."""
-        return self._store.dim
+    dim: int
 
     @property
     def approximate(self) -> Approximate | None:
@@ -227,7 +224,9 @@ class Index:
             return {}
         facts = read_facts(self.folder)
         try:
-            self.fingerprint, self.model_folder = facts["model"]["fingerprint"], facts["model"]["folder"]
+            made_with = facts["model"]
+            self.fingerprint, self.model_folder = made_with["fingerprint"], made_with["folder"]
+            self.dim = made_with["dim"]
             made = facts["approximate"] or {"search": None, "captions": None}
             self._search_images, self._search_captions = (
                 None if made[name] is None else Approximate(**made[name]) for name in ("search", "captions")

@@ -32,11 +32,6 @@ class StoreProcess:
         signal.signal(signal.SIGINT, before)
         theirs.close()
 
-    @property
-    def dim(self) -> int:
-        """Size of a vector."""
-        return self._ask("dim")
-
     def __getattr__(self, method: str) -> Callable[..., Any]:
         return functools.partial(self._ask, method)
 

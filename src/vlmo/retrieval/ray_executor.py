@@ -40,7 +40,7 @@ def ray_executor(encoder: Encoder, *, batch: int, workers: int) -> Executor:
         workers: Number of actors.
     """
     device = encoder.device.partition(":")[0]
-    settings = {"engine": encoder.engine, "precision": encoder.precision, "device": device}
+    settings = {"dim": encoder.dim, "engine": encoder.engine, "precision": encoder.precision, "device": device}
 
     def run(tasks: Iterable[Task], reader: Reader, lookup: Lookup) -> Iterator[Step]:
         given = list(tasks)

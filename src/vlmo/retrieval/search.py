@@ -209,20 +209,21 @@ class Searcher:
     Args:
         model: Model folder, or an `Encoder` of one.
         index: Index folder, or an open one.
-        options: Of the `Encoder`, if a folder is given: engine, precision, device.
+        options: Of the `Encoder`, if a folder is given: engine, precision, device. Its `dim` is that of the index.
 
     Raises:
-        ValueError: One of them cannot be opened, or the index was made with another model.
+        ValueError: One of them cannot be opened, or the index was made with another model or size of vectors.
     """
 
     def __init__(self, model: str | Path | Encoder, index: str | Path | Index, **options: Any) -> None:
         self.index = index if isinstance(index, Index) else Index(index)
-        self.encoder = model if isinstance(model, Encoder) else Encoder(model, **options)
-        if self.encoder.fingerprint != self.index.fingerprint:
+        self.encoder = model if isinstance(model, Encoder) else Encoder(model, dim=self.index.dim, **options)
+        if (self.encoder.fingerprint, self.encoder.dim) != (self.index.fingerprint, self.index.dim):
             raise ValueError(
-                f"{self.index.folder} was made with another model ({self.index.model_folder}, fingerprint "
-                f"{self.index.fingerprint[:8]}) than {self.encoder.folder} ({self.encoder.fingerprint[:8]}): their "
-                "vectors cannot be compared. Use that model, or build an index with this one"
+                f"{self.index.folder} was made with another model or size of vectors ({self.index.model_folder}, "
+                f"fingerprint {self.index.fingerprint[:8]}, {self.index.dim} dimensions) than {self.encoder.folder} "
+                f"({self.encoder.fingerprint[:8]}, {self.encoder.dim}): their vectors cannot be compared. Use that "
+                "model with that dim, or build an index with this one"
             )
         self._speed = Speed()
 

@@ -84,8 +84,9 @@ def load_parts(
         if engine != "torch":
             raise ValueError(f"{folder} answers questions, and engine {engine} is for models that retrieve; use torch")
         return Parts(answerer=Answerer(folder, device=device))
-    encoder = Encoder(folder, engine=engine, precision=precision, device=device)
     opened = None if index is None else Index(index)
+    dim = None if opened is None else opened.dim
+    encoder = Encoder(folder, dim=dim, engine=engine, precision=precision, device=device)
     if opened is not None:
         Searcher(encoder, opened)  # checks that they belong together
     return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))
