@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tests.recipes.toy_recipes import STEPS, shrunk
 
-from vlmo.data import builtin
+from vlmo.data.prepare import PREPARERS
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.model.heads import MAX_LOGIT_SCALE, ContrastHead
 from vlmo.recipes import RECIPES, Recipe, describe, find_recipe, small
@@ -109,16 +109,19 @@ def test_every_recipe_is_valid_on_eight_processes():
 
 
 def test_stages_of_the_released_model_read_nothing_about_its_held_out_concepts():
-    names = ("small-tokenizer", "small-stage1", "small-stage2", "vlmo-small")
+    names = ("small-tokenizer", "small-stage1", "small-stage2", "small-stage3", "vlmo-small")
     stages = [find_recipe(name) for name in names]
-    read = {stage.data.source for stage in stages} | {name for stage in stages for name in stage.text.learn_from}
-    assert read == {"drawings-images", "drawings-pairs", "english-text"}
-    assert read < set(builtin.NAMES)
-    starts = (stages[1].stage.visual_tokenizer, stages[2].init, stages[3].init)
-    for name, folder, start in zip(names, ("tokenizer", "stage1", "stage2"), starts, strict=False):
+    read = {name for stage in stages for name in (*stage.data.source.split("+"), *stage.text.learn_from)}
+    prepared = {name for name in read if name.startswith("data/")}  # their splits "train" hold nothing of the tests
+    assert prepared == {f"data/{name}" for name in ("icons", "drawings", "clipart", "glosses")}
+    assert all(name.removeprefix("data/") in PREPARERS for name in prepared)
+    assert read - prepared == {"scenes", "english-text"}  # of which the captions alone are read
+    assert {stage.data.split for stage in stages} == {"train"}
+    starts = (stages[1].stage.visual_tokenizer, *(stage.init for stage in stages[2:]))
+    for name, folder, start in zip(names, ("tokenizer", "stage1", "stage2", "stage3"), starts, strict=False):
         assert start == f"{small.VLMO_SMALL}/{folder}/model"
         assert f"--run-dir {small.VLMO_SMALL}/{folder}\n" in describe(name)
-    sizes = vars(stages[3].model) | {"vocab_size": stages[3].text.vocab_size}
+    sizes = vars(stages[-1].model) | {"vocab_size": stages[-1].text.vocab_size}
     model = VLMoForImageTextRetrieval(VLMoConfig(**sizes))
     assert model.num_parameters() <= 10_000_000
     assert model.match_head is not None

@@ -49,7 +49,7 @@ def shrunk(
         stage=stage,
         model=model_config(sizes),
         text=TextConfig(vocab_size=90, learn_from=(str(source),), max_length=16),
-        data=dataclasses.replace(recipe.data, source=str(data), streams=streams),
+        data=dataclasses.replace(recipe.data, source=str(data), weights=(), streams=streams),
         loader=dataclasses.replace(recipe.loader, global_batch_size=16, num_workers=0),
         trainer=dataclasses.replace(recipe.trainer, max_steps=STEPS, log_every=1),
         init=None,

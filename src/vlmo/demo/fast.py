@@ -17,11 +17,11 @@ from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.demo.examples import ImageQuery, contact_sheet
 from vlmo.folder import write_folder
-from vlmo.recipes.small import TEST_SOURCE
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
 from vlmo.retrieval.search import SEARCH_RERANK
 
+SOURCE = "emoji-pairs"
 _NUM_QUERIES, _TOP, _NUM_CAPTIONS = 5, 5, 3
 
 
@@ -29,7 +29,7 @@ def run_fast_start(
     run: str | Path,
     *,
     model: str = SMALL,
-    source: str = TEST_SOURCE,
+    source: str = SOURCE,
     split: str = "test",
     console: Console | None = None,
 ) -> dict[str, int]:
@@ -73,7 +73,7 @@ def run_fast_start(
     console.print(table)
     lines = [
         f"search among {report.images} drawings, ready after {seconds:.0f} s; contact sheet {sheet}",
-        "The model knows drawings like these, and no photographs. Try next (where vlmo is not found, after",
+        "The model knows drawings and icons, and no photographs. Try next (where vlmo is not found, after",
         "`. .venv/bin/activate`):",
         f'  vlmo search {index} "a red heart" --sheet hearts.png',
         f"  vlmo serve {model} --index {index}",

@@ -20,6 +20,7 @@ _MODULES = {
     name: module
     for module, names in {
         "emoji": "emoji-pairs drawings-pairs drawings-images drawings-concepts",
+        "icons": "lucide-icons",
         "english": "english-text",
         "easy_vqa": "easy-vqa easy-vqa-balanced",
         "scenes": "scenes scenes-binding",
