@@ -49,7 +49,7 @@ def test_python_runs(place, monkeypatch, capsys):
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("vlmo ")]
-    assert len(commands) == 13
+    assert len(commands) == 14
     for command in commands:
         main(shlex.split(command)[1:])
         printed = capsys.readouterr().out
@@ -74,9 +74,9 @@ def test_commands_run(place, monkeypatch, capsys):
 
 def test_options_of_the_page_exist(capsys):
     helps = ""
-    for command in ("index", "search", "embed", "duplicates", "clusters", "evaluate"):
+    for command in ("index", "search", "embed", "duplicates", "clusters", "evaluate", "train vlmo-small"):
         with pytest.raises(SystemExit) as ended:
-            main([command, "--help"])
+            main([*command.split(), "--help"])
         assert ended.value.code == 0
         helps += capsys.readouterr().out
     quoted = re.findall(r"`([^`\n]*--[^`]+)`", PAGE)

@@ -70,6 +70,7 @@ _METADATA_MODULES = {
     "torch.serialization",
     "torch.distributed.checkpoint.filesystem",
     "pathlib",
+    "pathlib._local",  # from Python 3.13 on
 }
 _METADATA_CALLS = (torch.Size, _get_layout, _StorageInfo, Path, PosixPath, WindowsPath)
 
