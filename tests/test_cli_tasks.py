@@ -194,7 +194,16 @@ def test_labels_outside_the_range_are_one_line(folders, capsys, tmp_path):
     folder = write_questions(tmp_path / "questions")
     (folder / "prepared.json").write_text(json.dumps({"labels": ANSWERS[:2]}))
     run = ["--run-dir", str(tmp_path / "run"), "--init", folders["retrieval"], "--data.source", str(folder)]
-    sizes = ["--model.hidden-size", "32", "--model.num-hidden-layers", "3", "--evaluate-on", str(folder)]
+    sizes = [
+        "--model.hidden-size",
+        "32",
+        "--model.num-hidden-layers",
+        "3",
+        "--model.num-attention-heads",
+        "2",
+        "--evaluate-on",
+        str(folder),
+    ]
     line = refused(["train", "easy-vqa", *run, *sizes, "--model.initializer-range", "0.02"], capsys)
     assert "answer" in line
 
