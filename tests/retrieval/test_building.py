@@ -518,12 +518,21 @@ def test_tables_that_a_full_disk_left_half_made_are_made_again(tmp_path):
     for room in (0, manifest.stat().st_size + 100):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         try:
-            with pytest.raises(ValueError, match=r"no room .* make some and run the command again"):
+            with pytest.raises(ValueError, match=r"the disk is full .* free some space and run again"):
                 Store(tmp_path / "index", dim=8)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.stem for path in sorted((tmp_path / "index").iterdir())] == ["captions", "pictures"]
     assert Store(tmp_path / "index", dim=8).count("captions") == 0
+
+
+def test_table_that_has_lost_its_versions_is_not_made_again(encoder, tmp_path):
+    folder, out = write_folder(tmp_path / "images", numbers=range(2)), tmp_path / "index"
+    build(encoder, folder, out=out)
+    shutil.rmtree(out / "pictures.lance" / "_versions")
+    with pytest.raises(ValueError, match="the index is damaged"):
+        build(encoder, out=out)
+    assert any((out / "pictures.lance" / "data").iterdir())
 
 
 def test_only_one_process_writes(encoder, tmp_path):

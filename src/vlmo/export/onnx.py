@@ -239,7 +239,7 @@ def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> boo
     shapes = tuple({axis: axes[name] for axis, name in free.items()} for free in graph.dynamic_axes)
     # Sizes that stand for no other axis of the model by chance.
     example = noise(graph, model.config, batch=3, length=min(7, longest), seed=0)
-    # Not strict, in half of the time: the model must ask for `tensor.shape[0]`, as `len(tensor)` would fix the batch.
+    # Not strict, which is faster: the model must ask for `tensor.shape[0]`, as `len(tensor)` would fix the batch.
     program = torch.export.export(GraphModule(model, graph).eval(), example, dynamic_shapes=(shapes,), strict=False)
     with warnings.catch_warnings():
         # Between two parts of torch 2.13: its exporter copies what it has deprecated itself.

@@ -300,20 +300,20 @@ SMALL = {
         "Visual tokenizer of 1,024 tokens, the targets of small-stage1.",
         data="{source}: folders of vlmo data prepare, 150,000 icons, drawings of emoji and clip art.",
         command=f"vlmo train {{name}} --run-dir {VLMO_SMALL}/tokenizer",
-        expect="a reconstruction error of 0.107 and a perplexity of 590, in two minutes of one CPU core (AMD EPYC, one "
-        "seed, as all of these).",
+        expect="a reconstruction error of 0.108 and a perplexity of 570, in 104 s of one busy CPU core (AMD EPYC, "
+        "bf16, one seed, as all of these).",
     ),
     "small-stage1": Entry(
         _stage1,
         "Stage 1 on icons, drawings and clip art: masked image modelling.",
         command=f"vlmo train {{name}} --run-dir {VLMO_SMALL}/stage1",
-        expect="a loss of 4.5 nats (chance 6.93), in ten minutes of one CPU core.",
+        expect="a loss of 4.5 nats (chance 6.93), in 16 minutes of one busy CPU core.",
     ),
     "small-stage2": Entry(
         _stage2,
         "Stage 2 on WordNet's glosses: masked language modelling; attention and vision experts are frozen.",
         command=f"vlmo train {{name}} --run-dir {VLMO_SMALL}/stage2",
-        expect="a loss of 6.5 nats (8.99 is knowing nothing), in five minutes of one CPU core.",
+        expect="a loss of 6.5 nats (8.99 is knowing nothing), in 331 s of one busy CPU core.",
     ),
     "small-stage3": Entry(
         _stage3,

@@ -77,8 +77,8 @@ def find_duplicates(
             smallest[number] = min(smallest[number], similar.min())
     found = []
     for group, similarity in zip(groups, smallest.tolist(), strict=True):
-        images = sorted((places[row], ids[row]) for row in group)
-        found.append(ImageGroup(similarity, tuple(id for _, id in images), tuple(place for place, _ in images)))  # noqa: A001
+        rows = sorted(group, key=lambda row: (places[row], ids[row]))
+        found.append(ImageGroup(similarity, tuple(ids[row] for row in rows), tuple(places[row] for row in rows)))
     return sorted(found, key=lambda each: (-len(each.ids), -each.similarity, each.places))
 
 

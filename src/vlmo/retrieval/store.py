@@ -124,7 +124,7 @@ def one_line(folder: Path) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         if re.search(_FULL, str(error)):
-            raise ValueError(f"{folder}: no room ({plain(error)}); make some and run the command again") from error
+            raise ValueError(f"{folder}: the disk is full ({plain(error)}); free some space and run again") from error
         raise ValueError(f"{folder}: the index is damaged, or no index ({plain(error)}); build it anew") from error
 
 
@@ -163,7 +163,9 @@ class Store:
         texts = {"id": pa.string(), "picture": pa.string(), "caption": pa.string()}
         captions = pa.schema({**texts, "vector": _vector(dim)})
         existing = set(self._connection.list_tables().tables)
-        if not any((self.folder / f"{IMAGES}.lance" / "_versions").glob("*.manifest")):  # the last file of a creation
+        # A creation ends with a manifest, and a table that has held rows has data: neither is there if it was cut off.
+        table = self.folder / f"{IMAGES}.lance"
+        if IMAGES not in existing or not (any(table.glob("_versions/*.manifest")) or (table / "data").exists()):
             for name, schema in ((CAPTIONS, captions), (IMAGES, images)):
                 if name in existing:
                     self._connection.drop_table(name)

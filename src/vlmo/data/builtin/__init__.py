@@ -19,7 +19,7 @@ from vlmo.released.download import cache_folder
 _MODULES = {
     name: module
     for module, names in {
-        "emoji": "emoji-pairs drawings-pairs drawings-images drawings-concepts",
+        "emoji": "emoji-pairs drawings-pairs drawings-concepts",
         "icons": "lucide-icons",
         "english": "english-text",
         "easy_vqa": "easy-vqa easy-vqa-balanced",

@@ -4,7 +4,7 @@ A concept is an emoji with a name and a drawing in both styles. The drawings of 
 are kept for testing: no training set here holds them, nor a drawing that looks like them (docs/data.md).
 
 Their concepts are known by Twemoji's drawings. `NUM_NEW` further concepts are new altogether to a model that learns
-from `drawings-pairs` and `drawings-images`, which hold no drawing of them in any style.
+from `drawings-pairs`, which holds no drawing of them in any style.
 """
 
 import hashlib
@@ -87,10 +87,7 @@ class Split:
 
 
 def build() -> dict[str, Built]:
-    """`emoji-pairs` (concepts), `drawings-pairs` (all named drawings), `drawings-images` (all drawings, no captions).
-
-    The latter two are without the new concepts, which `drawings-concepts` holds.
-    """
+    """`emoji-pairs` (concepts), `drawings-pairs` (named drawings without new concepts), `drawings-concepts` (these)."""
     names, twemoji, openmoji = english_names(), read_twemoji(), read_openmoji()
     split = choose_split(names, twemoji=twemoji, openmoji=openmoji)
     named = [*split.concepts, *(codes for codes in names if codes not in set(split.concepts))]
@@ -102,18 +99,13 @@ def build() -> dict[str, Built]:
         usable = ((twemoji, twemoji.keys()), (openmoji, split.trainable))
         return [drawings[codes] for drawings, kept in usable for codes in order if codes in kept]
 
-    def known(order: Sequence[str]) -> list[Drawing]:
-        return [drawing for drawing in training(order) if drawing.codes in old[drawing.style]]
-
-    def both(train: list[Drawing], *, names: dict[str, tuple[str, ...]]) -> Built:
+    def both(train: list[Drawing]) -> Built:
         return FEATURES, {"train": rows_of(train, names=names), "test": rows_of(test, names=first_names(names))}
 
-    everything = sorted(twemoji.keys() | openmoji.keys())
     concepts = rows_of([twemoji[codes] for codes in split.new], names=first_names(names))
     return {
-        "emoji-pairs": both(training(split.concepts), names=names),
-        "drawings-pairs": both(known(named), names=names),
-        "drawings-images": both(known(everything), names={}),
+        "emoji-pairs": both(training(split.concepts)),
+        "drawings-pairs": both([drawing for drawing in training(named) if drawing.codes in old[drawing.style]]),
         "drawings-concepts": (FEATURES, {"test": concepts}),
     }
 
