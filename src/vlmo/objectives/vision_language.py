@@ -76,6 +76,13 @@ class VisionLanguageConfig:
         if min(self.nested_dims, default=1) < 1:
             raise ValueError(f"nested_dims are {self.nested_dims}; give numbers from 1 up")
 
+    def check_dims(self, size: int) -> None:
+        """Raise ValueError if vectors of this size have no such `nested_dims`."""
+        if max(self.nested_dims, default=0) >= size:
+            raise ValueError(
+                f"nested_dims are {self.nested_dims}, but the model's vectors have {size} dimensions; give fewer."
+            )
+
     def check_batch(self, rows: int, *, processes: int) -> None:
         """Raise ValueError if the `rows` of each process and micro-batch do not fit the stride and the groups."""
         for name in ("mlm_stride", "itm_stride"):
@@ -129,10 +136,7 @@ class VisionLanguageObjective(nn.Module):
         if self.config.itm_weight and model.match_head is None:
             weight = self.config.itm_weight
             raise ValueError(f"itm_weight is {weight}, but the model has no matching head; set use_match_head to True.")
-        size = model.contrast_head.image_projection.out_features
-        if max(self.config.nested_dims, default=0) >= size:
-            dims = self.config.nested_dims
-            raise ValueError(f"nested_dims are {dims}, but the model's vectors have {size} dimensions; give fewer.")
+        self.config.check_dims(model.contrast_head.image_projection.out_features)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `itc`, `mlm`, `itm`, with accuracies.

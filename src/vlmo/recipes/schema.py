@@ -212,6 +212,8 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
     if recipe.data.streams.patterns:
         validate_lanes(recipe.data.streams, loader=loader, processes=processes)
     losses = getattr(stage, "losses", None)
+    if isinstance(losses, VisionLanguageConfig):
+        losses.check_dims(recipe.model.projection_size or recipe.model.hidden_size)
     pieces = processes * loader.accumulation
     if isinstance(losses, VisionLanguageConfig) and not loader.global_batch_size % pieces:
         losses.check_batch(loader.global_batch_size // pieces, processes=processes)

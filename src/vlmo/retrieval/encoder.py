@@ -86,7 +86,7 @@ class Encoder:
         if self.dim != size and (self.dim % 8 or not 0 < self.dim < size):  # LanceDB's IVF_RQ indexes multiples of 8
             raise ValueError(
                 f"dim is {dim}, but the vectors of {self.folder} have {size} dimensions; give a multiple of 8 below "
-                "that. An index of more dimensions was made with another model"
+                "that, or for an index of more dimensions the model that made it"
             )
         self._settings = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         self.match_cutoff = self._share("match_cutoff", None)
