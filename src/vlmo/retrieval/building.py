@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,7 +132,7 @@ def build_index(
             f"{made_with['fingerprint'][:8]}, {made_with['dim']} dimensions) than {encoder.folder} "
             f"({encoder.fingerprint[:8]}, {encoder.dim}); name a new folder"
         )
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as listing:  # lists of millions need no memory
+    with _listing(folder) as listing:
         before = () if earlier is None else earlier["inputs"]
         with Progress(console) as progress:
             size = sum(_list(origin, listing, before=before, progress=progress) for origin in origins)
@@ -177,6 +178,18 @@ def build_index(
         recall=None if approximate is None else approximate.recall,
         unmatched=reader.unmatched(),
     )
+
+
+@contextmanager
+def _listing(folder: Path) -> Iterator[IO[str]]:
+    """Yield a temporary file for the list of inputs, as lists of millions need no memory there."""
+    try:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        if error.filename is None:  # a full disk
+            error.filename = f"{folder}, whose list of inputs is in {tempfile.gettempdir()}"
+        raise
 
 
 def _facts_of(folder: Path) -> dict[str, Any] | None:
