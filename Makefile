@@ -33,7 +33,7 @@ quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: ab
 	$(BIN)/vlmo quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev  ## all tests (some need a GPU); some drive Chromium (on Debian: apt install chromium)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling, dependencies
 	$(BIN)/ruff format --check .

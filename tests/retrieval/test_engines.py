@@ -195,6 +195,24 @@ def test_search_imports_no_torch_once_the_graphs_are_there(small, tmp_path):
         assert json.loads(done.stdout)["num_reranked"] == 3
 
 
+SIGNAL = """
+import os, signal, sys
+from vlmo.export.sessions import OpenVinoSession
+sessions = [OpenVinoSession(sys.argv[1]) for _ in range(3)]
+while sessions:
+    del sessions[0]
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_sessions_of_openvino_have_gone_reaches_its_handler(shared_folder):
+    """Each core of OpenVINO leaves the stack for signals as it found it, freed or not."""
+    graph = next(dual_encoder(shared_folder).folder.glob("text_encoder*.onnx"))
+    done = subprocess.run([sys.executable, "-c", SIGNAL, graph], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 @pytest.fixture
 def exports(shared_folder, tmp_path, monkeypatch) -> list[Path]:
     """Targets of exports, which copy the graphs of the toy model, into a cache of this test."""

@@ -344,7 +344,7 @@ def _describe(model: models.VLMoPreTrainedModel, folder: Path, report: OnnxRepor
             "mean": list(images.image_mean),
             "std": list(images.image_std),
         }
-    head = getattr(model, "contrast_head", None)
+    head: Any = getattr(model, "contrast_head", None)
     classifies = isinstance(
         model,
         models.VLMoForImageClassification

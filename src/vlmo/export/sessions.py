@@ -54,19 +54,29 @@ class OpenVinoSession:
     """
 
     def __init__(self, file: str | Path, *, num_threads: int | None = None, cache: Path | None = None) -> None:
-        import openvino
-
         # On processors that have bfloat16, OpenVINO would take it by itself.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         settings["INFERENCE_NUM_THREADS"] = str(num_threads or _default_threads())
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
-        self.model = openvino.Core().compile_model(str(file), "CPU", settings)
+        self.model = _openvino_core().compile_model(str(file), "CPU", settings)
 
     def __call__(self, *arrays: Any) -> list[np.ndarray]:
         """Return the outputs for inputs (arrays, or tensors on the CPU) in the order of the graph."""
         found = self.model([np.ascontiguousarray(array) for array in arrays])
         return [found[output] for output in self.model.outputs]
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """One for the life of the process.
+
+    Each sets an alternate signal stack and puts back the one before when it goes. Two that go in the order in which
+    they came leave the process with a stack that is freed, and the next signal that has a handler is its end.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class RetrievalGraphs:
