@@ -128,8 +128,9 @@ def time_graph(
     length: int,
     peers: dict[str, encoder_speed.Encoder],
     options: Options,
+    console: Console,
 ) -> dict[str, Any]:
-    """Figures of one graph for each batch size."""
+    """Rates of one graph for each batch size."""
     files = {"float32": written.float32, "int8": written.int8}
     sessions = {
         name: session(folder / file.file, num_threads=options.threads)
@@ -146,6 +147,7 @@ def time_graph(
         for name, session in sessions.items():
             calls[name] = lambda session=session, inputs=inputs: session(*inputs)
         calls |= peer_calls(graph, peers, batch=batch, length=length)
+        console.print(f"{graph.name}, batch {batch}: {len(calls)} engines, {options.turns} turns each", highlight=False)
         timed[f"batch {batch}"] = by_turns(calls, rows=batch, turns=options.turns, seconds=options.seconds)
     inputs = full_inputs(graph, model.config, batch=NUM_SAMPLES, length=length)
     expected = graph.call(model, *inputs)[0].flatten(1)
@@ -180,13 +182,20 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
         torch.backends.quantized.engine = "onednn"  # the fastest of torch's engines for the peer's int8
         base = encoder_speed.SIZES["base"]
         peers = {each: encoder_speed.open_clip_encoder(base, each, compiled=False) for each in PEERS}
+    console.print("exporting", highlight=False)
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         exported = Path(name) / "exported"
         report = export(folder, exported, options, console=console)
         description = read_description(exported)
         length = options.text_length or description["text"].get("max_length", 40)
         model = load_for_export(folder)
-        given: dict[str, Any] = {"folder": exported, "length": length, "peers": peers, "options": options}
+        given: dict[str, Any] = {
+            "folder": exported,
+            "length": length,
+            "peers": peers,
+            "options": options,
+            "console": console,
+        }
         graphs = {
             graph.name: time_graph(model, graph, report.graphs[graph.name], **given) for graph in graphs_of(model)
         }
@@ -217,7 +226,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints figures, and writes them with `--out`."""
+    """Prints rates, and writes them with `--out`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = tyro.cli(Options, args=arguments)
     if (options.folder is None) == (options.preset is None):

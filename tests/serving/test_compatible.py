@@ -98,6 +98,13 @@ def test_openai_client_gets_one_vector_for_one_text_and_images_by_address(openai
     np.testing.assert_allclose(image.embedding, expected, atol=TOLERANCE)
 
 
+def test_openai_client_gets_short_vectors(openai_client, parts) -> None:
+    answer = openai_client.embeddings.create(model="any", input=TEXTS, dimensions=5)
+    first = parts.encoder.embed_texts(TEXTS)[:, :5]
+    expected = first / np.sqrt((first**2).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=TOLERANCE)
+
+
 def test_base64_is_the_same_as_numbers(openai_client, client) -> None:
     coded = openai_client.embeddings.create(model="any", input=TEXTS, encoding_format="base64").data
     numbers = openai_client.embeddings.create(model="any", input=TEXTS, encoding_format="float").data
@@ -214,7 +221,8 @@ def test_rerank_takes_as_many_documents_as_search_reranks(client, files) -> None
         ({"input": [{}]}, "a text or an image, one of them"),
         ({"input": [{"video": "a"}]}, "input.0.video"),
         ({"input": "a", "encoding_format": "int8"}, "'float' or 'base64'"),
-        ({"input": "a", "dimensions": 7}, "dimensions is 7, but the model's vectors have "),
+        ({"input": "a", "dimensions": 4096}, "dimensions is 4096, but the model's vectors have "),
+        ({"input": "a", "dimensions": 0}, "greater than or equal to 1"),
     ],
 )
 def test_embeddings_name_what_is_wrong(client, body, reason) -> None:

@@ -189,11 +189,7 @@ class Encoder:
         return self._engine if isinstance(self._engine, TorchEngine) else TorchEngine(self.folder, device="cpu")
 
     def _cut(self, vectors: Float32[np.ndarray, "row size"]) -> Float32[np.ndarray, "row dim"]:
-        """Return the first `dim` dimensions of a model's vectors, L2-normalised again."""
-        if self.dim == self._engine.dim:
-            return vectors
-        vectors = vectors[:, : self.dim]
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors if self.dim == self._engine.dim else shorten(vectors, self.dim)
 
     def _in_batches(
         self, rows: Sequence[Any], run: Callable[[Any], np.ndarray], *, like: list[int]
@@ -212,6 +208,12 @@ class Encoder:
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
             raise ValueError(f"{self.folder / 'config.json'}: {name} is {value!r}; expected a number from 0 to 1")
         return default if value is None else value
+
+
+def shorten(vectors: Float32[np.ndarray, "row size"], dim: int) -> Float32[np.ndarray, "row dim"]:
+    """Return the first dimensions of vectors, L2-normalised again."""
+    vectors = vectors[:, :dim]
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def model_fingerprint(folder: Path) -> str:

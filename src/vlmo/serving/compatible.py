@@ -81,7 +81,11 @@ class EmbeddingsRequest(ClientBody):
         validation_alias=AliasChoices("encoding_format", "embedding_type", "encoding_type"),  # Jina's, LlamaIndex's
         description="float: lists of numbers. base64: 32-bit floats, little-endian.",
     )
-    dimensions: int | None = Field(default=None, description="Size of a vector; only the model's is accepted.")
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Size of a vector: its first dimensions, at most the model's, of length 1 again.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

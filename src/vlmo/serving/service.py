@@ -17,6 +17,7 @@ from PIL import Image
 
 from vlmo.data.decoding import COMMON_FORMATS, decode_image
 from vlmo.retrieval import Encoder, Index, Searcher
+from vlmo.retrieval.encoder import shorten
 from vlmo.retrieval.filters import check_comparisons
 from vlmo.retrieval.search import sigmoid
 from vlmo.serving import compatible, schemas
@@ -80,15 +81,18 @@ class Service:
             ServiceError: Vectors of another size are asked for, or an image cannot be read.
         """
         encoder = self._encoder()
-        if request.dimensions not in (None, encoder.dim):
-            reason = f"dimensions is {request.dimensions}, but the model's vectors have {encoder.dim}"
-            raise ServiceError(422, reason, hint="leave out dimensions")
+        dim = encoder.dim if request.dimensions is None else request.dimensions
+        if dim > encoder.dim:
+            reason = f"dimensions is {dim}, but the model's vectors have {encoder.dim}"
+            raise ServiceError(422, reason, hint=f"leave out dimensions, or ask for at most {encoder.dim}")
         texts, images = compatible.split(request.input)
         vectors, usage = await asyncio.gather(self._embed(texts, images), self._usage(texts))
         of_texts, of_images = map(iter, vectors)
         data = []
         for index, content in enumerate(request.input):
             vector = next(of_images if content.text is None else of_texts)
+            if dim < encoder.dim:
+                (vector,) = shorten(vector[None], dim)
             is_coded = request.encoding_format == "base64"
             values = base64.b64encode(vector.astype("<f4")).decode() if is_coded else vector.tolist()
             data.append(compatible.Embedding(object="embedding", index=index, embedding=values))
