@@ -32,10 +32,12 @@ from rich.console import Console
 
 from surroundings import surroundings, write_result
 from vlmo.data.sources import open_source
+from vlmo.export.sessions import Precision
 from vlmo.folder import write_file
 from vlmo.retrieval import Encoder, build_index
 from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.building import APPROXIMATE_FROM
+from vlmo.retrieval.engines import EngineName
 from vlmo.retrieval.index import INDEX_FILE, read_facts
 from vlmo.retrieval.store import Store
 
@@ -67,6 +69,10 @@ class Options:
     """Results of a request."""
     queue: int = 64
     """Places of the server."""
+    engine: EngineName = "torch"
+    """Software that the server runs the model with."""
+    precision: Precision = "float32"
+    """Of the engines onnx and openvino."""
     soak: float = 0.0
     """Seconds of a mixed load after the measurements, up to 7200."""
     index: Path | None = None
@@ -163,6 +169,7 @@ def running_server(options: Options, index: Path) -> Iterator[tuple[int, subproc
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = [str(options.model), "--index", str(index), "--port", str(port), "--queue", str(options.queue)]
+    arguments += ["--engine", options.engine, "--precision", options.precision]
     process = subprocess.Popen([sys.executable, "-m", "vlmo.cli", "serve", *arguments], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + _READY

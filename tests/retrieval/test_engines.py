@@ -43,14 +43,16 @@ TEXTS = [captions[0] for captions in CAPTIONS] + ["red " * 500]
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(shared_folder):
-    """Graphs are written once, and not into the cache of whoever runs the tests."""
-    built, linked = cache_folder() / "builtin", shared_folder / "builtin"
+    """Graphs are written once, not into the cache of whoever runs the tests, nor where other tests would use them."""
+    own = shared_folder / "with-graphs"
+    built, linked = cache_folder() / "builtin", own / "builtin"
     built.mkdir(parents=True, exist_ok=True)
+    own.mkdir(exist_ok=True)
     if not linked.exists():
         linked.symlink_to(built)  # built-in sets once for all tests
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLMO_CACHE", str(shared_folder))
-        yield shared_folder
+        patch.setenv("VLMO_CACHE", str(own))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +181,7 @@ def test_evaluation_in_an_engine_gives_the_recalls_of_torch(small, tmp_path, cap
 SEARCH = """
 import sys
 from vlmo.cli import main
-main(["search", sys.argv[1], "a red square", "--engine", sys.argv[2], "--json"])
+main(["search", sys.argv[1], "a red square", "--json", "--device", "cpu", *sys.argv[2:]])
 assert not {"torch", "transformers"} & set(sys.modules)
 """
 
@@ -188,8 +190,8 @@ assert not {"torch", "transformers"} & set(sys.modules)
 def test_search_imports_no_torch_once_the_graphs_are_there(small, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(3))
     main(["index", SMALL, str(folder), "--out", str(tmp_path / "index"), "--engine", "onnx"])
-    for name in GRAPHS:
-        line = [sys.executable, "-c", SEARCH, str(tmp_path / "index"), name]
+    for chosen in (["--engine", "onnx"], []):  # by default they are used
+        line = [sys.executable, "-c", SEARCH, str(tmp_path / "index"), *chosen]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["num_reranked"] == 3
@@ -240,6 +242,26 @@ def test_graphs_are_written_once_and_again_for_a_model_that_changed(shared_folde
     (model / "config.json").write_text(json.dumps(config | {"logit_scale_init": 0.5}))
     Encoder(model, engine="onnx")
     assert len(set(exports)) == 2
+
+
+def test_auto_is_the_fastest_engine_that_is_ready(shared_folder, exports, monkeypatch):
+    source = dual_encoder(shared_folder).source
+
+    def chosen(**options) -> str:
+        return Encoder(source, engine="auto", **options).engine
+
+    monkeypatch.setattr(engines, "_GPU_FILES", ())
+    assert chosen() == "torch"  # nothing is exported by itself
+    Encoder(source, engine="onnx")
+    assert (chosen(), chosen(device="cpu"), chosen(dtype=torch.bfloat16)) == ("openvino", "openvino", "torch")
+    monkeypatch.setattr(engines, "_GPU_FILES", (str(source),))
+    assert (chosen(), chosen(device="cpu")) == ("torch", "openvino")
+    find_spec = engines.importlib.util.find_spec
+    monkeypatch.setattr(
+        engines.importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name)
+    )
+    assert chosen(device="cpu") == "onnx"
+    assert len(exports) == 1
 
 
 def test_graphs_without_int8_are_written_again_for_int8(shared_folder, exports, monkeypatch):

@@ -158,7 +158,7 @@ def hasty() -> Iterator[uvicorn.Server]:
 
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(
-        uvicorn.Config(app, http=_protocol(Settings(header_seconds=HASTY_S)), lifespan="off", log_level="warning")
+        uvicorn.Config(app, http=_protocol(Settings(header_seconds=HASTY_S)), lifespan="off", log_config=None)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()

@@ -84,7 +84,7 @@ def in_base64(data: bytes) -> str:
 def served(app: FastAPI) -> Iterator[str]:
     """The app on a free port of this machine, on a thread; its address."""
     bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     address = f"http://127.0.0.1:{bound.getsockname()[1]}"

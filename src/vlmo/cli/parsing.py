@@ -23,9 +23,10 @@ ModelFolder = Annotated[
 ]
 
 Engine = Annotated[
-    Literal["torch", "onnx", "openvino"],
+    Literal["auto", "torch", "onnx", "openvino"],
     tyro.conf.arg(
-        help="PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache."
+        help="PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache; auto "
+        "takes one of these if that has happened and there is no GPU."
     ),
 ]
 Precision = Annotated[

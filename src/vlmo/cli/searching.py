@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -58,7 +59,7 @@ class IndexOptions:
     dim: int | None = None
     """Store the first DIM dimensions of each vector, L2-normalised again; a multiple of 8. By default all; later runs
     and searches go by it too."""
-    engine: Engine = "torch"
+    engine: Engine = "auto"
     precision: Precision = "float32"
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
@@ -79,7 +80,7 @@ class EmbedOptions:
     """Images that go through the model at a time."""
     dim: int | None = None
     """Write the first DIM dimensions of each vector, L2-normalised again; a multiple of 8. By default all."""
-    engine: Engine = "torch"
+    engine: Engine = "auto"
     precision: Precision = "float32"
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
@@ -118,7 +119,7 @@ class SearchOptions:
     """PNG or HTML file for a contact sheet of the result."""
     explain: Path | None = None
     """PNG file for the attention of the query's words over the best images."""
-    engine: Engine = "torch"
+    engine: Engine = "auto"
     precision: Precision = "float32"
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
@@ -196,8 +197,7 @@ def search_command(options: SearchOptions) -> None:
         from vlmo.retrieval.process import StoreProcess
 
         store = StoreProcess(folder)
-    if options.engine == "torch":
-        hide_loading_bars()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of "Loading weights", if transformers gets imported
     from vlmo.retrieval import Index, Searcher
 
     index = Index(folder, store=store)

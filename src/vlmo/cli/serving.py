@@ -26,7 +26,7 @@ class ServeOptions:
     """Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do."""
     port: int = 8000
     """0: any that is free; the log says which."""
-    engine: Engine = "torch"
+    engine: Engine = "auto"
     precision: Precision = "float32"
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""

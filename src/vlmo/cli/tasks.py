@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import Engine, ModelFolder, Precision, check_new_file, hide_loading_bars
+from vlmo.cli.parsing import ModelFolder, Precision, check_new_file, hide_loading_bars
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.released.published import MODELS
 
@@ -48,7 +48,7 @@ class EvaluateOptions:
     """retrieval: share of the matching score in the new order, 0 to 1; by default the model's for each direction."""
     rerank_score: Literal["published"] | None = None
     """retrieval: published is the published code's order of 32 candidates, cosine similarity + logit of a match."""
-    engine: Engine | None = None
+    engine: Literal["torch", "onnx", "openvino"] | None = None
     """retrieval: what computes vectors and matching scores (torch)."""
     precision: Precision | None = None
     """retrieval: float32 or int8."""

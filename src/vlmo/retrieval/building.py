@@ -19,7 +19,7 @@ from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import Recall, make_approximate
 from vlmo.retrieval.encoder import BATCH, Encoder
-from vlmo.retrieval.engines import EngineName, Precision
+from vlmo.retrieval.engines import EngineChoice, Precision
 from vlmo.retrieval.executor import Executor, local_executor
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
 from vlmo.retrieval.metadata import MetadataTable
@@ -77,7 +77,7 @@ def build_index(
     executor: Literal["local", "ray"] = "local",
     workers: int = 2,
     dim: int | None = None,
-    engine: EngineName = "torch",
+    engine: EngineChoice = "torch",
     precision: Precision = "float32",
     device: str | None = None,
     console: Console | None = None,

@@ -19,7 +19,7 @@ from PIL import Image
 from vlmo.export.sessions import Pixels, Precision
 from vlmo.folder import architectures
 from vlmo.released import find_model
-from vlmo.retrieval.engines import EngineName, open_engine
+from vlmo.retrieval.engines import EngineChoice, EngineName, choose_engine, open_engine
 from vlmo.visualization import on_white
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Encoder:
         folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model such as "vlmo-base-coco".
         dim: Size of the vectors: the first dimensions of the model's, L2-normalised again. A multiple of 8; None: all.
         engine: "torch"; "onnx" (ONNX Runtime) and "openvino" run graphs on the CPU, which the first use writes into
-            the cache; see `open_engine`.
+            the cache; see `open_engine`. "auto": see `choose_engine`.
         precision: "int8" multiplies in int8 in the linear layers, of the engines onnx and openvino.
         device: For torch: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         dtype: For torch: type of weights and activations; None: that of the folder.
@@ -69,7 +69,7 @@ class Encoder:
         folder: str | Path,
         *,
         dim: int | None = None,
-        engine: EngineName = "torch",
+        engine: EngineChoice = "torch",
         precision: Precision = "float32",
         device: str | None = None,
         dtype: torch.dtype | None = None,
@@ -77,6 +77,8 @@ class Encoder:
         self.folder = Path(find_model(Path(folder).expanduser()))
         architectures(self.folder)  # raises if it is no model folder
         self.fingerprint = model_fingerprint(self.folder)
+        if engine == "auto":
+            engine = choose_engine(self.folder, self.fingerprint, device=device) if dtype is None else "torch"
         self.engine, self.precision = engine, precision
         self._engine = open_engine(
             engine, self.folder, self.fingerprint, precision=precision, device=device, dtype=dtype

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -31,10 +33,13 @@ if TYPE_CHECKING:
     import torch
 
 EngineName = Literal["torch", "onnx", "openvino"]
+EngineChoice = EngineName | Literal["auto"]
 CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
 """Built-in set, and the number of its images and captions, that scales of int8 activations are taken from."""
 _PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
-_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+_PACKAGES: dict[GraphEngine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
+"""Of the engines that run graphs, the fastest one first."""
+_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -65,6 +70,19 @@ class Engine(Protocol):
     def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Return log-odds that each text belongs to its image."""
         ...
+
+
+def choose_engine(folder: Path, fingerprint: str, *, device: str | None = None) -> EngineName:
+    """Return the fastest exact engine that is ready on the CPU, and torch for a machine or device that is another.
+
+    OpenVINO or ONNX Runtime is ready where it is installed and the cache holds the model's graphs. Imports none.
+    """
+    may_be_gpu = sys.platform != "linux" or any(map(os.path.exists, _GPU_FILES))
+    if device not in {None, "cpu"} or (device is None and may_be_gpu):
+        return "torch"
+    if not _has_graphs(_graph_folder(folder, fingerprint), "float32"):
+        return "torch"
+    return next((name for name, package in _PACKAGES.items() if importlib.util.find_spec(package)), "torch")
 
 
 def open_engine(
@@ -170,11 +188,7 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
         ValueError: The model does not retrieve, or cannot be exported.
         ModuleNotFoundError: A package that exports or calibrates is missing.
     """
-    from vlmo.folder import cached_file
-
-    settings = folder / "tokenizer_config.json"  # it has the text length, which the fingerprint leaves out
-    length = settings.read_text(encoding="utf-8") if settings.is_file() else ""
-    target = cached_file("engines", fingerprint, length)
+    target = _graph_folder(folder, fingerprint)
     if _has_graphs(target, precision):
         return target
     from filelock import FileLock
@@ -216,6 +230,14 @@ def calibration_samples(folder: Path) -> dict[str, np.ndarray]:
     images = [decode_image(rows[number]["image"]) for number in numbers]
     texts = [(rows[number]["captions"] or [""])[0] for number in numbers]
     return dict(load_processor(folder)(images=images, text=texts, return_tensors="np"))
+
+
+def _graph_folder(folder: Path, fingerprint: str) -> Path:
+    from vlmo.folder import cached_file
+
+    settings = folder / "tokenizer_config.json"  # it has the text length, which the fingerprint leaves out
+    length = settings.read_text(encoding="utf-8") if settings.is_file() else ""
+    return cached_file("engines", fingerprint, length)
 
 
 def _has_graphs(folder: Path, precision: Precision) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmo.retrieval import Encoder, Index, Searcher
-from vlmo.retrieval.engines import EngineName, Precision
+from vlmo.retrieval.engines import EngineChoice, Precision
 from vlmo.tasks import QuestionStage, task_of
 
 
@@ -67,7 +67,7 @@ def load_parts(
     *,
     index: str | Path | None = None,
     vqa: str | Path | None = None,
-    engine: EngineName = "torch",
+    engine: EngineChoice = "torch",
     precision: Precision = "float32",
     device: str | None = None,
 ) -> Parts:
@@ -81,7 +81,7 @@ def load_parts(
             raise ValueError(
                 f"{folder} answers questions and searches nothing; give it with --vqa, after another model"
             )
-        if engine != "torch":
+        if engine not in {"auto", "torch"}:
             raise ValueError(f"{folder} answers questions, and engine {engine} is for models that retrieve; use torch")
         return Parts(answerer=Answerer(folder, device=device))
     opened = None if index is None else Index(index)
