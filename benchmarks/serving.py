@@ -356,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, args=arguments, description=__doc__)
     console = Console(stderr=True)
     load = os.getloadavg()[0]
-    packages = ("vlmo", "torch", "lancedb", "fastapi", "uvicorn")
+    packages = ("vlmo", "torch", "onnxruntime", "openvino", "lancedb", "fastapi", "uvicorn")
     result: dict[str, Any] = surroundings("serving.py", arguments, packages=packages) | {"load_average": load}
     with tempfile.TemporaryDirectory() as name:
         index = options.index or Path(name) / "index"

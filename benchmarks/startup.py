@@ -21,6 +21,9 @@ import tyro
 from surroundings import surroundings, write_result
 
 _HELP = "from vlmo.cli import main; main({})"
+PACKAGES = ("vlmo", "tyro", "rich", "torch", "transformers", "lancedb", "onnxruntime", "openvino")
+INDEX, NUM_IMAGES = "INDEX", 100
+ENGINES = ("torch", "onnx", "openvino")
 COMMANDS = {
     "nothing": "pass",
     "import vlmo": "import vlmo",
@@ -28,17 +31,18 @@ COMMANDS = {
         line: _HELP.format(line.split()[1:])
         for line in ("vlmo --help", "vlmo --version", "vlmo train shapes-stage3 --help", "vlmo import --help")
     },
+    # Among `NUM_IMAGES` drawings with `vlmo-small`, reranked.
+    **{
+        f"vlmo search --engine {engine}": _HELP.format(["search", INDEX, "a red apple", "--engine", engine])
+        for engine in ENGINES
+    },
 }
-INDEX = "INDEX"
-COMMANDS |= {
-    f"vlmo search --engine {engine}": _HELP.format(["search", INDEX, "a red apple", "--engine", engine])
-    for engine in ("torch", "onnx", "openvino")
+BARS = {
+    "import vlmo": 0.3,
+    "vlmo --help": 0.5,
+    "vlmo train shapes-stage3 --help": 3.0,
+    **{f"vlmo search --engine {engine}": 2.5 for engine in ENGINES},
 }
-"""Of `NUM_IMAGES` drawings with `vlmo-small`, reranked."""
-BARS = {"import vlmo": 0.3, "vlmo --help": 0.5, "vlmo train shapes-stage3 --help": 3.0} | dict.fromkeys(
-    (name for name in COMMANDS if "search" in name), 2.5
-)
-NUM_IMAGES = 100
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 if turn > 0:
                     runs[line].append(once)
     result: dict[str, Any] = {
-        "surroundings": surroundings("startup.py", arguments, packages=["vlmo", "tyro", "rich"])
-        | {"load_average": load},
+        "surroundings": surroundings("startup.py", arguments, packages=PACKAGES) | {"load_average": load},
         "commands": {
             name: {
                 "seconds": round(statistics.median(wall for wall, _ in own), 3),

@@ -74,7 +74,7 @@ MODELS = (
 SEARCH = """
 import sys
 from vlmo.cli import main
-main(["search", sys.argv[1], "a red square", "--json"])
+main(["search", sys.argv[1], "a red square", "--json", "--engine", "torch"])
 found = [name for name in HEAVY if name in sys.modules]
 assert not found, found
 """

@@ -261,6 +261,10 @@ def test_auto_is_the_fastest_engine_that_is_ready(shared_folder, exports, monkey
         engines.importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name)
     )
     assert chosen(device="cpu") == "onnx"
+    assert engines.choose_engine(source, Encoder(source).fingerprint, device="cuda") == "torch"
+    monkeypatch.setattr(engines, "_GPU_FILES", ())
+    monkeypatch.setattr(engines.sys, "platform", "darwin")  # it may have a GPU too
+    assert (chosen(), chosen(device="cpu")) == ("torch", "onnx")
     assert len(exports) == 1
 
 
@@ -288,7 +292,8 @@ def test_wrong_use_is_told(shared_folder, exports, tmp_path, monkeypatch, capsys
     for options, words in (
         ({"engine": "tensorrt"}, "'tensorrt'; expected torch, onnx or openvino"),
         ({"precision": "int4"}, "'int4'; expected float32 or int8"),
-        ({"precision": "int8"}, "belongs to the engines onnx and openvino"),
+        ({"precision": "int8"}, "belongs to the engines onnx and openvino; choose one of them"),
+        ({"precision": "int8", "engine": "auto"}, "belongs to the engines onnx and openvino; choose one of them"),
         ({"engine": "onnx", "device": "cuda"}, "runs on the CPU"),
         ({"engine": "onnx", "dtype": torch.bfloat16}, "leave out the device and the dtype"),
     ):

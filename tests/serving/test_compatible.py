@@ -98,9 +98,10 @@ def test_openai_client_gets_one_vector_for_one_text_and_images_by_address(openai
     np.testing.assert_allclose(image.embedding, expected, atol=TOLERANCE)
 
 
-def test_openai_client_gets_short_vectors(openai_client, parts) -> None:
-    answer = openai_client.embeddings.create(model="any", input=TEXTS, dimensions=5)
-    first = parts.encoder.embed_texts(TEXTS)[:, :5]
+def test_openai_client_gets_short_vectors(openai_client, parts, addresses) -> None:
+    answer = openai_client.embeddings.create(model="any", input=[*TEXTS, addresses[0]], dimensions=5)
+    image = parts.encoder.embed_images([drawings()[IMAGES[0]]])
+    first = np.concatenate([parts.encoder.embed_texts(TEXTS), image])[:, :5]
     expected = first / np.sqrt((first**2).sum(axis=1, keepdims=True))
     np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=TOLERANCE)
 
@@ -221,7 +222,7 @@ def test_rerank_takes_as_many_documents_as_search_reranks(client, files) -> None
         ({"input": [{}]}, "a text or an image, one of them"),
         ({"input": [{"video": "a"}]}, "input.0.video"),
         ({"input": "a", "encoding_format": "int8"}, "'float' or 'base64'"),
-        ({"input": "a", "dimensions": 4096}, "dimensions is 4096, but the model's vectors have "),
+        ({"input": "a", "dimensions": 4096}, "dimensions is 4096, but the vectors here have "),
         ({"input": "a", "dimensions": 0}, "greater than or equal to 1"),
     ],
 )

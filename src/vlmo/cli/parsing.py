@@ -25,8 +25,8 @@ ModelFolder = Annotated[
 Engine = Annotated[
     Literal["auto", "torch", "onnx", "openvino"],
     tyro.conf.arg(
-        help="PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache; auto "
-        "takes one of these if that has happened and there is no GPU."
+        help="PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache. auto: "
+        "OpenVINO, else ONNX Runtime, if the model is exported already and there is no GPU; else PyTorch."
     ),
 ]
 Precision = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -67,13 +68,21 @@ class OpenVinoSession:
         return [found[output] for output in self.model.outputs]
 
 
-@functools.cache
+_CORE_LOCK = threading.Lock()
+
+
 def _openvino_core() -> Any:
-    """One for the life of the process.
+    """Return OpenVINO's core, one for the life of the process.
 
     Each sets an alternate signal stack and puts back the one before when it goes. Two that go in the order in which
     they came leave the process with a stack that is freed, and the next signal that has a handler is its end.
     """
+    with _CORE_LOCK:
+        return _make_core()
+
+
+@functools.cache
+def _make_core() -> Any:
     import openvino
 
     return openvino.Core()

@@ -78,7 +78,8 @@ class Encoder:
         architectures(self.folder)  # raises if it is no model folder
         self.fingerprint = model_fingerprint(self.folder)
         if engine == "auto":
-            engine = choose_engine(self.folder, self.fingerprint, device=device) if dtype is None else "torch"
+            is_exact = precision == "float32" and dtype is None
+            engine = choose_engine(self.folder, self.fingerprint, device=device) if is_exact else "torch"
         self.engine, self.precision = engine, precision
         self._engine = open_engine(
             engine, self.folder, self.fingerprint, precision=precision, device=device, dtype=dtype
@@ -139,7 +140,7 @@ class Encoder:
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """L2-normalised vectors of texts; a text that is too long is cut."""
-        return self._in_batches(texts, lambda part: self._cut(self._engine.embed_texts(part)), like=[self.dim])
+        return self._in_batches(texts, lambda part: shorten(self._engine.embed_texts(part), self.dim), like=[self.dim])
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Numbers of tokens that the model reads of texts, special ones among them."""
@@ -156,7 +157,9 @@ class Encoder:
 
     def embed_pixels(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors of images from `pixels`."""
-        return self._in_batches(pixels, lambda part: self._cut(self._engine.embed_images(part)), like=[self.dim])
+        return self._in_batches(
+            pixels, lambda part: shorten(self._engine.embed_images(part), self.dim), like=[self.dim]
+        )
 
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Log-odds that each text belongs to the image at the same position.
@@ -190,9 +193,6 @@ class Encoder:
 
         return self._engine if isinstance(self._engine, TorchEngine) else TorchEngine(self.folder, device="cpu")
 
-    def _cut(self, vectors: Float32[np.ndarray, "row size"]) -> Float32[np.ndarray, "row dim"]:
-        return vectors if self.dim == self._engine.dim else shorten(vectors, self.dim)
-
     def _in_batches(
         self, rows: Sequence[Any], run: Callable[[Any], np.ndarray], *, like: list[int]
     ) -> Float32[np.ndarray, "row *dim"]:
@@ -212,10 +212,12 @@ class Encoder:
         return default if value is None else value
 
 
-def shorten(vectors: Float32[np.ndarray, "row size"], dim: int) -> Float32[np.ndarray, "row dim"]:
-    """Return the first dimensions of vectors, L2-normalised again."""
-    vectors = vectors[:, :dim]
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def shorten(vectors: Float32[np.ndarray, "*row size"], dim: int) -> Float32[np.ndarray, "*row dim"]:
+    """Return the first dimensions of vectors, L2-normalised again if that is not all of them."""
+    if dim == vectors.shape[-1]:
+        return vectors
+    vectors = vectors[..., :dim]
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -38,7 +38,7 @@ CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
 """Built-in set, and the number of its images and captions, that scales of int8 activations are taken from."""
 _PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
 _PACKAGES: dict[GraphEngine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
-"""Of the engines that run graphs, the fastest one first."""
+"""Of the engines that run graphs, the faster one first."""
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,9 +73,10 @@ class Engine(Protocol):
 
 
 def choose_engine(folder: Path, fingerprint: str, *, device: str | None = None) -> EngineName:
-    """Return the fastest exact engine that is ready on the CPU, and torch for a machine or device that is another.
+    """Return an exact engine that starts without PyTorch, if one is ready: OpenVINO, else ONNX Runtime; else torch.
 
-    OpenVINO or ONNX Runtime is ready where it is installed and the cache holds the model's graphs. Imports none.
+    One is ready if it is installed and the cache holds the model's graphs; none is for another device than the CPU, or
+    where there may be a GPU. OpenVINO is also the fastest (docs/engines.md).
     """
     may_be_gpu = sys.platform != "linux" or any(map(os.path.exists, _GPU_FILES))
     if device not in {None, "cpu"} or (device is None and may_be_gpu):
@@ -115,7 +116,7 @@ def open_engine(
         from vlmo.retrieval.torch_engine import TorchEngine
 
         if precision != "float32":
-            raise ValueError(f"precision {precision} belongs to the engines onnx and openvino; this is torch")
+            raise ValueError(f"precision {precision} belongs to the engines onnx and openvino; choose one of them")
         return TorchEngine(folder, device=device, dtype=dtype)
     if name not in _PACKAGES:
         hint = "; Ray is an executor (--executor ray)" if name == "ray" else ""

@@ -78,23 +78,21 @@ class Service:
         """Vectors of texts and images, for clients of OpenAI and Jina.
 
         Raises:
-            ServiceError: Vectors of another size are asked for, or an image cannot be read.
+            ServiceError: More dimensions are asked for than the vectors have, or an image cannot be read.
         """
         encoder = self._encoder()
         dim = encoder.dim if request.dimensions is None else request.dimensions
         if dim > encoder.dim:
-            reason = f"dimensions is {dim}, but the model's vectors have {encoder.dim}"
+            reason = f"dimensions is {dim}, but the vectors here have {encoder.dim}"
             raise ServiceError(422, reason, hint=f"leave out dimensions, or ask for at most {encoder.dim}")
         texts, images = compatible.split(request.input)
         vectors, usage = await asyncio.gather(self._embed(texts, images), self._usage(texts))
         of_texts, of_images = map(iter, vectors)
         data = []
         for index, content in enumerate(request.input):
-            vector = next(of_images if content.text is None else of_texts)
-            if dim < encoder.dim:
-                (vector,) = shorten(vector[None], dim)
+            vector = shorten(next(of_images if content.text is None else of_texts), dim)
             is_coded = request.encoding_format == "base64"
-            values = base64.b64encode(vector.astype("<f4")).decode() if is_coded else vector.tolist()
+            values = base64.b64encode(vector.astype("<f4").tobytes()).decode() if is_coded else vector.tolist()
             data.append(compatible.Embedding(object="embedding", index=index, embedding=values))
         return compatible.EmbeddingsResponse(object="list", data=data, model=encoder.fingerprint, usage=usage)
 

@@ -59,10 +59,10 @@ def prepared(root: Path, files: dict[str, str], out: Path) -> dict[str, dict]:
 def test_titles_and_keywords_are_captions(shares, tmp_path):
     rows = prepared(tmp_path / "in", FILES, tmp_path / "out")
     assert {name: row["captions"] for name, row in rows.items()} == {
-        "food/apple_ann_bell_01": ["red apple", "red apple, fruit, food"],
-        "food/menu_1": ["menu", "menu, food"],
-        "food/pear_annbell_x": ["pear annbell x"],
-        "tools/saw": ["saw"],
+        "food/apple_ann_bell_01": ["red apple", "red apple, fruit, food", "a picture of a red apple"],
+        "food/menu_1": ["menu", "menu, food", "an icon of a menu"],
+        "food/pear_annbell_x": ["pear annbell x", "an icon of a pear annbell x"],
+        "tools/saw": ["saw", "a saw"],
     }
     assert {row["licence"] for row in rows.values()} == {"public domain"}
     told = quarantined(tmp_path / "out")

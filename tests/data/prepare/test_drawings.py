@@ -79,6 +79,8 @@ def test_keywords_are_one_more_caption_in_training(split, tmp_path):
         codes = image_id.split("/")[1]
         assert texts[0] == emoji.english_names()[codes][0]
         assert (f"tag of {codes}, common" in texts) == (codes in CODES)
+        article = "an" if texts[0][0] in "aeiou" else "a"
+        assert texts[-1].endswith(f"{article} {texts[0]}") == texts[0][0].islower()
     assert all(len(texts) == 1 for texts in open_source(str(tmp_path / "out"), split="test")["captions"])
 
 
@@ -103,7 +105,7 @@ def test_missing_packages_are_told(split, tmp_path):
     told = " ".join(summary.lines())
     assert "@lobehub/fluent-emoji-3d/assets is not there" in told
     assert "captions are names alone" in told
-    assert max(map(len, open_source(str(tmp_path / "out"))["captions"])) < 4
+    assert max(map(len, open_source(str(tmp_path / "out"))["captions"])) < 5
     with pytest.raises(ValueError, match="npm install emoji-datasource-google"):
         prepare("drawings", root=tmp_path, out=tmp_path / "no")
     with pytest.raises(ValueError, match="no such folder"):

@@ -129,19 +129,19 @@ def test_only_categories_that_describe_are_told():
 
 def test_names_synonyms_and_categories_are_captions(rows):
     train = rows[0]["train"]
-    assert train["plain:bell-outline"]["captions"] == ["bell", "alarm"]
-    assert train["plain:tower-2-fill"]["captions"] == ["tower", "tower, food and drink"]
-    assert train["colours:stairs-24"]["captions"] == ["stairs"]
+    assert train["plain:bell-outline"]["captions"] == ["bell", "alarm", "a bell"]
+    assert train["plain:tower-2-fill"]["captions"] == ["tower", "tower, food and drink", "a tower"]
+    assert train["colours:stairs-24"]["captions"] == ["stairs", "a picture of a stairs"]
 
 
 def test_equal_drawings_are_one_row_with_the_names_of_all(rows):
     train = rows[0]["train"]
-    assert train["plain:bell"]["captions"] == ["bell", "same bell"]
+    assert train["plain:bell"]["captions"] == ["bell", "same bell", "a picture of a bell"]
     assert "mdi:same-bell" not in train
 
 
 def test_a_family_gives_two_drawings_of_a_name(rows):
-    dishes = [row for row in rows[0]["train"].values() if row["captions"] == ["dish"]]
+    dishes = [row for row in rows[0]["train"].values() if row["captions"][0] == "dish"]
     assert len(dishes) == 2  # of three by material-symbols and one by mdi
 
 
@@ -205,10 +205,10 @@ def test_painted_icons_keep_their_name_as_a_caption(tmp_path, monkeypatch):
     monkeypatch.setattr(icons, "PAINT", ((1.0, icons.GROUND),))
     prepare("icons", root=package(tmp_path / "in"), out=tmp_path / "out")
     train = {row["image_id"]: row["captions"] for row in open_source(str(tmp_path / "out"))}
-    name, *_, painted = train["plain:bell"]
-    assert name == "bell"
+    name, *_, painted, with_article = train["plain:bell"]
+    assert (name, with_article) == ("bell", "a picture of a bell")
     assert " bell on " in painted
-    assert train["colours:kite"] == ["kite"]  # it has colours of its own
+    assert train["colours:kite"] == ["kite", "a kite"]  # it has colours of its own
 
 
 def test_damaged_and_empty_drawings_are_quarantined(tmp_path):

@@ -17,7 +17,18 @@ from PIL import Image, ImageOps
 
 from vlmo.data.decoding import encode_image
 from vlmo.data.listing import walk
-from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, chunked, file_key, first_of, require_folder
+from vlmo.data.prepare.parts import (
+    BadRow,
+    Part,
+    Record,
+    Row,
+    SetOnDisk,
+    chunked,
+    file_key,
+    first_of,
+    require_folder,
+    with_article,
+)
 from vlmo.data.prepare.svg import Looks, draw, record_of
 from vlmo.data.schema import hash_share, make_row
 
@@ -58,7 +69,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipArt:
-    """A file, and what its RDF tells; `captions` are the title, then the title with keywords."""
+    """A file, and what its RDF tells; `captions` are the title, in training also with keywords and with an article."""
 
     file: Path
     name: str
@@ -119,6 +130,7 @@ def _describe(works: Sequence[tuple[Path, str, Work]]) -> list[ClipArt]:
         split = "test" if hash_share(work.author or str(Path(name).parent)) < TEST_SHARE else "train"
         words = [word for word in work.keywords if word not in title][:_MOST_KEYWORDS]
         captions = (title, *([", ".join([title, *words])] if words and split == "train" else []))
+        captions = with_article(captions, key=name) if split == "train" else captions
         if split == "train" or title not in tested:
             tested.update([title] if split == "test" else [])
             described.append(ClipArt(file, name, captions, split))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlmo.data.builtin import emoji
 from vlmo.data.builtin.emoji import Drawing
-from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked, require_folder
+from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked, require_folder, with_article
 
 LICENCE = "Noto Emoji: Apache-2.0; Fluent Emoji and keywords: MIT; Twemoji: CC-BY-4.0; OpenMoji: CC-BY-SA-4.0"
 
@@ -47,7 +47,10 @@ def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record
         styles[style] = emoji.read_drawings(style, kept)
     new = emoji.new_drawings(split, *styles.values())
     test = [openmoji[codes] for codes in split.test]
-    captions = {codes: (*known, keywords[codes]) if codes in keywords else known for codes, known in names.items()}
+    captions = {
+        codes: with_article((*known, keywords[codes]) if codes in keywords else known, key=codes)
+        for codes, known in names.items()
+    }
     train: list[Drawing] = []
     for style, drawings in styles.items():
         usable = emoji.unlike(drawings, new)

@@ -24,7 +24,7 @@ from PIL import Image
 from vlmo.data.builtin import emoji
 from vlmo.data.decoding import encode_image
 from vlmo.data.prepare.icon_names import Naming, caption_of, category_of, is_brand
-from vlmo.data.prepare.parts import ROWS_A_PART, Part, Record, Row, SetOnDisk, file_key, find
+from vlmo.data.prepare.parts import ROWS_A_PART, TYPED, Part, Record, Row, SetOnDisk, file_key, find, with_article
 from vlmo.data.prepare.svg import Looks, draw, open_png, record_of
 from vlmo.data.schema import hash_share, make_row
 
@@ -299,7 +299,7 @@ def _parts(icons: Iterable[Icon], *, tested: Looks) -> Iterator[Part]:
     digest = tested.digest
     for icon_set, group in itertools.groupby(icons, key=lambda icon: icon.icon_set):
         while chunk := list(itertools.islice(group, ROWS_A_PART)):
-            key = file_key(icon_set.file, chunk, digest, PAINT, COLORS)
+            key = file_key(icon_set.file, chunk, digest, PAINT, COLORS, TYPED)
             yield Part(key=key, rows=functools.partial(_records, chunk, tested=tested))
 
 
@@ -324,6 +324,7 @@ def _row(icon: Icon, image: Image.Image, *, may_paint: bool) -> Row:
         if may_paint:
             image, words = paint(image, key=icon.image_id)
             captions += [] if words is None else [words.format(captions[0])]
+        captions = list(with_article(captions, key=icon.image_id))
     cell = encode_image(image, f"{icon.icon_set.name}/{icon.key}.png")
     licence, source = icon.icon_set.licence, icon.icon_set.name
     return Row(icon.split, make_row(icon.image_id, image=cell, captions=captions, source=source, licence=licence))

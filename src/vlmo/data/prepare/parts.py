@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ import pyarrow.parquet as pq
 from datasets import Features
 
 from vlmo.data.decoding import ImageCell
-from vlmo.data.schema import FEATURES
+from vlmo.data.schema import FEATURES, hash_share
 
 ROWS_A_PART = 1024
 """Rows that are validated and kept as one piece of work: about ten seconds of one process."""
+
+TYPED = ("{}", "{}", "a picture of {}", "an icon of {}")
+"""What people type around a name with its article."""
+_AN = re.compile(r"(?!eu|ewe|one\b|once|uni(?!n)|us[aeb]|uti|uk|url)[aeiou]|hour|heir|honest")
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,19 @@ def chunked(rows: Iterable[Record], *, size: int = ROWS_A_PART) -> Iterator[Part
 def count_chunks(rows: Iterable[object]) -> int:
     """Return the number of parts that `chunked` makes of so many rows."""
     return -(-sum(1 for _ in rows) // ROWS_A_PART)
+
+
+def with_article(captions: Sequence[str], *, key: str) -> tuple[str, ...]:
+    """Return captions, and the first one as people type it, such as "a red bell" or "a picture of a red bell".
+
+    A hash of `key` chooses the words. Proper names, which start with a capital, are left alone. If only some kinds of
+    images had captions with articles, queries with an article would find those kinds.
+    """
+    name = captions[0]
+    if not name[0].islower():
+        return tuple(captions)
+    words = TYPED[int(hash_share(f"{key}/typed") * len(TYPED))]
+    return (*captions, words.format(f"{'an' if _AN.match(name) else 'a'} {name}"))
 
 
 def file_key(file: Path, *details: object) -> str:
