@@ -94,7 +94,7 @@ PRIVATE_WORDS = re.compile(
     flags=re.IGNORECASE,
 )
 # Columns of an index on disk, a prompt, a key of older folders; sentences of a data set are data.
-ALLOWED = re.compile(r"contrast fusion ending|\"pictures?\"|\"a picture of a \{\}\.\"")
+ALLOWED = re.compile(r"contrast fusion ending|\"pictures?\"|\"a picture of (?:a )?\{\}\.?\"")
 SENTENCES = {"data/builtin/scene_statements.py"}
 
 

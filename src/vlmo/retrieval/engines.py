@@ -38,7 +38,7 @@ CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
 """Built-in set, and the number of its images and captions, that scales of int8 activations are taken from."""
 _PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
 _PACKAGES: dict[GraphEngine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
-"""Of the engines that run graphs, the faster one first."""
+"""Packages of the engines that run graphs, the faster engine first."""
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _LOGGER = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ ROWS_A_PART = 1024
 """Rows that are validated and kept as one piece of work: about ten seconds of one process."""
 
 TYPED = ("{}", "{}", "a picture of {}", "an icon of {}")
-"""What people type around a name with its article."""
+"""Words that people type around a name with its article."""
 _AN = re.compile(r"(?!eu|ewe|one\b|once|uni(?!n)|us[aeb]|uti|uk|url)[aeiou]|hour|heir|honest")
 
 
@@ -118,7 +118,7 @@ def count_chunks(rows: Iterable[object]) -> int:
 
 
 def with_article(captions: Sequence[str], *, key: str) -> tuple[str, ...]:
-    """Return captions, and the first one as people type it, such as "a red bell" or "a picture of a red bell".
+    """Return captions, and the first one as people type it, such as "a red bell" or "an icon of a red bell".
 
     A hash of `key` chooses the words. Proper names, which start with a capital, are left alone. If only some kinds of
     images had captions with articles, queries with an article would find those kinds.
