@@ -169,7 +169,7 @@ class Reranking:
 
     def next_batch(self) -> list[Hit]:
         """Candidates to score now; none if all are scored or no more can be scored in time."""
-        count = RERANK_BATCH if self.deadline is None else self._speed.number_until(self.deadline)
+        count = SEARCH_RERANK if self.deadline is None else self._speed.number_until(self.deadline)
         self._batch, self._started = self._left[:count], time.perf_counter()
         return self._batch
 
