@@ -115,7 +115,7 @@ def test_int8_loses_at_most_half_a_point_of_recall(small):
         scores = words @ images.T
         ranks = [(each > each.diagonal()[:, None]).sum(axis=1) for each in (scores, scores.T)]
         recalls[name] = np.mean([(rank < k).mean() for rank in ranks for k in (1, 5, 10)])
-    assert 0.998 < (vectors["int8"] * vectors["onnx"]).sum(axis=1).min() < 1 - 1e-6
+    assert 0.999 < (vectors["int8"] * vectors["onnx"]).sum(axis=1).min() < 1 - 1e-6
     assert recalls["int8"] >= recalls["onnx"] - LOST
     assert recalls["onnx"] > 0.3
 
@@ -244,7 +244,7 @@ def test_graphs_are_written_once_and_again_for_a_model_that_changed(shared_folde
     assert len(set(exports)) == 2
 
 
-def test_auto_is_the_fastest_engine_that_is_ready(shared_folder, exports, monkeypatch):
+def test_auto_is_an_engine_that_is_ready(shared_folder, exports, monkeypatch):
     source = dual_encoder(shared_folder).source
 
     def chosen(**options) -> str:

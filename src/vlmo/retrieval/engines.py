@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 EngineName = Literal["torch", "onnx", "openvino"]
 EngineChoice = EngineName | Literal["auto"]
-CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
+CALIBRATION, NUM_SAMPLES = "emoji-pairs", 400
 """Built-in set, and the number of its images and captions, that scales of int8 activations are taken from."""
 _PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
 _PACKAGES: dict[GraphEngine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
@@ -238,7 +238,7 @@ def _graph_folder(folder: Path, fingerprint: str) -> Path:
 
     settings = folder / "tokenizer_config.json"  # it has the text length, which the fingerprint leaves out
     length = settings.read_text(encoding="utf-8") if settings.is_file() else ""
-    return cached_file("engines", fingerprint, length)
+    return cached_file("engines", fingerprint, length, NUM_SAMPLES)
 
 
 def _has_graphs(folder: Path, precision: Precision) -> bool:

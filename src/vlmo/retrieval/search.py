@@ -19,7 +19,7 @@ from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.index import MAX_TOP, Hit, Index
 
 SEARCH_RERANK = 32
-"""Candidates that `vlmo search` and the web page rerank."""
+"""Candidates that `vlmo search` and the web page rerank, and that are read and scored at a time without a deadline."""
 RERANK_BATCH = 8
 """Pairs that go through the fusion encoder between two looks at the clock."""
 _HEAT_PIXELS = 288

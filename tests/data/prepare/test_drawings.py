@@ -80,7 +80,8 @@ def test_keywords_are_one_more_caption_in_training(split, tmp_path):
         assert texts[0] == emoji.english_names()[codes][0]
         assert (f"tag of {codes}, common" in texts) == (codes in CODES)
         article = "an" if texts[0][0] in "aeiou" else "a"
-        assert texts[-1].endswith(f"{article} {texts[0]}") == texts[0][0].islower()
+        typed = {f"{words}{article} {texts[0]}" for words in ("", "a picture of ", "an icon of ")}
+        assert (texts[-1] in typed) == texts[0][0].islower()
     assert all(len(texts) == 1 for texts in open_source(str(tmp_path / "out"), split="test")["captions"])
 
 
