@@ -183,6 +183,7 @@ import sys
 from vlmo.cli import main
 main(["search", sys.argv[1], "a red square", "--json", "--device", "cpu", *sys.argv[2:]])
 assert not {"torch", "transformers"} & set(sys.modules)
+assert not sys.modules.get("openvino_telemetry")
 """
 
 

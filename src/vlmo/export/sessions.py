@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -83,6 +84,8 @@ def _openvino_core() -> Any:
 
 @functools.cache
 def _make_core() -> Any:
+    # Else the import reports itself over the network, in a process forked from this one and its threads.
+    cast("dict[str, Any]", sys.modules).setdefault("openvino_telemetry", None)
     import openvino
 
     return openvino.Core()
