@@ -18,6 +18,7 @@ from PIL import Image
 
 from vlmo.data.decoding import decode_image
 from vlmo.retrieval.filters import check_condition, filter_error, is_filter_error
+from vlmo.retrieval.memory import VectorMemory
 from vlmo.retrieval.process import StoreProcess
 from vlmo.retrieval.sources import read_place
 from vlmo.retrieval.store import CAPTIONS, IMAGES, RESERVED, Approximate, Store, one_line
@@ -30,6 +31,7 @@ _LOGGER = logging.getLogger(__name__)
 _FEW, _FEW_SHARE = 50_000, 0.05
 """Number, and share of all, of images up to which those that pass a filter are all compared: the partitions that an
 approximate index searches may hold few or none of them."""
+_FILE = ["place", "path", "bytes"]
 _SHOWN = ["id", "place", "path", "captions", "width", "height"]
 
 
@@ -48,6 +50,7 @@ class Hit:
         width: In pixels.
         height: In pixels.
         place: Source of the image, for people: a file, or a shard and the record in it.
+        row: Of the table, where a search from memory has found it; a writer may move it.
     """
 
     id: str
@@ -60,6 +63,7 @@ class Hit:
     width: int
     height: int
     place: str = ""
+    row: int | None = None
 
 
 class Index:
@@ -74,12 +78,15 @@ class Index:
     Args:
         folder: The folder.
         store: Its tables, if they are open already.
+        in_memory: Keep the vectors in memory, for many searches: those without a filter are then exact, and faster.
 
     Raises:
         ValueError: It is no index, damaged, or its first run has not ended.
     """
 
-    def __init__(self, folder: str | Path, *, store: Store | StoreProcess | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, store: Store | StoreProcess | None = None, in_memory: bool = False
+    ) -> None:
         self.folder = Path(folder).expanduser()
         self._version: tuple[int, ...] = ()
         facts = self._read_changed()
@@ -95,6 +102,7 @@ class Index:
                 folder,
             )
         self._store = Store(self.folder) if store is None else store
+        self._memory = VectorMemory(self._store) if in_memory and isinstance(self._store, Store) else None
 
     fingerprint: str
     model_folder: str
@@ -105,6 +113,12 @@ class Index:
         """Search parameters of the approximate index of images, as the last writer has set them; None without one."""
         self._read_changed()
         return self._search_images
+
+    @property
+    def version(self) -> int:
+        """Number that grows with each change of the images."""
+        with one_line(self.folder):
+            return self._store.version()
 
     @property
     def num_images(self) -> int:
@@ -138,9 +152,14 @@ class Index:
         Raises:
             ValueError: An argument is wrong, or the index is damaged.
         """
-        search = None if exact else self.approximate
         columns = self._visible()
-        found = self._search(IMAGES, vector, top=top, where=where, search=search, columns=columns)
+        found = None
+        if self._memory is not None and where is None:
+            self._check(vector, top=top)
+            found = self._memory.nearest(vector, top=top, columns=columns)
+        if found is None:
+            search = None if exact else self.approximate
+            found = self._search(IMAGES, vector, top=top, where=where, search=search, columns=columns)
         return [_hit(row) for row in found]
 
     def nearest_captions(self, vector: Float32[np.ndarray, " dim"], *, top: int, exact: bool = False) -> list[Hit]:
@@ -194,24 +213,22 @@ class Index:
         Raises:
             ValueError: There is no such image, or its file is gone or damaged.
         """
-        return self.loaders([id])[0]()
+        return _load(self._row(id, _FILE))
 
-    def loaders(self, ids: Sequence[str]) -> list[Callable[[], Image.Image]]:
+    def loaders(self, hits: Sequence[Hit]) -> list[Callable[[], Image.Image]]:
         """Functions that read and decode an image each, to be called on any thread; they raise as `image` does."""
-        rows = {row["id"]: row for row in self._rows(ids, ["id", "place", "path", "bytes"])}
+        numbers = [hit.row for hit in hits if hit.row is not None]
+        taken = (self._store.take(numbers, columns=["id", *_FILE]) or {}) if numbers else {}
+        rows = {row["id"]: row for row in taken.values()}
+        moved = [hit.id for hit in hits if hit.id not in rows]
+        rows |= {row["id"]: row for row in self._rows(moved, ["id", *_FILE])}
 
         def load(id: str) -> Image.Image:  # noqa: A002
             if id not in rows:
-                raise ValueError(f"{self.folder}: no image has the id {id!r}")
-            place, data = rows[id]["place"], rows[id]["bytes"]
-            if data is None:
-                try:
-                    data = read_place(rows[id]["path"])
-                except OSError as error:
-                    raise ValueError(f"{place} is gone, or cannot be read: {error.strerror or error}") from error
-            return decode_image({"bytes": data, "path": place})
+                raise self._no_image(id)
+            return _load(rows[id])
 
-        return [functools.partial(load, id) for id in ids]  # noqa: A001
+        return [functools.partial(load, hit.id) for hit in hits]
 
     # ----------------------------------------------------------------------------------------------------- searching
 
@@ -242,10 +259,19 @@ class Index:
     def _row(self, id: str, columns: list[str]) -> dict[str, Any]:  # noqa: A002
         for row in self._rows([id], columns):
             return row
-        raise ValueError(f"{self.folder}: no image has the id {id!r}")
+        raise self._no_image(id)
+
+    def _no_image(self, id: str) -> ValueError:  # noqa: A002
+        return ValueError(f"{self.folder}: no image has the id {id!r}")
 
     def _rows(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
         return self._store.rows("id", [id for id in ids if id.isalnum()], columns=columns)  # noqa: A001
+
+    def _check(self, vector: Float32[np.ndarray, " dim"], *, top: int) -> None:
+        if np.shape(vector) != (self.dim,):
+            raise ValueError(f"the vector has shape {np.shape(vector)}; expected {self.dim} numbers")
+        if not 1 <= top <= MAX_TOP:
+            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP}")
 
     def _search(
         self,
@@ -257,10 +283,7 @@ class Index:
         search: Approximate | None,
         columns: list[str],
     ) -> list[dict[str, Any]]:
-        if np.shape(vector) != (self.dim,):
-            raise ValueError(f"the vector has shape {np.shape(vector)}; expected {self.dim} numbers")
-        if not 1 <= top <= MAX_TOP:
-            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP}")
+        self._check(vector, top=top)
         if where is not None:
             check_condition(where, columns=self.columns)
 
@@ -294,11 +317,23 @@ def _hit(row: Mapping[str, Any]) -> Hit:
         match=None,
         path=row["path"],
         captions=tuple(row["captions"] or ()),
-        metadata={name: value for name, value in row.items() if name not in RESERVED and name != "_distance"},
+        metadata={name: value for name, value in row.items() if name not in {*RESERVED, "_distance", "_rowid"}},
         width=row["width"],
         height=row["height"],
         place=row["place"],
+        row=row.get("_rowid"),
     )
+
+
+def _load(row: Mapping[str, Any]) -> Image.Image:
+    """Read and decode the image of a row; ValueError if its file is gone or damaged."""
+    place, data = row["place"], row["bytes"]
+    if data is None:
+        try:
+            data = read_place(row["path"])
+        except OSError as error:
+            raise ValueError(f"{place} is gone, or cannot be read: {error.strerror or error}") from error
+    return decode_image({"bytes": data, "path": place})
 
 
 # --------------------------------------------------------------------------------------------------------------- facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -17,6 +18,7 @@ from vlmo.data.decoding import decode_image
 from vlmo.export.sessions import Pixels
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.index import MAX_TOP, Hit, Index
+from vlmo.retrieval.memory import PixelMemory
 
 SEARCH_RERANK = 32
 """Candidates that `vlmo search` and the web page rerank, and that are read and scored at a time without a deadline."""
@@ -225,7 +227,7 @@ class Searcher:
                 f"({self.encoder.fingerprint[:8]}, {self.encoder.dim}): their vectors cannot be compared. Use that "
                 "model with that dim, or build an index with this one"
             )
-        self._speed = Speed()
+        self._speed, self._memory = Speed(), PixelMemory()
 
     encoder: Encoder
     index: Index
@@ -287,8 +289,7 @@ class Searcher:
         deadline = None if budget is None else start + budget
         ranking = self.reranking(shortlist, rerank=rerank, weight=weight, deadline=deadline, cutoff=cutoff)
         while batch := ranking.next_batch():
-            loaders = self.index.loaders([hit.id for hit in batch])
-            pixels = list(self.encoder.pool.map(self.load_pixels, loaders))
+            pixels = list(self.encoder.pool.map(lambda each: each() if callable(each) else each, self.pixels_of(batch)))
             readable = [each for each in pixels if each is not None]
             odds = iter(self.encoder.match_pixels(readable, [text or ""] * len(readable)).tolist())
             ranking.add([None if each is None else next(odds) for each in pixels])
@@ -397,12 +398,26 @@ class Searcher:
         """Begin to rerank a shortlist; options are those of `Reranking`."""
         return Reranking(shortlist, scale=self.encoder.inverse_temperature, speed=self._speed, **options)
 
-    def load_pixels(self, load: Callable[[], Image.Image]) -> Pixels | None:
-        """Image of a loader of the index, as the model takes it; None if it cannot be read."""
+    def pixels_of(self, hits: Sequence[Hit]) -> list[Pixels | Callable[[], Pixels | None]]:
+        """Pixels of the images that were reranked lately; of others, functions to be called on any thread.
+
+        A function returns the image as the model takes it, or None if it cannot be read.
+        """
+        version, memory = self.index.version, self._memory
+        keys = [memory.key(hit.id, hit.path, version=version) for hit in hits]
+        found: list[Any] = [memory.get(key) for key in keys]
+        missing = [place for place, pixels in enumerate(found) if pixels is None]
+        for place, load in zip(missing, self.index.loaders([hits[place] for place in missing]), strict=True):
+            found[place] = functools.partial(self._load_pixels, keys[place], load)
+        return found
+
+    def _load_pixels(self, key: tuple[Any, ...] | None, load: Callable[[], Image.Image]) -> Pixels | None:
         try:
-            return self.encoder.pixels(load())
+            pixels = self.encoder.pixels(load())
         except ValueError:
             return None
+        self._memory.add(key, pixels)
+        return pixels
 
 
 def _filled(query: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt64
 
 if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
@@ -230,6 +230,29 @@ class Store:
             return []
         with one_line(self.folder):
             return self.images.search().where(_among(column, values)).select(columns).to_arrow().to_pylist()
+
+    def version(self) -> int:
+        """Return the number of the newest version of the images that this reader sees."""
+        return self.images.version
+
+    def vectors(self, *, max_bytes: int) -> tuple[UInt64[np.ndarray, "image"], Float32[np.ndarray, "image dim"]]:
+        """Row ids and vectors of all images; of none if the vectors take more than `max_bytes`."""
+        rows, parts = [np.zeros(0, np.uint64)], [np.zeros((0, self.dim), np.float32)]
+        with one_line(self.folder):
+            if 4 * self.dim * self.images.count_rows() <= max_bytes:
+                for batch in self.images.search().select(["vector"]).with_row_id(True).to_batches(8192):
+                    rows.append(batch["_rowid"].to_numpy())
+                    parts.append(batch["vector"].flatten().to_numpy().reshape(-1, self.dim))
+        return np.concatenate(rows), np.concatenate(parts)
+
+    def take(self, rows: Sequence[int], *, columns: Sequence[str]) -> dict[int, dict[str, Any]] | None:
+        """Return columns of images by their row ids; None if a writer has moved or removed one of them."""
+        try:
+            taken = self.images.take_row_ids(list(rows)).select(list(columns)).with_row_id().to_arrow().to_pylist()
+        except (ValueError, RuntimeError, OSError):
+            return None
+        found = {row.pop("_rowid"): row for row in taken}
+        return found if len(found) == len(rows) else None
 
     def scan(self, columns: list[str], *, where: str | None = None, batch: int = 8192) -> Iterator[pa.RecordBatch]:
         """All rows, or those that pass `where`."""

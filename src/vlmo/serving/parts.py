@@ -84,7 +84,7 @@ def load_parts(
         if engine not in {"auto", "torch"}:
             raise ValueError(f"{folder} answers questions, and engine {engine} is for models that retrieve; use torch")
         return Parts(answerer=Answerer(folder, device=device))
-    opened = None if index is None else Index(index)
+    opened = None if index is None else Index(index, in_memory=True)
     dim = None if opened is None else opened.dim
     encoder = Encoder(folder, dim=dim, engine=engine, precision=precision, device=device)
     if opened is not None:

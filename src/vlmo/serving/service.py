@@ -121,8 +121,9 @@ class Service:
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.perf_counter()):
                 while batch := ranking.next_batch():
-                    loaders = await asyncio.to_thread(index.loaders, [hit.id for hit in batch])
-                    pixels = await asyncio.gather(*[self._decode(searcher.load_pixels, load) for load in loaders])
+                    known = await asyncio.to_thread(searcher.pixels_of, batch)
+                    read = iter(await asyncio.gather(*[self._decode(each) for each in known if callable(each)]))
+                    pixels = [next(read) if callable(each) else each for each in known]
                     pairs = [(each, request.text) for each in pixels if each is not None]
                     odds = iter(await self._run(PAIRS, pairs))
                     ranking.add([None if each is None else float(next(odds)) for each in pixels])
