@@ -45,6 +45,9 @@ def test_figures_stand_beside_chance(run):
     figures = json.loads((run / "shapes.json").read_text())
     assert figures["chance"]["ir@1"] == pytest.approx(1 / NUM_ROWS)
     assert {"ir@1", "tr@10", "rerank_ir@1"} <= figures["metrics"].keys()
+    for name in ("ir@1", "tr@10", "rerank_ir@1"):
+        low, high = figures["intervals"][name]
+        assert low <= figures["metrics"][name] <= high
     for source in ("shapes", "shapes-binding", "shapes-questions"):
         metrics = json.loads((run / f"{source}.json").read_text())["metrics"]
         assert all(0 <= value <= 1 for value in metrics.values())
@@ -72,7 +75,9 @@ def test_cards_show_figures_data_and_licences(run):
         kind = "reranked" if metric.startswith("rerank_") else "dual encoder"
         label = MATCHING[metric][0] if metric in MATCHING else f"{name}, {kind}"
         chance = figures["chance"][metric.removeprefix("rerank_")]
-        assert f"| {label} | {round(100 * value, 2)} % | {round(100 * chance, 2)} % |" in card
+        low, high = figures["intervals"].get(metric, (0, 0))
+        interval = f" ({round(100 * low, 1)} to {round(100 * high, 1)})" if high else ""
+        assert f"| {label} | {round(100 * value, 2)} %{interval} | {round(100 * chance, 2)} % |" in card
     for words in (
         "# shapes-matching\n",
         # Fewer steps than the recipe's, so its first line is not claimed.

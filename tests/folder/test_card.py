@@ -167,12 +167,13 @@ def test_card_without_facts_says_so(folder):
 
 
 def test_metrics_stand_beside_chance_meaning_and_source(folder):
-    card = write_card(folder, ModelCard(metrics=(measurement(), measurement("accuracy", value=1, chance=None))))
+    first = measurement(interval=(0.1, 0.15))
+    card = write_card(folder, ModelCard(metrics=(first, measurement("accuracy", value=1, chance=None))))
     rows = section(card, "Metrics").splitlines()
-    assert rows[0] == "| metric | value | chance | meaning | measured on | source |"
+    assert rows[0] == "| metric | value (95 % interval) | chance | meaning | measured on | source |"
     expected = "the right image comes first | `emoji-pairs`, test | vlmo evaluate, 2026-02-03 |"
     assert rows[2:] == [
-        f"| IR@1, dual encoder | 12.34 % | 0.2 % | {expected}",
+        f"| IR@1, dual encoder | 12.34 % (10.0 to 15.0) | 0.2 % | {expected}",
         f"| ACCURACY, dual encoder | 100 % | not known | {expected}",
     ]
 

@@ -54,6 +54,11 @@ def test_accuracies_are_those_of_the_scores_one_by_one(folders, tmp_path):
         assert result.metrics[f"{encoder}[swap]"] == right[1]
         assert result.metrics[f"{encoder}[color]"] == (right[0] + right[2]) / 2
     assert set(result.chance.values()) == {0.5}
+    assert {name: count for name, count in result.examples.items() if name.startswith("dual")} == {
+        "dual": 3,
+        "dual[color]": 2,
+        "dual[swap]": 1,
+    }
 
 
 def test_a_model_without_a_matching_head_is_measured_as_dual_encoder(folders, tmp_path):

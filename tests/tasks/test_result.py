@@ -11,7 +11,7 @@ from tests.toy_model import toy
 from vlmo.folder import ModelCard, write_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import result
-from vlmo.tasks.result import TaskResult, circumstances, data_name
+from vlmo.tasks.result import TaskResult, circumstances, data_name, score_interval
 
 RESULT = TaskResult(
     task="vqa",
@@ -21,6 +21,7 @@ RESULT = TaskResult(
     chance={"accuracy": 0.25},
     meanings={"accuracy": "share of questions that get the right answer"},
     names={"accuracy": "VQA accuracy"},
+    examples={"accuracy": 4},
     predictions=[{"question_id": "1", "answer": "café"}, {"question_id": "2", "answer": "no"}],
     settings={"top": 1},
     hub_task="visual-question-answering",
@@ -35,20 +36,38 @@ def test_table_shows_percent_chance_and_meaning():
     assert [cell.strip() for cell in lines[0].strip("│").split("│")] == [
         "VQA accuracy",
         "75.0",
+        "30.1 to 95.4",
         "25.0",
         "share of questions that get the right answer",
     ]
-    assert [cell.strip() for cell in lines[1].strip("│").split("│")] == ["accuracy[other]", "50.0", "", ""]
+    assert [cell.strip() for cell in lines[1].strip("│").split("│")] == ["accuracy[other]", "50.0", "", "", ""]
     assert "vqa, questions test, 2 rows, percent" in shown.get()
     assert "private" not in shown.get()
 
 
 @pytest.mark.parametrize(
+    ("share", "count", "low", "high"), [(0.5, 10, 0.2366, 0.7634), (0, 10, 0, 0.2775), (0.134, 1903, 0.1194, 0.1500)]
+)
+def test_interval_is_that_of_the_score_test(share, count, low, high):
+    """Both ends differ from the share by 1.96 standard errors at the end itself."""
+    ends = score_interval(share, count)
+    assert ends == pytest.approx((low, high), abs=1e-4)
+    for end in ends:
+        assert (share - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / count, abs=1e-9)
+
+
+@pytest.mark.parametrize(
     ("reported", "cells"),
     [
-        ([("validation", "accuracy", 70.0), ("test", "accuracy", 76.64)], ["75.0", "76.6", "-1.6", "25.0"]),
-        ([("test_dev", "accuracy", 70.0), ("test_std", "accuracy", 71.0)], ["75.0", "70.0", "+5.0", "25.0"]),
-        ([("test", "ir@1", 57.2)], ["75.0", "25.0"]),
+        (
+            [("validation", "accuracy", 70.0), ("test", "accuracy", 76.64)],
+            ["75.0", "30.1 to 95.4", "76.6", "-1.6", "25.0"],
+        ),
+        (
+            [("test_dev", "accuracy", 70.0), ("test_std", "accuracy", 71.0)],
+            ["75.0", "30.1 to 95.4", "70.0", "+5.0", "25.0"],
+        ),
+        ([("test", "ir@1", 57.2)], ["75.0", "30.1 to 95.4", "25.0"]),
     ],
     ids=["this split", "the first split", "no such metric"],
 )
@@ -58,7 +77,7 @@ def test_table_shows_the_papers_number_and_the_difference(reported, cells):
         console.print(RESULT.table(reported=reported))
     (line,) = [line for line in shown.get().splitlines() if "75.0" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")][1:-1] == cells
-    assert ("paper, test" in shown.get()) == (len(cells) == 4)
+    assert ("paper, test" in shown.get()) == (len(cells) == 5)
 
 
 def test_joined_sources_are_all_named(tmp_path):
@@ -114,7 +133,6 @@ def test_card_takes_the_figures(tmp_path):
     toy(VLMoForImageTextRetrieval).save_pretrained(tmp_path)
     write_card(tmp_path, ModelCard())
     card = RESULT.write_card(tmp_path, measured_by="`vlmo evaluate`").read_text()
-    assert (
-        "| VQA accuracy | 75.0 % | 25.0 % | share of questions that get the right answer | `questions`, test |" in card
-    )
+    words = "share of questions that get the right answer | `questions`, test |"
+    assert f"| VQA accuracy | 75.0 % (30.1 to 95.4) | 25.0 % | {words}" in card
     assert "visual-question-answering" in card

@@ -68,6 +68,7 @@ def picture(tmp_path) -> Path:
 
 def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
     result = ClassificationStage.evaluate(classifier, source=class_set, split="test", batch_size=3)
+    assert result.examples == dict.fromkeys(result.metrics, len(result.predictions))
     assert list(result.metrics) == ["top1"]  # five of three classes would always be right
     assert result.chance == {"top1": 1 / 3}
     rows = result.predictions
@@ -120,6 +121,7 @@ def test_zero_shot_compares_with_sentences(retrieval, class_set) -> None:
 
 def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
     result = SegmentationStage.evaluate(segmenter, source=segment_set, split="test", stride=32)
+    assert not result.examples  # pixels of an image are no independent examples
     assert list(result.metrics)[:3] == ["miou", "aacc", "macc"]
     assert {name for name in result.metrics if "[" in name} <= {f"iou[{name}]" for name in PIXELS}
     counts = torch.zeros(4, 4, dtype=torch.long)

@@ -112,6 +112,7 @@ def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sources):
     assert result.metrics["accuracy"] == line["test/accuracy"]
     assert result.metrics.keys() == result.chance.keys() == result.meanings.keys()
     assert len(result.predictions) == 16
+    assert result.examples == {"accuracy": 16}
     card = huggingface_hub.ModelCard.load(runs[task] / "model" / "README.md")
     figures = {figure.metric_type: figure for figure in card.data.eval_results}
     assert figures["accuracy"].metric_value == pytest.approx(100 * result.metrics["accuracy"], abs=PERCENT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ def measurement(
     *,
     name: str,
     value: float,
+    interval: tuple[float, float] | None = None,
     chance: float | None,
     meaning: str,
     data: str,
@@ -92,12 +93,13 @@ def measurement(
     date: str,
     task: str = "image-text-retrieval",
 ) -> EvalResult:
-    """Return a measured value in the hub's form, in percent, with chance, meaning and source.
+    """Return a measured value in the hub's form, in percent, with interval, chance, meaning and source.
 
     Args:
         metric: Identifier, such as `ir@1`.
         name: For people, such as "IR@1, dual encoder".
         value: A fraction.
+        interval: Its 95 % interval.
         chance: Value of guessing; None if it is not known.
         meaning: Meaning of the value, in one sentence.
         data: Name of the data it was measured on.
@@ -106,7 +108,8 @@ def measurement(
         date: Day of the measurement, YYYY-MM-DD.
         task: Hugging Face's name of the task, or one like it.
     """
-    known_chance = {} if chance is None else {"chance": round(100 * chance, 2)}
+    known = {} if interval is None else {"interval": [round(100 * end, 1) for end in interval]}
+    known |= {} if chance is None else {"chance": round(100 * chance, 2)}
     return EvalResult(
         task_type=task,
         dataset_type=_identifier(data),
@@ -115,7 +118,7 @@ def measurement(
         metric_type=metric,
         metric_name=name,
         metric_value=round(100 * value, 2),
-        metric_args={"unit": _PERCENT, **known_chance, "meaning": meaning, "measured_by": measured_by, "date": date},
+        metric_args={"unit": _PERCENT, **known, "meaning": meaning, "measured_by": measured_by, "date": date},
     )
 
 
@@ -350,6 +353,10 @@ def _licence(card: ModelCard) -> str:
     )
 
 
+def _interval(facts: Mapping[str, Any]) -> str:
+    return " ({} to {})".format(*facts["interval"]) if len(facts.get("interval", ())) == 2 else ""
+
+
 def _metrics_table(results: Sequence[EvalResult]) -> str:
     """Return the table of our metrics and of others', which may tell less."""
     rows = []
@@ -359,14 +366,18 @@ def _metrics_table(results: Sequence[EvalResult]) -> str:
         rows.append(
             (
                 result.metric_name or result.metric_type,
-                f"{result.metric_value}{unit}",
+                f"{result.metric_value}{unit}{_interval(facts)}",
                 f"{facts['chance']}{unit}" if "chance" in facts else UNKNOWN,
                 facts.get("meaning", UNKNOWN),
                 f"`{result.dataset_name}`, {result.dataset_split or 'split ' + UNKNOWN}",
                 ", ".join(str(facts[key]) for key in ("measured_by", "date") if key in facts) or UNKNOWN,
             )
         )
-    return _table(("metric", "value", "chance", "meaning", "measured on", "source"), rows) if rows else "Not measured."
+    return (
+        _table(("metric", "value (95 % interval)", "chance", "meaning", "measured on", "source"), rows)
+        if rows
+        else "Not measured."
+    )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -135,6 +135,10 @@ class ClassSet(EvaluationSet):
         """Return the accuracies of a guess among all classes."""
         return chance_accuracy(len(self.names))
 
+    def num_examples(self, _metric: str, outputs: Float[Tensor, "rows classes"]) -> int:
+        """Return the number of images."""
+        return len(outputs)
+
     def settings(self) -> dict[str, Any]:
         """Return the settings of the classifier."""
         return self.method

@@ -48,6 +48,7 @@ class TaskResult:
         chance: Metrics of a guess that reads no input, by the same names; a name may be missing.
         meanings: A sentence for each metric.
         names: Display names of metrics.
+        examples: Number of examples of which a metric is the share that is right; of other metrics nothing.
         predictions: A row for each example, with its identifier.
         settings: Other settings that the metrics depend on, such as the length of a shortlist.
         hub_task: Hugging Face's name of the task, or one like it.
@@ -60,12 +61,18 @@ class TaskResult:
     chance: dict[str, float] = field(default_factory=dict)
     meanings: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, int] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     hub_task: str = ""
 
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals of the shares of right examples, these taken as independent (Wilson's score interval)."""
+        return {name: score_interval(self.metrics[name], count) for name, count in self.examples.items()}
+
     def table(self, *, reported: Sequence[tuple[str, str, float]] = ()) -> Table:
-        """Return metrics in percent, with chance and meaning beside each.
+        """Return metrics in percent, with 95 % interval, chance and meaning beside each.
 
         Args:
             reported: Split, metric and percent of results in the paper. Those of this split, or else of the first with
@@ -76,11 +83,19 @@ class TaskResult:
         paper = {metric: percent for split, metric, percent in reported if split == shown}
         rows = f"{len(self.predictions)} rows, percent"
         table = Table("", title=escape(f"{self.task}, {data_name(self.source)} {self.split}, {rows}"))
-        for header in ("model", *([f"paper, {shown}", "difference"] if shown else []), "chance"):
+        intervals = self.intervals
+        for header in (
+            "model",
+            *(["95 %"] if intervals else []),
+            *([f"paper, {shown}", "difference"] if shown else []),
+            "chance",
+        ):
             table.add_column(header, justify="right")
         table.add_column("meaning")
         for name, value in self.metrics.items():
             numbers = [f"{100 * value:.1f}"]
+            if intervals:
+                numbers.append(" to ".join(f"{100 * end:.1f}" for end in intervals.get(name, ())))
             if shown:
                 known = name in paper
                 numbers += [f"{paper[name]:.1f}", f"{100 * value - paper[name]:+.1f}"] if known else ["", ""]
@@ -99,6 +114,7 @@ class TaskResult:
             "split": self.split,
             "metrics": self.metrics,
             "chance": self.chance,
+            "intervals": self.intervals,
             "meanings": self.meanings,
             "settings": self.settings,
             "num_predictions": len(self.predictions),
@@ -115,11 +131,13 @@ class TaskResult:
 
     def measurements(self, *, measured_by: str) -> list[EvalResult]:
         """Return the metrics as a model card shows them, dated today."""
+        intervals = self.intervals
         return [
             measurement(
                 metric,
                 name=self.names.get(metric, metric),
                 value=value,
+                interval=intervals.get(metric),
                 chance=self.chance.get(metric),
                 meaning=self.meanings.get(metric, ""),
                 data=data_name(self.source),
@@ -134,6 +152,14 @@ class TaskResult:
     def write_card(self, folder: str | Path, *, measured_by: str, usage: Usage | None = None) -> Path:
         """Put the metrics into the card of a model folder; the rest stays. A new card gets `usage`."""
         return add_metrics(folder, self.measurements(measured_by=measured_by), usage=usage)
+
+
+def score_interval(share: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval of a share of `count` independent examples."""
+    spread = 1.959964**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = (spread * share * (1 - share) + spread**2 / 4) ** 0.5 / (1 + spread)
+    return middle - half, middle + half
 
 
 def circumstances(folder: str | Path) -> dict[str, Any]:

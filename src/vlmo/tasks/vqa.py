@@ -163,6 +163,10 @@ class QuestionSet(EvaluationSet):
         """Return the accuracies of the most frequent answer."""
         return guessed_metrics(self.questions)
 
+    def num_examples(self, metric: str, _outputs: list[Prediction]) -> int | None:
+        """Return the number of questions with known answers."""
+        return sum(bool(each.answers or each.soft_scores) for each in self.questions) if metric == ACCURACY else None
+
     def meaning(self, metric: str) -> str:
         """Return a sentence about an accuracy."""
         if metric != ACCURACY:
