@@ -1,6 +1,6 @@
 """What many searches of one index keep in memory: its vectors, and pixels of the images that they rerank.
 
-An exact search of vectors in memory costs a fifth of an approximate one by LanceDB (docs/serving.md).
+An exact search of vectors in memory costs a fifth of one by LanceDB, and half of an approximate one (docs/search.md).
 """
 
 from __future__ import annotations
