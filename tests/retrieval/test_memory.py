@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import numpy as np
 import pytest
-from tests.retrieval.toy_index import NAMES, NUM, build, write_folder
+from tests.integrations.toy_gallery import drawings
+from tests.retrieval.toy_index import NAMES, NUM, build, encoded, write_folder
 
 from vlmo.retrieval import Hit, Index, Searcher, memory, store
 from vlmo.retrieval.memory import PixelMemory
@@ -65,20 +69,54 @@ def test_filters_and_large_indexes_ask_the_table(gallery, asked, monkeypatch):
     assert len(asked) == 2
 
 
+def places(index: Index) -> set[str]:
+    return {hit.place for hit in index.nearest(vectors(0), top=NUM)}
+
+
+def wait_until_read(index: Index, asked: list[str]) -> None:
+    """Ask until the answer is from memory."""
+    for _ in range(200):
+        before = len(asked)
+        index.nearest(vectors(0), top=1)
+        if len(asked) == before:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the vectors are not read again")
+
+
 def test_changes_of_a_writer_are_seen(encoder, quick, asked, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(6))
     build(encoder, folder, out=tmp_path / "index")
     index = Index(tmp_path / "index", in_memory=True)
-    before = {hit.place for hit in index.nearest(vectors(0), top=NUM)}
+    before = places(index)
+    assert not asked
     (folder / NAMES[0]).unlink()
     write_folder(tmp_path / "new", numbers=range(6, 9))
     for name in NAMES[6:9]:
         (tmp_path / "new" / name).rename(folder / name)
     build(encoder, folder, out=tmp_path / "index")
-    after = {hit.place for hit in index.nearest(vectors(0), top=NUM)}
+    after = places(index)
+    assert asked  # the table, while the vectors are read again
     assert before - after == {str(folder / NAMES[0])}
     assert after - before == {str(folder / name) for name in NAMES[6:9]}
-    assert not asked
+    wait_until_read(index, asked)
+    assert places(index) == after
+
+
+def test_another_index_in_the_folder_is_noticed(encoder, quick, asked, tmp_path):
+    """Built by the same steps, so that its table has the same versions and row ids."""
+    for name, numbers in (("old", range(4)), ("new", range(4, 8))):
+        build(encoder, write_folder(tmp_path / f"{name} images", numbers=numbers), out=tmp_path / name)
+    index = Index(tmp_path / "old", in_memory=True)
+    assert len(places(index)) == 4
+    (tmp_path / "old").rename(tmp_path / "gone")
+    (tmp_path / "new").rename(tmp_path / "old")
+    for _ in range(2):
+        found = index.nearest(vectors(0), top=NUM)
+        wanted = Index(tmp_path / "old").nearest(vectors(0), top=NUM)
+        assert [hit.place for hit in found] == [hit.place for hit in wanted]
+        np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-6)
+        wait_until_read(index, asked)
 
 
 def test_rows_that_move_while_they_are_asked_for_are_found_in_the_table(encoder, quick, asked, tmp_path, monkeypatch):
@@ -88,18 +126,60 @@ def test_rows_that_move_while_they_are_asked_for_are_found_in_the_table(encoder,
     version = index.version
     (folder / NAMES[0]).unlink()
     build(encoder, folder, out=tmp_path / "index")
-    monkeypatch.setattr(store.Store, "version", lambda _: version)  # as if the writer had come a moment later
-    assert {hit.place for hit in index.nearest(vectors(0), top=NUM)} == {str(folder / name) for name in NAMES[1:6]}
+    monkeypatch.setattr(Index, "version", version)  # as if the writer had come a moment later
+    assert places(index) == {str(folder / name) for name in NAMES[1:6]}
     assert asked
 
 
-def test_images_are_read_again_when_their_files_change(encoder, gallery, tmp_path, monkeypatch):
+def test_vectors_that_cannot_be_read_are_left_to_the_table(gallery, asked, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("a writer has removed this version")
+
+    monkeypatch.setattr(store.Store, "vectors", fail)
+    index = Index(gallery[1], in_memory=True)
+    assert len(places(index)) == NUM
+    assert asked
+
+
+def test_threads_search_beside_a_writer(encoder, quick, tmp_path):
+    folder = write_folder(tmp_path / "images", numbers=range(6))
+    build(encoder, folder, out=tmp_path / "index")
+    index, stop = Index(tmp_path / "index", in_memory=True), threading.Event()
+
+    def search() -> set[frozenset[str]]:
+        seen = set()
+        while not stop.is_set():
+            hits = index.nearest(vectors(0), top=NUM)
+            seen.add(frozenset(hit.place for hit in hits))
+            assert [load().size for load in index.loaders(hits[:2])]
+        return seen
+
+    every = [frozenset(str(folder / name) for name in NAMES[:6])]
+    with ThreadPoolExecutor(3) as pool:
+        searches = [pool.submit(search) for _ in range(3)]
+        for number in range(6, 9):
+            write_folder(tmp_path / f"new {number}", numbers=range(number, number + 1))
+            (tmp_path / f"new {number}" / NAMES[number]).rename(folder / NAMES[number])
+            build(encoder, folder, out=tmp_path / "index")
+            every.append(every[-1] | {str(folder / NAMES[number])})
+        stop.set()
+        assert set().union(*(each.result() for each in searches)) <= set(every)
+    assert places(index) == every[-1]
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[Hit]:
+    """Hits whose images were read."""
+    hits: list[Hit] = []
+    loaders = Index.loaders
+    monkeypatch.setattr(Index, "loaders", lambda self, found: (hits.extend(found), loaders(self, found))[1])
+    return hits
+
+
+def test_images_are_read_again_when_their_files_change(encoder, read, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(4))
     build(encoder, folder, out=tmp_path / "index")
-    searcher = Searcher(encoder, tmp_path / "index")
-    read: list[Hit] = []
-    loaders = Index.loaders
-    monkeypatch.setattr(Index, "loaders", lambda self, hits: (read.extend(hits), loaders(self, hits))[1])
+    searcher = Searcher(encoder, Index(tmp_path / "index", in_memory=True))
     first = searcher.search("a red circle", rerank=4)
     assert len(read) == 4
     assert [hit.match for hit in searcher.search("a red circle", rerank=4).hits] == [hit.match for hit in first.hits]
@@ -112,21 +192,19 @@ def test_images_are_read_again_when_their_files_change(encoder, gallery, tmp_pat
     assert [hit.place for hit in found.unreadable] == [str(gone)]
 
 
-def test_images_in_the_index_are_known_until_it_changes(encoder, quick, tmp_path, monkeypatch):
+def test_images_in_the_index_are_known_until_they_change_there(encoder, quick, read, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(4))
     build(encoder, folder, out=tmp_path / "index", store_bytes=True)
     searcher = Searcher(encoder, tmp_path / "index")
-    read: list[Hit] = []
-    loaders = Index.loaders
-    monkeypatch.setattr(Index, "loaders", lambda self, hits: (read.extend(hits), loaders(self, hits))[1])
-    for _ in range(2):
-        searcher.search("a red circle", rerank=4)
+    before = {hit.id: hit.match for hit in searcher.search("a red circle", rerank=4).hits}
+    searcher.search("a red circle", rerank=4)
     assert len(read) == 4
-    write_folder(tmp_path / "new", numbers=range(4, 5))
-    (tmp_path / "new" / NAMES[4]).rename(folder / NAMES[4])
+    place = folder / NAMES[1]
+    place.write_bytes(encoded(drawings()[9]))
     build(encoder, folder, out=tmp_path / "index", store_bytes=True)
-    searcher.search("a red circle", rerank=5)
-    assert len(read) == 9
+    after = {hit.id: hit.match for hit in searcher.search("a red circle", rerank=4).hits}
+    assert [hit.place for hit in read[4:]] == [str(place)]
+    assert sum(before[name] != match for name, match in after.items()) == 1
 
 
 def test_pixels_have_a_limit():
@@ -137,6 +215,4 @@ def test_pixels_have_a_limit():
         kept.add((str(number), 1), np.zeros((3, 2, 2), np.uint8))
     assert [kept.get((str(number), 1)) is not None for number in range(4)] == [True, False, True, True]
     kept.add(None, np.zeros((3, 2, 2), np.uint8))
-    kept.add(("5", 1), None)
     assert kept.get(None) is None
-    assert kept.get(("5", 1)) is None

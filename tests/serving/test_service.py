@@ -21,7 +21,7 @@ def test_samples_are_those_of_the_index_as_it_is_now(parts, tmp_path, monkeypatc
     for number, image in enumerate(drawings()[:3]):
         image.save(tmp_path / f"{number}.png")
     build_index(parts.encoder, [tmp_path], out=tmp_path / "index")
-    with TestClient(create_app(Parts(parts.encoder, Index(tmp_path / "index")))) as client:
+    with TestClient(create_app(Parts(parts.encoder, Index(tmp_path / "index", in_memory=True)))) as client:
         assert sorted(each["name"] for each in client.get("/v1/about").json()["samples"]) == ["0.png", "1.png", "2.png"]
         (tmp_path / "1.png").unlink()
         build_index(parts.encoder, out=tmp_path / "index")

@@ -354,7 +354,8 @@ def _licence(card: ModelCard) -> str:
 
 
 def _interval(facts: Mapping[str, Any]) -> str:
-    return " ({} to {})".format(*facts["interval"]) if len(facts.get("interval", ())) == 2 else ""
+    ends = facts.get("interval")  # in cards of others, whatever they mean by it
+    return f" ({ends[0]} to {ends[1]})" if isinstance(ends, list) and len(ends) == 2 else ""
 
 
 def _metrics_table(results: Sequence[EvalResult]) -> str:

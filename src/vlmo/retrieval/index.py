@@ -7,9 +7,9 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,15 @@ _FEW, _FEW_SHARE = 50_000, 0.05
 """Number, and share of all, of images up to which those that pass a filter are all compared: the partitions that an
 approximate index searches may hold few or none of them."""
 _FILE = ["place", "path", "bytes"]
-_SHOWN = ["id", "place", "path", "captions", "width", "height"]
+_SHOWN = ["id", "place", "path", "captions", "width", "height", "hash"]
+_NO_METADATA = RESERVED | {"_distance", "_rowid"}
+
+
+class Stored(NamedTuple):
+    """Hash of an image when it was indexed, and its row, where a search from memory has found it."""
+
+    hash: str = ""
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Hit:
         width: In pixels.
         height: In pixels.
         place: Source of the image, for people: a file, or a shard and the record in it.
-        row: Of the table, where a search from memory has found it; a writer may move it.
+        stored: What the table knows it by; a writer may change that.
     """
 
     id: str
@@ -63,7 +71,7 @@ class Hit:
     width: int
     height: int
     place: str = ""
-    row: int | None = None
+    stored: Stored = field(default=Stored(), compare=False, repr=False)
 
 
 class Index:
@@ -102,7 +110,9 @@ class Index:
                 folder,
             )
         self._store = Store(self.folder) if store is None else store
-        self._memory = VectorMemory(self._store) if in_memory and isinstance(self._store, Store) else None
+        self._memory: VectorMemory | None = None
+        if in_memory and isinstance(self._store, Store):
+            self._memory = VectorMemory(self._store, version=self.version)
 
     fingerprint: str
     model_folder: str
@@ -115,10 +125,11 @@ class Index:
         return self._search_images
 
     @property
-    def version(self) -> int:
-        """Number that grows with each change of the images."""
+    def version(self) -> tuple[int, ...]:
+        """Numbers that change when images do, or when another index takes the folder."""
+        self._read_changed()
         with one_line(self.folder):
-            return self._store.version()
+            return *self._version, self._store.version()
 
     @property
     def num_images(self) -> int:
@@ -152,13 +163,13 @@ class Index:
         Raises:
             ValueError: An argument is wrong, or the index is damaged.
         """
-        columns = self._visible()
         found = None
         if self._memory is not None and where is None:
             self._check(vector, top=top)
-            found = self._memory.nearest(vector, top=top, columns=columns)
+            version = self.version
+            found = self._memory.nearest(vector, top=top, columns=self._visible(), version=version)
         if found is None:
-            search = None if exact else self.approximate
+            search, columns = None if exact else self.approximate, self._visible()
             found = self._search(IMAGES, vector, top=top, where=where, search=search, columns=columns)
         return [_hit(row) for row in found]
 
@@ -217,7 +228,7 @@ class Index:
 
     def loaders(self, hits: Sequence[Hit]) -> list[Callable[[], Image.Image]]:
         """Functions that read and decode an image each, to be called on any thread; they raise as `image` does."""
-        numbers = [hit.row for hit in hits if hit.row is not None]
+        numbers = [hit.stored.row for hit in hits if hit.stored.row is not None]
         taken = (self._store.take(numbers, columns=["id", *_FILE]) or {}) if numbers else {}
         rows = {row["id"]: row for row in taken.values()}
         moved = [hit.id for hit in hits if hit.id not in rows]
@@ -317,11 +328,11 @@ def _hit(row: Mapping[str, Any]) -> Hit:
         match=None,
         path=row["path"],
         captions=tuple(row["captions"] or ()),
-        metadata={name: value for name, value in row.items() if name not in {*RESERVED, "_distance", "_rowid"}},
+        metadata={name: value for name, value in row.items() if name not in _NO_METADATA},
         width=row["width"],
         height=row["height"],
         place=row["place"],
-        row=row.get("_rowid"),
+        stored=Stored(row["hash"], row.get("_rowid")),
     )
 
 

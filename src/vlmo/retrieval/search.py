@@ -175,9 +175,10 @@ class Reranking:
         self._batch, self._started = self._left[:count], time.perf_counter()
         return self._batch
 
-    def add(self, log_odds: Sequence[float | None]) -> None:
-        """Take the match scores of the batch; None where an image cannot be read."""
-        self._speed.add((time.perf_counter() - self._started) / len(self._batch))
+    def add(self, log_odds: Sequence[float | None], *, timed: bool = True) -> None:
+        """Take the match scores of the batch: None for an unreadable image. Not `timed` if some were in memory."""
+        if timed:
+            self._speed.add((time.perf_counter() - self._started) / len(self._batch))
         for hit, match in zip(self._batch, log_odds, strict=True):
             if match is None:
                 self._unreadable.append(hit)
@@ -289,10 +290,11 @@ class Searcher:
         deadline = None if budget is None else start + budget
         ranking = self.reranking(shortlist, rerank=rerank, weight=weight, deadline=deadline, cutoff=cutoff)
         while batch := ranking.next_batch():
-            pixels = list(self.encoder.pool.map(lambda each: each() if callable(each) else each, self.pixels_of(batch)))
+            known = self.pixels_of(batch)
+            pixels = list(self.encoder.pool.map(lambda each: each() if callable(each) else each, known))
             readable = [each for each in pixels if each is not None]
             odds = iter(self.encoder.match_pixels(readable, [text or ""] * len(readable)).tolist())
-            ranking.add([None if each is None else next(odds) for each in pixels])
+            ranking.add([None if each is None else next(odds) for each in pixels], timed=all(map(callable, known)))
         return ranking.result(top=top, seconds=seconds)
 
     def captions(
@@ -403,9 +405,8 @@ class Searcher:
 
         A function returns the image as the model takes it, or None if it cannot be read.
         """
-        version, memory = self.index.version, self._memory
-        keys = [memory.key(hit.id, hit.path, version=version) for hit in hits]
-        found: list[Any] = [memory.get(key) for key in keys]
+        keys = [_pixel_key(hit) for hit in hits]
+        found: list[Any] = [self._memory.get(key) for key in keys]
         missing = [place for place, pixels in enumerate(found) if pixels is None]
         for place, load in zip(missing, self.index.loaders([hits[place] for place in missing]), strict=True):
             found[place] = functools.partial(self._load_pixels, keys[place], load)
@@ -418,6 +419,20 @@ class Searcher:
             return None
         self._memory.add(key, pixels)
         return pixels
+
+
+def _pixel_key(hit: Hit) -> tuple[Any, ...] | None:
+    """Return what an image's pixels are known by: its content when it was indexed, and the state of its file.
+
+    None for a file that is gone or lies elsewhere: it is read anew.
+    """
+    if hit.path is None:
+        return hit.id, hit.stored.hash
+    try:
+        status = Path(hit.path).stat()
+    except OSError:
+        return None
+    return hit.id, hit.stored.hash, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
 def _filled(query: str) -> str:

@@ -237,13 +237,17 @@ class Store:
 
     def vectors(self, *, max_bytes: int) -> tuple[UInt64[np.ndarray, "image"], Float32[np.ndarray, "image dim"]]:
         """Row ids and vectors of all images; of none if the vectors take more than `max_bytes`."""
-        rows, parts = [np.zeros(0, np.uint64)], [np.zeros((0, self.dim), np.float32)]
         with one_line(self.folder):
-            if 4 * self.dim * self.images.count_rows() <= max_bytes:
-                for batch in self.images.search().select(["vector"]).with_row_id(True).to_batches(8192):
-                    rows.append(batch["_rowid"].to_numpy())
-                    parts.append(batch["vector"].flatten().to_numpy().reshape(-1, self.dim))
-        return np.concatenate(rows), np.concatenate(parts)
+            count = self.images.count_rows()
+            kept = count if 4 * self.dim * count <= max_bytes else 0
+            rows, vectors, start = np.empty(kept, np.uint64), np.empty((kept, self.dim), np.float32), 0
+            query = self.images.search().select(["vector"]).with_row_id(True)
+            for batch in query.to_batches(8192) if kept else ():
+                end = min(start + len(batch), kept)  # a writer may have added rows
+                rows[start:end] = batch["_rowid"].to_numpy()[: end - start]
+                vectors[start:end] = batch["vector"].flatten().to_numpy().reshape(-1, self.dim)[: end - start]
+                start = end
+        return rows[:start], vectors[:start]
 
     def take(self, rows: Sequence[int], *, columns: Sequence[str]) -> dict[int, dict[str, Any]] | None:
         """Return columns of images by their row ids; None if a writer has moved or removed one of them."""

@@ -126,7 +126,8 @@ class Service:
                     pixels = [next(read) if callable(each) else each for each in known]
                     pairs = [(each, request.text) for each in pixels if each is not None]
                     odds = iter(await self._run(PAIRS, pairs))
-                    ranking.add([None if each is None else float(next(odds)) for each in pixels])
+                    scores = [None if each is None else float(next(odds)) for each in pixels]
+                    ranking.add(scores, timed=all(map(callable, known)))
         except TimeoutError:
             pass  # the result says how far it came
         result = ranking.result(top=request.top, seconds=seconds)

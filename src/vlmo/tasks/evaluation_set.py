@@ -112,9 +112,9 @@ class EvaluationSet(ABC):
     def chance(self, outputs: Any = None) -> dict[str, float]:
         """Return the metrics of a guess that reads no input, as far as they are known without `outputs`."""
 
-    def num_examples(self, metric: str, outputs: Any) -> int | None:
-        """Return the number of examples of which a metric is the share that is right; None for another metric."""
-        del metric, outputs
+    def num_examples(self, metric: str) -> int | None:
+        """Return the number of examples whose mean score, each in [0, 1], a metric is; None for another metric."""
+        del metric
 
     def meaning(self, metric: str) -> str:
         """Return a sentence about a metric; empty for one that needs none."""
@@ -161,15 +161,13 @@ class EvaluationSet(ABC):
     def result(self, outputs: Any) -> TaskResult:
         """Return metrics and predictions of such outputs, whichever model they are from."""
         metrics, chance = self.metrics(outputs), self.chance(outputs)
-        examples = {name: count for name in metrics if (count := self.num_examples(name, outputs)) is not None}
-        return self._result(metrics, chance, examples=examples, predictions=self.predictions(outputs))
+        return self._result(metrics, chance, predictions=self.predictions(outputs))
 
     def _result(
         self,
         metrics: Mapping[str, float],
         chance: dict[str, float],
         *,
-        examples: Mapping[str, int] | None = None,
         predictions: Sequence[Prediction] = (),
     ) -> TaskResult:
         return TaskResult(
@@ -180,7 +178,7 @@ class EvaluationSet(ABC):
             chance=chance,
             meanings={metric: meaning for metric in metrics if (meaning := self.meaning(metric))},
             names={metric: self.label(metric) for metric in metrics},
-            examples=dict(examples or {}),
+            examples={name: count for name in metrics if (count := self.num_examples(name)) is not None},
             predictions=list(predictions),
             settings=self.settings(),
             hub_task=self.hub_task,

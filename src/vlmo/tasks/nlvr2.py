@@ -117,7 +117,7 @@ class ReasoningSet(EvaluationSet):
         """Return accuracy and consistency."""
         return nlvr2.nlvr2_metrics(self.sentences, [prediction["prediction"] for prediction in outputs])
 
-    def num_examples(self, metric: str, _outputs: list[Prediction]) -> int | None:
+    def num_examples(self, metric: str) -> int | None:
         """Return the number of pairs of images whose sentence is known to be true or false."""
         return sum(each.label is not None for each in self.sentences) if metric == "accuracy" else None
 

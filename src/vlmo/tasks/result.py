@@ -48,7 +48,7 @@ class TaskResult:
         chance: Metrics of a guess that reads no input, by the same names; a name may be missing.
         meanings: A sentence for each metric.
         names: Display names of metrics.
-        examples: Number of examples of which a metric is the share that is right; of other metrics nothing.
+        examples: Number of examples whose mean score, each in [0, 1], a metric is; of other metrics nothing.
         predictions: A row for each example, with its identifier.
         settings: Other settings that the metrics depend on, such as the length of a shortlist.
         hub_task: Hugging Face's name of the task, or one like it.
@@ -68,7 +68,10 @@ class TaskResult:
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals of the shares of right examples, these taken as independent (Wilson's score interval)."""
+        """95 % intervals of these metrics (Wilson's score interval of independent examples).
+
+        Too wide where examples may be partly right, too narrow where they share captions, sentences or images.
+        """
         return {name: score_interval(self.metrics[name], count) for name, count in self.examples.items()}
 
     def table(self, *, reported: Sequence[tuple[str, str, float]] = ()) -> Table:
@@ -159,7 +162,7 @@ def score_interval(share: float, count: int) -> tuple[float, float]:
     spread = 1.959964**2 / count
     middle = (share + spread / 2) / (1 + spread)
     half = (spread * share * (1 - share) + spread**2 / 4) ** 0.5 / (1 + spread)
-    return middle - half, middle + half
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def circumstances(folder: str | Path) -> dict[str, Any]:

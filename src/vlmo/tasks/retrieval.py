@@ -155,7 +155,7 @@ class PairSet(EvaluationSet):
         matching = {} if self.rerank_score == "published" else dict.fromkeys(MATCHING, 0.5)
         return plain | {f"{_RERANKED}{metric}": value for metric, value in plain.items()} | matching
 
-    def num_examples(self, metric: str, _outputs: Any) -> int | None:
+    def num_examples(self, metric: str) -> int | None:
         """Return the number of captions, or of images, that were looked for with."""
         counts = {"ir": len(self.captions), "tr": len(self.rows)}
         return counts.get(metric.removeprefix(_RERANKED).partition("@")[0])
@@ -302,10 +302,10 @@ class CompositionSet(PairSet):
         names = _ENCODERS if outputs is None else self.metrics(outputs)
         return {name: EXAMPLE_CHANCE.get(name.partition("_")[2], 0.5) for name in names}
 
-    def num_examples(self, metric: str, outputs: list[Prediction]) -> int | None:
+    def num_examples(self, metric: str) -> int | None:
         """Return the number of images, in all or of a kind; None for Winoground's scores."""
         encoder, _, kind = metric.removesuffix("]").partition("[")
-        return sum(kind in ("", row["kind"]) for row in outputs) if encoder in _ENCODERS else None
+        return sum(kind in ("", own) for own in column(self.rows, "kind")) if encoder in _ENCODERS else None
 
     def meaning(self, metric: str) -> str:
         """Return a sentence about an accuracy over all rows."""

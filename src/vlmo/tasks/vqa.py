@@ -163,7 +163,7 @@ class QuestionSet(EvaluationSet):
         """Return the accuracies of the most frequent answer."""
         return guessed_metrics(self.questions)
 
-    def num_examples(self, metric: str, _outputs: list[Prediction]) -> int | None:
+    def num_examples(self, metric: str) -> int | None:
         """Return the number of questions with known answers."""
         return sum(bool(each.answers or each.soft_scores) for each in self.questions) if metric == ACCURACY else None
 
