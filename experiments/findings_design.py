@@ -49,6 +49,12 @@ VARIANTS = {
     "separate-attention-narrow": Variant(
         "separate attention, equal parameters", {"attention": "separate", "intermediate_size": 408}
     ),
+    "fewest": Variant("200 pairs alone", source="fewest"),
+    "fewest-stages": Variant("200 pairs after stages 1 and 2", source="fewest", start="stage2"),
+    "thin": Variant("FFNs of a quarter of the width", {"intermediate_size": 128}),
+    "thin-no-fusion-expert": Variant(
+        "the same without vision-language experts", {"intermediate_size": 128, "num_fusion_layers": 0}
+    ),
     "itc-mlm": Variant("ITC + MLM", losses={"itm_weight": 0.0}),
     "itm-mlm": Variant("ITM + MLM", losses={"itc_weight": 0.0}),
 }
@@ -83,6 +89,8 @@ SECONDARY = (
     Claim("hard negatives are better than uniform ones", "plain", "random-negatives", MATCHING),
     Claim("Multiway, equal parameters", "plain", "standard-wide", RECALL),
     Claim("shared attention, equal parameters", "plain", "separate-attention-narrow", RECALL),
+    Claim("stages 1 and 2 help 200 pairs", "fewest-stages", "fewest", MATCHING),
+    Claim("vision-language experts help thin FFNs", "thin", "thin-no-fusion-expert", MATCHING),
 )
 
 

@@ -18,7 +18,7 @@ PIXELS = 48
 PLACE_WORDS = ("left", "right", "top", "bottom")
 KINDS = ("color", "shape", "swap", "place")
 """Changes of a caption: one colour or one shape replaced, two colours swapped, two objects in each other's place."""
-SIZES = {"train": 40_000, "few": 1000, "unpaired": 20_000, "validation": 2000, "test": 2000}
+SIZES = {"train": 40_000, "few": 1000, "fewest": 200, "unpaired": 20_000, "validation": 2000, "test": 2000}
 """Scenes of each part; those of `few` are the first of `train`, those of `unpaired` are others."""
 BINDING = 250
 """Pairs of scenes of each kind in a split of `binding`."""
@@ -103,7 +103,7 @@ def _binding(part: str, number: int) -> Iterator[dict[str, Any]]:
 
 
 def write(folder: Path, *, scale: float = 1.0) -> None:
-    """Write the sets `pairs`, `few`, `images`, `texts` and `binding` into a folder, with a share of their rows."""
+    """Write `pairs`, `few`, `fewest`, `images`, `texts` and `binding` into a folder, with a share of their rows."""
     size = {part: max(SMALLEST, round(number * scale)) for part, number in SIZES.items()}
     train, unpaired = _pairs("train", size["train"]), _pairs("unpaired", 2 * size["unpaired"])
     images, texts = unpaired[: size["unpaired"]], unpaired[size["unpaired"] :]
@@ -113,6 +113,7 @@ def write(folder: Path, *, scale: float = 1.0) -> None:
     sets: dict[str, tuple[Features, dict[str, list[dict[str, Any]]]]] = {
         "pairs": (FEATURES, {"train": train} | galleries),
         "few": (FEATURES, {"train": train[: size["few"]]}),
+        "fewest": (FEATURES, {"train": train[: size["fewest"]]}),
         "images": (FEATURES, {"train": [row | {"captions": []} for row in images]}),
         "texts": (FEATURES, {"train": [row | {"image": None} for row in texts]}),
         "binding": (features, binding),

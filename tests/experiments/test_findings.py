@@ -34,6 +34,10 @@ CHANGED = {
     "random-negatives": ["stage.losses.negative_sharpness"],
     "standard-wide": ["model.experts", "model.intermediate_size"],
     "separate-attention-narrow": ["model.attention", "model.intermediate_size"],
+    "fewest": ["data.source", "trainer.max_steps"],
+    "fewest-stages": ["data.source", "trainer.max_steps"],
+    "thin": ["model.intermediate_size"],
+    "thin-no-fusion-expert": ["model.intermediate_size", "model.num_fusion_layers"],
     "itc-mlm": ["stage.losses.itm_weight"],
     "itm-mlm": ["stage.losses.itc_weight"],
 }
