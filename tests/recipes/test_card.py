@@ -123,7 +123,8 @@ def test_card_shows_the_last_evaluation_beside_chance(chain, test_pairs):
         "IR@10, dual encoder": "100.0 %",
     }
     value, _, meaning, measured_on, source = rows["IR@1, dual encoder"]
-    assert 0 <= float(value.removesuffix(" %")) <= 100
+    share, low, high = map(float, re.fullmatch(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\)", value).groups())
+    assert 0 <= low <= share <= high <= 100
     assert meaning == "share of captions whose own image has rank 1 or better among all images of the split"
     assert measured_on == "`my pairs`, test"
     assert source == f"last evaluation of the run, step {STEPS}, {TODAY}"
@@ -140,7 +141,9 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
         plain = metric.removeprefix("rerank_")
         label = f"{plain.upper()}, {'reranked' if metric.startswith('rerank_') else 'dual encoder'}"
         row = rows[MATCHING[metric][0] if metric in MATCHING else label]
-        assert row[:2] == [f"{round(100 * value, 2)} %", f"{round(100 * result.chance[metric], 2)} %"]
+        ends = [str(round(100 * end, 1)) for end in result.intervals.get(metric, ())]
+        told = f"{round(100 * value, 2)} %" + (f" ({' to '.join(ends)})" if ends else "")
+        assert row[:2] == [told, f"{round(100 * result.chance[metric], 2)} %"]
         assert row[2].endswith("reordered by the fusion encoder") == metric.startswith("rerank_")
         assert row[4] == f"`vlmo evaluate`, {TODAY}"
     results = metadata_load(folder / "README.md")["model-index"][0]["results"]

@@ -254,11 +254,12 @@ def test_evaluation_shows_the_papers_numbers_and_the_difference(cache, published
     shown = capsys.readouterr().out
     assert "paper, test" in shown
     (row,) = [line.split("│") for line in shown.splitlines() if "TR@1," in line]
-    ours, paper, difference = (float(cell) for cell in row[2:5])
+    ours, paper, difference = (float(cell) for cell in (row[2], *row[4:6]))
+    assert " to " in row[3]  # the 95 % interval
     assert paper == 74.8
     assert difference == pytest.approx(ours - paper, abs=0.051)
     (row,) = [line.split("│") for line in shown.splitlines() if "TR@5," in line]
-    assert [cell.strip() for cell in row[3:5]] == ["", ""]
+    assert [cell.strip() for cell in row[4:6]] == ["", ""]
     assert Path("evaluation_retrieval_images_train.json").is_file()  # here, and not in the cache
 
 

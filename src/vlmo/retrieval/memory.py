@@ -1,4 +1,4 @@
-"""What many searches of one index keep in memory: its vectors, and pixels of the images that they rerank.
+"""Memory of many searches of one index: its vectors, and pixels of the images that they rerank.
 
 An exact search of vectors in memory costs a fifth of one by LanceDB, and half of an approximate one (docs/search.md).
 """
@@ -23,7 +23,7 @@ MAX_BYTES = 2**29
 """Vectors that take more stay on the disk: more than a million of 128 dimensions, or 174,762 of 768."""
 _PIXEL_BYTES = 2**28
 _READ_SHARE = 0.1
-"""Of the time of a thread that reading may take while a writer changes the index again and again."""
+"""Share of a thread's time that reading may take while a writer changes the index again and again."""
 
 
 @dataclass(frozen=True)
