@@ -90,7 +90,7 @@ SECONDARY = (
     Claim("Multiway, equal parameters", "plain", "standard-wide", RECALL),
     Claim("shared attention, equal parameters", "plain", "separate-attention-narrow", RECALL),
     Claim("stages 1 and 2 help 200 pairs", "fewest-stages", "fewest", MATCHING),
-    Claim("vision-language experts help thin FFNs", "thin", "thin-no-fusion-expert", MATCHING),
+    Claim("vision-language experts help narrow FFNs", "thin", "thin-no-fusion-expert", MATCHING),
 )
 
 

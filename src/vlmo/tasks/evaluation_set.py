@@ -164,11 +164,7 @@ class EvaluationSet(ABC):
         return self._result(metrics, chance, predictions=self.predictions(outputs))
 
     def _result(
-        self,
-        metrics: Mapping[str, float],
-        chance: dict[str, float],
-        *,
-        predictions: Sequence[Prediction] = (),
+        self, metrics: Mapping[str, float], chance: dict[str, float], *, predictions: Sequence[Prediction] = ()
     ) -> TaskResult:
         return TaskResult(
             task=self.task,
