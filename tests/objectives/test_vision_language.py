@@ -132,6 +132,35 @@ def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
     assert all(value.shape == () for value in losses.values())
 
 
+@pytest.mark.parametrize("variant", [{}, {"contrast_fusion_branch": False}])
+def test_the_model_alone_has_the_same_loss_where_negatives_leave_no_choice(variant):
+    objective = stage_3(model=variant)
+    model = objective.model
+    batch = {name: value[1:3] if value.ndim else value for name, value in make_batch().items()}
+    expected = gradients(objective, batch)
+    model.zero_grad()
+    output = model(
+        batch["pixel_values"],
+        batch["input_ids"],
+        batch["attention_mask"],
+        return_loss=True,
+        input_ids_masked=batch["mlm_input_ids"],
+        labels=batch["mlm_labels"],
+    )
+    close(output.loss, objective(batch)["loss"])
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            close(parameter.grad, expected[name])
+    alone = model(batch["pixel_values"], batch["mlm_input_ids"], batch["attention_mask"], labels=batch["mlm_labels"])
+    close(alone.loss, 0.25 * objective(batch)["mlm"])
+    for short in ({"pixel_values": batch["pixel_values"][:1]}, {"pixel_values": None}):
+        with pytest.raises(ValueError, match="a text for each image"):
+            model(**short, input_ids=batch["input_ids"], return_loss=True)
+    with pytest.raises(ValueError, match="two pairs or more"):
+        model(batch["pixel_values"][:1], batch["input_ids"][:1], return_loss=True)
+
+
 def test_parts_that_are_switched_off_need_no_masked_captions():
     batch = make_batch()
     expected = stage_3(mlm_weight=0)(batch)["loss"]

@@ -24,13 +24,13 @@ class VLMoContrastOutput(ModelOutput):
     """Output of a dual encoder.
 
     Attributes:
-        loss: Symmetric cross-entropy over the batch, as CLIP's; when asked for.
+        loss: What training lowers; when asked for.
         image_embeds: L2-normalised, (images, projection).
         text_embeds: L2-normalised, (texts, projection).
         logits_per_image: Similarities over temperature, (images, texts).
         logits_per_text: The transpose.
-        match_logits: (batch, 2), class 1 = match; with as many images as texts, and when asked for.
-        mlm_logits: (batch, text, vocab) from the fused pair; when asked for.
+        match_logits: (batch, 2), class 1 = match; of `VLMoForPreTraining`, or when asked for.
+        mlm_logits: (batch, text, vocab) from the fused pair; of `VLMoForPreTraining`.
     """
 
     loss: Tensor | None = None
@@ -128,16 +128,11 @@ class VLMoForImageTextRetrieval(_DualEncoder):
     ) -> VLMoContrastOutput:
         """Embed what is given, compare all images with all texts; `match_logits` row by row, ValueError if no pairs.
 
-        With `return_loss` also `loss`: of a batch where each image has the text of its number.
+        With `return_loss` also `loss`, CLIP's: of a batch where each image has the text of its number.
         """
         output = self._contrast(pixel_values, input_ids, attention_mask)
         if return_loss:
-            logits = output.logits_per_image
-            if logits is None or logits.shape[0] != logits.shape[1]:
-                raise ValueError("return_loss needs pixel_values and input_ids, a text for each image.")
-            rows = torch.arange(len(logits), device=logits.device)
-            losses = [F.cross_entropy(each.float(), rows) for each in (logits, logits.T)]
-            output = VLMoContrastOutput(loss=(losses[0] + losses[1]) / 2, **output)  # the first of a tuple
+            output = VLMoContrastOutput(loss=_contrast_loss(output.logits_per_image), **output)  # the first of a tuple
         if output_match_logits:
             if pixel_values is None or input_ids is None:
                 raise ValueError("output_match_logits needs pixel_values and input_ids, a text for each image.")
@@ -162,17 +157,92 @@ class VLMoForPreTraining(_DualEncoder):
         pixel_values: Float[Tensor, "images 3 height width"] | None = None,
         input_ids: Int[Tensor, "texts text"] | None = None,
         attention_mask: Int[Tensor, "texts text"] | None = None,
+        return_loss: bool | None = None,  # noqa: FBT001 (CLIP's)
+        *,
+        input_ids_masked: Int[Tensor, "texts text"] | None = None,
+        labels: Int[Tensor, "texts text"] | None = None,
     ) -> VLMoContrastOutput:
         """Run the dual encoder and, with as many images as texts, matching and masked-language logits of each pair.
 
-        The losses live in `vlmo.objectives`, which run the same heads with fewer passes.
+        `vlmo.objectives` computes the same losses over all processes, with fewer passes.
+
+        Args:
+            return_loss: Return the `loss` of a batch where each image has the text of its number: ITC of all branches,
+                plus ITM with a hard negative text and image for each pair, sampled from the batch.
+            input_ids_masked: The texts with masked words, for the masked-language logits; default: `input_ids`.
+            labels: True ids at masked places, -100 elsewhere; MLM's loss, times 0.25, is added to `loss`.
+
+        Raises:
+            ValueError: A loss is asked for without a text for each image, or ITM's of a single pair.
         """
         output = self._contrast(pixel_values, input_ids, attention_mask)
-        if pixel_values is not None and input_ids is not None and len(pixel_values) == len(input_ids):
-            fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-            output["match_logits"] = self.judge(fused.pooler_output)
-            output["mlm_logits"] = self.mlm_head(fused.text_hidden_state)
-        return output
+        if pixel_values is None or input_ids is None or len(pixel_values) != len(input_ids):
+            if return_loss or labels is not None:
+                raise ValueError("return_loss and labels need pixel_values and input_ids, a text for each image.")
+            return output
+        losses, given = [], (pixel_values, input_ids, attention_mask)
+        fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        output["match_logits"] = match_logits = self.judge(fused.pooler_output)
+        if return_loss and (logits := output.logits_per_image) is not None:
+            losses += [self._branches_loss(logits, *given), self._match_loss(logits, match_logits, *given)]
+        if input_ids_masked is not None:
+            fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids_masked, attention_mask=attention_mask)
+        output["mlm_logits"] = mlm_logits = self.mlm_head(fused.text_hidden_state)
+        if labels is not None:
+            losses.append(0.25 * F.cross_entropy(mlm_logits.flatten(0, 1).float(), labels.flatten()))
+        return VLMoContrastOutput(loss=torch.stack(losses).sum(), **output) if losses else output
+
+    def _branches_loss(
+        self, logits: Tensor, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> Tensor:
+        """Return the mean of ITC's loss over its branches; `logits` are those of the first."""
+        loss, head = _contrast_loss(logits), self.fusion_contrast_head
+        if head is None:
+            return loss
+        image, text = (
+            self.vlmo.contrast_states(sequence, fusion_branch=True)[1]
+            for sequence in (
+                self.vlmo.embed(pixel_values=pixel_values),
+                self.vlmo.embed(input_ids=input_ids, attention_mask=attention_mask),
+            )
+        )
+        return (loss + _contrast_loss(head(head.embed_image(image), head.embed_text(text)))) / 2
+
+    def _match_loss(
+        self,
+        logits: Tensor,
+        match_logits: Tensor,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """Return ITM's loss: each pair, and with another image and another text, as sampled by the softmax of ITC.
+
+        Outside of training these are the likeliest, so that an evaluation repeats itself.
+        """
+        count = len(input_ids)
+        if count < 2:
+            raise ValueError("return_loss needs two pairs or more: ITM's negatives are the other images and texts.")
+        own = torch.eye(count, dtype=torch.bool, device=input_ids.device)
+        chances = [x.detach().float().masked_fill(own, -torch.inf).softmax(dim=1) for x in (logits, logits.T)]
+        other_text, other_image = (x.multinomial(1)[:, 0] if self.training else x.argmax(dim=1) for x in chances)
+        every = torch.arange(count, device=input_ids.device)
+        texts = torch.cat([every, other_text])
+        wrong = self.match(
+            pixel_values[torch.cat([other_image, every])],
+            input_ids[texts],
+            None if attention_mask is None else attention_mask[texts],
+        )
+        labels = torch.tensor([1, 0, 0], device=every.device).repeat_interleave(count)
+        return F.cross_entropy(torch.cat([match_logits, wrong]).float(), labels)
+
+
+def _contrast_loss(logits: Float[Tensor, "images texts"] | None) -> Float[Tensor, ""]:
+    """Return CLIP's symmetric cross-entropy; ValueError unless there is a text for each image."""
+    if logits is None or logits.shape[0] != logits.shape[1]:
+        raise ValueError("return_loss needs pixel_values and input_ids, a text for each image.")
+    rows = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits.float(), rows) + F.cross_entropy(logits.T.float(), rows)) / 2
 
 
 class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
