@@ -20,8 +20,6 @@ SOURCE = "scenes-statements"
 NUM_GROUPS = {"train": 5000, "validation": 250, "test": 500, "artist": 250, "combinations": 250}
 """Sentences of each split, with four rows each."""
 
-_MOST_THINGS = 4
-
 Pair = tuple[bool, bool]
 """True for the left and for the right image if it shows what a sentence speaks of."""
 
@@ -72,7 +70,9 @@ def statement_rows(split: str, number: int, pool: Pool) -> list[dict[str, Any]]:
     first, told, second, _ = edited_scene(choices, pool, kind=choices.one_of(BINDING_KINDS))
     things = {True: _things(first, told, second), False: _things(second, told, first)}
     wordings = choices.one_of(list(CLAIMS))
-    sentence = choices.one_of(wordings).format(told)
+    # "Both pictures show a star" and "both pictures show that a star is left of a ring".
+    text = str(told)
+    sentence = wordings[0].format(f"that {text}") if " is " in text else choices.one_of(wordings).format(text)
     rows = []
     for so, not_so in choices.some_of(CLAIMS[wordings], 2):
         shown = [_scene(told, things[each], pool, choices, is_so=each) for each in so]
@@ -98,6 +98,6 @@ def _scene(told: Sentence, things: Sequence[Thing], pool: Pool, choices: Choices
     """Return a scene with these and other things of which the sentence is true, or clearly false."""
     while True:
         others = [thing for thing in pool.things(choices) if thing.name not in {each.name for each in things}]
-        scene = pool.place([*things, *others[: max(0, _MOST_THINGS - len(things))]], choices)
+        scene = pool.place([*things, *others[: max(0, choices.one_of(pool.totals) - len(things))]], choices)
         if scene.truth(told) is is_so:
             return scene
