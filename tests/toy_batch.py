@@ -44,12 +44,20 @@ def make_batch() -> dict[str, Tensor]:
     }
 
 
+def with_false_texts(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with a false version of each text, of which some are longer than any text."""
+    ids = torch.randint(4, 96, (GLOBAL_BATCH, 24), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(24) < torch.tensor([[6], [16], [9], [7], [24], [10], [20], [5]])).long()
+    return {**batch, "false_input_ids": ids * mask, "false_attention_mask": mask}
+
+
 def own_share(batch: dict[str, Tensor], *, rank: int, world_size: int) -> dict[str, Tensor]:
     """The rows of one process, with texts padded to its own longest."""
     share = GLOBAL_BATCH // world_size
     rows = slice(rank * share, (rank + 1) * share)
     batch = {name: value[rows] if value.ndim else value for name, value in batch.items()}
-    length = int(batch["attention_mask"].sum(1).max())
-    for name in ("input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"):
-        batch[name] = batch[name][:, :length]
+    for prefix, names in (("", ("input_ids", "mlm_input_ids", "mlm_labels")), ("false_", ("false_input_ids",))):
+        if (mask := batch.get(f"{prefix}attention_mask")) is not None:
+            for name in (f"{prefix}attention_mask", *names):
+                batch[name] = batch[name][:, : int(mask.sum(1).max())]
     return batch

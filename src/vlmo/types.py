@@ -19,6 +19,10 @@ class Batch(TypedDict, total=False):
     """WordPiece ids, padded to the longest text of the batch, rounded up to 8."""
     attention_mask: Int[Tensor, "batch text"]
     """1 keeps a token, 0 hides padding."""
+    false_input_ids: Int[Tensor, "batch false"]
+    """A false version of each text, padded on its own."""
+    false_attention_mask: Int[Tensor, "batch false"]
+    """As `attention_mask`, of `false_input_ids`."""
     mlm_input_ids: Int[Tensor, "batch text"]
     """`input_ids` after BERT's corruption."""
     mlm_labels: Int[Tensor, "batch text"]

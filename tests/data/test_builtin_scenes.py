@@ -164,6 +164,34 @@ def test_scenes_of_shapes_have_captions_that_tell_where_things_lie(shape_pools):
     assert {each.thing.color for objects in shown for each in objects} == set(world.FEW_COLORS)
 
 
+def test_false_captions_of_shapes_are_what_another_scene_would_be_told(shape_pools):
+    pool = shape_pools["train"]
+    known = {(each.name, each.color) for each in pool.shapes}
+    sides = {"left of": ("left", "right"), "right of": ("right", "left"), "above": ("top", "bottom")}
+    sides["below"] = ("bottom", "top")
+    edits = Counter()
+    for number in range(300):
+        scene, choices = scenes.make_scene("train", number, pool)
+        for sentence in scenes.shape_sentences(scene, choices):
+            false = scenes.false_sentence(scene, sentence, pool, choices)
+            assert scene.truth(false) is False
+            assert {(each.name, each.color) for each in false.phrases} <= known
+            assert [each.where is None for each in false.phrases] == [each.where is None for each in sentence.phrases]
+            if not false.relations:
+                assert [each.color for each in false.phrases] == sorted(each.color for each in false.phrases)
+            elif false.phrases[0].where:
+                (_, relation, _) = false.relations[0]
+                assert all(side in each.where for side, each in zip(sides[relation], false.phrases, strict=True))
+            changed = {(each.name, each.color) for each in false.phrases} != {
+                (each.name, each.color) for each in sentence.phrases
+            }
+            edits["thing" if changed else "place"] += 1
+    assert min(edits.values()) > 200
+    rows = some_rows("train", pool, 20)
+    assert all(len(row["false_captions"]) == len(row["captions"]) for row in rows)
+    assert not any(row["false_captions"] for row in some_rows("test", shape_pools["test"], 5))
+
+
 def test_captions_for_evaluation_are_true_of_no_other_scene(shape_pools):
     pool = shape_pools["test"]
     told = [told_of(row, "test", pool) for row in some_rows("test", pool, 300)]

@@ -239,6 +239,21 @@ def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer
     assert not torch.equal(first["pixel_values"], second["pixel_values"])
 
 
+@pytest.mark.parametrize("unit", ["image", "pair"])
+def test_false_texts_are_those_of_the_chosen_captions(dataset, tokenizer, unit):
+    false = [[f"no {caption.strip()}" for caption in captions] for captions in dataset["captions"]]
+    examples = RowExamples(dataset, unit=unit, tokenizer=tokenizer, seed=7, false_texts=false)
+    read = [examples[epoch, number] for epoch in range(4) for number in range(8)]
+    for each in read:
+        texts = [tokenizer.decode(each[name], skip_special_tokens=True) for name in ("input_ids", "false_input_ids")]
+        assert f"no {texts[0]}".startswith(texts[1])  # which a word may have made too long
+        assert len(texts[1]) > 3
+    batch = examples.collate(read)
+    assert batch["false_attention_mask"].sum() == sum(len(each["false_input_ids"]) for each in read)
+    with pytest.raises(ValueError, match="more or fewer false_captions than captions"):
+        RowExamples(dataset, tokenizer=tokenizer, seed=7, false_texts=[[*false[0], "one more"], *false[1:]])
+
+
 def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset, tokenizer):
     first, again, other = pairs[0, 5], pairs[0, 5], pairs[1, 5]
     assert torch.equal(first["pixel_values"], again["pixel_values"])

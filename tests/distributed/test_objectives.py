@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.distributed.gloo import run_processes
-from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch, own_share
+from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch, own_share, with_false_texts
 from vlmo import distributed
 from vlmo.model import (
     VLMoConfig,
@@ -28,6 +28,7 @@ TASKS = {
     "sum, every second row fused": VisionLanguageConfig(mlm_stride=2, itm_stride=2, negatives=2),
     "sum, in chunks": VisionLanguageConfig(fused_chunk=5),
     "sum, same pictures kept": VisionLanguageConfig(exclude_same=False),
+    "sum, false captions": VisionLanguageConfig(itm_stride=2),
     "sum, nested": VisionLanguageConfig(nested_dims=(4, 16)),
     "sum, nested, cached": VisionLanguageConfig(nested_dims=(4, 16), cache_chunk=3),
     "sum, cached": VisionLanguageConfig(cache_chunk=3),
@@ -65,7 +66,8 @@ def make_objective(task: str) -> torch.nn.Module:
 def losses_and_gradients(task: str) -> Result:
     """Losses, and gradients averaged over processes as data parallelism does."""
     objective = make_objective(task)
-    losses = objective(own_share(make_batch(), rank=distributed.rank(), world_size=distributed.world_size()))
+    batch = with_false_texts(make_batch()) if "false captions" in task else make_batch()
+    losses = objective(own_share(batch, rank=distributed.rank(), world_size=distributed.world_size()))
     losses["loss"].backward()
     gradients = {
         name: distributed.all_reduce(parameter.grad) / distributed.world_size()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tests.forkserver import start
-from tests.toy_batch import make_batch
+from tests.toy_batch import make_batch, with_false_texts
 from tests.toy_model import BEIT3, shaken, toy
 from torch import Tensor
 from torch.nn import functional as F
@@ -80,6 +80,13 @@ def test_cached_chunks_equal_the_whole_batch(make, model, config, cached):
     """Every loss and gradient, MLM over all masked words and ITM's negatives drawn from the whole batch included."""
     whole, parts = make(model, **config), make(model, **config, **cached)
     assert_equal(results(parts, make_batch()), results(whole, make_batch()))
+
+
+def test_cached_chunks_hold_false_captions_too():
+    whole, parts = (stage_3({}, **config) for config in ({}, {"cache_chunk": 3}))
+    batch = with_false_texts(make_batch())
+    assert_equal(results(parts, batch), results(whole, batch))
+    assert results(whole, batch)[0]["itm"] != results(whole, make_batch())[0]["itm"]
 
 
 def test_no_encoder_sees_more_rows_than_a_chunk():

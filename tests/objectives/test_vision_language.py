@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.integrations.toy_gallery import CAPTIONS, LIVELY, NUM_PICTURES, drawings
-from tests.toy_batch import make_batch
+from tests.toy_batch import make_batch, with_false_texts
 from tests.toy_model import BEIT3, shaken, toy
 from torch import Tensor
 from torch.nn import functional as F
@@ -111,6 +111,15 @@ def test_itm_judges_pairs_and_drawn_negatives(variant):
     losses = objective(batch)
     close(losses["itm"], itm_loss(logits, labels))
     close(losses["itm_accuracy"], (logits.argmax(dim=1) == labels).float().mean())
+
+
+@torch.no_grad()
+def test_itm_judges_false_captions_beside_drawn_negatives():
+    objective, batch = stage_3(mlm_weight=0, itm_stride=2), with_false_texts(make_batch())
+    drawn = objective(make_batch())["itm"]
+    logits = objective.model.match(batch["pixel_values"], batch["false_input_ids"], batch["false_attention_mask"])[::2]
+    false = F.cross_entropy(logits, torch.zeros(4, dtype=torch.int64))
+    close(objective(batch)["itm"], (12 * drawn + 4 * false) / 16)  # a true pair and two negatives for each of four rows
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.recipes.toy_recipes import shrunk
+from tests.toy_questions import question_rows
 
 from vlmo import VLMoConfig, VLMoForMaskedImageModeling, VLMoForPreTraining, VLMoProcessor
 from vlmo.processing import image_processor_for
@@ -57,6 +58,15 @@ def test_vocabulary_is_learnt_once_for_the_same_texts(recipe, tmp_path, monkeypa
     assert again.max_text_length == 16
     with pytest.raises(AttributeError):
         build_processor(dataclasses.replace(recipe, text=dataclasses.replace(text, vocab_size=91)))
+
+
+def test_vocabulary_is_learnt_from_questions_too(recipe, tmp_path):
+    rows = question_rows(8)
+    rows.save_to_disk(str(tmp_path / "questions"))
+    text = TextConfig(vocab_size=200, learn_from=(recipe.data.source, str(tmp_path / "questions")), max_length=16)
+    processor = build_processor(dataclasses.replace(recipe, init=None, text=text))
+    for question in rows["question"]:
+        assert processor.tokenizer.tokenize(question) == question.replace("?", " ?").lower().split()
 
 
 def test_start_without_words_needs_those_of_the_recipe(recipe, tmp_path):

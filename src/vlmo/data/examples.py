@@ -53,6 +53,7 @@ class Example(TypedDict, total=False):
 
     pixel_values: UInt8[Tensor, "*images 3 height width"] | Float[Tensor, "*images 3 height width"]
     input_ids: Int64[np.ndarray, "text"]
+    false_input_ids: Int64[np.ndarray, "text"]
     mlm_input_ids: Int64[np.ndarray, "text"]
     mlm_labels: Int64[np.ndarray, "text"]
     bool_masked_pos: Bool[np.ndarray, "patch"]
@@ -131,6 +132,7 @@ class RowExamples(_Examples):
         unit: "image": an example a row, with another of its captions in each epoch. "pair": an example a caption, as in
             VLMo's published code; an image with five is then seen five times an epoch.
         texts: Texts of each row; by default its captions.
+        false_texts: A false version of each text; None leaves them out.
         columns: Columns of images. Several, which have augmentations of their own, are stacked.
         labels: Returns the label of a row; None leaves labels out.
         cache_images: Keep each image once it is decoded, at the transform's size where that is fixed; images that
@@ -138,7 +140,7 @@ class RowExamples(_Examples):
         contents: Contents of an example: `seed`, `transform`, `mask`, `tokenizer` and `words`.
 
     Raises:
-        ValueError: A row has no text, or an empty one.
+        ValueError: A row has no text, or an empty one, or not a false text for each.
     """
 
     def __init__(
@@ -147,17 +149,23 @@ class RowExamples(_Examples):
         *,
         unit: Unit = "image",
         texts: Sequence[Sequence[str]] | None = None,
+        false_texts: Sequence[Sequence[str]] | None = None,
         columns: Sequence[str] = ("image",),
         labels: Callable[[int], Tensor] | None = None,
         cache_images: bool = False,
         **contents: Any,
     ) -> None:
         super().__init__(**contents)
-        self._labels, self._length, self._images, self._texts = labels, len(dataset), [], None
+        self._labels, self._length, self._images = labels, len(dataset), []
+        self._texts = self._false = None
         if self.transform is not None:
             self._images = [_Images(dataset, transform=self.transform, cache=cache_images, name=c) for c in columns]
         if self.tokenizer is not None:
             self._texts = _Texts(column(dataset, "captions") if texts is None else texts, tokenizer=self.tokenizer)
+            if false_texts is not None:
+                self._false = _Texts(false_texts, tokenizer=self.tokenizer)
+                if not np.array_equal(self._false.first_of_row, self._texts.first_of_row):
+                    raise ValueError("a row has more or fewer false_captions than captions; give one for each")
         self._of_pairs = unit == "pair"
         if self._of_pairs and self._texts is not None:
             self._length = len(self._texts)
@@ -168,11 +176,16 @@ class RowExamples(_Examples):
     def __getitem__(self, key: Key) -> Example:
         epoch, index = key
         example, row = Example(sample_id=index), index
-        if self._texts is not None and self._of_pairs:
-            row, example["input_ids"] = self._texts.row(index), self._texts.ids(index)
-        elif self._texts is not None:
-            first, end = self._texts.first(row), self._texts.first(row + 1)
-            example["input_ids"] = self._texts.ids(first + self._choose_caption(end - first, epoch=epoch, index=row))
+        if self._texts is not None:
+            text = index
+            if self._of_pairs:
+                row = self._texts.row(text)
+            else:
+                first, end = self._texts.first(row), self._texts.first(row + 1)
+                text = first + self._choose_caption(end - first, epoch=epoch, index=row)
+            example["input_ids"] = self._texts.ids(text)
+            if self._false is not None:
+                example["false_input_ids"] = self._false.ids(text)
         if self._images:
             pixels = [images.pixel_values(row, epoch=epoch, index=index, seed=self.seed) for images in self._images]
             example["image_id"] = int(self._images[0].image_ids[row])
@@ -266,7 +279,7 @@ class _Texts:
         for row, of_row in enumerate(texts):
             if not of_row or not all(text.strip() for text in of_row):
                 raise ValueError(f"sample {row} has no text or an empty one: {of_row!r:.80}")
-        self._first_text = np.cumsum([0, *map(len, texts)])
+        self.first_of_row = np.cumsum([0, *map(len, texts)])
         flat = [text for of_row in texts for text in of_row]
         file = None
         if len(flat) >= _KEPT_FROM:
@@ -297,11 +310,11 @@ class _Texts:
 
     def first(self, row: int) -> int:
         """Return the number of the row's first text, which ends those of the row before."""
-        return int(self._first_text[row])
+        return int(self.first_of_row[row])
 
     def row(self, text: int) -> int:
         """Return the row that has this text."""
-        return int(np.searchsorted(self._first_text, text, side="right")) - 1
+        return int(np.searchsorted(self.first_of_row, text, side="right")) - 1
 
     def ids(self, text: int) -> Int64[np.ndarray, "text"]:
         """Return the ids of a text."""
@@ -332,6 +345,10 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
         texts = [example["input_ids"] for example in examples]
         batch["input_ids"] = pad(texts, value=pad_token_id)
         batch["attention_mask"] = pad([np.ones_like(text) for text in texts], value=0)
+    if "false_input_ids" in first:
+        texts = [example["false_input_ids"] for example in examples]
+        batch["false_input_ids"] = pad(texts, value=pad_token_id)
+        batch["false_attention_mask"] = pad([np.ones_like(text) for text in texts], value=0)
     if "mlm_labels" in first:
         batch["mlm_input_ids"] = pad([example["mlm_input_ids"] for example in examples], value=pad_token_id)
         batch["mlm_labels"] = pad([example["mlm_labels"] for example in examples], value=IGNORED)

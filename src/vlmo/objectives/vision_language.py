@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -141,8 +141,9 @@ class VisionLanguageObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `itc`, `mlm`, `itm`, with accuracies.
 
-        Reads images, captions, masked captions and `step_seed`. With `cache_chunk` the encoders run block by block, and
-        the backward pass computes each block again; without it, all passes share the embeddings of the batch.
+        Reads images, captions, masked captions and `step_seed`; false captions, which ITM judges beside the sampled
+        negatives, if there are any. With `cache_chunk` the encoders run block by block, and the backward pass computes
+        each block again; without it, all passes share the embeddings of the batch.
         """
         config, head = self.config, self.model.contrast_head
         config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
@@ -181,6 +182,9 @@ class VisionLanguageObjective(nn.Module):
             losses["mlm_accuracy"] = distributed.global_mean(sums[1].detach(), count)
         if logits is not None and negatives is not None:
             labels, valid = negatives.labels, negatives.valid
+            if "false_input_ids" in batch:
+                labels = torch.cat([labels, torch.zeros_like(matched)])
+                valid = torch.cat([valid, torch.ones_like(matched, dtype=torch.bool)])
             losses["itm"] = itm_loss(logits, labels, valid=valid)
             losses["itm_accuracy"] = accuracy(logits[valid], labels[valid])
 
@@ -273,7 +277,7 @@ class VisionLanguageObjective(nn.Module):
         matched: Int[Tensor, "matched"],
         negatives: HardNegatives | None,
     ) -> list[Pairs]:
-        """Return pairs for MLM, then for ITM: true pairs, pairs with a negative image, with a negative text.
+        """Return pairs for MLM, then for ITM: true ones, a negative image, a negative text, a false text.
 
         Args:
             masked: Rows of MLM.
@@ -290,6 +294,9 @@ class VisionLanguageObjective(nn.Module):
             pairs.append(Pairs(texts[matched], mask[matched], images, matched))
             pairs.append(Pairs(texts[again], mask[again], *distributed.borrow(images, negatives.image)))
             pairs.append(Pairs(other_ids, other_mask, images, again))
+            if "false_input_ids" in batch:
+                false = batch["false_input_ids"][matched], batch["false_attention_mask"][matched]
+                pairs.append(Pairs(*false, images, matched))
         new = [number for number, each in enumerate(pairs) if each.texts.ndim == 2]
         if new and self.config.cache_chunk is None:
             # Embedded together, since each look-up costs a gradient of the size of the word table.
@@ -364,14 +371,13 @@ class VisionLanguageObjective(nn.Module):
 
 def _pad_to_global_length(batch: Batch) -> Batch:
     """Pad texts to the longest of all processes, so that exchanged texts fit (padding changes no result)."""
-    length = batch["input_ids"].shape[1]
+    names = ("input_ids", "attention_mask", "false_input_ids", "false_attention_mask", "mlm_input_ids", "mlm_labels")
+    texts = {name: batch[name] for name in names if name in batch}
+    length = max(text.shape[1] for text in texts.values())
     longest = int(distributed.all_reduce(torch.tensor(length, device=batch["input_ids"].device), op="max"))
-    if longest == length:
-        return batch
-    padded, missing = batch.copy(), (0, longest - length)
-    padded["input_ids"] = F.pad(batch["input_ids"], missing)
-    padded["attention_mask"] = F.pad(batch["attention_mask"], missing)
-    if "mlm_labels" in batch:
-        padded["mlm_input_ids"] = F.pad(batch["mlm_input_ids"], missing)
-        padded["mlm_labels"] = F.pad(batch["mlm_labels"], missing, value=-100)
-    return padded
+    padded = {
+        name: F.pad(text, (0, longest - text.shape[1]), value=-100 if name == "mlm_labels" else 0)
+        for name, text in texts.items()
+        if text.shape[1] < longest
+    }
+    return cast("Batch", batch | padded)

@@ -52,7 +52,7 @@ class TextConfig:
     vocab_size: int = 30522
     """Size of a vocabulary that is learnt."""
     learn_from: tuple[str, ...] = ()
-    """Data sets whose captions a vocabulary is learnt on."""
+    """Data sets whose captions and questions a vocabulary is learnt on."""
     max_length: int = 40
     """Most tokens of a text; longer ones are cut."""
 

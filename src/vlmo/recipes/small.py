@@ -58,7 +58,8 @@ _SHAPES_MODEL = replace(
     position_embedding="absolute",
     position_init="sincos",
 )
-_SHAPES_TEXT = TextConfig(vocab_size=200, learn_from=("shapes",), max_length=32)
+# Of questions and statements too: in a vocabulary of captions alone their words fall into letters and [UNK].
+_SHAPES_TEXT = TextConfig(vocab_size=300, learn_from=("shapes", "shapes-questions", "shapes-statements"), max_length=32)
 _SHAPES = DataConfig(source="shapes", transform=TransformConfig(image_size=48, rand_augment_ops=0, horizontal_flip=0.0))
 _shapes_tokenizer = Recipe(
     stage=TokenizerStage(tokenizer=VisualTokenizerConfig(patch_size=12, num_tokens=256)),
@@ -89,8 +90,8 @@ _shapes_stage2 = replace(
 )
 _shapes_stage3 = replace(
     _shapes_stage2,
-    # ITM learns little before MLM knows what stands where: an eighth of the rows keeps it going.
-    stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=8, negatives=3)),
+    # ITM learns little before MLM knows what stands where: a quarter of the rows keeps it going.
+    stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=4)),
     model=_SHAPES_MODEL,
     # What stands where is learnt last, so words of places are often masked alone, beside words that are seen; and it
     # takes a high rate for most of the run (docs/log.md).
@@ -109,7 +110,7 @@ _shapes_stage3 = replace(
 _shapes_matching = replace(
     _shapes_stage3,
     # ITM learns relations after MLM has learnt them, and at a rate that is high again.
-    stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2, negatives=3)),
+    stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2)),
     optimizer=_ADAMW,
     schedule=ScheduleConfig(warmup_steps=20),
     trainer=replace(_TRAINER, max_steps=450, save_every=150),

@@ -200,13 +200,16 @@ def build_processor(recipe: Recipe) -> VLMoProcessor:
 def _learnt_processor(recipe: Recipe, sizes: dict[str, int]) -> VLMoProcessor:
     """Return a processor whose vocabulary is learnt, once for the same texts: it is kept in the cache folder."""
     text = recipe.text
-    captions = [each for name in text.learn_from for row in column(open_source(name), "captions") for each in row]
-    file = cached_file("vocabularies", version("tokenizers"), text.vocab_size, captions)
+    texts: list[str] = []
+    for rows in map(open_source, text.learn_from):
+        texts += [each for captions in column(rows, "captions") for each in captions]
+        texts += column(rows, "question") if "question" in rows.column_names else []
+    file = cached_file("vocabularies", version("tokenizers"), text.vocab_size, texts)
     if file.is_file():
         return VLMoProcessor.from_vocabulary(file, **sizes)
     with Progress.on_stderr() if is_main() else Progress(None) as bar:
-        bar.update(f"learning a vocabulary from {len(captions):,} texts", 0, None)
-        processor = VLMoProcessor.train(captions, vocab_size=text.vocab_size, **sizes)
+        bar.update(f"learning a vocabulary from {len(texts):,} texts", 0, None)
+        processor = VLMoProcessor.train(texts, vocab_size=text.vocab_size, **sizes)
     ids = processor.tokenizer.get_vocab()
     keep_file(file, lambda path: path.write_text("\n".join(sorted(ids, key=ids.__getitem__)) + "\n", encoding="utf-8"))
     return processor

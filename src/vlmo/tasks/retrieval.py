@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_processor, load_retrieval_model
 from vlmo.data.decoding import ImageCell, decode_image
+from vlmo.data.examples import RowExamples
 from vlmo.data.rows import column
 from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.composition import EXAMPLE_CHANCE, example_scores, words_alone
@@ -332,6 +333,18 @@ class CompositionSet(PairSet):
         return outputs
 
 
+def pair_examples(task: Any, run: RunContext) -> RowExamples:
+    """Return training examples of pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
+    has_false = task.losses.itm_weight and "false_captions" in run.rows.column_names
+    return RowExamples(
+        run.rows,
+        unit=run.unit,
+        cache_images=run.cache_images,
+        false_texts=column(run.rows, "false_captions") if has_false else None,
+        **task.contents(run),
+    )
+
+
 @dataclass(frozen=True)
 class RetrievalStage(Task):
     """Fine-tuning for retrieval: contrast, and matching for a fusion encoder that reorders what the contrast found."""
@@ -371,6 +384,10 @@ class RetrievalStage(Task):
         model = self.build_model(run.model)
         run.start(model)
         return VisionLanguageObjective(model, config=self.losses)
+
+    def examples(self, run: RunContext) -> RowExamples:
+        """Return pairs."""
+        return pair_examples(self, run)
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of the contrast, and of matching if it has a weight."""

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from vlmo.data.examples import RowExamples
 from vlmo.folder import Usage
 from vlmo.model.config import FusionStart
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
 from vlmo.tasks.evaluation_set import EvaluationSet
-from vlmo.tasks.retrieval import RETRIEVAL_PIPELINE, PairSet
+from vlmo.tasks.retrieval import RETRIEVAL_PIPELINE, PairSet, pair_examples
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class VisionLanguageStage(Task):
         model = self.build_model(run.model)
         run.start(model, fusion_experts_from=self.fusion_experts_from)
         return VisionLanguageObjective(model, config=self.losses)
+
+    def examples(self, run: RunContext) -> RowExamples:
+        """Return pairs with masked words."""
+        return pair_examples(self, run)
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of all three losses."""

