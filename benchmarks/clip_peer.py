@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from vlmo.data.examples import RowExamples
 from vlmo.data.loader import RowLoader
@@ -31,12 +30,12 @@ from vlmo.types import normalize_pixels
 
 logger = logging.getLogger("clip_peer")
 
-# As in open_clip's small models, embeddings are as wide as the towers.
-WIDTH, LAYERS, HEAD_WIDTH = 192, 6, 64
+HEAD_WIDTH = 32  # as in our small models
+SAVE_EVERY_S = 300.0
 # CLIP's, as open_clip trains its vision transformers.
 CLIP_OPTIMIZER = OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
 MAX_LOGIT_SCALE = math.log(100)
-WARMUP_SHARE = 0.1  # as the warm-up of our stage 3
+WARMUP_SHARE = 0.02
 
 
 class Peer(nn.Module):
@@ -44,29 +43,29 @@ class Peer(nn.Module):
 
     Args:
         patch_size: Side of a patch; that of ours, so that both see as many patches.
-        pad_to: Length of all texts, at least the processor's longest; None leaves them as they come.
+        width: Of both towers and, as in open_clip's small models, of the embeddings.
+        layers: Of each tower.
     """
 
-    def __init__(self, processor: VLMoProcessor, *, patch_size: int, pad_to: int | None) -> None:
+    def __init__(self, processor: VLMoProcessor, *, patch_size: int, width: int, layers: int) -> None:
         super().__init__()
-        longest, tokenizer = processor.max_text_length, processor.tokenizer
-        self.pad_to, self.pad_id = pad_to, tokenizer.pad_token_id
+        tokenizer = processor.tokenizer
         self.clip = CLIP(
-            embed_dim=WIDTH,
+            embed_dim=width,
             vision_cfg=CLIPVisionCfg(
-                layers=LAYERS,
-                width=WIDTH,
+                layers=layers,
+                width=width,
                 head_width=HEAD_WIDTH,
                 patch_size=patch_size,
                 image_size=processor.image_size,
             ),
             text_cfg=CLIPTextCfg(
-                context_length=pad_to or longest,
+                context_length=processor.max_text_length,
                 vocab_size=processor.vocab_size,
-                width=WIDTH,
-                heads=WIDTH // HEAD_WIDTH,
-                layers=LAYERS,
-                pad_id=self.pad_id,
+                width=width,
+                heads=width // HEAD_WIDTH,
+                layers=layers,
+                pad_id=tokenizer.pad_token_id,
                 pool_type="eos",
                 eos_id=tokenizer.sep_token_id,
             ),
@@ -87,8 +86,6 @@ class Peer(nn.Module):
         """L2-normalised text embeddings."""
         del attention_mask  # attention is causal, so `[SEP]` never sees the padding behind it
         length = input_ids.shape[1]
-        if self.pad_to is not None:
-            return self.clip.encode_text(F.pad(input_ids, (0, self.pad_to - length), value=self.pad_id), normalize=True)
         # open_clip takes texts of the full length only. With shorter tables the same code gives the same embeddings.
         tables = {
             "positional_embedding": self.clip.positional_embedding[:length],
@@ -99,24 +96,45 @@ class Peer(nn.Module):
 
 
 def peer_loader(recipe: Recipe, processor: VLMoProcessor, *, quarantine: Path) -> RowLoader:
-    """The batches of our stage 3, without masked words."""
-    data = filter_invalid_rows(open_source(recipe.data.source, split=recipe.data.split), quarantine=quarantine)
+    """The batches of a recipe on pairs, without masked words."""
+    data = recipe.data
+    rows = filter_invalid_rows(
+        open_source(data.source, split=data.split, weights=data.weights), quarantine=quarantine, needs_caption=True
+    )
     examples = RowExamples(
-        data,
-        transform=train_transform(dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size)),
+        rows,
+        unit=data.unit,
+        transform=train_transform(dataclasses.replace(data.transform, image_size=recipe.model.image_size)),
         tokenizer=processor.tokenizer,
         seed=recipe.seed,
-        cache_images=recipe.data.cache_images,
+        cache_images=data.cache_images,
     )
     return RowLoader(examples, config=dataclasses.replace(recipe.loader, accumulation=1), seed=recipe.seed)
 
 
 def train_peer(
-    peer: Peer, loader: RowLoader, *, lr: float, seconds: float, bf16: bool, console: Console
+    peer: Peer, loader: RowLoader, *, lr: float, seconds: float, bf16: bool, console: Console, state: Path
 ) -> dict[str, Any]:
-    """Trains with CLIP's loss and optimizer for `seconds`; returns learning rate, steps, samples and seconds."""
+    """Trains with CLIP's loss and optimizer for `seconds`; returns learning rate, steps, samples and seconds.
+
+    On a CPU these are seconds of one core, so that other work on the machine costs the peer nothing. Every five minutes
+    and at the end all of it is saved in `state`, where the next call goes on.
+    """
     optimizer = build_optimizer(peer, config=dataclasses.replace(CLIP_OPTIMIZER, lr=lr))
-    contrast, device, steps, samples = ClipLoss(), peer.device, 0, 0
+    contrast, device, steps, samples, before = ClipLoss(), peer.device, 0, 0, 0.0
+    clock = time.process_time if device.type == "cpu" else time.monotonic
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        peer.load_state_dict(saved["peer"])
+        optimizer.load_state_dict(saved["optimizer"])
+        steps, samples, before = saved["steps"], saved["samples"], saved["seconds"]
+
+    def save() -> None:
+        values = {"steps": steps, "samples": samples, "seconds": elapsed}
+        torch.save(values | {"peer": peer.state_dict(), "optimizer": optimizer.state_dict()}, new)
+        new.rename(state)
+
+    new = state.with_suffix(".new")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -126,9 +144,9 @@ def train_peer(
     peer.train()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"CLIP, lr {lr:g}", total=seconds, figures="")
-        began = last_line = time.monotonic()
-        batches = loader(0)
-        while (elapsed := time.monotonic() - began) < seconds:
+        began, last_line, last_save = clock(), time.monotonic(), time.monotonic()
+        batches = loader(steps)
+        while (elapsed := before + clock() - began) < seconds:
             batch = to_device(next(batches)[0], device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 images = peer.get_image_features(pixel_values=normalize_pixels(batch["pixel_values"]))
@@ -142,12 +160,18 @@ def train_peer(
             with torch.no_grad():
                 peer.clip.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
             steps, samples = steps + 1, samples + len(images)
-            figures = f"step {steps}, loss {loss.item():.4g} | {samples / (time.monotonic() - began):.4g} samples/s"
+            figures = f"step {steps}, loss {loss.item():.4g} | {samples / elapsed if elapsed else 0:.4g} samples/s"
             bar.update(task, completed=elapsed, figures=figures)
-            if not console.is_terminal and time.monotonic() - last_line >= LINE_EVERY_S:
-                last_line = time.monotonic()
+            now = time.monotonic()
+            if not console.is_terminal and now - last_line >= LINE_EVERY_S:
+                last_line = now
                 logger.info("CLIP, lr %g: %.0f of %.0f s, %s", lr, elapsed, seconds, figures)
-    return {"lr": lr, "steps": steps, "samples_seen": samples, "seconds": time.monotonic() - began}
+            if now - last_save >= SAVE_EVERY_S:
+                last_save = now
+                save()
+        save()
+    peer.eval()
+    return {"lr": lr, "steps": steps, "samples_seen": samples, "seconds": elapsed}
 
 
 def lr_share(done: float) -> float:
