@@ -29,7 +29,7 @@ help:  ## show this list
 fast: $(VENV)/.installed-quickstart  ## search 500 drawings with the small model that comes with the package: seconds
 	$(BIN)/vlmo quickstart --fast $(ARGS)
 
-quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: about twelve minutes on two CPU cores
+quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: about thirteen minutes on two CPU cores
 	$(BIN)/vlmo quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev  ## all tests (some need a GPU); some drive Chromium (on Debian: apt install chromium)

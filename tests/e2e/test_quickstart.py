@@ -48,7 +48,7 @@ def test_figures_stand_beside_chance(run):
     for name in ("ir@1", "tr@10", "rerank_ir@1"):
         low, high = figures["intervals"][name]
         assert low <= figures["metrics"][name] <= high
-    for source in ("shapes", "shapes-binding", "shapes-questions"):
+    for source in ("shapes", "shapes-binding", "shapes-questions", "shapes-statements"):
         metrics = json.loads((run / f"{source}.json").read_text())["metrics"]
         assert all(0 <= value <= 1 for value in metrics.values())
 
@@ -58,7 +58,7 @@ def test_progress_tells_the_time_of_what_follows():
     all_later = sum(step.seconds for step in list(quickstart.STEPS.values())[3:])
     told = quickstart.seconds_after("shapes-stage2", seconds, scale=1.0)
     assert told == pytest.approx(2 * (all_later + quickstart.EVALUATION_SECONDS))
-    assert quickstart.seconds_after("shapes-questions", {}, scale=0.5) == quickstart.EVALUATION_SECONDS
+    assert quickstart.seconds_after("shapes-statements", {}, scale=0.5) == quickstart.EVALUATION_SECONDS
 
 
 def test_baseline_without_images_is_the_most_frequent_answer():

@@ -104,7 +104,7 @@ _shapes_stage3 = replace(
     loader=replace(_LOADER, global_batch_size=64),
     optimizer=replace(_ADAMW, lr=2e-3),
     schedule=ScheduleConfig(warmup_steps=80, kind="cosine", min_ratio=0.05),
-    trainer=replace(_TRAINER, max_steps=1200, save_every=200),
+    trainer=replace(_TRAINER, max_steps=1100, save_every=200),
     init=f"{QUICKSTART}/shapes-stage2/model",
 )
 _shapes_matching = replace(
@@ -113,7 +113,7 @@ _shapes_matching = replace(
     stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2)),
     optimizer=_ADAMW,
     schedule=ScheduleConfig(warmup_steps=20),
-    trainer=replace(_TRAINER, max_steps=450, save_every=150),
+    trainer=replace(_TRAINER, max_steps=400, save_every=200),
     init=f"{QUICKSTART}/shapes-stage3/model",
 )
 _shapes_questions = replace(
@@ -125,6 +125,15 @@ _shapes_questions = replace(
     trainer=replace(_TRAINER, max_steps=400),
     init=f"{QUICKSTART}/shapes-matching/model",
     evaluate_on="shapes-questions",
+)
+_shapes_statements = replace(
+    _shapes_questions,
+    # At 1e-3 the head's first gradients undo what the fusion encoder knows, and nothing is learnt (docs/log.md).
+    stage=ReasoningStage(head_lr_scale=4.0),
+    data=replace(_SHAPES, source="shapes-statements"),
+    optimizer=replace(_ADAMW, lr=3e-4),
+    trainer=replace(_TRAINER, max_steps=400),
+    evaluate_on="shapes-statements",
 )
 
 _ONE_MODALITY = replace(_MODEL, num_fusion_layers=0)
@@ -255,46 +264,41 @@ SMALL = {
         _shapes_stage1,
         "Stage 1 on scenes of shapes: masked image modelling.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect="a loss of 2.85 nats, in 40 s of two CPU cores.",
+        expect="a loss of 2.88 nats, in 50 s of two CPU cores.",
     ),
     "shapes-stage2": Entry(
         _shapes_stage2,
         "Stage 2 on captions of scenes: masked language modelling; attention and vision experts are frozen.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect="a loss of 0.69 nats, in 18 s of two CPU cores.",
+        expect="a loss of 0.71 nats, in 28 s of two CPU cores.",
     ),
     "shapes-stage3": Entry(
         _shapes_stage3,
         "Stage 3 on scenes of shapes: the fusion encoder learns what stands where.",
         data="{source}: 50,000 scenes of one or two colored shapes; 1,000 others are for testing.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect="99 % of masked words right, in 5 minutes of two CPU cores (bf16; docs/log.md).",
+        expect="95 % of masked words right, in 5 minutes of two CPU cores (bf16; docs/log.md).",
     ),
     "shapes-matching": Entry(
         _shapes_matching,
         "shapes-stage3 for longer, with more rows in ITM: the fusion encoder learns to tell left from right.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect="on 1,000 new scenes IR@1 72.3 and TR@1 74.5 %, reranked (32) 79.8 and 85.3 % (chance 0.1); which of "
-        "two captions is true, left or right: 78.6 %, by the dual encoder 55.2 %; in 3 minutes of two CPU cores.",
+        expect="on 1,000 new scenes IR@1 72.5 and TR@1 73.3 %, reranked (32) 87.6 and 90.6 % (chance 0.1); which of "
+        "two captions is true, left or right: 80.6 %, by the dual encoder 50.2 %; in 3 minutes of two CPU cores.",
     ),
     "shapes-questions": Entry(
         _shapes_questions,
         "Questions about scenes of shapes: colors, shapes, numbers, yes or no.",
         data="{source}: 40,000 questions about as many scenes; 2,000 others are for testing.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect="accuracy 64.4 % (the most frequent answer to each question 35.5 %), in a minute of two CPU cores.",
+        expect="accuracy 66.6 % (the most frequent answer to each question 35.5 %), in a minute of two CPU cores.",
     ),
     "shapes-statements": Entry(
-        replace(
-            _shapes_questions,
-            stage=ReasoningStage(),
-            data=replace(_SHAPES, source="shapes-statements"),
-            evaluate_on="shapes-statements",
-        ),
+        _shapes_statements,
         "Sentences that are true or false of two scenes of shapes, as in NLVR2.",
         data="{source}: 20,000 pairs of scenes with 5,000 sentences; 2,000 other pairs are for testing.",
         command=f"vlmo train {{name}} --run-dir {QUICKSTART}/{{name}}",
-        expect="50.0 % after 400 steps: nothing learnt (chance 50).",
+        expect="accuracy 66.8 % (chance 50), in two minutes of two CPU cores.",
     ),
     "small-tokenizer": Entry(
         _tokenizer,
@@ -353,8 +357,9 @@ SMALL = {
     "scenes-statements": Entry(
         replace(
             _scenes_questions,
-            stage=ReasoningStage(),
+            stage=_shapes_statements.stage,
             data=replace(_scenes_questions.data, source="scenes-statements"),
+            optimizer=_shapes_statements.optimizer,
             trainer=replace(_questions.trainer, max_steps=1200),
             init="runs/scenes-questions/model",
             evaluate_on="scenes-statements",

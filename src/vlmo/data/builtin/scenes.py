@@ -52,6 +52,12 @@ _WORDS = {
     "below": ("below", "under"),
 }
 
+_FORMS = {
+    "no verb": ("{}", "{}", "the picture shows {}", "there is {} in the picture"),
+    "verb": ("{}", "the picture shows that {}"),
+}
+"""Of a training caption about shapes, but the long third one; statements about two pictures have such words."""
+
 Edited = tuple[Scene, Sentence, Scene, Sentence]
 """A scene and its caption, and the least change of both: each caption is false of the other scene."""
 
@@ -146,12 +152,16 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
             if not told or not gallery.add(scene, told[0], may_be_unclear=pool.in_quarters):
                 continue
         found += 1
-        told, columns = list({str(each): each for each in told}.values()), {}
-        if pool.in_quarters:
-            columns["false_captions"] = [
-                str(false_sentence(scene, each, pool, choices)) for each in told if split == "train"
-            ]
-        yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=list(map(str, told)), **columns)
+        told = list({str(each): each for each in told}.values())
+        captions, columns = list(map(str, told)), {"false_captions": []} if pool.in_quarters else {}
+        if pool.in_quarters and split == "train":
+            pairs = [(each, false_sentence(scene, each, pool, choices)) for each in told]
+            forms = [choices.one_of(_FORMS["verb" if " is " in text else "no verb"]) for text in captions[:2]] + ["{}"]
+            captions, columns["false_captions"] = (
+                [form.format(each) for form, each in zip(forms, texts, strict=False)]
+                for texts in zip(*pairs, strict=True)
+            )
+        yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=captions, **columns)
 
 
 class _Gallery:
@@ -239,9 +249,7 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
                 if (x.name == old.name, x.color == old.color) == (edit == "color", edit == "object")
             ]
             things[place] = choices.one_of(alike)
-        changed = {each: thing for group, thing in zip(groups, things, strict=True) for each in group}
-        other = Scene(tuple(objects), scene.background).replaced(changed, choices)
-        told = [other.objects[number] for number in numbers]
+        told = [objects[number]._replace(thing=thing) for number, thing in zip(numbers, things, strict=True)]
         phrases = tuple(
             Phrase(each.thing.name, each.thing.color, None, phrase.count, each.where if phrase.where else None)
             for each, phrase in zip(told, sentence.phrases, strict=True)

@@ -128,8 +128,12 @@ class Phrase(NamedTuple):
 
     def fits(self, placed: Placed) -> bool:
         """Return True for an object that these words are true of."""
-        told = (self.color, placed.thing.color), (self.size, placed.size), (self.where, placed.where)
-        return placed.thing.name == self.name and all(word in {None, actual} for word, actual in told)
+        return (
+            placed.thing.name == self.name
+            and self.color in {None, placed.thing.color}
+            and (self.size is None or self.size == placed.size)
+            and (self.where is None or self.where == placed.where)
+        )
 
 
 class Thing(NamedTuple):
