@@ -56,7 +56,7 @@ _FORMS = {
     "no verb": ("{}", "{}", "the picture shows {}", "there is {} in the picture"),
     "verb": ("{}", "the picture shows that {}"),
 }
-"""Of a training caption about shapes, but the long third one; statements about two pictures have such words."""
+"""Forms of training captions about shapes, but the long third one; statements about two scenes have such words."""
 
 Edited = tuple[Scene, Sentence, Scene, Sentence]
 """A scene and its caption, and the least change of both: each caption is false of the other scene."""
