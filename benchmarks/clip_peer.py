@@ -109,28 +109,43 @@ def peer_loader(recipe: Recipe, processor: VLMoProcessor, *, quarantine: Path) -
         seed=recipe.seed,
         cache_images=data.cache_images,
     )
-    return RowLoader(examples, config=dataclasses.replace(recipe.loader, accumulation=1), seed=recipe.seed)
+    # Without workers, whose seconds the clock of the process does not count.
+    config = dataclasses.replace(recipe.loader, accumulation=1, num_workers=0)
+    return RowLoader(examples, config=config, seed=recipe.seed)
 
 
 def train_peer(
-    peer: Peer, loader: RowLoader, *, lr: float, seconds: float, bf16: bool, console: Console, state: Path
+    peer: Peer,
+    loader: RowLoader,
+    *,
+    lr: float,
+    seconds: float,
+    bf16: bool,
+    console: Console,
+    state: Path,
+    settings: str = "",
 ) -> dict[str, Any]:
     """Trains with CLIP's loss and optimizer for `seconds`; returns learning rate, steps, samples and seconds.
 
     On a CPU these are seconds of one core, so that other work on the machine costs the peer nothing. Every five minutes
     and at the end all of it is saved in `state`, where the next call goes on.
+
+    Raises:
+        ValueError: The state is that of a run with other `settings`.
     """
     optimizer = build_optimizer(peer, config=dataclasses.replace(CLIP_OPTIMIZER, lr=lr))
     contrast, device, steps, samples, before = ClipLoss(), peer.device, 0, 0, 0.0
     clock = time.process_time if device.type == "cpu" else time.monotonic
     if state.exists():
-        saved = torch.load(state, weights_only=True)
+        saved = torch.load(state, weights_only=True, map_location=device)
+        if saved["settings"] != settings:
+            raise ValueError(f"{state} is of a run with other settings; give another folder with --run")
         peer.load_state_dict(saved["peer"])
         optimizer.load_state_dict(saved["optimizer"])
         steps, samples, before = saved["steps"], saved["samples"], saved["seconds"]
 
     def save() -> None:
-        values = {"steps": steps, "samples": samples, "seconds": elapsed}
+        values = {"steps": steps, "samples": samples, "seconds": elapsed, "settings": settings}
         torch.save(values | {"peer": peer.state_dict(), "optimizer": optimizer.state_dict()}, new)
         new.rename(state)
 

@@ -65,7 +65,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train small-tokenizer --data.source emoji-pear", "emoji-pairs"),
         ("train shapes-stage3 --processes 4", "--processes and --json belong to --dry-run"),
         ("train large-plusplus-stage3 --processes 2048 --dry-run", "1024, not a multiple of 2048 processes"),
-        ("train shapes-stage3 --processes 32 --dry-run", "itm_stride 8 does not divide the micro-batch of 2 pairs"),
+        ("train shapes-stage3 --processes 32 --dry-run", "itm_stride 4 does not divide the micro-batch of 2 pairs"),
         ("train shapes-stage3 --stage.losses.negative-groups 3 --dry-run", "negative_groups 3 does not divide"),
         ("train shapes-stage3 --init None --stage.losses.nested-dims 128 --dry-run", "vectors have 128 dimensions"),
         ("quickstart --scale inf", "scale is inf"),

@@ -104,6 +104,8 @@ def test_peer_goes_on_where_it_was(tmp_path: Path, pictures: Path) -> None:
     assert second["steps"] > first["steps"] > 0
     assert second["samples_seen"] == BATCH * second["steps"]
     assert 0.6 <= second["seconds"] < 0.6 + first["seconds"]
+    with pytest.raises(ValueError, match="other settings; give another folder"):
+        clip_peer.train_peer(make_peer(processor), loader, seconds=0.9, **settings | {"settings": "others"})
 
 
 def make_processor() -> VLMoProcessor:

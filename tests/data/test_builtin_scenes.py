@@ -175,6 +175,7 @@ def test_false_captions_of_shapes_are_what_another_scene_would_be_told(shape_poo
         for sentence in scenes.shape_sentences(scene, choices):
             false = scenes.false_sentence(scene, sentence, pool, choices)
             assert scene.truth(false) is False
+            assert len({(each.name, each.color) for each in false.phrases}) == len(false.phrases)
             assert {(each.name, each.color) for each in false.phrases} <= known
             assert [each.where is None for each in false.phrases] == [each.where is None for each in sentence.phrases]
             if not false.relations:

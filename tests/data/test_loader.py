@@ -250,7 +250,7 @@ def test_false_texts_are_those_of_the_chosen_captions(dataset, tokenizer, unit):
         assert len(texts[1]) > 3
     batch = examples.collate(read)
     assert batch["false_attention_mask"].sum() == sum(len(each["false_input_ids"]) for each in read)
-    with pytest.raises(ValueError, match="more or fewer false_captions than captions"):
+    with pytest.raises(ValueError, match="sample 0 has more or fewer false_captions than captions"):
         RowExamples(dataset, tokenizer=tokenizer, seed=7, false_texts=[[*false[0], "one more"], *false[1:]])
 
 

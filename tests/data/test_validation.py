@@ -10,7 +10,7 @@ from PIL import Image
 from tests.distributed.gloo import run_processes
 
 from vlmo.data import validation
-from vlmo.data.schema import FEATURES, REASONING_FEATURES
+from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, REASONING_FEATURES
 from vlmo.data.validation import RowValidator, filter_invalid_rows
 
 
@@ -51,6 +51,15 @@ def mixed() -> Dataset:
             row(11, image={"bytes": b"I am a text.", "path": "text.png"}, captions=[""]),
         ]
     )
+
+
+def test_an_empty_caption_takes_its_false_version_along(tmp_path):
+    texts = {"captions": ["a star", " ", "a ring"], "false_captions": ["no star", "nothing", "no ring"]}
+    rows = Dataset.from_list([row(0, **texts), row(1, false_captions=["no shade"])], features=CONTRAST_FEATURES)
+    kept = filter_invalid_rows(rows, quarantine=tmp_path / "quarantine.jsonl")
+    assert kept["captions"] == [["a star", "a ring"], ["shade 1"]]
+    assert kept["false_captions"] == [["no star", "no ring"], ["no shade"]]
+    assert kept.column_names == rows.column_names
 
 
 def test_filter_loses_no_row_without_a_line(tmp_path) -> None:

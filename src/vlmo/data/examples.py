@@ -163,9 +163,12 @@ class RowExamples(_Examples):
         if self.tokenizer is not None:
             self._texts = _Texts(column(dataset, "captions") if texts is None else texts, tokenizer=self.tokenizer)
             if false_texts is not None:
-                self._false = _Texts(false_texts, tokenizer=self.tokenizer)
-                if not np.array_equal(self._false.first_of_row, self._texts.first_of_row):
-                    raise ValueError("a row has more or fewer false_captions than captions; give one for each")
+                self._false = _Texts(false_texts, tokenizer=self.tokenizer, name="false caption")
+                wrong = np.flatnonzero(self._false.first_of_row != self._texts.first_of_row)
+                if len(wrong):
+                    raise ValueError(
+                        f"sample {wrong[0] - 1} has more or fewer false_captions than captions; expected one for each"
+                    )
         self._of_pairs = unit == "pair"
         if self._of_pairs and self._texts is not None:
             self._length = len(self._texts)
@@ -275,10 +278,10 @@ class _Texts:
     Flat arrays instead of lists of lists: an eighth of the memory, and workers forked from here share them.
     """
 
-    def __init__(self, texts: Sequence[Sequence[str]], *, tokenizer: BertTokenizer) -> None:
+    def __init__(self, texts: Sequence[Sequence[str]], *, tokenizer: BertTokenizer, name: str = "text") -> None:
         for row, of_row in enumerate(texts):
             if not of_row or not all(text.strip() for text in of_row):
-                raise ValueError(f"sample {row} has no text or an empty one: {of_row!r:.80}")
+                raise ValueError(f"sample {row} has no {name} or an empty one: {of_row!r:.80}")
         self.first_of_row = np.cumsum([0, *map(len, texts)])
         flat = [text for of_row in texts for text in of_row]
         file = None

@@ -156,13 +156,15 @@ def filter_invalid_rows(
         raise ValueError(f"all {total} rows are invalid, so nothing is left: {first_reasons(lines)}. See {quarantine}")
     if any(verdict.empty for verdict in verdicts.values()):
         # Before rows are chosen: afterwards every image would be copied.
-        captions = column(dataset, "captions")
-        for row, verdict in verdicts.items():
-            captions[row] = without_empty(captions[row] or [], verdict)
         names = dataset.column_names
-        others = cast(Dataset, dataset.remove_columns("captions"))
-        replaced = cast(Dataset, others.add_column("captions", captions, feature=FEATURES["captions"]))
-        dataset = cast(Dataset, replaced.select_columns(names))
+        for name in ("captions", "false_captions"):
+            if name in names:
+                texts = column(dataset, name)
+                for row, verdict in verdicts.items():
+                    texts[row] = without_empty(texts[row] or [], verdict)
+                others = cast(Dataset, dataset.remove_columns(name))
+                dataset = cast(Dataset, others.add_column(name, texts, feature=FEATURES["captions"]))
+        dataset = cast(Dataset, dataset.select_columns(names))
     return dataset if len(valid) == len(dataset) else select_rows(dataset, valid)
 
 

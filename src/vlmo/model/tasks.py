@@ -24,7 +24,7 @@ class VLMoContrastOutput(ModelOutput):
     """Output of a dual encoder.
 
     Attributes:
-        loss: What training lowers; when asked for.
+        loss: The training loss; with `return_loss` or `labels`.
         image_embeds: L2-normalised, (images, projection).
         text_embeds: L2-normalised, (texts, projection).
         logits_per_image: Similarities over temperature, (images, texts).
@@ -170,10 +170,11 @@ class VLMoForPreTraining(_DualEncoder):
             return_loss: Return the `loss` of a batch where each image has the text of its number: ITC of all branches,
                 plus ITM with a hard negative text and image for each pair, sampled from the batch.
             input_ids_masked: The texts with masked words, for the masked-language logits; default: `input_ids`.
-            labels: True ids at masked places, -100 elsewhere; MLM's loss, times 0.25, is added to `loss`.
+            labels: True ids at masked places, -100 elsewhere; MLM's loss, times 0.25, is added to `loss`. The words are
+                seen, and not predicted, unless those places are masked in `input_ids_masked` or `input_ids`.
 
         Raises:
-            ValueError: A loss is asked for without a text for each image, or ITM's of a single pair.
+            ValueError: A loss is asked for without a text for each image.
         """
         output = self._contrast(pixel_values, input_ids, attention_mask)
         if pixel_values is None or input_ids is None or len(pixel_values) != len(input_ids):
@@ -221,8 +222,8 @@ class VLMoForPreTraining(_DualEncoder):
         Outside of training these are the likeliest, so that an evaluation repeats itself.
         """
         count = len(input_ids)
-        if count < 2:
-            raise ValueError("return_loss needs two pairs or more: ITM's negatives are the other images and texts.")
+        if count == 1:  # the last of an epoch: there is no other pair
+            return F.cross_entropy(match_logits.float(), input_ids.new_ones(1))
         own = torch.eye(count, dtype=torch.bool, device=input_ids.device)
         chances = [x.detach().float().masked_fill(own, -torch.inf).softmax(dim=1) for x in (logits, logits.T)]
         other_text, other_image = (x.multinomial(1)[:, 0] if self.training else x.argmax(dim=1) for x in chances)

@@ -167,7 +167,7 @@ def masked_words(config: VLMoConfig, masked: float) -> tuple[float, float]:
 
 
 def pair_work(model: Any, sample: SampleSizes, *, losses: VisionLanguageConfig) -> Work:
-    """Return the work of stage 3 or of retrieval."""
+    """Return the work of stage 3 or of retrieval, without `false_captions`: of them the settings do not tell."""
     config: VLMoConfig = model.config
     depth, dim, pixels = config.num_hidden_layers, config.hidden_size, image_values(config)
     image, text, words = image_tokens(config), sample.text, masked_words(config, sample.masked)

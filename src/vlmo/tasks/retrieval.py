@@ -335,12 +335,13 @@ class CompositionSet(PairSet):
 
 def pair_examples(task: Any, run: RunContext) -> RowExamples:
     """Return training examples of pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
-    has_false = task.losses.itm_weight and "false_captions" in run.rows.column_names
+    named = task.losses.itm_weight and "false_captions" in run.rows.column_names
+    false = column(run.rows, "false_captions") if named else []
     return RowExamples(
         run.rows,
         unit=run.unit,
         cache_images=run.cache_images,
-        false_texts=column(run.rows, "false_captions") if has_false else None,
+        false_texts=false if any(false) else None,
         **task.contents(run),
     )
 

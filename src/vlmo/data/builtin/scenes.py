@@ -56,7 +56,8 @@ _FORMS = {
     "no verb": ("{}", "{}", "the picture shows {}", "there is {} in the picture"),
     "verb": ("{}", "the picture shows that {}"),
 }
-"""Forms of training captions about shapes, but the long third one; statements about two scenes have such words."""
+"""Wordings of training captions about shapes, by whether the caption has a verb; the long third one keeps its own.
+Statements about two scenes use the same words."""
 
 Edited = tuple[Scene, Sentence, Scene, Sentence]
 """A scene and its caption, and the least change of both: each caption is false of the other scene."""
@@ -226,7 +227,7 @@ def shape_sentences(scene: Scene, choices: Choices) -> list[Sentence]:
 
 
 def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence:
-    """Return what one of `shape_sentences` would say if a thing were another, or two had changed places: it is false.
+    """Return a false version of one of `shape_sentences`: a thing is another, or two have changed places.
 
     So no word tells true from false: a false caption is a true one of another scene.
     """
@@ -243,11 +244,10 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
             objects[numbers[0]] = old._replace(**{edge: UNITS - getattr(old, edge) - old.side})
         else:
             old = things[place]
-            alike = [
-                x
-                for x in pool.shapes
-                if (x.name == old.name, x.color == old.color) == (edit == "color", edit == "object")
-            ]
+            same = edit == "color", edit == "object"
+            alike = [x for x in pool.shapes if (x.name == old.name, x.color == old.color) == same and x not in things]
+            if not alike:
+                continue
             things[place] = choices.one_of(alike)
         told = [objects[number]._replace(thing=thing) for number, thing in zip(numbers, things, strict=True)]
         phrases = tuple(
