@@ -98,9 +98,7 @@ class Peer(nn.Module):
 def peer_loader(recipe: Recipe, processor: VLMoProcessor, *, quarantine: Path) -> RowLoader:
     """The batches of a recipe on pairs, without masked words."""
     data = recipe.data
-    rows = filter_invalid_rows(
-        open_source(data.source, split=data.split, weights=data.weights), quarantine=quarantine, needs_caption=True
-    )
+    rows = filter_invalid_rows(open_source(data.source, split=data.split, weights=data.weights), quarantine=quarantine)
     examples = RowExamples(
         rows,
         unit=data.unit,

@@ -2,7 +2,6 @@
 
 import itertools
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,8 +32,7 @@ def pools() -> dict[str, world.Pool]:
 
 @pytest.fixture(scope="module")
 def shape_pools() -> dict[str, world.Pool]:
-    pools = scenes.pools_of({}, icons=None, only_shapes=True)
-    return {split: replace(pool, totals=(2,)) for split, pool in pools.items()}
+    return scenes.pools_of({}, icons=None, only_shapes=True)
 
 
 def some_rows(split: str, pool: world.Pool, number: int) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ def build(
 ) -> dict[str, Built]:
     """`scenes-questions`: a row a question, each about a scene of its own; arguments as in `scenes.build`."""
     pools = scenes.pools_of(drawn, icons=icons, only_shapes=only_shapes)
+    if only_shapes:  # there are more to count
+        pools = {split: replace(pool, totals=(2, 2, 3)) for split, pool in pools.items()}
     rows = {
         split: [question_row(split, number, pools[split]) for number in range(total)]
         for split, total in NUM_QUESTIONS.items()

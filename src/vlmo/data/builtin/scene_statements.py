@@ -7,7 +7,6 @@ in one of its places, so neither the sentence alone nor one image alone tells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,6 @@ def build(
 ) -> dict[str, Built]:
     """`scenes-statements`; arguments as in `scenes.build`."""
     pools = pools_of(drawn, icons=icons, only_shapes=only_shapes)
-    if only_shapes:  # as many as the captioned scenes show
-        pools = {split: replace(pool, totals=(2,)) for split, pool in pools.items()}
     rows = {
         split: [row for number in range(total) for row in statement_rows(split, number, pools[split])]
         for split, total in NUM_GROUPS.items()

@@ -74,8 +74,6 @@ def build(
         only_shapes: Show no drawings; there is no artist then.
     """
     pools = pools_of(drawn, icons=icons, only_shapes=only_shapes)
-    if only_shapes:
-        pools = {split: replace(pool, totals=(2,)) for split, pool in pools.items()}
     pairs = {split: list(pair_rows(split, pool)) for split, pool in pools.items()}
     binding = {
         split: [
@@ -95,7 +93,7 @@ def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only
     """Return what the scenes of each split are made of; arguments as in `build`."""
     if only_shapes:
         known, unseen = (shapes(held_out=each, few=True) for each in (False, True))
-        usual = Pool((), known, unseen, totals=(2, 2, 3), in_quarters=True, name="shapes")
+        usual = Pool((), known, unseen, totals=(2,), in_quarters=True, name="shapes")
         return dict.fromkeys(("train", "validation", "test"), usual) | {"combinations": replace(usual, first=unseen)}
     pools = make_pools(drawings(), {row["image_id"].partition("/")[2] for row in drawn["test"]})
     if icons is None:
@@ -156,11 +154,11 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
         told = list({str(each): each for each in told}.values())
         captions, columns = list(map(str, told)), {"false_captions": []} if pool.in_quarters else {}
         if pool.in_quarters and split == "train":
-            pairs = [(each, false_sentence(scene, each, pool, choices)) for each in told]
-            forms = [choices.one_of(_FORMS["verb" if " is " in text else "no verb"]) for text in captions[:2]] + ["{}"]
+            false = [str(false_sentence(scene, each, pool, choices)) for each in told]
+            forms = [choices.one_of(_FORMS["verb" if " is " in text else "no verb"]) for text in captions[:2]]
+            forms += ["{}"] * len(captions[2:])
             captions, columns["false_captions"] = (
-                [form.format(each) for form, each in zip(forms, texts, strict=False)]
-                for texts in zip(*pairs, strict=True)
+                [form.format(text) for form, text in zip(forms, texts, strict=True)] for texts in (captions, false)
             )
         yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=captions, **columns)
 
