@@ -176,6 +176,14 @@ _BODIES = {
     "/v1/embeddings": {"input": ["a", {"image": _DRAWING}], "encoding_format": "float", "dimensions": 64},
     "/v1/rerank": {"query": "a red bar", "documents": [{"image": _DRAWING}], "top_n": 1, "return_documents": True},
 }
+
+
+def proper_requests(*, key: str) -> Iterator[Hostile]:
+    """Yield a request as it should be for each route."""
+    for path, body in _BODIES.items():
+        yield Hostile(request("POST", path, json.dumps(body).encode(), heads=f"Authorization: Bearer {key}\r\n"))
+
+
 _VALUES = (
     *(None, True, -1, 0, 10**30, 1e308, -1e-320, float("nan"), float("inf"), "", " ", "\x00", "\ud800", "\u202e"),
     *("a" * 1000, "a" * 5000, "\U0001f4a9" * 999, "{}" * 200, [], {}, [[]] * 300, ["a"] * 300, {"image": "a"}, [None]),

@@ -23,7 +23,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from attacks.common import Attack, run_attack
-from attacks.hostile import REFUSED, TAKEN, Hostile, damaged, encoded, form, hostile_requests, png_bomb, request
+from attacks.hostile import (
+    REFUSED,
+    TAKEN,
+    Hostile,
+    damaged,
+    encoded,
+    form,
+    hostile_requests,
+    png_bomb,
+    proper_requests,
+    request,
+)
 from tests.serving.toy_service import ServerProcess, make_gallery
 
 KEY = "k" * 20
@@ -299,7 +310,8 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
     (folder / "times").write_text(str(min(times, 1.0)))
     words = (gallery.model, "--index", gallery.index, "--vqa", gallery.vqa, "--queue", QUEUE, "--api-key-file", key)
     with ServerProcess(*words, go=folder / "times", run=serve_with_times) as server:
-        warm_up = (Hostile(sent) for sent in itertools.islice(usual(random.Random(0)), 200))
+        searches = (Hostile(sent) for sent in itertools.islice(usual(random.Random(0)), 200))
+        warm_up = itertools.chain(searches, *(proper_requests(key=KEY) for _ in range(10)))
         asyncio.run(ask_all(server.port, warm_up, Answers(), clients=HOSTILE_CLIENTS))
         before = server.memory("VmRSS")
         attack_with_requests(attack, server, scale=scale)

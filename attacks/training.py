@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from attacks.common import Attack, run_attack
+from safetensors.torch import load_file
 from tests import forkserver
 from tests.killing import wait_until
 from tests.training import toy_group
@@ -44,7 +45,7 @@ def outcome(folder: Path) -> tuple[Any, ...]:
         {name: value for name, value in line.items() if name not in timing} for line in read_metrics(folder / "run")
     ]
     state = saved_tensors(folder / "run" / "state" / f"step_{STEPS:08d}")
-    return lines, state, torch.load(folder / "run" / "model" / "model.pt", weights_only=True)
+    return lines, state, load_file(folder / "run" / "model" / "model.safetensors")
 
 
 def is_equal(a: Any, b: Any) -> bool:

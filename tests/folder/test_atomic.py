@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+import contextlib
+import errno
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from vlmo.folder import atomic, write_file, write_folder
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file grows beyond a hundred bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class CrashError(Exception):
@@ -28,6 +43,17 @@ def test_folder_that_fails_leaves_the_one_before_it(tmp_path) -> None:
         raise CrashError
     assert (tmp_path / "model" / "old.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_on_a_full_disk_are_an_error_that_names_the_folder(tmp_path) -> None:
+    with (
+        full_disk(),
+        pytest.raises(OSError, match="File too large") as raised,
+        write_folder(tmp_path / "model") as aside,
+    ):
+        save_file({"a": torch.zeros(100)}, aside / "model.safetensors")
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "model"))
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests import forkserver
 from tests.forkserver import PATIENCE_S, start_torchrun
 from tests.killing import wait_until
@@ -63,7 +64,7 @@ def curve(folder: Path) -> list[dict[str, Any]]:
 
 
 def model(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "run" / "model" / "model.pt", weights_only=True)
+    return load_file(folder / "run" / "model" / "model.safetensors")
 
 
 def told(text: str) -> list[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from attacks.training import is_equal
+from safetensors.torch import load_file
 from tests.forkserver import PATIENCE_S, Process, start
 from tests.killing import wait_until
 from tests.training import toy_run
@@ -68,7 +68,7 @@ def curve(run_dir: Path) -> list[dict[str, Any]]:
 def assert_same_run(run_dir: Path, expected: Path) -> None:
     assert curve(run_dir) == curve(expected)
     assert is_equal(*(saved_tensors(folder / "state" / f"step_{STEPS:08d}") for folder in (run_dir, expected)))
-    assert is_equal(*(torch.load(folder / "model" / "model.pt", weights_only=True) for folder in (run_dir, expected)))
+    assert is_equal(*(load_file(folder / "model" / "model.safetensors") for folder in (run_dir, expected)))
 
 
 def test_sigterm_finishes_the_step_saves_and_exits_with_0(whole, tmp_path) -> None:

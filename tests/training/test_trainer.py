@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from tests.training.saved_tensors import saved_tensors
 from tests.training.toy_run import Objective, Settings, make_loader, make_trainer
 from torch import nn
@@ -63,7 +64,7 @@ def test_result_tells_how_the_run_went(tmp_path) -> None:
     assert result.metrics["step"] == 6
     assert result.metrics["toy/score"] == 0.5
     assert result.model_dir == tmp_path / "model"
-    assert sorted(path.name for path in result.model_dir.iterdir()) == ["config.json", "model.pt"]
+    assert sorted(path.name for path in result.model_dir.iterdir()) == ["config.json", "model.safetensors"]
     kept = {".lock", "metrics.jsonl", "model", "recipe.json", "state", "tensorboard"}
     assert {path.name for path in tmp_path.iterdir()} == kept
 
@@ -253,7 +254,9 @@ def test_finished_run_is_not_trained_again(tmp_path, caplog) -> None:
         result = again.fit()
     assert "has already finished" in caplog.text
     assert result == replace(first, status="already_finished", seconds=result.seconds)
-    assert is_same(again.objective.get_submodule("model").state_dict(), torch.load(tmp_path / "model" / "model.pt"))
+    assert is_same(
+        again.objective.get_submodule("model").state_dict(), load_file(tmp_path / "model" / "model.safetensors")
+    )
 
 
 def test_run_that_died_while_the_model_folder_was_written_only_writes_it(tmp_path) -> None:
@@ -267,7 +270,7 @@ def test_run_that_died_while_the_model_folder_was_written_only_writes_it(tmp_pat
         make_trainer(tmp_path, save_model=fail, evaluators=evaluators).fit()
     assert not (tmp_path / "model").exists()
     assert make_trainer(tmp_path, evaluators=evaluators).fit().status == "finished"
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.pt"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
     assert not (tmp_path / ".model.vlmo-aside").exists()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
     assert len(evaluations) == 1

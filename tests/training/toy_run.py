@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmo.distributed import rank, world_size
@@ -103,7 +104,7 @@ def make_trainer(
 
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
         (folder / "config.json").write_text("{}")
-        torch.save(weights, folder / "model.pt")
+        save_file(weights, folder / "model.safetensors")
 
     arguments: dict[str, Any] = {
         "run_dir": run_dir,

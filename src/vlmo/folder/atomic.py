@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from safetensors import SafetensorError
 
 from vlmo.released.download import cache_folder
 
@@ -26,6 +28,9 @@ def write_folder(target: Path) -> Iterator[Path]:
     A crash leaves `target` as it was. Only when one folder replaces another may it be missing, for the time between
     two renames; the next write brings it back. Names that a crash leaves beside it begin with a dot. An exception
     leaves `target` as it was, and nothing beside it.
+
+    Raises:
+        OSError: safetensors could not write a file in the block; the error names `target`.
     """
     target = target.resolve()  # a link to a folder stays a link
     aside, replaced = path_aside(target), _hidden(target, _REPLACED)
@@ -42,11 +47,14 @@ def write_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             target.replace(replaced)  # a folder that holds files cannot be replaced in one rename
         aside.replace(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)  # it may have filled the disk
         if replaced.exists() and not target.exists():
             replaced.replace(target)
-        raise
+        refused = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+        if refused is None:
+            raise
+        raise OSError(number := int(refused[1]), os.strerror(number), str(target)) from error
     _flush_to_disk(target.parent)
     if replaced.exists():
         shutil.rmtree(replaced)

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,35 @@ def _start_reports(names: Sequence[str], *, run_dir: Path, settings: Mapping[str
     return runs
 
 
+class _EventFile:
+    """TensorBoard's file of a run, written without its thread, so that a full disk is an error of the write itself.
+
+    Args:
+        step: First step of this file; TensorBoard drops later events of earlier files.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        # slow to import, and only there with the extra `train`
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        # TensorBoard reads files in the order of their names.
+        self.file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
+        self._record, self._event = RecordWriter(self.file), Event
+        self._add(file_version="brain.Event:2")
+        self._add(step=step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write the numbers of a step."""
+        values = [{"tag": name, "simple_value": value} for name, value in scalars.items()]
+        self._add(step=step, summary={"value": values})
+        self.file.flush()
+
+    def _add(self, **fields: Any) -> None:
+        self._record.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+
 class Tracker:
     """Writer of what the run reports; a context. Lines after `step`, left by a run that was cut off, are removed.
 
@@ -91,8 +121,6 @@ class Tracker:
         report_to: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only there with the extra `train`
-
         path = run_dir / METRICS
         kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -101,7 +129,7 @@ class Tracker:
         self.evaluated_step = max(evaluated, default=0)
         """Newest step whose evaluation is in metrics.jsonl."""
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._tensorboard = _EventFile(run_dir / "tensorboard", step=step + 1)
         self._reports = _start_reports(report_to, run_dir=run_dir, settings=settings or {})
         self._title, self._max_steps, self._losses = title, max_steps, ""
         self._progress = Progress(console, line_every_s=LINE_EVERY_S)
@@ -114,7 +142,7 @@ class Tracker:
     def __exit__(self, *_: object) -> None:
         self._progress.__exit__()
         self._file.close()
-        self._tensorboard.close()
+        self._tensorboard.file.close()
         for report in self._reports:
             report.finish()
 
@@ -156,15 +184,13 @@ class Tracker:
         """Return when every line has reached the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._tensorboard.flush()
 
     def _write(self, step: int, values: Mapping[str, Any], *, prefix: str) -> None:
         line = {name: _json_number(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
         scalars = {prefix + name: value for name, value in values.items() if isinstance(value, (int, float))}
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.add(step, scalars)
         for report in self._reports:
             report.log({"step": step, **scalars})
 
