@@ -77,15 +77,15 @@ class _EventFile:
 
     def __init__(self, folder: Path, *, step: int) -> None:
         # slow to import, and only there with the extra `train`
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        messages: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")  # made when it is imported
         folder.mkdir(exist_ok=True)
         # TensorBoard reads files in the order of their names.
         self.file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
-        self._record, self._event = RecordWriter(self.file), Event
+        self._record, self._event = RecordWriter(self.file), messages.Event
         self._add(file_version="brain.Event:2")
-        self._add(step=step, session_log=SessionLog(status=SessionLog.START))
+        self._add(step=step, session_log=messages.SessionLog(status=messages.SessionLog.START))
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the numbers of a step."""
