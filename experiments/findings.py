@@ -27,7 +27,7 @@ from rich.console import Console
 
 import findings_design as design
 import shape_world
-from findings_design import CLAIMS, MATCHING, PROBE, RECALL, SEEDS, STAGES, VARIANTS
+from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, STAGES, VARIANTS
 from findings_report import publish, report
 from vlmo.folder import lock_folder
 from vlmo.recipes import Recipe
@@ -98,18 +98,21 @@ class Job:
         return found
 
 
-def jobs_of(names: Sequence[str], *, seeds: int, run: Path, scale: float = 1.0) -> list[Job]:
-    """Return all jobs, those of the claims first, seed by seed, each after the job that it needs.
+def jobs_of(names: Sequence[str], *, seeds: int | None, run: Path, scale: float = 1.0) -> list[Job]:
+    """Return the jobs of all comparisons, at most `seeds` of each, each after the job that it needs.
 
     Raises:
         ValueError: There is no such variant.
     """
     if unknown := sorted(set(names) - set(VARIANTS)):
         raise ValueError(f"no variant {', '.join(unknown)}; variants are {', '.join(VARIANTS)}")
-    wanted = [name for name in VARIANTS if name in names or not names]
-    claimed = {name for claim in CLAIMS for name in (claim.better, claim.worse)}
-    jobs = [Job(name, seed, run, scale) for seed in range(1, seeds + 1) for name in wanted]
-    jobs.sort(key=lambda job: job.name not in claimed)
+    jobs = [
+        Job(name, seed, run, scale)
+        for claim in (*CLAIMS, *CONFIRMATIONS, *SECONDARY)
+        for seed in claim.seeds[:seeds]
+        for name in (claim.better, claim.worse)
+        if name in names or not names
+    ]
     return list(dict.fromkeys(each for job in jobs for each in (job.needs, job) if each is not None))
 
 
@@ -253,8 +256,8 @@ class Options:
     """Variants; all by default."""
     run_dir: Path = Path("runs/findings")
     """Folder of the data and of all jobs."""
-    seeds: int = SEEDS
-    """Runs of each variant."""
+    seeds: int | None = None
+    """Seeds of each comparison; fewer for a trial. By default all."""
     scale: float = 1.0
     """Share of the steps and of the data, for trials."""
     report: bool = False

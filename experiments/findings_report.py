@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy import stats
 
 import shape_world
-from findings_design import CLAIMS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
+from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
 
 MARK = "<!-- all below is written by experiments/findings.py -->"
 _LEVEL, _DRAWS = 0.95, 10_000
@@ -66,8 +66,8 @@ def effect(better: Values, worse: Values) -> Effect:
 
 
 def effect_of(claim: Claim, results: Mapping[tuple[str, int], Mapping[str, Any]]) -> Effect | None:
-    """Return the effect of a claim over the seeds that both variants have; None with fewer than two."""
-    seeds = sorted(seed for name, seed in results if name == claim.better and (claim.worse, seed) in results)
+    """Return the effect of a claim over those of its seeds that both variants have; None with fewer than two."""
+    seeds = [seed for seed in claim.seeds if {(claim.better, seed), (claim.worse, seed)} <= set(results)]
     if len(seeds) < 2:
         return None
     first, second = (
@@ -79,7 +79,11 @@ def effect_of(claim: Claim, results: Mapping[tuple[str, int], Mapping[str, Any]]
 def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
     """Return tables of the claims and of the variants."""
     parts = [f"{len(results)} jobs, {len({seed for _, seed in results})} seeds. {_circumstances(results)}"]
-    for title, claims in (("Claims", CLAIMS), ("Further comparisons", SECONDARY)):
+    for title, claims in (
+        ("Claims", CLAIMS),
+        ("Confirmations with other seeds", CONFIRMATIONS),
+        ("Further comparisons", SECONDARY),
+    ):
         rows = [["", "metric", "difference", "t-interval", "bootstrap", "seeds", "verdict"]]
         for claim in claims:
             if (found := effect_of(claim, results)) is not None:

@@ -12,7 +12,7 @@ import findings
 import findings_design
 import findings_report
 import shape_world
-from findings_design import CLAIMS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
+from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
 from findings_report import Effect, effect, effect_of
 from vlmo.data.builtin.world import COLORS, Choices
 from vlmo.data.compose import compose
@@ -135,6 +135,19 @@ def test_a_probe_prefers_what_it_learnt_and_ties_count_half():
     train = torch.stack([torch.stack([noise, sign * torch.ones(50)], dim=1) for sign in (1, -1)])
     test = torch.tensor([[[0.0, 2.0], [0.0, -2.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])
     assert findings.probe(train, test).tolist() == [1, 0, 0.5]
+
+
+def test_confirmations_use_no_seed_that_found_them(tmp_path):
+    found = {
+        (name, seed) for claim in CLAIMS + SECONDARY for name in (claim.better, claim.worse) for seed in claim.seeds
+    }
+    for claim in CONFIRMATIONS:
+        jobs = {(name, seed) for name in (claim.better, claim.worse) for seed in claim.seeds}
+        assert not jobs & found
+        listed = findings.jobs_of([claim.better, claim.worse], seeds=None, run=tmp_path)
+        assert jobs < {(job.name, job.seed) for job in listed}
+        results = {key: {"items": {claim.metric: [float(key[0] == claim.better)] * 2}} for key in jobs | found}
+        assert effect_of(claim, results).seeds == (100.0,) * len(claim.seeds)
 
 
 def test_jobs_start_from_the_stages_of_their_seed(tmp_path):
