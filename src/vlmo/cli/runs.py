@@ -122,13 +122,13 @@ def train_help() -> None:
 def train(name: str, arguments: list[str]) -> None:
     """Run `vlmo train NAME ...`; every setting of the recipe is an option."""
     with without_garbage_collection():
-        hide_loading_bars()
         from vlmo.recipes import describe, find_recipe
 
         about, recipe = describe(name).splitlines()[0], find_recipe(name)
         description = f"{about} (The whole description: vlmo recipes {name}.)"
         folder = Path("runs") / name
         options = _run_options(recipe, arguments, prog=f"vlmo train {name}", about=description, run_dir=folder)
+        hide_loading_bars()
         _run(options, original=recipe, name=name, about=about)
 
 

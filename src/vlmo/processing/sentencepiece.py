@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import TokenizersBackend
 
 from vlmo.lazy import install_command
+
+if TYPE_CHECKING:
+    from transformers import TokenizersBackend
 
 WORD_START = "\u2581"
 """Stands for the space before a word, as the first character of its first piece."""
@@ -35,6 +37,8 @@ def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersB
         ValueError: No such file, or not a unigram model of this layout.
         ModuleNotFoundError: `protobuf`, which reads the file, is not installed.
     """
+    from transformers import TokenizersBackend
+
     proto = _read(Path(path))
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     vocabulary = [(token, 0.0) for token in _SPECIAL_TOKENS] + pieces[len(_FIRST_PIECES) :] + [("<mask>", 0.0)]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from vlmo.processing.sentencepiece import WORD_START
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 # 8 keeps matrix shapes friendly to tensor cores, and the number of distinct shapes small.
 PAD_MULTIPLE = 8
@@ -76,6 +79,8 @@ def build_tokenizer(vocabulary: dict[str, int], *, max_text_length: int) -> Bert
     """BERT's lower-casing tokenizer: `[CLS]` first, `[SEP]` last, texts cut; ValueError for a length below 3."""
     if max_text_length < 3:
         raise ValueError(f"max_text_length is {max_text_length}: expected at least 3 ([CLS], one token, [SEP])")
+    from transformers import BertTokenizer
+
     return BertTokenizer(
         vocab=vocabulary,
         do_lower_case=True,
@@ -87,6 +92,8 @@ def build_tokenizer(vocabulary: dict[str, int], *, max_text_length: int) -> Bert
 
 def continuation_flags(tokenizer: PreTrainedTokenizerBase) -> Bool[np.ndarray, "vocab"]:
     """True for ids whose token continues a word: `##...` of WordPiece, or no leading space mark of SentencePiece."""
+    from transformers import BertTokenizer  # slow to import, and the settings of a recipe are shown without it
+
     flags = np.zeros(len(tokenizer), dtype=bool)
     wordpiece = isinstance(tokenizer, BertTokenizer)
     for token, number in tokenizer.get_vocab().items():
