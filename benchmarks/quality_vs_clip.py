@@ -1,10 +1,10 @@
 """Retrieval of one of our models against a CLIP of open_clip that is trained from nothing for the same time.
 
-    python benchmarks/quality_vs_clip.py --seconds 11000 --out benchmarks/results/quality_vs_clip.json
+    python benchmarks/quality_vs_clip.py --seconds 17000 --out benchmarks/results/quality_vs_clip.json
 
 Both see the same pairs, images (same augmentation), word pieces, patches, batch size and precision, and are searched
 by the same code on the same sets. Give as `--seconds` what training of ours took, all stages together, in seconds of
-one core: about 11,000 for `vlmo-small`. The peer's state is saved; the same command goes on after an interruption.
+one core: about 17,000 for `vlmo-small`. The peer's state is saved; the same command goes on after an interruption.
 """
 
 import json
