@@ -33,7 +33,8 @@ from vlmo.training import TrainerConfig, TrainingError, read_metrics
 
 STEPS = 12
 CONFIG = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, eval_every=3)
-SOON_S = 240.0
+SOON_S, LEFT_ALONE_S = 240.0, 90.0
+PARTS = ("metrics", "state", "model")
 Moment = Literal["forward", "save", "evaluation", "any"]
 MOMENTS: tuple[Moment, ...] = ("forward", "save", "evaluation", "any")
 
@@ -83,7 +84,7 @@ def killed_once(folder: Path, choose: random.Random, *, world_size: int, moment:
         group.processes[victim].send_signal(signal.SIGKILL)
         with suppress(OSError):
             group.go_on()
-        group.codes(within_s=SOON_S)
+        group.codes(within_s=LEFT_ALONE_S)  # the others end by themselves, but not while the group is formed
         return hit and group.processes[victim].exitcode == -signal.SIGKILL
     finally:
         group.end()
@@ -103,8 +104,10 @@ def attack_with_kills(attack: Attack, folder: Path, *, kills: int) -> None:
                 moments[moment] += killed_once(run, attack.choose, world_size=world_size, moment=moment)
                 attack.progress.update(f"kills of {world_size} processes", moments.total(), wanted)
             group = toy_group.start(run, world_size=world_size, config=CONFIG)
-            if set(group.codes(within_s=SOON_S)) != {0} or not is_equal(outcome(run), expected):
-                differing.append(group.output(0)[-500:])
+            codes = group.codes(within_s=SOON_S)
+            found = outcome(run) if set(codes) == {0} else (None,) * len(expected)
+            if unlike := [name for name, *both in zip(PARTS, found, expected, strict=True) if not is_equal(*both)]:
+                differing.append({"codes": codes, "unlike": unlike, "output": group.output(0)[-500:]})
         name = f"kills of {world_size} {'processes' if world_size > 1 else 'process'}"
         attack.promise(name, kept=not differing, kills=dict(moments), runs=runs, differing=differing)
 

@@ -131,6 +131,32 @@ def test_transformers_knows_the_models_whatever_is_imported_first() -> None:
     assert run(MODELS_ARE_KNOWN.replace("FIRST", repr(FIRST))).splitlines() == list(FIRST)
 
 
+NAMES = """
+import os
+import socket
+
+os.environ["HF_HUB_OFFLINE"] = "0"
+from sentence_transformers import SentenceTransformer
+from transformers import pipeline
+
+import vlmo
+
+class HubError(BaseException):
+    pass
+
+def asked(*_, **__):
+    raise HubError
+
+socket.getaddrinfo = asked
+assert type(pipeline("image-text-matching", model="vlmo-small").model).__name__ == "VLMoForImageTextRetrieval"
+assert SentenceTransformer("vlmo-small").encode("a red apple").shape == (128,)
+"""
+
+
+def test_names_ask_no_hub_if_vlmo_is_imported_last() -> None:
+    run(NAMES)
+
+
 def test_public_names_are_the_classes_and_others_are_refused() -> None:
     import vlmo
     from vlmo import model, processing, released, retrieval

@@ -31,6 +31,8 @@ _NAMED = {
     "processing_auto": "AutoProcessor",
     "tokenization_auto": "AutoTokenizer",
     "image_processing_auto": "AutoImageProcessor",
+    "video_processing_auto": "AutoVideoProcessor",
+    "feature_extraction_auto": "AutoFeatureExtractor",
 }
 """Modules of Auto classes without models, whose `from_pretrained` takes names of models too."""
 _registered: set[str] = set()

@@ -111,6 +111,8 @@ class Sheet:
                 lines[-1] = longer
             else:
                 lines.append(word)
+        if max_lines == 0:
+            return []
         if len(lines) > max_lines:
             lines = [*lines[: max_lines - 1], f"{lines[max_lines - 1]} …"]
         # A word, or the ellipsis, may still be too long for a line.

@@ -123,6 +123,23 @@ def test_weights_that_are_a_hostile_pickle_are_one_line(answering, tmp_path, kin
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("kind", ["cut", "sparse", "meta"])
+def test_weights_that_cannot_be_loaded_are_one_line(answering, tmp_path, kind):
+    folder = edited(answering[0], tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    file, name = folder / "pytorch_model.bin", next(name for name, tensor in weights.items() if tensor.ndim == 2)
+    if kind == "cut":
+        torch.save(weights, file, _use_new_zipfile_serialization=False)
+        file.write_bytes(file.read_bytes()[:-1000])
+    else:
+        changed = weights[name].to_sparse() if kind == "sparse" else weights[name].to("meta")
+        torch.save({**weights, name: changed}, file)
+    with pytest.raises(ValueError, match="model") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_code_of_a_folder_is_neither_run_nor_asked_about(answering, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
     folder = tmp_path / "hostile"

@@ -34,6 +34,17 @@ def with_scans(number: int) -> bytes:
     return whole[:-2] + number * last + whole[-2:]
 
 
+def with_sequential_scans(number: int) -> bytes:
+    """A baseline file of one component whose scan is there more than once."""
+    whole = encoded("JPEG")
+    return whole[:-2] + number * whole[whole.rindex(b"\xff\xda") : -2] + whole[-2:]
+
+
+def runs(width: int, height: int, *, more: int = 0) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 2, 1, 1, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + head + bytes(1024) + b"\0\1" + bytes(more)
+
+
 def after_start(data: bytes, more: bytes, *, start: int = 2) -> bytes:
     return data[:start] + more + data[start:]
 
@@ -63,12 +74,22 @@ LARGE = [(1000 + number, 1, MEGABYTE, 8) for number in range(40)]
 HOSTILE = {
     "line": (png_line, "1 x 70000: a side has at most 65,535 pixels"),
     "scans": (lambda: with_scans(40), "32 scans"),
+    "sequential scans": (lambda: with_sequential_scans(33), "more than 32 scans"),
+    "comment": (lambda: after_start(encoded("GIF"), b"!\xfe" + 5001 * b"\1a" + b"\0", start=781), "5000 blocks"),
+    "junk": (lambda: after_start(encoded("GIF"), bytes(5001), start=781), "more than 5000 blocks"),
+    "runs": (lambda: runs(3000, 3000), "runs of 3000 x 3000 pixels"),
+    "bytes of runs": (lambda: runs(30, 30, more=1 << 22), "runs of 30 x 30 pixels in 4,195,"),
+    "bulk": (lambda: after_start(encoded("PNG"), png_chunk(b"IDAT") * 100_001, start=33), "or 100,000 of pixels"),
     "segments": (lambda: after_start(encoded("JPEG"), b"\xff\xfe\x00\x02" * 5001), "more than 5000 segments"),
     "restarts": (lambda: after_start(encoded("JPEG"), b"\xff\xd0" * 5001), "more than 5000 segments"),
     "padding": (lambda: after_start(encoded("JPEG"), b"\xff" * 50_000), "more than 5000 segments"),
     "chunks": (lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 5001, start=33), "more than 5000 chunks"),
     "tile": (lambda: tiff_tile(46_000), "a tile of 2,116,000,000 pixels for an image of 40 x 24"),
     "strips": (lambda: tiff((273, 4, 30_001, 8), data=bytes(120_004)), "30,001 strips or tiles"),
+    "another order": (
+        lambda: b"II\0*" + tiff((273, 4, 30_001, 8), data=bytes(120_004))[4:],
+        "30,001 strips or tiles",
+    ),
     "tags": (lambda: tiff(*LARGE, data=bytes(MEGABYTE)), "49 tags that name 41,943"),
 }
 
@@ -90,6 +111,7 @@ USUAL = {
     "tiles": lambda: tiff_tile(256),
     "big endian": lambda: tiff(order=">"),
     "big tiff": lambda: encoded("TIFF", big_tiff=True),
+    "gif": lambda: encoded("GIF", comment=b"x" * 60_000),
     "side": lambda: encoded("PNG", size=(65_535, 1)),
 }
 

@@ -40,6 +40,7 @@ _DAMAGED_FOLDER = (OSError, SafetensorError, ValueError, TypeError, LookupError,
 
 _WRAPPERS = ("state_dict", "module", "model")
 _PARALLEL_PREFIX = "module."
+_MOST_SHARED = 4  # times that a byte of a checkpoint may stand in tensors, as tied weights do
 _INDEX_SUFFIX = ".index.json"
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # Name of the refused function in torch's messages.
@@ -134,8 +135,10 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
     except (RuntimeError, pickle.UnpicklingError, struct.error, EOFError) as error:
         if "mismatched" in str(error):
             raise ValueError(f"{folder}: its tensors have other shapes than its config.json says") from error
-        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+        if isinstance(error, torch.OutOfMemoryError):
             raise
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise ValueError(f"{folder} cannot be loaded: {one_line(error)}") from error
         raise ValueError(  # torch's own words advise to run the code
             f"{folder}: its pytorch_model.bin is damaged, or reading it would run code; expected model.safetensors"
         ) from None
@@ -307,6 +310,9 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], Origin]:
         raise ValueError(
             f"{path} holds sparse, nested, expanded or quantised tensors: {listed(foreign)}. Save them dense"
         )
+    storages = {(storage := tensor.untyped_storage()).data_ptr(): storage.nbytes() for tensor in weights.values()}
+    if (told := sum(tensor.nbytes for tensor in weights.values())) > _MOST_SHARED * sum(storages.values()):
+        raise ValueError(f"{path} holds tensors of {told:,} bytes in {sum(storages.values()):,}. Save them apart")
     beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}

@@ -202,11 +202,15 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
 
 
 def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
-    """Show what the run will need; a model to start from that the recipe has not named must fit."""
+    """Show what the run will need; a model to start from must fit, if it is there."""
+    from vlmo.distributed import choose_device
+    from vlmo.released import find_model
     from vlmo.run.estimate import check_start, estimate
 
     recipe = options.recipe
-    if recipe.init != original.init:
+    choose_device(options.device)
+    # The recipe's own start is most often the end of a run to come.
+    if recipe.init != original.init or (recipe.init is not None and Path(find_model(recipe.init)).exists()):
         check_start(recipe)
     processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
     needs = estimate(recipe, processes=processes)

@@ -309,7 +309,7 @@ def _image_of(query: str) -> Path | None:
 
 
 def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
-    from vlmo.retrieval.results import as_json, as_table
+    from vlmo.retrieval.results import as_json, as_table, without_controls
 
     if is_json:
         sys.stdout.write(json.dumps(as_json(query, result), indent=1, ensure_ascii=False) + "\n")
@@ -319,7 +319,7 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
     console.print(f"{result.num_reranked} reranked by the fusion encoder; {parts}", markup=False, highlight=False)
     if result.note is not None:
-        console.print(result.note, markup=False, highlight=False)
+        console.print(without_controls(result.note), markup=False, highlight=False)
 
 
 def _show_groups(groups: Sequence[ImageGroup], *, is_json: bool, most: int | None = None) -> None:
@@ -339,6 +339,8 @@ def _wide_console() -> Console:
 
 
 def _show_report(report: BuildReport, *, out: Path) -> None:
+    from vlmo.retrieval.results import without_controls
+
     lines = [
         f"{report.images} images with {report.captions} captions in {out} ({report.seconds:.0f} s)",
         ", ".join(
@@ -353,7 +355,7 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
     if report.bad:
         lines.append(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
     if report.unmatched is not None:
-        lines.append(report.unmatched)
+        lines.append(without_controls(report.unmatched))
     if (recall := report.recall) is None:
         lines.append("search compares with every vector (exact)")
     else:

@@ -7,8 +7,10 @@ from PIL import Image
 
 MAX_SIDE = 65_535
 """Longest side that is decoded, JPEG's own limit: rows of one pixel take many times the memory of the pixels."""
-_MAX_PARTS = 5000  # segments and chunks, which Pillow reads one by one; cameras write some tens
-_MAX_SCANS = 32  # of a progressive JPEG, each over the whole image; encoders write about ten
+_MAX_PARTS = 5000  # segments, chunks and blocks, which Pillow reads one by one; cameras write some tens
+_MAX_BULK = 100_000  # chunks of pixels, 8 KB each in usual files
+_MAX_SCANS = 32  # of a JPEG, each over the whole image; encoders write about ten
+_MAX_RUNS = 1 << 22  # bytes, and pixels, of a BMP of runs, which Pillow decodes in Python
 _MAX_STRIPS = 30_000  # Pillow reads them one by one too; programs write no more than there are rows
 _SPARE_BYTES = 1 << 24  # that tags may name beside the file's own, as those of some cameras do by mistake
 _MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
@@ -17,6 +19,7 @@ _MARKER, _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xfe]"), re.compile(rb"\xff[
 _ALONE = {0x01, *range(0xD0, 0xDA)}
 _SCAN, _END, _PROGRESSIVE = 0xDA, 0xD9, {0xC2, 0xC6, 0xCA, 0xCE}
 _BULK = {b"IDAT", b"fdAT"}
+_TIFF = {b"II*\0", b"II\0*", b"MM\0*", b"MM*\0", b"II+\0", b"MM\0+"}  # all that Pillow takes for one
 _WIDTH, _LENGTH, _STRIPS = 322, 323, {273, 324}
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
@@ -27,7 +30,11 @@ def check_parts(data: bytes) -> None:
         _check_jpeg(data)
     elif data.startswith(b"\x89PNG"):
         _check_png(data)
-    elif data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
+    elif data.startswith((b"GIF87a", b"GIF89a")):
+        _check_gif(data)
+    elif data.startswith(b"BM"):
+        _check_bmp(data)
+    elif data[:4] in _TIFF:
         check_directory(data)
 
 
@@ -47,7 +54,7 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Count segments up to the first scan, which Pillow reads, and scans of a progressive file."""
+    """Count segments up to the first scan, which Pillow reads, and scans."""
     place, parts, scans, is_progressive = 2, 0, 0, False
     while True:
         found = _MARKER_IN_SCANS.search(data, place) if scans else _MARKER.search(data, place, place + _MAX_PARTS + 2)
@@ -59,7 +66,11 @@ def _check_jpeg(data: bytes) -> None:
         place, code = found.end(), data[found.end() - 1]
         scans += code == _SCAN
         is_progressive |= code in _PROGRESSIVE
-        if (scans and not is_progressive) or code == _END:
+        if code == _END:
+            return
+        if scans and not is_progressive:  # the bytes of a marker are in no data of a scan
+            if data.count(b"\xff\xda", place) >= _MAX_SCANS:
+                raise ValueError(f"more than {_MAX_SCANS} scans")
             return
         if parts > _MAX_PARTS or scans > _MAX_SCANS:
             raise ValueError(f"more than {_MAX_PARTS} segments, or {_MAX_SCANS} scans")
@@ -68,12 +79,34 @@ def _check_jpeg(data: bytes) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    place, parts = 8, 0
+    place, parts, bulk = 8, 0, 0
     while place < len(data):
         length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
-        place, parts = place + 12 + length, parts + (kind not in _BULK)
+        place, parts, bulk = place + 12 + length, parts + (kind not in _BULK), bulk + (kind in _BULK)
+        if parts > _MAX_PARTS or bulk > _MAX_BULK:
+            raise ValueError(f"more than {_MAX_PARTS} chunks, or {_MAX_BULK:,} of pixels")
+
+
+def _check_gif(data: bytes) -> None:
+    """Count the blocks of extensions, and bytes between them, up to the first image."""
+    flags = data[10] if len(data) > 10 else 0
+    place, parts = 13 + (6 << (flags & 7) if flags & 0x80 else 0), 0
+    while place < len(data) and data[place] not in b",;":
+        if data[place] == ord("!"):
+            place += 2
+            while place < len(data) and data[place] and parts <= _MAX_PARTS:
+                place, parts = place + 1 + data[place], parts + 1
+        place, parts = place + 1, parts + 1
         if parts > _MAX_PARTS:
-            raise ValueError(f"more than {_MAX_PARTS} chunks")
+            raise ValueError(f"more than {_MAX_PARTS} blocks")
+
+
+def _check_bmp(data: bytes) -> None:
+    """Check the size of a BMP that is compressed by run lengths."""
+    if len(data) >= 34 and int.from_bytes(data[30:34], "little") in {1, 2}:
+        width, height = (abs(side) for side in struct.unpack_from("<ii", data, 18))
+        if max(width * height, len(data)) > _MAX_RUNS:
+            raise ValueError(f"runs of {width} x {height} pixels in {len(data):,} bytes; at most {_MAX_RUNS:,} of both")
 
 
 def check_directory(data: bytes) -> None:

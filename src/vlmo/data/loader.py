@@ -76,7 +76,7 @@ class RowLoader:
         if config.global_batch_size > len(examples):
             raise ValueError(
                 f"global_batch_size is {config.global_batch_size}, but there are {len(examples)} samples: "
-                "a batch would hold some of them twice"
+                f"a batch would hold some of them twice; give --batch-size {len(examples)} or less"
             )
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -150,7 +151,7 @@ def filter_invalid_rows(
         raise ValueError(
             f"{invalid} of {total} rows are invalid ({share:.2%}), more than the allowed {max_share:.2%}: "
             f"{first_reasons(lines)}. Each has a line with its reason in {quarantine}: repair or remove them, or allow "
-            "a larger share (max_bad_share)."
+            f"a larger share (--data.max-bad-share {math.ceil(100 * share) / 100})."
         )
     if not valid:
         raise ValueError(f"all {total} rows are invalid, so nothing is left: {first_reasons(lines)}. See {quarantine}")

@@ -200,7 +200,9 @@ def register() -> None:
     ):
         entry = {"impl": pipeline_class, "pt": (loader,), "type": "multimodal"}
         pipelines.PIPELINE_REGISTRY.supported_tasks[task] = entry
-    vars(pipelines)["pipeline"] = taking_names(pipelines.pipeline)
+    # What `pipeline` asks the hub with, beside the Auto classes. It may have been imported before, so it stays itself.
+    for name in ("resolve_revision", "find_adapter_config_file"):
+        vars(pipelines)[name] = taking_names(vars(pipelines)[name])
 
 
 def open_image(image: Image.Image | str | Path, *, timeout: float | None = None) -> Image.Image:

@@ -157,9 +157,9 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
     config = VLMoConfig.from_pretrained(folder)
     for name in _MUST_AGREE:
         if (before := vars(config)[name]) != (after := vars(new)[name]):
-            option = f"--model.{name.replace('_', '-')} {before}"
+            option = f"--model.{name.replace('_', '-')} {before} or " if config.hidden_size == new.hidden_size else ""
             raise ValueError(
-                f"{folder} has {name} {before!r}, the model {after!r}; give {option} or another folder, or take the "
+                f"{folder} has {name} {before!r}, the model {after!r}; give {option}another folder, or take the "
                 f"folder's own sizes: vlmo finetune {folder} --data DATA"
             )
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}

@@ -207,7 +207,8 @@ class RecordEncoder:
             bad: list[Bad] = []
             for digest, result in zip(hashes, found, strict=True):
                 if isinstance(result, Bad):
-                    bad += [record.bad(result.reason) for record in same[digest]]
+                    first = same[digest][0].place  # which the reason may name; others have the same bytes
+                    bad += [record.bad(result.reason.replace(first, record.place)) for record in same[digest]]
                 else:
                     results[digest] = result
                     embedded += same[digest]

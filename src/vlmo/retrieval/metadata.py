@@ -39,7 +39,7 @@ class MetadataTable:
     Several lines about one image give it several captions; of other columns the last line counts.
 
     Args:
-        path: .csv, .tsv or .jsonl with a column `image` or `file_name`.
+        path: .csv, .tsv or .jsonl with a column `image`, `path` or `file_name`.
 
     Raises:
         ValueError: It cannot be read.

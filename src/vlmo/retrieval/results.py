@@ -84,9 +84,14 @@ def _headed(query: str, result: SearchResult) -> str:
     return f"No match: {query}" if result.no_match else query
 
 
+def without_controls(text: str) -> str:
+    """Text of others for a terminal: no control characters, which could write anything there."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
+
+
 def _escaped(text: str) -> str:
-    """Text of others for a terminal: no markup, and no control characters, which could write anything there."""
-    return escape(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text))
+    """Text of others for a terminal that reads markup."""
+    return escape(without_controls(text))
 
 
 def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -> None:

@@ -117,7 +117,12 @@ def read_place(place: str) -> bytes:
     if not is_remote(place):
         return read_path(place)
     files, path = open_file_system(place)
-    return cast("Any", files).cat_file(path)
+    try:
+        return cast("Any", files).cat_file(path)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # clients of object stores have errors of their own
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 # -------------------------------------------------------------------------------------------------------------- listing
@@ -176,12 +181,12 @@ def was_deleted(origin: str) -> bool:
 def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator[Found]:
     lost: list[Path] = []
     for path in walk(folder, seen=seen, lost=lost):
-        if path.name in _SAVED:
+        if path.name in _SAVED and path.is_file():
             # That of a split belongs to the whole, unless the split itself was given.
             if path.parent == folder or not (path.parent.parent / "dataset_dict.json").is_file():
                 saved = path.parent
-                size = sum(file.stat().st_size for file in saved.rglob("*.arrow"))
-                states = [file.read_bytes() for file in [path, *sorted(saved.glob("*/state.json"))]]
+                size = sum(file.stat().st_size for file in saved.rglob("*.arrow") if file.is_file())
+                states = [file.read_bytes() for file in [path, *sorted(saved.glob("*/state.json"))] if file.is_file()]
                 yield Found(str(saved), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(folder))
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime

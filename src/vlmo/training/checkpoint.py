@@ -347,7 +347,7 @@ def _verified_progress(path: Path) -> dict[str, Any]:
     if manifest not in ({**content, "sha256": _digest_of(content)}, content):  # older states have no sum of it
         raise ValueError(f"{MANIFEST} is not what was written")
     for name, expected in content["files"].items():
-        if _fingerprint(path / name) != expected:
+        if Path(name).name != name or not (path / name).is_file() or _fingerprint(path / name) != expected:
             raise ValueError(f"{name} is not what was written")
     return content["progress"]
 

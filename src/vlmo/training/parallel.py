@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from types import FrameType
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from vlmo.distributed import choose_device, gather_objects, rank
 from vlmo.types import Batch
+
+_LAST_CALLS_S = 0.2
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -46,6 +49,9 @@ def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=4)
         yield place
     finally:
         if starts_group:
+            # A thread of gloo needs the interpreter's lock to drop the tensors of the last call, and the end of the
+            # group waits for that thread with the lock held: once in some hundred runs, for ever.
+            time.sleep(_LAST_CALLS_S)
             dist.destroy_process_group()
 
 

@@ -282,6 +282,54 @@ def test_header_that_claims_gigabytes_ends_the_shard_there(tmp_path):
     assert "claims 6,442,450,944 bytes" in end.reason
 
 
+def with_facts(facts: dict[str, str], times: int = 1) -> bytes:
+    """Return two good records around an image whose header of facts is there so many times."""
+    whole, odd = tar_bytes(["a"]).rstrip(b"\0"), tarfile.TarInfo("b.png")
+    header = tarfile.TarInfo._create_pax_generic_header(facts, tarfile.XHDTYPE, "utf-8")
+    return whole + bytes(-len(whole) % tarfile.BLOCKSIZE) + times * header + odd.tobuf() + tar_bytes(["c"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "times", "reason"),
+    [
+        ({"GNU.sparse.map": "a,b", "GNU.sparse.size": "9"}, 1, "invalid literal"),
+        ({"GNU.sparse.size": "zz"}, 1, "invalid literal"),
+        ({"size": "9" * 30}, 1, "claims 999,999"),
+        ({"comment": "a"}, 3000, "recursion"),
+    ],
+)
+def test_facts_of_a_header_that_make_no_sense_end_the_shard_there(tmp_path, facts, times, reason):
+    path = tmp_path / "0.tar"
+    path.write_bytes(with_facts(facts, times))
+    first, end = read(path)
+    assert first.key == "a"
+    assert (end.kind, end.index) == ("shard", 1)
+    assert reason in end.reason
+
+
+def test_links_lead_out_of_no_folder(tmp_path):
+    shards, outside = tmp_path / "shards", tmp_path / "secret.png"
+    shards.mkdir()
+    outside.write_bytes(b"secret")
+    (shards / "out.png").symlink_to(outside)
+    (shards / "in.png").write_bytes(b"picture")
+    (shards / "also.png").symlink_to(shards / "in.png")
+    cells = [{"bytes": None, "path": name} for name in ("out.png", "also.png")]
+    pq.write_table(pa.table({"image": cells, "caption": ["x", "y"]}), shards / "0.parquet")
+    out, inside = read(shards / "0.parquet")
+    assert "lies outside the shard's folder" in out.reason
+    assert inside.path == "also.png"
+
+
+def test_column_whose_name_is_no_text_is_told(tmp_path):
+    pq.write_table(pa.table({"caption": ["x"], "other": ["y"]}), tmp_path / "0.parquet")
+    data = (tmp_path / "0.parquet").read_bytes()
+    assert data.count(b"other") > 1
+    (tmp_path / "0.parquet").write_bytes(data.replace(b"other", b"\xffther"))
+    (bad,) = read(tmp_path / "0.parquet", details=True)
+    assert bad.kind == "shard"
+
+
 def test_sparse_member_that_claims_gigabytes_costs_one_record(tmp_path):
     path, member = tmp_path / "0.tar", tarfile.TarInfo("a.txt")
     member.type, member.size = tarfile.GNUTYPE_SPARSE, 512

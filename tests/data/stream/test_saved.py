@@ -46,6 +46,26 @@ def test_splits_follow_each_other_and_are_told(tmp_path):
     assert [(each.index, each.metadata["split"]) for each in found] == [(0, "train"), (1, "train"), (2, "test")]
 
 
+def test_sounds_are_not_decoded(tmp_path):
+    sound = {"bytes": b"not decoded", "path": "a.mp3"}
+    Dataset.from_list([{"image": sound, "caption": "one", "sound": sound}]).save_to_disk(tmp_path / "set")
+    told = tmp_path / "set" / "dataset_info.json"
+    facts = json.loads(told.read_text())
+    facts["features"] |= {"image": {"_type": "Image"}, "sound": {"_type": "Audio"}}
+    told.write_text(json.dumps(facts))
+    (found,) = read_saved(tmp_path / "set")
+    assert (found.image, found.captions, found.metadata) == (b"not decoded", ("one",), {"sound": sound})
+
+
+@pytest.mark.parametrize("split", ["../set", "{}/set"])
+def test_split_outside_of_the_folder_is_refused(tmp_path, split):
+    rows(1).save_to_disk(tmp_path / "set")
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "dataset_dict.json").write_text(json.dumps({"splits": [split.format(tmp_path)]}))
+    (bad,) = read_saved(tmp_path / "sets")
+    assert "is no folder in it" in bad.reason
+
+
 def test_paths_and_other_names_are_understood(tmp_path):
     Dataset.from_dict({"image": ["a.png"], "text": ["one"], "id": [7]}).save_to_disk(tmp_path / "set")
     (found,) = read_saved(tmp_path / "set")

@@ -34,6 +34,7 @@ CAPTION_COLUMNS = ("txt", "caption", "TEXT", "text")
 
 MAX_MEMBER_BYTES = 1 << 28
 """Largest image in a tar or parquet file that is read."""
+_MAX_SKIPPED_BYTES = 1 << 36  # of a member that is no image, such as a video
 _MAX_TEXT_BYTES = 1 << 24  # of .txt, .json and long names; JSON in memory takes twenty times its bytes
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 """File systems that a record of a saved set may name; others read this machine or need more than a path."""
@@ -132,10 +133,12 @@ def read_shard(
                         return
                     start = after
             return
-        except (OSError, EOFError, MemoryError, pa.ArrowException, client_error) as error:
+        except (OSError, EOFError, MemoryError, UnicodeDecodeError, pa.ArrowException, client_error) as error:
             if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
                 raise ValueError(f"{shard}: too many open files; raise `ulimit -n` or lower streams.lanes") from error
-            is_final = isinstance(error, FileNotFoundError | PermissionError | MemoryError | pa.ArrowException)
+            is_final = isinstance(
+                error, FileNotFoundError | PermissionError | MemoryError | UnicodeDecodeError | pa.ArrowException
+            )
             pause = None if is_final else next(waits, None)
             if pause is None:
                 yield _rest_is_lost(shard, start, error), None
@@ -206,6 +209,8 @@ def _tar_records(
             while (member := tar.next()) is not None:
                 end = start.byte + tar.offset
                 tar.members = []  # else all of them are kept
+                if member.size > _MAX_SKIPPED_BYTES:  # tarfile would look for its end for years
+                    raise tarfile.ReadError(f"{member.name!r:.80} claims {member.size:,} bytes")
                 if not member.isfile():
                     continue
                 found, suffix = split_name(member.name)
@@ -222,7 +227,7 @@ def _tar_records(
                     fault = f"{member.name} claims {member.size:,} bytes; at most {limit:,} are read"
                 else:
                     parts[suffix] = tar.extractfile(member).read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, *_RECORD_ERRORS) as error:  # tarfile lets through what it finds in facts of a header
         if key is not None:
             index, place = place.index, Offset(place.index + 1, end)
             yield _tar_record(shard, index, key, parts, fault, options), place
@@ -318,14 +323,17 @@ def _parquet_record(shard: str, index: int, key: str, values: dict[str, Any]) ->
         return Bad(
             "row", shard, index, key, f"its image has {len(data):,} bytes; at most {MAX_MEMBER_BYTES:,} are read"
         )
-    if data is None and path is not None and not _is_confined(path):
+    if data is None and path is not None and not _is_confined(path, shard):
         return Bad("row", shard, index, key, f"its image {path!r:.80} lies outside the shard's folder")
     return Sample(shard, index, key, data, captions, path=path, metadata=values["metadata"])
 
 
-def _is_confined(path: str) -> bool:
-    """Return True for a relative path that stays in its folder: no URL, no `..`, no other disk."""
-    return not (is_remote(path) or "::" in path or PurePosixPath(path).is_absolute() or ".." in Path(path).parts)
+def _is_confined(path: str, shard: str) -> bool:
+    """Return True for a relative path that stays in its folder: no URL, no `..`, no other disk, no link out of it."""
+    if is_remote(path) or "::" in path or PurePosixPath(path).is_absolute() or ".." in Path(path).parts:
+        return False
+    folder = Path(shard).parent.resolve()
+    return is_remote(shard) or (folder / path).resolve().is_relative_to(folder)
 
 
 # --------------------------------------------------------------------------------------------------------- saved sets
@@ -343,6 +351,8 @@ def read_saved(folder: Path) -> Iterator[Record]:
     try:
         splits = json.loads(told.read_text(encoding="utf-8"))["splits"] if told.is_file() else [None]
         for split in splits:
+            if split is not None and Path(split).name != split:
+                raise ValueError(f"{split!r:.80} is no folder in it")
             path = folder if split is None else folder / split
             files = json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
             if lost := [each["filename"] for each in files if not _is_file_in(path, each["filename"])]:
@@ -355,12 +365,14 @@ def read_saved(folder: Path) -> Iterator[Record]:
     index = 0
     for split, dataset in parts:
         images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-        for name in images:
-            dataset = dataset.cast_column(name, Image(decode=False))
         try:
-            for row in dataset:
-                yield _saved_record(cast(dict[str, Any], row), str(folder), index, images=images, split=split)
-                index += 1
+            for table in dataset.with_format("arrow").iter(_BATCH_ROWS):  # sounds and videos would be decoded else
+                for row in (row for batch in table.to_batches() for row in _python_rows(batch)):
+                    if isinstance(row, Exception):
+                        yield Bad("row", str(folder), index, str(index), f"it cannot be read: {row}")
+                    else:
+                        yield _saved_record(row, str(folder), index, images=images, split=split)
+                    index += 1
         except (OSError, *_RECORD_ERRORS) as error:
             yield _rest_is_lost(str(folder), Offset(index), error)
 
