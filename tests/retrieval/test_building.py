@@ -297,6 +297,7 @@ def test_same_bytes_are_embedded_once(encoder, counted, tmp_path):
 def test_bad_files_are_told_and_the_rest_goes_on(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(4))
     (folder / "text.jpg").write_text("no image")
+    (folder / "twin.jpg").write_text("no image")
     (folder / "empty.png").touch()
     (folder / "cut.png").write_bytes(encoded(drawings()[0])[:60])
     Image.new("1", (9000, 9000)).save(folder / "bomb.png")
@@ -308,13 +309,15 @@ def test_bad_files_are_told_and_the_rest_goes_on(encoder, tmp_path):
     report = build(encoder, folder, out=out)
     assert 4 < report.images < 8
     reasons = {Path(line["path"]).name: line["reason"] for line in quarantine(out)}
-    assert reasons.keys() == {"text.jpg", "empty.png", "cut.png", "bomb.png", "x.tar", r"latin \udcfc.png"}
+    assert reasons.keys() == {"text.jpg", "twin.jpg", "empty.png", "cut.png", "bomb.png", "x.tar", r"latin \udcfc.png"}
     assert "not UTF-8" in reasons[r"latin \udcfc.png"]
     assert "in a known format" in reasons["text.jpg"]
+    assert reasons["twin.jpg"] == reasons["text.jpg"].replace("text.jpg", "twin.jpg")
     assert "empty file" in reasons["empty.png"]
     assert "81,000,000 pixels" in reasons["bomb.png"]
     assert "cannot be read any further" in reasons["x.tar"]
-    assert report.bad == 6
+    assert report.bad == 7
+    (folder / "twin.jpg").unlink()
     (folder / os.fsdecode(b"latin \xfc.png")).unlink()
 
     (folder / "text.jpg").write_bytes(encoded(drawings()[8], "JPEG"))

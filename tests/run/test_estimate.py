@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import weakref
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmo import cli
+from vlmo import cli, model_path
 from vlmo.data.loader import LoaderConfig
 from vlmo.model import VLMoConfig
 from vlmo.objectives.downstream import (
@@ -271,6 +272,14 @@ def test_web_scale_run_fits_the_machines_of_its_card(name) -> None:
 def test_processes_that_cannot_share_the_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"processes is 3; loader.global_batch_size 1024 must be a multiple"):
         estimate(find_recipe("base-stage3"), processes=3)
+
+
+def test_start_of_the_recipe_must_fit_if_it_is_there(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_path("vlmo-small"), find_recipe("shapes-stage3").init)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "shapes-stage3", "--dry-run"])
+    assert ended.value.code == 2
 
 
 def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:

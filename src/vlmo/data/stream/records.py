@@ -367,7 +367,7 @@ def read_saved(folder: Path) -> Iterator[Record]:
         images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
         try:
             for table in dataset.with_format("arrow").iter(_BATCH_ROWS):  # sounds and videos would be decoded else
-                for row in (row for batch in table.to_batches() for row in _python_rows(batch)):
+                for row in (row for batch in cast(pa.Table, table).to_batches() for row in _python_rows(batch)):
                     if isinstance(row, Exception):
                         yield Bad("row", str(folder), index, str(index), f"it cannot be read: {row}")
                     else:
