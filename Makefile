@@ -21,7 +21,7 @@ JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help fast quickstart test check audit docs dist format clean
+.PHONY: help fast quickstart test check lowest audit docs dist format clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -42,6 +42,12 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/deptry src
+
+lowest: $(VENV)/.installed-dev  ## tests of the service and of decoding with the lowest versions of what they read with
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/lowest \
+	  $$(grep --only-matching --extended-regexp '"(fastapi|starlette|pillow)>=[0-9.]+' pyproject.toml | tr --delete '"' | sed 's/>=/==/')
+	PYTHONPATH=build/lowest $(BIN)/python -m pytest --numprocesses $(JOBS) -W ignore::DeprecationWarning \
+	  tests/serving tests/data/test_headers.py tests/data/test_decoding.py
 
 audit: $(VENV)/.installed-dev  ## known weaknesses of the installed packages; needs a network
 	$(BIN)/python -m pip install --quiet pip-audit
