@@ -79,6 +79,8 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(answering, write, t
         (edited(folder, tmp_path / "wide", hidden_size=48), "other shapes than its config.json says"),
         (edited(folder, tmp_path / "type", dtype="no type"), "cannot be loaded"),
         (edited(folder, tmp_path / "quantised", quantization_config=3), "cannot be loaded"),
+        (edited(folder, tmp_path / "labels", num_labels=10**12), "num_labels is 1000000000000; expected"),
+        (edited(folder, tmp_path / "layers", num_hidden_layers=10**7), "num_hidden_layers is 10000000; expected"),
         (edited(folder, tmp_path / "kernel", _attn_implementation="a/b"), "_attn_implementation is 'a/b'; expected"),
     ):
         with pytest.raises(ValueError, match=words.replace(".", r"\.")) as raised:

@@ -79,7 +79,7 @@ def test_fusion_branch_needs_fusion_experts():
         ({"drop_path_rate": -0.1}, "drop_path_rate is -0.1; expected a number from 0 to 1"),
         ({"hidden_dropout_prob": math.nan}, "hidden_dropout_prob is nan"),
         *(
-            ({name: 0}, f"{name} is 0; expected a number of at least 1")
+            ({name: 0}, f"{name} is 0; expected a number from 1 to")
             for name in (
                 "hidden_size",
                 "num_hidden_layers",

@@ -43,6 +43,8 @@ _BEIT3: dict[str, Any] = {
     "use_pooler": False,
     "use_match_head": False,
 }
+_MOST, _MOST_LAYERS = 1 << 24, 1000
+"""Largest numbers of a configuration, which may come from a stranger's file."""
 _NO_SIZES = ("num_fusion_layers", "num_modality_types", "pad_token_id")  # the whole numbers that may be 0
 
 
@@ -142,6 +144,8 @@ class VLMoConfig(PreTrainedConfig):
         attention = config_dict.get("_attn_implementation") or config_dict.get("attn_implementation") or "sdpa"
         if attention not in _ATTENTION:
             raise ValueError(f"_attn_implementation is {attention!r}; expected one of {', '.join(_ATTENTION)}")
+        if isinstance(labels := config_dict.get("num_labels"), int) and labels > _MOST:  # each would get a name
+            raise ValueError(f"num_labels is {labels}; expected at most {_MOST}")
         return super().from_dict(config_dict, **kwargs)
 
     def _check(self) -> None:
@@ -152,8 +156,11 @@ class VLMoConfig(PreTrainedConfig):
             if (value := vars(self)[name]) is not None and not 0 <= value <= 1:
                 raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 0 to 1.")
         for name, kind in VLMoConfig.__annotations__.items():
-            if kind in {int, int | None} and name not in _NO_SIZES and (value := vars(self)[name]) < 1:
-                raise ValueError(f"VLMoConfig.{name} is {value}; expected a number of at least 1.")
+            if kind not in {int, int | None} or name in _NO_SIZES:
+                continue
+            value, most = vars(self)[name], _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+            if not 1 <= value <= most:
+                raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 1 to {most}.")
         depth, layers = self.num_hidden_layers, self.segmentation_layers
         rising = layers is None or (len(layers) == 4 and all(a < b for a, b in pairwise([0, *layers, depth + 1])))
         checks = {
