@@ -41,7 +41,8 @@ for line in ("--help", "--version", "finetune --help", "quickstart --help", "eva
     found = [name for name in HEAVY if name in sys.modules]
     assert not found, (line, found)
 for line in ("train", "evaluate", "predict", "index", "search", "embed", "duplicates", "clusters",
-             "import", "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
+             "import", "import nowhere.pt out", "merge nowhere --out x", "export nowhere --to onnx --out x",
+             "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     try:
         main(line.split())
     except SystemExit as stopped:

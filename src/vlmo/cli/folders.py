@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlmo.cli.parsing import ModelFolder, hide_loading_bars, nearest
-from vlmo.released import find_model
+from vlmo.released import find_model, no_model
 from vlmo.released.published import MODELS
 
 
@@ -125,6 +125,8 @@ def models_command(options: ModelsOptions) -> None:
 
 def import_command(options: ImportOptions) -> None:
     """Run `vlmo import`."""
+    if not options.path.exists():  # before the slow imports
+        raise ValueError(f"no file {options.path}: expected a checkpoint, or a folder with config.json and weights")
     hide_loading_bars()
     from vlmo.checkpoints.importing import import_checkpoint
     from vlmo.tasks import usage_of
@@ -140,6 +142,10 @@ def import_command(options: ImportOptions) -> None:
 
 def merge_command(options: MergeOptions) -> None:
     """Run `vlmo merge`."""
+    if not options.adapter.is_dir():
+        raise ValueError(
+            f"{options.adapter} is no adapter: expected a folder with adapter_config.json and adapter_model.safetensors"
+        )
     hide_loading_bars()
     from vlmo.training.lora import merge_adapter
 
@@ -149,7 +155,11 @@ def merge_command(options: MergeOptions) -> None:
 
 def export_command(options: ExportOptions) -> None:
     """Run `vlmo export`."""
+    if options.to != "onnx" and (options.int8 or options.recall_on is not None):
+        raise ValueError("--int8 and --data belong to --to onnx")
     folder = Path(find_model(options.folder))
+    if not (folder / "config.json").is_file():
+        raise ValueError(no_model(folder))
     hide_loading_bars()
     console = Console(soft_wrap=True)
     if options.to == "onnx":
@@ -157,8 +167,6 @@ def export_command(options: ExportOptions) -> None:
 
         export_onnx(folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
         return
-    if options.int8 or options.recall_on is not None:
-        raise ValueError("--int8 and --data belong to --to onnx")
     from vlmo.checkpoints.official import export_official
 
     notes = export_official(folder, options.out)
