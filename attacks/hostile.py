@@ -179,7 +179,7 @@ _BODIES = {
 
 
 def proper_requests(*, key: str) -> Iterator[Hostile]:
-    """Yield a request as it should be for each route."""
+    """Yield a request in the right form for each route; two name an image and a size that are not there."""
     for path, body in _BODIES.items():
         yield Hostile(request("POST", path, json.dumps(body).encode(), heads=f"Authorization: Bearer {key}\r\n"))
 

@@ -27,7 +27,7 @@ import vlmo.processing
 from vlmo.checkpoints.layout import listed, one_line, printable, spans
 from vlmo.distributed import choose_device
 from vlmo.folder import architectures
-from vlmo.released import find_model
+from vlmo.released import find_model, no_checkpoint
 
 if TYPE_CHECKING:
     from vlmo.model import VLMoForImageTextRetrieval, VLMoPreTrainedModel
@@ -167,7 +167,7 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Origin]:
     path = Path(path)
     if not path.is_dir():
         if not path.is_file():
-            raise ValueError(f"no file {path}: expected a checkpoint, or a folder with config.json and weights")
+            raise ValueError(no_checkpoint(path))
         return _unwrap(_read_file(path), path)
     candidates = (path / f"{name}{suffix}" for name in _FOLDER_FILES for suffix in ("", _INDEX_SUFFIX))
     file = next((file for file in candidates if file.is_file()), None)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlmo.cli.parsing import ModelFolder, hide_loading_bars, nearest
-from vlmo.released import find_model, no_model
+from vlmo.released import find_model, no_adapter, no_checkpoint, no_model
 from vlmo.released.published import MODELS
 
 
@@ -126,7 +126,7 @@ def models_command(options: ModelsOptions) -> None:
 def import_command(options: ImportOptions) -> None:
     """Run `vlmo import`."""
     if not options.path.exists():  # before the slow imports
-        raise ValueError(f"no file {options.path}: expected a checkpoint, or a folder with config.json and weights")
+        raise ValueError(no_checkpoint(options.path))
     hide_loading_bars()
     from vlmo.checkpoints.importing import import_checkpoint
     from vlmo.tasks import usage_of
@@ -143,9 +143,7 @@ def import_command(options: ImportOptions) -> None:
 def merge_command(options: MergeOptions) -> None:
     """Run `vlmo merge`."""
     if not options.adapter.is_dir():
-        raise ValueError(
-            f"{options.adapter} is no adapter: expected a folder with adapter_config.json and adapter_model.safetensors"
-        )
+        raise ValueError(no_adapter(options.adapter))
     hide_loading_bars()
     from vlmo.training.lora import merge_adapter
 

@@ -99,6 +99,16 @@ def no_model(folder: str | PathLike) -> str:
     return f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
 
 
+def no_adapter(folder: str | PathLike) -> str:
+    """Return an error about a folder without an adapter."""
+    return f"{folder} is no adapter: expected a folder with adapter_config.json and adapter_model.safetensors"
+
+
+def no_checkpoint(path: str | PathLike) -> str:
+    """Return an error about a checkpoint that is not there."""
+    return f"no file {path}: expected a checkpoint, or a folder with config.json and weights"
+
+
 def known_models() -> str:
     """Return a sentence about names, for errors."""
     return f"Models with a name: {SMALL} and others, which `vlmo models` lists."

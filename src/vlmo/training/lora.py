@@ -23,7 +23,7 @@ from vlmo.lazy import install_command
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.stages import start_from
-from vlmo.released import find_model
+from vlmo.released import find_model, no_adapter
 from vlmo.training.config import LORA_LAYERS, LoraConfig
 
 BASE, CONFIG, WEIGHTS = "base.json", "adapter_config.json", "adapter_model.safetensors"
@@ -100,7 +100,7 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
     """
     folder, out = Path(folder), Path(out)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder} is no adapter: expected a folder with {CONFIG} and {WEIGHTS}")
+        raise ValueError(no_adapter(folder))
     if out.exists():
         raise FileExistsError(17, "exists already", str(out))
     with one_line_errors(folder):

@@ -19,8 +19,6 @@ from torch import Tensor
 from vlmo.distributed import choose_device, gather_objects, rank
 from vlmo.types import Batch
 
-_LAST_CALLS_S = 0.2
-
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on `device`; 8-bit images stay so, a fourth of what they will be."""
@@ -50,8 +48,8 @@ def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=4)
     finally:
         if starts_group:
             # A thread of gloo needs the interpreter's lock to drop the tensors of the last call, and the end of the
-            # group waits for that thread with the lock held: once in some hundred runs, for ever.
-            time.sleep(_LAST_CALLS_S)
+            # group waits for that thread with the lock held: for ever, if the thread comes later than this.
+            time.sleep(0.2)
             dist.destroy_process_group()
 
 
