@@ -1,6 +1,6 @@
 # Three commands on a machine that has only Python, pip and make:
 #
-#   make fast          search 500 drawings with the small model that comes with the package
+#   make fast          search 21,000 icons and drawings with the small model that comes with the package
 #   make quickstart    pre-train a small VLMo through all stages, then see what it knows
 #   make test          run the tests
 #
@@ -26,10 +26,10 @@ JOBS ?= 3
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-fast: $(VENV)/.installed-quickstart  ## search 500 drawings with the small model that comes with the package: seconds
+fast: $(VENV)/.installed-quickstart  ## search 21,000 icons and drawings with the small model that comes with the package: two minutes
 	$(BIN)/vlmo quickstart --fast $(ARGS)
 
-quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: about thirteen minutes on two CPU cores
+quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: nine to thirteen minutes on two CPU cores
 	$(BIN)/vlmo quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev  ## all tests (some need a GPU); some drive Chromium (on Debian: apt install chromium)

@@ -85,3 +85,11 @@ def test_compose_mounts_what_the_command_reads_and_publishes_on_loopback(service
     assert service["ports"] == ["127.0.0.1:8000:8000"]
     secrets = yaml.safe_load((ROOT / "compose.yaml").read_text())["secrets"]
     assert [f"/run/secrets/{name}" for name in secrets] == [service["command"][-1]]
+
+
+def test_scheduled_job_runs_targets_that_there_are() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/scheduled.yml").read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert commands == ["make audit", "make lowest"]
+    assert {command.split()[1] for command in commands} <= targets

@@ -1,7 +1,10 @@
-"""Lucide's icons: each once, black, named, and of a set that no training sees."""
+"""Icons of Lucide, which no training sees, and of icon fonts: black, named."""
+
+from collections import Counter
 
 import numpy as np
 
+from vlmo.data.builtin import icon_fonts
 from vlmo.data.prepare.icons import HELD_OUT
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import decode_image, open_source
@@ -20,3 +23,28 @@ def test_lucide_icons(cache_dir) -> None:
     share = (heart.mean(axis=2) < 128).mean()
     assert 0.05 < share < 0.3  # a black line on white
     assert (np.abs(heart - heart[:, ::-1].astype(int)) > 64).mean() < 0.02  # a heart is the same in a mirror
+
+
+def test_icon_fonts(cache_dir) -> None:
+    rows = open_source("icon-fonts", split="test", cache_dir=cache_dir)
+    assert rows.features == FEATURES
+    assert len(rows) > 13_000
+    assert len(set(rows["image_id"][:])) == len(rows)
+    licences = dict(zip(rows["source"][:], rows["licence"][:], strict=True))
+    assert licences == icon_fonts.LICENCES
+    captions = rows["captions"][:]
+    # Styles are no part of a caption, and a font gives few icons of one name.
+    places = [place for place, texts in enumerate(captions) if "plus" in texts]
+    counts = Counter(rows[place]["source"] for place in places)
+    assert len(counts) >= 4
+    assert max(counts.values()) <= 3
+    assert not any("plus outline" in texts or "plus bold" in texts for texts in captions)
+    assert not any("github" in text for texts in captions for text in texts)
+    for place in places:
+        plus = np.asarray(decode_image(rows[place]["image"])).mean(axis=2)
+        assert plus.shape == (64, 64)
+        longer = max(np.ptp((plus < 250).any(axis=axis).nonzero()[0]) + 1 for axis in (0, 1))
+        assert 54 <= longer <= 58  # 56, and a margin of 4
+        ink = plus < 128
+        assert 0.02 < ink.mean() < 0.6
+        assert (ink != ink[:, ::-1]).mean() < 0.05  # the same in a mirror

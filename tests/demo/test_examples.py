@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmo.demo.examples import Decision, ImageQuery, contact_sheet, decision_sheet, decisions, example_queries
+from vlmo.demo.examples import Decision, contact_sheet, decision_sheet, decisions, example_queries
 
 GREEN = (31, 138, 76)
 
@@ -32,34 +32,30 @@ def test_examples_come_from_predictions():
     assert [query.text for query in example_queries(predictions, images=images, count=1)[0]] == ["a"]
 
 
-def test_contact_sheet_frames_only_the_right_image():
-    images = [Image.new("RGB", (64, 64), "black")] * 5
-    queries = [
-        ImageQuery("a word that is quite a bit too long for one line of the sheet " * 3, images, correct=1, rank=2),
-        ImageQuery("missed", images, correct=None, rank=40),
-    ]
-    sheet = contact_sheet(queries)
+def test_contact_sheet_frames_only_the_right_images():
+    image = Image.new("RGB", (64, 64), "black")
+    right = [False, True, False, False, False, True]  # the sixth has no room
+    found = {
+        "a word that is quite a bit too long for one line of the sheet " * 3: [(image, is_right) for is_right in right],
+        "missed": [(image, False)] * 5,
+    }
+    sheet = contact_sheet(found)
     assert sheet.width == 900
     pixels = np.asarray(sheet).astype(int)
-    # Below the text column: the frame, far from black, white and grey.
-    green = (np.abs(pixels[:, 230:] - np.array(GREEN)).sum(axis=-1) < 60).nonzero()
-    half = sheet.height // 2
+    # The frame, far from black, white and grey.
+    green = (np.abs(pixels - np.array(GREEN)).sum(axis=-1) < 60).nonzero()
     assert len(green[0]) > 500
-    assert green[0].max() < half
-    first, last = green[1].min() + 230, green[1].max() + 230
-    assert 350 < first < last < 510  # the second of five
+    assert green[0].max() < sheet.height // 2
+    assert 350 < green[1].min() < green[1].max() < 510  # the second of five
 
 
 def test_contact_sheet_takes_unusual_input():
-    queries = [
-        ImageQuery("", [Image.new("LA", (3, 90))], correct=0, rank=1),
-        ImageQuery("x" * 300, [], None, rank=9),
-    ]
-    assert contact_sheet(queries, width=600).width == 600
+    found = {"": [(Image.new("LA", (3, 90)), True)], "x" * 300: []}
+    assert contact_sheet(found, width=600).width == 600
     with pytest.raises(ValueError, match="needs a query"):
-        contact_sheet([])
+        contact_sheet({})
     with pytest.raises(ValueError, match="200 pixels"):
-        contact_sheet(queries, width=200)
+        contact_sheet(found, width=200)
 
 
 def test_decisions_are_texts_that_one_encoder_alone_finds_the_image_of():

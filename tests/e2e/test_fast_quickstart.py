@@ -1,4 +1,4 @@
-"""`vlmo quickstart --fast` as people type it: with the model that comes with the package, on the unseen drawings."""
+"""`vlmo quickstart --fast` as people type it: with the model that comes along, on unseen drawings and icons."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import pytest
 from PIL import Image
 
 from vlmo.cli import main
+from vlmo.demo import fast
 
 pytestmark = pytest.mark.slow
 
 
 def test_fast_quickstart_finds_drawings_and_so_do_the_commands_that_it_tells(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fast, "SOURCES", (("drawings-pairs", "test"), ("lucide-icons", "test")))
     main(["quickstart", "--fast"])
     shown = capsys.readouterr().out
-    assert "search among 500 drawings" in shown
-    ranks = [int(rank) for rank in re.findall(r"│\s+(\d+) │", shown)]
-    assert len(ranks) == 5
-    assert sorted(ranks)[2] < 100  # by chance 250
+    assert "search among 2,403 images" in shown
+    named = [int(count) for count in re.findall(r"│\s+(\d+) │", shown)]
+    assert len(named) == len(fast.QUERIES)
+    assert sum(map(bool, named)) > len(named) / 2  # a handful of the images have one of these names
     with Image.open("runs/quickstart/fast/queries.png") as sheet:
-        assert sheet.size[0] == 900
+        assert sheet.size[0] == 1100
     (line,) = [line.strip() for line in shown.splitlines() if line.strip().startswith("vlmo search")]
     assert line == 'vlmo search runs/quickstart/fast/index "a red heart" --sheet hearts.png'
     main(["search", "runs/quickstart/fast/index", "a red heart", "--sheet", "hearts.png", "--json"])

@@ -6,6 +6,7 @@ import fsspec
 import pytest
 from tests.toy_shards import write_parquet, write_tars
 
+from vlmo.retrieval import sources
 from vlmo.retrieval.sources import as_origin, find, image_id, was_deleted
 
 
@@ -108,6 +109,18 @@ def test_object_store_is_listed_like_a_disk(tmp_path):
     assert [each.place for each in find(f"memory:/{base}/a/*.jpg")] == [found[0].place]
     with pytest.raises(ValueError, match="there is nothing at"):
         list(find("memory://nowhere"))
+
+
+def test_files_of_an_object_store_are_read_up_to_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1000)
+    files = fsspec.filesystem("memory")
+    for name, size in (("small.png", 1000), ("large.png", 1001)):
+        files.pipe(f"/{tmp_path.name}/{name}", b"x" * size)
+    assert sources.read_place(f"memory://{tmp_path.name}/small.png") == b"x" * 1000
+    with pytest.raises(OSError, match="more than the 1,000 bytes that are read"):
+        sources.read_place(f"memory://{tmp_path.name}/large.png")
+    with pytest.raises(FileNotFoundError):
+        sources.read_place(f"memory://{tmp_path.name}/none.png")
 
 
 @pytest.mark.parametrize(

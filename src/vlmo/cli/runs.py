@@ -87,14 +87,14 @@ class RecipesOptions:
 
 @dataclass(frozen=True)
 class QuickstartOptions:
-    """Train all stages on scenes of shapes in about 13 minutes on two cores; --fast: search with a ready model."""
+    """Train all stages on scenes of shapes in 9 to 13 minutes on two cores; --fast: search with a ready model."""
 
     run_dir: Path = Path("runs/quickstart")
     """Folder for all runs and the report; interrupted work goes on where it was."""
     scale: float = 1.0
     """Share of the steps of each stage; small values only show that everything works."""
     fast: bool = False
-    """Train nothing: search among the drawings with the model that comes with the package, in less than a minute."""
+    """Train nothing: index 21,000 icons and drawings, and search them with the model that comes with the package."""
 
 
 def quickstart_command(options: QuickstartOptions) -> None:

@@ -99,29 +99,34 @@ def example_queries(
     return image_queries, text_queries
 
 
-def contact_sheet(queries: Sequence[ImageQuery], *, width: int = 900, top: int = 5) -> Image.Image:
-    """Return one row a query: the text on the left, its best images beside it, the right one framed in green.
+def contact_sheet(
+    found: Mapping[str, Sequence[tuple[Image.Image, bool]]], *, width: int = 900, top: int = 5
+) -> Image.Image:
+    """Return one row a query: the text on the left, its best images beside it, the right ones framed in green.
+
+    Args:
+        found: By the text of the query, its images, best first, each with True where it is a right one.
+        width: In pixels.
+        top: Images that a row has room for; more are left out.
 
     Raises:
         ValueError: There is no query, or the width leaves no room for the images.
     """
     side = (width - 2 * _MARGIN - _TEXT_WIDTH - top * _GAP) // top
-    if not queries or side < 16:
-        raise ValueError(f"A contact sheet needs a query and more room: {len(queries)} queries, {width} pixels wide.")
-    sheet = Sheet(width, 2 * _MARGIN + len(queries) * (side + _ROW_GAP) - _ROW_GAP)
-    for row, query in enumerate(queries):
+    if not found or side < 16:
+        raise ValueError(f"A contact sheet needs a query and more room: {len(found)} queries, {width} pixels wide.")
+    sheet = Sheet(width, 2 * _MARGIN + len(found) * (side + _ROW_GAP) - _ROW_GAP)
+    for row, (text, images) in enumerate(found.items()):
         upper = _MARGIN + row * (side + _ROW_GAP)
-        lines = sheet.wrapped(query.text, width=_TEXT_WIDTH, max_lines=3)
-        y = upper + (side - 22 * len(lines) - 20) / 2
+        lines = sheet.wrapped(text, width=_TEXT_WIDTH, max_lines=3)
+        y = upper + (side - 22 * len(lines)) / 2
         for line in lines:
             sheet.text(line, x=_MARGIN, y=y)
             y += 22
-        colour = MUTED if query.correct is None else GREEN
-        sheet.text(f"rank {query.rank}", x=_MARGIN, y=y + 4, size=12.5, colour=colour)
-        for place, image in enumerate(query.images[:top]):
+        for place, (image, is_right) in enumerate(images[:top]):
             x = _MARGIN + _TEXT_WIDTH + _GAP + place * (side + _GAP)
             sheet.tile(image, x=x, y=upper, side=side)
-            if place == query.correct:
+            if is_right:
                 sheet.tick(x=x, y=upper, side=side)
     return sheet.finished()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from vlmo.data.decoding import read_path
+from vlmo.data.decoding import MAX_FILE_BYTES, read_path
 from vlmo.data.listing import (
     IMAGE_SUFFIXES,
     SHARD_SUFFIXES,
@@ -112,13 +113,17 @@ def read_place(place: str) -> bytes:
     """Read a file, or a piece of one (`range_path`).
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or has more than `MAX_FILE_BYTES`.
     """
     if not is_remote(place):
         return read_path(place)
     files, path = open_file_system(place)
     try:
-        return cast("Any", files).cat_file(path)
+        with cast("Any", files).open(path, "rb") as file:  # a store may send more than it has listed
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"it has more than the {MAX_FILE_BYTES:,} bytes that are read", place)
+        return data
     except (OSError, ValueError):
         raise
     except Exception as error:  # clients of object stores have errors of their own

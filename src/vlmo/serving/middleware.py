@@ -99,6 +99,10 @@ class Guard:
             await exchange.fail(error)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:
+            if not self._stopping():
+                raise
+            await exchange.fail(StoppingError())  # the grace period is over
         except Exception:
             # The last resort: a traceback goes to the log and is never shown to a client.
             _LOGGER.exception("%s %s failed", scope["method"], scope["path"])

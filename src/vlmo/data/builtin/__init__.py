@@ -21,6 +21,7 @@ _MODULES = {
     for module, names in {
         "emoji": "emoji-pairs drawings-pairs drawings-concepts",
         "icons": "lucide-icons",
+        "icon_fonts": "icon-fonts",
         "english": "english-text",
         "easy_vqa": "easy-vqa easy-vqa-balanced",
         "scenes": "scenes scenes-binding",
