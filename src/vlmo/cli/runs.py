@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import tempfile
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +143,7 @@ def finetune(arguments: list[str]) -> None:
     )
     hide_loading_bars()
     from vlmo.recipes.finetune import finetune_recipe
-    from vlmo.run.estimate import check_start
+    from vlmo.run import build
     from vlmo.tasks.result import data_name
 
     recipe, about = finetune_recipe(options.folder, options.data, task=options.task)
@@ -153,7 +154,8 @@ def finetune(arguments: list[str]) -> None:
     choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
     Console(stderr=True, soft_wrap=True).print(f"{about} Chosen: {choice}.", markup=False, highlight=False)
     if run.dry_run:
-        check_start(run.recipe)
+        with tempfile.TemporaryDirectory() as aside:  # all that the run itself reads: model, rows, evaluations
+            build(run.recipe, run_dir=aside, device=run.device)
     _run(run, original=recipe, name=name, about=about)
 
 

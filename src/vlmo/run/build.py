@@ -32,6 +32,7 @@ from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.progress import Progress
 from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe, changed_settings, check_recipe
 from vlmo.released import find_model, no_model
+from vlmo.run.estimate import check_start
 from vlmo.tasks.base import EvaluationSet, RunContext
 from vlmo.tasks.registry import usage_of
 from vlmo.tasks.result import data_name
@@ -71,6 +72,7 @@ def build(
         need_writable(run_dir)  # and before the data are read, which may take long
     with lock_run(run_dir):
         pass  # `fit` holds it; another run is told of now
+    check_start(recipe)
     torch.manual_seed(recipe.seed)
     processor = build_processor(recipe) if task.reads_text else None
     run = RunContext(
