@@ -27,7 +27,8 @@ from vlmo.data.sources import decode_image, open_source
 from vlmo.export import onnx as onnx_export
 from vlmo.released import SMALL, find_model
 from vlmo.released.download import cache_folder
-from vlmo.retrieval import Encoder, Searcher, engines
+from vlmo.retrieval import Encoder, Searcher, encoder, engines
+from vlmo.retrieval.encoder import PREPARED_FROM, prepare_searches
 from vlmo.retrieval.engines import GraphsEngine
 from vlmo.retrieval.torch_engine import TorchEngine
 from vlmo.serving.app import create_app
@@ -267,6 +268,28 @@ def test_auto_is_an_engine_that_is_ready(shared_folder, exports, monkeypatch):
     monkeypatch.setattr(engines.sys, "platform", "darwin")  # it may have a GPU too
     assert (chosen(), chosen(device="cpu")) == ("torch", "onnx")
     assert len(exports) == 1
+
+
+def test_model_of_a_new_index_is_exported_for_searches(shared_folder, exports, monkeypatch, caplog):
+    source = dual_encoder(shared_folder).source
+    monkeypatch.setattr(engines, "_GPU_FILES", ())
+    prepare_searches(source, images=PREPARED_FROM - 1)
+    prepare_searches(source, images=PREPARED_FROM, device="cuda")
+    with monkeypatch.context() as patched:
+        patched.setattr(engines, "_EXPORT_PACKAGES", ("onnx", "no_such_package"))
+        prepare_searches(source, images=PREPARED_FROM)
+    with monkeypatch.context() as patched:
+        patched.setattr(encoder, "write_graphs", refuse_to_write)
+        prepare_searches(source, images=PREPARED_FROM)
+    assert "was not exported, so searches run in PyTorch: the disk is full" in caplog.text
+    assert not exports
+    prepare_searches(source, images=PREPARED_FROM)
+    assert len(exports) == 1
+    assert Encoder(source, engine="auto").engine == "openvino"
+
+
+def refuse_to_write(*_: object, **__: object) -> None:
+    raise OSError("the disk is full")
 
 
 def test_graphs_without_int8_are_written_again_for_int8(shared_folder, exports, monkeypatch):

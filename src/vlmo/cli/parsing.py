@@ -26,7 +26,8 @@ Engine = Annotated[
     Literal["auto", "torch", "onnx", "openvino"],
     tyro.conf.arg(
         help="PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache. auto: "
-        "OpenVINO, else ONNX Runtime, if the model is exported already and there is no GPU; else PyTorch."
+        "OpenVINO, else ONNX Runtime, if the model is exported already and there is no GPU; else PyTorch. vlmo index "
+        "exports the model of 100 images and more where ONNX Runtime is installed."
     ),
 ]
 Precision = Annotated[

@@ -155,6 +155,7 @@ def index_command(options: IndexOptions) -> None:
     hide_loading_bars()
     from vlmo.data.quarantine import first_reasons
     from vlmo.retrieval import build_index
+    from vlmo.retrieval.encoder import prepare_searches
 
     given = {name: value for name, value in vars(options).items() if name not in {"folder", "images"}}
     given["store_bytes"] = options.store_bytes or None
@@ -163,6 +164,8 @@ def index_command(options: IndexOptions) -> None:
         lines = (options.out.expanduser() / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
         raise ValueError(f"none of {report.bad} images can be used: {first_reasons(map(json.loads, lines))}")
     _show_report(report, out=options.out)
+    if options.engine == "auto":
+        prepare_searches(folder, images=report.images, device=options.device)
 
 
 def embed_command(options: EmbedOptions) -> None:

@@ -19,6 +19,7 @@ from vlmo.demo.examples import contact_sheet
 from vlmo.folder import write_folder
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
+from vlmo.retrieval.encoder import prepare_searches
 from vlmo.retrieval.search import SEARCH_RERANK
 
 SOURCES = (
@@ -60,6 +61,7 @@ def run_fast_start(
     encoder = Encoder(model)
     _write_images(images, sources=sources or SOURCES, quarantine=run / "quarantine.jsonl")
     report = build_index(encoder, [images], out=index, console=console)
+    prepare_searches(encoder.folder, images=report.images)
     searcher = Searcher(encoder, index)
     table = Table(title=f"Search among {report.images:,} images")
     for name in ("text", f"named so, of the first {_TOP}", "captions of the first results"):

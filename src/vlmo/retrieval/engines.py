@@ -39,6 +39,7 @@ CALIBRATION, NUM_SAMPLES = "emoji-pairs", 400
 _PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
 _PACKAGES: dict[GraphEngine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
 """Packages of the engines that run graphs, the faster engine first."""
+_EXPORT_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _LOGGER = logging.getLogger(__name__)
 
@@ -78,12 +79,18 @@ def choose_engine(folder: Path, fingerprint: str, *, device: str | None = None) 
     One is ready if it is installed and the cache holds the model's graphs; none is for another device than the CPU, or
     where there may be a GPU. OpenVINO is also the fastest (docs/engines.md).
     """
+    ready = _takes_graphs(device) and _has_graphs(_graph_folder(folder, fingerprint), "float32")
+    return next((name for name, package in _PACKAGES.items() if ready and _is_installed(package)), "torch")
+
+
+def can_prepare(device: str | None) -> bool:
+    """Return True where `choose_engine` takes graphs, and every package that exports is installed."""
+    return _takes_graphs(device) and all(map(_is_installed, _EXPORT_PACKAGES))
+
+
+def _takes_graphs(device: str | None) -> bool:
     may_be_gpu = sys.platform != "linux" or any(map(os.path.exists, _GPU_FILES))
-    if device not in {None, "cpu"} or (device is None and may_be_gpu):
-        return "torch"
-    if not _has_graphs(_graph_folder(folder, fingerprint), "float32"):
-        return "torch"
-    return next((name for name, package in _PACKAGES.items() if importlib.util.find_spec(package)), "torch")
+    return device == "cpu" or (device is None and not may_be_gpu)
 
 
 def open_engine(
@@ -198,7 +205,7 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
     from vlmo.model import VLMoForImageTextRetrieval
 
     check_model_folder(folder, VLMoForImageTextRetrieval)
-    for package in ("onnx", "onnxruntime", "onnxscript"):
+    for package in _EXPORT_PACKAGES:
         _need(package, extra="onnx")
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")), Progress.on_stderr() as progress:
@@ -253,6 +260,10 @@ def _pixel_values(pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image 3 heig
     return (np.stack(pixels).astype(np.float32) - 127.5) / 127.5
 
 
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def _need(package: str, *, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
+    if not _is_installed(package):
         raise ModuleNotFoundError(f"the engine needs {package}, which is not installed: {install_command(extra)}")
