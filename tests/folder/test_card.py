@@ -166,16 +166,39 @@ def test_card_without_facts_says_so(folder):
     assert section(write_card(folder, ModelCard(recipe="x")), "Recipe").endswith("- Start: random weights")
 
 
-def test_metrics_stand_beside_chance_meaning_and_source(folder):
+def test_metrics_stand_beside_chance_and_source_and_are_explained(folder):
     first = measurement(interval=(0.1, 0.15))
     card = write_card(folder, ModelCard(metrics=(first, measurement("accuracy", value=1, chance=None))))
-    rows = section(card, "Metrics").splitlines()
-    assert rows[0] == "| metric | value (95 % interval) | chance | meaning | measured on | source |"
-    expected = "the right image comes first | `emoji-pairs`, test | vlmo evaluate, 2026-02-03 |"
-    assert rows[2:] == [
-        f"| IR@1, dual encoder | 12.34 % (10.0 to 15.0) | 0.2 % | {expected}",
-        f"| ACCURACY, dual encoder | 100 % | not known | {expected}",
+    assert section(card, "Metrics").splitlines() == [
+        "| measured on | metric | value (95 % interval) | chance | source |",
+        "| --- | --- | --- | --- | --- |",
+        "| `emoji-pairs`, test | IR@1, dual encoder | 12.34 % (10.0 to 15.0) | 0.2 % | vlmo evaluate, 2026-02-03 |",
+        "| `emoji-pairs`, test | ACCURACY, dual encoder | 100 % | not known | vlmo evaluate, 2026-02-03 |",
+        "",
+        "- IR@1, dual encoder: the right image comes first",
+        "- ACCURACY, dual encoder: the right image comes first",
     ]
+
+
+def test_reranked_values_stand_beside_those_of_the_dual_encoder(folder):
+    reranked = measurement("rerank_ir@1", value=0.5, interval=(0.4, 0.6))
+    alone = measurement("rerank_tr@1", value=0.25)
+    card = write_card(folder, ModelCard(metrics=(reranked, measurement(), measurement(split="train"), alone)))
+    rows = section(card, "Metrics").splitlines()[:5]
+    assert [row.split(" | ")[:4] for row in rows if "---" not in row] == [
+        ["| measured on", "metric", "value (95 % interval)", "reranked"],
+        ["| `emoji-pairs`, test", "IR@1, dual encoder", "12.34 %", "50.0 % (40.0 to 60.0)"],
+        ["| `emoji-pairs`, train", "IR@1, dual encoder", "12.34 %", ""],
+        ["| `emoji-pairs`, test", "RERANK_TR@1, dual encoder", "25.0 %", ""],
+    ]
+
+
+def test_uses_of_one_data_set_share_a_row(folder):
+    data = (DataSource("a", "stage 3", ("MIT",)), DataSource("a", "stage 1", ("MIT",)), DataSource("a", "vocabulary"))
+    card = write_card(folder, ModelCard(data=data))
+    rows = section(card, "Data").splitlines()[2:]
+    assert rows == ["| `a` | stage 3; stage 1 | MIT |", "| `a` | vocabulary | not stated: as its owner states |"]
+    assert read_data(folder) == data
 
 
 def test_added_metrics_replace_equal_ones_and_keep_the_rest(folder):
@@ -186,11 +209,11 @@ def test_added_metrics_replace_equal_ones_and_keep_the_rest(folder):
     mine = mine.replace("tags:\n", "thumbnail: café.png\ntags:\n").replace("- vlmo\n", "- vlmo\n- mine\n")
     card.write_text(mine, encoding="utf-8")
     add_metrics(folder, [measurement(value=0.5), measurement(value=0.25, split="train")])
-    rows = section(card, "Metrics").splitlines()[2:]
+    rows = section(card, "Metrics").splitlines()[2:5]
     assert [re.findall(r"[TI]R@1|[\d.]+ %|test|train", row) for row in rows] == [
-        ["TR@1", "12.34 %", "0.2 %", "test"],
-        ["IR@1", "50.0 %", "0.2 %", "test"],
-        ["IR@1", "25.0 %", "0.2 %", "train"],
+        ["test", "TR@1", "12.34 %", "0.2 %"],
+        ["test", "IR@1", "50.0 %", "0.2 %"],
+        ["train", "IR@1", "25.0 %", "0.2 %"],
     ]
     front = metadata_load(card)
     assert (front["thumbnail"], front["tags"]) == ("café.png", ["vlmo", "mine"])
@@ -214,7 +237,7 @@ def test_metrics_are_added_to_cards_that_others_wrote(folder, caplog):
     add_metrics(folder, [measurement()])
     text = card.read_text(encoding="utf-8")
     assert "# Theirs\n\nWords.\n\n## Metrics\n" in text
-    assert "| bleu | 20.0 ± 1.2 | not known | not known | `D`, split not known | not known |" in text
+    assert "| `D`, split not known | bleu | 20.0 ± 1.2 | not known | not known |" in text
     assert "| IR@1, dual encoder | 12.34 %" in text
     card.write_text("# No front matter\n")
     with caplog.at_level(logging.CRITICAL):

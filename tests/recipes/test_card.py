@@ -101,20 +101,21 @@ def test_card_gathers_the_data_of_all_stages(chain, pictures, visual_tokenizer):
     name = f"`{pictures.name}`"
     targets = "/".join(visual_tokenizer.parts[-3:])
     first = [
-        [name, "stage 1, masked image modelling", NOT_STATED],
-        [name, "vocabulary", NOT_STATED],
+        [name, "stage 1, masked image modelling; vocabulary", NOT_STATED],
         [f"`{targets}`", f"whatever `{targets}` was trained on: its card does not say", NOT_STATED],
     ]
-    second = [[name, "stage 2, masked language modelling", NOT_STATED], *first]
-    third = [[name, "stage 3, contrast, masked language modelling and matching", NOT_STATED], *second]
+    stage2, stage3 = "stage 2, masked language modelling", "stage 3, contrast, masked language modelling and matching"
+    second = [[name, f"{stage2}; {first[0][1]}", NOT_STATED], first[1]]
+    third = [[name, f"{stage3}; {second[0][1]}", NOT_STATED], first[1]]
     assert [cells(section(chain[number], "Data")) for number in (1, 2, 3)] == [first, second, third]
-    assert [source.use for source in read_data(chain[3])] == [row[1] for row in third]
+    assert [source.use for source in read_data(chain[3])] == [*third[0][1].split("; "), first[1][1]]
 
 
 def test_card_shows_the_last_evaluation_beside_chance(chain, test_pairs):
     assert section(chain[1], "Metrics") == "Not measured."
-    rows = {row[0]: row[1:] for row in cells(section(chain[3], "Metrics"))}
-    assert {name: row[1] for name, row in rows.items()} == {
+    table, _, meanings = section(chain[3], "Metrics").partition("\n\n")
+    rows = {row[1]: row for row in cells(table)}
+    assert {name: row[3] for name, row in rows.items()} == {
         "TR@1, dual encoder": "25.0 %",
         "TR@5, dual encoder": "89.29 %",  # two of eight captions are right: 1 - C(6, 5) / C(8, 5) = 1 - 6 / 56
         "TR@10, dual encoder": "100.0 %",
@@ -122,10 +123,10 @@ def test_card_shows_the_last_evaluation_beside_chance(chain, test_pairs):
         "IR@5, dual encoder": "100.0 %",
         "IR@10, dual encoder": "100.0 %",
     }
-    value, _, meaning, measured_on, source = rows["IR@1, dual encoder"]
+    measured_on, name, value, _, source = rows["IR@1, dual encoder"]
     share, low, high = map(float, re.fullmatch(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\)", value).groups())
     assert 0 <= low <= share <= high <= 100
-    assert meaning == "share of captions whose own image has rank 1 or better among all images of the split"
+    assert f"- {name}: share of captions whose own image has rank 1 or better among all images of the split" in meanings
     assert measured_on == "`my pairs`, test"
     assert source == f"last evaluation of the run, step {STEPS}, {TODAY}"
     assert "private way" not in (chain[3] / "README.md").read_text()
@@ -135,17 +136,15 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
     folder, before = chain[3], section(chain[3], "Data")
     result = evaluate(folder, source=str(test_pairs), split="test", rerank=2)
     result.write_card(folder, measured_by="`vlmo evaluate`")
-    rows = {row[0]: row[1:] for row in cells(section(folder, "Metrics"))}
-    assert len(rows) == 15  # 6 recalls of each encoder, and 3 metrics of matching
+    rows = {row[1]: row[2:] for row in cells(section(folder, "Metrics").partition("\n\n")[0])}
+    assert len(rows) == 9  # 6 recalls of both encoders, and 3 metrics of matching
     for metric, value in result.metrics.items():
         plain = metric.removeprefix("rerank_")
-        label = f"{plain.upper()}, {'reranked' if metric.startswith('rerank_') else 'dual encoder'}"
-        row = rows[MATCHING[metric][0] if metric in MATCHING else label]
+        row = rows[MATCHING[metric][0] if metric in MATCHING else f"{plain.upper()}, dual encoder"]
         ends = [str(round(100 * end, 1)) for end in result.intervals.get(metric, ())]
         told = f"{round(100 * value, 2)} %" + (f" ({' to '.join(ends)})" if ends else "")
-        assert row[:2] == [told, f"{round(100 * result.chance[metric], 2)} %"]
-        assert row[2].endswith("reordered by the fusion encoder") == metric.startswith("rerank_")
-        assert row[4] == f"`vlmo evaluate`, {TODAY}"
+        assert row[metric.startswith("rerank_")] == told
+        assert row[2:] == [f"{round(100 * result.chance[metric], 2)} %", f"`vlmo evaluate`, {TODAY}"]
     results = metadata_load(folder / "README.md")["model-index"][0]["results"]
     assert {metric["type"] for entry in results for metric in entry["metrics"]} == set(result.metrics)
     assert section(folder, "Data") == before

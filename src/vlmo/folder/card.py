@@ -25,6 +25,7 @@ CARD = "README.md"
 UNKNOWN = "not known"
 NOT_STATED = "not stated: as its owner states"
 _PERCENT = "percent"
+_RERANKED = "rerank_"
 _METRICS = "## Metrics"
 _LIMITS = "## Limits"
 _PLACE = '"path/to/this/folder"'
@@ -340,9 +341,15 @@ def _facts(folder: Path, config: dict[str, Any], *, kind: str, usage: Usage | No
 
 
 def _data_table(data: Sequence[DataSource]) -> str:
+    """Return the table of the data, with one row for all uses of a data set under the same terms."""
     if not data:
         return f"Training data: {UNKNOWN}."
-    rows = [(f"`{source.name}`", source.use, ", ".join(source.licences) or NOT_STATED) for source in data]
+    uses: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for source in data:
+        uses.setdefault((source.name, source.licences), []).append(source.use)
+    rows = [
+        (f"`{name}`", "; ".join(used), ", ".join(licences) or NOT_STATED) for (name, licences), used in uses.items()
+    ]
     return _table(("data", "used for", "licence"), rows)
 
 
@@ -353,32 +360,49 @@ def _licence(card: ModelCard) -> str:
     )
 
 
-def _interval(facts: Mapping[str, Any]) -> str:
+def _value(result: EvalResult) -> str:
+    facts = result.metric_args or {}
     ends = facts.get("interval")  # in cards of others, whatever they mean by it
-    return f" ({ends[0]} to {ends[1]})" if isinstance(ends, list) and len(ends) == 2 else ""
+    interval = f" ({ends[0]} to {ends[1]})" if isinstance(ends, list) and len(ends) == 2 else ""
+    return f"{result.metric_value}{_unit(facts)}{interval}"
+
+
+def _unit(facts: Mapping[str, Any]) -> str:
+    return " %" if facts.get("unit") == _PERCENT else ""
 
 
 def _metrics_table(results: Sequence[EvalResult]) -> str:
-    """Return the table of our metrics and of others', which may tell less."""
-    rows = []
+    """Return the table of our metrics and of others', which may tell less, and what the metrics mean.
+
+    A value after reranking stands beside that of the dual encoder.
+    """
+    if not results:
+        return "Not measured."
+    by_key = {(each.dataset_name, each.dataset_split, each.metric_type): each for each in results}
+    rows, meanings = [], {}
     for result in results:
-        facts = result.metric_args or {}
-        unit = " %" if facts.get("unit") == _PERCENT else ""
+        data, split, metric = result.dataset_name, result.dataset_split, result.metric_type
+        if metric.startswith(_RERANKED) and (data, split, metric.removeprefix(_RERANKED)) in by_key:
+            continue
+        facts, reranked = result.metric_args or {}, by_key.get((data, split, _RERANKED + metric))
+        name = result.metric_name or metric
         rows.append(
             (
-                result.metric_name or result.metric_type,
-                f"{result.metric_value}{unit}{_interval(facts)}",
-                f"{facts['chance']}{unit}" if "chance" in facts else UNKNOWN,
-                facts.get("meaning", UNKNOWN),
-                f"`{result.dataset_name}`, {result.dataset_split or 'split ' + UNKNOWN}",
+                f"`{data}`, {split or 'split ' + UNKNOWN}",
+                name,
+                _value(result),
+                _value(reranked) if reranked else "",
+                f"{facts['chance']}{_unit(facts)}" if "chance" in facts else UNKNOWN,
                 ", ".join(str(facts[key]) for key in ("measured_by", "date") if key in facts) or UNKNOWN,
             )
         )
-    return (
-        _table(("metric", "value (95 % interval)", "chance", "meaning", "measured on", "source"), rows)
-        if rows
-        else "Not measured."
-    )
+        if "meaning" in facts:
+            meanings[name] = facts["meaning"]
+    head = ("measured on", "metric", "value (95 % interval)", "reranked", "chance", "source")
+    if not any(row[3] for row in rows):
+        head, rows = (head[:3] + head[4:]), [row[:3] + row[4:] for row in rows]
+    told = _bullets(f"{name}: {meaning}" for name, meaning in meanings.items())
+    return _table(head, rows) + (f"\n\n{told}" if told else "")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
