@@ -63,7 +63,7 @@ def build_and_log(model: Path, images: list[Path], out: Path, log: Path, pause_s
 
     RecordEncoder.finish = logged
     sys.stdout = sys.stderr = Terminal()
-    cli.main(["index", str(model), *map(str, images), "--out", str(out), "--batch", str(BATCH)])
+    cli.main(["index", str(model), *map(str, images), "--out", str(out), "--batch-size", str(BATCH)])
 
 
 class Target:

@@ -24,9 +24,9 @@ from torch import nn
 from clip_peer import Peer, peer_loader, train_peer
 from surroundings import surroundings, write_result
 from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.distributed import choose_device
 from vlmo.recipes import find_recipe
 from vlmo.tasks.retrieval import PairSet
-from vlmo.training import choose_device
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rich.logging import RichHandler
 
 from surroundings import surroundings, write_result
 from vlmo.data.sources import decode_image
-from vlmo.evaluation.classification import NAME_ALONE, fit_linear_probe
+from vlmo.evaluation.classification import fit_linear_probe
 from vlmo.evaluation.segmentation import count_pixels
 from vlmo.processing.segmentation import IGNORED_CLASS
 from vlmo.recipes import Recipe, find_recipe
@@ -116,7 +116,7 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
         probe = evaluate_linear_probe(options.start, features=features, **where)
         models[f"linear probe of the start, {features}"] = figures(probe)
     models["zero-shot of the start, prompts"] = figures(evaluate_zero_shot(options.start, **where))
-    names_alone = evaluate_zero_shot(options.start, prompts=NAME_ALONE, **where)
+    names_alone = evaluate_zero_shot(options.start, prompts=("{}",), **where)
     models["zero-shot of the start, names alone"] = figures(names_alone)
     counts = rows["train"].labels.bincount(minlength=len(rows["train"].names))
     frequent = (rows[tested].labels == counts.argmax()).double().mean().item()

@@ -68,7 +68,7 @@ def test_index_of_broken_files_alone_ends_with_their_reasons(model, tmp_path, ca
 def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Store, "nearest", lambda *_, **__: [{"id": "nobody"}])
     folder = write_folder(tmp_path / "images", numbers=range(5))
-    shown = printed(["index", model, folder, "--out", tmp_path / "index", "--approximate-from", "3"], capsys)
+    shown = printed(["index", model, folder, "--out", tmp_path / "index", "--ann-threshold", "3"], capsys)
     assert "recall@10 0.0 % against exact search" in shown
     assert "this recall is low: search misses some of the nearest. --ann-threshold 6 makes" in shown
 
@@ -122,7 +122,7 @@ def test_search_without_words_reads_lines_and_loads_the_model_once(made, capsys,
 
 
 def test_search_prints_json(made, capsys):
-    main(["search", made[1], "a red square", "--json", "--top", "4", "--weight", "1", "--rerank", "4"])
+    main(["search", made[1], "a red square", "--json", "--top", "4", "--rerank-weight", "1", "--rerank", "4"])
     told = json.loads(capsys.readouterr().out)
     assert [hit["score"] for hit in told["hits"]] == [hit["match"] for hit in told["hits"]]
     assert told["hits"][0]["metadata"].keys() == {"year", "kind"}
@@ -242,7 +242,7 @@ def test_duplicates_and_clusters_of_an_index(model, tmp_path, capsys):
         (["index", "MODEL", "IMAGES", "--out", "IMAGES"], "something else than an index"),
         (["index", "MODEL", "IMAGES", "--out", "FILE"], "something else than an index"),
         (["index", "MODEL", "IMAGES", "--out", "FILE/new"], "no folder"),
-        (["index", "MODEL", "IMAGES", "--out", "new", "--batch", "0"], "batch is 0"),
+        (["index", "MODEL", "IMAGES", "--out", "new", "--batch-size", "0"], "batch is 0"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--dim", "12"], "give a multiple of 8 below"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--metadata", "nowhere.csv"], "expected a table"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--engine", "spark"], "--engine"),

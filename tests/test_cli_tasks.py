@@ -68,15 +68,11 @@ def test_evaluate_prints_a_table_and_writes_what_it_takes_to_score_again(folders
     assert {"recipe", "commit", "versions", "hardware", "date"} <= set(read)
 
 
-def test_source_is_another_name_of_data(folders, pairs, capsys, tmp_path):
-    found = []
-    for option in ("--data", "--source"):
-        out = tmp_path / f"figures{option}.json"
-        main(["evaluate", folders["retrieval"], option, pairs, "--rerank", "2", "--out", str(out)])
-        found.append(json.loads(out.read_text()))
-        assert "IR@1, reranked" in capsys.readouterr().out
-    assert found[0]["metrics"] == found[1]["metrics"]
-    assert found[0]["settings"] == {"rerank": 2, "rerank_weight": 0.5}
+def test_shortlist_is_told_in_table_and_file(folders, pairs, capsys, tmp_path):
+    out = tmp_path / "figures.json"
+    main(["evaluate", folders["retrieval"], "--data", pairs, "--rerank", "2", "--out", str(out)])
+    assert "IR@1, reranked" in capsys.readouterr().out
+    assert json.loads(out.read_text())["settings"] == {"rerank": 2, "rerank_weight": 0.5}
 
 
 def test_evaluate_writes_into_the_folder_and_its_card(folders, pairs, tmp_path):

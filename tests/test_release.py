@@ -51,7 +51,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def released(folder, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("releases") / "toy-release"
-    line = ["release", folder, "--out", out, "--recall-on", images, "--licence", "cc-by-sa-4.0", "--note", "A note."]
+    line = ["release", folder, "--out", out, "--data", images, "--licence", "cc-by-sa-4.0", "--note", "A note."]
     main([*map(str, line), "--device", "cpu"])
     return out
 
@@ -86,7 +86,7 @@ def test_card_tells_rows_that_could_not_be_measured_on(folder, tmp_path, monkeyp
 def test_reasons_outlive_a_release_that_too_many_bad_rows_end(folder, images, tmp_path, capsys):
     spoilt = shutil.copytree(images, tmp_path / "spoilt")
     next(spoilt.glob("*.png")).write_bytes(b"no image")
-    line = ["release", str(folder), "--out", str(tmp_path / "out"), "--recall-on", str(spoilt), "--device", "cpu"]
+    line = ["release", str(folder), "--out", str(tmp_path / "out"), "--data", str(spoilt), "--device", "cpu"]
     assert f"reason in {tmp_path / 'out.test.quarantine.jsonl'}" in refused(line, capsys)
     (reason,) = map(json.loads, (tmp_path / "out.test.quarantine.jsonl").read_text().splitlines())
     assert reason["kind"] == "row"

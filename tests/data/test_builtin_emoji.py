@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from vlmo.data.builtin.emoji import base_codes, english_names, is_concept, plain_codes, read_twemoji
+from vlmo.data.builtin.emoji import TWEMOJI, base_codes, english_names, is_concept, plain_codes, read_style
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import decode_image, open_source
 
@@ -98,7 +98,7 @@ def test_counts(emoji_sets) -> None:
     counts = {name: (len(splits["train"]), len(splits["test"])) for name, splits in emoji_sets.items()}
     assert counts == {"emoji-pairs": (2933, 500), "drawings-pairs": (5377, 500)}
     # Of 4,009 Twemoji files 3,963 have pixels of their own; of the 1,727 concepts' files 1,719.
-    assert len({drawing.image_id for drawing in read_twemoji().values()}) == 3963
+    assert len({drawing.image_id for drawing in read_style(TWEMOJI).values()}) == 3963
     assert emoji_sets["emoji-pairs"]["train"]["source"][:].count("twemoji") == 1719
 
 

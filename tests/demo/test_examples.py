@@ -10,24 +10,24 @@ GREEN = (31, 138, 76)
 
 
 def test_examples_come_from_predictions():
-    images = {name: Image.new("RGB", (4, 4)) for name in "xyz"}
+    images = {name: Image.new("RGB", (4, 4)) for name in "uvwxyz"}
     predictions = [
-        {"query": "caption", "caption": "a", "image_id": "x", "rank": 2, "found": ["z", "x", "y"]},
-        {"query": "caption", "caption": "b", "image_id": "y", "rank": 3, "found": ["x", "z", "y"]},
-        {"query": "caption", "caption": "c", "image_id": "y", "rank": 1, "found": ["y", "z", "x"]},
-        {"query": "image", "image_id": "x", "rank": 4, "found": ["b", "c", "d"]},
-        {"query": "image", "image_id": "y", "rank": 1, "found": ["c", "b", "a"]},
+        {"query": "caption", "caption": "a", "image_id": "x", "rank": 2, "found": [*"zxyuvw"]},
+        {"query": "caption", "caption": "b", "image_id": "y", "rank": 6, "found": [*"xzuvwy"]},
+        {"query": "caption", "caption": "c", "image_id": "y", "rank": 1, "found": [*"yzxuvw"]},
+        {"query": "image", "image_id": "x", "rank": 5, "found": [*"bcdeaf"]},
+        {"query": "image", "image_id": "y", "rank": 1, "found": [*"cbadef"]},
     ]
-    by_text, by_image = example_queries(predictions, images=images, count=5, top=2)
+    by_text, by_image = example_queries(predictions, images=images, count=5)
     assert [(query.text, query.correct, query.rank, query.answer) for query in by_text] == [
         ("a", 1, 2, images["x"]),
-        ("b", None, 3, images["y"]),
+        ("b", None, 6, images["y"]),
         ("c", 0, 1, images["y"]),
     ]
-    assert by_text[0].images == [images["z"], images["x"]]
+    assert by_text[0].images == [images[name] for name in "zxyuv"]
     assert [(query.image, query.texts, query.correct, query.rank) for query in by_image] == [
-        (images["x"], ["b", "c"], [], 4),
-        (images["y"], ["c", "b"], [0, 1], 1),
+        (images["x"], [*"bcdea"], [4], 5),
+        (images["y"], [*"cbade"], [0, 1], 1),
     ]
     assert [query.text for query in example_queries(predictions, images=images, count=1)[0]] == ["a"]
 

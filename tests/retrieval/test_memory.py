@@ -204,7 +204,8 @@ def test_images_in_the_index_are_known_until_they_change_there(encoder, quick, r
     build(encoder, folder, out=tmp_path / "index", store_bytes=True)
     after = {hit.id: hit.match for hit in searcher.search("a red circle", rerank=4).hits}
     assert [hit.place for hit in read[4:]] == [str(place)]
-    assert sum(before[name] != match for name, match in after.items()) == 1
+    # The order of the others in their batch may have changed, and with it their rounding.
+    assert sum(abs(before[name] - match) > 1e-4 for name, match in after.items()) == 1
 
 
 def test_pixels_have_a_limit():

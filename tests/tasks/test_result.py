@@ -133,6 +133,6 @@ def test_card_takes_the_figures(tmp_path):
     toy(VLMoForImageTextRetrieval).save_pretrained(tmp_path)
     write_card(tmp_path, ModelCard())
     card = RESULT.write_card(tmp_path, measured_by="`vlmo evaluate`").read_text()
-    words = "share of questions that get the right answer | `questions`, test |"
-    assert f"| VQA accuracy | 75.0 % (30.1 to 95.4) | 25.0 % | {words}" in card
+    assert "| `questions`, test | VQA accuracy | 75.0 % (30.1 to 95.4) | 25.0 % |" in card
+    assert "- VQA accuracy: share of questions that get the right answer\n" in card
     assert "visual-question-answering" in card

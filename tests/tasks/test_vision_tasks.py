@@ -11,13 +11,14 @@ from PIL import Image
 from tests.tasks.toy_vision import NAMES, PIXELS, class_rows, segment_rows, write_class_set, write_segment_set
 from tests.toy_model import toy
 
-from vlmo.evaluation.segmentation import segmentation_metrics
+from vlmo.evaluation.segmentation import segment, segmentation_metrics
 from vlmo.model import (
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
     VLMoForSemanticSegmentation,
 )
 from vlmo.processing import VLMoProcessor
+from vlmo.processing.segmentation import eval_pixel_values
 from vlmo.tasks import ClassificationStage, Inputs, SegmentationStage
 from vlmo.tasks.classification import evaluate_linear_probe, evaluate_zero_shot
 
@@ -120,7 +121,7 @@ def test_zero_shot_compares_with_sentences(retrieval, class_set) -> None:
 
 
 def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
-    result = SegmentationStage.evaluate(segmenter, source=segment_set, split="test", stride=32)
+    result = SegmentationStage.evaluate(segmenter, source=segment_set, split="test")
     assert not result.examples  # pixels of an image are no independent examples
     assert list(result.metrics)[:3] == ["miou", "aacc", "macc"]
     assert {name for name in result.metrics if "[" in name} <= {f"iou[{name}]" for name in PIXELS}
@@ -134,13 +135,16 @@ def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
     assert result.chance["aacc"] == pytest.approx(background, abs=0.01)
     assert result.chance["macc"] == 0.25
     assert result.chance["miou"] == pytest.approx(result.chance["aacc"] / 4)
-    assert result.settings == {"inference": "slide", "stride": 32, "short_side": None}
+    assert result.settings == {"inference": "slide"}
 
 
-def test_whole_pictures_and_other_sizes(segmenter, segment_set) -> None:
+def test_whole_pictures_and_other_sizes(segmenter, segment_set, tmp_path) -> None:
     whole = SegmentationStage.evaluate(segmenter, source=segment_set, split="test", inference="whole", limit=3)
+    assert whole.settings == {"inference": "whole"}
     assert len(whole.predictions) == 3
-    small = SegmentationStage.evaluate(segmenter, source=segment_set, split="test", short_side=40, limit=3)
+    half = toy(VLMoForSemanticSegmentation, image_size=32, segmentation_channels=8, **labels(PIXELS))
+    half.save_pretrained(tmp_path)
+    small = SegmentationStage.evaluate(tmp_path, source=segment_set, split="test", limit=3)
     totals = [sum(cell[2] for cell in row["pixels"]) for row in (*whole.predictions, *small.predictions)]
     assert set(totals) == {63 * 80}  # counted at the mask's size, whatever the model saw
 
@@ -154,18 +158,19 @@ def test_classes_of_a_picture(classifier, picture) -> None:
 
 
 def test_pixels_of_a_picture(segmenter, picture, tmp_path) -> None:
-    drawn, mask = tmp_path / "new" / "drawn.png", tmp_path / "mask.png"
-    rows = SegmentationStage.predict(segmenter, Inputs((picture,)), save=drawn, mask=mask)
-    with Image.open(mask) as opened:
-        numbers = np.array(opened)
-    assert numbers.shape == (64, 80)
-    assert rows[0]["class"] == PIXELS[np.bincount(numbers.ravel()).argmax()]
-    assert rows[0]["share"] == pytest.approx(np.bincount(numbers.ravel()).max() / numbers.size, abs=1e-4)
+    drawn = tmp_path / "new" / "drawn.png"
+    rows = SegmentationStage.predict(segmenter, Inputs((picture,)), save=drawn)
+    with Image.open(picture) as opened:
+        pixels = eval_pixel_values(opened, short_side=64)
+    classes = segment(VLMoForSemanticSegmentation.from_pretrained(segmenter), pixels).argmax(dim=0)
+    assert classes.shape == (64, 80)
+    counts = classes.flatten().bincount(minlength=len(PIXELS))
+    assert rows[0]["class"] == PIXELS[int(counts.argmax())]
+    assert rows[0]["share"] == pytest.approx(int(counts.max()) / classes.numel(), abs=1e-4)
     assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-3)
     with Image.open(drawn) as shown:
         assert shown.width == 80
         assert shown.height > 64
-    SegmentationStage.predict(segmenter, Inputs((picture,)), inference="whole")
 
 
 def test_folders_of_another_task_are_refused(

@@ -215,12 +215,13 @@ def test_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, cap
     assert {path.name for path in tmp_path.iterdir()} == {"step_00000001", "step_00000002", "step_00000002.damaged"}
 
 
-def test_state_of_before_the_manifest_had_a_sum_is_read(tmp_path) -> None:
+def test_manifest_whose_sum_was_cut_out_is_refused(tmp_path) -> None:
     path = save(tmp_path, 1) / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["sha256"]
     path.write_text(json.dumps(manifest))
-    assert load(tmp_path) == (1, 1.0)
+    with pytest.raises(TrainingError, match="is damaged"):
+        newest_state(tmp_path)
 
 
 def test_run_whose_states_are_all_damaged_is_not_started_again_in_silence(tmp_path) -> None:

@@ -14,8 +14,9 @@ from tests.training.saved_tensors import saved_tensors
 from tests.training.toy_run import Objective, Settings, make_loader, make_trainer
 from torch import nn
 
-from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, lr_at, read_metrics
+from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 from vlmo.training.errors import TrainingError
+from vlmo.training.optimizer import lr_at
 from vlmo.training.trainer import forward_seed
 from vlmo.types import Batch
 

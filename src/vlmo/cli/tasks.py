@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -34,7 +34,7 @@ class EvaluateOptions:
     folder: ModelFolder
     task: str | None = None
     """retrieval, vqa, nlvr2, classification or segmentation; by default the task that the model is for."""
-    data: Annotated[str | None, tyro.conf.arg(aliases=["--source"])] = None
+    data: str | None = None
     """A built-in name or a path (docs/data.md), such as a folder of vlmo data prepare; retrieval: emoji-pairs."""
     split: str = "test"
     """Part of the data."""

@@ -63,9 +63,14 @@ def range_path(file: Path | str, *, start: int, length: int) -> str:
 
 def encode_image(image: Image.Image, path: str, *, kind: str = "PNG", **options: Any) -> ImageCell:
     """Return the cell that holds an image as a file of this kind; `options` are those of Pillow's `save`."""
+    return {"bytes": image_bytes(image, kind, **options), "path": path}
+
+
+def image_bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """Return an image as a file of this kind; `options` are those of Pillow's `save`."""
     file = io.BytesIO()
     image.save(file, format=kind, **options)
-    return {"bytes": file.getvalue(), "path": path}
+    return file.getvalue()
 
 
 def read_path(path: str) -> bytes:

@@ -344,14 +344,11 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
         batch["labels"] = torch.stack([example["labels"] for example in examples])
     if "bool_masked_pos" in first:
         batch["bool_masked_pos"] = torch.from_numpy(np.stack([example["bool_masked_pos"] for example in examples]))
-    if "input_ids" in first:
-        texts = [example["input_ids"] for example in examples]
-        batch["input_ids"] = pad(texts, value=pad_token_id)
-        batch["attention_mask"] = pad([np.ones_like(text) for text in texts], value=0)
-    if "false_input_ids" in first:
-        texts = [example["false_input_ids"] for example in examples]
-        batch["false_input_ids"] = pad(texts, value=pad_token_id)
-        batch["false_attention_mask"] = pad([np.ones_like(text) for text in texts], value=0)
+    for ids, mask in (("input_ids", "attention_mask"), ("false_input_ids", "false_attention_mask")):
+        if ids in first:
+            texts = [example[ids] for example in examples]
+            batch[ids] = pad(texts, value=pad_token_id)
+            batch[mask] = pad([np.ones_like(text) for text in texts], value=0)
     if "mlm_labels" in first:
         batch["mlm_input_ids"] = pad([example["mlm_input_ids"] for example in examples], value=pad_token_id)
         batch["mlm_labels"] = pad([example["mlm_labels"] for example in examples], value=IGNORED)

@@ -11,6 +11,8 @@ from PIL import Image
 from vlmo.visualization import GREEN, MUTED, Sheet
 
 _MARGIN, _TEXT_WIDTH, _GAP, _ROW_GAP = 28, 200, 14, 18
+_TOP = 5
+"""Results of a query that are shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,6 @@ def example_queries(
     images: Mapping[str, Image.Image],
     count: int,
     prefix: str = "",
-    top: int = 5,
 ) -> tuple[list[ImageQuery], list[TextQuery]]:
     """Return `count` texts with the images they found, and as many images with the texts they found.
 
@@ -81,18 +82,17 @@ def example_queries(
         images: By their `image_id`.
         count: Number of queries in each direction; all where there are fewer.
         prefix: "rerank_" for the order of the fusion encoder, "" for that of the dual encoder.
-        top: Results of each query.
     """
     by_text = [row for row in predictions if row["query"] == "caption"]
     by_image = [row for row in predictions if row["query"] == "image"]
     image_queries, text_queries = [], []
     for row in by_text[:: max(1, len(by_text) // count)][:count]:
-        found, answer = row[f"{prefix}found"][:top], row["image_id"]
+        found, answer = row[f"{prefix}found"][:_TOP], row["image_id"]
         correct = found.index(answer) if answer in found else None
         shown = [images[name] for name in found]
         image_queries.append(ImageQuery(row["caption"], shown, correct, row[f"{prefix}rank"], images[answer]))
     for row in by_image[:: max(1, len(by_image) // count)][:count]:
-        found, image = row[f"{prefix}found"][:top], row["image_id"]
+        found, image = row[f"{prefix}found"][:_TOP], row["image_id"]
         own = {other["caption"] for other in by_text if other["image_id"] == image}
         correct = [place for place, text in enumerate(found) if text in own]
         text_queries.append(TextQuery(images[image], found, correct, row[f"{prefix}rank"]))
@@ -131,9 +131,10 @@ def contact_sheet(
     return sheet.finished()
 
 
-def decision_sheet(shown: Sequence[Decision], *, columns: int = 3, side: int = 132) -> Image.Image:
+def decision_sheet(shown: Sequence[Decision], *, columns: int = 3) -> Image.Image:
     """Return, for each text, what the dual encoder finds first beside what the fusion encoder does, framed in green."""
-    cell, upper = 2 * side + _GAP, 3 * 22
+    side, upper = 132, 3 * 22
+    cell = 2 * side + _GAP
     rows = -(-len(shown) // columns)
     height = upper + side + 26
     sheet = Sheet(

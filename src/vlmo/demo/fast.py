@@ -36,7 +36,6 @@ _TOP, _NUM_CAPTIONS = 8, 3
 def run_fast_start(
     run: str | Path,
     *,
-    model: str = SMALL,
     sources: Sequence[tuple[str, str]] | None = None,
     queries: Sequence[str] = QUERIES,
     console: Console | None = None,
@@ -47,18 +46,17 @@ def run_fast_start(
 
     Args:
         run: Folder for images/, index/ and the contact sheet queries.png; existing ones are used again.
-        model: Name of a model that comes with the package, or a model folder.
         sources: Images with captions: sets and their splits; by default `SOURCES`.
         queries: Texts to search for.
         console: Where everything is shown; None shows nothing.
 
     Raises:
-        ValueError: The model does not retrieve, or `run` holds the index of another model.
+        ValueError: `run` holds the index of another model.
     """
     began = time.monotonic()
     run, console = Path(run), console or Console(quiet=True)
     images, index, sheet = run / "images", run / "index", run / "queries.png"
-    encoder = Encoder(model)
+    encoder = Encoder(SMALL)
     _write_images(images, sources=sources or SOURCES, quarantine=run / "quarantine.jsonl")
     report = build_index(encoder, [images], out=index, console=console)
     prepare_searches(encoder.folder, images=report.images)
@@ -83,8 +81,8 @@ def run_fast_start(
         "The model knows drawings and icons, and no photographs. Try next (where vlmo is not found, after",
         "`. .venv/bin/activate`):",
         f'  vlmo search {index} "a red heart" --sheet hearts.png',
-        f"  vlmo serve {model} --index {index}",
-        f"  vlmo index {model} YOUR_IMAGES --out my-index",
+        f"  vlmo serve {SMALL} --index {index}",
+        f"  vlmo index {SMALL} YOUR_IMAGES --out my-index",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     return named

@@ -22,7 +22,6 @@ PROMPTS = (
 )
 """Sentences around the name of a class, for models of photographs with captions; a mean of several beats one (CLIP)."""
 
-NAME_ALONE = ("{}",)
 _L2_GRID = (1e-4, 1e-3, 1e-2, 1e-1)
 _LBFGS_STEPS = 200
 _HELD_OUT = 5  # every fifth row chooses the strength of the penalty

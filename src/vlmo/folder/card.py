@@ -229,7 +229,7 @@ def add_metrics(folder: str | Path, metrics: Sequence[EvalResult], *, usage: Usa
     return path
 
 
-def rename_card(folder: str | Path, *, title: str, licence: str | None = None, note: str = "") -> Path:
+def rename_card(folder: str | Path, *, title: str, licence: str | None = None, note: str = "") -> None:
     """Give the card of a copied folder another headline, and remove its metrics.
 
     Args:
@@ -253,10 +253,9 @@ def rename_card(folder: str | Path, *, title: str, licence: str | None = None, n
         text = _with_section(text, "## Licence", _licence(ModelCard(licence=licence, data=read_data(folder))))
     card.text = _with_section(text, _METRICS, _metrics_table(()))
     write_file(path, str(card))
-    return path
 
 
-def add_section(folder: str | Path, *, title: str, body: str) -> Path:
+def add_section(folder: str | Path, *, title: str, body: str) -> None:
     """Add a section to the card of a folder, replacing one with that title; a new one stands before the limits.
 
     Raises:
@@ -266,7 +265,6 @@ def add_section(folder: str | Path, *, title: str, body: str) -> Path:
     card = _load(path)
     card.text = _with_section(card.text, f"## {title}", body)
     write_file(path, str(card))
-    return path
 
 
 def read_data(folder: str | Path) -> tuple[DataSource, ...]:

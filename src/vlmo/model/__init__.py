@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vlmo.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from vlmo.model.backbone import VLMoModel, VLMoModelOutput, VLMoPreTrainedModel
+    from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
     from vlmo.model.config import VLMoConfig, VQVisualTokenizerConfig
     from vlmo.model.downstream import (
         VLMoForImageClassification,
@@ -13,10 +13,8 @@ if TYPE_CHECKING:
         VLMoForVisualQuestionAnswering,
         VLMoForVisualReasoning,
     )
-    from vlmo.model.inference import DualEncoderForInference
     from vlmo.model.stages import language_stage_parameters
     from vlmo.model.tasks import (
-        VLMoContrastOutput,
         VLMoForImageTextRetrieval,
         VLMoForMaskedImageModeling,
         VLMoForMaskedLM,
@@ -25,9 +23,7 @@ if TYPE_CHECKING:
     from vlmo.model.visual_tokenizer import VQVisualTokenizer
 
 __all__ = [
-    "DualEncoderForInference",
     "VLMoConfig",
-    "VLMoContrastOutput",
     "VLMoForImageClassification",
     "VLMoForImageTextRetrieval",
     "VLMoForMaskedImageModeling",
@@ -37,7 +33,6 @@ __all__ = [
     "VLMoForVisualQuestionAnswering",
     "VLMoForVisualReasoning",
     "VLMoModel",
-    "VLMoModelOutput",
     "VLMoPreTrainedModel",
     "VQVisualTokenizer",
     "VQVisualTokenizerConfig",
@@ -47,14 +42,12 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        ".backbone": "VLMoModel VLMoModelOutput VLMoPreTrainedModel",
+        ".backbone": "VLMoModel VLMoPreTrainedModel",
         ".config": "VLMoConfig VQVisualTokenizerConfig",
         ".downstream": "VLMoForImageClassification VLMoForSemanticSegmentation VLMoForVisualQuestionAnswering "
         "VLMoForVisualReasoning",
-        ".inference": "DualEncoderForInference",
         ".stages": "language_stage_parameters",
-        ".tasks": "VLMoContrastOutput VLMoForImageTextRetrieval VLMoForMaskedImageModeling VLMoForMaskedLM "
-        "VLMoForPreTraining",
+        ".tasks": "VLMoForImageTextRetrieval VLMoForMaskedImageModeling VLMoForMaskedLM VLMoForPreTraining",
         ".visual_tokenizer": "VQVisualTokenizer",
     },
 )

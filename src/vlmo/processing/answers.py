@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 MIN_COUNT = 9
 """Number of times that an answer must be given to be in the answer list; on VQAv2 this leaves the published 3,129."""
 
-_SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
-
 MIN_ANNOTATORS = 4
 """With fewer, three others can never agree with an answer, so that no answer can score 1."""
 
@@ -68,14 +66,6 @@ def _tidy(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-def soft_score(count: int) -> float:
-    """Return the training target of an answer that `count` of ten annotators gave: 0, 0.3, 0.6, 0.9, then 1.
-
-    It is what `leave_one_out_score` gives for ten annotators.
-    """
-    return _SOFT_SCORES[min(count, len(_SOFT_SCORES) - 1)]
-
-
 def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
     """Return VQA's accuracy of one answer: min(matches / 3, 1), averaged over leaving out each annotator in turn.
 
@@ -99,21 +89,22 @@ def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
     return (matches * with_match_left_out + (number - matches) * min(matches / 3, 1)) / number
 
 
-def answer_list(majority_answers: Iterable[str], *, min_count: int = MIN_COUNT) -> list[str]:
-    """Return normalised answers that occur at least `min_count` times, in the order in which they first occur.
+def answer_list(majority_answers: Iterable[str]) -> list[str]:
+    """Return normalised answers that occur at least `MIN_COUNT` times, in the order in which they first occur.
 
     Given VQAv2's `multiple_choice_answer` of train2014, then of val2014, these are the published answers with their
     published numbers, so that answer heads of published checkpoints fit. The empty answer can be among them ("a", the
     letter, has it as its normal form).
     """
     counts = Counter(normalize_answer(answer) for answer in majority_answers)
-    return [answer for answer, count in counts.items() if count >= min_count]
+    return [answer for answer, count in counts.items() if count >= MIN_COUNT]
 
 
 def soft_targets(annotators: Iterable[str], *, numbers: Mapping[str, int]) -> tuple[list[int], list[float]]:
     """Return numbers and soft scores of those of the annotators' answers that are in the answer list.
 
-    As in the published preparation the annotators' words are taken as they stand; only the answer list is normalised.
+    A soft score is what `leave_one_out_score` gives for ten annotators: 0.3, 0.6, 0.9, then 1. As in the published
+    preparation the annotators' words are taken as they stand; only the answer list is normalised.
     """
     known = Counter(answer for answer in annotators if answer in numbers)
-    return [numbers[answer] for answer in known], [soft_score(count) for count in known.values()]
+    return [numbers[answer] for answer in known], [min(3 * count / 10, 1.0) for count in known.values()]

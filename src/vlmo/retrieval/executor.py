@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,7 +13,7 @@ import pyarrow as pa
 from jaxtyping import Float32
 from PIL import Image
 
-from vlmo.data.decoding import decode_image
+from vlmo.data.decoding import decode_image, image_bytes
 from vlmo.data.quarantine import Bad
 from vlmo.retrieval.sources import Found, Reader, Record
 from vlmo.retrieval.store import Known, encoded_schema
@@ -241,6 +240,4 @@ class RecordEncoder:
         image = decode_image({"bytes": record.data, "path": record.place})
         small = image.copy()
         small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
-        file = io.BytesIO()
-        small.save(file, "JPEG", quality=_QUALITY)
-        return self._encoder.pixels(image), file.getvalue(), *image.size
+        return self._encoder.pixels(image), image_bytes(small, "JPEG", quality=_QUALITY), *image.size

@@ -173,7 +173,7 @@ class Index:
             found = self._search(IMAGES, vector, top=top, where=where, search=search, columns=columns)
         return [_hit(row) for row in found]
 
-    def nearest_captions(self, vector: Float32[np.ndarray, " dim"], *, top: int, exact: bool = False) -> list[Hit]:
+    def nearest_captions(self, vector: Float32[np.ndarray, " dim"], *, top: int) -> list[Hit]:
         """The captions whose vectors are most similar to this one; each hit is the image that has it.
 
         Raises:
@@ -182,8 +182,8 @@ class Index:
         if not self.num_captions:
             raise ValueError(f"{self.folder}: no image of this index has a caption to be found")
         self._read_changed()
-        columns, search = ["picture", "caption"], None if exact else self._search_captions
-        found = self._search(CAPTIONS, vector, top=top, where=None, search=search, columns=columns)
+        columns = ["picture", "caption"]
+        found = self._search(CAPTIONS, vector, top=top, where=None, search=self._search_captions, columns=columns)
         owners = {row["id"]: row for row in self._rows([row["picture"] for row in found], self._visible())}
         return [
             _hit({**owners[row["picture"]], "captions": [row["caption"]], "_distance": row["_distance"]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,8 +52,6 @@ class MetadataTable:
             records = [record for _, record in table_records(path)]
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
-        except csv.Error as error:
-            raise ValueError(f"{path}: not a table: {error}") from error
         if path.suffix.lower() != ".jsonl" and records:  # numbers where every cell of a column is one
             names = set(records[0]) - {column_of(records[0], each) for each in (IMAGE_COLUMNS, CAPTION_COLUMNS)}
             columns = {name: read_column([record[name] for record in records]) for name in names}

@@ -258,11 +258,11 @@ class Store:
         found = {row.pop("_rowid"): row for row in taken}
         return found if len(found) == len(rows) else None
 
-    def scan(self, columns: list[str], *, where: str | None = None, batch: int = 8192) -> Iterator[pa.RecordBatch]:
+    def scan(self, columns: list[str], *, where: str | None = None) -> Iterator[pa.RecordBatch]:
         """All rows, or those that pass `where`."""
         with one_line(self.folder):
             query = self.images.search().select(columns)
-            yield from (query if where is None else query.where(where)).to_batches(batch)
+            yield from (query if where is None else query.where(where)).to_batches(8192)
 
     # ------------------------------------------------------------------------------------------------------- writing
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import fsspec
 
-from vlmo.data.decoding import MAX_PIXELS, encode_image
+from vlmo.data.decoding import MAX_PIXELS, image_bytes
 from vlmo.data.quarantine import Bad
 from vlmo.lazy import install_command
 
@@ -80,6 +80,6 @@ def _key_frames(place: str) -> Iterator[KeyFrame]:
                 seconds = round(frame.time or 0.0, 3)
                 if seconds >= due:
                     image = frame.to_image().rotate(frame.rotation, expand=True)  # phones store all frames lying
-                    data = cast(bytes, encode_image(image, "", kind="JPEG", quality=_QUALITY)["bytes"])
+                    data = image_bytes(image, "JPEG", quality=_QUALITY)
                     yield KeyFrame(seconds, data, max(0, file.tell() - position))
                     due, position = seconds + _APART_S, max(position, file.tell())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
-import io
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from vlmo.data.decoding import COMMON_FORMATS, decode_image
+from vlmo.data.decoding import COMMON_FORMATS, decode_image, image_bytes
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.encoder import shorten
 from vlmo.retrieval.filters import check_comparisons
@@ -340,6 +339,4 @@ def _calls(parts: Parts) -> dict[str, Call]:
 def _jpeg(image: Image.Image) -> bytes:
     small = image.convert("RGB")  # always a copy
     small.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=90)
-    return file.getvalue()
+    return image_bytes(small, "JPEG", quality=90)

@@ -7,9 +7,7 @@ from vlmo.tasks.language import LanguageStage
 from vlmo.tasks.nlvr2 import ReasoningStage
 from vlmo.tasks.registry import (
     TASKS,
-    Predicted,
     evaluate,
-    evaluated_tasks,
     find_task,
     predict,
     register,
@@ -17,7 +15,7 @@ from vlmo.tasks.registry import (
     usage_of,
     write_submission,
 )
-from vlmo.tasks.result import Prediction, TaskResult
+from vlmo.tasks.result import TaskResult
 from vlmo.tasks.retrieval import RetrievalStage
 from vlmo.tasks.segmentation import SegmentationStage
 from vlmo.tasks.tokenizer import TokenizerStage, VisualTokenizerConfig
@@ -31,8 +29,6 @@ __all__ = [
     "EvaluationSet",
     "Inputs",
     "LanguageStage",
-    "Predicted",
-    "Prediction",
     "QuestionStage",
     "ReasoningStage",
     "RetrievalStage",
@@ -45,7 +41,6 @@ __all__ = [
     "VisionStage",
     "VisualTokenizerConfig",
     "evaluate",
-    "evaluated_tasks",
     "find_task",
     "label_settings",
     "names_of_source",

@@ -292,9 +292,8 @@ class Task(ABC):
         top: int = 5,
         save: str | Path | None = None,
         device: str | None = None,
-        **options: Any,
     ) -> list[Prediction]:
-        """Return predictions for one set of inputs, the best first; see `vlmo.tasks.predict`. `options` go to `answer`.
+        """Return predictions for one set of inputs, the best first; see `vlmo.tasks.predict`.
 
         Raises:
             ValueError: The folder is of another task, a text is empty, or an image cannot be read.
@@ -302,14 +301,13 @@ class Task(ABC):
         given = [*inputs.texts, *([] if inputs.question is None else [inputs.question])]
         if not all(text.strip() for text in given):
             raise ValueError(f"given are the texts {given}; give texts that are not empty")
-        images = [open_image(file) for file in inputs.images]
+        images = [decode_image({"bytes": None, "path": str(file.expanduser())}) for file in inputs.images]
         model, processor = cls.load(folder, device=device)
         if cls.num_classes is not None and are_numbers(names_of_model(model)):
             hint = "--labels of vlmo models NAME, or of vlmo import, names them"
             logger.warning("%s has no names for its answers or classes: %s", folder, hint)
-        options["save"] = None if save is None else Path(save)
         with torch.inference_mode():
-            return cls.answer(model, processor, images, inputs, top=top, **options)
+            return cls.answer(model, processor, images, inputs, top=top, save=None if save is None else Path(save))
 
     @classmethod
     def answer(
@@ -339,11 +337,6 @@ def best_labels(model: Any, shares: Float[Tensor, "classes"], *, top: int, kind:
         {kind: model.config.id2label[number], "confidence": round(share, 4)}
         for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
-
-
-def open_image(file: str | Path) -> Image.Image:
-    """Return a decoded image file; ValueError if it cannot be read."""
-    return decode_image({"bytes": None, "path": str(Path(file).expanduser())})
 
 
 def with_parent(file: str | Path) -> Path:

@@ -226,7 +226,6 @@ def evaluate_linear_probe(
     *,
     source: str,
     split: str,
-    train_split: str = "train",
     features: Features = "mean",
     l2: float | None = None,
     limit: int | None = None,
@@ -235,7 +234,7 @@ def evaluate_linear_probe(
 ) -> TaskResult:
     """Return the accuracies of a linear classifier on the image encoder of any model folder, which stays as it is.
 
-    The classifier is fitted on `train_split` without augmentation; see `fit_linear_probe`.
+    The classifier is fitted on the split "train" without augmentation; see `fit_linear_probe`.
 
     Args:
         features: The mean of the patches, or the class token, after the final norm.
@@ -248,16 +247,16 @@ def evaluate_linear_probe(
     model = load_model(folder, device=device, hint="A linear probe needs its image encoder.").backbone
     train, test = (
         ClassSet.read(source, split=part, quarantine=quarantine_of(folder, part), limit=limit)
-        for part in (train_split, split)
+        for part in ("train", split)
     )
-    check_names(train.names, test.names, owner=f"{source}, {train_split}", source=f"{source}, {split}")
+    check_names(train.names, test.names, owner=f"{source}, train", source=f"{source}, {split}")
 
     def encode(pixels: Tensor) -> Tensor:
         states = cast(Tensor, model(pixel_values=pixels).image_hidden_state)
         return states[:, 1:].mean(dim=1) if features == "mean" else states[:, 0]
 
     probe = fit_linear_probe(train.encode(model, encode, **how), train.labels, num_classes=len(train.names), l2=l2)
-    method = {"method": "linear probe", "train_split": train_split, "features": features, "l2": probe.l2}
+    method = {"method": "linear probe", "train_split": "train", "features": features, "l2": probe.l2}
     return replace(test, method=method).result(probe(test.encode(model, encode, **how)))
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlmo.model import VLMoForImageTextRetrieval
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
+"""Weights that are measured: 0 (dual encoder alone) to 1 (fusion encoder alone)."""
 _TEST = "test"
 
 
@@ -32,15 +33,13 @@ class WeightChoice:
     """Recalls by weight, and the weights that were chosen.
 
     Attributes:
-        weights: 0 (dual encoder alone) to 1 (fusion encoder alone).
-        metrics: `tr@K` and `ir@K` with each weight, fractions.
+        metrics: `tr@K` and `ir@K` with each of `WEIGHTS`, fractions.
         chosen: For each direction the weight with the largest mean of its recalls; of several, the one next to the
             middle of them.
         before: The weights in the model's configuration before.
         data: Name and split of the pairs.
     """
 
-    weights: tuple[float, ...]
     metrics: tuple[dict[str, float], ...]
     chosen: Weights
     before: Weights
@@ -52,7 +51,7 @@ class WeightChoice:
         table = Table(title=escape(f"Recall by rerank weight on {self.data}, percent"))
         for name in names:
             table.add_column(name, justify="right")
-        for weight, metrics in zip(self.weights, self.metrics, strict=True):
+        for weight, metrics in zip(WEIGHTS, self.metrics, strict=True):
             chosen = [name for name, best in zip(("TR", "IR"), self.chosen, strict=True) if best == weight]
             note = f"chosen for {' and '.join(chosen)}" if chosen else "before" if weight in self.before else ""
             table.add_row(f"{weight:g}", *(f"{100 * value:.1f}" for value in metrics.values()), note)
@@ -96,7 +95,7 @@ def choose_rerank_weight(
         settings = {"rerank_weight": chosen.text_to_image, "rerank_weight_image_to_text": chosen.image_to_text}
         write_settings(Path(folder), **settings)
     return WeightChoice(
-        WEIGHTS, metrics, chosen, before=Weights(*model.config.rerank_weights), data=f"{data_name(source)} {split}"
+        metrics, chosen, before=Weights(*model.config.rerank_weights), data=f"{data_name(source)} {split}"
     )
 
 

@@ -333,28 +333,39 @@ class CompositionSet(PairSet):
         return outputs
 
 
-def pair_examples(task: Any, run: RunContext) -> RowExamples:
-    """Return training examples of pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
-    named = task.losses.itm_weight and "false_captions" in run.rows.column_names
-    false = column(run.rows, "false_captions") if named else []
-    return RowExamples(
-        run.rows,
-        unit=run.unit,
-        cache_images=run.cache_images,
-        false_texts=false if any(false) else None,
-        **task.contents(run),
-    )
+@dataclass(frozen=True)
+class PairStage(Task):
+    """A task that trains on pairs by contrast, and perhaps by masked words and matching."""
+
+    can_stream: ClassVar[bool] = True
+    needs_caption: ClassVar[bool] = True
+    evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
+    losses: VisionLanguageConfig = VisionLanguageConfig()
+    """Weights and switches."""
+
+    def examples(self, run: RunContext) -> RowExamples:
+        """Return pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
+        named = self.losses.itm_weight and "false_captions" in run.rows.column_names
+        false = column(run.rows, "false_captions") if named else []
+        return RowExamples(
+            run.rows,
+            unit=run.unit,
+            cache_images=run.cache_images,
+            false_texts=false if any(false) else None,
+            **self.contents(run),
+        )
+
+    def work(self, model: Any, sample: SampleSizes) -> Work:
+        """Return the work of all losses that have a weight."""
+        return pair_work(model, sample, losses=self.losses)
 
 
 @dataclass(frozen=True)
-class RetrievalStage(Task):
+class RetrievalStage(PairStage):
     """Fine-tuning for retrieval: contrast, and matching for a fusion encoder that reorders what the contrast found."""
 
     name: ClassVar[str] = "retrieval"
     title: ClassVar[str] = "fine-tuning for retrieval"
-    can_stream: ClassVar[bool] = True
-    needs_caption: ClassVar[bool] = True
-    evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
     architectures = ("VLMoForImageTextRetrieval", "VLMoForPreTraining")
     usage: ClassVar[Usage | None] = Usage(
         "finds texts for images and images for texts, and scores whether a pair belongs together", *RETRIEVAL_PIPELINE
@@ -385,14 +396,6 @@ class RetrievalStage(Task):
         model = self.build_model(run.model)
         run.start(model)
         return VisionLanguageObjective(model, config=self.losses)
-
-    def examples(self, run: RunContext) -> RowExamples:
-        """Return pairs."""
-        return pair_examples(self, run)
-
-    def work(self, model: Any, sample: SampleSizes) -> Work:
-        """Return the work of the contrast, and of matching if it has a weight."""
-        return pair_work(model, sample, losses=self.losses)
 
     @classmethod
     def card_usage(cls, config: dict[str, Any]) -> Usage | None:

@@ -144,11 +144,7 @@ class SegmentSet(EvaluationSet):
     """Images of a split with the class of each pixel; outputs count pixels by true and predicted class."""
 
     inference: Inference = "slide"
-    """Windows of the training crop's size, or whole images."""
-    stride: int | None = None
-    """Pixels between windows; by default two thirds of a window."""
-    short_side: int | None = None
-    """Pixels of an image's short side; by default that of a window."""
+    """Windows of the training crop's size, or whole images; an image's short side gets that size."""
 
     task: ClassVar[str] = "segmentation"
     hub_task: ClassVar[str] = "image-segmentation"
@@ -170,15 +166,15 @@ class SegmentSet(EvaluationSet):
 
     def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> list[Prediction]:
         """Return the counts of all images, at each mask's own size; `batch_size` is in windows."""
-        num_classes, how = len(self.names), {"inference": self.inference, "stride": self.stride}
+        num_classes = len(self.names)
         images = SegmentRows(self.rows, num_classes=num_classes)
 
         def count(rows: range) -> Prediction:
             (row,) = rows
             image, mask = images[row]
-            pixels = _pixel_values(model, image, inference=self.inference, short_side=self.short_side)
+            pixels = _pixel_values(model, image, inference=self.inference)
             size = (mask.shape[0], mask.shape[1])
-            logits = segment(model, pixels, size=size, batch_size=batch_size or _WINDOWS, **how)
+            logits = segment(model, pixels, inference=self.inference, size=size, batch_size=batch_size or _WINDOWS)
             counts = count_pixels(logits.argmax(dim=0), torch.from_numpy(mask), num_classes=num_classes)
             cells = [[true, predicted, int(counts[true, predicted])] for true, predicted in counts.nonzero().tolist()]
             return {"image_id": images.names[row], "pixels": cells}
@@ -208,8 +204,8 @@ class SegmentSet(EvaluationSet):
         return segmentation_metrics(constant)[0]
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of inference."""
-        return {"inference": self.inference, "stride": self.stride, "short_side": self.short_side}
+        """Return the kind of inference."""
+        return {"inference": self.inference}
 
 
 @dataclass(frozen=True)
@@ -223,7 +219,7 @@ class SegmentationStage(Task):
     num_classes: ClassVar[int | None] = 150
     architectures = ("VLMoForSemanticSegmentation",)
     usage: ClassVar[Usage | None] = Usage("names the class of each pixel", "image-segmentation", snippet=_SNIPPET)
-    options: ClassVar[tuple[str, ...]] = ("inference", "stride", "short_side")
+    options: ClassVar[tuple[str, ...]] = ("inference",)
     inputs: ClassVar[str] = "one --image"
     draws: ClassVar[bool] = True
     losses: SegmentationConfig = SegmentationConfig()
@@ -305,42 +301,29 @@ class SegmentationStage(Task):
 
     @classmethod
     def answer(
-        cls,
-        model: Any,
-        processor: Any,
-        images: Sequence[Image.Image],
-        inputs: Inputs,
-        *,
-        top: int = 5,
-        save: str | Path | None = None,
-        inference: Inference = "slide",
-        short_side: int | None = None,
-        mask: str | Path | None = None,
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
     ) -> list[Prediction]:
         """Return the classes of an image's pixels and the share of each, the largest first.
 
         Args:
             save: PNG file for the image with its classes in colour, and their names below it.
-            mask: PNG file for the numbers of the classes, one channel of the image's size.
         """
         del processor, inputs, top
         image = images[0]
-        pixels = _pixel_values(model, image, inference=inference, short_side=short_side)
-        logits = segment(model, pixels, inference=inference, size=(image.height, image.width))
+        pixels = _pixel_values(model, image, inference="slide")
+        logits = segment(model, pixels, size=(image.height, image.width))
         classes = logits.argmax(dim=0).cpu().numpy().astype(np.uint8)
         names = names_of_model(model)
         if save is not None:
             overlay(image, classes, names=names).save(with_parent(save), format="PNG")
-        if mask is not None:
-            Image.fromarray(classes).save(with_parent(mask), format="PNG")
         counts = np.bincount(classes.ravel(), minlength=len(names))
         order = [number for number in np.argsort(-counts, kind="stable").tolist() if counts[number]]
         return [{"class": names[number], "share": round(float(counts[number] / counts.sum()), 4)} for number in order]
 
 
-def _pixel_values(model: Any, image: Image.Image, *, inference: Inference, short_side: int | None) -> Tensor:
+def _pixel_values(model: Any, image: Image.Image, *, inference: Inference) -> Tensor:
     multiple = model.config.patch_size if inference == "whole" else 1
-    return eval_pixel_values(image, short_side=short_side or model.config.image_size, multiple=multiple)
+    return eval_pixel_values(image, short_side=model.config.image_size, multiple=multiple)
 
 
 def with_shared_statistics(model: VLMoForSemanticSegmentation) -> VLMoForSemanticSegmentation:

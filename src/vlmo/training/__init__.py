@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 from vlmo.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from vlmo.distributed import choose_device
     from vlmo.training.checkpoint import claim_run_folder, lock_run
     from vlmo.training.config import EngineConfig, LoraConfig, TrainerConfig
     from vlmo.training.errors import TrainingError, explained_start
-    from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, lr_at
+    from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig
     from vlmo.training.parallel import launch
     from vlmo.training.tracking import read_metrics
     from vlmo.training.trainer import Trainer, TrainingResult
@@ -25,23 +24,20 @@ __all__ = [
     "TrainingError",
     "TrainingResult",
     "Watchdog",
-    "choose_device",
     "claim_run_folder",
     "explained_start",
     "launch",
     "lock_run",
-    "lr_at",
     "read_metrics",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "vlmo.distributed": "choose_device",
         ".checkpoint": "claim_run_folder lock_run",
         ".config": "EngineConfig LoraConfig TrainerConfig",
         ".errors": "TrainingError explained_start",
-        ".optimizer": "OptimizerConfig ScheduleConfig lr_at",
+        ".optimizer": "OptimizerConfig ScheduleConfig",
         ".parallel": "launch",
         ".tracking": "read_metrics",
         ".trainer": "Trainer TrainingResult",

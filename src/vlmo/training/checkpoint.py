@@ -344,7 +344,7 @@ def _states(folder: Path) -> list[Path]:
 def _verified_progress(path: Path) -> dict[str, Any]:
     manifest = json.loads((path / MANIFEST).read_text())
     content = {"files": dict(manifest["files"]), "progress": dict(manifest["progress"])}
-    if manifest not in ({**content, "sha256": _digest_of(content)}, content):  # older states have no sum of it
+    if manifest != {**content, "sha256": _digest_of(content)}:
         raise ValueError(f"{MANIFEST} is not what was written")
     for name, expected in content["files"].items():
         if Path(name).name != name or not (path / name).is_file() or _fingerprint(path / name) != expected:

@@ -37,8 +37,7 @@ def split(monkeypatch) -> emoji.Split:
         style: emoji.read_drawings(style, {f"{codes}.png": drawing(style, codes) for codes in (*CODES, TONE)})
         for style in ("twemoji", "openmoji")
     }
-    monkeypatch.setattr(emoji, "read_twemoji", lambda: styles["twemoji"])
-    monkeypatch.setattr(emoji, "read_openmoji", lambda: styles["openmoji"])
+    monkeypatch.setattr(emoji, "read_style", styles.__getitem__)
     names = {codes: known for codes, known in emoji.english_names().items() if codes in {*CODES, TONE}}
     monkeypatch.setattr(emoji, "english_names", lambda: names)
     return emoji.choose_split(names, **styles)

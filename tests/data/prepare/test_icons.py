@@ -232,8 +232,7 @@ def test_emoji_that_are_held_out_are_left_out_by_name_and_by_look(tmp_path, monk
     names = {"1f436": ("dog face",), "1f400": ("rat",), "1f468-1f3fb": ("man: light", "côte d'or")}
     split = emoji.Split(("1f436", "1f400"), (), ("1f400", "1f468"), frozenset())
     monkeypatch.setattr(emoji, "english_names", lambda: names)
-    monkeypatch.setattr(emoji, "read_twemoji", dict)
-    monkeypatch.setattr(emoji, "read_openmoji", lambda: drawings)
+    monkeypatch.setattr(emoji, "read_style", {"twemoji": {}, "openmoji": drawings}.__getitem__)
     monkeypatch.setattr(emoji, "choose_split", lambda _names, **_: split)
     blue = '<path fill="#00f" d="M2 2h9v9h-9z"/>'
     drawn = {"dog-face": BELL, "rat": DISH, "cote-dor": TOWER, "square": blue}

@@ -3,8 +3,6 @@
 import hashlib
 import importlib
 import platform
-import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 from filelock import FileLock
 
+from vlmo.folder import write_folder
 from vlmo.lazy import install_command
 from vlmo.released.download import cache_folder
 
@@ -134,14 +133,10 @@ def _build(module: ModuleType, folder: Path, *, root: Path, options: dict[str, A
     if source := getattr(module, "SOURCE_SET", None):
         splits = () if options.get("only_shapes") else ("train", "test")
         given = ({split: load(source, split=split, cache_dir=root).to_list() for split in splits},)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with write_folder(folder) as aside:
         for name, (features, splits) in module.build(*given, **options).items():
             for split, rows in splits.items():
                 Dataset.from_list(rows, features=features).save_to_disk(str(aside / name / split))
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _builder(module_name: str) -> ModuleType:

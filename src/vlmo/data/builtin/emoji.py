@@ -88,7 +88,7 @@ class Split:
 
 def build() -> dict[str, Built]:
     """`emoji-pairs` (concepts), `drawings-pairs` (named drawings without new concepts), `drawings-concepts` (these)."""
-    names, twemoji, openmoji = english_names(), read_twemoji(), read_openmoji()
+    names, twemoji, openmoji = english_names(), read_style(TWEMOJI), read_style(OPENMOJI)
     split = choose_split(names, twemoji=twemoji, openmoji=openmoji)
     named = [*split.concepts, *(codes for codes in names if codes not in set(split.concepts))]
     test = [openmoji[codes] for codes in split.test]
@@ -205,14 +205,9 @@ def _same_look(left: Float[ndarray, "left small"], right: Float[ndarray, "right 
     return squares < _SAME_LOOK**2 * left.shape[1]
 
 
-def read_twemoji() -> dict[str, Drawing]:
-    """Twemoji's drawings by code points."""
-    return read_drawings(TWEMOJI, {stem: drawing_png(TWEMOJI, stem) for stem in drawing_stems(TWEMOJI)})
-
-
-def read_openmoji() -> dict[str, Drawing]:
-    """OpenMoji's drawings by code points."""
-    return read_drawings(OPENMOJI, {stem: drawing_png(OPENMOJI, stem) for stem in drawing_stems(OPENMOJI)})
+def read_style(style: str) -> dict[str, Drawing]:
+    """Drawings of an installed style by code points."""
+    return read_drawings(style, {stem: drawing_png(style, stem) for stem in drawing_stems(style)})
 
 
 def read_drawings(style: str, pngs: Mapping[str, bytes]) -> dict[str, Drawing]:

@@ -223,12 +223,12 @@ class Scene:
     objects: tuple[Placed, ...]
     background: str
 
-    def mask(self, name: str, numbers: Mapping[str, int], size: int = UNITS) -> ImageCell:
+    def mask(self, name: str, numbers: Mapping[str, int]) -> ImageCell:
         """Return the image of the kinds of its pixels by their number; the background is 0."""
         objects = (
             f"{each.thing.file},{each.left},{each.top},{each.side},{numbers[each.thing.kind]}" for each in self.objects
         )
-        return {"bytes": MASK_PREFIX + "|".join([str(size), *objects]).encode(), "path": name}
+        return {"bytes": MASK_PREFIX + "|".join([str(UNITS), *objects]).encode(), "path": name}
 
     def cell(self, name: str, size: int = UNITS) -> ImageCell:
         """Return the image, a square of `size` pixels; `name` stands in messages about it."""

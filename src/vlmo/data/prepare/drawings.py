@@ -39,7 +39,8 @@ def open_set(root: Path) -> SetOnDisk:
 
 
 def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record]:
-    names, twemoji, openmoji = emoji.english_names(), emoji.read_twemoji(), emoji.read_openmoji()
+    names = emoji.english_names()
+    twemoji, openmoji = emoji.read_style(emoji.TWEMOJI), emoji.read_style(emoji.OPENMOJI)
     split = emoji.choose_split(names, twemoji=twemoji, openmoji=openmoji)
     styles = {emoji.TWEMOJI: twemoji, emoji.OPENMOJI: openmoji}
     for style, folder in folders.items():

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from vlmo.data.prepare.summary import SplitSummary, Summary
 from vlmo.data.quarantine import to_lines
 from vlmo.data.rows import SUMMARY_FILE
 from vlmo.data.validation import RowValidator, Verdict, image_columns, quarantine_lines, without_empty
-from vlmo.folder import LOCK_FILE, lock_folder, write_folder
+from vlmo.folder import LOCK_FILE, atomic_file, lock_folder, write_folder
 from vlmo.progress import Progress
 
 _compute: Any = pyarrow.compute  # its functions are made when it is imported
@@ -131,22 +130,21 @@ class _PartWriter(torch.utils.data.Dataset):
         images = image_columns(self.features)
         validator = RowValidator(images=images if self.needs_image else [], needs_caption=self.needs_caption)
         schema = pa.schema([*self.features.arrow_schema, *_FACTS])
-        aside = file.with_suffix(".aside")
-        with aside.open("wb") as sink:
-            with pa.ipc.new_stream(sink, schema) as writer:
-                waiting: list[dict[str, Any]] = []
-                size = count = 0
-                for record in part.rows():
-                    waiting.append(self._validated(record, validator))
-                    count += not isinstance(record, Absent)
-                    size += sum(len(cell["bytes"] or b"") for name in images if (cell := waiting[-1].get(name)))
-                    if len(waiting) >= _BATCH_ROWS or size > _BATCH_BYTES:
-                        writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
-                        waiting, size = [], 0
-                writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
-            sink.flush()
-            os.fsync(sink.fileno())
-        aside.replace(file)
+        with (
+            atomic_file(file) as aside,
+            aside.open("wb") as sink,
+            pa.ipc.new_stream(sink, schema) as writer,
+        ):
+            waiting: list[dict[str, Any]] = []
+            size = count = 0
+            for record in part.rows():
+                waiting.append(self._validated(record, validator))
+                count += not isinstance(record, Absent)
+                size += sum(len(cell["bytes"] or b"") for name in images if (cell := waiting[-1].get(name)))
+                if len(waiting) >= _BATCH_ROWS or size > _BATCH_BYTES:
+                    writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+                    waiting, size = [], 0
+            writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
         return count
 
     def _validated(self, record: Record, validator: RowValidator) -> dict[str, Any]:

@@ -223,7 +223,8 @@ def _read_icons(icon_set: IconSet, *, hidden: frozenset[str]) -> Iterator[Icon]:
 
 def _held_out_emoji() -> tuple[frozenset[str], list[emoji.Drawing]]:
     """Return the names of the concepts in `drawings-concepts` and of their variants; the drawings kept for testing."""
-    names, twemoji, openmoji = emoji.english_names(), emoji.read_twemoji(), emoji.read_openmoji()
+    names = emoji.english_names()
+    twemoji, openmoji = emoji.read_style(emoji.TWEMOJI), emoji.read_style(emoji.OPENMOJI)
     split = emoji.choose_split(names, twemoji=twemoji, openmoji=openmoji)
     bases = {emoji.base_codes(codes) for codes in split.new}
     hidden = frozenset(
