@@ -29,7 +29,7 @@ SOURCES = (
     ("drawings-pairs", "test"),
 )
 """Sets and splits of 20,000 icons and drawings; training of `vlmo-small` saw none of `lucide-icons` and of the last."""
-QUERIES = ("shopping cart", "bicycle", "umbrella", "rocket", "musical note", "calendar", "cup of coffee", "red heart")
+QUERIES = ("shopping cart", "bicycle", "umbrella", "camera", "calendar", "gift", "mountain", "red heart")
 _TOP, _NUM_CAPTIONS = 8, 3
 
 
