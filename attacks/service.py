@@ -114,13 +114,15 @@ async def ask_all(port: int, requests: Iterator[Hostile], answers: Answers, *, c
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
-async def probe(port: int, seconds: list[float]) -> None:
-    """Ask /healthz ten times a second until this is cancelled, and note how long each answer takes."""
-    while True:
+async def probe(port: int, stop: asyncio.Event) -> list[float]:
+    """Ask /healthz ten times a second until `stop`, and return how long each answer took; inf for no answer of 200."""
+    seconds = []
+    while not stop.is_set():
         began = time.monotonic()
         status, _, _ = await ask(port, request("GET", "/healthz"))
         seconds.append(time.monotonic() - began if status == 200 else math.inf)
         await asyncio.sleep(0.1)
+    return seconds
 
 
 async def load(
@@ -192,8 +194,8 @@ def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float)
     large_request = authorized("/v1/embed", json.dumps({"images": large}).encode())
 
     async def send_all(port: int) -> tuple[list[str], list[float], list[float]]:
-        wrong, seconds, health = [], [], []
-        watch = asyncio.create_task(probe(port, health))
+        wrong, seconds, stop = [], [], asyncio.Event()
+        health = asyncio.create_task(probe(port, stop))
         for turn, (name, sent, expected) in enumerate(images):
             began = time.monotonic()
             status, _, body = await ask(port, sent)
@@ -203,12 +205,12 @@ def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float)
                 wrong.append(f"{name}: {status} {body[:200]!r}")
             attack.progress.update("hostile images", turn + 1, number)
         status, _, _ = await ask(port, large_request)
-        watch.cancel()
-        return wrong + [f"four large images: {status}"] * (status != 200), seconds, health
+        stop.set()
+        return wrong + [f"four large images: {status}"] * (status != 200), seconds, await health
 
     wrong, seconds, health = asyncio.run(send_all(server.port))
     grown = server.memory("VmHWM") - peak
-    healthy = bool(health) and max(health) <= (HEALTHY_S if scale >= 1 else SLOWEST_S)
+    healthy = max(health) <= (HEALTHY_S if scale >= 1 else SLOWEST_S)
     kept = not wrong and max(seconds) <= SLOWEST_S and grown <= PEAK_BYTES and healthy
     measured = {"slowest_s": max(seconds), "health_checks": len(health), "slowest_health_check_s": max(health)}
     attack.promise("hostile images", kept=kept, images=number, **measured, wrong=wrong, peak_mb=grown >> 20)

@@ -16,6 +16,7 @@ from tests.retrieval.toy_index import NAMES, NUM, write_folder
 from tests.retrieval.toy_video import write_video
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
+from vlmo.retrieval import encoder
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.store import Store
 
@@ -63,6 +64,15 @@ def test_index_of_broken_files_alone_ends_with_their_reasons(model, tmp_path, ca
     assert "none of 2 images can be used" in shown
     assert "a.jpg: not an image" in shown
     assert "b.png: not an image" in shown
+
+
+def test_index_prepares_searches_but_for_a_named_engine(model, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(encoder, "prepare_searches", lambda folder, **facts: asked.append((folder, facts)))
+    folder = write_folder(tmp_path / "images", numbers=range(5))
+    printed(["index", model, folder, "--out", tmp_path / "a", "--device", "cpu"], capsys)
+    printed(["index", model, folder, "--out", tmp_path / "b", "--engine", "torch"], capsys)
+    assert asked == [(Path(model), {"images": 5, "device": "cpu"})]
 
 
 def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):

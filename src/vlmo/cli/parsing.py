@@ -27,7 +27,7 @@ Engine = Annotated[
     tyro.conf.arg(
         help="PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache. auto: "
         "OpenVINO, else ONNX Runtime, if the model is exported already and there is no GPU; else PyTorch. vlmo index "
-        "exports the model of 100 images and more where ONNX Runtime is installed."
+        "exports the model of an index of 100 images or more where the extra onnx is installed."
     ),
 ]
 Precision = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -54,7 +55,8 @@ class TrainOptions:
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
     dry_run: bool = False
-    """Only tell what the run will need: memory, traffic between processes, operations. Reads and writes no data."""
+    """Only tell what the run will need: memory, traffic between processes, operations. vlmo train reads no data for it;
+    vlmo finetune reads all, as the run does."""
     processes: int | None = None
     """With dry_run: number of processes; by default those that torchrun has started."""
     json: Path | None = None
@@ -142,6 +144,7 @@ def finetune(arguments: list[str]) -> None:
         functools.partial(tyro.cli, FinetuneOptions), arguments, prog=prog, return_unknown_args=True
     )
     hide_loading_bars()
+    from vlmo.distributed import choose_device
     from vlmo.recipes.finetune import finetune_recipe
     from vlmo.run import build
     from vlmo.tasks.result import data_name
@@ -154,8 +157,10 @@ def finetune(arguments: list[str]) -> None:
     choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
     Console(stderr=True, soft_wrap=True).print(f"{about} Chosen: {choice}.", markup=False, highlight=False)
     if run.dry_run:
-        with tempfile.TemporaryDirectory() as aside:  # all that the run itself reads: model, rows, evaluations
-            build(run.recipe, run_dir=aside, device=run.device)
+        choose_device(run.device)
+        aside = tempfile.mkdtemp(prefix="vlmo-dry-run-")  # kept if the run is refused: the message names a file there
+        build(run.recipe, run_dir=aside, device="cpu")
+        shutil.rmtree(aside)
     _run(run, original=recipe, name=name, about=about)
 
 

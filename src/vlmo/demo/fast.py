@@ -28,7 +28,7 @@ SOURCES = (
     ("drawings-pairs", "train"),
     ("drawings-pairs", "test"),
 )
-"""Sets and splits of 20,000 icons and drawings; training of `vlmo-small` saw none of `lucide-icons` and of the last."""
+"""Sets and splits of 21,000 icons and drawings; training of `vlmo-small` saw none of `lucide-icons` and of the last."""
 QUERIES = ("shopping cart", "bicycle", "umbrella", "camera", "calendar", "gift", "mountain", "red heart")
 _TOP, _NUM_CAPTIONS = 8, 3
 
@@ -100,7 +100,8 @@ def _write_images(folder: Path, *, sources: Sequence[tuple[str, str]], quarantin
         written = csv.writer(file)
         written.writerow(["image", "caption"])
         for source, split in sources:
-            rows = filter_invalid_rows(open_source(source, split=split), quarantine=quarantine)
+            listed = quarantine.with_name(f"{Path(source).name}-{split}.{quarantine.name}")
+            rows = filter_invalid_rows(open_source(source, split=split), quarantine=listed)
             for number, row in enumerate(cast(Iterable[dict[str, Any]], rows)):
                 cell = row["image"]
                 name = f"{Path(source).name}-{split}/{number:05}{Path(cell['path']).suffix}"

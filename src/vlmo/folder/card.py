@@ -25,7 +25,7 @@ CARD = "README.md"
 UNKNOWN = "not known"
 NOT_STATED = "not stated: as its owner states"
 _PERCENT = "percent"
-_RERANKED = "rerank_"
+_RERANKED, _RERANKED_MEANING = "rerank_", "reranked: after the fusion encoder has reordered the first candidates"
 _METRICS = "## Metrics"
 _LIMITS = "## Limits"
 _PLACE = '"path/to/this/folder"'
@@ -251,6 +251,8 @@ def rename_card(folder: str | Path, *, title: str, licence: str | None = None, n
     if licence is not None:
         front.license = licence
         text = _with_section(text, "## Licence", _licence(ModelCard(licence=licence, data=read_data(folder))))
+    if data := read_data(folder):
+        text = _with_section(text, "## Data", _data_table(data))
     card.text = _with_section(text, _METRICS, _metrics_table(()))
     write_file(path, str(card))
 
@@ -372,17 +374,17 @@ def _unit(facts: Mapping[str, Any]) -> str:
 def _metrics_table(results: Sequence[EvalResult]) -> str:
     """Return the table of our metrics and of others', which may tell less, and what the metrics mean.
 
-    A value after reranking stands beside that of the dual encoder.
+    A value after reranking stands beside that of the dual encoder from the same source.
     """
     if not results:
         return "Not measured."
-    by_key = {(each.dataset_name, each.dataset_split, each.metric_type): each for each in results}
+    by_key = {_key(each, each.metric_type): each for each in results}
     rows, meanings = [], {}
     for result in results:
         data, split, metric = result.dataset_name, result.dataset_split, result.metric_type
-        if metric.startswith(_RERANKED) and (data, split, metric.removeprefix(_RERANKED)) in by_key:
+        if metric.startswith(_RERANKED) and _key(result, metric.removeprefix(_RERANKED)) in by_key:
             continue
-        facts, reranked = result.metric_args or {}, by_key.get((data, split, _RERANKED + metric))
+        facts, reranked = result.metric_args or {}, by_key.get(_key(result, _RERANKED + metric))
         name = result.metric_name or metric
         rows.append(
             (
@@ -395,12 +397,20 @@ def _metrics_table(results: Sequence[EvalResult]) -> str:
             )
         )
         if "meaning" in facts:
-            meanings[name] = facts["meaning"]
+            meanings[f"{name}: {facts['meaning']}"] = None
+        if reranked:
+            meanings[_RERANKED_MEANING] = None
     head = ("measured on", "metric", "value (95 % interval)", "reranked", "chance", "source")
     if not any(row[3] for row in rows):
         head, rows = (head[:3] + head[4:]), [row[:3] + row[4:] for row in rows]
-    told = _bullets(f"{name}: {meaning}" for name, meaning in meanings.items())
-    return _table(head, rows) + (f"\n\n{told}" if told else "")
+    return _table(head, rows) + (f"\n\n{_bullets(meanings)}" if meanings else "")
+
+
+def _key(result: EvalResult, metric: str) -> tuple[Any, ...]:
+    """Return what a value of `metric` has in common with this one: data and source."""
+    facts = result.metric_args or {}
+    source = (facts.get("measured_by"), facts.get("date"))
+    return result.dataset_name, result.dataset_config, result.dataset_split, *source, metric
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -47,7 +47,6 @@ _LOADER = LoaderConfig(global_batch_size=128, num_workers=0)
 _ADAMW = OptimizerConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
 _VISION_ADAMW = replace(_ADAMW, betas=(0.9, 0.999))
 _TRAINER = TrainerConfig(max_steps=1, precision="auto", clip_norm=3.0, log_every=10)
-_NOT_MEASURED = "not measured yet."
 
 # Positions that start as sines and cosines tell sides from the first step (docs/log.md).
 _SHAPES_MODEL = replace(
@@ -381,7 +380,9 @@ SMALL = {
         "Questions about scenes of shapes and drawings, 25 answers: colours, shapes, numbers, yes or no.",
         data="{source}: 40,000 questions about as many scenes; 2,000 are for testing, others about an unseen artist's "
         "drawings (artist) and unseen pairs of a colour and a shape (combinations).",
-        expect=_NOT_MEASURED,
+        expect="accuracy 77.8 % (the most frequent answer to each question 33.8, one answer to all 20.4), about an "
+        "unseen artist's drawings 76.7, about unseen pairs of a colour and a shape 79.2, in 14 minutes of one core of "
+        "an Intel Xeon with AMX (one seed, as all of these; docs/log.md).",
     ),
     "scenes-statements": Entry(
         replace(
@@ -395,20 +396,22 @@ SMALL = {
         ),
         "Sentences that are true or false of two scenes, as in NLVR2.",
         data="{source}: 20,000 pairs of scenes with 5,000 sentences; 2,000 pairs are for testing.",
-        expect=_NOT_MEASURED,
+        expect="accuracy 56.5 % (54.3 to 58.6; chance 50), in 9 minutes of one core.",
     ),
     "scenes-kinds": Entry(
         _scenes_kinds,
         "Kinds of drawings (animals, dishes, tools, ...), fifteen classes.",
         data="{source}: 5,000 images of 430 Twemoji drawings; 500 of OpenMoji's drawings that no stage saw are for "
         "testing.",
-        expect=_NOT_MEASURED,
+        expect="accuracy 30.8 % on OpenMoji's drawings (chance 6.7; a linear probe of vlmo-small 32.0, its names of "
+        "classes alone 17.4) and 86.2 % on those of Twemoji, in 3 minutes of one core.",
     ),
     "scenes-masks": Entry(
         _scenes_masks,
         "Scenes with the kind of each pixel: fifteen kinds of drawings, shapes and the background.",
         data="{source}: 5,000 scenes; 500 with OpenMoji's drawings are for testing.",
-        expect=_NOT_MEASURED,
+        expect="mIoU 14.7 % with OpenMoji's drawings (background alone 4.9) and 18.2 % with those of Twemoji; pixels "
+        "90.9 and 94.2 % (82.8), in 5 minutes of one core.",
     ),
 }
 """By name."""

@@ -108,7 +108,7 @@ def _built(module_name: str, *, root: Path, options: dict[str, Any]) -> Path:
     digest = hashlib.sha256(platform.python_version().encode())
     for file in (
         *sorted(here.glob("*.py")),
-        *(here.parent / f"{name}.py" for name in ("schema", "decoding", "compose")),
+        *(here.parent / f"{name}.py" for name in ("schema", "decoding", "compose", "prepare/icon_names")),
     ):
         digest.update(file.read_bytes())
     for package in module.PACKAGES:

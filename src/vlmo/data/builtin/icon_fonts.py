@@ -1,4 +1,4 @@
-"""Icons of five icon fonts with their names, as the package `qtawesome` holds them; its files are read, not imported.
+"""Icons of six icon fonts with their names, as the package `qtawesome` holds them; its files are read, not imported.
 
 Training of vlmo-small sees most of these sets, as `vlmo data prepare icons` knows them: they are for search, not tests.
 """
@@ -25,7 +25,7 @@ LICENCES = {
 }
 """Licence of each font, by the start of its files' names."""
 _VARIANTS = 3
-"""Icons of one caption that a font gives: the plain one and two more styles."""
+"""Icons of one caption that a font gives: the first three by code point, in as many styles."""
 _PIXELS, _MARGIN, _LARGE = 64, 4, 256
 
 
