@@ -112,6 +112,16 @@ def test_search_by_words_and_an_image(made, capsys, tmp_path):
     assert found["hits"][0]["score"] != json.loads(capsys.readouterr().out)["hits"][0]["score"]
 
 
+def test_image_without_words_is_the_query(made, capsys, tmp_path):
+    drawings()[0].save(tmp_path / "query.png")
+    alone, named = (
+        json.loads(printed(["search", made, *words, tmp_path / "query.png", "--json"], capsys))["hits"]
+        for words in (["--image"], [])
+    )
+    assert alone == named
+    assert alone
+
+
 def test_search_says_no_match_above_the_nearest_images(made, capsys):
     shown = printed(["search", made[1], "a red square", "--top", "3", "--cutoff", "1"], capsys)
     assert shown.index("No match: a red square") < shown.index("similarity")

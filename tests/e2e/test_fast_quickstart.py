@@ -26,8 +26,8 @@ def test_fast_quickstart_finds_drawings_and_so_do_the_commands_that_it_tells(tmp
     with Image.open("runs/quickstart/fast/queries.png") as sheet:
         assert sheet.size[0] == 1100
     (line,) = [line.strip() for line in shown.splitlines() if line.strip().startswith("vlmo search")]
-    assert line == 'vlmo search runs/quickstart/fast/index "a red heart" --sheet hearts.png'
-    main(["search", "runs/quickstart/fast/index", "a red heart", "--sheet", "hearts.png", "--json"])
+    assert line == 'vlmo search runs/quickstart/fast/index "red heart" --sheet hearts.png'
+    main(["search", "runs/quickstart/fast/index", "red heart", "--sheet", "hearts.png", "--json"])
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert "red heart" in [hit["captions"][0] for hit in hits[:3]]
     with Image.open("hearts.png") as sheet:

@@ -197,6 +197,8 @@ def embed_command(options: EmbedOptions) -> None:
 @without_garbage_collection()
 def search_command(options: SearchOptions) -> None:
     """Run `vlmo search`."""
+    if options.query is None and options.image is not None:
+        options = replace(options, query=str(options.image), image=None)  # it is the query, as without `--image`
     _check_search(options)  # before models are loaded
     folder, store = options.index.expanduser(), None
     if "torch" not in sys.modules and folder.is_dir():  # the tables are opened while this process imports torch

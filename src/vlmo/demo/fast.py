@@ -80,7 +80,7 @@ def run_fast_start(
         f"search among {report.images:,} images, ready after {seconds:.0f} s; contact sheet {sheet}",
         "The model knows drawings and icons, and no photographs. Try next (where vlmo is not found, after",
         "`. .venv/bin/activate`):",
-        f'  vlmo search {index} "a red heart" --sheet hearts.png',
+        f'  vlmo search {index} "red heart" --sheet hearts.png',
         f"  vlmo serve {SMALL} --index {index}",
         f"  vlmo index {SMALL} YOUR_IMAGES --out my-index",
     ]

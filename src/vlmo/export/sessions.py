@@ -48,16 +48,18 @@ class OnnxSession:
 
 
 class OpenVinoSession:
-    """A graph in OpenVINO on the CPU, in float32 but for layers that are int8 in the file.
+    """A graph in OpenVINO on the CPU.
 
     Args:
         num_threads: As for `OnnxSession`.
         cache: Folder that keeps what OpenVINO makes of the file, so that it loads faster the next time.
+        exact: Compute in float32 what is not int8 in the file. Otherwise in bfloat16, where the processor has it.
     """
 
-    def __init__(self, file: str | Path, *, num_threads: int | None = None, cache: Path | None = None) -> None:
-        # On processors that have bfloat16, OpenVINO would take it by itself.
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    def __init__(
+        self, file: str | Path, *, num_threads: int | None = None, cache: Path | None = None, exact: bool = True
+    ) -> None:
+        settings = {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_PRECISION_HINT": "f32"} if exact else {})
         settings["INFERENCE_NUM_THREADS"] = str(num_threads or _default_threads())
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
@@ -128,7 +130,7 @@ class RetrievalGraphs:
                 raise ValueError("This folder holds no fusion encoder: its model has no matching head.")
             file = folder / graphs[name][precision]["file"]
             if engine == "openvino":
-                return OpenVinoSession(file, num_threads=num_threads, cache=cache)
+                return OpenVinoSession(file, num_threads=num_threads, cache=cache, exact=precision == "float32")
             return OnnxSession(file, num_threads=num_threads)
 
         self._open = functools.cache(open_graph)
