@@ -26,7 +26,7 @@ JOBS ?= 3
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-fast: $(VENV)/.installed-quickstart  ## search 21,000 icons and drawings with the small model that comes with the package: two minutes
+fast: $(VENV)/.installed-quickstart  ## search 21,000 icons and drawings with the small model that comes with the package: one to two minutes
 	$(BIN)/vlmo quickstart --fast $(ARGS)
 
 quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: nine to thirteen minutes on two CPU cores
