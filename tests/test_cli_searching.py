@@ -115,7 +115,7 @@ def test_search_by_words_and_an_image(made, capsys, tmp_path):
 def test_image_without_words_is_the_query(made, capsys, tmp_path):
     drawings()[0].save(tmp_path / "query.png")
     alone, named = (
-        json.loads(printed(["search", made, *words, tmp_path / "query.png", "--json"], capsys))["hits"]
+        json.loads(printed(["search", made[1], *words, tmp_path / "query.png", "--json"], capsys))["hits"]
         for words in (["--image"], [])
     )
     assert alone == named
