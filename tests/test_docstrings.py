@@ -93,8 +93,8 @@ PRIVATE_WORDS = re.compile(
     r"|whole or not there|look\w* at the values)\b",
     flags=re.IGNORECASE,
 )
-# Columns of an index on disk, a prompt; sentences of a data set are data.
-ALLOWED = re.compile(r"\"pictures?\"|\"a picture of (?:a )?\{\}\.?\"")
+# Columns of an index on disk, a prompt, a key of older folders; sentences of a data set are data.
+ALLOWED = re.compile(r"contrast fusion ending|\"pictures?\"|\"a picture of (?:a )?\{\}\.?\"")
 SENTENCES = {"data/builtin/scene_statements.py", "data/builtin/scenes.py"}
 
 

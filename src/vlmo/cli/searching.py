@@ -46,11 +46,11 @@ class IndexOptions:
     store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False
     """Keep the bytes of image files in the index, in later runs too; those of shards and key frames are kept
     in any case."""
-    batch_size: int = 64
+    batch: Annotated[int, tyro.conf.arg(name="batch-size")] = 64
     """Images that go through the model at a time."""
-    ann_threshold: int = 50_000
+    approximate_from: Annotated[int, tyro.conf.arg(name="ann-threshold")] = 50_000
     """Number of images from which on an approximate index is built."""
-    remove: tuple[str, ...] = ()
+    forget: Annotated[tuple[str, ...], tyro.conf.arg(name="remove")] = ()
     """Inputs of earlier runs whose images leave the index, or their table of metadata."""
     executor: Literal["local", "ray"] = "local"
     """Embed in this process, or with Ray Data."""
@@ -76,7 +76,7 @@ class EmbedOptions:
     """As for vlmo index."""
     texts: Path | None = None
     """Text file whose lines are embedded instead of images."""
-    batch_size: int = 64
+    batch: Annotated[int, tyro.conf.arg(name="batch-size")] = 64
     """Images that go through the model at a time."""
     dim: int | None = None
     """Write the first DIM dimensions of each vector, L2-normalised again; a multiple of 8. By default all."""
@@ -100,7 +100,7 @@ class SearchOptions:
     """Images that are shown."""
     rerank: int | None = None
     """Candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can."""
-    rerank_weight: float | None = None
+    weight: Annotated[float | None, tyro.conf.arg(name="rerank-weight")] = None
     """Share of its score in the order, 0 to 1; by default the model's."""
     where: str | None = None
     """Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'"."""
@@ -157,10 +157,7 @@ def index_command(options: IndexOptions) -> None:
     from vlmo.retrieval import build_index
     from vlmo.retrieval.encoder import prepare_searches
 
-    renamed = {"remove": "forget", "batch_size": "batch", "ann_threshold": "approximate_from"}
-    given = {
-        renamed.get(name, name): value for name, value in vars(options).items() if name not in {"folder", "images"}
-    }
+    given = {name: value for name, value in vars(options).items() if name not in {"folder", "images"}}
     given["store_bytes"] = options.store_bytes or None
     report = build_index(folder, options.images, **given, console=_STDERR)
     if report.bad and not report.images:
@@ -184,7 +181,7 @@ def embed_command(options: EmbedOptions) -> None:
     chosen = {"engine": options.engine, "precision": options.precision, "device": options.device}
     encoder = Encoder(folder, dim=options.dim, **chosen)
     if options.texts is None:
-        written = embed_images(encoder, options.images, out=options.out, batch=options.batch_size, console=_STDERR)
+        written = embed_images(encoder, options.images, out=options.out, batch=options.batch, console=_STDERR)
     else:
         with options.texts.open(encoding="utf-8") as file:
             lines = (line.strip() for line in file)
@@ -263,8 +260,7 @@ def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
     rerank = (SEARCH_RERANK if can_rerank else 0) if options.rerank is None else options.rerank
     if options.budget is not None and rerank:
         searcher.warm_up()
-    given: dict[str, Any] = {"top": options.top, "rerank": rerank, "budget": options.budget}
-    given["weight"] = options.rerank_weight
+    given: dict[str, Any] = {"top": options.top, "rerank": rerank, "weight": options.weight, "budget": options.budget}
     if image is not None and options.captions:
         result = searcher.captions(image, **given)
     else:

@@ -99,22 +99,14 @@ def example_queries(
     return image_queries, text_queries
 
 
-def contact_sheet(
-    found: Mapping[str, Sequence[tuple[Image.Image, bool]]], *, width: int = 900, top: int = 5
-) -> Image.Image:
+def contact_sheet(found: Mapping[str, Sequence[tuple[Image.Image, bool]]]) -> Image.Image:
     """Return one row a query: the text on the left, its best images beside it, the right ones framed in green.
 
     Args:
         found: By the text of the query, its images, best first, each with True where it is a right one.
-        width: In pixels.
-        top: Images that a row has room for; more are left out.
-
-    Raises:
-        ValueError: There is no query, or the width leaves no room for the images.
     """
-    side = (width - 2 * _MARGIN - _TEXT_WIDTH - top * _GAP) // top
-    if not found or side < 16:
-        raise ValueError(f"A contact sheet needs a query and more room: {len(found)} queries, {width} pixels wide.")
+    side = 92
+    width = 2 * _MARGIN + _TEXT_WIDTH + max(map(len, found.values())) * (side + _GAP)
     sheet = Sheet(width, 2 * _MARGIN + len(found) * (side + _ROW_GAP) - _ROW_GAP)
     for row, (text, images) in enumerate(found.items()):
         upper = _MARGIN + row * (side + _ROW_GAP)
@@ -123,7 +115,7 @@ def contact_sheet(
         for line in lines:
             sheet.text(line, x=_MARGIN, y=y)
             y += 22
-        for place, (image, is_right) in enumerate(images[:top]):
+        for place, (image, is_right) in enumerate(images):
             x = _MARGIN + _TEXT_WIDTH + _GAP + place * (side + _GAP)
             sheet.tile(image, x=x, y=upper, side=side)
             if is_right:

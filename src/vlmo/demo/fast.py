@@ -57,7 +57,7 @@ def run_fast_start(
     run, console = Path(run), console or Console(quiet=True)
     images, index, sheet = run / "images", run / "index", run / "queries.png"
     encoder = Encoder(SMALL)
-    _write_images(images, sources=sources or SOURCES, quarantine=run / "quarantine.jsonl")
+    _write_images(images, sources=sources or SOURCES)
     report = build_index(encoder, [images], out=index, console=console)
     prepare_searches(encoder.folder, images=report.images)
     searcher = Searcher(encoder, index)
@@ -74,7 +74,7 @@ def run_fast_start(
         captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])
         table.add_row(escape(text), str(named[text]), escape(captions))
     seconds = time.monotonic() - began
-    contact_sheet(found, top=_TOP, width=1100).save(sheet)
+    contact_sheet(found).save(sheet)
     console.print(table)
     lines = [
         f"search among {report.images:,} images, ready after {seconds:.0f} s; contact sheet {sheet}",
@@ -88,19 +88,19 @@ def run_fast_start(
     return named
 
 
-def _write_images(folder: Path, *, sources: Sequence[tuple[str, str]], quarantine: Path) -> None:
+def _write_images(folder: Path, *, sources: Sequence[tuple[str, str]]) -> None:
     """Write the images and a table of their captions, in the layout of users' own, unless they are there."""
     table = folder / "captions.csv"
     if folder.exists():
         if not table.is_file():
             raise ValueError(f"{folder} is there, but holds no {table.name}; remove it, or give another --run-dir")
         return
-    quarantine.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with write_folder(folder) as aside, (aside / table.name).open("w", newline="", encoding="utf-8") as file:
         written = csv.writer(file)
         written.writerow(["image", "caption"])
         for source, split in sources:
-            listed = quarantine.with_name(f"{Path(source).name}-{split}.{quarantine.name}")
+            listed = folder.with_name(f"{Path(source).name}-{split}.quarantine.jsonl")
             rows = filter_invalid_rows(open_source(source, split=split), quarantine=listed)
             for number, row in enumerate(cast(Iterable[dict[str, Any]], rows)):
                 cell = row["image"]

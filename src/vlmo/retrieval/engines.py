@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 EngineName = Literal["torch", "onnx", "openvino"]
 EngineChoice = EngineName | Literal["auto"]
-CALIBRATION, NUM_SAMPLES = "emoji-pairs", 400
+CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
 """Built-in set, and the number of its images and captions, that scales of int8 activations are taken from."""
 _PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
 _PACKAGES: dict[GraphEngine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
