@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,7 @@ import findings_design as design
 import shape_world
 from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, STAGES, VARIANTS
 from findings_report import publish, report
+from vlmo import VLMoForMaskedLM
 from vlmo.folder import lock_folder
 from vlmo.recipes import Recipe
 from vlmo.recipes.schema import scaled
@@ -124,6 +127,8 @@ def run_job(job: Job) -> bool:
         if build(recipe, run_dir=job.folder / name, console=Console(), title=title).fit().status == "stopped":
             return False
     last, folder = recipes[name], job.folder / name / "model"
+    if job.name == STAGES:
+        separate_attention(folder, out=job.folder / design.SEPARATE / "model")
     metrics, items = ({}, {}) if job.name == STAGES else measure(folder, last, world=job.run / "world", split="test")
     around, needs = circumstances(folder), estimate(last)
     facts = {
@@ -141,6 +146,22 @@ def run_job(job: Job) -> bool:
     new.write_text(json.dumps(facts) + "\n")
     new.replace(job.folder / RESULT)
     return True
+
+
+def separate_attention(folder: Path, *, out: Path) -> None:
+    """Write a model after stage 2 with two copies of its attention, one for images and one for texts."""
+    shared = VLMoForMaskedLM.from_pretrained(folder)
+    settings = shared.config.to_dict() | {"attention": "separate"}
+    separate = VLMoForMaskedLM(type(shared.config)(**settings))
+    known = shared.state_dict()
+    # Names differ in the modality alone; FFNs and norms of the experts have the same in both.
+    found = {
+        name: known.get(name, known.get(re.sub(r"\b(vision|language)\b", "shared", name)))
+        for name in separate.state_dict()
+    }
+    separate.load_state_dict(found)
+    shutil.copytree(folder, out, dirs_exist_ok=True)
+    separate.save_pretrained(out)
 
 
 def measure(
