@@ -1,4 +1,4 @@
-"""Pages of the site that are not in docs/: README and others, notebooks, figures, recipes, the reference.
+"""Pages of the site that are not in docs/: README and others, notebooks, scripts, figures, recipes, the reference.
 
 mkdocs calls the functions `on_...` (mkdocs.yml, `hooks`).
 """
@@ -71,7 +71,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[name] = text
         for path, content in images.items():
             files.append(File.generated(config, path, content=content))
-    pages |= {"recipe-cards.md": recipe_cards(), "reference/index.md": reference_index()}
+    pages |= {"recipe-cards.md": recipe_cards(), "reference/index.md": reference_index(), "scripts.md": scripts()}
     pages |= {f"reference/{package}.md": reference_of(package) for package in REFERENCE}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -111,6 +111,8 @@ def page_of(path: str) -> tuple[str, str] | None:
     if path.startswith("benchmarks/results/"):
         return f"results/{posixpath.basename(path)}", ""
     parts = Path(path).parts
+    if parts[0] == "examples" and path.endswith(".py"):
+        return "scripts.md", Path(path).stem
     if parts[:2] == ("src", "vlmo") and len(parts) > 3 and parts[2] in REFERENCE and path.endswith(".py"):
         return f"reference/{parts[2]}.md", ".".join(parts[1:]).removesuffix(".py").removesuffix(".__init__")
     return None
@@ -124,6 +126,15 @@ def notebook_pages(*, run: bool) -> dict[str, tuple[str, dict[str, bytes]]]:
         name: notebooks.page(book, name=name.removesuffix(".md"), file=source.name)
         for (name, source), book in zip(sources.items(), books, strict=True)
     }
+
+
+def scripts() -> str:
+    """Return the page of the example scripts, each whole."""
+    about = "One for each task, with transformers' [`Trainer`](trainer.md), and one to search."
+    lines = ["# Example scripts", "", about]
+    for file in sorted((ROOT / "examples").glob("*.py")):
+        lines += ["", f"## {file.stem}", "", "```python", *file.read_text(encoding="utf-8").splitlines(), "```"]
+    return "\n".join(lines) + "\n"
 
 
 def recipe_cards() -> str:

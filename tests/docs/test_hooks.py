@@ -29,6 +29,7 @@ def hooks():
         ("docs/data.md", ("data.md", "")),
         ("benchmarks/results/parity.json", ("results/parity.json", "")),
         ("src/vlmo/objectives/itc.py", ("reference/objectives.md", "vlmo.objectives.itc")),
+        ("examples/train_vqa.py", ("scripts.md", "train_vqa")),
         ("tests/objectives/test_itc.py", None),
         ("LICENSE", None),
     ],

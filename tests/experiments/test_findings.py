@@ -14,6 +14,7 @@ import findings_report
 import shape_world
 from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
 from findings_report import Effect, effect, effect_of
+from vlmo import VLMoConfig, VLMoForMaskedLM
 from vlmo.data.builtin.world import COLORS, Choices
 from vlmo.data.compose import compose
 from vlmo.folder import lock_folder
@@ -25,6 +26,7 @@ CHANGED = {
     "few": ["data.source", "trainer.max_steps"],
     "few-stages": ["data.source", "trainer.max_steps"],
     "few-stage1": ["data.source", "trainer.max_steps"],
+    "few-separate-attention": ["data.source", "model.attention", "trainer.max_steps"],
     "itc": ["model.num_fusion_layers", "stage.losses.itm_weight", "stage.losses.mlm_weight"],
     "local-negatives": ["stage.losses.negative_groups"],
     "no-fusion-expert": ["model.num_fusion_layers"],
@@ -48,7 +50,9 @@ def test_variants_differ_from_plain_in_one_thing(tmp_path):
     recipes = {name: findings_design.stage3(name, world=tmp_path) for name in VARIANTS}
     changed = {name: sorted(changed_settings(recipes["plain"], recipe)) for name, recipe in recipes.items()}
     assert changed == {"plain": []} | CHANGED
-    assert {name for claim in CLAIMS + SECONDARY for name in (claim.better, claim.worse)} == set(VARIANTS)
+    assert {name for claim in CLAIMS + CONFIRMATIONS + SECONDARY for name in (claim.better, claim.worse)} == set(
+        VARIANTS
+    )
 
 
 def test_what_is_called_equal_is_equal(tmp_path):
@@ -153,11 +157,11 @@ def test_confirmations_use_no_seed_that_found_them(tmp_path):
 def test_jobs_start_from_the_stages_of_their_seed(tmp_path):
     jobs = findings.jobs_of(["few-stages", "few-stage1"], seeds=2, run=tmp_path)
     assert [(job.name, job.seed) for job in jobs] == [
-        *((name, seed) for seed in (1, 2) for name in ("stages", "few-stages")),
+        *((name, seed) for seed in (1, 2, 6, 7) for name in ("stages", "few-stages")),
         ("few-stage1", 1),  # no claim needs it
         ("few-stage1", 2),
     ]
-    for stages, both, one in ((*jobs[:2], jobs[4]), (*jobs[2:4], jobs[5])):
+    for stages, both, one in ((*jobs[:2], jobs[8]), (*jobs[2:4], jobs[9])):
         folder, recipes = stages.folder, stages.recipes()
         assert list(recipes) == ["tokenizer", "stage1", "stage2"]
         assert recipes["stage1"].stage.targets == str(folder / "tokenizer" / "model")
@@ -166,6 +170,21 @@ def test_jobs_start_from_the_stages_of_their_seed(tmp_path):
         assert one.recipes()["stage3"].init == str(folder / "stage1" / "model")
         seeds = {each.seed for job in (stages, both, one) for each in job.recipes().values()}
         assert seeds == {stages.seed}
+
+
+def test_separate_attention_starts_with_what_the_shared_one_does(tmp_path):
+    torch.manual_seed(0)
+    shared = VLMoForMaskedLM(VLMoConfig.tiny()).eval()
+    shared.save_pretrained(tmp_path / "shared")
+    findings.separate_attention(tmp_path / "shared", out=tmp_path / "separate")
+    separate = VLMoForMaskedLM.from_pretrained(tmp_path / "separate").eval()
+    assert separate.config.attention == "separate"
+    names = {name for name, _ in separate.named_parameters()} - {name for name, _ in shared.named_parameters()}
+    assert all(".vision." in name or ".language." in name for name in names)
+    assert len(names) > len(shared.vlmo.blocks)
+    inputs = {"pixel_values": torch.randn(2, 3, 64, 64), "input_ids": torch.randint(5, 90, (2, 7))}
+    with torch.no_grad():
+        assert torch.equal(shared(**inputs).logits, separate(**inputs).logits)
 
 
 def matching(run):
@@ -239,9 +258,9 @@ def test_jobs_that_fail_or_run_elsewhere_do_not_stop_the_others(tmp_path, monkey
         return True
 
     monkeypatch.setattr(findings, "run_job", run_job)
-    jobs = findings.jobs_of(["few-stages", "itc", "standard"], seeds=1, run=tmp_path)
-    with lock_folder(jobs[2].folder, work="running it"):
+    jobs = findings.jobs_of(["few-stage1", "itc", "standard"], seeds=1, run=tmp_path)
+    with lock_folder(jobs[0].folder, work="running it"):
         assert findings.run_jobs(jobs) == ["stages, seed 1: diverged"]
-    assert ran == ["stages", "standard"]
+    assert ran == ["standard", "stages"]
     monkeypatch.setattr(findings, "run_job", lambda _: False)
     assert findings.run_jobs(jobs) is None

@@ -86,6 +86,29 @@ def test_links_between_folders_lead_to_each_file_once(tmp_path):
     assert sorted(below(f"{tmp_path}/**/*.png")) == expected
 
 
+def test_links_to_a_file_are_one_file(tmp_path):
+    folder, store = tmp_path / "folder", tmp_path / "store"
+    for file in (folder / "sub" / "real.png", folder / ".hidden" / "x.png", folder / "objects" / "5f", store / "y.png"):
+        touch(file)
+    for link, target in {
+        "a.png": "sub/real.png",  # which is found by its own path
+        "b1.png": ".hidden/x.png",  # the others are found by a link alone
+        "b2.png": ".hidden/x.png",
+        "c.png": "objects/5f",
+        "d1.png": "../store/y.png",
+        "d2.png": "../store/y.png",
+        "sub/d3.png": "../store/y.png",
+    }.items():
+        (folder / link).symlink_to(folder / target)
+    assert sorted(below(folder)) == [
+        ("b1.png", "file"),
+        ("c.png", "file"),
+        ("d1.png", "file"),
+        ("real.png", "file"),
+    ]
+    assert below(store) == [("y.png", "file")]
+
+
 def test_only_a_single_file_counts_as_deleted(tmp_path):
     touch(tmp_path / "full" / "a.png")
     (tmp_path / "empty").mkdir()

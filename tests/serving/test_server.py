@@ -6,6 +6,7 @@ import concurrent.futures
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 import tomllib
@@ -115,28 +116,42 @@ def test_full_queue_is_503_and_sigterm_finishes_what_runs_and_ends_with_0(slow, 
 
 
 def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
-    """`vlmo serve` with no patience, and a decoder that never comes back."""
-    from vlmo.serving import server, service
+    """`vlmo serve` with no patience, where neither an uploaded image nor one of the index is ever decoded."""
+    from vlmo.retrieval import index
+    from vlmo.serving import decoder, server
+
+    def start(decoders: decoder.Decoders) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["sleep", "infinity"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        decoders._running.add(process)
+        begun.touch()
+        return process
 
     def decode(*_: object, **__: object) -> None:
         begun.touch()
         threading.Event().wait()
 
-    service.decode_image, server._CLOSING_S, plain = decode, 0.5, server.serve
+    decoder.Decoders._start, index.decode_image = start, decode
+    server._CLOSING_S, plain = 0.5, server.serve
     server.serve = lambda bound, parts, settings: plain(bound, parts, replace(settings, grace=1.0))
     main(["serve", *arguments])
 
 
-def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path) -> None:
+@pytest.mark.parametrize(("of_index", "exit_code"), [(False, 0), (True, 1)])
+def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path, of_index, exit_code) -> None:
     begun = tmp_path / "begun"
     with (
-        ServerProcess(gallery.model, run=_serve_and_never_decode, go=begun) as stuck,
+        ServerProcess(gallery.model, "--index", gallery.index, run=_serve_and_never_decode, go=begun) as stuck,
         concurrent.futures.ThreadPoolExecutor(1) as threads,
     ):
-        asked = threads.submit(httpx.post, f"{stuck.address}/v1/embed", files={"images": b"x"}, timeout=PATIENCE_S)
+        found = httpx.post(f"{stuck.address}/v1/search", json={"text": "a", "top": 1}).json()["hits"][0]["id"]
+        asked = (
+            threads.submit(httpx.get, f"{stuck.address}/v1/images/{found}", timeout=PATIENCE_S)
+            if of_index
+            else threads.submit(httpx.post, f"{stuck.address}/v1/embed", files={"images": b"x"}, timeout=PATIENCE_S)
+        )
         wait_until(begun.exists, within_s=PATIENCE_S)
         stuck.stop(signal.SIGTERM)
-        assert stuck.process.wait(PATIENCE_S) == 1
+        assert stuck.process.wait(PATIENCE_S) == exit_code
         assert asked.result(PATIENCE_S).status_code == 503
         assert asked.result().json()["error"]["reason"] == "the server is stopping"
     assert "Traceback" not in stuck.process.stderr

@@ -30,7 +30,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 COMMON_FORMATS = _FORMATS[:6]
 """Formats for files of strangers: others hold Python's lock while they decode, or are decoded in Python."""
 
-_ROWS_AT_ONCE = 256  # of 64-bit floats, which take eight times the memory of the shades that they become
+_ROWS_AT_ONCE = 256  # of an image that is converted: copies of the whole would take several times its memory
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -178,7 +178,7 @@ def _naming_errors(where: str, data: bytes) -> Iterator[None]:
         raise ValueError(f"{where}: more pixels than Pillow allows: {error}") from error
     # Pillow's decoders raise many kinds of errors on damaged bytes (SyntaxError, struct.error, zlib.error, ...).
     except Exception as error:
-        raise ValueError(f"{where}: cannot be decoded: {error or type(error).__name__}") from error
+        raise ValueError(f"{where}: cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 @functools.cache
@@ -239,9 +239,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode == "1":
         image = image.convert("L")
-    canvas = Image.new("RGBA", image.size, "white")
-    canvas.alpha_composite(image.convert("RGBA"))
-    return canvas.convert("RGB")
+    canvas = Image.new("RGB", image.size)
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        part = image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
+        white = Image.new("RGBA", part.size, "white")
+        white.alpha_composite(part.convert("RGBA"))
+        canvas.paste(white.convert("RGB"), (0, top))
+    return canvas
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -195,8 +195,21 @@ def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator
                 yield Found(str(saved), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(folder))
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
-                yield _local(path, kind=kind, origin=origin, root=folder)
+                if not (path.is_symlink() and _is_found_elsewhere(path, kind=kind, folder=folder, seen=seen)):
+                    yield _local(path, kind=kind, origin=origin, root=folder)
     yield from (Found(str(path), origin, "unreadable", "", 0, str(folder)) for path in lost)
+
+
+def _is_found_elsewhere(link: Path, *, kind: Kind, folder: Path, seen: set[tuple[int, int]]) -> bool:
+    """Return True if the file that a link leads to is found by its own path, or was by another link, now in `seen`."""
+    file, root = link.resolve(), folder.resolve()
+    inside = file.relative_to(root).parts if file.is_relative_to(root) else (".",)
+    if _kind(file.name) == kind and not any(part.startswith(".") for part in inside):
+        return True
+    status = file.stat()
+    known = (status.st_dev, status.st_ino) in seen
+    seen.add((status.st_dev, status.st_ino))
+    return known
 
 
 def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:

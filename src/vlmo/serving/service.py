@@ -14,20 +14,21 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from vlmo.data.decoding import COMMON_FORMATS, decode_image, image_bytes
+from vlmo.data.decoding import image_bytes
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.encoder import shorten
 from vlmo.retrieval.filters import check_comparisons
 from vlmo.retrieval.search import sigmoid
 from vlmo.serving import compatible, schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
+from vlmo.serving.decoder import Decoders
 from vlmo.serving.parts import Parts, Question
 from vlmo.serving.schemas import ServiceError
 from vlmo.serving.settings import Settings
 
 TEXTS, IMAGES, PAIRS, QUESTIONS, TOKENS = "texts", "images", "pairs", "questions", "tokens"
 _DECODERS = 2
-"""Threads that decode; as many whole images are in memory at a time."""
+"""Whole images that are in memory at a time."""
 _FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"
 _LARGEST_SIDE = 2048
 # Columns that every index has beside those of its metadata.
@@ -50,7 +51,8 @@ class Service:
         self._batcher = Batcher(
             _calls(parts), max_batch=settings.max_batch, max_wait=settings.max_wait_ms / 1000, observe=observe
         )
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
+        self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
+        self._decoders = Decoders(_DECODERS, max_pixels=settings.max_pixels)
 
     def warm_up(self) -> None:
         """Measure the speed of reranking, so that the first searches keep their budgets too. Blocks."""
@@ -60,7 +62,8 @@ class Service:
     def close(self) -> None:
         """Finish what runs."""
         self._batcher.close()
-        self._decoders.shutdown()
+        self._decoders.close()
+        self._threads.shutdown()
 
     async def embed(self, request: schemas.EmbedRequest) -> schemas.EmbedResponse:
         """Vectors of texts and images."""
@@ -275,15 +278,14 @@ class Service:
 
     async def _decode(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run a function that holds a whole image on a decoder thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def _read(self, files: Sequence[bytes], prepare: Callable[[Image.Image], T]) -> list[T]:
         """Apply `prepare` to the image of each file in turn; ServiceError if one is no image, or too large."""
 
         def read(data: bytes) -> T:
             try:
-                limits: Any = {"max_pixels": self._settings.max_pixels, "formats": COMMON_FORMATS}
-                return prepare(decode_image({"bytes": data, "path": None}, **limits))
+                return prepare(self._decoders.decode(data))
             except ValueError as error:
                 reason = str(error).removeprefix("bytes in memory: ")
                 raise ServiceError(422, f"no usable image: {reason}", hint=f"send a whole file: {_FORMATS}") from error
