@@ -55,11 +55,13 @@ def test_figures_stand_beside_chance(run):
 
 
 def test_progress_tells_the_time_of_what_follows():
-    seconds = {name: 2 * step.seconds for name, step in list(quickstart.STEPS.items())[:3]}
-    all_later = sum(step.seconds for step in list(quickstart.STEPS.values())[3:])
-    told = quickstart.seconds_after("shapes-stage2", seconds, scale=1.0)
-    assert told == pytest.approx(2 * (all_later + quickstart.EVALUATION_SECONDS))
-    assert quickstart.seconds_after("shapes-statements", {}, scale=0.5) == quickstart.EVALUATION_SECONDS
+    for in_bf16, precision in ((True, "bf16"), (False, "float32")):
+        known = {name: getattr(step, precision) for name, step in quickstart.STEPS.items()}
+        seconds = {name: 2 * known[name] for name in list(known)[:3]}
+        told = quickstart.seconds_after("shapes-stage2", seconds, scale=1.0, in_bf16=in_bf16)
+        assert told == pytest.approx(2 * (sum(list(known.values())[3:]) + quickstart.EVALUATION_SECONDS))
+    told = quickstart.seconds_after("shapes-statements", {}, scale=0.5, in_bf16=True)
+    assert told == quickstart.EVALUATION_SECONDS
 
 
 def test_baseline_without_images_is_the_most_frequent_answer():

@@ -23,12 +23,14 @@ from vlmo.data.rows import column
 from vlmo.data.sources import decode_image, open_source
 from vlmo.demo.examples import Decision, decision_sheet, decisions, example_queries
 from vlmo.demo.report import AttentionMap, Report, write_report
+from vlmo.distributed import choose_device
 from vlmo.recipes import describe, find_recipe
 from vlmo.recipes.schema import Recipe, scaled
 from vlmo.retrieval import Encoder
 from vlmo.run.build import build
 from vlmo.tasks import TaskResult, VisionStage, evaluate
 from vlmo.training import read_metrics
+from vlmo.training.engine import multiplies_in_bf16
 
 TOKENIZER, STAGE1, STAGE2, STAGE3 = "shapes-tokenizer", "shapes-stage1", "shapes-stage2", "shapes-stage3"
 MATCHING, QUESTIONS, STATEMENTS = "shapes-matching", "shapes-questions", "shapes-statements"
@@ -40,23 +42,24 @@ _KINDS = {"object": "another shape", "color": "another color", "relation": "the 
 
 
 class Step(NamedTuple):
-    """Title of a run, its losses, and about how many seconds it takes beside the others."""
+    """Title of a run, its losses, and about how many seconds it takes beside the others, in bf16 and in float32."""
 
     title: str
     losses: tuple[str, ...]
-    seconds: float
+    bf16: float
+    float32: float
 
 
 STEPS = {
-    TOKENIZER: Step("Visual tokenizer", ("reconstruction", "commitment"), 17),
-    STAGE1: Step("Stage 1: masked image modelling", ("mim",), 47),
-    STAGE2: Step("Stage 2: masked language modelling", ("mlm",), 20),
-    STAGE3: Step("Stage 3: contrast, words, matching", ("itc", "mlm", "itm"), 264),
-    MATCHING: Step("Stage 3, more of it for matching", ("itc", "mlm", "itm"), 117),
-    QUESTIONS: Step("Fine-tuning on questions", ("vqa",), 49),
-    STATEMENTS: Step("Fine-tuning on statements about two scenes", ("nlvr2",), 75),
+    TOKENIZER: Step("Visual tokenizer", ("reconstruction", "commitment"), 17, 15),
+    STAGE1: Step("Stage 1: masked image modelling", ("mim",), 47, 40),
+    STAGE2: Step("Stage 2: masked language modelling", ("mlm",), 20, 23),
+    STAGE3: Step("Stage 3: contrast, words, matching", ("itc", "mlm", "itm"), 264, 317),
+    MATCHING: Step("Stage 3, more of it for matching", ("itc", "mlm", "itm"), 117, 150),
+    QUESTIONS: Step("Fine-tuning on questions", ("vqa",), 49, 54),
+    STATEMENTS: Step("Fine-tuning on statements about two scenes", ("nlvr2",), 75, 95),
 }
-EVALUATION_SECONDS = 38.0
+EVALUATION_SECONDS = 30.0
 
 
 def quickstart_recipes(run: Path, *, scale: float = 1.0) -> dict[str, Recipe]:
@@ -91,9 +94,9 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
         console.print(f"scenes of {source}, built once", highlight=False)
         open_source(source)
     seconds["data"] = time.monotonic() - began
-    recipes = quickstart_recipes(run, scale=scale)
+    recipes, in_bf16 = quickstart_recipes(run, scale=scale), multiplies_in_bf16(choose_device())
     for number, (name, recipe) in enumerate(recipes.items(), start=1):
-        after = timedelta(seconds=round(seconds_after(name, seconds, scale=scale)))
+        after = timedelta(seconds=round(seconds_after(name, seconds, scale=scale, in_bf16=in_bf16)))
         about, title = describe(name).splitlines()[0], f"{number} of {len(recipes)}, {name} (then about {after})"
         original = find_recipe(name)
         trainer = build(recipe, run_dir=run / name, console=console, title=name, about=about, original=original)
@@ -117,9 +120,9 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     console.print(f"{sum(seconds.values()):.0f} s in all. Model folder: {run / MATCHING / 'model'}\nReport: {path}")
 
 
-def seconds_after(name: str, seconds: Mapping[str, float], *, scale: float) -> float:
+def seconds_after(name: str, seconds: Mapping[str, float], *, scale: float, in_bf16: bool) -> float:
     """Return about how long all that follows a run will take, from how long the runs before it took."""
-    known = {each: scale * step.seconds for each, step in STEPS.items()}
+    known = {each: scale * (step.bf16 if in_bf16 else step.float32) for each, step in STEPS.items()}
     done = [each for each in known if seconds.get(each)]
     speed = sum(seconds[each] for each in done) / sum(known[each] for each in done) if done else 1.0
     later = list(known)[list(known).index(name) + 1 :]
