@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,6 +138,22 @@ def test_processes_hold_the_same_weights(runs) -> None:
 def test_only_the_main_process_logs(runs) -> None:
     assert len(list((runs / "equal" / "tensorboard").iterdir())) == 1
     assert sorted(path.name for path in (runs / "equal" / "state").iterdir()) == ["step_00000002", "step_00000003"]
+
+
+def group_that_ends(folder: Path) -> None:
+    with launch("cpu"):
+        barrier()
+        (folder / f"rank{rank()}").touch()
+    assert not torch.distributed.is_initialized()
+    names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    assert any("gloo" in name for name in names)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux lists them")
+def test_the_end_of_a_group_waits_for_no_thread(tmp_path) -> None:
+    """Where it does, with the interpreter's lock held, a run hangs at its end; a group whose threads live has not."""
+    finish(start_group(group_that_ends, tmp_path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["rank0", "rank1"]
 
 
 def test_one_process_needs_no_launcher() -> None:

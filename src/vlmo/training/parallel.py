@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from types import FrameType
@@ -47,9 +47,11 @@ def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=4)
         yield place
     finally:
         if starts_group:
-            # A thread of gloo needs the interpreter's lock to drop the tensors of the last call, and the end of the
-            # group waits for that thread with the lock held: for ever, if the thread comes later than this.
-            time.sleep(0.2)
+            if place.type != "cuda":
+                # The end of gloo's group waits for its threads with the interpreter's lock held, and one of them may
+                # want it, to drop the tensors of the last call: for ever. One more reference, and the group ends with
+                # the process alone.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
             dist.destroy_process_group()
 
 
