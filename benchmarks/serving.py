@@ -9,6 +9,7 @@ is what the clients took of them. All stays on the loopback address.
 """
 
 import asyncio
+import functools
 import json
 import os
 import random
@@ -45,6 +46,7 @@ _CHUNK = 5000
 _NOISE = 0.5
 """Length of what is added to a vector of length one: its neighbours stay around it, and no two are equal."""
 _WARM_UP = 3.0
+_SOAK_SHARE = 0.5
 _READY = 300.0
 _TIMEOUT = 60.0
 
@@ -74,7 +76,7 @@ class Options:
     precision: Precision = "float32"
     """Of the engines onnx and openvino."""
     soak: float = 0.0
-    """Seconds of a mixed load after the measurements, up to 7200."""
+    """Seconds of a mixed load at half of the capacity after the measurements, up to 7200."""
     index: Path | None = None
     """Folder that keeps the index for the next run; by default it is made anew and removed."""
     out: Path | None = None
@@ -230,7 +232,9 @@ async def _ask_once(port: int, sent: bytes) -> tuple[str, bytes]:
         writer.close()
 
 
-async def _client(port: int, next_request: Callable[[], bytes], *, begin: float, end: float, load: Load) -> None:
+async def _client(
+    port: int, next_request: Callable[[], bytes], *, begin: float, end: float, every: float, load: Load
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while (start := time.monotonic()) < end:
         try:
@@ -243,16 +247,24 @@ async def _client(port: int, next_request: Callable[[], bytes], *, begin: float,
         if start >= begin:
             load.seconds.append(time.monotonic() - start)
             load.statuses[status] += 1
+        await asyncio.sleep(max(start + every - time.monotonic(), 0.0))
     writer.close()
 
 
 async def run_clients(
-    port: int, next_request: Callable[[], bytes], *, clients: int, seconds: float, warm_up: float, load: Load
+    port: int,
+    next_request: Callable[[], bytes],
+    *,
+    clients: int,
+    seconds: float,
+    warm_up: float,
+    load: Load,
+    every: float = 0.0,
 ) -> None:
-    """Keeps as many requests as clients under way."""
+    """Keeps as many requests as clients under way; with `every`, each client sends one in so many seconds."""
     begin = time.monotonic() + warm_up
-    parts = [_client(port, next_request, begin=begin, end=begin + seconds, load=load) for _ in range(clients)]
-    await asyncio.gather(*parts)
+    times = {"begin": begin, "end": begin + seconds, "every": every}
+    await asyncio.gather(*(_client(port, next_request, **times, load=load) for _ in range(clients)))
 
 
 def requests_of(texts: Sequence[str], *, top: int, rerank: int, images: Sequence[str] = ()) -> Callable[[], bytes]:
@@ -304,14 +316,17 @@ def measure(
 
 
 def soak(options: Options, port: int, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Memory of the server during a mixed load: words, reranking and images."""
+    """Memory of the server during a mixed load at half of the capacity: words, reranking and images."""
     import base64
 
     rows = open_source("emoji-pairs", split="test")
     texts = [row["captions"][0] for row in rows]
     images = [base64.b64encode(rows[place]["image"]["bytes"]).decode() for place in range(50)]
-    load, memory = Load(), []
+    load, full, memory = Load(), Load(), []
     next_request = requests_of(texts, top=options.top, rerank=options.rerank, images=images)
+    clients = functools.partial(run_clients, port, next_request, clients=options.clients)
+    asyncio.run(clients(seconds=options.seconds, warm_up=min(_WARM_UP, options.seconds), load=full))
+    capacity = len(full.seconds) / options.seconds
 
     async def watch() -> None:
         start = time.monotonic()
@@ -321,13 +336,15 @@ def soak(options: Options, port: int, process: subprocess.Popen[bytes]) -> dict[
 
     async def both() -> None:
         watching = asyncio.create_task(watch())
-        await run_clients(port, next_request, clients=options.clients, seconds=options.soak, warm_up=0.0, load=load)
+        every = options.clients / (_SOAK_SHARE * capacity)
+        await clients(seconds=options.soak, warm_up=0.0, load=load, every=every)
         watching.cancel()
 
     asyncio.run(both())
     resident = [megabytes for _, megabytes in memory]
     fifth = max(len(resident) // 5, 1)
     return load.summary(wall=options.soak) | {
+        "capacity_requests_per_second": round(capacity, 1),
         "resident_mb_after_a_fifth": round(float(np.median(resident[fifth : 2 * fifth] or resident)), 1),
         "resident_mb_of_the_last_fifth": round(float(np.median(resident[-fifth:])), 1),
         "resident_mb_highest": max(resident),
