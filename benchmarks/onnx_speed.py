@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from vlmo.export.onnx import OnnxGraph, OnnxReport, load_for_export, noise, writ
 from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, OnnxSession, OpenVinoSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.released import find_model
-from vlmo.tasks.onnx_export import export_onnx
+from vlmo.retrieval.engines import export_graphs
 
 TORCH, FAST = "pytorch", "pytorch for_inference"
 GRAPHS = {
@@ -70,8 +70,6 @@ class Options:
     """CPU threads of each engine."""
     open_clip: bool = False
     """Time the towers of open_clip's ViT-B-16 too; for a preset of that size."""
-    recall_on: str | None = None
-    """Source whose recall is measured with float32 and int8, such as emoji-pairs."""
     out: Path | None = None
     """JSON file for the result."""
 
@@ -165,10 +163,10 @@ def time_graph(
     } | timed
 
 
-def export(folder: Path, out: Path, options: Options, *, console: Console) -> OnnxReport:
+def export(folder: Path, out: Path, options: Options) -> OnnxReport:
     """Exports a folder with int8 variants; a preset, which has no processor, is calibrated on noise."""
     if options.preset is None:
-        return export_onnx(folder, out, int8=True, recall_on=options.recall_on, console=console)
+        return export_graphs(folder, out, int8=True)
     model = load_for_export(folder)
     pair = next(graph for graph in graphs_of(model) if graph.name == FUSION_ENCODER)
     length = options.text_length or 40
@@ -186,7 +184,7 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
     console.print("exporting", highlight=False)
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         exported = Path(name) / "exported"
-        report = export(folder, exported, options, console=console)
+        report = export(folder, exported, options)
         description = read_description(exported)
         length = options.text_length or description["text"].get("max_length", 40)
         model = load_for_export(folder)
@@ -244,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             torch.manual_seed(0)
             config = getattr(VLMoConfig, str(options.preset))()
             VLMoForImageTextRetrieval(config).save_pretrained(name)
-            result |= measure(Path(name), replace(options, recall_on=None), console=console)
+            result |= measure(Path(name), options, console=console)
     result["load_average"] = load
     print(table(result))
     write_result(result, options.out)

@@ -78,7 +78,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("export", "Missing from vlmo export: MODEL_FOLDER"),
         ("export nowhere", "Missing from vlmo export: --out"),
         ("export nowhere --out file.pt", "nowhere is no model folder"),
-        ("export nowhere --out file.pt --int8", "belong to --to onnx"),
+        ("export nowhere --out file.pt --int8", "belongs to --to onnx"),
         ("export nowhere --to tensorflow --out file.pt", "--to"),
     ],
 )
@@ -216,7 +216,7 @@ def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
         (["duplicates", "x"], "vlmo.retrieval", "retrieval"),
         (["clusters", "x"], "vlmo.retrieval", "retrieval"),
         (["serve", "vlmo-small"], "vlmo.serving.parts", "serve"),
-        (["export", "vlmo-small", "--to", "onnx", "--out", "x"], "vlmo.tasks.onnx_export", "quickstart,onnx"),
+        (["export", "vlmo-small", "--to", "onnx", "--out", "x"], "vlmo.export.onnx", "quickstart,onnx"),
         (["evaluate", "vlmo-small"], "vlmo.tasks", "quickstart"),
     ],
 )

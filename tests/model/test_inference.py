@@ -9,8 +9,8 @@ import pytest
 import torch
 from tests.toy_model import BEIT3, pictures, texts, toy
 
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining, inference
-from vlmo.model.inference import Int8Linear, PackedLinear
+from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining, inference
+from vlmo.model.inference import PackedLinear
 
 VARIANTS = {
     "plain": {},
@@ -24,7 +24,6 @@ FLOAT32_TOLERANCE = 2e-6
 # Eight bits of mantissa, rounded after each operation.
 BFLOAT16_COSINE = 0.998
 # Scales for each output and each token leave about one part in 127 of the largest value.
-INT8_COSINE = 0.99
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +47,6 @@ def test_vectors_are_those_of_the_model(model_class, changes):
     vectors = model.get_text_features(**captions())
     assert (vectors[0] - vectors[1]).abs().max() > 100 * FLOAT32_TOLERANCE
     torch.testing.assert_close(encoder.get_text_features(**captions()), vectors, atol=FLOAT32_TOLERANCE, rtol=0)
-
-
-def test_sums_of_int8_count_as_the_large_tensors_that_they_are():
-    model = toy(VLMoForImageTextRetrieval)
-    half, int8 = (model.for_inference(dtype=torch.bfloat16, int8=int8).images._row_bytes for int8 in (False, True))
-    assert int8 == 2 * half
 
 
 @pytest.mark.parametrize("changes", [{}, VARIANTS["absolute"]], ids=["relative", "absolute"])
@@ -89,32 +82,16 @@ def test_other_sizes_and_lengths_in_any_order(changes):
 
 
 @pytest.mark.parametrize("changes", [{}, VARIANTS["beit3"]], ids=["plain", "beit3"])
-def test_bfloat16_and_int8_stay_close(changes):
+def test_bfloat16_stays_close(changes):
     model = toy(VLMoForImageTextRetrieval, hidden_size=64, size=0.05, **changes)
     images, vectors = model.get_image_features(pictures(3)), model.get_text_features(**captions())
-    half = model.for_inference(dtype=torch.bfloat16)
-    eighth = model.for_inference(int8=True)
-    for encoder, least in ((half, BFLOAT16_COSINE), (eighth, INT8_COSINE)):
-        found = encoder.get_image_features(pictures(3)), encoder.get_text_features(**captions())
-        for rows, expected in zip(found, (images, vectors), strict=True):
-            assert rows.dtype == torch.float32
-            assert (rows * expected).sum(dim=1).min() > least
-            assert not torch.equal(rows, expected)
-    assert half.dtype == torch.bfloat16
-
-
-def test_int8_layer_rounds_to_the_scales_of_outputs_and_tokens():
-    layer = Int8Linear(torch.tensor([[127.0, -63.6], [1.0, 0.0]]), torch.tensor([0.5, 0.0]))
-    # Weights become [127, -64] and [127, 0]; the second token is 100 times the first, which changes no rounding.
-    given = torch.tensor([[[2.0, 1.0], [200.0, 100.0]]])
-    first = 2 / 127 * (127 * 127 - 64 * 64)
-    expected = torch.tensor([[[first + 0.5, 2.0], [100 * first + 0.5, 200.0]]])
-    torch.testing.assert_close(layer(given), expected)
-
-
-def test_int8_layer_takes_tokens_of_zeros():
-    layer = Int8Linear(torch.zeros(4, 4), torch.arange(4.0))
-    assert torch.equal(layer(torch.zeros(2, 3, 4)), torch.arange(4.0).expand(2, 3, 4))
+    encoder = model.for_inference(dtype=torch.bfloat16)
+    found = encoder.get_image_features(pictures(3)), encoder.get_text_features(**captions())
+    for rows, expected in zip(found, (images, vectors), strict=True):
+        assert rows.dtype == torch.float32
+        assert (rows * expected).sum(dim=1).min() > BFLOAT16_COSINE
+        assert not torch.equal(rows, expected)
+    assert encoder.dtype == torch.bfloat16
 
 
 def test_shared_weights_are_held_once_and_the_model_is_left_alone():
@@ -145,10 +122,6 @@ def test_wrong_inputs_are_named():
         model.for_inference().get_text_features(torch.ones(2, 3, dtype=torch.long), torch.ones(1, 3))
     with pytest.raises(ValueError, match="pixel_values have shape"):
         model.for_inference().get_image_features(torch.zeros(1, 3, 30, 64))
-    with torch.device("meta"):
-        elsewhere = VLMoForImageTextRetrieval(VLMoConfig.tiny())
-    with pytest.raises(ValueError, match="int8 runs on a CPU, and the model is on meta"):
-        elsewhere.for_inference(int8=True)
 
 
 @pytest.mark.parametrize("gelu", [False, True])

@@ -75,8 +75,6 @@ class ExportOptions:
     """The published VLMo layout, or ONNX."""
     int8: bool = False
     """onnx: also write variants with int8 quantisation; models that retrieve are calibrated on emoji-pairs."""
-    recall_on: Annotated[str | None, tyro.conf.arg(name="data")] = None
-    """onnx: a source whose recall is measured with each variant, such as emoji-pairs."""
 
 
 @dataclass(frozen=True)
@@ -153,22 +151,21 @@ def merge_command(options: MergeOptions) -> None:
 
 def export_command(options: ExportOptions) -> None:
     """Run `vlmo export`."""
-    if options.to != "onnx" and (options.int8 or options.recall_on is not None):
-        raise ValueError("--int8 and --data belong to --to onnx")
+    if options.to != "onnx" and options.int8:
+        raise ValueError("--int8 belongs to --to onnx")
     folder = Path(find_model(options.folder))
     if not (folder / "config.json").is_file():
         raise ValueError(no_model(folder))
     hide_loading_bars()
     console = Console(soft_wrap=True)
     if options.to == "onnx":
-        from vlmo.tasks.onnx_export import export_onnx
+        from vlmo.retrieval.engines import export_graphs
 
-        export_onnx(folder, options.out, int8=options.int8, recall_on=options.recall_on, console=console)
-        return
-    from vlmo.checkpoints.official import export_official
+        lines = export_graphs(folder, options.out, int8=options.int8).lines()
+    else:
+        from vlmo.checkpoints.official import export_official
 
-    notes = export_official(folder, options.out)
-    lines = [*(f"note: {note}" for note in notes), f"written: {options.out}"]
+        lines = [*(f"note: {note}" for note in export_official(folder, options.out)), f"written: {options.out}"]
     console.print("\n".join(lines), markup=False, highlight=False)
 
 

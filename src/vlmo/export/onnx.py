@@ -9,7 +9,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from transformers import AutoImageProcessor
 from vlmo import model as models
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.export.graphs import _IDS, _MASK, Graph, GraphModule, free_text_length, graphs_of
-from vlmo.export.sessions import DESCRIPTION, OnnxSession, read_description
-from vlmo.folder import write_file, write_folder
+from vlmo.export.sessions import DESCRIPTION, OnnxSession
+from vlmo.folder import write_folder
 
 # Largest difference to PyTorch in float32; measured ones are around 1e-6.
 TOLERANCE = 1e-4
@@ -75,16 +75,11 @@ class OnnxGraph:
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """Written files, and their difference to PyTorch.
-
-    Attributes:
-        recalls: Of each variant whose recall was measured, fractions.
-    """
+    """Written files, and their difference to PyTorch."""
 
     folder: Path
     model_class: str
     graphs: dict[str, OnnxGraph]
-    recalls: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return a line for each file."""
@@ -154,14 +149,6 @@ def write_onnx(
         result = OnnxReport(out, model_class=type(model).__name__, graphs=written)
         (partial / DESCRIPTION).write_text(_json(_describe(model, folder, result)), encoding="utf-8")
     return result
-
-
-def add_recalls(report: OnnxReport, recalls: Mapping[str, Mapping[str, float]], *, source: str) -> OnnxReport:
-    """Add recalls of the variants on a source to the report and to the folder's description."""
-    kept = {variant: dict(metrics) for variant, metrics in recalls.items()}
-    description = read_description(report.folder) | {"recall": {"source": source} | kept}
-    write_file(report.folder / DESCRIPTION, _json(description))
-    return replace(report, recalls=kept)
 
 
 def load_for_export(folder: str | Path) -> models.VLMoPreTrainedModel:

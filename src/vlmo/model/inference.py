@@ -1,4 +1,4 @@
-"""The dual encoder made ready to embed quickly: same vectors, fewer operations, float32, bfloat16 or int8."""
+"""The dual encoder made ready to embed quickly: same vectors, fewer operations, float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -16,38 +16,9 @@ from vlmo.model.backbone import IMAGE_TYPE, TEXT_TYPE, VLMoModel
 from vlmo.model.heads import ContrastHead
 from vlmo.model.multiway import LANGUAGE, SHARED, VISION, MultiwayAttention, MultiwayBlock, QueryKeyValue
 
-_INT8_MAX = 127
 # glibc gives larger tensors back at once and asks for their memory anew, page by page: a ninth of the time of 32
 # images in bfloat16. In float32, whose products take longer, parts of a batch gain nothing.
 _LARGEST_BYTES = 2**25
-
-
-class Int8Linear(nn.Module):
-    """Linear layer with int8 weights, one scale for each output, and int8 inputs, one scale for each token of a call.
-
-    Products are summed in int32. Runs on CPUs, fast on those with VNNI or AMX instructions.
-    """
-
-    weight: Tensor
-    scale: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"]) -> None:
-        super().__init__()
-        scale = (weight.abs().amax(dim=1) / _INT8_MAX).clamp_(min=torch.finfo(torch.float32).tiny)
-        self.register_buffer("weight", (weight / scale[:, None]).round_().to(torch.int8))
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
-
-    def forward(self, hidden: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens out"]:
-        """`hidden @ weight.T + bias`, in the type of `hidden`."""
-        rows = hidden.flatten(0, -2)
-        scale = (rows.abs().amax(dim=1, keepdim=True).float() / _INT8_MAX).clamp_(min=torch.finfo(torch.float32).tiny)
-        # Rounded in float32: eight bits of bfloat16 would round once more.
-        quantised = (rows * scale.reciprocal()).round_().to(torch.int8)
-        sums = torch._int_mm(quantised, self.weight.t())
-        outputs = torch.addcmul(self.bias, sums * self.scale, scale)
-        return outputs.to(hidden.dtype).view(*hidden.shape[:-1], -1)
 
 
 class PackedLinear(nn.Module):
@@ -163,9 +134,7 @@ class Tower(nn.Module):
         )
         self.norm = weights.copied(_of(backbone.norm, modality))
         self.projection = weights.copied(projection)
-        # Products of int8 are summed in int32, and scaled in float32.
-        size = 4 if weights.int8 else weights.dtype.itemsize
-        self._row_bytes = cast("int", backbone.config.intermediate_size) * size
+        self._row_bytes = cast("int", backbone.config.intermediate_size) * weights.dtype.itemsize
 
     def forward(
         self,
@@ -209,26 +178,21 @@ class DualEncoderForInference(nn.Module):
 
     Args:
         dtype: Of weights and activations; that of the model by default.
-        int8: Multiply in int8 in the linear layers of the blocks; all else stays in `dtype`.
 
     Attributes:
         images: From pixels to vectors.
         texts: From token ids to vectors.
 
     Raises:
-        ValueError: int8 on another device than a CPU, or a model with adapters that are not merged.
+        ValueError: A model with adapters that are not merged.
     """
 
     @torch.no_grad()
-    def __init__(
-        self, backbone: VLMoModel, head: ContrastHead, *, dtype: torch.dtype | None = None, int8: bool = False
-    ) -> None:
+    def __init__(self, backbone: VLMoModel, head: ContrastHead, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        if int8 and backbone.device.type != "cpu":
-            raise ValueError(f"int8 runs on a CPU, and the model is on {backbone.device}; use torch.bfloat16.")
         if any("lora_" in name for name, _ in backbone.named_parameters()):
             raise ValueError("This model has adapters, which would be left out; merge them first (merge_and_unload).")
-        weights = _Weights(dtype or backbone.dtype, int8=int8)
+        weights = _Weights(dtype or backbone.dtype)
         self.images = Tower(backbone, head.image_projection, modality=VISION, weights=weights)
         self.texts = Tower(backbone, head.text_projection, modality=LANGUAGE, weights=weights)
         self.position_bias = copy.deepcopy(backbone.position_bias)
@@ -290,8 +254,8 @@ class DualEncoderForInference(nn.Module):
 class _Weights:
     """Maker of fast layers out of those of a model; a layer that both modalities share is made once."""
 
-    def __init__(self, dtype: torch.dtype, *, int8: bool) -> None:
-        self.dtype, self.int8 = dtype, int8
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self._made: dict[nn.Module, Any] = {}
 
     def copied(self, module: Any) -> Any:
@@ -320,9 +284,6 @@ class _Weights:
         return self._made[module]
 
     def _layer(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"], *, gelu: bool = False) -> nn.Module:
-        if self.int8:
-            layer = Int8Linear(weight, bias)
-            return nn.Sequential(layer, nn.GELU()) if gelu else layer
         return PackedLinear(weight.to(self.dtype, copy=True), bias.to(self.dtype, copy=True), gelu=gelu)
 
 

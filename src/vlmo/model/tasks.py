@@ -81,9 +81,9 @@ class _DualEncoder(VLMoPreTrainedModel):
             raise ValueError("This model has no matching head (use_match_head is False): it judges no pairs.")
         return self.match_head(pooled)
 
-    def for_inference(self, *, dtype: torch.dtype | None = None, int8: bool = False) -> DualEncoderForInference:
+    def for_inference(self, *, dtype: torch.dtype | None = None) -> DualEncoderForInference:
         """Return the dual encoder alone, made fast; see there for arguments and errors. This model stays as it is."""
-        return DualEncoderForInference(self.vlmo, self.contrast_head, dtype=dtype, int8=int8)
+        return DualEncoderForInference(self.vlmo, self.contrast_head, dtype=dtype)
 
     def clamp_logit_scale_(self) -> None:
         """Clamp every temperature to 1/100 or above; called after each update."""

@@ -32,6 +32,8 @@ from vlmo.progress import Progress
 if TYPE_CHECKING:
     import torch
 
+    from vlmo.export.onnx import OnnxReport
+
 EngineName = Literal["torch", "onnx", "openvino"]
 EngineChoice = EngineName | Literal["auto"]
 CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
@@ -39,6 +41,7 @@ CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
 _PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
 _PACKAGES: dict[GraphEngine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
 """Packages of the engines that run graphs, the faster engine first."""
+_RETRIEVES = {"VLMoForImageTextRetrieval", "VLMoForPreTraining"}
 _EXPORT_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _LOGGER = logging.getLogger(__name__)
@@ -208,14 +211,22 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
     for package in _EXPORT_PACKAGES:
         _need(package, extra="onnx")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_suffix(".lock")), Progress.on_stderr() as progress:
+    with FileLock(target.with_suffix(".lock")):
         if not _has_graphs(target, precision):  # another process may have written them
-            from vlmo.export.onnx import write_onnx
-
             _LOGGER.info("exporting %s to ONNX, once; the graphs are kept in %s", folder, target)
-            samples = calibration_samples(folder) if precision == "int8" else None
-            write_onnx(folder, target, int8=precision == "int8", samples=samples, report=progress.update)
+            export_graphs(folder, target, int8=precision == "int8")
     return target
+
+
+def export_graphs(folder: Path, out: Path, *, int8: bool) -> OnnxReport:
+    """`write_onnx` with progress; scales of int8 activations are calibrated for models that retrieve and have a processor."""
+    from vlmo.export.onnx import write_onnx
+    from vlmo.folder import architectures
+
+    calibrated = (folder / "processor_config.json").is_file() and not _RETRIEVES.isdisjoint(architectures(folder))
+    samples = calibration_samples(folder) if int8 and calibrated else None
+    with Progress.on_stderr() as progress:
+        return write_onnx(folder, out, int8=int8, samples=samples, report=progress.update)
 
 
 def calibration_samples(folder: Path) -> dict[str, np.ndarray]:
