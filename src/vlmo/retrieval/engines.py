@@ -219,7 +219,7 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
 
 
 def export_graphs(folder: Path, out: Path, *, int8: bool) -> OnnxReport:
-    """`write_onnx` with progress; scales of int8 activations are calibrated for models that retrieve and have a processor."""
+    """`write_onnx` with progress; int8 is calibrated for models that retrieve and have a processor."""
     from vlmo.export.onnx import write_onnx
     from vlmo.folder import architectures
 
