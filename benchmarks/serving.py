@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import tyro
 from rich.console import Console
@@ -47,6 +48,8 @@ _NOISE = 0.5
 """Length of what is added to a vector of length one: its neighbours stay around it, and no two are equal."""
 _WARM_UP = 3.0
 _SOAK_SHARE = 0.5
+_KEPT_OPEN = 4.0
+"""Seconds without a request that the server surely keeps a connection open."""
 _READY = 300.0
 _TIMEOUT = 60.0
 
@@ -196,14 +199,17 @@ def _is_ready(port: int) -> bool:
 
 
 def _resident(process: subprocess.Popen[bytes]) -> int:
-    """Bytes of memory that the process has."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+    """Bytes of memory that the server and its decoders have."""
+    return sum(each.memory_info().rss for each in _processes(process))
 
 
 def _processor_seconds(process: subprocess.Popen[bytes]) -> float:
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(each.cpu_times().user + each.cpu_times().system for each in _processes(process))
+
+
+def _processes(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    server = psutil.Process(process.pid)
+    return [server, *server.children()]
 
 
 # -------------------------------------------------------------------------------------------------------- the clients
@@ -233,8 +239,9 @@ async def _ask_once(port: int, sent: bytes) -> tuple[str, bytes]:
 
 
 async def _client(
-    port: int, next_request: Callable[[], bytes], *, begin: float, end: float, every: float, load: Load
+    port: int, next_request: Callable[[], bytes], *, begin: float, end: float, every: float, delay: float, load: Load
 ) -> None:
+    await asyncio.sleep(delay)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while (start := time.monotonic()) < end:
         try:
@@ -248,6 +255,9 @@ async def _client(
             load.seconds.append(time.monotonic() - start)
             load.statuses[status] += 1
         await asyncio.sleep(max(start + every - time.monotonic(), 0.0))
+        if every > _KEPT_OPEN:
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.close()
 
 
@@ -261,10 +271,12 @@ async def run_clients(
     load: Load,
     every: float = 0.0,
 ) -> None:
-    """Keeps as many requests as clients under way; with `every`, each client sends one in so many seconds."""
+    """Keeps as many requests as clients under way; with `every`, each client sends one in so many seconds, in turn."""
     begin = time.monotonic() + warm_up
     times = {"begin": begin, "end": begin + seconds, "every": every}
-    await asyncio.gather(*(_client(port, next_request, **times, load=load) for _ in range(clients)))
+    await asyncio.gather(
+        *(_client(port, next_request, **times, delay=n * every / clients, load=load) for n in range(clients))
+    )
 
 
 def requests_of(texts: Sequence[str], *, top: int, rerank: int, images: Sequence[str] = ()) -> Callable[[], bytes]:
@@ -326,7 +338,9 @@ def soak(options: Options, port: int, process: subprocess.Popen[bytes]) -> dict[
     next_request = requests_of(texts, top=options.top, rerank=options.rerank, images=images)
     clients = functools.partial(run_clients, port, next_request, clients=options.clients)
     asyncio.run(clients(seconds=options.seconds, warm_up=min(_WARM_UP, options.seconds), load=full))
-    capacity = len(full.seconds) / options.seconds
+    capacity = full.statuses["200"] / options.seconds
+    if not capacity:
+        raise SystemExit(f"the server answers nothing of the mixed load: {dict(full.statuses)}")
 
     async def watch() -> None:
         start = time.monotonic()

@@ -122,13 +122,13 @@ def jobs_of(names: Sequence[str], *, seeds: int | None, run: Path, scale: float 
 def run_job(job: Job) -> bool:
     """Train and evaluate, and write the result; False if a signal stopped it."""
     start, recipes, name = time.process_time(), job.recipes(), ""
+    if job.needs is not None and VARIANTS[job.name].start == design.SEPARATE:
+        separate_attention(job.needs.folder / "stage2" / "model", out=job.needs.folder / design.SEPARATE / "model")
     for name, recipe in recipes.items():
         title = f"{job.name}, seed {job.seed}, {name}"
         if build(recipe, run_dir=job.folder / name, console=Console(), title=title).fit().status == "stopped":
             return False
     last, folder = recipes[name], job.folder / name / "model"
-    if job.name == STAGES:
-        separate_attention(folder, out=job.folder / design.SEPARATE / "model")
     metrics, items = ({}, {}) if job.name == STAGES else measure(folder, last, world=job.run / "world", split="test")
     around, needs = circumstances(folder), estimate(last)
     facts = {

@@ -7,6 +7,7 @@ parallelism averages gradients in the same way, so an objective never asks how m
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any
 
@@ -29,6 +30,15 @@ def world_size() -> int:
 def is_main() -> bool:
     """Return True on the process that writes files and shows progress."""
     return rank() == 0
+
+
+def keep_until_exit(group: Any) -> None:
+    """Keep a group of gloo until the process ends.
+
+    Its destructor waits for gloo's threads with the interpreter's lock held, and one of them may want the lock, to drop
+    the tensors of the last call: both then wait for ever.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def choose_device(name: str | None = None) -> torch.device:

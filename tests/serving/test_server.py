@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import tomllib
@@ -121,7 +122,9 @@ def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
     from vlmo.serving import decoder, server
 
     def start(decoders: decoder.Decoders) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(["sleep", "infinity"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(3600)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         decoders._running.add(process)
         begun.touch()
         return process

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import psutil
 import torch
 import uvicorn
 from fastapi import FastAPI
@@ -134,11 +135,10 @@ class ServerProcess:
         self.process.send_signal(signum)
 
     def memory(self, name: str) -> int:
-        """A line of the system's record of the process, in bytes: VmRSS (now) or VmHWM (the most so far)."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError(f"no {name}")
+        """Bytes of the server and its decoders by the system's record: VmRSS (now) or VmHWM (the most so far)."""
+        pids = [self.process.pid, *(each.pid for each in psutil.Process(self.process.pid).children())]
+        lines = [line.split() for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+        return sum(int(line[1]) * 1024 for line in lines if line[0] == f"{name}:")
 
 
 def _wait_until_ready(address: str, *, alive) -> None:

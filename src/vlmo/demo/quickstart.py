@@ -30,7 +30,7 @@ from vlmo.retrieval import Encoder
 from vlmo.run.build import build
 from vlmo.tasks import TaskResult, VisionStage, evaluate
 from vlmo.training import read_metrics
-from vlmo.training.engine import multiplies_in_bf16
+from vlmo.training.engine import choose_precision
 
 TOKENIZER, STAGE1, STAGE2, STAGE3 = "shapes-tokenizer", "shapes-stage1", "shapes-stage2", "shapes-stage3"
 MATCHING, QUESTIONS, STATEMENTS = "shapes-matching", "shapes-questions", "shapes-statements"
@@ -94,7 +94,7 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
         console.print(f"scenes of {source}, built once", highlight=False)
         open_source(source)
     seconds["data"] = time.monotonic() - began
-    recipes, in_bf16 = quickstart_recipes(run, scale=scale), multiplies_in_bf16(choose_device())
+    recipes, in_bf16 = quickstart_recipes(run, scale=scale), choose_precision("auto", device=choose_device()) == "bf16"
     for number, (name, recipe) in enumerate(recipes.items(), start=1):
         after = timedelta(seconds=round(seconds_after(name, seconds, scale=scale, in_bf16=in_bf16)))
         about, title = describe(name).splitlines()[0], f"{number} of {len(recipes)}, {name} (then about {after})"

@@ -184,7 +184,7 @@ def was_deleted(origin: str) -> bool:
 
 
 def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator[Found]:
-    lost: list[Path] = []
+    lost, real = list[Path](), folder.resolve()
     for path in walk(folder, seen=seen, lost=lost):
         if path.name in _SAVED and path.is_file():
             # That of a split belongs to the whole, unless the split itself was given.
@@ -195,14 +195,14 @@ def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator
                 yield Found(str(saved), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(folder))
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
-                if not (path.is_symlink() and _is_found_elsewhere(path, kind=kind, folder=folder, seen=seen)):
+                if not (path.is_symlink() and _is_found_elsewhere(path, kind=kind, root=real, seen=seen)):
                     yield _local(path, kind=kind, origin=origin, root=folder)
     yield from (Found(str(path), origin, "unreadable", "", 0, str(folder)) for path in lost)
 
 
-def _is_found_elsewhere(link: Path, *, kind: Kind, folder: Path, seen: set[tuple[int, int]]) -> bool:
-    """Return True if the file that a link leads to is found by its own path, or was by another link, now in `seen`."""
-    file, root = link.resolve(), folder.resolve()
+def _is_found_elsewhere(link: Path, *, kind: Kind, root: Path, seen: set[tuple[int, int]]) -> bool:
+    """Return True if the file that a link leads to is found below `root` itself, or was by a link that is in `seen`."""
+    file = link.resolve()
     inside = file.relative_to(root).parts if file.is_relative_to(root) else (".",)
     if _kind(file.name) == kind and not any(part.startswith(".") for part in inside):
         return True

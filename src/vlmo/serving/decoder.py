@@ -1,15 +1,18 @@
-"""Decodes images of strangers in processes of their own: one that takes too much, or crashes, is replaced."""
+"""Pool of worker processes that decode untrusted images: one that takes too much, or crashes, is replaced."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import json
 import queue
-import resource
 import signal
 import struct
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,9 +20,23 @@ from PIL import Image
 
 from vlmo.data.decoding import COMMON_FORMATS, decode_image
 
-# A file is sent as its length and its bytes; the answer is width, height and pixels, or 0, a length and a reason.
-_LENGTH, _ANSWER = struct.Struct("!Q"), struct.Struct("!II")
-_PAGES = Path("/proc/self/statm")
+_USUAL_PIXELS, _USUAL_SECONDS = 25_000_000, 2.0
+"""Of an image of so many pixels decoding may take so much processor time, and in proportion of a larger one."""
+_PIXEL_BYTES, _OTHER_BYTES = 20, 50_000_000
+"""A WebP with transparency takes 17 bytes a pixel: two canvases of libwebp, its copy, Pillow's image and its file."""
+_LONGEST_S = 60.0
+"""Seconds after which a worker that is stopped or waits is ended, whatever processor time it took."""
+_ROWS = 256  # of an image that are sent at a time: a copy of the whole would double its memory
+_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 16 << 20  # Pillow's images are made of blocks of this size
+_SIZE = Path("/proc/self/statm")
+
+# A worker says that it is ready. A file is sent as its length and its bytes; the answer is width, height and pixels, or
+# 0, a length and a reason.
+_READY, _LENGTH, _ANSWER = b"+", struct.Struct("!Q"), struct.Struct("!II")
+
+
+class ClosedError(RuntimeError):
+    """The decoders have been closed."""
 
 
 class Decoders:
@@ -28,37 +45,52 @@ class Decoders:
     Args:
         count: Number of processes, and of images that are decoded at a time.
         max_pixels: Largest width x height that is accepted.
-        seconds: Processor time that one image may take.
-        memory: Bytes that a process may take beyond an image of `max_pixels`; limited on Linux.
+        cpu_seconds: Processor time that one image may take; None: 2 seconds, more if `max_pixels` is above 25 million.
+        memory: Bytes that a process may take for one image, limited on Linux; None: 20 for each of `max_pixels`, and 50
+            million.
     """
 
-    def __init__(self, count: int, *, max_pixels: int, seconds: float = 2.0, memory: int = 300_000_000) -> None:
-        self._limits = {"max_pixels": max_pixels, "seconds": seconds, "memory": memory + 4 * max_pixels}
+    def __init__(
+        self, count: int, *, max_pixels: int, cpu_seconds: float | None = None, memory: int | None = None
+    ) -> None:
+        self._limits = {
+            "max_pixels": max_pixels,
+            "cpu_seconds": cpu_seconds or min(_LONGEST_S, _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS)),
+            "memory": memory or _PIXEL_BYTES * max_pixels + _OTHER_BYTES,
+        }
+        self._lock, self._is_closed = threading.Lock(), False
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
+        self._idle: queue.LifoQueue[subprocess.Popen[bytes] | None] = queue.LifoQueue()
         for _ in range(count):
             self._idle.put(None)
-        self._is_closed = False
 
     def decode(self, data: bytes) -> Image.Image:
         """Return a file as `decode_image` does; from any thread, which waits for a process that is free.
 
         Raises:
             ValueError: It is no usable image, or takes too much time or memory.
+            ClosedError: `close` was called.
+            RuntimeError: No process starts.
         """
         process = self._idle.get()
         try:
-            if process is None or process.poll() is not None:
-                process = self._start()
+            if process is not None and process.poll() is not None:
+                process = self._end(process)
+            process = process or self._start()
             try:
                 width, height, content = self._ask(process, data)
                 image = Image.frombytes("RGB", (width, height), content) if width else None
             except (OSError, ValueError, struct.error) as error:
-                ended, process = process, None
-                self._end(ended)
-                is_slow = ended.returncode == -signal.SIGPROF
-                reason = f"takes more than {self._limits['seconds']:g} s" if is_slow else "ends the decoder"
+                self._end(process)
+                if self._is_closed:
+                    raise ClosedError from error
+                is_slow = process.returncode == -signal.SIGPROF
+                reason = f"takes more than {self._limits['cpu_seconds']:g} s" if is_slow else "ends the decoder"
                 raise ValueError(f"cannot be decoded: it {reason}") from error
+        except BaseException:
+            # What is left of an answer must not be the next caller's.
+            process = process and self._end(process)
+            raise
         finally:
             self._idle.put(process)
         if image is None:
@@ -67,28 +99,41 @@ class Decoders:
 
     def close(self) -> None:
         """End all processes, whatever they do."""
-        self._is_closed = True
+        with self._lock:
+            self._is_closed = True
         for process in list(self._running):
             self._end(process)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        if self._is_closed:
-            raise ValueError("the decoders are closed")
         command = [sys.executable, "-P", "-m", __name__, json.dumps(self._limits)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._running.add(process)
+        with self._lock:
+            if self._is_closed:
+                raise ClosedError
+            # In a group of its own, which no signal of the terminal reaches.
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+            self._running.add(process)
+        if cast("BinaryIO", process.stdout).read(1) != _READY:
+            self._end(process)
+            if self._is_closed:
+                raise ClosedError
+            raise RuntimeError(f"the decoder does not start (exit code {process.returncode}): {' '.join(command)}")
         return process
 
     def _ask(self, process: subprocess.Popen[bytes], data: bytes) -> tuple[int, int, bytes]:
         """Return what a process answers, which is not trusted: an image may have taken it over."""
         write, read = cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout)
-        write.write(_LENGTH.pack(len(data)))
-        write.write(data)
-        write.flush()
-        width, height = _ANSWER.unpack(read.read(_ANSWER.size))
-        if width * height > self._limits["max_pixels"]:
-            raise ValueError("an answer of more pixels than are decoded")
-        return width, height, read.read(3 * width * height if width else min(height, 1 << 16))
+        timer = threading.Timer(_LONGEST_S, process.kill)
+        timer.start()
+        try:
+            write.write(_LENGTH.pack(len(data)))
+            write.write(data)
+            write.flush()
+            width, height = _ANSWER.unpack(read.read(_ANSWER.size))
+            if width * height > self._limits["max_pixels"]:
+                raise ValueError("an answer of more pixels than are decoded")
+            return width, height, read.read(3 * width * height if width else min(height, 1 << 16))
+        finally:
+            timer.cancel()
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         process.kill()
@@ -96,37 +141,66 @@ class Decoders:
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 cast("BinaryIO", pipe).close()
-        self._running.discard(process)
+        with self._lock:
+            self._running.discard(process)
 
 
-def _work(read: BinaryIO, write: BinaryIO, *, max_pixels: int, seconds: float, memory: int) -> None:
+def memory_trimmer() -> Callable[[], object]:
+    """Return a function that gives freed memory of large images and bodies to the system; glibc would keep it."""
+    libc = ctypes.CDLL(None)
+    if sys.platform != "linux" or not hasattr(libc, "malloc_trim"):
+        return lambda: None  # another libc returns more by itself
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+    return functools.partial(libc.malloc_trim, 0)
+
+
+def _work(read: BinaryIO, write: BinaryIO, *, max_pixels: int, cpu_seconds: float, memory: int) -> None:
     """Answer each file until there are no more."""
-    limits: Any = {"max_pixels": max_pixels, "formats": COMMON_FORMATS}
     Image.init()  # which would otherwise take its time from the first image
+    trim = memory_trimmer()
+    _limit_memory(memory)
+    write.write(_READY)
+    write.flush()
     while length := read.read(_LENGTH.size):
         data = read.read(*_LENGTH.unpack(length))
-        _limit_memory(memory)
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process
-        try:
-            image = decode_image({"bytes": data, "path": None}, **limits)
-            width, height, content = *image.size, image.tobytes()
-        except ValueError as error:
-            content = str(error).encode()
-            width, height = 0, len(content)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        write.write(_ANSWER.pack(width, height))
-        write.write(content)
-        write.flush()
-        del data, content
+        if _answer(data, write, max_pixels=max_pixels, cpu_seconds=cpu_seconds) > _LARGE_BLOCK:
+            trim()
+
+
+def _answer(data: bytes, write: BinaryIO, *, max_pixels: int, cpu_seconds: float) -> int:
+    """Decode a file, write the answer, and return about how many bytes the image took."""
+    limits: Any = {"max_pixels": max_pixels, "formats": COMMON_FORMATS}
+    image = None
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF ends the process
+    try:
+        image = decode_image({"bytes": data, "path": None}, **limits)
+        reason = ""
+    except ValueError as error:
+        too_large = isinstance(error.__cause__, MemoryError)
+        reason = "cannot be decoded: it takes too much memory for its size" if too_large else str(error)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    if image is None:
+        content = reason.encode()
+        write.write(_ANSWER.pack(0, len(content)) + content)
+    else:
+        write.write(_ANSWER.pack(*image.size))
+        for top in range(0, image.height, _ROWS):
+            write.write(image.crop((0, top, image.width, min(top + _ROWS, image.height))).tobytes())
+    write.flush()
+    return 0 if image is None else 4 * image.width * image.height
 
 
 def _limit_memory(size: int) -> None:
-    """Let the process take this many bytes more than now."""
-    if _PAGES.exists():
-        taken = int(_PAGES.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    """Let the process take this many bytes more than now, if the system lets it."""
+    if _SIZE.exists():
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+        taken = int(_SIZE.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (min(taken + size, most), hard))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it reaches the server too, which then ends this
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service's whole group may get it; the server ends this
     _work(sys.stdin.buffer, sys.stdout.buffer, **json.loads(sys.argv[1]))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import ipaddress
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -21,6 +19,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlmo.serving.app import create_app
+from vlmo.serving.decoder import memory_trimmer
 from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
 
@@ -31,7 +30,6 @@ _CLOSING_S = 5.0
 _AT_ONCE_S = 1.0
 """Seconds in which more signals count as the first; a later one breaks off what runs."""
 _TRIM_EVERY_S = 10.0
-_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 16 << 20  # Pillow's images are made of blocks of this size
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -52,20 +50,16 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
     _LOGGER.info("serving on http://%s:%d/", f"[{host}]" if ":" in host else host, port)
     if settings.api_key is None and not ipaddress.ip_address(host).is_loopback:
         _LOGGER.warning("everybody who reaches %s may use it: there is no API key", host)
-    if sys.platform == "linux":
-        threading.Thread(target=_return_memory, daemon=True).start()
+    threading.Thread(target=_return_memory, daemon=True).start()
     with bound:
         _Server(config, app, seconds=settings.grace + _CLOSING_S).run(sockets=[bound])
 
 
 def _return_memory() -> None:
-    """Return what large images and bodies have taken to the system, which glibc by itself would keep."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # another libc returns more by itself
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-        while True:
-            time.sleep(_TRIM_EVERY_S)
-            libc.malloc_trim(0)
+    trim = memory_trimmer()
+    while True:
+        time.sleep(_TRIM_EVERY_S)
+        trim()
 
 
 def read_key(file: Path | None) -> str | None:

@@ -21,14 +21,14 @@ from vlmo.retrieval.filters import check_comparisons
 from vlmo.retrieval.search import sigmoid
 from vlmo.serving import compatible, schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
-from vlmo.serving.decoder import Decoders
+from vlmo.serving.decoder import ClosedError, Decoders
 from vlmo.serving.parts import Parts, Question
-from vlmo.serving.schemas import ServiceError
+from vlmo.serving.schemas import ServiceError, StoppingError
 from vlmo.serving.settings import Settings
 
 TEXTS, IMAGES, PAIRS, QUESTIONS, TOKENS = "texts", "images", "pairs", "questions", "tokens"
 _DECODERS = 2
-"""Whole images that are in memory at a time."""
+"""Uploads that are decoded and resized at a time."""
 _FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"
 _LARGEST_SIDE = 2048
 # Columns that every index has beside those of its metadata.
@@ -286,6 +286,8 @@ class Service:
         def read(data: bytes) -> T:
             try:
                 return prepare(self._decoders.decode(data))
+            except ClosedError as error:
+                raise StoppingError from error
             except ValueError as error:
                 reason = str(error).removeprefix("bytes in memory: ")
                 raise ServiceError(422, f"no usable image: {reason}", hint=f"send a whole file: {_FORMATS}") from error

@@ -41,7 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.serialization import _get_layout
 
-from vlmo.distributed import is_main, rank, world_size
+from vlmo.distributed import is_main, keep_until_exit, rank, world_size
 from vlmo.folder import lock_folder, path_aside, remove_folder, remove_leftovers, write_file, write_folder
 from vlmo.training.errors import TrainingError, advise_on_saving
 
@@ -105,6 +105,7 @@ class StateStore:
         self._group = None
         if world_size() > 1:
             self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait))
+            keep_until_exit(self._group)
         self._writing: tuple[_StateWriter, Future[Any]] | None = None
 
     def save(self, tensors: dict[str, Any], *, progress: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import threading
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlmo.distributed import choose_device, gather_objects, rank
+from vlmo.distributed import choose_device, gather_objects, keep_until_exit, rank
 from vlmo.types import Batch
 
 
@@ -48,10 +47,7 @@ def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=4)
     finally:
         if starts_group:
             if place.type != "cuda":
-                # The end of gloo's group waits for its threads with the interpreter's lock held, and one of them may
-                # want it, to drop the tensors of the last call: for ever. One more reference, and the group ends with
-                # the process alone.
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+                keep_until_exit(dist.group.WORLD)
             dist.destroy_process_group()
 
 
