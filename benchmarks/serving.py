@@ -273,10 +273,9 @@ async def run_clients(
 ) -> None:
     """Keeps as many requests as clients under way; with `every`, each client sends one in so many seconds, in turn."""
     begin = time.monotonic() + warm_up
-    times = {"begin": begin, "end": begin + seconds, "every": every}
-    await asyncio.gather(
-        *(_client(port, next_request, **times, delay=n * every / clients, load=load) for n in range(clients))
-    )
+    times, apart = {"begin": begin, "end": begin + seconds, "every": every}, every / clients
+    parts = [_client(port, next_request, **times, delay=number * apart, load=load) for number in range(clients)]
+    await asyncio.gather(*parts)
 
 
 def requests_of(texts: Sequence[str], *, top: int, rerank: int, images: Sequence[str] = ()) -> Callable[[], bytes]:
