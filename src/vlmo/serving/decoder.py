@@ -60,7 +60,7 @@ class Decoders:
         }
         self._lock, self._is_closed = threading.Lock(), False
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._idle: queue.LifoQueue[subprocess.Popen[bytes] | None] = queue.LifoQueue()
+        self._idle: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
         for _ in range(count):
             self._idle.put(None)
 
