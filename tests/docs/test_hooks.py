@@ -59,6 +59,12 @@ def test_links_lead_to_pages(hooks, here, before, after):
     assert hooks.on_page_markdown(before, page=page, config=None, files=None) == after
 
 
+def test_every_script_is_shown_whole(hooks):
+    page = hooks.scripts()
+    for file in (ROOT / "examples").glob("*.py"):
+        assert f"## {file.stem}\n\n```python\n{file.read_text()}```\n" in page
+
+
 def test_every_recipe_has_its_card(hooks):
     cards = hooks.recipe_cards()
     for name in RECIPES:
