@@ -23,8 +23,9 @@ from torch import nn
 
 from clip_peer import Peer, peer_loader, train_peer
 from surroundings import surroundings, write_result
-from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.checkpoints.loading import load_processor, load_retrieval_model
 from vlmo.distributed import choose_device
+from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 from vlmo.tasks.retrieval import PairSet
 
@@ -37,6 +38,8 @@ class Options:
     """Training time of the peer; on a CPU in seconds of one core."""
     model: str = "vlmo-small"
     """Our model: a name or a folder."""
+    vocabulary: str = "vlmo-small"
+    """Model whose word pieces the peer reads."""
     recipe: str = "vlmo-small"
     """Recipe with the pairs, augmentation, batches and seed of the peer."""
     tests: tuple[str, ...] = ("data/icons", "lucide-icons", "emoji-pairs", "drawings-concepts")
@@ -62,24 +65,27 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     recipe = find_recipe(options.recipe)
     model, processor = load_retrieval_model(options.model)
     options.run.mkdir(parents=True, exist_ok=True)
-    loader = peer_loader(recipe, processor, quarantine=options.run / "quarantine.jsonl")
-    sets = {
-        source: PairSet.read(source, split="test", processor=processor, quarantine=options.run / "test.jsonl")
-        for source in options.tests
-    }
+    of_peer = load_processor(options.vocabulary)
+    loader = peer_loader(recipe, of_peer, quarantine=options.run / "quarantine.jsonl")
 
-    def outcome(model: nn.Module) -> dict[str, Any]:
+    def tests(processor: VLMoProcessor) -> dict[str, PairSet]:
+        return {
+            source: PairSet.read(source, split="test", processor=processor, quarantine=options.run / "test.jsonl")
+            for source in options.tests
+        }
+
+    def outcome(model: nn.Module, sets: dict[str, PairSet]) -> dict[str, Any]:
         found = {source: rows.outputs(model, console=console) for source, rows in sets.items()}
         return {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "metrics": {source: result.metrics for source, result in found.items()},
         }
 
-    ours, peers = outcome(model), []
+    ours, sets, peers = outcome(model, tests(processor)), tests(of_peer), []
     for lr in options.clip_lr:
         torch.manual_seed(recipe.seed)
         peer = Peer(
-            processor,
+            of_peer,
             patch_size=recipe.model.patch_size,
             width=options.clip_width,
             layers=options.clip_layers,
@@ -94,7 +100,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
             state=options.run / f"lr-{lr:g}-{options.seconds:g}s.pt",
             settings=f"{recipe.to_json()} {options.clip_width} {options.clip_layers} {options.bf16} {options.threads}",
         )
-        peers.append(training | outcome(peer))
+        peers.append(training | outcome(peer, sets))
 
     first = options.tests[0]
     best = max(peers, key=lambda tried: tried["metrics"][first]["ir@1"])
