@@ -21,7 +21,7 @@ from PIL import Image
 from vlmo.data.decoding import COMMON_FORMATS, decode_image
 
 _USUAL_PIXELS, _USUAL_SECONDS = 25_000_000, 2.0
-"""Of an image of so many pixels decoding may take so much processor time, and in proportion of a larger one."""
+"""Processor time that an image of so many pixels may take to decode; a larger one may take more, in proportion."""
 _PIXEL_BYTES, _OTHER_BYTES = 20, 50_000_000
 """A WebP with transparency takes 17 bytes a pixel: two canvases of libwebp, its copy, Pillow's image and its file."""
 _LONGEST_S = 60.0
