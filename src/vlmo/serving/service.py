@@ -290,7 +290,8 @@ class Service:
                 raise StoppingError from error
             except ValueError as error:
                 reason = str(error).removeprefix("bytes in memory: ")
-                raise ServiceError(422, f"no usable image: {reason}", hint=f"send a whole file: {_FORMATS}") from error
+                hint = f"send a whole file of at most {self._settings.max_pixels:,} pixels: {_FORMATS}"
+                raise ServiceError(422, f"no usable image: {reason}", hint=hint) from error
 
         return [await self._decode(read, data) for data in files]
 
