@@ -30,7 +30,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 COMMON_FORMATS = _FORMATS[:6]
 """Formats for files of strangers: others hold Python's lock while they decode, or are decoded in Python."""
 
-_ROWS_AT_ONCE = 256  # of an image that is converted: copies of the whole would take several times its memory
+_ROWS_AT_ONCE = 256  # of an image that is converted or sent: copies of the whole would take several times its memory
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -240,12 +240,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "1":
         image = image.convert("L")
     canvas = Image.new("RGB", image.size)
-    for top in range(0, image.height, _ROWS_AT_ONCE):
-        part = image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
+    for top, part in strips(image):
         white = Image.new("RGBA", part.size, "white")
         white.alpha_composite(part.convert("RGBA"))
         canvas.paste(white.convert("RGB"), (0, top))
     return canvas
+
+
+def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield pieces of a few rows from top to bottom, each with the number of its first row."""
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        yield top, image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

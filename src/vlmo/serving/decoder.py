@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from PIL import Image
 
-from vlmo.data.decoding import COMMON_FORMATS, decode_image
+from vlmo.data.decoding import COMMON_FORMATS, decode_image, strips
 
 _USUAL_PIXELS, _USUAL_SECONDS = 25_000_000, 2.0
 """Processor time that an image of so many pixels may take to decode; a larger one may take more, in proportion."""
@@ -26,7 +26,6 @@ _PIXEL_BYTES, _OTHER_BYTES = 20, 50_000_000
 """A WebP with transparency takes 17 bytes a pixel: two canvases of libwebp, its copy, Pillow's image and its file."""
 _LONGEST_S = 60.0
 """Seconds after which a worker that is stopped or waits is ended, whatever processor time it took."""
-_ROWS = 256  # of an image that are sent at a time: a copy of the whole would double its memory
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 16 << 20  # Pillow's images are made of blocks of this size
 _SIZE = Path("/proc/self/statm")
 
@@ -184,8 +183,8 @@ def _answer(data: bytes, write: BinaryIO, *, max_pixels: int, cpu_seconds: float
         write.write(_ANSWER.pack(0, len(content)) + content)
     else:
         write.write(_ANSWER.pack(*image.size))
-        for top in range(0, image.height, _ROWS):
-            write.write(image.crop((0, top, image.width, min(top + _ROWS, image.height))).tobytes())
+        for _, strip in strips(image):
+            write.write(strip.tobytes())
     write.flush()
     return 0 if image is None else 4 * image.width * image.height
 
