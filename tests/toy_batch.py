@@ -45,9 +45,9 @@ def make_batch() -> dict[str, Tensor]:
 
 
 def with_false_texts(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with a false version of each text, of which some are longer than any text."""
+    """The same with a false version of each text but the third, of which some are longer than any text."""
     ids = torch.randint(4, 96, (GLOBAL_BATCH, 24), generator=torch.Generator().manual_seed(2))
-    mask = (torch.arange(24) < torch.tensor([[6], [16], [9], [7], [24], [10], [20], [5]])).long()
+    mask = (torch.arange(24) < torch.tensor([[6], [16], [0], [7], [24], [10], [20], [5]])).long()
     return {**batch, "false_input_ids": ids * mask, "false_attention_mask": mask}
 
 

@@ -191,6 +191,28 @@ def test_false_captions_of_shapes_are_what_another_scene_would_be_told(shape_poo
     assert not any(row["false_captions"] for row in some_rows("test", shape_pools["test"], 5))
 
 
+def test_false_captions_of_scenes_exchange_two_things_or_name_another(pools):
+    pool = pools["train"]
+    known = {(each.name, each.color) for each in pool.shapes + pool.drawings}
+    edits, none = Counter(), 0
+    for number in range(300):
+        scene, choices = scenes.make_scene("train", number, pool)
+        for sentence in scenes.sentences(scene, choices):
+            false = scenes.edited_sentence(scene, sentence, pool, choices)
+            if false is None:
+                none += 1
+                continue
+            assert scene.truth(false) is False
+            assert {(each.name, each.color) for each in false.phrases} <= known
+            assert (false.form, len(false.phrases)) == (sentence.form, len(sentence.phrases))
+            told = [sorted(map(str, (each._replace(where=None) for each in x.phrases))) for x in (sentence, false)]
+            edits["exchanged or elsewhere" if told[0] == told[1] else "another"] += 1
+    assert min(edits.values()) > 500
+    assert none < 50
+    rows = some_rows("train", pool, 20)
+    assert all(len(row["false_captions"]) == len(row["captions"]) for row in rows)
+
+
 def test_captions_for_evaluation_are_true_of_no_other_scene(shape_pools):
     pool = shape_pools["test"]
     told = [told_of(row, "test", pool) for row in some_rows("test", pool, 300)]

@@ -248,6 +248,8 @@ def test_false_texts_are_those_of_the_chosen_captions(dataset, tokenizer, unit):
         texts = [tokenizer.decode(each[name], skip_special_tokens=True) for name in ("input_ids", "false_input_ids")]
         assert f"no {texts[0]}".startswith(texts[1])  # which a word may have made too long
         assert len(texts[1]) > 3
+    without = RowExamples(dataset, tokenizer=tokenizer, seed=7, false_texts=[[""] * len(each) for each in false])
+    assert without.collate([without[0, row] for row in range(4)])["false_attention_mask"].tolist() == [[0] * 8] * 4
     batch = examples.collate(read)
     assert batch["false_attention_mask"].sum() == sum(len(each["false_input_ids"]) for each in read)
     with pytest.raises(ValueError, match="sample 0 has more or fewer false_captions than captions"):

@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 
 from vlmo.data.builtin import NAMES
-from vlmo.data.schema import hash_share
+from vlmo.data.schema import CONTRAST_FEATURES, hash_share
 from vlmo.data.sources import FEATURES, decode_image, open_source, split_words
 
 
@@ -227,3 +227,21 @@ def test_missing_shard_is_named(pictures, tmp_path) -> None:
     shard.unlink()
     with pytest.raises(ValueError, match=rf"1 of 3 shards are missing, such as {shard.name}; copy or prepare"):
         open_source(str(tmp_path / "saved"))
+
+
+def test_joined_sources_keep_false_captions_beside_their_captions(tmp_path) -> None:
+    shared = {"image": None, "source": "x", "licence": "y"}
+    judged = [{**shared, "image_id": str(n), "captions": [f"a{n}", f"b{n}"]} for n in range(2)]
+    judged = [row | {"false_captions": [f"not {text}" for text in row["captions"]]} for row in judged]
+    named = [{**shared, "image_id": str(n), "captions": [f"c{n}"]} for n in range(1, 3)]
+    for name, rows, features in (("judged", judged, CONTRAST_FEATURES), ("named", named, FEATURES)):
+        Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / name))
+    source = f"{tmp_path / 'judged'}+{tmp_path / 'named'}"
+    rows = open_source(source, weights=(2.0, 1.0))
+    assert rows["captions"][:] == [["a0", "a0", "b0", "b0"], ["a1", "a1", "b1", "b1", "c1"], ["c2"]]
+    assert rows["false_captions"][:] == [
+        ["not a0", "not a0", "not b0", "not b0"],
+        ["not a1", "not a1", "not b1", "not b1", ""],
+        [""],
+    ]
+    assert "false_captions" not in open_source(str(tmp_path / "named"), weights=(1.0,)).column_names

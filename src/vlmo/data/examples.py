@@ -132,7 +132,7 @@ class RowExamples(_Examples):
         unit: "image": an example a row, with another of its captions in each epoch. "pair": an example a caption, as in
             VLMo's published code; an image with five is then seen five times an epoch.
         texts: Texts of each row; by default its captions.
-        false_texts: A false version of each text; None leaves them out.
+        false_texts: A false version of each text, "" where there is none; None leaves them out.
         columns: Columns of images. Several, which have augmentations of their own, are stacked.
         labels: Returns the label of a row; None leaves labels out.
         cache_images: Keep each image once it is decoded, at the transform's size where that is fixed; images that
@@ -163,7 +163,7 @@ class RowExamples(_Examples):
         if self.tokenizer is not None:
             self._texts = _Texts(column(dataset, "captions") if texts is None else texts, tokenizer=self.tokenizer)
             if false_texts is not None:
-                self._false = _Texts(false_texts, tokenizer=self.tokenizer, name="false caption")
+                self._false = _Texts(false_texts, tokenizer=self.tokenizer, may_be_empty=True)
                 wrong = np.flatnonzero(self._false.first_of_row != self._texts.first_of_row)
                 if len(wrong):
                     raise ValueError(
@@ -278,10 +278,10 @@ class _Texts:
     Flat arrays instead of lists of lists: an eighth of the memory, and workers forked from here share them.
     """
 
-    def __init__(self, texts: Sequence[Sequence[str]], *, tokenizer: BertTokenizer, name: str = "text") -> None:
+    def __init__(self, texts: Sequence[Sequence[str]], *, tokenizer: BertTokenizer, may_be_empty: bool = False) -> None:
         for row, of_row in enumerate(texts):
-            if not of_row or not all(text.strip() for text in of_row):
-                raise ValueError(f"sample {row} has no {name} or an empty one: {of_row!r:.80}")
+            if not may_be_empty and not (of_row and all(text.strip() for text in of_row)):
+                raise ValueError(f"sample {row} has no text or an empty one: {of_row!r:.80}")
         self.first_of_row = np.cumsum([0, *map(len, texts)])
         flat = [text for of_row in texts for text in of_row]
         file = None
@@ -297,7 +297,9 @@ class _Texts:
         with Progress.on_stderr() if is_main() else Progress(None) as bar:
             for start in range(0, len(flat), _CHUNK):
                 bar.update("tokenizing texts", start, len(flat))
-                ids = tokenizer(flat[start : start + _CHUNK], **options)["input_ids"]
+                chunk = flat[start : start + _CHUNK]
+                found = tokenizer(chunk, **options)["input_ids"]
+                ids = [of_text if text else [] for text, of_text in zip(chunk, found, strict=True)]
                 lengths += map(len, ids)
                 pieces.append(np.concatenate([np.array(text, dtype=np.int32) for text in ids]))
         self._ids, self._first_id = np.concatenate(pieces), np.cumsum(lengths)
@@ -356,8 +358,8 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
 
 
 def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:
-    """Fill rows up on the right with `value`, to the longest one's length rounded up to 8."""
-    longest = max(len(row) for row in rows)
+    """Fill rows up on the right with `value`, to the longest one's length rounded up to 8, and 8 at least."""
+    longest = max(1, *map(len, rows))
     padded = np.full((len(rows), -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE), value, dtype=np.int64)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.listing import IMAGE_SUFFIXES, walk
 from vlmo.data.own import read_images, read_tables, tables_of
 from vlmo.data.rows import column, select_rows
-from vlmo.data.schema import FEATURES, hash_share, make_row, require_columns
+from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, hash_share, make_row, require_columns
 from vlmo.data.tables import TABLE_STEMS
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
@@ -94,35 +94,42 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
     for name, each in zip(names, sets, strict=True):
         if found := {"question", "second_image"}.intersection(each.column_names):
             raise ValueError(f"{name} has a column {found.pop()}; only sources of images and captions can be joined")
+    texts = [each for rows, weight in zip(sets, weights, strict=True) for each in _weighted(rows, weight=weight)]
     sets = [each.select_columns(list(FEATURES)) for each in sets]
     joined: Any = concatenate_datasets([each if each.features == FEATURES else each.cast(FEATURES) for each in sets])
-    columns = {name: column(joined, name) for name in ("captions", "source", "licence")}
-    weight_of_row = itertools.chain(*(itertools.repeat(*each) for each in zip(weights, map(len, sets), strict=True)))
+    columns = {name: column(joined, name) for name in ("source", "licence")}
     first: dict[str, int] = {}
-    for row, (image_id, weight) in enumerate(zip(column(joined, "image_id"), weight_of_row, strict=True)):
-        captions = columns["captions"][row] or []
-        wanted = columns["captions"][row] = _repeated(captions, weight=weight, image_id=image_id)
-        if image_id in held_out or (captions and not wanted) or first.setdefault(image_id, row) == row:
+    for row, (image_id, of_row) in enumerate(zip(column(joined, "image_id"), texts, strict=True)):
+        if image_id in held_out or of_row is None or first.setdefault(image_id, row) == row:
             continue
-        columns["captions"][first[image_id]] += wanted
-        for name in ("source", "licence"):
-            known, other = columns[name][first[image_id]], columns[name][row]
-            columns[name][first[image_id]] = known if other in known.split(" + ") else f"{known} + {other}"
+        for known, more in zip(texts[first[image_id]] or (), of_row, strict=True):
+            known += more
+        for values in columns.values():
+            known, other = values[first[image_id]], values[row]
+            values[first[image_id]] = known if other in known.split(" + ") else f"{known} + {other}"
+    columns["captions"], false = ([each[part] if each else [] for each in texts] for part in (0, 1))
+    features = CONTRAST_FEATURES if any(map(any, false)) else FEATURES
     # Columns are replaced before rows are chosen: afterwards every image would be copied.
     joined = joined.remove_columns(list(columns))
-    for name, values in columns.items():
-        joined = joined.add_column(name, values, feature=FEATURES[name])
-    return joined.select_columns(list(FEATURES)).select(list(first.values()))
+    for name, values in (columns | ({"false_captions": false} if features != FEATURES else {})).items():
+        joined = joined.add_column(name, values, feature=features[name])
+    return joined.select_columns(list(features)).select(list(first.values()))
 
 
-def _repeated(captions: list[str], *, weight: float, image_id: str) -> list[str]:
-    """Return each caption as often as `weight` says; of its fraction, a hash decides."""
-    whole = int(weight)
-    return [
-        caption
-        for number, caption in enumerate(captions)
-        for _ in range(whole + (hash_share(f"{image_id}:{number}") < weight - whole))
-    ]
+def _weighted(rows: Dataset, *, weight: float) -> Iterator[tuple[list[str], list[str]] | None]:
+    """Yield each row's captions and false captions ("" where the set has none), each as often as `weight` says.
+
+    Of the weight's fraction, a hash decides. None stands for a row that had captions and keeps none.
+    """
+    whole, captions = int(weight), column(rows, "captions")
+    every_false = column(rows, "false_captions") if "false_captions" in rows.column_names else [[]] * len(captions)
+    for image_id, of_row, false in zip(column(rows, "image_id"), captions, every_false, strict=True):
+        pairs = [
+            pair
+            for number, pair in enumerate(zip(of_row or (), false or itertools.repeat("")))  # noqa: B905
+            for _ in range(whole + (hash_share(f"{image_id}:{number}") < weight - whole))
+        ]
+        yield None if of_row and not pairs else ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
 def _saved_splits(path: Path) -> list[str]:

