@@ -6,6 +6,7 @@ from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 
 from vlmo.data.builtin import NAMES
+from vlmo.data.rows import false_captions
 from vlmo.data.schema import CONTRAST_FEATURES, hash_share
 from vlmo.data.sources import FEATURES, decode_image, open_source, split_words
 
@@ -245,3 +246,15 @@ def test_joined_sources_keep_false_captions_beside_their_captions(tmp_path) -> N
         [""],
     ]
     assert "false_captions" not in open_source(str(tmp_path / "named"), weights=(1.0,)).column_names
+    rows = open_source(source, weights=(1.5, 1.0))
+    kept = {pair for row in rows for pair in zip(row["captions"], row["false_captions"], strict=True)}
+    assert kept == {(text, f"not {text}") for text in ("a0", "b0", "a1", "b1")} | {("c1", ""), ("c2", "")}
+
+
+@pytest.mark.parametrize("none", [None, [], [None], [" "]])
+def test_rows_without_false_captions_have_empty_ones(none) -> None:
+    rows = [{"captions": ["a"], "false_captions": none}, {"captions": ["b"], "false_captions": ["not b"]}]
+    assert false_captions(Dataset.from_list(rows)) == [[""], ["not b"]]
+    rows[1]["false_captions"] = ["not b", "not c"]
+    with pytest.raises(ValueError, match="sample 1 has 1 captions and 2 false_captions; expected as many or none"):
+        false_captions(Dataset.from_list(rows))

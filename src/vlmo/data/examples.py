@@ -140,7 +140,7 @@ class RowExamples(_Examples):
         contents: Contents of an example: `seed`, `transform`, `mask`, `tokenizer` and `words`.
 
     Raises:
-        ValueError: A row has no text, or an empty one, or not a false text for each.
+        ValueError: A row has no text, or an empty one.
     """
 
     def __init__(
@@ -164,11 +164,6 @@ class RowExamples(_Examples):
             self._texts = _Texts(column(dataset, "captions") if texts is None else texts, tokenizer=self.tokenizer)
             if false_texts is not None:
                 self._false = _Texts(false_texts, tokenizer=self.tokenizer, may_be_empty=True)
-                wrong = np.flatnonzero(self._false.first_of_row != self._texts.first_of_row)
-                if len(wrong):
-                    raise ValueError(
-                        f"sample {wrong[0] - 1} has more or fewer false_captions than captions; expected one for each"
-                    )
         self._of_pairs = unit == "pair"
         if self._of_pairs and self._texts is not None:
             self._length = len(self._texts)

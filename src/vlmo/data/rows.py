@@ -27,3 +27,23 @@ def select_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
     """Return these rows in this order; images are not copied."""
     # The library's decorators hide the type of what comes back.
     return cast("Dataset", dataset.select(rows))
+
+
+def false_captions(rows: Dataset) -> list[list[str]]:
+    """Return a false version of each caption of each row; "" where there is none.
+
+    Raises:
+        ValueError: A row has more or fewer than captions.
+    """
+    captions = [texts or [] for texts in column(rows, "captions")]
+    false = column(rows, "false_captions") if "false_captions" in rows.column_names else [None] * len(captions)
+    found = [
+        [(text or "").strip() for text in of_row or [""] * len(texts)]
+        for of_row, texts in zip(false, captions, strict=True)
+    ]
+    for row, (of_row, texts) in enumerate(zip(found, captions, strict=True)):
+        if len(of_row) != len(texts):
+            raise ValueError(
+                f"sample {row} has {len(texts)} captions and {len(of_row)} false_captions; expected as many or none"
+            )
+    return found

@@ -17,7 +17,7 @@ from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.listing import IMAGE_SUFFIXES, walk
 from vlmo.data.own import read_images, read_tables, tables_of
-from vlmo.data.rows import column, select_rows
+from vlmo.data.rows import column, false_captions, select_rows
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, hash_share, make_row, require_columns
 from vlmo.data.tables import TABLE_STEMS
 
@@ -108,7 +108,7 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
             known, other = values[first[image_id]], values[row]
             values[first[image_id]] = known if other in known.split(" + ") else f"{known} + {other}"
     columns["captions"], false = ([each[part] if each else [] for each in texts] for part in (0, 1))
-    features = CONTRAST_FEATURES if any(map(any, false)) else FEATURES
+    features = CONTRAST_FEATURES if any(any(false[row]) for row in first.values()) else FEATURES
     # Columns are replaced before rows are chosen: afterwards every image would be copied.
     joined = joined.remove_columns(list(columns))
     for name, values in (columns | ({"false_captions": false} if features != FEATURES else {})).items():
@@ -117,16 +117,17 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
 
 
 def _weighted(rows: Dataset, *, weight: float) -> Iterator[tuple[list[str], list[str]] | None]:
-    """Yield each row's captions and false captions ("" where the set has none), each as often as `weight` says.
+    """Yield each row's captions and false captions, each as often as `weight` says.
 
     Of the weight's fraction, a hash decides. None stands for a row that had captions and keeps none.
     """
-    whole, captions = int(weight), column(rows, "captions")
-    every_false = column(rows, "false_captions") if "false_captions" in rows.column_names else [[]] * len(captions)
-    for image_id, of_row, false in zip(column(rows, "image_id"), captions, every_false, strict=True):
+    whole = int(weight)
+    for image_id, of_row, false in zip(
+        column(rows, "image_id"), column(rows, "captions"), false_captions(rows), strict=True
+    ):
         pairs = [
             pair
-            for number, pair in enumerate(zip(of_row or (), false or itertools.repeat("")))  # noqa: B905
+            for number, pair in enumerate(zip(of_row or (), false, strict=True))
             for _ in range(whole + (hash_share(f"{image_id}:{number}") < weight - whole))
         ]
         yield None if of_row and not pairs else ([pair[0] for pair in pairs], [pair[1] for pair in pairs])

@@ -355,7 +355,7 @@ class VisionLanguageObjective(nn.Module):
         biases: dict[int, list[Tensor] | None] = {}
         states, chunk = [], self.config.fused_chunk or len(text)
         for rows, longest in zip(order.split(chunk), (part[-1] for part in rising.cpu().split(chunk)), strict=True):
-            length = max(1, int(longest)) if position_bias is None else text.shape[1]
+            length = int(longest) if position_bias is None else text.shape[1]
             if length not in biases:
                 biases[length] = position_bias or backbone.make_position_bias(num_text=length, grid=grid)
             sequence = backbone.join(

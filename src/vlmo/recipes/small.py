@@ -401,7 +401,7 @@ SMALL = {
     "scenes-kinds": Entry(
         _scenes_kinds,
         "Kinds of drawings (animals, dishes, tools, ...), fifteen classes.",
-        data="{source}: 5,000 images of 430 Twemoji drawings; 500 of OpenMoji's drawings that no stage saw are for "
+        data="{source}: 5,000 images of 387 Twemoji drawings; 500 of OpenMoji's drawings that no stage saw are for "
         "testing.",
         expect="accuracy 30.8 % on OpenMoji's drawings (chance 6.7; a linear probe of vlmo-small 32.0, its names of "
         "classes alone 17.4) and 86.2 % on those of Twemoji, in 3 minutes of one core.",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlmo.checkpoints.loading import load_processor, load_retrieval_model
 from vlmo.data.decoding import ImageCell, decode_image
 from vlmo.data.examples import RowExamples
-from vlmo.data.rows import column
+from vlmo.data.rows import column, false_captions
 from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, chance_metrics, evaluate_retrieval
 from vlmo.evaluation.composition import EXAMPLE_CHANCE, example_scores, words_alone
 from vlmo.evaluation.inference import BATCH
@@ -346,12 +346,12 @@ class PairStage(Task):
     def examples(self, run: RunContext) -> RowExamples:
         """Return pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
         named = self.losses.itm_weight and "false_captions" in run.rows.column_names
-        false = column(run.rows, "false_captions") if named else []
+        false = false_captions(run.rows) if named else []
         return RowExamples(
             run.rows,
             unit=run.unit,
             cache_images=run.cache_images,
-            false_texts=false if any(false) else None,
+            false_texts=false if any(map(any, false)) else None,
             **self.contents(run),
         )
 

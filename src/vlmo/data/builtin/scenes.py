@@ -15,6 +15,7 @@ from typing import Any
 from vlmo.data.builtin import emoji
 from vlmo.data.builtin.world import (
     OPPOSITE,
+    PLACES,
     SHAPE,
     UNITS,
     Choices,
@@ -46,14 +47,6 @@ _ALONE = 0.4
 """Share of training scenes of one object, from which its place is learnt first."""
 _MOST_TOLD = 3
 _TRIES = 8
-_PLACES = (
-    "at the top left",
-    "at the top right",
-    "at the bottom left",
-    "at the bottom right",
-    "on the left",
-    "on the right",
-)
 _WORDS = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
@@ -105,11 +98,12 @@ def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only
         usual = Pool((), known, unseen, totals=(2,), in_quarters=True, name="shapes")
         return dict.fromkeys(("train", "validation", "test"), usual) | {"combinations": replace(usual, first=unseen)}
     trained, held_out = ({row["image_id"] for row in drawn[split]} for split in ("train", "test"))
-    usual = tuple(each for each in drawings() if each.file in trained)  # so none of `drawings-concepts`
+    # So none of `drawings-concepts`.
+    usual = tuple(each for each in drawings() if f"{emoji.TWEMOJI}/{each.codes}" in trained)
     pools = make_pools(usual, {image_id.partition("/")[2] for image_id in held_out})
     if icons is None:
         return pools
-    train, test = (icon_things(icons / split) for split in ("train", "test"))
+    train, test = (icon_things(icons / split, like=usual) for split in ("train", "test"))
     return {split: replace(pool, icons=test if split == "artist" else train) for split, pool in pools.items()}
 
 
@@ -277,11 +271,12 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
 
 
 def edited_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence | None:
-    """Return a false version of one of `sentences`, in its form: a thing or its place is another, or two are exchanged.
+    """Return a false version of one of `sentences`, in its form.
+
+    A thing or its place is another, or two things (of a list: their places, colours or sizes) are exchanged.
 
     It tells of no thing that training scenes lack. None if a few tries find none.
     """
-    known = {(each.name, each.color) for each in pool.shapes + pool.drawings}
     for _ in range(_TRIES):
         phrases = list(sentence.phrases)
         if len(phrases) > 1 and choices.below(3):
@@ -295,13 +290,14 @@ def edited_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choic
             number = choices.below(len(phrases))
             old = phrases[number]
             if old.where and choices.below(2):
-                phrases[number] = old._replace(where=choices.one_of(_PLACES))
+                phrases[number] = old._replace(where=choices.one_of(PLACES))
             else:
                 alike = [each for each in pool.shapes if (each.name == old.name) != (each.color == old.color)]
-                thing = choices.one_of(alike if old.color and alike else pool.drawings)
+                others = pool.icons if pool.icons and choices.below(2) else pool.drawings
+                thing = choices.one_of(alike if old.color and alike else others)
                 phrases[number] = old._replace(name=thing.name, color=thing.color)
         false = sentence._replace(phrases=tuple(phrases))
-        if {(each.name, each.color) for each in phrases} <= known and scene.truth(false) is False:
+        if {(each.name, each.color) for each in phrases} <= pool.known and scene.truth(false) is False:
             return false
     return None
 

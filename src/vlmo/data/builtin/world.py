@@ -63,6 +63,10 @@ HELD_OUT_SHARE = 0.15
 """Share of the pairs of a colour and a shape that no training scene shows."""
 SIZES = {"small": (24, 28), "large": (38, 44)}
 """Sides of objects, in units of `compose`."""
+PLACES = (
+    *(f"at the {row} {column}" for row in ("top", "bottom") for column in ("left", "right")),
+    *("at the top", "at the bottom", "on the left", "on the right", "in the middle"),
+)
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 _JITTER = 6
@@ -152,6 +156,11 @@ class Thing(NamedTuple):
     kind: str
     file: str
     licence: str = ""
+
+    @property
+    def codes(self) -> str:
+        """Code points of a drawing of an emoji."""
+        return emoji.plain_codes(self.file.partition("/")[2])
 
     def phrase(self) -> Phrase:
         """Return words for one such object."""
@@ -318,17 +327,18 @@ def drawings() -> tuple[Thing, ...]:
 def by_another_artist(codes: Collection[str]) -> tuple[Thing, ...]:
     """Return OpenMoji's drawings of those `drawings` that have these code points."""
     stems = _stems(emoji.OPENMOJI)
-    known = ((thing, emoji.plain_codes(thing.file.partition("/")[2])) for thing in drawings())
     licence = emoji.LICENCES[emoji.OPENMOJI]
     return tuple(
-        thing._replace(file=f"{emoji.OPENMOJI}/{stems[own]}", licence=licence) for thing, own in known if own in codes
+        thing._replace(file=f"{emoji.OPENMOJI}/{stems[thing.codes]}", licence=licence)
+        for thing in drawings()
+        if thing.codes in codes
     )
 
 
-def icon_things(folder: Path) -> tuple[Thing, ...]:
-    """Return the images with transparency in a split that are named as `drawings`; those of one colour are tinted."""
+def icon_things(folder: Path, *, like: Collection[Thing]) -> tuple[Thing, ...]:
+    """Return a split's images with transparency that have a name of `like`; those of one colour are tinted."""
     rows = Dataset.load_from_disk(str(folder))
-    kinds, things = {thing.name: thing.kind for thing in drawings()}, []
+    kinds, things = {thing.name: thing.kind for thing in like}, []
     wanted = [row for row, texts in enumerate(column(rows, "captions")) if texts and texts[0] in kinds]
     for cells in cast("Iterable[dict[str, Any]]", select_rows(rows, wanted)):
         image = Image.open(io.BytesIO(cells["image"]["bytes"]))
@@ -375,6 +385,11 @@ class Pool:
     totals: tuple[int, ...] = (2, 2, 2, 3, 3, 3, 4, 4, 5)
     in_quarters: bool = False
     name: str = "scenes"
+
+    @functools.cached_property
+    def known(self) -> frozenset[tuple[str, str | None]]:
+        """Names and colours of all things that training shows."""
+        return frozenset((each.name, each.color) for each in self.drawings + self.shapes + self.icons)
 
     def scene(self, choices: Choices) -> Scene:
         """Return a scene of such things."""
