@@ -229,6 +229,8 @@ def test_false_captions_of_scenes_exchange_two_things_or_name_another(pools):
             edits[" ".join(sorted(changed))] += 1
     assert min(edits[kind] for kind in ("where", "size", "color", "name", "color name")) > 10
     assert edits["where"] > 100
+    shown = [scenes.make_scene("train", number, pool)[0].objects for number in range(300)]
+    assert {each.where for objects in shown for each in objects} == set(world.PLACES)
     assert none < 50
     for row in some_rows("train", pool, 20):
         assert len(row["false_captions"]) == len(row["captions"])

@@ -345,8 +345,7 @@ class PairStage(Task):
 
     def examples(self, run: RunContext) -> RowExamples:
         """Return pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
-        named = self.losses.itm_weight and "false_captions" in run.rows.column_names
-        false = false_captions(run.rows) if named else []
+        false = false_captions(run.rows) if self.losses.itm_weight else []
         return RowExamples(
             run.rows,
             unit=run.unit,

@@ -161,12 +161,12 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
         if split == "train":
             make_false = false_sentence if pool.in_quarters else edited_sentence
             false = [str(make_false(scene, each, pool, choices) or "") for each in told]
-        if pool.in_quarters and split == "train":
-            forms = [choices.one_of(_FORMS["verb" if " is " in text else "no verb"]) for text in captions[:2]]
-            forms += ["{}"] * len(captions[2:])
-            captions, false = (
-                [form.format(text) for form, text in zip(forms, texts, strict=True)] for texts in (captions, false)
-            )
+            if pool.in_quarters:
+                forms = [choices.one_of(_FORMS["verb" if " is " in text else "no verb"]) for text in captions[:2]]
+                forms += ["{}"] * len(captions[2:])
+                captions, false = (
+                    [form.format(text) for form, text in zip(forms, texts, strict=True)] for texts in (captions, false)
+                )
         yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=captions, false_captions=false)
 
 
@@ -271,11 +271,10 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
 
 
 def edited_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence | None:
-    """Return a false version of one of `sentences`, in its form.
+    """Return a false version of one of `sentences`, in its form; None if a few tries find none.
 
-    A thing or its place is another, or two things (of a list: their places, colours or sizes) are exchanged.
-
-    It tells of no thing that training scenes lack. None if a few tries find none.
+    A thing or its place is another, or two things (of a list: their places, colours or sizes) are exchanged. It tells
+    of no thing that training scenes lack.
     """
     for _ in range(_TRIES):
         phrases = list(sentence.phrases)
