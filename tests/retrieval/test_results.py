@@ -38,6 +38,12 @@ def test_table_shows_match_scores_only_if_there_are_any(result, searcher):
     assert plain.row_count == 2
 
 
+def test_table_has_no_empty_columns(result):
+    bare = [replace(hit, captions=(), metadata={"year": None}) for hit in result.hits[:2]]
+    table = as_table(QUERY, replace(result, hits=bare))
+    assert [column.header for column in table.columns] == ["", "score", "similarity", "match", "image"]
+
+
 def test_table_shows_no_control_characters_of_captions(result):
     hostile = replace(result.hits[0], captions=("\x1b]0;title\x07 gr\u00fcn \x9b31m", *result.hits[0].captions))
     console = Console(file=io.StringIO(), width=300)

@@ -282,6 +282,15 @@ def test_start_of_the_recipe_must_fit_if_it_is_there(tmp_path, monkeypatch) -> N
     assert ended.value.code == 2
 
 
+def test_start_that_is_missing_is_named(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = find_recipe("shapes-stage3")
+    cli.main(["train", "shapes-stage3", "--dry-run"])
+    assert f"{recipe.init}, which is not there" in capsys.readouterr().out
+    cli.main(["train", "shapes-stage3", "--dry-run", "--init", "None"])
+    assert "not there" not in capsys.readouterr().out
+
+
 def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     cli.main(["train", "shapes-stage3", "--dry-run", "--processes", "4", "--json", "needs.json"])

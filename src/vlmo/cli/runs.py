@@ -217,13 +217,19 @@ def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     recipe = options.recipe
     choose_device(options.device)
     # The recipe's own start is most often the end of a run to come.
-    if recipe.init != original.init or (recipe.init is not None and Path(find_model(recipe.init)).exists()):
+    is_missing = recipe.init == original.init and recipe.init is not None and not Path(find_model(recipe.init)).exists()
+    if not is_missing:
         check_start(recipe)
     processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
     needs = estimate(recipe, processes=processes)
     if os.environ.get("RANK", "0") == "0":
         whose = f"each of {processes:,} processes" if processes > 1 else "one process"
         Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
+        if is_missing:
+            said = (
+                f"It starts from {recipe.init}, which is not there yet: train that first, or give another with --init."
+            )
+            Console(soft_wrap=True).print(said, markup=False, highlight=False)
         if options.json is not None:
             options.json.write_text(needs.to_json() + "\n")
 

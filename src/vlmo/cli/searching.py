@@ -322,7 +322,11 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
     console = _wide_console()
     console.print(as_table(query, result) if result.hits else "nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
-    console.print(f"{result.num_reranked} reranked by the fusion encoder; {parts}", markup=False, highlight=False)
+    meaning = "score: cosine similarity"
+    if result.num_reranked:
+        meaning = "score: similarity (cosine) / temperature and match (log-odds), weighted by --rerank-weight"
+    told = f"{meaning}; {result.num_reranked} reranked by the fusion encoder; {parts}"
+    console.print(told, markup=False, highlight=False)
     if result.note is not None:
         console.print(without_controls(result.note), markup=False, highlight=False)
 

@@ -49,19 +49,22 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
 
 
 def as_table(query: str, result: SearchResult) -> Table:
-    """A row for each hit, with the match scores if any were reranked."""
+    """A row for each hit, with the match scores if any were reranked; no column is empty."""
     table = Table(title=_headed(_escaped(query), result), row_styles=["dim" if result.no_match else ""])
     reranked = result.num_reranked > 0
     for name in ["", "score", *(["similarity", "match"] if reranked else [])]:
         table.add_column(name, justify="right")
-    for name in ("image", "caption", "metadata"):
+    texts = {"image": [hit.path or hit.place for hit in result.hits]}
+    texts["caption"] = [hit.captions[0] if hit.captions else "" for hit in result.hits]
+    texts["metadata"] = [_metadata(hit) for hit in result.hits]
+    texts = {name: column for name, column in texts.items() if any(column)}
+    for name in texts:
         table.add_column(name, overflow="fold")
-    for rank, hit in enumerate(result.hits, start=1):
+    for rank, (hit, *row) in enumerate(zip(result.hits, *texts.values(), strict=True), start=1):
         numbers = [f"{hit.score:.3f}"]
         if reranked:
             numbers += [f"{hit.similarity:.3f}", "" if hit.match is None else f"{hit.match:.2f}"]
-        row = [str(rank), *numbers, hit.path or hit.place, hit.captions[0] if hit.captions else "", _metadata(hit)]
-        table.add_row(*map(_escaped, row))
+        table.add_row(*map(_escaped, [str(rank), *numbers, *row]))
     return table
 
 
