@@ -35,7 +35,7 @@ from rich.console import Console
 from surroundings import surroundings, write_result
 from vlmo.data.sources import open_source
 from vlmo.export.sessions import Precision
-from vlmo.folder import write_file
+from vlmo.folder.atomic import write_file
 from vlmo.retrieval import Encoder, build_index
 from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.building import APPROXIMATE_FROM

@@ -32,7 +32,7 @@ import shape_world
 from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, STAGES, VARIANTS
 from findings_report import publish, report
 from vlmo import VLMoForMaskedLM
-from vlmo.folder import lock_folder
+from vlmo.folder.atomic import lock_folder
 from vlmo.recipes import Recipe
 from vlmo.recipes.schema import scaled
 from vlmo.run import build

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 import vlmo
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
-from vlmo.folder import read_data
+from vlmo.folder.card import read_data
 from vlmo.recipes import describe
 from vlmo.release import MAX_BYTES
 from vlmo.released import SMALL

@@ -20,7 +20,7 @@ from vlmo import VLMoForImageTextRetrieval, VLMoProcessor, release
 from vlmo.cli import main
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.evaluation.scoring import embed_images, embed_texts
-from vlmo.folder import DataSource, ModelCard, read_data, write_card
+from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
 from vlmo.released.published import MODELS, NamedModel
 from vlmo.tasks import usage_of
 

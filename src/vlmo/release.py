@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vlmo.checkpoints.loading import check_model_folder
 from vlmo.data import builtin
-from vlmo.folder import add_metrics, add_section, read_data, rename_card, write_folder
+from vlmo.folder.atomic import write_folder
+from vlmo.folder.card import add_metrics, add_section, read_data, rename_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import RetrievalStage, TaskResult
 from vlmo.tasks.result import data_name

@@ -17,7 +17,7 @@ from findings_report import Effect, effect, effect_of
 from vlmo import VLMoConfig, VLMoForMaskedLM
 from vlmo.data.builtin.world import COLORS, Choices
 from vlmo.data.compose import compose
-from vlmo.folder import lock_folder
+from vlmo.folder.atomic import lock_folder
 from vlmo.recipes.schema import changed_settings
 from vlmo.run.estimate import estimate
 from vlmo.tasks import evaluate

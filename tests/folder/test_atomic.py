@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlmo.folder import atomic, write_file, write_folder
+from vlmo.folder import atomic
+from vlmo.folder.atomic import write_file, write_folder
 
 
 @contextlib.contextmanager

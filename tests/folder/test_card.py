@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 
 import vlmo
 from vlmo import VLMoProcessor
-from vlmo import folder as folders
-from vlmo.folder import DataSource, ModelCard, add_metrics, read_data, write_card
+from vlmo.folder.card import DataSource, ModelCard, add_metrics, read_data, write_card
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.tasks import TASKS, usage_of
 
@@ -28,17 +27,19 @@ DATA = (
 )
 
 
-def measurement(metric: str = "ir@1", *, value: float = 0.1234, **changes: Any) -> EvalResult:
-    facts = {
-        "name": f"{metric.upper()}, dual encoder",
-        "chance": 0.002,
-        "meaning": "the right image comes first",
-        "data": "emoji-pairs",
-        "split": "test",
-        "measured_by": "vlmo evaluate",
-        "date": "2026-02-03",
-    }
-    return folders.measurement(metric, value=value, **(facts | changes))
+def measurement(metric: str = "ir@1", *, value: float = 0.1234, split: str = "test", **facts: Any) -> EvalResult:
+    said = {"chance": 0.2, "meaning": "the right image comes first", "measured_by": "vlmo evaluate"}
+    said = {name: fact for name, fact in ({"unit": "percent", "date": "2026-02-03"} | said | facts).items() if fact}
+    return EvalResult(
+        task_type="image-text-retrieval",
+        dataset_type="emoji-pairs",
+        dataset_name="emoji-pairs",
+        dataset_split=split,
+        metric_type=metric,
+        metric_name=f"{metric.upper()}, dual encoder",
+        metric_value=100 * value,
+        metric_args=said,
+    )
 
 
 def build(kind: str) -> PreTrainedModel:
@@ -167,7 +168,7 @@ def test_card_without_facts_says_so(folder):
 
 
 def test_metrics_stand_beside_chance_and_source_and_are_explained(folder):
-    first = measurement(interval=(0.1, 0.15))
+    first = measurement(interval=[10.0, 15.0])
     card = write_card(folder, ModelCard(metrics=(first, measurement("accuracy", value=1, chance=None))))
     assert section(card, "Metrics").splitlines() == [
         "| measured on | metric | value (95 % interval) | chance | source |",
@@ -181,7 +182,7 @@ def test_metrics_stand_beside_chance_and_source_and_are_explained(folder):
 
 
 def test_reranked_values_stand_beside_those_of_the_dual_encoder(folder):
-    reranked = measurement("rerank_ir@1", value=0.5, interval=(0.4, 0.6))
+    reranked = measurement("rerank_ir@1", value=0.5, interval=[40.0, 60.0])
     alone = measurement("rerank_tr@1", value=0.25)
     later = (measurement("ir@5"), measurement("rerank_ir@5", value=0.75, date="2026-02-04"))
     card = write_card(folder, ModelCard(metrics=(reranked, measurement(), measurement(split="train"), alone, *later)))

@@ -20,7 +20,6 @@ from vlmo import VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import Weights, evaluate_retrieval
 from vlmo.integrations.mteb import VLMoSearch
-from vlmo.retrieval import Encoder
 
 RERANK = 6
 IMAGES = {"id": [f"i{row}" for row in range(len(CAPTIONS))], "image": drawings()}
@@ -93,11 +92,11 @@ def expected(folder):
 @pytest.mark.parametrize(
     ("category", "metric", "weight"), [("t2i", "ir", 0.9), ("t2i", "ir", None), ("i2t", "tr", None)]
 )
-def test_scores_are_those_of_our_evaluation(folder, expected, category, metric, weight, monkeypatch):
-    monkeypatch.setattr(Encoder, "rerank_weight", 0.9 if weight is None else 0.0)
-    monkeypatch.setattr(Encoder, "rerank_weight_image_to_text", 0.7)
+def test_scores_are_those_of_our_evaluation(folder, expected, category, metric, weight):
     for rerank, prefix in ((0, ""), (RERANK, "rerank_")):
         model = VLMoSearch(folder, rerank=rerank, weight=weight, device="cpu")
+        model.encoder.rerank_weight = 0.9 if weight is None else 0.0
+        model.encoder.rerank_weight_image_to_text = 0.7
         result = mteb.evaluate(model, task(category), cache=None)
         scores = result.task_results[0].scores["test"][0]
         for k in (1, 5, 10):

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.recipes.toy_recipes import STEPS, shrunk
 
 from vlmo.data.sources import open_source
-from vlmo.folder import DataSource, read_data
+from vlmo.folder.card import DataSource, read_data
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import Recipe
 from vlmo.run import build

@@ -9,7 +9,8 @@ from PIL import Image
 from tests.test_cli_tasks import refused
 
 from vlmo.cli import main
-from vlmo.folder import architectures, read_data
+from vlmo.folder import architectures
+from vlmo.folder.card import read_data
 from vlmo.recipes.finetune import finetune_recipe
 from vlmo.released import SMALL, model_path
 

@@ -18,7 +18,7 @@ from tests.recipes.toy_recipes import shrunk, write_shards
 
 from vlmo.cli import main
 from vlmo.data.stream.loader import StreamConfig
-from vlmo.folder import read_data
+from vlmo.folder.card import read_data
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import without_void_defaults
 from vlmo.run import build

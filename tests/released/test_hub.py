@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from huggingface_hub import EvalResult
 from huggingface_hub import ModelCard as HubCard
 from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS
@@ -13,7 +14,7 @@ from transformers.models.auto import modeling_auto
 
 import vlmo
 from vlmo import VLMoProcessor
-from vlmo.folder import ModelCard, add_metrics, measurement, write_card
+from vlmo.folder.card import ModelCard, add_metrics, write_card
 from vlmo.integrations.auto import AUTO_CLASSES
 from vlmo.integrations.sentence_transformers import load_sentence_transformer
 from vlmo.processing import image_processor_for
@@ -22,16 +23,14 @@ from vlmo.tasks import usage_of
 # The way in which huggingface_hub hands a file to httpx.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 CLASSES = [name for name in vlmo.__all__ if name == "VLMoModel" or name.startswith("VLMoFor")]
-METRIC = measurement(
-    "ir@1",
-    name="IR@1",
-    value=0.5,
-    chance=0.1,
-    meaning="",
-    data="toy",
-    split="test",
-    measured_by="hand",
-    date="2026-01-01",
+METRIC = EvalResult(
+    task_type="image-text-retrieval",
+    dataset_type="toy",
+    dataset_name="toy",
+    metric_type="ir@1",
+    metric_name="IR@1",
+    metric_value=50.0,
+    metric_args={"unit": "percent", "chance": 10.0, "meaning": "", "measured_by": "hand", "date": "2026-01-01"},
 )
 SMALL = {"num_hidden_layers": 1, "num_fusion_layers": 1, "hidden_size": 16, "intermediate_size": 16, "image_size": 32}
 OWN = {

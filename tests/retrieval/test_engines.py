@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, drawings
@@ -258,7 +257,7 @@ def test_auto_is_an_engine_that_is_ready(shared_folder, exports, monkeypatch):
     monkeypatch.setattr(engines, "_GPU_FILES", ())
     assert chosen() == "torch"  # nothing is exported by itself
     Encoder(source, engine="onnx")
-    assert (chosen(), chosen(device="cpu"), chosen(dtype=torch.bfloat16)) == ("openvino", "openvino", "torch")
+    assert (chosen(), chosen(device="cpu")) == ("openvino", "openvino")
     monkeypatch.setattr(engines, "_GPU_FILES", (str(source),))
     assert (chosen(), chosen(device="cpu")) == ("torch", "openvino")
     find_spec = engines.importlib.util.find_spec
@@ -322,7 +321,6 @@ def test_wrong_use_is_told(shared_folder, exports, tmp_path, monkeypatch, capsys
         ({"precision": "int8"}, "belongs to the engines onnx and openvino; choose one of them"),
         ({"precision": "int8", "engine": "auto"}, "belongs to the engines onnx and openvino; choose one of them"),
         ({"engine": "onnx", "device": "cuda"}, "runs on the CPU"),
-        ({"engine": "onnx", "dtype": torch.bfloat16}, "leave out the device and the dtype"),
     ):
         with pytest.raises(ValueError, match=words):
             Encoder(source, **options)

@@ -11,10 +11,9 @@ from vlmo.retrieval.metadata import (
     Annotation,
     MetadataTable,
     clean_metadata,
-    describe_unmatched,
-    find_table,
     read_column,
 )
+from vlmo.retrieval.sources import Found, Reader
 from vlmo.retrieval.store import column_type, converted
 
 
@@ -103,16 +102,17 @@ def test_lines_about_one_image_add_up(tmp_path):
 
 
 def test_names_that_no_image_has_are_counted(tmp_path):
-    first = MetadataTable(written(tmp_path / "a.csv", "image,caption\n1.png,one\nsub/2.png,two\n3.png,three\n"))
-    second = MetadataTable(written(tmp_path / "b.csv", "image,caption\n1.png,one\n"))
-    for name in ("other/1.png", "sub/2.png", "4.png"):
-        first.about(name)
-    second.about("1.png")
-    told = describe_unmatched([first, second])
+    for folder, text in (("a", "1.png,one\nsub/2.png,two\n3.png,three\n"), ("b", "1.png,one\n")):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "captions.csv", f"image,caption\n{text}")
+    reader = Reader()
+    for name in ("a/other/1.png", "a/sub/2.png", "a/4.png", "b/1.png"):
+        reader.stamp(Found(str(tmp_path / name), "", "file", "", 0, root=str(tmp_path / name[0])))
+    told = reader.unmatched()
     assert told.startswith("1 of 4 names")
-    assert told.endswith(f"3.png in {tmp_path / 'a.csv'}")
-    first.about("3.png")
-    assert describe_unmatched([first, second]) is None
+    assert told.endswith(f"3.png in {tmp_path / 'a' / 'captions.csv'}")
+    reader.stamp(Found(str(tmp_path / "a" / "3.png"), "", "file", "", 0, root=str(tmp_path / "a")))
+    assert reader.unmatched() is None
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,3 @@ def test_table_in_another_encoding_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes("image,caption\n1.png,süß\n".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"):
         MetadataTable(tmp_path / "a.csv")
-
-
-def test_folder_has_one_table(tmp_path):
-    assert find_table(tmp_path) is None
-    written(tmp_path / "captions.csv", "image,caption\n1.png,one\n")
-    table = find_table(tmp_path)
-    assert table is not None
-    assert table.about("1.png").captions == ("one",)
-    written(tmp_path / "captions.jsonl", "")
-    with pytest.raises(ValueError, match="keep one"):
-        find_table(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from tests.toy_model import toy
 
-from vlmo.folder import ModelCard, write_card
+from vlmo.folder.card import ModelCard, write_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import result
 from vlmo.tasks.result import TaskResult, circumstances, data_name, score_interval

@@ -19,7 +19,7 @@ from vlmo.data.decoding import decode_image
 from vlmo.data.examples import RowExamples
 from vlmo.data.rows import column
 from vlmo.evaluation.inference import BATCH
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.model import VLMoConfig, VLMoModel, VLMoPreTrainedModel
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.recipes import Recipe, find_recipe

@@ -33,7 +33,8 @@ from vlmo.checkpoints.layout import (
 )
 from vlmo.checkpoints.loading import Origin, check_model_folder, read_json, read_labels, read_state_dict
 from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
-from vlmo.folder import ModelCard, Usage, write_card, write_file, write_folder
+from vlmo.folder.atomic import write_file, write_folder
+from vlmo.folder.card import ModelCard, Usage, write_card
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.wordpiece import PAD_MULTIPLE

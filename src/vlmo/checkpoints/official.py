@@ -37,7 +37,7 @@ from vlmo.checkpoints.layout import (
     translate,
 )
 from vlmo.checkpoints.loading import check_model_folder, one_line_errors, read_json, read_state_dict
-from vlmo.folder import atomic_file
+from vlmo.folder.atomic import atomic_file
 from vlmo.model.position import relative_position_index
 
 PUBLISHED_EXTRAS = "published_extras.safetensors"

@@ -26,7 +26,7 @@ from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, WordM
 from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.distributed import is_main
-from vlmo.folder import cached_file, keep_file
+from vlmo.folder.atomic import cached_file, keep_file
 from vlmo.processing.transforms import EvalTransform, TrainTransform
 from vlmo.processing.wordpiece import PAD_MULTIPLE
 from vlmo.progress import Progress

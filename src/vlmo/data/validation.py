@@ -18,7 +18,7 @@ from vlmo.data.quarantine import first_reasons, to_lines
 from vlmo.data.rows import SUMMARY_FILE, arrow_table, column, select_rows
 from vlmo.data.schema import FEATURES, require_columns
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
-from vlmo.folder import cached_file, keep_file, write_file
+from vlmo.folder.atomic import cached_file, keep_file, write_file
 from vlmo.progress import Progress
 
 _compute: Any = pyarrow.compute  # its functions are made when it is imported

@@ -16,7 +16,7 @@ from vlmo.data.decoding import read_path
 from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.demo.examples import contact_sheet
-from vlmo.folder import write_folder
+from vlmo.folder.atomic import write_folder
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
 from vlmo.retrieval.encoder import prepare_searches

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from vlmo.demo.examples import Decision, ImageQuery, TextQuery
-from vlmo.folder import write_file
+from vlmo.folder.atomic import write_file
 from vlmo.visualization import data_uri, heat_map
 
 _MAX_POINTS = 60

@@ -22,7 +22,7 @@ from vlmo import model as models
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.export.graphs import _IDS, _MASK, Graph, GraphModule, free_text_length, graphs_of
 from vlmo.export.sessions import DESCRIPTION, OnnxSession
-from vlmo.folder import write_folder
+from vlmo.folder.atomic import write_folder
 
 # Largest difference to PyTorch in float32; measured ones are around 1e-6.
 TOLERANCE = 1e-4

@@ -3,55 +3,7 @@
 import json
 from pathlib import Path
 
-from vlmo.folder.atomic import (
-    LOCK_FILE,
-    atomic_file,
-    cached_file,
-    keep_file,
-    lock_folder,
-    need_writable,
-    path_aside,
-    remove_folder,
-    remove_leftovers,
-    write_file,
-    write_folder,
-)
-from vlmo.folder.card import (
-    DataSource,
-    ModelCard,
-    Usage,
-    add_metrics,
-    add_section,
-    measurement,
-    read_data,
-    rename_card,
-    write_card,
-)
 from vlmo.released import find_model, no_model
-
-__all__ = [
-    "LOCK_FILE",
-    "DataSource",
-    "ModelCard",
-    "Usage",
-    "add_metrics",
-    "add_section",
-    "architectures",
-    "atomic_file",
-    "cached_file",
-    "keep_file",
-    "lock_folder",
-    "measurement",
-    "need_writable",
-    "path_aside",
-    "read_data",
-    "remove_folder",
-    "remove_leftovers",
-    "rename_card",
-    "write_card",
-    "write_file",
-    "write_folder",
-]
 
 
 def architectures(folder: str | Path) -> list[str]:

@@ -80,49 +80,6 @@ class DataSource:
     is_data: bool = True
 
 
-def measurement(
-    metric: str,
-    *,
-    name: str,
-    value: float,
-    interval: tuple[float, float] | None = None,
-    chance: float | None,
-    meaning: str,
-    data: str,
-    split: str,
-    measured_by: str,
-    date: str,
-    task: str = "image-text-retrieval",
-) -> EvalResult:
-    """Return a measured value in the hub's form, in percent, with interval, chance, meaning and source.
-
-    Args:
-        metric: Identifier, such as `ir@1`.
-        name: For people, such as "IR@1, dual encoder".
-        value: A fraction.
-        interval: Its 95 % interval.
-        chance: Value of guessing; None if it is not known.
-        meaning: Meaning of the value, in one sentence.
-        data: Name of the data it was measured on.
-        split: Part of it.
-        measured_by: Command or run.
-        date: Day of the measurement, YYYY-MM-DD.
-        task: Hugging Face's name of the task, or one like it.
-    """
-    known = {} if interval is None else {"interval": [round(100 * end, 1) for end in interval]}
-    known |= {} if chance is None else {"chance": round(100 * chance, 2)}
-    return EvalResult(
-        task_type=task,
-        dataset_type=_identifier(data),
-        dataset_name=data,
-        dataset_split=split,
-        metric_type=metric,
-        metric_name=name,
-        metric_value=round(100 * value, 2),
-        metric_args={"unit": _PERCENT, **known, "meaning": meaning, "measured_by": measured_by, "date": date},
-    )
-
-
 @dataclass(frozen=True)
 class ModelCard:
     """Content of a card that `config.json` does not tell; the card shows the rest as "not known".
@@ -138,7 +95,7 @@ class ModelCard:
         data: All training data.
         licence: Of the weights, by the hub's identifier, such as "apache-2.0".
         licence_note: Further sentences about it.
-        metrics: Results of `measurement`.
+        metrics: Results of `TaskResult.measurements`.
         limits: Limits, beside those of every card.
     """
 
@@ -178,7 +135,7 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
         library_name="transformers",
         pipeline_tag=usage.pipeline if usage else None,
         tags=["vlmo", "beit3"] if is_beit3 else ["vlmo"],
-        datasets=sorted({_identifier(source.name) for source in card.data if source.is_data}) or None,
+        datasets=sorted({identifier(source.name) for source in card.data if source.is_data}) or None,
         model_name=title if card.metrics else None,  # the hub reads it as the name in model-index only
         eval_results=list(card.metrics) or None,
         data_sources=[asdict(source) | {"licences": list(source.licences)} for source in card.data] or None,
@@ -305,7 +262,7 @@ def _with_section(text: str, heading: str, body: str) -> str:
     return f"{above.rstrip()}\n\n{section}{limits}{below}"
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
     """Return the name in the characters that the hub allows."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "data"
 

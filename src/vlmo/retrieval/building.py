@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 
 from rich.console import Console
 
-from vlmo.folder import LOCK_FILE, lock_folder, write_file
+from vlmo.folder.atomic import LOCK_FILE, lock_folder, write_file
 from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import Recall, make_approximate
@@ -173,7 +173,7 @@ def build_index(
     return BuildReport(
         images=images,
         captions=captions,
-        **vars(counts),
+        **counts,
         seconds=time.perf_counter() - start,
         recall=None if approximate is None else approximate.recall,
         unmatched=reader.unmatched(),

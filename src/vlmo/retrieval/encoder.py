@@ -31,8 +31,6 @@ from vlmo.retrieval.engines import (
 from vlmo.visualization import on_white
 
 if TYPE_CHECKING:
-    import torch
-
     from vlmo.export.sessions import RetrievalGraphs
     from vlmo.retrieval.engines import GraphsEngine
     from vlmo.retrieval.torch_engine import TorchEngine
@@ -68,7 +66,6 @@ class Encoder:
             the cache; see `open_engine`. "auto": see `choose_engine`.
         precision: "int8" multiplies in int8 in the linear layers, of the engines onnx and openvino.
         device: For torch: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-        dtype: For torch: type of weights and activations; None: that of the folder.
 
     Raises:
         ValueError: It is no model folder, its model does not retrieve, or its cut-off is no probability; its vectors
@@ -84,18 +81,14 @@ class Encoder:
         engine: EngineChoice = "torch",
         precision: Precision = "float32",
         device: str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         self.folder = Path(find_model(Path(folder).expanduser()))
         architectures(self.folder)  # raises if it is no model folder
         self.fingerprint = model_fingerprint(self.folder)
         if engine == "auto":
-            is_exact = precision == "float32" and dtype is None
-            engine = choose_engine(self.folder, self.fingerprint, device=device) if is_exact else "torch"
+            engine = choose_engine(self.folder, self.fingerprint, device=device) if precision == "float32" else "torch"
         self.engine, self.precision = engine, precision
-        self._engine = open_engine(
-            engine, self.folder, self.fingerprint, precision=precision, device=device, dtype=dtype
-        )
+        self._engine = open_engine(engine, self.folder, self.fingerprint, precision=precision, device=device)
         size = self._engine.dim
         self.dim = size if dim is None else dim
         if self.dim != size and (self.dim % 8 or not 0 < self.dim < size):  # LanceDB's IVF_RQ indexes multiples of 8
@@ -103,16 +96,30 @@ class Encoder:
                 f"dim is {dim}, but the vectors of {self.folder} have {size} dimensions; give a multiple of 8 below "
                 "that, or for an index of more dimensions the model that made it"
             )
-        self._settings = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        self.match_cutoff = self._share("match_cutoff", None)
+        self.device, self.can_match = self._engine.device, self._engine.can_match
+        self.inverse_temperature = self._engine.inverse_temperature
+        settings = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        self.match_cutoff = self._share(settings, "match_cutoff", None)
+        self.rerank_weight = self._share(settings, "rerank_weight", 0.5)  # VLMoConfig's
+        self.rerank_weight_image_to_text = self._share(settings, "rerank_weight_image_to_text", self.rerank_weight)
         self._lock = threading.RLock()
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vlmo-decode")
 
     folder: Path
     fingerprint: str
     """The same for every copy of the folder; see `model_fingerprint`."""
+    rerank_weight: float
+    """Share of the match score in the order of images for a text, from config.json."""
+    rerank_weight_image_to_text: float
+    """The same in the order of texts for an image."""
     match_cutoff: float | None
     """Probability that the best candidate of a text must reach to be a match, from config.json; None: not chosen."""
+    inverse_temperature: float
+    """Factor that turns similarities into logits, as in training."""
+    can_match: bool
+    """True if the model has a matching head, so that `match` works."""
+    device: str
+    """Device of the model, such as "cpu" or "cuda:0"."""
     dim: int
     """Size of a vector."""
     engine: EngineName
@@ -121,34 +128,9 @@ class Encoder:
     """Threads that decode and resize images."""
 
     @property
-    def device(self) -> str:
-        """Device of the model, such as "cpu" or "cuda:0"."""
-        return self._engine.device
-
-    @property
-    def can_match(self) -> bool:
-        """True if the model has a matching head, so that `match` works."""
-        return self._engine.can_match
-
-    @property
     def graphs(self) -> RetrievalGraphs:
         """The graphs of an engine other than torch."""
         return cast("GraphsEngine", self._engine).graphs
-
-    @property
-    def rerank_weight(self) -> float:
-        """Share of the match score in the order of images for a text, from the folder's config.json."""
-        return self._share("rerank_weight", 0.5)  # VLMoConfig's
-
-    @property
-    def rerank_weight_image_to_text(self) -> float:
-        """Share of the match score in the order of texts for an image, from the folder's config.json."""
-        return self._share("rerank_weight_image_to_text", self.rerank_weight)
-
-    @property
-    def inverse_temperature(self) -> float:
-        """Factor that turns similarities into logits, as in training."""
-        return self._engine.inverse_temperature
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """L2-normalised vectors of texts; a text that is too long is cut."""
@@ -217,8 +199,8 @@ class Encoder:
             raise ValueError(f"{self.folder}: the model gives NaN; check its weights")
         return found
 
-    def _share(self, name: str, default: float | None) -> Any:
-        value = self._settings.get(name)
+    def _share(self, settings: dict[str, Any], name: str, default: float | None) -> Any:
+        value = settings.get(name)
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
             raise ValueError(f"{self.folder / 'config.json'}: {name} is {value!r}; expected a number from 0 to 1")
         return default if value is None else value

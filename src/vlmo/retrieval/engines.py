@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -30,9 +30,8 @@ from vlmo.lazy import install_command
 from vlmo.progress import Progress
 
 if TYPE_CHECKING:
-    import torch
-
     from vlmo.export.onnx import OnnxReport
+    from vlmo.retrieval.torch_engine import TorchEngine
 
 EngineName = Literal["torch", "onnx", "openvino"]
 EngineChoice = EngineName | Literal["auto"]
@@ -45,35 +44,6 @@ _RETRIEVES = {"VLMoForImageTextRetrieval", "VLMoForPreTraining"}
 _EXPORT_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _LOGGER = logging.getLogger(__name__)
-
-
-class Engine(Protocol):
-    """Computes vectors and log-odds of up to a batch of rows; one thread at a time, but for `pixels`."""
-
-    device: str
-    dim: int
-    can_match: bool
-    inverse_temperature: float
-
-    def pixels(self, image: Image.Image) -> Pixels:
-        """Return an RGB image at the model's size."""
-        ...
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return numbers of tokens, special ones among them."""
-        ...
-
-    def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
-        """Return L2-normalised vectors."""
-        ...
-
-    def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
-        """Return L2-normalised vectors."""
-        ...
-
-    def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
-        """Return log-odds that each text belongs to its image."""
-        ...
 
 
 def choose_engine(folder: Path, fingerprint: str, *, device: str | None = None) -> EngineName:
@@ -103,18 +73,13 @@ def open_engine(
     *,
     precision: Precision = "float32",
     device: str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Engine:
-    """Return the engine of a model folder.
+) -> TorchEngine | GraphsEngine:
+    """Return the engine of a model folder, which one thread at a time may call, but for `pixels`.
 
     Args:
-        name: torch is PyTorch, onnx ONNX Runtime, openvino OpenVINO. The last two run graphs on the CPU, which the
-            first use writes into the cache.
+        name: As for `Encoder`, like precision and device.
         folder: Model folder.
         fingerprint: Of the folder: graphs of another one are not used.
-        precision: int8 multiplies in int8 in the linear layers; of onnx and openvino.
-        device: For torch: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-        dtype: For torch: type of weights and activations; None: that of the folder.
 
     Raises:
         ValueError: There is no such engine, its options do not go together, or the model does not retrieve.
@@ -127,12 +92,12 @@ def open_engine(
 
         if precision != "float32":
             raise ValueError(f"precision {precision} belongs to the engines onnx and openvino; choose one of them")
-        return TorchEngine(folder, device=device, dtype=dtype)
+        return TorchEngine(folder, device=device)
     if name not in _PACKAGES:
         hint = "; Ray is an executor (--executor ray)" if name == "ray" else ""
         raise ValueError(f"engine is {name!r}; expected torch, onnx or openvino{hint}")
-    if device not in {None, "cpu"} or dtype is not None:
-        raise ValueError(f"engine {name} runs on the CPU in its own precision; leave out the device and the dtype")
+    if device not in {None, "cpu"}:
+        raise ValueError(f"engine {name} runs on the CPU; leave out the device")
     _need(_PACKAGES[name], extra=name)
     return GraphsEngine(write_graphs(folder, fingerprint, precision=precision), engine=name, precision=precision)
 
@@ -252,7 +217,7 @@ def calibration_samples(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _graph_folder(folder: Path, fingerprint: str) -> Path:
-    from vlmo.folder import cached_file
+    from vlmo.folder.atomic import cached_file
 
     settings = folder / "tokenizer_config.json"  # it has the text length, which the fingerprint leaves out
     length = settings.read_text(encoding="utf-8") if settings.is_file() else ""

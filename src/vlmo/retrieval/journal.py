@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from vlmo.folder import atomic_file
+from vlmo.folder.atomic import atomic_file
 from vlmo.retrieval.executor import Encoded, Rows
 from vlmo.retrieval.store import Known, Store
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -15,13 +15,11 @@ import numpy as np
 from vlmo.data.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
-    TABLE_STEMS,
     TABLE_SUFFIXES,
     captions_of,
     column_of,
     table_records,
 )
-from vlmo.data.tables import find_table as find_file
 from vlmo.retrieval.store import RESERVED, WIDER
 
 
@@ -88,26 +86,6 @@ class MetadataTable:
         before = self._rows.get(name, Annotation())
         captions = (*before.captions, *(caption for caption in given if caption.strip()))
         self._rows[name] = Annotation(captions, {**before.metadata, **clean_metadata(columns)})
-
-
-def find_table(folder: Path) -> MetadataTable | None:
-    """The table in a folder under one of the names that training reads too; None if there is none.
-
-    Raises:
-        ValueError: There are several, or it cannot be read.
-    """
-    found = find_file(folder, stems=TABLE_STEMS[:2])
-    return None if found is None else MetadataTable(found)
-
-
-def describe_unmatched(tables: Iterable[MetadataTable]) -> str | None:
-    """Tell in a sentence which names in tables no image was looked up by; None if there are none."""
-    tables = list(tables)
-    unused = [(name, table.path) for table in tables for name in table.unused()]
-    if not unused:
-        return None
-    total, (name, path) = sum(map(len, tables)), unused[0]
-    return f"{len(unused)} of {total} names in tables of metadata belong to no image, such as {name} in {path}"
 
 
 def clean_metadata(given: Mapping[str, Any]) -> dict[str, Any]:

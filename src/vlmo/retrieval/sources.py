@@ -24,7 +24,8 @@ from vlmo.data.listing import (
     walk,
 )
 from vlmo.data.stream.records import Bad, Sample, read_shard
-from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata, describe_unmatched, find_table
+from vlmo.data.tables import TABLE_STEMS, find_table
+from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata
 from vlmo.retrieval.videos import VIDEO_SUFFIXES, read_key_frames
 
 MAX_BYTES = 256_000_000
@@ -273,7 +274,12 @@ class Reader:
 
     def unmatched(self) -> str | None:
         """Tell of names in tables that no file had whose stamp was asked for here; None if there are none."""
-        return describe_unmatched(table for table in [*self._tables.values(), self.table] if table is not None)
+        tables = [table for table in [*self._tables.values(), self.table] if table is not None]
+        unused = [(name, table.path) for table in tables for name in table.unused()]
+        if not unused:
+            return None
+        total, (name, path) = sum(map(len, tables)), unused[0]
+        return f"{len(unused)} of {total} names in tables of metadata belong to no image, such as {name} in {path}"
 
     def files(self, files: Iterable[Found]) -> list[Record | Bad]:
         """Read files in parallel."""
@@ -309,7 +315,8 @@ class Reader:
         table = self.table
         if table is None and not is_remote(found.place):
             if found.root not in self._tables:
-                self._tables[found.root] = find_table(Path(found.root))
+                file = find_table(Path(found.root), stems=TABLE_STEMS[:2])
+                self._tables[found.root] = None if file is None else MetadataTable(file)
             table = self._tables[found.root]
         return Annotation() if table is None else table.about(found.place.removeprefix(found.root).lstrip("/"))
 

@@ -20,23 +20,22 @@ from vlmo.types import normalize_pixels
 
 
 class TorchEngine:
-    """An `Engine`, which also shows attention.
+    """The model; also shows attention.
 
     Args:
         folder: Model folder.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-        dtype: Type of weights and activations; None: that of the folder.
 
     Raises:
         ValueError: It is no model folder, or its model does not retrieve; or there is no such device.
     """
 
-    def __init__(self, folder: Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, folder: Path, *, device: str | None = None) -> None:
         chosen = choose_device(device)
         model, self._processor = load_retrieval_model(folder)
-        self._dual = model.for_inference(dtype=dtype).to(chosen)
+        self._dual = model.for_inference().to(chosen)
         module: nn.Module = model
-        module.to(device=chosen, dtype=dtype).requires_grad_(requires_grad=False)
+        module.to(chosen).requires_grad_(requires_grad=False)
         self._model = model
         self._transform = eval_transform(TransformConfig(image_size=self._processor.image_size))
         self.device = str(self._dual.device)

@@ -6,12 +6,11 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from vlmo.data.quarantine import QuarantineFile, read_lines, to_lines
-from vlmo.folder import write_file
+from vlmo.folder.atomic import write_file
 from vlmo.progress import Progress
 from vlmo.retrieval.executor import Executor, Finished, Rows, Task
 from vlmo.retrieval.journal import Journal
@@ -21,17 +20,6 @@ from vlmo.retrieval.store import Known, Store
 SHARDS_FILE, QUARANTINE_FILE = "shards.jsonl", "quarantine.jsonl"
 _LOOKED_UP = 2048
 _DELETED_AT_ONCE = 1024
-
-
-@dataclass
-class Counts:
-    """Numbers of images by what a run did with them."""
-
-    encoded: int = 0
-    reused: int = 0
-    unchanged: int = 0
-    deleted: int = 0
-    bad: int = 0
 
 
 class Update:
@@ -47,15 +35,17 @@ class Update:
     def __init__(self, store: Store, *, reader: Reader, size: int, progress: Progress) -> None:
         self._store, self._reader, self._progress = store, reader, progress
         self._size, self._read = size, 0
-        self.counts = Counts()
+        self.counts = dict.fromkeys(("encoded", "reused", "unchanged", "deleted", "bad"), 0)
         self._seen = array("Q")  # the first 64 bits of the ids that are still there
         # Stamps of the shards that were read to their ends.
         self._done = {line["shard"]: line["stamp"] for line in read_lines(store.folder / SHARDS_FILE)}
         self._settled: set[str] = set()  # shards that were not read again, or not to their ends: their images stay
         self._unreadable: tuple[str, ...] = ()  # folders, with "/": images below stay too
 
-    def run(self, executor: Executor, listing: Iterable[Found]) -> Counts:
+    def run(self, executor: Executor, listing: Iterable[Found]) -> dict[str, int]:
         """Embed new images and remove those that are gone; the tables are valid whenever this is interrupted.
+
+        Return the numbers of images by what was done with them, as in `BuildReport`.
 
         Raises:
             ValueError: The index is damaged.
@@ -70,8 +60,8 @@ class Update:
             if isinstance(step, Rows):
                 journal.add(step)
                 self._mark(record.id for record in step.records)
-                self.counts.encoded += step.num_encoded
-                self.counts.reused += len(step.records) - step.num_encoded
+                self.counts["encoded"] += step.num_encoded
+                self.counts["reused"] += len(step.records) - step.num_encoded
                 self._advance(0, unchanged=0)
             else:
                 self._mark(step.unchanged)
@@ -87,7 +77,7 @@ class Update:
         bad_before = [line for line in bad_before if line["path"] in self._settled]
         lines = list(dict.fromkeys(to_lines([line]) for line in [*bad_before, *bad_now]))
         write_file(self._store.folder / QUARANTINE_FILE, "".join(lines))
-        self.counts.bad = len(lines)
+        self.counts["bad"] = len(lines)
         return self.counts
 
     def _tasks(self, listing: Iterable[Found], journal: Journal) -> Iterator[Task]:
@@ -145,9 +135,9 @@ class Update:
         self._seen.extend(int(id[:16], 16) for id in ids)  # noqa: A001
 
     def _advance(self, size: int, *, unchanged: int) -> None:
-        self.counts.unchanged += unchanged
+        self.counts["unchanged"] += unchanged
         self._read += size
-        done = self.counts.encoded + self.counts.reused + self.counts.unchanged
+        done = self.counts["encoded"] + self.counts["reused"] + self.counts["unchanged"]
         self._progress.update("indexing", self._read, self._size, note=f"{done} images")
 
     def _delete_unseen(self) -> None:
@@ -166,7 +156,7 @@ class Update:
             ]
         for start in range(0, len(gone), _DELETED_AT_ONCE):
             self._store.delete(gone[start : start + _DELETED_AT_ONCE])
-        self.counts.deleted = len(gone)
+        self.counts["deleted"] = len(gone)
 
 
 def _done_line(shard: str, stamp: str) -> str:

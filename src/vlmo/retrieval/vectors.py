@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from rich.console import Console
 
 from vlmo.data.quarantine import Bad, to_lines
-from vlmo.folder import atomic_file
+from vlmo.folder.atomic import atomic_file
 from vlmo.progress import Progress
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.executor import Group, Rows, Task, local_executor

@@ -25,7 +25,8 @@ from vlmo.data.stream.lanes import open_sources
 from vlmo.data.stream.loader import StreamLoader
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
-from vlmo.folder import DataSource, ModelCard, cached_file, keep_file, need_writable, read_data, write_card
+from vlmo.folder.atomic import cached_file, keep_file, need_writable
+from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import VLMoProcessor, image_processor_for

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_origin
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import generate_latest
 from pydantic import BaseModel, ValidationError
@@ -131,8 +131,8 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
         exception_handlers={HTTPException: _http_error},
     )
     app.state.vlmo = state
-    app.include_router(_api())
-    app.include_router(_pages(state))
+    _add_api(app, state)
+    _add_pages(app, state)
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_middleware(Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping)
     if settings.cors_origin:
@@ -148,47 +148,37 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
 # --------------------------------------------------------------------------------------------------------------- routes
 
 
-def _state(request: Request) -> State:
-    return request.app.state.vlmo
-
-
-Running = Annotated[State, Depends(_state)]
-
-
 def _errors(*numbers: int) -> dict[int | str, dict[str, Any]]:
     return {number: {"model": schemas.ErrorResponse, "description": _ERRORS[number]} for number in numbers}
 
 
-def _api() -> APIRouter:
-    """Routes of the models and the index."""
-    api = APIRouter()
+def _add_api(app: FastAPI, state: State) -> None:
+    """Add the routes of the models and the index."""
     for path, body, answer, work in _POSTS:
-        _add_post(api, path, body=body, answer=answer, work=work)
+        _add_post(app, state, path, body=body, answer=answer, work=work)
 
-    @api.get("/v1/images/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
-    async def image(request: Request, state: Running, id: str) -> Response:  # noqa: A002 - the path's name
+    @app.get("/v1/images/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
+    async def image(request: Request, id: str) -> Response:  # noqa: A002 - the path's name
         """An indexed image, of at most 2048 pixels a side."""
         return await state.answer(request, state.service.image(id))
 
-    @api.get("/v1/thumbnails/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
-    async def thumbnail(state: Running, id: str) -> Response:  # noqa: A002
+    @app.get("/v1/thumbnails/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
+    async def thumbnail(id: str) -> Response:  # noqa: A002
         """A small copy of an indexed image."""
         return _jpeg(await state.service.thumbnail(id))
 
-    @api.get("/v1/about", responses=_errors(*_WITHOUT_BODY))
-    def about(state: Running) -> schemas.About:  # no coroutine, so that it runs on a thread
+    @app.get("/v1/about", responses=_errors(*_WITHOUT_BODY))
+    def about() -> schemas.About:  # no coroutine, so that it runs on a thread
         """Abilities of this service, its columns and its limits."""
         return state.service.about()
 
-    return api
 
-
-def _add_post(api: APIRouter, path: str, *, body: type[Body], answer: type[BaseModel], work: Work) -> None:
-    async def route(request: Request, state: Running) -> Response:
+def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer: type[BaseModel], work: Work) -> None:
+    async def route(request: Request) -> Response:
         read = await read_body(request, body)
         return await state.answer(request, work(state.service, read))
 
-    api.post(
+    app.post(
         path,
         name=path.rpartition("/")[2],
         description=inspect.getdoc(work),
@@ -198,25 +188,23 @@ def _add_post(api: APIRouter, path: str, *, body: type[Body], answer: type[BaseM
     )(route)
 
 
-def _pages(state: State) -> APIRouter:
-    """Routes of the page, of health and of metrics."""
-    router = APIRouter()
+def _add_pages(app: FastAPI, state: State) -> None:
+    """Add the routes of the page, of health and of metrics."""
 
-    @router.get("/healthz", responses={503: {"model": schemas.Health}})
+    @app.get("/healthz", responses={503: {"model": schemas.Health}})
     async def healthz(response: Response) -> schemas.Health:
         """State of the server: ready, or stopping."""
         if state.stopping:
             response.status_code = 503
         return schemas.Health(status="stopping" if state.stopping else "ready")
 
-    @router.get("/metrics", response_class=Response, responses={**_METRICS, **_errors(401)})
+    @app.get("/metrics", response_class=Response, responses={**_METRICS, **_errors(401)})
     async def metrics() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4")
 
     for path, file in (("/", "index.html"), ("/docs", "docs.html"), ("/favicon.ico", "icon.svg")):
-        router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
-    return router
+        app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
 
 
 async def _disconnect(request: Request) -> None:

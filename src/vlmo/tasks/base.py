@@ -25,7 +25,7 @@ from vlmo.data.decoding import decode_image
 from vlmo.data.examples import Examples, RowExamples, StreamExamples, Unit
 from vlmo.data.masking import WordMaskConfig
 from vlmo.distributed import is_main
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.model.config import FusionStart
 from vlmo.processing import TransformConfig, train_transform
 from vlmo.released import notes_folder

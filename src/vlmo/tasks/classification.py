@@ -25,7 +25,7 @@ from vlmo.evaluation.classification import (
     topk_accuracy,
     zero_shot_classifier,
 )
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.objectives.downstream import ClassificationConfig, ClassificationObjective
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.released import find_model

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.objectives.unimodal import LanguageObjective
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import Pass, SampleSizes, Work, encode, masked_words

@@ -17,7 +17,7 @@ from torch import nn
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column, select_rows
 from vlmo.evaluation import nlvr2
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.model.config import FusionStart
 from vlmo.objectives.downstream import ReasoningObjective
 from vlmo.tasks.base import Inputs, RunContext, Task, head_lr_scale, label_settings

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlmo.distributed import is_main
-from vlmo.folder import Usage, architectures
+from vlmo.folder import architectures
+from vlmo.folder.card import Usage
 from vlmo.released import find_model
 from vlmo.tasks.base import Inputs, Task, quarantine_of, with_parent
 from vlmo.tasks.classification import ClassificationStage

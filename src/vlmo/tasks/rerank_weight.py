@@ -15,7 +15,7 @@ from vlmo.distributed import is_main
 from vlmo.evaluation import Weights
 from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.retrieval import KS
-from vlmo.folder import write_file
+from vlmo.folder.atomic import write_file
 from vlmo.tasks.base import quarantine_of
 from vlmo.tasks.result import data_name
 from vlmo.tasks.retrieval import SHORTLIST, CompositionSet, PairSet, RetrievalStage

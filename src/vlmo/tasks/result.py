@@ -20,7 +20,8 @@ from huggingface_hub import EvalResult
 from rich.markup import escape
 from rich.table import Table
 
-from vlmo.folder import Usage, add_metrics, measurement, write_file
+from vlmo.folder.atomic import write_file
+from vlmo.folder.card import Usage, add_metrics, identifier
 from vlmo.training import read_metrics
 
 Prediction = dict[str, Any]
@@ -133,24 +134,27 @@ class TaskResult:
         return path
 
     def measurements(self, *, measured_by: str) -> list[EvalResult]:
-        """Return the metrics as a model card shows them, dated today."""
-        intervals = self.intervals
-        return [
-            measurement(
-                metric,
-                name=self.names.get(metric, metric),
-                value=value,
-                interval=intervals.get(metric),
-                chance=self.chance.get(metric),
-                meaning=self.meanings.get(metric, ""),
-                data=data_name(self.source),
-                split=self.split,
-                measured_by=measured_by,
-                date=datetime.date.today().isoformat(),
-                task=self.hub_task,
+        """Return the metrics in the hub's form, as a model card shows them: in percent, dated today."""
+        data, intervals, found = data_name(self.source), self.intervals, []
+        for metric, value in self.metrics.items():
+            facts: dict[str, Any] = {"unit": "percent"}
+            if metric in intervals:
+                facts["interval"] = [round(100 * end, 1) for end in intervals[metric]]
+            if metric in self.chance:
+                facts["chance"] = round(100 * self.chance[metric], 2)
+            facts |= {"meaning": self.meanings.get(metric, ""), "measured_by": measured_by}
+            result = EvalResult(
+                task_type=self.hub_task,
+                dataset_type=identifier(data),
+                dataset_name=data,
+                dataset_split=self.split,
+                metric_type=metric,
+                metric_name=self.names.get(metric, metric),
+                metric_value=round(100 * value, 2),
+                metric_args=facts | {"date": datetime.date.today().isoformat()},
             )
-            for metric, value in self.metrics.items()
-        ]
+            found.append(result)
+        return found
 
     def write_card(self, folder: str | Path, *, measured_by: str, usage: Usage | None = None) -> Path:
         """Put the metrics into the card of a model folder; the rest stays. A new card gets `usage`."""

@@ -26,7 +26,7 @@ from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.scoring import embed_images, embed_texts, match_pairs
 from vlmo.export.runtime import OnnxRetrievalModel
 from vlmo.export.sessions import Precision
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.model import VLMoConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.processing import TransformConfig, eval_transform

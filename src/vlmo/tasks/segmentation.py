@@ -20,7 +20,7 @@ from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.evaluation.masks import overlay
 from vlmo.evaluation.segmentation import Inference, count_pixels, segment, segmentation_metrics
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.objectives.downstream import SegmentationConfig, SegmentationObjective
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import (

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.model.config import VQVisualTokenizerConfig
 from vlmo.objectives.unimodal import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
 from vlmo.tasks.base import RunContext, Task

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from vlmo.data.masking import BlockMaskConfig
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.objectives.unimodal import VisionObjective
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import FLOAT32, LOGIT_COPIES, Pass, SampleSizes, Work, encode, image_tokens, image_values

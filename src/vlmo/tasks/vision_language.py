@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.model.config import FusionStart
 from vlmo.objectives.vision_language import VisionLanguageObjective
 from vlmo.tasks.base import RunContext

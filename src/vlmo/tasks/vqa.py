@@ -18,7 +18,7 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column, select_rows
 from vlmo.distributed import is_main
 from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
-from vlmo.folder import Usage
+from vlmo.folder.card import Usage
 from vlmo.model.config import FusionStart
 from vlmo.objectives.downstream import QuestionObjective
 from vlmo.processing.answers import MIN_ANNOTATORS

@@ -42,7 +42,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.serialization import _get_layout
 
 from vlmo.distributed import is_main, keep_until_exit, rank, world_size
-from vlmo.folder import lock_folder, path_aside, remove_folder, remove_leftovers, write_file, write_folder
+from vlmo.folder.atomic import lock_folder, path_aside, remove_folder, remove_leftovers, write_file, write_folder
 from vlmo.training.errors import TrainingError, advise_on_saving
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import vlmo.model
 from vlmo.checkpoints.loading import load_model, one_line_errors
-from vlmo.folder import add_section, write_folder
+from vlmo.folder.atomic import write_folder
+from vlmo.folder.card import add_section
 from vlmo.lazy import install_command
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vlmo.folder import write_file
+from vlmo.folder.atomic import write_file
 from vlmo.progress import Progress
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, rank, world_size
-from vlmo.folder import write_folder
+from vlmo.folder.atomic import write_folder
 from vlmo.training.checkpoint import SavedState, StateStore, claim_run_folder, lock_run, newest_state, state_path
 from vlmo.training.config import Precision, TrainerConfig
 from vlmo.training.engine import Engine, choose_precision, gradient_norm

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 from filelock import FileLock
 
-from vlmo.folder import write_folder
+from vlmo.folder.atomic import write_folder
 from vlmo.lazy import install_command
 from vlmo.released.download import cache_folder
 

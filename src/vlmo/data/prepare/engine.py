@@ -30,7 +30,7 @@ from vlmo.data.prepare.summary import SplitSummary, Summary
 from vlmo.data.quarantine import to_lines
 from vlmo.data.rows import SUMMARY_FILE
 from vlmo.data.validation import RowValidator, Verdict, image_columns, quarantine_lines, without_empty
-from vlmo.folder import LOCK_FILE, atomic_file, lock_folder, write_folder
+from vlmo.folder.atomic import LOCK_FILE, atomic_file, lock_folder, write_folder
 from vlmo.progress import Progress
 
 _compute: Any = pyarrow.compute  # its functions are made when it is imported

@@ -23,7 +23,7 @@ from vlmo.data.listing import list_shards
 from vlmo.data.quarantine import Bad
 from vlmo.data.sampler import order, sample_seed
 from vlmo.data.stream.records import Offset, Record, Sample, read_shard, sample_id
-from vlmo.folder import write_file
+from vlmo.folder.atomic import write_file
 
 LIST_FILE = "shards.json"
 
