@@ -54,20 +54,6 @@ def test_micro_batches_cut_a_batch_contiguously(world_size, accumulation):
         assert union == keys[micro_step * micro_size : (micro_step + 1) * micro_size]
 
 
-def test_micro_batches_reject_uneven_cuts_and_unknown_ranks():
-    with pytest.raises(ValueError, match="cannot be cut evenly"):
-        micro_batches([(0, 0)] * 10, rank=0, world_size=4, accumulation=1)
-    with pytest.raises(ValueError, match="rank is 2"):
-        micro_batches([(0, 0)] * 10, rank=2, world_size=2, accumulation=1)
-
-
-def test_sampler_rejects_impossible_numbers():
-    with pytest.raises(ValueError, match="num_samples is 0"):
-        order(0, seed=0, epoch=0)
-    with pytest.raises(ValueError, match="step is -1"):
-        global_batch(-1, num_samples=3, batch_size=1, seed=0)
-
-
 def test_seeds_are_63_bit_and_all_different():
     seeds = [sample_seed(seed, epoch=epoch, index=row) for seed in (0, 1) for epoch in range(5) for row in range(200)]
     seeds += [sample_seed(0, epoch=0, index=row, purpose="image") for row in range(200)]

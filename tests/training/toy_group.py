@@ -22,6 +22,7 @@ from tests.training import toy_run
 from tests.training.toy_run import Settings, make_trainer
 
 from vlmo.data.loader import LoaderConfig, RowLoader
+from vlmo.data.sampler import global_batch
 from vlmo.training import TrainerConfig, TrainingError, Watchdog, launch
 from vlmo.types import Batch
 
@@ -157,7 +158,7 @@ def _loader(*, num_workers: int, kills_in_step: int | None) -> RowLoader:
     rows = Rows()
     loader = RowLoader(rows, config=LoaderConfig(global_batch_size=8, num_workers=num_workers), seed=0)
     if kills_in_step is not None:
-        rows.trap = loader.sample_ids(kills_in_step - 1)[0]
+        rows.trap = global_batch(kills_in_step - 1, num_samples=len(rows), batch_size=8, seed=0)[0][1]
     return loader
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -91,12 +92,17 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     """
     weights, keys = translate(state_dict, NAMES)
     state, model_class, changes = _task_of(state_dict, heads={name.partition(".")[0] for name in weights})
-    config = _config(state_dict, depth=count_blocks(weights), asked=num_attention_heads, changes=changes)
+    texts = shape_of(state_dict, _TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
+    words = shape_of(state_dict, _WORDS, axes=2)[0]
+    if texts < 1 or words < 2:  # padding is number 1
+        raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
+    sizes = {"vocab_size": words, "max_text_positions": texts} | changes
+    config = _config(weights, NAMES, asked=num_attention_heads, changes=sizes, num_unused=_NUM_UNUSED_POSITIONS)
     notes: list[str] = []
     if model_class in {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}:
         # The published code has no norm after the blocks in these tasks.
         _add_norms(weights, config, sides=("language",) if config.use_pooler else ("vision", "language"))
-    elif not changes:
+    elif model_class in {models.VLMoModel, models.VLMoForImageTextRetrieval}:
         notes.append(
             "BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."
         )
@@ -132,34 +138,27 @@ def _task_of(
         classes = shape_of(state_dict, "head.weight", axes=2)[0]
         return f"fine-tuned on {classes} classes", models.VLMoForImageClassification, {"num_labels": classes}
     if "contrast_head" in heads:
-        return "with contrast heads", models.VLMoForImageTextRetrieval, {}
+        size = shape_of(state_dict, "vision_head.weight", axes=2)[0]
+        return "with contrast heads", models.VLMoForImageTextRetrieval, {"projection_size": size}
     return "without a head", models.VLMoModel, {}
 
 
 def _config(
-    state_dict: Mapping[str, Tensor], *, depth: int, asked: int | None, changes: Mapping[str, Any]
+    named: Mapping[str, Tensor], names: NameTable, *, asked: int | None, changes: Mapping[str, Any], num_unused: int = 0
 ) -> models.VLMoConfig:
-    width, channels, patch_size, _ = shape_of(state_dict, "beit3.vision_embed.proj.weight", axes=4)
-    positions = shape_of(state_dict, _IMAGE_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
-    texts = shape_of(state_dict, _TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
-    words = shape_of(state_dict, _WORDS, axes=2)[0]
-    if texts < 1 or words < 2:  # padding is number 1
-        raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
-    projection = width
-    if "vision_head.weight" in state_dict:
-        projection = shape_of(state_dict, "vision_head.weight", axes=2)[0]
+    """Return the sizes of a file, with `changes`; `num_unused` positions stand in front of the image's."""
+    shape = partial(shape_of, named, names=names)
+    width, channels, patch_size, _ = shape(_PROJECTION, axes=4)
+    depth, positions = count_blocks(named), shape(OUR_IMAGE_POSITIONS, axes=2)[0] - num_unused
     return models.VLMoConfig.beit3_base(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=count_heads(None, width=width, depth=depth, asked=asked),
-        intermediate_size=shape_of(state_dict, "beit3.encoder.layers.0.ffn.A.fc1.weight", axes=2)[0],
-        image_size=patch_size * grid_of_positions(_IMAGE_POSITIONS, positions),
+        intermediate_size=shape("vlmo.blocks.0.experts.vision.fc1.weight", axes=2)[0],
+        image_size=patch_size * grid_of_positions(str(names.published(OUR_IMAGE_POSITIONS)), positions),
         patch_size=patch_size,
         num_channels=channels,
-        vocab_size=words,
-        max_text_positions=texts,
-        projection_size=projection,
-        **changes,
+        **{"projection_size": width, **changes},
     )
 
 
@@ -202,26 +201,14 @@ def convert_timm(
 ) -> Conversion:
     """Convert timm's BEiT-3 to an image classifier, or without a classifier to a backbone; ValueError as `convert`."""
     named, keys = translate(state_dict, TIMM)
-    depth = count_blocks(named)
-    width, channels, patch_size, _side = shape_of(named, _PROJECTION, axes=4, names=TIMM)
     is_classifier = "classifier.weight" in named
     changes = {"num_labels": shape_of(named, "classifier.weight", axes=2, names=TIMM)[0]} if is_classifier else {}
-    config = models.VLMoConfig.beit3_base(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=count_heads(None, width=width, depth=depth, asked=num_attention_heads),
-        intermediate_size=shape_of(named, "vlmo.blocks.0.experts.vision.fc1.weight", axes=2, names=TIMM)[0],
-        image_size=patch_size
-        * grid_of_positions("pos_embed", shape_of(named, OUR_IMAGE_POSITIONS, axes=2, names=TIMM)[0]),
-        patch_size=patch_size,
-        num_channels=channels,
-        vocab_size=2,  # it reads no text
-        projection_size=width,
-        **changes,
-    )
+    # It reads no text.
+    config = _config(named, TIMM, asked=num_attention_heads, changes={"vocab_size": 2} | changes)
+    width = config.hidden_size
     weights = {name: tensor for name, tensor in named.items() if is_classifier or not name.startswith("classifier")}
     unused = [keys[name] for name in named if name not in weights]
-    for layer in range(depth):
+    for layer in range(config.num_hidden_layers):
         joint = weights.pop(_BLOCK.format(layer=layer) + _JOINT_BIAS, None)
         if joint is not None and joint.shape == (3 * width,):
             for part, bias in zip(("query", "key", "value"), joint.split(width), strict=True):

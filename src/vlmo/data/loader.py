@@ -85,7 +85,7 @@ class RowLoader:
         Workers start at the first `next` and live until the iterator is closed or dropped.
 
         Raises:
-            ValueError: The step is below 0, or a sample cannot be decoded; the message names it.
+            ValueError: A sample cannot be decoded; the message names it.
         """
         micro = start_workers(
             _Reader(self._examples),
@@ -104,23 +104,11 @@ class RowLoader:
                 batches.append(batch)
             yield batches
 
-    def sample_ids(self, step: int) -> list[int]:
-        """Return the row numbers of step `step`, over all processes."""
-        return [row for _, row in self._keys(step)]
-
-    def _keys(self, step: int) -> list[Key]:
-        return global_batch(
-            step, num_samples=len(self._examples), batch_size=self._config.global_batch_size, seed=self._seed
-        )
-
     def _micro_batch_keys(self, start_step: int) -> Iterator[list[Key]]:
+        size, accumulation = self._config.global_batch_size, self._config.accumulation
         for step in itertools.count(start_step):
-            yield from micro_batches(
-                self._keys(step),
-                rank=self._rank,
-                world_size=self._world_size,
-                accumulation=self._config.accumulation,
-            )
+            keys = global_batch(step, num_samples=len(self._examples), batch_size=size, seed=self._seed)
+            yield from micro_batches(keys, rank=self._rank, world_size=self._world_size, accumulation=accumulation)
 
 
 @dataclass(eq=False)

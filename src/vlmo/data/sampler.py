@@ -19,18 +19,14 @@ Key = tuple[int, int]
 
 @lru_cache(maxsize=4)
 def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
-    """Return the permutation of row numbers that `epoch` reads, read-only; ValueError without samples."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}: expected at least one sample")
+    """Return the permutation of row numbers that `epoch` reads, read-only."""
     permutation = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch))).permutation(num_samples)
     permutation.setflags(write=False)
     return permutation
 
 
 def global_batch(step: int, *, num_samples: int, batch_size: int, seed: int) -> list[Key]:
-    """Return the (epoch, row) keys of a step over all processes; ValueError for a step below 0 or a batch below 1."""
-    if step < 0 or batch_size < 1:
-        raise ValueError(f"step is {step} and batch_size {batch_size}: expected step >= 0 and batch_size >= 1")
+    """Return the (epoch, row) keys of a step over all processes."""
     keys: list[Key] = []
     position = step * batch_size
     while len(keys) < batch_size:
@@ -44,18 +40,8 @@ def micro_batches(keys: list[Key], *, rank: int, world_size: int, accumulation: 
     """Return this process's share of a global batch, one list for each micro-step.
 
     At each micro-step, the shares of all processes in rank order are a contiguous piece of `keys`.
-
-    Raises:
-        ValueError: There is no such process, or the batch cannot be cut evenly.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank}: expected 0 to {world_size - 1}, there being {world_size} processes")
-    size, rest = divmod(len(keys), world_size * accumulation)
-    if rest or not size:
-        raise ValueError(
-            f"a global batch of {len(keys)} cannot be cut evenly for {world_size} processes x {accumulation} "
-            "micro-steps: make it a multiple of their product"
-        )
+    size = len(keys) // (world_size * accumulation)
     starts = [(micro_step * world_size + rank) * size for micro_step in range(accumulation)]
     return [keys[start : start + size] for start in starts]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -15,27 +14,18 @@ _TOP = 5
 """Results of a query that are shown."""
 
 
-@dataclass(frozen=True, eq=False)
-class ImageQuery:
-    """A text and the images it found, best first.
-
-    Attributes:
-        text: The query.
-        images: The best images.
-        correct: Index of the right image among them; None if it is not there.
-        rank: Rank of the right image among all candidates, from 1.
-        answer: The right image, shown apart where `correct` is None.
-    """
+class ImageQuery(NamedTuple):
+    """A text and the images it found, best first, with the place of the right one among them, if any, and its rank."""
 
     text: str
     images: Sequence[Image.Image]
     correct: int | None
     rank: int
     answer: Image.Image | None = None
+    """The right image, shown apart where `correct` is None."""
 
 
-@dataclass(frozen=True, eq=False)
-class TextQuery:
+class TextQuery(NamedTuple):
     """An image and the texts it found, best first; `correct` holds the indices of the right ones."""
 
     image: Image.Image
@@ -44,15 +34,8 @@ class TextQuery:
     rank: int
 
 
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """A text whose image the fusion encoder alone finds.
-
-    Attributes:
-        text: The query.
-        dual: What the dual encoder finds first.
-        fusion: The right image, which the fusion encoder puts first.
-    """
+class Decision(NamedTuple):
+    """A text, the wrong image that the dual encoder finds first, and the right one, which the fusion encoder does."""
 
     text: str
     dual: Image.Image

@@ -221,8 +221,10 @@ def _learnt_processor(recipe: Recipe, sizes: dict[str, int]) -> VLMoProcessor:
 def model_settings(recipe: Recipe, processor: VLMoProcessor | None) -> dict[str, Any]:
     """Return the recipe's settings of the model with those that follow from the vocabulary."""
     settings = asdict(recipe.model)
-    if processor is None:
-        return settings
+    if processor is None:  # the text side, which the task does not read, is the start folder's
+        sizes = ("vocab_size", "max_text_positions", "pad_token_id")
+        start = json.loads((Path(find_model(recipe.init)) / "config.json").read_text()) if recipe.init else {}
+        return settings | {name: start[name] for name in sizes if name in start}
     size = processor.vocab_size
     if (start := _start_with_vocabulary(recipe)) is not None:
         # The table may have more rows than there are tokens (BEiT-3: 64,010 for 64,002).

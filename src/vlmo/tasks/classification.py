@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +27,6 @@ from vlmo.evaluation.classification import (
 from vlmo.folder.card import Usage
 from vlmo.objectives.downstream import ClassificationConfig, ClassificationObjective
 from vlmo.processing import TransformConfig, eval_transform
-from vlmo.released import find_model
 from vlmo.tasks.base import Inputs, RunContext, Task, best_labels, label_settings, quarantine_of
 from vlmo.tasks.evaluation_set import EvaluationSet, check_names
 from vlmo.tasks.result import Prediction, TaskResult
@@ -182,7 +180,7 @@ class ClassificationStage(Task):
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss over the classes of the data."""
-        model = self.build_model(image_model_settings(run, class_names(run.rows)))
+        model = self.build_model(run.model | label_settings(class_names(run.rows)))
         run.start(model)
         return ClassificationObjective(model, config=self.losses)
 
@@ -292,17 +290,3 @@ def evaluate_zero_shot(
     scale = model.contrast_head.logit_scale.detach().float().exp().item()
     method = {"method": "zero-shot", "prompts": list(prompts)}
     return replace(rows, method=method).result(scale * vectors @ classes.T)
-
-
-def image_model_settings(run: RunContext, names: Sequence[str]) -> dict[str, Any]:
-    """Return the run's model settings with these classes, and with the text side of the start folder, if there is one.
-
-    Tasks on images alone do not read texts, so the recipe's sizes of the text side do not matter.
-    """
-    settings = dict(run.model)
-    if run.init is not None:
-        config = Path(find_model(run.init)) / "config.json"
-        start = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        sizes = ("vocab_size", "max_text_positions", "pad_token_id")
-        settings |= {name: start[name] for name in sizes if name in start}
-    return settings | label_settings(names)

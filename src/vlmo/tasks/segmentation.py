@@ -29,8 +29,7 @@ from vlmo.processing.segmentation import (
     SegmentTransformConfig,
     eval_pixel_values,
 )
-from vlmo.tasks.base import Inputs, RunContext, Task, with_parent
-from vlmo.tasks.classification import image_model_settings
+from vlmo.tasks.base import Inputs, RunContext, Task, label_settings, with_parent
 from vlmo.tasks.costs import (
     FLOAT32,
     LOGIT_COPIES,
@@ -243,7 +242,7 @@ class SegmentationStage(Task):
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss over the classes of the data's list."""
-        model = self.build_model(image_model_settings(run, names_of_source(run.source)))
+        model = self.build_model(run.model | label_settings(names_of_source(run.source)))
         run.start(model)
         return SegmentationObjective(with_shared_statistics(model), config=self.losses)
 

@@ -167,11 +167,7 @@ def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
     toy.questions["train2014"].append(asked(4, 8, "About which picture?"))
     extra = {"question_type": "is", "answer_type": "yes/no", "multiple_choice_answer": "yes"}
     extra["answers"] = annotators(yes=10)
-    toy.annotations["train2014"] += [
-        extra | {"image_id": 3, "question_id": 3007},
-        extra | {"image_id": 5, "question_id": 4008},
-        extra | {"image_id": 6, "question_id": 6000},
-    ]
+    toy.annotations["train2014"].append(extra | {"image_id": 5, "question_id": 4008})
     root = toy.write(tmp_path / "root")
     picture(root, "train2014", 7).unlink()
     file = picture(root, "train2014", 8)
@@ -179,14 +175,12 @@ def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
     summary = prepare("vqav2", root=root, out=tmp_path / "out")
     reasons = quarantined(tmp_path / "out")
     assert "question_id 1000 repeats that of an earlier row" in reasons["coco/1"]
-    assert reasons["coco/2"] == "question 2009 has no annotation"
-    assert reasons["coco/3"] == "question 3007 has an annotation, but is not asked"
-    assert reasons["coco/4"] == "question 4008 is about image 4, its annotation about 5"
-    assert reasons["coco/6"] == "question 6000 has a second annotation"
+    assert "question 2009 has no annotation of its image" in reasons["coco/2"]
+    assert "question 4008 has no annotation of its image" in reasons["coco/4"]
     assert "No such file" in reasons["coco/7"]
     assert "cannot be decoded" in reasons["coco/8"]
     assert summary.splits["train"].rows == 2 * (len(TRAIN_IMAGES) + 2) - 2 * 2
-    assert summary.splits["train"].quarantined == 5 + 2 * 2
+    assert summary.splits["train"].quarantined == 3 + 2 * 2
 
 
 def test_vqav2_does_without_test_splits(tmp_path) -> None:
@@ -244,8 +238,6 @@ def test_vqav2_quarantines_questions_without_ten_answers(tmp_path) -> None:
     toy = Toy()
     for part, count in (("train2014", 0), ("val2014", 3)):
         toy.annotations[part][0]["answers"] = toy.annotations[part][0]["answers"][:count]
-    reasons = quarantined(prepared(toy, tmp_path)).values()
-    assert sorted(reasons) == [
-        "question 1000 has 0 answers; expected 10",
-        "question 101000 has 3 answers; expected 10",
-    ]
+    reasons = sorted(quarantined(prepared(toy, tmp_path)).values())
+    for number, reason in zip((1000, 101000), reasons, strict=True):
+        assert f"question {number} has no annotation of its image with 10 answers" in reason

@@ -52,14 +52,14 @@ def open_set(root: Path) -> SetOnDisk:
     annotations = {
         part: _read_annotations(named(f"v2_mscoco_{part}_annotations.json", "annotations", "vqa")) for part in _LABELLED
     }
-    known = [annotation for of_part in annotations.values() for annotation in of_part.by_question.values()]
+    known = [annotation for of_part in annotations.values() for annotation in of_part.values()]
     answers = answer_list(annotation.majority for annotation in known)
     if not answers:
         raise ValueError(f"{root}: no answer is given to {MIN_COUNT} questions; are these the whole annotations?")
     labelled = _Labelled(
         annotations=annotations,
         numbers={answer: number for number, answer in enumerate(answers)},
-        held_out=_held_out(annotation.image for annotation in annotations["val2014"].by_question.values()),
+        held_out=_held_out(annotation.image for annotation in annotations["val2014"].values()),
     )
     notes = [*labelled.notes(), *(f"no questions of {part} are there" for part in _UNLABELLED if part not in tests)]
     sizes = {split: TEST_SIZES[split] for split in tests.values()}
@@ -84,14 +84,7 @@ class _Annotation(NamedTuple):
     answers: tuple[str, ...]
 
 
-class _Annotations(NamedTuple):
-    """The content of one file; `repeated` are questions that it answers a second time."""
-
-    by_question: dict[int, _Annotation]
-    repeated: list[tuple[int, int]]
-
-
-def _read_annotations(file: Path) -> _Annotations:
+def _read_annotations(file: Path) -> dict[int, _Annotation]:
     def read(record: dict[str, Any]) -> tuple[int, _Annotation]:
         # The same few words come back millions of times; interned, they are kept once.
         return int(record["question_id"]), _Annotation(
@@ -103,17 +96,13 @@ def _read_annotations(file: Path) -> _Annotations:
         )
 
     needs = "question_id, image_id, question_type, answer_type, multiple_choice_answer and answers[].answer"
-    found = _Annotations(by_question={}, repeated=[])
-    for question, annotation in read_records(file, read, key="annotations", needs=needs):
-        if found.by_question.setdefault(question, annotation) is not annotation:
-            found.repeated.append((question, annotation.image))
-    return found
+    return dict(read_records(file, read, key="annotations", needs=needs))
 
 
 class _Labelled(NamedTuple):
     """The annotations of train2014 and val2014, the numbers of the answers, and the images kept for validation."""
 
-    annotations: Mapping[str, _Annotations]
+    annotations: Mapping[str, Mapping[int, _Annotation]]
     numbers: Mapping[str, int]
     held_out: frozenset[int]
 
@@ -123,7 +112,7 @@ class _Labelled(NamedTuple):
 
     def notes(self) -> list[str]:
         """Return what was counted before any image is read."""
-        known = [annotation for part in self.annotations.values() for annotation in part.by_question.values()]
+        known = [annotation for part in self.annotations.values() for annotation in part.values()]
         outside = sum(
             self.split(annotation.image) == "train" and not any(answer in self.numbers for answer in annotation.answers)
             for annotation in known
@@ -147,37 +136,19 @@ def _rows(
     files: Mapping[str, Path], *, labelled: _Labelled, tests: Mapping[str, str], folders: Mapping[str, Path]
 ) -> Iterator[Row | BadRow]:
     for part in _LABELLED:
-        annotations = labelled.annotations[part]
-        asked = set()
         for record in _read_questions(files[part]):
-            asked.add(record.number)
-            annotation = annotations.by_question.get(record.number)
-            if annotation is None:
-                fault = "has no annotation"
-            elif annotation.image != record.image:
-                fault = f"is about image {record.image}, its annotation about {annotation.image}"
-            elif len(annotation.answers) != _ANNOTATORS:
-                fault = f"has {len(annotation.answers)} answers; expected {_ANNOTATORS}"
-            else:
-                split = labelled.split(record.image)
-                row = _row(record, folder=folders[part], annotation=annotation, numbers=labelled.numbers)
-                if split != "train" or row["answer_labels"]:
-                    yield Row(split, row)
+            split, annotation = labelled.split(record.image), labelled.annotations[part].get(record.number)
+            if annotation is None or annotation.image != record.image or len(annotation.answers) != _ANNOTATORS:
+                fault = f"question {record.number} has no annotation of its image with {_ANNOTATORS} answers"
+                yield BadRow(split, coco_image_id(record.image), fault)
                 continue
-            yield _bad(labelled, record.number, record.image, fault)
-        for question, known in annotations.by_question.items():
-            if question not in asked:
-                yield _bad(labelled, question, known.image, "has an annotation, but is not asked")
-        for question, image in annotations.repeated:
-            yield _bad(labelled, question, image, "has a second annotation")
+            row = _row(record, folder=folders[part], annotation=annotation, numbers=labelled.numbers)
+            if split != "train" or row["answer_labels"]:
+                yield Row(split, row)
     unknown = _Annotation(0, "", "", "", ())
     for part, split in tests.items():
         for record in _read_questions(files[part]):
             yield Row(split, _row(record, folder=folders["test2015"], annotation=unknown, numbers=labelled.numbers))
-
-
-def _bad(labelled: _Labelled, question: int, image: int, fault: str) -> BadRow:
-    return BadRow(labelled.split(image), coco_image_id(image), f"question {question} {fault}")
 
 
 class _Question(NamedTuple):
