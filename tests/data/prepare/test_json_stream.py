@@ -1,38 +1,32 @@
+import itertools
 import json
 
 import pytest
 
-from vlmo.data.prepare import json_stream
-from vlmo.data.prepare.json_stream import read_array
+from vlmo.data.prepare.json_stream import read_records
 
 RECORDS = [{"id": 1, "text": 'a ] } " é\u2028'}, [1, [2]], 12345, "end", None, 1.5e3]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
-@pytest.mark.parametrize("indent", [None, 2])
-def test_read_array_gives_what_json_gives(tmp_path, monkeypatch, chunk: int, indent: int | None) -> None:
-    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
+def read(file, key=None):
+    return list(read_records(file, lambda record: record, needs="nothing", key=key))
+
+
+def test_records_are_those_of_json(tmp_path) -> None:
     file = tmp_path / "a.json"
-    file.write_text(json.dumps(RECORDS, indent=indent, ensure_ascii=False), encoding="utf-8")
-    assert list(read_array(file)) == RECORDS
+    file.write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8-sig")
+    assert read(file) == RECORDS
     whole = {"info": {"images": [0]}, "number": 17, "others": [[1], 2], "images": RECORDS, "after": [3]}
-    file.write_text(json.dumps(whole, indent=indent), encoding="utf-8")
-    assert list(read_array(file, key="images")) == RECORDS
+    file.write_text(json.dumps(whole, indent=2))
+    assert read(file, "images") == RECORDS
 
 
-def test_read_array_of_nothing_is_empty(tmp_path) -> None:
+def test_one_part_of_a_file_is_in_memory(tmp_path) -> None:
     file = tmp_path / "a.json"
-    file.write_text('{"images": [ ]}')
-    assert list(read_array(file, key="images")) == []
-
-
-def test_read_array_keeps_one_element_in_memory(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(json_stream, "_CHUNK", 64)
-    file = tmp_path / "a.json"
-    file.write_text("[" + ",".join(f'{{"number": {number}}}' for number in range(1000)))
-    records = read_array(file)
+    file.write_text("[" + ",".join(f'{{"number": {number}}}' for number in range(100_000)))
+    records = read_records(file, lambda record: record["number"], needs="number")
     # The file is cut off, which only shows at its end: what comes before is read without it.
-    assert [next(records)["number"] for _ in range(900)] == list(range(900))
+    assert list(itertools.islice(records, 50_000)) == list(range(50_000))
     with pytest.raises(ValueError, match="cut off"):
         list(records)
 
@@ -40,25 +34,30 @@ def test_read_array_keeps_one_element_in_memory(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
-        ('[{"a": 1}, {"a"', None, "is the file cut off"),
-        ("[1, 2", None, "is the file cut off"),
-        ("[1 2]", None, "is the file cut off"),
-        ('{"images": [1]}', None, r"expected '\['"),
-        ("[1]", "images", r"expected '\{'"),
-        ('{"annotations": [1], "images": 3}', "images", "no list 'images'"),
-        ("", "images", "expected"),
+        (b'[{"a": 1}, {"a"', None, "is the file cut off"),
+        (b"[1, 2", None, "is the file cut off"),
+        (b"[1 2]", None, "is the file cut off"),
+        (b'["\xe9"]', None, "not the JSON"),
+        (b'{"images": [1]}', None, "it holds no list, or an empty one"),
+        (b"[1]", "images", "it holds no list 'images'"),
+        (b'{"annotations": [1], "images": 3}', "images", "no list 'images'"),
+        (b'{"images": []}', "images", "an empty one"),
+        (b"", "images", "is the file cut off"),
     ],
 )
-def test_read_array_names_the_file_that_is_wrong(tmp_path, text: str, key: str | None, message: str) -> None:
+def test_a_wrong_file_is_named(tmp_path, text: bytes, key: str | None, message: str) -> None:
     file = tmp_path / "a.json"
-    file.write_text(text)
+    file.write_bytes(text)
     with pytest.raises(ValueError, match=message) as caught:
-        list(read_array(file, key=key))
+        read(file, key)
     assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_read_array_names_a_file_in_another_encoding(tmp_path) -> None:
+def test_a_record_that_lacks_a_field_is_told_by_its_number(tmp_path) -> None:
     file = tmp_path / "a.json"
-    file.write_bytes('["é"]'.encode("latin-1"))
-    with pytest.raises(ValueError, match="not the JSON"):
-        list(read_array(file))
+    file.write_text('{"images": [{"id": 1}, {"name": 2}]}')
+    records = read_records(file, lambda record: record["id"], needs="id", key="images")
+    assert next(records) == 1
+    with pytest.raises(ValueError, match=r"images\[1\]: id are needed \(KeyError\('id'\)\)"):
+        next(records)
