@@ -22,7 +22,6 @@ from vlmo.objectives.downstream import (
     ClassificationObjective,
     QuestionObjective,
     ReasoningObjective,
-    SegmentationConfig,
     SegmentationObjective,
 )
 
@@ -149,9 +148,9 @@ def segment_batch(count: int = 2):
     return {"pixel_values": pictures(count), "labels": labels}
 
 
-def segmenter(config: SegmentationConfig | None = None) -> SegmentationObjective:
+def segmenter() -> SegmentationObjective:
     model = toy(VLMoForSemanticSegmentation, num_labels=CLASSES, segmentation_channels=8)
-    return SegmentationObjective(model, config=config)
+    return SegmentationObjective(model)
 
 
 def test_segmentation_loss_is_the_models() -> None:
@@ -192,16 +191,6 @@ def test_batch_in_which_nothing_counts_gives_zero() -> None:
     assert values["loss"] == 0
     values["loss"].backward()
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in objective.model.parameters())
-
-
-def test_auxiliary_head_can_be_left_out() -> None:
-    objective = segmenter(SegmentationConfig(auxiliary_weight=0.0))
-    values = objective(segment_batch())
-    assert "auxiliary" not in values
-    values["loss"].backward()
-    assert all(parameter.grad is None for parameter in objective.model.auxiliary_head.parameters())
-    with pytest.raises(ValueError, match="auxiliary_weight"):
-        SegmentationConfig(auxiliary_weight=-1)
 
 
 # -------------------------------------------------------------------------------- VQA and NLVR2

@@ -20,7 +20,6 @@ from vlmo.objectives.unimodal import (
     LanguageObjective,
     VisionObjective,
     VisualTokenizerObjective,
-    VisualTokenizerObjectiveConfig,
     masked_loss,
 )
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
@@ -193,11 +192,11 @@ def patterns(count: int, *, seed: int) -> torch.Tensor:
     return patches.permute(0, 5, 1, 3, 2, 4).reshape(count, 3, 32, 32)
 
 
-def tokenizer_objective(**changes: float) -> VisualTokenizerObjective:
+def tokenizer_objective() -> VisualTokenizerObjective:
     config = VQVisualTokenizerConfig(
         patch_size=PATCH, hidden_size=48, intermediate_size=96, num_tokens=64, code_size=24, dead_code_threshold=0.5
     )
-    return VisualTokenizerObjective(VQVisualTokenizer(config).train(), config=VisualTokenizerObjectiveConfig(**changes))
+    return VisualTokenizerObjective(VQVisualTokenizer(config).train())
 
 
 def train_tokenizer(module: VisualTokenizerObjective, *, steps: int) -> list[dict[str, torch.Tensor]]:
@@ -225,10 +224,10 @@ def test_tokenizer_learns_patterns_better_than_mean_colours() -> None:
 
 
 def test_tokenizer_loss_is_the_weighted_sum_of_its_parts() -> None:
-    losses = tokenizer_objective(commitment_weight=0.25)({"pixel_values": patterns(16, seed=0)})
+    losses = tokenizer_objective()({"pixel_values": patterns(16, seed=0)})
     assert set(losses) == {"loss", "reconstruction", "commitment", "perplexity"}
     assert all(value.shape == () for value in losses.values())
-    assert torch.allclose(losses["loss"], losses["reconstruction"] + 0.25 * losses["commitment"])
+    assert torch.allclose(losses["loss"], losses["reconstruction"] + losses["commitment"])
     assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
 
 
@@ -241,8 +240,3 @@ def test_every_parameter_of_the_tokenizer_learns() -> None:
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
-
-
-def test_negative_commitment_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match="commitment_weight"):
-        VisualTokenizerObjectiveConfig(commitment_weight=-1.0)

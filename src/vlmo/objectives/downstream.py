@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         VLMoForVisualReasoning,
     )
 
+_AUXILIARY_WEIGHT = 0.4  # as in vlmo.model.downstream
+
 
 class QuestionObjective(nn.Module):
     """VQA: a score of every answer to a question (VLMo, "Vision-Language Classification")."""
@@ -120,19 +122,6 @@ class ClassificationObjective(nn.Module):
         return {"loss": output.loss, "accuracy": right.float().mean()}
 
 
-@dataclass(frozen=True)
-class SegmentationConfig:
-    """Weights of the losses."""
-
-    auxiliary_weight: float = 0.4
-    """Weight of the auxiliary head, which reads the third level and is not used afterwards."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError if a weight is below 0."""
-        if self.auxiliary_weight < 0:
-            raise ValueError(f"auxiliary_weight is {self.auxiliary_weight}; give a number from 0 up")
-
-
 class SegmentationObjective(nn.Module):
     """Cross-entropy of each pixel's class, in the main and the auxiliary head; pixels of class 255 do not count.
 
@@ -140,18 +129,15 @@ class SegmentationObjective(nn.Module):
     over those of all on GPUs.
     """
 
-    def __init__(self, model: VLMoForSemanticSegmentation, *, config: SegmentationConfig | None = None) -> None:
+    def __init__(self, model: VLMoForSemanticSegmentation) -> None:
         super().__init__()
         self.model = model
-        self.config = config or SegmentationConfig()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`; reads `labels`."""
         labels, model = batch["labels"], self.model
         levels = model.pyramid(model.levels(batch["pixel_values"]))
-        heads: dict[str, nn.Module] = {"segmentation": model.decode_head}
-        if self.config.auxiliary_weight:
-            heads["auxiliary"] = model.auxiliary_head
+        heads: dict[str, nn.Module] = {"segmentation": model.decode_head, "auxiliary": model.auxiliary_head}
         counted = labels != IGNORED_CLASS
         size, count = (labels.shape[1], labels.shape[2]), counted.sum().float()
         logits = {
@@ -162,9 +148,7 @@ class SegmentationObjective(nn.Module):
             name: global_mean(F.cross_entropy(each, labels, ignore_index=IGNORED_CLASS, reduction="sum"), count)
             for name, each in logits.items()
         }
-        loss = losses["segmentation"]
-        if "auxiliary" in losses:
-            loss = loss + self.config.auxiliary_weight * losses["auxiliary"]
+        loss = losses["segmentation"] + _AUXILIARY_WEIGHT * losses["auxiliary"]
         right = ((logits["segmentation"].detach().argmax(dim=1) == labels) & counted).sum().to(count)
         named = {name: value.detach() for name, value in losses.items()}
         return {"loss": loss, **named, "pixel_accuracy": global_mean(right, count)}

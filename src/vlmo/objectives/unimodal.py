@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,33 +19,18 @@ if TYPE_CHECKING:
     from vlmo.model.visual_tokenizer import VisualTokenizer
 
 
-@dataclass(frozen=True)
-class VisualTokenizerObjectiveConfig:
-    """Weights of the tokenizer's losses."""
-
-    commitment_weight: float = 1.0
-    """Weight of the distance between codes and codebook, against 1 for the error of the reconstruction."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError if a weight is below 0."""
-        if self.commitment_weight < 0:
-            raise ValueError(f"commitment_weight is {self.commitment_weight}; give a number from 0 up")
-
-
 class VisualTokenizerObjective(nn.Module):
     """Reconstruction of images from their visual tokens (VQ-VAE, "Learning")."""
 
-    def __init__(self, model: VQVisualTokenizer, *, config: VisualTokenizerObjectiveConfig | None = None) -> None:
+    def __init__(self, model: VQVisualTokenizer) -> None:
         super().__init__()
         self.model = model
-        self.config = config or VisualTokenizerObjectiveConfig()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `reconstruction` and `commitment`, and `perplexity`; reads `pixel_values`."""
         output = self.model(batch["pixel_values"])
-        loss = output.reconstruction_loss + self.config.commitment_weight * output.commitment_loss
         return {
-            "loss": loss,
+            "loss": output.reconstruction_loss + output.commitment_loss,
             "reconstruction": output.reconstruction_loss.detach(),
             "commitment": output.commitment_loss.detach(),
             "perplexity": output.perplexity,

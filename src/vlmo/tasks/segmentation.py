@@ -21,7 +21,7 @@ from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.evaluation.masks import overlay
 from vlmo.evaluation.segmentation import Inference, count_pixels, segment, segmentation_metrics
 from vlmo.folder.card import Usage
-from vlmo.objectives.downstream import SegmentationConfig, SegmentationObjective
+from vlmo.objectives.downstream import SegmentationObjective
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import (
     IGNORED_CLASS,
@@ -221,8 +221,6 @@ class SegmentationStage(Task):
     options: ClassVar[tuple[str, ...]] = ("inference",)
     inputs: ClassVar[str] = "one --image"
     draws: ClassVar[bool] = True
-    losses: SegmentationConfig = SegmentationConfig()
-    """Weights of the two heads."""
     layer_decay: float = 0.9
     """Factor on the learning rate from each layer to the one below it; 1 for equal rates."""
     augmentation: SegmentTransformConfig = SegmentTransformConfig()
@@ -244,7 +242,7 @@ class SegmentationStage(Task):
         """Return the loss over the classes of the data's list."""
         model = self.build_model(run.model | label_settings(names_of_source(run.source)))
         run.start(model)
-        return SegmentationObjective(with_shared_statistics(model), config=self.losses)
+        return SegmentationObjective(with_shared_statistics(model))
 
     def examples(self, run: RunContext) -> Examples:
         """Return images with masks; ValueError if the recipe sets `data.transform`, which is not read."""

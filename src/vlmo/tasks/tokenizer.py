@@ -10,7 +10,7 @@ from torch import nn
 
 from vlmo.folder.card import Usage
 from vlmo.model.config import VQVisualTokenizerConfig
-from vlmo.objectives.unimodal import VisualTokenizerObjective, VisualTokenizerObjectiveConfig
+from vlmo.objectives.unimodal import VisualTokenizerObjective
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import FLOAT32, SampleSizes, Work
 
@@ -55,8 +55,6 @@ class TokenizerStage(Task):
     usage: ClassVar[Usage | None] = Usage("turns an image into visual tokens, the targets of stage 1", snippet=_SNIPPET)
     tokenizer: VisualTokenizerConfig = VisualTokenizerConfig()
     """Sizes of the tokenizer."""
-    losses: VisualTokenizerObjectiveConfig = VisualTokenizerObjectiveConfig()
-    """Weights of its losses."""
 
     def build_model(self, _settings: dict[str, Any]) -> Any:
         """Return the tokenizer; its sizes are its own."""
@@ -64,7 +62,7 @@ class TokenizerStage(Task):
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the tokenizer with its losses."""
-        return VisualTokenizerObjective(self.build_model(run.model), config=self.losses)
+        return VisualTokenizerObjective(self.build_model(run.model))
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of encoder, codebook and decoder, which are layers on single patches."""
