@@ -17,7 +17,7 @@ from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer, lr_at, param_groups
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parameter_groups"
-PRESETS = ("tiny", "small", "base", "base_plus", "large")
+PRESETS = ("tiny", "small", "base")
 
 
 def listing(module: nn.Module, **rules: Any) -> dict[str, list]:
