@@ -93,12 +93,13 @@ def test_index_counts_names_that_no_image_has(model, tmp_path, capsys):
 def test_search_shows_a_table(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     shown = printed(["search", made[1], "a red square", "--top", "3"], capsys)
-    assert "temperature and match (log-odds)" in shown
+    assert "weight x match (log-odds)" in shown
     assert "24 reranked by the fusion encoder" in shown
     assert "similarity" in shown
     assert Path(NAMES[0]).name in shown
     shown = printed(["search", made[1], "a red square", "--rerank", "0", "--where", "kind = 'cross'"], capsys)
     assert "match" not in shown
+    assert "score: similarity" in shown
     assert "red square" not in shown.replace("a red square", "", 1)
     assert "nothing was found" in printed(["search", made[1], "x", "--where", "year = 0"], capsys)
 

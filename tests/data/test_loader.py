@@ -128,7 +128,7 @@ def test_loader_shares_the_same_samples_among_any_number_of_processes(pairs, wor
         assert len(set.union(*seeds)) == accumulation  # another one in every micro-step
 
 
-def test_loader_follows_the_sampler_and_lists_its_samples(pairs):
+def test_loader_follows_the_sampler(pairs):
     loader = RowLoader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
     for step, (batch,) in enumerate(take(loader, start=0, count=4)):
         keys = global_batch(step, num_samples=NUM_ROWS, batch_size=8, seed=7)

@@ -223,7 +223,7 @@ def test_tokenizer_learns_patterns_better_than_mean_colours() -> None:
     assert output.perplexity > 16
 
 
-def test_tokenizer_loss_is_the_weighted_sum_of_its_parts() -> None:
+def test_tokenizer_loss_is_the_sum_of_its_parts() -> None:
     losses = tokenizer_objective()({"pixel_values": patterns(16, seed=0)})
     assert set(losses) == {"loss", "reconstruction", "commitment", "perplexity"}
     assert all(value.shape == () for value in losses.values())

@@ -22,6 +22,7 @@ from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import DataConfig, Recipe, model_config
 from vlmo.run import build
+from vlmo.run.build import model_settings
 from vlmo.tasks import ClassificationStage, SegmentationStage
 from vlmo.tasks.segmentation import with_shared_statistics
 from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
@@ -99,6 +100,8 @@ def test_text_side_follows_the_start_folder(class_set, start, tmp_path) -> None:
     trainer = build(recipe(ClassificationStage(), source=class_set, init=str(start), model=other), run_dir=tmp_path)
     model = trainer.objective.model
     assert model.config.vocab_size == 90
+    stage1 = dataclasses.replace(find_recipe("small-stage1"), init=str(start))
+    assert model_settings(stage1, None)["vocab_size"] == 90
     begun = VLMoForPreTraining.from_pretrained(start)
     assert torch.equal(model.vlmo.text_embeddings.words.weight, begun.vlmo.text_embeddings.words.weight)
     assert torch.equal(model.vlmo.blocks[0].experts.vision.fc1.weight, begun.vlmo.blocks[0].experts.vision.fc1.weight)

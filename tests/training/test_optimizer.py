@@ -1,4 +1,4 @@
-"""Parameter groups, by hand and of each preset as golden files, and the learning rate.
+"""Parameter groups, by hand and of three presets as golden files, and the learning rate.
 
 `python -m tests.training.test_optimizer` writes the golden files anew; do so only in a commit that says why they moved.
 """

@@ -48,6 +48,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 _EXTRAS = {
     **dict.fromkeys(("index", "search", "embed", "duplicates", "clusters"), "retrieval"),
     "serve": "serve",
+    "data": "train",
     "export": "quickstart,onnx",
 }
 """Optional packages that a command needs; `quickstart` those that are not here."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _STDERR = Console(stderr=True)
 _WIDTH = 200  # of a table that goes into a file
+_RERANKED = (
+    "(1 - weight) x similarity / temperature + weight x match (log-odds); where there is no match, the similarity"
+)
 
 
 @dataclass(frozen=True)
@@ -320,13 +323,15 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
         sys.stdout.write(json.dumps(as_json(query, result), indent=1, ensure_ascii=False) + "\n")
         return
     console = _wide_console()
-    console.print(as_table(query, result) if result.hits else "nothing was found")
+    if result.hits:
+        console.print(as_table(query, result))
+        console.print(
+            f"score: {_RERANKED if result.num_reranked else 'similarity (cosine)'}", markup=False, highlight=False
+        )
+    else:
+        console.print("nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
-    meaning = "score: cosine similarity"
-    if result.num_reranked:
-        meaning = "score: similarity (cosine) / temperature and match (log-odds), weighted by --rerank-weight"
-    told = f"{meaning}; {result.num_reranked} reranked by the fusion encoder; {parts}"
-    console.print(told, markup=False, highlight=False)
+    console.print(f"{result.num_reranked} reranked by the fusion encoder; {parts}", markup=False, highlight=False)
     if result.note is not None:
         console.print(without_controls(result.note), markup=False, highlight=False)
 

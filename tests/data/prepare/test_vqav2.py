@@ -175,8 +175,8 @@ def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
     summary = prepare("vqav2", root=root, out=tmp_path / "out")
     reasons = quarantined(tmp_path / "out")
     assert "question_id 1000 repeats that of an earlier row" in reasons["coco/1"]
-    assert "question 2009 has no annotation of its image" in reasons["coco/2"]
-    assert "question 4008 has no annotation of its image" in reasons["coco/4"]
+    assert reasons["coco/2"] == "question 2009 needs an annotation of its image with 10 answers: none"
+    assert reasons["coco/4"].endswith(": image 5, 10 answers")
     assert "No such file" in reasons["coco/7"]
     assert "cannot be decoded" in reasons["coco/8"]
     assert summary.splits["train"].rows == 2 * (len(TRAIN_IMAGES) + 2) - 2 * 2
@@ -239,5 +239,13 @@ def test_vqav2_quarantines_questions_without_ten_answers(tmp_path) -> None:
     for part, count in (("train2014", 0), ("val2014", 3)):
         toy.annotations[part][0]["answers"] = toy.annotations[part][0]["answers"][:count]
     reasons = sorted(quarantined(prepared(toy, tmp_path)).values())
-    for number, reason in zip((1000, 101000), reasons, strict=True):
-        assert f"question {number} has no annotation of its image with 10 answers" in reason
+    for number, count, reason in zip((1000, 101000), (0, 3), reasons, strict=True):
+        assert reason.startswith(f"question {number} needs an annotation")
+        assert reason.endswith(f", {count} answers")
+
+
+def test_vqav2_refuses_a_second_annotation(tmp_path) -> None:
+    toy = Toy()
+    toy.annotations["train2014"].append(toy.annotations["train2014"][0] | {"answers": annotators(no=10)})
+    with pytest.raises(ValueError, match="question 1000 has two annotations"):
+        prepared(toy, tmp_path)

@@ -39,7 +39,6 @@ def read_records(file: Path, read: Callable[[Any], Item], *, needs: str, key: st
                     ) from error
                 yield item
         except ijson.JSONError as error:
-            found = " ".join(str(error).split())
-            raise ValueError(f"{file}: not the JSON that was expected ({found}); is the file cut off?") from error
+            raise ValueError(f"{file}: after {number + 1} records it is no JSON in UTF-8; is it cut off?") from error
     if number < 0:
         raise ValueError(f"{file}: it holds no list{f' {key!r}' if key else ''}, or an empty one")

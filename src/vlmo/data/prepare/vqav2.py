@@ -96,7 +96,11 @@ def _read_annotations(file: Path) -> dict[int, _Annotation]:
         )
 
     needs = "question_id, image_id, question_type, answer_type, multiple_choice_answer and answers[].answer"
-    return dict(read_records(file, read, key="annotations", needs=needs))
+    found: dict[int, _Annotation] = {}
+    for question, annotation in read_records(file, read, key="annotations", needs=needs):
+        if found.setdefault(question, annotation) is not annotation:
+            raise ValueError(f"{file}: question {question} has two annotations; take the file as it was published")
+    return found
 
 
 class _Labelled(NamedTuple):
@@ -139,7 +143,8 @@ def _rows(
         for record in _read_questions(files[part]):
             split, annotation = labelled.split(record.image), labelled.annotations[part].get(record.number)
             if annotation is None or annotation.image != record.image or len(annotation.answers) != _ANNOTATORS:
-                fault = f"question {record.number} has no annotation of its image with {_ANNOTATORS} answers"
+                found = "none" if annotation is None else f"image {annotation.image}, {len(annotation.answers)} answers"
+                fault = f"question {record.number} needs an annotation of its image with {_ANNOTATORS} answers: {found}"
                 yield BadRow(split, coco_image_id(record.image), fault)
                 continue
             row = _row(record, folder=folders[part], annotation=annotation, numbers=labelled.numbers)
