@@ -15,8 +15,8 @@ from vlmo.recipes.schema import TextConfig
 from vlmo.tasks import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
 from vlmo.training import ScheduleConfig
 
-STEPS, FEW_STEPS = 600, 300
-"""Steps of stage 3 on fresh scenes, and on `few` and `fewest`."""
+STEPS, BRIEF_STEPS = 600, 300
+"""Steps of stage 3 on fresh scenes; on `few`, `fewest` and in `brief`."""
 STAGES, STAGE_STEPS = "stages", {"tokenizer": 200, "stage1": 1000, "stage2": 300}
 LOSSES = VisionLanguageConfig(mlm_weight=1.0, itm_stride=4, negatives=3)
 SEPARATE = "stage2-separate"
@@ -26,20 +26,21 @@ RECALL, MATCHING, PROBE = "recall", "matching", "probe"
 
 @dataclass(frozen=True)
 class Variant:
-    """Changes of stage 3, its pairs, and the stage that it starts from."""
+    """Changes of stage 3, its pairs, the stage that it starts from, and its steps."""
 
     about: str
     model: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, Any] = field(default_factory=dict)
     source: str = "pairs"
     start: str | None = None
+    steps: int = STEPS
 
 
 VARIANTS = {
     "plain": Variant("Multiway, three losses, global hard negatives"),
-    "few": Variant("1,000 pairs alone", source="few"),
-    "few-stages": Variant("1,000 pairs after stages 1 and 2", source="few", start="stage2"),
-    "few-stage1": Variant("1,000 pairs after stage 1", source="few", start="stage1"),
+    "few": Variant("1,000 pairs alone", source="few", steps=BRIEF_STEPS),
+    "few-stages": Variant("1,000 pairs after stages 1 and 2", source="few", start="stage2", steps=BRIEF_STEPS),
+    "few-stage1": Variant("1,000 pairs after stage 1", source="few", start="stage1", steps=BRIEF_STEPS),
     "itc": Variant("ITC alone", {"num_fusion_layers": 0}, {"mlm_weight": 0.0, "itm_weight": 0.0}),
     "local-negatives": Variant("hard negatives among 8 pairs", losses={"negative_groups": 8}),
     "no-fusion-expert": Variant("no vision-language experts", {"num_fusion_layers": 0}),
@@ -56,9 +57,15 @@ VARIANTS = {
         {"attention": "separate"},
         source="few",
         start=SEPARATE,
+        steps=BRIEF_STEPS,
     ),
-    "fewest": Variant("200 pairs alone", source="fewest"),
-    "fewest-stages": Variant("200 pairs after stages 1 and 2", source="fewest", start="stage2"),
+    "fewest": Variant("200 pairs alone", source="fewest", steps=BRIEF_STEPS),
+    "fewest-stages": Variant("200 pairs after stages 1 and 2", source="fewest", start="stage2", steps=BRIEF_STEPS),
+    "brief": Variant("300 steps", steps=BRIEF_STEPS),
+    "brief-stages": Variant("300 steps after stages 1 and 2", start="stage2", steps=BRIEF_STEPS),
+    "brief-stages-no-fusion-expert": Variant(
+        "the same without vision-language experts", {"num_fusion_layers": 0}, start="stage2", steps=BRIEF_STEPS
+    ),
     "thin": Variant("FFNs of a quarter of the width", {"intermediate_size": 128}),
     "thin-no-fusion-expert": Variant(
         "the same without vision-language experts", {"intermediate_size": 128, "num_fusion_layers": 0}
@@ -107,8 +114,16 @@ CONFIRMATIONS = (
     Claim(
         "shared attention is better after stages 1 and 2", "few-stages", "few-separate-attention", RECALL, range(6, 11)
     ),
+    Claim("stages 1 and 2 help a brief stage 3", "brief-stages", "brief", PROBE, range(11, 16)),
+    Claim(
+        "vision-language experts help after stages 1 and 2",
+        "brief-stages",
+        "brief-stages-no-fusion-expert",
+        PROBE,
+        range(11, 16),
+    ),
 )
-"""Effects that the first seeds showed on a metric that was not named before, and an explanation; with other seeds."""
+"""Effects and explanations that earlier runs suggested, each with seeds that no run had used."""
 
 
 def stage3(variant: str, *, world: Path) -> Recipe:
@@ -132,7 +147,6 @@ def stage3(variant: str, *, world: Path) -> Recipe:
         mask_only=shape_world.PLACE_WORDS,
         mask_only_share=0.4,
     )
-    steps = STEPS if known.source == "pairs" else FEW_STEPS
     return replace(
         base,
         stage=VisionLanguageStage(losses=replace(LOSSES, **known.losses)),
@@ -142,7 +156,7 @@ def stage3(variant: str, *, world: Path) -> Recipe:
         loader=replace(base.loader, global_batch_size=64),
         optimizer=replace(base.optimizer, lr=1e-3),
         schedule=ScheduleConfig(warmup_steps=80),
-        trainer=replace(base.trainer, max_steps=steps, save_every=100),
+        trainer=replace(base.trainer, max_steps=known.steps, save_every=100),
         init=None,
     )
 
