@@ -310,7 +310,7 @@ def test_full_queue_and_stopping_server_are_busy_to_clients(parts) -> None:
 
 
 def test_model_without_matching_head_and_service_without_model_say_so(parts, files, monkeypatch) -> None:
-    monkeypatch.setattr(type(parts.encoder), "can_match", property(lambda _: False))
+    monkeypatch.setattr(parts.encoder, "can_match", False)
     body = {"query": "a", "documents": files[:1]}
     with TestClient(create_app(parts)) as client:
         response = client.post("/v1/rerank", json=body)
