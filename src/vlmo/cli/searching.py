@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 _STDERR = Console(stderr=True)
 _WIDTH = 200  # of a table that goes into a file
-_RERANKED = (
-    "(1 - weight) x similarity / temperature + weight x match (log-odds); where there is no match, the similarity"
-)
+_RERANKED = "(1 - weight) x similarity / temperature + weight x match (log-odds); where match is empty, the similarity"
 
 
 @dataclass(frozen=True)
