@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from vlmo.data.compose import compose, is_composed
 from vlmo.data.headers import check_directory, check_parts, check_size
@@ -193,7 +194,22 @@ def _open(data: bytes, *, max_pixels: int, formats: tuple[str, ...] = _FORMATS) 
     check_parts(data)
     opened = Image.open(io.BytesIO(data), formats=_known(formats))
     check_size(opened, max_pixels=max_pixels)
+    if isinstance(opened, WebPImageFile):
+        opened._decoder = _FirstFrame(opened._decoder)
     return opened
+
+
+class _FirstFrame:
+    """Pillow's decoder of WebP, freed with its two canvases as soon as it has given a frame."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+
+    def get_next(self) -> tuple[bytes, int] | None:
+        return self.__dict__.pop("_decoder").get_next()
+
+    def reset(self) -> None:
+        """Nothing is read after the first frame."""
 
 
 def _load_upright_rgb(opened: Image.Image) -> Image.Image:

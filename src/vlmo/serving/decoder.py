@@ -22,8 +22,8 @@ from vlmo.data.decoding import COMMON_FORMATS, decode_image, strips
 
 _USUAL_PIXELS, _USUAL_SECONDS = 25_000_000, 2.0
 """Processor time that an image of so many pixels may take to decode; a larger one may take more, in proportion."""
-_PIXEL_BYTES, _OTHER_BYTES = 20, 50_000_000
-"""A WebP with transparency takes 17 bytes a pixel: two canvases of libwebp, its copy, Pillow's image and its file."""
+_IMAGE_BYTES, _OTHER_BYTES, _USUAL_BYTES = 4, 12, 300_000_000
+"""Memory for each pixel of the image, and beside it; and what is always allowed beside it."""
 _LONGEST_S = 60.0
 """Seconds after which a worker that is stopped or waits is ended, whatever processor time it took."""
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 16 << 20  # Pillow's images are made of blocks of this size
@@ -45,8 +45,8 @@ class Decoders:
         count: Number of processes, and of images that are decoded at a time.
         max_pixels: Largest width x height that is accepted.
         cpu_seconds: Processor time that one image may take; None: 2 seconds, more if `max_pixels` is above 25 million.
-        memory: Bytes that a process may take for one image, limited on Linux; None: 20 for each of `max_pixels`, and 50
-            million.
+        memory: Bytes that a process may take for one image, limited on Linux; None: 4 for each of `max_pixels`, and 300
+            million or, if that is more, 12 for each.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Decoders:
         self._limits = {
             "max_pixels": max_pixels,
             "cpu_seconds": cpu_seconds or min(_LONGEST_S, _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS)),
-            "memory": memory or _PIXEL_BYTES * max_pixels + _OTHER_BYTES,
+            "memory": memory or _IMAGE_BYTES * max_pixels + max(_USUAL_BYTES, _OTHER_BYTES * max_pixels),
         }
         self._lock, self._is_closed = threading.Lock(), False
         self._running: set[subprocess.Popen[bytes]] = set()
