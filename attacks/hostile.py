@@ -98,6 +98,20 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "cut webp": lambda: _cut(encoded(kind="WEBP")),
     "tiff whose list of images leads back to its start": lambda: _LOOP,
     "tiff with a tile of 65,536 x 65,536": lambda: tiff(*_SMALL_TIFF, (322, 1, 2**16), (323, 1, 2**16), (324, 1, 8)),
+    "tiff of tiles far larger than it": lambda: tiff(
+        *(
+            (256, 1, 65_535),
+            (257, 1, 16),
+            *_SMALL_TIFF[2:],
+            (322, 1, 16),
+            (323, 1, 2**20),
+            (324, 4096, 8),
+            (325, 4096, 8),
+        )
+    ),
+    "png of 4,000 colour profiles": lambda: _png_with(
+        4000 * png_chunk(b"iCCP", b"a\x00\x00" + zlib.compress(bytes(10**6), 9))
+    ),
     "tiff of a million strips": lambda: tiff(*_SMALL_TIFF, (273, 10**6, 8), (279, 10**6, 8)),
     "tiff that claims tags of 4 GB": lambda: tiff(*_SMALL_TIFF, *((tag, 2**32 - 1, 8) for tag in range(700, 3000))),
     "floats out of range": lambda: encoded(Image.new("F", (8, 8), 1e30), "TIFF"),
@@ -239,7 +253,10 @@ def _wrong_form(choose: random.Random, right: str) -> Hostile:
     whole = form(image)
     cuts = (b"", b"--x", b"--x--\r\n", form(image, end=b""), whole[:-30], whole.replace(b"\r\n", b"\n"))
     body = choose.choice([*cuts, *(form(*each) for each in parts)])
-    media = choose.choice([f"{kind}; boundary=x"] * 9 + [kind, f"{kind}; boundary={'x' * 500}"])
+    charsets = [
+        f"{kind}; boundary=x; charset={name}" for name in ("undefined", "punycode", f"a{choose.random()}" * 999)
+    ]
+    media = choose.choice([f"{kind}; boundary=x"] * 9 + [kind, f"{kind}; boundary={'x' * 500}", *charsets])
     return Hostile(request("POST", choose.choice(list(_BODIES)), body, media, heads=right))
 
 

@@ -11,6 +11,7 @@ from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import write_vocabulary
 from vlmo import cli
 from vlmo.cli import main, runs
+from vlmo.cli.output import say, say_json
 from vlmo.cli.runs import RecipesOptions
 from vlmo.recipes import RECIPES
 
@@ -18,6 +19,16 @@ from vlmo.recipes import RECIPES
 class _ForeignCode:
     def __reduce__(self):
         return print, ("this ran",)
+
+
+def test_what_commands_say_controls_no_terminal(capsys) -> None:
+    say("red\x1b[2J\x9b1m", "two\nlines")
+    say_json({"red\x9b": "gr\u00fcn\x1b\x85"})
+    shown, _, told = capsys.readouterr().out.partition("lines\n")
+    assert shown == "red [2J 1m\ntwo\n"
+    assert "gr\u00fcn" in told
+    assert not set(map(ord, told)) & {0x1B, 0x85, 0x9B}
+    assert json.loads(told) == {"red\x9b": "gr\u00fcn\x1b\x85"}
 
 
 def refused(arguments, capsys, *, code: int = 2) -> str:
@@ -211,7 +222,7 @@ def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "module", "extra"),
     [
-        (["index", "vlmo-small", "x", "--out", "y"], "vlmo.retrieval", "retrieval"),
+        (["index", "vlmo-small", ".", "--out", "y"], "vlmo.retrieval", "retrieval"),
         (["search", "x", "words"], "vlmo.retrieval", "retrieval"),
         (["duplicates", "x"], "vlmo.retrieval", "retrieval"),
         (["clusters", "x"], "vlmo.retrieval", "retrieval"),

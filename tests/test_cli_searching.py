@@ -296,7 +296,8 @@ def test_duplicates_and_clusters_of_an_index(model, tmp_path, capsys):
         (["embed", "MODEL", "IMAGES", "--texts", "FILE", "--out", "x.npy"], "either images or --texts"),
         (["embed", "EMPTY", "IMAGES", "--out", "x.csv"], ".parquet or .npy"),  # before it looks for a model
         (["embed", "MODEL", "IMAGES", "--out", "FILE.npy"], "FILE.npy exists already"),
-        (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "there is no nowhere.txt"),
+        (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "there is nothing at nowhere.txt"),
+        (["embed", "MODEL", "--texts", "LATIN", "--out", "x.npy"], "LATIN: not UTF-8"),
         (["serve", "MODEL", "--api-key-file", "nowhere.txt"], "there is no nowhere.txt"),
         (["embed", "ADAPTER", "IMAGES", "--out", "x.npy"], "merge it first"),
     ],
@@ -307,6 +308,7 @@ def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, 
     (tmp_path / "ADAPTER").mkdir()
     (tmp_path / "ADAPTER" / "adapter_config.json").write_text("{}")
     (tmp_path / "FILE").write_text("x")
+    (tmp_path / "LATIN").write_bytes(b"gr\xfcn")
     for name in ("FILE.png", "FILE.npy"):
         (tmp_path / name).write_text("x")
     if "OTHER" in arguments:

@@ -41,6 +41,9 @@ for line in ("--help", "--version", "finetune --help", "quickstart --help", "eva
     found = [name for name in HEAVY if name in sys.modules]
     assert not found, (line, found)
 for line in ("train", "evaluate", "predict", "index", "search", "embed", "duplicates", "clusters",
+             "index vlmo-small nowhere --out x", "embed vlmo-small nowhere --out x.npy",
+             "embed vlmo-small --texts nowhere --out x.npy", "serve vlmo-small --index nowhere",
+             "predict vlmo-small --image nowhere --text a",
              "import", "import nowhere.pt out", "merge nowhere --out x", "export nowhere --to onnx --out x",
              "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     try:

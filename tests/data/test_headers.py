@@ -68,13 +68,27 @@ def tiff_tile(side: int) -> bytes:
     return tiff(*tags, data=tile)
 
 
+def tiff_tiles(width: int, height: int, *, tile: tuple[int, int]) -> bytes:
+    """Tiles that all lie at one place of the file."""
+    number, packed = -(-width // tile[0]) * -(-height // tile[1]), zlib.compress(bytes(tile[0] * tile[1]))
+    first = 8 + 8 * number
+    data = struct.pack(f"<{number}I", *[first] * number) + struct.pack(f"<{number}I", *[len(packed)] * number) + packed
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (322, 4, 1, tile[0]), (323, 4, 1, tile[1]), (259, 3, 1, 8)]
+    return tiff(*tags, (324, 4, number, 8), (325, 4, number, 8 + 4 * number), data=data)
+
+
+def png_profiles(number: int) -> bytes:
+    profile = png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1000)))
+    return after_start(encoded("PNG"), profile * number, start=33)
+
+
 MEGABYTE = 1 << 20
 LARGE = [(1000 + number, 1, MEGABYTE, 8) for number in range(40)]
 """Tags that each name the same megabyte."""
 HOSTILE = {
     "line": (png_line, "1 x 70000: a side has at most 65,535 pixels"),
     "scans": (lambda: with_scans(40), "32 scans"),
-    "sequential scans": (lambda: with_sequential_scans(33), "more than 32 scans"),
+    "sequential scans": (lambda: with_sequential_scans(33), "32 scans"),
     "comment": (lambda: after_start(encoded("GIF"), b"!\xfe" + 5001 * b"\1a" + b"\0", start=781), "5000 blocks"),
     "junk": (lambda: after_start(encoded("GIF"), bytes(5001), start=781), "more than 5000 blocks"),
     "runs": (lambda: runs(3000, 3000), "runs of 3000 x 3000 pixels"),
@@ -84,7 +98,14 @@ HOSTILE = {
     "restarts": (lambda: after_start(encoded("JPEG"), b"\xff\xd0" * 5001), "more than 5000 segments"),
     "padding": (lambda: after_start(encoded("JPEG"), b"\xff" * 50_000), "more than 5000 segments"),
     "chunks": (lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 5001, start=33), "more than 5000 chunks"),
-    "tile": (lambda: tiff_tile(46_000), "a tile of 2,116,000,000 pixels for an image of 40 x 24"),
+    "tile": (lambda: tiff_tile(46_000), "1 tiles of 2,116,000,000 pixels for an image of 40 x 24"),
+    "tiles": (
+        lambda: tiff_tiles(1600, 16, tile=(16, 1 << 20)),
+        "100 tiles of 16,777,216 pixels for an image of 1600 x 16",
+    ),
+    "profiles": (lambda: png_profiles(6), "more than 5000 chunks"),
+    "other maximum": (lambda: b"P5 1025 1024 254 " + bytes(1025 * 1024), "1025 x 1024 pixels of a PPM"),
+    "plain": (lambda: b"P1 1025 1024 " + b"1" * 1025 * 1024, "1025 x 1024 pixels of a PPM"),
     "strips": (lambda: tiff((273, 4, 30_001, 8), data=bytes(120_004)), "30,001 strips or tiles"),
     "another order": (
         lambda: b"II\0*" + tiff((273, 4, 30_001, 8), data=bytes(120_004))[4:],
@@ -109,6 +130,10 @@ USUAL = {
     "chunks": lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 100, start=33),
     "strips": lambda: encoded("TIFF", size=(8, 3000), strip_size=8),
     "tiles": lambda: tiff_tile(256),
+    "many tiles": lambda: tiff_tiles(600, 600, tile=(256, 256)),
+    "moving photo": lambda: encoded("JPEG") + b"\xff\xda" * 100,
+    "one profile": lambda: png_profiles(1),
+    "plain": lambda: b"P2 40 24 9 " + b"7 " * 40 * 24,
     "big endian": lambda: tiff(order=">"),
     "big tiff": lambda: encoded("TIFF", big_tiff=True),
     "gif": lambda: encoded("GIF", comment=b"x" * 60_000),

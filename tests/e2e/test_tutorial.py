@@ -1,5 +1,6 @@
 """The tutorial's commands, word for word but for the number of steps, on a miniature folder of images."""
 
+import ast
 import csv
 import json
 import re
@@ -25,8 +26,8 @@ SHAPES = ("bar", "square", "corner")
 TRAINING = ("train", "finetune")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, *, page: Path = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[list[str]]:
@@ -112,6 +113,13 @@ def test_python_runs(place, monkeypatch, capsys):
     for row in map(json.loads, "".join(blocks("json")).splitlines()):
         assert {"image", "captions"} <= set(row) or {"image_id", "reason"} <= set(row)
     assert next(csv.DictReader(blocks("csv")[0].splitlines())).keys() == {"image", "caption", "split"}
+
+
+def test_python_of_the_readme_finds_the_right_text(capsys):
+    code, *_ = blocks("python", page=PAGE.parents[1] / "README.md")
+    exec(compile(code, "README.md", "exec"), {})
+    first, *others = ast.literal_eval(capsys.readouterr().out).values()
+    assert first > max(others)
 
 
 def test_options_of_the_page_run_together(place, monkeypatch):

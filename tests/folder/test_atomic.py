@@ -82,6 +82,14 @@ def test_file_that_fails_leaves_the_one_before_it(tmp_path, monkeypatch) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_link_in_the_place_of_the_new_file_is_not_followed(tmp_path) -> None:
+    (tmp_path / "other.txt").write_text("of others")
+    (tmp_path / "a.txt.aside").symlink_to(tmp_path / "other.txt")
+    write_file(tmp_path / "a.txt", "new")
+    assert (tmp_path / "other.txt").read_text() == "of others"
+    assert not (tmp_path / "a.txt").is_symlink()
+
+
 def test_folder_comes_back_after_a_crash_between_the_two_renames(tmp_path) -> None:
     (tmp_path / ".model.vlmo-replaced").mkdir()
     (tmp_path / ".model.vlmo-replaced" / "old.txt").write_text("old")

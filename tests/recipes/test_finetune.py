@@ -55,6 +55,14 @@ def masks(root: Path) -> None:
     (root / "classes.txt").write_text("sky\nsea\n")
 
 
+def test_start_that_reads_no_texts_is_refused(tmp_path) -> None:
+    captions(tmp_path / "images")
+    folder = shutil.copytree(model_path(SMALL), tmp_path / "model")
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="has no vocabulary, and fine-tuning for retrieval reads texts"):
+        finetune_recipe(folder, str(tmp_path / "images"))
+
+
 @pytest.mark.parametrize(
     ("write", "kind"),
     [

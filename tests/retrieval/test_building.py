@@ -31,7 +31,7 @@ from tests.retrieval.toy_index import (
 from tests.rights import ordinary_rights
 
 from vlmo import progress
-from vlmo.retrieval import Index, Searcher, build_index, building, executor, journal
+from vlmo.retrieval import Index, Searcher, build_index, building, executor, journal, store
 from vlmo.retrieval.executor import RecordEncoder
 from vlmo.retrieval.sources import Record
 from vlmo.retrieval.store import Store
@@ -392,6 +392,28 @@ def test_unreadable_subfolder_is_told_and_its_images_stay(encoder, tmp_path):
     assert "the folder cannot be listed" in line["reason"]
     (folder / "lost+found").chmod(0o755)
     assert build(encoder, folder, out=out).bad == 0
+
+
+def test_saved_set_that_cannot_be_read_costs_itself(encoder, tmp_path):
+    folder = write_folder(tmp_path / "images", numbers=range(2))
+    for name in ("closed", "endless"):
+        write_folder(folder / name, numbers=range(2, 4), table=False)
+        (folder / name / "state.json").touch()
+    (folder / "closed" / "state.json").chmod(0)
+    with (folder / "endless" / "state.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with ordinary_rights():
+        assert build(encoder, folder, out=tmp_path / "index").bad == 2
+    assert {Path(line["path"]).name for line in quarantine(tmp_path / "index")} == {"closed", "endless"}
+
+
+def test_index_keeps_a_number_of_columns(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(store, "_MAX_COLUMNS", 3)
+    table = store.Store(tmp_path / "index", dim=8)
+    columns = table._metadata_columns([{"a": 1, "b": 2}, {"a": None, "c": "x", "d": "y"}])
+    assert sorted(columns) == ["a", "b", "c"]
+    assert "no column for 'd'" in caplog.text
+    assert sorted(table._metadata_columns([{"a": 5, "e": 6}])) == ["a", "b", "c"]
 
 
 def test_stored_bytes_outlive_the_files(encoder, tmp_path):

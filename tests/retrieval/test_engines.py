@@ -222,11 +222,11 @@ def test_a_signal_after_sessions_of_openvino_have_gone_reaches_its_handler(share
 @pytest.fixture
 def exports(shared_folder, tmp_path, monkeypatch) -> list[Path]:
     """Targets of exports, which copy the graphs of the toy model, into a cache of this test."""
-    targets = []
+    targets, made = [], dual_encoder(shared_folder).folder
 
     def copy(_folder, out, **_options) -> None:
         targets.append(out)
-        shutil.copytree(dual_encoder(shared_folder).folder, out, dirs_exist_ok=True)
+        shutil.copytree(made, out, dirs_exist_ok=True)
 
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(onnx_export, "write_onnx", copy)
@@ -338,8 +338,16 @@ def test_wrong_use_is_told(shared_folder, exports, tmp_path, monkeypatch, capsys
             "find_spec",
             lambda name, missing=missing: None if name == missing else find_spec(name),
         )
-        arguments = ["embed", str(source), "x.png", "--out", str(tmp_path / "v.npy"), "--engine", line]
+        arguments = ["embed", str(source), str(tmp_path), "--out", str(tmp_path / "v.npy"), "--engine", line]
         told = refused(arguments, capsys)
         assert f"needs {missing}, which is not installed: pip install" in told
         assert f"[{line}]" in told
     assert not exports
+
+
+def test_export_shows_progress(monkeypatch, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("vlmo.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("vlmo.export.onnx.write_onnx", lambda *_, report, **__: report("exporting", 1, 2))
+    engines.export_graphs(tmp_path, tmp_path / "out", int8=False)
+    assert "exporting: 1 of 2" in capsys.readouterr().err

@@ -88,6 +88,7 @@ def test_index_without_captions_says_so(encoder, tmp_path):
         ("(" * 21 + "year = 1" + ")" * 21, "nested too deeply"),
         ("year > ", "sql parser error"),
         ("yeer > 3", "names yeer, which is no column"),
+        ("cast(captions as bigint) = 1", "Not supported"),
     ],
 )
 def test_filter_that_is_no_condition_is_one_line(where, words, index):

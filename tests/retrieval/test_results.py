@@ -83,7 +83,7 @@ def test_results_below_the_cutoff_are_marked(result, searcher, tmp_path):
     page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
     assert "<h1>No match: a red" in page
     assert "<ol class=no-match>" in page
-    assert "the cut-off is 100 %" in page
+    assert "the cut-off is 1." in page
     for kind, shown in (("below", below), ("plain", result)):
         write_sheet(tmp_path / f"{kind}.png", query=QUERY, result=shown, index=searcher.index)
     assert (tmp_path / "below.png").read_bytes() != (tmp_path / "plain.png").read_bytes()

@@ -205,7 +205,7 @@ def test_best_candidate_below_the_cutoff_is_no_match(searcher, monkeypatch):
         assert (result.no_match, result.note is not None) == (no_match, no_match)
         assert numbers(result) == numbers(searcher.search(QUERY, top=5, rerank=12, cutoff=0))
         assert searcher.search(QUERY, rerank=12, cutoff=probability - 0.001).no_match is False
-    assert f"a probability of {100 * probability:.4g} %, the cut-off is" in result.note
+    assert f"a probability of {probability:.4g}, the cut-off is" in result.note
     # Nothing is said where the fusion encoder scored nothing, of captions, or before all candidates are scored.
     assert not searcher.search(QUERY).no_match
     assert not searcher.captions(drawings()[0], rerank=12).no_match

@@ -289,6 +289,8 @@ def test_start_that_is_missing_is_named(tmp_path, monkeypatch, capsys) -> None:
     assert f"{recipe.init}, which is not there" in capsys.readouterr().out
     cli.main(["train", "shapes-stage3", "--dry-run", "--init", "None"])
     assert "not there" not in capsys.readouterr().out
+    cli.main(["train", "small-stage2", "--dry-run", "--init", "vlmo-small"])
+    assert "It reads data/glosses, which is not there" in capsys.readouterr().out
 
 
 def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:

@@ -1,5 +1,7 @@
 """Own pictures and texts: each task asks for what it needs, and answers in rows, a table and a picture."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +13,7 @@ from tests.toy_questions import ANSWERS, COLORS
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.tasks import Inputs, predict
+from vlmo.tasks.registry import Predicted
 
 ATOL = 1e-4  # rows are rounded to four decimals
 SENTENCE = "both pictures are red"
@@ -56,6 +59,13 @@ def test_each_task_answers(task, folders, files):
         console.print(found.table())
     assert str(first[name]) in shown.get()
     assert "%" in shown.get()
+
+
+def test_table_shows_no_control_characters_of_a_model() -> None:
+    with (console := Console(width=100)).capture() as shown:
+        console.print(Predicted("vqa", rows=[{"answer": "red\x1b]0;title\x07\x9b2J", "image": "a\x1b[2J.png"}]).table())
+    assert "red" in shown.get()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown.get())
 
 
 def test_pairs_are_those_of_the_model(folders, files):

@@ -197,6 +197,16 @@ def test_adapter_of_peft_itself_is_merged(start, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    "told",
+    ["{}", "[1]", "[" * 100_000, '{"config": {"architectures": ["nope"]}, "start": "x", "fusion_experts_from": 0}'],
+)
+def test_adapter_of_strangers_that_tells_no_start_is_refused_in_a_line(run, tmp_path, told, capsys):
+    shutil.copytree(run / "model", tmp_path / "adapter")
+    (tmp_path / "adapter" / "base.json").write_text(told)
+    assert "adapter" in refused(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "x")], capsys)
+
+
 def test_start_that_lacks_what_adapters_freeze_is_refused(start):
     """A head may be missing, since it is trained whole."""
     model = VLMoForImageTextRetrieval.from_pretrained(start)

@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,19 +99,27 @@ def check_model_folder(
     """Return path and model class of a folder, without loading its weights; ValueError as `load_model`."""
     folder = Path(find_model(folder))
     kinds = architectures(folder)
-    held = f"{folder} holds {', '.join(map(str, kinds)) or 'no named class'}"
     if model_class is None:
-        found = getattr(vlmo.model, str(kinds[0]), None) if kinds else None
-        if not isinstance(found, type) or not issubclass(found, vlmo.model.VLMoPreTrainedModel):
-            raise ValueError(f"{held}; expected a model folder of VLMoModel or VLMoFor... {hint}".rstrip())
-        return folder, found
+        return folder, named_class(folder, kinds, hint=hint)
     able = [model_class.__name__]
     if model_class is vlmo.model.VLMoForImageTextRetrieval:
         able.append("VLMoForPreTraining")  # which holds all of its weights
         hint = hint or "Retrieval needs one; stage 3 and fine-tuning for retrieval leave it."
     if not set(able) & set(map(str, kinds)):
-        raise ValueError(f"{held}; expected {' or '.join(able)}. {hint}".rstrip())
+        raise ValueError(f"{_held(folder, kinds)}; expected {' or '.join(able)}. {hint}".rstrip())
     return folder, model_class
+
+
+def named_class(folder: Path, kinds: Sequence[Any], *, hint: str = "") -> type[VLMoPreTrainedModel]:
+    """Return the model class that a folder names first; ValueError if it is none of ours."""
+    found = getattr(vlmo.model, str(kinds[0]), None) if kinds else None
+    if not isinstance(found, type) or not issubclass(found, vlmo.model.VLMoPreTrainedModel):
+        raise ValueError(f"{_held(folder, kinds)}; expected a model folder of VLMoModel or VLMoFor... {hint}".rstrip())
+    return found
+
+
+def _held(folder: Path, kinds: Sequence[Any]) -> str:
+    return f"{folder} holds {', '.join(map(str, kinds)) or 'no named class'}"
 
 
 def load_complete(name: str | Path, model_class: type[Model], **options: Any) -> Model:

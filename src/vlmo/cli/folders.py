@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from vlmo.cli.output import say
 from vlmo.cli.parsing import ModelFolder, hide_loading_bars, nearest
 from vlmo.released import find_model, no_adapter, no_checkpoint, no_model
 from vlmo.released.published import MODELS
+from vlmo.terminal import escaped
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,6 @@ def models_command(options: ModelsOptions) -> None:
     """Run `vlmo models`."""
     from vlmo.released.download import cached_model, fetch_model
 
-    console = Console(soft_wrap=True)
     if options.names:
         hide_loading_bars()
         for name in options.names:
@@ -111,14 +111,14 @@ def models_command(options: ModelsOptions) -> None:
                 from vlmo.checkpoints.importing import name_labels
 
                 name_labels(folder, options.labels)
-            console.print(f"{model.name}: {folder}", markup=False, highlight=False)
+            say(f"{model.name}: {folder}")
         return
     table = Table("name", "task", "size, pixels", "licence", "here", box=None, pad_edge=False)
     for model in MODELS.values():
         here = not model.address or (cached_model(model.name) / "config.json").is_file()
         size = f"{model.size.replace('_plus', '+')}, {model.image_size}"
         table.add_row(model.name, model.task, size, model.licence, "yes" if here else "")
-    console.print(table)
+    Console(soft_wrap=True).print(table)
 
 
 def import_command(options: ImportOptions) -> None:
@@ -130,12 +130,11 @@ def import_command(options: ImportOptions) -> None:
     from vlmo.tasks import usage_of
 
     report = import_checkpoint(**vars(options), usage_of=usage_of)
-    console = Console(soft_wrap=True)
     table = Table(show_header=False)
     for word, value in report.rows():
-        table.add_row(word, escape(value))
-    console.print(table)
-    console.print("\n".join([*report.lines(), f"model folder {options.out}"]), markup=False, highlight=False)
+        table.add_row(word, escaped(value))
+    Console(soft_wrap=True).print(table)
+    say(*report.lines(), f"model folder {options.out}")
 
 
 def merge_command(options: MergeOptions) -> None:
@@ -146,7 +145,7 @@ def merge_command(options: MergeOptions) -> None:
     from vlmo.training.lora import merge_adapter
 
     merge_adapter(options.adapter, options.out)
-    Console(soft_wrap=True).print(f"model folder {options.out}", markup=False, highlight=False)
+    say(f"model folder {options.out}")
 
 
 def export_command(options: ExportOptions) -> None:
@@ -157,7 +156,6 @@ def export_command(options: ExportOptions) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(no_model(folder))
     hide_loading_bars()
-    console = Console(soft_wrap=True)
     if options.to == "onnx":
         from vlmo.retrieval.engines import export_graphs
 
@@ -166,7 +164,7 @@ def export_command(options: ExportOptions) -> None:
         from vlmo.checkpoints.official import export_official
 
         lines = [*(f"note: {note}" for note in export_official(folder, options.out)), f"written: {options.out}"]
-    console.print("\n".join(lines), markup=False, highlight=False)
+    say(*lines)
 
 
 def release_command(options: ReleaseOptions) -> None:
@@ -180,4 +178,4 @@ def release_command(options: ReleaseOptions) -> None:
     for result in results:
         console.print(result.table())
     size = (options.out / "model.safetensors").stat().st_size
-    console.print(f"model folder {options.out}, weights of {size / 1e6:.1f} MB", markup=False, highlight=False)
+    say(f"model folder {options.out}, weights of {size / 1e6:.1f} MB")

@@ -7,6 +7,7 @@ import difflib
 import gc
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -85,6 +86,17 @@ def check_new_file(file: Path | None, *, option: str, suffixes: Sequence[str] = 
         raise ValueError(f"{option} {file}: {above} is no folder")
     if not os.access(above, os.W_OK):
         raise ValueError(f"{option} {file}: no permission to write in {above}; choose another place")
+
+
+def check_given(files: Iterable[str | Path | None], *, expected: str) -> None:
+    """Check before torch is imported that inputs are there; patterns and URLs are left to whoever reads them.
+
+    Raises:
+        ValueError: There is none; `expected` says what to give.
+    """
+    for file in files:
+        if file is not None and not re.search(r"[*?\[{]|://", str(file)) and not Path(file).expanduser().exists():
+            raise ValueError(f"there is nothing at {file}; give {expected}")
 
 
 def hide_loading_bars() -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from vlmo.cli.output import say
 from vlmo.cli.parsing import ModelFolder, hide_loading_bars, parse, without_garbage_collection
 
 _COMMON = {
@@ -118,8 +119,7 @@ def quickstart_command(options: QuickstartOptions) -> None:
 def train_help() -> None:
     """Show how `vlmo train` is called, the common options, and every recipe."""
     options = "\n".join(["Options (all: vlmo train NAME --help):", *_COMMON_HELP])
-    shown = f"usage: vlmo train NAME [OPTIONS]\n\n{options}\n\nRecipes:\n{_listed()}"
-    Console(soft_wrap=True).print(shown, markup=False, highlight=False)
+    say(f"usage: vlmo train NAME [OPTIONS]\n\n{options}\n\nRecipes:\n{_listed()}")
 
 
 def train(name: str, arguments: list[str]) -> None:
@@ -226,12 +226,19 @@ def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
         whose = f"each of {processes:,} processes" if processes > 1 else "one process"
         Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
         if is_missing:
-            said = (
-                f"It starts from {recipe.init}, which is not there yet: train that first, or give another with --init."
-            )
-            Console(soft_wrap=True).print(said, markup=False, highlight=False)
+            say(f"It starts from {recipe.init}, which is not there yet: train that first, or give another with --init.")
+        if lost := _missing_data(recipe):
+            say(f"It reads {', '.join(lost)}, which is not there yet: prepare it (docs/data.md), or give --data.")
         if options.json is not None:
             options.json.write_text(needs.to_json() + "\n")
+
+
+def _missing_data(recipe: Any) -> list[str]:
+    """Return the training data of a recipe that are no built-in set and not there."""
+    from vlmo.data import builtin
+
+    names = [] if recipe.data.streams.patterns else recipe.data.source.split("+")
+    return [name for name in names if not builtin.is_built_in(name) and not Path(name).expanduser().exists()]
 
 
 def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:
@@ -271,10 +278,9 @@ def recipes_command(options: RecipesOptions) -> None:
             raise ValueError("vlmo recipes --json needs the name of a recipe")
         sys.stdout.write(find_recipe(options.name).to_json() + "\n")
         return
-    console = Console(soft_wrap=True)
     if options.name is None:
-        console.print(_listed(), markup=False, highlight=False)
+        say(_listed())
         return
-    console.print(f"[bold]{options.name}[/bold]", highlight=False)
-    console.print(textwrap.indent(describe(options.name), "  ") + "\n", markup=False, highlight=False)
-    console.print(find_recipe(options.name).to_json(), markup=False)
+    Console().print(f"[bold]{options.name}[/bold]", highlight=False)
+    say(f"{textwrap.indent(describe(options.name), '  ')}\n")
+    Console(soft_wrap=True).print(find_recipe(options.name).to_json(), markup=False)

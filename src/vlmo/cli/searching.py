@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from vlmo.cli.output import say, say_json
 from vlmo.cli.parsing import (
     Engine,
     ModelFolder,
     Precision,
+    check_given,
     check_new_file,
     hide_loading_bars,
     without_garbage_collection,
 )
 from vlmo.released import find_model
+from vlmo.terminal import escaped
 
 if TYPE_CHECKING:
     from vlmo.retrieval import BuildReport, ImageGroup, Searcher, SearchResult
@@ -153,6 +156,8 @@ class ClustersOptions:
 def index_command(options: IndexOptions) -> None:
     """Run `vlmo index`."""
     folder = Path(find_model(options.folder))
+    if not options.out.expanduser().exists():  # else it may be an input of an earlier run
+        check_given(options.images, expected="a folder, an image, a video, or a .tar or .parquet file")
     hide_loading_bars()
     from vlmo.data.quarantine import first_reasons
     from vlmo.retrieval import build_index
@@ -175,6 +180,7 @@ def embed_command(options: EmbedOptions) -> None:
     if (options.texts is None) == (not options.images):
         raise ValueError("vlmo embed needs either images or --texts FILE")
     check_new_file(options.out, option="--out", suffixes=(".parquet", ".npy"))
+    check_given([*options.images, options.texts], expected="images, or a file of texts")
     hide_loading_bars()
     from vlmo.retrieval.encoder import Encoder
     from vlmo.retrieval.vectors import embed_images, embed_texts
@@ -184,12 +190,15 @@ def embed_command(options: EmbedOptions) -> None:
     if options.texts is None:
         written = embed_images(encoder, options.images, out=options.out, batch=options.batch, console=_STDERR)
     else:
-        with options.texts.open(encoding="utf-8") as file:
-            lines = (line.strip() for line in file)
-            written = embed_texts(encoder, (line for line in lines if line), out=options.out)
+        try:
+            with options.texts.open(encoding="utf-8") as file:
+                lines = (line.strip() for line in file)
+                written = embed_texts(encoder, (line for line in lines if line), out=options.out)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{options.texts}: not UTF-8 ({error}); give a file of texts, one a line") from error
     bad = f"; {written.bad} bad images" if written.bad else ""
     files = ", ".join(map(str, written.files))
-    Console(soft_wrap=True).print(f"{written.rows} vectors in {files}{bad}", markup=False, highlight=False)
+    say(f"{written.rows} vectors in {files}{bad}")
 
 
 @without_garbage_collection()
@@ -221,7 +230,7 @@ def search_command(options: SearchOptions) -> None:
             _check_search(replace(options, query=query))
             _search(searcher, options, query)
         except ValueError as error:  # the next one may be right
-            _STDERR.print(f"vlmo: {error}", markup=False, highlight=False)
+            _STDERR.print(escaped(f"vlmo: {error}"), highlight=False)
 
 
 def duplicates_command(options: DuplicatesOptions) -> None:
@@ -268,7 +277,7 @@ def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
         given |= {"where": options.where, "cutoff": options.cutoff, "image": options.image}
         result = searcher.search(query if image is None else image, **given)
     _show_result(query, result, is_json=options.json)  # before the images are drawn, which may fail
-    lines = []
+    lines: list[str] = []
     if options.sheet is not None:
         write_sheet(options.sheet, query=query, result=result, index=searcher.index)
         lines.append(f"image {options.sheet}")
@@ -276,8 +285,8 @@ def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
         lost = write_explanation(options.explain, query=query, result=result, searcher=searcher)
         left_out = f", without {', '.join(hit.place for hit in lost)}, which cannot be read" if lost else ""
         lines.append(f"image {options.explain}{left_out}")
-    if lines and not options.json:
-        Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
+    if not options.json:
+        say(*lines)
 
 
 def _check_search(options: SearchOptions) -> None:
@@ -315,35 +324,29 @@ def _image_of(query: str) -> Path | None:
 
 
 def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
-    from vlmo.retrieval.results import as_json, as_table, without_controls
+    from vlmo.retrieval.results import as_json, as_table
 
     if is_json:
-        sys.stdout.write(json.dumps(as_json(query, result), indent=1, ensure_ascii=False) + "\n")
+        say_json(as_json(query, result))
         return
-    console = _wide_console()
     if result.hits:
-        console.print(as_table(query, result))
-        console.print(
-            f"score: {_RERANKED if result.num_reranked else 'similarity (cosine)'}", markup=False, highlight=False
-        )
+        _wide_console().print(as_table(query, result))
+        say(f"score: {_RERANKED if result.num_reranked else 'similarity (cosine)'}")
     else:
-        console.print("nothing was found")
+        say("nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
-    console.print(f"{result.num_reranked} reranked by the fusion encoder; {parts}", markup=False, highlight=False)
-    if result.note is not None:
-        console.print(without_controls(result.note), markup=False, highlight=False)
+    say(f"{result.num_reranked} reranked by the fusion encoder; {parts}", *filter(None, [result.note]))
 
 
 def _show_groups(groups: Sequence[ImageGroup], *, is_json: bool, most: int | None = None) -> None:
     from vlmo.retrieval.results import groups_as_table
 
     if is_json:
-        sys.stdout.write(json.dumps([asdict(group) for group in groups], indent=1, ensure_ascii=False) + "\n")
+        say_json([asdict(group) for group in groups])
         return
-    console, total = _wide_console(), sum(len(group.ids) for group in groups)
     if groups:
-        console.print(groups_as_table(groups, most=most))
-    console.print(f"{len(groups)} groups of {total} images", markup=False, highlight=False)
+        _wide_console().print(groups_as_table(groups, most=most))
+    say(f"{len(groups)} groups of {sum(len(group.ids) for group in groups)} images")
 
 
 def _wide_console() -> Console:
@@ -351,8 +354,6 @@ def _wide_console() -> Console:
 
 
 def _show_report(report: BuildReport, *, out: Path) -> None:
-    from vlmo.retrieval.results import without_controls
-
     lines = [
         f"{report.images} images with {report.captions} captions in {out} ({report.seconds:.0f} s)",
         ", ".join(
@@ -367,7 +368,7 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
     if report.bad:
         lines.append(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
     if report.unmatched is not None:
-        lines.append(without_controls(report.unmatched))
+        lines.append(report.unmatched)
     if (recall := report.recall) is None:
         lines.append("search compares with every vector (exact)")
     else:
@@ -380,4 +381,4 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
             f"this recall is low: search misses some of the nearest. --ann-threshold {report.images + 1} "
             "makes it compare with every vector"
         )
-    Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
+    say(*lines)

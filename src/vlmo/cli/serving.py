@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from vlmo.cli.parsing import Engine, ModelFolder, Precision, hide_loading_bars
+from vlmo.cli.parsing import Engine, ModelFolder, Precision, check_given, hide_loading_bars
 from vlmo.released import find_model
 from vlmo.serving.settings import Settings
 
@@ -38,6 +38,7 @@ class ServeOptions:
 def serve_command(options: ServeOptions) -> None:
     """Run `vlmo serve`."""
     folder = Path(find_model(options.folder))
+    check_given([options.index], expected="an index that vlmo index has made")
     hide_loading_bars()
     from vlmo.serving.parts import load_parts
     from vlmo.serving.server import bind, read_key, serve

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from vlmo.cli.parsing import ModelFolder, Precision, check_new_file, hide_loading_bars
+from vlmo.cli.output import say, say_json
+from vlmo.cli.parsing import ModelFolder, Precision, check_given, check_new_file, hide_loading_bars
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.released.published import MODELS
+from vlmo.terminal import escaped
 
 if TYPE_CHECKING:
     from vlmo.tasks import TaskResult
@@ -133,7 +132,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
             _check_read(options, _SUBMITTING, because="--submission writes predictions and measures nothing")
             number = write_submission(folder, options.submission, **where)
             if is_main():
-                Console(soft_wrap=True).print(f"{number} predictions in {options.submission}", highlight=False)
+                say(f"{number} predictions in {options.submission}")
         elif options.choose_rerank_weight or options.choose_cutoff:
             _choose(options, folder=folder, **where)
         else:
@@ -160,14 +159,14 @@ def _choose(options: EvaluateOptions, *, folder: Path, task: str | None, source:
     choose = choose_cutoff if options.choose_cutoff else choose_rerank_weight
     choice = choose(folder, source=source_of(source, task=found), limit=options.limit, **where, **given)
     if is_main():
-        console = Console(soft_wrap=True)
-        console.print(choice.table())
-        console.print(f"{choice.summary()} in {folder / 'config.json'}", markup=False)
+        Console(soft_wrap=True).print(choice.table())
+        say(f"{choice.summary()} in {folder / 'config.json'}")
 
 
 def predict_command(options: PredictOptions) -> None:
     """Run `vlmo predict`."""
     folder = Path(find_model(options.folder))
+    check_given(options.image, expected="an image")
     check_new_file(options.save, option="--save")
     hide_loading_bars()
     from vlmo.tasks import Inputs, predict
@@ -175,12 +174,11 @@ def predict_command(options: PredictOptions) -> None:
     inputs = Inputs(images=options.image, texts=options.text, question=options.question)
     found = predict(folder, inputs, top=options.top, save=options.save, device=options.device)
     if options.json:
-        sys.stdout.write(json.dumps(found.rows, indent=1, ensure_ascii=False) + "\n")
+        say_json(found.rows)
         return
-    console = Console(soft_wrap=True)
-    console.print(found.table())
+    Console(soft_wrap=True).print(found.table())
     if found.image is not None:
-        console.print(f"image {found.image}", markup=False, highlight=False)
+        say(f"image {found.image}")
 
 
 def prepare_command(options: PrepareOptions) -> None:
@@ -196,10 +194,9 @@ def prepare_command(options: PrepareOptions) -> None:
     for number, name in enumerate(summary.HEADER):
         table.add_column(name, justify="right" if number else "left")
     for row in summary.rows():
-        table.add_row(*map(escape, row))
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print("\n".join(summary.lines()), markup=False, highlight=False)
+        table.add_row(*map(escaped, row))
+    Console(soft_wrap=True).print(table)
+    say(*summary.lines())
 
 
 def _check_read(options: EvaluateOptions, read: set[str], *, because: str) -> None:
@@ -213,7 +210,6 @@ def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None
     from vlmo.released.download import cached_model
     from vlmo.tasks.result import data_name
 
-    console = Console(soft_wrap=True)
     model = MODELS.get(str(options.folder))
     comparable = (
         model is not None
@@ -225,7 +221,7 @@ def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None
     parts = [result.task, _plain(data_name(result.source)), _plain(result.split), options.method, options.inference]
     out = options.out or notes_folder(folder) / f"evaluation_{'_'.join(part for part in parts if part)}.json"
     result.write_json(out, folder=folder)
-    console.print(f"metrics and {len(result.predictions)} predictions in {out}", markup=False, highlight=False)
+    say(f"metrics and {len(result.predictions)} predictions in {out}")
     if options.write_card:
         given = [
             f" --{_flag(name)} {value}"

@@ -103,13 +103,14 @@ def cutout(name: str, side: int) -> Image.Image:
     """
     if not 0 < side <= _MAX_SIDE:
         raise ValueError(f"{name:.40} of {side} pixels; expected 1 to {_MAX_SIDE}")
-    return (_kept_cutout if side <= UNITS else _cutout)(name, side)
+    is_kept = side <= UNITS and not name.startswith(_INLINE)  # others are many, or large, and would fill the memory
+    return (_kept_cutout if is_kept else _cutout)(name, side)
 
 
 def _cutout(name: str, side: int) -> Image.Image:
     if name in SHAPES:
         return _shape(name, side)
-    drawing = _read(name)
+    drawing = _read_inline(name) if name.startswith(_INLINE) else _read(name)
     scale = side / max(drawing.size)
     width, height = (max(1, round(length * scale)) for length in drawing.size)
     fitted = drawing.resize((width, height), Image.Resampling.LANCZOS)
@@ -118,7 +119,7 @@ def _cutout(name: str, side: int) -> Image.Image:
     return square
 
 
-_kept_cutout = functools.lru_cache(maxsize=16384)(_cutout)  # large ones would fill the memory
+_kept_cutout = functools.lru_cache(maxsize=16384)(_cutout)
 
 
 def _shape(name: str, side: int) -> Image.Image:
@@ -131,14 +132,16 @@ def _shape(name: str, side: int) -> Image.Image:
     return canvas.reduce(_FINER)
 
 
+def _read_inline(name: str) -> Image.Image:
+    with Image.open(io.BytesIO(base64.b64decode(name[len(_INLINE) :])), formats=("PNG",)) as opened:
+        if max(opened.size) > UNITS:
+            raise ValueError(f"a drawing of {opened.width} x {opened.height} pixels; expected up to {UNITS}")
+        return opened.copy()
+
+
 @functools.lru_cache(maxsize=8192)
 def _read(name: str) -> Image.Image:
     """Return a drawing, without a transparent margin."""
-    if name.startswith(_INLINE):
-        with Image.open(io.BytesIO(base64.b64decode(name[len(_INLINE) :])), formats=("PNG",)) as opened:
-            if max(opened.size) > UNITS:
-                raise ValueError(f"a drawing of {opened.width} x {opened.height} pixels; expected up to {UNITS}")
-            return opened.copy()
     style, _, stem = name.partition("/")
     if style not in STYLES or Path(stem).name != stem:
         raise ValueError(

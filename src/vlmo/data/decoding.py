@@ -62,6 +62,11 @@ def range_path(file: Path | str, *, start: int, length: int) -> str:
     return f"{file}#bytes={start}+{length}"
 
 
+def is_range(path: str) -> bool:
+    """Return True for a path that `range_path` gives."""
+    return _RANGE.fullmatch(path) is not None
+
+
 def encode_image(image: Image.Image, path: str, *, kind: str = "PNG", **options: Any) -> ImageCell:
     """Return the cell that holds an image as a file of this kind; `options` are those of Pillow's `save`."""
     return {"bytes": image_bytes(image, kind, **options), "path": path}

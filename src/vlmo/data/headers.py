@@ -11,14 +11,17 @@ _MAX_PARTS = 5000  # segments, chunks and blocks, which Pillow reads one by one;
 _MAX_BULK = 100_000  # chunks of pixels, 8 KB each in usual files
 _MAX_SCANS = 32  # of a JPEG, each over the whole image; encoders write about ten
 _MAX_RUNS = 1 << 22  # bytes, and pixels, of a BMP of runs, which Pillow decodes in Python
+_MAX_PIXELS_IN_PYTHON = 1 << 20  # of a PPM whose values are written as text or have another maximum than 255
+_PROFILE_PARTS = 1000  # chunks that a colour profile in a PNG counts for: a megabyte may be compressed in it
 _MAX_STRIPS = 30_000  # Pillow reads them one by one too; programs write no more than there are rows
 _SPARE_BYTES = 1 << 24  # that tags may name beside the file's own, as those of some cameras do by mistake
 _MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
 
 _MARKER, _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xfe]"), re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _ALONE = {0x01, *range(0xD0, 0xDA)}
-_SCAN, _END, _PROGRESSIVE = 0xDA, 0xD9, {0xC2, 0xC6, 0xCA, 0xCE}
+_SCAN, _END = 0xDA, 0xD9
 _BULK = {b"IDAT", b"fdAT"}
+_IN_PYTHON = {"ppm", "ppm_plain"}
 _TIFF = {b"II*\0", b"II\0*", b"MM\0*", b"MM*\0", b"II+\0", b"MM\0+"}  # all that Pillow takes for one
 _WIDTH, _LENGTH, _STRIPS = 322, 323, {273, 324}
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -48,14 +51,18 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
     if max(width, height) > MAX_SIDE:
         raise ValueError(f"{width} x {height}: a side has at most {MAX_SIDE:,} pixels, make it smaller")
     tags = getattr(opened, "tag_v2", {})
-    tile = tags.get(_WIDTH, 0) * tags.get(_LENGTH, 0)
-    if tile > max(_MAX_TILE, width * height):
-        raise ValueError(f"a tile of {tile:,} pixels for an image of {width} x {height}")
+    across, down = tags.get(_WIDTH) or width, tags.get(_LENGTH) or height
+    tiles = -(-width // across) * -(-height // down)
+    if across * down > max(_MAX_TILE, width * height) or tiles * across * down > _MAX_TILE + 4 * width * height:
+        raise ValueError(f"{tiles:,} tiles of {across * down:,} pixels for an image of {width} x {height}")
+    decoders = {part[0] for part in getattr(opened, "tile", ())}
+    if decoders & _IN_PYTHON and width * height > _MAX_PIXELS_IN_PYTHON:
+        raise ValueError(f"{width} x {height} pixels of a PPM with other values than bytes; write it as PNG")
 
 
 def _check_jpeg(data: bytes) -> None:
     """Count segments up to the first scan, which Pillow reads, and scans."""
-    place, parts, scans, is_progressive = 2, 0, 0, False
+    place, parts, scans = 2, 0, 0
     while True:
         found = _MARKER_IN_SCANS.search(data, place) if scans else _MARKER.search(data, place, place + _MAX_PARTS + 2)
         if found is None and (scans or place + _MAX_PARTS >= len(data)):
@@ -65,12 +72,7 @@ def _check_jpeg(data: bytes) -> None:
         parts += 1 if scans else 1 + found.start() - place  # padding is read byte by byte
         place, code = found.end(), data[found.end() - 1]
         scans += code == _SCAN
-        is_progressive |= code in _PROGRESSIVE
-        if code == _END:
-            return
-        if scans and not is_progressive:  # the bytes of a marker are in no data of a scan
-            if data.count(b"\xff\xda", place) >= _MAX_SCANS:
-                raise ValueError(f"more than {_MAX_SCANS} scans")
+        if code == _END:  # what follows, such as the video of a moving photo, is not read
             return
         if parts > _MAX_PARTS or scans > _MAX_SCANS:
             raise ValueError(f"more than {_MAX_PARTS} segments, or {_MAX_SCANS} scans")
@@ -82,7 +84,8 @@ def _check_png(data: bytes) -> None:
     place, parts, bulk = 8, 0, 0
     while place < len(data):
         length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
-        place, parts, bulk = place + 12 + length, parts + (kind not in _BULK), bulk + (kind in _BULK)
+        place, bulk = place + 12 + length, bulk + (kind in _BULK)
+        parts += _PROFILE_PARTS if kind == b"iCCP" else kind not in _BULK
         if parts > _MAX_PARTS or bulk > _MAX_BULK:
             raise ValueError(f"more than {_MAX_PARTS} chunks, or {_MAX_BULK:,} of pixels")
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from vlmo.data import builtin
@@ -205,6 +206,10 @@ def _read_saved(path: Path) -> Dataset:
             "again"
         )
     dataset = Dataset.load_from_disk(str(path))
+    try:
+        dataset.data.table.validate(full=True)
+    except pa.ArrowInvalid as error:  # places outside the file would be read
+        raise ValueError(f"{path}: the set is damaged ({error}); copy or prepare it again") from error
     require_columns(dataset, name=str(path))
     return cast(Dataset, dataset.cast_column("image", FEATURES["image"]))
 

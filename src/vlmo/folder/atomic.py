@@ -65,6 +65,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """Yield the path of a file to write, which takes the name `target` when the block ends without an error."""
     aside = target.with_name(f"{target.name}.aside")
     try:
+        aside.unlink(missing_ok=True)  # a link of that name would be followed
         yield aside
         _flush_to_disk(aside)
         aside.replace(target)

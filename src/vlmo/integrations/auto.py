@@ -38,7 +38,9 @@ def _complete(load: Callable[..., Any]) -> Callable[..., Any]:
         found, report = load(cls, name, *args, **options, output_loading_info=True)
         if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
             is_stage = kind in {"VLMoForMaskedLM", "VLMoForMaskedImageModeling"}
-            command = f"train RECIPE --init {name} (vlmo recipes)" if is_stage else f"finetune {name} --data DATA"
+            data = " --data english-text" if kind == "VLMoForMaskedLM" else ""
+            stage = f"train RECIPE --init {name}{data} (vlmo recipes)"
+            command = stage if is_stage else f"finetune {name} --data DATA"
             raise LookupError(
                 f"{name} lacks {len(missing)} tensors of {kind} ({missing[0]}, ...): it holds a model "
                 f"for another purpose. Train one for this task from it first: vlmo {command}"

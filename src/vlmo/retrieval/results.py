@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import html
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from rich.markup import escape
 from rich.table import Table
 
 from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import Searcher, SearchResult
+from vlmo.terminal import escaped
 from vlmo.visualization import MUTED, Sheet, data_uri
 
 if TYPE_CHECKING:  # it imports scipy
@@ -50,7 +49,7 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
 
 def as_table(query: str, result: SearchResult) -> Table:
     """A row for each hit, with the match scores if any were reranked; no column is empty."""
-    table = Table(title=_headed(_escaped(query), result), row_styles=["dim" if result.no_match else ""])
+    table = Table(title=_headed(escaped(query), result), row_styles=["dim" if result.no_match else ""])
     reranked = result.num_reranked > 0
     for name in ["", "score", *(["similarity", "match"] if reranked else [])]:
         table.add_column(name, justify="right")
@@ -64,7 +63,7 @@ def as_table(query: str, result: SearchResult) -> Table:
         numbers = [f"{hit.score:.3f}"]
         if reranked:
             numbers += [f"{hit.similarity:.3f}", "" if hit.match is None else f"{hit.match:.2f}"]
-        table.add_row(*map(_escaped, [str(rank), *numbers, *row]))
+        table.add_row(*map(escaped, [str(rank), *numbers, *row]))
     return table
 
 
@@ -77,7 +76,7 @@ def groups_as_table(groups: Sequence[ImageGroup], *, most: int | None = None) ->
     for number, group in enumerate(groups, start=1):
         first = [str(number), str(len(group.ids)), f"{group.similarity:.3f}"]
         for row, place in enumerate(group.places[:most]):
-            table.add_row(*(first if row == 0 else ["", "", ""]), _escaped(place))
+            table.add_row(*(first if row == 0 else ["", "", ""]), escaped(place))
         table.add_section()
     return table
 
@@ -85,16 +84,6 @@ def groups_as_table(groups: Sequence[ImageGroup], *, most: int | None = None) ->
 def _headed(query: str, result: SearchResult) -> str:
     """The query as a heading, which says so if nothing matches."""
     return f"No match: {query}" if result.no_match else query
-
-
-def without_controls(text: str) -> str:
-    """Text of others for a terminal: no control characters, which could write anything there."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
-
-
-def _escaped(text: str) -> str:
-    """Text of others for a terminal that reads markup."""
-    return escape(without_controls(text))
 
 
 def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -> None:

@@ -70,8 +70,8 @@ class SearchResult:
         """`note` with other names of images than their places, which are not for everybody."""
         notes = []
         if self.no_match:
-            best, cutoff = (f"{100 * (share or 0):.4g} %" for share in (self.probability, self.cutoff))
-            notes.append(f"no match: the best candidate has a probability of {best}, the cut-off is {cutoff}")
+            best = f"{self.probability:.4g}"
+            notes.append(f"no match: the best candidate has a probability of {best}, the cut-off is {self.cutoff:.4g}")
         if self.num_late:
             total = self.num_late + self.num_reranked + len(self.unreadable)
             notes.append(

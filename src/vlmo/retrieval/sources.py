@@ -34,6 +34,7 @@ MAX_BYTES = 256_000_000
 Kind = Literal["file", "video", "shard", "dataset", "unreadable"]
 
 _SAVED = ("state.json", "dataset_dict.json")
+_MAX_STATE_BYTES = 1 << 24
 # What object stores call the time or the version of a file.
 _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
 _READERS = 8
@@ -191,14 +192,24 @@ def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator
             # That of a split belongs to the whole, unless the split itself was given.
             if path.parent == folder or not (path.parent.parent / "dataset_dict.json").is_file():
                 saved = path.parent
-                size = sum(file.stat().st_size for file in saved.rglob("*.arrow") if file.is_file())
-                states = [file.read_bytes() for file in [path, *sorted(saved.glob("*/state.json"))] if file.is_file()]
+                try:
+                    size = sum(file.stat().st_size for file in saved.rglob("*.arrow") if file.is_file())
+                    states = [_state(file) for file in [path, *sorted(saved.glob("*/state.json"))] if file.is_file()]
+                except OSError:
+                    lost.append(saved)
+                    continue
                 yield Found(str(saved), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(folder))
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
                 if not (path.is_symlink() and _is_found_elsewhere(path, kind=kind, root=real, seen=seen)):
                     yield _local(path, kind=kind, origin=origin, root=folder)
     yield from (Found(str(path), origin, "unreadable", "", 0, str(folder)) for path in lost)
+
+
+def _state(file: Path) -> bytes:
+    if file.stat().st_size > _MAX_STATE_BYTES:
+        raise OSError(errno.EFBIG, f"more than {_MAX_STATE_BYTES:,} bytes", str(file))
+    return file.read_bytes()
 
 
 def _is_found_elsewhere(link: Path, *, kind: Kind, root: Path, seen: set[tuple[int, int]]) -> bool:
@@ -289,7 +300,9 @@ class Reader:
     def records(self, found: Found) -> Iterator[Record | Bad]:
         """Read a shard, saved data set or video from front to back; its last record may be a `Bad` of kind "shard"."""
         if found.kind == "unreadable":
-            yield Bad("shard", found.place, 0, "", "the folder cannot be listed; give this user the right to read it")
+            yield Bad(
+                "shard", found.place, 0, "", "the folder cannot be listed, or the state.json in it cannot be read"
+            )
             return
         if found.kind == "video":
             captions, columns = self._annotation(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ FILTERED = tuple(name for name, kind in _OWN.items() if kind not in (pa.binary()
 RESERVED = frozenset((*_OWN, "vector", "metadata", "caption_vectors"))
 """Names that no column of metadata has."""
 
+_LOGGER = logging.getLogger(__name__)
+_MAX_COLUMNS = 500  # of metadata; each makes every later write slower
 _FULL = r"\(os error (27|28|122)\)"  # EFBIG, ENOSPC, EDQUOT: a file may not grow, a disk or a quota is full
 _READ_EVERY = timedelta(seconds=2)  # how soon a reader sees the writes of others
 _OLD, _ANY_AGE = timedelta(seconds=10), timedelta(milliseconds=1)  # versions that no reader uses any more
@@ -333,13 +336,17 @@ class Store:
     # ------------------------------------------------------------------------------------------- columns of metadata
 
     def _metadata_columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
-        """Values of each column of metadata; missing columns are added, too narrow ones widened."""
+        """Values of each column of metadata; missing columns are added while there is room, too narrow ones widened."""
         names = sorted({name for row in rows for name in row})
         wanted = {name: kind for name in names if (kind := column_type(row.get(name) for row in rows)) is not None}
         with one_line(self.folder):
             existing = self._types()
-            if new := {name: kind for name, kind in wanted.items() if name not in existing}:
-                self.images.add_columns(pa.schema(new))
+            new = [name for name in wanted if name not in existing]
+            for name in new[max(0, _MAX_COLUMNS - len(existing)) :]:
+                _LOGGER.warning("no column for %r: an index keeps %s columns of metadata", name[:80], _MAX_COLUMNS)
+                del wanted[name]
+            if added := {name: wanted[name] for name in new if name in wanted}:
+                self.images.add_columns(pa.schema(added))
             for name, kind in wanted.items():
                 wider = _wider(existing.get(name, kind), kind)
                 if wider != existing.get(name, wider):

@@ -204,7 +204,14 @@ def _learnt_processor(recipe: Recipe, sizes: dict[str, int]) -> VLMoProcessor:
     """Return a processor whose vocabulary is learnt, once for the same texts: it is kept in the cache folder."""
     text = recipe.text
     texts: list[str] = []
-    for rows in map(open_source, text.learn_from):
+    for name in text.learn_from:
+        try:
+            rows = open_source(name)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} The run learns its vocabulary from it: give other texts with --text.learn-from, a vocabulary "
+                "with --text.vocabulary, or a start that has one with --init"
+            ) from error
         texts += [each for captions in column(rows, "captions") for each in captions]
         texts += column(rows, "question") if "question" in rows.column_names else []
     file = cached_file("vocabularies", version("tokenizers"), text.vocab_size, texts)

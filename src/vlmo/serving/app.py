@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import generate_latest
 from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -45,7 +46,7 @@ _ERRORS = {
 _WITHOUT_BODY = (401, 404, 421, 422, 503)
 _JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}}
 _METRICS = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics"}}
-_JSON, _FORM = "application/json", "multipart/form-data"
+_JSON, _FORM, _CHARSETS = "application/json", "multipart/form-data", {"utf-8", "utf8", "us-ascii"}
 _FIELDS = MAX_TEXTS + MAX_LABELS + 10
 # UTF-8 takes up to four bytes a character; texts are checked exactly afterwards.
 _FIELD_BYTES = 4 * max(1000, MAX_FILTER) + 1
@@ -229,7 +230,10 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 
 async def read_body(request: Request, kind: type[B]) -> B:
     """Read and validate the body of a request, JSON or a form with files; ServiceError if it or a value is wrong."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind_of_body, parameters = parse_options_header(request.headers.get("content-type"))
+    media, charset = kind_of_body.decode("latin-1"), parameters.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in _CHARSETS:  # Python keeps every name that it is asked for
+        raise ServiceError(415, f"charset {charset!r:.40}", hint="send UTF-8")
     try:
         # Large bodies take a while to parse; other requests are answered meanwhile.
         if media == _JSON:

@@ -94,9 +94,8 @@ class RunContext:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "start.txt").write_text("\n".join(report.lines()) + "\n")
         logger.info(
-            "started from %s: %d tensors loaded, %d resized, %d filled, %d not found there (see %s)",
+            "started from %s: %d tensors loaded, %d resized, %d filled, %d not found there (listed in start.txt)",
             self.init, len(report.loaded), len(report.resized), len(report.filled), len(report.missing),
-            self.folder / "start.txt",
         )  # fmt: skip
 
 

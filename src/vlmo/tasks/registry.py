@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vlmo.distributed import is_main
@@ -27,6 +26,7 @@ from vlmo.tasks.tokenizer import TokenizerStage
 from vlmo.tasks.vision import VisionStage
 from vlmo.tasks.vision_language import VisionLanguageStage
 from vlmo.tasks.vqa import QuestionStage
+from vlmo.terminal import escaped
 
 TASKS: dict[str, type[Task]] = {}
 """Every task by its name. Add one of your own with `register`."""
@@ -239,7 +239,7 @@ def predict(
 
 def _shown(name: str, value: Any) -> str:
     if name == "image":
-        return escape(Path(value).name)
+        return escaped(Path(value).name)
     if name in _PERCENT:
         return f"{100 * value:.1f}"
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.3f}" if isinstance(value, float) else escaped(str(value))

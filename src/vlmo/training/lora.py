@@ -16,8 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import vlmo.model
-from vlmo.checkpoints.loading import load_model, one_line_errors
+from vlmo.checkpoints.loading import load_model, named_class, one_line_errors, read_json
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_section
 from vlmo.lazy import install_command
@@ -137,10 +136,11 @@ def _base_model(folder: Path, settings: Any) -> VLMoPreTrainedModel:
     """Return the model that an adapter was put into, as it was before."""
     if not (folder / BASE).is_file():
         return load_model(settings.base_model_name_or_path or "")
-    base = json.loads((folder / BASE).read_text(encoding="utf-8"))
-    config = VLMoConfig.from_dict(base["config"])
-    model = getattr(vlmo.model, base["config"]["architectures"][0])(config)
-    start_from(model, base["start"], fusion_experts_from=base["fusion_experts_from"])
+    base = read_json(folder / BASE)
+    with one_line_errors(folder / BASE):
+        config, start, kind = VLMoConfig.from_dict(base["config"]), base["start"], base["fusion_experts_from"]
+        model = named_class(folder, base["config"]["architectures"])(config)
+    start_from(model, start, fusion_experts_from=kind)
     return model.eval()
 
 

@@ -1,16 +1,21 @@
 import errno
 import io
+import json
+import struct
 import tarfile
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from tests.toy_shards import tar_bytes, write_parquet
 
 from vlmo.data.decoding import read_path
+from vlmo.data.schema import make_row
+from vlmo.data.sources import open_source
 from vlmo.data.stream import records
-from vlmo.data.stream.records import Bad, Offset, Sample, read_shard
+from vlmo.data.stream.records import Bad, Offset, Sample, read_saved, read_shard
 
 KEYS = [f"long/folder/{'name' * 40}{number}" for number in range(7)]  # longer than a plain header holds
 
@@ -296,6 +301,7 @@ def with_facts(facts: dict[str, str], times: int = 1) -> bytes:
         ({"GNU.sparse.size": "zz"}, 1, "invalid literal"),
         ({"size": "9" * 30}, 1, "claims 999,999"),
         ({"comment": "a"}, 3000, "recursion"),
+        ({"path": "1" * 50_000}, 1, "claims 50,"),
     ],
 )
 def test_facts_of_a_header_that_make_no_sense_end_the_shard_there(tmp_path, facts, times, reason):
@@ -314,11 +320,41 @@ def test_links_lead_out_of_no_folder(tmp_path):
     (shards / "out.png").symlink_to(outside)
     (shards / "in.png").write_bytes(b"picture")
     (shards / "also.png").symlink_to(shards / "in.png")
-    cells = [{"bytes": None, "path": name} for name in ("out.png", "also.png")]
-    pq.write_table(pa.table({"image": cells, "caption": ["x", "y"]}), shards / "0.parquet")
-    out, inside = read(shards / "0.parquet")
-    assert "lies outside the shard's folder" in out.reason
+    cells = [{"bytes": None, "path": name} for name in ("out.png", "out.png#bytes=0+3", "also.png")]
+    pq.write_table(pa.table({"image": cells, "caption": ["x", "y", "z"]}), shards / "0.parquet")
+    *outside, inside = read(shards / "0.parquet")
+    assert all("lies outside the shard's folder" in each.reason for each in outside)
     assert inside.path == "also.png"
+
+
+@pytest.mark.parametrize("facts", [{"captions": ["x"] * 1001}, {f"fact{number}": 1 for number in range(201)}])
+def test_record_of_too_many_captions_or_facts_costs_itself(tmp_path, facts):
+    member = tarfile.TarInfo("a.json")
+    member.size = len(data := json.dumps(facts).encode())
+    (tmp_path / "0.tar").write_bytes(member.tobuf() + data + bytes(-len(data) % tarfile.BLOCKSIZE) + tar_bytes(["b"]))
+    bad, fine = read(tmp_path / "0.tar", details=True)
+    assert "at most 1,000 and 200 are read" in bad.reason
+    assert fine.key == "b"
+
+
+def damaged_set(folder):
+    """Save a set of which one caption claims to lie outside the file."""
+    rows = Dataset.from_list(
+        [make_row(f"{number}", captions=["abcdefgh"], source="s", licence="l") for number in "1234"]
+    )
+    rows.select_columns(["captions", "image_id", "image"]).save_to_disk(folder)
+    (file,) = folder.glob("*.arrow")
+    whole, places = file.read_bytes(), struct.pack("<5i", 0, 8, 16, 24, 32)
+    assert whole.count(places) == 1
+    file.write_bytes(whole.replace(places, struct.pack("<5i", 0, 8, 900_000_000, 900_000_008, 900_000_016)))
+
+
+def test_saved_set_whose_texts_lie_outside_the_file_is_refused(tmp_path):
+    damaged_set(tmp_path / "set")
+    (bad,) = read_saved(tmp_path / "set")
+    assert (bad.kind, bad.index) == ("shard", 0)
+    with pytest.raises(ValueError, match="the set is damaged"):
+        open_source(str(tmp_path / "set"))
 
 
 def test_column_whose_name_is_no_text_is_told(tmp_path):

@@ -20,7 +20,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmo.data.decoding import range_path
+from vlmo.data.decoding import is_range, range_path
 from vlmo.data.listing import IMAGE_SUFFIXES, is_remote
 from vlmo.data.quarantine import Bad
 from vlmo.data.sampler import stable_id
@@ -35,7 +35,9 @@ CAPTION_COLUMNS = ("txt", "caption", "TEXT", "text")
 MAX_MEMBER_BYTES = 1 << 28
 """Largest image in a tar or parquet file that is read."""
 _MAX_SKIPPED_BYTES = 1 << 36  # of a member that is no image, such as a video
-_MAX_TEXT_BYTES = 1 << 24  # of .txt, .json and long names; JSON in memory takes twenty times its bytes
+_MAX_TEXT_BYTES = 1 << 24  # of .txt and .json; JSON in memory takes twenty times its bytes
+_MAX_NAME_BYTES = 1 << 13  # of long names and other facts of a header, which `tarfile` reads in quadratic time
+_MAX_CAPTIONS, _MAX_FACTS = 1000, 200  # of a record
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 """File systems that a record of a saved set may name; others read this machine or need more than a path."""
 
@@ -161,6 +163,15 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(text for text in texts if text.strip())
 
 
+def _bounded(sample: Sample) -> Record:
+    """Return the sample, or why not: each fact becomes a column of an index, and each caption is encoded."""
+    captions, facts = len(sample.captions), len(sample.metadata)
+    if captions <= _MAX_CAPTIONS and facts <= _MAX_FACTS:
+        return sample
+    reason = f"{captions:,} captions and {facts:,} further facts; at most {_MAX_CAPTIONS:,} and {_MAX_FACTS:,} are read"
+    return Bad("row", sample.shard, sample.index, sample.key, reason)
+
+
 # ---------------------------------------------------------------------------------------------------------------- tar
 
 
@@ -182,7 +193,7 @@ class _Member(tarfile.TarInfo):
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
                 raise  # the end, as it should be
             raise tarfile.ReadError("not a tar file, cut off or damaged here") from error
-        if member.type in _EXTENDED and member.size > _MAX_TEXT_BYTES:  # tarfile would read it at once
+        if member.type in _EXTENDED and member.size > _MAX_NAME_BYTES:
             raise tarfile.ReadError(f"a header here claims {member.size:,} bytes")
         return member
 
@@ -254,7 +265,7 @@ def _tar_record(
     except _RECORD_ERRORS as error:
         return Bad("row", shard, index, key, f"the caption of {key} cannot be read: {error}")
     data, path = (None, image) if isinstance(image, str) else (image, None)
-    return Sample(shard, index, key, data, captions, path=path, metadata=metadata)
+    return _bounded(Sample(shard, index, key, data, captions, path=path, metadata=metadata))
 
 
 # ------------------------------------------------------------------------------------------------------------ parquet
@@ -325,12 +336,14 @@ def _parquet_record(shard: str, index: int, key: str, values: dict[str, Any]) ->
         )
     if data is None and path is not None and not _is_confined(path, shard):
         return Bad("row", shard, index, key, f"its image {path!r:.80} lies outside the shard's folder")
-    return Sample(shard, index, key, data, captions, path=path, metadata=values["metadata"])
+    return _bounded(Sample(shard, index, key, data, captions, path=path, metadata=values["metadata"]))
 
 
 def _is_confined(path: str, shard: str) -> bool:
-    """Return True for a relative path that stays in its folder: no URL, no `..`, no other disk, no link out of it."""
-    if is_remote(path) or "::" in path or PurePosixPath(path).is_absolute() or ".." in Path(path).parts:
+    """Return True for a relative path of a file that stays in its folder: no URL, no `..`, no link out of it."""
+    if is_remote(path) or is_range(path) or "::" in path or PurePosixPath(path).is_absolute():
+        return False
+    if ".." in Path(path).parts:
         return False
     folder = Path(shard).parent.resolve()
     return is_remote(shard) or (folder / path).resolve().is_relative_to(folder)
@@ -367,6 +380,7 @@ def read_saved(folder: Path) -> Iterator[Record]:
         images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
         try:
             for table in dataset.with_format("arrow").iter(_BATCH_ROWS):  # sounds and videos would be decoded else
+                cast(pa.Table, table).validate(full=True)  # places outside the file would be read
                 for row in (row for batch in cast(pa.Table, table).to_batches() for row in _python_rows(batch)):
                     if isinstance(row, Exception):
                         yield Bad("row", str(folder), index, str(index), f"it cannot be read: {row}")
@@ -394,7 +408,7 @@ def _saved_record(row: dict[str, Any], folder: str, index: int, *, images: list[
     place = image.get("path") or ""
     if is_remote(place) and place.partition("://")[0] not in _STORES:
         return Bad("row", folder, index, key, f"its image {place!r:.80} is in no store of {', '.join(_STORES)}")
-    return Sample(
+    sample = Sample(
         shard=folder,
         index=index,
         key=key,
@@ -403,3 +417,4 @@ def _saved_record(row: dict[str, Any], folder: str, index: int, *, images: list[
         path=None if image.get("bytes") else image.get("path"),
         metadata=metadata if split is None else {**metadata, "split": split},
     )
+    return _bounded(sample)

@@ -1,0 +1,20 @@
+"""Output of the commands: names and texts of others cannot control the terminal."""
+
+import json
+import re
+import sys
+from typing import Any
+
+from vlmo.terminal import without_controls
+
+
+def say(*lines: str) -> None:
+    """Print lines whole, as they are but for control characters."""
+    sys.stdout.write("".join(f"{without_controls(line)}\n" for text in lines for line in text.split("\n")))
+    sys.stdout.flush()
+
+
+def say_json(value: Any) -> None:
+    """Print a value as JSON, in which every control character is escaped."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    sys.stdout.write(re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
