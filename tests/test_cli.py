@@ -22,10 +22,10 @@ class _ForeignCode:
 
 
 def test_what_commands_say_controls_no_terminal(capsys) -> None:
-    say("red\x1b[2J\x9b1m", "two\nlines")
+    say("red\x1b[2J\x9b1m", "no\nline")
     say_json({"red\x9b": "gr\u00fcn\x1b\x85"})
-    shown, _, told = capsys.readouterr().out.partition("lines\n")
-    assert shown == "red [2J 1m\ntwo\n"
+    shown, _, told = capsys.readouterr().out.partition("line\n")
+    assert shown == "red [2J 1m\nno "
     assert "gr\u00fcn" in told
     assert not set(map(ord, told)) & {0x1B, 0x85, 0x9B}
     assert json.loads(told) == {"red\x9b": "gr\u00fcn\x1b\x85"}

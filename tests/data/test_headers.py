@@ -68,13 +68,18 @@ def tiff_tile(side: int) -> bytes:
     return tiff(*tags, data=tile)
 
 
-def tiff_tiles(width: int, height: int, *, tile: tuple[int, int]) -> bytes:
+def with_hidden_scans(whole: bytes) -> bytes:
+    """Scans behind a marker that means nothing, whose length decoders do not read."""
+    return whole[:-2] + b"\xff\x02\x40\x00" + 33 * b"\xff\xda\x00\x02" + whole[-2:]
+
+
+def tiff_tiles(width: int, height: int, *more: tuple[int, int, int, int], tile: tuple[int, int]) -> bytes:
     """Tiles that all lie at one place of the file."""
     number, packed = -(-width // tile[0]) * -(-height // tile[1]), zlib.compress(bytes(tile[0] * tile[1]))
     first = 8 + 8 * number
     data = struct.pack(f"<{number}I", *[first] * number) + struct.pack(f"<{number}I", *[len(packed)] * number) + packed
     tags = [(256, 4, 1, width), (257, 4, 1, height), (322, 4, 1, tile[0]), (323, 4, 1, tile[1]), (259, 3, 1, 8)]
-    return tiff(*tags, (324, 4, number, 8), (325, 4, number, 8 + 4 * number), data=data)
+    return tiff(*tags, (324, 4, number, 8), (325, 4, number, 8 + 4 * number), *more, data=data)
 
 
 def png_profiles(number: int) -> bytes:
@@ -103,6 +108,12 @@ HOSTILE = {
         lambda: tiff_tiles(1600, 16, tile=(16, 1 << 20)),
         "100 tiles of 16,777,216 pixels for an image of 1600 x 16",
     ),
+    "tiles of a rotated image": (
+        lambda: tiff_tiles(1600, 16, (274, 3, 1, 6), tile=(16, 1 << 20)),
+        "100 tiles of 16,777,216 pixels for an image of 16 x 1600",
+    ),
+    "hidden scans": (lambda: with_hidden_scans(encoded("JPEG", progressive=True)), "32 scans"),
+    "hidden sequential scans": (lambda: with_hidden_scans(encoded("JPEG")), "32 scans"),
     "profiles": (lambda: png_profiles(6), "more than 5000 chunks"),
     "other maximum": (lambda: b"P5 1025 1024 254 " + bytes(1025 * 1024), "1025 x 1024 pixels of a PPM"),
     "plain": (lambda: b"P1 1025 1024 " + b"1" * 1025 * 1024, "1025 x 1024 pixels of a PPM"),
@@ -130,7 +141,7 @@ USUAL = {
     "chunks": lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 100, start=33),
     "strips": lambda: encoded("TIFF", size=(8, 3000), strip_size=8),
     "tiles": lambda: tiff_tile(256),
-    "many tiles": lambda: tiff_tiles(600, 600, tile=(256, 256)),
+    "many tiles": lambda: tiff_tiles(2000, 10, tile=(16, 4096)),
     "moving photo": lambda: encoded("JPEG") + b"\xff\xda" * 100,
     "one profile": lambda: png_profiles(1),
     "plain": lambda: b"P2 40 24 9 " + b"7 " * 40 * 24,

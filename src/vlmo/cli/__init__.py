@@ -21,6 +21,7 @@ from tyro.extras import SubcommandApp
 from vlmo.cli import folders, runs, searching, serving, tasks
 from vlmo.cli.parsing import nearest, parse
 from vlmo.lazy import install_command
+from vlmo.terminal import without_controls
 
 _STDERR = Console(stderr=True)
 # Options and function of each command. The first line of the options' docstring is what `vlmo --help` shows.
@@ -64,14 +65,21 @@ _SENTENCES = {
 """Errors of the system about a file, in words."""
 
 
+class _Formatter(logging.Formatter):
+    """Messages without control characters, which names of files may hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return without_controls(super().formatMessage(record))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors of the user are one line on stderr and exit code 2."""
     if arguments is None:  # a process of its own
         atexit.register(gc.freeze)  # a search for garbage among all that was imported would take seconds
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=_STDERR, show_path=False)]
-    )
+    handler = RichHandler(console=_STDERR, show_path=False)
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("httpx", "datasets", "transformers", "filelock", "fsspec", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not sys.stderr.isatty():  # bars are for terminals; in a file they are noise

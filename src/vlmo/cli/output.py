@@ -9,8 +9,8 @@ from vlmo.terminal import without_controls
 
 
 def say(*lines: str) -> None:
-    """Print lines whole, as they are but for control characters."""
-    sys.stdout.write("".join(f"{without_controls(line)}\n" for text in lines for line in text.split("\n")))
+    """Print lines whole, as they are but for control characters, of which an end of line is one."""
+    sys.stdout.write("".join(f"{without_controls(line)}\n" for line in lines))
     sys.stdout.flush()
 
 

@@ -95,8 +95,12 @@ def check_given(files: Iterable[str | Path | None], *, expected: str) -> None:
         ValueError: There is none; `expected` says what to give.
     """
     for file in files:
-        if file is not None and not re.search(r"[*?\[{]|://", str(file)) and not Path(file).expanduser().exists():
-            raise ValueError(f"there is nothing at {file}; give {expected}")
+        if file is None or re.search(r"[*?\[{]|://|::", str(file)):
+            continue
+        with contextlib.suppress(RuntimeError):  # "~" and no name of a user
+            if Path(file).expanduser().exists():
+                continue
+        raise ValueError(f"there is nothing at {file}; give {expected}")
 
 
 def hide_loading_bars() -> None:

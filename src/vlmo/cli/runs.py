@@ -118,8 +118,8 @@ def quickstart_command(options: QuickstartOptions) -> None:
 
 def train_help() -> None:
     """Show how `vlmo train` is called, the common options, and every recipe."""
-    options = "\n".join(["Options (all: vlmo train NAME --help):", *_COMMON_HELP])
-    say(f"usage: vlmo train NAME [OPTIONS]\n\n{options}\n\nRecipes:\n{_listed()}")
+    options = ["Options (all: vlmo train NAME --help):", *_COMMON_HELP]
+    say("usage: vlmo train NAME [OPTIONS]", "", *options, "", "Recipes:", *_listed())
 
 
 def train(name: str, arguments: list[str]) -> None:
@@ -237,8 +237,11 @@ def _missing_data(recipe: Any) -> list[str]:
     """Return the training data of a recipe that are no built-in set and not there."""
     from vlmo.data import builtin
 
-    names = [] if recipe.data.streams.patterns else recipe.data.source.split("+")
-    return [name for name in names if not builtin.is_built_in(name) and not Path(name).expanduser().exists()]
+    def is_there(name: str) -> bool:
+        return builtin.is_built_in(name) or Path(name).expanduser().exists()
+
+    source = recipe.data.source
+    return [] if recipe.data.streams.patterns or is_there(source) else [n for n in source.split("+") if not is_there(n)]
 
 
 def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:
@@ -262,11 +265,11 @@ def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:
     return words, steps
 
 
-def _listed() -> str:
+def _listed() -> list[str]:
     from vlmo.recipes import RECIPES, describe
 
     width = max(map(len, RECIPES))
-    return "\n".join(f"{name:<{width}}  {describe(name).splitlines()[0]}" for name in RECIPES)
+    return [f"{name:<{width}}  {describe(name).splitlines()[0]}" for name in RECIPES]
 
 
 def recipes_command(options: RecipesOptions) -> None:
@@ -279,8 +282,8 @@ def recipes_command(options: RecipesOptions) -> None:
         sys.stdout.write(find_recipe(options.name).to_json() + "\n")
         return
     if options.name is None:
-        say(_listed())
+        say(*_listed())
         return
     Console().print(f"[bold]{options.name}[/bold]", highlight=False)
-    say(f"{textwrap.indent(describe(options.name), '  ')}\n")
+    say(*textwrap.indent(describe(options.name), "  ").split("\n"), "")
     Console(soft_wrap=True).print(find_recipe(options.name).to_json(), markup=False)

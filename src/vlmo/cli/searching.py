@@ -25,7 +25,7 @@ from vlmo.cli.parsing import (
     without_garbage_collection,
 )
 from vlmo.released import find_model
-from vlmo.terminal import escaped
+from vlmo.terminal import without_controls
 
 if TYPE_CHECKING:
     from vlmo.retrieval import BuildReport, ImageGroup, Searcher, SearchResult
@@ -230,7 +230,7 @@ def search_command(options: SearchOptions) -> None:
             _check_search(replace(options, query=query))
             _search(searcher, options, query)
         except ValueError as error:  # the next one may be right
-            _STDERR.print(escaped(f"vlmo: {error}"), highlight=False)
+            _STDERR.print(without_controls(f"vlmo: {error}"), markup=False, highlight=False)
 
 
 def duplicates_command(options: DuplicatesOptions) -> None:

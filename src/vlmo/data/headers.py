@@ -11,14 +11,14 @@ _MAX_PARTS = 5000  # segments, chunks and blocks, which Pillow reads one by one;
 _MAX_BULK = 100_000  # chunks of pixels, 8 KB each in usual files
 _MAX_SCANS = 32  # of a JPEG, each over the whole image; encoders write about ten
 _MAX_RUNS = 1 << 22  # bytes, and pixels, of a BMP of runs, which Pillow decodes in Python
-_MAX_PIXELS_IN_PYTHON = 1 << 20  # of a PPM whose values are written as text or have another maximum than 255
+_MAX_PIXELS_IN_PYTHON = 1 << 20  # of a PPM of text, or of values with an unusual maximum
 _PROFILE_PARTS = 1000  # chunks that a colour profile in a PNG counts for: a megabyte may be compressed in it
 _MAX_STRIPS = 30_000  # Pillow reads them one by one too; programs write no more than there are rows
 _SPARE_BYTES = 1 << 24  # that tags may name beside the file's own, as those of some cameras do by mistake
 _MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
 
 _MARKER, _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xfe]"), re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_ALONE = {0x01, *range(0xD0, 0xDA)}
+_ALONE = {*range(0x01, 0xC0), *range(0xD0, 0xDA)}  # those below 0xC0 mean nothing, and decoders skip two bytes
 _SCAN, _END = 0xDA, 0xD9
 _BULK = {b"IDAT", b"fdAT"}
 _IN_PYTHON = {"ppm", "ppm_plain"}
@@ -51,13 +51,14 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
     if max(width, height) > MAX_SIDE:
         raise ValueError(f"{width} x {height}: a side has at most {MAX_SIDE:,} pixels, make it smaller")
     tags = getattr(opened, "tag_v2", {})
-    across, down = tags.get(_WIDTH) or width, tags.get(_LENGTH) or height
-    tiles = -(-width // across) * -(-height // down)
+    stored = tags.get(256, width), tags.get(257, height)  # before a rotation
+    across, down = tags.get(_WIDTH) or stored[0], tags.get(_LENGTH) or stored[1]
+    tiles = -(-stored[0] // across) * -(-stored[1] // down)
     if across * down > max(_MAX_TILE, width * height) or tiles * across * down > _MAX_TILE + 4 * width * height:
         raise ValueError(f"{tiles:,} tiles of {across * down:,} pixels for an image of {width} x {height}")
     decoders = {part[0] for part in getattr(opened, "tile", ())}
     if decoders & _IN_PYTHON and width * height > _MAX_PIXELS_IN_PYTHON:
-        raise ValueError(f"{width} x {height} pixels of a PPM with other values than bytes; write it as PNG")
+        raise ValueError(f"{width} x {height} pixels of a PPM of text or with an unusual maximum; write it as PNG")
 
 
 def _check_jpeg(data: bytes) -> None:

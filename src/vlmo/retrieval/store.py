@@ -151,7 +151,7 @@ class Store:
     def __init__(self, folder: Path, *, dim: int | None = None) -> None:
         import lancedb  # brings pandas and clients of services, and takes a second
 
-        self.folder = folder
+        self.folder, self._told = folder, False
         with one_line(folder):
             interval = _READ_EVERY if dim is None else timedelta(0)
             self._connection = lancedb.connect(folder, read_consistency_interval=interval)
@@ -342,9 +342,12 @@ class Store:
         with one_line(self.folder):
             existing = self._types()
             new = [name for name in wanted if name not in existing]
-            for name in new[max(0, _MAX_COLUMNS - len(existing)) :]:
-                _LOGGER.warning("no column for %r: an index keeps %s columns of metadata", name[:80], _MAX_COLUMNS)
-                del wanted[name]
+            if lost := new[max(0, _MAX_COLUMNS - len(existing)) :]:
+                if not self._told:
+                    told = "an index keeps %d columns of metadata; left out are %.80r and more"
+                    _LOGGER.warning(told, _MAX_COLUMNS, lost[0])
+                self._told = True
+                wanted = {name: kind for name, kind in wanted.items() if name not in lost}
             if added := {name: wanted[name] for name in new if name in wanted}:
                 self.images.add_columns(pa.schema(added))
             for name, kind in wanted.items():

@@ -46,7 +46,7 @@ _ERRORS = {
 _WITHOUT_BODY = (401, 404, 421, 422, 503)
 _JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}}
 _METRICS = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics"}}
-_JSON, _FORM, _CHARSETS = "application/json", "multipart/form-data", {"utf-8", "utf8", "us-ascii"}
+_JSON, _FORM, _CHARSETS = "application/json", "multipart/form-data", {"", "utf-8", "utf8", "utf_8", "ascii", "us-ascii"}
 _FIELDS = MAX_TEXTS + MAX_LABELS + 10
 # UTF-8 takes up to four bytes a character; texts are checked exactly afterwards.
 _FIELD_BYTES = 4 * max(1000, MAX_FILTER) + 1
@@ -230,10 +230,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 
 async def read_body(request: Request, kind: type[B]) -> B:
     """Read and validate the body of a request, JSON or a form with files; ServiceError if it or a value is wrong."""
-    kind_of_body, parameters = parse_options_header(request.headers.get("content-type"))
-    media, charset = kind_of_body.decode("latin-1"), parameters.get(b"charset", b"utf-8").decode("latin-1")
-    if charset.lower() not in _CHARSETS:  # Python keeps every name that it is asked for
-        raise ServiceError(415, f"charset {charset!r:.40}", hint="send UTF-8")
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         # Large bodies take a while to parse; other requests are answered meanwhile.
         if media == _JSON:
@@ -250,6 +247,9 @@ async def read_body(request: Request, kind: type[B]) -> B:
 
 
 async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"").decode("latin-1")
+    if charset.lower() not in _CHARSETS:  # Python keeps every name that it is asked for
+        raise ServiceError(415, f"charset {charset!r:.40}", hint="send UTF-8")
     fields: dict[str, Any] = {}
     lists = {name for name, field in kind.model_fields.items() if get_origin(field.annotation) is list}
     try:

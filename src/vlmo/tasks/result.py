@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import EvalResult
-from rich.markup import escape
 from rich.table import Table
 
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage, add_metrics, identifier
+from vlmo.terminal import escaped
 from vlmo.training import read_metrics
 
 Prediction = dict[str, Any]
@@ -86,7 +86,7 @@ class TaskResult:
         shown = self.split if self.split in splits else next(iter(splits), None)
         paper = {metric: percent for split, metric, percent in reported if split == shown}
         rows = f"{len(self.predictions)} rows, percent"
-        table = Table("", title=escape(f"{self.task}, {data_name(self.source)} {self.split}, {rows}"))
+        table = Table("", title=escaped(f"{self.task}, {data_name(self.source)} {self.split}, {rows}"))
         intervals = self.intervals
         for header in (
             "model",
@@ -104,7 +104,7 @@ class TaskResult:
                 known = name in paper
                 numbers += [f"{paper[name]:.1f}", f"{100 * value - paper[name]:+.1f}"] if known else ["", ""]
             numbers.append(f"{100 * self.chance[name]:.1f}" if name in self.chance else "")
-            table.add_row(escape(self.names.get(name, name)), *numbers, escape(self.meanings.get(name, "")))
+            table.add_row(escaped(self.names.get(name, name)), *numbers, escaped(self.meanings.get(name, "")))
         return table
 
     def write_json(self, path: str | Path, *, folder: str | Path, predictions: bool = True) -> Path:

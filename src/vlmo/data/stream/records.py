@@ -36,8 +36,10 @@ MAX_MEMBER_BYTES = 1 << 28
 """Largest image in a tar or parquet file that is read."""
 _MAX_SKIPPED_BYTES = 1 << 36  # of a member that is no image, such as a video
 _MAX_TEXT_BYTES = 1 << 24  # of .txt and .json; JSON in memory takes twenty times its bytes
-_MAX_NAME_BYTES = 1 << 13  # of long names and other facts of a header, which `tarfile` reads in quadratic time
-_MAX_CAPTIONS, _MAX_FACTS = 1000, 200  # of a record
+# Of long names and other facts of a header, which `tarfile` reads in quadratic time before these versions.
+_IS_LINEAR = sys.version_info >= (3, 12, 6) or (3, 11, 10) <= sys.version_info < (3, 12)
+_MAX_NAME_BYTES = 1 << 20 if _IS_LINEAR else 1 << 13
+_MAX_CAPTIONS, _MAX_FACTS = 1000, 500  # of a record
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 """File systems that a record of a saved set may name; others read this machine or need more than a path."""
 
@@ -165,7 +167,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _bounded(sample: Sample) -> Record:
     """Return the sample, or why not: each fact becomes a column of an index, and each caption is encoded."""
-    captions, facts = len(sample.captions), len(sample.metadata)
+    captions, facts = len(sample.captions), sum(value is not None for value in sample.metadata.values())
     if captions <= _MAX_CAPTIONS and facts <= _MAX_FACTS:
         return sample
     reason = f"{captions:,} captions and {facts:,} further facts; at most {_MAX_CAPTIONS:,} and {_MAX_FACTS:,} are read"
@@ -194,7 +196,7 @@ class _Member(tarfile.TarInfo):
                 raise  # the end, as it should be
             raise tarfile.ReadError("not a tar file, cut off or damaged here") from error
         if member.type in _EXTENDED and member.size > _MAX_NAME_BYTES:
-            raise tarfile.ReadError(f"a header here claims {member.size:,} bytes")
+            raise tarfile.ReadError(f"a header here claims {member.size:,} bytes; write the tar without xattrs")
         return member
 
 
@@ -379,8 +381,8 @@ def read_saved(folder: Path) -> Iterator[Record]:
     for split, dataset in parts:
         images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
         try:
+            dataset.data.table.validate(full=True)  # places outside the file would be read
             for table in dataset.with_format("arrow").iter(_BATCH_ROWS):  # sounds and videos would be decoded else
-                cast(pa.Table, table).validate(full=True)  # places outside the file would be read
                 for row in (row for batch in cast(pa.Table, table).to_batches() for row in _python_rows(batch)):
                     if isinstance(row, Exception):
                         yield Bad("row", str(folder), index, str(index), f"it cannot be read: {row}")
