@@ -126,7 +126,7 @@ def test_evaluation_of_a_released_model_leaves_it_as_it_is(released, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "line", [["index", "tos", "x", "--out", "i"], ["predict", "tos"], ["serve", "tos"], ["evaluate", "tos"]]
+    "line", [["index", "tos", ".", "--out", "i"], ["predict", "tos"], ["serve", "tos"], ["evaluate", "tos"]]
 )
 def test_commands_name_the_released_models_where_there_is_none(released, capsys, line):
     assert "tos is no model folder" in (shown := refused(line, capsys))
