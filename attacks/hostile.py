@@ -99,15 +99,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "tiff whose list of images leads back to its start": lambda: _LOOP,
     "tiff with a tile of 65,536 x 65,536": lambda: tiff(*_SMALL_TIFF, (322, 1, 2**16), (323, 1, 2**16), (324, 1, 8)),
     "tiff of tiles far larger than it": lambda: tiff(
-        *(
-            (256, 1, 65_535),
-            (257, 1, 16),
-            *_SMALL_TIFF[2:],
-            (322, 1, 16),
-            (323, 1, 2**20),
-            (324, 4096, 8),
-            (325, 4096, 8),
-        )
+        (256, 1, 65_535), (257, 1, 16), *_SMALL_TIFF[2:], (322, 1, 16), (323, 1, 2**20), (324, 4096, 8), (325, 4096, 8)
     ),
     "png of 4,000 colour profiles": lambda: _png_with(
         4000 * png_chunk(b"iCCP", b"a\x00\x00" + zlib.compress(bytes(10**6), 9))

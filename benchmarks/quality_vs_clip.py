@@ -27,7 +27,7 @@ from vlmo.checkpoints.loading import load_processor, load_retrieval_model
 from vlmo.distributed import choose_device
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
-from vlmo.tasks.retrieval import PairSet
+from vlmo.tasks.pair_sets import PairSet
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.cli import main
 from vlmo.data.sources import decode_image, open_source
 from vlmo.demo import quickstart
-from vlmo.tasks.retrieval import MATCHING
+from vlmo.tasks.pair_sets import MATCHING
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from vlmo.recipes.schema import Recipe
 from vlmo.run import build
 from vlmo.run.build import data_source
 from vlmo.tasks import evaluate
-from vlmo.tasks.retrieval import MATCHING
+from vlmo.tasks.pair_sets import MATCHING
 
 TODAY = datetime.date.today().isoformat()
 NOT_STATED = "not stated: as its owner states"

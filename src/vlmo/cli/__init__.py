@@ -7,7 +7,6 @@ import errno
 import gc
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -143,6 +142,5 @@ def _app(command: str | None) -> SubcommandApp:
 
 
 def _fail(message: str, *, code: int = 2) -> None:
-    shown = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", message).strip()  # names may hold control characters
-    sys.stderr.write(f"vlmo: {shown}\n")
+    sys.stderr.write(f"vlmo: {' '.join(without_controls(message).split())}\n")
     sys.exit(code)

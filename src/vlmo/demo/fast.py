@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vlmo.data.decoding import read_path
@@ -21,6 +20,7 @@ from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
 from vlmo.retrieval.encoder import prepare_searches
 from vlmo.retrieval.search import SEARCH_RERANK
+from vlmo.terminal import escaped
 
 SOURCES = (
     ("icon-fonts", "test"),
@@ -72,7 +72,7 @@ def run_fast_start(
         found[text] = [(searcher.index.image(hit.id), is_right) for hit, is_right in zip(hits, right, strict=True)]
         named[text] = sum(right)
         captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])
-        table.add_row(escape(text), str(named[text]), escape(captions))
+        table.add_row(escaped(text), str(named[text]), escaped(captions))
     seconds = time.monotonic() - began
     contact_sheet(found).save(sheet)
     console.print(table)

@@ -36,7 +36,6 @@ _TASK_OF_COLUMN: dict[str, type[Task]] = {
     "mask": SegmentationStage,
     "label": ClassificationStage,
 }
-_READS_TEXTS = (RetrievalStage, QuestionStage, ReasoningStage)
 _WIDE = 384
 """Width from which on models are fine-tuned at the paper's rates; those of vlmo-small's recipes below."""
 _FEWEST_STEPS, _MOST_STEPS = 100, 5000
@@ -64,7 +63,7 @@ def finetune_recipe(model: str | Path, source: str, *, task: str | None = None) 
     config = VLMoConfig.from_pretrained(folder)
     rows = open_source(source)
     found = _task_of(rows, source) if task is None else find_task(task)
-    if found in _READS_TEXTS and not (folder / "tokenizer_config.json").is_file():
+    if found.reads_text and not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one")
     wide, batch, epochs = config.hidden_size >= _WIDE, 64, 20
     # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recoloured.

@@ -336,7 +336,7 @@ class Store:
     # ------------------------------------------------------------------------------------------- columns of metadata
 
     def _metadata_columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
-        """Values of each column of metadata; missing columns are added while there is room, too narrow ones widened."""
+        """Values of each column of metadata; missing ones are added, up to `_MAX_COLUMNS`, too narrow ones widened."""
         names = sorted({name for row in rows for name in row})
         wanted = {name: kind for name in names if (kind := column_type(row.get(name) for row in rows)) is not None}
         with one_line(self.folder):

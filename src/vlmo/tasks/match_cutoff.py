@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from vlmo.progress import Progress
 from vlmo.retrieval.search import SEARCH_RERANK
 from vlmo.tasks.rerank_weight import best_weight, read_to_choose, write_settings
 from vlmo.tasks.result import data_name
+from vlmo.terminal import escaped
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class CutoffChoice:
         """Return cut-offs with their rates in percent."""
         there, gone = self.num_queries
         title = f'"No match" on {self.data}, {there} texts with their image in the gallery and {gone} without, percent'
-        table = Table("best candidate's", title=escape(title))
+        table = Table("best candidate's", title=escaped(title))
         for name in ("cut-off", "match found", "no match said", "balanced accuracy", "chance"):
             table.add_column(name, justify="right")
         for name, cutoff in (("probability of a match", self.match), ("cosine similarity", self.cosine)):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vlmo.distributed import is_main
@@ -17,8 +16,10 @@ from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.retrieval import KS
 from vlmo.folder.atomic import write_file
 from vlmo.tasks.base import quarantine_of
+from vlmo.tasks.pair_sets import CompositionSet, PairSet
 from vlmo.tasks.result import data_name
-from vlmo.tasks.retrieval import SHORTLIST, CompositionSet, PairSet, RetrievalStage
+from vlmo.tasks.retrieval import SHORTLIST, RetrievalStage
+from vlmo.terminal import escaped
 
 if TYPE_CHECKING:
     from vlmo.model import VLMoForImageTextRetrieval
@@ -48,7 +49,7 @@ class WeightChoice:
     def table(self) -> Table:
         """Return recalls in percent, a row for each weight."""
         names = ("weight", *(name.upper() for name in self.metrics[0]), "")
-        table = Table(title=escape(f"Recall by rerank weight on {self.data}, percent"))
+        table = Table(title=escaped(f"Recall by rerank weight on {self.data}, percent"))
         for name in names:
             table.add_column(name, justify="right")
         for weight, metrics in zip(WEIGHTS, self.metrics, strict=True):

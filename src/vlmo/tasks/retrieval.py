@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from PIL import Image
-from rich.console import Console
 from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_processor, load_retrieval_model
-from vlmo.data.decoding import ImageCell, decode_image
 from vlmo.data.examples import RowExamples
-from vlmo.data.rows import column, false_captions
-from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, chance_metrics, evaluate_retrieval
-from vlmo.evaluation.composition import EXAMPLE_CHANCE, example_scores, words_alone
-from vlmo.evaluation.inference import BATCH
-from vlmo.evaluation.scoring import embed_images, embed_texts, match_pairs
+from vlmo.data.rows import false_captions
+from vlmo.evaluation import Weights
 from vlmo.export.runtime import OnnxRetrievalModel
-from vlmo.export.sessions import Precision
 from vlmo.folder.card import Usage
 from vlmo.model import VLMoConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
-from vlmo.processing import TransformConfig, eval_transform
-from vlmo.progress import Progress
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.engines import EngineName
 from vlmo.tasks.base import Inputs, RunContext, Task
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
-from vlmo.tasks.evaluation_set import EvaluationSet, check_task
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.pair_sets import PairSet
 from vlmo.tasks.result import Prediction
 
 if TYPE_CHECKING:
@@ -49,288 +37,6 @@ SHORTLIST = 16
 PUBLISHED_SHORTLIST = 32
 """The same in the published code."""
 RETRIEVAL_PIPELINE = "zero-shot-image-classification", '"image.png", candidate_labels=["a red heart", "a sailing boat"]'
-_RERANKED = "rerank_"
-MATCHING = {
-    "match_auc": ("AUC of matching", "share of (true pair, random pair) where matching ranks the true one higher"),
-    "match_accuracy": ("accuracy of matching", "right decisions on true pairs and as many with a random text"),
-    "match_accuracy_hard": (
-        "accuracy of matching, hard",
-        "right decisions on true pairs and as many with the dual encoder's best wrong text",
-    ),
-}
-"""Label and meaning of the metrics of matching."""
-_ENCODERS = {"dual": "dual encoder", "fusion": "fusion encoder", "words": "words alone"}
-"""Each judge of true and false captions, with its name."""
-_EXAMPLE_MEANINGS = {
-    "text": "share of pairs of images where both prefer their own caption",
-    "image": "share of pairs of images where both captions prefer their own image",
-    "group": "share of pairs of images where all four preferences are right",
-}
-_FOUND = 10
-_MEANINGS = {
-    "ir": "share of captions whose own image has rank {k} or better among all images of the split",
-    "tr": "share of images with one of their captions at rank {k} or better among all captions of the split",
-}
-
-
-@dataclass(frozen=True)
-class PairSet(EvaluationSet):
-    """Images and captions to search among; its outputs are a `RetrievalResult`."""
-
-    rerank: int = 0
-    """Candidates of each query that the fusion encoder reranks."""
-    rerank_weight: float | Weights = 0.5
-    """Share of the matching score in the new order, or one for each direction."""
-    rerank_score: Literal["weighted", "published"] = "weighted"
-    """published: the order of cosine similarity + logit of a match, as in the published code; without weight."""
-    engine: EngineName = "torch"
-    """Software that computes vectors and matching scores: torch, onnx or openvino."""
-    precision: Precision = "float32"
-    """float32 or int8, of the engines onnx and openvino."""
-
-    task: ClassVar[str] = "retrieval"
-    hub_task: ClassVar[str] = "image-text-retrieval"
-    needs: ClassVar[dict[str, Any]] = {}
-    batch_size: ClassVar[int] = BATCH
-
-    @classmethod
-    def read(cls, source: str, **arguments: Any) -> PairSet:
-        """Return the valid rows of a split, as `CompositionSet` if they have false captions; see `EvaluationSet`."""
-        found = super().read(source, **arguments)
-        if "false_caption" not in found.rows.column_names:
-            return found
-        CompositionSet.check_rows(found.rows, source)
-        return CompositionSet(found.rows, source=source, split=found.split, processor=found.processor)
-
-    @cached_property
-    def captions(self) -> list[str]:
-        """All captions, image by image."""
-        return [caption for captions in column(self.rows, "captions") for caption in captions]
-
-    def image(self, number: int) -> Image.Image:
-        """Return one decoded image."""
-        return decode_image(self.rows[number]["image"])
-
-    def as_set(self) -> RetrievalSet:
-        """Return the input of `evaluate_retrieval`."""
-        counts = torch.tensor([len(captions) for captions in column(self.rows, "captions")])
-        return RetrievalSet(
-            read_images=self._pixels,
-            read_texts=self._tokens,
-            text_to_image=torch.repeat_interleave(torch.arange(len(counts)), counts),
-        )
-
-    def _pixels(self, numbers: range) -> Tensor:
-        transform = eval_transform(TransformConfig(image_size=cast("VLMoProcessor", self.processor).image_size))
-        cells: list[ImageCell] = self.rows[numbers.start : numbers.stop]["image"]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing run beside each other
-            return torch.stack(list(pool.map(lambda cell: transform(decode_image(cell)), cells)))
-
-    def _tokens(self, numbers: range) -> tuple[Tensor, Tensor]:
-        processor = cast("VLMoProcessor", self.processor)
-        encoded = processor(text=self.captions[numbers.start : numbers.stop], return_tensors="pt")
-        return encoded["input_ids"], encoded["attention_mask"]
-
-    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> RetrievalResult:
-        """Return recalls and rankings; the processes share images, texts and pairs."""
-        with Progress(console) as progress:
-            return evaluate_retrieval(
-                model,
-                self.as_set(),
-                rerank=self.rerank,
-                rerank_weight=self.rerank_weight,
-                published_score=self.rerank_score == "published",
-                batch=batch_size or self.batch_size,
-                progress=progress.update,
-            )
-
-    def metrics(self, outputs: RetrievalResult) -> dict[str, float]:
-        """Return `tr@K` and `ir@K`; with a shortlist also `rerank_tr@K`, `rerank_ir@K` and those of matching."""
-        return outputs.metrics
-
-    def chance(self, outputs: RetrievalResult | None = None) -> dict[str, float]:
-        """Return recalls of a random order, for both encoders."""
-        plain = chance_metrics(self.as_set().text_to_image) if outputs is None else outputs.chance
-        if not self.rerank:
-            return plain
-        matching = {} if self.rerank_score == "published" else dict.fromkeys(MATCHING, 0.5)
-        return plain | {f"{_RERANKED}{metric}": value for metric, value in plain.items()} | matching
-
-    def num_examples(self, metric: str) -> int | None:
-        """Return the number of captions, or of images, that were looked for with."""
-        counts = {"ir": len(self.captions), "tr": len(self.rows)}
-        return counts.get(metric.removeprefix(_RERANKED).partition("@")[0])
-
-    def meaning(self, metric: str) -> str:
-        """Return a sentence about a recall."""
-        if metric in MATCHING:
-            return MATCHING[metric][1]
-        direction, _, k = metric.removeprefix(_RERANKED).partition("@")
-        reordered = ", reordered by the fusion encoder" if metric.startswith(_RERANKED) else ""
-        return _MEANINGS[direction].format(k=k) + reordered
-
-    def label(self, metric: str) -> str:
-        """Return a name such as "IR@1, dual encoder"."""
-        if metric in MATCHING:
-            return MATCHING[metric][0]
-        encoder = "reranked" if metric.startswith(_RERANKED) else "dual encoder"
-        return f"{metric.removeprefix(_RERANKED).upper()}, {encoder}"
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings of reranking, and an engine other than torch."""
-        engine = self._engine()
-        if not self.rerank:
-            return {"rerank": 0, **engine}
-        if self.rerank_score == "published":
-            return {"rerank": self.rerank, "rerank_score": "published", **engine}
-        given = self.rerank_weight
-        weight = given._asdict() if isinstance(given, Weights) else given
-        return {"rerank": self.rerank, "rerank_weight": weight, **engine}
-
-    def _engine(self) -> dict[str, Any]:
-        return {} if self.engine == "torch" else {"engine": self.engine, "precision": self.precision}
-
-    def predictions(self, outputs: RetrievalResult) -> list[Prediction]:
-        """Return a row for each caption that is looked for, then for each image."""
-        image_ids = column(self.rows, "image_id")
-        own = self.as_set().text_to_image.tolist()
-        captions: list[Prediction] = [
-            {"query": "caption", "caption": text, "image_id": image_ids[own[n]]} for n, text in enumerate(self.captions)
-        ]
-        images: list[Prediction] = [{"query": "image", "image_id": image_id} for image_id in image_ids]
-        for prefix, rankings in (("", outputs.dual), (_RERANKED, outputs.reranked)):
-            if rankings is None:
-                continue
-            for queries, ranking, names in (
-                (captions, rankings.text_to_image, image_ids),
-                (images, rankings.image_to_text, self.captions),
-            ):
-                found = ranking.indices[:, :_FOUND].tolist()
-                for row, rank, best in zip(queries, ranking.ranks.tolist(), found, strict=True):
-                    row[f"{prefix}rank"] = rank
-                    row[f"{prefix}found"] = [names[number] for number in best]
-        return [*captions, *images]
-
-
-@dataclass(frozen=True)
-class CompositionSet(PairSet):
-    """Images with a true and a false caption, in the form of SugarCrepe and ARO.
-
-    An output is 1 for each encoder that scores the true caption higher, and 0.5 for one that scores both alike. Where a
-    column `group` joins two images with the same two captions, as in Winoground, outputs hold both scores too.
-    """
-
-    task: ClassVar[str] = "composition"
-
-    @classmethod
-    def check_rows(cls, rows: Any, source: str) -> None:
-        """Raise ValueError for rows without a kind, or with another number of true captions than one."""
-        check_task(rows, ["kind"], task="images with a true and a false caption")
-        for image_id, captions in zip(column(rows, "image_id"), column(rows, "captions"), strict=True):
-            if len(captions) != 1:
-                raise ValueError(f"{source}: {image_id} has {len(captions)} captions; expected one true caption")
-        if "group" in rows.column_names:
-            found: dict[str, list[tuple[str, str]]] = {}
-            names = ("group", "captions", "false_caption")
-            for group, true, false in zip(*(column(rows, name) for name in names), strict=True):
-                found.setdefault(group, []).append((true[0], false))
-            for group, pairs in found.items():
-                if len(pairs) != 2 or pairs[0] != pairs[1][::-1]:
-                    raise ValueError(
-                        f"{source}: the group {group} has {len(pairs)} rows; expected two whose true captions are each "
-                        "other's false ones (with --limit, an even number)"
-                    )
-
-    @cached_property
-    def captions(self) -> list[str]:
-        """The true captions, then the false ones."""
-        return [captions[0] for captions in column(self.rows, "captions")] + column(self.rows, "false_caption")
-
-    def as_set(self) -> RetrievalSet:
-        """Return the images with both captions."""
-        numbers = torch.arange(len(self.rows)).repeat(2)
-        return RetrievalSet(read_images=self._pixels, read_texts=self._tokens, text_to_image=numbers)
-
-    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> list[Prediction]:
-        """Return a row for each image; the processes share images, texts and pairs."""
-        own, batch = self.as_set(), batch_size or self.batch_size
-        scores: dict[str, Tensor] = {}
-        with Progress(console) as progress:
-            options: dict[str, Any] = {"batch": batch, "progress": progress.update}
-            images, texts = embed_images(model, own, **options), embed_texts(model, own, **options)
-            scores["dual"] = (images.repeat(2, 1) * texts).sum(dim=1)
-            if model.match_head is not None:
-                every = torch.arange(own.num_texts)
-                scores["fusion"] = match_pairs(model, own, images=own.text_to_image, texts=every, **options)
-        both = {name: each.float().cpu().view(2, -1) for name, each in scores.items()}
-        margins = {name: true - false for name, (true, false) in both.items()} | {"words": words_alone(self.captions)}
-        groups = column(self.rows, "group") if "group" in self.rows.column_names else []
-        names, kinds = column(self.rows, "image_id"), column(self.rows, "kind")
-        preferred = {name: (0.5 + 0.5 * margin.sign()).tolist() for name, margin in margins.items()}
-        outputs = [
-            {"image_id": name, "kind": kind, "caption": true[0], "false_caption": false}
-            | {encoder: found[row] for encoder, found in preferred.items()}
-            for row, (name, kind, true, false) in enumerate(
-                zip(names, kinds, column(self.rows, "captions"), column(self.rows, "false_caption"), strict=True)
-            )
-        ]
-        for row, group in enumerate(groups):
-            outputs[row] |= {"group": group} | {f"{name}_scores": each[:, row].tolist() for name, each in both.items()}
-        return outputs
-
-    def metrics(self, outputs: list[Prediction]) -> dict[str, float]:
-        """Return accuracies of each encoder, over all rows and over the rows of each kind (`dual[swap]`).
-
-        Groups also have Winoground's scores, `dual_text`, `dual_image` and `dual_group`.
-        """
-        metrics = {}
-        for encoder in (name for name in _ENCODERS if name in outputs[0]):
-            for kind in (None, *dict.fromkeys(row["kind"] for row in outputs)):
-                right = [row[encoder] for row in outputs if kind in (None, row["kind"])]
-                metrics[encoder + ("" if kind is None else f"[{kind}]")] = sum(right) / len(right)
-        examples: dict[str, list[Prediction]] = {}
-        for row in outputs if "group" in outputs[0] else ():
-            examples.setdefault(row["group"], []).append(row)
-        whole = [rows for rows in examples.values() if len(rows) == 2]  # the other row's image may be invalid
-        for encoder in ("dual", "fusion") if whole else ():
-            if (name := f"{encoder}_scores") in outputs[0]:  # the second row's true caption is caption 1
-                scores = torch.tensor([[first[name], second[name][::-1]] for first, second in whole])
-                metrics |= {f"{encoder}_{score}": share for score, share in example_scores(scores).items()}
-        return metrics
-
-    def chance(self, outputs: list[Prediction] | None = None) -> dict[str, float]:
-        """Return one half for each accuracy, and what a random order gives for Winoground's scores."""
-        names = _ENCODERS if outputs is None else self.metrics(outputs)
-        return {name: EXAMPLE_CHANCE.get(name.partition("_")[2], 0.5) for name in names}
-
-    def num_examples(self, metric: str) -> int | None:
-        """Return the number of images, in all or of a kind; None for Winoground's scores."""
-        encoder, _, kind = metric.removesuffix("]").partition("[")
-        return sum(kind in ("", own) for own in column(self.rows, "kind")) if encoder in _ENCODERS else None
-
-    def meaning(self, metric: str) -> str:
-        """Return a sentence about an accuracy over all rows."""
-        if metric == "words":
-            return "share of true captions that a linear model prefers which reads the words and sees no image"
-        if metric.partition("_")[2] in _EXAMPLE_MEANINGS:
-            return _EXAMPLE_MEANINGS[metric.partition("_")[2]]
-        return "share of images whose true caption has the higher score" if metric in _ENCODERS else ""
-
-    def label(self, metric: str) -> str:
-        """Return a name such as "swap, fusion encoder"."""
-        encoder, _, kind = metric.removesuffix("]").partition("[")
-        if encoder not in _ENCODERS:
-            encoder, _, score = encoder.partition("_")
-            kind = f"{score} score"
-        return f"{kind or 'all'}, {_ENCODERS[encoder]}"
-
-    def settings(self) -> dict[str, Any]:
-        """Return an engine other than torch; nothing is reranked."""
-        return self._engine()
-
-    def predictions(self, outputs: list[Prediction]) -> list[Prediction]:
-        """Return the outputs, which are rows already."""
-        return outputs
 
 
 @dataclass(frozen=True)
