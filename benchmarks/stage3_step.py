@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plain_stage3 import check_plain, plain_step
 from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.objectives.vision_language import VisionLanguageObjective
 from vlmo.types import Batch
 
 OURS, PLAIN = "ours", "plain"
@@ -56,8 +56,6 @@ class Options:
     """Sizes of the model, with random weights."""
     pairs: int = 8
     """Pairs of a step."""
-    chunk: int | None = 8
-    """Pairs that go through our fusion encoder at once (`fused_chunk`); None takes all."""
     rounds: int = 3
     """Steps of each side, after one to warm up."""
     precisions: tuple[Literal["float32", "bf16"], ...] = ("float32", "bf16")
@@ -114,7 +112,7 @@ def make_step(side: str, model: VLMoForPreTraining, *, precision: str, options: 
     batch = make_batch(model.config, pairs=options.pairs, length=length)
     batch = {name: tensor.to(options.device) for name, tensor in batch.items()}
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    objective = VisionLanguageObjective(model, config=VisionLanguageConfig(fused_chunk=options.chunk))
+    objective = VisionLanguageObjective(model)
 
     def step() -> dict[str, float]:
         model.zero_grad()
@@ -203,7 +201,7 @@ def _resident(field: str) -> int:
 def peak_memory_apart(side: str, *, precision: str, options: Options) -> int:
     """The same from a new process."""
     arguments = [sys.executable, __file__, "--memory-of", side, "--precisions", precision]
-    for name in ("preset", "pairs", "chunk", "device", "threads"):
+    for name in ("preset", "pairs", "device", "threads"):
         arguments += [f"--{name}", str(getattr(options, name))]
     return int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
 
@@ -344,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "device": device,
         "load_average": load,
         "settings": {"preset": options.preset, "pairs": options.pairs, "captions": [SHORTEST, LONGEST]}
-        | {"plain_text_length": PLAIN_LENGTH, "fused_chunk": options.chunk, "rounds": options.rounds},
+        | {"plain_text_length": PLAIN_LENGTH, "rounds": options.rounds},
         "bars": BARS,
     } | result
     print(summary(result))

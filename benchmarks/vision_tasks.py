@@ -125,7 +125,7 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
 
 
 def segmentation(name: str, options: Options, *, console: Console) -> dict[str, Any]:
-    """Fine-tuned figures by windows and whole pictures, and what colours alone tell."""
+    """Metrics after fine-tuning, and what colours alone tell."""
     settings = settings_of(name, options)
     source, tested = settings.evaluate_on or name, settings.evaluate_split
     rows = {
@@ -135,9 +135,7 @@ def segmentation(name: str, options: Options, *, console: Console) -> dict[str, 
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
-        for inference in ("slide", "whole"):
-            found = SegmentationStage.evaluate(folder, source=source, split=tested, inference=inference)
-            models[f"{recipe}, {inference}"] = spent | figures(found)
+        models[recipe] = spent | figures(SegmentationStage.evaluate(folder, source=source, split=tested))
     began = time.monotonic()
     colours = colour_table(rows["train"])
     baseline = segment_by_colour(rows[tested], colours)

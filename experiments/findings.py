@@ -204,9 +204,9 @@ def fused_states(folder: Path, *, source: str, split: str) -> Float[torch.Tensor
     for start in [*range(0, count, _BATCH), *range(count, 2 * count, _BATCH)]:
         numbers = range(start, min(start + _BATCH, (start // count + 1) * count))
         images = range(numbers.start % count, numbers.start % count + len(numbers))
-        input_ids, attention_mask = pairs.texts(numbers)
+        input_ids, attention_mask = pairs.read_texts(numbers)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        hidden = model.vlmo(pixel_values=pairs.images(images), **batch).last_hidden_state
+        hidden = model.vlmo(pixel_values=pairs.read_images(images), **batch).last_hidden_state
         states.append(torch.cat([hidden[:, 0], hidden.mean(dim=1)], dim=1))
     return torch.cat(states).unflatten(0, (2, count))
 

@@ -11,7 +11,7 @@ import stage3_step
 from stage3_step import OURS, PLAIN, Options
 from vlmo.model import VLMoConfig
 
-TINY = Options(preset="tiny", pairs=5, chunk=4)
+TINY = Options(preset="tiny", pairs=5)
 
 
 def test_both_sides_have_the_same_losses_and_gradients() -> None:

@@ -29,10 +29,8 @@ MODELS = {
         "most frequent class",
     },
     "scenes-masks": {
-        "scenes-masks, slide",
-        "scenes-masks, whole",
-        "scenes-masks-from-nothing, slide",
-        "scenes-masks-from-nothing, whole",
+        "scenes-masks",
+        "scenes-masks-from-nothing",
         "class of each colour",
         "most frequent class",
     },

@@ -251,11 +251,8 @@ def test_every_module_gets_its_mode_back() -> None:
 
 
 def test_wrong_sets_and_options_are_refused() -> None:
-    short = dataclasses.replace(retrieval_set(), read_images=lambda numbers: torch.zeros(len(numbers) - 1, 3, 2, 2))
-    with pytest.raises(ValueError, match="gave 11 images for numbers 0 to 11"):
-        evaluate_retrieval(fake(), short)
     with pytest.raises(ValueError, match="every image number"):
-        dataclasses.replace(short, text_to_image=torch.tensor([0, 2]))
+        dataclasses.replace(retrieval_set(), text_to_image=torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="rerank = -1"):
         evaluate_retrieval(fake(), retrieval_set(), rerank=-1)
     with pytest.raises(ValueError, match="rerank_weight = 2"):

@@ -38,15 +38,9 @@ class Painter(nn.Module):
     [(32, [0]), (20, [0]), (33, [0, 1]), (53, [0, 21]), (54, [0, 21, 22]), (96, [0, 21, 42, 63, 64])],
 )
 def test_windows_cover_the_side(length: int, expected: list[int]) -> None:
-    assert window_starts(length, window=32, stride=21) == expected
+    assert window_starts(length, window=32) == expected
     if length >= 32:
         assert expected[-1] + 32 == length
-
-
-@pytest.mark.parametrize("stride", [0, 33])
-def test_strides_that_leave_gaps_are_refused(stride) -> None:
-    with pytest.raises(ValueError, match="expected 1 to 32"):
-        window_starts(64, window=32, stride=stride)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 50), (70, 41), (20, 40), (10, 10)])
@@ -68,20 +62,17 @@ def test_overlaps_are_averaged() -> None:
 
     pixels = torch.zeros(3, 32, 48)
     pixels[:, :, 32:] = 1.0  # windows from 0 and from 16: means 0 and 0.5
-    logits = segment(Mean(), pixels, stride=16)[1]
+    logits = segment(Mean(), pixels)[1]
     assert logits[:, :16].unique().tolist() == [0.0]
     assert logits[:, 16:32].unique().tolist() == [0.25]
     assert logits[:, 32:].unique().tolist() == [0.5]
 
 
-def test_whole_and_one_window_are_the_model() -> None:
+def test_one_window_is_the_model() -> None:
     model, pixels = segmenter(), pictures(1)[0]
     with torch.no_grad():
         expected = model(pixels[None]).logits[0]
-    torch.testing.assert_close(segment(model, pixels, inference="whole"), expected)
-    torch.testing.assert_close(segment(model, pixels, inference="slide"), expected)
-    wide = pictures(1, size=(64, 96))[0]
-    assert segment(model, wide, inference="whole").shape == (3, 64, 96)
+    torch.testing.assert_close(segment(model, pixels), expected)
 
 
 def test_batches_of_windows_change_nothing() -> None:

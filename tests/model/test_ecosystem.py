@@ -147,7 +147,7 @@ BFLOAT16 = [
     (VLMoForVisualQuestionAnswering, pairs(), {"num_labels": 7}),
     (VLMoForVisualReasoning, {**pairs(), "pixel_values": pictures(6).unflatten(0, (3, 2))}, {"num_modality_types": 3}),
     (VLMoForImageClassification, {"pixel_values": pictures(3)}, {"num_labels": 7}),
-    (VLMoForSemanticSegmentation, {"pixel_values": pictures(3)}, {"num_labels": 7}),
+    (VLMoForSemanticSegmentation, {"pixel_values": pictures(3)}, {"num_labels": 7, "segmentation_channels": 8}),
 ]
 
 

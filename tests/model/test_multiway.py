@@ -9,7 +9,6 @@ import torch
 from tests.toy_model import pictures, texts, toy
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from vlmo import distributed
 from vlmo.model import VLMoModel
@@ -131,49 +130,6 @@ def test_attention_equals_plain_loops():
             logits = query[row, :, part] @ key[row, :, part].T / 4 + bias[head]
             heads.append(logits.softmax(dim=-1) @ value[row, :, part])
         torch.testing.assert_close(attended[row], projection(torch.cat(heads, dim=-1)), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("padded", [True, False])
-def test_attention_from_few_tokens_projects_no_token_to_a_key(biased, padded, monkeypatch):
-    attention: MultiwayAttention = toy(VLMoModel).blocks[0].attention.double()
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(3, 40, 32, dtype=torch.float64, generator=generator, requires_grad=True)
-    bias = torch.randn(2, 40, 40, dtype=torch.float64, generator=generator, requires_grad=True) if biased else None
-    mask = torch.arange(40) < torch.tensor([[40], [31], [33]]) if padded else None
-    queries = Queries(torch.tensor([[0, 3], [0, 30], [0, 0]]), num_text=2)
-    learnt = [tensor for tensor in (hidden, bias, *attention.parameters()) if tensor is not None]
-
-    def result() -> tuple[Tensor, tuple[Tensor, ...], int]:
-        route = Route(num_text=35, num_image=5, fusion=True)
-        for tensor in learnt:
-            tensor.grad = None
-        with FlopCounterMode(display=False) as counter:
-            attended, _ = attention(hidden, route=route, bias=bias, attention_mask=mask, queries=queries)
-            attended.sin().sum().backward()
-        return attended, tuple(tensor.grad for tensor in learnt), counter.get_total_flops()
-
-    attended, gradients, operations = result()
-    # As for an adapter around the layer.
-    monkeypatch.setattr("vlmo.model.cpu.SHARED", "none")
-    expected, wanted, all_operations = result()
-    torch.testing.assert_close(attended, expected)
-    torch.testing.assert_close(gradients, wanted)
-    assert operations < all_operations / 2
-
-
-def test_attention_from_few_tokens_keeps_scores_in_float32():
-    attention: MultiwayAttention = toy(VLMoModel).blocks[0].attention
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(3, 40, 32, generator=generator)
-    options = {"route": Route(num_text=0, num_image=40, fusion=True), "bias": 50 * torch.randn(2, 40, 40)}
-    queries = Queries(torch.tensor([[0, 3], [0, 30], [0, 0]]), num_text=0)
-    expected, _ = attention(hidden, queries=queries, **options)
-    with torch.autocast("cpu", torch.bfloat16):
-        actual, _ = attention(hidden, queries=queries, **options)
-    assert actual.dtype == torch.bfloat16
-    # Eight bits for queries, means and results; scores of 8 bits would be off by 0.5.
-    torch.testing.assert_close(actual.float(), expected, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("layer_scale_init", [0.1, None])

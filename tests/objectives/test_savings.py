@@ -36,7 +36,6 @@ STAGE_3 = {
     "mlm": {"itc_weight": 0.0, "mlm_weight": 1.0, "itm_weight": 0.0},
     "itm": {"itc_weight": 0.0, "mlm_weight": 0.0},
     "sum": {},
-    "sum in chunks": {"fused_chunk": 5},
 }
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 
@@ -168,22 +167,6 @@ def test_text_padded_further_than_the_longest(padding):
     losses["loss"].backward()
     gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
     check_equal((losses, gradients), expected)
-
-
-@pytest.mark.parametrize("variant", ["base", "beit3"])
-@pytest.mark.parametrize("chunk", [1, 4, 9])
-def test_chunks_of_like_captions_hold_less_padding(chunk, variant):
-    objective, chunked = (make_objective(task, variant).eval() for task in ("sum", "sum"))
-    chunked.config = VisionLanguageConfig(fused_chunk=chunk)
-    lengths: list[int] = []
-    blocks = chunked.model.vlmo.blocks
-    blocks[0].register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1] - 17))
-    check_equal(result(chunked), result(objective))
-    fused = lengths[2:]  # behind the pictures and captions of the contrast
-    assert len(fused) == -(-32 // chunk)
-    assert fused == sorted(fused)
-    assert fused[0] in (5, 8)  # how many negatives are short is drawn
-    assert fused[-1] == 16
 
 
 def test_pictures_and_the_position_bias_are_embedded_once_a_step(monkeypatch):

@@ -97,6 +97,7 @@ def test_filter_that_few_pass_costs_no_recall(few, plain, monkeypatch):
     monkeypatch.setattr("vlmo.retrieval.index._FEW", few)
     store, vectors, made = plain
     index = written(store, {**asdict(made), "search": {"kind": "IVF_RQ", "nprobes": 2, "candidates": 200}})
+    shares = []
     for query in vectors[5::300]:
         for where, passing in (
             ("place like '%00.png'", 30),  # one of a hundred
@@ -109,9 +110,10 @@ def test_filter_that_few_pass_costs_no_recall(few, plain, monkeypatch):
             found = index.nearest(query, top=10, where=where)
             if passing == 300 and not few:  # ten times as many partitions: nearly all that are near
                 assert len(found) == 10
-                assert len({hit.id for hit in found} & {hit.id for hit in exact}) >= 7
+                shares.append(len({hit.id for hit in found} & {hit.id for hit in exact}) / 10)
             else:
                 assert [hit.id for hit in found] == [hit.id for hit in exact]
+    assert few or np.mean(shares) >= 0.8  # partitions begin at random
 
 
 def test_search_for_more_than_the_partitions_hold_is_exact(plain):

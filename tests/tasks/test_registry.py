@@ -69,7 +69,6 @@ def test_retrieval_can_be_scored_again_from_its_rows(folders, sources):
     [
         ("vqa", {"rerank": 4}, "--rerank belongs to the task retrieval; this is vqa"),
         ("retrieval", {"method": "zero-shot"}, "--method belongs to the task classification; this is retrieval"),
-        ("classification", {"inference": "whole"}, "--inference belongs to the task segmentation"),
         ("retrieval", {"rerank": -1}, "rerank is -1"),
         ("retrieval", {"rerank_weight": 1.5}, "rerank_weight"),
     ],

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vlmo.tasks import TaskResult
 
 _STDERR = Console(stderr=True)
-_TASK_OPTIONS = ("rerank", "rerank_weight", "rerank_score", "engine", "precision", "method", "inference")
+_TASK_OPTIONS = ("rerank", "rerank_weight", "rerank_score", "engine", "precision", "method")
 _SUBMITTING = {"folder", "task", "data", "split", "submission", "device"}
 _CHOOSING = {"folder", "task", "data", "split", "limit", "batch_size", "rerank", "device"}
 
@@ -59,15 +59,13 @@ class EvaluateOptions:
     match that best separates texts whose image is still there from the others; vlmo search says "no match" below it."""
     method: Literal["head", "linear-probe", "zero-shot"] | None = None
     """classification: the model's own classifier (head), one fitted on the split train, or the classes' names."""
-    inference: Literal["slide", "whole"] | None = None
-    """segmentation: windows (slide) or whole images."""
     submission: Path | None = None
     """vqa, nlvr2: write the file that the evaluation server takes instead of measuring."""
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
     out: Path | None = None
     """JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or here if
-    the model was given by a name, with the method or inference in its name where one is given."""
+    the model was given by a name, with the method in its name where one is given."""
     write_card: bool = False
     """Put the metrics into the folder's README.md."""
 
@@ -218,7 +216,7 @@ def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None
         and options.limit is None
     )
     Console().print(result.table(reported=model.reported if model is not None and comparable else ()))
-    parts = [result.task, _plain(data_name(result.source)), _plain(result.split), options.method, options.inference]
+    parts = [result.task, _plain(data_name(result.source)), _plain(result.split), options.method]
     out = options.out or notes_folder(folder) / f"evaluation_{'_'.join(part for part in parts if part)}.json"
     result.write_json(out, folder=folder)
     say(f"metrics and {len(result.predictions)} predictions in {out}")

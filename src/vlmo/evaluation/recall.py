@@ -7,11 +7,11 @@ their own number. Image to text: the other way round, with as many right candida
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import comb
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -61,13 +61,13 @@ def chance_metrics(text_to_image: Int[Tensor, " text"], *, ks: Sequence[int] = (
 
 
 def chunked_topk(
-    queries: Float[Tensor, "query dim"], candidates: Float[Tensor, "candidate dim"], *, k: int, chunk: int = 4096
+    queries: Float[Tensor, "query dim"], candidates: Float[Tensor, "candidate dim"], *, k: int, chunk: int = 1024
 ) -> tuple[Float[Tensor, "query top"], Int[Tensor, "query top"]]:
     """Return scores and indices of the k best candidates of each query by dot product, best first.
 
-    Equal to a full matrix product, in the memory of one `chunk` x `chunk` block. `top` is k, or the number of
-    candidates where that is smaller. Candidates with the same score come in the order of their index; which of them is
-    kept where the list ends among them is not defined.
+    Equal to a full matrix product, `chunk` queries at a time. `top` is k, or the number of candidates where that is
+    smaller. Candidates with the same score come in the order of their index; which of them is kept where the list ends
+    among them is not defined.
 
     Raises:
         ValueError: If k or chunk is below 1 or a similarity is not a number.
@@ -75,19 +75,13 @@ def chunked_topk(
     if k < 1:
         raise ValueError(f"k must be at least 1, given {k}.")
     all_scores, all_indices = [], []
-    for rows in _chunks(len(queries), chunk=chunk):
-        scores = queries.new_empty(rows.stop - rows.start, 0)
-        indices = torch.empty(scores.shape, dtype=torch.int64, device=queries.device)
-        for columns in _chunks(len(candidates), chunk=chunk):
-            block = _scores(queries[rows], candidates[columns])
-            best = block.topk(min(k, block.shape[1]), dim=1)
-            # By index first, then stably by score: equal scores stay in the order of their index.
-            indices, order = torch.cat([indices, best.indices + columns.start], dim=1).sort(dim=1)
-            scores = torch.cat([scores, best.values], dim=1).gather(1, order)
-            scores, order = scores.sort(dim=1, descending=True, stable=True)
-            scores, indices = scores[:, :k], indices.gather(1, order)[:, :k]
+    for part in _parts(queries, chunk=chunk):
+        best = _scores(part, candidates).topk(min(k, len(candidates)), dim=1)
+        # By index first, then stably by score: equal scores stay in the order of their index.
+        indices, order = best.indices.sort(dim=1)
+        scores, order = best.values.gather(1, order).sort(dim=1, descending=True, stable=True)
         all_scores.append(scores)
-        all_indices.append(indices)
+        all_indices.append(indices.gather(1, order))
     return torch.cat(all_scores), torch.cat(all_indices)
 
 
@@ -97,13 +91,13 @@ def chunked_ranks(
     *,
     query_labels: Int[Tensor, " query"],
     candidate_labels: Int[Tensor, " candidate"],
-    chunk: int = 4096,
+    chunk: int = 1024,
 ) -> Int[Tensor, " query"]:
     """Return the rank, from 1, of the best placed right candidate of each query by dot product.
 
     Ties count against the model: a wrong candidate with the same score stands in front of the right one. A model that
-    returns a constant is therefore last, never first. Other right candidates never stand in front. Needs the memory of
-    one `chunk` x `chunk` block.
+    returns a constant is therefore last, never first. Other right candidates never stand in front. `chunk` queries are
+    compared at a time.
 
     Raises:
         ValueError: If a query has no right candidate, or a similarity is not a number.
@@ -115,22 +109,12 @@ def chunked_ranks(
             "every image needs a caption and every caption an image of the set."
         )
 
-    def blocks(rows: slice) -> Iterator[tuple[Float[Tensor, "query candidate"], Bool[Tensor, "query candidate"]]]:
-        for columns in _chunks(len(candidates), chunk=chunk):
-            right = query_labels[rows, None] == candidate_labels[None, columns]
-            yield _scores(queries[rows], candidates[columns]), right
-
     ranks = []
-    for rows in _chunks(len(queries), chunk=chunk):
-        best = queries.new_full((rows.stop - rows.start,), -torch.inf)
-        for scores, right in blocks(rows):
-            best = torch.maximum(best, scores.masked_fill(~right, -torch.inf).amax(dim=1))
-        rank = torch.ones_like(best, dtype=torch.int64)
-        # The same products again, not stored ones and not row-wise dot products: the comparison below needs the same
-        # rounding on both sides, or ties would be decided by the last bit.
-        for scores, right in blocks(rows):
-            rank += ((scores >= best[:, None]) & ~right).sum(dim=1)
-        ranks.append(rank)
+    for part, labels in zip(_parts(queries, chunk=chunk), query_labels.split(chunk), strict=True):
+        scores = _scores(part, candidates)
+        right = labels[:, None] == candidate_labels
+        best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append(1 + ((scores >= best) & ~right).sum(dim=1))
     return torch.cat(ranks)
 
 
@@ -144,8 +128,7 @@ def _scores(
     return scores
 
 
-def _chunks(total: int, *, chunk: int) -> Iterator[slice]:
+def _parts(queries: Float[Tensor, "query dim"], *, chunk: int) -> tuple[Float[Tensor, "part dim"], ...]:
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, given {chunk}.")
-    for start in range(0, total, chunk):
-        yield slice(start, min(start + chunk, total))
+    return queries.split(chunk)

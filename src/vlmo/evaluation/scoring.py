@@ -82,18 +82,6 @@ class RetrievalSet:
         """Number of images."""
         return int(self.text_to_image.max()) + 1
 
-    def images(self, numbers: range) -> Float[Tensor, "batch 3 height width"]:
-        """Return `read_images`, which must give a row for each number."""
-        pixel_values = self.read_images(numbers)
-        _check_count("images", len(pixel_values), numbers)
-        return pixel_values
-
-    def texts(self, numbers: range) -> tuple[Int[Tensor, "batch text"], Int[Tensor, "batch text"]]:
-        """Return `read_texts`, which must give a row for each number."""
-        input_ids, attention_mask = self.read_texts(numbers)
-        _check_count("texts", len(input_ids), numbers)
-        return input_ids, attention_mask
-
 
 def embed_images(
     model: RetrievalModel,
@@ -105,7 +93,7 @@ def embed_images(
     """Return L2-normalised image embeddings, float32, on the model's device; the processes share the images."""
 
     def embed(numbers: range) -> Tensor:
-        return model.get_image_features(pixel_values=retrieval_set.images(numbers).to(model.device)).float().cpu()
+        return model.get_image_features(pixel_values=retrieval_set.read_images(numbers).to(model.device)).float().cpu()
 
     parts = map_batches(embed, retrieval_set.num_images, model=model, batch=batch, title="images", report=progress)
     return torch.cat(parts).to(model.device)
@@ -121,7 +109,7 @@ def embed_texts(
     """Return L2-normalised text embeddings, float32, on the model's device; the processes share the texts."""
 
     def embed(numbers: range) -> Tensor:
-        input_ids, attention_mask = (part.to(model.device) for part in retrieval_set.texts(numbers))
+        input_ids, attention_mask = (part.to(model.device) for part in retrieval_set.read_texts(numbers))
         return model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).float().cpu()
 
     parts = map_batches(embed, retrieval_set.num_texts, model=model, batch=batch, title="texts", report=progress)
@@ -161,7 +149,7 @@ def match_pairs(
         for own, places in zip(batches, chosen, strict=True):
             if not len(places):
                 continue
-            pixel_values = retrieval_set.images(own).to(device)
+            pixel_values = retrieval_set.read_images(own).to(device)
             # Neighbours in length share a batch, so little of it is padding.
             for part in places[lengths[texts[places]].argsort()].split(pair_batch):
                 # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
@@ -186,15 +174,10 @@ def _padded_texts(
     retrieval_set: RetrievalSet, *, batch: int
 ) -> tuple[Int[Tensor, "num_texts text"], Int[Tensor, "num_texts text"]]:
     total = retrieval_set.num_texts
-    batches = [retrieval_set.texts(range(start, min(start + batch, total))) for start in range(0, total, batch)]
+    batches = [retrieval_set.read_texts(range(start, min(start + batch, total))) for start in range(0, total, batch)]
     longest = max(input_ids.shape[1] for input_ids, _ in batches)
     ids, masks = (
         torch.cat([F.pad(part.cpu(), (0, longest - part.shape[1])) for part in parts])
         for parts in zip(*batches, strict=True)
     )
     return ids, masks
-
-
-def _check_count(what: str, given: int, numbers: range) -> None:
-    if given != len(numbers):
-        raise ValueError(f"The set gave {given} {what} for numbers {numbers.start} to {numbers.stop - 1}.")

@@ -1,8 +1,8 @@
-"""Semantic segmentation: sliding-window and whole-image inference, mIoU, aAcc and mAcc."""
+"""Semantic segmentation: sliding-window inference, mIoU, aAcc and mAcc."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +15,6 @@ from vlmo.processing.segmentation import IGNORED_CLASS
 if TYPE_CHECKING:
     from vlmo.model import VLMoForSemanticSegmentation
 
-Inference = Literal["slide", "whole"]
-
 _STRIDE = 2 / 3
 """Share of a window between the beginnings of two neighbours, as mmsegmentation has it for ADE20K (341 of 512)."""
 
@@ -25,31 +23,23 @@ def segment(
     model: VLMoForSemanticSegmentation,
     pixel_values: Float[Tensor, "3 height width"],
     *,
-    inference: Inference = "slide",
-    stride: int | None = None,
     size: tuple[int, int] | None = None,
     batch_size: int = 16,
 ) -> Float[Tensor, "classes out_height out_width"]:
     """Return the logits of each pixel, on the model's device.
 
+    Windows of the training crop's size begin every two thirds of one; logits are averaged where they overlap.
+
     Args:
-        inference: `"slide"`: windows of the training crop's size, logits averaged where they overlap; `"whole"`: the
-            image at once, its sides being multiples of the patch size.
-        stride: Pixels between windows; by default two thirds of one.
         size: Height and width of the result; by default the image's.
         batch_size: Windows that go through the model at a time.
 
     Raises:
-        ValueError: The stride is not from 1 to the window, or the model returns NaN.
+        ValueError: The model returns NaN.
     """
     pixel_values = pixel_values.to(model.device)
     with evaluating(model):
-        if inference == "whole":
-            logits = model(pixel_values[None]).logits[0].float()
-        else:
-            window = model.config.image_size
-            stride = max(1, int(window * _STRIDE)) if stride is None else stride
-            logits = _slide(model, pixel_values, window=window, stride=stride, batch_size=batch_size)
+        logits = _slide(model, pixel_values, window=model.config.image_size, batch_size=batch_size)
         if logits.isnan().any():
             raise ValueError("the logits contain NaN; check the weights of the model")
         if size is not None and size != logits.shape[1:]:
@@ -57,10 +47,9 @@ def segment(
         return logits
 
 
-def window_starts(length: int, *, window: int, stride: int) -> list[int]:
-    """Return the starts of windows on a side, every `stride` pixels and one at its end; ValueError for a bad stride."""
-    if not 1 <= stride <= window:
-        raise ValueError(f"the stride is {stride}; expected 1 to {window}, the window's side, so that none is left out")
+def window_starts(length: int, *, window: int) -> list[int]:
+    """Return the starts of windows on a side, every two thirds of one and one at its end."""
+    stride = max(1, int(window * _STRIDE))
     count = max(0, -(-(length - window) // stride)) + 1
     return [max(0, min(number * stride, length - window)) for number in range(count)]
 
@@ -70,7 +59,6 @@ def _slide(
     pixel_values: Float[Tensor, "3 height width"],
     *,
     window: int,
-    stride: int,
     batch_size: int,
 ) -> Float[Tensor, "classes height width"]:
     height, width = pixel_values.shape[1:]
@@ -78,8 +66,8 @@ def _slide(
     padded = F.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
     corners = [
         (top, left)
-        for top in window_starts(padded.shape[1], window=window, stride=stride)
-        for left in window_starts(padded.shape[2], window=window, stride=stride)
+        for top in window_starts(padded.shape[1], window=window)
+        for left in window_starts(padded.shape[2], window=window)
     ]
     total = padded.new_zeros(cast("int", model.config.num_labels), *padded.shape[1:])
     count = padded.new_zeros(padded.shape[1:])

@@ -6,7 +6,7 @@ The rest of the model is complete without this file, and computes the same to ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vlmo.model.sequence import SHARED, Queries, Route, additive_mask
+from vlmo.model.sequence import Queries, Route
 
 _CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
 _ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of this size lose a third of their speed
@@ -29,28 +29,16 @@ def attend(
     bias: Float[Tensor, "#heads seq seq"] | None,
     attention_mask: Bool[Tensor, "batch seq"] | None,
     queries: Queries | None,
-) -> Float[Tensor, "batch queries dim"] | None:
-    """Return attention of the `queries` (all tokens by default), before the output projection.
+) -> Float[Tensor, "batch seq dim"] | None:
+    """Return attention of all tokens, before the output projection.
 
-    None where PyTorch's own kernels are as fast: on other devices, without gradients, and where keys and values cost
-    little beside the queries.
+    None where PyTorch's own kernels are as fast: on other devices, without gradients, and for some `queries` alone.
     """
-    if not _trains_on_cpu(hidden):
+    if queries is not None or not _trains_on_cpu(hidden):
         return None
-    if queries is None:
-        hidden_keys = None if attention_mask is None else ~attention_mask
-        projected = route(qkv, hidden).unflatten(-1, (3, num_heads, -1))
-        return chunked_attention(projected, bias=bias, hidden_keys=hidden_keys).flatten(2)
-    layer = dict(qkv.items()).get(SHARED)
-    (_, seq, dim), count = hidden.shape, queries.positions.shape[1]
-    # An adapter around the layer is no linear layer.
-    if not isinstance(layer, nn.Linear) or layer.key_bias is not None:
-        return None
-    if count * (dim + num_heads * seq) >= seq * (dim + count):
-        return None
-    return _attend_from_few(
-        hidden, layer, num_heads=num_heads, bias=bias, attention_mask=attention_mask, queries=queries
-    )
+    hidden_keys = None if attention_mask is None else ~attention_mask
+    projected = route(qkv, hidden).unflatten(-1, (3, num_heads, -1))
+    return chunked_attention(projected, bias=bias, hidden_keys=hidden_keys).flatten(2)
 
 
 def gelu_then(
@@ -79,38 +67,6 @@ def gelu_then(
 
 def _trains_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
-def _attend_from_few(
-    hidden: Float[Tensor, "batch seq dim"],
-    layer: nn.Linear,
-    *,
-    num_heads: int,
-    bias: Float[Tensor, "#heads seq seq"] | None,
-    attention_mask: Bool[Tensor, "batch seq"] | None,
-    queries: Queries,
-) -> Float[Tensor, "batch queries dim"]:
-    """Attention from few queries, for which no token is projected to a key or a value.
-
-    The key matrix multiplies the queries instead of all tokens, and the value matrix the weighted means of tokens: the
-    same products in another order. Scores are float32, as in `chunked_attention`.
-    """
-    batch, count = queries.positions.shape
-    query_weight, key_weight, value_weight = layer.weight.unflatten(0, (3, num_heads, -1)).unbind(0)
-    query_bias, value_bias = cast("Tensor", layer.query_bias), cast("Tensor", layer.value_bias)
-    query = F.linear(queries.select(hidden), query_weight.flatten(0, 1), query_bias)
-    by_head = query.unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2) @ key_weight
-    wanted = by_head.unflatten(1, (batch, count)).transpose(0, 1).flatten(1, 2)  # batch heads*queries dim
-    exact = torch.promote_types(hidden.dtype, torch.float32)
-    with torch.autocast(hidden.device.type, enabled=False):
-        scores = (wanted.to(exact) @ hidden.to(exact).mT).unflatten(1, (num_heads, count))
-        scores = scores * key_weight.shape[1] ** -0.5
-        mask = additive_mask(bias, attention_mask, queries=queries, dtype=exact)
-        weights = (scores if mask is None else scores + mask).softmax(dim=-1)
-    means = weights.flatten(1, 2).to(hidden.dtype) @ hidden
-    by_head = means.unflatten(1, (num_heads, count)).transpose(0, 1).flatten(1, 2) @ value_weight.mT
-    attended = by_head.unflatten(1, (batch, count)).permute(1, 2, 0, 3).flatten(2)
-    return attended + value_bias.to(attended.dtype)  # weights sum to one
 
 
 def chunked_attention(

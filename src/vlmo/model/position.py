@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import ParamSpec
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -17,7 +15,6 @@ from vlmo.model.config import VLMoConfig
 
 _NUM_IMAGE_CLASS_ROWS = 3
 _NUM_CROSS_ROWS = 2
-_P = ParamSpec("_P")
 
 
 def num_offset_rows(grid: tuple[int, int]) -> int:
@@ -25,22 +22,10 @@ def num_offset_rows(grid: tuple[int, int]) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
 
 
-def _as_always(function: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
-    """Make the cached tensor of `function` an ordinary one on the CPU, wherever it is called first.
-
-    That may be an evaluation (inference mode), or a model without numbers (`torch.device("meta")`).
-    """
-
-    @wraps(function)
-    def made(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
-        with torch.inference_mode(mode=False), torch.device("cpu"):
-            return function(*args, **kwargs)
-
-    return made
-
-
+# What is cached is an ordinary tensor on the CPU, though an evaluation (inference mode) or a model without numbers
+# (`torch.device("meta")`) may ask first.
 @lru_cache(maxsize=64)
-@_as_always
+@torch.inference_mode(mode=False)
 def relative_position_index(
     *, num_text: int, grid: tuple[int, int] | None, max_text: int, table_grid: tuple[int, int]
 ) -> Int[Tensor, "seq seq"]:
@@ -53,17 +38,18 @@ def relative_position_index(
     offsets = num_offset_rows(grid or table_grid)
     cross = offsets + _NUM_IMAGE_CLASS_ROWS
     num_image = 0 if grid is None else 1 + grid[0] * grid[1]
-    index = torch.empty(num_text + num_image, num_text + num_image, dtype=torch.long)
+    arange = partial(torch.arange, device="cpu")
+    index = torch.empty(num_text + num_image, num_text + num_image, dtype=torch.long, device="cpu")
     index[:num_text, num_text:] = cross
     index[num_text:, :num_text] = cross + 1
     if num_text:
-        positions, first_row = torch.arange(1, num_text), cross + _NUM_CROSS_ROWS
+        positions, first_row = arange(1, num_text), cross + _NUM_CROSS_ROWS
         index[:num_text, :num_text] = _with_class_token(
             first_row + max_text - 2 + positions - positions[:, None], first_class_row=first_row + 2 * max_text - 3
         )
     if grid is not None:
         height, width = grid
-        rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+        rows, columns = arange(height).repeat_interleave(width), arange(width).repeat(height)
         down, right = rows[:, None] - rows + height - 1, columns[:, None] - columns + width - 1
         index[num_text:, num_text:] = _with_class_token(down * (2 * width - 1) + right, first_class_row=offsets)
     return index
@@ -118,7 +104,7 @@ def resize_bias_table(
 
 
 @lru_cache(maxsize=32)
-@_as_always
+@torch.inference_mode(mode=False)
 def _spline_matrix(source: int, target: int) -> Float[Tensor, "target source"]:
     """Return cubic spline interpolation from `source` geometric positions to `target` integers, as a matrix."""
     positions = _geometric_positions(source, target)

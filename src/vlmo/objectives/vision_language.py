@@ -43,9 +43,6 @@ class VisionLanguageConfig:
         nested_dims: Numbers of dimensions that shall do alone, such as (32, 64): ITC is the mean over the whole vectors
             and over the first so many dimensions of each, L2-normalised again ("Matryoshka Representation Learning",
             Kusupati et al. 2022). Hard negatives are sampled by the whole vectors.
-        fused_chunk: Pairs that go through the fusion encoder at once, sorted by the length of their captions; None =
-            all, or `cache_chunk`. The result is the same; chunks hold less padding, which saves time where they are
-            large enough.
         cache_chunk: Pairs that any encoder holds activations of; None = all. The contrast, and the choice of hard
             negatives, are over the whole batch all the same: backward computes each chunk again (a gradient cache).
     """
@@ -60,7 +57,6 @@ class VisionLanguageConfig:
     mlm_stride: int = 1
     itm_stride: int = 1
     nested_dims: tuple[int, ...] = ()
-    fused_chunk: int | None = None
     cache_chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -70,7 +66,7 @@ class VisionLanguageConfig:
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
         if not 0 <= self.negative_sharpness < math.inf:
             raise ValueError(f"negative_sharpness is {self.negative_sharpness}; give a number from 0 up")
-        for name in ("negative_groups", "negatives", "mlm_stride", "itm_stride", "fused_chunk", "cache_chunk"):
+        for name in ("negative_groups", "negatives", "mlm_stride", "itm_stride", "cache_chunk"):
             if (number := vars(self)[name]) is not None and number < 1:
                 raise ValueError(f"{name} is {number}; give 1 or more")
         if min(self.nested_dims, default=1) < 1:
@@ -313,9 +309,9 @@ class VisionLanguageObjective(nn.Module):
         backbone, config, mask = self.model.vlmo, self.config, batch["attention_mask"]
         grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
         blocks, bias = [groups] if groups else [], None
-        if groups and config.cache_chunk is not None:
+        if groups:
             bias = backbone.make_position_bias(num_text=mask.shape[1], grid=grid)
-            size = config.fused_chunk or config.cache_chunk
+        if (size := config.cache_chunk) is not None:
             blocks = [[pairs[part]] for pairs in groups for part in row_slices(len(pairs.rows), size=size)]
 
         def fuse(groups: list[Pairs]) -> tuple[Tensor | None, Tensor | None]:
@@ -339,34 +335,15 @@ class VisionLanguageObjective(nn.Module):
     def _fused_states(
         self, groups: list[Pairs], *, grid: tuple[int, int], position_bias: list[Tensor] | None
     ) -> tuple[Float[Tensor, "words dim"], Float[Tensor, "pairs dim"]]:
-        """Return states of masked words and of first tokens (before the final norm), `fused_chunk` pairs at a time.
-
-        Chunks hold captions of like length, and none pads its captions further than its own longest, unless the
-        `position_bias` of the whole length is given.
-        """
+        """Return states of masked words and of first tokens, before the final norm."""
         backbone = self.model.vlmo
         embedded = [self._embed(pairs.images.index_select(0, pairs.rows), pairs.texts) for pairs in groups]
         image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
         mask = torch.cat([pairs.mask for pairs in groups])
         words = [torch.zeros_like(p.mask, dtype=torch.bool) if p.labels is None else p.labels != -100 for p in groups]
         positions, filled = masked_positions(torch.cat(words))
-        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
-        rising, order = lengths.sort(stable=True)
-        biases: dict[int, list[Tensor] | None] = {}
-        states, chunk = [], self.config.fused_chunk or len(text)
-        for rows, longest in zip(order.split(chunk), (part[-1] for part in rising.cpu().split(chunk)), strict=True):
-            length = int(longest) if position_bias is None else text.shape[1]
-            if length not in biases:
-                biases[length] = position_bias or backbone.make_position_bias(num_text=length, grid=grid)
-            sequence = backbone.join(
-                text=text.index_select(0, rows)[:, :length],
-                attention_mask=mask[rows, :length],
-                image=image.index_select(0, rows),
-                grid=grid,
-                position_bias=biases[length],
-            )
-            states.append(backbone.run(sequence, fusion=True, queries=sequence.queries(words=positions[rows])))
-        states = torch.cat(states)[order.argsort()]
+        sequence = backbone.join(text=text, attention_mask=mask, image=image, grid=grid, position_bias=position_bias)
+        states = backbone.run(sequence, fusion=True, queries=sequence.queries(words=positions))
         return states[:, 1:][filled], states[:, 0]
 
 

@@ -100,12 +100,9 @@ class SegmentTrainTransform:
         return left, top
 
 
-def eval_pixel_values(image: Image.Image, *, short_side: int, multiple: int = 1) -> Float[Tensor, "3 height width"]:
-    """The image at evaluation's size: proportions kept, but for rounding both sides to multiples of `multiple`."""
-    width, height = (
-        max(1, _rounded(side / multiple)) * multiple for side in scaled_size(image.size, short_side=short_side)
-    )
-    return to_pixel_values(image.resize((width, height), Image.Resampling.BILINEAR))
+def eval_pixel_values(image: Image.Image, *, short_side: int) -> Float[Tensor, "3 height width"]:
+    """Return the image at evaluation's size, proportions kept."""
+    return to_pixel_values(image.resize(scaled_size(image.size, short_side=short_side), Image.Resampling.BILINEAR))
 
 
 def to_pixel_values(image: Image.Image) -> Float[Tensor, "3 height width"]:

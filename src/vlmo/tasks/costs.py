@@ -180,11 +180,11 @@ def pair_work(model: Any, sample: SampleSizes, *, losses: VisionLanguageConfig) 
     (embedded, image_blocks), (_, text_blocks) = encode(model, image=True), encode(model, text=text)
     _, fused = encode(model, text=text, image=True)
     total = embedded + (image_blocks + text_blocks) * alone / depth + fused * (masked + judged) + heads
-    floats, chunk, pair = FLOAT32 * pixels, losses.fused_chunk or losses.cache_chunk, (text + image,)
+    floats, chunk, pair = FLOAT32 * pixels, losses.cache_chunk, (text + image,)
     if cached:
         again: dict[str, Any] = {"recomputed": True, "other_bytes": floats}
         passes = (
-            Pass((image, text), alone, chunk=losses.cache_chunk, **again),
+            Pass((image, text), alone, chunk=chunk, **again),
             Pass(pair, depth, share=masked, chunk=chunk, **again | {"other_bytes": floats + words[1]}),
             Pass(pair, depth, share=matched, chunk=chunk, **again),
             *2 * (Pass(pair, depth, share=losses.negatives * matched, chunk=chunk, **again),),
@@ -192,7 +192,7 @@ def pair_work(model: Any, sample: SampleSizes, *, losses: VisionLanguageConfig) 
     else:
         passes = (
             Pass((image, text), alone),
-            Pass(pair, depth, share=masked + judged, chunk=losses.fused_chunk),
+            Pass(pair, depth, share=masked + judged),
         )
     image_bytes, gradient_bytes = (pixels, 0) if cached else 2 * (image * dim * FLOAT32,)
     negatives = losses.negatives * matched

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -19,7 +19,7 @@ from vlmo.data.examples import Example, Examples, collate
 from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.evaluation.masks import overlay
-from vlmo.evaluation.segmentation import Inference, count_pixels, segment, segmentation_metrics
+from vlmo.evaluation.segmentation import count_pixels, segment, segmentation_metrics
 from vlmo.folder.card import Usage
 from vlmo.objectives.downstream import SegmentationObjective
 from vlmo.processing import TransformConfig
@@ -142,9 +142,6 @@ class SegmentExamples:
 class SegmentSet(EvaluationSet):
     """Images of a split with the class of each pixel; outputs count pixels by true and predicted class."""
 
-    inference: Inference = "slide"
-    """Windows of the training crop's size, or whole images; an image's short side gets that size."""
-
     task: ClassVar[str] = "segmentation"
     hub_task: ClassVar[str] = "image-segmentation"
     meanings: ClassVar[dict[str, str]] = {
@@ -171,9 +168,9 @@ class SegmentSet(EvaluationSet):
         def count(rows: range) -> Prediction:
             (row,) = rows
             image, mask = images[row]
-            pixels = _pixel_values(model, image, inference=self.inference)
+            pixels = eval_pixel_values(image, short_side=model.config.image_size)
             size = (mask.shape[0], mask.shape[1])
-            logits = segment(model, pixels, inference=self.inference, size=size, batch_size=batch_size or _WINDOWS)
+            logits = segment(model, pixels, size=size, batch_size=batch_size or _WINDOWS)
             counts = count_pixels(logits.argmax(dim=0), torch.from_numpy(mask), num_classes=num_classes)
             cells = [[true, predicted, int(counts[true, predicted])] for true, predicted in counts.nonzero().tolist()]
             return {"image_id": images.names[row], "pixels": cells}
@@ -202,10 +199,6 @@ class SegmentSet(EvaluationSet):
         constant[:, true.argmax()] = true
         return segmentation_metrics(constant)[0]
 
-    def settings(self) -> dict[str, Any]:
-        """Return the kind of inference."""
-        return {"inference": self.inference}
-
 
 @dataclass(frozen=True)
 class SegmentationStage(Task):
@@ -218,7 +211,6 @@ class SegmentationStage(Task):
     num_classes: ClassVar[int | None] = 150
     architectures = ("VLMoForSemanticSegmentation",)
     usage: ClassVar[Usage | None] = Usage("names the class of each pixel", "image-segmentation", snippet=_SNIPPET)
-    options: ClassVar[tuple[str, ...]] = ("inference",)
     inputs: ClassVar[str] = "one --image"
     draws: ClassVar[bool] = True
     layer_decay: float = 0.9
@@ -229,8 +221,6 @@ class SegmentationStage(Task):
     """Width of the segmentation head."""
     layers: tuple[int, int, int, int] | None = None
     """Numbers of layers after which the feature levels are taken; by default as BEiT does."""
-    inference: Inference = "slide"
-    """Inference on `evaluate_on`: windows of model.image_size, or whole images."""
 
     def build_model(self, settings: dict[str, Any]) -> Any:
         """Return the image encoder with UPerNet's heads."""
@@ -259,11 +249,6 @@ class SegmentationStage(Task):
             seed=run.seed,
             cache_images=run.cache_images,
         )
-
-    def evaluators(self, run: RunContext) -> Sequence[EvaluationSet]:
-        """Return the set to measure on, by the same inference."""
-        sets = cast(Sequence[SegmentSet], super().evaluators(run))
-        return [replace(rows, inference=self.inference) for rows in sets]
 
     def work(self, model: Any, _sample: SampleSizes) -> Work:
         """Return the work of the encoder and both heads; tensors that the heads keep are counted by running them."""
@@ -307,7 +292,7 @@ class SegmentationStage(Task):
         """
         del processor, inputs, top
         image = images[0]
-        pixels = _pixel_values(model, image, inference="slide")
+        pixels = eval_pixel_values(image, short_side=model.config.image_size)
         logits = segment(model, pixels, size=(image.height, image.width))
         classes = logits.argmax(dim=0).cpu().numpy().astype(np.uint8)
         names = names_of_model(model)
@@ -316,11 +301,6 @@ class SegmentationStage(Task):
         counts = np.bincount(classes.ravel(), minlength=len(names))
         order = [number for number in np.argsort(-counts, kind="stable").tolist() if counts[number]]
         return [{"class": names[number], "share": round(float(counts[number] / counts.sum()), 4)} for number in order]
-
-
-def _pixel_values(model: Any, image: Image.Image, *, inference: Inference) -> Tensor:
-    multiple = model.config.patch_size if inference == "whole" else 1
-    return eval_pixel_values(image, short_side=model.config.image_size, multiple=multiple)
 
 
 def with_shared_statistics(model: VLMoForSemanticSegmentation) -> VLMoForSemanticSegmentation:
