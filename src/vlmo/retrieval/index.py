@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlmo.data.decoding import decode_image
 from vlmo.retrieval.filters import check_condition, filter_error, is_filter_error
-from vlmo.retrieval.memory import VectorMemory
+from vlmo.retrieval.memory import ImageMemory
 from vlmo.retrieval.process import StoreProcess
 from vlmo.retrieval.sources import read_place
 from vlmo.retrieval.store import CAPTIONS, IMAGES, RESERVED, Approximate, Store, one_line
@@ -86,7 +86,8 @@ class Index:
     Args:
         folder: The folder.
         store: Its tables, if they are open already.
-        in_memory: Keep the vectors in memory, for many searches: those without a filter are then exact, and faster.
+        in_memory: Keep vectors and columns in memory, for many searches: those without a filter are exact then, and
+            faster.
 
     Raises:
         ValueError: It is no index, damaged, or its first run has not ended.
@@ -110,9 +111,9 @@ class Index:
                 folder,
             )
         self._store = Store(self.folder) if store is None else store
-        self._memory: VectorMemory | None = None
+        self._memory: ImageMemory | None = None
         if in_memory and isinstance(self._store, Store):
-            self._memory = VectorMemory(self._store, version=self.version)
+            self._memory = ImageMemory(self._store, columns=self._visible, version=self.version)
 
     fingerprint: str
     model_folder: str
@@ -167,7 +168,7 @@ class Index:
         if self._memory is not None and where is None:
             self._check(vector, top=top)
             version = self.version
-            found = self._memory.nearest(vector, top=top, columns=self._visible(), version=version)
+            found = self._memory.nearest(vector, top=top, version=version)
         if found is None:
             search, columns = None if exact else self.approximate, self._visible()
             found = self._search(IMAGES, vector, top=top, where=where, search=search, columns=columns)

@@ -1,6 +1,6 @@
-"""Memory of many searches of one index: its vectors, and pixels of the images that they rerank.
+"""Memory of many searches of one index: what they compare and show, and pixels of the images that they rerank.
 
-An exact search of vectors in memory costs a fifth of one by LanceDB, and half of an approximate one (docs/search.md).
+An exact search in memory costs an eighth of one by LanceDB, and a third of an approximate one (docs/search.md).
 """
 
 from __future__ import annotations
@@ -8,19 +8,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt64
+import pyarrow as pa
+from jaxtyping import Float32
 
 from vlmo.export.sessions import Pixels
 from vlmo.retrieval.store import Store
 
 MAX_BYTES = 2**29
-"""Vectors that take more stay on the disk: more than a million of 128 dimensions, or 174,762 of 768."""
+"""Vectors, and columns, that take more stay on the disk: more than a million of 128 dimensions, or 174,762 of 768."""
 _PIXEL_BYTES = 2**28
 _READ_SHARE = 0.1
 """Share of a thread's time that reading may take while a writer changes the index again and again."""
@@ -28,48 +29,43 @@ _READ_SHARE = 0.1
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """Vectors of one version of the index, with the rows of the table that hold them."""
+    """Images of one version of the index; None of too many."""
 
     version: tuple[int, ...]
-    rows: UInt64[np.ndarray, "image"]
-    vectors: Float32[np.ndarray, "image dim"]
+    images: tuple[pa.Table, Float32[np.ndarray, "image dim"]] | None
 
 
-class VectorMemory:
-    """Copy of an index's image vectors; a thread reads them again when the index has changed. Threads may share one."""
+class ImageMemory:
+    """Copy of an index's image vectors and of `columns`; a thread reads it again when the index has changed.
 
-    def __init__(self, store: Store, *, version: tuple[int, ...]) -> None:
-        self._store, self._lock, self._next_read = store, threading.Lock(), 0.0
+    Threads may share one.
+    """
+
+    def __init__(self, store: Store, *, columns: Callable[[], list[str]], version: tuple[int, ...]) -> None:
+        self._store, self._columns, self._lock, self._next_read = store, columns, threading.Lock(), 0.0
         self._snapshot: _Snapshot | None = None
         self._read(version)
 
     def nearest(
-        self, vector: Float32[np.ndarray, " dim"], *, top: int, columns: Sequence[str], version: tuple[int, ...]
+        self, vector: Float32[np.ndarray, " dim"], *, top: int, version: tuple[int, ...]
     ) -> list[dict[str, Any]] | None:
         """Columns, "_rowid" and "_distance" of the images with the most similar vectors, best first.
 
-        None where the table must be asked: the vectors are of another version than this one or too many, or rows have
-        moved since.
+        None where the table must be asked: the copy is of another version than this one, or there are too many images.
         """
         known = self._snapshot
         if known is None or known.version != version:
             self._read_aside(version)
             return None
-        if not len(known.vectors):
+        if known.images is None:
             return None
+        table, vectors = known.images
         # One thread: a matrix product takes several, which then spin while the model could use their cores.
-        similar = np.vecdot(known.vectors, np.asarray(vector, np.float32))
+        similar = np.vecdot(vectors, np.asarray(vector, np.float32))
         top = min(top, len(similar))
         best = np.argpartition(similar, -top)[-top:]
         best = best[np.argsort(-similar[best], kind="stable")]
-        rows = known.rows[best].tolist()
-        found = self._store.take(rows, columns=columns)
-        if found is None:
-            return None
-        return [
-            {**found[row], "_rowid": row, "_distance": 1 - score}
-            for row, score in zip(rows, similar[best].tolist(), strict=True)
-        ]
+        return table.take(best).append_column("_distance", pa.array(1 - similar[best])).to_pylist()
 
     def _read_aside(self, version: tuple[int, ...]) -> None:
         if time.monotonic() >= self._next_read and self._lock.acquire(blocking=False):
@@ -83,10 +79,9 @@ class VectorMemory:
 
     def _read(self, version: tuple[int, ...]) -> None:
         began = time.monotonic()
-        with suppress(
-            ValueError
-        ):  # a writer has removed the version that was being read; the table tells what is wrong
-            self._snapshot = _Snapshot(version, *self._store.vectors(max_bytes=MAX_BYTES))
+        # A writer may have removed the version that was being read; the table tells what is wrong.
+        with suppress(ValueError):
+            self._snapshot = _Snapshot(version, self._store.all_images(self._columns(), max_bytes=MAX_BYTES))
         self._next_read = time.monotonic() + (time.monotonic() - began) / _READ_SHARE
 
 

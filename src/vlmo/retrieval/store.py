@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, UInt64
+from jaxtyping import Float32
 
 if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
@@ -238,19 +238,24 @@ class Store:
         """Return the number of the newest version of the images that this reader sees."""
         return self.images.version
 
-    def vectors(self, *, max_bytes: int) -> tuple[UInt64[np.ndarray, "image"], Float32[np.ndarray, "image dim"]]:
-        """Row ids and vectors of all images; of none if the vectors take more than `max_bytes`."""
+    def all_images(
+        self, columns: Sequence[str], *, max_bytes: int
+    ) -> tuple[pa.Table, Float32[np.ndarray, "image dim"]] | None:
+        """Return columns and "_rowid" of all images, and their vectors; None if either takes more than `max_bytes`."""
         with one_line(self.folder):
-            count = self.images.count_rows()
-            kept = count if 4 * self.dim * count <= max_bytes else 0
-            rows, vectors, start = np.empty(kept, np.uint64), np.empty((kept, self.dim), np.float32), 0
-            query = self.images.search().select(["vector"]).with_row_id(True)
-            for batch in query.to_batches(8192) if kept else ():
-                end = min(start + len(batch), kept)  # a writer may have added rows
-                rows[start:end] = batch["_rowid"].to_numpy()[: end - start]
-                vectors[start:end] = batch["vector"].flatten().to_numpy().reshape(-1, self.dim)[: end - start]
-                start = end
-        return rows[:start], vectors[:start]
+            count, start, size = self.images.count_rows(), 0, 0
+            if not 0 < 4 * self.dim * count <= max_bytes:
+                return None
+            shown, vectors = [], np.empty((count, self.dim), np.float32)
+            query = self.images.search().select(["vector", *columns]).with_row_id(True)
+            for batch in query.to_batches(8192):
+                batch = batch.slice(0, count - start)  # a writer may have added rows
+                vectors[start : start + len(batch)] = batch["vector"].flatten().to_numpy().reshape(-1, self.dim)
+                shown.append(batch.drop_columns("vector"))
+                start, size = start + len(batch), size + shown[-1].nbytes
+                if size > max_bytes:
+                    return None
+        return pa.Table.from_batches(shown).combine_chunks(), vectors[:start]
 
     def take(self, rows: Sequence[int], *, columns: Sequence[str]) -> dict[int, dict[str, Any]] | None:
         """Return columns of images by their row ids; None if a writer has moved or removed one of them."""
