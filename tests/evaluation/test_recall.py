@@ -91,6 +91,8 @@ def test_wrong_arguments_are_refused() -> None:
         chunked_topk(torch.eye(2), torch.eye(2), k=0)
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         chunked_topk(torch.eye(2), torch.eye(2), k=1, chunk=0)
+    with pytest.raises(ValueError, match=r"\[2, 1\] queries and candidates, but \[2, 2\] labels"):
+        chunked_ranks(torch.eye(2), torch.ones(1, 2), query_labels=torch.arange(2), candidate_labels=torch.arange(2))
     with pytest.raises(ValueError, match="num_positives"):
         chance_recall(3, k=1, num_positives=4)
 

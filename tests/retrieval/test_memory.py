@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +129,14 @@ def test_vectors_that_cannot_be_read_are_left_to_the_table(gallery, asked, monke
     index = Index(gallery[1], in_memory=True)
     assert len(places(index)) == NUM
     assert asked
+
+
+def test_an_index_that_is_gone_ends_no_thread(encoder, quick, tmp_path):
+    build(encoder, write_folder(tmp_path / "images", numbers=range(3)), out=tmp_path / "index")
+    index = Index(tmp_path / "index", in_memory=True)
+    shutil.rmtree(tmp_path / "index")
+    index._memory._read((0,))
+    assert index._memory.nearest(vectors(0), top=1, version=(0,)) is None
 
 
 def test_threads_search_beside_a_writer(encoder, quick, tmp_path):

@@ -65,9 +65,9 @@ def chunked_topk(
 ) -> tuple[Float[Tensor, "query top"], Int[Tensor, "query top"]]:
     """Return scores and indices of the k best candidates of each query by dot product, best first.
 
-    Equal to a full matrix product, `chunk` queries at a time. `top` is k, or the number of candidates where that is
-    smaller. Candidates with the same score come in the order of their index; which of them is kept where the list ends
-    among them is not defined.
+    Equal to a full matrix product, of which `chunk` rows are in memory at a time. `top` is k, or the number of
+    candidates where that is smaller. Candidates with the same score come in the order of their index; which of them is
+    kept where the list ends among them is not defined.
 
     Raises:
         ValueError: If k or chunk is below 1 or a similarity is not a number.
@@ -96,12 +96,16 @@ def chunked_ranks(
     """Return the rank, from 1, of the best placed right candidate of each query by dot product.
 
     Ties count against the model: a wrong candidate with the same score stands in front of the right one. A model that
-    returns a constant is therefore last, never first. Other right candidates never stand in front. `chunk` queries are
-    compared at a time.
+    returns a constant is therefore last, never first. Other right candidates never stand in front. A few tensors of
+    `chunk` x candidates are in memory at a time.
 
     Raises:
-        ValueError: If a query has no right candidate, or a similarity is not a number.
+        ValueError: If there is not a label for each row, a query has no right candidate, or a similarity is not a
+            number.
     """
+    rows, labels = [len(queries), len(candidates)], [len(query_labels), len(candidate_labels)]
+    if rows != labels:
+        raise ValueError(f"given are {rows} queries and candidates, but {labels} labels; give one for each")
     lost = (~torch.isin(query_labels, candidate_labels)).nonzero().flatten().tolist()
     if lost:
         raise ValueError(

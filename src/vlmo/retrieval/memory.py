@@ -21,7 +21,7 @@ from vlmo.export.sessions import Pixels
 from vlmo.retrieval.store import Store
 
 MAX_BYTES = 2**29
-"""Vectors, and columns, that take more stay on the disk: more than a million of 128 dimensions, or 174,762 of 768."""
+"""If the vectors take more, or the columns, both stay on the disk. A million of 128 dimensions fit, 174,762 of 768."""
 _PIXEL_BYTES = 2**28
 _READ_SHARE = 0.1
 """Share of a thread's time that reading may take while a writer changes the index again and again."""
@@ -29,7 +29,7 @@ _READ_SHARE = 0.1
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """Images of one version of the index; None of too many."""
+    """Images of one version of the index; None if there are none, or too many."""
 
     version: tuple[int, ...]
     images: tuple[pa.Table, Float32[np.ndarray, "image dim"]] | None
@@ -51,7 +51,7 @@ class ImageMemory:
     ) -> list[dict[str, Any]] | None:
         """Columns, "_rowid" and "_distance" of the images with the most similar vectors, best first.
 
-        None where the table must be asked: the copy is of another version than this one, or there are too many images.
+        None where the table must be asked: the copy is of another version than this one, or holds no images.
         """
         known = self._snapshot
         if known is None or known.version != version:
@@ -79,7 +79,7 @@ class ImageMemory:
 
     def _read(self, version: tuple[int, ...]) -> None:
         began = time.monotonic()
-        # A writer may have removed the version that was being read; the table tells what is wrong.
+        # A writer may have removed the version that was being read, or the index; the table tells what is wrong.
         with suppress(ValueError):
             self._snapshot = _Snapshot(version, self._store.all_images(self._columns(), max_bytes=MAX_BYTES))
         self._next_read = time.monotonic() + (time.monotonic() - began) / _READ_SHARE

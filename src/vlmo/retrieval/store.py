@@ -220,7 +220,8 @@ class Store:
         return {name: _TYPES[kind][0] for name, kind in self._types().items()}
 
     def _types(self) -> dict[str, pa.DataType]:
-        return {field.name: field.type for field in self.images.schema if field.name not in RESERVED}
+        with one_line(self.folder):
+            return {field.name: field.type for field in self.images.schema if field.name not in RESERVED}
 
     def known(self, ids: Sequence[str]) -> dict[str, Known]:
         """Return those of these images that are in the table."""
@@ -241,7 +242,10 @@ class Store:
     def all_images(
         self, columns: Sequence[str], *, max_bytes: int
     ) -> tuple[pa.Table, Float32[np.ndarray, "image dim"]] | None:
-        """Return columns and "_rowid" of all images, and their vectors; None if either takes more than `max_bytes`."""
+        """Return columns and "_rowid" of all images, and their vectors.
+
+        None without any image, or if either takes more than `max_bytes`.
+        """
         with one_line(self.folder):
             count, start, size = self.images.count_rows(), 0, 0
             if not 0 < 4 * self.dim * count <= max_bytes:
