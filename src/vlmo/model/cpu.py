@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vlmo.model.sequence import Queries, Route
+from vlmo.model.sequence import Route
 
 _CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
 _ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of this size lose a third of their speed
@@ -28,13 +28,12 @@ def attend(
     route: Route,
     bias: Float[Tensor, "#heads seq seq"] | None,
     attention_mask: Bool[Tensor, "batch seq"] | None,
-    queries: Queries | None,
 ) -> Float[Tensor, "batch seq dim"] | None:
     """Return attention of all tokens, before the output projection.
 
-    None where PyTorch's own kernels are as fast: on other devices, without gradients, and for some `queries` alone.
+    None where PyTorch's own kernels are as fast: on other devices, and without gradients.
     """
-    if queries is not None or not _trains_on_cpu(hidden):
+    if not _trains_on_cpu(hidden):
         return None
     hidden_keys = None if attention_mask is None else ~attention_mask
     projected = route(qkv, hidden).unflatten(-1, (3, num_heads, -1))

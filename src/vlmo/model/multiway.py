@@ -98,7 +98,7 @@ class MultiwayAttention(nn.Module):
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch heads queries seq"] | None]:
         """Attend from the `queries` (all tokens by default) to the tokens of `attention_mask`; weights if eager."""
         attended = weights = None
-        if self.config._attn_implementation != "eager":
+        if queries is None and self.config._attn_implementation != "eager":
             attended = cpu.attend(
                 hidden,
                 self.qkv,
@@ -106,7 +106,6 @@ class MultiwayAttention(nn.Module):
                 route=route,
                 bias=bias,
                 attention_mask=attention_mask,
-                queries=queries,
             )
         if attended is None:
             query, key, value = self._project(hidden, route=route, queries=queries)
