@@ -37,6 +37,7 @@ RETRIEVAL = {
     "retrieval": VisionLanguageConfig(mlm_weight=0, itm_weight=0),
     "retrieval, with matching": VisionLanguageConfig(mlm_weight=0),
     "retrieval, cached": VisionLanguageConfig(mlm_weight=0, itm_weight=0, cache_chunk=2),
+    "retrieval, with a teacher": VisionLanguageConfig(mlm_weight=0, itm_weight=0, teacher_weight=2.0),
 }
 # What each task in chunks is to be equal to, on one process without chunks.
 UNCACHED = {
@@ -58,7 +59,9 @@ def make_objective(task: str) -> torch.nn.Module:
     if task == "language":
         return LanguageObjective(VLMoForMaskedLM(config))
     if task in RETRIEVAL:
-        return VisionLanguageObjective(VLMoForImageTextRetrieval(config), config=RETRIEVAL[task])
+        model = VLMoForImageTextRetrieval(config)
+        teacher = VLMoForImageTextRetrieval(config).requires_grad_(False) if "teacher" in task else None
+        return VisionLanguageObjective(model, config=RETRIEVAL[task], teacher=teacher)
     return VisionLanguageObjective(VLMoForPreTraining(config), config=TASKS[task])
 
 

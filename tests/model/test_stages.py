@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.toy_model import pictures, shaken, texts, toy
 from torch import nn
+from torch.nn import functional as F
 
 from vlmo.model import (
     VLMoConfig,
@@ -137,6 +138,20 @@ def test_position_tables_are_resized_for_another_picture_size(positions, tmp_pat
     torch.testing.assert_close(model.get_image_features(image), source.get_image_features(image))
     torch.testing.assert_close(model.get_text_features(**text), source.get_text_features(**text))
     torch.testing.assert_close(model.match(image, **text), source.match(image, **text))
+
+
+@torch.no_grad()
+def test_absolute_positions_of_a_relative_folder_start_as_long_as_white_patches(tmp_path):
+    source = saved(VLMoForPreTraining, tmp_path)
+    model = make(VLMoForPreTraining, seed=2, position_embedding="absolute", position_init="sincos")
+    before = model.vlmo.image_embeddings.positions.clone()
+    report = start_from(model, tmp_path)
+    white = source.vlmo.image_embeddings(torch.ones(1, 3, 64, 64))[0, 1:]
+    positions = model.vlmo.image_embeddings.positions
+    torch.testing.assert_close(positions[1:].norm(dim=1).mean(), white.norm(dim=1).mean())
+    torch.testing.assert_close(F.normalize(positions[1:]), F.normalize(before[1:]))
+    assert "vlmo.image_embeddings.positions" in report.filled
+    assert report.unused == ["vlmo.position_bias.table"]
 
 
 def test_sharded_folder_and_half_precision_are_read(tmp_path):

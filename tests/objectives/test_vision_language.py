@@ -51,6 +51,32 @@ def train(objective: torch.nn.Module, *, steps: int) -> None:
 # -------------------------------------------------------------------------------- stage 3: its parts
 
 
+def test_blocks_of_texts_of_one_length_change_no_loss_and_no_gradient(monkeypatch):
+    batch = make_batch()
+    lengths = torch.tensor([16, 2, 3, 2, 4, 2, 3, 2])
+    batch["attention_mask"] = (torch.arange(16) < lengths[:, None]).long()
+    for name, filler in (("input_ids", 0), ("mlm_input_ids", 0), ("mlm_labels", -100)):
+        batch[name] = batch[name].masked_fill(batch["attention_mask"] == 0, filler)
+    objective = stage_3()
+    widths = []
+    join = objective.model.vlmo.join
+    monkeypatch.setattr(
+        objective.model.vlmo,
+        "join",
+        lambda **parts: widths.append(parts["text"].shape[1] if "text" in parts else 0) or join(**parts),
+    )
+    losses, own = objective(batch), gradients(objective, batch)
+    assert sorted(set(widths)) == [0, 2, 3, 16]
+    monkeypatch.setattr(objective, "_blocks", lambda mask: [vision_language.TextBlock(slice(len(mask)), mask.shape[1])])
+    widths.clear()
+    expected = objective(batch)
+    assert set(widths) == {0, 16}
+    for name, value in expected.items():
+        close(losses[name], value)
+    for name, gradient in gradients(objective, batch).items():
+        close(own[name], gradient)
+
+
 @torch.no_grad()
 def test_itc_is_the_mean_of_both_branches():
     objective, batch = stage_3(), make_batch()

@@ -69,6 +69,27 @@ def test_contrast_alone_moves_the_dual_encoder_alone(contrast):
     assert "train/ir@1" in read_metrics(run_dir)[-1]
 
 
+def test_a_teacher_is_learnt_and_no_part_of_the_model(recipe, contrast, tmp_path):
+    stage = dataclasses.replace(recipe.stage, teacher=str(contrast[1]))
+    _, folder = trained(dataclasses.replace(recipe, stage=stage), tmp_path)
+    line = [line for line in read_metrics(tmp_path) if "loss" in line][-1]
+    assert line["loss"] == pytest.approx(line["itc"] + 4 * line["teacher"], abs=1e-5)
+    assert not any("teacher" in name for name in load_file(folder / "model.safetensors"))
+    assert not any("teacher" in name for name, _ in load_retrieval_model(folder)[0].named_parameters())
+
+
+def test_a_teacher_that_does_not_fit_is_refused(recipe, contrast, tmp_path):
+    def refused(teacher, message, **settings):
+        stage = dataclasses.replace(recipe.stage, teacher=str(teacher))
+        with pytest.raises(ValueError, match=message):
+            build(dataclasses.replace(recipe, stage=stage, **settings), run_dir=tmp_path / "run")
+
+    refused(tmp_path / "nowhere", "nowhere is no model folder")
+    refused("vlmo-small", "the teacher vlmo-small has another vocabulary; start from a folder")
+    size = dataclasses.replace(recipe.model, projection_size=16)
+    refused(contrast[1], "has vectors of 32 dimensions, the model of 16; set", init=None, model=size)
+
+
 def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_path):
     start, folder = trained(dataclasses.replace(recipe, stage=RetrievalStage(losses=WITH_MATCHING)), tmp_path)
     after = load_file(folder / "model.safetensors")

@@ -20,6 +20,7 @@ from vlmo.released import find_model, no_model
 _MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")
 _SHOULD_AGREE = ("layer_norm_eps", "text_layer_norm_eps")
 _WORDS = "vlmo.text_embeddings.words.weight"
+_POSITIONS = "vlmo.image_embeddings.positions"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class StartReport:
     Attributes:
         loaded: Taken as they were.
         resized: Position tables brought to another image size, or a modality table with a row more (second image).
-        filled: `vision_language` experts that the folder lacks, and where they came from.
+        filled: `vision_language` experts that the folder lacks, and where they came from; absolute positions of images,
+            where the folder has relative ones.
         missing: Left at their random start.
         unused: In the folder, without a place in the model.
         notes: Settings that differ and that no tensor's shape shows.
@@ -52,6 +54,7 @@ class StartReport:
         return lines + [f"note: {note}" for note in self.notes]
 
 
+@torch.no_grad()
 def start_from(
     model: VLMoPreTrainedModel, folder: str | Path, *, fusion_experts_from: FusionStart = "language"
 ) -> StartReport:
@@ -94,6 +97,12 @@ def start_from(
         if source != name and source in weights and fusion_experts_from != "random":
             state[name].copy_(state[source])
             report.filled[name] = source
+        elif name == _POSITIONS and config.position_embedding == "relative":
+            # Attention that has learnt to do without absolute positions does not find short ones (docs/log.md).
+            embeddings = model.backbone.image_embeddings
+            white = embeddings.projection.weight.new_ones(1, config.num_channels, *embeddings.projection.kernel_size)
+            state[name].mul_(embeddings.projection(white).norm() / state[name][1:].norm(dim=1).mean())
+            report.filled[name] = "its initial values, as long as patches of a white image"
         else:
             report.missing.append(name)
     if not report.loaded and not report.resized:
@@ -174,7 +183,7 @@ def _fit(name: str, tensor: Tensor, *, like: Tensor, source: tuple[int, int], ta
     """Bring position tables to another grid, and add the row of a second image to a modality table."""
     if name == "vlmo.position_bias.table":
         return resize_bias_table(tensor, source=source, target=target)
-    if name == "vlmo.image_embeddings.positions":
+    if name == _POSITIONS:
         return resize_absolute_positions(tensor, source=source, target=target)
     if name == "vlmo.modality_types.weight" and len(tensor) == SECOND_IMAGE_TYPE < len(like):
         # The second image's row starts as the image's, as in the published code (docs/reproduction.md).

@@ -58,20 +58,20 @@ def itc_loss(
         distributed.gather_with_grad(image_embeds),
         distributed.gather_with_grad(text_embeds),
     )
-    total = _sum_of_losses(image_embeds, text_keys, logit_scale=logit_scale, same=same)
-    total = total + _sum_of_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)
+    to_texts = contrast_losses(image_embeds, text_keys, logit_scale=logit_scale, same=same)
+    to_images = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)
     count = torch.tensor(float(len(image_embeds)), device=image_embeds.device)
-    return distributed.global_mean(total / 2, count)
+    return distributed.global_mean((to_texts.sum() + to_images.sum()) / 2, count)
 
 
-def _sum_of_losses(
+def contrast_losses(
     queries: Float[Tensor, "batch dim"],
     keys: Float[Tensor, "global dim"],
     *,
     logit_scale: Float[Tensor, "1"],
     same: Bool[Tensor, "batch global"] | SamePairs | None,
-) -> Float[Tensor, ""]:
-    """Cross-entropy of each own row against all rows, summed."""
+) -> Float[Tensor, "batch"]:
+    """Return the cross-entropy of each own row against all rows, in nats; arguments as of `itc_loss`."""
     own = torch.arange(len(queries), device=queries.device) + distributed.rank() * len(queries)
 
     def of(rows: slice) -> Tensor:
@@ -79,12 +79,12 @@ def _sum_of_losses(
         if same is not None:
             hidden = same[rows].scatter(1, own[rows, None], value=False)
             logits = logits.masked_fill(hidden, float("-inf"))
-        return F.cross_entropy(logits, own[rows], reduction="sum")
+        return F.cross_entropy(logits, own[rows], reduction="none")
 
     blocks = row_blocks(len(queries), width=len(keys))
     if len(blocks) == 1:
         return of(blocks[0])
-    return torch.stack([recomputed(of, rows, device=queries.device) for rows in blocks]).sum()
+    return torch.cat([recomputed(of, rows, device=queries.device) for rows in blocks])
 
 
 def first_dims(

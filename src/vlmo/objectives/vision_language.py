@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from vlmo import distributed
 from vlmo import model as models
 from vlmo.model.heads import ContrastHead
 from vlmo.model.sequence import LANGUAGE, masked_positions
+from vlmo.objectives.distillation import distillation_loss
 from vlmo.objectives.gradient_cache import row_slices, run_blocks
 from vlmo.objectives.itc import SamePairs, caption_keys, first_dims, itc_loss, own_pairs, same_pairs
 from vlmo.objectives.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
@@ -40,6 +42,7 @@ class VisionLanguageConfig:
         negatives: Negative images, and negative texts, that ITM judges for each true pair; 1 in the paper.
         mlm_stride: Every n-th row of the batch takes part in MLM; 1 = all rows.
         itm_stride: Every n-th row of the batch takes part in ITM; 1 = all rows.
+        teacher_weight: Of the distance to a teacher's vectors (`distillation_loss`), if there is one.
         nested_dims: Numbers of dimensions that shall do alone, such as (32, 64): ITC is the mean over the whole vectors
             and over the first so many dimensions of each, L2-normalised again ("Matryoshka Representation Learning",
             Kusupati et al. 2022). Hard negatives are sampled by the whole vectors.
@@ -56,11 +59,14 @@ class VisionLanguageConfig:
     negatives: int = 1
     mlm_stride: int = 1
     itm_stride: int = 1
+    teacher_weight: float = 4.0
     nested_dims: tuple[int, ...] = ()
     cache_chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError if a number is too small or none, or all weights are 0."""
+        if not 0 <= self.teacher_weight < math.inf:
+            raise ValueError(f"teacher_weight is {self.teacher_weight}; give a number from 0 up")
         weights = self.itc_weight, self.mlm_weight, self.itm_weight
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
@@ -110,21 +116,34 @@ class Pairs:
         return Pairs(self.texts[part], self.mask[part], self.images, self.rows[part], labels)
 
 
+class TextBlock(NamedTuple):
+    """Rows of a batch that are encoded together, their texts cut to `length` tokens."""
+
+    rows: slice | Int[Tensor, "rows"]
+    length: int
+
+
 class VisionLanguageObjective(nn.Module):
     """Image-text contrast, masked language modelling and matching with global hard negatives.
 
     On `VLMoForPreTraining` this is stage 3. On `VLMoForImageTextRetrieval` it is fine-tuning for retrieval: contrast of
-    the unimodal branch, which is what the dual encoder embeds with, and matching if there is a head for it.
+    the unimodal branch, which is what the dual encoder embeds with, and matching if there is a head for it. With a
+    frozen `teacher`, the vectors of this branch also learn to be the teacher's.
 
     Raises:
         ValueError: A loss has a weight, but the model lacks its head; or `nested_dims` are no parts of its vectors.
     """
 
     def __init__(
-        self, model: VLMoForPreTraining | VLMoForImageTextRetrieval, *, config: VisionLanguageConfig | None = None
+        self,
+        model: VLMoForPreTraining | VLMoForImageTextRetrieval,
+        *,
+        config: VisionLanguageConfig | None = None,
+        teacher: VLMoForImageTextRetrieval | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.teacher = teacher
         self.config = config or VisionLanguageConfig()
         if self.config.mlm_weight and not isinstance(model, models.VLMoForPreTraining):
             name, weight = type(model).__name__, self.config.mlm_weight
@@ -134,8 +153,15 @@ class VisionLanguageObjective(nn.Module):
             raise ValueError(f"itm_weight is {weight}, but the model has no matching head; set use_match_head to True.")
         self.config.check_dims(model.contrast_head.image_projection.out_features)
 
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's)
+        """Set the mode of the model; a teacher never drops anything."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss` and its parts `itc`, `mlm`, `itm`, with accuracies.
+        """Return `loss` and its parts `itc`, `teacher`, `mlm`, `itm`, with accuracies.
 
         Reads images, captions, masked captions and `step_seed`; false captions, which ITM judges beside the sampled
         negatives, if there are any (an empty one counts for nothing). With `cache_chunk` the encoders run block by
@@ -149,26 +175,12 @@ class VisionLanguageObjective(nn.Module):
         if config.cache_chunk is None:
             images, texts = self._embed(images, texts)
 
-        # Contrast of the vectors of all processes, for each ITC branch and number of dimensions.
-        vectors = self._encode(batch, images, texts)
-        keys = [(distributed.gather_with_grad(image), distributed.gather_with_grad(text)) for image, text in vectors]
-        same = self._same_pairs(batch)
-        left_out = same if config.exclude_same else None
-        branches = [
-            itc_loss(
-                *first_dims(pair, number), logit_scale=head.logit_scale, same=left_out, keys=first_dims(both, number)
-            )
-            for head, pair, both in zip(self._contrast_heads(), vectors, keys, strict=True)
-            for number in (None, *config.nested_dims)
-        ]
-        losses = {"itc": torch.stack(branches).mean()}
-
-        # Hard negatives, by the similarities of the unimodal branch.
         every = torch.arange(len(texts), device=texts.device)
         masked, matched = every[:: config.mlm_stride], every[:: config.itm_stride]
+        losses: dict[str, Tensor] = {}
         negatives = None
-        if config.itm_weight:
-            negatives = self._sample_negatives(vectors[0], keys[0], same=same, rows=matched, seed=batch["step_seed"])
+        if config.itc_weight or config.itm_weight or self.teacher is not None:
+            losses, negatives = self._contrast(batch, images, texts, matched=matched)
 
         # Masked words of the pairs, and matching of pairs and negatives, in the fusion encoder.
         pairs = self._pairs(batch, images, texts, masked=masked, matched=matched, negatives=negatives)
@@ -185,8 +197,13 @@ class VisionLanguageObjective(nn.Module):
             losses["itm"] = itm_loss(logits, labels, valid=valid)
             losses["itm_accuracy"] = accuracy(logits[valid], labels[valid])
 
-        loss = config.itc_weight * losses["itc"]
-        loss = loss + config.mlm_weight * losses.get("mlm", 0.0) + config.itm_weight * losses.get("itm", 0.0)
+        loss = torch.stack(
+            [
+                vars(config)[f"{name}_weight"] * losses[name]
+                for name in ("itc", "teacher", "mlm", "itm")
+                if name in losses
+            ]
+        ).sum()
         temperature = (-head.logit_scale.detach()).exp()[0]
         return {"loss": loss} | {name: value.detach() for name, value in losses.items()} | {"temperature": temperature}
 
@@ -198,6 +215,31 @@ class VisionLanguageObjective(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ dual encoder
 
+    def _contrast(
+        self, batch: Batch, images: Tensor, texts: Tensor, *, matched: Int[Tensor, "matched"]
+    ) -> tuple[dict[str, Tensor], HardNegatives | None]:
+        """Return `itc`, `teacher` if there is one, and hard negatives for ITM if it has a weight."""
+        config = self.config
+        # Contrast of the vectors of all processes, for each ITC branch and number of dimensions.
+        vectors = self._encode(batch, images, texts)
+        keys = [(distributed.gather_with_grad(image), distributed.gather_with_grad(text)) for image, text in vectors]
+        same = self._same_pairs(batch)
+        left_out = same if config.exclude_same else None
+        branches = [
+            itc_loss(
+                *first_dims(pair, number), logit_scale=head.logit_scale, same=left_out, keys=first_dims(both, number)
+            )
+            for head, pair, both in zip(self._contrast_heads(), vectors, keys, strict=True)
+            for number in (None, *config.nested_dims)
+        ]
+        losses, negatives = {"itc": torch.stack(branches).mean()}, None
+        if self.teacher is not None:
+            losses["teacher"] = self._distance(batch, vectors[0], same=same)
+        if config.itm_weight:
+            # By the similarities of the unimodal branch.
+            negatives = self._sample_negatives(vectors[0], keys[0], same=same, rows=matched, seed=batch["step_seed"])
+        return losses, negatives
+
     def _encode(self, batch: Batch, images: Tensor, texts: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return L2-normalised image and text vectors of each ITC branch."""
         backbone, heads, mask = self.model.vlmo, self._contrast_heads(), batch["attention_mask"]
@@ -205,23 +247,37 @@ class VisionLanguageObjective(nn.Module):
         image_bias = backbone.make_position_bias(num_text=0, grid=grid)
         text_bias = backbone.make_position_bias(num_text=mask.shape[1], grid=None)
 
-        def encode(block: tuple[Tensor, Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-            image, text = self._embed(*block[:2])
+        def encode(block: TextBlock) -> list[tuple[Tensor, Tensor]]:
+            rows, length = block
+            image, text = self._embed(images[rows], texts[rows][:, :length])
+            own_bias = None if text_bias is None else [bias[..., :length, :length] for bias in text_bias]
             sequences = (
                 backbone.join(image=image, grid=grid, position_bias=image_bias),
-                backbone.join(text=text, attention_mask=block[2], position_bias=text_bias),
+                backbone.join(text=text, attention_mask=mask[rows][:, :length], position_bias=own_bias),
             )
             states = [backbone.contrast_states(each, fusion_branch=len(heads) > 1) for each in sequences]
             return [(head.embed_image(i), head.embed_text(t)) for head, i, t in zip(heads, *states, strict=True)]
 
-        blocks, size = [(images, texts, mask)], self.config.cache_chunk
-        if size is not None:
-            blocks = list(zip(images.split(size), texts.split(size), mask.split(size), strict=True))
-        outputs = run_blocks(encode, blocks, recompute=size is not None, device=mask.device)
+        blocks = self._blocks(mask)
+        outputs = run_blocks(encode, blocks, recompute=self.config.cache_chunk is not None, device=mask.device)
         return [
-            (torch.cat(images), torch.cat(texts))
+            (_join_rows(images, blocks), _join_rows(texts, blocks))
             for images, texts in (zip(*branch, strict=True) for branch in zip(*outputs, strict=True))
         ]
+
+    def _blocks(self, mask: Int[Tensor, "batch text"]) -> list[TextBlock]:
+        """Return blocks of `cache_chunk` rows, or one; on a CPU of similar length if that halves the text tokens.
+
+        Elsewhere the lengths would have to be waited for.
+        """
+        size = self.config.cache_chunk
+        if mask.device.type == "cpu":
+            lengths = (mask * torch.arange(1, mask.shape[1] + 1)).amax(dim=1)
+            sorted_rows = lengths.argsort().split(size or math.ceil(len(mask) / 4))
+            blocks = [(rows, int(lengths[rows].max())) for rows in sorted_rows]
+            if sum(len(rows) * length for rows, length in blocks) < mask.numel() / 2:
+                return [TextBlock(*block) for block in blocks]
+        return [TextBlock(rows, mask.shape[1]) for rows in row_slices(len(mask), size=size or len(mask))]
 
     def _contrast_heads(self) -> list[ContrastHead]:
         """Return the head of each ITC branch: unimodal, and VL-FFN where the model has one."""
@@ -232,6 +288,17 @@ class VisionLanguageObjective(nn.Module):
         if self.config.exclude_same:
             return same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
         return own_pairs(len(batch["input_ids"]), device=batch["input_ids"].device)
+
+    def _distance(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
+        teacher = cast("VLMoForImageTextRetrieval", self.teacher)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        blocks = self._blocks(mask)
+        with torch.no_grad():
+            texts = [
+                teacher.get_text_features(ids[rows][:, :length], mask[rows][:, :length]) for rows, length in blocks
+            ]
+            targets = teacher.get_image_features(batch["pixel_values"]), _join_rows(texts, blocks)
+        return distillation_loss(vectors, targets, logit_scale=teacher.contrast_head.logit_scale, same=same)
 
     def _sample_negatives(
         self,
@@ -345,6 +412,12 @@ class VisionLanguageObjective(nn.Module):
         sequence = backbone.join(text=text, attention_mask=mask, image=image, grid=grid, position_bias=position_bias)
         states = backbone.run(sequence, fusion=True, queries=sequence.queries(words=positions))
         return states[:, 1:][filled], states[:, 0]
+
+
+def _join_rows(parts: Sequence[Tensor], blocks: Sequence[TextBlock]) -> Tensor:
+    """Return the rows of all blocks in the order of the batch."""
+    rows = [block.rows for block in blocks if isinstance(block.rows, Tensor)]
+    return torch.cat(list(parts))[torch.cat(rows).argsort()] if rows else torch.cat(list(parts))
 
 
 def _pad_to_global_length(batch: Batch) -> Batch:

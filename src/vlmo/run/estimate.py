@@ -1,9 +1,9 @@
 """The dry run: memory, operations and traffic of a run, from its recipe alone.
 
 Models live on the meta device: PyTorch counts operations, and a formula over shapes gives the memory that the backward
-pass needs. Not counted: the frozen visual tokenizer of stage 1, evaluation, buffers of the libraries, fragmented
-memory. The last block counts as a whole one, although most of it is run for few tokens only,
-so the numbers are upper bounds.
+pass needs. Not counted: the frozen visual tokenizer of stage 1, a teacher, evaluation, buffers of the libraries,
+fragmented memory. The last block counts as a whole one, although most of it is run for few tokens only, so the numbers
+are upper bounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from vlmo.model import VLMoPreTrainedModel
+from vlmo.checkpoints.loading import check_model_folder
+from vlmo.model import VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.model.stages import start_from
 from vlmo.processing.wordpiece import PAD_MULTIPLE
@@ -147,11 +148,13 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
 
 
 def check_start(recipe: Recipe) -> None:
-    """Validate that the start folder fits the recipe's model, without any data.
+    """Validate that the start folder fits the recipe's model and that there is a teacher, without any data.
 
     Raises:
-        ValueError: It does not, as the run would say, or is no model folder.
+        ValueError: It does not, as the run would say, or one is no model folder.
     """
+    if (teacher := getattr(recipe.stage, "teacher", None)) is not None:
+        check_model_folder(teacher, VLMoForImageTextRetrieval)
     if recipe.init is None:
         return
     check_recipe(recipe, processes=1)

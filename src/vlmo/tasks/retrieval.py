@@ -48,6 +48,34 @@ class PairStage(Task):
     evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
     losses: VisionLanguageConfig = VisionLanguageConfig()
     """Weights and switches."""
+    teacher: str | None = None
+    """Folder or name of a model whose dual encoder is learnt too: distillation, see `losses.teacher-weight`."""
+
+    @property
+    def targets(self) -> str | None:
+        """The teacher."""
+        return self.teacher
+
+    def pair_objective(self, run: RunContext, model: Any) -> VisionLanguageObjective:
+        """Return the losses of a started model, with the teacher's if there is one.
+
+        Raises:
+            ValueError: The teacher has another vocabulary, or vectors of another size.
+        """
+        teacher = None
+        if self.teacher is not None:
+            teacher, processor = load_retrieval_model(self.teacher)
+            teacher.requires_grad_(requires_grad=False)
+            if processor.tokenizer.get_vocab() != run.text_processor.tokenizer.get_vocab():
+                raise ValueError(
+                    f"the teacher {self.teacher} has another vocabulary; start from a folder that has the teacher's."
+                )
+            if (size := teacher.config.projection_size) != model.config.projection_size:
+                raise ValueError(
+                    f"the teacher {self.teacher} has vectors of {size} dimensions, the model of "
+                    f"{model.config.projection_size}; set model.projection-size to {size}."
+                )
+        return VisionLanguageObjective(model, config=self.losses, teacher=teacher)
 
     def examples(self, run: RunContext) -> RowExamples:
         """Return pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
@@ -100,7 +128,7 @@ class RetrievalStage(PairStage):
         """Return the contrast of the branch that embeds, and matching if it has a weight."""
         model = self.build_model(run.model)
         run.start(model)
-        return VisionLanguageObjective(model, config=self.losses)
+        return self.pair_objective(run, model)
 
     @classmethod
     def card_usage(cls, config: dict[str, Any]) -> Usage | None:

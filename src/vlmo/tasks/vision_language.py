@@ -9,7 +9,6 @@ from torch import nn
 
 from vlmo.folder.card import Usage
 from vlmo.model.config import FusionStart
-from vlmo.objectives.vision_language import VisionLanguageObjective
 from vlmo.tasks.base import RunContext
 from vlmo.tasks.retrieval import RETRIEVAL_PIPELINE, PairStage
 
@@ -33,4 +32,4 @@ class VisionLanguageStage(PairStage):
         """Return all three losses on pairs."""
         model = self.build_model(run.model)
         run.start(model, fusion_experts_from=self.fusion_experts_from)
-        return VisionLanguageObjective(model, config=self.losses)
+        return self.pair_objective(run, model)

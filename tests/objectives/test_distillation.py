@@ -1,0 +1,48 @@
+"""Learning a teacher's vectors: the loss by hand, and what it does to a model."""
+
+import torch
+from tests.objectives.test_vision_language import close, train
+from tests.toy_batch import make_batch
+from tests.toy_model import toy
+from torch.nn import functional as F
+
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.objectives.distillation import distillation_loss
+from vlmo.objectives.itc import own_pairs
+from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+
+
+def test_the_loss_is_the_squared_distance_weighted_by_what_the_teacher_knows():
+    # The teacher tells pair 0 from the others and takes pairs 1 and 2 for each other.
+    images = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), dim=-1)
+    texts = images.clone()
+    own = F.normalize(torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]]), dim=-1), texts
+    scale = torch.tensor([4.0]).log()
+    known = [1 / (1 + 2 * torch.tensor(-4.0).exp()), *2 * [1 / (2 + torch.tensor(-4.0).exp())]]
+    distances = [2 - 2**0.5, 2.0, 0.0]
+    expected = sum(k * d for k, d in zip(known, distances, strict=True)) / sum(known)
+    same = own_pairs(3, device=torch.device("cpu"))
+    close(distillation_loss(own, (images, texts), logit_scale=scale, same=same), expected)
+    close(distillation_loss((images, texts), (images, texts), logit_scale=scale, same=same), torch.tensor(0.0))
+
+
+def test_a_model_learns_the_vectors_of_a_frozen_teacher():
+    teacher = toy(VLMoForImageTextRetrieval, hidden_dropout_prob=0.5).requires_grad_(requires_grad=False)
+    model = toy(VLMoForImageTextRetrieval, size=0.1)
+    config = VisionLanguageConfig(itc_weight=0.0, mlm_weight=0.0, itm_weight=0.1, teacher_weight=1.0)
+    objective = VisionLanguageObjective(model, config=config, teacher=teacher).train()
+    assert model.training
+    assert not teacher.training  # drops nothing
+    batch, before = make_batch(), {name: each.clone() for name, each in teacher.state_dict().items()}
+    first = objective(batch)["teacher"]
+    vectors = (
+        teacher.get_image_features(batch["pixel_values"]),
+        teacher.get_text_features(batch["input_ids"], batch["attention_mask"]),
+    )
+    train(objective, steps=30)
+    last = objective(batch)
+    assert last["teacher"] < first / 4
+    close(last["loss"], last["teacher"] + 0.1 * last["itm"])
+    own = model.eval().get_image_features(batch["pixel_values"])
+    assert (own * vectors[0]).sum(-1).mean() > 0.9
+    assert all(torch.equal(each, before[name]) for name, each in teacher.state_dict().items())
