@@ -268,10 +268,10 @@ class VisionLanguageObjective(nn.Module):
     def _blocks(self, mask: Int[Tensor, "batch text"]) -> list[TextBlock]:
         """Return blocks of `cache_chunk` rows, or one; on a CPU of similar length if that halves the text tokens.
 
-        Elsewhere the lengths would have to be waited for.
+        Elsewhere the lengths would have to be waited for; and all processes have to have as many blocks (FSDP).
         """
         size = self.config.cache_chunk
-        if mask.device.type == "cpu":
+        if mask.device.type == "cpu" and distributed.world_size() == 1:
             lengths = (mask * torch.arange(1, mask.shape[1] + 1)).amax(dim=1)
             sorted_rows = lengths.argsort().split(size or math.ceil(len(mask) / 4))
             blocks = [(rows, int(lengths[rows].max())) for rows in sorted_rows]
