@@ -78,6 +78,16 @@ def test_blocks_of_texts_of_one_length_change_no_loss_and_no_gradient(monkeypatc
 
 
 @torch.no_grad()
+def test_masked_words_alone_leave_the_dual_encoder_out(monkeypatch):
+    objective = stage_3(itc_weight=0, itm_weight=0, mlm_weight=1)
+    expected = stage_3(itc_weight=0, itm_weight=1, mlm_weight=1)(make_batch())["mlm"]
+    monkeypatch.setattr(objective.model.vlmo, "contrast_states", lambda *_, **__: pytest.fail("not asked for"))
+    losses = objective(make_batch())
+    assert losses.keys() == {"loss", "mlm", "mlm_accuracy", "temperature"}
+    close(losses["loss"], expected)
+
+
+@torch.no_grad()
 def test_itc_is_the_mean_of_both_branches():
     objective, batch = stage_3(), make_batch()
     model, backbone = objective.model, objective.model.vlmo

@@ -221,7 +221,8 @@ class VisionLanguageObjective(nn.Module):
         """Return `itc`, `teacher` if there is one, and hard negatives for ITM if it has a weight."""
         config = self.config
         # Contrast of the vectors of all processes, for each ITC branch and number of dimensions.
-        vectors = self._encode(batch, images, texts)
+        blocks = self._blocks(batch["attention_mask"])
+        vectors = self._encode(batch, images, texts, blocks=blocks)
         keys = [(distributed.gather_with_grad(image), distributed.gather_with_grad(text)) for image, text in vectors]
         same = self._same_pairs(batch)
         left_out = same if config.exclude_same else None
@@ -234,13 +235,15 @@ class VisionLanguageObjective(nn.Module):
         ]
         losses, negatives = {"itc": torch.stack(branches).mean()}, None
         if self.teacher is not None:
-            losses["teacher"] = self._distance(batch, vectors[0], same=same)
+            losses["teacher"] = self._distance(batch, vectors[0], blocks=blocks, same=same)
         if config.itm_weight:
             # By the similarities of the unimodal branch.
             negatives = self._sample_negatives(vectors[0], keys[0], same=same, rows=matched, seed=batch["step_seed"])
         return losses, negatives
 
-    def _encode(self, batch: Batch, images: Tensor, texts: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _encode(
+        self, batch: Batch, images: Tensor, texts: Tensor, *, blocks: list[TextBlock]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Return L2-normalised image and text vectors of each ITC branch."""
         backbone, heads, mask = self.model.vlmo, self._contrast_heads(), batch["attention_mask"]
         grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
@@ -258,7 +261,6 @@ class VisionLanguageObjective(nn.Module):
             states = [backbone.contrast_states(each, fusion_branch=len(heads) > 1) for each in sequences]
             return [(head.embed_image(i), head.embed_text(t)) for head, i, t in zip(heads, *states, strict=True)]
 
-        blocks = self._blocks(mask)
         outputs = run_blocks(encode, blocks, recompute=self.config.cache_chunk is not None, device=mask.device)
         return [
             (_join_rows(images, blocks), _join_rows(texts, blocks))
@@ -289,10 +291,11 @@ class VisionLanguageObjective(nn.Module):
             return same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
         return own_pairs(len(batch["input_ids"]), device=batch["input_ids"].device)
 
-    def _distance(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
+    def _distance(
+        self, batch: Batch, vectors: tuple[Tensor, Tensor], *, blocks: list[TextBlock], same: SamePairs
+    ) -> Tensor:
         teacher = cast("VLMoForImageTextRetrieval", self.teacher)
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        blocks = self._blocks(mask)
         with torch.no_grad():
             texts = [
                 teacher.get_text_features(ids[rows][:, :length], mask[rows][:, :length]) for rows, length in blocks
@@ -417,7 +420,8 @@ class VisionLanguageObjective(nn.Module):
 def _join_rows(parts: Sequence[Tensor], blocks: Sequence[TextBlock]) -> Tensor:
     """Return the rows of all blocks in the order of the batch."""
     rows = [block.rows for block in blocks if isinstance(block.rows, Tensor)]
-    return torch.cat(list(parts))[torch.cat(rows).argsort()] if rows else torch.cat(list(parts))
+    joined = torch.cat(list(parts))
+    return joined[torch.cat(rows).argsort()] if rows else joined
 
 
 def _pad_to_global_length(batch: Batch) -> Batch:
