@@ -40,7 +40,7 @@ class Options:
     """Our model: a name or a folder."""
     vocabulary: str = "vlmo-small"
     """Model whose word pieces the peer reads."""
-    recipe: str = "vlmo-small"
+    recipe: str = "small-retrieval-again"
     """Recipe with the pairs, augmentation, batches and seed of the peer."""
     tests: tuple[str, ...] = ("data/icons", "lucide-icons", "emoji-pairs", "drawings-concepts")
     """Sets to search, split test."""

@@ -16,10 +16,12 @@ from tests.integrations.toy_gallery import retrieval_set, trained_folder
 from tests.retrieval.toy_index import write_folder
 from tests.tasks.toy_folders import write_folders
 from tests.test_cli_tasks import refused
-from vlmo import VLMoForImageTextRetrieval, VLMoProcessor, release
+from tests.toy_model import toy
+from vlmo import VLMoForImageTextRetrieval, VLMoForPreTraining, VLMoProcessor, release
 from vlmo.cli import main
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.evaluation.scoring import embed_images, embed_texts
+from vlmo.folder import architectures
 from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
 from vlmo.released.published import MODELS, NamedModel
 from vlmo.tasks import usage_of
@@ -64,6 +66,20 @@ def test_release_stores_half_the_bytes_and_keeps_single_numbers(folder, released
     scale = "contrast_head.logit_scale"
     assert after[scale].dtype == torch.float32
     assert after[scale] == before[scale]
+
+
+def test_a_model_of_stage_3_is_released_for_retrieval(tmp_path):
+    """Heads that only its training uses stay behind, a quarter of the weights of a small model."""
+    stage3 = toy(VLMoForPreTraining)
+    stage3.save_pretrained(tmp_path / "stage3")
+    write_card(tmp_path / "stage3", ModelCard(recipe="toy", about="A toy."), usage_of(tmp_path / "stage3"))
+    release.write_release(tmp_path / "stage3", tmp_path / "out")
+    assert architectures(tmp_path / "out") == ["VLMoForImageTextRetrieval"]
+    assert "Class: `VLMoForImageTextRetrieval`, which finds" in (tmp_path / "out" / "README.md").read_text()
+    weights, before = load_file(tmp_path / "out" / "model.safetensors"), stage3.state_dict()
+    left_out = {name.split(".")[0] for name in set(before) - set(weights)}
+    assert left_out == {"mlm_head", "fusion_contrast_head"}
+    assert all(torch.equal(weights[name], before[name].to(weights[name].dtype)) for name in weights)
 
 
 def test_card_tells_rows_that_could_not_be_measured_on(folder, tmp_path, monkeypatch):

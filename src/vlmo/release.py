@@ -9,15 +9,14 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from vlmo.checkpoints.loading import check_model_folder
+from vlmo.checkpoints.loading import check_model_folder, load_model
 from vlmo.data import builtin
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_metrics, add_section, read_data, rename_card
 from vlmo.model import VLMoForImageTextRetrieval
-from vlmo.tasks import RetrievalStage, TaskResult
+from vlmo.tasks import RetrievalStage, TaskResult, usage_of
 from vlmo.tasks.result import data_name
 
 MAX_BYTES = 20_000_000
@@ -36,7 +35,7 @@ def write_release(
     device: str | None = None,
     console: Console | None = None,
 ) -> list[TaskResult]:
-    """Write the model of a run as a new folder, and return the evaluation on each source.
+    """Write the dual encoder and matching head of a run as a new folder, and return the evaluation on each source.
 
     Weights are stored as bfloat16 and computed with as float32, unless `from_pretrained` is given another `dtype`.
 
@@ -58,7 +57,7 @@ def write_release(
         raise ValueError(f"{out} exists; name a new folder")
     with write_folder(out) as new:
         _write_model(folder, new)
-        rename_card(new, title=out.name, licence=licence, note=note)
+        rename_card(new, title=out.name, usage=usage_of(new), licence=licence, note=note)
         names = dict.fromkeys(source.name for source in read_data(new) if builtin.is_built_in(source.name))
         if names:
             packages = {name: builtin.packages(name).items() for name in names}
@@ -77,9 +76,8 @@ def write_release(
 
 
 def _write_model(folder: Path, out: Path) -> None:
-    weights: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        weights |= load_file(file)
+    # Of a model of stage 3, this class leaves out the heads that only training uses.
+    weights = load_model(folder, VLMoForImageTextRetrieval).state_dict()
     # Single numbers, such as the temperature, keep their precision.
     halved = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel() > 1]
     weights |= {name: weights[name].to(torch.bfloat16) for name in halved}
@@ -92,7 +90,8 @@ def _write_model(folder: Path, out: Path) -> None:
     save_file(weights, out / _WEIGHTS, metadata={"format": "pt"})
     (out / _WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text = json.dumps({**settings, "dtype": "float32"}, indent=2, sort_keys=True)
+    settings |= {"architectures": [VLMoForImageTextRetrieval.__name__], "dtype": "float32"}
+    text = json.dumps(settings, indent=2, sort_keys=True)
     (out / "config.json").write_text(text + "\n", encoding="utf-8")
     for name in _FILES:
         if (folder / name).is_file():

@@ -60,7 +60,7 @@ def model(tmp_path: Path, pictures: Path) -> Path:
 def test_both_are_compared_on_the_same_pictures_and_the_peer_goes_on(
     tmp_path, pictures, model, monkeypatch, capsys
 ) -> None:
-    recipe = find_recipe("vlmo-small")
+    recipe = find_recipe("small-retrieval-again")
     small = replace(
         recipe,
         data=replace(recipe.data, source=str(pictures), weights=()),
@@ -91,7 +91,7 @@ def test_both_are_compared_on_the_same_pictures_and_the_peer_goes_on(
 
 def test_peer_goes_on_where_it_was(tmp_path: Path, pictures: Path) -> None:
     processor = make_processor()
-    recipe = find_recipe("vlmo-small")
+    recipe = find_recipe("small-retrieval-again")
     recipe = replace(
         recipe,
         data=replace(recipe.data, source=str(pictures), weights=()),

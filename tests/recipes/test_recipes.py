@@ -98,6 +98,7 @@ def test_descriptions_say_data_start_command_and_numbers():
         assert {"Data:", "Run:", "Expect:"} <= set(words), name
         assert ("Start:" in words) == (recipe.init is not None), name
         assert ("Targets:" in words) == hasattr(recipe.stage, "visual_tokenizer"), name
+        assert ("Teacher:" in words) == (getattr(recipe.stage, "teacher", None) is not None), name
         assert f"train {name}" in describe(name)
 
 
@@ -109,18 +110,21 @@ def test_every_recipe_is_valid_on_eight_processes():
 
 
 def test_stages_of_the_released_model_read_nothing_about_its_held_out_concepts():
-    folders = ("tokenizer", "stage1", "stage2", "stage3", "retrieval", "retrieval-long")
+    folders = ("tokenizer", *(f"stage{n}" for n in (1, 2, 3)), "retrieval", "retrieval-long", "retrieval-again")
+    folders += ("scenes", "matching")
     stages = [find_recipe(name) for name in (*(f"small-{folder}" for folder in folders), "vlmo-small")]
     read = {name for stage in stages for name in (*stage.data.source.split("+"), *stage.text.learn_from)}
     prepared = {name for name in read if name.startswith("data/")}  # their splits "train" hold nothing of the tests
     assert prepared == {f"data/{name}" for name in ("icons", "drawings", "clipart", "glosses")}
     assert all(name.removeprefix("data/") in PREPARERS for name in prepared)
-    assert read - prepared == {"scenes", "english-text"}  # of which the captions alone are read
+    # No drawing of the held-out concepts, and none that is kept for testing, stands in a training scene.
+    assert read - prepared == {"shapes", "scenes", "english-text"}
     assert {stage.data.split for stage in stages} == {"train"}
     starts = (stages[1].stage.visual_tokenizer, *(stage.init for stage in stages[2:]))
     for folder, start in zip(folders, starts, strict=True):
         assert start == f"{small.VLMO_SMALL}/{folder}/model"
         assert f"--run-dir {small.VLMO_SMALL}/{folder}\n" in describe(f"small-{folder}")
+    assert {stage.stage.teacher for stage in stages[-3:]} == {f"{small.VLMO_SMALL}/retrieval-again/model"}
     sizes = vars(stages[-1].model) | {"vocab_size": stages[-1].text.vocab_size}
     model = VLMoForImageTextRetrieval(VLMoConfig(**sizes))
     assert model.num_parameters() <= 10_000_000

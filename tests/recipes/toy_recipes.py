@@ -11,6 +11,7 @@ from vlmo.data.stream.loader import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.recipes.schema import Recipe, TextConfig, model_config
 from vlmo.tasks import SegmentationStage, TokenizerStage, VisionStage, VisualTokenizerConfig
+from vlmo.tasks.retrieval import PairStage
 
 STEPS = 3
 
@@ -38,6 +39,8 @@ def shrunk(
     if isinstance(stage, TokenizerStage):
         small = VisualTokenizerConfig(hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
         stage = dataclasses.replace(stage, tokenizer=small)
+    if isinstance(stage, PairStage):
+        stage = dataclasses.replace(stage, teacher=None)
     if isinstance(stage, SegmentationStage):
         stage = dataclasses.replace(stage, channels=16)
     data = (task_sets or {}).get(type(stage), source)

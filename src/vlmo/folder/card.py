@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
+from vlmo.folder import architectures
 from vlmo.folder.atomic import write_file
 
 CARD = "README.md"
@@ -26,6 +27,7 @@ UNKNOWN = "not known"
 NOT_STATED = "not stated: as its owner states"
 _PERCENT = "percent"
 _RERANKED, _RERANKED_MEANING = "rerank_", "reranked: after the fusion encoder has reordered the first candidates"
+_FACTS = "## What it is"
 _METRICS = "## Metrics"
 _LIMITS = "## Limits"
 _PLACE = '"path/to/this/folder"'
@@ -127,8 +129,7 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     if not file.is_file():
         raise ValueError(f"{folder} is no model folder: it has no config.json, which its card is written from")
     config = json.loads(file.read_text(encoding="utf-8"))
-    kind = config["architectures"][0] if config.get("architectures") else UNKNOWN
-    title = card.title or card.recipe or kind
+    title = card.title or card.recipe or _kind(folder)
     is_beit3 = config.get("inner_norm") and config.get("token_order") == "image_first"
     front = ModelCardData(
         license=card.licence or "unknown",
@@ -148,7 +149,7 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     limits = (*card.limits, f"Images are resized to a square without a crop{cut}.", _MEASURED)
     sections = [
         f"# {title}\n\n{card.about}".rstrip(),
-        f"## What it is\n\n{_bullets(_facts(folder, config, kind=kind, usage=usage, stage=card.stage))}",
+        f"{_FACTS}\n\n{_bullets(_facts(folder, usage=usage, stage=card.stage))}",
         *([f"## How to use\n\n```python\n{usage.code}```"] if usage else []),
         f"## Recipe\n\n{_bullets([f'Recipe: {recipe}', f'Settings: {card.settings or UNKNOWN}', f'Start: {start}'])}",
         f"## Data\n\n{_data_table(card.data)}",
@@ -186,18 +187,22 @@ def add_metrics(folder: str | Path, metrics: Sequence[EvalResult], *, usage: Usa
     return path
 
 
-def rename_card(folder: str | Path, *, title: str, licence: str | None = None, note: str = "") -> None:
+def rename_card(
+    folder: str | Path, *, title: str, usage: Usage | None = None, licence: str | None = None, note: str = ""
+) -> None:
     """Give the card of a copied folder another headline, and remove its metrics.
 
     Args:
         title: Name that the model is loaded by.
+        usage: Purpose of the class that the folder holds now, which is then described; None keeps the description.
         licence: Of the weights, by the hub's identifier; None keeps what the card says.
         note: A paragraph for the top.
 
     Raises:
         ValueError: The folder holds no model, or the front matter of its card cannot be read.
     """
-    path = Path(folder) / CARD
+    folder = Path(folder)
+    path = folder / CARD
     if not path.exists():
         write_card(folder, ModelCard())
     card = _load(path)
@@ -205,6 +210,9 @@ def rename_card(folder: str | Path, *, title: str, licence: str | None = None, n
     front.eval_results = front.model_name = None
     head = f"# {title}" + (f"\n\n{note}" if note else "")
     text = re.sub(r"^# .+$", lambda _: head, card.text, count=1, flags=re.MULTILINE).replace(_PLACE, f'"{title}"')
+    if usage is not None:
+        stage = re.search(r"^- Stage: (.+)$", text, flags=re.MULTILINE)
+        text = _with_section(text, _FACTS, _bullets(_facts(folder, usage=usage, stage=stage[1] if stage else UNKNOWN)))
     if licence is not None:
         front.license = licence
         text = _with_section(text, "## Licence", _licence(ModelCard(licence=licence, data=read_data(folder))))
@@ -267,8 +275,13 @@ def identifier(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "data"
 
 
-def _facts(folder: Path, config: dict[str, Any], *, kind: str, usage: Usage | None, stage: str) -> list[str]:
+def _kind(folder: Path) -> str:
+    return str(next(iter(architectures(folder)), UNKNOWN))
+
+
+def _facts(folder: Path, *, usage: Usage | None, stage: str) -> list[str]:
     """Return class, stage and sizes."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     words = {
         "num_hidden_layers": "blocks: {}",
         "hidden_size": "width: {}",
@@ -283,7 +296,7 @@ def _facts(folder: Path, config: dict[str, Any], *, kind: str, usage: Usage | No
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     parameters = f"{total / 1e6:.1f} million" if total else UNKNOWN
     facts = [
-        f"Class: `{kind}`" + (f", which {usage.purpose}." if usage else "."),
+        f"Class: `{_kind(folder)}`" + (f", which {usage.purpose}." if usage else "."),
         f"Stage: {stage}",
         f"Sizes: {', '.join(sizes) or UNKNOWN}; {parameters} parameters.",
     ]

@@ -152,12 +152,14 @@ class Entry:
 
     def describe(self, name: str) -> str:
         """Return the description under the recipe's name: what it trains, data, start, command, numbers."""
-        recipe, targets = self.recipe, getattr(self.recipe.stage, "visual_tokenizer", None)
+        recipe = self.recipe
+        targets, teacher = (getattr(recipe.stage, name, None) for name in ("visual_tokenizer", "teacher"))
         source = recipe.data.source or recipe.data.streams.patterns[0]
         fields = {
             "Data:": self.data.format(source=source),
             "Targets:": targets and f"tokens of the visual tokenizer in {targets}.",
             "Start:": recipe.init and f"the model folder {recipe.init}.",
+            "Teacher:": teacher and f"the model folder {teacher}.",
             "Run:": self.command.format(name=name),
             "Expect:": self.expect,
         }
