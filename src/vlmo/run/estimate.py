@@ -154,7 +154,10 @@ def check_start(recipe: Recipe) -> None:
         ValueError: It does not, as the run would say, or one is no model folder.
     """
     if (teacher := getattr(recipe.stage, "teacher", None)) is not None:
-        check_model_folder(teacher, VLMoForImageTextRetrieval)
+        try:
+            check_model_folder(teacher, VLMoForImageTextRetrieval)
+        except ValueError as error:
+            raise ValueError(f"stage.teacher: {error}") from None
     if recipe.init is None:
         return
     check_recipe(recipe, processes=1)
