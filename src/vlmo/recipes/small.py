@@ -308,7 +308,7 @@ _scenes_masks = Recipe(
     evaluate_split="artist",
 )
 
-_OLD_START = "The numbers are of a start from small-retrieval-again with its relative positions."
+_OLD_START = "The numbers are of a start from an earlier vlmo-small, with relative positions."
 
 SMALL = {
     "shapes-tokenizer": Entry(
