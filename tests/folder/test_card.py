@@ -203,7 +203,13 @@ def test_uses_of_one_data_set_share_a_row(folder):
     card = write_card(folder, ModelCard(data=data))
     rows = section(card, "Data").splitlines()[2:]
     assert rows == ["| `a` | stage 3; stage 1 | MIT |", "| `a` | vocabulary | not stated: as its owner states |"]
+    assert [entry["use"] for entry in metadata_load(card)["data_sources"]] == [["stage 3", "stage 1"], ["vocabulary"]]
     assert read_data(folder) == data
+
+
+def test_cards_with_an_entry_for_each_use_are_read(folder):
+    (folder / "README.md").write_text("---\ndata_sources: [{name: a, use: stage 3, licences: [MIT]}]\n---\n# x\n")
+    assert read_data(folder) == (DataSource("a", "stage 3", ("MIT",)),)
 
 
 def test_added_metrics_replace_equal_ones_and_keep_the_rest(folder):

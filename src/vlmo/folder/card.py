@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
         datasets=sorted({identifier(source.name) for source in card.data if source.is_data}) or None,
         model_name=title if card.metrics else None,  # the hub reads it as the name in model-index only
         eval_results=list(card.metrics) or None,
-        data_sources=[asdict(source) | {"licences": list(source.licences)} for source in card.data] or None,
+        data_sources=_by_terms(card.data) or None,
     )
     recipe = f"`{card.recipe}`" if card.recipe else UNKNOWN
     if card.changed:
@@ -217,6 +217,7 @@ def rename_card(
         front.license = licence
         text = _with_section(text, "## Licence", _licence(ModelCard(licence=licence, data=read_data(folder))))
     if data := read_data(folder):
+        front.data_sources = _by_terms(data)
         text = _with_section(text, "## Data", _data_table(data))
     card.text = _with_section(text, _METRICS, _metrics_table(()))
     write_file(path, str(card))
@@ -246,8 +247,9 @@ def read_data(folder: str | Path) -> tuple[DataSource, ...]:
     try:
         entries = _load(path).data.get("data_sources", [])
         return tuple(
-            DataSource(entry["name"], entry["use"], tuple(entry["licences"]), is_data=entry.get("is_data", True))
+            DataSource(entry["name"], use, tuple(entry["licences"]), is_data=entry.get("is_data", True))
             for entry in entries
+            for use in ([entry["use"]] if isinstance(entry["use"], str) else entry["use"])
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: data_sources in its front matter cannot be read ({error!r}); mend it") from error
@@ -310,15 +312,20 @@ def _facts(folder: Path, *, usage: Usage | None, stage: str) -> list[str]:
     return facts
 
 
+def _by_terms(data: Sequence[DataSource]) -> list[dict[str, Any]]:
+    """Return the entries of `data_sources`: one for all uses of a data set under the same terms."""
+    entries: dict[DataSource, list[str]] = {}
+    for source in data:
+        entries.setdefault(replace(source, use=""), []).append(source.use)
+    return [asdict(each) | {"use": uses, "licences": list(each.licences)} for each, uses in entries.items()]
+
+
 def _data_table(data: Sequence[DataSource]) -> str:
-    """Return the table of the data, with one row for all uses of a data set under the same terms."""
     if not data:
         return f"Training data: {UNKNOWN}."
-    uses: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for source in data:
-        uses.setdefault((source.name, source.licences), []).append(source.use)
     rows = [
-        (f"`{name}`", "; ".join(used), ", ".join(licences) or NOT_STATED) for (name, licences), used in uses.items()
+        (f"`{entry['name']}`", "; ".join(entry["use"]), ", ".join(entry["licences"]) or NOT_STATED)
+        for entry in _by_terms(data)
     ]
     return _table(("data", "used for", "licence"), rows)
 
