@@ -373,7 +373,7 @@ def _metrics_table(results: Sequence[EvalResult]) -> str:
                 ", ".join(str(facts[key]) for key in ("measured_by", "date") if key in facts) or UNKNOWN,
             )
         )
-        if "meaning" in facts:
+        if facts.get("meaning"):
             meanings[f"{name}: {facts['meaning']}"] = None
         if reranked:
             meanings[_RERANKED_MEANING] = None
