@@ -45,7 +45,7 @@ REFERENCE = {
     "run": "From a recipe to its trainer; the dry run",
     "folder": "Atomic writes and model cards",
     "retrieval": "Index of images, and search",
-    "demo": "Quickstart on small real data, and its report",
+    "demo": "Quickstart on generated scenes, and its report",
     "released": "Models by name",
     "serving": "The service over HTTP and its page",
 }

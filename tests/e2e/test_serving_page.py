@@ -43,8 +43,7 @@ def place(tmp_path_factory) -> Path:
     """Where the page is followed."""
     folder = tmp_path_factory.mktemp("page")
     gallery = make_gallery(folder / "gallery")
-    for name in ("runs/mine/model", "models/coco"):
-        shutil.copytree(gallery.model, folder / name)
+    shutil.copytree(gallery.model, folder / "runs" / "mine" / "model")
     shutil.copytree(gallery.vqa, folder / "models" / "vqa")
     (folder / "photos").mkdir()
     table = ["image,caption,year,album"]

@@ -1,1 +1,1 @@
-"""The quickstart: every stage on small real data, and the page that shows the result."""
+"""The quickstart: every stage on generated scenes, and the page that shows the result."""
