@@ -314,8 +314,6 @@ _scenes_masks = Recipe(
     evaluate_split="artist",
 )
 
-_OLD_START = "The numbers are of a start from an earlier vlmo-small, with relative positions."
-
 SMALL = {
     "shapes-tokenizer": Entry(
         _shapes_tokenizer,
@@ -457,7 +455,7 @@ SMALL = {
     "easy-vqa": Entry(
         _questions,
         "Questions about images of one drawn shape, 13 answers.",
-        notes=_OLD_START,
+        notes="The numbers are of a start from an earlier vlmo-small, with relative positions.",
         data="{source}: 24,190 of the 38,575 questions about 4,000 images; all 9,673 about 1,000 other images are for "
         "testing.",
         expect="accuracy 99.5 % (without the images 67.1, one answer to all 37.3), in 14 minutes on one of two busy "
@@ -466,12 +464,11 @@ SMALL = {
     "scenes-questions": Entry(
         _scenes_questions,
         "Questions about scenes of shapes and drawings, 25 answers: colours, shapes, numbers, yes or no.",
-        notes=_OLD_START,
         data="{source}: 40,000 questions about as many scenes; 2,000 are for testing, others about an unseen artist's "
         "drawings (artist) and unseen pairs of a colour and a shape (combinations).",
-        expect="accuracy 77.8 % (the most frequent answer to each question 33.8, one answer to all 20.4), about an "
-        "unseen artist's drawings 76.7, about unseen pairs of a colour and a shape 79.2, in 14 minutes of one core of "
-        "an Intel Xeon with AMX (one seed, as all of these; docs/log.md).",
+        expect="accuracy 92.2 % (the most frequent answer to each question 33.2, one answer to all 20.4), about an "
+        "unseen artist's drawings 85.4, about unseen pairs of a colour and a shape 90.6, in 23 minutes of two CPU "
+        "cores (AMD EPYC without AVX-512, one seed, as all of these; docs/log.md).",
     ),
     "scenes-statements": Entry(
         replace(
@@ -484,26 +481,23 @@ SMALL = {
             evaluate_on="scenes-statements",
         ),
         "Sentences that are true or false of two scenes, as in NLVR2.",
-        notes=_OLD_START,
         data="{source}: 20,000 pairs of scenes with 5,000 sentences; 2,000 pairs are for testing.",
-        expect="accuracy 56.5 % (54.3 to 58.6; chance 50), in 9 minutes of one core.",
+        expect="accuracy 62.5 % (60.3 to 64.5; chance 50), in 11 minutes of two cores.",
     ),
     "scenes-kinds": Entry(
         _scenes_kinds,
         "Kinds of drawings (animals, dishes, tools, ...), fifteen classes.",
-        notes=_OLD_START,
         data="{source}: 5,000 images of 387 Twemoji drawings; 500 of OpenMoji's drawings that no stage saw are for "
         "testing.",
-        expect="accuracy 30.8 % on OpenMoji's drawings (chance 6.7; a linear probe of vlmo-small 32.0, its names of "
-        "classes alone 17.4) and 86.2 % on those of Twemoji, in 3 minutes of one core.",
+        expect="accuracy 34.8 % on OpenMoji's drawings (chance 6.7; a linear probe of vlmo-small 29.4) and 90.6 % on "
+        "those of Twemoji, in 3 minutes of two cores.",
     ),
     "scenes-masks": Entry(
         _scenes_masks,
         "Scenes with the kind of each pixel: fifteen kinds of drawings, shapes and the background.",
-        notes=_OLD_START,
         data="{source}: 5,000 scenes; 500 with OpenMoji's drawings are for testing.",
-        expect="mIoU 14.7 % with OpenMoji's drawings (background alone 4.9) and 18.2 % with those of Twemoji; pixels "
-        "90.9 and 94.2 % (82.8), in 5 minutes of one core.",
+        expect="mIoU 15.6 % with OpenMoji's drawings (background alone 4.9) and 17.7 % with those of Twemoji; pixels "
+        "91.0 and 94.0 % (82.8), in 5 minutes of two cores.",
     ),
 }
 """By name."""
