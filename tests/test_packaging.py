@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 import vlmo
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.folder.card import read_data
-from vlmo.recipes import describe
+from vlmo.model import VLMoConfig
+from vlmo.recipes import describe, find_recipe
 from vlmo.release import MAX_BYTES
 from vlmo.released import SMALL
 from vlmo.released.published import MODELS
@@ -141,6 +142,16 @@ def test_released_models_metrics_are_those_of_its_card() -> None:
         assert f"**{at_1}, {at_10}**" in told["docs/log.md"]
         assert f"| {at_1} % | {at_10} % |" in told["README.md"]
         assert f"{at_1} and {at_10} %" in told["recipe"].replace(", IR@10", " and")
+
+
+def test_released_model_has_the_settings_of_its_recipe() -> None:
+    """A weight of reranking that was chosen for a new release belongs into the recipe too."""
+    recipe = find_recipe(SMALL)
+    settings = VLMoConfig(**(vars(recipe.model) | {"vocab_size": recipe.text.vocab_size}))
+    released = VLMoConfig.from_pretrained(SMALL)
+    assert {name: getattr(released, name) for name in vars(recipe.model)} == {
+        name: getattr(settings, name) for name in vars(recipe.model)
+    }
 
 
 def test_released_model_knows_a_thing_when_it_sees_it() -> None:

@@ -255,7 +255,7 @@ _drawings = replace(
 )
 _vlmo_small = replace(
     _drawings,
-    model=replace(_ABSOLUTE_MODEL, rerank_weight=0.3),
+    model=replace(_ABSOLUTE_MODEL, rerank_weight=0.4),
     data=replace(_drawings.data, weights=(1.5, 4.0, 3.0, 1.0, 1.5)),
     trainer=replace(_TRAINER, max_steps=3500, save_every=500),
     init=f"{VLMO_SMALL}/drawings/model",
@@ -289,9 +289,10 @@ _scenes_questions = replace(
     data=DataConfig(source="scenes-questions", transform=_SCENES),
     evaluate_on="scenes-questions",
 )
+_IMAGE_ENCODER = replace(_ABSOLUTE_MODEL, num_fusion_layers=0, image_size=_SHAPE_PIXELS, drop_path_rate=0.1)
 _scenes_kinds = Recipe(
     stage=ClassificationStage(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8),
-    model=replace(_ABSOLUTE_MODEL, num_fusion_layers=0, image_size=_SHAPE_PIXELS, drop_path_rate=0.1),
+    model=_IMAGE_ENCODER,
     data=DataConfig(source="scenes-kinds", transform=replace(_IMAGES, image_size=_SHAPE_PIXELS, random_erasing=0.25)),
     loader=replace(_LOADER, global_batch_size=64),
     optimizer=_VISION_ADAMW,
@@ -303,7 +304,7 @@ _scenes_kinds = Recipe(
 )
 _scenes_masks = Recipe(
     stage=SegmentationStage(layer_decay=0.9, channels=64, augmentation=SegmentTransformConfig(scale=(0.75, 1.5))),
-    model=replace(_ABSOLUTE_MODEL, num_fusion_layers=0, image_size=_SHAPE_PIXELS, drop_path_rate=0.1),
+    model=_IMAGE_ENCODER,
     data=DataConfig(source="scenes-masks"),
     loader=replace(_LOADER, global_batch_size=16),
     optimizer=_VISION_ADAMW,
@@ -455,7 +456,7 @@ SMALL = {
     "easy-vqa": Entry(
         _questions,
         "Questions about images of one drawn shape, 13 answers.",
-        notes="The numbers are of a start from an earlier vlmo-small, with relative positions.",
+        notes="The numbers are of a start from a model before vlmo-small (docs/log.md).",
         data="{source}: 24,190 of the 38,575 questions about 4,000 images; all 9,673 about 1,000 other images are for "
         "testing.",
         expect="accuracy 99.5 % (without the images 67.1, one answer to all 37.3), in 14 minutes on one of two busy "
