@@ -300,7 +300,7 @@ def test_cached_pictures_give_the_same_examples(dataset, min_crop):
         assert torch.equal(read[key]["pixel_values"], kept[key]["pixel_values"])
 
 
-def test_tokens_are_kept_for_the_same_texts_and_tokenizer(dataset, tokenizer, tmp_path, monkeypatch):
+def test_tokens_are_kept_for_the_same_texts_and_tokenizer_in_any_number(dataset, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path))
     expected = [RowExamples(dataset, tokenizer=tokenizer, seed=1)[0, row]["input_ids"] for row in range(22)]
     monkeypatch.setattr(examples_module, "_KEPT_FROM", 1)
@@ -313,6 +313,11 @@ def test_tokens_are_kept_for_the_same_texts_and_tokenizer(dataset, tokenizer, tm
         for row, ids in enumerate(expected):
             cut = reader is shorter and len(ids) > 4
             assert found[0, row]["input_ids"].tolist() == ([*ids[:3], ids[-1]] if cut else ids.tolist())
+    twice = dataset.map(lambda row: {"captions": row["captions"] * 2}, load_from_cache_file=False)  # a larger weight
+    found = RowExamples(twice, tokenizer=tokenizer, seed=1)
+    for row in range(22):
+        assert found[0, row]["input_ids"].tolist() in tokenizer(dataset[row]["captions"], truncation=True)["input_ids"]
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
 
 
 def test_image_examples_hide_equally_many_patches(dataset):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Value
+from datasets import Dataset, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 from tests.distributed.gloo import run_processes
@@ -242,6 +242,19 @@ def test_rows_of_a_prepared_folder_are_decoded_only_where_it_does_not_tell(chang
     decoded.clear()
     filter_invalid_rows(rows.select([0]), quarantine=tmp_path / "q.jsonl")
     assert len(decoded) == 1
+
+
+def test_built_in_sets_and_their_mixtures_with_prepared_folders_are_not_decoded(tmp_path, decoded) -> None:
+    folders = [tmp_path / "cache" / "builtin" / "drawn-0" / "drawn", tmp_path / "set", tmp_path / "own"]
+    for number, folder in enumerate(folders):
+        dataset([row(number)]).save_to_disk(folder / "train")
+    (tmp_path / "set" / "prepared.json").write_text('{"layout": 1}')
+    sets = [Dataset.load_from_disk(str(folder / "train")) for folder in folders]
+    for count in (1, 2):
+        assert len(filter_invalid_rows(concatenate_datasets(sets[:count]), quarantine=tmp_path / "q.jsonl")) == count
+        assert not decoded
+    assert len(filter_invalid_rows(concatenate_datasets(sets), quarantine=tmp_path / "q.jsonl")) == 3
+    assert len(decoded) == 3  # a folder of one's own among them
 
 
 def test_files_beside_a_prepared_folder_are_decoded_each_time(tmp_path, decoded) -> None:

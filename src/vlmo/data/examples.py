@@ -45,7 +45,7 @@ Result = TypeVar("Result")
 # Texts that are tokenised in one call: enough to be fast, few enough to keep Python's lists of ids small.
 _CHUNK = 10_000
 _KEPT_FROM = 50_000
-"""Texts from which on their tokens are kept in the cache folder for the next run."""
+"""Different texts from which on their tokens are kept in the cache folder for the next run."""
 
 
 class Example(TypedDict, total=False):
@@ -268,7 +268,7 @@ class _Images:
 
 
 class _Texts:
-    """Tokenised texts of all rows; those of many texts are kept for the next run.
+    """Tokenised texts of all rows, each different text once; those of many texts are kept for the next run.
 
     Flat arrays instead of lists of lists: an eighth of the memory, and workers forked from here share them.
     """
@@ -278,11 +278,12 @@ class _Texts:
             if not may_be_empty and not (of_row and all(text.strip() for text in of_row)):
                 raise ValueError(f"sample {row} has no text or an empty one: {of_row!r:.80}")
         self.first_of_row = np.cumsum([0, *map(len, texts)])
-        flat = [text for of_row in texts for text in of_row]
-        file = None
-        if len(flat) >= _KEPT_FROM:
+        number: dict[str, int] = {}
+        self._number = np.array([number.setdefault(text, len(number)) for of_row in texts for text in of_row])
+        different, file = list(number), None
+        if len(different) >= _KEPT_FROM:
             settings = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-            file = cached_file("tokens", version("tokenizers"), settings, tokenizer.model_max_length, flat)
+            file = cached_file("tokens", version("tokenizers"), settings, tokenizer.model_max_length, different)
         if file is not None and file.is_file():
             with np.load(file) as kept:
                 self._ids, self._first_id = kept["ids"], kept["first_id"]
@@ -290,9 +291,9 @@ class _Texts:
         pieces, lengths = [], [0]
         options = {"truncation": True, "return_attention_mask": False, "return_token_type_ids": False}
         with Progress.on_stderr() if is_main() else Progress(None) as bar:
-            for start in range(0, len(flat), _CHUNK):
-                bar.update("tokenizing texts", start, len(flat))
-                chunk = flat[start : start + _CHUNK]
+            for start in range(0, len(different), _CHUNK):
+                bar.update("tokenizing texts", start, len(different))
+                chunk = different[start : start + _CHUNK]
                 found = tokenizer(chunk, **options)["input_ids"]
                 ids = [of_text if text else [] for text, of_text in zip(chunk, found, strict=True)]
                 lengths += map(len, ids)
@@ -306,7 +307,7 @@ class _Texts:
             np.savez(file, ids=self._ids, first_id=self._first_id)
 
     def __len__(self) -> int:
-        return len(self._first_id) - 1
+        return len(self._number)
 
     def first(self, row: int) -> int:
         """Return the number of the row's first text, which ends those of the row before."""
@@ -318,7 +319,8 @@ class _Texts:
 
     def ids(self, text: int) -> Int64[np.ndarray, "text"]:
         """Return the ids of a text."""
-        return self._ids[self._first_id[text] : self._first_id[text + 1]].astype(np.int64)
+        number = self._number[text]
+        return self._ids[self._first_id[number] : self._first_id[number + 1]].astype(np.int64)
 
 
 def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:

@@ -113,6 +113,8 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
     # Columns are replaced before rows are chosen: afterwards every image would be copied.
     joined = joined.remove_columns(list(columns))
     for name, values in (columns | ({"false_captions": false} if features != FEATURES else {})).items():
+        # As Arrow: of a list, the fingerprint takes in each of a million texts by itself.
+        values = pa.array(values, type=features.arrow_schema.field(name).type)
         joined = joined.add_column(name, values, feature=features[name])
     return joined.select_columns(list(features)).select(list(first.values()))
 

@@ -20,6 +20,7 @@ from vlmo.data.schema import FEATURES, require_columns
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlmo.folder.atomic import cached_file, keep_file, write_file
 from vlmo.progress import Progress
+from vlmo.released.download import cache_folder
 
 _compute: Any = pyarrow.compute  # its functions are made when it is imported
 
@@ -174,8 +175,9 @@ def _verdicts(
 ) -> dict[int, Verdict]:
     """Return the verdicts about rows that have an error, by their number.
 
-    Rows of a prepared folder have been validated. Verdicts about other files of `datasets` are kept in the cache folder
-    for the next time. Images in files of their own, which may change, are decoded each time.
+    Rows of a prepared folder have been validated, and images of built-in sets come from packages or are drawn from
+    descriptions. Verdicts about other files of `datasets` are kept in the cache folder for the next time. Images in
+    files of their own, which may change, are decoded each time.
     """
     file, known = None, None
     files = [Path(each["filename"]) for each in dataset.cache_files]
@@ -199,7 +201,12 @@ def _verdicts(
 
 
 def _is_prepared(file: Path) -> bool:
-    """Return True for a file that `vlmo data prepare` has written; people write summaries with labels of their own."""
+    """Return True for a file of a built-in set or one that `vlmo data prepare` has written.
+
+    People write summaries with labels of their own.
+    """
+    if file.is_relative_to(cache_folder() / "builtin"):
+        return True
     summary = file.parent.parent / SUMMARY_FILE
     newer = summary.is_file() and summary.stat().st_mtime_ns >= file.stat().st_mtime_ns
     return newer and '"layout"' in summary.read_text(encoding="utf-8")
