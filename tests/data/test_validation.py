@@ -255,6 +255,16 @@ def test_built_in_sets_and_their_mixtures_with_prepared_folders_are_not_decoded(
         assert not decoded
     assert len(filter_invalid_rows(concatenate_datasets(sets), quarantine=tmp_path / "q.jsonl")) == 3
     assert len(decoded) == 3  # a folder of one's own among them
+    mixture = concatenate_datasets([sets[0], dataset([row(3)])])
+    assert len(filter_invalid_rows(mixture, quarantine=tmp_path / "q.jsonl")) == 2
+    assert len(decoded) == 5  # rows in memory
+    filter_invalid_rows(
+        mixture.remove_columns("captions").add_column("captions", [["a"]] * 2), quarantine=tmp_path / "q"
+    )
+    assert len(decoded) == 7
+    told = sets[0].remove_columns("captions").add_column("captions", [["a"]])
+    assert len(filter_invalid_rows(told, quarantine=tmp_path / "q.jsonl")) == 1
+    assert len(decoded) == 7  # captions alone in memory
 
 
 def test_files_beside_a_prepared_folder_are_decoded_each_time(tmp_path, decoded) -> None:

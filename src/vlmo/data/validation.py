@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset, Features, Image
+from datasets.table import ConcatenationTable, InMemoryTable
 
 from vlmo.data.decoding import decode_image
 from vlmo.data.quarantine import first_reasons, to_lines
@@ -182,7 +184,7 @@ def _verdicts(
     file, known = None, None
     files = [Path(each["filename"]) for each in dataset.cache_files]
     missing, apart = _without_bytes(dataset, images) if files else (0, 0)
-    if files and not apart:
+    if files and not apart and not _holds_in_memory(dataset, images):
         stamps = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
         file = cached_file("validated", dataset._fingerprint, stamps, images, needs_caption)
         if all(map(_is_prepared, files)) and not missing and _has_texts(dataset, needs_caption=needs_caption):
@@ -210,6 +212,13 @@ def _is_prepared(file: Path) -> bool:
     summary = file.parent.parent / SUMMARY_FILE
     newer = summary.is_file() and summary.stat().st_mtime_ns >= file.stat().st_mtime_ns
     return newer and '"layout"' in summary.read_text(encoding="utf-8")
+
+
+def _holds_in_memory(dataset: Dataset, columns: list[str]) -> bool:
+    """Return True if one of the columns lies in memory for some rows, of which no file tells."""
+    table = dataset.data
+    parts = itertools.chain(*table.blocks) if isinstance(table, ConcatenationTable) else [table]
+    return any(isinstance(part, InMemoryTable) and not {*columns}.isdisjoint(part.column_names) for part in parts)
 
 
 def _without_bytes(dataset: Dataset, images: list[str]) -> tuple[int, int]:
