@@ -10,6 +10,7 @@ from PIL import Image
 from tests.distributed.gloo import run_processes
 
 from vlmo.data import validation
+from vlmo.data.builtin import built_folder
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, REASONING_FEATURES
 from vlmo.data.validation import RowValidator, filter_invalid_rows
 
@@ -245,7 +246,7 @@ def test_rows_of_a_prepared_folder_are_decoded_only_where_it_does_not_tell(chang
 
 
 def test_built_in_sets_and_their_mixtures_with_prepared_folders_are_not_decoded(tmp_path, decoded) -> None:
-    folders = [tmp_path / "cache" / "builtin" / "drawn-0" / "drawn", tmp_path / "set", tmp_path / "own"]
+    folders = [built_folder() / "drawn-0" / "drawn", tmp_path / "set", tmp_path / "own"]
     for number, folder in enumerate(folders):
         dataset([row(number)]).save_to_disk(folder / "train")
     (tmp_path / "set" / "prepared.json").write_text('{"layout": 1}')

@@ -15,6 +15,7 @@ import pyarrow.compute
 from datasets import Dataset, Features, Image
 from datasets.table import ConcatenationTable, InMemoryTable
 
+from vlmo.data.builtin import built_folder
 from vlmo.data.decoding import decode_image
 from vlmo.data.quarantine import first_reasons, to_lines
 from vlmo.data.rows import SUMMARY_FILE, arrow_table, column, select_rows
@@ -22,7 +23,6 @@ from vlmo.data.schema import FEATURES, require_columns
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlmo.folder.atomic import cached_file, keep_file, write_file
 from vlmo.progress import Progress
-from vlmo.released.download import cache_folder
 
 _compute: Any = pyarrow.compute  # its functions are made when it is imported
 
@@ -207,7 +207,7 @@ def _is_prepared(file: Path) -> bool:
 
     People write summaries with labels of their own.
     """
-    if file.is_relative_to(cache_folder() / "builtin"):
+    if file.is_relative_to(built_folder()):
         return True
     summary = file.parent.parent / SUMMARY_FILE
     newer = summary.is_file() and summary.stat().st_mtime_ns >= file.stat().st_mtime_ns

@@ -100,6 +100,11 @@ def packages(name: str) -> dict[str, str]:
     return {package: version(package) for package in _builder(_MODULES[name.partition(":")[0]]).PACKAGES}
 
 
+def built_folder(root: Path | None = None) -> Path:
+    """Return the folder below `root`, or the cache folder, that built-in sets are built into."""
+    return (root or cache_folder()) / "builtin"
+
+
 def _built(module_name: str, *, root: Path, options: dict[str, Any]) -> Path:
     """Return the folder with every set of one module, which is written atomically."""
     module = _builder(module_name)
@@ -118,7 +123,7 @@ def _built(module_name: str, *, root: Path, options: dict[str, Any]) -> Path:
         if not (icons / "train" / "state.json").is_file():
             raise ValueError(f"{icons} is no prepared set; vlmo data prepare icons writes one")
         digest.update((icons / "train" / "state.json").read_bytes())
-    folder = root / "builtin" / f"{module_name}-{digest.hexdigest()[:16]}"
+    folder = built_folder(root) / f"{module_name}-{digest.hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
