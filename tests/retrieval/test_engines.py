@@ -116,10 +116,8 @@ def test_int8_loses_at_most_half_a_point_of_recall(small):
         ranks = [(each > each.diagonal()[:, None]).sum(axis=1) for each in (scores, scores.T)]
         recalls[name] = np.mean([(rank < k).mean() for rank in ranks for k in (1, 5, 10)])
     cosines = (vectors["int8"] * vectors["onnx"]).sum(axis=1)
-    # One image in a thousand is far from its float32 vector with these weights: at 0.996 in seven bits.
-    smallest, second = np.sort(cosines)[:2]
-    assert 0.995 < smallest < 1 - 1e-6
-    assert second > 0.998
+    # The smallest of a thousand depends on the weights: 0.9989 with these.
+    assert 0.998 < cosines.min() < 1 - 1e-6
     assert np.quantile(cosines, 0.01) > 0.999
     assert recalls["int8"] >= recalls["onnx"] - LOST
     assert recalls["onnx"] > 0.3
