@@ -39,7 +39,7 @@ def make(pictures, visual_tokenizer):
 
     def recipe(name: str, *, steps: int, save_every: int = 500, workers: int = 0):
         found = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer)
-        if name in {"small-retrieval", "vlmo-small"}:  # a sixteenth of 8 rows is none
+        if name == "small-retrieval":  # a sixteenth of 8 rows is none
             losses = dataclasses.replace(found.stage.losses, itm_stride=8)
             found = dataclasses.replace(found, stage=dataclasses.replace(found.stage, losses=losses))
         return dataclasses.replace(

@@ -483,23 +483,23 @@ SMALL = {
         data="{source}, in the shares of small-longer.",
         command=f"vlmo train {{name}} --run-dir {VLMO_SMALL}/matching-again",
         expect="on `scenes-binding` the fusion encoder prefers the true caption of two that differ in a side in "
-        "94.2 %, of two in which two things are swapped in 83.6; on `emoji-pairs` IR@1 45.4 %; in 66 minutes of two "
-        "cores.",
+        "94.2 %, of swaps in 83.6; on `emoji-pairs` IR@1 45.4 %; in 66 minutes of two cores.",
     ),
     "small-matching-longer": Entry(
         _matching_longer,
         "small-matching-again for longer.",
         data="{source}, in the shares of small-longer.",
         command=f"vlmo train {{name}} --run-dir {VLMO_SMALL}/matching-longer",
-        expect="on `scenes-binding` 94.8 % for sides and 83.8 for swaps; of masked sizes 54.1 % right (chance 50); in "
-        "38 minutes of two cores.",
+        expect="on `scenes-binding` the fusion encoder prefers the true caption in 94.8 % for sides and 83.8 for "
+        "swaps; MLM fills in 54.1 % of masked words of sizes (chance 50); in 38 minutes of two cores.",
     ),
     "small-sizes": Entry(
         _sizes,
-        "small-matching-longer with sizes among the words that are masked alone.",
+        'small-matching-longer with "small" and "large" among the words that are masked alone.',
         data="{source}, in the shares of small-longer.",
         command=f"vlmo train {{name}} --run-dir {VLMO_SMALL}/sizes",
-        expect="of masked sizes 60.8 % right, on `scenes-binding` 84.2 for swaps; in 17 minutes of two cores.",
+        expect="MLM fills in 60.8 % of masked words of sizes (chance 50); on `scenes-binding` the fusion encoder "
+        "prefers the true caption in 84.2 % of swaps; in 17 minutes of two cores.",
     ),
     "vlmo-small": Entry(
         _vlmo_small,
@@ -511,8 +511,8 @@ SMALL = {
         "84.2 % (chance 0.2 and 2), on `drawings-concepts` 28.7 and 58.7 % (chance 0.7 and 6.7); IR@1 and TR@1 on "
         "`shapes` 55.8 and 60.6 %, reranked (32) 95.2 and 95.6, on `scenes` 52.1 and 51.5, reranked 65.2 and 64.0; of "
         "two captions that differ in a side the true one in 100.0 % on `shapes`, 96.8 on `scenes` (dual encoder 50.8 "
-        "and 50.4), of two in which two things are swapped 98.4 and 88.8; of masked sizes 85.4 % right; in 49 minutes "
-        "of two CPU cores (docs/log.md).",
+        "and 50.4), of swaps 98.4 and 88.8; MLM fills in 85.4 % of masked words of sizes "
+        "(chance 50); in 49 minutes of two CPU cores (docs/log.md).",
     ),
     "easy-vqa": Entry(
         _questions,
