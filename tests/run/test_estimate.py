@@ -282,7 +282,7 @@ def test_start_of_the_recipe_must_fit_if_it_is_there(tmp_path, monkeypatch) -> N
     assert ended.value.code == 2
 
 
-def test_start_that_is_missing_is_named(tmp_path, monkeypatch, capsys) -> None:
+def test_start_teacher_and_data_that_are_missing_are_named(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = find_recipe("shapes-stage3")
     cli.main(["train", "shapes-stage3", "--dry-run"])
@@ -290,7 +290,13 @@ def test_start_that_is_missing_is_named(tmp_path, monkeypatch, capsys) -> None:
     cli.main(["train", "shapes-stage3", "--dry-run", "--init", "None"])
     assert "not there" not in capsys.readouterr().out
     cli.main(["train", "small-stage2", "--dry-run", "--init", "vlmo-small"])
-    assert "It reads data/glosses, which is not there" in capsys.readouterr().out
+    assert "Not there yet of its data: data/glosses;" in capsys.readouterr().out
+    cli.main(["train", "vlmo-small", "--dry-run"])
+    output = capsys.readouterr().out
+    assert "It starts from runs/vlmo-small/sizes/model, which is not there" in output
+    assert "Its teacher is runs/vlmo-small/retrieval-again/model, which is not there" in output
+    cli.main(["train", "vlmo-small", "--dry-run", "--stage.teacher", "vlmo-small", "--init", "None"])
+    assert "train that first" not in capsys.readouterr().out
 
 
 def test_command_tells_and_writes_no_run(tmp_path, monkeypatch, capsys) -> None:

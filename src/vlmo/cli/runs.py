@@ -209,28 +209,40 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
 
 
 def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
-    """Show what the run will need; a model to start from must fit, if it is there."""
+    """Show what the run will need; a model to start from must fit and a teacher must be one, if they are there."""
     from vlmo.distributed import choose_device
-    from vlmo.released import find_model
     from vlmo.run.estimate import check_start, estimate
 
     recipe = options.recipe
     choose_device(options.device)
-    # The recipe's own start is most often the end of a run to come.
-    is_missing = recipe.init == original.init and recipe.init is not None and not Path(find_model(recipe.init)).exists()
-    if not is_missing:
-        check_start(recipe)
+    missing, there = [], recipe
+    if _is_to_come(recipe.init, original.init):
+        missing.append(f"It starts from {recipe.init}, which is not there yet: train that first, or give --init.")
+        there = replace(there, init=None)
+    teacher, own = (getattr(each.stage, "teacher", None) for each in (recipe, original))
+    if _is_to_come(teacher, own):
+        missing.append(f"Its teacher is {teacher}, which is not there yet: train that first, or give --stage.teacher.")
+        there = replace(there, stage=replace(there.stage, teacher=None))
+    check_start(there)
     processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
     needs = estimate(recipe, processes=processes)
     if os.environ.get("RANK", "0") == "0":
         whose = f"each of {processes:,} processes" if processes > 1 else "one process"
         Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
-        if is_missing:
-            say(f"It starts from {recipe.init}, which is not there yet: train that first, or give another with --init.")
         if lost := _missing_data(recipe):
-            say(f"It reads {', '.join(lost)}, which is not there yet: prepare it (docs/data.md), or give --data.")
+            missing.append(
+                f"Not there yet of its data: {', '.join(lost)}; prepare that (docs/data.md), or give --data."
+            )
+        say(*missing)
         if options.json is not None:
             options.json.write_text(needs.to_json() + "\n")
+
+
+def _is_to_come(model: str | None, own: str | None) -> bool:
+    """Return whether a model is the recipe's own and not there: most often the end of a run to come."""
+    from vlmo.released import find_model
+
+    return model is not None and model == own and not Path(find_model(model)).exists()
 
 
 def _missing_data(recipe: Any) -> list[str]:
@@ -284,6 +296,7 @@ def recipes_command(options: RecipesOptions) -> None:
     if options.name is None:
         say(*_listed())
         return
+    description = textwrap.indent(describe(options.name), "  ").split("\n")
     Console().print(f"[bold]{options.name}[/bold]", highlight=False)
-    say(*textwrap.indent(describe(options.name), "  ").split("\n"), "")
+    say(*description, "")
     Console(soft_wrap=True).print(find_recipe(options.name).to_json(), markup=False)

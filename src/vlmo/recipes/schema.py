@@ -4,6 +4,7 @@ import dataclasses
 import json
 import textwrap
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from vlmo.data.loader import LoaderConfig
@@ -227,12 +228,7 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         raise ValueError(
             f"evaluate_on is given, but {stage.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
         )
-    if recipe.data.weights and recipe.data.streams.patterns:
-        raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
-    if recipe.data.streams.patterns and not stage.can_stream:
-        raise ValueError(f"data.streams is given, but {stage.title} does not read streams; name a data.source instead")
-    if recipe.data.streams.patterns and recipe.data.cache_images:
-        raise ValueError("data.cache_images is set, but the images of data.streams are not kept; leave it out")
+    _check_data(recipe.data, stage)
     if recipe.trainer.eval_every is not None and recipe.evaluate_on is None:
         raise ValueError("trainer.eval_every is given without evaluate_on; name the data to evaluate on")
     if recipe.text.max_length > recipe.model.max_text_positions:
@@ -240,3 +236,15 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
             f"text.max_length is {recipe.text.max_length}, but the model's position tables end at "
             f"model.max_text_positions {recipe.model.max_text_positions}"
         )
+
+
+def _check_data(data: DataConfig, stage: Task) -> None:
+    if data.weights and data.streams.patterns:
+        raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
+    sources = 1 if Path(data.source).expanduser().exists() else data.source.count("+") + 1
+    if data.weights and len(data.weights) != sources:
+        raise ValueError(f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each")
+    if data.streams.patterns and not stage.can_stream:
+        raise ValueError(f"data.streams is given, but {stage.title} does not read streams; name a data.source instead")
+    if data.streams.patterns and data.cache_images:
+        raise ValueError("data.cache_images is set, but the images of data.streams are not kept; leave it out")
