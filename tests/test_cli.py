@@ -70,6 +70,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-stage3 --trainer.eval-every 5", "evaluate_on"),
         ("train base-vqa --init vlmo-small --dry-run", "num_attention_heads 4"),
         ("train small-retrieval --init vlmo-small --model.image-size 128 --model.patch-size 32 --dry-run", "has shape"),
+        ("train vlmo-small --init vlmo-small --dry-run", "stage.teacher: runs/vlmo-small/retrieval-again/model is no"),
         ("train vlmo-small --stage.teacher nowhere --dry-run", "stage.teacher: nowhere is no model folder"),
         ("train vlmo-small --data.weights 1 1 1 --dry-run", "data.weights is (1.0, 1.0, 1.0) for 5 sources"),
         ("train base-vqa --init vlmo-small --data.source nowhere", "num_attention_heads 4"),  # before the data are read

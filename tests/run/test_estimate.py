@@ -294,7 +294,7 @@ def test_start_teacher_and_data_that_are_missing_are_named(tmp_path, monkeypatch
     cli.main(["train", "vlmo-small", "--dry-run"])
     output = capsys.readouterr().out
     assert "It starts from runs/vlmo-small/sizes/model, which is not there" in output
-    assert "Its teacher is runs/vlmo-small/retrieval-again/model, which is not there" in output
+    assert "Its teacher is runs/vlmo-small/retrieval-again/model, not there either" in output
     cli.main(["train", "vlmo-small", "--dry-run", "--stage.teacher", "vlmo-small", "--init", "None"])
     assert "train that first" not in capsys.readouterr().out
 

@@ -209,7 +209,7 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
 
 
 def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
-    """Show what the run will need; a model to start from must fit and a teacher must be one, if they are there."""
+    """Show what the run will need; a start that is there must fit, with its teacher."""
     from vlmo.distributed import choose_device
     from vlmo.run.estimate import check_start, estimate
 
@@ -219,10 +219,10 @@ def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     if _is_to_come(recipe.init, original.init):
         missing.append(f"It starts from {recipe.init}, which is not there yet: train that first, or give --init.")
         there = replace(there, init=None)
-    teacher, own = (getattr(each.stage, "teacher", None) for each in (recipe, original))
-    if _is_to_come(teacher, own):
-        missing.append(f"Its teacher is {teacher}, which is not there yet: train that first, or give --stage.teacher.")
-        there = replace(there, stage=replace(there.stage, teacher=None))
+        teacher, own = (getattr(each.stage, "teacher", None) for each in (recipe, original))
+        if _is_to_come(teacher, own):
+            missing.append(f"Its teacher is {teacher}, not there either: train that first, or give --stage.teacher.")
+            there = replace(there, stage=replace(there.stage, teacher=None))
     check_start(there)
     processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
     needs = estimate(recipe, processes=processes)
