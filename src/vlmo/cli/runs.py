@@ -248,12 +248,13 @@ def _is_to_come(model: str | None, own: str | None) -> bool:
 def _missing_data(recipe: Any) -> list[str]:
     """Return the training data of a recipe that are no built-in set and not there."""
     from vlmo.data import builtin
+    from vlmo.data.listing import source_names
 
     def is_there(name: str) -> bool:
         return builtin.is_built_in(name) or Path(name).expanduser().exists()
 
-    source = recipe.data.source
-    return [] if recipe.data.streams.patterns or is_there(source) else [n for n in source.split("+") if not is_there(n)]
+    names = [] if recipe.data.streams.patterns else source_names(recipe.data.source)
+    return [name for name in names if not is_there(name)]
 
 
 def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:

@@ -18,6 +18,11 @@ SHARD_SUFFIXES = (".tar", ".parquet")
 _WILDCARDS = frozenset("*?[")
 
 
+def source_names(source: str) -> list[str]:
+    """Return the names or paths of a data source, which may be several with "+" between them."""
+    return [source] if Path(source).expanduser().exists() else source.split("+")
+
+
 def is_remote(place: str) -> bool:
     """Return True for a URL."""
     return "://" in place

@@ -16,7 +16,7 @@ from datasets import Dataset, concatenate_datasets
 
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
-from vlmo.data.listing import IMAGE_SUFFIXES, walk
+from vlmo.data.listing import IMAGE_SUFFIXES, source_names, walk
 from vlmo.data.own import read_images, read_tables, tables_of
 from vlmo.data.rows import column, false_captions, select_rows
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, hash_share, make_row, require_columns
@@ -58,7 +58,7 @@ def open_source(
     """
     if not 0 <= test_share < 1:
         raise ValueError(f"test_share {test_share} must be in [0, 1)")
-    names = [name] if Path(name).expanduser().exists() else name.split("+")
+    names = source_names(name)
     if len(names) > 1 or weights:
         options: dict[str, Any] = {"cache_dir": cache_dir, "test_share": test_share}
         return _join(names, split=split, weights=weights or [1.0] * len(names), **options)

@@ -4,9 +4,9 @@ import dataclasses
 import json
 import textwrap
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from vlmo.data.listing import source_names
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig, validate_lanes
 from vlmo.model import VLMoConfig
@@ -241,8 +241,7 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
 def _check_data(data: DataConfig, stage: Task) -> None:
     if data.weights and data.streams.patterns:
         raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
-    sources = 1 if Path(data.source).expanduser().exists() else data.source.count("+") + 1
-    if data.weights and len(data.weights) != sources:
+    if data.weights and len(data.weights) != (sources := len(source_names(data.source))):
         raise ValueError(f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each")
     if data.streams.patterns and not stage.can_stream:
         raise ValueError(f"data.streams is given, but {stage.title} does not read streams; name a data.source instead")

@@ -32,10 +32,11 @@ _PACKAGES = ("vlmo", "torch", "transformers", "datasets")
 def data_name(source: str) -> str:
     """Return the name of a source for cards and files: a built-in name, or the last part of a path; of several, all."""
     from vlmo.data.builtin import is_built_in
+    from vlmo.data.listing import source_names
 
-    parts = [source] if Path(source).expanduser().exists() else source.split("+")
     return " + ".join(
-        part.partition(":")[0] if is_built_in(part) else Path(part).expanduser().absolute().name for part in parts
+        part.partition(":")[0] if is_built_in(part) else Path(part).expanduser().absolute().name
+        for part in source_names(source)
     )
 
 
