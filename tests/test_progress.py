@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -58,6 +59,16 @@ def test_each_title_has_its_own_bar_on_a_terminal_and_no_lines(clock):
     shown = console.file.getvalue()
     assert all(part in shown for part in ("images", "4/9", "texts", "5/7", "loss 0.25", "━"))
     assert "left" not in shown
+
+
+def test_narrow_terminal_cuts_the_note_and_shows_count_and_time(clock):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with Progress(console) as bar:
+        for done in range(3):
+            bar.update("shapes-stage3", 100 * done, 1100, note="0:09:30 to the end, loss 2.303 itc 1.056 mlm 0.6818")
+            clock[0] += 20
+        bar._bars.refresh()
+    assert re.search(r" 200/1100 0:09:30 to the end[^\r]*… \d:\d\d:\d\d", console.file.getvalue())
 
 
 def test_amount_that_is_not_known_is_counted_and_no_console_hears_nothing(clock, capfd):

@@ -9,10 +9,24 @@ from typing import Self
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
+from rich.text import Text
 
 LINE_EVERY_S = 10.0
+
+
+class _Note(TextColumn):
+    """The column that is cut where the terminal is too narrow."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, table_column=Column())
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
 
 
 class Progress:
@@ -30,10 +44,10 @@ class Progress:
         self._line_at = time.monotonic()
         self._bars = Bars(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            DownloadColumn() if in_bytes else MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=20, table_column=Column(no_wrap=True)),
+            (DownloadColumn if in_bytes else MofNCompleteColumn)(table_column=Column(no_wrap=True)),
+            _Note("{task.fields[note]}"),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=console,
             disable=console is None or not console.is_terminal,
             transient=True,

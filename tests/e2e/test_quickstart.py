@@ -1,5 +1,6 @@
 """The whole of `vlmo quickstart`, a handful of steps a stage on few rows: all is there and is not done twice."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from vlmo.cli import main
 from vlmo.data.sources import decode_image, open_source
 from vlmo.demo import quickstart
 from vlmo.tasks.pair_sets import MATCHING
+from vlmo.training import tracking
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +33,18 @@ def _few_rows() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
-    main(["quickstart", "--run-dir", str(folder), "--scale", SCALE])
+    with pytest.MonkeyPatch.context() as patch, (folder / "shown.txt").open("w") as file:
+        patch.setattr(tracking, "LINE_EVERY_S", 0.0)
+        with contextlib.redirect_stdout(file):
+            main(["quickstart", "--run-dir", str(folder), "--scale", SCALE])
     return folder
+
+
+def test_each_stage_shows_the_time_to_the_end(run):
+    shown = (run / "shown.txt").read_text()
+    assert re.search(r"^about 0:\d\d:\d\d to the end on two CPU cores$", shown, re.M)
+    for number, stage in enumerate(STAGES, start=1):
+        assert re.search(rf"^{number} of 7, {stage}: \d+ of \d+, 0:\d\d:\d\d to the end", shown, re.M)
 
 
 def test_run_folders_are_whole(run):
@@ -52,16 +64,6 @@ def test_figures_stand_beside_chance(run):
     for source in ("shapes", "shapes-binding", "shapes-questions", "shapes-statements"):
         metrics = json.loads((run / f"{source}.json").read_text())["metrics"]
         assert all(0 <= value <= 1 for value in metrics.values())
-
-
-def test_progress_tells_the_time_of_what_follows():
-    for in_bf16, precision in ((True, "bf16"), (False, "float32")):
-        known = {name: getattr(step, precision) for name, step in quickstart.STEPS.items()}
-        seconds = {name: 2 * known[name] for name in list(known)[:3]}
-        told = quickstart.seconds_after("shapes-stage2", seconds, scale=1.0, in_bf16=in_bf16)
-        assert told == pytest.approx(2 * (sum(list(known.values())[3:]) + quickstart.EVALUATION_SECONDS))
-    told = quickstart.seconds_after("shapes-statements", {}, scale=0.5, in_bf16=True)
-    assert told == quickstart.EVALUATION_SECONDS
 
 
 def test_baseline_without_images_is_the_most_frequent_answer():

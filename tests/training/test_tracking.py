@@ -93,6 +93,8 @@ def test_lines_stand_in_for_the_bar_without_a_terminal(tmp_path, monkeypatch) ->
     monkeypatch.setattr(tracking, "LINE_EVERY_S", 0.0)
     track(tmp_path, step=3, upto=4, console=file)
     assert "toy: 4 of 9, loss 0.25 | 12 samples/s, " in file.file.getvalue()
+    track(tmp_path, step=4, upto=5, console=file, note=lambda step: f"{9 - step} to the end")
+    assert "toy: 5 of 9, 4 to the end, loss 0.2 | 12 samples/s, " in file.file.getvalue()
 
 
 def test_nothing_is_shown_without_a_console(tmp_path, capfd) -> None:

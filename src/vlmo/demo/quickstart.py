@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +42,7 @@ _KINDS = {"object": "another shape", "color": "another color", "relation": "the 
 
 
 class Step(NamedTuple):
-    """Title of a run, its losses, and about how many seconds it takes beside the others, in bf16 and in float32."""
+    """Title of a run, its losses, and expected seconds of its steps: means of an Intel Xeon's and an AMD EPYC's."""
 
     title: str
     losses: tuple[str, ...]
@@ -51,15 +51,17 @@ class Step(NamedTuple):
 
 
 STEPS = {
-    TOKENIZER: Step("Visual tokenizer", ("reconstruction", "commitment"), 17, 15),
-    STAGE1: Step("Stage 1: masked image modelling", ("mim",), 47, 40),
-    STAGE2: Step("Stage 2: masked language modelling", ("mlm",), 20, 23),
-    STAGE3: Step("Stage 3: contrast, words, matching", ("itc", "mlm", "itm"), 264, 317),
-    MATCHING: Step("Stage 3, more of it for matching", ("itc", "mlm", "itm"), 117, 150),
-    QUESTIONS: Step("Fine-tuning on questions", ("vqa",), 49, 54),
-    STATEMENTS: Step("Fine-tuning on statements about two scenes", ("nlvr2",), 75, 95),
+    TOKENIZER: Step("Visual tokenizer", ("reconstruction", "commitment"), 14, 16),
+    STAGE1: Step("Stage 1: masked image modelling", ("mim",), 43, 44),
+    STAGE2: Step("Stage 2: masked language modelling", ("mlm",), 19, 24),
+    STAGE3: Step("Stage 3: contrast, words, matching", ("itc", "mlm", "itm"), 286, 384),
+    MATCHING: Step("Stage 3, more of it for matching", ("itc", "mlm", "itm"), 120, 180),
+    QUESTIONS: Step("Fine-tuning on questions", ("vqa",), 41, 50),
+    STATEMENTS: Step("Fine-tuning on statements about two scenes", ("nlvr2",), 82, 100),
 }
-EVALUATION_SECONDS = 30.0
+BETWEEN_SECONDS, EVALUATION_SECONDS = 4.0, 33.0
+"""Expected seconds before and after the steps of a stage, and of all that follows the last stage."""
+_DISCOUNT_SECONDS = 40.0
 
 
 def quickstart_recipes(run: Path, *, scale: float = 1.0) -> dict[str, Recipe]:
@@ -89,18 +91,20 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; give a number above 0")
     run, console = Path(run), console or Console(quiet=True)
+    recipes, precision = quickstart_recipes(run, scale=scale), choose_precision("auto", device=choose_device())
+    remaining = RemainingTime([scale * getattr(step, precision) for step in STEPS.values()])
+    finished = sum((run / name / "model").exists() for name in recipes)
+    console.print(f"about {remaining.to_end(finished)} to the end on two CPU cores", highlight=False)
     seconds, began = {}, time.monotonic()
     for source in ("shapes", QUESTIONS, STATEMENTS):
         console.print(f"scenes of {source}, built once", highlight=False)
         open_source(source)
     seconds["data"] = time.monotonic() - began
-    recipes, in_bf16 = quickstart_recipes(run, scale=scale), choose_precision("auto", device=choose_device()) == "bf16"
     for number, (name, recipe) in enumerate(recipes.items(), start=1):
-        after = timedelta(seconds=round(seconds_after(name, seconds, scale=scale, in_bf16=in_bf16)))
-        about, title = describe(name).splitlines()[0], f"{number} of {len(recipes)}, {name} (then about {after})"
-        original = find_recipe(name)
+        about, original = describe(name).splitlines()[0], find_recipe(name)
         trainer = build(recipe, run_dir=run / name, console=console, title=name, about=about, original=original)
-        trainer.title = title
+        trainer.title = f"{number} of {len(recipes)}, {name}"
+        trainer.note = remaining.note(number - 1, max_steps=trainer.config.max_steps)
         trained = trainer.fit()
         if trained.status == "stopped":
             console.print("stopped; the same command goes on")
@@ -120,13 +124,47 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     console.print(f"{sum(seconds.values()):.0f} s in all. Model folder: {run / MATCHING / 'model'}\nReport: {path}")
 
 
-def seconds_after(name: str, seconds: Mapping[str, float], *, scale: float, in_bf16: bool) -> float:
-    """Return about how long all that follows a run will take, from how long the runs before it took."""
-    known = {each: scale * (step.bf16 if in_bf16 else step.float32) for each, step in STEPS.items()}
-    done = [each for each in known if seconds.get(each)]
-    speed = sum(seconds[each] for each in done) / sum(known[each] for each in done) if done else 1.0
-    later = list(known)[list(known).index(name) + 1 :]
-    return speed * (sum(known[each] for each in later) + EVALUATION_SECONDS)
+class RemainingTime:
+    """Estimated time to the end of the quickstart.
+
+    Known seconds are scaled by measured seconds over expected ones, both discounted exponentially with what was
+    trained since, so that other work on the machine counts while it lasts.
+
+    Args:
+        known: Expected seconds of each stage.
+    """
+
+    def __init__(self, known: Sequence[float]) -> None:
+        self._known, self._measured, self._expected = known, 1.0, 1.0
+
+    def to_end(self, finished: float) -> timedelta:
+        """Return the time to the end after so many stages, such as 2.5 in the middle of the third."""
+        seconds = EVALUATION_SECONDS + sum(
+            (known + BETWEEN_SECONDS) * min(1.0, number - finished)
+            for number, known in enumerate(self._known, start=1)
+            if number > finished
+        )
+        return timedelta(seconds=round(seconds * self._measured / self._expected))
+
+    def note(self, stage: int, *, max_steps: int) -> Callable[[int], str]:
+        """Return a function from the finished steps of a stage, counted from 0, to a text with the time to the end."""
+        start: int | None = None
+        last: tuple[int, float] | None = None
+
+        def text(step: int) -> str:
+            nonlocal start, last
+            now = time.monotonic()
+            start = step if start is None else start
+            if last is not None:
+                expected = self._known[stage] * (step - last[0]) / max_steps
+                kept = math.exp(-expected / _DISCOUNT_SECONDS)
+                self._measured = kept * self._measured + now - last[1]
+                self._expected = kept * self._expected + expected
+            # Before the first step there is more to do than a step.
+            last = (step, now) if step > start else None
+            return f"{self.to_end(stage + step / max_steps)} to the end"
+
+        return text
 
 
 def _evaluate(run: Path, *, console: Console) -> dict[str, TaskResult]:

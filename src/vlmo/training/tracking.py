@@ -9,7 +9,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ class Tracker:
         step: Finished steps in the state that the run goes on from.
         report_to: "wandb" and "trackio", which get the same numbers.
         settings: Of the run, for these.
+        note: Text beside the losses, from the number of finished steps.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Tracker:
         console: Console | None,
         report_to: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
+        note: Callable[[int], str] | None = None,
     ) -> None:
         path = run_dir / METRICS
         kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
@@ -131,7 +133,7 @@ class Tracker:
         self._file = path.open("a")
         self._tensorboard = _EventFile(run_dir / "tensorboard", step=step + 1)
         self._reports = _start_reports(report_to, run_dir=run_dir, settings=settings or {})
-        self._title, self._max_steps, self._losses = title, max_steps, ""
+        self._title, self._max_steps, self._losses, self._note = title, max_steps, "", note
         self._progress = Progress(console, line_every_s=LINE_EVERY_S)
         self.advance(step)
 
@@ -148,7 +150,8 @@ class Tracker:
 
     def advance(self, step: int) -> None:
         """Show how many steps are finished."""
-        self._progress.update(self._title, step, self._max_steps, note=self._losses)
+        note = ", ".join(part for part in (self._note(step) if self._note else "", self._losses) if part)
+        self._progress.update(self._title, step, self._max_steps, note=note)
 
     def log_training(self, step: int, *, losses: Mapping[str, float], numbers: Mapping[str, Any]) -> None:
         """Write the line of a step; `numbers` needs "samples_per_s"."""

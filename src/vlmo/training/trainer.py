@@ -155,6 +155,8 @@ class Trainer:
         self.evaluators, self.after_step, self.recipe_json = evaluators, after_step, recipe_json
         self.measured_on = measured_on
         self.console, self.title = console, title
+        self.note: Callable[[int], str] | None = None
+        """Returns a text for the progress line, from the number of finished steps."""
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
         self._watchdog = watchdog or Watchdog()
         self._states = StateStore(
@@ -198,6 +200,7 @@ class Trainer:
                     console=self.console,
                     report_to=self.config.report_to,
                     settings=json.loads(self.recipe_json),
+                    note=self.note,
                 )
             with StopSignal() as stop, tracking as tracker:
                 finished = self._train(tracker, stop)
