@@ -91,7 +91,7 @@ class RecipesOptions:
 
 @dataclass(frozen=True)
 class QuickstartOptions:
-    """Train all stages on scenes of shapes in 9 to 17 minutes on two cores; --fast: search with a ready model."""
+    """Train all stages on scenes of shapes in 9 to 18 minutes on two cores; --fast: search with a ready model."""
 
     run_dir: Path = Path("runs/quickstart")
     """Folder for all runs and the report; interrupted work goes on where it was."""

@@ -42,7 +42,7 @@ _KINDS = {"object": "another shape", "color": "another color", "relation": "the 
 
 
 class Step(NamedTuple):
-    """Title of a run, its losses, and expected seconds of its steps: means of an Intel Xeon's and an AMD EPYC's."""
+    """Title of a run, its losses, and expected seconds of its steps, between an Intel Xeon's and an AMD EPYC's."""
 
     title: str
     losses: tuple[str, ...]

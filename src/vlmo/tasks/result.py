@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import EvalResult
 from rich.table import Table
 
+from vlmo.data.listing import source_names
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage, add_metrics, identifier
 from vlmo.terminal import escaped
@@ -32,7 +33,6 @@ _PACKAGES = ("vlmo", "torch", "transformers", "datasets")
 def data_name(source: str) -> str:
     """Return the name of a source for cards and files: a built-in name, or the last part of a path; of several, all."""
     from vlmo.data.builtin import is_built_in
-    from vlmo.data.listing import source_names
 
     return " + ".join(
         part.partition(":")[0] if is_built_in(part) else Path(part).expanduser().absolute().name
