@@ -54,3 +54,8 @@ def test_steps_before_an_interruption_took_no_time(clock):
     told = train(RemainingTime(KNOWN), 1, clock, seconds=[2.0] * 150, first_step=150)
     assert told[0] == END_OF_SECOND
     assert told[-1] == pytest.approx(2 * END_OF_SECOND, rel=0.05)
+
+
+def test_a_seed_is_that_of_every_stage(tmp_path):
+    recipes = quickstart.quickstart_recipes(tmp_path, seed=7)
+    assert {recipe.seed for recipe in recipes.values()} == {7}

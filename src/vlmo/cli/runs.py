@@ -97,6 +97,8 @@ class QuickstartOptions:
     """Folder for all runs and the report; interrupted work goes on where it was."""
     scale: float = 1.0
     """Share of the steps of each stage; small values only show that everything works."""
+    seed: int = 0
+    """Seed of all stages; results vary with it."""
     fast: bool = False
     """Train nothing: index 21,000 icons and drawings, and search them with the model that comes with the package."""
 
@@ -113,7 +115,7 @@ def quickstart_command(options: QuickstartOptions) -> None:
         return
     from vlmo.demo.quickstart import run_quickstart
 
-    run_quickstart(options.run_dir, scale=options.scale, console=Console())
+    run_quickstart(options.run_dir, scale=options.scale, seed=options.seed, console=Console())
 
 
 def train_help() -> None:

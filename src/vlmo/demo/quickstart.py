@@ -64,11 +64,11 @@ BETWEEN_SECONDS, EVALUATION_SECONDS = 4.0, 33.0
 _DISCOUNT_SECONDS = 40.0
 
 
-def quickstart_recipes(run: Path, *, scale: float = 1.0) -> dict[str, Recipe]:
+def quickstart_recipes(run: Path, *, scale: float = 1.0, seed: int = 0) -> dict[str, Recipe]:
     """Return the recipes of a quickstart in their order, by the names of their folders below `run`."""
     recipes = {}
     for name in STEPS:
-        recipe = find_recipe(name)
+        recipe = dataclasses.replace(find_recipe(name), seed=seed)
         if isinstance(recipe.stage, VisionStage):
             recipe = dataclasses.replace(recipe, stage=VisionStage(str(run / TOKENIZER / "model")))
         if recipe.init is not None:
@@ -77,12 +77,17 @@ def quickstart_recipes(run: Path, *, scale: float = 1.0) -> dict[str, Recipe]:
     return recipes
 
 
-def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | None = None) -> None:
+def run_quickstart(
+    run: str | Path, *, scale: float = 1.0, seed: int = 0, console: Console | None = None
+) -> dict[str, dict[str, float]]:
     """Train every stage, evaluate on unseen scenes and write `report.html`; continue after an interruption.
+
+    Return the table that it prints: for each column its values by row, as fractions.
 
     Args:
         run: Folder for everything.
         scale: Share of the steps of each stage.
+        seed: Of all stages: weights, order of the scenes, masks and negatives. The scenes are the same.
         console: Where progress is shown; None shows nothing.
 
     Raises:
@@ -91,7 +96,10 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; give a number above 0")
     run, console = Path(run), console or Console(quiet=True)
-    recipes, precision = quickstart_recipes(run, scale=scale), choose_precision("auto", device=choose_device())
+    recipes, precision = (
+        quickstart_recipes(run, scale=scale, seed=seed),
+        choose_precision("auto", device=choose_device()),
+    )
     remaining = RemainingTime([scale * getattr(step, precision) for step in STEPS.values()])
     finished = sum((run / name / "model").exists() for name in recipes)
     console.print(f"about {remaining.to_end(finished)} to the end on two CPU cores", highlight=False)
@@ -114,7 +122,7 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
     results = _evaluate(run, console=console)
     seconds["evaluation"] = time.monotonic() - began
     metrics = _metrics(results)
-    path = _write(run, results, metrics=metrics, seconds=seconds)
+    path = _write(run, results, metrics=metrics, seconds=seconds, seed=seed)
     table = Table("", title="Unseen scenes, percent")
     for header in metrics:
         table.add_column(header, justify="right")
@@ -122,6 +130,7 @@ def run_quickstart(run: str | Path, *, scale: float = 1.0, console: Console | No
         table.add_row(row, *(f"{100 * cells[row]:.1f}" if row in cells else "" for cells in metrics.values()))
     console.print(table)
     console.print(f"{sum(seconds.values()):.0f} s in all. Model folder: {run / MATCHING / 'model'}\nReport: {path}")
+    return metrics
 
 
 class RemainingTime:
@@ -231,6 +240,7 @@ def _write(
     *,
     metrics: Mapping[str, Mapping[str, float]],
     seconds: Mapping[str, float],
+    seed: int,
 ) -> Path:
     """Write the report and the sheet of decisions; return the report's path."""
     result = results["shapes"]
@@ -286,7 +296,7 @@ def _write(
             "Machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads",
             "Python": platform.python_version(),
             "Packages": ", ".join(f"{name} {version(name)}" for name in ("vlmo", "torch", "transformers")),
-            "Seed": str(find_recipe(STAGE3).seed),
+            "Seed": str(seed),
         },
     )
     return write_report(run / "report.html", report)

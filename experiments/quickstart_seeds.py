@@ -1,0 +1,74 @@
+"""Run the quickstart with several seeds, and keep the table of each.
+
+    python experiments/quickstart_seeds.py --seeds 0 1 2 3 4
+
+Each seed has a folder of its own below --run-dir; the same command continues after an interruption. The result holds
+the tables of all seeds, with the median and the range of each cell.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from vlmo.demo.quickstart import MATCHING, run_quickstart
+from vlmo.tasks.result import circumstances
+
+Metrics = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Seeds to run, and where."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of all stages."""
+    run_dir: Path = Path("runs/quickstart-seeds")
+    """Folder for the runs."""
+    scale: float = 1.0
+    """Share of the steps of each stage."""
+    out: Path = Path("experiments/quickstart_seeds.json")
+    """JSON file for the result, written after each seed."""
+
+
+def summary(tables: Sequence[Metrics]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return median, lowest and highest value of each cell of the tables."""
+    return {
+        column: {
+            row: {
+                "median": statistics.median(table[column][row] for table in tables),
+                "lowest": min(table[column][row] for table in tables),
+                "highest": max(table[column][row] for table in tables),
+            }
+            for row in cells
+        }
+        for column, cells in tables[0].items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run each seed and write the result."""
+    options = tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))
+    tables: dict[str, Any] = {}
+    for seed in options.seeds:
+        folder = options.run_dir / f"seed-{seed}"
+        tables[str(seed)] = run_quickstart(folder, scale=options.scale, seed=seed, console=Console())
+        around = circumstances(folder / MATCHING / "model")
+        result = {name: around[name] for name in ("date", "commit", "versions", "hardware")} | {
+            "scale": options.scale,
+            "summary": summary(list(tables.values())),
+            "seeds": tables,
+        }
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
