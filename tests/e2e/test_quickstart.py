@@ -20,7 +20,7 @@ from vlmo.training import tracking
 pytestmark = pytest.mark.slow
 
 SCALE = "0.01"
-NUM_ROWS = 128
+NUM_ROWS, TEST_ROWS = 128, 64
 STAGES = tuple(quickstart.STEPS)
 
 
@@ -56,7 +56,7 @@ def test_run_folders_are_whole(run):
 
 def test_figures_stand_beside_chance(run):
     figures = json.loads((run / "shapes.json").read_text())
-    assert figures["chance"]["ir@1"] == pytest.approx(1 / NUM_ROWS)
+    assert figures["chance"]["ir@1"] == pytest.approx(1 / TEST_ROWS)
     assert {"ir@1", "tr@10", "rerank_ir@1"} <= figures["metrics"].keys()
     for name in ("ir@1", "tr@10", "rerank_ir@1"):
         low, high = figures["intervals"][name]
@@ -130,6 +130,7 @@ def test_second_run_trains_nothing_again(run, capsys, monkeypatch):
 
 def test_evaluate_repeats_the_figures(run, tmp_path):
     out = tmp_path / "figures.json"
-    main(["evaluate", str(run / "shapes-matching" / "model"), "--data", "shapes", "--rerank", "0", "--out", str(out)])
+    model, limit = str(run / "shapes-matching" / "model"), str(TEST_ROWS)
+    main(["evaluate", model, "--data", "shapes", "--rerank", "0", "--limit", limit, "--out", str(out)])
     again, first = json.loads(out.read_text())["metrics"], json.loads((run / "shapes.json").read_text())["metrics"]
     assert again == {name: first[name] for name in again}

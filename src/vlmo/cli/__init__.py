@@ -19,6 +19,7 @@ from tyro.extras import SubcommandApp
 
 from vlmo.cli import folders, runs, searching, serving, tasks
 from vlmo.cli.parsing import nearest, parse
+from vlmo.cli.waiting import choose_waiting
 from vlmo.lazy import install_command
 from vlmo.terminal import without_controls
 
@@ -74,6 +75,7 @@ class _Formatter(logging.Formatter):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors of the user are one line on stderr and exit code 2."""
     if arguments is None:  # a process of its own
+        choose_waiting()
         atexit.register(gc.freeze)  # a search for garbage among all that was imported would take seconds
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     handler = RichHandler(console=_STDERR, show_path=False)

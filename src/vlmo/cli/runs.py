@@ -96,7 +96,7 @@ class QuickstartOptions:
     run_dir: Path = Path("runs/quickstart")
     """Folder for all runs and the report; interrupted work goes on where it was."""
     scale: float = 1.0
-    """Share of the steps of each stage; small values only show that everything works."""
+    """Share of the steps of each stage, and of the test scenes; small values only show that everything works."""
     seed: int = 0
     """Seed of all stages; results vary with it."""
     fast: bool = False

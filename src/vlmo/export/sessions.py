@@ -35,6 +35,8 @@ class OnnxSession:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or _default_threads()
+        if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.inputs, self.outputs = (
             {tensor.name: {"type": tensor.type, "shape": list(tensor.shape)} for tensor in tensors}

@@ -1,0 +1,42 @@
+"""How threads of OpenMP wait for each other, chosen before PyTorch is imported, which reads it then."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+
+_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+_RUNNING = Path("/proc/loadavg")
+_SAMPLES, _PAUSE_S = 4, 0.005
+_BUSY_SHARE = 0.25
+_SPINS = "20000"
+"""Rounds before a waiting thread sleeps. On an idle machine as fast as GNU OpenMP's own 300,000, and twice as fast as
+that beside other programs that start later (docs/scaling.md)."""
+
+
+def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let threads sleep at barriers if other programs keep a quarter of the cores busy, and else spin for a moment.
+
+    A spinning thread takes the core that the thread it waits for would need. What the environment sets already stays.
+    """
+    if any(name in environment for name in _CHOICES):
+        return
+    if running_others() >= _BUSY_SHARE * (os.cpu_count() or 1):
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    else:
+        environment["GOMP_SPINCOUNT"] = _SPINS
+
+
+def running_others() -> int:
+    """Return how many other threads of this machine run or wait for a core throughout 15 ms; 0 if that is unknown."""
+    counts = []
+    for sample in range(_SAMPLES):
+        if sample:
+            time.sleep(_PAUSE_S)
+        try:
+            counts.append(int(_RUNNING.read_text(encoding="ascii").split()[3].partition("/")[0]) - 1)
+        except (OSError, ValueError, IndexError):
+            return 0
+    return max(0, min(counts))
