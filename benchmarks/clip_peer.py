@@ -1,7 +1,5 @@
-"""The peer of quality_vs_clip.py: open_clip's CLIP with its own loss and settings, trained for a given time."""
+"""Trains either dual encoder of quality_vs_clip.py, open_clip's CLIP and VLMo's, for a given time."""
 
-import dataclasses
-import logging
 import math
 import time
 from pathlib import Path
@@ -9,26 +7,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from open_clip.loss import ClipLoss
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vlmo.data.examples import RowExamples
 from vlmo.data.loader import RowLoader
-from vlmo.data.sources import open_source
-from vlmo.data.validation import filter_invalid_rows
-from vlmo.processing import VLMoProcessor, train_transform
-from vlmo.recipes import Recipe
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.objectives.itc import caption_keys, itc_loss, same_pairs
+from vlmo.processing import VLMoProcessor
+from vlmo.progress import Progress
 from vlmo.training import OptimizerConfig
 from vlmo.training.optimizer import build_optimizer
 from vlmo.training.parallel import to_device
-from vlmo.training.tracking import LINE_EVERY_S
 from vlmo.types import normalize_pixels
-
-logger = logging.getLogger("clip_peer")
 
 HEAD_WIDTH = 32  # as in our small models
 SAVE_EVERY_S = 300.0
@@ -95,96 +87,73 @@ class Peer(nn.Module):
         return embeds
 
 
-def peer_loader(recipe: Recipe, processor: VLMoProcessor, *, quarantine: Path) -> RowLoader:
-    """The batches of a recipe on pairs, without masked words."""
-    data = recipe.data
-    rows = filter_invalid_rows(open_source(data.source, split=data.split, weights=data.weights), quarantine=quarantine)
-    examples = RowExamples(
-        rows,
-        unit=data.unit,
-        transform=train_transform(dataclasses.replace(data.transform, image_size=recipe.model.image_size)),
-        tokenizer=processor.tokenizer,
-        seed=recipe.seed,
-        cache_images=data.cache_images,
-    )
-    # Without workers, whose seconds the clock of the process does not count.
-    config = dataclasses.replace(recipe.loader, accumulation=1, num_workers=0)
-    return RowLoader(examples, config=config, seed=recipe.seed)
-
-
-def train_peer(
-    peer: Peer,
+def train_dual(
+    model: "Peer | VLMoForImageTextRetrieval",
     loader: RowLoader,
     *,
-    lr: float,
+    optimizer: OptimizerConfig,
     seconds: float,
     bf16: bool,
     console: Console,
+    title: str,
     state: Path,
     settings: str = "",
 ) -> dict[str, Any]:
-    """Trains with CLIP's loss and optimizer for `seconds`; returns learning rate, steps, samples and seconds.
+    """Trains by contrast alone for `seconds`; returns learning rate, steps, samples and seconds.
 
-    On a CPU these are seconds of one core, so that other work on the machine costs the peer nothing. Every five minutes
-    and at the end all of it is saved in `state`, where the next call goes on.
+    Rows that share an image or a caption are left out of each other's negatives. On a CPU these are seconds of one
+    core, so that other work on the machine costs nothing. Every five minutes and at the end all of it is saved in
+    `state`, where the next call goes on.
 
     Raises:
         ValueError: The state is that of a run with other `settings`.
     """
-    optimizer = build_optimizer(peer, config=dataclasses.replace(CLIP_OPTIMIZER, lr=lr))
-    contrast, device, steps, samples, before = ClipLoss(), peer.device, 0, 0, 0.0
+    ours = isinstance(model, VLMoForImageTextRetrieval)
+    scale = model.contrast_head.logit_scale if ours else model.clip.logit_scale
+    no_decay = model.no_weight_decay() if ours else ()
+    adamw, device = build_optimizer(model, config=optimizer, no_weight_decay=no_decay), scale.device
+    steps, samples, before = 0, 0, 0.0
     clock = time.process_time if device.type == "cpu" else time.monotonic
     if state.exists():
         saved = torch.load(state, weights_only=True, map_location=device)
         if saved["settings"] != settings:
             raise ValueError(f"{state} is of a run with other settings; give another folder with --run")
-        peer.load_state_dict(saved["peer"])
-        optimizer.load_state_dict(saved["optimizer"])
+        model.load_state_dict(saved["model"])
+        adamw.load_state_dict(saved["optimizer"])
         steps, samples, before = saved["steps"], saved["samples"], saved["seconds"]
 
     def save() -> None:
         values = {"steps": steps, "samples": samples, "seconds": elapsed, "settings": settings}
-        torch.save(values | {"peer": peer.state_dict(), "optimizer": optimizer.state_dict()}, new)
+        torch.save(values | {"model": model.state_dict(), "optimizer": adamw.state_dict()}, new)
         new.rename(state)
 
     new = state.with_suffix(".new")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    peer.train()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"CLIP, lr {lr:g}", total=seconds, figures="")
-        began, last_line, last_save = clock(), time.monotonic(), time.monotonic()
+    model.train()
+    with Progress(console) as progress:
+        began, last_save = clock(), time.monotonic()
         batches = loader(steps)
         while (elapsed := before + clock() - began) < seconds:
             batch = to_device(next(batches)[0], device)
+            same = same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                images = peer.get_image_features(pixel_values=normalize_pixels(batch["pixel_values"]))
-                texts = peer.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            loss = contrast(images.float(), texts.float(), peer.clip.logit_scale.exp())
+                images = model.get_image_features(pixel_values=normalize_pixels(batch["pixel_values"]))
+                texts = model.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            loss = itc_loss(images.float(), texts.float(), logit_scale=scale.reshape(1), same=same)
             loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = lr * lr_share(elapsed / seconds)
-            optimizer.step()
-            optimizer.zero_grad()
+            for group in adamw.param_groups:
+                group["lr"] = optimizer.lr * lr_share(elapsed / seconds)
+            adamw.step()
+            adamw.zero_grad()
             with torch.no_grad():
-                peer.clip.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+                scale.clamp_(0, MAX_LOGIT_SCALE)
             steps, samples = steps + 1, samples + len(images)
-            figures = f"step {steps}, loss {loss.item():.4g} | {samples / elapsed if elapsed else 0:.4g} samples/s"
-            bar.update(task, completed=elapsed, figures=figures)
-            now = time.monotonic()
-            if not console.is_terminal and now - last_line >= LINE_EVERY_S:
-                last_line = now
-                logger.info("CLIP, lr %g: %.0f of %.0f s, %s", lr, elapsed, seconds, figures)
-            if now - last_save >= SAVE_EVERY_S:
-                last_save = now
+            progress.update(title, round(elapsed), round(seconds))
+            if time.monotonic() - last_save >= SAVE_EVERY_S:
+                last_save = time.monotonic()
                 save()
         save()
-    peer.eval()
-    return {"lr": lr, "steps": steps, "samples_seen": samples, "seconds": elapsed}
+    model.eval()
+    return {"lr": optimizer.lr, "steps": steps, "samples_seen": samples, "seconds": elapsed}
 
 
 def lr_share(done: float) -> float:

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -14,7 +15,8 @@ from rich.console import Console
 
 import clip_peer
 import quality_vs_clip
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.data.sources import open_source
+from vlmo.objectives.itc import itc_loss
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 
@@ -43,69 +45,68 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def model(tmp_path: Path, pictures: Path) -> Path:
-    """A retrieval model of ours with random weights that knows the words of the pictures."""
-    words = [f"a {size} {colour} {shape}" for size in ("small", "big") for colour in COLOURS for shape in SHAPES]
-    processor = VLMoProcessor.train(words, vocab_size=200, image_size=64)
-    config = VLMoConfig.small(
-        hidden_size=32, num_attention_heads=2, num_hidden_layers=2, image_size=64, vocab_size=processor.vocab_size
-    )
-    VLMoForImageTextRetrieval(config).save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 @pytest.mark.slow
-def test_both_are_compared_on_the_same_pictures_and_the_peer_goes_on(
-    tmp_path, pictures, model, monkeypatch, capsys
-) -> None:
+def test_both_sides_take_their_best_rate_and_go_on(tmp_path, pictures, monkeypatch, capsys) -> None:
     recipe = find_recipe("small-retrieval-again")
     small = replace(
         recipe,
         data=replace(recipe.data, source=str(pictures), weights=()),
         loader=replace(recipe.loader, global_batch_size=BATCH),
+        model=replace(recipe.model, hidden_size=32, num_attention_heads=2, num_hidden_layers=2),
     )
     monkeypatch.setattr(quality_vs_clip, "find_recipe", lambda _: small)
+    monkeypatch.setattr(quality_vs_clip, "_HELD_OUT", 6)
     run, out = tmp_path / "run", tmp_path / "results" / "result.json"
-    options = ["--model", str(model), "--tests", str(pictures), "--run", str(run), "--out", str(out)]
-    options += ["--clip-width", "64", "--clip-layers", "1", "--clip-lr", "1e-3", "5e-4", "--seconds", "0.5"]
+    options = ["--tests", str(pictures), "--run", str(run), "--out", str(out), "--seeds", "0", "5"]
+    options += ["--clip-width", "64", "--clip-layers", "1", "--lrs", "1e-3", "5e-4", "--seconds", "0.5"]
 
     quality_vs_clip.main(options)
     result = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == result
-    peers = [result["clip"], *result["clip_others"]]
-    assert {peer["lr"] for peer in peers} == {1e-3, 5e-4}
-    assert all(peer["seconds"] >= 0.5 and peer["samples_seen"] == BATCH * peer["steps"] > 0 for peer in peers)
-    recalls = [peer["metrics"][str(pictures)]["ir@1"] for peer in peers]
-    assert recalls[0] == max(recalls)
+    for side in quality_vs_clip.SIDES:
+        rates = result[side]["validation_ir@1"]
+        assert rates[f"{result[side]['lr']:g}"] == max(rates.values())
+        assert [each["lr"] for each in result[side]["runs"]] == [result[side]["lr"]] * 2
+        assert all(each["seconds"] >= 0.5 for each in result[side]["runs"])
+        assert all(each["samples_seen"] == BATCH * each["steps"] > 0 for each in result[side]["runs"])
+        recalls = [each["metrics"][str(pictures)]["ir@1"] for each in result[side]["runs"]]
+        assert result["ir@1"][str(pictures)][side] == pytest.approx(sum(recalls) / 2)
+    found = result["ir@1"][str(pictures)]
+    assert found["difference"] == pytest.approx(found["vlmo"] - found["clip"])
+    assert found["low"] <= found["difference"] <= found["high"]
     assert result["tests"] == {str(pictures): {"images": NUM_TEST, "texts": NUM_TEST}}
-    assert result["ours"]["metrics"][str(pictures)].keys() == result["clip"]["metrics"][str(pictures)].keys()
 
     quality_vs_clip.main(options)
+    # They were trained for their time, and are read from their states.
     again = json.loads(out.read_text())
-    # It was trained for its time, and is read from its state.
-    assert again["clip"]["steps"] == result["clip"]["steps"]
-    assert again["clip"]["metrics"] == result["clip"]["metrics"]
+    assert again["ir@1"] == result["ir@1"]
+    assert [each["steps"] for each in again["clip"]["runs"]] == [each["steps"] for each in result["clip"]["runs"]]
 
 
-def test_peer_goes_on_where_it_was(tmp_path: Path, pictures: Path) -> None:
+def test_difference_has_an_interval_over_queries_and_seeds() -> None:
+    half = np.arange(100) % 2.0
+    assert quality_vs_clip.difference({"vlmo": [half, half], "clip": [half, half]})[0] == 0
+    mean, low, high = quality_vs_clip.difference({"vlmo": [half, np.ones(100)], "clip": [np.zeros(100)]})
+    assert mean == 0.75
+    assert low == pytest.approx(0.42, abs=0.04)  # the first seed twice, a tenth of a share of queries below its half
+    assert high == 1
+
+
+def test_training_goes_on_where_it_was(tmp_path: Path, pictures: Path) -> None:
     processor = make_processor()
     recipe = find_recipe("small-retrieval-again")
-    recipe = replace(
-        recipe,
-        data=replace(recipe.data, source=str(pictures), weights=()),
-        loader=replace(recipe.loader, global_batch_size=BATCH),
-    )
-    loader = clip_peer.peer_loader(recipe, processor, quarantine=tmp_path / "quarantine.jsonl")
-    settings = {"lr": 1e-3, "bf16": False, "console": Console(quiet=True), "state": tmp_path / "peer.pt"}
-    first = clip_peer.train_peer(make_peer(processor), loader, seconds=0.3, **settings)
-    second = clip_peer.train_peer(make_peer(processor), loader, seconds=0.6, **settings)
+    recipe = replace(recipe, loader=replace(recipe.loader, global_batch_size=BATCH))
+    rows = open_source(str(pictures), split="train")
+    loader = quality_vs_clip.batches(rows, recipe, processor, seed=0)
+    settings = {"bf16": False, "console": Console(quiet=True), "state": tmp_path / "peer.pt", "title": "CLIP"}
+    settings["optimizer"] = clip_peer.CLIP_OPTIMIZER
+    first = clip_peer.train_dual(make_peer(processor), loader, seconds=0.3, **settings)
+    second = clip_peer.train_dual(make_peer(processor), loader, seconds=0.6, **settings)
     assert second["steps"] > first["steps"] > 0
     assert second["samples_seen"] == BATCH * second["steps"]
     assert 0.6 <= second["seconds"] < 0.6 + first["seconds"]
     with pytest.raises(ValueError, match="other settings; give another folder"):
-        clip_peer.train_peer(make_peer(processor), loader, seconds=0.9, **settings | {"settings": "others"})
+        clip_peer.train_dual(make_peer(processor), loader, seconds=0.9, **settings | {"settings": "others"})
 
 
 def make_processor() -> VLMoProcessor:
@@ -140,7 +141,8 @@ def test_every_parameter_of_the_peer_learns_from_short_texts() -> None:
     peer = make_peer(processor)
     texts = processor(text=["a big red line", "a line"], return_tensors="pt")
     images = peer.get_image_features(pixel_values=torch.randn(2, 3, 64, 64))
-    clip_peer.ClipLoss()(images, peer.get_text_features(**texts), peer.clip.logit_scale.exp()).backward()
+    scale = peer.clip.logit_scale.reshape(1)
+    itc_loss(images, peer.get_text_features(**texts), logit_scale=scale).backward()
     assert [name for name, parameter in peer.named_parameters() if parameter.grad is None] == []
     used = peer.clip.positional_embedding.grad.abs().sum(dim=1) > 0
     assert used.tolist() == [place < int(texts["attention_mask"].sum(dim=1).max()) for place in range(len(used))]
