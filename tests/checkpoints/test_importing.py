@@ -605,7 +605,9 @@ def test_beit3_of_timm_gives_timms_outputs(tmp_path, classes):
     report = import_checkpoint(tmp_path / "timm.pth", tmp_path / "out", num_attention_heads=4)
     assert all(".language." in name or ".text_embeddings." in name for name in report.created)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    pixels = normed(images, mean=IMAGENET_DEFAULT_MEAN, deviation=IMAGENET_DEFAULT_STD)
+    imagenet, half = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), ((0.5,) * 3, (0.5,) * 3)
+    mean, deviation = imagenet if classes else half  # as in BEiT-3's own code
+    pixels = normed(images, mean=mean, deviation=deviation)
     if classes:
         model = VLMoForImageClassification.from_pretrained(tmp_path / "out").eval()
         torch.testing.assert_close(model(images).logits, theirs(pixels), atol=1e-5, rtol=0)
@@ -616,24 +618,38 @@ def test_beit3_of_timm_gives_timms_outputs(tmp_path, classes):
         assert [line for line in report.lines() if "fc_norm" in line]
 
 
-@pytest.mark.parametrize("told_by", ["option", "name", "folder", "folder that norms nothing"])
+@pytest.mark.parametrize(
+    "told_by",
+    [
+        "option",
+        "beitv2_base_patch16_224_pt1k.pth",
+        "beitv2_large_patch16_224_pt1k_ft21kto1k.pth",
+        "beit_base_patch16_224_pt1k_800ep.pth",
+        "folder",
+        "folder that norms nothing",
+        "option for a folder",
+    ],
+)
 @torch.no_grad()
 def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, told_by):
     """The imported model sees an image as the file's own code, which norms it in another way."""
     mean, deviation = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    is_folder = told_by.startswith("folder")
-    file = beit_folder(tmp_path / "beit") if is_folder else tmp_path / "beit.pth"
+    is_folder = "folder" in told_by
+    file = beit_folder(tmp_path / "beit") if is_folder else tmp_path / "beit_base_patch16_224_pt22k_ft1k.pth"
     if not is_folder:
         torch.save(published_keys(with_random_weights(BeitForMaskedImageModeling(beit_config()))), file)
     import_checkpoint(file, tmp_path / "plain")
     if is_folder:
-        mean, deviation = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-        told = {"do_normalize": told_by == "folder", "image_mean": mean, "image_std": deviation}
-        mean, deviation = (mean, deviation) if told_by == "folder" else ((0.0,) * 3, (1.0,) * 3)
+        told = {"do_normalize": told_by != "folder that norms nothing"}
+        told |= {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
+        if told_by == "folder":
+            mean, deviation = told["image_mean"], told["image_std"]
+        elif told_by == "folder that norms nothing":
+            mean, deviation = (0.0,) * 3, (1.0,) * 3
         (file / "preprocessor_config.json").write_text(json.dumps(told))
-    elif told_by == "name":
-        file = file.rename(tmp_path / "beitv2_base_patch16_224_pt1k.pth")
-    import_checkpoint(file, tmp_path / "out", imagenet_pixels=told_by == "option")
+    elif told_by.endswith(".pth"):
+        file = file.rename(tmp_path / told_by)
+    import_checkpoint(file, tmp_path / "out", imagenet_pixels=told_by.startswith("option"))
     plain, model = (VLMoForMaskedImageModeling.from_pretrained(tmp_path / name).eval() for name in ("plain", "out"))
     images = torch.randint(0, 256, (2, 3, *[model.config.image_size] * 2), dtype=torch.uint8)
     expected = plain(normed(images, mean=mean, deviation=deviation)).reconstruction

@@ -118,7 +118,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         # `--num_max_bpe_tokens` of the published fine-tuning commands
         max_text_length=min(64, config.max_text_positions),
         text="sentencepiece",
-        # The published code: datasets.py, build_imagenet_transform.
+        # The published code: datasets.py, build_imagenet_transform; build_transform of every other task takes 0.5.
         imagenet_pixels=model_class is models.VLMoForImageClassification,
         notes=notes + note_on_depth("BEiT-3", config),
     )
@@ -225,7 +225,7 @@ def convert_timm(
         unused={key: state_dict[key] for key in unused},
         unknown=sorted(state_dict.keys() - keys.values()),
         created=_TIMM_CREATED,
-        imagenet_pixels=True,
+        imagenet_pixels=is_classifier,  # as the same weights in `convert`, though timm gives ImageNet's for all
         notes=notes,
     )
 

@@ -63,9 +63,11 @@ _CLASSIFIERS = {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassi
 # Errors of tensors whose shapes no check foresees.
 _UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
 _WORDS = "vlmo.text_embeddings.words.weight"
-# Mean and deviation of pixels from 0 to 1.
+# Mean and deviation of pixels from 0 to 1; docs/checkpoints.md lists which published file has which.
 _OURS = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+# BEiT and BEiT-2 took ImageNet's where they pre-trained on ImageNet-1K, which only names of their files tell.
+_IMAGENET_NAMES = re.compile(r"beit(v2)?_\w+_pt1k")
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,9 @@ def import_checkpoint(
         vocabulary: BERT's `vocab.txt` or a folder with it; for BEiT-3 its SentencePiece file. By default BERT's is
             fetched from the model hub.
         labels: File with the names of answers or classes; see `read_labels`.
-        imagenet_pixels: The file takes pixels normalised by ImageNet's mean and deviation; known of files named
-            `beitv2_...`, of BEiT-3's classifier of images, of timm's BEiT-3, and of folders with
-            `preprocessor_config.json`.
+        imagenet_pixels: The file takes pixels normalised by ImageNet's mean and deviation, whatever its
+            `preprocessor_config.json` says; known of BEiT and BEiT-2 by the file's name (`..._pt1k...`) and of BEiT-3's
+            classifiers of images.
         allow_partial: Leave out unknown keys and initialise missing ones, instead of refusing the file.
         address: Origin of the file, for the model card.
         licence: Of the weights, for the model card.
@@ -189,7 +191,7 @@ def import_checkpoint(
             )
         dtype = _common_dtype(conversion.weights, notes)
         model, created = _build(conversion, dtype)
-        norm = _pixel_norm(path, asked=imagenet_pixels or conversion.imagenet_pixels)
+        norm = _pixel_norm(path, asked=imagenet_pixels, known=conversion.imagenet_pixels)
         if norm != _OURS:
             _fold_pixels(model, *norm)
             notes.append(f"the file's normalisation of pixels (mean {norm[0]}) is now in its patch projection")
@@ -262,17 +264,17 @@ def _complete(conversion: Conversion, names: NameTable, *, allow_partial: bool) 
     return left_out
 
 
-def _pixel_norm(path: Path, *, asked: bool) -> tuple[list[float], list[float]]:
+def _pixel_norm(path: Path, *, asked: bool, known: bool) -> tuple[list[float], list[float]]:
     """Return mean and deviation by which the file's pixels, 0 to 1, are normalised."""
     file = path / "preprocessor_config.json"
-    if path.is_dir() and file.is_file():
+    if not asked and file.is_file():
         given = read_json(file)
         given = given if isinstance(given, dict) else {}
         if given.get("do_normalize") is False:
             return [0.0] * 3, [1.0] * 3
         if given.get("image_mean") and given.get("image_std"):
             return given["image_mean"], given["image_std"]
-    return _IMAGENET if asked or path.name.startswith("beitv2_") else _OURS
+    return _IMAGENET if asked or known or _IMAGENET_NAMES.match(path.name) else _OURS
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ class ImportOptions:
     labels: Path | None = None
     """Names of the answers or classes: JSON, JSON lines, one a line, or a prepared set."""
     imagenet_pixels: bool = False
-    """The file takes pixels normalised by ImageNet's mean and deviation; known of beitv2_..., BEiT-3 and folders."""
+    """The file takes pixels normalised by ImageNet's mean and deviation; known of published files and of folders."""
     allow_partial: bool = False
     """Leave out keys that nobody knows, and start anew what is missing, instead of stopping."""
 
