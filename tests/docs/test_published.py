@@ -27,7 +27,8 @@ def command(model: NamedModel) -> str:
     if data is not None:
         return f"vlmo evaluate {name} --data prepared/{data}" + " --split validation" * (data == "imagenet")
     if model.task in starts:
-        return f"vlmo train {size}-{starts[model.task]} --init {name}"
+        plain = " --model.position-embedding absolute --model.layer-scale-init None" * (name == "beit-base-pt1k-800ep")
+        return f"vlmo train {size}-{starts[model.task]} --init {name}{plain}"
     return f"vlmo index {name} PHOTOS --out photos" if model.task == "retrieval" else f"vlmo models {name}"
 
 

@@ -224,6 +224,8 @@ def test_word_table_without_a_vocabulary_is_left_out_when_it_does_not_fit(tmp_pa
     [
         ({"position_embedding": "absolute", "num_attention_heads": 4}, {}, "num_attention_heads 4, the model 2"),
         ({"token_order": "image_first"}, {}, "token_order 'image_first', the model 'text_first'"),
+        ({"layer_scale_init": None}, {"layer_scale_init": 0.1}, "give --model.layer-scale-init None"),
+        ({"layer_scale_init": 0.1}, {"layer_scale_init": None}, "give --model.layer-scale-init 0.1"),
         (
             {"experts": "shared"},
             {},

@@ -164,7 +164,8 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
     if kind != VLMoConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind!r}; expected {VLMoConfig.model_type!r}.")
     config = VLMoConfig.from_pretrained(folder)
-    for name in _MUST_AGREE:
+    on_one_side = (config.layer_scale_init is None) != (new.layer_scale_init is None)
+    for name in (*_MUST_AGREE, *["layer_scale_init"] * on_one_side):
         if (before := vars(config)[name]) != (after := vars(new)[name]):
             option = f"--model.{name.replace('_', '-')} {before} or " if config.hidden_size == new.hidden_size else ""
             raise ValueError(
