@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 
+from vlmo import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.model.stages import start_from
 from vlmo.retrieval import Encoder
 
 # Two ways to the same sums, in float32.
@@ -49,6 +52,27 @@ def test_short_vectors_are_the_first_dimensions_normalised_again(encoder, model)
     for wrong in (0, -8, 12, 40):
         with pytest.raises(ValueError, match=rf"dim is {wrong}, but .* 32 dimensions; give a multiple of 8"):
             Encoder(model, dim=wrong)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("image_mean", [0.485, 0.456, 0.406]), ("image_std", [0.2, 0.5, 0.5]), ("resample", 2), ("do_normalize", False)],
+)
+def test_folder_whose_processor_prepares_other_pixels_is_refused(model, tmp_path, setting, value):
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"][setting] = value
+    file.write_text(json.dumps(settings))
+    started = VLMoForImageTextRetrieval(VLMoConfig.from_pretrained(folder))
+    for load in (
+        Encoder,
+        lambda folder: Encoder(folder, engine="onnx"),
+        load_retrieval_model,
+        lambda folder: start_from(started, folder),
+    ):
+        with pytest.raises(ValueError, match=rf"processor_config\.json: {setting} is .*transformers"):
+            load(folder)
 
 
 def test_match_is_the_log_odds_of_the_head(encoder, plain):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vlmo.folder import check_pixels
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.multiway import MultiwayBlock
@@ -163,6 +164,7 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind != VLMoConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind!r}; expected {VLMoConfig.model_type!r}.")
+    check_pixels(folder)
     config = VLMoConfig.from_pretrained(folder)
     on_one_side = (config.layer_scale_init is None) != (new.layer_scale_init is None)
     for name in (*_MUST_AGREE, *["layer_scale_init"] * on_one_side):

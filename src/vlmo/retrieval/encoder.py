@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.export.sessions import Pixels, Precision
-from vlmo.folder import architectures
+from vlmo.folder import architectures, check_pixels
 from vlmo.released import find_model
 from vlmo.retrieval.engines import (
     EngineChoice,
@@ -84,6 +84,7 @@ class Encoder:
     ) -> None:
         self.folder = Path(find_model(Path(folder).expanduser()))
         architectures(self.folder)  # raises if it is no model folder
+        check_pixels(self.folder)
         self.fingerprint = model_fingerprint(self.folder)
         if engine == "auto":
             engine = choose_engine(self.folder, self.fingerprint, device=device) if precision == "float32" else "torch"
