@@ -178,12 +178,30 @@ def test_paper_settings_of_fine_tuning(task):
 
 
 def test_paper_settings_of_the_vision_tasks():
-    imagenet, large, ade20k = (find_recipe(name) for name in ("base-imagenet", "large-imagenet", "base-ade20k"))
-    assert (imagenet.optimizer.lr, imagenet.loader.global_batch_size, imagenet.stage.layer_decay) == (4e-3, 1024, 0.65)
-    losses = imagenet.stage.losses
-    assert (losses.mixup, losses.cutmix, losses.label_smoothing) == (0.8, 1.0, 0.1)
-    assert imagenet.trainer.max_steps * 1024 == pytest.approx(100 * 1_281_167, abs=1024)
-    assert large.stage.layer_decay == 0.75
+    labels = {"base-imagenet": (0.85, 0.1, "85.5"), "large-imagenet": (0.9, 0.4, "87.4")}
+    for name, (layer_decay, drop_path, number) in labels.items():
+        recipe = find_recipe(name)
+        assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (2e-5, 1e-8)
+        assert (recipe.stage.losses.mixup, recipe.stage.losses.cutmix, recipe.stage.losses.label_smoothing) == (
+            0,
+            0,
+            0.1,
+        )
+        assert (recipe.stage.layer_decay, recipe.model.drop_path_rate) == (layer_decay, drop_path)
+        assert recipe.trainer.max_steps * 512 == pytest.approx(30 * 1_281_167, abs=512)
+        assert number in describe(name)
+    without = {"base": (4e-3, 100, 0.65, 0.1, "83.7"), "large": (1e-3, 50, 0.75, 0.2, "86.0")}
+    for size, (lr, epochs, layer_decay, drop_path, number) in without.items():
+        recipe = find_recipe(f"{size}-imagenet-self-supervised")
+        assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.stage.layer_decay) == (lr, 0.05, layer_decay)
+        assert (recipe.stage.losses.mixup, recipe.stage.losses.cutmix, recipe.model.drop_path_rate) == (
+            0.8,
+            1.0,
+            drop_path,
+        )
+        assert recipe.trainer.max_steps * 1024 == pytest.approx(epochs * 1_281_167, abs=1024)
+        assert number in describe(f"{size}-imagenet-self-supervised")
+    ade20k = find_recipe("base-ade20k")
     assert find_recipe("base-imagenet-384").model.image_size == 384
     assert (ade20k.trainer.max_steps, ade20k.optimizer.lr, ade20k.stage.layer_decay) == (160_000, 3e-5, 0.9)
     assert (ade20k.model.image_size, ade20k.loader.global_batch_size) == (512, 16)

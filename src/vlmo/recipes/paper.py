@@ -178,18 +178,19 @@ TASKS = {
         evaluate="validation",
     ),
     "imagenet": Task(
-        "on ImageNet-1K at 224 pixels: the image encoder, with mixup and cutmix",
+        "on ImageNet-1K at 224 pixels: the image encoder, with BEiT's rates for a start that saw labels, such as stage "
+        "3 after SIZE-stage2-labels or BEiT after ImageNet-22K: a small learning rate, nothing mixed, no weight decay",
         "`vlmo data prepare imagenet --root DIR --out {source}`.",
-        stage=ClassificationStage(),
+        stage=ClassificationStage(losses=ClassificationConfig(mixup=0.0, cutmix=0.0)),
         source="data/imagenet",
-        batch=1024,
-        length=_epochs(100, 20, examples=_IMAGENET_1K, batch=1024),
+        batch=512,
+        length=_epochs(30, 5, examples=_IMAGENET_1K, batch=512),
         fusion=False,
         text=TextConfig(),
         transform=TransformConfig(
             rand_augment="timm", rand_augment_magnitude=9, min_crop=0.08, random_erasing=0.25, fill=128
         ),
-        optimizer=_BEIT,
+        optimizer=replace(_BEIT, weight_decay=1e-8),
         schedule="cosine",
         min_lr=1e-6,
         every=(2500, 12_500),
@@ -218,18 +219,21 @@ TASKS["flickr30k-retrieval"] = replace(
     length=(1500, 150),
 )
 TASKS["imagenet-384"] = replace(
+    TASKS["imagenet"], about="on ImageNet-1K once more, at 384 pixels, with the same settings", px=384
+)
+TASKS["imagenet-self-supervised"] = replace(
     TASKS["imagenet"],
-    about="on ImageNet-1K once more, at 384 pixels: a small learning rate, nothing mixed, no weight decay",
-    stage=ClassificationStage(losses=ClassificationConfig(mixup=0.0, cutmix=0.0)),
-    px=384,
-    batch=512,
-    length=_epochs(30, 5, examples=_IMAGENET_1K, batch=512),
-    optimizer=replace(_BEIT, weight_decay=1e-8),
+    about="on ImageNet-1K at 224 pixels: the image encoder, with BEiT's rates for a start that saw no labels, with "
+    "mixup and cutmix",
+    stage=ClassificationStage(),
+    batch=1024,
+    length=_epochs(100, 20, examples=_IMAGENET_1K, batch=1024),
+    optimizer=_BEIT,
 )
 
 _LARGE_IMAGENET = _epochs(50, 5, examples=_IMAGENET_1K, batch=1024)
 _CITED = "{}, quoted from a secondary source (BEiT {})"
-_AFTER_22K = "no number (BEiT-{}, after ImageNet-22K with labels)"
+_BEITS = "no number (BEiT-{}, after ImageNet-22K {} labels)"
 # The published stage 2, and so every number of the paper, starts from BEiT after fine-tuning on ImageNet's labels.
 _LABELS = ("-labels", "from BEiT's weights after fine-tuning on ImageNet's labels, as the published ones")
 _NO_LABELS = ("-self-supervised", "with BEiT's rates for a start that saw no labels")
@@ -259,12 +263,17 @@ TABLE = [
     Row("flickr30k-retrieval", "base", 3e-5, 0.15, "coco-retrieval", "TR@1 92.3, IR@1 79.3", nodes=8),
     Row("flickr30k-retrieval", "base-plus", 3e-5, 0.2, "stage3", "TR@1 93.2, IR@1 81.8", nodes=8),
     Row("flickr30k-retrieval", "large", 2e-5, 0.2, "coco-retrieval", "TR@1 95.3, IR@1 84.5", nodes=16),
-    Row("imagenet", "base", 4e-3, 0.1, "stage3", _CITED.format("top-1 85.5", 85.2), {"layer_decay": 0.65}),
-    Row("imagenet", "base-plus", 4e-3, 0.1, "stage3", stage={"layer_decay": 0.75}),
-    Row("imagenet", "large", 1e-3, 0.2, "stage3", stage={"layer_decay": 0.75}, length=_LARGE_IMAGENET),
-    Row("imagenet-384", "base", 2e-5, 0.1, "imagenet", _AFTER_22K.format("Base: 86.8"), {"layer_decay": 0.85}),
+    Row("imagenet", "base", 2e-5, 0.1, "stage3", _CITED.format("top-1 85.5", 85.2), {"layer_decay": 0.85}),
+    Row("imagenet", "base-plus", 2e-5, 0.1, "stage3", stage={"layer_decay": 0.9}),
+    Row("imagenet", "large", 2e-5, 0.4, "stage3", _BEITS.format("Large: 87.4", "with"), {"layer_decay": 0.9}),
+    Row("imagenet-384", "base", 2e-5, 0.1, "imagenet", _BEITS.format("Base: 86.8", "with"), {"layer_decay": 0.85}),
     Row("imagenet-384", "base-plus", 2e-5, 0.1, "imagenet", stage={"layer_decay": 0.9}),
-    Row("imagenet-384", "large", 2e-5, 0.4, "imagenet", _AFTER_22K.format("Large: 88.4"), {"layer_decay": 0.9}),
+    Row("imagenet-384", "large", 2e-5, 0.4, "imagenet", _BEITS.format("Large: 88.4", "with"), {"layer_decay": 0.9}),
+    Row("imagenet-self-supervised", "base", 4e-3, 0.1, "stage1", _BEITS.format("Base: 83.7", "without"),
+        {"layer_decay": 0.65}),
+    Row("imagenet-self-supervised", "base-plus", 4e-3, 0.1, "stage1", stage={"layer_decay": 0.75}),
+    Row("imagenet-self-supervised", "large", 1e-3, 0.2, "stage1", _BEITS.format("Large: 86.0", "without"),
+        {"layer_decay": 0.75}, _LARGE_IMAGENET),
     Row("ade20k", "base", 3e-5, 0.1, "stage3", _CITED.format("mIoU 53.4", 52.8), {"layer_decay": 0.9, "channels": 768}),
     Row("ade20k", "base-plus", 3e-5, 0.1, "stage3", stage={"layer_decay": 0.95, "channels": 544}),
     Row("ade20k", "base", 7e-4, 0.1, "stage1", stage={"layer_decay": 0.65, "channels": 768}, variant=_NO_LABELS),
