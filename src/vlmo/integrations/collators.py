@@ -4,12 +4,13 @@ An image is a PIL image, a path, or the bytes and path of a data set that does n
 `remove_unused_columns=False`: the columns are not the arguments of the models. Augmentation belongs into the data set
 (`set_transform`).
 
-What is sampled (a caption, masks) is a pure function of `seed` and the content of the batch: an evaluation repeats
-itself, a run that is resumed goes on as it would have, and a shuffled epoch brings other masks.
+What is sampled (a caption, masks) is a pure function of `seed`, the trainer's epoch and the content of the batch: an
+evaluation repeats itself, a run that is resumed goes on as it would have, and each epoch brings other masks.
 """
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -245,5 +246,11 @@ def _cell(value: Any) -> ImageCell | None:
 
 
 def _generator(seed: int, content: bytes) -> np.random.Generator:
-    """Return a generator that depends on the seed and the content of a batch."""
-    return np.random.default_rng([seed, *blake2b(content, digest_size=16).digest()])
+    """Return a generator that depends on the seed, the epoch and the content of a batch."""
+    return np.random.default_rng([seed, _epoch(), *blake2b(content, digest_size=16).digest()])
+
+
+def _epoch() -> int:
+    """Return the epoch of the data loader that accelerate, and so the `Trainer`, is reading; 0 for other loaders."""
+    accelerate = sys.modules.get("accelerate.state")  # without which there is no trainer
+    return 0 if accelerate is None else getattr(accelerate.GradientState().active_dataloader, "iteration", 0)
