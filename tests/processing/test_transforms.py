@@ -1,4 +1,5 @@
 import math
+import random
 from collections import Counter
 
 import numpy as np
@@ -6,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import auto_augment
-from torchvision.transforms import InterpolationMode
+from timm.data.random_erasing import RandomErasing
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
@@ -91,12 +93,29 @@ def test_train_transform_gives_the_same_from_the_resized_picture():
 
 
 def test_transform_pixels_are_8_bit_and_normalised_to_the_pixel_values():
-    config, picture = TransformConfig(image_size=32, random_erasing=1.0, fill=100), blocks(50, 40)
+    config, picture = TransformConfig(image_size=32, random_erasing=1.0), blocks(50, 40)
     pixels = train_transform(config).pixels(picture, np.random.default_rng(1))
     assert pixels.dtype == torch.uint8
-    assert (pixels == 100).all(dim=0).sum() >= 0.02 * 32 * 32  # what is erased
     assert torch.equal(normalize_pixels(pixels), train_transform(config)(picture, np.random.default_rng(1)))
     assert torch.equal(normalize_pixels(eval_transform(config).pixels(picture)), eval_transform(config)(picture))
+
+
+def test_what_is_erased_is_as_large_and_as_noisy_as_timms():
+    random.seed(0)
+    plain = normalize_pixels(torch.full((3, 32, 32), 128, dtype=torch.uint8))
+    ours = train_transform(TransformConfig(image_size=32, random_erasing=1.0, **PLAIN))
+    theirs = RandomErasing(probability=1, mode="pixel", device="cpu")
+    grey, found = Image.new("RGB", (32, 32), (128, 128, 128)), []
+    for images in (
+        [ours(grey, np.random.default_rng(seed)) for seed in range(1000)],
+        [theirs(plain.clone()).clamp(-1, 1) for _ in range(1000)],  # all that 8 bits hold
+    ):
+        erased = [(image != plain).any(dim=0) for image in images]
+        areas = np.quantile([each.float().mean() for each in erased], [0, 0.25, 0.5, 0.75, 1])
+        heights = np.quantile([each.any(dim=1).float().mean() for each in erased], [0, 0.25, 0.5, 0.75, 1])
+        noise = torch.cat([image[:, each].flatten() for image, each in zip(images, erased, strict=True)])
+        found.append([*areas, *heights, float(noise.mean()), float(noise.std()), float((noise == 1).float().mean())])
+    assert found[0] == pytest.approx(found[1], abs=0.04)  # a pixel of 32, and chance
 
 
 def test_normalized_pixels_are_the_same_for_any_order_in_memory():
@@ -107,11 +126,31 @@ def test_normalized_pixels_are_the_same_for_any_order_in_memory():
     assert normalize_pixels(floats) is floats
 
 
-def test_crop_box_is_pinned():
+@pytest.mark.parametrize(
+    ("size", "min_crop", "expected"),
+    [
+        ((640, 427), 0.3, [(67, 0, 490, 427), (22, 1, 505, 374), (242, 17, 585, 402), (280, 16, 571, 354)]),
+        ((427, 640), 0.5, [(0, 41, 427, 546), (0, 8, 427, 407), (29, 83, 421, 523), (56, 40, 413, 455)]),
+        ((64, 64), 0.9, [(1, 0, 60, 64), (0, 0, 64, 55), (2, 0, 60, 64), (1, 0, 58, 64)]),
+    ],
+)
+def test_crop_box_is_pinned(size, min_crop, expected):
     """The boxes of these seeds since the first release: a change to them changes what every run sees."""
-    config = TransformConfig(min_crop=0.3)
-    boxes = [crop_box((640, 427), config=config, generator=np.random.default_rng(seed)) for seed in range(4)]
-    assert boxes == [(67, 0, 490, 427), (22, 1, 505, 374), (242, 17, 585, 402), (280, 16, 571, 354)]
+    config = TransformConfig(min_crop=min_crop)
+    assert [crop_box(size, config=config, generator=np.random.default_rng(seed)) for seed in range(4)] == expected
+
+
+@pytest.mark.parametrize("size", [(1500, 500), (500, 1500), (1280, 720)])
+def test_crop_of_a_long_image_keeps_its_share_or_the_middle(size):
+    config, width, height = TransformConfig(min_crop=0.5), *size
+    top, left, rows, columns = RandomResizedCrop.get_params(torch.empty(3, height, width), [2, 2], [3 / 4, 4 / 3])
+    middle = (left, top, left + columns, top + rows)
+    boxes = [crop_box(size, config=config, generator=np.random.default_rng(seed)) for seed in range(400)]
+    shares = [(box[2] - box[0]) * (box[3] - box[1]) / (width * height) for box in boxes if box != middle]
+    assert min(shares) >= 0.499  # sides are whole pixels
+    assert len(set(boxes)) > 100
+    # No box of 4/3 at most has 90 %.
+    assert crop_box(size, config=TransformConfig(min_crop=0.9), generator=np.random.default_rng(0)) == middle
 
 
 class Stored:

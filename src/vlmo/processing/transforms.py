@@ -26,6 +26,11 @@ MAX_MAGNITUDE = 10
 # The scales at which JPEG can be decoded, the smallest first.
 _REDUCTIONS = (8, 4, 2)
 
+_LONGEST = 4 / 3
+"""Longer side of a random crop over its shorter one, at most."""
+_ATTEMPTS = 10
+"""Rectangles that are sampled until one fits, as in torchvision and timm."""
+
 Pixels = Image.Image | UInt8[np.ndarray, "height width 3"]
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom edge in pixels."""
@@ -64,7 +69,7 @@ class TransformConfig:
     fill: int = 255
     """Grey level (0 to 255) of what geometric operations uncover; white suits drawings."""
     min_crop: float = 1.0
-    """Smallest share of the area that a random crop keeps, in (0, 1]; 1 never crops."""
+    """Smallest share of the area that a random crop keeps, in (0, 1]; 1 never crops. See `crop_box`."""
     reduced_decoding: bool = True
     """Decode JPEG at 1/2, 1/4 or 1/8 where the crop still has `image_size` pixels each way (docs/scaling.md has the
     difference of pixels). Evaluation never does."""
@@ -73,7 +78,7 @@ class TransformConfig:
     grayscale: float = 0.0
     """Probability of losing colour."""
     random_erasing: float = 0.0
-    """Probability that a rectangle of 2 to 20 % of the area is painted with `fill`."""
+    """Probability that a rectangle of 2 to 33 % of the area becomes noise, as by timm's "pixel" mode."""
     affine: float = 0.0
     """Probability of a turn (15 degrees at most), shift (10 %) and scaling (0.8 to 1.2)."""
     blur: float = 0.0
@@ -156,7 +161,7 @@ class TrainTransform:
         if after is not before:
             pixels = _to_tensor(after)
         if generator.random() < config.random_erasing:
-            _erase(pixels, fill=config.fill, generator=generator)
+            _erase(pixels, generator=generator)
         return pixels
 
     def __call__(self, image: Pixels | Encoded, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
@@ -168,14 +173,25 @@ class TrainTransform:
 
 
 def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator) -> Box:
-    """Sample a part of an image of this width and height: area from `min_crop` to 1, aspect from 3/4 to 4/3, place."""
+    """Sample a part of an image of this width and height: area from `min_crop` to 1, aspect from 3/4 to 4/3, place.
+
+    A box that does not fit is cut to the image. Where that leaves less than `min_crop` of an image longer than 4/3,
+    another is sampled, as by torchvision's `RandomResizedCrop`: ten at most, then the longest central part of 4/3.
+    """
     width, height = size
-    area = height * width * generator.uniform(config.min_crop, 1)
-    aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
-    crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
-    crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
-    top = int(generator.integers(height - crop_height + 1))
-    left = int(generator.integers(width - crop_width + 1))
+    for _ in range(_ATTEMPTS):
+        area = height * width * generator.uniform(config.min_crop, 1)
+        aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(_LONGEST)))
+        wanted = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
+        crop_width, crop_height = min(width, wanted[0]), min(height, wanted[1])
+        too_small = (crop_width, crop_height) != wanted and crop_width * crop_height < config.min_crop * width * height
+        if not too_small or max(size) <= _LONGEST * min(size):
+            top = int(generator.integers(height - crop_height + 1))
+            left = int(generator.integers(width - crop_width + 1))
+            return left, top, left + crop_width, top + crop_height
+    longest = round(min(size) * _LONGEST)
+    crop_width, crop_height = min(width, longest), min(height, longest)
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
 
 
@@ -270,13 +286,17 @@ def _affine(image: Image.Image, *, degrees: float, scale: float, shift: tuple[fl
     )
 
 
-def _erase(pixels: UInt8[Tensor, "3 size size"], *, fill: int, generator: np.random.Generator) -> None:
+def _erase(pixels: UInt8[Tensor, "3 size size"], *, generator: np.random.Generator) -> None:
+    """Replace a rectangle by normal noise of deviation 1 once pixels are normalised, cut to what 8 bits can hold."""
     size = pixels.shape[-1]
-    area, aspect = generator.uniform(0.02, 0.2), math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
-    height = min(size, max(1, round(size * math.sqrt(area * aspect))))
-    width = min(size, max(1, round(size * math.sqrt(area / aspect))))
-    top, left = generator.integers(size - height + 1), generator.integers(size - width + 1)
-    pixels[:, top : top + height, left : left + width] = fill
+    for _ in range(_ATTEMPTS):
+        area, aspect = generator.uniform(0.02, 1 / 3), math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
+        height, width = round(size * math.sqrt(area * aspect)), round(size * math.sqrt(area / aspect))
+        if max(height, width) < size:
+            top, left = generator.integers(size - height + 1), generator.integers(size - width + 1)
+            noise = (127.5 + 127.5 * generator.standard_normal((3, height, width))).round().clip(0, 255)
+            pixels[:, top : top + height, left : left + width] = torch.from_numpy(noise.astype(np.uint8))
+            return
 
 
 # An operation gets the image, its strength from 0 to 1, a sign of +1 or -1, and the geometric part of its arguments.
