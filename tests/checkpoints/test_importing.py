@@ -583,9 +583,16 @@ def test_fine_tuned_beit3_needs_no_allow_partial(tmp_path, task, model_class):
     report = import_checkpoint(tmp_path / "file.pth", tmp_path / "out", vocabulary=spm, num_attention_heads=4)
     assert report.conversion.model_class is model_class
     assert (report.left_out, report.created) == ([], [])
-    _, loading = model_class.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, loading = model_class.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
+    # The published code norms pixels by ImageNet's mean for the classifier of images alone.
+    images = torch.randint(0, 256, (2, 3, *[model.config.image_size] * 2), dtype=torch.uint8)
+    norm = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if task == "imagenet" else ((0.5,) * 3, (0.5,) * 3)
+    plain = model_class(model.config)
+    plain.load_state_dict(report.conversion.weights)
+    expected = plain.backbone.embed_image(normed(images, mean=norm[0], deviation=norm[1]))
+    torch.testing.assert_close(model.backbone.embed_image(images), expected, atol=1e-5, rtol=1e-5)
 
 
 def timm_beit3(classes: int = 5) -> nn.Module:

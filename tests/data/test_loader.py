@@ -231,8 +231,9 @@ def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer
     for epoch in range(2):
         read = [tokenizer.decode(each[epoch, number]["input_ids"], skip_special_tokens=True) for number in range(6)]
         assert read == captions[:6]
+    shown = [each[0, number]["image_id"] for number in range(8)]
+    assert shown == [pairs[0, row]["image_id"] for row in (0, 0, 1, 1, 2, 2, 3, 3)]
     first, second = each[0, 0], each[0, 1]
-    assert first["image_id"] == second["image_id"] == pairs[0, 0]["image_id"]
     assert (first["sample_id"], second["sample_id"]) == (0, 1)
     assert not torch.equal(first["pixel_values"], second["pixel_values"])
 

@@ -108,6 +108,9 @@ def test_mixed_lists_keep_their_order(model, ours):
     )
     for batch_size in (2, 6):
         assert np.abs(model.encode(mixed, batch_size=batch_size) - expected).max() < SAME
+    # encode() sorts by length first: as they come, a text before two images.
+    vectors = model(model.preprocess(mixed[:3]))["sentence_embedding"].numpy(force=True)
+    assert np.abs(vectors - expected[:3]).max() < SAME
 
 
 def test_arrays_and_tensors_are_images(model, ours):

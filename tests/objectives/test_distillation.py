@@ -13,12 +13,13 @@ from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguage
 
 
 def test_the_loss_is_the_squared_distance_weighted_by_what_the_teacher_knows():
-    # The teacher tells pair 0 from the others and takes pairs 1 and 2 for each other.
-    images = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), dim=-1)
-    texts = images.clone()
+    # The teacher takes text 2 for image 0's, and image 2 for text 1's: it knows both pairs in one direction alone.
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     own = F.normalize(torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]]), dim=-1), texts
     scale = torch.tensor([4.0]).log()
-    known = [1 / (1 + 2 * torch.tensor(-4.0).exp()), *2 * [1 / (2 + torch.tensor(-4.0).exp())]]
+    low, high = torch.tensor([-4.0, 4.0]).exp()
+    known = [*2 * [(1 / (1 + 2 * low) + 1 / (2 + low)) / 2], 1 / (2 + high)]
     distances = [2 - 2**0.5, 2.0, 0.0]
     expected = sum(k * d for k, d in zip(known, distances, strict=True)) / sum(known)
     same = own_pairs(3, device=torch.device("cpu"))

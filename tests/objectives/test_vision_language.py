@@ -206,6 +206,20 @@ def test_the_model_alone_has_the_same_loss_where_negatives_leave_no_choice(varia
     close(single.loss, F.cross_entropy(single.match_logits, torch.tensor([1])))  # without others ITC is 0
 
 
+@torch.no_grad()
+def test_hardest_negatives_of_the_model_alone_are_those_of_each_pair():
+    model, batch = stage_3().model.eval(), make_batch()
+    pixels, ids, mask = (batch[name] for name in ("pixel_values", "input_ids", "attention_mask"))
+    output = model(pixels, ids, mask, return_loss=True)
+    similar = output.logits_per_image - 1e9 * torch.eye(8)
+    texts, images = similar.argmax(dim=1), similar.argmax(dim=0)
+    assert not torch.equal(texts, images)
+    pairs = [(pixels, ids, mask), (pixels, ids[texts], mask[texts]), (pixels[images], ids, mask)]
+    odds = torch.cat([model.match(*pair) for pair in pairs])
+    contrast = stage_3(mlm_weight=0, itm_weight=0, exclude_same=False)(batch)["loss"]
+    close(output.loss - contrast, F.cross_entropy(odds, torch.tensor([1] * 8 + [0] * 16)))
+
+
 def test_parts_that_are_switched_off_need_no_masked_captions():
     batch = make_batch()
     expected = stage_3(mlm_weight=0)(batch)["loss"]

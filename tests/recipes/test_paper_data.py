@@ -37,15 +37,16 @@ def write_publishers_files(root: Path) -> None:
         coco_record(number, "train", sentences=[{"raw": text} for text in sentences("coco", number)])
         for number in range(IMAGES["coco"])
     ]
-    # Two images of the test split; Visual Genome has the first.
-    records += [coco_record(200, "test"), coco_record(201, "test")]
+    # Visual Genome has an image of the test split, and one of the validation split.
+    records += [coco_record(200, "test"), coco_record(201, "val")]
     write_coco(root / "coco", records)
     facts, regions = [], []
-    for number in range(IMAGES["visual_genome"] + 1):
+    for number in range(IMAGES["visual_genome"] + 2):
         write(root / "visual_genome" / "VG_100K" / f"{number}.jpg", jpeg(number))
-        coco_id = 200 if number == IMAGES["visual_genome"] else number if number < SHARED else None
+        further = number - IMAGES["visual_genome"]
+        coco_id = 200 + further if further >= 0 else number if number < SHARED else None
         facts.append({"image_id": number, "url": f"https://example.org/VG_100K/{number}.jpg", "coco_id": coco_id})
-        phrases = sentences("visual_genome", number) if coco_id != 200 else ["seen in a test"]
+        phrases = sentences("visual_genome", number) if further < 0 else ["seen in a test"]
         regions.append({"id": number, "regions": [region(number, place, text) for place, text in enumerate(phrases)]})
     (root / "visual_genome" / "VG_100K_2").mkdir()
     write(root / "visual_genome" / "image_data.json", json.dumps(facts))
@@ -65,7 +66,7 @@ def work(tmp_path_factory) -> Path:
     write_publishers_files(work / "published")
     for name, count in IMAGES.items():
         summary = prepare(name, root=work / "published" / name, out=work / "data" / name)
-        assert summary.splits["train"].rows == count + (name == "visual_genome")
+        assert summary.splits["train"].rows == count + 2 * (name == "visual_genome")
     for number in range(16):
         write(work / "data" / "imagenet22k" / f"{number}.jpg", jpeg(number))
     write(work / "data" / "text" / "lines.txt", "\n".join(f"line {number} of a text" for number in range(40)))
@@ -103,9 +104,10 @@ def test_rows_of_a_shared_image_are_merged(source):
     assert "CC-BY-4.0" in row["licence"].split(" + ")
 
 
-def test_images_of_a_test_split_are_left_out(source):
-    assert "coco/200" in open_source("data/visual_genome")["image_id"][:]
-    assert "coco/200" not in open_source(source)["image_id"][:]
+def test_images_of_validation_and_test_splits_are_left_out(source):
+    measured = {"coco/200", "coco/201"}
+    assert measured <= set(open_source("data/visual_genome")["image_id"])
+    assert not measured & set(open_source(source)["image_id"])
 
 
 def test_weights_repeat_and_thin_out_captions(source):

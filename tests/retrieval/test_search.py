@@ -61,12 +61,16 @@ def test_captions_of_an_image_are_those_of_the_evaluation(searcher, evaluated, g
         assert [hit.captions for hit in reranked.hits] == [(CAPTIONS[text // 2][text % 2],) for text in expected]
 
 
-def test_weight_comes_from_the_model_if_none_is_given(searcher):
+def test_weight_comes_from_the_model_if_none_is_given(searcher, monkeypatch):
     own = searcher.search(QUERY, top=5, rerank=5)
     named = searcher.search(QUERY, top=5, rerank=5, weight=searcher.encoder.rerank_weight)
     assert [hit.score for hit in own.hits] == [hit.score for hit in named.hits]
     alone = searcher.search(QUERY, top=5, rerank=5, weight=1.0)
     assert [hit.score for hit in alone.hits] == [hit.match for hit in alone.hits]
+    monkeypatch.setattr(searcher.encoder, "rerank_weight_image_to_text", 1.0)  # each direction has its own
+    captions = searcher.captions(drawings()[0], top=5, rerank=5)
+    assert [hit.score for hit in captions.hits] == [hit.match for hit in captions.hits]
+    assert [hit.score for hit in searcher.search(QUERY, top=5, rerank=5).hits] == [hit.score for hit in own.hits]
 
 
 def test_shorter_rerank_moves_only_its_candidates(searcher):

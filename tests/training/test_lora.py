@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, questions, 
     held = load_file(adapter / "adapter_model.safetensors")
     heads = ("base_model.model.answer_head.", "base_model.model.vlmo.pooler.", "base_model.model.vlmo.modality_types.")
     assert all(".lora_A.weight" in name or ".lora_B.weight" in name or name.startswith(heads) for name in held)
+    assert json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] == 8  # twice the rank
     assert all(tensor.any() for name, tensor in held.items() if "lora_B" in name and "vision_language" in name)
     line = refused(["evaluate", str(adapter), "--data", str(questions)], capsys)
     assert f"vlmo merge {adapter} --out" in line
@@ -95,8 +97,8 @@ def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, questions, 
         adapted = ".blocks." in name and name.endswith(("shared.weight", "fc1.weight", "fc2.weight"))
         if name in before and not adapted and not f"base_model.model.{name}".startswith(heads):
             assert torch.equal(tensor, before[name]), name
-    changed = "vlmo.blocks.2.experts.vision_language.fc1.weight"
-    assert not torch.equal(after[changed], before[changed])
+    for changed in ("blocks.2.experts.vision_language.fc1", "pooler.dense", "modality_types"):
+        assert not torch.equal(after[f"vlmo.{changed}.weight"], before[f"vlmo.{changed}.weight"])
     assert "vlmo merge" not in (merged / "README.md").read_text()
     assert "exists already" in refused(["merge", str(adapter), "--out", str(merged)], capsys)
 
