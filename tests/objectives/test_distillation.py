@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.objectives.distillation import distillation_loss
-from vlmo.objectives.itc import own_pairs
+from vlmo.objectives.itc import caption_keys, own_pairs, same_pairs
 from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 
 
@@ -40,10 +40,16 @@ def test_a_model_learns_the_vectors_of_a_frozen_teacher():
         teacher.get_image_features(batch["pixel_values"]),
         teacher.get_text_features(batch["input_ids"], batch["attention_mask"]),
     )
+    own = (
+        model.get_image_features(batch["pixel_values"]),
+        model.get_text_features(batch["input_ids"], batch["attention_mask"]),
+    )
+    same = same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
+    close(first, distillation_loss(own, vectors, logit_scale=teacher.contrast_head.logit_scale, same=same))
     train(objective, steps=30)
     last = objective(batch)
     assert last["teacher"] < first / 4
     close(last["loss"], last["teacher"] + 0.1 * last["itm"])
-    own = model.eval().get_image_features(batch["pixel_values"])
-    assert (own * vectors[0]).sum(-1).mean() > 0.9
+    learnt = model.eval().get_image_features(batch["pixel_values"])
+    assert (learnt * vectors[0]).sum(-1).mean() > 0.9
     assert all(torch.equal(each, before[name]) for name, each in teacher.state_dict().items())

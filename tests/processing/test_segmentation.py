@@ -124,6 +124,7 @@ def test_brightness_and_contrast_have_the_usual_strength() -> None:
     assert max(levels) <= (100 + 32) * 1.5 + 1
     assert min(levels) < 50
     assert max(levels) > 170
+    assert np.mean([not 68 <= level <= 132 for level in levels]) > 0.3  # contrast changes it in either order
 
 
 @pytest.mark.parametrize(

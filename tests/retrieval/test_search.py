@@ -14,7 +14,7 @@ from tests.retrieval.toy_index import NAMES, build, write_folder
 from vlmo import VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.retrieval import Encoder, Searcher, search
+from vlmo.retrieval import Encoder, Index, Searcher, search
 
 # Sums in another order; scores are some units large.
 CLOSE = 1e-4
@@ -186,13 +186,14 @@ def test_image_that_is_gone_is_not_reranked(model, tmp_path):
         searcher.index.image(gone.id)
 
 
-def test_image_and_text_together_are_the_direction_of_their_sum(searcher, tmp_path):
+def test_image_and_text_together_are_the_direction_of_their_sum(searcher, gallery, tmp_path):
     drawings()[4].save(tmp_path / "green.png")
     vectors = [searcher.encoder.embed_texts([QUERY])[0], searcher.encoder.embed_images(drawings()[4:5])[0]]
     both = (vectors[0] + vectors[1]) / np.linalg.norm(vectors[0] + vectors[1])
     expected = searcher.encoder.embed_images(drawings()) @ both
-    for image in (drawings()[4], tmp_path / "green.png"):
-        result = searcher.search(QUERY, image=image, top=NUM_PICTURES)
+    in_memory = Searcher(searcher.encoder, Index(gallery[1], in_memory=True))
+    for each, image in ((searcher, drawings()[4]), (in_memory, tmp_path / "green.png")):
+        result = each.search(QUERY, image=image, top=NUM_PICTURES)
         assert numbers(result) == np.argsort(-expected).tolist()
         np.testing.assert_allclose([hit.score for hit in result.hits], np.sort(expected)[::-1], atol=CLOSE)
     assert numbers(result) != numbers(searcher.search(QUERY, top=NUM_PICTURES))

@@ -107,7 +107,7 @@ def test_merged_model_equals_the_trained_one_and_peft_reads_the_adapter(start, q
     recipe = finetune_recipe(start, str(questions)).recipe
     recipe = dataclasses.replace(
         recipe,
-        lora=LoraConfig(rank=2, alpha=8, targets=("qkv", "fc2")),
+        lora=LoraConfig(rank=2, alpha=8, dropout=0.1, targets=("qkv", "fc2")),
         trainer=dataclasses.replace(recipe.trainer, max_steps=STEPS, precision="float32"),
         evaluate_on=None,
     )
@@ -115,6 +115,10 @@ def test_merged_model_equals_the_trained_one_and_peft_reads_the_adapter(start, q
     blocks = [module for module in trainer.objective.modules() if isinstance(module, MultiwayBlock)]
     assert not any(p.requires_grad for block in blocks for n, p in block.named_parameters() if "lora_" not in n)
     adapter = trainer.fit().model_dir
+    assert json.loads((adapter / "adapter_config.json").read_text())["lora_dropout"] == 0.1
+    assert not any(
+        ".fc1." in name or ".projection." in name for name in load_file(adapter / "adapter_model.safetensors")
+    )
     inputs = pairs()
     with torch.no_grad():
         expected = trainer.objective.model.eval()(**inputs).logits
