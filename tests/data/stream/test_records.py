@@ -366,18 +366,50 @@ def test_column_whose_name_is_no_text_is_told(tmp_path):
     assert bad.kind == "shard"
 
 
-def test_sparse_member_that_claims_gigabytes_costs_one_record(tmp_path):
-    path, member = tmp_path / "0.tar", tarfile.TarInfo("a.txt")
+def gnu_sparse(*, size: int, is_extended: bool = False) -> bytes:
+    """Return the header of a sparse member in GNU's old form, whose data have 512 bytes."""
+    member = tarfile.TarInfo("a.txt")
     member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
     header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
     header[386:410] = b"%011o\0%011o\0" % (0, 512)  # one piece at the start
-    header[483:495] = b"\x80" + (6 << 30).to_bytes(11, "big")  # of a file of that size
+    header[482] = is_extended
+    header[483:495] = b"\x80" + size.to_bytes(11, "big")
     header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
-    path.write_bytes(bytes(header) + bytes(512) + tar_bytes(["b"]))
-    sparse, fine = read(path)
+    return bytes(header)
+
+
+def pax_sparse(pieces: str) -> bytes:
+    """Return a sparse member of PAX, version 1.0: a map of pieces stands before its data."""
+    facts = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "4096"}
+    member = tarfile.TarInfo("a.txt")
+    member.size = len(data := pieces.encode())
+    header = tarfile.TarInfo._create_pax_generic_header(facts, tarfile.XHDTYPE, "utf-8")
+    return header + member.tobuf() + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+@pytest.mark.parametrize("images", [True, "places"])
+@pytest.mark.parametrize(
+    "member",
+    [
+        gnu_sparse(size=6 << 30) + bytes(512),
+        gnu_sparse(size=4096) + bytes(512),
+        pax_sparse("2\n0\n0\n512\n0\n"),  # thousands of these take quadratic time
+        pax_sparse("many"),
+    ],
+)
+def test_sparse_member_costs_its_record_and_is_not_read(tmp_path, member, images):
+    path = tmp_path / "0.tar"
+    path.write_bytes(member + tar_bytes(["b"]))
+    sparse, fine = read(path, images=images)
     assert (sparse.kind, sparse.key) == ("row", "a")
-    assert "claims 6,442,450,944 bytes" in sparse.reason
+    assert "a.txt is a sparse file" in sparse.reason
     assert fine.key == "b"
+
+
+def test_sparse_header_that_is_cut_off_ends_the_shard_there(tmp_path):
+    (tmp_path / "0.tar").write_bytes(gnu_sparse(size=4096, is_extended=True))
+    (end,) = read(tmp_path / "0.tar")
+    assert (end.kind, end.index) == ("shard", 0)
 
 
 def test_values_that_python_has_not_cost_one_record(tmp_path):

@@ -184,6 +184,9 @@ _EXTENDED = (
 )
 
 
+_TEXTS = (".txt", ".json")
+
+
 class _Member(tarfile.TarInfo):
     """A header. One that is cut off or damaged is an error: `tarfile` itself takes it for the end."""
 
@@ -198,6 +201,10 @@ class _Member(tarfile.TarInfo):
         if member.type in _EXTENDED and member.size > _MAX_NAME_BYTES:
             raise tarfile.ReadError(f"a header here claims {member.size:,} bytes; write the tar without xattrs")
         return member
+
+    def _proc_gnusparse_10(self, next: tarfile.TarInfo, *_: Any) -> None:  # noqa: A002
+        """Leave the map of a sparse member, in front of its data, unread: that takes quadratic time, as its data do."""
+        cast(Any, next).sparse = []
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -232,15 +239,16 @@ def _tar_records(
                         place = Offset(place.index + 1, start.byte + member.offset)
                         yield _tar_record(shard, place.index - 1, key, parts, fault, options), place
                     key, parts, fault = found, {}, None
-                if suffix in IMAGE_SUFFIXES and options.images == "places":
-                    parts[suffix] = range_path(shard, start=start.byte + member.offset_data, length=member.size)
-                elif suffix not in IMAGE_SUFFIXES and suffix not in {".txt", ".json"}:
+                if suffix not in IMAGE_SUFFIXES and suffix not in _TEXTS:
                     parts[suffix] = b""
-                elif member.size > (limit := MAX_MEMBER_BYTES if suffix in IMAGE_SUFFIXES else _MAX_TEXT_BYTES):
-                    fault = f"{member.name} claims {member.size:,} bytes; at most {limit:,} are read"
+                elif reason := _why_not_read(member, limit=_MAX_TEXT_BYTES if suffix in _TEXTS else MAX_MEMBER_BYTES):
+                    fault = reason
+                elif suffix in IMAGE_SUFFIXES and options.images == "places":
+                    parts[suffix] = range_path(shard, start=start.byte + member.offset_data, length=member.size)
                 else:
                     parts[suffix] = tar.extractfile(member).read()
-    except (tarfile.TarError, *_RECORD_ERRORS) as error:  # tarfile lets through what it finds in facts of a header
+    # tarfile lets through what it finds in facts of a header.
+    except (tarfile.TarError, IndexError, *_RECORD_ERRORS) as error:
         if key is not None:
             index, place = place.index, Offset(place.index + 1, end)
             yield _tar_record(shard, index, key, parts, fault, options), place
@@ -248,6 +256,12 @@ def _tar_records(
         return
     if key is not None:
         yield _tar_record(shard, place.index, key, parts, fault, options), None
+
+
+def _why_not_read(member: tarfile.TarInfo, *, limit: int) -> str | None:
+    if member.issparse():
+        return f"{member.name} is a sparse file; write the tar without --sparse"
+    return f"{member.name} claims {member.size:,} bytes; at most {limit:,} are read" if member.size > limit else None
 
 
 def _tar_record(
