@@ -52,10 +52,10 @@ def _jpeg_with_exif(exif: bytes) -> bytes:
     return encoded(exif=b"Exif\x00\x00" + exif)
 
 
-def tiff(*tags: tuple[int, int, int], following: int = 0) -> bytes:
-    """Return a TIFF with tags (number, count, value) of 32 bits and no pixels."""
+def tiff(*tags: tuple[int, int, int], following: int = 0, pixels: bytes = b"") -> bytes:
+    """Return a TIFF with tags (number, count, value) of 32 bits, and then pixels."""
     listed = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in sorted(tags))
-    return b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", len(tags)) + listed + struct.pack("<I", following)
+    return b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", len(tags)) + listed + struct.pack("<I", following) + pixels
 
 
 _LOOP = tiff((256, 1, 1), following=8)
@@ -71,6 +71,13 @@ def scans(number: int) -> bytes:
     whole = encoded(progressive=True)
     last = whole[whole.rindex(b"\xff\xc4", 0, whole.rindex(b"\xff\xda")) : -2]
     return whole[:-2] + number * last + whole[-2:]
+
+
+def _tiff_of_jpeg(data: bytes) -> bytes:
+    """Return a TIFF whose pixels are a JPEG of a drawing."""
+    width, height = drawings()[0].size
+    tags = [(256, 1, width), (257, 1, height), (258, 1, 8), (259, 1, 7), (262, 1, 6), (277, 1, 3), (278, 1, height)]
+    return tiff(*tags, (273, 1, 8 + 2 + 9 * 12 + 4), (279, 1, len(data)), pixels=data)
 
 
 def _run_length_bmp(width: int, height: int) -> bytes:
@@ -105,6 +112,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
         4000 * png_chunk(b"iCCP", b"a\x00\x00" + zlib.compress(bytes(10**6), 9))
     ),
     "tiff of a million strips": lambda: tiff(*_SMALL_TIFF, (273, 10**6, 8), (279, 10**6, 8)),
+    "tiff of a jpeg of 80 scans": lambda: _tiff_of_jpeg(scans(80)),
     "tiff that claims tags of 4 GB": lambda: tiff(*_SMALL_TIFF, *((tag, 2**32 - 1, 8) for tag in range(700, 3000))),
     "floats out of range": lambda: encoded(Image.new("F", (8, 8), 1e30), "TIFF"),
     "jpeg 2000": lambda: encoded(kind="JPEG2000"),

@@ -122,6 +122,14 @@ HOSTILE = {
         lambda: b"II\0*" + tiff((273, 4, 30_001, 8), data=bytes(120_004))[4:],
         "30,001 strips or tiles",
     ),
+    "jpeg in strips": (lambda: encoded("TIFF", compression="jpeg"), r"pixels are JPEG \(compression 7\)"),
+    "jpeg in a big tiff": (lambda: encoded("TIFF", compression="jpeg", big_tiff=True), "pixels are JPEG"),
+    "old jpeg, another order": (lambda: tiff((259, 3, 1, 6), order=">"), "pixels are JPEG"),
+    "jpeg as a byte": (lambda: tiff((259, 1, 1, 7)), "pixels are JPEG"),
+    "jpeg said second": (
+        lambda: tiff((260, 3, 1, 7)).replace(struct.pack("<HHI", 260, 3, 1), struct.pack("<HHI", 259, 3, 1)),
+        "pixels are JPEG",
+    ),
     "tags": (lambda: tiff(*LARGE, data=bytes(MEGABYTE)), "49 tags that name 41,943"),
 }
 
@@ -160,8 +168,8 @@ def test_usual_file_is_decoded(name: str) -> None:
 
 
 def test_orientation_is_not_looked_for_in_exif_that_names_more_than_it_holds() -> None:
-    def oriented(*tags: tuple[int, int, int, int]) -> bytes:
-        exif = tiff((0x0112, 3, 1, 6), *tags, data=bytes(MEGABYTE))
+    def oriented(*tags: tuple[int, int, int, int]) -> bytes:  # also where it says how a thumbnail is compressed
+        exif = tiff((0x0112, 3, 1, 6), (259, 3, 1, 6), *tags, data=bytes(MEGABYTE))
         return after_start(encoded("PNG"), png_chunk(b"eXIf", exif), start=33)
 
     for data, size in ((oriented(), (24, 40)), (oriented(*LARGE), (40, 24))):

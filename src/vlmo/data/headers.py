@@ -24,6 +24,8 @@ _BULK = {b"IDAT", b"fdAT"}
 _IN_PYTHON = {"ppm", "ppm_plain"}
 _TIFF = {b"II*\0", b"II\0*", b"MM\0*", b"MM*\0", b"II+\0", b"MM\0+"}  # all that Pillow takes for one
 _WIDTH, _LENGTH, _STRIPS = 322, 323, {273, 324}
+_COMPRESSION, _JPEG = 259, {6, 7}  # old and new; each strip may be a JPEG of as many scans as it likes
+_NUMBERS = {3: "H", 4: "I"}
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
@@ -38,7 +40,7 @@ def check_parts(data: bytes) -> None:
     elif data.startswith(b"BM"):
         _check_bmp(data)
     elif data[:4] in _TIFF:
-        check_directory(data)
+        check_directory(data, is_file=True)
 
 
 def check_size(opened: Image.Image, *, max_pixels: int) -> None:
@@ -113,11 +115,11 @@ def _check_bmp(data: bytes) -> None:
             raise ValueError(f"runs of {width} x {height} pixels in {len(data):,} bytes; at most {_MAX_RUNS:,} of both")
 
 
-def check_directory(data: bytes) -> None:
-    """Check the first directory of a TIFF file, or of EXIF data.
+def check_directory(data: bytes, *, is_file: bool = False) -> None:
+    """Check the first directory of a TIFF file (`is_file`), or of EXIF data.
 
     Raises:
-        ValueError: It has too many tags or strips, or names more bytes than there are.
+        ValueError: It has too many tags or strips, or names more bytes than there are; or a file's pixels are JPEG.
         struct.error: It is missing.
     """
     order, is_big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
@@ -131,5 +133,11 @@ def check_directory(data: bytes) -> None:
         total += min(count * _BYTES.get(kind, 1), len(data))
         if tag in _STRIPS and count > _MAX_STRIPS:
             raise ValueError(f"{count:,} strips or tiles; at most {_MAX_STRIPS:,} are read")
+        if is_file and tag == _COMPRESSION:  # every one: of several, Pillow and its decoder may go by different ones
+            value = struct.unpack_from(
+                order + _NUMBERS.get(kind, "H"), data, place + layout.size - (8 if is_big else 4)
+            )
+            if kind not in _NUMBERS or count != 1 or value[0] in _JPEG:
+                raise ValueError(f"a TIFF whose pixels are JPEG (compression {value[0]}); save it as JPEG or PNG")
     if number > _MAX_PARTS or total > 2 * len(data) + _SPARE_BYTES:
         raise ValueError(f"{number:,} tags that name {total:,} bytes, in {len(data):,}")
