@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,7 @@ def test_split_column_is_used(pictures) -> None:
         ("captions.jsonl", "[1]\n", "1: expected an object"),
         ("captions.jsonl", '{"image": "a.png", "captions": [1]}\n', r"1: captions must be a text or a list.*\[1\]"),
         ("captions.jsonl", '{"image": 3, "captions": "x"}\n', "1: no image is named"),
+        ("captions.jsonl", '{"image": "a\\u0000.png", "captions": "x"}\n', "1: no image is named"),
     ],
 )
 def test_wrong_table_is_named_with_its_line(tmp_path, name: str, text: str, message: str) -> None:
@@ -226,8 +228,26 @@ def test_missing_shard_is_named(pictures, tmp_path) -> None:
     everything(pictures).save_to_disk(str(tmp_path / "saved"), num_shards=3)
     shard = sorted((tmp_path / "saved").glob("*.arrow"))[1]
     shard.unlink()
-    with pytest.raises(ValueError, match=rf"1 of 3 shards are missing, such as {shard.name}; copy or prepare"):
+    with pytest.raises(ValueError, match=rf"1 of 3 files are not in it, such as '{shard.name}'"):
         open_source(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("file", ["dataset_dict.json", "train/state.json", "train/dataset_info.json"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"7", b"\xff", b"[" * 100_000, b'{"splits": 7}', b" " * (1 << 25)])
+def test_damaged_file_of_a_saved_set_is_named(pictures, tmp_path, file: str, content: bytes) -> None:
+    DatasetDict({"train": everything(pictures)}).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"saved/{file.rpartition('/')[0]}.*: the set is damaged"):
+        open_source(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("file", ["saved/train/state.json", "a.csv", "a.txt"])
+def test_pipes_are_not_read(pictures, tmp_path, file: str) -> None:
+    DatasetDict({"train": everything(pictures)}).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / file).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / file)
+    with pytest.raises((OSError, ValueError), match="no regular file"):
+        open_source(str(tmp_path / file.partition("/")[0]))
 
 
 def test_joined_sources_keep_false_captions_beside_their_captions(tmp_path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import fsspec
@@ -148,12 +149,15 @@ def test_files_of_an_object_store_are_read_up_to_a_limit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("origin", "words"),
-    [("nowhere", "there is nothing at"), ("file.txt", "is no image by its name"), ("ftpx://a/b", "cannot be listed")],
+    [("nowhere", "there is nothing at"), ("file.txt", "is no image by its name"), ("ftpx://a/b", "cannot be listed")]
+    + [(name, "no regular file") for name in ("pipe.png", "pipe.tar", "pipe.mp4")],
 )
 def test_what_holds_no_images_is_refused(origin, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path / "file.txt")
-    with pytest.raises(ValueError, match=words):
+    if origin.startswith("pipe"):
+        os.mkfifo(origin)
+    with pytest.raises((OSError, ValueError), match=words):
         list(find(as_origin(origin)))
 
 

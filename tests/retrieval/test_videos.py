@@ -94,6 +94,15 @@ def test_file_of_sound_alone_is_told(tmp_path):
     assert bad.reason == "the video cannot be read: it has no video stream"
 
 
+def test_stream_without_a_decoder_is_told(tmp_path):
+    path = write_video(tmp_path / "a.mkv", seconds=1)
+    data = path.read_bytes()
+    assert data.count(b"V_MPEG4/ISO/AVC") == 1
+    path.write_bytes(data.replace(b"V_MPEG4/ISO/AVC", b"V_NOBODY/HAS/IT"))
+    (bad,) = read_key_frames(str(path))
+    assert "no decoder for its video stream" in bad.reason
+
+
 def test_large_frames_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(videos, "MAX_PIXELS", 1000)
     (bad,) = read_key_frames(str(write_video(tmp_path / "a.mp4", seconds=1)))

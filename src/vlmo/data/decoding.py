@@ -5,7 +5,6 @@ import errno
 import functools
 import io
 import re
-import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from vlmo.data.compose import compose, is_composed
 from vlmo.data.headers import check_directory, check_parts, check_size
+from vlmo.data.listing import regular_file
 
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: above a camera's usual images, below a 100-megapixel bomb."""
@@ -87,9 +87,7 @@ def read_path(path: str) -> bytes:
     """
     piece = _RANGE.fullmatch(path)
     file = Path(path if piece is None else piece["file"])
-    status = file.stat()
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    status = regular_file(file)
     start, length = (0, status.st_size) if piece is None else (int(piece["start"]), int(piece["length"]))
     if length > MAX_FILE_BYTES:
         raise OSError(errno.EFBIG, f"{length:,} bytes; at most {MAX_FILE_BYTES:,} are read", str(file))
@@ -236,8 +234,8 @@ def _read_bytes(image: ImageCell, *, where: str) -> bytes:
             raise ValueError("an image needs bytes or a path; both are missing")
         try:
             data = read_path(image["path"])
-        except OSError as error:
-            raise ValueError(f"{where}: cannot be read: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # the latter for a zero byte in the path
+            raise ValueError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not data:
         raise ValueError(f"{where}: empty file (0 bytes)")
     return data

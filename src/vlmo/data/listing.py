@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +49,14 @@ def open_file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(place)
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{place} cannot be listed: {error}") from error
+
+
+def regular_file(path: Path) -> os.stat_result:
+    """Return the status of a file; OSError for what may never end, such as a pipe or a device."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return status
 
 
 def walk(folder: Path, *, seen: set[tuple[int, int]] | None = None, lost: list[Path] | None = None) -> Iterator[Path]:

@@ -73,7 +73,7 @@ class Record(NamedTuple):
     def file(self, *names: str, root: Path) -> Path:
         """Return the file in `root` that the first of these columns names, relative to the table, or ValueError."""
         image = self.value(*names)
-        if not isinstance(image, str) or not image.strip():
+        if not isinstance(image, str) or not image.strip() or "\0" in image:
             raise ValueError(f"{self.where}: no image is named; give its path relative to {self.folder}")
         file = (self.folder / image.strip().replace("\\", "/")).resolve()
         if not file.is_relative_to(root):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,10 @@ from datasets import Dataset, concatenate_datasets
 
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
-from vlmo.data.listing import IMAGE_SUFFIXES, source_names, walk
+from vlmo.data.listing import IMAGE_SUFFIXES, regular_file, source_names, walk
 from vlmo.data.own import read_images, read_tables, tables_of
 from vlmo.data.rows import column, false_captions, select_rows
+from vlmo.data.saved import open_saved, saved_splits
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, hash_share, make_row, require_columns
 from vlmo.data.tables import TABLE_STEMS
 
@@ -72,7 +72,8 @@ def open_source(
             f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} "
             f"Built-in names: {', '.join(builtin.NAMES)}."
         )
-    if splits := _saved_splits(path):
+    regular_file(path)
+    if splits := saved_splits(path):
         if split not in splits:
             raise ValueError(f"{path}: no split {split!r}; it has {', '.join(splits)}")
         return _read_saved(path / split)
@@ -89,7 +90,7 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
     held_out: set[str] = set()
     if split == "train":
         for name, other in itertools.product(names, ("validation", "test")):
-            if other in _saved_splits(Path(name).expanduser()):
+            if other in saved_splits(Path(name).expanduser()):
                 held_out.update(column(open_source(name, split=other, **options), "image_id"))
     sets: list[Any] = [open_source(name, split=split, **options) for name in names]
     for name, each in zip(names, sets, strict=True):
@@ -134,11 +135,6 @@ def _weighted(rows: Dataset, *, weight: float) -> Iterator[tuple[list[str], list
             for _ in range(whole + (hash_share(f"{image_id}:{number}") < weight - whole))
         ]
         yield None if of_row and not pairs else ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-
-
-def _saved_splits(path: Path) -> list[str]:
-    file = path / "dataset_dict.json"
-    return json.loads(file.read_text(encoding="utf-8"))["splits"] if file.is_file() else []
 
 
 def _read(path: Path) -> Dataset:
@@ -196,22 +192,8 @@ def split_words(line: str, *, max_words: int) -> list[str]:
 
 
 def _read_saved(path: Path) -> Dataset:
-    """Open what `save_to_disk` wrote; of no rows it writes no file, and cannot read that itself."""
-    files = [
-        entry["filename"] for entry in json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
-    ]
-    if not files:
+    if (dataset := open_saved(path)) is None:
         raise ValueError(f"{path}: the set is empty, it has no row")
-    if missing := [name for name in files if not (path / name).is_file()]:
-        raise ValueError(
-            f"{path}: {len(missing)} of {len(files)} shards are missing, such as {missing[0]}; copy or prepare the set "
-            "again"
-        )
-    dataset = Dataset.load_from_disk(str(path))
-    try:
-        dataset.data.table.validate(full=True)
-    except pa.ArrowInvalid as error:  # places outside the file would be read
-        raise ValueError(f"{path}: the set is damaged ({error}); copy or prepare it again") from error
     require_columns(dataset, name=str(path))
     return cast(Dataset, dataset.cast_column("image", FEATURES["image"]))
 

@@ -21,8 +21,10 @@ from vlmo.data.listing import (
     has_wildcards,
     is_remote,
     open_file_system,
+    regular_file,
     walk,
 )
+from vlmo.data.saved import read_about
 from vlmo.data.stream.records import Bad, Sample, read_shard
 from vlmo.data.tables import TABLE_STEMS, find_table
 from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata
@@ -34,7 +36,6 @@ MAX_BYTES = 256_000_000
 Kind = Literal["file", "video", "shard", "dataset", "unreadable"]
 
 _SAVED = ("state.json", "dataset_dict.json")
-_MAX_STATE_BYTES = 1 << 24
 # What object stores call the time or the version of a file.
 _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
 _READERS = 8
@@ -144,6 +145,7 @@ def find(origin: str) -> Iterator[Found]:
 
     Raises:
         ValueError: There is nothing, or something that holds no images by its name.
+        OSError: It is a pipe or a device.
     """
     files, path = open_file_system(origin)
     if is_remote(origin):
@@ -154,6 +156,7 @@ def find(origin: str) -> Iterator[Found]:
             raise ValueError(
                 f"there is nothing at {given}; give a folder, an image, a video, or a .tar or .parquet file"
             )
+        regular_file(given)
         if given.is_dir():
             yield from _below(given, origin=origin, seen=set())
         elif kind := _kind(given.name.lstrip(".")):  # its name may begin with a dot, as it was given outright
@@ -194,7 +197,9 @@ def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator
                 saved = path.parent
                 try:
                     size = sum(file.stat().st_size for file in saved.rglob("*.arrow") if file.is_file())
-                    states = [_state(file) for file in [path, *sorted(saved.glob("*/state.json"))] if file.is_file()]
+                    states = [
+                        read_about(file) for file in [path, *sorted(saved.glob("*/state.json"))] if file.is_file()
+                    ]
                 except OSError:
                     lost.append(saved)
                     continue
@@ -204,12 +209,6 @@ def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator
                 if not (path.is_symlink() and _is_found_elsewhere(path, kind=kind, root=real, seen=seen)):
                     yield _local(path, kind=kind, origin=origin, root=folder)
     yield from (Found(str(path), origin, "unreadable", "", 0, str(folder)) for path in lost)
-
-
-def _state(file: Path) -> bytes:
-    if file.stat().st_size > _MAX_STATE_BYTES:
-        raise OSError(errno.EFBIG, f"more than {_MAX_STATE_BYTES:,} bytes", str(file))
-    return file.read_bytes()
 
 
 def _is_found_elsewhere(link: Path, *, kind: Kind, root: Path, seen: set[tuple[int, int]]) -> bool:

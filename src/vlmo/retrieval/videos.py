@@ -72,6 +72,8 @@ def _key_frames(place: str) -> Iterator[KeyFrame]:
         stream = container.streams.best("video")
         if stream is None:
             raise ValueError("it has no video stream")
+        if stream.codec_context is None:
+            raise ValueError("FFmpeg has no decoder for its video stream; convert it to H.264")
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         for packet in container.demux(stream):
             if not packet.is_keyframe and packet.size:  # an empty packet at the end flushes the decoder

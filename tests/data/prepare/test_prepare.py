@@ -1,10 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 from tests.data.prepare.toy_task_files import write
 
 from vlmo.data.prepare import PREPARERS, find_preparer, labels_of, prepare
-from vlmo.data.prepare.parts import with_article
+from vlmo.data.prepare.parts import find, with_article
 
 
 @pytest.mark.parametrize("name", PREPARERS)
@@ -17,6 +18,12 @@ def test_every_preparer_says_what_a_missing_root_should_be(name: str, tmp_path: 
         prepare(name, root=tmp_path / "empty", out=tmp_path / "out")
     assert "empty" in str(caught.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["empty"]
+
+
+def test_pipe_is_no_file_of_a_set(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"a\.json is missing"):
+        find(tmp_path, "a.json", layout="a.json")
 
 
 def test_unknown_name_gets_the_nearest() -> None:

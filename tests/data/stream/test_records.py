@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import os
 import struct
 import tarfile
 
@@ -98,6 +99,12 @@ def test_what_is_no_shard_or_not_there_is_one_bad_record(tmp_path):
     assert "No such file" in read(tmp_path / "missing.tar")[0].reason
 
 
+def test_pipe_is_no_shard(tmp_path):
+    os.mkfifo(tmp_path / "0.tar")
+    (bad,) = read(tmp_path / "0.tar")
+    assert bad.reason == "it cannot be read: it is no regular file"
+
+
 def test_a_damaged_row_group_ends_a_parquet_file_there(tmp_path):
     path = write_parquet(tmp_path / "0.parquet", [str(number) for number in range(12)])
     start = pq.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
@@ -186,6 +193,7 @@ def test_a_process_with_too_many_open_files_is_no_reason_to_lose_a_shard(monkeyp
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(records.fsspec, "open", full)
+    (tmp_path / "0.tar").touch()
     with pytest.raises(ValueError, match=r"too many open files; raise .* or lower streams.lanes"):
         read(tmp_path / "0.tar")
 
@@ -228,7 +236,9 @@ def test_parquet_may_name_pictures_instead_of_holding_them(tmp_path):
     assert [(record.path, record.image) for record in read(tmp_path / "1.parquet")] == [("c.png", None)]
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../secret.png", "a/../../b.png", "file:///etc/passwd", "zip::x"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../secret.png", "a/../../b.png", "file:///etc/passwd", "zip::x", "a\0b.png"]
+)
 def test_a_path_that_leaves_the_folder_of_the_shard_is_a_bad_record(tmp_path, path):
     cells = [{"bytes": None, "path": path}, {"bytes": None, "path": "in/here.png"}]
     pq.write_table(pa.table({"image": cells, "caption": ["x", "y"]}), tmp_path / "0.parquet")

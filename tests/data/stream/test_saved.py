@@ -91,7 +91,8 @@ def test_state_that_names_files_elsewhere_is_refused(tmp_path):
     for name in ("../set/data-00000-of-00001.arrow", "/dev/zero", "gone.arrow"):
         state.write_text(json.dumps(json.loads(state.read_text()) | {"_data_files": [{"filename": name}]}))
         (bad,) = read_saved(tmp_path / "set")
-        assert (bad.kind, bad.reason) == ("shard", f"it cannot be read: {name!r} is no file in it")
+        assert bad.kind == "shard"
+        assert f"1 of 1 files are not in it, such as {name!r}" in bad.reason
     state.write_text(json.dumps({"_data_files": 7}))
     assert next(read_saved(tmp_path / "set")).kind == "shard"
 

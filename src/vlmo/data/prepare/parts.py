@@ -157,8 +157,9 @@ def read_table_schema(file: Path) -> pa.Schema:
 
 
 def first_of(root: Path, *candidates: str) -> Path | None:
-    """Return the first of `candidates` (paths relative to `root`) that exists; None where none does."""
-    return next((root / candidate for candidate in candidates if (root / candidate).exists()), None)
+    """Return the first file or folder of `candidates` (paths relative to `root`); None where none is there."""
+    paths = (root / candidate for candidate in candidates)
+    return next((path for path in paths if path.is_file() or path.is_dir()), None)
 
 
 def require_folder(root: Path, *, layout: str) -> None:

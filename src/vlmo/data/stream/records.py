@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmo.data.decoding import is_range, range_path
-from vlmo.data.listing import IMAGE_SUFFIXES, is_remote
+from vlmo.data.listing import IMAGE_SUFFIXES, is_remote, regular_file
 from vlmo.data.quarantine import Bad
 from vlmo.data.sampler import stable_id
+from vlmo.data.saved import open_saved, saved_splits
 from vlmo.data.tables import column_of
 
 __all__ = ["Bad", "Offset", "Record", "Sample", "read_saved", "read_shard", "sample_id"]
@@ -130,6 +131,8 @@ def read_shard(
     client_error = getattr(sys.modules.get("aiohttp"), "ClientError", OSError)
     while True:
         try:
+            if not is_remote(shard):
+                regular_file(Path(shard))
             with cast(Any, fsspec.open(shard, "rb")) as file:
                 for record, after in read(file, shard, start, options):
                     yield record, after
@@ -359,7 +362,7 @@ def _is_confined(path: str, shard: str) -> bool:
     """Return True for a relative path of a file that stays in its folder: no URL, no `..`, no link out of it."""
     if is_remote(path) or is_range(path) or "::" in path or PurePosixPath(path).is_absolute():
         return False
-    if ".." in Path(path).parts:
+    if "\0" in path or ".." in Path(path).parts:
         return False
     folder = Path(shard).parent.resolve()
     return is_remote(shard) or (folder / path).resolve().is_relative_to(folder)
@@ -373,29 +376,14 @@ def read_saved(folder: Path) -> Iterator[Record]:
 
     Errors of the folder (OSError, ValueError) are a `Bad` of kind "shard", errors of a row one of kind "row".
     """
-    from datasets import Dataset, Image
+    from datasets import Image
 
-    told = folder / "dataset_dict.json"
-    parts: list[tuple[str | None, Dataset]] = []
-    try:
-        splits = json.loads(told.read_text(encoding="utf-8"))["splits"] if told.is_file() else [None]
-        for split in splits:
-            if split is not None and Path(split).name != split:
-                raise ValueError(f"{split!r:.80} is no folder in it")
-            path = folder if split is None else folder / split
-            files = json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
-            if lost := [each["filename"] for each in files if not _is_file_in(path, each["filename"])]:
-                raise ValueError(f"{lost[0]!r:.80} is no file in it")
-            if files:  # no rows, no file
-                parts.append((split, Dataset.load_from_disk(str(path))))
-    except (OSError, LookupError, *_RECORD_ERRORS) as error:
-        yield Bad("shard", str(folder), 0, "", f"it cannot be read: {error}")
-        return
     index = 0
-    for split, dataset in parts:
-        images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-        try:
-            dataset.data.table.validate(full=True)  # places outside the file would be read
+    try:
+        for split in saved_splits(folder) or [None]:
+            if (dataset := open_saved(folder / (split or ""))) is None:
+                continue
+            images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
             for table in dataset.with_format("arrow").iter(_BATCH_ROWS):  # sounds and videos would be decoded else
                 for row in (row for batch in cast(pa.Table, table).to_batches() for row in _python_rows(batch)):
                     if isinstance(row, Exception):
@@ -403,12 +391,8 @@ def read_saved(folder: Path) -> Iterator[Record]:
                     else:
                         yield _saved_record(row, str(folder), index, images=images, split=split)
                     index += 1
-        except (OSError, *_RECORD_ERRORS) as error:
-            yield _rest_is_lost(str(folder), Offset(index), error)
-
-
-def _is_file_in(folder: Path, name: str) -> bool:
-    return Path(name).name == name and (folder / name).is_file()
+    except (OSError, *_RECORD_ERRORS) as error:
+        yield _rest_is_lost(str(folder), Offset(index), error)
 
 
 def _saved_record(row: dict[str, Any], folder: str, index: int, *, images: list[str], split: str | None) -> Record:
