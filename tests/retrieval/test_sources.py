@@ -87,6 +87,19 @@ def test_links_between_folders_lead_to_each_file_once(tmp_path):
     assert sorted(below(f"{tmp_path}/**/*.png")) == expected
 
 
+def test_real_path_of_a_folder_wins_over_links_to_it(tmp_path):
+    for name in ("z/sub/1.png", "z/.hidden/2.png"):
+        touch(tmp_path / name)
+    (tmp_path / "all").symlink_to(tmp_path / "z")
+    (tmp_path / "some").symlink_to(tmp_path / "z" / "sub")
+    (tmp_path / "z" / "found").symlink_to(tmp_path / "z" / ".hidden")  # which has no path but this
+    expected = [str(tmp_path / name) for name in ("z/found/2.png", "z/sub/1.png")]
+    assert [found.place for found in find(str(tmp_path))] == expected
+    assert [(found.place, found.root) for found in find(f"{tmp_path}/*")] == [
+        (place, str(tmp_path / "z")) for place in expected
+    ]
+
+
 def test_links_to_a_file_are_one_file(tmp_path):
     folder, store = tmp_path / "folder", tmp_path / "store"
     for file in (folder / "sub" / "real.png", folder / ".hidden" / "x.png", folder / "objects" / "5f", store / "y.png"):

@@ -62,13 +62,15 @@ def regular_file(path: Path) -> os.stat_result:
 def walk(folder: Path, *, seen: set[tuple[int, int]] | None = None, lost: list[Path] | None = None) -> Iterator[Path]:
     """Yield the files below a folder of this machine, by name; hidden ones are passed over.
 
-    Links to folders are followed; each real folder is visited once.
+    Links to folders are followed; each real folder is visited once, and by its real path if that is below too: tables
+    name files by it.
 
     Args:
         seen: Device and number of folders that were visited before; those of this call are added.
         lost: Takes folders below that cannot be listed; without it, they are errors.
     """
     seen = set() if seen is None else seen
+    root = folder.resolve()
 
     def below(path: Path) -> Iterator[Path]:
         try:
@@ -85,12 +87,17 @@ def walk(folder: Path, *, seen: set[tuple[int, int]] | None = None, lost: list[P
             lost.append(path)
             return
         for each, is_folder, is_file in inside:
-            if is_folder:
+            if is_folder and not (each.is_symlink() and is_visible(each.resolve(), root)):
                 yield from below(each)
             elif is_file:
                 yield each
 
     yield from below(folder)
+
+
+def is_visible(path: Path, root: Path) -> bool:
+    """Return True if a real path is below a real folder, and neither it nor a folder between them is hidden."""
+    return path.is_relative_to(root) and not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def list_shards(pattern: str) -> tuple[str, ...]:

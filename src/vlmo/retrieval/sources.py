@@ -20,6 +20,7 @@ from vlmo.data.listing import (
     expand_braces,
     has_wildcards,
     is_remote,
+    is_visible,
     open_file_system,
     regular_file,
     walk,
@@ -167,13 +168,13 @@ def find(origin: str) -> Iterator[Found]:
                 "{} is no image by its name ({}), no video ({}) and no shard ({})".format(given, images, *others)
             )
     else:
-        matches = sorted({match for pattern in expand_braces(origin) for match in files.glob(pattern)})
+        matches = {match for pattern in expand_braces(origin) for match in files.glob(pattern)}
         if not matches:
             raise ValueError(
                 f"{origin} matches nothing; give folders, images, videos, .tar or .parquet files that exist"
             )
         seen: set[tuple[int, int]] = set()
-        for match in map(Path, matches):
+        for match in sorted(map(Path, matches), key=lambda path: (path.is_symlink(), str(path))):  # as in a folder
             if match.is_dir() and not match.name.startswith("."):
                 yield from _below(match, origin=origin, seen=seen)
             elif match.is_file() and (kind := _kind(match.name, has_tar=match.with_suffix(".tar").is_file)) is not None:
@@ -214,8 +215,7 @@ def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator
 def _is_found_elsewhere(link: Path, *, kind: Kind, root: Path, seen: set[tuple[int, int]]) -> bool:
     """Return True if the file that a link leads to is found below `root` itself, or was by a link that is in `seen`."""
     file = link.resolve()
-    inside = file.relative_to(root).parts if file.is_relative_to(root) else (".",)
-    if _kind(file.name) == kind and not any(part.startswith(".") for part in inside):
+    if _kind(file.name) == kind and is_visible(file, root):
         return True
     status = file.stat()
     known = (status.st_dev, status.st_ino) in seen
