@@ -197,12 +197,17 @@ def test_decode_names_file_and_reason(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (16_000, 16_000), (2**30, 2)])
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decode_refuses_a_bomb_before_decoding(width: int, height: int) -> None:
     before = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(ValueError, match=r"bomb\.png.*pixels"):
+    with pytest.raises(ValueError, match=rf"bomb\.png.* {width * height:,} pixels; at most 64,000,000"):
         decode_image({"bytes": png_header(width, height), "path": "bomb.png"})
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_bound_on_pixels_is_ours_alone(monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns above it, and fails above twice as many
+    for size in ((40, 40), (80, 80)):
+        assert decode_image(cell(Image.new("RGB", size))).size == size
 
 
 def test_decode_size_limit_is_an_argument() -> None:

@@ -83,6 +83,15 @@ def test_paths_are_opened_upright(processor, tmp_path):
         processor(images="cat.png")
 
 
+def test_bound_on_pixels_of_files_is_that_of_training(processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns above it, and fails above twice as many
+    for name, size in (("small.png", (40, 20)), ("large.png", (9000, 8000))):
+        Image.new("1", size).save(tmp_path / name)
+    assert processor(images=tmp_path / "small.png", return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"large\.png: 9000 x 8000 is 72,000,000 pixels"):
+        processor(images=tmp_path / "large.png")
+
+
 def test_processor_rejects_impossible_sizes():
     with pytest.raises(ValueError, match="image_size is 0"):
         VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=0)

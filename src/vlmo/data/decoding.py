@@ -18,9 +18,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from vlmo.data.compose import compose, is_composed
 from vlmo.data.headers import check_directory, check_parts, check_size
 from vlmo.data.listing import regular_file
-
-MAX_PIXELS = 64_000_000
-"""Largest width x height that is decoded: above a camera's usual images, below a 100-megapixel bomb."""
+from vlmo.processing.images import MAX_PIXELS, identify
 
 MAX_FILE_BYTES = 1 << 29
 """Largest file, or piece of one, that is read: above `MAX_PIXELS` of 8 bytes."""
@@ -178,8 +176,6 @@ def _naming_errors(where: str, data: bytes) -> Iterator[None]:
         yield
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{where}: not an image in a known format ({len(data)} bytes)") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{where}: more pixels than Pillow allows: {error}") from error
     # Pillow's decoders raise many kinds of errors on damaged bytes (SyntaxError, struct.error, zlib.error, ...).
     except Exception as error:
         raise ValueError(f"{where}: cannot be decoded: {str(error) or type(error).__name__}") from error
@@ -195,7 +191,7 @@ def _open(data: bytes, *, max_pixels: int, formats: tuple[str, ...] = _FORMATS) 
     if _COMPOSED in formats and is_composed(data):
         return compose(data)
     check_parts(data)
-    opened = Image.open(io.BytesIO(data), formats=_known(formats))
+    opened = identify(io.BytesIO(data), _known(formats))
     check_size(opened, max_pixels=max_pixels)
     if isinstance(opened, WebPImageFile):
         opened._decoder = _FirstFrame(opened._decoder)

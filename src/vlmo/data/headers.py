@@ -5,6 +5,8 @@ import struct
 
 from PIL import Image
 
+from vlmo.processing.images import check_pixels
+
 MAX_SIDE = 65_535
 """Longest side that is decoded, JPEG's own limit: rows of one pixel take many times the memory of the pixels."""
 _MAX_PARTS = 5000  # segments, chunks and blocks, which Pillow reads one by one; cameras write some tens
@@ -46,10 +48,7 @@ def check_parts(data: bytes) -> None:
 def check_size(opened: Image.Image, *, max_pixels: int) -> None:
     """Check the sizes that the header of an image names; ValueError if one is too large."""
     width, height = opened.size
-    if width * height > max_pixels:
-        raise ValueError(
-            f"{width} x {height} is {width * height:,} pixels; at most {max_pixels:,} are allowed, make it smaller"
-        )
+    check_pixels(opened, max_pixels=max_pixels)
     if max(width, height) > MAX_SIDE:
         raise ValueError(f"{width} x {height}: a side has at most {MAX_SIDE:,} pixels, make it smaller")
     tags = getattr(opened, "tag_v2", {})

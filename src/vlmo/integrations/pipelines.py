@@ -32,6 +32,7 @@ from vlmo.model import (
     VLMoPreTrainedModel,
 )
 from vlmo.processing import VLMoProcessor
+from vlmo.processing.images import open_upright
 from vlmo.released import taking_names
 
 QUESTION_TASK = "visual-question-answering"
@@ -213,7 +214,7 @@ def open_image(image: Image.Image | str | Path, *, timeout: float | None = None)
         timeout: Seconds for an image that is fetched.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: It is none of these, or a file of more than 64 million pixels.
         OSError: The file cannot be read, or holds no image.
     """
     if isinstance(image, Image.Image):
@@ -225,6 +226,5 @@ def open_image(image: Image.Image | str | Path, *, timeout: float | None = None)
     except (OSError, ValueError):  # a base64 string is too long for a name
         is_file = False
     if is_file or isinstance(image, Path):
-        with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened)
+        return open_upright(image)
     return load_image(image, timeout=timeout)

@@ -10,10 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import BatchFeature, BeitImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
+from vlmo.processing.images import open_upright
 from vlmo.processing.sentencepiece import load_sentencepiece
 from vlmo.processing.wordpiece import PAD_MULTIPLE, build_tokenizer, load_vocabulary, train_vocabulary
 from vlmo.released import find_model, naming_released
@@ -142,7 +143,7 @@ class VLMoProcessor(ProcessorMixin):
             text: A string or a list of strings.
 
         Raises:
-            ValueError: neither is given, or one is of another type.
+            ValueError: neither is given, one is of another type, or a file has more than 64 million pixels.
             OSError: A file cannot be read, or holds no image.
         """
         if images is None and text is None:
@@ -150,7 +151,9 @@ class VLMoProcessor(ProcessorMixin):
         if images is not None:
             entries = images if isinstance(images, (list, tuple)) else [images]
             if any(isinstance(entry, (str, PathLike)) for entry in entries):
-                images = entries = [_open(entry) for entry in entries]
+                images = entries = [
+                    open_upright(entry) if isinstance(entry, (str, PathLike)) else entry for entry in entries
+                ]
             wrong = [entry for entry in entries if not isinstance(entry, (Image.Image, np.ndarray, torch.Tensor))]
             if wrong or not entries:
                 found = f"holds a {type(wrong[0]).__name__}" if wrong else "is an empty list"
@@ -165,14 +168,6 @@ class VLMoProcessor(ProcessorMixin):
         defaults = {key: value for key, value in _TEXT_DEFAULTS.items() if key not in kwargs}
         text_kwargs: Any = {**defaults, **kwargs.pop("text_kwargs", {})}
         return super().__call__(images=images, text=text, text_kwargs=text_kwargs, **kwargs)
-
-
-def _open(image: Any) -> Any:
-    """Return an image file's content, upright; anything else unchanged."""
-    if not isinstance(image, (str, PathLike)):
-        return image
-    with Image.open(image) as opened:
-        return ImageOps.exif_transpose(opened)
 
 
 def _validate_text_length(max_text_length: int) -> None:
