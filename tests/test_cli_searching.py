@@ -275,6 +275,7 @@ def test_duplicates_and_clusters_of_an_index(model, tmp_path, capsys):
         (["search", "INDEX", " "], "the query is empty"),
         (["search", "INDEX", "gone.png"], "there is no image gone.png"),
         (["search", "INDEX", "pics/no such.jpg"], "there is no image pics/no such.jpg"),
+        (["search", "INDEX", "FILE.npy"], "FILE.npy is a file, but no image that is read (.avif, .bmp"),
         (["search", "INDEX", "FILE.png"], "not an image in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),

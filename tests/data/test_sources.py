@@ -67,6 +67,15 @@ def test_hash_share_is_the_same_everywhere() -> None:
     assert hash_share("a") == int("ca978112ca1bbdca", 16) / 2**64
 
 
+def test_images_of_other_formats_are_counted_once(pictures, caplog) -> None:
+    for name in ("1.heic", "2.HEIC", "a/3.dng", "notes.md"):
+        (pictures / name).touch()
+    for split in ("train", "test"):
+        open_source(str(pictures), split=split)
+    (line,) = caplog.messages
+    assert line.startswith(f"{pictures}: 2 .heic, 1 .dng files skipped: this format is not read")
+
+
 def test_empty_split_says_what_to_do(pictures) -> None:
     with pytest.raises(ValueError, match=r"'test' holds none of the 40 rows.*test_share"):
         open_source(str(pictures), split="test", test_share=0.0)

@@ -250,6 +250,14 @@ def test_wrong_arguments_are_one_line(settings, words, searcher):
     assert "/root" not in str(caught.value)
 
 
+def test_text_that_names_a_file_is_refused(searcher, tmp_path):
+    drawings()[4].save(tmp_path / "green.png")
+    (tmp_path / "photo.heic").touch()
+    for name, words in (("green.png", "give a Path"), ("photo.heic", "no image that is read")):
+        with pytest.raises(ValueError, match=words):
+            searcher.search(str(tmp_path / name))
+
+
 def test_other_model_is_refused(gallery, tmp_path):
     with pytest.raises(ValueError, match=r"was made with another model .* fingerprint"):
         Searcher(trained_folder(tmp_path, steps=1), gallery[1])

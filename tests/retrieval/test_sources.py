@@ -74,6 +74,21 @@ def test_pattern_passes_over_what_is_nothing_of_ours(tmp_path):
     assert below(tmp_path / ".hidden.png") == [(".hidden.png", "file")]  # it is named outright
 
 
+@pytest.mark.parametrize("origin", ["{}", "{}/*", "file://{}/sub", "memory://photos"])
+def test_images_of_other_formats_are_counted(origin, tmp_path, caplog):
+    names = ("1.png", "sub/2.heic", "sub/3.HEIC", "sub/4.jpg", "sub/5.txt")
+    if origin.startswith("memory"):
+        fsspec.filesystem("memory").pipe({f"/photos/{name}": b"x" for name in names})
+    for name in names:
+        touch(tmp_path / name)
+    assert ("4.jpg", "file") in (found := below(origin.format(tmp_path)))
+    assert {kind for _, kind in found} == {"file"}
+    (line,) = caplog.messages
+    assert "2 .heic files skipped: this format is not read" in line
+    with pytest.raises(ValueError, match=r"2\.heic is no image by its name"):
+        below(tmp_path / "sub" / "2.heic")
+
+
 def test_links_between_folders_lead_to_each_file_once(tmp_path):
     folders = [tmp_path / f"folder{number}" for number in range(7)]
     for folder in folders:

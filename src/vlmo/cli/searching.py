@@ -262,10 +262,11 @@ def _queries() -> Iterator[str]:
 
 
 def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
+    from vlmo.data.listing import image_named
     from vlmo.retrieval.results import write_explanation, write_sheet
     from vlmo.retrieval.search import SEARCH_RERANK
 
-    image = _image_of(query)
+    image = image_named(query)
     can_rerank = searcher.encoder.can_match and (image is options.image is None or options.captions)
     rerank = (SEARCH_RERANK if can_rerank else 0) if options.rerank is None else options.rerank
     if options.budget is not None and rerank:
@@ -290,13 +291,15 @@ def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
 
 
 def _check_search(options: SearchOptions) -> None:
+    from vlmo.data.listing import image_named
+
     check_new_file(options.sheet, option="--sheet", suffixes=(".png", ".html"))
     check_new_file(options.explain, option="--explain", suffixes=(".png",))
     if options.query is None:
         if options.sheet is not None or options.explain is not None:
             raise ValueError("--sheet and --explain are files of one search; give its words or image")
         return
-    image = _image_of(options.query)
+    image = image_named(options.query)
     if options.captions and image is None:
         raise ValueError("--captions finds captions for an image; give the file of one as the query")
     if options.captions and not (options.where is options.sheet is options.cutoff is options.image is None):
@@ -305,22 +308,6 @@ def _check_search(options: SearchOptions) -> None:
         )
     if options.explain is not None and image is not None:
         raise ValueError("--explain shows where words look; the query is an image")
-
-
-def _image_of(query: str) -> Path | None:
-    """The file that the query names; None of words."""
-    from vlmo.data.listing import IMAGE_SUFFIXES
-
-    path = Path(query).expanduser()
-    looks_so = path.suffix.lower() in IMAGE_SUFFIXES
-    try:
-        if looks_so and path.is_file():
-            return path
-    except OSError:  # a text may be too long for a name
-        return None
-    if looks_so and (" " not in query.strip() or "/" in query):
-        raise ValueError(f"there is no image {query}")
-    return None
 
 
 def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:

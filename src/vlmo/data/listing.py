@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -15,9 +17,17 @@ from fsspec.implementations.local import LocalFileSystem
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 )
+UNREAD_SUFFIXES = frozenset(
+    (
+        *(".heic", ".heif", ".hif", ".jxl", ".jfif", ".svg", ".psd", ".tga", ".ico", ".eps"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef"),  # of cameras
+    )
+)
+"""Suffixes of images that are not read."""
 SHARD_SUFFIXES = (".tar", ".parquet")
 
 _WILDCARDS = frozenset("*?[")
+_LOGGER = logging.getLogger(__name__)
 
 
 def source_names(source: str) -> list[str]:
@@ -49,6 +59,36 @@ def open_file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(place)
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{place} cannot be listed: {error}") from error
+
+
+def warn_of_skipped(folder: str | Path, suffixes: Iterable[str]) -> None:
+    """Log how many files of a folder are images in formats that are not read, by their suffixes."""
+    skipped = Counter(suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES)
+    if skipped:
+        found = ", ".join(f"{number} {suffix}" for suffix, number in skipped.most_common())
+        _LOGGER.warning("%s: %s files skipped: this format is not read; convert them to JPEG or PNG", folder, found)
+
+
+def image_named(query: str) -> Path | None:
+    """Return the image file that a query names; None for words.
+
+    Raises:
+        ValueError: It names a file that is no image by its suffix, or an image that is not there.
+    """
+    path = Path(query).expanduser()
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES
+    try:
+        is_there = bool(path.suffix) and path.is_file()
+    except OSError:  # a text may be too long for a name
+        return None
+    if is_there and not is_image:
+        raise ValueError(
+            f"{query} is a file, but no image that is read ({', '.join(sorted(IMAGE_SUFFIXES))}); convert it, or give "
+            "words"
+        )
+    if is_image and not is_there and (" " not in query.strip() or "/" in query):
+        raise ValueError(f"there is no image {query}")
+    return path if is_there else None
 
 
 def regular_file(path: Path) -> os.stat_result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import math
 import re
@@ -15,7 +16,7 @@ from datasets import Dataset, concatenate_datasets
 
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
-from vlmo.data.listing import IMAGE_SUFFIXES, regular_file, source_names, walk
+from vlmo.data.listing import IMAGE_SUFFIXES, regular_file, source_names, walk, warn_of_skipped
 from vlmo.data.own import read_images, read_tables, tables_of
 from vlmo.data.rows import column, false_captions, select_rows
 from vlmo.data.saved import open_saved, saved_splits
@@ -26,6 +27,7 @@ __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
 
 MAX_WORDS = 128
 """Longer lines of text are cut."""
+_warn_once = functools.lru_cache(8)(warn_of_skipped)  # each split of a folder is opened by itself
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -147,6 +149,7 @@ def _read(path: Path) -> Dataset:
     if not path.is_dir():
         raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .txt file, or a folder")
     files = list(walk(path))
+    _warn_once(path, tuple(file.suffix.lower() for file in files))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
         return read_images(path, images)

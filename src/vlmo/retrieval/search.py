@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
+from vlmo.data.listing import image_named
 from vlmo.export.sessions import Pixels
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.index import MAX_TOP, Hit, Index
@@ -256,7 +257,7 @@ class Searcher:
         that ran out of time gives the result of a smaller `rerank`.
 
         Args:
-            query: A text, an image, or the path of an image file.
+            query: A text; an image, or the `Path` of an image file. A text that names a file is refused.
             image: An image that joins a text: the query is the direction of the sum of both vectors, without reranking.
             top: Number of images, at most.
             rerank: Number of candidates that the fusion encoder scores; 0: none. For texts only.
@@ -272,7 +273,9 @@ class Searcher:
         start = time.perf_counter()
         text = query if isinstance(query, str) and image is None else None
         if isinstance(query, str):
-            _filled(query)
+            # Programs search for texts of strangers, who must not search by the program's files.
+            if image_named(_filled(query)) is not None:
+                raise ValueError(f"{query} is an image file; give a Path or an image to search by it, or words")
         elif image is not None:
             raise ValueError("the query and image are both images; give a text with the image")
         weight = self.check(text, top=top, rerank=rerank, weight=weight, budget=budget, cutoff=cutoff)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from vlmo.data.decoding import MAX_FILE_BYTES, read_path
 from vlmo.data.listing import (
     IMAGE_SUFFIXES,
     SHARD_SUFFIXES,
+    UNREAD_SUFFIXES,
     expand_braces,
     has_wildcards,
     is_remote,
@@ -24,6 +26,7 @@ from vlmo.data.listing import (
     open_file_system,
     regular_file,
     walk,
+    warn_of_skipped,
 )
 from vlmo.data.saved import read_about
 from vlmo.data.stream.records import Bad, Sample, read_shard
@@ -34,7 +37,7 @@ from vlmo.retrieval.videos import VIDEO_SUFFIXES, read_key_frames
 MAX_BYTES = 256_000_000
 """Largest file that is read as an image."""
 
-Kind = Literal["file", "video", "shard", "dataset", "unreadable"]
+Kind = Literal["file", "video", "shard", "dataset", "unreadable", "skipped"]
 
 _SAVED = ("state.json", "dataset_dict.json")
 # What object stores call the time or the version of a file.
@@ -138,7 +141,7 @@ def read_place(place: str) -> bytes:
 
 
 def find(origin: str) -> Iterator[Found]:
-    """List everything below an input, in the order of names.
+    """List everything below an input, in the order of names, then log what images are skipped.
 
     Args:
         origin: Result of `as_origin`: a folder, a file, a pattern of either, or a folder that `datasets` saved. Matches
@@ -148,6 +151,16 @@ def find(origin: str) -> Iterator[Found]:
         ValueError: There is nothing, or something that holds no images by its name.
         OSError: It is a pipe or a device.
     """
+    skipped = Counter[str]()
+    for found in _find(origin):
+        if found.kind == "skipped":
+            skipped[Path(found.place).suffix.lower()] += 1
+        else:
+            yield found
+    warn_of_skipped(origin, skipped.elements())
+
+
+def _find(origin: str) -> Iterator[Found]:
     files, path = open_file_system(origin)
     if is_remote(origin):
         yield from _find_remote(files, path, origin=origin)
@@ -160,7 +173,10 @@ def find(origin: str) -> Iterator[Found]:
         regular_file(given)
         if given.is_dir():
             yield from _below(given, origin=origin, seen=set())
-        elif kind := _kind(given.name.lstrip(".")):  # its name may begin with a dot, as it was given outright
+        elif (kind := _kind(given.name.lstrip("."))) not in {
+            None,
+            "skipped",
+        }:  # its name may begin with a dot, as it was given outright
             yield _local(given, kind=kind, origin=origin, root=given.parent)
         else:
             images, *others = map(", ".join, (sorted(IMAGE_SUFFIXES), VIDEO_SUFFIXES, SHARD_SUFFIXES))
@@ -251,7 +267,10 @@ def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
 
 
 def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | None:
-    """Kind by the name; None: no image, video or shard. Beside a tar, img2dataset leaves parquet without images."""
+    """Kind by the name; "skipped" for an image in a format that is not read, None for no image, video or shard.
+
+    Beside a tar, img2dataset leaves parquet without images.
+    """
     suffix = f".{name.rpartition('.')[2].lower()}"
     if name.rpartition("/")[2].startswith("."):
         return None
@@ -259,6 +278,8 @@ def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | N
         return "file"
     if suffix in VIDEO_SUFFIXES:
         return "video"
+    if suffix in UNREAD_SUFFIXES:
+        return "skipped"
     return "shard" if suffix in SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar()) else None
 
 
