@@ -138,7 +138,7 @@ def attack_index(attack: Attack, folder: Path, model: Path, inputs: Sequence[Pat
     said = process.stderr + process.stdout
     ugly = [word for word in ("Traceback", "Warning", "\x1b[2J") if word in said]
     kept = code == 0 and len(places) == good and not ugly and seconds < SOON_S
-    attack.promise("index", kept=kept, seconds=round(seconds, 1), good=len(places), end=said[-300:])
+    attack.promise("index", kept=kept, seconds=round(seconds, 1), good=len(places), end="" if kept else said[-300:])
 
 
 def attack_prepare(attack: Attack, folder: Path, shards: Path) -> None:
@@ -147,7 +147,9 @@ def attack_prepare(attack: Attack, folder: Path, shards: Path) -> None:
     process = start_command("data", "prepare", "conceptual_captions", "--root", shards, "--out", out)
     code, seconds = process.wait(2 * SOON_S), time.monotonic() - began
     kept = code in {0, 2} and "Traceback" not in process.stderr and seconds < SOON_S
-    attack.promise("prepare", kept=kept, code=code, seconds=round(seconds, 1), end=process.stderr[-300:])
+    attack.promise(
+        "prepare", kept=kept, code=code, seconds=round(seconds, 1), end="" if kept else process.stderr[-300:]
+    )
 
 
 def read_all(places: list[Path], report: Path) -> None:

@@ -3,6 +3,8 @@ import pytest
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
 from vlmo.data.listing import list_shards
+from vlmo.data.prepare import labels_of
+from vlmo.data.quarantine import read_lines
 from vlmo.data.stream.lanes import open_sources
 
 
@@ -62,3 +64,16 @@ def test_the_list_of_shards_is_kept_beside_the_run(tmp_path):
     assert only.shards == first[0].shards[:1]
     with pytest.raises(ValueError, match="named twice"):
         open_sources([pattern, f"{tmp_path}/shards"], weights=(), folder=tmp_path / "other")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"7", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("name", ["shards.json", "quarantine.jsonl", "prepared.json"])
+def test_damaged_file_of_a_run_or_set_is_named(tmp_path, name, content):
+    read = {
+        "shards.json": lambda: open_sources([], weights=(), folder=tmp_path),
+        "quarantine.jsonl": lambda: read_lines(tmp_path / name),
+        "prepared.json": lambda: labels_of(tmp_path),
+    }
+    (tmp_path / name).write_bytes(content + b"\n")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        read[name]()

@@ -246,7 +246,7 @@ def test_missing_shard_is_named(pictures, tmp_path) -> None:
 def test_damaged_file_of_a_saved_set_is_named(pictures, tmp_path, file: str, content: bytes) -> None:
     DatasetDict({"train": everything(pictures)}).save_to_disk(str(tmp_path / "saved"))
     (tmp_path / "saved" / file).write_bytes(content)
-    with pytest.raises(ValueError, match=f"saved/{file.rpartition('/')[0]}.*: the set is damaged"):
+    with pytest.raises(ValueError, match=f"saved/{file.rpartition('/')[0]}.* is damaged"):
         open_source(str(tmp_path / "saved"))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmo.data.sampler import stable_id
+from vlmo.data.saved import naming_damage
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    with naming_damage(path, advice="remove it"):
+        return [{**json.loads(line)} for line in whole.splitlines()]
 
 
 def first_reasons(lines: Iterable[Mapping[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from vlmo.data.listing import regular_file
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_ADVICE = "save, copy or prepare the set again"
 _MAX_BYTES = 1 << 24  # of the files beside the rows
 # Other types and depths than expected, and what Arrow finds in the rows.
 _ERRORS = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError, MemoryError)
@@ -26,7 +27,7 @@ def saved_splits(folder: Path) -> list[str]:
     file = folder / "dataset_dict.json"
     if not file.is_file():
         return []
-    with _naming(file):
+    with naming_damage(file, advice=_ADVICE):
         splits = json.loads(read_about(file))["splits"]
         if outside := [split for split in splits if Path(split).name != split]:
             raise ValueError(f"{outside[0]!r:.80} is no folder in it")
@@ -37,7 +38,7 @@ def open_saved(folder: Path) -> Dataset | None:
     """Open the rows of a split; None without any, as then `datasets` writes no file and cannot read that itself."""
     from datasets import Dataset  # takes a second
 
-    with _naming(folder):
+    with naming_damage(folder, advice=_ADVICE):
         files = [each["filename"] for each in json.loads(read_about(folder / "state.json"))["_data_files"]]
         if lost := [name for name in files if Path(name).name != name or not (folder / name).is_file()]:
             raise ValueError(f"{len(lost)} of {len(files)} files are not in it, such as {lost[0]!r:.80}")
@@ -57,9 +58,10 @@ def read_about(file: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def _naming(where: Path) -> Iterator[None]:
+def naming_damage(where: Path, *, advice: str) -> Iterator[None]:
+    """Turn whatever reading a damaged file raises into a ValueError that names it and says what to do."""
     try:
         yield
     except (OSError, pa.ArrowException, *_ERRORS) as error:
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        raise ValueError(f"{where}: the set is damaged ({kind}{error}); save, copy or prepare it again") from error
+        raise ValueError(f"{where} is damaged ({kind}{error}); {advice}") from error

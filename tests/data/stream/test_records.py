@@ -363,7 +363,7 @@ def test_saved_set_whose_texts_lie_outside_the_file_is_refused(tmp_path):
     damaged_set(tmp_path / "set")
     (bad,) = read_saved(tmp_path / "set")
     assert (bad.kind, bad.index) == ("shard", 0)
-    with pytest.raises(ValueError, match="the set is damaged"):
+    with pytest.raises(ValueError, match="set is damaged"):
         open_source(str(tmp_path / "set"))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vlmo.data.prepare.summary import Summary
 from vlmo.data.rows import SUMMARY_FILE
+from vlmo.data.saved import naming_damage
 
 if TYPE_CHECKING:
     from vlmo.data.prepare.parts import SetOnDisk
@@ -75,10 +76,8 @@ def labels_of(folder: Path) -> list[str]:
     file = Path(folder) / SUMMARY_FILE
     if not file.is_file():
         raise ValueError(f"{folder}: no {SUMMARY_FILE}; expected a folder that `vlmo data prepare` has written")
-    try:
+    with naming_damage(file, advice="prepare the set anew"):
         labels = json.loads(file.read_text(encoding="utf-8")).get("labels")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); prepare the set anew") from error
     if not labels:
         raise ValueError(f"{folder}: this set has no answers or classes; prepare one for the task that you want")
     return labels

@@ -22,6 +22,7 @@ from vlmo.data.examples import Example
 from vlmo.data.listing import list_shards
 from vlmo.data.quarantine import Bad
 from vlmo.data.sampler import order, sample_seed
+from vlmo.data.saved import naming_damage
 from vlmo.data.stream.records import Offset, Record, Sample, read_shard, sample_id
 from vlmo.folder.atomic import write_file
 
@@ -76,9 +77,7 @@ def open_sources(patterns: Sequence[str], *, weights: Sequence[float], folder: P
         ValueError: A pattern names nothing, or two name the same shard.
     """
     path = folder / LIST_FILE
-    if distributed.is_main() and (
-        not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["patterns"] != list(patterns)
-    ):
+    if distributed.is_main() and (not path.is_file() or _read_list(path)[0] != list(patterns)):
         seen: set[str] = set()
         lists = [list_shards(pattern) for pattern in patterns]
         for shard in itertools.chain(*lists):
@@ -88,8 +87,14 @@ def open_sources(patterns: Sequence[str], *, weights: Sequence[float], folder: P
         folder.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps({"patterns": list(patterns), "shards": lists}, indent=1))
     distributed.barrier()
-    lists = json.loads(path.read_text(encoding="utf-8"))["shards"]
+    _, lists = _read_list(path)
     return [Source(tuple(shards), weight) for shards, weight in zip(lists, weights or [1.0] * len(lists), strict=True)]
+
+
+def _read_list(path: Path) -> tuple[list[str], list[list[str]]]:
+    with naming_damage(path, advice="remove it, so that the shards are listed anew"):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return list(kept["patterns"]), list(map(list, kept["shards"]))
 
 
 class Place(NamedTuple):
