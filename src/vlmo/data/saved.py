@@ -1,4 +1,4 @@
-"""Folders that `datasets` saved. Whatever is damaged in one is a ValueError that names it."""
+"""Folders that `datasets` saved, and files of data that may be damaged."""
 
 from __future__ import annotations
 
@@ -23,19 +23,27 @@ _ERRORS = (ValueError, LookupError, AttributeError, TypeError, OverflowError, Re
 
 
 def saved_splits(folder: Path) -> list[str]:
-    """Return the names of the splits in a folder; empty where it is itself one, or not a saved set."""
+    """Return the names of the splits in a folder; empty where it is itself one, or not a saved set.
+
+    Raises:
+        ValueError: The list of splits is damaged.
+    """
     file = folder / "dataset_dict.json"
     if not file.is_file():
         return []
     with naming_damage(file, advice=_ADVICE):
         splits = json.loads(read_about(file))["splits"]
-        if outside := [split for split in splits if Path(split).name != split]:
+        if outside := [split for split in splits if Path(split).name != split or split == ".."]:
             raise ValueError(f"{outside[0]!r:.80} is no folder in it")
         return list(splits)
 
 
 def open_saved(folder: Path) -> Dataset | None:
-    """Open the rows of a split; None without any, as then `datasets` writes no file and cannot read that itself."""
+    """Open the rows of a split; None without any, as then `datasets` writes no file and cannot read that itself.
+
+    Raises:
+        ValueError: It is damaged.
+    """
     from datasets import Dataset  # takes a second
 
     with naming_damage(folder, advice=_ADVICE):

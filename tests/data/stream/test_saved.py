@@ -57,7 +57,7 @@ def test_sounds_are_not_decoded(tmp_path):
     assert (found.image, found.captions, found.metadata) == (b"not decoded", ("one",), {"sound": sound})
 
 
-@pytest.mark.parametrize("split", ["../set", "{}/set"])
+@pytest.mark.parametrize("split", ["../set", "{}/set", ".."])
 def test_split_outside_of_the_folder_is_refused(tmp_path, split):
     rows(1).save_to_disk(tmp_path / "set")
     (tmp_path / "sets").mkdir()
