@@ -99,6 +99,7 @@ def test_search_shows_a_table(made, capsys, monkeypatch):
     assert Path(NAMES[0]).name in shown
     shown = printed(["search", made[1], "a red square", "--rerank", "0", "--where", "kind = 'cross'"], capsys)
     assert "match" not in shown
+    assert "reranked" not in shown
     assert "score: similarity" in shown
     assert "red square" not in shown.replace("a red square", "", 1)
     assert "nothing was found" in printed(["search", made[1], "x", "--where", "year = 0"], capsys)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vlmo.evaluation import RetrievalSet, Weights, evaluate_retrieval
 from vlmo.evaluation.retrieval import Ranking, _fixed_pairs, _rerank, matching_metrics
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.model.reranking import rerank_score
 
 NUM_IMAGES, CAPTIONS = 12, 2
 TEXT_TO_IMAGE = torch.arange(NUM_IMAGES).repeat(CAPTIONS)
@@ -197,8 +199,8 @@ def test_weight_for_sharper_or_softer_negatives_gives_the_true_order() -> None:
     dual = Ranking(indices=torch.tensor([[0, 1, 2]]), scores=logits * TEMPERATURE, ranks=torch.tensor([1]))
     orders = {}
     for weight in (1 / (1 + sharpness), 0.5):
-        factors = ((1 - weight) / TEMPERATURE, weight)
-        orders[weight] = _rerank(dual, log_odds, p == p.max(), factors=factors).indices[0].tolist()
+        mix = partial(rerank_score, weight=weight, scale=1 / TEMPERATURE)
+        orders[weight] = _rerank(dual, log_odds, p == p.max(), mix=mix).indices[0].tolist()
     assert orders == {1 / (1 + sharpness): [1, 2, 0], 0.5: [1, 0, 2]}
 
 

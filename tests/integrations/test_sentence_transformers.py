@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -35,12 +37,15 @@ from vlmo.integrations.sentence_transformers import (
     load_cross_encoder,
     load_sentence_transformer,
 )
+from vlmo.retrieval import Searcher, build_index
+from vlmo.tasks.rerank_weight import write_settings
 
 # Batches of other sizes and padding; sums come in another order. Measured: 1e-7 on vectors of length one.
 SAME = 1e-6
 # The same on log-odds of up to 3.5. Measured: 4e-7.
 SAME_ODDS = 5e-6
 TEXTS = [captions[0] for captions in CAPTIONS]
+WEIGHTS = ("rerank_weight", "rerank_weight_image_to_text")
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +81,12 @@ def text_features(ours, texts) -> np.ndarray:
 
 
 @torch.no_grad()
-def log_odds(ours, pictures, texts) -> np.ndarray:
+def pair_scores(ours, pictures, texts, *, weight: float = 0.5) -> np.ndarray:
     model, processor = ours
     logits = model.match(**processor(images=pictures, text=texts, return_tensors="pt"))
-    return (logits[:, 1] - logits[:, 0]).numpy()
+    similarity = (image_features(ours, pictures) * text_features(ours, texts)).sum(axis=1)
+    scale = float(model.contrast_head.logit_scale.exp())
+    return (1 - weight) * scale * similarity + weight * (logits[:, 1] - logits[:, 0]).numpy()
 
 
 # -------------------------------------------------------------------------------- one space
@@ -329,7 +336,7 @@ def test_mined_hard_negatives_are_the_best_wrong_images(model, scorer, ours, tmp
     options = {"cross_encoder": scorer, "range_max": len(pictures) - 1, "max_score": 1e9} if reranked else {}
     mined = mine_hard_negatives(pairs, model, num_negatives=2, output_format="n-tuple", verbose=False, **options)
     if reranked:
-        scores = np.stack([log_odds(ours, pictures, [text] * len(pictures)) for text in TEXTS])
+        scores = np.stack([pair_scores(ours, pictures, [text] * len(pictures)) for text in TEXTS])
     else:
         scores = text_features(ours, TEXTS) @ image_features(ours, pictures).T
     np.fill_diagonal(scores, -np.inf)
@@ -368,16 +375,36 @@ def test_mixed_batch_has_gradients_of_both_ways(folder):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_scores_are_log_odds_of_a_match(scorer, ours, batch_size):
+def test_scores_mix_similarity_and_log_odds_of_a_match(scorer, ours, batch_size):
     pictures, shifted = drawings(), TEXTS[3:] + TEXTS[:3]
-    expected = log_odds(ours, pictures, shifted)
+    expected = pair_scores(ours, pictures, shifted)
     scores = scorer.predict(list(zip(shifted, pictures, strict=True)), batch_size=batch_size)
     assert np.abs(scores - expected).max() < SAME_ODDS
     turned = scorer.predict(list(zip(pictures, shifted, strict=True)), batch_size=batch_size)
     assert np.abs(turned - expected).max() < SAME_ODDS
 
 
-def test_sigmoid_gives_the_probability(scorer, ours):
+def test_order_is_that_of_a_search_that_reranks_and_of_its_weights(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "model")
+    write_settings(other, **dict(zip(WEIGHTS, (0.2, 0.9), strict=True)))
+    for name, row in ((f"{row}.png", row) for row in range(NUM_PICTURES)):
+        drawings()[row].save(tmp_path / name)
+    build_index(other, [f"{tmp_path}/*.png"], out=tmp_path / "index")
+    searcher, scorer = Searcher(other, tmp_path / "index"), load_cross_encoder(other, device="cpu")
+    plain = CrossEncoder(str(other), device="cpu", model_kwargs=dict.fromkeys(WEIGHTS, 1.0))
+    for text in TEXTS[::5]:
+        for each, weight in ((scorer, None), (load_cross_encoder(other, device="cpu", rerank_weight=1), 1), (plain, 1)):
+            hits = searcher.search(text, top=NUM_PICTURES, rerank=NUM_PICTURES, weight=weight).hits
+            ranking = each.rank(text, drawings())
+            assert [f"{entry['corpus_id']}.png" for entry in ranking] == [Path(hit.path).name for hit in hits]
+            np.testing.assert_allclose([entry["score"] for entry in ranking], [hit.score for hit in hits], atol=1e-4)
+    ours = VLMoForImageTextRetrieval.from_pretrained(other), VLMoProcessor.from_pretrained(other)
+    expected = pair_scores(ours, drawings()[:1] * len(TEXTS), TEXTS, weight=0.9)  # texts are ranked for an image
+    assert np.abs(scorer.predict([(drawings()[0], text) for text in TEXTS]) - expected).max() < SAME_ODDS
+
+
+def test_sigmoid_gives_the_probability_by_the_fusion_encoder_alone(folder, ours):
+    scorer = load_cross_encoder(folder, rerank_weight=1, device="cpu")
     pairs = [(TEXTS[0], drawings()[0]), (TEXTS[0], drawings()[5])]
     model, processor = ours
     inputs = processor(images=[picture for _, picture in pairs], text=[text for text, _ in pairs], return_tensors="pt")
@@ -387,14 +414,14 @@ def test_sigmoid_gives_the_probability(scorer, ours):
 
 
 def test_one_pair_and_dictionaries(scorer, ours):
-    expected = log_odds(ours, drawings()[:1], TEXTS[:1])[0]
+    expected = pair_scores(ours, drawings()[:1], TEXTS[:1])[0]
     assert scorer.predict((TEXTS[0], drawings()[0])) == pytest.approx(expected, abs=SAME_ODDS)
     assert scorer.predict({"text": TEXTS[0], "image": drawings()[0]}) == pytest.approx(expected, abs=SAME_ODDS)
 
 
 def test_rank_puts_images_in_the_order_of_their_scores(scorer, ours):
     pictures = drawings()[::2]
-    expected = log_odds(ours, pictures, [TEXTS[4]] * len(pictures))
+    expected = pair_scores(ours, pictures, [TEXTS[4]] * len(pictures))
     ranking = scorer.rank(TEXTS[4], pictures, top_k=3, return_documents=True)
     assert [entry["corpus_id"] for entry in ranking] == np.argsort(-expected)[:3].tolist()
     assert ranking[0]["corpus_id"] == 2  # a pair that it has seen
@@ -419,7 +446,7 @@ def test_image_of_many_pairs_is_prepared_once(scorer, ours):
     features = scorer.preprocess([(text, picture) for text in TEXTS])
     assert features["pixel_values"].shape[0] == 1
     ranking = scorer.rank(picture, TEXTS)
-    expected = log_odds(ours, [picture] * len(TEXTS), TEXTS)
+    expected = pair_scores(ours, [picture] * len(TEXTS), TEXTS)
     scores = {entry["corpus_id"]: entry["score"] for entry in ranking}
     assert max(abs(scores[row] - expected[row]) for row in range(len(TEXTS))) < SAME_ODDS
 
@@ -433,7 +460,7 @@ def test_reranking_evaluator_reads_text_to_image(scorer, ours):
     found = CrossEncoderRerankingEvaluator(samples=samples, write_csv=False)(scorer)
     ranks = []
     for row, text in enumerate(TEXTS[::2]):
-        scores = log_odds(ours, pictures, [text] * len(pictures))
+        scores = pair_scores(ours, pictures, [text] * len(pictures))
         ranks.append(1 + int((scores > scores[row]).sum()))
     assert found["mrr@10"] == pytest.approx(np.mean([1 / rank if rank <= 10 else 0 for rank in ranks]))
     assert found["mrr@10"] > 0.6

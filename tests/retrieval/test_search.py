@@ -38,7 +38,7 @@ def evaluated(model):
 def test_order_is_that_of_the_evaluation(text, searcher, evaluated):
     query = CAPTIONS[text // 2][text % 2]
     dual = evaluated.dual.text_to_image
-    plain = searcher.search(query, top=10)
+    plain = searcher.search(query, top=10, rerank=0)
     assert numbers(plain) == dual.indices[text, :10].tolist()
     np.testing.assert_allclose([hit.score for hit in plain.hits], dual.scores[text, :10], atol=CLOSE)
     assert plain.num_reranked == 0
@@ -52,7 +52,7 @@ def test_order_is_that_of_the_evaluation(text, searcher, evaluated):
 
 def test_captions_of_an_image_are_those_of_the_evaluation(searcher, evaluated, gallery):
     for number in (0, 11):
-        result = searcher.captions(gallery[0] / NAMES[number], top=10)
+        result = searcher.captions(gallery[0] / NAMES[number], top=10, rerank=0)
         expected = evaluated.dual.image_to_text.indices[number, :10].tolist()
         assert [hit.captions for hit in result.hits] == [(CAPTIONS[text // 2][text % 2],) for text in expected]
         assert numbers(result) == [text // 2 for text in expected]
@@ -61,7 +61,18 @@ def test_captions_of_an_image_are_those_of_the_evaluation(searcher, evaluated, g
         assert [hit.captions for hit in reranked.hits] == [(CAPTIONS[text // 2][text % 2],) for text in expected]
 
 
+<<<<<<< HEAD
 def test_weight_comes_from_the_model_if_none_is_given(searcher, monkeypatch):
+=======
+def test_texts_and_captions_are_reranked_by_default_and_images_are_not(searcher):
+    assert searcher.search(QUERY).num_reranked == NUM_PICTURES
+    assert searcher.captions(drawings()[0]).num_reranked == search.SEARCH_RERANK
+    assert searcher.search(drawings()[0]).num_reranked == 0
+    assert searcher.search(QUERY, image=drawings()[0]).num_reranked == 0
+
+
+def test_weight_comes_from_the_model_if_none_is_given(searcher):
+>>>>>>> 982d0aa (Order by the model's own mixture in /v1/rerank and the cross-encoder)
     own = searcher.search(QUERY, top=5, rerank=5)
     named = searcher.search(QUERY, top=5, rerank=5, weight=searcher.encoder.rerank_weight)
     assert [hit.score for hit in own.hits] == [hit.score for hit in named.hits]
@@ -74,7 +85,7 @@ def test_weight_comes_from_the_model_if_none_is_given(searcher, monkeypatch):
 
 
 def test_shorter_rerank_moves_only_its_candidates(searcher):
-    plain, reranked = searcher.search(QUERY, top=10), searcher.search(QUERY, top=10, rerank=4, weight=1.0)
+    plain, reranked = searcher.search(QUERY, top=10, rerank=0), searcher.search(QUERY, top=10, rerank=4, weight=1.0)
     assert sorted(numbers(reranked)[:4]) == sorted(numbers(plain)[:4])
     assert numbers(reranked)[4:] == numbers(plain)[4:]
     assert reranked.num_reranked == 4
@@ -212,16 +223,17 @@ def test_best_candidate_below_the_cutoff_is_no_match(searcher, monkeypatch):
         assert searcher.search(QUERY, rerank=12, cutoff=probability - 0.001).no_match is False
     assert f"a probability of {probability:.4g}, the cut-off is" in result.note
     # Nothing is said where the fusion encoder scored nothing, of captions, or before all candidates are scored.
-    assert not searcher.search(QUERY).no_match
+    assert not searcher.search(QUERY, rerank=0).no_match
     assert not searcher.captions(drawings()[0], rerank=12).no_match
     assert not replace(result, num_late=1).no_match
+    assert not replace(result, unreadable=result.hits[:1]).no_match
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"cutoff": 1.5, "rerank": 3}, "cutoff is 1.5"),
-        ({"cutoff": 0.5}, "cutoff is 0.5 and rerank 0"),
+        ({"cutoff": 0.5, "rerank": 0}, "cutoff is 0.5 and rerank 0"),
         ({"query": " "}, "the query is empty"),
         ({"top": 0}, "top is 0"),
         ({"top": 10**6}, "top is 1000000"),

@@ -49,8 +49,8 @@ def error(client: TestClient, path: str, **body) -> tuple[int, str]:
 
 
 def test_search_by_words_gives_what_the_searcher_gives(client, parts) -> None:
-    found = post(client, "/v1/search", text="a red circle", top=5)
-    expected = Searcher(parts.encoder, parts.index).search("a red circle", top=5).hits
+    found = post(client, "/v1/search", text="a red circle", top=5, rerank=0)
+    expected = Searcher(parts.encoder, parts.index).search("a red circle", top=5, rerank=0).hits
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
     np.testing.assert_allclose(
         [hit["similarity"] for hit in found["hits"]], [hit.similarity for hit in expected], atol=TOLERANCE
@@ -63,6 +63,13 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts) -> None:
     assert (first["match"], first["probability"], found["num_reranked"], found["note"]) == (None, None, 0, None)
     assert found["complete"]
     assert found["seconds"].keys() >= {"encode", "index", "total"}
+
+
+def test_search_by_words_reranks_by_default_as_the_searcher_does(client, parts) -> None:
+    found = post(client, "/v1/search", text="a red circle")
+    expected = Searcher(parts.encoder, parts.index).search("a red circle")
+    assert found["num_reranked"] == expected.num_reranked == NUM_PICTURES
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
 
 
 def test_search_below_the_cutoff_says_no_match(client, parts, monkeypatch) -> None:

@@ -12,8 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from tests.integrations.toy_gallery import drawings
+from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.serving.toy_service import in_base64, png, served
+from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import MAX_IMAGES, MAX_RERANK, MAX_TEXTS
@@ -55,10 +56,19 @@ def addresses(files) -> list[str]:
     return [f"data:image/png;base64,{file}" for file in files]
 
 
+def mixed(parts, images: list[int], texts: list[str]) -> np.ndarray:
+    """Scores of a search, of pairs; one of either goes with each of the others."""
+    encoder, pictures = parts.encoder, [drawings()[number] for number in images]
+    number = max(len(images), len(texts))
+    odds = encoder.match(pictures * (number // len(images)), texts * (number // len(texts)))
+    similarity = (encoder.embed_images(pictures) @ encoder.embed_texts(texts).T).ravel()
+    return (encoder.inverse_temperature * (similarity - 1) + odds) / 2  # the default weight
+
+
 @pytest.fixture(scope="module")
-def odds(parts) -> np.ndarray:
-    """Log-odds that the first of the texts fits each image."""
-    return parts.encoder.match([drawings()[number] for number in IMAGES], TEXTS[:1] * len(IMAGES))
+def scores(parts) -> np.ndarray:
+    """Of the first of the texts with each image."""
+    return mixed(parts, IMAGES, TEXTS[:1])
 
 
 def sigmoid(values) -> np.ndarray:
@@ -135,49 +145,65 @@ def test_texts_and_images_in_jinas_form_come_back_in_their_order(client, parts, 
 # ------------------------------------------------------------------------------------------------------------- rerank
 
 
-def test_cohere_clients_get_images_in_the_models_order(cohere_client, parts, addresses, odds) -> None:
+def test_cohere_clients_get_images_in_the_models_order(cohere_client, parts, addresses, scores) -> None:
     answer = cohere_client.rerank(model="any", query=TEXTS[0], documents=addresses)
-    assert [each.index for each in answer.results] == list(np.argsort(-odds))
+    assert [each.index for each in answer.results] == list(np.argsort(-scores))
     np.testing.assert_allclose(
-        [each.relevance_score for each in answer.results], sigmoid(np.sort(odds)[::-1]), atol=TOLERANCE
+        [each.relevance_score for each in answer.results], sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE
     )
     assert answer.meta.tokens.input_tokens == parts.encoder.count_tokens(TEXTS[:1])[0]
     best = cohere_client.rerank(model="any", query=TEXTS[0], documents=addresses, top_n=1).results
-    assert [each.index for each in best] == [int(np.argmax(odds))]
+    assert [each.index for each in best] == [int(np.argmax(scores))]
 
 
 def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts, addresses) -> None:
     with cohere.Client(api_key=KEY, base_url=address) as client:
         answer = client.rerank(model="any", query=addresses[1], documents=TEXTS, return_documents=True)
-    odds = parts.encoder.match([drawings()[IMAGES[1]]] * len(TEXTS), TEXTS)
-    assert [each.document.text for each in answer.results] == [TEXTS[index] for index in np.argsort(-odds)]
+    scores = mixed(parts, IMAGES[1:2], TEXTS)
+    assert [each.document.text for each in answer.results] == [TEXTS[index] for index in np.argsort(-scores)]
 
 
 @pytest.mark.parametrize("form", ["objects", "base64", "addresses", "text object"])
-def test_images_are_ranked_however_they_are_sent(client, parts, files, addresses, odds, form) -> None:
+def test_images_are_ranked_however_they_are_sent(client, parts, files, addresses, scores, form) -> None:
     documents = {"base64": files, "addresses": addresses}.get(form, [{"image": file} for file in files])
     query = {"text": TEXTS[0]} if form == "text object" else TEXTS[0]
     found = rerank(client, model="jina-reranker-m0", query=query, documents=documents, top_n=3, max_chunks_per_doc=None)
-    assert [each["index"] for each in found["results"]] == list(np.argsort(-odds))[:3]
+    assert [each["index"] for each in found["results"]] == list(np.argsort(-scores))[:3]
     assert all(each.keys() == {"index", "relevance_score"} for each in found["results"])
     assert found["model"] == parts.encoder.fingerprint
     assert found["usage"]["total_tokens"] == parts.encoder.count_tokens(TEXTS[:1])[0]
 
 
+@pytest.mark.parametrize("weight", [None, 0, 0.3, 1])
+def test_order_is_that_of_a_search_that_reranks_the_same_images(client, parts, weight) -> None:
+    searcher = Searcher(parts.encoder, parts.index)
+    everything = [in_base64(png(drawing)) for drawing in drawings()]
+    for (query, _), chosen in zip(CAPTIONS[::4], ("number < 12", "even", "number >= 0") * 2, strict=True):
+        hits = searcher.search(query, top=24, rerank=24, weight=weight, where=chosen).hits
+        numbers = sorted(hit.metadata["number"] for hit in hits)
+        sent = {"query": query, "documents": [everything[number] for number in numbers], "rerank_weight": weight}
+        found = rerank(client, **sent)["results"]
+        assert [numbers[each["index"]] for each in found] == [hit.metadata["number"] for hit in hits]
+        given = [each["relevance_score"] for each in found]
+        assert given == sorted(given, reverse=True)
+        if weight == 1:
+            np.testing.assert_allclose(given, sigmoid([hit.match for hit in hits]), atol=TOLERANCE)
+
+
 def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, files, monkeypatch) -> None:
     monkeypatch.setattr(parts.encoder, "match_pixels", lambda *_: np.asarray([40, 50, 45, 50], dtype=np.float32))
-    found = rerank(client, query=TEXTS[0], documents=files)["results"]
+    found = rerank(client, query=TEXTS[0], documents=files, rerank_weight=1)["results"]
     assert [each["index"] for each in found] == [1, 3, 2, 0]
     assert {each["relevance_score"] for each in found} == {1.0}
 
 
 def test_texts_are_ranked_for_an_image_and_sent_back(client, parts, files) -> None:
-    odds = parts.encoder.match([drawings()[IMAGES[1]]] * len(TEXTS), TEXTS)
+    scores = mixed(parts, IMAGES[1:2], TEXTS)
     documents = [TEXTS[0], {"text": TEXTS[1]}, TEXTS[2]]
     found = rerank(client, query={"image": files[1]}, documents=documents, return_documents=True)["results"]
-    assert [each["document"] for each in found] == [{"text": TEXTS[index]} for index in np.argsort(-odds)]
+    assert [each["document"] for each in found] == [{"text": TEXTS[index]} for index in np.argsort(-scores)]
     np.testing.assert_allclose(
-        [each["relevance_score"] for each in found], sigmoid(np.sort(odds)[::-1]), atol=TOLERANCE
+        [each["relevance_score"] for each in found], sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE
     )
 
 
@@ -189,10 +215,10 @@ def test_images_are_sent_back_as_they_came(client, files, addresses) -> None:
     }
 
 
-def test_rerank_takes_a_form_with_files(client, odds) -> None:
+def test_rerank_takes_a_form_with_files(client, scores) -> None:
     uploads = [("documents", png(drawings()[number])) for number in IMAGES]
     found = client.post("/v2/rerank", data={"query": TEXTS[0], "top_n": "2"}, files=uploads).json()["results"]
-    assert [each["index"] for each in found] == list(np.argsort(-odds))[:2]
+    assert [each["index"] for each in found] == list(np.argsort(-scores))[:2]
 
 
 def test_rerank_takes_as_many_documents_as_search_reranks(client, files) -> None:
@@ -246,6 +272,7 @@ def test_embeddings_name_what_is_wrong(client, body, reason) -> None:
         ({"query": {"image": "aGk="}, "documents": ["a"]}, "no usable image"),
         ({"query": "a", "documents": ["aGk="]}, "no usable image"),
         ({"query": "a", "documents": ["aGk="], "top_n": 0}, "top_n"),
+        ({"query": "a", "documents": ["aGk="], "rerank_weight": 2}, "rerank_weight"),
         ({"query": "a", "documents": ["aGk="], "return_documents": "perhaps"}, "return_documents"),
         ({"query": 5, "documents": ["aGk="]}, "expected a text or"),
     ],

@@ -103,7 +103,7 @@ class SearchOptions:
     top: int = 10
     """Images that are shown."""
     rerank: int | None = None
-    """Candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can."""
+    """Candidates that the fusion encoder scores, 0 for none; by default 32 for words or captions, if the model can."""
     weight: Annotated[float | None, tyro.conf.arg(name="rerank-weight")] = None
     """Share of its score in the order, 0 to 1; by default the model's."""
     where: str | None = None
@@ -264,14 +264,11 @@ def _queries() -> Iterator[str]:
 def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
     from vlmo.data.listing import image_named
     from vlmo.retrieval.results import write_explanation, write_sheet
-    from vlmo.retrieval.search import SEARCH_RERANK
 
     image = image_named(query)
-    can_rerank = searcher.encoder.can_match and (image is options.image is None or options.captions)
-    rerank = (SEARCH_RERANK if can_rerank else 0) if options.rerank is None else options.rerank
-    if options.budget is not None and rerank:
+    if options.budget is not None and options.rerank != 0:
         searcher.warm_up()
-    given: dict[str, Any] = {"top": options.top, "rerank": rerank, "weight": options.weight, "budget": options.budget}
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("top", "rerank", "weight", "budget")}
     if image is not None and options.captions:
         result = searcher.captions(image, **given)
     else:
@@ -322,7 +319,8 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
     else:
         say("nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
-    say(f"{result.num_reranked} reranked by the fusion encoder; {parts}", *filter(None, [result.note]))
+    reranked = f"{result.num_reranked} reranked by the fusion encoder; " if result.num_reranked else ""
+    say(f"{reranked}{parts}", *filter(None, [result.note]))
 
 
 def _show_groups(groups: Sequence[ImageGroup], *, is_json: bool, most: int | None = None) -> None:

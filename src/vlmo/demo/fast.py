@@ -19,7 +19,6 @@ from vlmo.folder.atomic import write_folder
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
 from vlmo.retrieval.encoder import prepare_searches
-from vlmo.retrieval.search import SEARCH_RERANK
 from vlmo.terminal import escaped
 
 SOURCES = (
@@ -66,7 +65,7 @@ def run_fast_start(
         table.add_column(name, justify="right" if name.startswith("named") else "left")
     found, named = {}, {}
     for text in queries:
-        hits = searcher.search(text, top=_TOP, rerank=SEARCH_RERANK if encoder.can_match else 0).hits
+        hits = searcher.search(text, top=_TOP).hits
         words = set(text.lower().split())
         right = [any(words <= set(caption.lower().split()) for caption in hit.captions) for hit in hits]
         found[text] = [(searcher.index.image(hit.id), is_right) for hit, is_right in zip(hits, right, strict=True)]

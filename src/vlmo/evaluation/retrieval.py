@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from vlmo.evaluation.inference import BATCH, Report
 from vlmo.evaluation.recall import chance_metrics, chunked_ranks, chunked_topk, recall_metrics
 from vlmo.evaluation.scoring import RetrievalModel, RetrievalSet, embed_images, embed_texts, match_pairs
+from vlmo.model.reranking import rerank_score
 
 KS = (1, 5, 10)
 """The K of recall at K."""
@@ -159,9 +162,9 @@ def _judge(
     scale = float(model.contrast_head.logit_scale.detach().exp())
 
     def reranked_by(weights: Weights) -> Rankings:
-        factors = [(1.0, 1.0) if published else ((1 - weight) * scale, weight) for weight in weights]
-        both = zip(dual, scores, right, factors, strict=True)
-        return Rankings(*(_rerank(one, flat.view_as(of), of, factors=each) for one, flat, of, each in both))
+        mixes = [add if published else partial(rerank_score, weight=weight, scale=scale) for weight in weights]
+        both = zip(dual, scores, right, mixes, strict=True)
+        return Rankings(*(_rerank(one, flat.view_as(of), of, mix=mix) for one, flat, of, mix in both))
 
     return reranked_by, {} if published else matching_metrics(*fixed.view_as(fixed_images))
 
@@ -226,15 +229,15 @@ def _dual_rankings(
     )
 
 
-def _rerank(dual: Ranking, scores: Tensor, positive: Tensor, *, factors: tuple[float, float]) -> Ranking:
+def _rerank(dual: Ranking, scores: Tensor, positive: Tensor, *, mix: Callable[[Tensor, Tensor], Tensor]) -> Ranking:
     """Reorder the shortlist, the first columns of `dual`; `scores` and `positive` are [query, shortlist].
 
     Args:
-        factors: Of the similarity, and of the fusion encoder's scores.
+        mix: Returns the scores that order, of the similarity and the fusion encoder's scores.
     """
     shortlist = scores.shape[1]
     similarity = dual.scores[:, :shortlist]
-    mixed = factors[0] * similarity + factors[1] * scores
+    mixed = mix(similarity, scores)
     # The shortlist comes in the dual encoder's order, and a stable sort keeps it among equals.
     mixed, order = mixed.sort(dim=1, descending=True, stable=True)
     similarity, positive = similarity.gather(1, order), positive.gather(1, order)

@@ -13,9 +13,10 @@ from rich.console import Console
 from torch import Tensor
 
 from vlmo.lazy import install_command
+from vlmo.model.reranking import rerank_score
 from vlmo.progress import Progress
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.search import SEARCH_RERANK, rerank_score
+from vlmo.retrieval.search import SEARCH_RERANK
 
 try:
     from mteb.models import ModelMeta, SearchEncoderWrapper

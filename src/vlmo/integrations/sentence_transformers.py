@@ -1,4 +1,4 @@
-"""Adapter of a model folder for sentence-transformers: dual encoder, and fusion encoder as a cross-encoder.
+"""Adapter of a model folder for sentence-transformers: dual encoder, and both encoders as a cross-encoder.
 
 After `import vlmo`, `SentenceTransformer(FOLDER)` and `CrossEncoder(FOLDER)` load a model folder by the classes below;
 sentence-transformers would take the mean of the last states instead. `SentenceTransformer.save` writes a model folder
@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from vlmo.checkpoints.loading import check_model_folder, load_complete, one_line_errors
 from vlmo.lazy import install_command
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.model.reranking import rerank_score
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.wordpiece import PAD_MULTIPLE
 from vlmo.released import taking_names
@@ -158,7 +159,10 @@ class VLMoEmbedder(_FolderModule):
 
 
 class VLMoPairScorer(_FolderModule):
-    """Fusion encoder: log-odds that a string and an image fit; ValueError for a model without a matching head."""
+    """Score that a search orders a string and an image by; ValueError for a model without a matching head.
+
+    It mixes similarity and log-odds of a match by the weights in the model's configuration.
+    """
 
     def __init__(self, model: VLMoForImageTextRetrieval, processor: VLMoProcessor) -> None:
         super().__init__(model, processor)
@@ -176,7 +180,7 @@ class VLMoPairScorer(_FolderModule):
         """Return pixel values and tokens of pairs; `image_rows` holds the number of each pair's image.
 
         Args:
-            inputs: (string, image) or (image, string), or `{"text": ..., "image": ...}`.
+            inputs: (string, image) or (image, string), or `{"text": ..., "image": ...}`; the first is the query.
             prompt: Put in front of each string.
             task: Without meaning here.
         """
@@ -184,16 +188,29 @@ class VLMoPairScorer(_FolderModule):
         _refuse(kwargs)
         pairs = [_as_pair(pair) for pair in inputs]
         # Rerankers score one image against many texts: it is resized once.
-        images = {id(image): image for image, _ in pairs}
+        images = {id(pair["image"]): pair["image"] for pair in pairs}
         numbers = {key: number for number, key in enumerate(images)}
-        features = self._pixel_values(list(images.values())) | self._tokens([text for _, text in pairs], prompt=prompt)
-        return features | {"image_rows": torch.tensor([numbers[id(image)] for image, _ in pairs])}
+        features = self._pixel_values(list(images.values()))
+        features |= self._tokens([pair["text"] for pair in pairs], prompt=prompt)
+        features["image_rows"] = torch.tensor([numbers[id(pair["image"])] for pair in pairs])
+        return features | {"is_text_query": torch.tensor([next(iter(pair)) == "text" for pair in pairs])}
 
     def forward(self, features: Features) -> Features:
-        """Add `scores`, (batch, 1): log-odds of a match."""
-        pixel_values = features["pixel_values"].to(self.model.dtype)[features["image_rows"]]
-        logits = self.model.match(pixel_values, features["input_ids"], features["attention_mask"]).float()
-        return features | {"scores": logits[:, 1:] - logits[:, :1]}
+        """Add `scores`, (batch, 1), in nats."""
+        model, rows = self.model, features["image_rows"]
+        pixel_values, tokens = (
+            features["pixel_values"].to(model.dtype),
+            (features["input_ids"], features["attention_mask"]),
+        )
+        similarity = (
+            (model.get_image_features(pixel_values)[rows] * model.get_text_features(*tokens)).float().sum(dim=1)
+        )
+        logits = model.match(pixel_values[rows], *tokens).float()
+        of_texts, of_images = model.config.rerank_weights
+        weight = torch.where(features["is_text_query"], of_images, of_texts)
+        scale = model.contrast_head.logit_scale.float().exp()
+        scores = rerank_score(similarity, logits[:, 1] - logits[:, 0], weight=weight, scale=scale)
+        return features | {"scores": scores[:, None]}
 
 
 def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> SentenceTransformer:
@@ -201,16 +218,23 @@ def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> S
     return cast("SentenceTransformer", _load(SentenceTransformer, folder, device))
 
 
-def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEncoder:
-    """Load the fusion encoder of a model folder, or of one that `CrossEncoder.save` wrote.
+def load_cross_encoder(
+    folder: str | Path, *, rerank_weight: float | None = None, device: Device = None
+) -> CrossEncoder:
+    """Load a model folder, or one that `CrossEncoder.save` wrote, to score pairs as a search with reranking does.
 
-    Scores are log-odds of a match, as in `vlmo evaluate`: a probability in float32 rounds many of them to 1.
-    `predict(..., activation_fn=torch.nn.Sigmoid())` gives the probability.
+    Args:
+        folder: Model folder.
+        rerank_weight: Share of the fusion encoder in a score, 0 to 1; None: the model's for each direction. With 1 the
+            scores are log-odds of a match, and `predict(..., activation_fn=torch.nn.Sigmoid())` gives probabilities.
+        device: Of the model.
 
     Raises:
-        ValueError: The folder holds no model that scores pairs.
+        ValueError: The folder holds no model that scores pairs, or the weight is out of range.
     """
-    return cast("CrossEncoder", _load(CrossEncoder, folder, device))
+    both = ("rerank_weight", "rerank_weight_image_to_text")
+    weights = None if rerank_weight is None else dict.fromkeys(both, float(rerank_weight))
+    return cast("CrossEncoder", _load(CrossEncoder, folder, device, model_kwargs=weights))
 
 
 def register() -> None:
@@ -237,9 +261,11 @@ def _or_ours(load_default: Callable[..., Any], module: type[_FolderModule]) -> C
     return load
 
 
-def _load(library_class: type, folder: str | Path, device: Device) -> SentenceTransformer | CrossEncoder:
+def _load(
+    library_class: type, folder: str | Path, device: Device, **options: Any
+) -> SentenceTransformer | CrossEncoder:
     folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval)
-    return library_class(str(folder), device=None if device is None else str(device), local_files_only=True)
+    return library_class(str(folder), device=None if device is None else str(device), local_files_only=True, **options)
 
 
 def _hub(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,12 +294,12 @@ def _is_file(path: str | Path) -> bool:
         return False
 
 
-def _as_pair(pair: Any) -> tuple[Any, str]:
+def _as_pair(pair: Any) -> Mapping[Literal["image", "text"], Any]:
     parts = [{kind: value} for kind, value in pair.items()] if isinstance(pair, dict) else pair
     if isinstance(parts, (list, tuple)) and len(parts) == 2:
         found = dict(map(_classify, parts))
         if len(found) == 2:
-            return found["image"], found["text"]
+            return found
     raise ValueError(f"Got {pair!r:.80}: expected one string and one image.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +18,20 @@ from PIL import Image
 from vlmo.data.decoding import decode_image
 from vlmo.data.listing import image_named
 from vlmo.export.sessions import Pixels
+from vlmo.model.reranking import rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.index import MAX_TOP, Hit, Index
 from vlmo.retrieval.memory import PixelMemory
 
 SEARCH_RERANK = 32
-"""Candidates that `vlmo search` and the web page rerank, and that are read and scored at a time without a deadline."""
+"""Candidates that a search by words or for captions reranks unless another number is given: from Python, on the command
+line, over HTTP and on the web page. As many are read and scored at a time without a deadline."""
 RERANK_BATCH = 8
 """Pairs that go through the fusion encoder between two looks at the clock."""
 _HEAT_PIXELS = 288
+_UNKNOWN_PIECES = 3
+"""Tokens a word from which on a text is taken for nonsense: docs/search.md has the shares of names and of nonsense."""
+_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class SearchResult:
         seconds: Durations of "encode", "index" and "rerank".
         probability: Largest probability of a match among the scored candidates; None: none was scored.
         cutoff: Probability below which no candidate is a match; None: not known.
+        unknown: True if the model reads the query in pieces, as it does nonsense.
     """
 
     hits: list[Hit]
@@ -49,6 +56,7 @@ class SearchResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     probability: float | None = None
     cutoff: float | None = None
+    unknown: bool = False
 
     @property
     def complete(self) -> bool:
@@ -57,10 +65,13 @@ class SearchResult:
 
     @property
     def no_match(self) -> bool:
-        """True if all candidates were scored and none reaches the cut-off; the hits are the nearest images even so."""
-        if self.probability is None or self.cutoff is None:
-            return False
-        return self.complete and self.probability < self.cutoff
+        """True if the query is unknown, or all candidates were scored and none reaches the cut-off.
+
+        The hits are the nearest images even so.
+        """
+        if self.unknown or self.probability is None or self.cutoff is None:
+            return self.unknown
+        return self.complete and not self.unreadable and self.probability < self.cutoff
 
     @property
     def note(self) -> str | None:
@@ -70,7 +81,9 @@ class SearchResult:
     def noted(self, named: Callable[[Hit], str]) -> str | None:
         """`note` with other names of images than their places, which are not for everybody."""
         notes = []
-        if self.no_match:
+        if self.unknown:
+            notes.append("no match: the model does not know these words and reads them in pieces, as it does nonsense")
+        elif self.no_match:
             best = f"{self.probability:.4g}"
             notes.append(f"no match: the best candidate has a probability of {best}, the cut-off is {self.cutoff:.4g}")
         if self.num_late:
@@ -122,16 +135,12 @@ def sigmoid(odds: float) -> float:
     return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
 
 
-def rerank_score(similarity: Any, match: Any, *, weight: float, scale: float) -> Any:
-    """Return the score that candidates are ordered by, of numbers or arrays.
+def is_unknown(text: str, tokens: int) -> bool:
+    """Return True for a text in ASCII whose words the model reads in as many pieces as nonsense.
 
-    Args:
-        similarity: Cosine similarity by the dual encoder.
-        match: Log-odds of a match by the fusion encoder.
-        weight: Share of the match score, 0 to 1.
-        scale: Inverse temperature of the similarity.
+    Other scripts may write words without blanks.
     """
-    return (1 - weight) * scale * similarity + weight * match
+    return text.isascii() and tokens - 2 >= _UNKNOWN_PIECES * len(_WORD.findall(text))  # less [CLS] and [SEP]
 
 
 class Reranking:
@@ -148,6 +157,7 @@ class Reranking:
         deadline: Time by `time.perf_counter` at which scoring must have ended; None: no limit.
         speed: Remembers how long a pair takes.
         cutoff: Probability below which no candidate is a match; None: not known.
+        unknown: As in `SearchResult`.
     """
 
     def __init__(
@@ -160,10 +170,11 @@ class Reranking:
         deadline: float | None,
         speed: Speed,
         cutoff: float | None = None,
+        unknown: bool = False,
     ) -> None:
         self._left, self._rest = list(shortlist[:rerank]), list(shortlist[rerank:])
         self._weight, self._scale, self._speed = weight, scale, speed
-        self.deadline, self._cutoff = deadline, cutoff
+        self.deadline, self._cutoff, self._unknown = deadline, cutoff, unknown
         self._batch: list[Hit] = []
         self._started = self._began = time.perf_counter()
         self._scored: list[Hit] = []
@@ -200,6 +211,7 @@ class Reranking:
             hits=[*scored, *others][:top],
             probability=None if odds is None else sigmoid(odds),
             cutoff=self._cutoff,
+            unknown=self._unknown,
             num_reranked=len(scored),
             num_late=len(self._left),
             unreadable=tuple(self._unreadable),
@@ -240,7 +252,7 @@ class Searcher:
         *,
         image: Path | Image.Image | None = None,
         top: int = 10,
-        rerank: int = 0,
+        rerank: int | None = None,
         weight: float | None = None,
         where: str | None = None,
         budget: float | None = None,
@@ -260,7 +272,8 @@ class Searcher:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused.
             image: An image that joins a text: the query is the direction of the sum of both vectors, without reranking.
             top: Number of images, at most.
-            rerank: Number of candidates that the fusion encoder scores; 0: none. For texts only.
+            rerank: Number of candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`, or
+                none for other queries and models without a matching head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
             budget: Seconds for the whole search; None: no limit. Vectors are always compared.
@@ -278,6 +291,7 @@ class Searcher:
                 raise ValueError(f"{query} is an image file; give a Path or an image to search by it, or words")
         elif image is not None:
             raise ValueError("the query and image are both images; give a text with the image")
+        rerank = self.candidates(rerank, text=text)
         weight = self.check(text, top=top, rerank=rerank, weight=weight, budget=budget, cutoff=cutoff)
         cutoff = self.encoder.match_cutoff if cutoff is None else cutoff
         if isinstance(query, str):
@@ -291,7 +305,9 @@ class Searcher:
         shortlist = self.index.nearest(vector, top=max(top, rerank), where=where)
         seconds = {"encode": encoded - start, "index": time.perf_counter() - encoded}
         deadline = None if budget is None else start + budget
-        ranking = self.reranking(shortlist, rerank=rerank, weight=weight, deadline=deadline, cutoff=cutoff)
+        unknown = text is not None and is_unknown(text, self.encoder.count_tokens([text])[0])
+        options = {"rerank": rerank, "weight": weight, "cutoff": cutoff, "unknown": unknown}
+        ranking = self.reranking(shortlist, deadline=deadline, **options)
         while batch := ranking.next_batch():
             known = self.pixels_of(batch)
             pixels = list(self.encoder.pool.map(lambda each: each() if callable(each) else each, known))
@@ -305,7 +321,7 @@ class Searcher:
         image: Path | Image.Image,
         *,
         top: int = 10,
-        rerank: int = 0,
+        rerank: int | None = None,
         weight: float | None = None,
         budget: float | None = None,
     ) -> SearchResult:
@@ -315,6 +331,7 @@ class Searcher:
         """
         start = time.perf_counter()
         weight = self.encoder.rerank_weight_image_to_text if weight is None else weight
+        rerank = self.candidates(rerank, text="captions")
         weight = self.check("captions", top=top, rerank=rerank, weight=weight, budget=budget)
         pixels = self.encoder.pixels(_opened(image))
         vector = self.encoder.embed_pixels([pixels])[0]
@@ -364,6 +381,12 @@ class Searcher:
             self._speed.add((time.perf_counter() - start) / RERANK_BATCH)
 
     # ----------------------------------------------------------------------- parts, for callers that share the model
+
+    def candidates(self, rerank: int | None, *, text: str | None) -> int:
+        """Return the number of candidates to rerank, given or by default."""
+        if rerank is None:
+            return SEARCH_RERANK if text is not None and self.encoder.can_match else 0
+        return rerank
 
     def check(
         self,

@@ -103,6 +103,12 @@ class RerankRequest(ClientBody):
         min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image."
     )
     top_n: int | None = Field(default=None, ge=1, description="Number of results; by default all.")
+    rerank_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of the fusion encoder in the order, the rest is the similarity's; by default the model's.",
+    )
     return_documents: bool | None = Field(default=False, description="Send the documents back with the results.")
 
     @field_validator("documents", mode="before")
@@ -157,7 +163,9 @@ class Ranked(BaseModel):
     """Score of a document; with the document, if it was asked for."""
 
     index: int = Field(description="Position of the document in the request.")
-    relevance_score: float = Field(description="Probability that text and image fit, by the fusion encoder.")
+    relevance_score: float = Field(
+        description="Logistic function of the score that orders; for a `rerank_weight` of 1 probability of a match."
+    )
     document: dict[str, str] = Field(default={}, description="`text`, or `image` in base64; if it was asked for.")
 
 

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from vlmo.retrieval import Hit, SearchResult
-from vlmo.retrieval.search import sigmoid
+from vlmo.retrieval.search import SEARCH_RERANK, sigmoid
 
 MAX_TEXTS = 256
 """Texts of a request."""
@@ -110,8 +110,13 @@ class SearchRequest(Body):
     image: ImageFile | None = None
     top: Top = 10
     rerank: Annotated[
-        int, Field(ge=0, le=MAX_RERANK, description="Candidates that the fusion encoder scores; of text queries only.")
-    ] = 0
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_RERANK,
+            description=f"Candidates of a text that the fusion encoder scores; by default {SEARCH_RERANK}, if it can.",
+        ),
+    ] = None
     weight: Annotated[
         float | None, Field(ge=0, le=1, description="Share of the match score in the order; by default the model's.")
     ] = None
@@ -221,7 +226,9 @@ class SearchResponse(BaseModel):
     hits: list[Result]
     num_reranked: int = Field(description="Candidates that the fusion encoder has scored.")
     complete: bool = Field(description="False: the budget ran out, and the order is as far as it got.")
-    no_match: bool = Field(description="No candidate reaches the model's cut-off; the hits are the nearest images.")
+    no_match: bool = Field(
+        description="The model does not know the words, or no candidate reaches its cut-off; the hits are the nearest."
+    )
     note: str | None = Field(description="The same in words, and how many candidates' images could not be read.")
     seconds: dict[str, float] = Field(description="`encode`, `index`, `rerank` and `total`, waiting included.")
 

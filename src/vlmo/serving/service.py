@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from vlmo.data.decoding import image_bytes
+from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.encoder import shorten
 from vlmo.retrieval.filters import check_comparisons
-from vlmo.retrieval.search import sigmoid
+from vlmo.retrieval.search import is_unknown, sigmoid
 from vlmo.serving import compatible, schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.decoder import ClosedError, Decoders
@@ -108,18 +109,21 @@ class Service:
         index, encoder, searcher = self._index(), self._encoder(), self._searcher
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
+        unknown = False
         if request.text is not None:
-            (vector,) = await self._run(TEXTS, [request.text])
+            (vector,), (tokens,) = await asyncio.gather(*[self._run(each, [request.text]) for each in (TEXTS, TOKENS)])
+            unknown = is_unknown(request.text, tokens)
         else:
             (vector,) = await self._run(IMAGES, await self._read([request.image or b""], encoder.pixels))
         encoded = time.perf_counter()
-        where, top = request.where or None, max(request.top, request.rerank)
+        rerank = searcher.candidates(request.rerank, text=request.text)
+        where, top = request.where or None, max(request.top, rerank)
         shortlist = await self._ask_index(lambda: index.nearest(vector, top=top, where=where), where=where)
         seconds = {"encode": encoded - began, "index": time.perf_counter() - encoded}
         weight = encoder.rerank_weight if request.weight is None else request.weight
         deadline = None if request.budget is None else began + request.budget
-        options = {"weight": weight, "deadline": deadline, "cutoff": encoder.match_cutoff}
-        ranking = searcher.reranking(shortlist, rerank=request.rerank, **options)
+        options = {"weight": weight, "deadline": deadline, "cutoff": encoder.match_cutoff, "unknown": unknown}
+        ranking = searcher.reranking(shortlist, rerank=rerank, **options)
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.perf_counter()):
                 while batch := ranking.next_batch():
@@ -145,17 +149,23 @@ class Service:
 
     async def match(self, request: schemas.MatchRequest) -> schemas.MatchResponse:
         """Scores of how well texts fit images, by the fusion encoder."""
-        odds = await self._match(request.texts, request.images)
+        _, odds = await self._match(request.texts, request.images)
         return schemas.MatchResponse(matches=[schemas.Match(log_odds=each, probability=sigmoid(each)) for each in odds])
 
     async def rerank(self, request: compatible.RerankRequest) -> compatible.RerankResponse:
-        """Order of images for a text or of texts for an image by the fusion encoder; for clients of Cohere and Jina."""
+        """Order of images for a text or of texts for an image, as a search has it; for clients of Cohere and Jina."""
         encoder = self._encoder()
+        own = encoder.rerank_weight_image_to_text if request.query.text is None else encoder.rerank_weight
+        weight = own if request.rerank_weight is None else request.rerank_weight
         texts, images = compatible.split([request.query, *request.documents])
-        odds, usage = await asyncio.gather(self._match(texts, images), self._usage(texts))
-        # By log-odds: probabilities of sure matches are equal.
-        order = sorted(range(len(odds)), key=lambda index: -odds[index])[: request.top_n]
-        results = [compatible.Ranked(index=index, relevance_score=sigmoid(odds[index])) for index in order]
+        (pixels, odds), usage = await asyncio.gather(self._match(texts, images), self._usage(texts))
+        of_texts, of_images = await asyncio.gather(self._run(TEXTS, texts), self._run(IMAGES, pixels))
+        similarity = (np.stack(of_images) @ np.stack(of_texts).T).ravel()  # there is one text, or one image
+        # Less the largest similarity, so that a logistic function does not round many scores to 1.
+        scores = rerank_score(similarity - 1, np.asarray(odds), weight=weight, scale=encoder.inverse_temperature)
+        # Not by the logistic function: that of sure matches is equal.
+        order = np.argsort(-scores, kind="stable").tolist()[: request.top_n]
+        results = [compatible.Ranked(index=index, relevance_score=sigmoid(scores[index])) for index in order]
         if request.return_documents:
             for ranked in results:
                 ranked.document = request.documents[ranked.index].document
@@ -262,15 +272,15 @@ class Service:
         pixels = await self._read(images, self._encoder().pixels)
         return await self._run(TEXTS, texts), await self._run(IMAGES, pixels)
 
-    async def _match(self, texts: list[str], images: Sequence[bytes]) -> list[float]:
-        """Log-odds of pairs of a text and an image file; one of either goes with each of the others."""
+    async def _match(self, texts: list[str], images: Sequence[bytes]) -> tuple[list[Any], list[float]]:
+        """Pixels of image files, and log-odds of their pairs with texts; one of either goes with each of the others."""
         encoder = self._encoder()
         if not encoder.can_match:
             raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
         pixels = await self._read(images, encoder.pixels)
         number = max(len(pixels), len(texts))
         pairs = list(zip(pixels * (number // len(pixels)), texts * (number // len(texts)), strict=True))
-        return [float(each) for each in await self._run(PAIRS, pairs)]
+        return pixels, [float(each) for each in await self._run(PAIRS, pairs)]
 
     async def _usage(self, texts: Sequence[str]) -> compatible.Usage:
         tokens = sum(await self._run(TOKENS, texts))

@@ -6,7 +6,6 @@ import { $ } from "./dom.js";
 import { Filters } from "./filters.js";
 import { clearProblem, showProblem, showResults, showSamples, showStatus, titleOf } from "./results.js";
 
-const RERANK = 32;
 const STEP = 24;
 const SHRUNK_SIDE = 2048;
 
@@ -22,7 +21,7 @@ function wanted() {
   const params = new URLSearchParams(location.search);
   const values = Object.fromEntries([...params].filter(([name]) => name.startsWith("f.")));
   const top = Math.min(Math.max(Number(params.get("top")) || STEP, 1), about?.limits.top ?? STEP);
-  return { words: params.get("q") ?? "", like: params.get("like"), image: params.get("image"), rerank: params.has("rerank"), top, values };
+  return { words: params.get("q") ?? "", like: params.get("like"), image: params.get("image"), rerank: params.get("rerank") !== "0", top, values };
 }
 
 async function go({ words = "", like = null, image = null, top = STEP }, { replace = false, title = "" } = {}) {
@@ -31,7 +30,7 @@ async function go({ words = "", like = null, image = null, top = STEP }, { repla
   if (image) params.set("image", image);
   else if (like) params.set("like", like);
   else if (words) params.set("q", words);
-  if ($("rerank").checked) params.set("rerank", "1");
+  if (!$("rerank").checked) params.set("rerank", "0");
   if (top !== STEP) params.set("top", top);
   for (const [name, value] of Object.entries(filters?.values ?? {})) params.set(name, value);
   const address = params.size ? `?${params}` : "/";
@@ -86,8 +85,8 @@ function ask(want, signal) {
   const common = { top: want.top, where: filters.where };
   if (want.like) return call("/v1/similar", { body: { id: want.like, ...common }, signal });
   if (!want.image) {
-    const rerank = want.rerank && about.can_rerank ? RERANK : 0;
-    return call("/v1/search", { body: { text: want.words, rerank, ...common }, signal });
+    const plain = want.rerank ? {} : { rerank: 0 };
+    return call("/v1/search", { body: { text: want.words, ...plain, ...common }, signal });
   }
   const form = new FormData();
   form.append("image", images.get(want.image).file);
@@ -227,7 +226,7 @@ function listen() {
     event.preventDefault();
     if (!(await ready)) return;
     filters.values = {};
-    $("rerank").checked = false;
+    $("rerank").checked = true;
     go({}).then(() => $("words").focus());
   });
   window.addEventListener("popstate", () => {
