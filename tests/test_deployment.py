@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import tyro
 import yaml
 
 from vlmo.cli.parsing import parse
+from vlmo.cli.runs import QuickstartOptions
 from vlmo.cli.serving import ServeOptions
 
 ROOT = Path(__file__).parents[1]
@@ -64,27 +67,53 @@ def test_container_has_a_user_without_rights_and_a_health_check(instructions) ->
     compile(json.loads(check.partition("CMD ")[2])[2], "health check", "exec")
 
 
-@pytest.mark.parametrize("of", ["Dockerfile", "compose.yaml"])
-def test_command_line_is_understood(instructions, service, of) -> None:
+@pytest.mark.parametrize(
+    ("images", "index", "words", "expected"),
+    [
+        (False, False, [], ["serve vlmo-small --index ICONS"]),
+        (False, True, ["/model", "--queue", "8"], ["serve /model --index INDEX"]),
+        (True, False, [], ["index vlmo-small IMAGES --out INDEX", "serve vlmo-small --index INDEX"]),
+    ],
+)
+def test_container_serves_icons_an_index_or_images(instructions, tmp_path, images, index, words, expected) -> None:
+    """The entry point in the system's shell, with a `vlmo` that writes down its arguments and makes an index."""
     (entry,), (usual,) = values(instructions, "ENTRYPOINT"), values(instructions, "CMD")
-    command, name, *arguments = json.loads(entry)
-    assert (command, name) == ("vlmo", "serve")
-    more = json.loads(usual) if of == "Dockerfile" else service["command"]
-    options = parse(functools.partial(tyro.cli, ServeOptions), [*arguments, *more], prog="vlmo serve")
-    assert (options.folder, options.index, options.host, options.port) == (
-        Path("/model"),
-        Path("/index"),
-        "0.0.0.0",
-        8000,
-    )
+    folders = {"IMAGES": tmp_path / "images", "INDEX": tmp_path / "index", "ICONS": "/home/vlmo/icons/fast/index"}
+    for folder, is_filled in ((tmp_path / "images", images), (tmp_path / "index", index)):
+        folder.mkdir()
+        if is_filled:
+            (folder / "index.json").touch()
+    command = [re.sub(r"(?<![\w/])/(images|index)\b", rf"{tmp_path}/\1", word) for word in json.loads(entry)]
+    (tmp_path / "vlmo").write_text(f'#!/bin/sh\necho "$@"\n[ "$1" = serve ] || touch {tmp_path}/index/index.json\n')
+    (tmp_path / "vlmo").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = words or json.loads(usual)
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    for line, wanted in zip(lines, expected, strict=True):
+        assert line.startswith(
+            functools.reduce(lambda text, name: text.replace(name, str(folders[name])), folders, wanted)
+        )
+    serve = parse(functools.partial(tyro.cli, ServeOptions), lines[-1].split()[1:], prog="vlmo serve")
+    assert (serve.folder, serve.host, serve.port) == (Path(words[0]), "0.0.0.0", 8000)
+    assert serve.settings.queue == (8 if "--queue" in words else 64)
 
 
-def test_compose_mounts_what_the_command_reads_and_publishes_on_loopback(service) -> None:
-    assert [volume.rsplit(":", maxsplit=2)[1:] for volume in service["volumes"]] == [["/model", "ro"], ["/index", "ro"]]
+def test_icons_are_indexed_where_the_container_looks_for_them(instructions) -> None:
+    (command,) = [rest for rest in values(instructions, "RUN") if rest.startswith("vlmo ")]
+    name, *arguments = shlex.split(command)[1:]
+    options = parse(functools.partial(tyro.cli, QuickstartOptions), arguments, prog="vlmo quickstart")
+    assert (name, options.fast, str(options.run_dir)) == ("quickstart", True, "icons")
+
+
+def test_compose_needs_no_file_and_publishes_on_loopback(service) -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    named = {re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[0] for volume in service["volumes"]}
+    assert named == set(compose["volumes"])
+    assert [volume.partition(":/")[2] for volume in service["volumes"]] == ["images:ro", "index"]
+    assert "secrets" not in compose
     assert service["read_only"]
     assert service["ports"] == ["127.0.0.1:8000:8000"]
-    secrets = yaml.safe_load((ROOT / "compose.yaml").read_text())["secrets"]
-    assert [f"/run/secrets/{name}" for name in secrets] == [service["command"][-1]]
 
 
 def test_scheduled_job_runs_targets_that_there_are() -> None:
