@@ -41,8 +41,8 @@ def post(client: TestClient, path: str, **body) -> dict:
 def error(client: TestClient, path: str, **body) -> tuple[int, str]:
     response = client.post(path, json=body)
     assert set(response.json()) == {"error", "detail"}
-    assert set(response.json()["error"]) == {"reason", "hint", "message", "type", "code"}
-    return response.status_code, response.json()["error"]["reason"]
+    assert set(response.json()["error"]) == {"message", "type", "code"}
+    return response.status_code, response.json()["error"]["message"]
 
 
 # ------------------------------------------------------------------------------------------------------------- search
@@ -163,9 +163,9 @@ def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, whe
     assert status == 422
     assert "\n" not in reason
     assert str(parts.index.folder) not in reason
-    hint = client.post("/v1/search", json={"query": "a red circle"}).json()["error"]["hint"]
+    hint = client.post("/v1/search", json={"query": "a red circle"}).json()["detail"]
     assert hint.startswith("send text, image, top, ")
-    hint = client.post("/v1/search", json={"text": "a red circle", "where": where}).json()["error"]["hint"]
+    hint = client.post("/v1/search", json={"text": "a red circle", "where": where}).json()["detail"]
     assert hint.endswith("there are captions, colour, even, height, id, number, width")
     assert reason.count("place") == where.count("place")
     assert parts.index.num_images == NUM_PICTURES
@@ -427,7 +427,7 @@ def test_full_queue_is_503_with_retry_after(parts, monkeypatch) -> None:
         assert client.post("/v1/search", json={"text": "b"}).status_code == 200
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
-    assert response.json()["error"]["reason"] == "the queue is full"
+    assert response.json()["error"]["message"] == "the queue is full"
 
 
 def test_pages_and_description_are_served_without_others_help(client) -> None:

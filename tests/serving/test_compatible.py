@@ -100,6 +100,15 @@ def test_openai_client_gets_the_encoders_vectors(openai_client, parts) -> None:
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(parts.encoder.count_tokens(TEXTS))
 
 
+def test_openai_client_lists_the_models_and_what_they_can_do(openai_client, gallery, parts) -> None:
+    first, second = openai_client.models.list().data
+    assert (first.id, first.object, first.owned_by) == (gallery.model.name, "model", "vlmo")
+    assert first.created == int((gallery.model / "config.json").stat().st_mtime)
+    assert first.fingerprint == parts.encoder.fingerprint
+    assert {"/v1/embeddings", "/v1/rerank", "/v1/search"} <= set(first.routes)
+    assert (second.id, second.routes) == (gallery.vqa.name, ["/v1/vqa"])
+
+
 def test_openai_client_gets_one_vector_for_one_text_and_images_by_address(openai_client, parts, addresses) -> None:
     (one,) = openai_client.embeddings.create(model="any", input=TEXTS[0], dimensions=parts.encoder.dim).data
     np.testing.assert_allclose(one.embedding, parts.encoder.embed_texts(TEXTS[:1])[0], atol=TOLERANCE)
@@ -287,7 +296,8 @@ def refused(client: TestClient, path: str, body: dict, reason: str) -> None:
     error = response.json()["error"]
     assert reason in error["message"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "422")
-    assert response.json()["detail"] == error["message"]
+    assert error["message"] not in response.json()["detail"]  # nothing is said twice
+    assert error.keys() == {"message", "type", "code"}
 
 
 def test_pixels_are_limited_before_they_are_decoded(parts) -> None:
@@ -341,7 +351,7 @@ def test_model_without_matching_head_and_service_without_model_say_so(parts, fil
     body = {"query": "a", "documents": files[:1]}
     with TestClient(create_app(parts)) as client:
         response = client.post("/v1/rerank", json=body)
-        assert (response.status_code, response.json()["error"]["reason"]) == (404, "this model has no matching head")
+        assert (response.status_code, response.json()["error"]["message"]) == (404, "this model has no matching head")
         assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
     with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
         assert client.post("/v1/rerank", json=body).status_code == 404

@@ -104,7 +104,7 @@ def test_full_queue_is_503_and_sigterm_finishes_what_runs_and_ends_with_0(slow, 
         wait_until_there_are(slow, 1)
         refused = search(slow)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert refused.json()["error"]["reason"] == "the queue is full"
+        assert refused.json()["error"]["message"] == "the queue is full"
         with httpx.Client(base_url=slow.address) as kept:
             assert kept.get("/healthz").status_code == 200
             slow.stop(signal.SIGTERM)
@@ -113,7 +113,10 @@ def test_full_queue_is_503_and_sigterm_finishes_what_runs_and_ends_with_0(slow, 
         go.touch()
         assert running.result(PATIENCE_S).status_code == 200
     assert slow.process.wait(PATIENCE_S) == 0
-    assert "Traceback" not in slow.process.stderr
+    log = slow.process.stderr
+    assert "Traceback" not in log
+    assert "engine torch float32, 24 images, no API key is needed" in " ".join(log.split())
+    assert log.split()[-1] == "stopped"
 
 
 def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
@@ -146,7 +149,7 @@ def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path, of_index, ex
         ServerProcess(gallery.model, "--index", gallery.index, run=_serve_and_never_decode, go=begun) as stuck,
         concurrent.futures.ThreadPoolExecutor(1) as threads,
     ):
-        found = httpx.post(f"{stuck.address}/v1/search", json={"text": "a", "top": 1}).json()["hits"][0]["id"]
+        found = httpx.post(f"{stuck.address}/v1/search", json={"text": "a", "rerank": 0}).json()["hits"][0]["id"]
         asked = (
             threads.submit(httpx.get, f"{stuck.address}/v1/images/{found}", timeout=PATIENCE_S)
             if of_index
@@ -156,7 +159,7 @@ def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path, of_index, ex
         stuck.stop(signal.SIGTERM)
         assert stuck.process.wait(PATIENCE_S) == exit_code
         assert asked.result(PATIENCE_S).status_code == 503
-        assert asked.result().json()["error"]["reason"] == "the server is stopping"
+        assert asked.result().json()["error"]["message"] == "the server is stopping"
     assert "Traceback" not in stuck.process.stderr
 
 

@@ -272,8 +272,8 @@ class Searcher:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused.
             image: An image that joins a text: the query is the direction of the sum of both vectors, without reranking.
             top: Number of images, at most.
-            rerank: Number of candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`, or
-                none for other queries and models without a matching head.
+            rerank: Number of candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`,
+                but none for other queries and models without a matching head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
             budget: Seconds for the whole search; None: no limit. Vectors are always compared.

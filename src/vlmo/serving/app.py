@@ -173,6 +173,11 @@ def _add_api(app: FastAPI, state: State) -> None:
         """Abilities of this service, its columns and its limits."""
         return state.service.about()
 
+    @app.get("/v1/models", responses=_errors(*_WITHOUT_BODY))
+    def models() -> compatible.ModelList:
+        """Models of this service, as OpenAI's clients list them, and the routes that each answers."""
+        return state.service.models()
+
 
 def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer: type[BaseModel], work: Work) -> None:
     async def route(request: Request) -> Response:
@@ -221,7 +226,7 @@ def _jpeg(data: bytes) -> Response:
 async def _http_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    hint = "GET /openapi.json lists all routes" if error.status_code in {404, 405} else ""
+    hint = "GET /openapi.json lists all routes" if error.status_code in {404, 405} else _HINT
     return ServiceError(error.status_code, str(error.detail), hint=hint, headers=error.headers).response()
 
 
@@ -263,7 +268,7 @@ async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
                 else:
                     fields[name] = content
     except FormParserError as error:
-        raise ServiceError(400, f"the form cannot be read: {error}") from error
+        raise ServiceError(400, f"the form cannot be read: {error}", hint=_HINT) from error
     return fields
 
 

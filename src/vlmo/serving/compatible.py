@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -55,6 +56,13 @@ def split(contents: Sequence[Content]) -> tuple[list[str], list[bytes]]:
     """Texts and images, both in the order of the contents."""
     texts = [content.text for content in contents if content.text is not None]
     return texts, [content.image for content in contents if content.image is not None]
+
+
+def model_of(folder: Path, *, fingerprint: str | None, routes: list[str]) -> Model:
+    """A model folder as clients of OpenAI list it."""
+    created = int((folder / "config.json").stat().st_mtime)
+    facts = {"id": folder.resolve().name, "created": created, "fingerprint": fingerprint, "routes": routes}
+    return Model(object="model", owned_by="vlmo", **facts)
 
 
 _OBJECTS = [{"type": "object", "properties": {key: {"type": "string"}}, "required": [key]} for key in ("text", "image")]
@@ -157,6 +165,24 @@ class EmbeddingsResponse(BaseModel):
     data: list[Embedding]
     model: str = Field(description="Fingerprint of the model. Vectors of different models do not compare.")
     usage: Usage
+
+
+class Model(BaseModel):
+    """A model of this service."""
+
+    id: str = Field(description="Name of its folder.")
+    object: Literal["model"]
+    created: int = Field(description="Time of its weights, in seconds since 1970.")
+    owned_by: Literal["vlmo"]
+    fingerprint: str | None = Field(description="The `model` of answers; null: of a model for questions.")
+    routes: list[str] = Field(description="What it answers.")
+
+
+class ModelList(BaseModel):
+    """Models of this service, one that compares images with texts and one for questions at most."""
+
+    object: Literal["list"]
+    data: list[Model]
 
 
 class Ranked(BaseModel):

@@ -318,11 +318,9 @@ class About(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """Reason of an error, and what to do; OpenAI's clients read the last three."""
+    """Reason of an error, where OpenAI's clients read it."""
 
-    reason: str
-    hint: str
-    message: str = Field(description="Reason and hint.")
+    message: str
     type: Literal["invalid_request_error", "server_error"]
     code: str = Field(description="The status.")
 
@@ -331,7 +329,7 @@ class ErrorResponse(BaseModel):
     """Form of every error."""
 
     error: ErrorDetail
-    detail: str = Field(description="Reason and hint, where Jina's clients read them.")
+    detail: str = Field(description="What to do, where Jina's clients read it.")
 
 
 class ServiceError(Exception):
@@ -345,10 +343,10 @@ class ServiceError(Exception):
 
     def response(self) -> JSONResponse:
         """The error over HTTP."""
-        message = f"{self.reason}; {self.hint}" if self.hint else self.reason
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        fields = {"reason": self.reason, "hint": self.hint, "message": message, "type": kind, "code": str(self.status)}
-        return JSONResponse({"error": fields, "detail": message}, status_code=self.status, headers=self.headers)
+        fields = {"message": self.reason, "type": kind, "code": str(self.status)}
+        content = {"error": fields, "detail": self.hint or self.reason}
+        return JSONResponse(content, status_code=self.status, headers=self.headers)
 
 
 class BusyError(ServiceError):

@@ -47,12 +47,18 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=round(settings.grace),
     )
+    encoder, index = parts.encoder, parts.index
+    engine = "torch" if encoder is None else f"{encoder.engine} {encoder.precision}"
+    number = "no index" if index is None else f"{index.num_images:,} images"
+    key = "no API key is needed" if settings.api_key is None else "requests need the API key"
     _LOGGER.info("serving on http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+    _LOGGER.info("engine %s, %s, %s", engine, number, key)
     if settings.api_key is None and not ipaddress.ip_address(host).is_loopback:
         _LOGGER.warning("everybody who reaches %s may use it: there is no API key", host)
     threading.Thread(target=_return_memory, daemon=True).start()
     with bound:
         _Server(config, app, seconds=settings.grace + _CLOSING_S).run(sockets=[bound])
+    _LOGGER.info("stopped")
 
 
 def _return_memory() -> None:

@@ -236,6 +236,19 @@ class Service:
             },
         )
 
+    def models(self) -> compatible.ModelList:
+        """Models of the service, and the routes that each answers."""
+        encoder, answerer = self._parts.encoder, self._parts.answerer
+        models = []
+        if encoder is not None:
+            routes = ["/v1/embed", "/v1/embeddings", "/v1/classify"]
+            routes += ["/v1/match", "/v1/rerank", "/v2/rerank"] if encoder.can_match else []
+            routes += ["/v1/search", "/v1/similar"] if self._can_search else []
+            models.append(compatible.model_of(encoder.folder, fingerprint=encoder.fingerprint, routes=routes))
+        if answerer is not None:
+            models.append(compatible.model_of(answerer.folder, fingerprint=None, routes=["/v1/vqa"]))
+        return compatible.ModelList(object="list", data=models)
+
     def _samples(self) -> list[schemas.Sample]:
         """A few images that are not too similar: every n-th of those nearest to a random vector."""
         index = self._parts.index
@@ -331,7 +344,9 @@ async def _of_image(work: Awaitable[T]) -> T:
     try:
         return await work
     except ValueError as error:  # its message may name a path of the server
-        raise ServiceError(404, "the index has no image of this id, or its file is gone") from error
+        raise ServiceError(
+            404, "the index has no image of this id, or its file is gone", hint="search again"
+        ) from error
 
 
 def _need(part: T | None, reason: str, *, hint: str) -> T:

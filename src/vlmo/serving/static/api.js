@@ -23,20 +23,40 @@ const wanted = new WeakMap(); // what an image was last told to show: an older a
 export async function show(image, path) {
   wanted.set(image, path);
   image.removeAttribute("title");
-  if (!path.startsWith("/v1/") || !sessionStorage.getItem(KEY)) {
+  if (!needsKey(path)) {
     image.src = path;
     return;
   }
   image.removeAttribute("src");
   try {
-    const response = await request(path);
-    const address = URL.createObjectURL(await response.blob());
+    const address = await copyOf(path);
     if (wanted.get(image) !== path) return URL.revokeObjectURL(address);
     image.addEventListener("load", () => URL.revokeObjectURL(address), { once: true });
     image.src = address;
   } catch (problem) {
     if (wanted.get(image) === path) image.title = problem.message;
   }
+}
+
+const needsKey = (path) => path.startsWith("/v1/") && Boolean(sessionStorage.getItem(KEY));
+
+async function copyOf(path) {
+  const response = await request(path);
+  return URL.createObjectURL(await response.blob());
+}
+
+// Lets a link lead to a path, with a key to a copy that is fetched when it is followed.
+export function lead(link, path) {
+  link.href = path;
+  link.onclick = async (event) => {
+    if (link.href.startsWith("blob:") || !needsKey(path)) return;
+    event.preventDefault();
+    const address = await copyOf(path);
+    link.href = address;
+    link.click();
+    link.href = path;
+    setTimeout(() => URL.revokeObjectURL(address), 60_000); // a new tab reads it first
+  };
 }
 
 async function request(path, { body = null, signal = null } = {}) {
@@ -66,8 +86,8 @@ async function request(path, { body = null, signal = null } = {}) {
 
 async function problemOf(response) {
   try {
-    const { error } = await response.json();
-    return new Problem(sentence(error.reason), { hint: sentence(error.hint), status: response.status });
+    const { error, detail } = await response.json();
+    return new Problem(sentence(error.message), { hint: sentence(detail), status: response.status });
   } catch {
     return new Problem(`The service answered ${response.status}.`, { status: response.status });
   }

@@ -1,6 +1,6 @@
 // One image in a dialog: what is known of it, images like it, and questions about it.
 
-import { Problem, call, show } from "./api.js";
+import { Problem, call, lead, show } from "./api.js";
 import { $, make, percent } from "./dom.js";
 import { titleOf } from "./results.js";
 
@@ -15,7 +15,11 @@ export function openHit(hit, { onSimilar, canAnswer }) {
   facts.push(["file", hit.name], ["size", `${hit.width} × ${hit.height}`]);
   facts.push(...Object.entries(hit.metadata).filter(([, value]) => value !== null && value !== ""));
   showFacts(facts);
-  show($("detail-image"), `/v1/images/${encodeURIComponent(hit.id)}`);
+  const path = `/v1/images/${encodeURIComponent(hit.id)}`;
+  show($("detail-image"), path);
+  for (const name of ["detail-open", "detail-download"]) lead($(name), path);
+  $("detail-download").download = `${hit.name.replace(/\.\w+$/, "")}.jpg`;
+  $("detail-links").hidden = false;
   $("detail-image").alt = titleOf(hit);
   $("detail-similar").hidden = false;
   $("detail-similar").onclick = () => {
@@ -31,7 +35,7 @@ export function openOwn(file, { canAnswer }) {
   showFacts([]);
   show($("detail-image"), URL.createObjectURL(file));
   $("detail-image").alt = "Your image";
-  $("detail-similar").hidden = true;
+  $("detail-similar").hidden = $("detail-links").hidden = true;
   open({ canAnswer, about: (form) => form.append("image", file) });
 }
 

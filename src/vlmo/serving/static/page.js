@@ -7,7 +7,7 @@ import { Filters } from "./filters.js";
 import { clearProblem, showProblem, showResults, showSamples, showStatus, titleOf } from "./results.js";
 
 const STEP = 24;
-const SHRUNK_SIDE = 2048;
+const UNUSABLE = [413, 422]; // statuses of an upload that never will be taken
 
 let about = null;
 let filters = null;
@@ -75,6 +75,7 @@ async function run({ typing = false } = {}) {
     $("status").textContent = "";
     $("grid").replaceChildren();
     $("more").hidden = true;
+    if (want.image && UNUSABLE.includes(problem.status)) await go({}, { replace: true });
     showProblem(problem, { onRetry: () => run() });
   } finally {
     if (mine === running) setBusy(false);
@@ -140,35 +141,13 @@ function searchSimilar(hit) {
 async function searchBy(file) {
   if (!file || !(await ready)) return;
   if (!file.type.startsWith("image/")) {
+    if (wanted().image) await go({}, { replace: true });
     return showProblem(new Problem("That is no image.", { hint: "Choose a JPEG, PNG, WebP or GIF file.", status: 415 }), {});
   }
-  const name = file.name || "your image";
-  const sent = await fitted(file);
-  if (!about.can_search) return openOwn(sent, { canAnswer: about.can_answer });
+  if (!about.can_search) return openOwn(file, { canAnswer: about.can_answer });
   const number = crypto.randomUUID?.() ?? String(Math.random());
-  images.set(number, { file: sent, name, url: URL.createObjectURL(sent) });
+  images.set(number, { file, name: file.name || "your image", url: URL.createObjectURL(file) });
   await go({ image: number });
-}
-
-// A copy that the service takes, where the image has too many bytes or pixels for it.
-async function fitted(file) {
-  const { request_bytes: bytes, pixels } = about.limits;
-  try {
-    const bitmap = await createImageBitmap(file);
-    if (file.size < 0.95 * bytes && bitmap.width * bitmap.height <= pixels) return file;
-    const { width, height } = bitmap;
-    const scale = Math.min(1, SHRUNK_SIDE / Math.max(width, height), Math.sqrt(pixels / (width * height)));
-    const canvas = document.createElement("canvas");
-    canvas.width = Math.max(1, Math.floor(width * scale));
-    canvas.height = Math.max(1, Math.floor(height * scale));
-    const context = canvas.getContext("2d");
-    context.fillStyle = "white"; // as the model sees what is transparent; JPEG would make it black
-    context.fillRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    return await new Promise((resolve) => canvas.toBlob((blob) => resolve(blob ?? file), "image/jpeg", 0.92));
-  } catch {
-    return file; // the browser does not know the format; the service may
-  }
 }
 
 function listenForImages() {

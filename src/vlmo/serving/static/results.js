@@ -13,7 +13,8 @@ export function showResults(found, { onOpen }) {
 export function showStatus(found, { seconds }) {
   const number = found.hits.length;
   const closer = found.num_reranked ? ` · the best ${found.num_reranked} reranked` : "";
-  $("status").textContent = `${number || "No"} image${number === 1 ? "" : "s"} in ${seconds.toFixed(2)} s${closer}`;
+  const before = found.no_match ? "No match · the nearest " : "";
+  $("status").textContent = `${before}${number || "No"} image${number === 1 ? "" : "s"} in ${seconds.toFixed(2)} s${closer}`;
   $("grid").classList.toggle("no-match", found.no_match === true);
   $("note").hidden = !found.note;
   $("note").textContent = found.note || "";
