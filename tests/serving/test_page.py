@@ -423,11 +423,14 @@ def test_key_is_kept_when_the_service_has_taken_it_and_images_are_shown_with_it(
 
 
 def test_image_that_is_too_large_is_refused_as_the_api_refuses_it(open_page, parts) -> None:
-    with served(create_app(parts, Settings(max_pixels=4000))) as address:
+    with served(create_app(parts, Settings(max_pixels=4000, max_request_mb=0.1))) as address:
         page = open_page(address)
         expect(page.locator("#collection")).to_have_text("24 images")
         upload(page, 14)
         expect(page.get_by_role("alert")).to_contain_text("at most 4,000 pixels")
+        expect(page.locator("#by-image")).to_be_hidden()
+        upload_file(page, b"x" * 200_000)
+        expect(page.get_by_role("alert")).to_contain_text("more than 104,857 bytes")
         expect(page.locator("#by-image")).to_be_hidden()
         page.context.close()
 
