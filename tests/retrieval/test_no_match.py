@@ -12,7 +12,6 @@ from tests.integrations.toy_gallery import drawings
 from vlmo.data.sources import open_source
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
-from vlmo.retrieval.search import is_unknown
 
 COUNT = 100
 PAGE = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
@@ -29,7 +28,8 @@ def encoder() -> Encoder:
 
 
 def share_unknown(encoder: Encoder, texts: list[str]) -> float:
-    return sum(map(is_unknown, texts, encoder.count_tokens(texts))) / len(texts)
+    counts = zip(texts, encoder.count_tokens(texts), strict=True)
+    return sum(encoder.is_unknown(text, tokens=tokens) for text, tokens in counts) / len(texts)
 
 
 def test_nonsense_is_unknown_and_names_are_known(encoder) -> None:
@@ -55,3 +55,9 @@ def test_search_for_nonsense_says_no_match(encoder, tmp_path) -> None:
         assert "no match: the model does not know these words" in (result.note or "")
         assert not searcher.search("a red square", rerank=rerank).no_match
     assert not searcher.search("红色的大方块和圆").no_match  # scripts without blanks
+
+
+def test_vocabulary_that_was_not_learnt_on_captions_says_nothing_of_what_is_known(encoder, monkeypatch) -> None:
+    assert encoder.is_unknown("axolotl", tokens=5)
+    monkeypatch.setattr(encoder, "_vocabulary_size", 30_522)
+    assert not encoder.is_unknown("axolotl", tokens=5)

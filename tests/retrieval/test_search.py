@@ -61,9 +61,6 @@ def test_captions_of_an_image_are_those_of_the_evaluation(searcher, evaluated, g
         assert [hit.captions for hit in reranked.hits] == [(CAPTIONS[text // 2][text % 2],) for text in expected]
 
 
-<<<<<<< HEAD
-def test_weight_comes_from_the_model_if_none_is_given(searcher, monkeypatch):
-=======
 def test_texts_and_captions_are_reranked_by_default_and_images_are_not(searcher):
     assert searcher.search(QUERY).num_reranked == NUM_PICTURES
     assert searcher.captions(drawings()[0]).num_reranked == search.SEARCH_RERANK
@@ -71,8 +68,7 @@ def test_texts_and_captions_are_reranked_by_default_and_images_are_not(searcher)
     assert searcher.search(QUERY, image=drawings()[0]).num_reranked == 0
 
 
-def test_weight_comes_from_the_model_if_none_is_given(searcher):
->>>>>>> 982d0aa (Order by the model's own mixture in /v1/rerank and the cross-encoder)
+def test_weight_comes_from_the_model_if_none_is_given(searcher, monkeypatch):
     own = searcher.search(QUERY, top=5, rerank=5)
     named = searcher.search(QUERY, top=5, rerank=5, weight=searcher.encoder.rerank_weight)
     assert [hit.score for hit in own.hits] == [hit.score for hit in named.hits]

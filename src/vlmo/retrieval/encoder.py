@@ -6,7 +6,9 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +56,11 @@ _IRRELEVANT = (
     "torch_dtype",
 )
 _FILES = ("*.safetensors", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
+_UNKNOWN_PIECES = 3
+"""Tokens a word from which on a text is taken for nonsense: docs/search.md has the shares of names and of nonsense."""
+_LEARNT_VOCABULARY = 10_000
+"""Largest vocabulary that is taken for one learnt on a model's own captions."""
+_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class Encoder:
@@ -100,6 +107,7 @@ class Encoder:
         self.device, self.can_match = self._engine.device, self._engine.can_match
         self.inverse_temperature = self._engine.inverse_temperature
         settings = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        self._vocabulary_size = settings.get("vocab_size", math.inf)
         self.match_cutoff = self._share(settings, "match_cutoff", None)
         self.rerank_weight = self._share(settings, "rerank_weight", 0.5)  # VLMoConfig's
         self.rerank_weight_image_to_text = self._share(settings, "rerank_weight_image_to_text", self.rerank_weight)
@@ -149,6 +157,19 @@ class Encoder:
     def pixels(self, image: Image.Image) -> Pixels:
         """An image as `embed_pixels` and `match_pixels` take it. Does not wait for the model."""
         return self._engine.pixels(image if image.mode == "RGB" else on_white(image))
+
+    def is_unknown(self, text: str, *, tokens: int) -> bool:
+        """Return True for a text in ASCII whose words the model reads in as many pieces as nonsense.
+
+        False of vocabularies as large as BERT's, which split rare words that the model may know. Other scripts may
+        write words without blanks.
+
+        Args:
+            tokens: Number of its tokens, from `count_tokens`.
+        """
+        words = len(_WORD.findall(text))
+        is_learnt = self._vocabulary_size <= _LEARNT_VOCABULARY
+        return is_learnt and text.isascii() and tokens - 2 >= _UNKNOWN_PIECES * words  # less [CLS] and [SEP]
 
     def embed_pixels(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors of images from `pixels`."""

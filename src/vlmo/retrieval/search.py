@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +28,6 @@ line, over HTTP and on the web page. As many are read and scored at a time witho
 RERANK_BATCH = 8
 """Pairs that go through the fusion encoder between two looks at the clock."""
 _HEAT_PIXELS = 288
-_UNKNOWN_PIECES = 3
-"""Tokens a word from which on a text is taken for nonsense: docs/search.md has the shares of names and of nonsense."""
-_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -133,14 +129,6 @@ class Speed:
 def sigmoid(odds: float) -> float:
     """Return the probability of log-odds."""
     return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
-
-
-def is_unknown(text: str, tokens: int) -> bool:
-    """Return True for a text in ASCII whose words the model reads in as many pieces as nonsense.
-
-    Other scripts may write words without blanks.
-    """
-    return text.isascii() and tokens - 2 >= _UNKNOWN_PIECES * len(_WORD.findall(text))  # less [CLS] and [SEP]
 
 
 class Reranking:
@@ -305,7 +293,7 @@ class Searcher:
         shortlist = self.index.nearest(vector, top=max(top, rerank), where=where)
         seconds = {"encode": encoded - start, "index": time.perf_counter() - encoded}
         deadline = None if budget is None else start + budget
-        unknown = text is not None and is_unknown(text, self.encoder.count_tokens([text])[0])
+        unknown = text is not None and self.encoder.is_unknown(text, tokens=self.encoder.count_tokens([text])[0])
         options = {"rerank": rerank, "weight": weight, "cutoff": cutoff, "unknown": unknown}
         ranking = self.reranking(shortlist, deadline=deadline, **options)
         while batch := ranking.next_batch():

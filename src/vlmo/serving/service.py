@@ -19,7 +19,7 @@ from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.encoder import shorten
 from vlmo.retrieval.filters import check_comparisons
-from vlmo.retrieval.search import is_unknown, sigmoid
+from vlmo.retrieval.search import sigmoid
 from vlmo.serving import compatible, schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.decoder import ClosedError, Decoders
@@ -112,7 +112,7 @@ class Service:
         unknown = False
         if request.text is not None:
             (vector,), (tokens,) = await asyncio.gather(*[self._run(each, [request.text]) for each in (TEXTS, TOKENS)])
-            unknown = is_unknown(request.text, tokens)
+            unknown = encoder.is_unknown(request.text, tokens=tokens)
         else:
             (vector,) = await self._run(IMAGES, await self._read([request.image or b""], encoder.pixels))
         encoded = time.perf_counter()
