@@ -19,8 +19,7 @@ _MODULES = {
     name: module
     for module, names in {
         "emoji": "emoji-pairs drawings-pairs drawings-concepts",
-        "icons": "lucide-icons",
-        "icon_fonts": "icon-fonts",
+        "icons": "lucide-icons icon-fonts",
         "english": "english-text",
         "easy_vqa": "easy-vqa easy-vqa-balanced",
         "scenes": "scenes scenes-binding",
@@ -113,7 +112,10 @@ def _built(module_name: str, *, root: Path, options: dict[str, Any]) -> Path:
     digest = hashlib.sha256(platform.python_version().encode())
     for file in (
         *sorted(here.glob("*.py")),
-        *(here.parent / f"{name}.py" for name in ("schema", "decoding", "compose", "prepare/icon_names")),
+        *(
+            here.parent / f"{name}.py"
+            for name in ("schema", "decoding", "compose", "prepare/icon_names", "prepare/svg")
+        ),
     ):
         digest.update(file.read_bytes())
     for package in module.PACKAGES:

@@ -3,8 +3,8 @@
 A concept is an emoji with a name and a drawing in both styles. The drawings of `NUM_TEST` concepts in OpenMoji's style
 are kept for testing: no training set here holds them, nor a drawing that looks like them (docs/data.md).
 
-Their concepts are known by Twemoji's drawings. `NUM_NEW` further concepts are new altogether to a model that learns
-from `drawings-pairs`, which holds no drawing of them in any style.
+Training sets hold other drawings of OpenMoji's, and Twemoji's of these concepts. Of `NUM_NEW` further concepts
+`drawings-pairs` holds no drawing in any style.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlmo.data.decoding import encode_image
 from vlmo.data.prepare.icon_names import Naming, caption_of, is_brand
-from vlmo.data.schema import FEATURES, Built, make_row
+from vlmo.data.schema import make_row
 
 PACKAGES = ("qtawesome",)
 LICENCES = {
@@ -29,13 +29,13 @@ _VARIANTS = 3
 _PIXELS, _MARGIN, _LARGE = 64, 4, 256
 
 
-def build() -> dict[str, Built]:
-    """`icon-fonts`: a row a glyph, black on transparent; each of its names is a caption.
+def rows() -> list[dict]:
+    """Return a row a glyph, black on transparent; each of its names is a caption.
 
     Raises:
         ValueError: The package has no font of a name that is read.
     """
-    return {"icon-fonts": (FEATURES, {"test": [row for font in LICENCES for row in _rows(font)]})}
+    return [row for font in LICENCES for row in _rows(font)]
 
 
 def _rows(font: str) -> list[dict]:

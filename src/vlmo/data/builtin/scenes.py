@@ -1,6 +1,7 @@
 """Scenes with true captions, and the same with a false caption beside the true one.
 
-Held out of training are an artist, pairs of a colour and a shape, and captions that tell more (docs/data.md).
+Held out of training scenes are OpenMoji's drawings, pairs of a colour and a shape, and captions that tell more
+(docs/data.md).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vlmo.data.builtin.world import (
     Scene,
     Sentence,
     Thing,
-    by_another_artist,
+    by_openmoji,
     drawings,
     icon_things,
     shapes,
@@ -71,10 +72,10 @@ def build(
     """`scenes` (images with captions) and `scenes-binding` (a true and a false caption each).
 
     Args:
-        drawn: Rows of `SOURCE_SET`. Scenes show drawings of its train; those of its test are the artist's, which no set
+        drawn: Rows of `SOURCE_SET`. Scenes show drawings of its train; those of its test are OpenMoji's, which no set
             trains on.
-        icons: Folder of `vlmo data prepare icons`; scenes then show icons of it, those of its test with the artist.
-        only_shapes: Show no drawings; there is no artist then.
+        icons: Folder of `vlmo data prepare icons`; scenes then show icons of it, those of its test in "artist".
+        only_shapes: Show no drawings; there is no "artist" then.
     """
     pools = pools_of(drawn, icons=icons, only_shapes=only_shapes)
     pairs = {split: list(pair_rows(split, pool)) for split, pool in pools.items()}
@@ -108,14 +109,14 @@ def pools_of(drawn: dict[str, list[dict[str, Any]]], *, icons: Path | None, only
 
 
 def make_pools(usual: tuple[Thing, ...], held_out: Collection[str] = ()) -> dict[str, Pool]:
-    """Return pools of these drawings and all shapes; "artist" has another artist's drawings of the `held_out` codes."""
+    """Return pools of these drawings and all shapes; "artist" has OpenMoji's drawings of the `held_out` codes."""
     known, unseen = (shapes(held_out=each) for each in (False, True))
     pool = Pool(usual, known, unseen)
     pools = dict.fromkeys(("train", "validation", "test"), pool) | {
         "combinations": replace(pool, first=unseen),
         "longer": replace(pool, fewest=4),
     }
-    if other := by_another_artist(held_out):
+    if other := by_openmoji(held_out):
         pools["artist"] = replace(pool, drawings=other, first=other)
     return pools
 

@@ -324,7 +324,7 @@ def drawings() -> tuple[Thing, ...]:
     return tuple(things)
 
 
-def by_another_artist(codes: Collection[str]) -> tuple[Thing, ...]:
+def by_openmoji(codes: Collection[str]) -> tuple[Thing, ...]:
     """Return OpenMoji's drawings of those `drawings` that have these code points."""
     stems = _stems(emoji.OPENMOJI)
     licence = emoji.LICENCES[emoji.OPENMOJI]

@@ -1,7 +1,7 @@
 """Icons of open sets with their names, as npm's package `@iconify/json` holds them.
 
 A set is one JSON file; sets of one artist in several styles are a family. The sets in `HELD_OUT` are kept for testing,
-and no training image looks like one of their images that are tested.
+and no training image looks like one of their images that are tested, here or in the built-in `lucide-icons`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ LICENCE = "that of each icon's set; sets under the GPL, and for non-commercial u
 
 HELD_OUT = frozenset(("lucide", "lucide-lab", "game-icons", "icon-park"))
 """Sets for testing: lines, silhouettes, and drawings in colour."""
+_BUILT_IN = "lucide"
+"""Set of which the built-in `lucide-icons` tests every icon."""
 NUM_TEST = 1000
 """Images of "test", and of "new_names"."""
 KNOWN_FROM = 3
@@ -91,7 +93,7 @@ _UNUSED = frozenset(
         *("fxemoji", "picon"),  # namedwithoutspaces
         *("academicons", "svg-spinners"),  # signs of services; animations
         *("icon-park-outline", "icon-park-solid", "icon-park-twotone", "feather"),  # of families that are held out
-        *("openmoji", "twemoji"),  # OpenMoji is the artist that is held out of emoji; Twemoji is built in
+        *("openmoji", "twemoji"),  # built in, where some of OpenMoji's drawings are held out
     )
 )
 _EMOJI = "Emoji"
@@ -166,7 +168,10 @@ def open_set(root: Path) -> SetOnDisk:
     icons = _distinct(icon for each in sets for icon in _read_icons(each, hidden=hidden))
     train = _few_variants([icon for icon in icons if not icon.is_held_out])
     tests = _choose_tests([icon for icon in icons if icon.is_held_out], train=train)
-    tested = (functools.partial(_draw, _read_json(icon.icon_set.file), icon.key) for icon in tests)
+    tested = (
+        functools.partial(_draw, _read_json(icon.icon_set.file), icon.key)
+        for icon in (*tests, *(icon for icon in icons if icon.icon_set.name == _BUILT_IN))
+    )
     looks = Looks.of([*tested, *(functools.partial(open_png, drawing.png) for drawing in drawings)])
     parts = [*_parts(train, tested=looks), *_parts(tests, tested=Looks.of([]))]
     return SetOnDisk(parts=parts, licence=LICENCE)

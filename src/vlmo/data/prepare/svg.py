@@ -42,7 +42,7 @@ class Looks:
         found = []
         for draw_it in drawings:
             with contextlib.suppress(ValueError):
-                found += [look] if (look := _look_of(draw_it())) is not None else []
+                found += [look] if (look := look_of(draw_it())) is not None else []
         pixels = np.stack(found) if found else np.zeros((0, 3 * _LOOK_PIXELS**2), np.float32)
         return cls(pixels, (pixels**2).sum(axis=1))
 
@@ -86,7 +86,7 @@ def record_of(
         image = draw_it()
     except ValueError as error:
         return BadRow(split, image_id, f"cannot be drawn: {error}", path)
-    look = _look_of(image)
+    look = look_of(image)
     if look is None:
         return BadRow(split, image_id, "nothing is drawn", path)
     if look in tested:
@@ -94,7 +94,7 @@ def record_of(
     return row_of(image)
 
 
-def _look_of(image: Image.Image) -> Float[ndarray, "look"] | None:
+def look_of(image: Image.Image) -> Float[ndarray, "look"] | None:
     """Return what is drawn, on white, without its margin, in few pixels; None where nothing is."""
     canvas = Image.new("RGBA", image.size, "white")
     canvas.alpha_composite(image)
