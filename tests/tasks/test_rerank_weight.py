@@ -18,7 +18,7 @@ def pictures(tmp_path_factory):
     lines = ["image,caption,split"]
     for number, drawing in enumerate(drawings()):
         drawing.save(folder / f"{number}.png")
-        lines += [f"{number}.png,{caption},val" for caption in CAPTIONS[number]]
+        lines += [f"{number}.png,{caption},validation" for caption in CAPTIONS[number]]
     (folder / "captions.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
 
@@ -35,7 +35,7 @@ def folder(trained, tmp_path):
 
 def test_weight_with_the_best_recall_is_kept(folder, pictures):
     before = json.loads((folder / "config.json").read_text())
-    choice = choose_rerank_weight(folder, source=pictures, split="val", rerank=8, device="cpu")
+    choice = choose_rerank_weight(folder, source=pictures, split="validation", rerank=8, device="cpu")
     assert choice.before == (0.5, 0.5)
     assert choice.table().row_count == len(WEIGHTS)
     for direction, chosen in zip(("tr", "ir"), choice.chosen, strict=True):
@@ -50,21 +50,21 @@ def test_weight_with_the_best_recall_is_kept(folder, pictures):
     assert {name: vars(config)[name] for name in names} == names
     # What it measured is what the evaluation measures.
     for weight in (WEIGHTS[0], choice.chosen.text_to_image, WEIGHTS[-1]):
-        result = evaluate(folder, source=pictures, split="val", rerank=8, rerank_weight=weight, device="cpu")
+        result = evaluate(folder, source=pictures, split="validation", rerank=8, rerank_weight=weight, device="cpu")
         measured = {name: result.metrics[f"rerank_{name}"] for name in choice.metrics[0]}
         assert measured == pytest.approx(choice.metrics[WEIGHTS.index(weight)])
-    result = evaluate(folder, source=pictures, split="val", rerank=8, device="cpu")
+    result = evaluate(folder, source=pictures, split="validation", rerank=8, device="cpu")
     assert result.settings["rerank_weight"] == choice.chosen._asdict()
     assert result.metrics["rerank_tr@1"] == choice.metrics[WEIGHTS.index(choice.chosen.image_to_text)]["tr@1"]
     assert result.metrics["rerank_ir@1"] == choice.metrics[WEIGHTS.index(choice.chosen.text_to_image)]["ir@1"]
-    published = evaluate(folder, source=pictures, split="val", rerank=8, rerank_score="published", device="cpu")
+    published = evaluate(folder, source=pictures, split="validation", rerank=8, rerank_score="published", device="cpu")
     assert published.settings == {"rerank": 8, "rerank_score": "published"}
-    published = evaluate(folder, source=pictures, split="val", rerank_score="published", device="cpu")
+    published = evaluate(folder, source=pictures, split="validation", rerank_score="published", device="cpu")
     assert published.settings["rerank"] == 32
     with pytest.raises(ValueError, match="nothing is reordered"):
-        evaluate(folder, source=pictures, split="val", rerank=0, rerank_score="published", device="cpu")
+        evaluate(folder, source=pictures, split="validation", rerank=0, rerank_score="published", device="cpu")
     with pytest.raises(ValueError, match="the published score has no weight"):
-        evaluate(folder, source=pictures, split="val", rerank_score="published", rerank_weight=0.5, device="cpu")
+        evaluate(folder, source=pictures, split="validation", rerank_score="published", rerank_weight=0.5, device="cpu")
 
 
 def test_saved_model_keeps_the_weight(folder, tmp_path):
@@ -87,24 +87,24 @@ def test_split_of_the_test_is_refused(folder, pictures):
     with pytest.raises(ValueError, match="another part of the data than test"):
         choose_rerank_weight(folder, source=pictures, split="test")
     with pytest.raises(ValueError, match="rerank is 0"):
-        choose_rerank_weight(folder, source=pictures, split="val", rerank=0)
+        choose_rerank_weight(folder, source=pictures, split="validation", rerank=0)
     assert json.loads((folder / "config.json").read_text())["rerank_weight"] == 0.5
 
 
 def test_command_prints_recall_by_weight(folder, pictures, capsys):
     from vlmo.cli import main
 
-    line = ["evaluate", str(folder), "--data", pictures, "--split", "val", "--rerank", "4", "--choose-rerank-weight"]
+    line = ["evaluate", str(folder), "--data", pictures, "--rerank", "4", "--choose-rerank-weight"]
     main(line)
     shown = " ".join(capsys.readouterr().out.split())
     assert "Recall by rerank weight on pictures" in shown
-    assert " val, percent" in shown
+    assert " validation, percent" in shown
     assert "chosen" in shown
     assert "(before: 0.5)" in shown
     for options, words in (
         ([*line, "--out", "x.json"], "leave out --out"),
         ([*line[:-1], "--choose-rerank-weight", "--rerank-weight", "0.3"], "leave out --rerank-weight"),
-        ([*line[:4], "--choose-rerank-weight"], "than test"),
+        ([*line, "--split", "test"], "than test"),
     ):
         with pytest.raises(SystemExit):
             main(options)

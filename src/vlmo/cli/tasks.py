@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,8 +35,8 @@ class EvaluateOptions:
     """retrieval, vqa, nlvr2, classification or segmentation; by default the task that the model is for."""
     data: str | None = None
     """A built-in name or a path (docs/data.md), such as a folder of vlmo data prepare; retrieval: emoji-pairs."""
-    split: str = "test"
-    """Part of the data."""
+    split: str | None = None
+    """Part of the data; by default test, and with --choose-rerank-weight and --choose-cutoff validation."""
     limit: int | None = None
     """Read the first rows only."""
     batch_size: int | None = None
@@ -52,10 +52,10 @@ class EvaluateOptions:
     precision: Precision | None = None
     """retrieval: float32 or int8."""
     choose_rerank_weight: bool = False
-    """retrieval: measure recall by weight on a split other than test, and keep the best of each direction in
-    config.json."""
+    """retrieval: measure recall by weight on a split that was neither trained on nor is measured on afterwards, and
+    keep the best of each direction in config.json."""
     choose_cutoff: bool = False
-    """retrieval: take out half of the images of a split other than test, and keep in config.json the probability of a
+    """retrieval: take out half of the images of such a split, and keep in config.json the probability of a
     match that best separates texts whose image is still there from the others; vlmo search says "no match" below it."""
     method: Literal["head", "linear-probe", "zero-shot"] | None = None
     """classification: the model's own classifier (head), one fitted on the split train, or the classes' names."""
@@ -108,13 +108,14 @@ class PrepareOptions:
 
 def evaluate_command(options: EvaluateOptions) -> None:
     """Run `vlmo evaluate`."""
-    folder = Path(find_model(options.folder))
+    folder, choosing = Path(find_model(options.folder)), options.choose_rerank_weight or options.choose_cutoff
     writing = ("write_card", "choose_rerank_weight", "choose_cutoff")
     if is_released(folder) and (given := [f"--{_flag(name)}" for name in writing if vars(options)[name]]):
         raise ValueError(
             f"{options.folder} is a published model and stays as it is; copy {folder} and evaluate the copy, or leave "
             f"out {' and '.join(given)}"
         )
+    options = replace(options, split=options.split or ("validation" if choosing else "test"))
     check_new_file(options.out, option="--out")
     check_new_file(options.submission, option="--submission")
     hide_loading_bars()
@@ -131,7 +132,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
             number = write_submission(folder, options.submission, **where)
             if is_main():
                 say(f"{number} predictions in {options.submission}")
-        elif options.choose_rerank_weight or options.choose_cutoff:
+        elif choosing:
             _choose(options, folder=folder, **where)
         else:
             given = {name: vars(options)[name] for name in _TASK_OPTIONS}
