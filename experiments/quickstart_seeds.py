@@ -3,7 +3,7 @@
     python experiments/quickstart_seeds.py --seeds 0 1 2 3 4
 
 Each seed has a folder of its own below --run-dir; the same command continues after an interruption. The result holds
-the tables of all seeds, with the median and the range of each cell.
+the tables of all seeds, with the median and the range of each cell: recipes and README tell these.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tyro
 from rich.console import Console
 
 from vlmo.demo.quickstart import MATCHING, run_quickstart
+from vlmo.recipes import expected
 from vlmo.tasks.result import circumstances
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -35,8 +36,9 @@ class Options:
     """Folder for the runs."""
     scale: float = 1.0
     """Share of the steps of each stage."""
-    out: Path = Path("experiments/quickstart_seeds.json")
-    """JSON file for the result, written after each seed."""
+    out: Path = Path("src/vlmo/recipes") / expected.FILE
+    """JSON file for the result, written after each seed; `python -m tests.recipes.test_expected` then writes README's
+    rows."""
 
 
 def summary(tables: Sequence[Metrics]) -> dict[str, dict[str, dict[str, float]]]:
