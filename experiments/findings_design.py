@@ -123,7 +123,8 @@ CONFIRMATIONS = (
         range(11, 16),
     ),
 )
-"""Effects and explanations that earlier runs suggested, each with seeds that no run had used."""
+"""Effects and explanations that earlier runs suggested. The seeds of the first two claims no run had used; the third
+has seeds of these, and so their starts, and of the last two seeds 11 to 13 are those of the second."""
 
 
 def stage3(variant: str, *, world: Path) -> Recipe:
