@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 import vlmo
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
+from vlmo.data.sources import open_source
 from vlmo.folder.card import read_data
 from vlmo.model import VLMoConfig
 from vlmo.recipes import describe, find_recipe
@@ -142,6 +143,28 @@ def test_released_models_metrics_are_those_of_its_card() -> None:
         assert f"**{at_1}, {at_10}**" in told["docs/log.md"]
         assert f"| {at_1} % | {at_10} % |" in told["README.md"]
         assert f"{at_1} and {at_10} %" in told["recipe"].replace(", IR@10", " and")
+
+
+def test_readme_tells_what_of_its_test_sets_was_trained_on() -> None:
+    shapes = {split: open_source("shapes", split=split)["captions"][:] for split in ("train", "test")}
+    known = {text for texts in shapes["train"] for text in texts}
+    repeated = sum(text in known for (text,) in shapes["test"])
+    by_openmoji = open_source("drawings-pairs", split="train")["source"][:].count("openmoji")
+    number = len(open_source("lucide-icons", split="test"))
+    text = (ROOT / "README.md").read_text()
+    for words in (
+        f"{repeated} of the captions stand",
+        f"{by_openmoji:,} others by OpenMoji",
+        f"{number:,} icons of Lucide",
+    ):
+        assert words in text
+    card = (RELEASED / SMALL / "README.md").read_text()
+    for words in (
+        f" {repeated} stand word for word",
+        f"{by_openmoji:,} other drawings by OpenMoji",
+        f"its {number:,} icons",
+    ):
+        assert words in card
 
 
 def test_released_model_has_the_settings_of_its_recipe() -> None:

@@ -227,8 +227,8 @@ def test_matrix_marks_what_was_drawn_and_nothing_excluded():
     assert not {*marks["text"], *marks["image"]} & set(excluded)
 
 
-def test_maps_of_attention_are_of_unseen_drawings_and_their_names():
-    unseen = {row["captions"][0] for row in open_source("emoji-pairs", split="test")}
+def test_maps_of_attention_are_of_test_drawings_and_their_names():
+    tested = {row["captions"][0] for row in open_source("emoji-pairs", split="test")}
     svg = ElementTree.fromstring(attention.maps())
     tiles = [element for element in svg.iter() if element.tag == "image"]
     assert len(tiles) == sum(1 + len(name.split()) for name in attention.NAMES)
@@ -236,7 +236,7 @@ def test_maps_of_attention_are_of_unseen_drawings_and_their_names():
     about = next(element.text for element in svg if element.tag == "desc")
     encoder = Encoder("vlmo-small", device="cpu")
     for name, each in zip(attention.NAMES, attention.looked(), strict=True):
-        assert name in unseen
+        assert name in tested
         words, weights = encoder.attention(each.image, name)
         assert words == each.words == name.split()
         assert (weights > 0).all()

@@ -1,4 +1,4 @@
-"""`vlmo quickstart --fast` as people type it: with the model that comes along, on unseen drawings and icons."""
+"""`vlmo quickstart --fast` as people type it: with the model that comes along, on drawings and icons."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ SOURCES = (
     ("drawings-pairs", "train"),
     ("drawings-pairs", "test"),
 )
-"""Sets and splits of 21,000 icons and drawings; training of `vlmo-small` saw none of `lucide-icons` and of the last."""
+"""Sets and splits of 21,000 icons and drawings; training of `vlmo-small` left out `lucide-icons` and the last."""
 QUERIES = ("shopping cart", "bicycle", "umbrella", "camera", "calendar", "gift", "mountain", "red heart")
 _TOP, _NUM_CAPTIONS = 8, 3
 
