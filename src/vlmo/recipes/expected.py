@@ -1,4 +1,4 @@
-"""What the quickstart reached with several seeds, as `experiments/quickstart_seeds.py` wrote it."""
+"""Results of the quickstart over several seeds, as `experiments/quickstart_seeds.py` wrote them."""
 
 from __future__ import annotations
 
