@@ -1,4 +1,4 @@
-"""How threads of OpenMP wait for each other, chosen before PyTorch is imported, which reads it then."""
+"""Choice of how threads of OpenMP wait for each other, made before PyTorch is imported, which reads it then."""
 
 from __future__ import annotations
 
