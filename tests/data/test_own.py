@@ -3,9 +3,15 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
 from PIL import Image
+from tests.toy_shards import picture, write_parquet, write_tars
 
+from vlmo.data.decoding import decode_image
 from vlmo.data.own import own_labels
 from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
@@ -172,3 +178,100 @@ def test_a_missing_value_names_its_line(columns, fault, tmp_path) -> None:
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"metadata\.jsonl:2: " + fault):
         everything(tmp_path)
+
+
+PICTURES = [{"bytes": picture(number), "path": None} for number in range(6)]
+SPLITS = {"train": range(4), "test": range(4, 6)}
+
+
+def saved(path: Path, features: Features, **columns) -> Path:
+    rows = Dataset.from_dict(columns, features=features)
+    DatasetDict({name: rows.select(numbers) for name, numbers in SPLITS.items()}).save_to_disk(path)
+    return path
+
+
+def shards_by_split(path: Path) -> Path:
+    write_tars(path / "train", [2, 2])
+    write_tars(path, [2], name="test-")
+    return path
+
+
+def tables_by_split(path: Path) -> Path:
+    for name, numbers in SPLITS.items():
+        write_parquet(path / f"{name}-00000-of-00001.parquet", [f"{name} {number}" for number in numbers])
+    return path
+
+
+def captioned_set(path: Path) -> Path:
+    features = Features({"image": ImageFeature(), "text": Value("string")})
+    return saved(path, features, image=PICTURES, text=[f"a picture of thing {number}" for number in range(6)])
+
+
+@pytest.mark.parametrize("write", [shards_by_split, tables_by_split, captioned_set])
+def test_images_with_captions_are_read_from_what_an_index_reads(write, tmp_path) -> None:
+    source = write(tmp_path / "mine")
+    ids = set()
+    for split, numbers in SPLITS.items():
+        rows = open_source(str(source), split=split)
+        assert len(rows) == len(numbers)
+        assert all(captions[0].startswith("a picture of thing") for captions in rows["captions"])
+        assert [decode_image(each).size for each in rows["image"]] == [(24, 20)] * len(rows)
+        ids.update(rows["image_id"])
+    assert len(ids) == 6
+    assert all(name.startswith("mine") for name in ids)  # so that others' rows of the same number are not merged
+
+
+def test_single_shards_have_no_split(tmp_path) -> None:
+    for source in (write_tars(tmp_path, [6])[0], write_parquet(tmp_path / "train.parquet", [*"abcdef"])):
+        assert len(everything(source)) == 6
+
+
+def test_classes_and_questions_of_saved_sets_have_their_names(tmp_path) -> None:
+    features = Features({"img": ImageFeature(), "label": ClassLabel(names=["dog", "cat", "cow"])})
+    rows = open_source(str(saved(tmp_path / "classes", features, img=PICTURES, label=[1, 0] * 3)), split="test")
+    assert rows.features["label"].names == ["dog", "cat", "cow"]
+    assert rows["label"][:] == [1, 0]
+    texts = Features({"image": ImageFeature(), "question": Value("string"), "answers": [{"answer": Value("string")}]})
+    answers = [[{"answer": "red" if number < 4 else "blue"}] * 10 for number in range(6)]
+    source = saved(tmp_path / "questions", texts, image=PICTURES, question=["what?"] * 6, answers=answers)
+    assert names_of_source(str(source)) == ["blue", "red"]
+    assert open_source(str(source), split="test")["answer_labels"][:] == [[0], [0]]
+
+
+def test_rows_about_one_stored_image_are_merged_and_paths_count_from_the_table(tmp_path) -> None:
+    draw(tmp_path / "a.png")
+    columns = {"image_id": ["7", "8", "7"], "caption": ["one", "two", "uno"]}
+    for number, images in enumerate((["a.png"] * 3, [each["bytes"] for each in PICTURES[:3]])):
+        table = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"image": images} | columns), table)
+        rows = everything(table)
+        assert rows["image_id"][:] == ["7", "8"]
+        assert rows["captions"][:] == [["one", "uno"], ["two"]]
+        assert [decode_image(each).size for each in rows["image"]] == [((4, 4), (24, 20))[number]] * 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"image": [b"x"], "description": ["red"]},
+            "columns are image, description; expected .*caption, captions, text",
+        ),
+        ({"caption": ["red"]}, "columns are caption; expected images"),
+    ],
+)
+def test_columns_that_nobody_knows_are_named(columns, message, tmp_path) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=message):
+        everything(tmp_path)
+
+
+def test_damaged_shards_and_patterns_name_the_option_that_reads_on(tmp_path) -> None:
+    tar = write_tars(tmp_path, [3])[0]
+    tar.write_bytes(tar.read_bytes()[:1000])
+    for source in (tar, tmp_path / "*.tar"):
+        with pytest.raises(ValueError, match=r"--data\.streams\.patterns"):
+            everything(source)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1xxxxPAR1")
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read"):
+        everything(tmp_path / "a.parquet")

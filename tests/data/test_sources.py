@@ -52,11 +52,17 @@ def test_folder_of_pictures_is_image_only(pictures) -> None:
     assert decode_image(rows[0]["image"]).getpixel((0, 0)) == (1, 1, 1)
 
 
-def test_split_by_hash_is_a_fixed_partition(pictures) -> None:
+def test_split_by_hash_is_a_fixed_partition(pictures, tmp_path, caplog) -> None:
     train = open_source(str(pictures), split="train", test_share=0.3)["image_id"][:]
     test = open_source(str(pictures), split="test", test_share=0.3)["image_id"][:]
     assert sorted([*train, *test]) == sorted(everything(pictures)["image_id"])
     assert test == [image_id for image_id in everything(pictures)["image_id"] if hash_share(image_id) < 0.3]
+    caplog.set_level("INFO")
+    assert len(open_source(str(pictures), split="test")) == 8  # a fifth, as 5 % are two
+    assert "takes 8 of its 40 rows as split test" in caplog.text
+    lines = [f"{number}.png,a" for number in range(400)]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *lines]))
+    assert [len(open_source(str(tmp_path), split=split)) for split in ("train", "test")] == [350, 50]
     assert 0 < len(test) < len(train)
     with pytest.raises(ValueError, match="split 'val'"):
         open_source(str(pictures), split="val")
@@ -228,8 +234,9 @@ def test_saved_data_set_opens(pictures, tmp_path) -> None:
 
 
 def test_saved_data_set_without_a_column_is_an_error(pictures, tmp_path) -> None:
-    everything(pictures).remove_columns("captions").save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(ValueError, match=r"column\(s\) captions missing; found image"):
+    rows = everything(pictures).remove_columns(["captions", "label"]).add_column("words", ["red"] * 40)
+    rows.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match=r"columns are image, image_id, source, licence, words; expected"):
         open_source(str(tmp_path / "saved"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tests.test_cli_tasks import refused
+from tests.toy_shards import write_tars
 
 from vlmo.cli import main
 from vlmo.folder import architectures
@@ -86,6 +87,14 @@ def test_own_data_of_every_task_are_fine_tuned_on(write, kind, tmp_path, capsys)
         assert read_data(run / "model")[0].licences == ("mine",)
     recipe = json.loads((run / "recipe.json").read_text())
     assert recipe["schedule"]["warmup_steps"] == 0
+
+
+def test_streams_are_fine_tuned_on_without_other_data(tmp_path, capsys) -> None:
+    write_tars(tmp_path / "shards", [9, 7])
+    line = ["finetune", "vlmo-small", "--data.streams.patterns", str(tmp_path / "shards"), "--steps", "1"]
+    main([*line, "--batch-size", "8", "--output-dir", str(tmp_path / "run"), "--device", "cpu"])
+    assert read_data(tmp_path / "run" / "model")[0].name.endswith("shards")
+    assert "--data.streams.patterns" in refused(["finetune", "vlmo-small"], capsys)
 
 
 def test_recipe_follows_the_model_and_the_number_of_rows(tmp_path) -> None:

@@ -172,3 +172,6 @@ def test_settings_of_the_recipe_that_another_makes_void_are_not_asked_to_be_left
     given = replace(other.data, weights=(3.0,))
     assert without_void_defaults(original, replace(other, data=given)).data.weights == (3.0,)
     assert without_void_defaults(original, original) == original
+    assert derived.evaluate_on is None
+    assert without_void_defaults(original, other).evaluate_on is None  # c is not there
+    assert without_void_defaults(original, replace(other, evaluate_on="d")).evaluate_on == "d"

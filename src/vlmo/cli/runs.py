@@ -69,11 +69,14 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """Fine-tune a model on own data: vlmo finetune MODEL --data FOLDER [--lr 3e-5] [--batch-size 32] [--steps 500]."""
+    """Fine-tune a model on own data: vlmo finetune MODEL --data DATA [--lr 3e-5] [--batch-size 32] [--steps 500]."""
 
     folder: ModelFolder
-    data: str
+    data: str | None = None
     """Captions, questions, sentences about two images, classes or masks (docs/data.md), which tell the task."""
+    patterns: Annotated[tuple[str, ...], tyro.conf.arg(name="data.streams.patterns")] = ()
+    """Shards of images with captions, .tar or .parquet, that are read as a stream (docs/data.md, "Streams"): paths,
+    wildcards, braces, folders, URLs. --data, if given too, are then measured on alone."""
     task: str | None = None
     """retrieval, vqa, nlvr2, classification or segmentation, where the data do not tell it. Every option of vlmo train
     is one here too: --lr, --batch-size, --steps, --output-dir, --dry-run, ..."""
@@ -151,9 +154,9 @@ def finetune(arguments: list[str]) -> None:
     from vlmo.run import build
     from vlmo.tasks.result import data_name
 
-    recipe, about = finetune_recipe(options.folder, options.data, task=options.task)
+    recipe, about = finetune_recipe(options.folder, options.data, task=options.task, streams=options.patterns)
     folder = Path(options.folder).resolve()
-    name = f"{folder.parent.name if folder.name == 'model' else folder.name}-{data_name(options.data)}"
+    name = f"{folder.parent.name if folder.name == 'model' else folder.name}-{data_name(options.data or 'streams')}"
     run = _run_options(recipe, others, prog=prog, about=about, run_dir=Path("runs") / name)
     loader, trainer, rate = run.recipe.loader, run.recipe.trainer, run.recipe.optimizer.lr
     choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
@@ -213,6 +216,7 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
 def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     """Show what the run will need; a start that is there must fit, with its teacher."""
     from vlmo.distributed import choose_device
+    from vlmo.recipes.schema import missing_sources
     from vlmo.run.estimate import check_start, estimate
 
     recipe = options.recipe
@@ -231,7 +235,7 @@ def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         whose = f"each of {processes:,} processes" if processes > 1 else "one process"
         Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
-        if lost := _missing_data(recipe):
+        if lost := [] if recipe.data.streams.patterns else missing_sources(recipe.data.source):
             missing.append(
                 f"Not there yet of its data: {', '.join(lost)}; prepare that (docs/data.md), or give --data."
             )
@@ -245,18 +249,6 @@ def _is_to_come(model: str | None, own: str | None) -> bool:
     from vlmo.released import find_model
 
     return model is not None and model == own and not Path(find_model(model)).exists()
-
-
-def _missing_data(recipe: Any) -> list[str]:
-    """Return the training data of a recipe that are no built-in set and not there."""
-    from vlmo.data import builtin
-    from vlmo.data.listing import source_names
-
-    def is_there(name: str) -> bool:
-        return builtin.is_built_in(name) or Path(name).expanduser().exists()
-
-    names = [] if recipe.data.streams.patterns else source_names(recipe.data.source)
-    return [name for name in names if not is_there(name)]
 
 
 def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from vlmo.data.decoding import ImageCell
 from vlmo.data.listing import IMAGE_SUFFIXES, walk
@@ -19,10 +19,12 @@ from vlmo.data.schema import (
     class_features,
     make_row,
 )
+from vlmo.data.stored import Stored, is_saved, read_saved, read_shards, shards_of
 from vlmo.data.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     SECOND_COLUMNS,
+    SPLITS,
     TABLE_SUFFIXES,
     captions_of,
     column_of,
@@ -33,9 +35,6 @@ from vlmo.processing.answers import MIN_ANNOTATORS, soft_targets
 
 CLASS_LIST = "classes.txt"
 """Names of the classes of masks, one a line, in the order of their numbers."""
-_SPLITS = {"training": "train", "val": "validation", "valid": "validation"} | {
-    name: name for name in ("train", "validation", "test")
-}
 _TRUTH = dict.fromkeys(("true", "1", "yes"), 1) | dict.fromkeys(("false", "0", "no"), 0)
 _MASKS = ("masks", "annotations")
 
@@ -49,11 +48,13 @@ class Record(NamedTuple):
         where: The table and the line, for errors.
         folder: Folder of the table.
         cells: By column.
+        stored: Cells of images are those of `Stored`; else they are paths.
     """
 
     where: str
     folder: Path
     cells: dict[str, Any]
+    stored: bool = False
 
     def value(self, *names: str) -> Any:
         """Return the cell of the first of these columns that is there; ValueError without any."""
@@ -70,15 +71,17 @@ class Record(NamedTuple):
             raise ValueError(f"{self.where}: {column_of(self.cells, names)} is {value!r}; expected a text")
         return text
 
-    def file(self, *names: str, root: Path) -> Path:
-        """Return the file in `root` that the first of these columns names, relative to the table, or ValueError."""
+    def image(self, *names: str, root: Path) -> ImageCell:
+        """Return the image of the first of these columns: a file in `root`, relative to the table; else ValueError."""
         image = self.value(*names)
+        if self.stored and isinstance(image, dict):
+            return cast(ImageCell, image)
         if not isinstance(image, str) or not image.strip() or "\0" in image:
             raise ValueError(f"{self.where}: no image is named; give its path relative to {self.folder}")
         file = (self.folder / image.strip().replace("\\", "/")).resolve()
         if not file.is_relative_to(root):
             raise ValueError(f"{self.where}: {image} lies outside {root}; move the image or the table")
-        return file
+        return _cell(file)
 
 
 def tables_of(path: Path) -> list[Path]:
@@ -87,7 +90,7 @@ def tables_of(path: Path) -> list[Path]:
         return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
     if table := find_table(path):
         return [table]
-    parts = [each for each in sorted(path.iterdir()) if each.name.lower() in _SPLITS and each.is_dir()]
+    parts = [each for each in sorted(path.iterdir()) if each.name.lower() in SPLITS and each.is_dir()]
     tables = {part: find_table(part) for part in parts}
     found = [table for table in tables.values() if table]
     if found and len(found) < len(parts):
@@ -96,37 +99,38 @@ def tables_of(path: Path) -> list[Path]:
     return found
 
 
-def read_tables(path: Path, tables: Sequence[Path]) -> Dataset:
-    """Return the rows of tables; their columns tell the task. Images' paths are relative to their table's folder.
-
-    Args:
-        path: The data: a table, or the folder with it, or with folders of splits.
-        tables: `tables_of(path)`; each in a folder of its own has that split.
-
-    `question` and `answer` make questions; `second_image`, a sentence and `label` sentences about two images; `label`
-    without a caption classes; anything else captions, with one row an image, in the order of first mention.
-
-    Raises:
-        ValueError: A column is missing, or a value cannot be used; the message names the line.
-    """
+def _read_tables(path: Path, tables: Sequence[Path]) -> Dataset:
+    """Return the rows of `tables_of(path)`; each table in a folder of its own has that split."""
     several = path.is_dir() and tables[0].parent != path
     root = (path if several else tables[0].parent).resolve()
     records = []
     for table in tables:
-        own = {"split": _SPLITS.get(table.parent.name.lower())} if several else {}
+        own = {"split": SPLITS.get(table.parent.name.lower())} if several else {}
         records += [Record(f"{table}:{line}", table.parent, own | cells) for line, cells in table_records(table)]
     if not records:
         raise ValueError(f"{tables[0]}: the table has no rows")
+    return _rows_of(records, path=path, root=root)
+
+
+def _read_stored(path: Path, stored: Stored) -> Dataset:
+    folder = (path if path.is_dir() else path.parent).resolve()
+    records = [Record(f"{path}, row {n}", folder, cells, stored=True) for n, cells in enumerate(stored.cells)]
+    if not records:
+        raise ValueError(f"{path} holds no record")
+    return _rows_of(records, path=path, root=folder, stored=stored)
+
+
+def _rows_of(records: list[Record], *, path: Path, root: Path, stored: Stored | None = None) -> Dataset:
     names = records[0].cells.keys()
     if "question" in names:
         rows, features = _questions(records, root)
     elif column_of(names, SECOND_COLUMNS):
         rows, features = _sentences(records, root)
     elif "label" in names and not column_of(names, CAPTION_COLUMNS):
-        rows, features = _labelled(records, root)
+        rows, features = _labelled(records, root, names=stored.classes if stored else None)
     else:
         rows, features = _captioned(records, root)
-    return _dataset(rows, features, path=path)
+    return _dataset(rows, features, path=path, images=stored.images if stored else None)
 
 
 def read_images(path: Path, images: Sequence[Path]) -> Dataset:
@@ -147,13 +151,35 @@ def read_images(path: Path, images: Sequence[Path]) -> Dataset:
     return _dataset(rows, class_features(names), path=path)
 
 
+def open_own(path: Path) -> Dataset | None:
+    """Return all rows of a table, of shards or of a saved set, whose columns tell the task; None of anything else.
+
+    A saved set with the columns of `FEATURES` is something else. Images' paths are relative to their table's folder.
+    `question` and `answer` make questions; `second_image`, a sentence and `label` sentences about two images; `label`
+    without a caption classes; anything else captions, with one row an image, in the order of first mention.
+
+    Raises:
+        ValueError: A column is missing, or a value cannot be used; the message names the line.
+    """
+    if is_saved(path):
+        stored = read_saved(path)
+        return None if stored is None else _read_stored(path, stored)
+    if tables := tables_of(path):
+        return _read_tables(path, tables)
+    # Beside images, a shard may be what they were unpacked from.
+    if (shards := shards_of(path)) and not (
+        path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in walk(path))
+    ):
+        return _read_stored(path, read_shards(path, shards))
+    return None
+
+
 def own_labels(path: Path) -> list[str]:
     """Return the answers of a table of questions, or the classes of masks, by number; ValueError for data without."""
     listed = path / CLASS_LIST
     if listed.is_file():
         return [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-    tables = tables_of(path)
-    rows = read_tables(path, tables) if tables else None
+    rows = open_own(path)
     if rows is None or "answers" not in rows.column_names:
         raise ValueError(
             f"{path} has no answers or classes: expected a folder of vlmo data prepare, a table with the columns "
@@ -174,12 +200,13 @@ def image_row(file: Path, *, root: Path, captions: Sequence[str] = ()) -> dict[s
 def _captioned(records: list[Record], root: Path) -> tuple[Rows, Features]:
     rows: dict[str, dict[str, Any]] = {}
     for record in records:
-        captions = captions_of(record.value(*CAPTION_COLUMNS), where=record.where)
+        has_captions = not record.stored or column_of(record.cells, CAPTION_COLUMNS)
+        captions = captions_of(record.value(*CAPTION_COLUMNS) if has_captions else None, where=record.where)
         row = _row(record, root=root, captions=captions)
         known = rows.setdefault(row["image_id"], row)
         if known is row:
             continue
-        for key in ("image", "split"):
+        for key in ("split",) if record.stored else ("image", "split"):
             if known.get(key) != row.get(key):
                 raise ValueError(
                     f"{record.where}: {row['image_id']} has {key} {row.get(key)!r}, an earlier line said "
@@ -209,6 +236,8 @@ def _questions(records: list[Record], root: Path) -> tuple[Rows, Features]:
 def _answers(record: Record) -> list[str]:
     """Return the answer, or those of several people; none is a question to be answered."""
     value = record.value("answer", "answers")
+    if isinstance(value, list):  # the hub's VQAv2 has them with each one's confidence
+        value = [each.get("answer") if isinstance(each, dict) else each for each in value]
     given = captions_of(str(value) if isinstance(value, bool | int | float) else value, where=record.where)
     answers = [text for answer in given if (text := answer.strip())]
     if 1 < len(answers) < MIN_ANNOTATORS:
@@ -229,15 +258,15 @@ def _sentences(records: list[Record], root: Path) -> tuple[Rows, Features]:
         if label not in _TRUTH:
             raise ValueError(f"{record.where}: label is {label!r}; expected one of {', '.join(_TRUTH)}")
         row = _row(record, root=root, captions=[sentence])
-        second = _cell(record.file(*SECOND_COLUMNS, root=root))
+        second = record.image(*SECOND_COLUMNS, root=root)
         own = {"second_image": second, "label": _TRUTH[label], "sentence_group": sentence}
         rows.append(row | own | {"image_id": f"{row['image_id']}#{number}"})
     return rows, REASONING_FEATURES
 
 
-def _labelled(records: list[Record], root: Path) -> tuple[Rows, Features]:
+def _labelled(records: list[Record], root: Path, *, names: list[str] | None) -> tuple[Rows, Features]:
     labels = [record.text("label") for record in records]
-    names = sorted(set(labels))
+    names = names or sorted(set(labels))
     rows = [
         _row(record, root=root) | {"label": names.index(label)} for record, label in zip(records, labels, strict=True)
     ]
@@ -245,7 +274,9 @@ def _labelled(records: list[Record], root: Path) -> tuple[Rows, Features]:
 
 
 def _row(record: Record, *, root: Path, captions: Sequence[str] = ()) -> dict[str, Any]:
-    row = image_row(record.file(*IMAGE_COLUMNS, root=root), root=root, captions=captions)
+    image = record.image(*IMAGE_COLUMNS, root=root)
+    name = "" if record.stored else Path(cast(str, image["path"])).relative_to(root).as_posix()
+    row = make_row(name, image=image, captions=captions, source=root.name, licence="unknown")
     row |= {key: str(record.cells[key]) for key in ("image_id", "source", "split") if record.cells.get(key)}
     licence = record.cells.get("licence") or record.cells.get("license")
     return row | ({"licence": str(licence)} if licence else {})
@@ -260,8 +291,8 @@ def _cell(file: Path) -> ImageCell:
 
 def _split_of(places: list[tuple[str, ...]]) -> tuple[list[str | None], list[tuple[str, ...]]]:
     """Return the split of each path and the path in it, if the outermost folders are those of splits."""
-    if all(len(place) > 1 and place[0].lower() in _SPLITS for place in places):
-        return [_SPLITS[place[0].lower()] for place in places], [place[1:] for place in places]
+    if all(len(place) > 1 and place[0].lower() in SPLITS for place in places):
+        return [SPLITS[place[0].lower()] for place in places], [place[1:] for place in places]
     return [None for _ in places], places
 
 
@@ -290,12 +321,21 @@ def _masked(path: Path, masks: dict[str, Path]) -> Dataset:
     return _dataset(rows, SEGMENT_FEATURES, path=path)
 
 
-def _dataset(rows: Rows, features: Features, *, path: Path) -> Dataset:
+def _dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | None = None) -> Dataset:
     without = [row["image_id"] for row in rows if not row.get("split")]
     if without and len(without) < len(rows):
         raise ValueError(
             f"{path}: {len(without)} images have no split, such as {without[0]}; name one for each or none"
         )
     if not without:
-        return Dataset.from_list(rows, features=Features({**features, "split": Value("string")}))
-    return Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)
+        features = Features({**features, "split": Value("string")})
+    if images is None:
+        return Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)
+    # Columns are joined before rows are chosen: afterwards every image would be copied.
+    kept = [int(cast(str, row["image"]["path"])) for row in rows]
+    others = Features({name: feature for name, feature in features.items() if name not in images.column_names})
+    lines: Rows = [{} for _ in range(len(images))]
+    for number, row in zip(kept, rows, strict=True):
+        lines[number] = {name: row[name] for name in others}
+    joined: Any = concatenate_datasets([images, Dataset.from_list(lines, features=others)], axis=1)
+    return joined.select_columns(list(features)).select(kept)

@@ -16,7 +16,7 @@ from vlmo.data.listing import regular_file
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_ADVICE = "save, copy or prepare the set again"
+ADVICE = "save, copy or prepare the set again"
 _MAX_BYTES = 1 << 24  # of the files beside the rows
 # Other types and depths than expected, and what Arrow finds in the rows.
 _ERRORS = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError, MemoryError)
@@ -31,7 +31,7 @@ def saved_splits(folder: Path) -> list[str]:
     file = folder / "dataset_dict.json"
     if not file.is_file():
         return []
-    with naming_damage(file, advice=_ADVICE):
+    with naming_damage(file, advice=ADVICE):
         splits = json.loads(read_about(file))["splits"]
         if outside := [split for split in splits if Path(split).name != split or split == ".."]:
             raise ValueError(f"{outside[0]!r:.80} is no folder in it")
@@ -46,7 +46,7 @@ def open_saved(folder: Path) -> Dataset | None:
     """
     from datasets import Dataset  # takes a second
 
-    with naming_damage(folder, advice=_ADVICE):
+    with naming_damage(folder, advice=ADVICE):
         files = [each["filename"] for each in json.loads(read_about(folder / "state.json"))["_data_files"]]
         if lost := [name for name in files if Path(name).name != name or not (folder / name).is_file()]:
             raise ValueError(f"{len(lost)} of {len(files)} files are not in it, such as {lost[0]!r:.80}")

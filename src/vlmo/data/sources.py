@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -16,18 +17,31 @@ from datasets import Dataset, concatenate_datasets
 
 from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
-from vlmo.data.listing import IMAGE_SUFFIXES, regular_file, source_names, walk, warn_of_skipped
-from vlmo.data.own import read_images, read_tables, tables_of
+from vlmo.data.listing import (
+    IMAGE_SUFFIXES,
+    has_wildcards,
+    is_remote,
+    regular_file,
+    source_names,
+    walk,
+    warn_of_skipped,
+)
+from vlmo.data.own import open_own, read_images
 from vlmo.data.rows import column, false_captions, select_rows
-from vlmo.data.saved import open_saved, saved_splits
-from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, hash_share, make_row, require_columns
+from vlmo.data.saved import saved_splits
+from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, hash_share, make_row
+from vlmo.data.stored import is_saved, load_saved
 from vlmo.data.tables import TABLE_STEMS
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
 
+logger = logging.getLogger(__name__)
+
 MAX_WORDS = 128
 """Longer lines of text are cut."""
 _warn_once = functools.lru_cache(8)(warn_of_skipped)  # each split of a folder is opened by itself
+_TEST_ROWS = 50
+"""Fewest rows of a test split: of fewer, one is more than two points of a metric. Small sets give a fifth."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -42,8 +56,9 @@ def open_source(
     """Open rows with the columns of `FEATURES` (and perhaps more), not yet validated; see `filter_invalid_rows`.
 
     A path may be a folder that `datasets` saved; a table (.csv, .tsv or .jsonl) or a folder with one beside its images;
-    a folder of images alone, by class or with masks; a `.txt` file or a folder of them, one sentence or document a
-    line: docs/data.md. Lines of more than `MAX_WORDS` words are cut into pieces, at ends of sentences where possible.
+    parquet or tar files; a folder of images alone, by class or with masks; a `.txt` file or a folder of them, one
+    sentence or document a line: docs/data.md.
+    Lines of more than `MAX_WORDS` words are cut into pieces, at ends of sentences where possible.
 
     Args:
         name: A built-in name (`vlmo.data.builtin.NAMES`), a path, or several with "+" between them, such as
@@ -53,7 +68,8 @@ def open_source(
         weights: Of several sources, how often each caption stands in its row: 2 is twice; 0.5 leaves out a half, always
             the same one.
         cache_dir: Folder for built-in sets once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
-        test_share: Paths without a `split` column only: share of rows, chosen by a hash of `image_id`, that are "test".
+        test_share: Paths without a `split` column only: share of rows, chosen by a hash of `image_id`, that are "test",
+            if above 0 at least 50 rows or a fifth, whichever is less.
 
     Raises:
         ValueError: Unknown name (the nearest right one is given), unknown split, or data in no known form.
@@ -70,17 +86,20 @@ def open_source(
     if not path.exists():
         near = difflib.get_close_matches(name, builtin.NAMES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        if is_remote(name) or has_wildcards(name, braces=True):
+            hint = f" Shards by pattern or URL are read as streams: --data.streams.patterns {name!r}."
         raise ValueError(
             f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} "
             f"Built-in names: {', '.join(builtin.NAMES)}."
         )
     regular_file(path)
-    if splits := saved_splits(path):
-        if split not in splits:
-            raise ValueError(f"{path}: no split {split!r}; it has {', '.join(splits)}")
-        return _read_saved(path / split)
+    if (splits := saved_splits(path)) and split not in splits:
+        raise ValueError(f"{path}: no split {split!r}; it has {', '.join(splits)}")
     try:
-        dataset = _read(path)
+        dataset = open_own(path)
+        if dataset is None and splits:
+            return _load_saved(path / split)
+        dataset = _read(path) if dataset is None else dataset
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: a text or table in it is not UTF-8 ({error}); save it as UTF-8") from error
     return _choose_split(dataset, split=split, test_share=test_share, path=path)
@@ -140,14 +159,12 @@ def _weighted(rows: Dataset, *, weight: float) -> Iterator[tuple[list[str], list
 
 
 def _read(path: Path) -> Dataset:
-    if (path / "state.json").is_file():
-        return _read_saved(path)
-    if tables := tables_of(path):
-        return read_tables(path, tables)
+    if is_saved(path):
+        return _load_saved(path)
     if path.suffix.lower() == ".txt" and not path.is_dir():
         return _read_text([path], root=path.parent)
     if not path.is_dir():
-        raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .txt file, or a folder")
+        raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl, .parquet, .tar or .txt file, or a folder")
     files = list(walk(path))
     _warn_once(path, tuple(file.suffix.lower() for file in files))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
@@ -158,7 +175,7 @@ def _read(path: Path) -> Dataset:
         return _read_text(texts, root=path)
     raise ValueError(
         f"{path}: {len(files)} files, but no table ({', '.join(TABLE_STEMS)}, each .csv, .tsv or .jsonl), no image, no "
-        f".txt and no saved data set; images end with {', '.join(sorted(IMAGE_SUFFIXES))}"
+        f".parquet, .tar or .txt and no saved data set; images end with {', '.join(sorted(IMAGE_SUFFIXES))}"
     )
 
 
@@ -194,11 +211,13 @@ def split_words(line: str, *, max_words: int) -> list[str]:
     return [" ".join(piece) for piece in pieces]
 
 
-def _read_saved(path: Path) -> Dataset:
-    if (dataset := open_saved(path)) is None:
-        raise ValueError(f"{path}: the set is empty, it has no row")
-    require_columns(dataset, name=str(path))
-    return cast(Dataset, dataset.cast_column("image", FEATURES["image"]))
+def _load_saved(path: Path) -> Dataset:
+    return cast(Dataset, load_saved(path).cast_column("image", FEATURES["image"]))
+
+
+@functools.cache  # a run opens its split for the test several times
+def _log_test_split(path: Path, *, rows: int, of: int) -> None:
+    logger.info("%s has no column split: a hash takes %s of its %s rows as split test", path, f"{rows:,}", f"{of:,}")
 
 
 def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path) -> Dataset:
@@ -213,7 +232,15 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
     names: list[str] = column(dataset, "image_id")
     if "second_image" in dataset.column_names:  # sentences about one image stay together
         names = [name.rpartition("#")[0] or name for name in names]
-    chosen = [row for row, name in enumerate(names) if (hash_share(name) < test_share) == (split == "test")]
+    shares = [hash_share(name) for name in names]
+    wanted = min(_TEST_ROWS, len(names) // 5) if test_share else 0
+    least = sorted(shares)[wanted - 1] if wanted else -1.0
+    if wanted and least == max(shares):  # all rows show one image
+        least = -1.0
+    is_test = [share < test_share or share <= least for share in shares]
+    if split == "test":
+        _log_test_split(path, rows=sum(is_test), of=len(names))
+    chosen = [row for row, found in enumerate(is_test) if found == (split == "test")]
     if not chosen:
         raise ValueError(
             f"{path}: split {split!r} holds none of the {len(dataset)} rows; add a split column or change test_share "

@@ -15,8 +15,12 @@ TABLE_STEMS = ("captions", "metadata", "questions", "sentences", "labels")
 
 IMAGE_COLUMNS = ("image", "file_name", "path")
 SECOND_COLUMNS = ("second_image", "image_2")
-CAPTION_COLUMNS = ("caption", "captions", "text", "sentence")
-"""The first of these columns that a table has is read."""
+CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "txt", "TEXT")
+"""The first of these columns that a table has is read; the last two are img2dataset's."""
+SPLITS = {"training": "train", "val": "validation", "valid": "validation"} | {
+    name: name for name in ("train", "validation", "test")
+}
+"""Names of folders and files of splits."""
 
 
 def column_of(names: Collection[str], wanted: Sequence[str]) -> str | None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import logging
 import textwrap
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from vlmo.data.listing import source_names
@@ -15,6 +17,8 @@ from vlmo.processing import TransformConfig
 from vlmo.tasks import Task
 from vlmo.tasks.tokenizer import plain_fields
 from vlmo.training import LoraConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
+
+logger = logging.getLogger(__name__)
 
 LEARN_VOCABULARY = "learn"
 # Settings that no pre-training stage reads.
@@ -191,14 +195,26 @@ def without_void_defaults(original: Recipe, recipe: Recipe) -> Recipe:
 
     Nobody gave them, so no error should ask to leave them out.
     """
-    data, trainer, before = recipe.data, recipe.trainer, original.data
+    data, trainer, before, measured = recipe.data, recipe.trainer, original.data, recipe.evaluate_on
     if (data.source, data.streams.patterns) != (before.source, before.streams.patterns):
         data = dataclasses.replace(data, weights=() if data.weights == before.weights else data.weights)
+        if measured is not None and measured == original.evaluate_on and missing_sources(measured):
+            logger.info("%s is not there, so the run is not measured on it; --evaluate-on names other data", measured)
+            measured = None
     if data.streams.patterns and data.cache_images == before.cache_images:
         data = dataclasses.replace(data, cache_images=False)
-    if recipe.evaluate_on is None and trainer.eval_every == original.trainer.eval_every:
+    if measured is None and trainer.eval_every == original.trainer.eval_every:
         trainer = dataclasses.replace(trainer, eval_every=None)
-    return dataclasses.replace(recipe, data=data, trainer=trainer)
+    return dataclasses.replace(recipe, data=data, trainer=trainer, evaluate_on=measured)
+
+
+def missing_sources(source: str) -> list[str]:
+    """Return the parts of a data source that are no built-in set and not there."""
+    from vlmo.data import builtin
+
+    return [
+        name for name in source_names(source) if not builtin.is_built_in(name) and not Path(name).expanduser().exists()
+    ]
 
 
 def check_recipe(recipe: Recipe, *, processes: int) -> None:

@@ -157,7 +157,7 @@ def check_start(recipe: Recipe) -> None:
         try:
             check_model_folder(teacher, VLMoForImageTextRetrieval)
         except ValueError as error:
-            raise ValueError(f"stage.teacher: {error}") from None
+            raise ValueError(f"stage.teacher: {error} Name another with --stage.teacher, or None") from None
     if recipe.init is None:
         return
     check_recipe(recipe, processes=1)
