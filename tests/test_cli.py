@@ -69,6 +69,10 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-stage3 --data.max-bad-share -1", "max_bad_share is -1"),
         ("train shapes-stage3 --trainer.eval-every 5", "evaluate_on"),
         ("train base-vqa --init vlmo-small --dry-run", "num_attention_heads 4"),
+        (
+            "train base-stage3",
+            "starts from runs/base-stage2/model, which is not there yet: train that first, or give --init",
+        ),
         ("train small-retrieval --init vlmo-small --model.image-size 128 --model.patch-size 32 --dry-run", "has shape"),
         ("train vlmo-small --init vlmo-small --dry-run", "stage.teacher: runs/vlmo-small/retrieval-again/model is no"),
         ("train vlmo-small --stage.teacher nowhere --dry-run", "stage.teacher: nowhere is no model folder"),

@@ -30,6 +30,7 @@ def test_import_brings_neither_torch_nor_transformers() -> None:
 HELP = """
 import sys
 from vlmo.cli import main
+sys.modules["peft"] = None  # as if it were not installed
 for line in ("--help", "--version", "finetune --help", "quickstart --help", "evaluate --help", "predict --help",
              "index --help", "search --help", "embed --help", "data prepare --help",
              "duplicates --help", "clusters --help",
@@ -45,6 +46,11 @@ for line in ("train", "evaluate", "predict", "index", "search", "embed", "duplic
              "embed vlmo-small --texts nowhere --out x.npy", "serve vlmo-small --index nowhere",
              "predict vlmo-small --image nowhere --text a",
              "import", "import nowhere.pt out", "merge nowhere --out x", "export nowhere --to onnx --out x",
+             "train shapes-stage3 --steps 0", "finetune vlmo-small --data x --steps=0",
+             "train shapes-stage3 --lora.rank 4", "finetune vlmo-small --data x --lora.rank=4",
+             *(f"{line} --precision int8 --engine torch" for line in (
+                 "index vlmo-small . --out x", "search x words", "embed vlmo-small . --out x.npy", "serve vlmo-small",
+                 "evaluate vlmo-small")),
              "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     try:
         main(line.split())

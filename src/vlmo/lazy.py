@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -28,6 +28,12 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
         return found
 
     return import_name
+
+
+def need_package(package: str, *, extra: str, user: str) -> None:
+    """Raise ModuleNotFoundError, with the command that installs the extra, unless a package is installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"{user} needs {package}, which is not installed: {install_command(extra)}")
 
 
 def install_command(extra: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -223,7 +224,7 @@ def test_start_that_lacks_what_adapters_freeze_is_refused(start):
     add_adapters(model, LoraConfig(rank=2), start="photos", missing=["match_head.weight"])
 
 
-def test_settings_that_cannot_be_trained_are_told(start, questions, monkeypatch):
+def test_settings_that_cannot_be_trained_are_told(start, questions, tmp_path, monkeypatch):
     for settings, message in (
         ({"rank": 0}, "lora.rank is 0"),
         ({"rank": 4, "alpha": 0}, "lora.alpha 0"),
@@ -241,5 +242,7 @@ def test_settings_that_cannot_be_trained_are_told(start, questions, monkeypatch)
     with pytest.raises(ValueError, match="adapters need a model to start from"):
         check_recipe(dataclasses.replace(recipe, init=None), processes=1)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install .*\[lora\]'"):
-        estimate(recipe)
+    for refuse in (estimate, partial(build, run_dir=tmp_path / "run")):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install .*\[lora\]'"):
+            refuse(recipe)
+    assert not (tmp_path / "run").exists()

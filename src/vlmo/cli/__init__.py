@@ -127,6 +127,8 @@ def _dispatch(arguments: list[str]) -> None:
         runs.finetune(arguments[1:])
         return
     options = parse(_app(command).cli, arguments or ["--help"], prog="vlmo")
+    if vars(options).get("precision") == "int8" and vars(options).get("engine") == "torch":  # before torch is imported
+        raise ValueError("--precision int8 belongs to the engines onnx and openvino; leave out --engine torch")
     run = next(run for kind, run in _COMMANDS.values() if kind is type(options))
     run(options)
 

@@ -32,7 +32,8 @@ Engine = Annotated[
     ),
 ]
 Precision = Annotated[
-    Literal["float32", "int8"], tyro.conf.arg(help="int8 is for the engines onnx and openvino (docs/engines.md).")
+    Literal["float32", "int8"],
+    tyro.conf.arg(help="int8 is for the engines onnx and openvino, of which auto then takes one (docs/engines.md)."),
 ]
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from vlmo.cli.output import say
 from vlmo.cli.parsing import ModelFolder, hide_loading_bars, parse, without_garbage_collection
+from vlmo.lazy import need_package
 
 _COMMON = {
     "--lr": "--optimizer.lr",
@@ -129,13 +130,14 @@ def train_help() -> None:
 
 def train(name: str, arguments: list[str]) -> None:
     """Run `vlmo train NAME ...`; every setting of the recipe is an option."""
+    common = _common_options(arguments)  # before the slow imports
     with without_garbage_collection():
         from vlmo.recipes import describe, find_recipe
 
         about, recipe = describe(name).splitlines()[0], find_recipe(name)
         description = f"{about} (The whole description: vlmo recipes {name}.)"
         folder = Path("runs") / name
-        options = _run_options(recipe, arguments, prog=f"vlmo train {name}", about=description, run_dir=folder)
+        options = _run_options(recipe, *common, prog=f"vlmo train {name}", about=description, run_dir=folder)
         hide_loading_bars()
         _run(options, original=recipe, name=name, about=about)
 
@@ -148,6 +150,7 @@ def finetune(arguments: list[str]) -> None:
     options, others = parse(
         functools.partial(tyro.cli, FinetuneOptions), arguments, prog=prog, return_unknown_args=True
     )
+    common = _common_options(others)
     hide_loading_bars()
     from vlmo.distributed import choose_device
     from vlmo.recipes.finetune import finetune_recipe
@@ -157,7 +160,7 @@ def finetune(arguments: list[str]) -> None:
     recipe, about = finetune_recipe(options.folder, options.data, task=options.task, streams=options.patterns)
     folder = Path(options.folder).resolve()
     name = f"{folder.parent.name if folder.name == 'model' else folder.name}-{data_name(options.data or 'streams')}"
-    run = _run_options(recipe, others, prog=prog, about=about, run_dir=Path("runs") / name)
+    run = _run_options(recipe, *common, prog=prog, about=about, run_dir=Path("runs") / name)
     loader, trainer, rate = run.recipe.loader, run.recipe.trainer, run.recipe.optimizer.lr
     choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
     Console(stderr=True, soft_wrap=True).print(f"{about} Chosen: {choice}.", markup=False, highlight=False)
@@ -169,11 +172,12 @@ def finetune(arguments: list[str]) -> None:
     _run(run, original=recipe, name=name, about=about)
 
 
-def _run_options(recipe: Any, arguments: list[str], *, prog: str, about: str, run_dir: Path) -> TrainOptions:
-    """Return the options of a run, with the recipe that they change."""
+def _run_options(
+    recipe: Any, arguments: list[str], steps: int | None, *, prog: str, about: str, run_dir: Path
+) -> TrainOptions:
+    """Return the options of a run, from `_common_options`, with the recipe that they change."""
     from vlmo.recipes.schema import scaled, without_void_defaults
 
-    arguments, steps = _common_options(arguments)
     shown = recipe if steps is None else scaled(recipe, scale=steps / recipe.trainer.max_steps)
     default = TrainOptions(recipe=shown, run_dir=run_dir)
     options = parse(functools.partial(tyro.cli, TrainOptions), arguments, prog=prog, default=default, description=about)
@@ -187,6 +191,8 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
         return
     if options.processes is not None or options.json is not None:
         raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
+    if missing := _missing_starts(options.recipe, original):
+        raise ValueError(" ".join(missing.values()))
     from vlmo.distributed import is_main
     from vlmo.run import build
     from vlmo.training import Watchdog, explained_start, launch
@@ -221,27 +227,36 @@ def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
 
     recipe = options.recipe
     choose_device(options.device)
-    missing, there = [], recipe
-    if _is_to_come(recipe.init, original.init):
-        missing.append(f"It starts from {recipe.init}, which is not there yet: train that first, or give --init.")
+    starts, there = _missing_starts(recipe, original), recipe
+    if "init" in starts:
         there = replace(there, init=None)
-        teacher, own = (getattr(each.stage, "teacher", None) for each in (recipe, original))
-        if _is_to_come(teacher, own):
-            missing.append(f"Its teacher is {teacher}, not there either: train that first, or give --stage.teacher.")
-            there = replace(there, stage=replace(there.stage, teacher=None))
+    if "teacher" in starts:
+        there = replace(there, stage=replace(there.stage, teacher=None))
     check_start(there)
     processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
     needs = estimate(recipe, processes=processes)
     if os.environ.get("RANK", "0") == "0":
         whose = f"each of {processes:,} processes" if processes > 1 else "one process"
         Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
+        data = []
         if lost := [] if recipe.data.streams.patterns else missing_sources(recipe.data.source):
-            missing.append(
-                f"Not there yet of its data: {', '.join(lost)}; prepare that (docs/data.md), or give --data."
-            )
-        say(*missing)
+            data = [f"Not there yet of its data: {', '.join(lost)}; prepare that (docs/data.md), or give --data."]
+        say(*starts.values(), *data)
         if options.json is not None:
             options.json.write_text(needs.to_json() + "\n")
+
+
+def _missing_starts(recipe: Any, original: Any) -> dict[str, str]:
+    """Return what to do about a start that is the recipe's own and not there, and about its teacher."""
+    missing = {}
+    if _is_to_come(recipe.init, original.init):
+        missing["init"] = f"It starts from {recipe.init}, which is not there yet: train that first, or give --init."
+        teacher, own = (getattr(each.stage, "teacher", None) for each in (recipe, original))
+        if _is_to_come(teacher, own):
+            missing["teacher"] = (
+                f"Its teacher is {teacher}, not there either: train that first, or give --stage.teacher."
+            )
+    return missing
 
 
 def _is_to_come(model: str | None, own: str | None) -> bool:
@@ -256,12 +271,15 @@ def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:
 
     Raises:
         ValueError: It is no number from 1 up.
+        ModuleNotFoundError: Adapters are asked for, and PEFT is not installed.
     """
     words: list[str] = []
     steps, rest = None, iter(arguments)
     for word in rest:
         option, mark, value = word.partition("=")
         option = option.replace("_", "-")
+        if option == "--lora.rank":
+            need_package("peft", extra="lora", user="LoRA")
         if option != "--steps":
             words.append(f"{_COMMON[option]}{mark}{value}" if option in _COMMON else word)
             continue

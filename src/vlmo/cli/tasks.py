@@ -48,7 +48,7 @@ class EvaluateOptions:
     rerank_score: Literal["published"] | None = None
     """retrieval: published is the published code's order of 32 candidates, cosine similarity + logit of a match."""
     engine: Literal["torch", "onnx", "openvino"] | None = None
-    """retrieval: what computes vectors and matching scores (torch)."""
+    """retrieval: what computes vectors and matching scores (torch; for int8 openvino, else onnx)."""
     precision: Precision | None = None
     """retrieval: float32 or int8."""
     choose_rerank_weight: bool = False
@@ -123,7 +123,8 @@ def evaluate_command(options: EvaluateOptions) -> None:
     from vlmo.tasks import evaluate, write_submission
     from vlmo.training import launch
 
-    device = options.device or (None if options.engine in {None, "torch"} else "cpu")
+    graphs = options.precision == "int8" or options.engine not in {None, "torch"}
+    device = options.device or ("cpu" if graphs else None)
     with launch(device) as device:
         where: dict[str, Any] = {"task": options.task, "source": options.data, "split": options.split}
         where |= {"device": str(device), "console": _STDERR if is_main() else None}

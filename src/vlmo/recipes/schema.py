@@ -11,6 +11,7 @@ from typing import Any, Literal
 from vlmo.data.listing import source_names
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig, validate_lanes
+from vlmo.lazy import need_package
 from vlmo.model import VLMoConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
@@ -222,7 +223,7 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
 
     Raises:
         ValueError: They do not; the message says what to change.
-        ModuleNotFoundError: A package that the run is to report to is not installed.
+        ModuleNotFoundError: A package that the run is to report to, or PEFT for its adapters, is not installed.
     """
     from vlmo.training.tracking import check_report_to
 
@@ -238,6 +239,8 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         losses.check_batch(loader.global_batch_size // pieces, processes=processes)
     if recipe.init is not None and not stage.can_start:
         raise ValueError(f"init is given, but a {stage.title} starts from nothing; leave it out")
+    if recipe.lora.rank is not None:
+        need_package("peft", extra="lora", user="LoRA")
     if recipe.lora.rank is not None and (recipe.init is None or stage.evaluation is None):
         raise ValueError("lora.rank is given; adapters need a model to start from (init), and fine-tuning or stage 3")
     if recipe.evaluate_on is not None and stage.evaluation is None:

@@ -26,7 +26,7 @@ from vlmo.export.sessions import (
     Precision,
     RetrievalGraphs,
 )
-from vlmo.lazy import install_command
+from vlmo.lazy import install_command, need_package
 from vlmo.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,12 @@ def choose_engine(folder: Path, fingerprint: str, *, device: str | None = None) 
     where there may be a GPU. OpenVINO is also the fastest (docs/engines.md).
     """
     ready = _takes_graphs(device) and _has_graphs(_graph_folder(folder, fingerprint), "float32")
-    return next((name for name, package in _PACKAGES.items() if ready and _is_installed(package)), "torch")
+    return (installed_engine() if ready else None) or "torch"
+
+
+def installed_engine() -> GraphEngine | None:
+    """Return the engine for graphs that is installed, the faster one of two."""
+    return next((name for name, package in _PACKAGES.items() if _is_installed(package)), None)
 
 
 def can_prepare(device: str | None) -> bool:
@@ -88,17 +93,17 @@ def open_engine(
     if precision not in {"float32", "int8"}:
         raise ValueError(f"precision is {precision!r}; expected float32 or int8")
     if name == "torch":
-        from vlmo.retrieval.torch_engine import TorchEngine
-
         if precision != "float32":
             raise ValueError(f"precision {precision} belongs to the engines onnx and openvino; choose one of them")
+        from vlmo.retrieval.torch_engine import TorchEngine
+
         return TorchEngine(folder, device=device)
     if name not in _PACKAGES:
         hint = "; Ray is an executor (--executor ray)" if name == "ray" else ""
         raise ValueError(f"engine is {name!r}; expected torch, onnx or openvino{hint}")
     if device not in {None, "cpu"}:
         raise ValueError(f"engine {name} runs on the CPU; leave out the device")
-    _need(_PACKAGES[name], extra=name)
+    need_package(_PACKAGES[name], extra=name, user="the engine")
     return GraphsEngine(write_graphs(folder, fingerprint, precision=precision), engine=name, precision=precision)
 
 
@@ -174,7 +179,7 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
 
     check_model_folder(folder, VLMoForImageTextRetrieval)
     for package in _EXPORT_PACKAGES:
-        _need(package, extra="onnx")
+        need_package(package, extra="onnx", user="the engine")
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
         if not _has_graphs(target, precision):  # another process may have written them
@@ -238,8 +243,3 @@ def _pixel_values(pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image 3 heig
 
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-def _need(package: str, *, extra: str) -> None:
-    if not _is_installed(package):
-        raise ModuleNotFoundError(f"the engine needs {package}, which is not installed: {install_command(extra)}")

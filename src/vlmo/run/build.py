@@ -69,11 +69,11 @@ def build(
     run_dir, task = Path(run_dir), recipe.stage
     check_recipe(recipe, processes=world_size())
     claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
+    check_start(recipe)
     if is_main():
         need_writable(run_dir)  # and before the data are read, which may take long
     with lock_run(run_dir):
         pass  # `fit` holds it; another run is told of now
-    check_start(recipe)
     torch.manual_seed(recipe.seed)
     processor = build_processor(recipe) if task.reads_text else None
     run = RunContext(

@@ -215,7 +215,10 @@ class RetrievalStage(PairStage):
 
 
 def _engine_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("engine", "precision") if name in options}
+    from vlmo.retrieval.engines import installed_engine
+
+    default = {"engine": installed_engine() or "onnx"} if options.get("precision") == "int8" else {}
+    return default | {name: options[name] for name in ("engine", "precision") if name in options}
 
 
 def _best_pairs(similarity: Float[Tensor, "images texts"], *, top: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlmo.checkpoints.loading import load_model, named_class, one_line_errors, read_json
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_section
-from vlmo.lazy import install_command
+from vlmo.lazy import need_package
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.stages import start_from
@@ -152,8 +152,7 @@ def _whole(model: nn.Module) -> list[str]:
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"LoRA needs PEFT: {install_command('lora')}") from error
+    need_package("peft", extra="lora", user="LoRA")
+    import peft
+
     return peft
