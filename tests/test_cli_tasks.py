@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.tasks.toy_vision import write_class_set
 from tests.toy_questions import ANSWERS, COLORS, write_questions, write_sentences
 from vlmo.checkpoints.importing import name_labels
 from vlmo.cli import main
+from vlmo.recipes import RECIPES
+from vlmo.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -294,3 +297,37 @@ def test_folders_that_are_damaged_are_one_line(folders, questions, pairs, capsys
         line = refused(["evaluate", folder, "--data", data], capsys)
         assert words in line
         assert Path(folder).name in line
+
+
+MY_TASK = """
+from dataclasses import replace
+from tests.tasks.test_toy_task import BrightnessStage
+from vlmo.recipes import RECIPES, find_recipe
+from vlmo.tasks import register
+
+register(BrightnessStage)
+RECIPES["brightness"] = replace(find_recipe("scenes-kinds"), stage=BrightnessStage(), evaluate_on=None)
+"""
+
+
+def test_tasks_of_a_module_beside_the_user_are_trained_measured_and_asked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_task.py").write_text(MY_TASK)
+    for number in range(8):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), (30 * number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    line = "train brightness --data photos --steps 1 --batch-size 4 --device cpu"
+    assert "no recipe 'brightness'" in refused(line.split(), capsys)
+    assert "No module named 'nowhere'" in refused([*line.split(), "--import", "nowhere"], capsys)
+    try:
+        main([*line.split(), "--import", "my_task"])
+        main(["recipes", "brightness", "--import=my_task"])
+        main(["evaluate", "runs/brightness/model", "--data", "photos", "--split", "train", "--import", "my_task"])
+        main(["predict", "runs/brightness/model", "--image", "photos/7.png", "--import", "my_task", "--json"])
+    finally:
+        for known, name in ((TASKS, "brightness"), (RECIPES, "brightness"), (sys.modules, "my_task")):
+            known.pop(name, None)
+    shown = capsys.readouterr().out
+    assert "fine-tuning on brightness" in shown
+    assert "close" in shown
+    assert '"brightness":' in shown

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
+import importlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():  # bars are for terminals; in a file they are noise
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        _dispatch(arguments)
+        _dispatch(_import_modules(arguments))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
     except ModuleNotFoundError as error:
@@ -107,6 +109,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), code=1)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
+
+
+def _import_modules(arguments: list[str]) -> list[str]:
+    """Import the modules that `--import MODULE` names, which may lie in the working directory; return the others."""
+    others, words = list[str](), iter(arguments)
+    for word in words:
+        option, mark, value = word.partition("=")
+        if option != "--import":
+            others.append(word)
+            continue
+        name = value if mark else next(words, "")
+        sys.path.append(str(Path.cwd()))
+        try:
+            importlib.import_module(name)
+        except (ModuleNotFoundError, ValueError) as error:
+            raise ValueError(f"--import {name}: {error}; name a module that is installed or lies here") from error
+        finally:
+            sys.path.pop()
+    return others
 
 
 def _dispatch(arguments: list[str]) -> None:

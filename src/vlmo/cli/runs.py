@@ -36,6 +36,7 @@ _COMMON_HELP = (
     "  --lora.rank RANK    train low-rank adapters instead of the whole model; vlmo merge makes a model folder of them",
     "  --device DEVICE     cpu, cuda, cuda:N or mps",
     "  --dry-run           tell what the run will need",
+    "  --import MODULE     module with tasks and recipes of your own, here or installed; every command takes it",
 )
 
 

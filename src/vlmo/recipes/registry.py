@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 
 from vlmo.recipes.paper import PAPER
-from vlmo.recipes.schema import Recipe
+from vlmo.recipes.schema import Entry, Recipe
 from vlmo.recipes.small import SMALL
 
 _ENTRIES = SMALL | PAPER
 RECIPES: dict[str, Recipe] = {name: entry.recipe for name, entry in _ENTRIES.items()}
+"""Every recipe by its name; code of one's own may add some."""
 
 
 def find_recipe(name: str) -> Recipe:
@@ -26,5 +27,6 @@ def find_recipe(name: str) -> Recipe:
 
 def describe(name: str) -> str:
     """Return the description of the recipe called `name`: what it trains, data, start, command, numbers to expect."""
-    find_recipe(name)
-    return _ENTRIES[name].describe(name)
+    recipe = find_recipe(name)
+    entry = _ENTRIES.get(name) or Entry(recipe, f"{recipe.stage.title}, a recipe of a module given by --import.", "-")
+    return entry.describe(name)
