@@ -46,13 +46,19 @@ def test_folder_that_fails_leaves_the_one_before_it(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_weights_on_a_full_disk_are_an_error_that_names_the_folder(tmp_path) -> None:
+def save_by_torch(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    with file.open("wb") as stream:
+        torch.save(tensors, stream)
+
+
+@pytest.mark.parametrize("save", [save_file, save_by_torch, lambda _, file: file.write_bytes(bytes(200))])
+def test_what_a_full_disk_refuses_is_an_error_that_names_the_folder(save, tmp_path) -> None:
     with (
         full_disk(),
         pytest.raises(OSError, match="File too large") as raised,
         write_folder(tmp_path / "model") as aside,
     ):
-        save_file({"a": torch.zeros(100)}, aside / "model.safetensors")
+        save({"a": torch.zeros(100)}, aside / "model.safetensors")
     assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "model"))
     assert [*tmp_path.iterdir()] == []
 

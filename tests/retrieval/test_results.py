@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.console import Console
+from tests.folder.test_atomic import full_disk
 from tests.retrieval.toy_index import build, write_folder
 
 from vlmo.retrieval import Searcher, SearchResult
@@ -62,6 +63,14 @@ def test_sheet_is_an_image_of_all_hits(result, searcher, tmp_path):
         pass
     assert two_rows.width == one_row.width
     assert two_rows.height > one_row.height
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "sheet.html"])
+def test_sheet_that_a_full_disk_refuses_is_named_and_leaves_nothing(name, result, searcher, tmp_path):
+    with full_disk(), pytest.raises(OSError, match="File too large") as raised:
+        write_sheet(tmp_path / name, query=QUERY, result=result, index=searcher.index)
+    assert raised.value.filename == str(tmp_path / name)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_page_needs_no_other_file_and_escapes(result, searcher, tmp_path):

@@ -264,8 +264,11 @@ def close_folder(group: Group) -> None:
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
-        (fill_disk, r"step_00000004 could not be written by process 0 .*If the disk is full, free space there"),
-        (close_folder, r"step_00000004 could not be written by process 0 \(PermissionError.*Give this user the right"),
+        (fill_disk, r"step_00000004 could not be written by process 0 \(File too large\); .*If the disk is full, free"),
+        (
+            close_folder,
+            r"step_00000004 could not be written by process 0 \(Permission denied\).*Give this user the right",
+        ),
     ],
     ids=["full disk", "read-only folder"],
 )

@@ -275,7 +275,8 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
                 save_file(tensors, partial)
             partial.chmod(rights)  # safetensors gives its files to their owner alone
     except (OSError, RuntimeError, SafetensorError) as problem:
-        raise OSError(f"{file} cannot be written: {one_line(problem)}") from None
+        reason = getattr(problem, "strerror", None) or one_line(problem)
+        raise OSError(f"{file} cannot be written: {reason}") from None
     return notes
 
 

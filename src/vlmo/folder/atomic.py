@@ -30,7 +30,7 @@ def write_folder(target: Path) -> Iterator[Path]:
     leaves `target` as it was, and nothing beside it.
 
     Raises:
-        OSError: safetensors could not write a file in the block; the error names `target`.
+        OSError: The system refused a file in the block; the error names `target`.
     """
     target = target.resolve()  # a link to a folder stays a link
     aside, replaced = path_aside(target), _hidden(target, _REPLACED)
@@ -41,20 +41,18 @@ def write_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(leftover)
     aside.mkdir(parents=True)
     try:
-        yield aside
+        with _naming(target):
+            yield aside
         for path in [*aside.rglob("*"), aside]:
             _flush_to_disk(path)
         if target.exists():
             target.replace(replaced)  # a folder that holds files cannot be replaced in one rename
         aside.replace(target)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # it may have filled the disk
         if replaced.exists() and not target.exists():
             replaced.replace(target)
-        refused = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
-        if refused is None:
-            raise
-        raise OSError(number := int(refused[1]), os.strerror(number), str(target)) from error
+        raise
     _flush_to_disk(target.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
@@ -66,17 +64,37 @@ def atomic_file(target: Path) -> Iterator[Path]:
     aside = target.with_name(f"{target.name}.aside")
     try:
         aside.unlink(missing_ok=True)  # a link of that name would be followed
-        yield aside
-        _flush_to_disk(aside)
+        with _naming(target):
+            yield aside
+            _flush_to_disk(aside)
         aside.replace(target)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(target)  # a full disk is told when bytes are written, without a name
-        raise
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
     _flush_to_disk(target.parent)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """Return what the system refused, of an error of Python's, PyTorch's or safetensors'; None of any other."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error if error.errno else None
+        if found := re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None:
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        error = error.__context__ if isinstance(error, RuntimeError) else None  # torch.save notices what it left out
+    return None
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Raise OSError with the name `target` where a write is refused: a full disk is told without a name."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        refused = system_error(error)
+        if refused is None or refused.filename is not None:
+            raise
+        raise OSError(refused.errno, refused.strerror, str(target)) from error
 
 
 def write_file(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from rich.table import Table
 
+from vlmo.folder.atomic import atomic_file, write_file
 from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import Searcher, SearchResult
 from vlmo.terminal import escaped
@@ -90,14 +91,14 @@ def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -
     """Write the images in a grid, best first, as an HTML page that needs no other file, or else as an image."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix.lower() == ".html":
-        file.write_text(_page(query, result, index), encoding="utf-8")
+        write_file(file, _page(query, result, index))
         return
     tiles = [
         (_thumbnail(index, hit), f"{number}. {hit.score:.3f}", _title(hit))
         for number, hit in enumerate(result.hits, start=1)
     ]
     rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
-    _sheet(_headed(query, result), rows, columns=_COLUMNS, caption_lines=2).save(file)
+    _save(_sheet(_headed(query, result), rows, columns=_COLUMNS, caption_lines=2), file)
 
 
 def write_explanation(file: Path, *, query: str, result: SearchResult, searcher: Searcher) -> list[Hit]:
@@ -125,8 +126,13 @@ def write_explanation(file: Path, *, query: str, result: SearchResult, searcher:
         raise ValueError(f"no image can be read that was found, such as {lost[0].place}; nothing can be explained")
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [[(image, word, "") for word, image in tiles] for tiles in explained]
-    _sheet(query, rows, columns=max(map(len, rows)), caption_lines=0).save(file)
+    _save(_sheet(query, rows, columns=max(map(len, rows)), caption_lines=0), file)
     return lost
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    with atomic_file(file) as aside:
+        image.save(aside, format=Image.registered_extensions().get(file.suffix.lower()))
 
 
 def _sheet(

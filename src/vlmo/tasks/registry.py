@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vlmo.distributed import is_main
 from vlmo.folder import architectures
+from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage
 from vlmo.released import find_model
 from vlmo.tasks.base import Inputs, Task, quarantine_of, with_parent
@@ -167,7 +168,7 @@ def write_submission(
     rows.check(model)
     predictions = rows.predictions(rows.outputs(model, console=console))
     if is_main():
-        with_parent(file).write_text(found.submission(predictions), encoding="utf-8")
+        write_file(with_parent(file), found.submission(predictions))
     return len(predictions)
 
 

@@ -20,6 +20,7 @@ from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.evaluation.masks import overlay
 from vlmo.evaluation.segmentation import count_pixels, segment, segmentation_metrics
+from vlmo.folder.atomic import atomic_file
 from vlmo.folder.card import Usage
 from vlmo.objectives.downstream import SegmentationObjective
 from vlmo.processing import TransformConfig
@@ -297,7 +298,8 @@ class SegmentationStage(Task):
         classes = logits.argmax(dim=0).cpu().numpy().astype(np.uint8)
         names = names_of_model(model)
         if save is not None:
-            overlay(image, classes, names=names).save(with_parent(save), format="PNG")
+            with atomic_file(with_parent(save)) as aside:
+                overlay(image, classes, names=names).save(aside, format="PNG")
         counts = np.bincount(classes.ravel(), minlength=len(names))
         order = [number for number in np.argsort(-counts, kind="stable").tolist() if counts[number]]
         return [{"class": names[number], "share": round(float(counts[number] / counts.sum()), 4)} for number in order]

@@ -18,6 +18,7 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column, select_rows
 from vlmo.distributed import is_main
 from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
+from vlmo.folder.atomic import atomic_file
 from vlmo.folder.card import Usage
 from vlmo.model.config import FusionStart
 from vlmo.objectives.downstream import QuestionObjective
@@ -260,5 +261,6 @@ class QuestionStage(Task):
             from vlmo.model.attention_maps import attention_maps
 
             seen = heat_map(images[0], attention_maps(model, **encoded)[0, 0].float().cpu(), size=_SHOWN_PIXELS)
-            seen.save(with_parent(save), format="PNG")
+            with atomic_file(with_parent(save)) as aside:
+                seen.save(aside, format="PNG")
         return best_labels(model, scores, top=top, kind="answer")

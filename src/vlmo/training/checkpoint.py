@@ -42,7 +42,15 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.serialization import _get_layout
 
 from vlmo.distributed import is_main, keep_until_exit, rank, world_size
-from vlmo.folder.atomic import lock_folder, path_aside, remove_folder, remove_leftovers, write_file, write_folder
+from vlmo.folder.atomic import (
+    lock_folder,
+    path_aside,
+    remove_folder,
+    remove_leftovers,
+    system_error,
+    write_file,
+    write_folder,
+)
 from vlmo.training.errors import TrainingError, advise_on_saving
 
 logger = logging.getLogger(__name__)
@@ -306,10 +314,14 @@ class _StateWriter(dcp.FileSystemWriter):
             place, (cause, _) = min(error.failures.items())
             if not isinstance(cause, Exception):
                 raise cause from None  # such as an interrupt
+            refused = system_error(cause)
+            # PyTorch's own words are about its file format; between processes the system's are lost.
+            reason = f"{type(cause).__name__}: {cause}" if refused is None else refused.strerror
+            told = "" if refused is None and isinstance(cause, RuntimeError) else f" ({reason})"
             newest = max(_states(self.target.parent), default=None)
             raise TrainingError(
-                f"training state {self.target} could not be written by process {place} ({type(cause).__name__}:"
-                f" {cause}); the newest one is {newest}. {advise_on_saving(cause)}, and the same command goes on"
+                f"training state {self.target} could not be written by process {place}{told}; the newest one is "
+                f"{newest}. {advise_on_saving(refused or cause)}, and the same command goes on"
             ) from cause
 
 
