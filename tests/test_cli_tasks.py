@@ -141,12 +141,15 @@ def test_predict_answers_a_question_and_draws_what_it_looked_at(folders, picture
         assert drawn.format == "PNG"
 
 
-def test_predict_gives_json(folders, picture, capsys):
+def test_predict_gives_json(folders, picture, capsys, tmp_path):
+    other = str(shutil.copy(picture, tmp_path / "other.png"))
     main(["predict", folders["nlvr2"], "--image", picture, picture, "--text", "both pictures are red", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert rows[0].keys() == {"prediction", "confidence"}
     main(["predict", folders["retrieval"], "--image", picture, "--text", "is it red", "is it blue", "--json"])
     assert [row["image"] for row in json.loads(capsys.readouterr().out)] == [picture, picture]
+    main(["predict", folders["classification"], "--image", picture, other, "--top", "1", "--json"])
+    assert [row["image"] for row in json.loads(capsys.readouterr().out)] == [picture, other]
 
 
 def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_path):
@@ -156,6 +159,9 @@ def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_p
     for arguments, words in (
         (["predict"], "Missing from vlmo predict: MODEL_FOLDER"),
         (["predict", "nowhere", "--image", picture], "is no model folder"),
+        (["predict", "vlmo-smal", "--image", picture], "Did you mean vlmo-small?"),
+        (["evaluate", "vlmo-base-cocoo"], "Did you mean vlmo-base-coco?"),
+        (["index", "vlmo-smal", picture, "--out", str(tmp_path / "new")], "Did you mean vlmo-small?"),
         (["predict", folders["retrieval"], "--image", picture, "--question", "why?"], "has no head for answers"),
         (["predict", folders["classification"], "--image", str(tmp_path / "x.png")], "x.png"),
         (

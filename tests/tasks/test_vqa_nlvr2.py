@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -24,6 +25,7 @@ from vlmo.data import validation
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.processing import VLMoProcessor
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
 from vlmo.run.build import build
 from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, write_submission
@@ -217,8 +219,15 @@ def test_questions_are_answered_and_what_was_looked_at_is_drawn(runs, picture, t
 def test_sentences_about_two_pictures_are_judged(runs, picture, tmp_path):
     model = runs["nlvr2"] / "model"
     pair = (picture, picture)
-    (judged,) = ReasoningStage.predict(model, Inputs(pair, texts=("both pictures are red",)), **HERE)
-    assert judged["prediction"] == (judged["confidence"] > 0.5)
+    asked_of_two = Inputs(pair, texts=("both pictures are red",))
+    (judged,) = ReasoningStage.predict(model, asked_of_two, **HERE)
+    assert judged["confidence"] >= 0.5
+    images, processor = [Image.open(file) for file in pair], VLMoProcessor.from_pretrained(model)
+    judge = Mock(device="cpu")
+    for logits, prediction in (([1.0, 0.0], False), ([0.0, 1.0], True)):
+        judge.return_value.logits = torch.tensor([logits])
+        (judged,) = ReasoningStage.answer(judge, processor, images, asked_of_two, top=1, save=None)
+        assert judged == {"prediction": prediction, "confidence": 0.7311}  # of the answer: e / (1 + e)
     with pytest.raises(ValueError, match="texts that are not empty"):
         ReasoningStage.predict(model, Inputs(pair, texts=("",)), **HERE)
 

@@ -76,7 +76,7 @@ class PredictOptions:
 
     folder: ModelFolder
     image: tuple[Path, ...] = ()
-    """Image; two for a sentence about two, any number for retrieval."""
+    """Image; two for a sentence about two, any number for retrieval and classification."""
     question: str | None = None
     """Question about the image."""
     text: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ A model folder of the same name in the working directory takes precedence.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -96,7 +97,7 @@ def no_model(folder: str | PathLike) -> str:
             f"{folder} holds an adapter and no model; merge it first: vlmo merge {folder} --out FOLDER "
             "(an adapter of another kind than LoRA: merge_and_unload of PEFT)"
         )
-    return f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models()}"
+    return f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models(folder)}"
 
 
 def no_adapter(folder: str | PathLike) -> str:
@@ -109,9 +110,11 @@ def no_checkpoint(path: str | PathLike) -> str:
     return f"no file {path}: expected a checkpoint, or a folder with config.json and weights"
 
 
-def known_models() -> str:
-    """Return a sentence about names, for errors."""
-    return f"Models with a name: {SMALL} and others, which `vlmo models` lists."
+def known_models(wrong: str | PathLike) -> str:
+    """Return a sentence about names, for errors, with the one that is most like a `wrong` one."""
+    near = difflib.get_close_matches(str(wrong), MODELS, n=1)
+    hint = f"Did you mean {near[0]}? " if near and len(Path(wrong).parts) == 1 else ""
+    return f"{hint}Models with a name: {SMALL} and others, which `vlmo models` lists."
 
 
 @contextmanager
@@ -124,6 +127,6 @@ def naming_released(name: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not isinstance(name, str) or Path(name).exists() or known_models() in str(error):
+        if not isinstance(name, str) or Path(name).exists() or (known := known_models(name)) in str(error):
             raise
-        raise OSError(f"{error} {known_models()}") from error
+        raise OSError(f"{error} {known}") from error

@@ -172,7 +172,7 @@ class ClassificationStage(Task):
     architectures = ("VLMoForImageClassification",)
     usage: ClassVar[Usage | None] = Usage("names the class of an image", "image-classification", '"image.png"')
     options: ClassVar[tuple[str, ...]] = ("method",)
-    inputs: ClassVar[str] = "one --image"
+    inputs: ClassVar[str] = "images after --image"
     losses: ClassificationConfig = ClassificationConfig()
     """Mixing of images and classes."""
     layer_decay: float = 0.65
@@ -209,14 +209,23 @@ class ClassificationStage(Task):
         return methods[method](folder, **arguments)
 
     @classmethod
+    def accepts(cls, inputs: Inputs) -> bool:
+        """Return True for images alone."""
+        return bool(inputs.images) and not inputs.texts and inputs.question is None
+
+    @classmethod
     def answer(
         cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
     ) -> list[Prediction]:
-        """Return the likeliest `top` classes of an image, each with its share."""
-        del processor, inputs, save
-        pixels = eval_transform(TransformConfig(image_size=model.config.image_size))(images[0])
-        shares = model(pixels[None].to(model.device)).logits[0].float().softmax(dim=-1)
-        return best_labels(model, shares, top=top, kind="class")
+        """Return the likeliest `top` classes of each image, each with its share."""
+        del processor, save
+        transform = eval_transform(TransformConfig(image_size=model.config.image_size))
+        rows: list[Prediction] = []
+        for file, image in zip(inputs.images, images, strict=True):
+            shares = model(transform(image)[None].to(model.device)).logits[0].float().softmax(dim=-1)
+            whose = {"image": str(file)} if len(images) > 1 else {}
+            rows += [whose | row for row in best_labels(model, shares, top=top, kind="class")]
+        return rows
 
 
 def evaluate_linear_probe(

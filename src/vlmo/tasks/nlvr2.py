@@ -102,10 +102,10 @@ class ReasoningSet(EvaluationSet):
         check_truth(rows, needs_all=False)
 
     def predict(self, model: Any, rows: range) -> list[Prediction]:
-        """Return the judgement of each sentence; `confidence` is the share of "true" in the softmax."""
+        """Return the judgement of each sentence; `confidence` is its share of the softmax."""
         chosen = select_rows(self.rows, rows)
         logits = pair_logits(model, reasoning_examples(chosen, labelled=False, **eval_options(self.processor)))
-        shares, best = logits.softmax(dim=-1)[:, 1].tolist(), logits.argmax(dim=-1).tolist()
+        shares, best = (found.tolist() for found in logits.softmax(dim=-1).max(dim=-1))
         predictions: list[Prediction] = []
         for of, share, number in zip(self.sentences[rows.start : rows.stop], shares, best, strict=True):
             row = {"identifier": of.identifier, "sentence": of.sentence, "prediction": number == 1}
@@ -183,9 +183,9 @@ class ReasoningStage(Task):
     def answer(
         cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
     ) -> list[Prediction]:
-        """Return the judgement of the sentence, with the model's share of "true"."""
+        """Return the judgement of the sentence, with its share of the softmax."""
         del top, save
         encoded: Any = processor(images=list(images), text=inputs.texts[0], return_tensors="pt").to(model.device)
         encoded["pixel_values"] = encoded["pixel_values"][None]
         shares = model(**encoded).logits[0].float().softmax(dim=-1).tolist()
-        return [{"prediction": shares[1] > shares[0], "confidence": round(shares[1], 4)}]
+        return [{"prediction": shares[1] > shares[0], "confidence": round(max(shares), 4)}]
