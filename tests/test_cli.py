@@ -83,6 +83,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-stage1 --stage.masked-share 2", "masked_share is 2"),
         ("train shapes-tokenizer --init somewhere", "starts from nothing"),
         ("train small-tokenizer --data.source emoji-pear", "emoji-pairs"),
+        ("train shapes-stage3 --processes -1 --dry-run", "processes is -1; give a number from 1 up"),
         ("train shapes-stage3 --processes 4", "--processes and --json belong to --dry-run"),
         ("train large-plusplus-stage3 --processes 2048 --dry-run", "1024, not a multiple of 2048 processes"),
         ("train shapes-stage3 --processes 32 --dry-run", "itm_stride 4 does not divide the micro-batch of 2 pairs"),

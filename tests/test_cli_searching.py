@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.retrieval.toy_index import NAMES, NUM, write_folder
 from tests.retrieval.toy_video import write_video
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
-from vlmo.retrieval import encoder
+from vlmo.retrieval import building, encoder
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.store import Store
 
@@ -64,6 +65,17 @@ def test_index_of_broken_files_alone_ends_with_their_reasons(model, tmp_path, ca
     assert "none of 2 images can be used" in shown
     assert "a.jpg: not an image" in shown
     assert "b.png: not an image" in shown
+    assert not (tmp_path / "index").exists()
+
+
+def test_new_index_that_fails_before_its_first_image_leaves_nothing(model, tmp_path, capsys, monkeypatch):
+    folder, index = write_folder(tmp_path / "images", numbers=range(2)), tmp_path / "index"
+    main(["index", str(model), str(folder), "--out", str(index)])
+    monkeypatch.setattr(building, "_executor", Mock(side_effect=ValueError("no such thing")))
+    for out in (index, tmp_path / "new"):
+        refused(["index", str(model), str(folder), "--out", str(out)], capsys)
+    assert index.exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_index_prepares_searches_but_for_a_named_engine(model, tmp_path, capsys, monkeypatch):

@@ -192,7 +192,10 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
         return
     if options.processes is not None or options.json is not None:
         raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
+    from vlmo.recipes.schema import check_recipe
+
     if missing := _missing_starts(options.recipe, original):
+        check_recipe(options.recipe, processes=1)  # what is wrong beside it
         raise ValueError(" ".join(missing.values()))
     from vlmo.distributed import is_main
     from vlmo.run import build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -156,7 +157,7 @@ class ClustersOptions:
 def index_command(options: IndexOptions) -> None:
     """Run `vlmo index`."""
     folder = Path(find_model(options.folder))
-    if not options.out.expanduser().exists():  # else it may be an input of an earlier run
+    if is_new := not options.out.expanduser().exists():  # else it may be an input of an earlier run
         check_given(options.images, expected="a folder, an image, a video, or a .tar or .parquet file")
     hide_loading_bars()
     from vlmo.data.quarantine import first_reasons
@@ -168,6 +169,8 @@ def index_command(options: IndexOptions) -> None:
     report = build_index(folder, options.images, **given, console=_STDERR)
     if report.bad and not report.images:
         lines = (options.out.expanduser() / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+        if is_new:
+            shutil.rmtree(options.out.expanduser())
         raise ValueError(f"none of {report.bad} images can be used: {first_reasons(map(json.loads, lines))}")
     _show_report(report, out=options.out)
     if options.engine == "auto":

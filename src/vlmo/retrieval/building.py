@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -136,7 +137,7 @@ def build_index(
         before = () if earlier is None else earlier["inputs"]
         with Progress(console) as progress:
             size = sum(_list(origin, listing, before=before, progress=progress) for origin in origins)
-        with lock_folder(folder, work="writing this index"):
+        with lock_folder(folder, work="writing this index"), _leaving_nothing(folder, is_new=earlier is None):
             facts: dict[str, Any] = {
                 **(earlier or {"created": _now(), "pictures": 0, "captions": 0, "approximate": None}),
                 "version": VERSION,
@@ -178,6 +179,17 @@ def build_index(
         recall=None if approximate is None else approximate.recall,
         unmatched=reader.unmatched(),
     )
+
+
+@contextmanager
+def _leaving_nothing(folder: Path, *, is_new: bool) -> Iterator[None]:
+    """Remove the folder of a new index after an error before its first images are in it; not after an interruption."""
+    try:
+        yield
+    except Exception:
+        if is_new and not any(folder.glob("*.lance/data/*")) and not any(folder.glob("pending/*.arrow")):  # `Journal`
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

@@ -393,8 +393,9 @@ class Searcher:
         """
         if text is not None:
             _filled(text)
-        if not 1 <= top <= MAX_TOP or not 0 <= rerank <= MAX_TOP:
-            raise ValueError(f"top is {top} and rerank {rerank}; give a top from 1 and a rerank from 0, to {MAX_TOP}")
+        for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
+            if not least <= value <= MAX_TOP:
+                raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
         if weight is not None and not 0 <= weight <= 1:
             raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
         if budget is not None and not budget > 0:

@@ -106,10 +106,11 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     Raises:
         ValueError: The processes cannot share the global batch, or settings contradict each other.
     """
-    if processes > 0:
-        check_recipe(recipe, processes=processes)
+    if processes < 1:
+        raise ValueError(f"processes is {processes}; give a number from 1 up")
+    check_recipe(recipe, processes=processes)
     pieces, batch = processes * recipe.loader.accumulation, recipe.loader.global_batch_size
-    if processes < 1 or batch % pieces:
+    if batch % pieces:
         raise ValueError(
             f"processes is {processes}; loader.global_batch_size {batch} must be a multiple of processes x "
             f"loader.accumulation ({recipe.loader.accumulation})"
