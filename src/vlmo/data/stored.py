@@ -55,8 +55,9 @@ def read_saved(path: Path) -> Stored | None:
     ValueError if no column holds images, or none tells a task.
     """
     splits: list[Any] = saved_splits(path) or [None]
-    with naming_damage(path, advice=ADVICE):
-        told = json.loads(read_about(path / (splits[0] or "") / "dataset_info.json"))
+    first = path / (splits[0] or "")
+    with naming_damage(first, advice=ADVICE):
+        told = json.loads(read_about(first / "dataset_info.json"))
         if FEATURES.keys() <= (told["features"] or {}).keys():
             return None
     return _stored(path, [(split, load_saved(path / (split or ""))) for split in splits])
