@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import tempfile
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
+from vlmo.serving.schemas import MAX_LABELS
 from vlmo.serving.settings import Settings
 
 KEY = "a-secret"
@@ -114,6 +116,43 @@ def test_body_that_is_too_large_is_refused(content) -> None:
 def test_form_that_is_too_large_is_refused() -> None:
     with TestClient(app_of(**SMALL)) as client:
         assert client.post("/v1/search", files={"image": b"x" * 30_000}).status_code == 413
+
+
+MANY = 100_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"input": [' + b"[]," * MANY + b"[]]}",
+        b"{" + b",".join(b'"%d": 1' % key for key in range(MANY)) + b"}",
+        b'{"texts": [' + b'"",' * MANY,
+        b'{"text": "\\""' + b"[" * MANY,
+    ],
+)
+def test_body_of_very_many_values_is_not_parsed(content) -> None:
+    with TestClient(app_of()) as client:
+        response = client.post("/v1/embeddings", content=content, headers=JSON)
+    assert (response.status_code, response.json()["error"]["reason"]) == (422, "the body has more than 4,000 values")
+
+
+def test_values_are_not_counted_inside_of_texts() -> None:
+    labels = [f'{number},[{{"' + '\\"[{,' * 100 for number in range(MAX_LABELS)]
+    with TestClient(app_of()) as client:  # which has no model
+        assert client.post("/v1/classify", json={"labels": labels, "images": ["aGk="] * 16}).status_code == 404
+
+
+def test_full_queue_parses_no_body() -> None:
+    app = app_of(queue=1)
+    with TestClient(app) as client:
+        app.state.vlmo.admitted = 1
+        assert client.post("/v1/search", content=b"{", headers=JSON).status_code == 503
+
+
+def test_large_form_needs_no_temporary_folder(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with TestClient(app_of()) as client:  # which has no model
+        assert client.post("/v1/embed", files={"images": bytes(2**21)}).status_code == 404
 
 
 def test_length_that_is_a_lie_changes_nothing() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import json
+import re
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +23,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
@@ -51,6 +56,12 @@ _FIELDS = MAX_TEXTS + MAX_LABELS + 10
 # UTF-8 takes up to four bytes a character; texts are checked exactly afterwards.
 _FIELD_BYTES = 4 * max(1000, MAX_FILTER) + 1
 _HINT = "GET /openapi.json describes every field"
+_MAX_VALUES = 4 * MAX_LABELS
+"""Strings, commas and opening brackets of a body in JSON: twice those of the most labels. However small, each value
+takes microseconds under Python's lock and hundreds of bytes."""
+_VALUES = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
+_PARSERS = 2
+"""Bodies that are parsed at a time: each takes several times its size."""
 
 B = TypeVar("B", bound=Body)
 Work = Callable[[Service, Any], Coroutine[Any, Any, BaseModel]]
@@ -74,6 +85,7 @@ class State:
     def __init__(self, parts: Parts, settings: Settings) -> None:
         self.parts, self.settings, self.metrics = parts, settings, Metrics()
         self.admitted, self.stopping = 0, False
+        self._parsers = ThreadPoolExecutor(_PARSERS, thread_name_prefix="vlmo-parser")
 
     service: Service
 
@@ -112,6 +124,10 @@ class State:
             task.cancel()
             gone.cancel()
             self._admit(-1)
+
+    async def parse(self, body: bytes | dict[str, Any], kind: type[B]) -> B:
+        """Validate a body that `read_body` has read; ServiceError if it is wrong."""
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse, body, kind)
 
     def _admit(self, change: int) -> None:
         self.admitted += change
@@ -181,8 +197,12 @@ def _add_api(app: FastAPI, state: State) -> None:
 
 def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer: type[BaseModel], work: Work) -> None:
     async def route(request: Request) -> Response:
-        read = await read_body(request, body)
-        return await state.answer(request, work(state.service, read))
+        received = await read_body(request, body)
+
+        async def answered() -> BaseModel:
+            return await work(state.service, await state.parse(received, body))
+
+        return await state.answer(request, answered())  # a full queue has no bodies parsed
 
     app.post(
         path,
@@ -233,22 +253,29 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 # --------------------------------------------------------------------------------------------------------------- bodies
 
 
-async def read_body(request: Request, kind: type[B]) -> B:
-    """Read and validate the body of a request, JSON or a form with files; ServiceError if it or a value is wrong."""
+async def read_body(request: Request, kind: type[Body]) -> bytes | dict[str, Any]:
+    """Read the body of a request: JSON, or the fields of a form; ServiceError if it is neither."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media == _JSON:
+        return await request.body()
+    if media == _FORM:
+        return await _read_form(request, kind)
+    raise ServiceError(415, f"content type {media!r}", hint=f"send {_JSON} or {_FORM}")
+
+
+def _parse(body: bytes | dict[str, Any], kind: type[B]) -> B:
     try:
-        # Large bodies take a while to parse; other requests are answered meanwhile.
-        if media == _JSON:
-            return await asyncio.to_thread(kind.model_validate_json, await request.body())
-        if media == _FORM:
-            return await asyncio.to_thread(kind.model_validate, await _read_form(request, kind))
+        if isinstance(body, dict):
+            return kind.model_validate(body)
+        if next(itertools.islice(_VALUES.finditer(body), _MAX_VALUES, None), None) is not None:
+            raise ServiceError(422, f"the body has more than {_MAX_VALUES:,} values", hint=_HINT)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         fields = f"send {', '.join(kind.model_fields)}; {_HINT}"
         raise ServiceError(422, f"{where}: {message}" if where else message, hint=fields) from None
-    raise ServiceError(415, f"content type {media!r}", hint=f"send {_JSON} or {_FORM}")
 
 
 async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
@@ -257,18 +284,22 @@ async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
         raise ServiceError(415, f"charset {charset!r:.40}", hint="send UTF-8")
     fields: dict[str, Any] = {}
     lists = {name for name, field in kind.model_fields.items() if get_origin(field.annotation) is list}
+    limits = {"max_files": MAX_IMAGES, "max_fields": _FIELDS, "max_part_size": _FIELD_BYTES}
+    parser = MultiPartParser(request.headers, request.stream(), **limits)
+    parser.spool_max_size = sys.maxsize  # no temporary files: `buffered_bytes` limits what is in memory
     try:
-        async with request.form(max_files=MAX_IMAGES, max_fields=_FIELDS, max_part_size=_FIELD_BYTES) as form:
-            for name, value in form.multi_items():
-                content = await value.read() if isinstance(value, UploadFile) else value
-                if name in lists:
-                    fields.setdefault(name, []).append(content)
-                elif name in fields:
-                    raise ServiceError(422, f"{name!r:.80} is given twice", hint=_HINT)
-                else:
-                    fields[name] = content
-    except FormParserError as error:
+        form = await parser.parse()
+    except (FormParserError, MultiPartException) as error:
         raise ServiceError(400, f"the form cannot be read: {error}", hint=_HINT) from error
+    items = [(key, await each.read() if isinstance(each, UploadFile) else each) for key, each in form.multi_items()]
+    await form.close()
+    for name, content in items:
+        if name in lists:
+            fields.setdefault(name, []).append(content)
+        elif name in fields:
+            raise ServiceError(422, f"{name!r:.80} is given twice", hint=_HINT)
+        else:
+            fields[name] = content
     return fields
 
 
