@@ -54,7 +54,10 @@ def pids(decoders: Decoders) -> set[int]:
 def test_image_is_that_of_decode_image(decoders, small, large) -> None:
     for data in (small, file_of(Image.new("L", (9, 5), 7), "JPEG"), large):
         expected = decode_image({"bytes": data, "path": None})
-        assert decoders.decode(data).tobytes() == expected.tobytes()
+        decoded = decoders.decode(data)
+        assert decoded.tobytes() == expected.tobytes()
+        assert 0 <= decoded.info["cpu_seconds"] <= decoders.cpu_seconds
+    assert decoded.info["cpu_seconds"] > 0.01  # of the large one
     assert len(pids(decoders)) == 1  # one process for all of them
 
 

@@ -1,19 +1,31 @@
-"""What the service tells about itself."""
+"""What the service tells about itself, and what costly images and a damaged index leave of it."""
 
 from __future__ import annotations
 
+import logging
+import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from tests.integrations.toy_gallery import drawings
+from tests.killing import wait_until
+from tests.serving.toy_service import in_base64, png
 from vlmo.retrieval import Index, build_index, store
 from vlmo.serving.app import create_app
+from vlmo.serving.decoder import Decoders
 from vlmo.serving.parts import Parts
+from vlmo.serving.settings import Settings
 
 READ_EVERY_S = 0.2
 """Until a reader looks for what a writer has done."""
+PATIENCE_S = 60
+DRAWING = in_base64(png(drawings()[0]))
 
 
 def test_samples_are_those_of_the_index_as_it_is_now(parts, tmp_path, monkeypatch) -> None:
@@ -27,3 +39,72 @@ def test_samples_are_those_of_the_index_as_it_is_now(parts, tmp_path, monkeypatc
         build_index(parts.encoder, out=tmp_path / "index")
         time.sleep(READ_EVERY_S + 0.05)
         assert sorted(each["name"] for each in client.get("/v1/about").json()["samples"]) == ["0.png", "2.png"]
+
+
+def test_searches_by_words_wait_for_no_upload(parts, monkeypatch) -> None:
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    def decode(*_: object) -> None:
+        begun.release()
+        assert go.wait(PATIENCE_S)
+        raise ValueError("bytes in memory: nothing")
+
+    monkeypatch.setattr(Decoders, "decode", decode)
+    app = create_app(parts, Settings(queue=6))
+    with TestClient(app) as client, ThreadPoolExecutor(3) as threads:
+        try:
+            uploads = [threads.submit(client.post, "/v1/search", json={"image": DRAWING}) for _ in range(3)]
+            assert begun.acquire(timeout=PATIENCE_S)
+            assert begun.acquire(timeout=PATIENCE_S)
+            wait_until(lambda: app.state.vlmo.service._uploads == 3, within_s=PATIENCE_S)
+            refused = client.post("/v1/embed", json={"images": [DRAWING]})
+            found = client.post("/v1/search", json={"text": "a red circle", "rerank": 8}).json()
+        finally:
+            go.set()
+        assert [upload.result().status_code for upload in uploads] == [422] * 3
+        assert client.post("/v1/embed", json={"images": [DRAWING]}).status_code == 422  # there is room again
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "images" in refused.json()["error"]["reason"]
+    assert found["num_reranked"] == 8
+
+
+@pytest.mark.parametrize(("share_of_pixels", "share_of_time"), [(0.8, 0.0), (0.0, 0.8)])
+def test_images_of_a_request_share_a_limit(parts, monkeypatch, share_of_pixels, share_of_time) -> None:
+    def decode(decoders: Decoders, _: bytes) -> Image.Image:
+        image = Image.new("L", (100, round(100 * share_of_pixels) or 1)).convert("RGB")
+        image.info["cpu_seconds"] = share_of_time * decoders.cpu_seconds
+        return image
+
+    monkeypatch.setattr(Decoders, "decode", decode)
+    with TestClient(create_app(parts, Settings(max_pixels=10_000))) as client:
+        assert client.post("/v1/embed", json={"images": [DRAWING] * 4}).status_code == 200
+        refused = client.post("/v1/embed", json={"images": [DRAWING] * 6})
+    assert (refused.status_code, "40,000 pixels, or 8 s" in refused.json()["error"]["reason"]) == (422, True)
+
+
+@pytest.mark.parametrize("damage", ["gone", "damaged"])
+def test_index_that_cannot_be_read_any_more_is_503_with_the_reason_in_the_log(
+    parts, gallery, tmp_path, monkeypatch, caplog, damage
+) -> None:
+    monkeypatch.setattr(store, "_READ_EVERY", timedelta(seconds=READ_EVERY_S))
+    shutil.copytree(gallery.index, tmp_path / "index")
+    with TestClient(create_app(Parts(parts.encoder, Index(tmp_path / "index", in_memory=True)))) as client:
+        found = client.post("/v1/search", json={"text": "a", "top": 1}).json()["hits"][0]["id"]
+        if damage == "gone":
+            shutil.rmtree(tmp_path / "index")
+        else:
+            for file in (tmp_path / "index").rglob("*.manifest"):
+                file.write_bytes(b"no manifest")
+        time.sleep(READ_EVERY_S + 0.05)
+        asked = [
+            client.post("/v1/search", json={"text": "a", "rerank": 8}),
+            client.post("/v1/search", json={"text": "a", "where": "number > 3"}),
+            client.post("/v1/similar", json={"id": found}),
+            *(client.get(f"/v1/{path}") for path in (f"images/{found}", f"thumbnails/{found}", "about")),
+        ]
+    for answer in asked:
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "the index cannot be read")
+        assert str(tmp_path) not in answer.text
+    logged = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(logged) == len(asked)
+    assert all(str(tmp_path) in record.message and record.exc_info is None for record in logged)

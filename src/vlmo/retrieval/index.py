@@ -21,7 +21,7 @@ from vlmo.retrieval.filters import check_condition, filter_error, is_filter_erro
 from vlmo.retrieval.memory import ImageMemory
 from vlmo.retrieval.process import StoreProcess
 from vlmo.retrieval.sources import read_place
-from vlmo.retrieval.store import CAPTIONS, IMAGES, RESERVED, Approximate, Store, one_line
+from vlmo.retrieval.store import CAPTIONS, IMAGES, RESERVED, Approximate, DamagedError, Store, one_line
 
 INDEX_FILE = "index.json"
 VERSION = 1
@@ -261,7 +261,7 @@ class Index:
                 None if made[name] is None else Approximate(**made[name]) for name in ("search", "captions")
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.folder}: the index is damaged, it lacks {error}; build it anew") from error
+            raise DamagedError(f"{self.folder}: the index is damaged, it lacks {error}; build it anew") from error
         self._version = version
         return facts
 
@@ -355,16 +355,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """Read `index.json`.
 
     Raises:
-        ValueError: The folder is no index, or one of another version.
+        DamagedError: The folder is no index, or one of another version.
     """
     path = folder / INDEX_FILE
     if not path.is_file():
-        raise ValueError(f"{folder} is no index: it has no {INDEX_FILE}. Make one: vlmo index MODEL IMAGES --out DIR")
+        raise DamagedError(f"{folder} is no index: it has no {INDEX_FILE}. Make one: vlmo index MODEL IMAGES --out DIR")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); build the index anew") from error
+        raise DamagedError(f"{path} is damaged ({error}); build the index anew") from error
     version = facts.get("version") if isinstance(facts, dict) else None
     if version != VERSION:
-        raise ValueError(f"{path} has version {version}; this program reads version {VERSION}. Build the index anew.")
+        raise DamagedError(f"{path} has version {version}; this program reads version {VERSION}. Build the index anew.")
     return facts

@@ -116,19 +116,24 @@ def _vector(dim: int) -> pa.DataType:
     return pa.list_(pa.float32(), dim)
 
 
+class DamagedError(ValueError):
+    """An index that cannot be read: it is damaged, or gone."""
+
+
 @contextmanager
 def one_line(folder: Path) -> Iterator[None]:
     """Turn LanceDB's exceptions into one line that names the index.
 
     Raises:
-        ValueError: The code inside failed.
+        DamagedError: The code inside failed.
+        ValueError: It failed because the disk is full.
     """
     try:
         yield
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         if re.search(_FULL, str(error)):
             raise ValueError(f"{folder}: the disk is full ({plain(error)}); free some space and run again") from error
-        raise ValueError(f"{folder}: the index is damaged, or no index ({plain(error)}); build it anew") from error
+        raise DamagedError(f"{folder}: the index is damaged, or no index ({plain(error)}); build it anew") from error
 
 
 def plain(error: Exception) -> str:

@@ -29,9 +29,9 @@ _LONGEST_S = 60.0
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 16 << 20  # Pillow's images are made of blocks of this size
 _SIZE = Path("/proc/self/statm")
 
-# A worker says that it is ready. A file is sent as its length and its bytes; the answer is width, height and pixels, or
-# 0, a length and a reason.
-_READY, _LENGTH, _ANSWER = b"+", struct.Struct("!Q"), struct.Struct("!II")
+# A worker says that it is ready. A file is sent as its length and its bytes; the answer is width, height, processor
+# time and pixels, or 0, a length, the time and a reason.
+_READY, _LENGTH, _ANSWER = b"+", struct.Struct("!Q"), struct.Struct("!IId")
 
 
 class ClosedError(RuntimeError):
@@ -52,9 +52,10 @@ class Decoders:
     def __init__(
         self, count: int, *, max_pixels: int, cpu_seconds: float | None = None, memory: int | None = None
     ) -> None:
+        self.cpu_seconds = cpu_seconds or min(_LONGEST_S, _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS))
         self._limits = {
             "max_pixels": max_pixels,
-            "cpu_seconds": cpu_seconds or min(_LONGEST_S, _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS)),
+            "cpu_seconds": self.cpu_seconds,
             "memory": memory or _IMAGE_BYTES * max_pixels + max(_USUAL_BYTES, _OTHER_BYTES * max_pixels),
         }
         self._lock, self._is_closed = threading.Lock(), False
@@ -65,6 +66,8 @@ class Decoders:
 
     def decode(self, data: bytes) -> Image.Image:
         """Return a file as `decode_image` does; from any thread, which waits for a process that is free.
+
+        `info["cpu_seconds"]` of the image is the processor time that it took.
 
         Raises:
             ValueError: It is no usable image, or takes too much time or memory.
@@ -77,14 +80,14 @@ class Decoders:
                 process = self._end(process)
             process = process or self._start()
             try:
-                width, height, content = self._ask(process, data)
+                width, height, seconds, content = self._ask(process, data)
                 image = Image.frombytes("RGB", (width, height), content) if width else None
             except (OSError, ValueError, struct.error) as error:
                 self._end(process)
                 if self._is_closed:
                     raise ClosedError from error
                 is_slow = process.returncode == -signal.SIGPROF
-                reason = f"takes more than {self._limits['cpu_seconds']:g} s" if is_slow else "ends the decoder"
+                reason = f"takes more than {self.cpu_seconds:g} s" if is_slow else "ends the decoder"
                 raise ValueError(f"cannot be decoded: it {reason}") from error
         except BaseException:
             # What is left of an answer must not be the next caller's.
@@ -94,6 +97,7 @@ class Decoders:
             self._idle.put(process)
         if image is None:
             raise ValueError(content.decode(errors="replace"))
+        image.info["cpu_seconds"] = seconds
         return image
 
     def close(self) -> None:
@@ -118,7 +122,7 @@ class Decoders:
             raise RuntimeError(f"the decoder does not start (exit code {process.returncode}): {' '.join(command)}")
         return process
 
-    def _ask(self, process: subprocess.Popen[bytes], data: bytes) -> tuple[int, int, bytes]:
+    def _ask(self, process: subprocess.Popen[bytes], data: bytes) -> tuple[int, int, float, bytes]:
         """Return what a process answers, which is not trusted: an image may have taken it over."""
         write, read = cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout)
         timer = threading.Timer(_LONGEST_S, process.kill)
@@ -127,10 +131,10 @@ class Decoders:
             write.write(_LENGTH.pack(len(data)))
             write.write(data)
             write.flush()
-            width, height = _ANSWER.unpack(read.read(_ANSWER.size))
+            width, height, seconds = _ANSWER.unpack(read.read(_ANSWER.size))
             if width * height > self._limits["max_pixels"]:
                 raise ValueError("an answer of more pixels than are decoded")
-            return width, height, read.read(3 * width * height if width else min(height, 1 << 16))
+            return width, height, seconds, read.read(3 * width * height if width else min(height, 1 << 16))
         finally:
             timer.cancel()
 
@@ -177,12 +181,12 @@ def _answer(data: bytes, write: BinaryIO, *, max_pixels: int, cpu_seconds: float
     except ValueError as error:
         too_large = isinstance(error.__cause__, MemoryError)
         reason = "cannot be decoded: it takes too much memory for its size" if too_large else str(error)
-    signal.setitimer(signal.ITIMER_PROF, 0)
+    seconds = max(0.0, cpu_seconds - signal.setitimer(signal.ITIMER_PROF, 0)[0])  # the clock has coarse ticks
     if image is None:
         content = reason.encode()
-        write.write(_ANSWER.pack(0, len(content)) + content)
+        write.write(_ANSWER.pack(0, len(content), seconds) + content)
     else:
-        write.write(_ANSWER.pack(*image.size))
+        write.write(_ANSWER.pack(*image.size, seconds))
         for _, strip in strips(image):
             write.write(strip.tobytes())
     write.flush()

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
+from vlmo.retrieval.store import DamagedError
 from vlmo.serving.schemas import BusyError, ServiceError, StoppingError
 from vlmo.serving.settings import Settings
 
@@ -97,6 +98,9 @@ class Guard:
             await self._app(scope, exchange.receive, exchange.send)
         except ServiceError as error:
             await exchange.fail(error)
+        except DamagedError as error:
+            _LOGGER.warning("%s", error)  # it may name a path of the server
+            await exchange.fail(ServiceError(503, "the index cannot be read", hint="the server's log says why"))
         except ClientDisconnect:
             pass
         except asyncio.CancelledError:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -20,16 +20,20 @@ from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.encoder import shorten
 from vlmo.retrieval.filters import check_comparisons
 from vlmo.retrieval.search import sigmoid
+from vlmo.retrieval.store import DamagedError
 from vlmo.serving import compatible, schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.decoder import ClosedError, Decoders
 from vlmo.serving.parts import Parts, Question
-from vlmo.serving.schemas import ServiceError, StoppingError
+from vlmo.serving.schemas import BusyError, ServiceError, StoppingError
 from vlmo.serving.settings import Settings
 
 TEXTS, IMAGES, PAIRS, QUESTIONS, TOKENS = "texts", "images", "pairs", "questions", "tokens"
 _DECODERS = 2
-"""Uploads that are decoded and resized at a time."""
+"""Uploads, and images of the index, that are decoded and resized at a time."""
+_MOST_IMAGES = 4
+"""Images of the largest size, or of the longest time to decode, that all those of a request may cost together: phones'
+photographs that fill a request cost two."""
 _FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"
 _LARGEST_SIDE = 2048
 # Columns that every index has beside those of its metadata.
@@ -52,7 +56,10 @@ class Service:
         self._batcher = Batcher(
             _calls(parts), max_batch=settings.max_batch, max_wait=settings.max_wait_ms / 1000, observe=observe
         )
+        # Uploads have threads of their own, and half of the queue, so that searches by words wait for none of them.
         self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
+        self._upload_threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-upload")
+        self._uploads = 0
         self._decoders = Decoders(_DECODERS, max_pixels=settings.max_pixels)
 
     def warm_up(self) -> None:
@@ -65,6 +72,7 @@ class Service:
         self._batcher.close()
         self._decoders.close()
         self._threads.shutdown()
+        self._upload_threads.shutdown()
 
     async def embed(self, request: schemas.EmbedRequest) -> schemas.EmbedResponse:
         """Vectors of texts and images."""
@@ -300,15 +308,20 @@ class Service:
         return compatible.Usage(prompt_tokens=tokens, total_tokens=tokens)
 
     async def _decode(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run a function that holds a whole image on a decoder thread."""
+        """Run a function that holds a whole image of the index on a decoder thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def _read(self, files: Sequence[bytes], prepare: Callable[[Image.Image], T]) -> list[T]:
-        """Apply `prepare` to the image of each file in turn; ServiceError if one is no image, or too large."""
+        """Apply `prepare` to the image of each file in turn; ServiceError if one is no image, or all cost too much."""
+        if files:
+            self._admit_upload()
+        longest, most_pixels, cost = self._decoders.cpu_seconds, self._settings.max_pixels, 0.0
 
-        def read(data: bytes) -> T:
+        def read(data: bytes) -> tuple[T, float]:
             try:
-                return prepare(self._decoders.decode(data))
+                image = self._decoders.decode(data)
+                share = max(image.width * image.height / most_pixels, image.info["cpu_seconds"] / longest)
+                return prepare(image), share
             except ClosedError as error:
                 raise StoppingError from error
             except ValueError as error:
@@ -316,7 +329,27 @@ class Service:
                 hint = f"send a whole file of at most {self._settings.max_pixels:,} pixels: {_FORMATS}"
                 raise ServiceError(422, f"no usable image: {reason}", hint=hint) from error
 
-        return [await self._decode(read, data) for data in files]
+        prepared = []
+        for data in files:
+            result, share = await asyncio.get_running_loop().run_in_executor(self._upload_threads, read, data)
+            prepared.append(result)
+            cost += share
+            if cost > _MOST_IMAGES:
+                most = f"{_MOST_IMAGES * most_pixels:,} pixels, or {_MOST_IMAGES * longest:g} s to decode"
+                raise ServiceError(
+                    422, f"the images take more than {most}", hint="send fewer or smaller ones at a time"
+                )
+        return prepared
+
+    def _admit_upload(self) -> None:
+        """Count the running task among those of requests with images until it ends; BusyError if they are too many."""
+        if self._uploads >= max(1, self._settings.queue // 2):
+            raise BusyError("too many requests with images are waiting")
+        self._uploads += 1
+        cast("asyncio.Task[Any]", asyncio.current_task()).add_done_callback(self._end_upload)
+
+    def _end_upload(self, _: object) -> None:
+        self._uploads -= 1
 
     async def _ask_index(self, work: Callable[[], T], *, where: str | None) -> T:
         """Run a search of the index on a thread."""
@@ -343,6 +376,8 @@ async def _of_image(work: Awaitable[T]) -> T:
     """Result of work on one image of the index."""
     try:
         return await work
+    except DamagedError:
+        raise
     except ValueError as error:  # its message may name a path of the server
         raise ServiceError(
             404, "the index has no image of this id, or its file is gone", hint="search again"
