@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import resource
 import shutil
 import signal
 import socket
@@ -25,11 +27,12 @@ from tests.serving.toy_service import SRC, Gallery, ServerProcess
 from vlmo.cli import main
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts, load_parts
-from vlmo.serving.server import _protocol, bind, read_key, with_names
+from vlmo.serving.server import _connections, _protocol, bind, read_key, with_names
 from vlmo.serving.settings import Settings
 
 PATIENCE_S = 60
 HASTY_S = 1.0  # the patience of a server with little of it
+CONNECTIONS = 8
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +182,9 @@ def hasty() -> Iterator[uvicorn.Server]:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    bound = bind("127.0.0.1", 0)
+    bound, hasty = bind("127.0.0.1", 0), Settings(header_seconds=HASTY_S)
     server = uvicorn.Server(
-        uvicorn.Config(app, http=_protocol(Settings(header_seconds=HASTY_S)), lifespan="off", log_config=None)
+        uvicorn.Config(app, http=_protocol(hasty, connections=CONNECTIONS), lifespan="off", log_config=None)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
@@ -211,6 +214,45 @@ def test_head_that_never_ends_is_given_up(hasty) -> None:
         for _ in range(2):  # the second request of a connection that was kept, after more than the patience
             assert client.get("/").status_code == 204
             time.sleep(1.5 * HASTY_S)
+
+
+def test_idle_connections_make_room_for_requests(hasty, caplog) -> None:
+    with contextlib.ExitStack() as opened:
+        idle = [
+            opened.enter_context(socket.create_connection(address_of(hasty), timeout=PATIENCE_S))
+            for _ in range(3 * CONNECTIONS)
+        ]
+        assert httpx.get(f"http://127.0.0.1:{address_of(hasty)[1]}").status_code == 204
+        assert len(hasty.server_state.connections) <= CONNECTIONS
+        with contextlib.suppress(ConnectionResetError):
+            assert idle[0].recv(1) == b""  # the oldest
+    assert [record.message for record in caplog.records] == [
+        f"more than {CONNECTIONS} connections: closing those without a request"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "changed", "connections"),
+    [
+        ((256, 4096), (1400, 4096), 1000),
+        ((256, resource.RLIM_INFINITY), (1400, resource.RLIM_INFINITY), 1000),
+        ((1024, 1024), (1024, 1024), 624),
+        ((9999, 9999), None, 1000),
+    ],
+)
+def test_connections_fit_the_limit_on_open_files(monkeypatch, limits, changed, connections) -> None:
+    set_to = [None]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: set_to.append(pair))
+    assert _connections() == connections
+    assert set_to[-1] == changed
+
+
+def test_far_too_few_open_files_are_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (300, 300))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    with pytest.raises(ValueError, match=r"only 300 files .* needs 1400"):
+        _connections()
 
 
 def test_answers_are_sent_without_delay(hasty) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import os
+import resource
 import socket
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import h11
 import uvicorn
@@ -30,6 +33,9 @@ _CLOSING_S = 5.0
 _AT_ONCE_S = 1.0
 """Seconds in which more signals count as the first; a later one breaks off what runs."""
 _TRIM_EVERY_S = 10.0
+_CONNECTIONS, _BACKLOG, _OTHER_FILES = 1000, 100, 300
+"""Connections at a time; those that asyncio accepts before it looks at one; other open files, mostly of the index."""
+_WARN_EVERY_S = 60.0
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -39,7 +45,8 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
     app = create_app(parts, with_names(settings, host=host))
     config = uvicorn.Config(
         app,
-        http=_protocol(settings),
+        http=_protocol(settings, connections=_connections()),
+        backlog=_BACKLOG,
         ws="none",
         access_log=False,
         log_config=None,
@@ -59,6 +66,23 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
     with bound:
         _Server(config, app, seconds=settings.grace + _CLOSING_S).run(sockets=[bound])
     _LOGGER.info("stopped")
+
+
+def _connections() -> int:
+    """Raise the limit on open files if it is low, and return the connections that it leaves room for.
+
+    Raises:
+        ValueError: It leaves room for hardly any.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others, wanted = _BACKLOG + _OTHER_FILES, _CONNECTIONS + _BACKLOG + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft <= others:
+            raise ValueError(f"only {soft} files may be open at a time (ulimit -n); the service needs {wanted}")
+        return soft - others
+    return _CONNECTIONS
 
 
 def _return_memory() -> None:
@@ -136,19 +160,46 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _protocol(settings: Settings) -> type[H11Protocol]:
-    """HTTP of uvicorn, with connections closed whose client is too slow to send a head, or to take an answer."""
+class _Room:
+    """Closes the connection without a request that has been silent for the longest where there are more than `most`."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._warned = most, -math.inf
+
+    def make(self, connections: set[Any]) -> None:
+        if len(connections) <= self._most:
+            return
+        # The newest is among them if all others have sent a request.
+        waiting = [each for each in connections if each.conn.their_state in {h11.IDLE, h11.SEND_BODY}]
+        silent = min(waiting, key=lambda each: each.heard)
+        connections.discard(silent)  # it is lost a moment later
+        silent.transport.abort()
+        if time.monotonic() > self._warned + _WARN_EVERY_S:
+            self._warned = time.monotonic()
+            _LOGGER.warning("more than %d connections: closing those without a request", self._most)
+
+
+def _protocol(settings: Settings, *, connections: int) -> type[H11Protocol]:
+    """HTTP of uvicorn, with connections closed whose client is too slow to send a head, or to take an answer.
+
+    One more than `connections` costs the one that `_Room` chooses.
+    """
+    room = _Room(connections)
 
     class Patient(H11Protocol):
         _reading: asyncio.TimerHandle | None = None
         _writing: asyncio.TimerHandle | None = None
+        heard = 0.0
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             transport.set_write_buffer_limits(0)  # writing is paused until all has been sent
+            self.heard = self.loop.time()
             self._watch()
+            room.make(self.connections)
 
         def data_received(self, data: bytes) -> None:
+            self.heard = self.loop.time()
             super().data_received(data)
             self._watch()
 
