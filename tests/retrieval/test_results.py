@@ -45,13 +45,15 @@ def test_table_has_no_empty_columns(result):
     assert [column.header for column in table.columns] == ["", "score", "similarity", "match", "image"]
 
 
-def test_table_shows_no_control_characters_of_captions(result):
-    hostile = replace(result.hits[0], captions=("\x1b]0;title\x07 gr\u00fcn \x9b31m", *result.hits[0].captions))
+def test_table_and_page_show_no_control_characters_of_captions(result, searcher, tmp_path):
+    captions = ("\x1b]0;title\x07 gr\u00fcn \x9b31m \u202e", *result.hits[0].captions)
+    hostile = replace(result, hits=[replace(result.hits[0], captions=captions)])
     console = Console(file=io.StringIO(), width=300)
-    console.print(as_table("\x1b[31m", replace(result, hits=[hostile])))
-    shown = console.file.getvalue()
-    assert "gr\u00fcn" in shown
-    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
+    console.print(as_table("\x1b[31m", hostile))
+    write_sheet(tmp_path / "sheet.html", query="\x1b[31m", result=hostile, index=searcher.index)
+    for shown in (console.file.getvalue(), (tmp_path / "sheet.html").read_text(encoding="utf-8")):
+        assert "gr\u00fcn" in shown
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
 
 
 def test_sheet_is_an_image_of_all_hits(result, searcher, tmp_path):
@@ -79,6 +81,7 @@ def test_page_needs_no_other_file_and_escapes(result, searcher, tmp_path):
     assert len(re.findall(r'src="data:image/(?:png|jpeg);base64,', page)) == 6
     assert "src=" not in re.sub(r'src="data:image/\w+;base64,[^"]*"', "", page)
     assert "<b>square" not in page
+    assert "default-src 'none'" in page
     assert page.index(result.hits[0].captions[0]) < page.index(result.hits[5].captions[0])
 
 

@@ -125,6 +125,12 @@ def test_openai_client_gets_short_vectors(openai_client, parts, addresses) -> No
     np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=TOLERANCE)
 
 
+def test_texts_may_contain_or_be_addresses(client, parts) -> None:
+    found = embed(client, input=["see https://a.example", {"text": "https://a.example"}])
+    expected = parts.encoder.embed_texts(["see https://a.example", "https://a.example"])
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+
+
 def test_base64_is_the_same_as_numbers(openai_client, client) -> None:
     coded = openai_client.embeddings.create(model="any", input=TEXTS, encoding_format="base64").data
     numbers = openai_client.embeddings.create(model="any", input=TEXTS, encoding_format="float").data
@@ -250,6 +256,8 @@ def test_rerank_takes_as_many_documents_as_search_reranks(client, files) -> None
         ({"input": [[1, 2], [3]]}, "token ids are not accepted"),
         ({"input": [{"image": "https://images.example/x.png"}]}, "addresses are not fetched"),
         ({"input": [{"url": "https://images.example/x.png"}]}, "addresses are not fetched"),
+        ({"input": "http://127.0.0.1/x.png"}, "addresses are not fetched"),
+        ({"input": ["a", "File:///x.png"]}, "addresses are not fetched"),
         ({"input": [{"image": "not base64!"}]}, "no base64"),
         ({"input": [{"image": "aGk="}]}, "no usable image"),
         ({"input": ["data:image/png;base64,aGk="]}, "no usable image"),

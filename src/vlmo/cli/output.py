@@ -5,7 +5,7 @@ import re
 import sys
 from typing import Any
 
-from vlmo.terminal import without_controls
+from vlmo.terminal import HIDDEN, without_controls
 
 
 def say(*lines: str) -> None:
@@ -17,4 +17,4 @@ def say(*lines: str) -> None:
 def say_json(value: Any) -> None:
     """Print a value as JSON, in which every control character is escaped."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    sys.stdout.write(re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    sys.stdout.write(re.sub(rf"[{HIDDEN}]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")

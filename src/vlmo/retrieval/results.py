@@ -15,7 +15,7 @@ from rich.table import Table
 from vlmo.folder.atomic import atomic_file, write_file
 from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import Searcher, SearchResult
-from vlmo.terminal import escaped
+from vlmo.terminal import escaped, without_controls
 from vlmo.visualization import MUTED, Sheet, data_uri
 
 if TYPE_CHECKING:  # it imports scipy
@@ -30,6 +30,8 @@ _STYLE = (
     "figure{margin:0}img{max-width:100%;border:1px solid #dfe2e6;border-radius:10px;padding:8px}"
     "figcaption{overflow-wrap:anywhere}small{color:#6e7681}.no-match{opacity:.6}"
 )
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def as_json(query: str, result: SearchResult) -> dict[str, Any]:
@@ -160,21 +162,26 @@ def _sheet(
 def _page(query: str, result: SearchResult, index: Index) -> str:
     figures = []
     for number, hit in enumerate(result.hits, start=1):
-        title, place, metadata = map(html.escape, (_title(hit), hit.path or hit.place, _metadata(hit)))
+        title, place, metadata = map(_shown, (_title(hit), hit.path or hit.place, _metadata(hit)))
         figures.append(
             f'<li><figure><img src="{data_uri(_thumbnail(index, hit), size=_TILE)}" alt="{title}">'
             f"<figcaption><b>{number}. {hit.score:.3f}</b> {title}<br><small>{place}<br>{metadata}</small></figcaption>"
             "</figure></li>"
         )
-    note = f"<p>{html.escape(result.note)}.</p>" if result.note else ""
+    note = f"<p>{_shown(result.note)}.</p>" if result.note else ""
     kind = " class=no-match" if result.no_match else ""
     found = f"<ol{kind}>{''.join(figures)}</ol>" if figures else "<p>Nothing was found.</p>"
-    title = html.escape(_headed(query, result))
+    title = _shown(_headed(query, result))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style><h1>{title}</h1>{note}{found}</html>\n"
     )
+
+
+def _shown(text: str) -> str:
+    return html.escape(without_controls(text))
 
 
 def _thumbnail(index: Index, hit: Hit) -> Image.Image:

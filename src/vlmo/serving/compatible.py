@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,7 +24,7 @@ from vlmo.serving.schemas import MAX_IMAGES, MAX_RERANK, MAX_TEXTS, Body, ImageF
 
 
 class Content(Body):
-    """A text or an image. A string is a text, unless it begins with `data:image/`."""
+    """A text or an image. A string is a text, unless it begins with `data:image/`; an address alone is refused."""
 
     text: Text | None = None
     # LangChain and LlamaIndex name an image of Jina's embeddings by the last two.
@@ -34,6 +35,8 @@ class Content(Body):
     def _wrap(cls, value: Any) -> Any:
         if isinstance(value, dict):
             return value
+        if isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", value, re.IGNORECASE):
+            raise ValueError('addresses are not fetched: send the image in base64, or {"text": ...} to mean the words')
         if isinstance(value, str) and value[:11].lower() != "data:image/":
             return {"text": value}
         if isinstance(value, str | bytes):  # bytes: a file of a form
