@@ -139,6 +139,11 @@ TAKEN: dict[str, Callable[[], bytes]] = {
 }
 
 
+def costly_image() -> bytes:
+    """Return 38 bytes of WebP that decode to 24,900,100 pixels."""
+    return encoded(Image.new("RGB", (4990, 4990)), "WEBP", lossless=True, method=0)
+
+
 def damaged(choose: random.Random) -> bytes:
     """Return a drawing in a format at random of which some bytes were overwritten: it may be an image or not."""
     data = bytearray(encoded(kind=choose.choice(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"))))
@@ -192,6 +197,16 @@ _BODIES = {
 }
 
 
+def many_lists(number: int) -> bytes:
+    """Return a body in JSON of three bytes a value, each of which is wrong."""
+    return b'{"input": [' + b"[]," * number + b"[]]}"
+
+
+def many_keys(number: int) -> bytes:
+    """Return a body in JSON of keys that no route knows."""
+    return b"{" + b",".join(b'"%d":1' % key for key in range(number)) + b"}"
+
+
 def proper_requests(*, key: str) -> Iterator[Hostile]:
     """Yield a request in the right form for each route; two name an image and a size that are not there."""
     for path, body in _BODIES.items():
@@ -237,6 +252,12 @@ def _wrong_json(choose: random.Random, right: str) -> Hostile:
     bodies = (
         *(b"", b"{", b"null", b"[]", b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00", b'{"text": "\xff"}', whole[:-3]),
         *(b"[" * many, b'{"a":' * many, b'{"top": ' + b"9" * many + b"}", b'{"text": NaN}', b'"' * 1000),
+        *(
+            many_lists(many),
+            many_keys(many),
+            b'{"weight": 0.' + b"9" * 10 * many + b"}",
+            b'{"text": "' + b'\\"' * 10 * many,
+        ),
         *(b'{"text": "a", "text": "b"}', b'{"texts": [' + b'"a",' * many + b'"a"]}', b'{"' + b"k" * many + b'": 1}'),
     )
     return Hostile(request("POST", choose.choice(list(_BODIES)), choose.choice(bodies), heads=right))

@@ -1,4 +1,4 @@
-"""Attack `vlmo serve` with hostile requests and images, too many clients, slow clients, and SIGTERM under load.
+"""Attack `vlmo serve` with hostile, costly and too many requests, slow and idle clients, and SIGTERM under load.
 
     python -m attacks.service --out attacks/results/service.json          # two hours
     python -m attacks.service --scale 0.01                                # a trial
@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import random
+import resource
 import signal
 import socket
 import statistics
@@ -28,10 +29,13 @@ from attacks.hostile import (
     REFUSED,
     TAKEN,
     Hostile,
+    costly_image,
     damaged,
     encoded,
     form,
     hostile_requests,
+    many_keys,
+    many_lists,
     png_bomb,
     proper_requests,
     request,
@@ -43,6 +47,8 @@ SLOWEST_S, GIVES_UP_S = 5.0, 120.0
 HEALTHY_S = 0.3  # of /healthz while hostile images are decoded, in a full attack
 PATIENCE_S = 5.0  # least of the service at a small scale, so that a busy machine is no slow client
 CLIENTS, HOSTILE_CLIENTS, QUEUE = 64, 8, 32
+FILES, IDLE = 1024, 1500
+"""Open files that the server may have, and connections that send nothing."""
 PEAK_BYTES = 900 * 2**20
 """Two images of 25 million pixels are decoded at a time; with transparency that takes four copies of four bytes a
 pixel. The bombs would take from two gigabytes up."""
@@ -240,6 +246,51 @@ def attack_with_load(attack: Attack, server: ServerProcess, *, scale: float) -> 
         attack.promise(title, kept=kept, **measured, **answers.measured())
 
 
+def attack_with_costly_requests(attack: Attack, server: ServerProcess, *, scale: float) -> None:
+    """Bodies that cost much to parse, images that cost much to decode, and idle connections, beside searches."""
+    costly = [base64.b64encode(costly_image()).decode()] * 16
+    images = authorized("/v1/embed", json.dumps({"images": costly}).encode())
+    size = min(max(round(1_300_000 * scale), 100_000), 1_300_000)  # of up to 16 MB
+    lists, keys = authorized("/v1/embeddings", many_lists(3 * size)), authorized("/v1/search", many_keys(size))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2 * IDLE), hard), hard))
+    for name, requests in {
+        "costly bodies": [lists, *[keys] * 24],
+        "costly images": [images] * CLIENTS,
+        "idle connections": [b""] * IDLE,
+    }.items():
+        peak, seconds = server.memory("VmHWM"), min(max(60 * scale, 5), 60)
+        searches, others = asyncio.run(searches_beside(server.port, requests, seconds=seconds))
+        kept = set(searches.statuses) == {"200"} and max(searches.seconds) <= SLOWEST_S and not others.wrong
+        measured = {"others": dict(others.statuses), "grown_mb": (server.memory("VmHWM") - peak) >> 20}
+        attack.promise(name, kept=kept, requests=len(requests), **measured, **searches.measured())
+
+
+async def searches_beside(port: int, requests: Sequence[bytes], *, seconds: float) -> tuple[Answers, Answers]:
+    """Send all requests and search by words, again and again, for some seconds; return the answers to both.
+
+    500 requests a second are sent, so that these clients leave the searches time to be sent too.
+    """
+    searches, others = Answers(), Answers()
+
+    async def send(sent: bytes, number: int) -> None:
+        await asyncio.sleep(number / 500)
+        began = time.monotonic()
+        status, head, _ = await ask(port, sent)
+        others.note(sent, status, head, time.monotonic() - began, may_be_none=True)
+
+    running = [asyncio.create_task(send(each, number)) for number, each in enumerate(requests)]
+    end, search = time.monotonic() + seconds, authorized("/v1/search", json.dumps({"text": "a red bar"}).encode())
+    while (began := time.monotonic()) < end:
+        status, head, _ = await ask(port, search)
+        searches.note(search, status, head, time.monotonic() - began)
+        await asyncio.sleep(0.1)
+    for each in running:
+        each.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    return searches, others
+
+
 def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: float) -> None:
     """Clients that are slow to send or to read, beside others: these are answered, and those lose their connections."""
     descriptors = Path(f"/proc/{server.process.pid}/fd")
@@ -311,11 +362,12 @@ def attack_with_sigterm(attack: Attack, server: ServerProcess) -> None:
 
 
 def serve_with_times(arguments: list[str], file: Path) -> None:
-    """Run `vlmo serve` whose patience with slow clients is multiplied by the number in the file."""
+    """Run `vlmo serve` with few files, whose patience with slow clients is multiplied by the number in the file."""
     from vlmo.cli import main
     from vlmo.serving import server
     from vlmo.serving.settings import Settings
 
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
     times, plain = float(file.read_text()), server.serve
     names = ("header_seconds", "body_seconds", "answer_seconds")
 
@@ -327,7 +379,7 @@ def serve_with_times(arguments: list[str], file: Path) -> None:
 
 
 def run(attack: Attack, folder: Path, scale: float) -> None:
-    """Attack a server of a small gallery: with 10,000 requests, 200 images, and load for ten minutes and an hour."""
+    """Attack a server of a small gallery: with requests, images, connections, and load for ten minutes and an hour."""
     gallery = make_gallery(folder)
     key, times = folder / "key", max(scale, 0.05)
     key.write_text(KEY)
@@ -340,6 +392,7 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
         before = server.memory("VmRSS")
         attack_with_requests(attack, server, scale=scale)
         attack_with_slow_clients(attack, server, times=min(times, 1.0))
+        attack_with_costly_requests(attack, server, scale=scale)
         deadline = time.monotonic() + BACK_WITHIN_S
         while server.memory("VmRSS") > MEMORY * before and time.monotonic() < deadline:
             time.sleep(0.2)

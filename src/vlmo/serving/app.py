@@ -46,7 +46,7 @@ _ERRORS = {
     415: "Another content type than JSON or a form.",
     421: "The server has another name.",
     422: "A value is wrong.",
-    503: "The queue is full, or the server is stopping; `Retry-After` says when to come again.",
+    503: "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says when to try again.",
 }
 _WITHOUT_BODY = (401, 404, 421, 422, 503)
 _JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}}
