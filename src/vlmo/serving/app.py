@@ -46,7 +46,7 @@ _ERRORS = {
     415: "Another content type than JSON or a form.",
     421: "The server has another name.",
     422: "A value is wrong.",
-    503: "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says when to try again.",
+    503: "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says when to retry.",
 }
 _WITHOUT_BODY = (401, 404, 421, 422, 503)
 _JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}}
@@ -126,7 +126,10 @@ class State:
             self._admit(-1)
 
     async def parse(self, body: bytes | dict[str, Any], kind: type[B]) -> B:
-        """Validate a body that `read_body` has read; ServiceError if it is wrong."""
+        """Validate a body that `read_body` has read; ServiceError if it is wrong, or the queue is full."""
+        # It takes none of the queue's places: only now is known whether it brings images, which may have half of them.
+        if self.admitted >= self.settings.queue:
+            raise BusyError
         return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse, body, kind)
 
     def _admit(self, change: int) -> None:
@@ -197,12 +200,8 @@ def _add_api(app: FastAPI, state: State) -> None:
 
 def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer: type[BaseModel], work: Work) -> None:
     async def route(request: Request) -> Response:
-        received = await read_body(request, body)
-
-        async def answered() -> BaseModel:
-            return await work(state.service, await state.parse(received, body))
-
-        return await state.answer(request, answered())  # a full queue has no bodies parsed
+        read = await state.parse(await read_body(request, body), body)
+        return await state.answer(request, work(state.service, read))
 
     app.post(
         path,
