@@ -317,7 +317,7 @@ def test_page_of_the_api_shows_bodies_answers_and_statuses(open_page, address) -
         "hits[].match number or null",
         "seconds object of numbers",
         "200 The answer.",
-        "503 The queue is full, or the server is stopping; `Retry-After`",
+        "503 The queue is full, the server is stopping, or the index cannot be read; `Retry-After`",
     ):
         expect(search_route.get_by_role("row", name=row)).to_have_count(1)
     classify = page.locator("article", has=page.get_by_role("heading", name="/v1/classify"))

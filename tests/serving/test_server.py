@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 import uvicorn
 from fastapi.testclient import TestClient
 
@@ -305,8 +306,8 @@ def test_model_for_questions_alone_is_served(gallery) -> None:
 def test_index_of_another_model_is_refused(gallery, tmp_path) -> None:
     other = tmp_path / "other"
     shutil.copytree(gallery.model, other)
-    settings = (other / "processor_config.json").read_text()
-    (other / "processor_config.json").write_text(settings.replace("0.5", "0.4"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 1e-3 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="another model"):
         load_parts(other, index=gallery.index)
 

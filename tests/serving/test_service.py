@@ -64,7 +64,7 @@ def test_searches_by_words_wait_for_no_upload(parts, monkeypatch) -> None:
         assert [upload.result().status_code for upload in uploads] == [422] * 3
         assert client.post("/v1/embed", json={"images": [DRAWING]}).status_code == 422  # there is room again
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert "images" in refused.json()["error"]["reason"]
+    assert "images" in refused.json()["error"]["message"]
     assert found["num_reranked"] == 8
 
 
@@ -79,7 +79,7 @@ def test_images_of_a_request_share_a_limit(parts, monkeypatch, share_of_pixels, 
     with TestClient(create_app(parts, Settings(max_pixels=10_000))) as client:
         assert client.post("/v1/embed", json={"images": [DRAWING] * 4}).status_code == 200
         refused = client.post("/v1/embed", json={"images": [DRAWING] * 6})
-    assert (refused.status_code, "40,000 pixels, or 8 s" in refused.json()["error"]["reason"]) == (422, True)
+    assert (refused.status_code, "40,000 pixels, or 8 s" in refused.json()["error"]["message"]) == (422, True)
 
 
 @pytest.mark.parametrize("damage", ["gone", "damaged"])
@@ -103,7 +103,7 @@ def test_index_that_cannot_be_read_any_more_is_503_with_the_reason_in_the_log(
             *(client.get(f"/v1/{path}") for path in (f"images/{found}", f"thumbnails/{found}", "about")),
         ]
     for answer in asked:
-        assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "the index cannot be read")
+        assert (answer.status_code, answer.json()["error"]["message"]) == (503, "the index cannot be read")
         assert str(tmp_path) not in answer.text
     logged = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(logged) == len(asked)
