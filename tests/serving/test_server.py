@@ -19,9 +19,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from safetensors.torch import load_file, save_file
 import uvicorn
 from fastapi.testclient import TestClient
+from safetensors.torch import load_file, save_file
 
 from tests.killing import wait_until
 from tests.serving.toy_service import SRC, Gallery, ServerProcess
