@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from vlmo.checkpoints.loading import check_model_folder, load_model
 from vlmo.data import builtin
+from vlmo.folder import WEIGHTS, file_in, read_config
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_metrics, add_section, read_data, rename_card
 from vlmo.model import VLMoForImageTextRetrieval
@@ -20,7 +21,6 @@ from vlmo.tasks import RetrievalStage, TaskResult, usage_of
 from vlmo.tasks.result import data_name
 
 MAX_BYTES = 20_000_000
-_WEIGHTS = "model.safetensors"
 _SPLIT = "test"
 _FILES = ("README.md", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -87,15 +87,15 @@ def _write_model(folder: Path, out: Path) -> None:
             f"{folder} has weights of {size / 1e6:.1f} MB as bfloat16; a release has at most {MAX_BYTES / 1e6:.0f} MB: "
             "train a smaller model"
         )
-    save_file(weights, out / _WEIGHTS, metadata={"format": "pt"})
-    (out / _WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
+    (out / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
+    settings = read_config(folder)
     settings |= {"architectures": [VLMoForImageTextRetrieval.__name__], "dtype": "float32"}
     text = json.dumps(settings, indent=2, sort_keys=True)
     (out / "config.json").write_text(text + "\n", encoding="utf-8")
     for name in _FILES:
         if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
+            shutil.copyfile(file_in(folder, name), out / name)
 
 
 def _evaluate(

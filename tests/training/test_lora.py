@@ -205,6 +205,41 @@ def test_adapter_of_peft_itself_is_merged(start, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ('"megatron_config": {"a": 1}, "megatron_core": "megatron.core"', "merge it with PEFT"),
+        ('"rank_pattern": {"(.*)*x": 1}', "merge it with PEFT"),
+        ('"peft_type": "LOHA"', "merge it with PEFT"),
+        ('"r": 1000000000', "expected r and lora_alpha"),
+        ('"r": 1000000', "does not fit its model"),
+        ('"lora_alpha": NaN', "expected r and lora_alpha"),
+        ('"lora_alpha": "1"', "expected r and lora_alpha"),
+        ('"base_model_name_or_path": 5', "expected r and lora_alpha"),
+    ],
+)
+def test_settings_of_strangers_are_refused_in_a_line(run, tmp_path, settings, words, capsys):
+    shutil.copytree(run / "model", tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | json.loads(f"{{{settings}}}")))
+    assert words in refused(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "x")], capsys)
+    assert not (tmp_path / "x").exists()
+
+
+def test_merging_neither_follows_patterns_nor_copies_what_links_lead_to(run, tmp_path, capsys):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "model", adapter)
+    settings = json.loads((adapter / "adapter_config.json").read_text()) | {
+        "target_modules": "(" * 30 + "a*" + ")*" * 30
+    }
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    (adapter / "vocab.txt").symlink_to("/etc/hostname")
+    assert "no link to elsewhere" in refused(["merge", str(adapter), "--out", str(tmp_path / "x")], capsys)
+    assert not (tmp_path / "x").exists()
+    (adapter / "vocab.txt").unlink()
+    main(["merge", str(adapter), "--out", str(tmp_path / "x")])
+
+
+@pytest.mark.parametrize(
     "told",
     ["{}", "[1]", "[" * 100_000, '{"config": {"architectures": ["nope"]}, "start": "x", "fusion_experts_from": 0}'],
 )

@@ -31,8 +31,9 @@ from vlmo.checkpoints.layout import (
     one_line,
     printable,
 )
-from vlmo.checkpoints.loading import Origin, check_model_folder, read_json, read_labels, read_state_dict
+from vlmo.checkpoints.loading import Origin, check_model_folder, read_labels, read_state_dict
 from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
+from vlmo.folder import read_json
 from vlmo.folder.atomic import write_file, write_folder
 from vlmo.folder.card import ModelCard, Usage, write_card
 from vlmo.model.position import resize_absolute_positions, resize_bias_table

@@ -26,7 +26,8 @@ import vlmo.model
 import vlmo.processing
 from vlmo.checkpoints.layout import listed, one_line, printable, spans
 from vlmo.distributed import choose_device
-from vlmo.folder import architectures, check_pixels
+from vlmo.folder import WEIGHTS, architectures, check_pixels, read_config, weight_files
+from vlmo.folder.pickles import check_pickles
 from vlmo.released import find_model, no_checkpoint
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ _DAMAGED_FOLDER = (OSError, SafetensorError, ValueError, TypeError, LookupError,
 _WRAPPERS = ("state_dict", "module", "model")
 _PARALLEL_PREFIX = "module."
 _MOST_SHARED = 4  # times that a byte of a checkpoint may stand in tensors, as tied weights do
-_INDEX_SUFFIX = ".index.json"
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+_FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")
 # Name of the refused function in torch's messages.
 _CULPRIT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)")
 # Errors of a damaged pickle, which depend on the byte where it breaks. MemoryError: a length of 2 to the 62nd.
@@ -141,16 +141,12 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    except (RuntimeError, pickle.UnpicklingError, struct.error, EOFError) as error:
+    except RuntimeError as error:
         if "mismatched" in str(error):
             raise ValueError(f"{folder}: its tensors have other shapes than its config.json says") from error
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
-            raise ValueError(f"{folder} cannot be loaded: {one_line(error)}") from error
-        raise ValueError(  # torch's own words advise to run the code
-            f"{folder}: its pytorch_model.bin is damaged, or reading it would run code; expected model.safetensors"
-        ) from None
+        raise ValueError(f"{folder} cannot be loaded: {one_line(error)}") from error
     except (*_DAMAGED_FOLDER, StrictDataclassError) as error:
         raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     finally:
@@ -178,22 +174,10 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Origin]:
         if not path.is_file():
             raise ValueError(no_checkpoint(path))
         return _unwrap(_read_file(path), path)
-    candidates = (path / f"{name}{suffix}" for name in _FOLDER_FILES for suffix in ("", _INDEX_SUFFIX))
-    file = next((file for file in candidates if file.is_file()), None)
-    if file is None:
+    shards = weight_files(path, *_FOLDER_FILES)
+    if not shards:
         raise ValueError(f"{path} holds no weights: expected {' or '.join(_FOLDER_FILES)}, maybe in shards")
-    config_file = path / "config.json"
-    config = read_json(config_file) if config_file.is_file() else None
-    if config is not None and not isinstance(config, dict):
-        raise ValueError(f"{config_file} holds no JSON object; expected the configuration of a model")
-    shards = [file]
-    if file.name.endswith(_INDEX_SUFFIX):
-        index = read_json(file)
-        names = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(names, dict) or not names:
-            raise ValueError(f"{file} has no weight_map; expected the index of a sharded model")
-        # Only names, so that an index cannot point outside its folder.
-        shards = [path / Path(name).name for name in sorted(set(map(str, names.values())))]
+    config = read_config(path) if (path / "config.json").is_file() else None
     weights: dict[str, Tensor] = {}
     beside: list[str] = []
     for shard in shards:
@@ -233,18 +217,8 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
     return [name for _, name in sorted(pairs)]
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; ValueError if it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as problem:
-        raise ValueError(f"{path} is no JSON ({one_line(problem)})") from None
-
-
 def _read_file(path: Path) -> object:
     """Return the content of a file: tensors and plain containers only."""
-    if not path.is_file():
-        raise ValueError(f"no file {path}, which the index of the folder names; the download is incomplete")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -252,6 +226,7 @@ def _read_file(path: Path) -> object:
         except SafetensorError as problem:
             raise ValueError(f"{path} is truncated, damaged or no safetensors file ({one_line(problem)})") from None
     with path.open("rb") as file:
+        check_pickles(file, path)
         zipped = file.read(4) == b"PK\x03\x04"  # the form before torch 1.6 cannot be mapped into memory
     damaged = f"{path} cannot be read: it is truncated, damaged, or no checkpoint of torch"
     try:

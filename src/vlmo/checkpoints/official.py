@@ -36,7 +36,8 @@ from vlmo.checkpoints.layout import (
     spans,
     translate,
 )
-from vlmo.checkpoints.loading import check_model_folder, one_line_errors, read_json, read_state_dict
+from vlmo.checkpoints.loading import check_model_folder, one_line_errors, read_state_dict
+from vlmo.folder import read_json
 from vlmo.folder.atomic import atomic_file
 from vlmo.model.position import relative_position_index
 

@@ -22,6 +22,7 @@ from vlmo import model as models
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.export.graphs import _IDS, _MASK, Graph, GraphModule, free_text_length, graphs_of
 from vlmo.export.sessions import DESCRIPTION, OnnxSession
+from vlmo.folder import file_in
 from vlmo.folder.atomic import write_folder
 
 # Largest difference to PyTorch in float32; measured ones are around 1e-6.
@@ -145,7 +146,7 @@ def write_onnx(
             )
         for name in _PROCESSOR_FILES:
             if (folder / name).is_file():
-                shutil.copy2(folder / name, partial / name)
+                shutil.copy2(file_in(folder, name), partial / name)
         result = OnnxReport(out, model_class=type(model).__name__, graphs=written)
         (partial / DESCRIPTION).write_text(_json(_describe(model, folder, result)), encoding="utf-8")
     return result

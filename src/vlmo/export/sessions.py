@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 import threading
@@ -13,6 +12,8 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import UInt8
+
+from vlmo.folder import file_in, read_json
 
 DESCRIPTION = "onnx.json"
 IMAGE_ENCODER, TEXT_ENCODER, FUSION_ENCODER = "image_encoder", "text_encoder", "fusion_encoder"
@@ -130,7 +131,7 @@ class RetrievalGraphs:
         def open_graph(name: str) -> Callable[..., list[np.ndarray]]:
             if name not in graphs:
                 raise ValueError("This folder holds no fusion encoder: its model has no matching head.")
-            file = folder / graphs[name][precision]["file"]
+            file = file_in(folder, graphs[name][precision]["file"])
             if engine == "openvino":
                 return OpenVinoSession(file, num_threads=num_threads, cache=cache, exact=precision == "float32")
             return OnnxSession(file, num_threads=num_threads)
@@ -147,7 +148,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION
     if not file.is_file():
         raise ValueError(f"{folder} is no ONNX export: it has no {DESCRIPTION}; write one with vlmo export.")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read_json(file)
 
 
 def _default_threads() -> int:

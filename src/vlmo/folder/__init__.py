@@ -1,4 +1,4 @@
-"""Model folders: atomic writes, the model card, the class that `config.json` names, and how pixels are prepared."""
+"""Model folders: atomic writes, the model card, and what is read of folders that strangers may have made."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,72 @@ _PIXELS = {
     "resample": (None, 3),
 }
 
+WEIGHTS = "model.safetensors"
+_INDEX_SUFFIX = ".index.json"
 
-def architectures(folder: str | Path) -> list[str]:
-    """Return the classes that `config.json` of a model folder, or of a released model, names.
+
+def file_in(folder: str | Path, name: object) -> Path:
+    """Return a file of a folder by a name that another file of it may have given.
+
+    Raises:
+        ValueError: The name is a path, is none of a regular file (a named pipe would be waited for), or is a link to
+            elsewhere. Links of the hub's cache, whose files lie beside its model folders, are followed.
+    """
+    root, path = Path(folder).resolve(), Path(folder) / str(name)
+    beside = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
+    if path.name != str(name) or not path.is_file() or path.resolve().parent not in {root, beside}:
+        raise ValueError(
+            f"{folder} has no file {str(name)!r}: expected the plain name of a file in it, no path and no link to "
+            "elsewhere; is it whole?"
+        )
+    return path
+
+
+def weight_files(folder: str | Path, *names: str) -> list[Path]:
+    """Return the file with the weights of a folder, or its shards, by the first of `names` that is there; maybe none.
+
+    Args:
+        names: By default that of our model folders, whose shards too must be safetensors.
+
+    Raises:
+        ValueError: An index of shards cannot be read, or names what is no file of the folder.
+    """
+    for name in names or (WEIGHTS,):
+        if (file := Path(folder) / name).is_file():
+            return [file]
+        if (file := Path(folder) / f"{name}{_INDEX_SUFFIX}").is_file():
+            index = read_json(file)
+            shards = index.get("weight_map") if isinstance(index, dict) else None
+            if not isinstance(shards, dict) or not shards:
+                raise ValueError(f"{file} has no weight_map; expected the index of a sharded model")
+            if others := [shard for shard in map(str, shards.values()) if Path(shard).suffix != Path(name).suffix]:
+                raise ValueError(f"{file} names {others[0]!r}; expected files that end in {Path(name).suffix}")
+            return [file_in(folder, shard) for shard in sorted(set(shards.values()))]
+    return []
+
+
+def check_folder(folder: str | Path, *names: str) -> None:
+    """Refuse, before transformers reads it, a folder from which it would take files or models that lie elsewhere.
+
+    Args:
+        names: As for `weight_files`; others than safetensors are read as `check_pickles` says.
+
+    Raises:
+        ValueError: It holds an adapter, whose model transformers would load, its index is none of files in it, or its
+            weights cannot be read within bounds.
+    """
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise ValueError(no_model(folder))
+    for path in weight_files(folder, *names):
+        if path.suffix != Path(WEIGHTS).suffix:
+            from vlmo.folder.pickles import check_pickles  # which imports torch
+
+            with path.open("rb") as file:
+                check_pickles(file, path)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return `config.json` of a model folder, or of a released model.
 
     Raises:
         ValueError: There is no such file (transformers would go on to look for the name on the hub), or it cannot be
@@ -27,9 +90,25 @@ def architectures(folder: str | Path) -> list[str]:
     file = Path(find_model(folder)) / "config.json"
     if not file.is_file():
         raise ValueError(no_model(folder))
-    named = _read(file).get("architectures") or []
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no JSON object; expected the configuration of a model")
+    return config
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; ValueError if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f"{path} is no JSON ({problem})") from None
+
+
+def architectures(folder: str | Path) -> list[str]:
+    """Return the classes that `config.json` of a model folder, or of a released model, names; ValueError as there."""
+    named = read_config(folder).get("architectures") or []
     if not isinstance(named, list):
-        raise ValueError(f"{file}: architectures is {named!r}; expected a list of names")
+        raise ValueError(f"{folder}/config.json: architectures is {named!r}; expected a list of names")
     return [str(name) for name in named]
 
 
@@ -37,7 +116,9 @@ def check_pixels(folder: str | Path) -> None:
     """Validate that a model folder's processor prepares pixels as this package does; ValueError if it does not."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         file = Path(find_model(folder)) / name
-        settings = _read(file) if file.is_file() else {}
+        settings = read_json(file) if file.is_file() else {}
+        if not isinstance(settings, dict):
+            raise ValueError(f"{file} holds no JSON object; expected the settings of a processor")
         settings = settings.get("image_processor") or settings
         for key, allowed in _PIXELS.items():
             if settings.get(key) not in allowed:
@@ -46,10 +127,3 @@ def check_pixels(folder: str | Path) -> None:
                     "resizes bicubically (resample 3); correct the file if the model was trained so, or run the model "
                     "by transformers' own calls (VLMoProcessor, from_pretrained), which obey the file"
                 )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error

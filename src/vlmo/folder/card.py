@@ -6,7 +6,6 @@ The front matter is what Hugging Face's hub reads. It also holds what is read ba
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
-from vlmo.folder import architectures
+from vlmo.folder import architectures, read_config, read_json, weight_files
 from vlmo.folder.atomic import write_file
 
 CARD = "README.md"
@@ -125,10 +124,7 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
         ValueError: There is no `config.json`.
     """
     folder = Path(folder)
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json, which its card is written from")
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_config(folder)
     title = card.title or card.recipe or _kind(folder)
     is_beit3 = config.get("inner_norm") and config.get("token_order") == "image_first"
     front = ModelCardData(
@@ -283,7 +279,7 @@ def _kind(folder: Path) -> str:
 
 def _facts(folder: Path, *, usage: Usage | None, stage: str) -> list[str]:
     """Return class, stage and sizes."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     words = {
         "num_hidden_layers": "blocks: {}",
         "hidden_size": "width: {}",
@@ -293,7 +289,7 @@ def _facts(folder: Path, *, usage: Usage | None, stage: str) -> list[str]:
     }
     sizes = [form.format(config[key]) for key, form in words.items() if config.get(key)]
     total = 0
-    for file in folder.glob("model*.safetensors"):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:  # headers alone
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     parameters = f"{total / 1e6:.1f} million" if total else UNKNOWN
@@ -307,7 +303,7 @@ def _facts(folder: Path, *, usage: Usage | None, stage: str) -> list[str]:
         facts.append(f"Images: {size} x {size} pixels, patches of {config['patch_size']}.")
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.is_file():
-        length = json.loads(tokenizer.read_text(encoding="utf-8")).get("model_max_length", UNKNOWN)
+        length = read_json(tokenizer).get("model_max_length", UNKNOWN)
         facts.append(f"Texts: at most {length} tokens; a vocabulary of {config.get('vocab_size', UNKNOWN)}.")
     return facts
 

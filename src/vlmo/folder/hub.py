@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
 
+from vlmo.folder import file_in
 from vlmo.folder.card import CARD, rename_card
 
 _PROCESSOR = ("*processor_config.json", "tokenizer*.json")
@@ -26,6 +27,9 @@ def upload_beside(
 
     Arguments are those of transformers' `push_to_hub`.
 
+    Raises:
+        ValueError: A file is a link to elsewhere, whose content would be uploaded.
+
     Returns:
         The revision of the pull request, where one was opened.
     """
@@ -33,11 +37,12 @@ def upload_beside(
     files = [file for pattern in (*_PROCESSOR, CARD) for file in folder.glob(pattern)]
     if not files:
         return None
+    files = [file_in(folder, file.name) for file in (*files, folder / "config.json")]
     repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/pr"):
         api.create_branch(repository, branch=revision, exist_ok=True)
     with TemporaryDirectory() as temporary:
-        for file in (*files, folder / "config.json"):
+        for file in files:
             shutil.copy(file, temporary)
         if api.file_exists(repository, CARD):
             Path(temporary, CARD).unlink(missing_ok=True)

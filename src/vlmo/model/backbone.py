@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from vlmo.folder import check_folder
 from vlmo.folder.hub import upload_beside
 from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import ImageEmbeddings, TextEmbeddings
@@ -67,11 +68,17 @@ class VLMoPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any) -> Self:
         """Load a model folder, a model of the hub, or one by its name, such as "vlmo-base-coco"; OSError without it.
 
-        Arguments are those of transformers.
+        Arguments are those of transformers. Weights are read from safetensors alone.
+
+        Raises:
+            ValueError: The folder holds an adapter, or its index names files that are not in it.
         """
         name = pretrained_model_name_or_path
         with naming_released(name):
-            return super().from_pretrained(None if name is None else find_model(name), *args, **kwargs)
+            if name is not None:
+                name = find_model(name)
+                check_folder(str(name))
+            return super().from_pretrained(name, *args, **kwargs | {"use_safetensors": True})
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Upload the model to the hub, with processor and card of the folder that it was loaded from.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlmo.folder import check_pixels
+from vlmo.folder import WEIGHTS, check_pixels, read_config, weight_files
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.model.sequence import LANGUAGE, SHARED
-from vlmo.released import find_model, no_model
+from vlmo.released import find_model
 
 _MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")
 _SHOULD_AGREE = ("layer_norm_eps", "text_layer_norm_eps")
@@ -158,10 +157,9 @@ def layer_decay_factors(model: VLMoPreTrainedModel, *, decay: float) -> dict[str
 
 def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConfig]:
     """Return the weights and the configuration of a folder whose weights mean the same in a `new` model."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files or not (folder / "config.json").is_file():
-        raise ValueError(no_model(folder) if not (folder / "config.json").is_file() else f"{folder} holds no weights")
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    files, kind = weight_files(folder), read_config(folder).get("model_type")
+    if not files:
+        raise ValueError(f"{folder} holds no weights: expected {WEIGHTS}")
     if kind != VLMoConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind!r}; expected {VLMoConfig.model_type!r}.")
     check_pixels(folder)

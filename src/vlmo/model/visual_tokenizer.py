@@ -22,6 +22,7 @@ from transformers import FlavaImageCodebook, FlavaImageCodebookConfig, PreTraine
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from vlmo.folder import WEIGHTS, check_folder
 from vlmo.model.config import VQVisualTokenizerConfig
 from vlmo.types import normalize_pixels
 
@@ -295,6 +296,7 @@ def load_visual_tokenizer(name_or_folder: str | Path) -> VisualTokenizer:
         raise ValueError(f"no visual tokenizer at {name!r}: give a folder with config.json, or a name on the hub.")
     if (kind := config.get("model_type")) not in classes:
         raise ValueError(f"{name!r} holds a model of type {kind!r}, no visual tokenizer; expected {list(classes)}.")
+    check_folder(name, WEIGHTS, "pytorch_model.bin")
     try:
         loaded: Any = classes[kind].from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError) as error:

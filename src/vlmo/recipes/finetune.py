@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from vlmo.data.loader import LoaderConfig
 from vlmo.data.rows import column
 from vlmo.data.sources import open_source
 from vlmo.data.stream.loader import StreamConfig
+from vlmo.folder import read_json
 from vlmo.model import VLMoConfig
 from vlmo.objectives.downstream import ClassificationConfig
 from vlmo.objectives.vision_language import VisionLanguageConfig
@@ -150,6 +150,6 @@ def _measured_split(source: str) -> str | None:
 
 def _text_of(folder: Path, *, vocab_size: int) -> TextConfig:
     file = folder / "tokenizer_config.json"
-    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings: dict[str, Any] = read_json(file) if file.is_file() else {}
     lengths = {"max_length": settings["model_max_length"]} if "model_max_length" in settings else {}
     return TextConfig(vocab_size=vocab_size, **lengths)

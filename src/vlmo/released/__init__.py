@@ -32,8 +32,12 @@ def find_model(name: Name) -> Name | Path:
     The first use of a published model downloads and converts it.
 
     Raises:
-        ValueError: It cannot be downloaded.
+        ValueError: It cannot be downloaded, or the folder holds more than files and folders: reading a named pipe would
+            wait for a writer, reading a device never end.
     """
+    for path in Path(name).iterdir() if Path(name).is_dir() else ():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ValueError(f"{path} is no regular file; a model folder holds nothing else")
     if (Path(name) / "config.json").is_file():
         return name
     if hub := _HUB.fullmatch(str(name)):

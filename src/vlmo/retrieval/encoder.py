@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.export.sessions import Pixels, Precision
-from vlmo.folder import architectures, check_pixels
+from vlmo.folder import architectures, check_pixels, read_config, read_json
 from vlmo.released import find_model
 from vlmo.retrieval.engines import (
     EngineChoice,
@@ -56,7 +56,7 @@ _IRRELEVANT = (
     "dtype",
     "torch_dtype",
 )
-_FILES = ("*.safetensors", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
+_FILES = ("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
 _UNKNOWN_PIECES = 3
 """Tokens a word from which on a text is taken for nonsense: docs/search.md has the shares of names and of nonsense."""
 _LEARNT_VOCABULARY = 10_000
@@ -109,7 +109,7 @@ class Encoder:
             )
         self.device, self.can_match = self._engine.device, self._engine.can_match
         self.inverse_temperature = self._engine.inverse_temperature
-        settings = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        settings = read_config(self.folder)
         self._vocabulary_size = settings.get("vocab_size", math.inf)
         self.match_cutoff = self._share(settings, "match_cutoff", None)
         self.rerank_weight = self._share(settings, "rerank_weight", 0.5)  # VLMoConfig's
@@ -260,7 +260,7 @@ def model_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
         if name == "config.json" or (folder / name).is_file():
-            settings = json.loads((folder / name).read_text(encoding="utf-8"))
+            settings = read_json(folder / name)
             if name == "config.json":
                 settings = {key: value for key, value in settings.items() if key not in _IRRELEVANT}
             digest.update(f"{name} {json.dumps(settings, sort_keys=True)}\n".encode())

@@ -26,6 +26,7 @@ from vlmo.export.sessions import (
     Precision,
     RetrievalGraphs,
 )
+from vlmo.folder import file_in
 from vlmo.lazy import install_command, need_package
 from vlmo.progress import Progress
 
@@ -128,7 +129,7 @@ class GraphsEngine:
         self.dim: int = described["graphs"][IMAGE_ENCODER]["outputs"]["image_embeds"]["shape"][-1]
         self.inverse_temperature = float(np.exp(described["logit_scale"]))
         text = described["text"]
-        self._tokenizer = Tokenizer.from_file(str(folder / text["tokenizer"]))
+        self._tokenizer = Tokenizer.from_file(str(file_in(folder, text["tokenizer"])))
         self._tokenizer.enable_truncation(text["max_length"])
         self._tokenizer.enable_padding(pad_id=text["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -25,6 +24,7 @@ from vlmo.data.stream.lanes import open_sources
 from vlmo.data.stream.loader import StreamLoader
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
+from vlmo.folder import read_config
 from vlmo.folder.atomic import cached_file, keep_file, need_writable
 from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
@@ -230,12 +230,12 @@ def model_settings(recipe: Recipe, processor: VLMoProcessor | None) -> dict[str,
     settings = asdict(recipe.model)
     if processor is None:  # the text side, which the task does not read, is the start folder's
         sizes = ("vocab_size", "max_text_positions", "pad_token_id")
-        start = json.loads((Path(find_model(recipe.init)) / "config.json").read_text("utf-8")) if recipe.init else {}
+        start = read_config(recipe.init) if recipe.init else {}
         return settings | {name: start[name] for name in sizes if name in start}
     size = processor.vocab_size
     if (start := _start_with_vocabulary(recipe)) is not None:
         # The table may have more rows than there are tokens (BEiT-3: 64,010 for 64,002).
-        size = max(size, json.loads((start / "config.json").read_text()).get("vocab_size", 0))
+        size = max(size, read_config(start).get("vocab_size", 0))
     return settings | {"vocab_size": size, "pad_token_id": processor.tokenizer.pad_token_id}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +17,12 @@ from rich.table import Table
 from torch import nn
 
 from vlmo.checkpoints.loading import check_model_folder
+from vlmo.folder import read_config
 from vlmo.model import VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.model.stages import start_from
 from vlmo.processing.wordpiece import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
-from vlmo.released import model_path
 from vlmo.tasks.costs import BFLOAT16, FLOAT32, SampleSizes, Work
 from vlmo.training.lora import add_adapters
 
@@ -162,7 +161,7 @@ def check_start(recipe: Recipe) -> None:
     if recipe.init is None:
         return
     check_recipe(recipe, processes=1)
-    start = json.loads((Path(model_path(recipe.init)) / "config.json").read_text(encoding="utf-8"))
+    start = read_config(recipe.init)
     settings = asdict(recipe.model) | {name: start[name] for name in ("vocab_size", "id2label") if name in start}
     if not recipe.stage.reads_text and "max_text_positions" in start:
         settings["max_text_positions"] = start["max_text_positions"]

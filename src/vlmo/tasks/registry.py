@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmo.distributed import is_main
-from vlmo.folder import architectures
+from vlmo.folder import architectures, read_config
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage
-from vlmo.released import find_model
 from vlmo.tasks.base import Inputs, Task, quarantine_of, with_parent
 from vlmo.tasks.classification import ClassificationStage
 from vlmo.tasks.language import LanguageStage
@@ -96,7 +94,7 @@ def usage_of(folder: str | Path) -> Usage | None:
     kinds = architectures(folder)
     if "VLMoModel" in kinds:
         return _BACKBONE
-    config = json.loads((Path(find_model(folder)) / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     return next((task.card_usage(config) for task in TASKS.values() if task.architectures[0] in kinds), None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +14,7 @@ from vlmo.distributed import is_main
 from vlmo.evaluation import Weights
 from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.retrieval import KS
+from vlmo.folder import read_config
 from vlmo.folder.atomic import write_file
 from vlmo.tasks.base import quarantine_of
 from vlmo.tasks.pair_sets import CompositionSet, PairSet
@@ -132,9 +133,8 @@ def best_weight(weights: tuple[float, ...], means: list[float]) -> float:
 
 def write_settings(folder: Path, **settings: float) -> None:
     """Write settings into `config.json`; all else stays as it is."""
-    path = folder / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) | settings
-    write_file(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    config = read_config(folder) | settings
+    write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _mean(metrics: dict[str, float], direction: str) -> float:

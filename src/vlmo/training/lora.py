@@ -7,16 +7,19 @@ of the adapted model, and the folder that it starts from.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlmo.checkpoints.loading import load_model, named_class, one_line_errors, read_json
+from vlmo.checkpoints.loading import load_model, named_class, one_line_errors
+from vlmo.folder import file_in, read_json
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_section
 from vlmo.lazy import need_package
@@ -31,6 +34,15 @@ _PREFIX = "base_model.model."  # PEFT's
 _TRAINED_WHOLE = ("pooler", "modality_types")
 _BESIDE = ("README.md", "preprocessor_config", "processor_config", "special_tokens", "tokenizer", "vocab")
 _SECTION = "Adapter"
+_MOST = 1 << 24  # of r and lora_alpha, which are ten to a thousand
+_SETTINGS = {
+    *("r", "lora_alpha", "use_rslora", "base_model_name_or_path", "peft_type", "init_lora_weights"),
+    # These say what was trained, which the names of the tensors say too, or nothing without a setting that is refused.
+    *("auto_mapping", "bias", "ensure_weight_tying", "exclude_modules", "inference_mode", "layers_pattern"),
+    *("layers_to_transform", "lora_bias", "lora_dropout", "megatron_core", "modules_to_save", "peft_version"),
+    *("qalora_group_size", "revision", "target_modules", "task_type"),
+}
+"""Settings of PEFT that an adapter may have if it is to be merged; PEFT reads patterns and modules out of others."""
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, *, start: str, missing: Sequence[str] = ()) -> None:
@@ -92,10 +104,10 @@ def save_adapter(
 def merge_adapter(folder: str | Path, out: str | Path) -> None:
     """Write the model folder of an adapter: its start folder with the adapter added to the weights.
 
-    Also merges an adapter that PEFT itself has saved for a model folder.
+    Also merges an adapter that PEFT itself has saved for a model folder, without PEFT.
 
     Raises:
-        ValueError: It is no LoRA adapter, or does not fit the model that it names.
+        ValueError: It is no plain LoRA adapter, or does not fit the model that it names.
         FileExistsError: `out` exists.
     """
     folder, out = Path(folder), Path(out)
@@ -103,42 +115,78 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
         raise ValueError(no_adapter(folder))
     if out.exists():
         raise FileExistsError(17, "exists already", str(out))
-    with one_line_errors(folder):
-        settings = _peft().LoraConfig.from_pretrained(folder)
-    if not isinstance(settings, _peft().LoraConfig) or settings.use_dora:
-        raise ValueError(f"{folder} holds an adapter of another kind than plain LoRA; merge it with PEFT")
-    model: Any = _base_model(folder, settings)
-    settings.modules_to_save = None  # they replace the model's own, where PEFT would keep both
-    tuner = _peft().LoraModel(model, {"default": settings}, "default")
-    weights = {
-        re.sub(r"(lora_[AB])\.", r"\1.default.", name.removeprefix(_PREFIX)): tensor
-        for name, tensor in load_file(folder / WEIGHTS).items()
-    }
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    differing = [name for name, tensor in weights.items() if shapes.get(name) != tensor.shape]
-    if differing := sorted(differing + [name for name in shapes if "lora_" in name and name not in weights]):
-        raise ValueError(f"{folder} does not fit its model {settings.base_model_name_or_path}: {differing[0]} differs")
-    model.load_state_dict(weights, strict=False)
-    merged = tuner.merge_and_unload()
+    settings = _read_settings(folder)
+    start = settings["base_model_name_or_path"]
+    model = _base_model(folder, start)
+    _add_to_weights(model, folder, settings)
     with write_folder(out) as aside:
-        merged.save_pretrained(aside)
+        model.save_pretrained(aside)
         # An adapter that PEFT itself has saved has none of these, and a card that says nothing.
-        source = folder if (folder / BASE).is_file() else Path(find_model(settings.base_model_name_or_path))
+        source = folder if (folder / BASE).is_file() else Path(find_model(start))
         for file in source.iterdir():
             if file.name.startswith(_BESIDE):
-                shutil.copy(file, aside / file.name)
+                shutil.copy(file_in(source, file.name), aside / file.name)
         if (aside / "README.md").is_file():
-            told = f"Trained with LoRA from `{settings.base_model_name_or_path}`; merged."
+            told = f"Trained with LoRA from `{start}`; merged."
             add_section(aside, title=_SECTION, body=told)
 
 
-def _base_model(folder: Path, settings: Any) -> VLMoPreTrainedModel:
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a plain LoRA adapter; ValueError for one that needs more than the sum of two matrices."""
+    settings = read_json(folder / CONFIG)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{folder / CONFIG} holds no JSON object; expected settings of PEFT")
+    kinds = {"peft_type": ("LORA",), "init_lora_weights": (None, True, False, "gaussian")}
+    others = [name for name, known in kinds.items() if settings.get(name) not in known]
+    if others := others + [name for name, value in settings.items() if value and name not in _SETTINGS]:
+        raise ValueError(f"{folder} holds an adapter of another kind than plain LoRA ({others[0]}); merge it with PEFT")
+    rank, alpha, start = map(settings.get, ("r", "lora_alpha", "base_model_name_or_path"))
+    numbers = isinstance(rank, int) and isinstance(alpha, int | float) and 1 <= rank < _MOST and abs(alpha) < _MOST
+    if not numbers or not isinstance(start, str):
+        raise ValueError(f"{folder / CONFIG}: expected r and lora_alpha, below {_MOST}, and base_model_name_or_path")
+    return settings
+
+
+@torch.no_grad()
+def _add_to_weights(model: nn.Module, folder: Path, settings: dict[str, Any]) -> None:
+    """Add the products of an adapter to the weights of its model, and replace what was trained whole.
+
+    Raises:
+        ValueError: A tensor has no place in the model, another shape or rank, or makes numbers that are not finite.
+    """
+    rank = settings["r"]
+    scale = settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    adapter = load_file(folder / WEIGHTS)
+    given = {name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor for name, tensor in adapter.items()}
+    differing = []
+    for name, weight in model.state_dict().items():
+        layer, _, kind = name.rpartition(".")
+        new, change = given.pop(name, weight), given.pop(f"{layer}.lora_B.{kind}", None)
+        if change is not None and kind == "weight":
+            factor = given.pop(f"{layer}.lora_A.weight", change)
+            fits = (change.shape, factor.shape) == ((len(weight), rank), (rank, weight.shape[-1]))
+            change = change.float() @ factor.float() if fits else torch.full_like(weight, torch.nan)
+        new = new if change is None else new.float() + scale * change
+        if new is weight:
+            continue
+        if new.shape != weight.shape or not new.isfinite().all():
+            differing.append(name)
+        else:
+            weight.copy_(new)
+    if differing := sorted([*differing, *given]):
+        raise ValueError(
+            f"{folder} does not fit its model {settings['base_model_name_or_path']}: {differing[0]} has another place, "
+            "shape or rank, or numbers that are not finite"
+        )
+
+
+def _base_model(folder: Path, start: str) -> VLMoPreTrainedModel:
     """Return the model that an adapter was put into, as it was before."""
     if not (folder / BASE).is_file():
-        return load_model(settings.base_model_name_or_path or "")
+        return load_model(start)
     base = read_json(folder / BASE)
     with one_line_errors(folder / BASE):
-        config, start, kind = VLMoConfig.from_dict(base["config"]), base["start"], base["fusion_experts_from"]
+        config, start, kind = VLMoConfig.from_dict(base["config"]), str(base["start"]), base["fusion_experts_from"]
         model = named_class(folder, base["config"]["architectures"])(config)
     start_from(model, start, fusion_experts_from=kind)
     return model.eval()
