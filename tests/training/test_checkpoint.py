@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
+import io
 import json
 import logging
 import os
 import pickle
 import shutil
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,14 +15,20 @@ import torch
 from tests.training.saved_tensors import saved_tensors
 from tests.training.toy_run import make_trainer
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from vlmo.recipes import find_recipe
 from vlmo.training import TrainingError, Watchdog, checkpoint
-from vlmo.training.checkpoint import MAY_DIFFER, StateStore, claim_run_folder, newest_state, training_tensors
+from vlmo.training.checkpoint import (
+    MAY_DIFFER,
+    SavedState,
+    StateStore,
+    claim_run_folder,
+    newest_state,
+    state_path,
+    training_tensors,
+)
 
-FILES = [".metadata", "__0_0.distcp", "manifest.json"]
+FILES = ["__0_0.distcp", "manifest.json"]
 
 
 class CrashError(Exception):
@@ -142,7 +149,7 @@ STAGES = [
     (torch, "save", 0),  # nothing written
     (Path, "write_text", 0),  # no checksums
     (Path, "write_text", 1),  # no manifest
-    *[(os, "fsync", call) for call in range(6)],  # tensors, contents, all files and their folder, then the parent
+    *[(os, "fsync", call) for call in range(5)],  # tensors, all files and their folder, then the parent
     (Path, "replace", 0),  # the new state
     (Path, "replace", 1),  # the oldest state, before it is removed
     (shutil, "rmtree", 0),  # the oldest state, half removed
@@ -165,7 +172,7 @@ def test_crash_at_any_stage_of_a_save_leaves_a_loadable_state(tmp_path, monkeypa
 
 def test_half_written_state_is_not_used(tmp_path) -> None:
     path = save(tmp_path, 1)
-    half = tmp_path / ".step_00000002.vlmo-aside"  # what a kill leaves: one share of two, and no contents
+    half = tmp_path / ".step_00000002.vlmo-aside"  # what a kill leaves: one share of two, and no manifest
     half.mkdir()
     shutil.copy(path / "__0_0.distcp", half)
     assert load(tmp_path) == (1, 1.0)
@@ -185,18 +192,17 @@ def test_half_written_state_is_not_used(tmp_path) -> None:
         ("manifest.json", lambda content: content[:5]),
         ("manifest.json", lambda content: b"\0" * len(content)),
         ("__0_0.distcp", None),
-        (".metadata", lambda content: content[:-9]),
-        (".metadata", None),
         ("manifest.json", None),
         ("manifest.json", lambda content: content.replace(b'"step": 2', b'"step": 3')),
         ("manifest.json", lambda content: content.replace(b'"sha256": "', b'"sha257": "')),
         ("manifest.json", lambda _: b"[]"),
+        ("manifest.json", lambda _: b"null"),
         ("manifest.json", lambda _: b'{"files": 1, "progress": 2}'),
         ("manifest.json", lambda _: b"[" * 100_000),
     ],
     ids=[
-        *("cut", "flipped", "cut manifest", "zeros", "gone", "cut contents", "contents gone", "manifest gone"),
-        *("flipped step", "flipped name of a sum", "a list", "numbers", "deep"),
+        *("cut", "flipped", "cut manifest", "zeros", "gone", "manifest gone"),
+        *("flipped step", "flipped name of a sum", "a list", "nothing", "numbers", "deep"),
     ],
 )
 def test_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog, file, damage) -> None:
@@ -231,43 +237,58 @@ def test_run_whose_states_are_all_damaged_is_not_started_again_in_silence(tmp_pa
             newest_state(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["the contents", "inside the contents", "a weight of bytes", "a weight of tensors"])
-def test_state_runs_no_pickled_code(tmp_path, place) -> None:
+NESTED = b"\x80\x02})q\x00" + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(60)) + b"K\x01s."
+"""A dictionary whose key is a pair of pairs of pairs ..., each of them the same twice: its hash takes forever."""
+
+
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in {"data.pkl": content, "version": b"3", "byteorder": b"little"}.items():
+            archive.writestr(f"archive/{name}", data)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "elsewhere", "words"),
+    [
+        (zipped(pickle.dumps(Runs("ran"), 2)), False, "Weights only load failed"),
+        (zipped(NESTED), False, "shared inside shared"),
+        (NESTED, False, "shared inside shared"),
+        (b"", True, "no path and no link"),
+    ],
+    ids=["code", "nested keys", "nested keys of the old form", "a file elsewhere"],
+)
+def test_state_of_strangers_is_refused_in_a_line(tmp_path, monkeypatch, content, elsewhere, words) -> None:
+    monkeypatch.chdir(tmp_path)
     module, optimizer = trained(steps=1)
-    store = StateStore(tmp_path, keep=1, in_background=False)
+    store = StateStore(tmp_path / "state", keep=1, in_background=False)
     store.save(training_tensors(module, optimizer), progress={"step": 1})
-    state = newest_state(tmp_path)
-    assert state is not None
-    contents = pickle.loads((state.path / ".metadata").read_bytes())
-    hostile = Runs(str(tmp_path / "ran"))
-    name = "objective.first.weight"
-    (index,) = [index for index in contents.storage_data if index.fqn == name]
-    stored = contents.storage_data[index]
-    if place == "the contents":
-        contents = hostile
-    elif place == "inside the contents":
-        contents.planner_data = hostile
+    path = state_path(tmp_path / "state", 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    chunk = manifest["tensors"]["objective.first.weight"]["chunks"][0]
+    file = path / chunk[2]
+    if elsewhere:
+        chunk[2] = str(shutil.copy(file, tmp_path))
     else:
-        file = state.path / stored.relative_path
-        start = file.stat().st_size
-        with file.open("ab") as data:
-            torch.save(hostile, data)
-        contents.storage_data[index] = dataclasses.replace(stored, offset=start, length=file.stat().st_size - start)
-    if place == "a weight of bytes":
-        contents.state_dict_metadata[name] = BytesStorageMetadata()
-        contents.storage_data[MetadataIndex(name)] = contents.storage_data.pop(index)
-    (state.path / ".metadata").write_bytes(pickle.dumps(contents))
-    words = "mkdir does not belong|is no tensor; it does not belong|Weights only load failed"
-    with pytest.raises((TrainingError, CheckpointException), match=words):
-        store.load(state, module, optimizer)
-    assert not (tmp_path / "ran").exists()
+        chunk[3:] = file.stat().st_size, len(content)
+        file.write_bytes(file.read_bytes() + content)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TrainingError, match=words):
+        store.load(SavedState(path, {}), module, optimizer)
+    assert not Path("ran").exists()
 
 
-def test_run_folder_keeps_its_recipe(tmp_path) -> None:
-    recipe = {"optimizer": {"lr": 0.1, "eps": 1e-8}, "seed": 1}
-    claim_run_folder(tmp_path / "run", recipe_json=json.dumps(recipe), write=True)
-    claim_run_folder(tmp_path / "run", recipe_json=json.dumps(recipe, indent=2, sort_keys=True), write=True)
-    assert json.loads((tmp_path / "run" / "recipe.json").read_text()) == recipe
+@pytest.mark.parametrize("name", ["model", "state", "metrics.jsonl", "state/step_00000009"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_run_does_not_go_on_over_links_and_pipes(tmp_path, name, kind) -> None:
+    claim_run_folder(tmp_path / "run", recipe_json="{}", write=True)
+    (tmp_path / "precious").mkdir()
+    planted = tmp_path / "run" / name
+    planted.parent.mkdir(exist_ok=True)
+    planted.symlink_to(tmp_path / "precious") if kind == "link" else os.mkfifo(planted)
+    with pytest.raises(ValueError, match=rf"{name} is a link or no regular file"):
+        claim_run_folder(tmp_path / "run", recipe_json="{}", write=False)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000])

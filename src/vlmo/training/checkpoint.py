@@ -13,14 +13,14 @@ import contextlib
 import hashlib
 import json
 import logging
-import pickle
 import shutil
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path, PosixPath, WindowsPath
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,7 +29,15 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -39,9 +47,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.serialization import _get_layout
 
 from vlmo.distributed import is_main, keep_until_exit, rank, world_size
+from vlmo.folder import file_in, read_json
 from vlmo.folder.atomic import (
     lock_folder,
     path_aside,
@@ -51,6 +59,7 @@ from vlmo.folder.atomic import (
     write_file,
     write_folder,
 )
+from vlmo.folder.pickles import check_pickles
 from vlmo.training.errors import TrainingError, advise_on_saving
 
 logger = logging.getLogger(__name__)
@@ -69,18 +78,7 @@ MAY_DIFFER = (
     "trainer.save_every",
 )
 """Prefixes of the names of settings that may be others when a run goes on."""
-MANIFEST, METADATA, CHECKSUMS = "manifest.json", ".metadata", "checksums-{rank}.json"
-# All that the pickled metadata of torch.distributed.checkpoint is made of.
-_METADATA_TYPES = "torch.distributed.checkpoint.metadata"
-_METADATA_MODULES = {
-    _METADATA_TYPES,
-    "torch",
-    "torch.serialization",
-    "torch.distributed.checkpoint.filesystem",
-    "pathlib",
-    "pathlib._local",  # from Python 3.13 on
-}
-_METADATA_CALLS = (torch.Size, _get_layout, _StorageInfo, Path, PosixPath, WindowsPath)
+MANIFEST, CHECKSUMS = "manifest.json", "checksums-{rank}.json"
 
 
 @dataclass(frozen=True)
@@ -157,8 +155,11 @@ class StateStore:
         reader = _StateReader(saved.path)
         try:
             names = set(reader.read_metadata().state_dict_metadata)
-        except pickle.UnpicklingError as error:
-            raise TrainingError(f"training state {saved.path} is not one of this package: {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                f"training state {saved.path} lists no tensors that this version reads ({error!r}); give a new run"
+                " folder, or the version that has written it"
+            ) from error
         tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
         groups = []
         if any(name.startswith("optimizer.") for name in names):
@@ -174,7 +175,11 @@ class StateStore:
                 f"training state {saved.path} holds other tensors than this run, {len(differing)} of them, such as"
                 f" {differing[0]} (only in the {place}); give a new run folder, or the version that has written it"
             )
-        dcp.load(tensors, storage_reader=reader, process_group=self._group)
+        try:
+            dcp.load(tensors, storage_reader=reader, process_group=self._group)
+        except CheckpointException as error:
+            _, (cause, _) = min(error.failures.items())
+            raise TrainingError(f"training state {saved.path} cannot be read: {cause}") from error
         set_model_state_dict(objective, tensors["objective"])
         if groups:
             set_optimizer_state_dict(
@@ -230,8 +235,15 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
     Settings of the machine's use, or of when to give up, may differ (`MAY_DIFFER`).
 
     Raises:
-        ValueError: The folder holds another recipe; the message names the settings that differ.
+        ValueError: The folder holds another recipe; the message names the settings that differ. Or it holds a link,
+            behind which files would be replaced, or a named pipe, which would be waited for.
     """
+    for entry in (*run_dir.glob("*"), *run_dir.glob("state/*")):
+        with contextlib.suppress(FileNotFoundError):  # the main process has just renamed it
+            if not stat.S_ISREG(mode := entry.lstat().st_mode) and not stat.S_ISDIR(mode):
+                raise ValueError(
+                    f"{entry} is a link or no regular file, and a run replaces it: put a copy in its place"
+                )
     path = run_dir / "recipe.json"
     if path.exists():
         try:
@@ -288,13 +300,13 @@ class _StateWriter(dcp.FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Complete the state, on the main process, when all have written, and remove those that are too old."""
-        super().finish(metadata, results)
         aside = Path(self.path)
-        files = {METADATA: _fingerprint(aside / METADATA)}
+        files: dict[str, Any] = {}
         for path in aside.glob(CHECKSUMS.format(rank="*")):
             files |= json.loads(path.read_text())
             path.unlink()
-        manifest = {"files": files, "progress": self.progress}
+        places = {result.index: result.storage_data for of_process in results for result in of_process}
+        manifest: dict[str, Any] = {"files": files, "progress": self.progress, "tensors": _listed(metadata, places)}
         manifest["sha256"] = _digest_of(manifest)
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         self._folder.close()
@@ -326,27 +338,26 @@ class _StateWriter(dcp.FileSystemWriter):
 
 
 class _StateReader(dcp.FileSystemReader):
-    """Reader of a state that runs no code of it: its pickles may hold descriptions of tensors and nothing else."""
+    """Reader of a state that runs no code of it and reads no files beside it."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """Return which tensor lies where."""
-        with (Path(self.path) / METADATA).open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-        for name, entry in metadata.state_dict_metadata.items():
-            # torch would unpickle anything else, whatever it holds.
-            if type(entry) is not TensorStorageMetadata:
-                raise pickle.UnpicklingError(f"{name} is no tensor; it does not belong into a training state")
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+        tensors: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+        places: dict[MetadataIndex, _StorageInfo] = {}
+        for name, told in read_json(Path(self.path) / MANIFEST)["tensors"].items():
+            chunks = []
+            for offsets, sizes, file, start, length in told["chunks"]:
+                chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
+                place = file_in(Path(self.path), file).name
+                places[MetadataIndex(name, offsets)] = _StorageInfo(place, int(start), int(length))
+            properties = TensorProperties(getattr(torch, told["dtype"]))
+            tensors[name] = TensorStorageMetadata(properties, torch.Size(told["size"]), chunks)
+        return Metadata(tensors, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
 
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
-        found = super().find_class(module, name) if module in _METADATA_MODULES else None
-        of_torch = getattr(found, "__module__", "") == _METADATA_TYPES
-        if found in _METADATA_CALLS or isinstance(found, torch.dtype) or of_torch:
-            return found
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong into a training state")
+    def _slice_file(self, file: Any, sinfo: _StorageInfo) -> Any:
+        part = super()._slice_file(file, sinfo)
+        check_pickles(part, Path(self.path) / sinfo.relative_path)
+        return part
 
 
 def _states(folder: Path) -> list[Path]:
@@ -355,14 +366,28 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _verified_progress(path: Path) -> dict[str, Any]:
-    manifest = json.loads((path / MANIFEST).read_text())
-    content = {"files": dict(manifest["files"]), "progress": dict(manifest["progress"])}
-    if manifest != {**content, "sha256": _digest_of(content)}:
+    manifest = dict(read_json(file_in(path, MANIFEST)))
+    written = manifest.pop("sha256")
+    if written != _digest_of(manifest):
         raise ValueError(f"{MANIFEST} is not what was written")
-    for name, expected in content["files"].items():
-        if Path(name).name != name or not (path / name).is_file() or _fingerprint(path / name) != expected:
+    for name, expected in dict(manifest["files"]).items():
+        if _fingerprint(file_in(path, name)) != expected:
             raise ValueError(f"{name} is not what was written")
-    return content["progress"]
+    return dict(manifest["progress"])
+
+
+def _listed(metadata: Metadata, places: Mapping[MetadataIndex, _StorageInfo]) -> dict[str, Any]:
+    """Return type, size and chunks of each tensor: offsets and sizes in it; file, place in the file and bytes."""
+    listed = {}
+    for name, tensor in metadata.state_dict_metadata.items():
+        assert isinstance(tensor, TensorStorageMetadata)  # nothing else is saved
+        chunks = []
+        for chunk in tensor.chunks:
+            place = places[MetadataIndex(name, chunk.offsets)]
+            chunks.append((chunk.offsets, chunk.sizes, place.relative_path, place.offset, place.length))
+        dtype = str(tensor.properties.dtype).removeprefix("torch.")
+        listed[name] = {"dtype": dtype, "size": tensor.size, "chunks": chunks}
+    return listed
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:
