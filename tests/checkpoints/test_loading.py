@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.checkpoints.toy_folder import folder_writer, text_processor
-from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, AutoProcessor, pipeline
+from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, AutoProcessor, PreTrainedModel, pipeline
 
 from vlmo.checkpoints.loading import load_model, load_processor, load_retrieval_model
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForPreTraining, VLMoForVisualQuestionAnswering
@@ -82,6 +82,8 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(answering, write, t
         (edited(folder, tmp_path / "type", dtype="no type"), "cannot be loaded"),
         (edited(folder, tmp_path / "quantised", quantization_config=3), "cannot be loaded"),
         (edited(folder, tmp_path / "labels", num_labels=10**12), "num_labels is 1000000000000; expected"),
+        (edited(folder, tmp_path / "names", num_labels=1 << 24), "num_labels is 16777216; expected"),
+        (edited(folder, tmp_path / "words", vocab_size=1 << 24), "vocab_size is 16777216; expected"),
         (edited(folder, tmp_path / "layers", num_hidden_layers=10**7), "num_hidden_layers is 10000000; expected"),
         (edited(folder, tmp_path / "kernel", _attn_implementation="a/b"), "_attn_implementation is 'a/b'; expected"),
     ):
@@ -126,6 +128,18 @@ def test_nothing_is_read_of_what_a_folder_names_elsewhere(answering, tmp_path):
         for use in (load_model, lambda path: start_from(answering[1], path)):
             with pytest.raises(ValueError, match="no path and no link"):
                 use(folder)
+
+
+@pytest.mark.parametrize("size", ["vocab_size", "max_text_positions", "num_modality_types"])
+@pytest.mark.parametrize("there", [True, False])
+def test_no_memory_is_taken_for_sizes_that_the_weights_do_not_have(answering, tmp_path, monkeypatch, size, there):
+    folder = edited(answering[0], tmp_path / "model", **{size: 1 << 20})
+    if not there:
+        kept = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "embed" not in name}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("memory was taken"))
+    with pytest.raises(ValueError, match=r"other shapes than its config\.json says|lacks \d+ tensors"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "model-00001.safetensors"])

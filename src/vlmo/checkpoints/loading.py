@@ -126,12 +126,35 @@ def _held(folder: Path, kinds: Sequence[Any]) -> str:
 def load_complete(name: str | Path, model_class: type[Model], **options: Any) -> Model:
     """Load a model as `from_pretrained` does; ValueError if there is none, or it is damaged or lacks weights."""
     with one_line_errors(name):
-        loaded: Any = model_class.from_pretrained(name, output_loading_info=True, **options)
+        loaded: Any = None, {"missing_keys": _missing(Path(name), model_class) if Path(name).is_dir() else []}
+        if not loaded[1]["missing_keys"]:
+            loaded = model_class.from_pretrained(name, output_loading_info=True, **options)
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         shown = ", ".join(missing[:3])
         raise ValueError(f"{name} lacks {len(missing)} tensors of {model_class.__name__} ({shown}, ...); is it whole?")
     return cast("Model", model)
+
+
+def _missing(folder: Path, model_class: type[VLMoPreTrainedModel]) -> list[str]:
+    """Return the tensors that a folder lacks, before memory is taken for sizes that only its configuration claims.
+
+    Raises:
+        ValueError: A tensor has another shape.
+    """
+    with torch.device("meta"):
+        wanted = model_class(vlmo.model.VLMoConfig.from_pretrained(folder)).state_dict()
+    found: dict[str, list[int]] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            found |= {_plain(name): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if found and any(found.get(_plain(name), [*tensor.shape]) != [*tensor.shape] for name, tensor in wanted.items()):
+        raise ValueError("its tensors have other shapes than its config.json says")
+    return [name for name in wanted if found and _plain(name) not in found]
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("vlmo.")  # which a backbone alone does without
 
 
 @contextmanager
@@ -142,8 +165,6 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "mismatched" in str(error):
-            raise ValueError(f"{folder}: its tensors have other shapes than its config.json says") from error
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ValueError(f"{folder} cannot be loaded: {one_line(error)}") from error

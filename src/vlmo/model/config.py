@@ -43,8 +43,9 @@ _BEIT3: dict[str, Any] = {
     "use_pooler": False,
     "use_match_head": False,
 }
-_MOST, _MOST_LAYERS = 1 << 24, 1000
-"""Largest numbers of a configuration, which may come from a stranger's file."""
+_MOST, _MOST_LAYERS, _MOST_LABELS = 1 << 20, 1000, 1 << 17
+"""Largest numbers of a configuration, which may come from a stranger's file. Vocabularies have up to 262,144 words, sets
+of images 81,313 classes, for each of which transformers makes a name."""
 _NO_SIZES = ("num_fusion_layers", "num_modality_types", "pad_token_id")  # the whole numbers that may be 0
 
 
@@ -144,8 +145,8 @@ class VLMoConfig(PreTrainedConfig):
         attention = config_dict.get("_attn_implementation") or config_dict.get("attn_implementation") or "sdpa"
         if attention not in _ATTENTION:
             raise ValueError(f"_attn_implementation is {attention!r}; expected one of {', '.join(_ATTENTION)}")
-        if isinstance(labels := config_dict.get("num_labels"), int) and labels > _MOST:  # each would get a name
-            raise ValueError(f"num_labels is {labels}; expected at most {_MOST}")
+        if isinstance(labels := config_dict.get("num_labels"), int) and labels > _MOST_LABELS:
+            raise ValueError(f"num_labels is {labels}; expected at most {_MOST_LABELS}")
         return super().from_dict(config_dict, **kwargs)
 
     def _check(self) -> None:
