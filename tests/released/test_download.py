@@ -101,22 +101,23 @@ def test_interrupted_download_goes_on_in_the_next_call(site, cache):
     assert site.requests[0] == (COCO, 10_000)
 
 
-@pytest.mark.parametrize("change", ["tag", "no ranges", "size", "shorter"])
+@pytest.mark.parametrize("change", ["tag", "no ranges", "no tag", "weak tag", "shorter", "damaged state"])
 def test_file_that_changes_between_two_parts_is_read_from_its_start(site, cache, published, change):
+    """Of the file before, which is as long, nothing may be left: its first bytes are others."""
+    right, site.files[COCO] = site.files[COCO], bytes(len(site.files[COCO]))
+    site.tag = {"no tag": None, "weak tag": 'W/"first"'}.get(change, site.tag)
     site.cuts = [10_000, 0, 0, 0, 0]
     with pytest.raises(ValueError, match="cannot be downloaded"):
         find_model("vlmo-base-coco")
-    if change == "tag":
+    site.files[COCO], partial = right, cache / "downloads" / f"{COCO}.partial"
+    if change in {"tag", "shorter"}:
         site.tag = '"second"'
-    elif change == "no ranges":
+    if change == "no ranges":
         site.ranges = False
-    else:
-        site.tag = None
-        partial = cache / "downloads" / f"{COCO}.partial"
-        state = json.loads(partial.with_suffix(".state").read_text()) | {"tag": "", "total": 99_999}
-        partial.with_suffix(".state").write_text(json.dumps(state))
-        if change == "shorter":  # on the server than what is here
-            partial.write_bytes(bytes(len(site.files[COCO]) + 1))
+    if change == "shorter":  # on the server than what is here
+        partial.write_bytes(bytes(len(right) + 1))
+    if change == "damaged state":
+        partial.with_suffix(".state").write_text('{"tag": "')
     find_model("vlmo-base-coco")
     source = load_file(reference_file("irtr"))
     model = VLMoForImageTextRetrieval.from_pretrained("vlmo-base-coco")
@@ -129,6 +130,7 @@ def test_file_that_changes_between_two_parts_is_read_from_its_start(site, cache,
         pytest.param({"Content-Length": "9999999"}, "connection ended after", id="more than there is"),
         pytest.param({"Content-Length": "5000"}, "truncated, damaged, or no checkpoint", id="less than there is"),
         pytest.param({"Content-Length": ""}, "does not state the size", id="none"),
+        pytest.param({"Content-Length": "12x"}, "does not state the size", id="no number"),
         pytest.param({"Content-Length": str(10**17)}, "bytes left, .* needs 100,000,000", id="more than the disk"),
         pytest.param({"Content-Type": "text/html"}, "web page instead of a file", id="a page"),
     ],
@@ -161,11 +163,31 @@ def test_redirects_are_followed_and_give_no_file_name(site, cache):
     assert left(cache) == ["files/vocab.txt", "models/vlmo-base-coco"]
 
 
-@pytest.mark.parametrize("elsewhere", ["http://example.org/x.pt", "ftp://127.0.0.1/x.pt", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "elsewhere", ["http://example.org/x.pt", "ftp://127.0.0.1/x.pt", "file:///etc/passwd", "https://[x"]
+)
 def test_redirects_leave_neither_https_nor_the_mirror(site, elsewhere):
     site.moved = {f"/{COCO}": elsewhere}
-    with pytest.raises(ValueError, match=r"is refused: expected https|cannot be downloaded"):
+    with pytest.raises(ValueError, match=r"leads elsewhere|cannot be downloaded"):
         find_model("vlmo-base-coco")
+
+
+def test_links_in_the_cache_lead_nowhere(site, cache, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    planted = [f"downloads/{COCO}.partial", f"downloads/{COCO}.state", "checksums.partial"]
+    for name in planted:
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).symlink_to(precious)
+    find_model("vlmo-base-coco")
+    assert precious.read_text() == "precious"
+    (cache / "models" / "vlmo-base-vqa").symlink_to(tmp_path / "here")
+    with pytest.raises(ValueError, match="is a link to no model folder"):
+        find_model("vlmo-base-vqa")
+    (cache / "models" / "vlmo-base-vqa").unlink()
+    (cache / "checksums.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"checksums\.json is damaged"):
+        find_model("vlmo-base-vqa")
 
 
 def test_plain_http_is_for_mirrors_only(cache, monkeypatch):

@@ -44,8 +44,8 @@ _BEIT3: dict[str, Any] = {
     "use_match_head": False,
 }
 _MOST, _MOST_LAYERS, _MOST_LABELS = 1 << 20, 1000, 1 << 17
-"""Largest numbers of a configuration, which may come from a stranger's file. Vocabularies have up to 262,144 words, sets
-of images 81,313 classes, for each of which transformers makes a name."""
+"""Largest numbers of a configuration, which may come from a stranger's file. Vocabularies have up to 262,144 words,
+sets of images 81,313 classes, for each of which transformers makes a name."""
 _NO_SIZES = ("num_fusion_layers", "num_modality_types", "pad_token_id")  # the whole numbers that may be 0
 
 

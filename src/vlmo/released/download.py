@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
@@ -33,6 +33,8 @@ CACHE = "VLMO_CACHE"
 _LOGGER = logging.getLogger(__name__)
 _TRIES, _PAUSE_S, _TIMEOUT_S = 5, 1.0, 30.0
 _BLOCK = 2**20
+_TAG = re.compile(r'"[\x21\x23-\x7e]+"|[A-Z][a-z]{2}, [\w :]{21}GMT')
+"""A strong ETag, or the date of Last-Modified: a download that has neither begins anew."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def fetch_hub_folder(repository: str) -> Path:
 
 
 def _fetch_and_convert(model: NamedModel, folder: Path, *, keep_file: bool) -> None:
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a link to no model folder, and would be replaced behind the link; remove it")
     files = [_fetch_file(model.address)]
     if model.layout in VOCABULARIES:
         files.append(_fetch_file(VOCABULARIES[model.layout]))
@@ -140,7 +144,7 @@ def _pin(file: _File) -> None:
     """Keep the sum of a file that could be used; every later file of its name must have it."""
     sums = _read_sums()
     sums.setdefault(file.path.name, {"sha256": file.sha256, "bytes": file.path.stat().st_size})
-    partial = _sums_file().with_suffix(".partial")
+    partial = _no_link(_sums_file().with_suffix(".partial"))
     partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     partial.replace(_sums_file())
 
@@ -162,7 +166,12 @@ def _sums_file() -> Path:
 
 
 def _read_sums() -> dict[str, dict[str, str | int]]:
-    return json.loads(_sums_file().read_text(encoding="utf-8")) if _sums_file().is_file() else {}
+    if not _sums_file().is_file():
+        return {}
+    try:
+        return {name: dict(facts) for name, facts in json.loads(_sums_file().read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as problem:
+        raise ValueError(f"{_sums_file()} is damaged ({problem}); restore it, or remove it to pin files anew") from None
 
 
 @contextmanager
@@ -194,6 +203,18 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
         _check_address(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
+    ) -> Any:
+        """Return the answer of the next address; ValueError if it is none."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError as problem:
+            fp.close()
+            raise ValueError(f"{req.full_url} leads elsewhere: {problem}") from None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
 
 def _check_address(address: str) -> None:
     parts, mirror = urlsplit(address), urlsplit(os.environ.get(MIRROR, ""))
@@ -209,7 +230,7 @@ def _download(address: str, target: Path) -> None:
     """
     _check_address(address)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
+    partial = _no_link(target.with_name(f"{target.name}.partial"))
     reason = ""
     with Progress(Console(stderr=True), in_bytes=True) as progress:
         for number in range(_TRIES):
@@ -228,7 +249,7 @@ def _download(address: str, target: Path) -> None:
                 partial.replace(target)
                 _state_of(partial).unlink(missing_ok=True)
                 return
-    kept = f"; the {partial.stat().st_size:,} bytes that came are kept" if partial.is_file() else ""
+    kept = f"; the {partial.stat().st_size:,} bytes that came are kept" if _tag_of(partial) else ""
     raise ValueError(
         f"{address} cannot be downloaded ({reason}){kept}. Try again, or get it by other means and put it into"
         f" {cache_folder() / 'files'}, or into a folder that {MIRROR} names"
@@ -243,25 +264,25 @@ def _read_rest(address: str, partial: Path, *, progress: Progress) -> None:
         ValueError: The answer is no file of a stated size, or the disk is too small for it.
     """
     done = partial.stat().st_size if partial.is_file() else 0
-    state = json.loads(_state_of(partial).read_text()) if done and _state_of(partial).is_file() else {}
     headers = {"Accept-Encoding": "identity", "User-Agent": "vlmo"}
-    if state:
-        headers |= {"Range": f"bytes={done}-"} | ({"If-Range": state["tag"]} if state["tag"] else {})
+    if tag := _tag_of(partial):
+        headers |= {"Range": f"bytes={done}-", "If-Range": tag}
     opener = urllib.request.build_opener(_CheckedRedirects)
     request = urllib.request.Request(address, headers=headers)
     with opener.open(request, timeout=_TIMEOUT_S) as response:
         if response.headers.get_content_type() == "text/html":
             raise ValueError(f"{address} gave a web page instead of a file; open it in a browser, or try again later")
         start, total = _extent(response)
-        if start not in {0, done} or (start and total != state["total"]):
+        found = response.headers.get("ETag", "")
+        found = found if _TAG.fullmatch(found) else response.headers.get("Last-Modified", "")
+        if start not in {0, done} or (start and found != tag):
             partial.unlink(missing_ok=True)
             raise OSError("the file has changed while it was downloaded")
         if (free := shutil.disk_usage(partial.parent).free) < total - start:
             raise ValueError(f"{partial.parent} has {free:,} bytes left, {address} needs {total - start:,}")
         if not start:
             partial.unlink(missing_ok=True)
-            tag = response.headers.get("ETag", "")
-            _state_of(partial).write_text(json.dumps({"tag": "" if tag.startswith("W/") else tag, "total": total}))
+            _state_of(partial).write_text(found)
         done = start
         with partial.open("ab") as file:
             while done < total and (block := response.read(min(_BLOCK, total - done))):
@@ -275,14 +296,30 @@ def _read_rest(address: str, partial: Path, *, progress: Progress) -> None:
 def _extent(response: HTTPResponse) -> tuple[int, int]:
     """Return where the content of a response begins in the file, and the size of the file."""
     if response.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        found = re.fullmatch(
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", response.headers.get("Content-Range", "")
+        )
         start, total = (int(found[1]), int(found[2])) if found else (0, -1)
     else:
-        start, total = 0, int(response.headers.get("Content-Length", "-1"))
+        length = response.headers.get("Content-Length", "")
+        start, total = 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else -1
     if total < 1:
         raise ValueError(f"{response.url} does not state the size of the file; it was not read")
     return start, total
 
 
+def _tag_of(partial: Path) -> str:
+    """Return what the server must say again for the rest of a part; empty where there is none, or it may be damaged."""
+    tag = _state_of(partial).read_text(errors="replace") if partial.is_file() and _state_of(partial).is_file() else ""
+    return tag if _TAG.fullmatch(tag) else ""
+
+
 def _state_of(partial: Path) -> Path:
-    return partial.with_suffix(".state")
+    return _no_link(partial.with_suffix(".state"))
+
+
+def _no_link(path: Path) -> Path:
+    """Return a path that is written next; a link there is removed, for what it leads to is not ours."""
+    if path.is_symlink():
+        path.unlink()
+    return path
