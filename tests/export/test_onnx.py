@@ -422,6 +422,10 @@ def test_retrieval_asks_for_what_was_exported(classifier_export, exported, tmp_p
     (pairless / "onnx.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="no matching head"):
         OnnxRetrievalModel(pairless).match(pictures(1), *text_of([3]))
+    description["graphs"]["image_encoder"]["float32"]["file"] = str(exported.folder / "image_encoder.onnx")
+    (pairless / "onnx.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="no path and no link"):
+        OnnxRetrievalModel(pairless).get_image_features(pictures(1))
 
 
 def test_a_missing_package_is_named(classifier, tmp_path, monkeypatch):

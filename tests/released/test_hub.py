@@ -100,6 +100,15 @@ def test_model_goes_up_with_processor_and_card_and_comes_down_by_name(hub, write
         assert AutoImageProcessor.from_pretrained("someone/tiny").size["height"] == 32
 
 
+def test_what_a_link_leads_to_is_not_uploaded(hub, write, tmp_path):
+    folder = write("VLMoForImageTextRetrieval")
+    (tmp_path / "secret").write_text("{}")
+    (folder / "tokenizer_extra.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=r"'tokenizer_extra\.json': expected .* no link"):
+        vlmo.VLMoForImageTextRetrieval.from_pretrained(folder).push_to_hub("someone/tiny")
+    assert not hub.repositories
+
+
 def test_pull_request_and_branch_get_all_files_and_the_hubs_card_stays(hub, write):
     model = vlmo.VLMoForImageTextRetrieval.from_pretrained(write("VLMoForImageTextRetrieval"))
     model.push_to_hub("someone/tiny", create_pr=True)
