@@ -27,14 +27,17 @@ LINE_EVERY_S = 30.0
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl, oldest first, up to one that a crash cut off."""
+    """Return the lines of a run's metrics.jsonl, oldest first, up to one that a crash cut off, or that is none."""
     path = Path(run_dir) / METRICS
     lines = []
     for line in path.read_text(errors="replace").split("\n") if path.exists() else []:
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+            break
+        lines.append(found)
     return lines
 
 
