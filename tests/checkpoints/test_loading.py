@@ -97,9 +97,10 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(answering, write, t
         load_retrieval_model(other)
     with pytest.raises(ValueError, match="holds SomebodyElse; expected a model folder of VLMoModel or"):
         load_model(edited(folder, tmp_path / "else", architectures=["SomebodyElse"]))
-    (tmp_path / "unnamed" / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        load_processor(tmp_path / "unnamed")
+    for text in ("{", (Path(folder) / "tokenizer.json").read_text().replace('"model":', '"normalizer": 5, "model":')):
+        (tmp_path / "unnamed" / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match="cannot be loaded"):
+            load_processor(tmp_path / "unnamed")
 
 
 def test_weights_are_read_from_safetensors_alone(answering, tmp_path):
