@@ -73,6 +73,18 @@ def graph(exported):
     return lambda name: OnnxSession(exported.folder / f"{name}.onnx")
 
 
+def test_threads_of_onnx_runtime_sleep_where_those_of_openmp_do(exported, monkeypatch):
+    entry = "session.intra_op.allow_spinning"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    session = OnnxSession(exported.folder / "image_encoder.onnx").session
+    assert session.get_session_options().get_session_config_entry(entry) == "0"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    with pytest.raises(RuntimeError, match=entry):  # not set: ONNX Runtime's own choice
+        OnnxSession(exported.folder / "image_encoder.onnx").session.get_session_options().get_session_config_entry(
+            entry
+        )
+
+
 def close(actual: Tensor | np.ndarray, expected: Tensor | np.ndarray, *, atol: float = CLOSE) -> None:
     torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=atol, rtol=0)
 
