@@ -177,7 +177,7 @@ def test_run_saved_by_two_processes_goes_on_with_another_number(resumed, whole_r
 def test_each_process_writes_its_share_of_a_state(processes, folder) -> None:
     for name in ("ddp", "fsdp"):
         state = folder / name / "state" / f"step_{STOP_AFTER:08d}"
-        assert {path.name for path in state.iterdir()} == {".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json"}
+        assert {path.name for path in state.iterdir()} == {"__0_0.distcp", "__1_0.distcp", "manifest.json"}
         shares = [(state / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
         assert min(shares) > max(shares) / 3
 
@@ -195,5 +195,5 @@ def test_state_that_lacks_the_share_of_one_process_is_not_used(processes, folder
 def test_process_that_cannot_write_its_share_is_named_on_all(processes, folder) -> None:
     for process in processes:
         message = process["failed save"]["message"]
-        assert "could not be written by process 1 (OSError: [Errno 28] No space left on device)" in message
+        assert "could not be written by process 1 (No space left on device)" in message
     assert not list((folder / "failed").iterdir())

@@ -54,9 +54,8 @@ def write_images(folder: Path) -> None:
             pixels = np.full((48, 48, 3), 255, dtype=np.uint8)
             pixels[4 : {"bar": 14, "square": 30, "corner": 44}[shape], 4 + number % 8 : 30] = COLOURS[colour]
             Image.fromarray(pixels).save(folder / f"{number}.png")
-            table.writerow(
-                [f"{number}.png", f"a {colour} {shape}, place {number}", "test" if number >= 48 else "train"]
-            )
+            split = "test" if number >= 48 else "validation" if number >= 36 else "train"
+            table.writerow([f"{number}.png", f"a {colour} {shape}, place {number}", split])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +108,7 @@ def test_python_runs(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     (code,) = blocks("python")
     exec(compile(code, "docs/tutorial.md", "exec"), {})
-    assert "48 of 48 images can be used" in capsys.readouterr().out
+    assert "36 of 36 images can be used" in capsys.readouterr().out
     for row in map(json.loads, "".join(blocks("json")).splitlines()):
         assert {"image", "captions"} <= set(row) or {"image_id", "reason"} <= set(row)
     assert next(csv.DictReader(blocks("csv")[0].splitlines())).keys() == {"image", "caption", "split"}

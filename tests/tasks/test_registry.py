@@ -104,7 +104,7 @@ def test_folder_for_no_task_is_refused(folders, tmp_path):
     with pytest.raises(ValueError, match=r"is no model folder: it has no config\.json"):
         evaluate(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is no JSON"):
         task_of(tmp_path)
 
 
