@@ -68,26 +68,26 @@ def test_container_has_a_user_without_rights_and_a_health_check(instructions) ->
 
 
 @pytest.mark.parametrize(
-    ("images", "index", "words", "expected"),
+    ("filled", "words", "expected"),
     [
-        (False, False, [], ["serve vlmo-small --index ICONS"]),
-        (False, True, ["/model", "--queue", "8"], ["serve /model --index INDEX"]),
-        (True, False, [], ["index vlmo-small IMAGES --out INDEX", "serve vlmo-small --index INDEX"]),
+        ([], [], ["serve vlmo-small --index ICONS"]),
+        (["model", "index"], ["--queue", "8"], ["serve MODEL --index INDEX"]),
+        (["images"], [], ["index vlmo-small IMAGES --out INDEX", "serve vlmo-small --index INDEX"]),
     ],
 )
-def test_container_serves_icons_an_index_or_images(instructions, tmp_path, images, index, words, expected) -> None:
+def test_container_serves_icons_an_index_or_images(instructions, tmp_path, filled, words, expected) -> None:
     """The entry point in the system's shell, with a `vlmo` that writes down its arguments and makes an index."""
-    (entry,), (usual,) = values(instructions, "ENTRYPOINT"), values(instructions, "CMD")
-    folders = {"IMAGES": tmp_path / "images", "INDEX": tmp_path / "index", "ICONS": "/home/vlmo/icons/fast/index"}
-    for folder, is_filled in ((tmp_path / "images", images), (tmp_path / "index", index)):
-        folder.mkdir()
-        if is_filled:
-            (folder / "index.json").touch()
-    command = [re.sub(r"(?<![\w/])/(images|index)\b", rf"{tmp_path}/\1", word) for word in json.loads(entry)]
+    (entry,) = values(instructions, "ENTRYPOINT")
+    folders = {name.upper(): tmp_path / name for name in ("images", "index", "model")}
+    folders["ICONS"] = Path("/home/vlmo/icons/fast/index")
+    for name, file in (("images", "1.png"), ("index", "index.json"), ("model", "config.json")):
+        (tmp_path / name).mkdir()
+        if name in filled:
+            (tmp_path / name / file).touch()
+    command = [re.sub(r"(?<![\w/])/(images|index|model)\b", rf"{tmp_path}/\1", word) for word in json.loads(entry)]
     (tmp_path / "vlmo").write_text(f'#!/bin/sh\necho "$@"\n[ "$1" = serve ] || touch {tmp_path}/index/index.json\n')
     (tmp_path / "vlmo").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    words = words or json.loads(usual)
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     for line, wanted in zip(lines, expected, strict=True):
@@ -95,7 +95,8 @@ def test_container_serves_icons_an_index_or_images(instructions, tmp_path, image
             functools.reduce(lambda text, name: text.replace(name, str(folders[name])), folders, wanted)
         )
     serve = parse(functools.partial(tyro.cli, ServeOptions), lines[-1].split()[1:], prog="vlmo serve")
-    assert (serve.folder, serve.host, serve.port) == (Path(words[0]), "0.0.0.0", 8000)
+    model = folders["MODEL"] if "model" in filled else Path("vlmo-small")
+    assert (serve.folder, serve.host, serve.port) == (model, "0.0.0.0", 8000)
     assert serve.settings.queue == (8 if "--queue" in words else 64)
 
 
@@ -110,7 +111,7 @@ def test_compose_needs_no_file_and_publishes_on_loopback(service) -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     named = {re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[0] for volume in service["volumes"]}
     assert named == set(compose["volumes"])
-    assert [volume.partition(":/")[2] for volume in service["volumes"]] == ["images:ro", "index"]
+    assert [volume.partition(":/")[2] for volume in service["volumes"]] == ["images:ro", "model:ro", "index"]
     assert "secrets" not in compose
     assert service["read_only"]
     assert service["ports"] == ["127.0.0.1:8000:8000"]

@@ -39,8 +39,11 @@ def test_nonsense_is_unknown_and_names_are_known(encoder) -> None:
     letters = ["".join(choose.choices(string.ascii_lowercase, k=choose.randint(5, 10))) for _ in range(COUNT)]
     names = sorted({row["captions"][0] for row in open_source("lucide-icons", split="test").select_columns("captions")})
     found = [round(COUNT * share_unknown(encoder, texts)) for texts in (words, pairs, letters)]
+    emoji = open_source("drawings-pairs", split="test").select_columns("captions")
+    captions = sorted({text for row in emoji for text in row["captions"]})
     numbers = "{} of 100 made-up words of two to four syllables, {} of 100 pairs of such words and {} of 100 strings"
     assert numbers.format(*found) in PAGE
+    assert f"{100 * share_unknown(encoder, captions):.1f} % of {len(captions):,} captions" in PAGE
     assert f"{100 * share_unknown(encoder, names):.1f} % of Lucide's {len(names):,} names" in PAGE
 
 
@@ -54,10 +57,11 @@ def test_search_for_nonsense_says_no_match(encoder, tmp_path) -> None:
         assert (result.no_match, len(result.hits)) == (True, 4)
         assert "no match: the model does not know these words" in (result.note or "")
         assert not searcher.search("a red square", rerank=rerank).no_match
+        assert not searcher.search("flibbertigibbet", rerank=rerank, cutoff=0).no_match
     assert not searcher.search("红色的大方块和圆").no_match  # scripts without blanks
 
 
 def test_vocabulary_that_was_not_learnt_on_captions_says_nothing_of_what_is_known(encoder, monkeypatch) -> None:
-    assert encoder.is_unknown("axolotl", tokens=5)
+    assert encoder.is_unknown("axolotl", tokens=6)
     monkeypatch.setattr(encoder, "_vocabulary_size", 30_522)
-    assert not encoder.is_unknown("axolotl", tokens=5)
+    assert not encoder.is_unknown("axolotl", tokens=6)

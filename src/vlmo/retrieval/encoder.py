@@ -57,8 +57,8 @@ _IRRELEVANT = (
     "torch_dtype",
 )
 _FILES = ("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
-_UNKNOWN_PIECES = 3
-"""Tokens a word from which on a text is taken for nonsense: docs/search.md has the shares of names and of nonsense."""
+_UNKNOWN_PIECES, _UNKNOWN_LETTERS = 3, 2.3
+"""Tokens a word from which on, and letters a token up to which, a text is taken for nonsense (docs/search.md)."""
 _LEARNT_VOCABULARY = 10_000
 """Largest vocabulary that is taken for one learnt on a model's own captions."""
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -162,17 +162,18 @@ class Encoder:
         return self._engine.pixels(image if image.mode == "RGB" else on_white(image))
 
     def is_unknown(self, text: str, *, tokens: int) -> bool:
-        """Return True for a text in ASCII whose words the model reads in as many pieces as nonsense.
+        """Return True for a text in ASCII whose words the model reads in as many short pieces as nonsense.
 
-        False of vocabularies as large as BERT's, which split rare words that the model may know. Other scripts may
-        write words without blanks.
+        False of vocabularies as large as BERT's, which split rare words that the model may know, and with a
+        `match_cutoff` of 0. Other scripts may write words without blanks.
 
         Args:
             tokens: Number of its tokens, from `count_tokens`.
         """
-        words = len(_WORD.findall(text))
-        is_learnt = self._vocabulary_size <= _LEARNT_VOCABULARY
-        return is_learnt and text.isascii() and tokens - 2 >= _UNKNOWN_PIECES * words  # less [CLS] and [SEP]
+        if self._vocabulary_size > _LEARNT_VOCABULARY or self.match_cutoff == 0 or not text.isascii():
+            return False
+        words, pieces = _WORD.findall(text), tokens - 2  # less [CLS] and [SEP]
+        return pieces >= _UNKNOWN_PIECES * len(words) and sum(map(len, words)) <= _UNKNOWN_LETTERS * pieces
 
     def embed_pixels(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors of images from `pixels`."""

@@ -293,7 +293,8 @@ class Searcher:
         shortlist = self.index.nearest(vector, top=max(top, rerank), where=where)
         seconds = {"encode": encoded - start, "index": time.perf_counter() - encoded}
         deadline = None if budget is None else start + budget
-        unknown = text is not None and self.encoder.is_unknown(text, tokens=self.encoder.count_tokens([text])[0])
+        unknown = text is not None and cutoff != 0
+        unknown = unknown and self.encoder.is_unknown(text, tokens=self.encoder.count_tokens([text])[0])
         options = {"rerank": rerank, "weight": weight, "cutoff": cutoff, "unknown": unknown}
         ranking = self.reranking(shortlist, deadline=deadline, **options)
         while batch := ranking.next_batch():
@@ -400,7 +401,7 @@ class Searcher:
             raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
         if budget is not None and not budget > 0:
             raise ValueError(f"budget is {budget}; give a number of seconds above 0, or none for no limit")
-        if cutoff is not None and not (0 <= cutoff <= 1 and rerank):
+        if cutoff and not (0 < cutoff <= 1 and rerank):
             raise ValueError(
                 f"cutoff is {cutoff} and rerank {rerank}; give a probability from 0 to 1, with a rerank from 1: the "
                 "fusion encoder's probability is compared with it"
