@@ -264,6 +264,8 @@ def test_text_that_names_a_file_is_refused(searcher, tmp_path):
     for name, words in (("green.png", "give a Path"), ("photo.heic", "no image that is read")):
         with pytest.raises(ValueError, match=words):
             searcher.search(str(tmp_path / name))
+    for words in ("~5 red bars", "logo.png", "red " * 2000 + ".png"):  # words of a stranger, whatever they look like
+        assert searcher.search(words, top=1, rerank=0).hits
 
 
 def test_other_model_is_refused(gallery, tmp_path):

@@ -268,7 +268,7 @@ def _search(searcher: Searcher, options: SearchOptions, query: str) -> None:
     from vlmo.data.listing import image_named
     from vlmo.retrieval.results import write_explanation, write_sheet
 
-    image = image_named(query)
+    image = image_named(query, must_exist=True)
     if options.budget is not None and options.rerank != 0:
         searcher.warm_up()
     given: dict[str, Any] = {name: getattr(options, name) for name in ("top", "rerank", "weight", "budget")}
@@ -299,7 +299,7 @@ def _check_search(options: SearchOptions) -> None:
         if options.sheet is not None or options.explain is not None:
             raise ValueError("--sheet and --explain are files of one search; give its words or image")
         return
-    image = image_named(options.query)
+    image = image_named(options.query, must_exist=True)
     if options.captions and image is None:
         raise ValueError("--captions finds captions for an image; give the file of one as the query")
     if options.captions and not (options.where is options.sheet is options.cutoff is options.image is None):

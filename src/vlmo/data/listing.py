@@ -69,24 +69,28 @@ def warn_of_skipped(folder: str | Path, suffixes: Iterable[str]) -> None:
         _LOGGER.warning("%s: %s files skipped: this format is not read; convert them to JPEG or PNG", folder, found)
 
 
-def image_named(query: str) -> Path | None:
+def image_named(query: str, *, must_exist: bool = False) -> Path | None:
     """Return the image file that a query names; None for words.
+
+    Args:
+        must_exist: A name of an image that is not there is an error, not words.
 
     Raises:
         ValueError: It names a file that is no image by its suffix, or an image that is not there.
     """
-    path = Path(query).expanduser()
+    path = Path(query)
     is_image = path.suffix.lower() in IMAGE_SUFFIXES
     try:
+        path = path.expanduser()
         is_there = bool(path.suffix) and path.is_file()
-    except OSError:  # a text may be too long for a name
+    except (OSError, RuntimeError):  # a text may be too long for a name, or begin with ~
         return None
     if is_there and not is_image:
         raise ValueError(
             f"{query} is a file, but no image that is read ({', '.join(sorted(IMAGE_SUFFIXES))}); convert it, or give "
             "words"
         )
-    if is_image and not is_there and (" " not in query.strip() or "/" in query):
+    if must_exist and is_image and not is_there and (" " not in query.strip() or "/" in query):
         raise ValueError(f"there is no image {query}")
     return path if is_there else None
 
