@@ -34,7 +34,10 @@ def rows() -> dict[str, str]:
 
 
 def test_readme_has_the_quickstarts_numbers() -> None:
-    assert set(ROWS.values()) == set(quickstart_runs()["summary"][FUSION])
+    runs = quickstart_runs()
+    assert set(ROWS.values()) == set(runs["summary"][FUSION])
+    assert runs["commit"]
+    assert f"of {len(runs['seeds'])} seeds ({', '.join(runs['seeds'])})" in README.read_text(encoding="utf-8")
     shown = README.read_text(encoding="utf-8").splitlines()
     assert [line for line in rows().values() if line not in shown] == []
 
