@@ -131,6 +131,18 @@ def test_nothing_is_read_of_what_a_folder_names_elsewhere(answering, tmp_path):
                 use(folder)
 
 
+@pytest.mark.parametrize("inside", ["", "model"])
+def test_links_of_the_cache_of_the_hub_are_followed(answering, tmp_path, inside):
+    folder = tmp_path / "snapshots" / "revision" / inside
+    shutil.copytree(answering[0], folder)
+    (tmp_path / "blobs").mkdir()
+    (folder / "model.safetensors").rename(tmp_path / "blobs" / "digest")
+    (folder / "shard.safetensors").symlink_to(os.path.relpath(tmp_path / "blobs" / "digest", folder))
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(tmp_path / "blobs" / "digest"), "shard.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_model(folder)
+
+
 @pytest.mark.parametrize("size", ["vocab_size", "max_text_positions", "num_modality_types"])
 @pytest.mark.parametrize("there", [True, False])
 def test_no_memory_is_taken_for_sizes_that_the_weights_do_not_have(answering, tmp_path, monkeypatch, size, there):

@@ -25,11 +25,12 @@ def file_in(folder: str | Path, name: object) -> Path:
 
     Raises:
         ValueError: The name is a path, is none of a regular file (a named pipe would be waited for), or is a link to
-            elsewhere. Links of the hub's cache, whose files lie beside its model folders, are followed.
+            elsewhere. Links of the hub's cache, from folders in `snapshots` to `blobs` beside, are followed.
     """
     root, path = Path(folder).resolve(), Path(folder) / str(name)
-    beside = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
-    if path.name != str(name) or not path.is_file() or path.resolve().parent not in {root, beside}:
+    caches = (each.with_name("blobs") for each in root.parents if each.name == "snapshots")
+    blobs = next(filter(Path.is_dir, caches), root)
+    if path.name != str(name) or not path.is_file() or path.resolve().parent not in {root, blobs}:
         raise ValueError(
             f"{folder} has no file {str(name)!r}: expected the plain name of a file in it, no path and no link to "
             "elsewhere; is it whole?"
@@ -117,9 +118,10 @@ def check_pixels(folder: str | Path) -> None:
     for name in ("processor_config.json", "preprocessor_config.json"):
         file = Path(find_model(folder)) / name
         settings = read_json(file) if file.is_file() else {}
+        if isinstance(settings, dict):
+            settings = settings.get("image_processor") or settings
         if not isinstance(settings, dict):
-            raise ValueError(f"{file} holds no JSON object; expected the settings of a processor")
-        settings = settings.get("image_processor") or settings
+            raise ValueError(f"{file} holds {settings!r}; expected an object, the settings of a processor")
         for key, allowed in _PIXELS.items():
             if settings.get(key) not in allowed:
                 raise ValueError(
