@@ -89,6 +89,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-stage3 --processes 32 --dry-run", "itm_stride 4 does not divide the micro-batch of 2 pairs"),
         ("train shapes-stage3 --stage.losses.negative-groups 3 --dry-run", "negative_groups 3 does not divide"),
         ("train shapes-stage3 --init None --stage.losses.nested-dims 128 --dry-run", "vectors have 128 dimensions"),
+        ("recipes --import .x", "--import .x: the name is relative; name a module"),
         ("quickstart --scale inf", "scale is inf"),
         ("quickstart --scale 0", "scale is 0"),
         ("import", "Missing from vlmo import: FILE"),

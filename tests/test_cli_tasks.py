@@ -307,11 +307,13 @@ def test_folders_that_are_damaged_are_one_line(folders, questions, pairs, capsys
 
 
 MY_TASK = """
+import sys
 from dataclasses import replace
 from tests.tasks.test_toy_task import BrightnessStage
 from vlmo.recipes import RECIPES, find_recipe
 from vlmo.tasks import register
 
+sys.path.append("added by the module")
 register(BrightnessStage)
 RECIPES["brightness"] = replace(find_recipe("scenes-kinds"), stage=BrightnessStage(), evaluate_on=None)
 """
@@ -319,6 +321,7 @@ RECIPES["brightness"] = replace(find_recipe("scenes-kinds"), stage=BrightnessSta
 
 def test_tasks_of_a_module_beside_the_user_are_trained_measured_and_asked(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "my_task.py").write_text(MY_TASK)
     for number in range(8):
         (tmp_path / "photos").mkdir(exist_ok=True)
@@ -334,6 +337,8 @@ def test_tasks_of_a_module_beside_the_user_are_trained_measured_and_asked(tmp_pa
     finally:
         for known, name in ((TASKS, "brightness"), (RECIPES, "brightness"), (sys.modules, "my_task")):
             known.pop(name, None)
+    assert "added by the module" in sys.path
+    assert str(tmp_path) not in sys.path
     shown = capsys.readouterr().out
     assert "fine-tuning on brightness" in shown
     assert "close" in shown

@@ -54,6 +54,13 @@ def test_short_vectors_are_the_first_dimensions_normalised_again(encoder, model)
             Encoder(model, dim=wrong)
 
 
+def test_settings_of_a_processor_that_are_none_are_refused(model, tmp_path):
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (folder / "processor_config.json").write_text('{"image_processor": "x"}')
+    with pytest.raises(ValueError, match=r"processor_config\.json holds 'x'; expected an object"):
+        Encoder(folder)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("image_mean", [0.485, 0.456, 0.406]), ("image_std", [0.2, 0.5, 0.5]), ("resample", 2), ("do_normalize", False)],

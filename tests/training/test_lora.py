@@ -250,6 +250,14 @@ def test_adapter_of_strangers_that_tells_no_start_is_refused_in_a_line(run, tmp_
     assert "base.json cannot be loaded" in shown or "base.json is no JSON" in shown
 
 
+def test_damaged_adapter_is_named_before_its_model_is_read(run, tmp_path, capsys):
+    shutil.copytree(run / "model", tmp_path / "adapter")
+    (tmp_path / "adapter" / "base.json").write_text("{}")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"damaged")
+    shown = refused(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "x")], capsys)
+    assert "adapter_model.safetensors cannot be loaded" in shown
+
+
 def test_start_that_lacks_what_adapters_freeze_is_refused(start):
     """A head may be missing, since it is trained whole."""
     model = VLMoForImageTextRetrieval.from_pretrained(start)

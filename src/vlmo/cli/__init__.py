@@ -120,13 +120,15 @@ def _import_modules(arguments: list[str]) -> list[str]:
             others.append(word)
             continue
         name = value if mark else next(words, "")
-        sys.path.append(str(Path.cwd()))
+        sys.path.append(here := str(Path.cwd()))
         try:
+            if name.startswith("."):
+                raise ValueError("the name is relative")
             importlib.import_module(name)
         except (ModuleNotFoundError, ValueError) as error:
             raise ValueError(f"--import {name}: {error}; name a module that is installed or lies here") from error
         finally:
-            sys.path.pop()
+            sys.path[:] = [entry for entry in sys.path if entry is not here]  # the module may have added others
     return others
 
 

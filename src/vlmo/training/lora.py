@@ -117,8 +117,10 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
         raise FileExistsError(17, "exists already", str(out))
     settings = _read_settings(folder)
     start = settings["base_model_name_or_path"]
+    with one_line_errors(folder / WEIGHTS):
+        adapter = load_file(folder / WEIGHTS)
     model = _base_model(folder, start)
-    _add_to_weights(model, folder, settings)
+    _add_to_weights(model, folder, settings, adapter)
     with write_folder(out) as aside:
         model.save_pretrained(aside)
         # An adapter that PEFT itself has saved has none of these, and a card that says nothing.
@@ -148,7 +150,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _add_to_weights(model: nn.Module, folder: Path, settings: dict[str, Any]) -> None:
+def _add_to_weights(model: nn.Module, folder: Path, settings: dict[str, Any], adapter: dict[str, Tensor]) -> None:
     """Add the products of an adapter to the weights of its model, and replace what was trained whole.
 
     Raises:
@@ -156,7 +158,6 @@ def _add_to_weights(model: nn.Module, folder: Path, settings: dict[str, Any]) ->
     """
     rank = settings["r"]
     scale = settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    adapter = load_file(folder / WEIGHTS)
     given = {name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor for name, tensor in adapter.items()}
     differing = []
     for name, weight in model.state_dict().items():
