@@ -284,11 +284,25 @@ def test_state_of_strangers_is_refused_in_a_line(tmp_path, monkeypatch, content,
 def test_run_does_not_go_on_over_links_and_pipes(tmp_path, name, kind) -> None:
     claim_run_folder(tmp_path / "run", recipe_json="{}", write=True)
     (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "recipe.json").touch()
+    (tmp_path / "precious" / "state").mkdir()
     planted = tmp_path / "run" / name
     planted.parent.mkdir(exist_ok=True)
-    planted.symlink_to(tmp_path / "precious") if kind == "link" else os.mkfifo(planted)
+    planted.symlink_to(tmp_path / "precious" / "state") if kind == "link" else os.mkfifo(planted)
     with pytest.raises(ValueError, match=rf"{name} is a link or no regular file"):
         claim_run_folder(tmp_path / "run", recipe_json="{}", write=False)
+
+
+def test_run_goes_on_with_states_on_another_disk_and_links_of_the_user(tmp_path) -> None:
+    disk, run = tmp_path / "disk", tmp_path / "run"
+    disk.mkdir()
+    run.mkdir()
+    (run / "state").symlink_to(disk)
+    (run / "latest").symlink_to(disk / "nowhere")
+    make_trainer(run).fit()
+    assert make_trainer(run).fit().status == "already_finished"
+    assert list(disk.glob("step_*"))
+    assert (run / "state").is_symlink()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000])

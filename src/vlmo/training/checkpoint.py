@@ -78,6 +78,8 @@ MAY_DIFFER = (
     "trainer.save_every",
 )
 """Prefixes of the names of settings that may be others when a run goes on."""
+_NAMES = ("metrics.jsonl", "model", "quarantine.jsonl", "recipe.json", "tensorboard", "tracking_id.txt", "wandb")
+"""What a run reads or writes in its folder, beside `state` and hidden names; links of other names are the user's."""
 MANIFEST, CHECKSUMS = "manifest.json", "checksums-{rank}.json"
 
 
@@ -235,14 +237,19 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
     Settings of the machine's use, or of when to give up, may differ (`MAY_DIFFER`).
 
     Raises:
-        ValueError: The folder holds another recipe; the message names the settings that differ. Or it holds a link,
-            behind which files would be replaced, or a named pipe, which would be waited for.
+        ValueError: The folder holds another recipe; the message names the settings that differ. Or a name that a run
+            uses is a link, behind which files would be replaced, or a named pipe, which would be waited for.
     """
-    for entry in (*run_dir.glob("*"), *run_dir.glob("state/*")):
-        with contextlib.suppress(FileNotFoundError):  # the main process has just renamed it
-            if not stat.S_ISREG(mode := entry.lstat().st_mode) and not stat.S_ISDIR(mode):
+    state = run_dir / "state"
+    for entry in (*map(run_dir.joinpath, _NAMES), *run_dir.glob(".*"), state, *state.glob("*")):
+        with contextlib.suppress(FileNotFoundError):  # or the main process has just renamed it
+            if stat.S_ISREG(mode := entry.lstat().st_mode) or stat.S_ISDIR(mode):
+                continue
+            # A disk for states is common; behind the link only states are replaced, and never those of another run.
+            if entry != state or not state.is_dir() or (state.resolve().parent / "recipe.json").exists():
                 raise ValueError(
-                    f"{entry} is a link or no regular file, and a run replaces it: put a copy in its place"
+                    f"{entry} is a link or no regular file, and a run replaces it: put a copy in its place (state alone"
+                    " may be a link, to a folder that is not in a run folder)"
                 )
     path = run_dir / "recipe.json"
     if path.exists():
