@@ -126,6 +126,10 @@ def _no_json(folder):
     (folder / "index.json").write_text("{")
 
 
+def _deep_json(folder):
+    (folder / "index.json").write_text("[" * 100_000)
+
+
 def _other_version(folder):
     (folder / "index.json").write_text(json.dumps({"version": 99}))
 
@@ -146,7 +150,8 @@ def _no_versions(folder):
     ("damage", "words"),
     [
         (_no_file, "is no index"),
-        (_no_json, "is damaged"),
+        (_no_json, r"index\.json is no JSON .*build the index anew"),
+        (_deep_json, r"index\.json is no JSON .*build the index anew"),
         (_other_version, "version 99"),
         (_no_model, "the index is damaged"),
         (_no_table, "the index is damaged"),

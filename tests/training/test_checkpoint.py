@@ -308,7 +308,7 @@ def test_run_goes_on_with_states_on_another_disk_and_links_of_the_user(tmp_path)
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000])
 def test_damaged_recipe_is_named(tmp_path, content) -> None:
     (tmp_path / "recipe.json").write_text(content)
-    with pytest.raises(ValueError, match=r"recipe\.json is damaged"):
+    with pytest.raises(ValueError, match=r"recipe\.json is no JSON .*restore it"):
         claim_run_folder(tmp_path, recipe_json="{}", write=False)
 
 

@@ -25,7 +25,7 @@ import vlmo.model
 import vlmo.processing
 from vlmo.checkpoints.layout import listed, one_line, printable, spans
 from vlmo.distributed import choose_device
-from vlmo.folder import WEIGHTS, architectures, check_pixels, read_config, weight_files
+from vlmo.folder import WEIGHTS, architectures, check_processor, read_config, weight_files
 from vlmo.folder.pickles import check_pickles
 from vlmo.released import find_model, no_checkpoint
 
@@ -95,7 +95,7 @@ def check_model_folder(
     """Return path and model class of a folder, without loading its weights; ValueError as `load_model`."""
     folder = Path(find_model(folder))
     kinds = architectures(folder)
-    check_pixels(folder)
+    check_processor(folder)
     if model_class is None:
         return folder, named_class(folder, kinds, hint=hint)
     able = [model_class.__name__]

@@ -113,7 +113,7 @@ def architectures(folder: str | Path) -> list[str]:
     return [str(name) for name in named]
 
 
-def check_pixels(folder: str | Path) -> None:
+def check_processor(folder: str | Path) -> None:
     """Validate that a model folder's processor prepares pixels as this package does; ValueError if it does not."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         file = Path(find_model(folder)) / name

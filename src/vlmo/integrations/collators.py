@@ -5,7 +5,8 @@ An image is a PIL image, a path, or the bytes and path of a data set that does n
 (`set_transform`).
 
 What is sampled (a caption, masks) is a pure function of `seed`, the trainer's epoch and the content of the batch: an
-evaluation repeats itself, a run that is resumed goes on as it would have, and each epoch brings other masks.
+evaluation repeats itself, and a run that is resumed goes on as it would have. Each epoch brings other masks where the
+epoch is known: not in a loop of your own, nor in workers that are persistent or not forked (docs/trainer.md).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlmo.folder import WEIGHTS, check_pixels, read_config, weight_files
+from vlmo.folder import WEIGHTS, check_processor, read_config, weight_files
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.multiway import MultiwayBlock
@@ -162,7 +162,7 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
         raise ValueError(f"{folder} holds no weights: expected {WEIGHTS}")
     if kind != VLMoConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind!r}; expected {VLMoConfig.model_type!r}.")
-    check_pixels(folder)
+    check_processor(folder)
     config = VLMoConfig.from_pretrained(folder)
     on_one_side = (config.layer_scale_init is None) != (new.layer_scale_init is None)
     for name in (*_MUST_AGREE, *["layer_scale_init"] * on_one_side):

@@ -20,14 +20,14 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.export.sessions import Pixels, Precision
-from vlmo.folder import architectures, check_pixels, read_config, read_json
+from vlmo.folder import architectures, check_processor, read_config, read_json
 from vlmo.released import find_model
 from vlmo.retrieval.engines import (
     EngineChoice,
     EngineName,
     can_prepare,
     choose_engine,
-    installed_engine,
+    graph_engine,
     open_engine,
     write_graphs,
 )
@@ -92,10 +92,10 @@ class Encoder:
     ) -> None:
         self.folder = Path(find_model(Path(folder).expanduser()))
         architectures(self.folder)  # raises if it is no model folder
-        check_pixels(self.folder)
+        check_processor(self.folder)
         self.fingerprint = model_fingerprint(self.folder)
         if engine == "auto" and precision == "int8":
-            engine = installed_engine() or "onnx"
+            engine = graph_engine()
         elif engine == "auto":
             engine = choose_engine(self.folder, self.fingerprint, device=device)
         self.engine, self.precision = engine, precision

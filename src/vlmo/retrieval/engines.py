@@ -53,13 +53,14 @@ def choose_engine(folder: Path, fingerprint: str, *, device: str | None = None) 
     One is ready if it is installed and the cache holds the model's graphs; none is for another device than the CPU, or
     where there may be a GPU. OpenVINO is also the fastest (docs/engines.md).
     """
-    ready = _takes_graphs(device) and _has_graphs(_graph_folder(folder, fingerprint), "float32")
-    return (installed_engine() if ready else None) or "torch"
+    engine = graph_engine()
+    ready = _is_installed(_PACKAGES[engine]) and _takes_graphs(device)
+    return engine if ready and _has_graphs(_graph_folder(folder, fingerprint), "float32") else "torch"
 
 
-def installed_engine() -> GraphEngine | None:
-    """Return the engine for graphs that is installed, the faster one of two."""
-    return next((name for name, package in _PACKAGES.items() if _is_installed(package)), None)
+def graph_engine() -> GraphEngine:
+    """Return the engine for graphs that is installed, the faster one of two; onnx where none is."""
+    return next((name for name, package in _PACKAGES.items() if _is_installed(package)), "onnx")
 
 
 def can_prepare(device: str | None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
+from vlmo.folder import read_json
 from vlmo.retrieval.filters import check_condition, filter_error, is_filter_error
 from vlmo.retrieval.memory import ImageMemory
 from vlmo.retrieval.process import StoreProcess
@@ -361,9 +361,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DamagedError(f"{folder} is no index: it has no {INDEX_FILE}. Make one: vlmo index MODEL IMAGES --out DIR")
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except ValueError as error:
-        raise DamagedError(f"{path} is damaged ({error}); build the index anew") from error
+        raise DamagedError(f"{error}; build the index anew") from error
     version = facts.get("version") if isinstance(facts, dict) else None
     if version != VERSION:
         raise DamagedError(f"{path} has version {version}; this program reads version {VERSION}. Build the index anew.")

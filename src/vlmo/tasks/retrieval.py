@@ -215,9 +215,9 @@ class RetrievalStage(PairStage):
 
 
 def _engine_options(options: dict[str, Any]) -> dict[str, Any]:
-    from vlmo.retrieval.engines import installed_engine
+    from vlmo.retrieval.engines import graph_engine
 
-    default = {"engine": installed_engine() or "onnx"} if options.get("precision") == "int8" else {}
+    default = {"engine": graph_engine()} if options.get("precision") == "int8" else {}
     return default | {name: options[name] for name in ("engine", "precision") if name in options}
 
 

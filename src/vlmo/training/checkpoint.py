@@ -79,7 +79,7 @@ MAY_DIFFER = (
 )
 """Prefixes of the names of settings that may be others when a run goes on."""
 _NAMES = ("metrics.jsonl", "model", "quarantine.jsonl", "recipe.json", "tensorboard", "tracking_id.txt", "wandb")
-"""What a run reads or writes in its folder, beside `state` and hidden names; links of other names are the user's."""
+"""Names that a run reads or writes in its folder, beside `state` and hidden names; other links are the user's."""
 MANIFEST, CHECKSUMS = "manifest.json", "checksums-{rank}.json"
 
 
@@ -254,11 +254,9 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
     path = run_dir / "recipe.json"
     if path.exists():
         try:
-            before = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); restore it from a backup, or give a new run folder"
-            ) from error
+            before = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; restore it from a backup, or give a new run folder") from error
         found = differences(before, json.loads(recipe_json))
         others = [phrase for name, phrase in found if not name.startswith(MAY_DIFFER)]
         if others:

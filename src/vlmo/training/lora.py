@@ -22,7 +22,6 @@ from vlmo.checkpoints.loading import load_model, named_class, one_line_errors
 from vlmo.folder import file_in, read_json
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_section
-from vlmo.lazy import need_package
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.stages import start_from
@@ -56,20 +55,23 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, start: str, missing: S
         ValueError: It lacks a tensor that would stay as it is, random.
         ModuleNotFoundError: PEFT is not installed.
     """
+    import peft
+
     assert config.rank is not None  # only then there are adapters
     if lost := [name for name in missing if not name.startswith(tuple(f"{each}." for each in _whole(model)))]:
         raise ValueError(
             f"{start} lacks {len(lost)} tensors that adapters leave as they are, such as {lost[0]}; start from a model "
             "that has them, or leave out --lora.rank"
         )
-    settings = _peft().LoraConfig(
+    make_settings: Any = peft.LoraConfig  # annotates alpha as a whole number, which it need not be
+    settings = make_settings(
         r=config.rank,
         lora_alpha=config.alpha or 2 * config.rank,
         lora_dropout=config.dropout,
         target_modules=rf"vlmo\.blocks\.\d+\..+\.({'|'.join(LORA_LAYERS[name] for name in config.targets)})",
         base_model_name_or_path=start,
     )
-    _peft().LoraModel(model, {"default": settings}, "default")
+    peft.LoraModel(model, {"default": settings}, "default")
     for name in _whole(model):
         model.get_submodule(name).requires_grad_(requires_grad=True)
 
@@ -198,10 +200,3 @@ def _whole(model: nn.Module) -> list[str]:
     heads = [name for name, _ in model.named_children() if name != "vlmo"]
     own = [name for name in _TRAINED_WHOLE if getattr(model.get_submodule("vlmo"), name, None) is not None]
     return heads + [f"vlmo.{name}" for name in own]
-
-
-def _peft() -> Any:
-    need_package("peft", extra="lora", user="LoRA")
-    import peft
-
-    return peft
