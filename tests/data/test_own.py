@@ -250,6 +250,43 @@ def test_rows_about_one_stored_image_are_merged_and_paths_count_from_the_table(t
         assert [decode_image(each).size for each in rows["image"]] == [((4, 4), (24, 20))[number]] * 2
 
 
+def cells_of(paths: list[str], kind: str) -> pa.Array:
+    return pa.array([{"bytes": None, "path": path} for path in paths] if kind == "struct" else paths, KINDS[kind])
+
+
+KINDS = {
+    "string": pa.string(),
+    "large_string": pa.large_string(),
+    "struct": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paths_in_parquet_count_from_its_folder_and_stay_there(kind, tmp_path) -> None:
+    folder = tmp_path / "set" / "train"
+    draw(folder / "a.png", folder / "b" / "c.png", tmp_path / "secret.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    texts = {"caption": ["one", "two"]}
+    pq.write_table(pa.table({"image": cells_of(["a.png", "b\\c.png"], kind)} | texts), table := folder / "0.parquet")
+    for source in (table,):
+        rows = open_source(str(source), test_share=0.0)
+        assert [decode_image(each).size for each in rows["image"]] == [(4, 4)] * 2
+    for outside in (str(tmp_path / "secret.png"), "../../secret.png", "link.png"):
+        pq.write_table(pa.table({"image": cells_of(["a.png", outside], kind)} | texts), table)
+        with pytest.raises(ValueError, match=r"row 1: .*(secret|link).* lies outside"):
+            everything(table)
+
+
+def test_second_images_of_parquet_may_be_paths_and_cells_may_be_mixed(tmp_path) -> None:
+    draw(tmp_path / "a.png")
+    cells = pa.array([{"bytes": None, "path": "a.png"}, PICTURES[0]], KINDS["struct"])
+    columns = {"image": cells, "second_image": ["a.png"] * 2, "sentence": ["one", "two"], "label": ["true", "no"]}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    rows = everything(tmp_path / "0.parquet")
+    assert [decode_image(each).size for each in rows["image"]] == [(4, 4), (24, 20)]
+    assert [decode_image(each).size for each in rows["second_image"]] == [(4, 4)] * 2
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

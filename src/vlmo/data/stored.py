@@ -15,8 +15,9 @@ from datasets.exceptions import DatasetsError
 from vlmo.data.listing import SHARD_SUFFIXES, regular_file, walk
 from vlmo.data.saved import ADVICE, naming_damage, open_saved, read_about, saved_splits
 from vlmo.data.schema import FEATURES
-from vlmo.data.stream.records import IMAGE_COLUMNS, Bad, read_shard
+from vlmo.data.stream.records import IMAGE_COLUMNS, Bad, is_confined, read_shard
 from vlmo.data.tables import CAPTION_COLUMNS, SECOND_COLUMNS, SPLITS, column_of
+from vlmo.data.tables import IMAGE_COLUMNS as TABLE_IMAGES
 from vlmo.released.download import cache_folder
 
 _TOLD = (*CAPTION_COLUMNS, "question", "answer", "answers", "label")
@@ -28,7 +29,7 @@ class Stored(NamedTuple):
 
     Attributes:
         cells: Of each row, by column. Images are cells for `decode_image`, of which `images` has the bytes, or paths.
-        images: The same columns of images, which stay on the disk; None if the cells name them.
+        images: The same columns of images, which stay on the disk; None if the cells hold the paths.
         classes: Names of the classes in `label`, if the set lists them.
     """
 
@@ -60,7 +61,7 @@ def read_saved(path: Path) -> Stored | None:
         told = json.loads(read_about(first / "dataset_info.json"))
         if FEATURES.keys() <= (told["features"] or {}).keys():
             return None
-    return _stored(path, [(split, load_saved(path / (split or ""))) for split in splits])
+    return _stored(path, [(split, load_saved(path / (split or "")), path) for split in splits], texts_only=True)
 
 
 def shards_of(path: Path) -> list[Path]:
@@ -83,16 +84,19 @@ def read_shards(path: Path, shards: Sequence[Path]) -> Stored:
         raise ValueError(f"{path} holds tar and parquet files, such as {shards[0]}; name a folder of one kind")
     if shards[0].suffix == ".tar":
         return Stored([cells for tar in shards for cells in _tar_cells(tar, path, split=_split_of(tar, path))])
-    by_split: dict[str | None, list[str]] = {}
+    groups: dict[tuple[str | None, Path], list[str]] = {}
     for file in shards:
         regular_file(file)
-        by_split.setdefault(_split_of(file, path), []).append(str(file))
+        groups.setdefault((_split_of(file, path), file.parent), []).append(str(file))
     cache = str(cache_folder() / "parquet")
     try:
-        parts = [(split, Dataset.from_parquet(cast(Any, files), cache_dir=cache)) for split, files in by_split.items()]
+        parts: Any = [
+            (split, Dataset.from_parquet(cast(Any, files), cache_dir=cache), folder)
+            for (split, folder), files in groups.items()
+        ]
     except (DatasetsError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
-    return _stored(path, cast(Any, parts))
+    return _stored(path, parts)
 
 
 def _split_of(file: Path, path: Path) -> str | None:
@@ -115,14 +119,42 @@ def _tar_cells(tar: Path, path: Path, *, split: str | None) -> Iterator[dict[str
         yield {**own, **captions, "split": split, **told}
 
 
-def _stored(path: Path, parts: Sequence[tuple[str | None, Dataset]]) -> Stored:
+def _placed(images: Any, name: str, *, path: Path, folder: Path, first: int) -> Dataset:
+    """Return images of which paths are those of files in `folder`; ValueError for a path that leads out of it."""
+    data, paths = images.data.column(name).flatten()
+    if not paths.filter(data.is_null()).drop_null():
+        return images
+
+    def place(cell: dict[str, Any] | None, number: int) -> dict[str, Any]:
+        if cell is None or cell["bytes"] is not None or cell["path"] is None:
+            return {name: cell}
+        named = cell["path"].strip().replace("\\", "/")
+        if not is_confined(named, folder):
+            raise ValueError(
+                f"{path}, row {first + number}: {named!r:.80} lies outside {folder}; give paths relative to that folder"
+            )
+        return {name: {"bytes": None, "path": str((folder / named).resolve())}}
+
+    # Not from the cache: a link may lead elsewhere by now.
+    return images.map(
+        place,
+        with_indices=True,
+        input_columns=[name],
+        features=images.features,
+        keep_in_memory=data.null_count == len(data),
+        load_from_cache_file=False,
+    )
+
+
+def _stored(path: Path, parts: Sequence[tuple[str | None, Dataset, Path]], *, texts_only: bool = False) -> Stored:
+    """Return rows by split and the folder that their paths count from; on demand, of columns of texts alone."""
     cells: list[dict[str, Any]] = []
     images: list[Dataset] = []
     classes = None
-    for split, rows in parts:
+    for split, rows, folder in parts:
         names = rows.column_names
         found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-        image = column_of(found, ("image", *found)) or column_of(names, IMAGE_COLUMNS)
+        image = column_of(found, ("image", *found)) or column_of(names, (*IMAGE_COLUMNS, *TABLE_IMAGES))
         others = {*names} - {image, *FEATURES, "split"}
         if image is None or (others and not column_of(names, _TOLD)):
             raise ValueError(
@@ -130,24 +162,21 @@ def _stored(path: Path, parts: Sequence[tuple[str | None, Dataset]]) -> Stored:
                 f"{', '.join(CAPTION_COLUMNS)}), question and answer or answers, or label; rename_column of datasets "
                 "gives them these names"
             )
-        is_path = rows.features[image] == Value("string")
-        renamed = {} if is_path else {image: "image"}
-        renamed |= {each: SECOND_COLUMNS[0] for each in SECOND_COLUMNS if each in found}
+        second = column_of(names, SECOND_COLUMNS)
+        renamed = {image: "image"} | ({second: SECOND_COLUMNS[0]} if second else {})
         shown: Any = rows.select_columns(list(renamed)).rename_columns(renamed)
-        for name in renamed.values():
+        for given, name in renamed.items():
             shown = shown.cast_column(name, Image(decode=False))
-        read: Any = rows.select_columns([name for name in names if name not in renamed and name in (*_READ, image)])
+            if not texts_only or rows.features[given] in (Value("string"), Value("large_string")):
+                shown = _placed(shown, name, path=path, folder=folder, first=len(cells))
+        read: Any = rows.select_columns([name for name in names if name not in renamed and name in _READ])
         if isinstance(label := rows.features.get("label"), ClassLabel):
             classes = label.names
         for line in read.to_list() if read.column_names else [{} for _ in range(len(rows))]:
             number = str(len(cells))
-            if is_path:
-                line["image"] = line.pop(image)
             if classes is not None:
                 line["label"] = classes[line["label"]] if line["label"] in range(len(classes)) else None
-            given = {"split": split} if split else {}
             held = {name: {"bytes": None, "path": number} for name in renamed.values()}
-            cells.append({"image_id": f"{path.name}#{number}", **line, **held, **given})
+            cells.append({"image_id": f"{path.name}#{number}", **line, **held, **({"split": split} if split else {})})
         images.append(shown)
-    has_images = bool(images[0].column_names)  # else they are paths
-    return Stored(cells, concatenate_datasets(images) if has_images else None, classes)
+    return Stored(cells, concatenate_datasets(images), classes)

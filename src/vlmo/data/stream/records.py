@@ -353,19 +353,19 @@ def _parquet_record(shard: str, index: int, key: str, values: dict[str, Any]) ->
         return Bad(
             "row", shard, index, key, f"its image has {len(data):,} bytes; at most {MAX_MEMBER_BYTES:,} are read"
         )
-    if data is None and path is not None and not _is_confined(path, shard):
+    folder = None if is_remote(shard) else Path(shard).parent
+    if data is None and path is not None and not is_confined(path, folder):
         return Bad("row", shard, index, key, f"its image {path!r:.80} lies outside the shard's folder")
     return _bounded(Sample(shard, index, key, data, captions, path=path, metadata=values["metadata"]))
 
 
-def _is_confined(path: str, shard: str) -> bool:
-    """Return True for a relative path of a file that stays in its folder: no URL, no `..`, no link out of it."""
+def is_confined(path: str, folder: Path | None) -> bool:
+    """Return True for a relative path that stays in its folder (None: remote): no URL, no `..`, no link out of it."""
     if is_remote(path) or is_range(path) or "::" in path or PurePosixPath(path).is_absolute():
         return False
     if "\0" in path or ".." in Path(path).parts:
         return False
-    folder = Path(shard).parent.resolve()
-    return is_remote(shard) or (folder / path).resolve().is_relative_to(folder)
+    return folder is None or (folder / path).resolve().is_relative_to(folder.resolve())
 
 
 # --------------------------------------------------------------------------------------------------------- saved sets
