@@ -12,7 +12,9 @@ from PIL import Image
 from tests.toy_shards import picture, write_parquet, write_tars
 
 from vlmo.data.decoding import decode_image
+from vlmo.data.listing import list_shards
 from vlmo.data.own import own_labels
+from vlmo.data.schema import FEATURES, make_row
 from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.tasks.evaluation_set import names_of_source
@@ -266,15 +268,68 @@ def test_paths_in_parquet_count_from_its_folder_and_stay_there(kind, tmp_path) -
     folder = tmp_path / "set" / "train"
     draw(folder / "a.png", folder / "b" / "c.png", tmp_path / "secret.png")
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
-    texts = {"caption": ["one", "two"]}
-    pq.write_table(pa.table({"image": cells_of(["a.png", "b\\c.png"], kind)} | texts), table := folder / "0.parquet")
-    for source in (table,):
+    texts = {"caption": ["one", "two", "uno"]}
+    pq.write_table(
+        pa.table({"image": cells_of(["a.png", "b\\c.png", "a.png"], kind)} | texts), table := folder / "0.parquet"
+    )
+    for source in (table, tmp_path / "set"):
         rows = open_source(str(source), test_share=0.0)
         assert [decode_image(each).size for each in rows["image"]] == [(4, 4)] * 2
+        names = ["a.png", "b/c.png"] if source == table else ["train/a.png", "train/b/c.png"]
+        assert dict(zip(rows["image_id"], rows["captions"], strict=True)) == {
+            names[0]: ["one", "uno"],
+            names[1]: ["two"],
+        }
     for outside in (str(tmp_path / "secret.png"), "../../secret.png", "link.png"):
-        pq.write_table(pa.table({"image": cells_of(["a.png", outside], kind)} | texts), table)
+        pq.write_table(pa.table({"image": cells_of(["a.png", outside, "a.png"], kind)} | texts), table)
         with pytest.raises(ValueError, match=r"row 1: .*(secret|link).* lies outside"):
             everything(table)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_paths_in_saved_sets_count_from_their_folder_and_stay_there(kind, tmp_path) -> None:
+    draw(tmp_path / "set" / "a.png", tmp_path / "b.png")
+    for image in ("a.png", "../b.png"):
+        rows = Dataset(pa.table({"image": cells_of([image], kind), "caption": ["one"]}))
+        rows.save_to_disk(tmp_path / "set")
+        if image == "a.png":
+            assert decode_image(everything(tmp_path / "set")[0]["image"]).size == (4, 4)
+    with pytest.raises(ValueError, match=r"b\.png.* lies outside"):
+        everything(tmp_path / "set")
+
+
+def test_parquet_with_bytes_beside_images_is_not_their_table(tmp_path) -> None:
+    draw(tmp_path / "a.png")
+    write_parquet(tmp_path / "0.parquet", [*"abc"])
+    pq.write_table(pa.table({"url": ["http://a/a.png"], "caption": ["one"]}), tmp_path / "1.parquet")
+    assert everything(tmp_path)["image_id"][:] == ["a.png"]
+
+
+def test_parquet_without_images_does_not_hide_texts_and_suffixes_may_be_capitals(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    assert everything(tmp_path)["captions"][:] == [["one"], ["two"]]
+    write_parquet(upper := tmp_path / "UP.PARQUET", [*"abc"])
+    write_tars(tmp_path / ".tars", [2])[0].rename(tar := tmp_path / ".tars" / "UP.TAR")
+    assert list_shards(str(upper)) == (str(upper),)
+    assert [len(everything(each)) for each in (tmp_path, upper, tar)] == [3, 3, 2]
+
+
+def test_empty_splits_are_left_out_and_val_is_validation(tmp_path) -> None:
+    rows = Dataset.from_dict({"image": PICTURES, "caption": [*"abcdef"]}).cast_column("image", ImageFeature())
+    full = Dataset.from_list(
+        [make_row(name, image=PICTURES[0], source="", licence="") for name in "abcdef"], features=FEATURES
+    )
+    for path, given in ((tmp_path / "own", rows), (tmp_path / "full", full)):
+        sizes = {"train": 6, "val": 2, "test": 0}
+        DatasetDict({name: given.select(range(size)) for name, size in sizes.items()}).save_to_disk(path)
+        for split, count in (("train", 6), ("validation", 2), ("val", 2)):
+            assert len(open_source(str(path), split=split)) == count
+        with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):
+            open_source(str(path), split="test")
+    DatasetDict({"train": rows.select([])}).save_to_disk(tmp_path / "empty")
+    with pytest.raises(ValueError, match="the set is empty"):
+        everything(tmp_path / "empty")
 
 
 def test_second_images_of_parquet_may_be_paths_and_cells_may_be_mixed(tmp_path) -> None:
@@ -295,6 +350,7 @@ def test_second_images_of_parquet_may_be_paths_and_cells_may_be_mixed(tmp_path) 
             "columns are image, description; expected .*caption, captions, text",
         ),
         ({"caption": ["red"]}, "columns are caption; expected images"),
+        ({"image": [7], "caption": ["red"]}, "column image holds neither images nor paths"),
     ],
 )
 def test_columns_that_nobody_knows_are_named(columns, message, tmp_path) -> None:

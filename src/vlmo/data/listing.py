@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -61,11 +60,10 @@ def open_file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise ValueError(f"{place} cannot be listed: {error}") from error
 
 
-def warn_of_skipped(folder: str | Path, suffixes: Iterable[str]) -> None:
+def warn_of_skipped(folder: str | Path, counts: Iterable[tuple[str, int]]) -> None:
     """Log how many files of a folder are images in formats that are not read, by their suffixes."""
-    skipped = Counter(suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES)
-    if skipped:
-        found = ", ".join(f"{number} {suffix}" for suffix, number in skipped.most_common())
+    if skipped := sorted(counts, key=lambda each: -each[1]):
+        found = ", ".join(f"{number} {suffix}" for suffix, number in skipped)
         _LOGGER.warning("%s: %s files skipped: this format is not read; convert them to JPEG or PNG", folder, found)
 
 
@@ -163,7 +161,7 @@ def list_shards(pattern: str) -> tuple[str, ...]:
         try:
             if has_wildcards(path):
                 paths = files.glob(path)
-            elif path.endswith(SHARD_SUFFIXES):
+            elif path.lower().endswith(SHARD_SUFFIXES):
                 paths = [path]
             else:
                 paths = files.glob(f"{path}/**/*.tar") or files.glob(f"{path}/**/*.parquet")
@@ -173,6 +171,6 @@ def list_shards(pattern: str) -> tuple[str, ...]:
             raise ValueError(f"{pattern} matches nothing; give shards that are there (.tar or .parquet)")
         is_local = isinstance(files, LocalFileSystem)
         found += [str(path) if is_local else files.unstrip_protocol(path) for path in paths]
-    if others := [shard for shard in found if not shard.endswith(SHARD_SUFFIXES)]:
+    if others := [shard for shard in found if not shard.lower().endswith(SHARD_SUFFIXES)]:
         raise ValueError(f"{pattern} names {others[0]}; shards end with {' or '.join(SHARD_SUFFIXES)}")
     return tuple(sorted(found))

@@ -11,6 +11,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from vlmo.data.decoding import ImageCell
 from vlmo.data.listing import IMAGE_SUFFIXES, walk
 from vlmo.data.rows import column
+from vlmo.data.saved import is_saved
 from vlmo.data.schema import (
     FEATURES,
     QUESTION_FEATURES,
@@ -19,7 +20,7 @@ from vlmo.data.schema import (
     class_features,
     make_row,
 )
-from vlmo.data.stored import Stored, is_saved, read_saved, read_shards, shards_of
+from vlmo.data.stored import Stored, read_shards, read_splits, shards_of
 from vlmo.data.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -152,7 +153,7 @@ def read_images(path: Path, images: Sequence[Path]) -> Dataset:
 
 
 def open_own(path: Path) -> Dataset | None:
-    """Return all rows of a table, of shards or of a saved set, whose columns tell the task; None of anything else.
+    """Return all rows of a table or of a saved set, whose columns tell the task; None of anything else.
 
     A saved set with the columns of `FEATURES` is something else. Images' paths are relative to their table's folder.
     `question` and `answer` make questions; `second_image`, a sentence and `label` sentences about two images; `label`
@@ -162,16 +163,16 @@ def open_own(path: Path) -> Dataset | None:
         ValueError: A column is missing, or a value cannot be used; the message names the line.
     """
     if is_saved(path):
-        stored = read_saved(path)
+        stored = read_splits(path)
         return None if stored is None else _read_stored(path, stored)
-    if tables := tables_of(path):
-        return _read_tables(path, tables)
-    # Beside images, a shard may be what they were unpacked from.
-    if (shards := shards_of(path)) and not (
-        path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in walk(path))
-    ):
-        return _read_stored(path, read_shards(path, shards))
-    return None
+    tables = tables_of(path)
+    return _read_tables(path, tables) if tables else None
+
+
+def open_shards(path: Path, files: Sequence[Path]) -> Dataset | None:
+    """Return all rows of the shard that `path` is, or of those among the files of the folder; None without any."""
+    shards = shards_of(files)
+    return _read_stored(path, read_shards(path, shards)) if shards else None
 
 
 def own_labels(path: Path) -> list[str]:
@@ -180,6 +181,8 @@ def own_labels(path: Path) -> list[str]:
     if listed.is_file():
         return [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = open_own(path)
+    if rows is None:
+        rows = open_shards(path, list(walk(path)) if path.is_dir() else [path])
     if rows is None or "answers" not in rows.column_names:
         raise ValueError(
             f"{path} has no answers or classes: expected a folder of vlmo data prepare, a table with the columns "

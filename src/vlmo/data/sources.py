@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from vlmo.data import builtin
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
 from vlmo.data.listing import (
     IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
     has_wildcards,
     is_remote,
     regular_file,
@@ -26,12 +28,11 @@ from vlmo.data.listing import (
     walk,
     warn_of_skipped,
 )
-from vlmo.data.own import open_own, read_images
+from vlmo.data.own import open_own, open_shards, read_images
 from vlmo.data.rows import column, false_captions, select_rows
-from vlmo.data.saved import saved_splits
+from vlmo.data.saved import is_saved, open_saved, saved_splits
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, hash_share, make_row
-from vlmo.data.stored import is_saved, load_saved
-from vlmo.data.tables import TABLE_STEMS
+from vlmo.data.tables import SPLITS, TABLE_STEMS
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
 
@@ -93,12 +94,15 @@ def open_source(
             f"Built-in names: {', '.join(builtin.NAMES)}."
         )
     regular_file(path)
-    if (splits := saved_splits(path)) and split not in splits:
+    splits = saved_splits(path)
+    if splits and split not in splits and (split := SPLITS.get(split, split)) not in splits:
         raise ValueError(f"{path}: no split {split!r}; it has {', '.join(splits)}")
     try:
         dataset = open_own(path)
-        if dataset is None and splits:
-            return _load_saved(path / split)
+        if dataset is None and is_saved(path):
+            dataset = cast(Dataset, open_saved(splits.get(split, path)).cast_column("image", FEATURES["image"]))
+            if splits:
+                return dataset
         dataset = _read(path) if dataset is None else dataset
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: a text or table in it is not UTF-8 ({error}); save it as UTF-8") from error
@@ -159,14 +163,16 @@ def _weighted(rows: Dataset, *, weight: float) -> Iterator[tuple[list[str], list
 
 
 def _read(path: Path) -> Dataset:
-    if is_saved(path):
-        return _load_saved(path)
+    files = list(walk(path)) if path.is_dir() else [path]
+    if (rows := open_shards(path, files)) is not None:
+        return rows
     if path.suffix.lower() == ".txt" and not path.is_dir():
         return _read_text([path], root=path.parent)
     if not path.is_dir():
         raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl, .parquet, .tar or .txt file, or a folder")
-    files = list(walk(path))
-    _warn_once(path, tuple(file.suffix.lower() for file in files))
+    _warn_once(
+        path, tuple(Counter(suffix for file in files if (suffix := file.suffix.lower()) in UNREAD_SUFFIXES).items())
+    )
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
         return read_images(path, images)
@@ -209,10 +215,6 @@ def split_words(line: str, *, max_words: int) -> list[str]:
             continue
         pieces += [words[start : start + max_words] for start in range(0, len(words), max_words)]
     return [" ".join(piece) for piece in pieces]
-
-
-def _load_saved(path: Path) -> Dataset:
-    return cast(Dataset, load_saved(path).cast_column("image", FEATURES["image"]))
 
 
 @functools.cache  # a run opens its split for the test several times

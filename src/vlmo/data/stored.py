@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets
 from datasets.exceptions import DatasetsError
 
-from vlmo.data.listing import SHARD_SUFFIXES, regular_file, walk
+from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, regular_file
 from vlmo.data.saved import ADVICE, naming_damage, open_saved, read_about, saved_splits
 from vlmo.data.schema import FEATURES
 from vlmo.data.stream.records import IMAGE_COLUMNS, Bad, is_confined, read_shard
@@ -38,38 +40,61 @@ class Stored(NamedTuple):
     classes: list[str] | None = None
 
 
-def load_saved(path: Path) -> Dataset:
-    """Open what `save_to_disk` wrote of one split; ValueError if it is empty or damaged."""
-    if (dataset := open_saved(path)) is None:
-        raise ValueError(f"{path}: the set is empty, it has no row")
-    return dataset
-
-
-def is_saved(path: Path) -> bool:
-    """Return True for a folder that `save_to_disk` wrote of a `Dataset` or a `DatasetDict`."""
-    return (path / "state.json").is_file() or bool(saved_splits(path))
-
-
-def read_saved(path: Path) -> Stored | None:
+def read_splits(path: Path) -> Stored | None:
     """Return the rows of a saved set, of all its splits; None if they have the columns of `FEATURES`.
 
     ValueError if no column holds images, or none tells a task.
     """
-    splits: list[Any] = saved_splits(path) or [None]
-    first = path / (splits[0] or "")
+    splits = saved_splits(path) or {None: path}
+    first = next(iter(splits.values()))
     with naming_damage(first, advice=ADVICE):
         told = json.loads(read_about(first / "dataset_info.json"))
         if FEATURES.keys() <= (told["features"] or {}).keys():
             return None
-    return _stored(path, [(split, load_saved(path / (split or "")), path) for split in splits], texts_only=True)
+    return _stored(path, [(split, open_saved(folder), path) for split, folder in splits.items()], texts_only=True)
 
 
-def shards_of(path: Path) -> list[Path]:
-    """Return the shard that `path` is, or those in the folder, but tables that img2dataset left beside its tars."""
-    if not path.is_dir():
-        return [path] if path.suffix in SHARD_SUFFIXES else []
-    files = [file for file in walk(path) if file.suffix in SHARD_SUFFIXES]
-    return [file for file in files if file.suffix == ".tar" or not file.with_suffix(".tar").is_file()]
+def shards_of(files: Sequence[Path]) -> list[Path]:
+    """Return the shards among the files of a folder, but tables that img2dataset left beside its tars.
+
+    Beside images, which may be what shards were unpacked to, these are tables that name them; beside texts, those with
+    images.
+
+    Raises:
+        ValueError: A parquet file beside images or texts cannot be read.
+    """
+    suffixes = {file.suffix.lower() for file in files}
+    known = {file for file in files if file.suffix.lower() in SHARD_SUFFIXES}
+    shards = [file for file in files if file in known and (_is_tar(file) or file.with_suffix(".tar") not in known)]
+    if not suffixes.isdisjoint(IMAGE_SUFFIXES):
+        return [file for file in shards if not _is_tar(file) and _names_images(file)]
+    if ".txt" in suffixes and ".tar" not in suffixes:
+        return [file for file in shards if _columns_and_image(file)[1] is not None]
+    return shards
+
+
+def _is_tar(file: Path) -> bool:
+    return file.suffix.lower() == ".tar"
+
+
+def _names_images(file: Path) -> bool:
+    names, image = _columns_and_image(file)
+    is_path = isinstance(image, str) or (isinstance(image, dict) and image.get("bytes") is None)
+    return is_path and column_of(names, _TOLD) is not None
+
+
+def _columns_and_image(file: Path) -> tuple[list[str], Any]:
+    """Return the columns of a parquet file and its first image; None as that without any."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            schema = opened.schema_arrow
+            structs = [each.name for each in schema if pa.types.is_struct(each.type) and "bytes" in each.type.names]
+            name = column_of(schema.names, (*IMAGE_COLUMNS, *TABLE_IMAGES, *structs))
+            batches = opened.iter_batches(16, columns=[name]) if name else ()
+            cells = (cell for batch in batches for cell in batch.column(0).to_pylist() if cell is not None)
+            return schema.names, next(cells, None)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def read_shards(path: Path, shards: Sequence[Path]) -> Stored:
@@ -80,9 +105,9 @@ def read_shards(path: Path, shards: Sequence[Path]) -> Stored:
     Raises:
         ValueError: A record or file cannot be read, or the columns are no images with captions, questions or classes.
     """
-    if len({file.suffix for file in shards}) > 1:
+    if len({file.suffix.lower() for file in shards}) > 1:
         raise ValueError(f"{path} holds tar and parquet files, such as {shards[0]}; name a folder of one kind")
-    if shards[0].suffix == ".tar":
+    if _is_tar(shards[0]):
         return Stored([cells for tar in shards for cells in _tar_cells(tar, path, split=_split_of(tar, path))])
     groups: dict[tuple[str | None, Path], list[str]] = {}
     for file in shards:
@@ -129,6 +154,8 @@ def _placed(images: Any, name: str, *, path: Path, folder: Path, first: int) -> 
         if cell is None or cell["bytes"] is not None or cell["path"] is None:
             return {name: cell}
         named = cell["path"].strip().replace("\\", "/")
+        if not named:
+            return {name: None}
         if not is_confined(named, folder):
             raise ValueError(
                 f"{path}, row {first + number}: {named!r:.80} lies outside {folder}; give paths relative to that folder"
@@ -151,6 +178,7 @@ def _stored(path: Path, parts: Sequence[tuple[str | None, Dataset, Path]], *, te
     cells: list[dict[str, Any]] = []
     images: list[Dataset] = []
     classes = None
+    root = (path if path.is_dir() else path.parent).resolve()
     for split, rows, folder in parts:
         names = rows.column_names
         found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
@@ -166,17 +194,24 @@ def _stored(path: Path, parts: Sequence[tuple[str | None, Dataset, Path]], *, te
         renamed = {image: "image"} | ({second: SECOND_COLUMNS[0]} if second else {})
         shown: Any = rows.select_columns(list(renamed)).rename_columns(renamed)
         for given, name in renamed.items():
-            shown = shown.cast_column(name, Image(decode=False))
+            try:
+                shown = shown.cast_column(name, Image(decode=False))
+            except (pa.ArrowException, TypeError) as error:
+                raise ValueError(f"{path}: its column {given} holds neither images nor paths ({error})") from error
             if not texts_only or rows.features[given] in (Value("string"), Value("large_string")):
                 shown = _placed(shown, name, path=path, folder=folder, first=len(cells))
+        data, paths = shown.data.column("image").flatten()
+        files = paths.to_pylist() if data.null_count == len(data) else [None] * len(data)  # as of tables, else numbers
         read: Any = rows.select_columns([name for name in names if name not in renamed and name in _READ])
         if isinstance(label := rows.features.get("label"), ClassLabel):
             classes = label.names
-        for line in read.to_list() if read.column_names else [{} for _ in range(len(rows))]:
+        lines = read.to_list() if read.column_names else [{} for _ in range(len(rows))]
+        for line, file in zip(lines, files, strict=True):
             number = str(len(cells))
             if classes is not None:
                 line["label"] = classes[line["label"]] if line["label"] in range(len(classes)) else None
             held = {name: {"bytes": None, "path": number} for name in renamed.values()}
-            cells.append({"image_id": f"{path.name}#{number}", **line, **held, **({"split": split} if split else {})})
+            image_id = os.path.relpath(file, root) if file else f"{path.name}#{number}"
+            cells.append({"image_id": image_id, **line, **held, **({"split": split} if split else {})})
         images.append(shown)
     return Stored(cells, concatenate_datasets(images), classes)

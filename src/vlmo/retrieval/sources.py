@@ -28,7 +28,7 @@ from vlmo.data.listing import (
     walk,
     warn_of_skipped,
 )
-from vlmo.data.saved import read_about
+from vlmo.data.saved import SAVED_FILES, read_about
 from vlmo.data.stream.records import Bad, Sample, read_shard
 from vlmo.data.tables import TABLE_STEMS, find_table
 from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata
@@ -39,7 +39,6 @@ MAX_BYTES = 256_000_000
 
 Kind = Literal["file", "video", "shard", "dataset", "unreadable", "skipped"]
 
-_SAVED = ("state.json", "dataset_dict.json")
 # What object stores call the time or the version of a file.
 _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
 _READERS = 8
@@ -157,7 +156,7 @@ def find(origin: str) -> Iterator[Found]:
             skipped[Path(found.place).suffix.lower()] += 1
         else:
             yield found
-    warn_of_skipped(origin, skipped.elements())
+    warn_of_skipped(origin, skipped.items())
 
 
 def _find(origin: str) -> Iterator[Found]:
@@ -208,7 +207,7 @@ def was_deleted(origin: str) -> bool:
 def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator[Found]:
     lost, real = list[Path](), folder.resolve()
     for path in walk(folder, seen=seen, lost=lost):
-        if path.name in _SAVED and path.is_file():
+        if path.name in SAVED_FILES and path.is_file():
             # That of a split belongs to the whole, unless the split itself was given.
             if path.parent == folder or not (path.parent.parent / "dataset_dict.json").is_file():
                 saved = path.parent

@@ -125,7 +125,7 @@ def read_shard(
         ValueError: The process has too many open files.
     """
     options = _Options(images, details, absent)
-    read = _tar_records if shard.endswith(".tar") else _parquet_records
+    read = _tar_records if shard.lower().endswith(".tar") else _parquet_records
     waits = iter(_WAITS if is_remote(shard) else ())
     # aiohttp, under fsspec's object stores, has errors of its own; it is imported only where one is used.
     client_error = getattr(sys.modules.get("aiohttp"), "ClientError", OSError)
@@ -380,9 +380,8 @@ def read_saved(folder: Path) -> Iterator[Record]:
 
     index = 0
     try:
-        for split in saved_splits(folder) or [None]:
-            if (dataset := open_saved(folder / (split or ""))) is None:
-                continue
+        for place in saved_splits(folder).values() or [folder]:
+            dataset, split = open_saved(place), None if place == folder else place.name
             images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
             for table in dataset.with_format("arrow").iter(_BATCH_ROWS):  # sounds and videos would be decoded else
                 for row in (row for batch in cast(pa.Table, table).to_batches() for row in _python_rows(batch)):
