@@ -136,7 +136,7 @@ def test_empty_set_is_refused(task, folders, sources, tmp_path):
     splits = load_from_disk(str(full))
     DatasetDict({name: rows.select([]) for name, rows in splits.items()}).save_to_disk(str(tmp_path / "empty"))
     shutil.copy(full / "prepared.json", tmp_path / "empty")
-    with pytest.raises(ValueError, match="test: the set is empty, it has no row"):
+    with pytest.raises(ValueError, match="empty: the set is empty, it has no row"):
         evaluate(folders[task], source=str(tmp_path / "empty"), split="test", device="cpu")
 
 
