@@ -132,10 +132,16 @@ async def probe(port: int, stop: asyncio.Event) -> list[float]:
 
 
 async def load(
-    port: int, *, clients: int, seconds: float, rate: float | None, watch: Callable[[float], None]
+    port: int,
+    *,
+    clients: int,
+    seconds: float,
+    rate: float | None,
+    watch: Callable[[float], None],
+    images: float = 0.1,
 ) -> Answers:
     """Ask usual questions for a time: `rate` a second by the clock, or each as soon as the last is answered."""
-    answers, start, ask_next = Answers(), time.monotonic(), usual(random.Random(0))
+    answers, start, ask_next = Answers(), time.monotonic(), usual(random.Random(0), images=images)
 
     async def client(number: int) -> None:
         for turn in itertools.count():
@@ -165,11 +171,15 @@ def image_request(data: bytes) -> bytes:
     return authorized("/v1/search", form(('name="image"; filename="a"', data)), "multipart/form-data; boundary=x")
 
 
-def usual(choose: random.Random) -> Iterator[bytes]:
-    """Yield requests of clients of good will, without end."""
+def usual(choose: random.Random, *, images: float = 0.1) -> Iterator[bytes]:
+    """Yield requests of clients of good will, a share of them with images, without end."""
     while True:
         body = {"text": f"a red {choose.choice(('bar', 'circle'))}", "rerank": choose.choice((0, 0, 0, 8))}
-        yield image_request(encoded()) if choose.random() < 0.1 else authorized("/v1/search", json.dumps(body).encode())
+        yield (
+            image_request(encoded())
+            if choose.random() < images
+            else authorized("/v1/search", json.dumps(body).encode())
+        )
 
 
 def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float) -> None:
@@ -316,7 +326,8 @@ def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: fl
 
     async def both() -> tuple[Answers, int]:
         slow_ones = [asyncio.create_task(slow(*kind)) for kind in kinds.values() for _ in range(8)]
-        answers = await load(server.port, clients=2, seconds=wait * 0.98, rate=10, watch=lambda _: None)
+        # Words alone: the slow ones have images, and may hold all of the queue's places for these.
+        answers = await load(server.port, clients=2, seconds=wait * 0.98, rate=10, watch=lambda _: None, images=0)
         left = len([*descriptors.iterdir()]) - before
         memory.append(server.memory("VmRSS") >> 20)
         await asyncio.gather(*slow_ones)
