@@ -34,6 +34,8 @@ class Options:
 
     turns: int = 3
     """Runs of each command, variant and load; the median counts."""
+    commands: tuple[str, ...] = ("train", "finetune", "index")
+    """Those that are run."""
     steps: int = 60
     """Training steps of `train` and `finetune`."""
     out: Path | None = None
@@ -86,7 +88,9 @@ def compare(options: Options) -> dict[str, Any]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, command in commands(Path(folder), steps=options.steps).items():
+        known = commands(Path(folder), steps=options.steps)
+        for name in options.commands:
+            command = known[name]
             seconds_of(command, plain)  # fills caches
             for load, count in LOADS.items():
                 seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
