@@ -12,8 +12,8 @@ _RUNNING = Path("/proc/loadavg")
 _SAMPLES, _PAUSE_S = 4, 0.005
 _BUSY_SHARE = 0.25
 _SPINS = "20000"
-"""Rounds before a waiting thread sleeps. On an idle machine as fast as GNU OpenMP's own 300,000, and twice as fast as
-that beside other programs that start later (docs/scaling.md)."""
+"""Rounds before a waiting thread sleeps. On an idle machine within 2 % of GNU OpenMP's own 300,000, and faster than
+that beside other programs that start later (docs/log.md)."""
 
 
 def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:

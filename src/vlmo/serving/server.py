@@ -7,8 +7,8 @@ import ipaddress
 import logging
 import math
 import os
-import resource
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -69,11 +69,15 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
 
 
 def _connections() -> int:
-    """Raise the limit on open files if it is low, and return the connections that it leaves room for.
+    """Raise the limit on open files if it is low, and return how many connections it allows.
 
     Raises:
-        ValueError: It leaves room for hardly any.
+        ValueError: It allows none.
     """
+    if sys.platform == "win32":  # which has no such limit
+        return _CONNECTIONS
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     others, wanted = _BACKLOG + _OTHER_FILES, _CONNECTIONS + _BACKLOG + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -160,13 +164,13 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-class _Room:
+class _ConnectionLimit:
     """Closes the connection without a request that has been silent for the longest where there are more than `most`."""
 
     def __init__(self, most: int) -> None:
         self._most, self._warned = most, -math.inf
 
-    def make(self, connections: set[Any]) -> None:
+    def enforce(self, connections: set[Any]) -> None:
         if len(connections) <= self._most:
             return
         # The newest is among them if all others have sent a request.
@@ -182,9 +186,9 @@ class _Room:
 def _protocol(settings: Settings, *, connections: int) -> type[H11Protocol]:
     """HTTP of uvicorn, with connections closed whose client is too slow to send a head, or to take an answer.
 
-    One more than `connections` costs the one that `_Room` chooses.
+    One more than `connections` costs the one that `_ConnectionLimit` chooses.
     """
-    room = _Room(connections)
+    limit = _ConnectionLimit(connections)
 
     class Patient(H11Protocol):
         _reading: asyncio.TimerHandle | None = None
@@ -196,7 +200,7 @@ def _protocol(settings: Settings, *, connections: int) -> type[H11Protocol]:
             transport.set_write_buffer_limits(0)  # writing is paused until all has been sent
             self.heard = self.loop.time()
             self._watch()
-            room.make(self.connections)
+            limit.enforce(self.connections)
 
         def data_received(self, data: bytes) -> None:
             self.heard = self.loop.time()
