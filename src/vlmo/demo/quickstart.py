@@ -278,7 +278,7 @@ def _write(
         summary=(
             "A small VLMo went through all three stages on scenes of shapes and their captions, then through "
             "fine-tuning on questions and on statements about two scenes. The dual encoder is fast, but sees what is "
-            "there rather than where; the fusion encoder reads the caption beside the image and corrects it."
+            "there rather than where; the fusion encoder reads the caption beside the image and can correct it."
         ),
         metrics=metrics,
         headline=headline,
