@@ -30,7 +30,7 @@ from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.objectives.vision_language import VisionLanguageObjective
 from vlmo.recipes import find_recipe
-from vlmo.tasks import RetrievalStage
+from vlmo.tasks import RetrievalTask
 from vlmo.training.optimizer import build_optimizer
 from vlmo.types import Batch
 
@@ -99,14 +99,14 @@ def random_batch(pairs: int, *, image_size: int, text: int, vocabulary: int) -> 
 def make_objective(options: Options) -> VisionLanguageObjective:
     """The recipe's model and losses, with the gradient cache."""
     recipe = find_recipe("base-coco-retrieval")
-    assert isinstance(recipe.stage, RetrievalStage)
+    assert isinstance(recipe.task, RetrievalTask)
     itm_weight = 1.0 if options.matching else 0.0
     settings = asdict(recipe.model) | {"use_match_head": options.matching, "contrast_fusion_branch": False}
     if options.image_size is not None:
         settings["image_size"] = options.image_size
     if options.layers is not None:
         settings |= {"num_hidden_layers": options.layers, "num_fusion_layers": min(2, options.layers)}
-    losses = replace(recipe.stage.losses, cache_chunk=options.chunk, itm_weight=itm_weight)
+    losses = replace(recipe.task.losses, cache_chunk=options.chunk, itm_weight=itm_weight)
     torch.manual_seed(0)
     return VisionLanguageObjective(VLMoForImageTextRetrieval(VLMoConfig(**settings)).train(), config=losses)
 

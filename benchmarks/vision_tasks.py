@@ -32,7 +32,7 @@ from vlmo.processing.segmentation import IGNORED_CLASS
 from vlmo.recipes import Recipe, find_recipe
 from vlmo.released import SMALL
 from vlmo.run import build
-from vlmo.tasks import ClassificationStage, SegmentationStage
+from vlmo.tasks import ClassificationTask, SegmentationTask
 from vlmo.tasks.classification import ClassSet, evaluate_linear_probe, evaluate_zero_shot
 from vlmo.tasks.result import TaskResult
 from vlmo.tasks.segmentation import SegmentRows, SegmentSet
@@ -99,16 +99,14 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     settings = settings_of(name, options)
     source, tested = settings.evaluate_on or name, settings.evaluate_split
     rows = {
-        split: ClassificationStage.read(
-            source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl"
-        )
+        split: ClassificationTask.read(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
         for split in ("train", tested)
     }
     where: dict[str, Any] = {"source": source, "split": tested}
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
-        models[recipe] = spent | figures(ClassificationStage.evaluate(folder, **where))
+        models[recipe] = spent | figures(ClassificationTask.evaluate(folder, **where))
     began = time.monotonic()
     baseline = logistic_regression(rows["train"], rows[tested], side=CLASS_RECIPES[name])
     models["logistic regression on pixels"] = {"seconds": time.monotonic() - began} | figures(baseline)
@@ -129,13 +127,13 @@ def segmentation(name: str, options: Options, *, console: Console) -> dict[str, 
     settings = settings_of(name, options)
     source, tested = settings.evaluate_on or name, settings.evaluate_split
     rows = {
-        split: SegmentationStage.read(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
+        split: SegmentationTask.read(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
         for split in ("train", tested)
     }
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
-        models[recipe] = spent | figures(SegmentationStage.evaluate(folder, source=source, split=tested))
+        models[recipe] = spent | figures(SegmentationTask.evaluate(folder, source=source, split=tested))
     began = time.monotonic()
     colours = colour_table(rows["train"])
     baseline = segment_by_colour(rows[tested], colours)

@@ -37,7 +37,7 @@ from vlmo.recipes import Recipe
 from vlmo.recipes.schema import scaled
 from vlmo.run import build
 from vlmo.run.estimate import estimate
-from vlmo.tasks import RetrievalStage, evaluate
+from vlmo.tasks import RetrievalTask, evaluate
 from vlmo.tasks.result import TaskResult, circumstances
 
 RESULT, ROOT = "result.json", Path(__file__).resolve().parents[1]
@@ -179,7 +179,7 @@ def measure(
     probed = probe(*(fused_states(folder, source=binding, split=each) for each in ("train", split)))
     metrics = found.metrics | {name: value for name, value in told.metrics.items() if not name.startswith("words")}
     items = {RECALL: _firsts(found, "rank"), PROBE: probed.reshape(-1, 2).mean(axis=1)}
-    if recipe.stage.losses.itm_weight > 0:
+    if recipe.task.losses.itm_weight > 0:
         few = evaluate(folder, source=pairs, split=split, limit=RERANKED, rerank=SHORTLIST, rerank_weight=1.0)
         items[MATCHING] = _firsts(few, "rerank_rank")
     metrics |= {name: float(values.mean()) for name, values in items.items()}
@@ -198,8 +198,8 @@ def fused_states(folder: Path, *, source: str, split: str) -> Float[torch.Tensor
 
     That is the state of [T_CLS], and the mean of all states.
     """
-    model, processor = RetrievalStage.load(folder)
-    rows = RetrievalStage.read(source, split=split, processor=processor, quarantine=folder.parent / "invalid.jsonl")
+    model, processor = RetrievalTask.load(folder)
+    rows = RetrievalTask.read(source, split=split, processor=processor, quarantine=folder.parent / "invalid.jsonl")
     pairs, count, states = rows.as_set(), len(rows.rows), []
     for start in [*range(0, count, _BATCH), *range(count, 2 * count, _BATCH)]:
         numbers = range(start, min(start + _BATCH, (start // count + 1) * count))

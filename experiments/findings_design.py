@@ -12,7 +12,7 @@ from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes import Recipe, find_recipe
 from vlmo.recipes.schema import TextConfig
-from vlmo.tasks import LanguageStage, TokenizerStage, VisionLanguageStage, VisionStage
+from vlmo.tasks import LanguageTask, TokenizerTask, VisionLanguageTask, VisionTask
 from vlmo.training import ScheduleConfig
 
 STEPS, BRIEF_STEPS = 600, 300
@@ -150,7 +150,7 @@ def stage3(variant: str, *, world: Path) -> Recipe:
     )
     return replace(
         base,
-        stage=VisionLanguageStage(losses=replace(LOSSES, **known.losses)),
+        task=VisionLanguageTask(losses=replace(LOSSES, **known.losses)),
         model=replace(base.model, **(model | known.model)),
         text=TextConfig(vocab_size=200, learn_from=(str(world / "texts"),), max_length=16),
         data=data,
@@ -167,16 +167,16 @@ def stages_before(*, world: Path, folder: Path) -> dict[str, Recipe]:
     plain = stage3("few", world=world)
     model = replace(plain.model, num_fusion_layers=0)
     tokenizer = find_recipe("shapes-tokenizer")
-    sizes = replace(tokenizer.stage.tokenizer, patch_size=model.patch_size, num_tokens=256)
+    sizes = replace(tokenizer.task.tokenizer, patch_size=model.patch_size, num_tokens=256)
     found = {
-        "tokenizer": (tokenizer, TokenizerStage(tokenizer=sizes), "images"),
-        "stage1": (find_recipe("shapes-stage1"), VisionStage(str(folder / "tokenizer" / "model")), "images"),
-        "stage2": (find_recipe("shapes-stage2"), LanguageStage(), "texts"),
+        "tokenizer": (tokenizer, TokenizerTask(tokenizer=sizes), "images"),
+        "stage1": (find_recipe("shapes-stage1"), VisionTask(str(folder / "tokenizer" / "model")), "images"),
+        "stage2": (find_recipe("shapes-stage2"), LanguageTask(), "texts"),
     }
     return {
         name: replace(
             recipe,
-            stage=stage,
+            task=stage,
             model=model,
             text=plain.text,
             data=replace(plain.data, source=str(world / source)),

@@ -48,7 +48,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("trian", "did you mean 'train'"),
         ("train base-stag3", "did you mean 'base-stage3'"),
         ("train shapes-stage3 --optimizer.lrr 1", "Perhaps you meant: --optimizer.lr FLOAT"),
-        ("train shapes-stage3 --stage.losses.mlm_wieght 1", "Perhaps you meant: --stage.losses.mlm-weight"),
+        ("train shapes-stage3 --task.losses.mlm_wieght 1", "Perhaps you meant: --task.losses.mlm-weight"),
         ("quickstart --scalee 1", "Perhaps you meant: --scale FLOAT"),
         ("data prepar", "Available subcommands: prepare"),
         ("recipes vlmo-smal", "'vlmo-small'"),
@@ -64,7 +64,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-stage3 --init None --device bogus", "device is 'bogus'"),
         ("train shapes-stage3 --init None --device cuda:99", "CUDA devices"),
         ("train shapes-stage3 --init None --run-dir FILE", "FILE"),
-        ("train shapes-stage3 --stage.losses.itm-stride 0", "itm_stride is 0"),
+        ("train shapes-stage3 --task.losses.itm-stride 0", "itm_stride is 0"),
         ("train shapes-stage3 --text.max-length 128", "max_text_positions"),
         ("train shapes-stage3 --data.max-bad-share -1", "max_bad_share is -1"),
         ("train shapes-stage3 --trainer.eval-every 5", "evaluate_on"),
@@ -74,21 +74,21 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
             "starts from runs/base-stage2/model, which is not there yet: train that first, or give --init",
         ),
         ("train small-retrieval --init vlmo-small --model.image-size 128 --model.patch-size 32 --dry-run", "has shape"),
-        ("train vlmo-small --init vlmo-small --dry-run", "stage.teacher: runs/vlmo-small/retrieval-again/model is no"),
-        ("train vlmo-small --stage.teacher nowhere --dry-run", "stage.teacher: nowhere is no model folder"),
+        ("train vlmo-small --init vlmo-small --dry-run", "task.teacher: runs/vlmo-small/retrieval-again/model is no"),
+        ("train vlmo-small --task.teacher nowhere --dry-run", "task.teacher: nowhere is no model folder"),
         ("train vlmo-small --data.weights 1 1 1 --dry-run", "data.weights is (1.0, 1.0, 1.0) for 5 sources"),
         ("train base-vqa --init vlmo-small --data.source nowhere", "num_attention_heads 4"),  # before the data are read
         ("train shapes-stage3 --device bogus --dry-run", "device is 'bogus'"),
         ("train shapes-stage3 --init nowhere --dry-run", "nowhere is no model folder"),
-        ("train shapes-stage1 --stage.masked-share 2", "masked_share is 2"),
+        ("train shapes-stage1 --task.masked-share 2", "masked_share is 2"),
         ("train shapes-tokenizer --init somewhere", "starts from nothing"),
         ("train small-tokenizer --data.source emoji-pear", "emoji-pairs"),
         ("train shapes-stage3 --processes -1 --dry-run", "processes is -1; give a number from 1 up"),
         ("train shapes-stage3 --processes 4", "--processes and --json belong to --dry-run"),
         ("train large-plusplus-stage3 --processes 2048 --dry-run", "1024, not a multiple of 2048 processes"),
         ("train shapes-stage3 --processes 32 --dry-run", "itm_stride 4 does not divide the micro-batch of 2 pairs"),
-        ("train shapes-stage3 --stage.losses.negative-groups 3 --dry-run", "negative_groups 3 does not divide"),
-        ("train shapes-stage3 --init None --stage.losses.nested-dims 128 --dry-run", "vectors have 128 dimensions"),
+        ("train shapes-stage3 --task.losses.negative-groups 3 --dry-run", "negative_groups 3 does not divide"),
+        ("train shapes-stage3 --init None --task.losses.nested-dims 128 --dry-run", "vectors have 128 dimensions"),
         ("recipes --import .x", "--import .x: the name is relative; name a module"),
         ("quickstart --scale inf", "scale is inf"),
         ("quickstart --scale 0", "scale is 0"),
@@ -155,7 +155,7 @@ def test_train_help_shows_options_with_defaults(capsys):
         main(["train", "base-stage3", "--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for option in ("optimizer.lr", "model.hidden-size", "trainer.max-steps", "stage.losses.mlm-weight", "init"):
+    for option in ("optimizer.lr", "model.hidden-size", "trainer.max-steps", "task.losses.mlm-weight", "init"):
         assert f"--{option} " in shown
     assert "(default: 0.0002)" in shown
 

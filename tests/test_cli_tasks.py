@@ -309,13 +309,13 @@ def test_folders_that_are_damaged_are_one_line(folders, questions, pairs, capsys
 MY_TASK = """
 import sys
 from dataclasses import replace
-from tests.tasks.test_toy_task import BrightnessStage
+from tests.tasks.test_toy_task import BrightnessTask
 from vlmo.recipes import RECIPES, find_recipe
 from vlmo.tasks import register
 
 sys.path.append("added by the module")
-register(BrightnessStage)
-RECIPES["brightness"] = replace(find_recipe("scenes-kinds"), stage=BrightnessStage(), evaluate_on=None)
+register(BrightnessTask)
+RECIPES["brightness"] = replace(find_recipe("scenes-kinds"), task=BrightnessTask(), evaluate_on=None)
 """
 
 

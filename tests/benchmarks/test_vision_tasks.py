@@ -15,7 +15,7 @@ from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import model_config
-from vlmo.tasks import ClassificationStage, SegmentationStage
+from vlmo.tasks import ClassificationTask, SegmentationTask
 
 MODELS = {
     "scenes-kinds": {
@@ -45,7 +45,7 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 
 def test_colours_tell_these_squares_apart(sets, tmp_path):
     rows = {
-        split: SegmentationStage.read(str(sets["scenes-masks"]), split=split, quarantine=tmp_path / split)
+        split: SegmentationTask.read(str(sets["scenes-masks"]), split=split, quarantine=tmp_path / split)
         for split in ("train", "test")
     }
     table = vision_tasks.colour_table(rows["train"])
@@ -57,7 +57,7 @@ def test_colours_tell_these_squares_apart(sets, tmp_path):
 
 def test_pixels_tell_these_images_apart(sets, tmp_path):
     train, test = (
-        ClassificationStage.read(str(sets["scenes-kinds"]), split=split, quarantine=tmp_path / split)
+        ClassificationTask.read(str(sets["scenes-kinds"]), split=split, quarantine=tmp_path / split)
         for split in ("train", "test")
     )
     vectors = vision_tasks.pixel_vectors(test, side=4)
@@ -77,10 +77,10 @@ def test_every_model_is_measured(task, sets, tmp_path, monkeypatch):
 
     def tiny(name):
         recipe = find_recipe(name)
-        stage = recipe.stage if task == "scenes-kinds" else dataclasses.replace(recipe.stage, channels=8)
+        settings = recipe.task if task == "scenes-kinds" else dataclasses.replace(recipe.task, channels=8)
         return dataclasses.replace(
             recipe,
-            stage=stage,
+            task=settings,
             model=model_config(VLMoConfig.tiny(num_fusion_layers=0)),
             data=dataclasses.replace(recipe.data, source=str(sets[task])),
             loader=dataclasses.replace(recipe.loader, global_batch_size=8),

@@ -21,7 +21,7 @@ STEPS = 12
 TOLERANCE = 2e-3
 SMALL = [
     "--init", "None", "--data.source", "pictures", "--text.learn-from", "pictures", "--evaluate-on", "None",
-    "--loader.global-batch-size", "16", "--stage.losses.mlm-stride", "2", "--stage.losses.itm-stride", "2",
+    "--loader.global-batch-size", "16", "--task.losses.mlm-stride", "2", "--task.losses.itm-stride", "2",
     "--trainer.precision", "float32",
     "--trainer.max-steps", str(STEPS), "--trainer.log-every", "1", "--trainer.save-every", "2",
     "--schedule.warmup-steps", "2", "--model.hidden-size", "32",

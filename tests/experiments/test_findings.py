@@ -27,13 +27,13 @@ CHANGED = {
     "few-stages": ["data.source", "trainer.max_steps"],
     "few-stage1": ["data.source", "trainer.max_steps"],
     "few-separate-attention": ["data.source", "model.attention", "trainer.max_steps"],
-    "itc": ["model.num_fusion_layers", "stage.losses.itm_weight", "stage.losses.mlm_weight"],
-    "local-negatives": ["stage.losses.negative_groups"],
+    "itc": ["model.num_fusion_layers", "task.losses.itm_weight", "task.losses.mlm_weight"],
+    "local-negatives": ["task.losses.negative_groups"],
     "no-fusion-expert": ["model.num_fusion_layers"],
     "standard": ["model.experts"],
     "separate-attention": ["model.attention"],
-    "itc-itm": ["stage.losses.mlm_weight"],
-    "random-negatives": ["stage.losses.negative_sharpness"],
+    "itc-itm": ["task.losses.mlm_weight"],
+    "random-negatives": ["task.losses.negative_sharpness"],
     "standard-wide": ["model.experts", "model.intermediate_size"],
     "separate-attention-narrow": ["model.attention", "model.intermediate_size"],
     "fewest": ["data.source", "trainer.max_steps"],
@@ -43,8 +43,8 @@ CHANGED = {
     "brief-stages-no-fusion-expert": ["model.num_fusion_layers", "trainer.max_steps"],
     "thin": ["model.intermediate_size"],
     "thin-no-fusion-expert": ["model.intermediate_size", "model.num_fusion_layers"],
-    "itc-mlm": ["stage.losses.itm_weight"],
-    "itm-mlm": ["stage.losses.itc_weight"],
+    "itc-mlm": ["task.losses.itm_weight"],
+    "itm-mlm": ["task.losses.itc_weight"],
 }
 EVERY_SEED = {"circumstances": {"hardware": {"cpu": "a CPU"}, "versions": {"torch": "2"}}, "cpu_seconds": 60}
 
@@ -167,7 +167,7 @@ def test_jobs_start_from_the_stages_of_their_seed(tmp_path):
     for stages, both, one in ((*jobs[:2], jobs[8]), (*jobs[2:4], jobs[9])):
         folder, recipes = stages.folder, stages.recipes()
         assert list(recipes) == ["tokenizer", "stage1", "stage2"]
-        assert recipes["stage1"].stage.targets == str(folder / "tokenizer" / "model")
+        assert recipes["stage1"].task.targets == str(folder / "tokenizer" / "model")
         assert recipes["stage2"].init == str(folder / "stage1" / "model")
         assert both.recipes()["stage3"].init == str(folder / "stage2" / "model")
         assert one.recipes()["stage3"].init == str(folder / "stage1" / "model")

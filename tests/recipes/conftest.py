@@ -11,7 +11,7 @@ from tests.tasks.toy_vision import write_class_set, write_segment_set
 from tests.toy_questions import write_questions, write_sentences
 
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
-from vlmo.tasks import ClassificationStage, QuestionStage, ReasoningStage, SegmentationStage
+from vlmo.tasks import ClassificationTask, NLVR2Task, SegmentationTask, VQATask
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 
@@ -47,8 +47,8 @@ def task_sets(tmp_path_factory) -> dict[type, Path]:
     """Data of the stages that need more than captions."""
     folder = tmp_path_factory.mktemp("task_sets")
     return {
-        QuestionStage: write_questions(folder / "questions"),
-        ReasoningStage: write_sentences(folder / "sentences"),
-        ClassificationStage: write_class_set(folder / "classes"),
-        SegmentationStage: write_segment_set(folder / "segments"),
+        VQATask: write_questions(folder / "questions"),
+        NLVR2Task: write_sentences(folder / "sentences"),
+        ClassificationTask: write_class_set(folder / "classes"),
+        SegmentationTask: write_segment_set(folder / "segments"),
     }

@@ -144,7 +144,7 @@ def test_the_three_stages_run_on_it(source, visual_tokenizer, capsys):
         "--trainer.precision": "float32",
     }
     for stage in (1, 2, 3):
-        given = options | ({"--stage.visual-tokenizer": str(visual_tokenizer)} if stage == 1 else {})
+        given = options | ({"--task.visual-tokenizer": str(visual_tokenizer)} if stage == 1 else {})
         main(["train", f"base-stage{stage}", *(word for option in given.items() for word in option)])
         assert "finished: 2 steps" in capsys.readouterr().out.replace("\n", " ")
     recipe = json.loads(Path("runs/base-stage3/recipe.json").read_text())

@@ -17,7 +17,7 @@ from vlmo.model.heads import MAX_LOGIT_SCALE, ContrastHead
 from vlmo.recipes import RECIPES, Recipe, describe, find_recipe, small
 from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe
 from vlmo.run import build
-from vlmo.tasks import TASKS, RetrievalStage, VisionLanguageStage
+from vlmo.tasks import TASKS, RetrievalTask, VisionLanguageTask
 from vlmo.training import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recipes.txt"
@@ -25,10 +25,10 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "recipes.txt"
 
 def kind_of(recipe: Recipe) -> tuple[Any, ...]:
     """Settings that choose which code a run goes through."""
-    stage, model = recipe.stage, recipe.model
-    position = model.position_embedding if isinstance(stage, VisionLanguageStage) else None
-    losses, streams = repr(getattr(stage, "losses", None)), bool(recipe.data.streams.patterns)
-    return type(stage), losses, model.experts, model.attention, model.num_fusion_layers > 0, position, streams
+    task, model = recipe.task, recipe.model
+    position = model.position_embedding if isinstance(task, VisionLanguageTask) else None
+    losses, streams = repr(getattr(task, "losses", None)), bool(recipe.data.streams.patterns)
+    return type(task), losses, model.experts, model.attention, model.num_fusion_layers > 0, position, streams
 
 
 KINDS = {kind_of(recipe): name for name, recipe in reversed(RECIPES.items())}
@@ -39,7 +39,7 @@ def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, task_sets, tmp_p
     recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, task_sets=task_sets)
     trainer = build(recipe, run_dir=tmp_path)
     heads = [module for module in trainer.objective.modules() if isinstance(module, ContrastHead)]
-    assert bool(heads) == isinstance(recipe.stage, VisionLanguageStage | RetrievalStage)
+    assert bool(heads) == isinstance(recipe.task, VisionLanguageTask | RetrievalTask)
     for head in heads:
         torch.nn.init.constant_(head.logit_scale, MAX_LOGIT_SCALE + 1)
     result = trainer.fit()
@@ -66,7 +66,7 @@ def _parts(recipe: Recipe) -> dict[str, list[str]]:
     parts = {"run": [f"{name}={value!r}" for name, value in _given(recipe) if not dataclasses.is_dataclass(value)]}
     for part, value in _given(recipe):
         if dataclasses.is_dataclass(value):
-            parts[part] = [type(value).__name__] if part == "stage" else []
+            parts[part] = [type(value).__name__] if part == "task" else []
             for name, inner in _given(value):
                 nested = _given(inner) if dataclasses.is_dataclass(inner) else []
                 parts[part] += [f"{name}.{key}={each!r}" for key, each in nested] or [f"{name}={inner!r}"]
@@ -97,15 +97,15 @@ def test_descriptions_say_data_start_command_and_numbers():
         words = [line.split()[0] for line in fields if not line.startswith(" ")]
         assert {"Data:", "Run:", "Expect:"} <= set(words), name
         assert ("Start:" in words) == (recipe.init is not None), name
-        assert ("Targets:" in words) == hasattr(recipe.stage, "visual_tokenizer"), name
-        assert ("Teacher:" in words) == (getattr(recipe.stage, "teacher", None) is not None), name
+        assert ("Targets:" in words) == hasattr(recipe.task, "visual_tokenizer"), name
+        assert ("Teacher:" in words) == (getattr(recipe.task, "teacher", None) is not None), name
         assert f"train {name}" in describe(name)
 
 
 def test_every_recipe_is_valid_on_eight_processes():
     for name, recipe in RECIPES.items():
         check_recipe(recipe, processes=1 if name in small.SMALL else 8)
-    kinds = {type(recipe.stage) for recipe in RECIPES.values()}
+    kinds = {type(recipe.task) for recipe in RECIPES.values()}
     assert kinds == set(TASKS.values())
 
 
@@ -120,11 +120,11 @@ def test_stages_of_the_released_model_read_nothing_about_its_held_out_concepts()
     # No drawing of the held-out concepts, and none that is kept for testing, stands in a training scene.
     assert read - prepared == {"shapes", "scenes", "english-text"}
     assert {stage.data.split for stage in stages} == {"train"}
-    starts = (stages[1].stage.visual_tokenizer, *(stage.init for stage in stages[2:]))
+    starts = (stages[1].task.visual_tokenizer, *(stage.init for stage in stages[2:]))
     for folder, start in zip(folders, starts, strict=True):
         assert start == f"{small.VLMO_SMALL}/{folder}/model"
         assert f"--run-dir {small.VLMO_SMALL}/{folder}\n" in describe(f"small-{folder}")
-    assert {stage.stage.teacher for stage in stages[-8:]} == {f"{small.VLMO_SMALL}/retrieval-again/model"}
+    assert {stage.task.teacher for stage in stages[-8:]} == {f"{small.VLMO_SMALL}/retrieval-again/model"}
     sizes = vars(stages[-1].model) | {"vocab_size": stages[-1].text.vocab_size}
     model = VLMoForImageTextRetrieval(VLMoConfig(**sizes))
     assert model.num_parameters() <= 10_000_000
@@ -134,14 +134,14 @@ def test_stages_of_the_released_model_read_nothing_about_its_held_out_concepts()
 def test_paper_settings():
     stage1, stage2, stage3 = (find_recipe(f"base-stage{number}") for number in (1, 2, 3))
     assert (stage1.optimizer.lr, stage1.optimizer.weight_decay, stage1.loader.global_batch_size) == (1.5e-3, 0.05, 2048)
-    assert round(stage1.stage.masked_share * 196) == 75
+    assert round(stage1.task.masked_share * 196) == 75
     for recipe in (stage2, stage3):
         assert recipe.optimizer.betas == (0.9, 0.98)
         assert recipe.optimizer.weight_decay == 0.01
         assert (recipe.trainer.max_steps, recipe.schedule.warmup_steps) == (200_000, 2500)
         assert recipe.loader.global_batch_size == 1024
-    assert stage2.stage.freeze
-    assert (stage3.text.max_length, stage3.stage.losses.mlm_weight) == (40, 0.25)
+    assert stage2.task.freeze
+    assert (stage3.text.max_length, stage3.task.losses.mlm_weight) == (40, 0.25)
     parts = [find_recipe(f"large-plusplus-stage3{part}") for part in ("", "-32k")]
     assert [part.loader.global_batch_size for part in parts] == [16_384, 32_768]
     assert all(part.loader.accumulation == 1 for part in parts)  # the contrast sees the whole batch
@@ -182,19 +182,19 @@ def test_paper_settings_of_the_vision_tasks():
     for name, (layer_decay, drop_path, number) in labels.items():
         recipe = find_recipe(name)
         assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (2e-5, 1e-8)
-        assert (recipe.stage.losses.mixup, recipe.stage.losses.cutmix, recipe.stage.losses.label_smoothing) == (
+        assert (recipe.task.losses.mixup, recipe.task.losses.cutmix, recipe.task.losses.label_smoothing) == (
             0,
             0,
             0.1,
         )
-        assert (recipe.stage.layer_decay, recipe.model.drop_path_rate) == (layer_decay, drop_path)
+        assert (recipe.task.layer_decay, recipe.model.drop_path_rate) == (layer_decay, drop_path)
         assert recipe.trainer.max_steps * 512 == pytest.approx(30 * 1_281_167, abs=512)
         assert number in describe(name)
     without = {"base": (4e-3, 100, 0.65, 0.1, "83.7"), "large": (1e-3, 50, 0.75, 0.2, "86.0")}
     for size, (lr, epochs, layer_decay, drop_path, number) in without.items():
         recipe = find_recipe(f"{size}-imagenet-self-supervised")
-        assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.stage.layer_decay) == (lr, 0.05, layer_decay)
-        assert (recipe.stage.losses.mixup, recipe.stage.losses.cutmix, recipe.model.drop_path_rate) == (
+        assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.task.layer_decay) == (lr, 0.05, layer_decay)
+        assert (recipe.task.losses.mixup, recipe.task.losses.cutmix, recipe.model.drop_path_rate) == (
             0.8,
             1.0,
             drop_path,
@@ -203,7 +203,7 @@ def test_paper_settings_of_the_vision_tasks():
         assert number in describe(f"{size}-imagenet-self-supervised")
     ade20k = find_recipe("base-ade20k")
     assert find_recipe("base-imagenet-384").model.image_size == 384
-    assert (ade20k.trainer.max_steps, ade20k.optimizer.lr, ade20k.stage.layer_decay) == (160_000, 3e-5, 0.9)
+    assert (ade20k.trainer.max_steps, ade20k.optimizer.lr, ade20k.task.layer_decay) == (160_000, 3e-5, 0.9)
     assert (ade20k.model.image_size, ade20k.loader.global_batch_size) == (512, 16)
 
 
@@ -254,9 +254,9 @@ def test_wrong_folders_are_named(changes, message, pictures, visual_tokenizer, t
 def test_changed_settings_are_named_but_for_folders_and_the_seed():
     recipe = find_recipe("shapes-stage3")
     trainer = dataclasses.replace(recipe.trainer, max_steps=7)
-    stage = dataclasses.replace(recipe.stage, losses=dataclasses.replace(recipe.stage.losses, mlm_weight=0))
-    changed = dataclasses.replace(recipe, trainer=trainer, stage=stage, init="elsewhere", seed=5)
-    assert changed_settings(recipe, changed) == ["stage.losses.mlm_weight", "trainer.max_steps"]
+    task = dataclasses.replace(recipe.task, losses=dataclasses.replace(recipe.task.losses, mlm_weight=0))
+    changed = dataclasses.replace(recipe, trainer=trainer, task=task, init="elsewhere", seed=5)
+    assert changed_settings(recipe, changed) == ["task.losses.mlm_weight", "trainer.max_steps"]
     assert changed_settings(recipe, recipe) == []
 
 

@@ -40,8 +40,8 @@ def make(pictures, visual_tokenizer):
     def recipe(name: str, *, steps: int, save_every: int = 500, workers: int = 0):
         found = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer)
         if name == "small-retrieval":  # a sixteenth of 8 rows is none
-            losses = dataclasses.replace(found.stage.losses, itm_stride=8)
-            found = dataclasses.replace(found, stage=dataclasses.replace(found.stage, losses=losses))
+            losses = dataclasses.replace(found.task.losses, itm_stride=8)
+            found = dataclasses.replace(found, task=dataclasses.replace(found.task, losses=losses))
         return dataclasses.replace(
             found,
             data=dataclasses.replace(found.data, source="", streams=streams, cache_images=False, max_bad_share=0.5),
@@ -79,7 +79,7 @@ def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
 
 def test_stages_that_need_rows_refuse_streams(make, tmp_path):
     recipe = make("base-stage3", steps=1)
-    recipe = dataclasses.replace(recipe, stage=find_recipe("scenes-kinds").stage)
+    recipe = dataclasses.replace(recipe, task=find_recipe("scenes-kinds").task)
     with pytest.raises(ValueError, match=r"data.streams is given, but .* does not read streams"):
         build(recipe, run_dir=tmp_path)
     with pytest.raises(ValueError, match=r"data.source is empty"):

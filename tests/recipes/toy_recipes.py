@@ -10,8 +10,8 @@ from pathlib import Path
 from vlmo.data.stream.loader import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.recipes.schema import Recipe, TextConfig, model_config
-from vlmo.tasks import SegmentationStage, TokenizerStage, VisionStage, VisualTokenizerConfig
-from vlmo.tasks.retrieval import PairStage
+from vlmo.tasks import SegmentationTask, TokenizerTask, VisionTask, VisualTokenizerConfig
+from vlmo.tasks.retrieval import PairTask
 
 STEPS = 3
 
@@ -33,23 +33,23 @@ def shrunk(
         experts=recipe.model.experts,
         attention=recipe.model.attention,
     )
-    stage = recipe.stage
-    if isinstance(stage, VisionStage):
-        stage = dataclasses.replace(stage, visual_tokenizer=str(visual_tokenizer))
-    if isinstance(stage, TokenizerStage):
+    task = recipe.task
+    if isinstance(task, VisionTask):
+        task = dataclasses.replace(task, visual_tokenizer=str(visual_tokenizer))
+    if isinstance(task, TokenizerTask):
         small = VisualTokenizerConfig(hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
-        stage = dataclasses.replace(stage, tokenizer=small)
-    if isinstance(stage, PairStage):
-        stage = dataclasses.replace(stage, teacher=None)
-    if isinstance(stage, SegmentationStage):
-        stage = dataclasses.replace(stage, channels=16)
-    data = (task_sets or {}).get(type(stage), source)
+        task = dataclasses.replace(task, tokenizer=small)
+    if isinstance(task, PairTask):
+        task = dataclasses.replace(task, teacher=None)
+    if isinstance(task, SegmentationTask):
+        task = dataclasses.replace(task, channels=16)
+    data = (task_sets or {}).get(type(task), source)
     streams = StreamConfig()
     if recipe.data.streams.patterns:
         streams = StreamConfig(patterns=(str(write_shards(source)),), lanes=2, shuffle=8)
     return dataclasses.replace(
         recipe,
-        stage=stage,
+        task=task,
         model=model_config(sizes),
         text=TextConfig(vocab_size=90, learn_from=(str(source),), max_length=16),
         data=dataclasses.replace(recipe.data, source=str(data), weights=(), streams=streams),

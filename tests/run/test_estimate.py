@@ -32,13 +32,13 @@ from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.schema import model_config
 from vlmo.run.estimate import estimate
 from vlmo.tasks import (
-    ClassificationStage,
-    LanguageStage,
-    QuestionStage,
-    ReasoningStage,
-    RetrievalStage,
-    VisionLanguageStage,
-    VisionStage,
+    ClassificationTask,
+    LanguageTask,
+    NLVR2Task,
+    RetrievalTask,
+    VisionLanguageTask,
+    VisionTask,
+    VQATask,
 )
 from vlmo.training.config import EngineConfig
 from vlmo.training.engine import Engine
@@ -63,14 +63,14 @@ CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
 def tiny(name: str, *, losses: VisionLanguageConfig | None = None, precision: str = "float32") -> Recipe:
     """A recipe of the sizes of the toy batch."""
     recipe = find_recipe(name)
-    stage = recipe.stage if losses is None else replace(recipe.stage, losses=losses)
+    task = recipe.task if losses is None else replace(recipe.task, losses=losses)
     if name == "base-stage1":
-        stage = replace(stage, masked_share=MASKED_PATCHES)
+        task = replace(task, masked_share=MASKED_PATCHES)
     if name == "base-ade20k":
-        stage = replace(stage, channels=32)
+        task = replace(task, channels=32)
     return replace(
         recipe,
-        stage=stage,
+        task=task,
         model=model_config(SIZES),
         text=replace(recipe.text, max_length=TEXT, vocab_size=SIZES.vocab_size),
         data=replace(recipe.data, mlm_probability=MASKED_WORDS),
@@ -81,22 +81,22 @@ def tiny(name: str, *, losses: VisionLanguageConfig | None = None, precision: st
 
 def toy_objective(recipe: Recipe) -> tuple[nn.Module, Batch]:
     """The objective of the recipe's task, and the toy batch with its labels."""
-    task, batch = recipe.stage, make_batch()
+    task, batch = recipe.task, make_batch()
     names = {"id2label": {number: str(number) for number in range(task.num_classes or 2)}}
     model: Any = task.build_model(asdict(recipe.model) | names)
     match task:
-        case VisionStage():
+        case VisionTask():
             return VisionObjective(model, tokenizer=FixedTokens()), batch
-        case LanguageStage():
+        case LanguageTask():
             return LanguageObjective(model), batch
-        case VisionLanguageStage() | RetrievalStage():
+        case VisionLanguageTask() | RetrievalTask():
             return VisionLanguageObjective(model, config=task.losses), batch
-        case QuestionStage():
+        case VQATask():
             return QuestionObjective(model), batch | {"labels": torch.rand(GLOBAL_BATCH, 3129)}
-        case ReasoningStage():
+        case NLVR2Task():
             batch["pixel_values"] = batch["pixel_values"][:, None].repeat(1, 2, 1, 1, 1)
             return ReasoningObjective(model), batch | {"labels": torch.zeros(GLOBAL_BATCH, dtype=torch.long)}
-        case ClassificationStage():
+        case ClassificationTask():
             return ClassificationObjective(model), batch | {"labels": torch.zeros(GLOBAL_BATCH, dtype=torch.long)}
     return SegmentationObjective(model), batch | {"labels": torch.zeros(GLOBAL_BATCH, 64, 64, dtype=torch.long)}
 
@@ -223,8 +223,8 @@ def test_sizes_of_the_paper() -> None:
     assert base.negative_traffic == 112 * (2 * image * dim * 4 + 2 * 40 * 8) + 2 * 8 * (112 + 7)
     recipe = find_recipe("base-stage3")
     for groups, expected in ((2, base.negative_traffic), (8, 0), (16, 0)):  # within half of the processes; of a process
-        losses = replace(recipe.stage.losses, negative_groups=groups)
-        changed = replace(recipe, stage=replace(recipe.stage, losses=losses))
+        losses = replace(recipe.task.losses, negative_groups=groups)
+        changed = replace(recipe, task=replace(recipe.task, losses=losses))
         assert estimate(changed, processes=8).negative_traffic == expected
     # Three forward passes' worth; a picture of 224 px alone costs ViT-B/16's 35.1 GFLOPs forward.
     assert estimate(find_recipe("base-imagenet")).flops_per_sample == pytest.approx(3 * 35.1e9, rel=0.01)
@@ -232,9 +232,9 @@ def test_sizes_of_the_paper() -> None:
 
 def changed(name: str, *, chunk: int | None = None, **engine: Any) -> Recipe:
     recipe = find_recipe(name)
-    losses = replace(recipe.stage.losses, cache_chunk=chunk)
+    losses = replace(recipe.task.losses, cache_chunk=chunk)
     trainer = replace(recipe.trainer, engine=EngineConfig(**engine))
-    return replace(recipe, stage=replace(recipe.stage, losses=losses), trainer=trainer)
+    return replace(recipe, task=replace(recipe.task, losses=losses), trainer=trainer)
 
 
 def test_cache_and_checkpoints_make_large_batches_small() -> None:
@@ -295,7 +295,7 @@ def test_start_teacher_and_data_that_are_missing_are_named(tmp_path, monkeypatch
     output = capsys.readouterr().out
     assert "It starts from runs/vlmo-small/sizes/model, which is not there" in output
     assert "Its teacher is runs/vlmo-small/retrieval-again/model, not there either" in output
-    cli.main(["train", "vlmo-small", "--dry-run", "--stage.teacher", "vlmo-small", "--init", "None"])
+    cli.main(["train", "vlmo-small", "--dry-run", "--task.teacher", "vlmo-small", "--init", "None"])
     assert "train that first" not in capsys.readouterr().out
 
 

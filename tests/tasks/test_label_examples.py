@@ -22,7 +22,7 @@ from vlmo.data.examples import Examples
 from vlmo.data.schema import FEATURES, SEGMENT_FEATURES, class_features
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTrainTransform, SegmentTransformConfig
-from vlmo.tasks import ClassificationStage, RunContext
+from vlmo.tasks import ClassificationTask, RunContext
 from vlmo.tasks.classification import checked_labels, class_names
 from vlmo.tasks.evaluation_set import names_of_source
 from vlmo.tasks.segmentation import SegmentExamples
@@ -39,7 +39,7 @@ def labelled(dataset: Dataset, **options) -> Examples:
     run = RunContext(
         Path(), dataset, source="", processor=None, model={}, transform=TransformConfig(image_size=SIZE), **options
     )
-    return ClassificationStage().examples(run)
+    return ClassificationTask().examples(run)
 
 
 def segment_set(rows: list[dict] | None = None) -> Dataset:

@@ -7,7 +7,7 @@ import pytest
 from datasets import DatasetDict, load_from_disk
 from tests.tasks.toy_folders import TASKS
 
-from vlmo.tasks import LanguageStage, evaluate, register, registry, task_of, write_submission
+from vlmo.tasks import LanguageTask, evaluate, register, registry, task_of, write_submission
 
 FIRST = {
     "retrieval": "tr@1",
@@ -152,7 +152,7 @@ def test_submissions_are_for_two_tasks(folders, sources, tmp_path):
 
 
 def test_task_that_lacks_what_it_promises_is_not_registered() -> None:
-    class Silent(LanguageStage):
+    class Silent(LanguageTask):
         name = "silent"
         inputs = "one text"
         submits = True

@@ -13,7 +13,7 @@ from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes import find_recipe
 from vlmo.run import build
-from vlmo.tasks import RetrievalStage, evaluate
+from vlmo.tasks import RetrievalTask, evaluate
 from vlmo.training import read_metrics
 
 WITH_MATCHING = VisionLanguageConfig(mlm_weight=0.0, itm_weight=1.0)
@@ -70,8 +70,8 @@ def test_contrast_alone_moves_the_dual_encoder_alone(contrast):
 
 
 def test_a_teacher_is_learnt_and_no_part_of_the_model(recipe, contrast, tmp_path):
-    stage = dataclasses.replace(recipe.stage, teacher=str(contrast[1]))
-    _, folder = trained(dataclasses.replace(recipe, stage=stage), tmp_path)
+    task = dataclasses.replace(recipe.task, teacher=str(contrast[1]))
+    _, folder = trained(dataclasses.replace(recipe, task=task), tmp_path)
     line = [line for line in read_metrics(tmp_path) if "loss" in line][-1]
     assert line["loss"] == pytest.approx(line["itc"] + 4 * line["teacher"], abs=1e-5)
     assert not any("teacher" in name for name in load_file(folder / "model.safetensors"))
@@ -80,9 +80,9 @@ def test_a_teacher_is_learnt_and_no_part_of_the_model(recipe, contrast, tmp_path
 
 def test_a_teacher_that_does_not_fit_is_refused(recipe, contrast, tmp_path):
     def refused(teacher, message, **settings):
-        stage = dataclasses.replace(recipe.stage, teacher=str(teacher))
+        task = dataclasses.replace(recipe.task, teacher=str(teacher))
         with pytest.raises(ValueError, match=message):
-            build(dataclasses.replace(recipe, stage=stage, **settings), run_dir=tmp_path / "run")
+            build(dataclasses.replace(recipe, task=task, **settings), run_dir=tmp_path / "run")
 
     refused(tmp_path / "nowhere", "nowhere is no model folder")
     refused("vlmo-small", "the teacher vlmo-small has another vocabulary; start from a folder")
@@ -91,7 +91,7 @@ def test_a_teacher_that_does_not_fit_is_refused(recipe, contrast, tmp_path):
 
 
 def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_path):
-    start, folder = trained(dataclasses.replace(recipe, stage=RetrievalStage(losses=WITH_MATCHING)), tmp_path)
+    start, folder = trained(dataclasses.replace(recipe, task=RetrievalTask(losses=WITH_MATCHING)), tmp_path)
     after = load_file(folder / "model.safetensors")
     moved = {name for name, value in start.items() if not torch.equal(value, after[name])}
     assert any(".vision_language." in name for name in moved)
@@ -135,7 +135,7 @@ def test_an_epoch_has_each_pair_or_each_image_with_another_caption_at_each_visit
 
 def test_masked_words_are_refused():
     with pytest.raises(ValueError, match=r"mlm_weight is 0\.25; fine-tuning for retrieval masks no words"):
-        RetrievalStage(losses=VisionLanguageConfig())
+        RetrievalTask(losses=VisionLanguageConfig())
 
 
 def test_reranking_without_a_matching_head_is_refused(contrast, pictures):

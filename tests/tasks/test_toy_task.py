@@ -67,7 +67,7 @@ class BrightnessSet(EvaluationSet):
     batch_size: ClassVar[int] = BATCH
 
     def predict(self, model: Any, rows: range) -> list[dict[str, Any]]:
-        examples = BrightnessStage.examples_of(self.rows.select(rows))
+        examples = BrightnessTask.examples_of(self.rows.select(rows))
         pixels = torch.stack([examples[0, row]["pixel_values"] for row in range(len(rows))])
         values = model(pixels.to(model.device)).logits.tolist()
         names = column(self.rows, "image_id")
@@ -84,7 +84,7 @@ class BrightnessSet(EvaluationSet):
 
 
 @dataclass(frozen=True)
-class BrightnessStage(Task):
+class BrightnessTask(Task):
     """Fine-tuning on the brightness of images."""
 
     name: ClassVar[str] = "brightness"
@@ -125,7 +125,7 @@ class BrightnessStage(Task):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    register(BrightnessStage)  # by a decorator, where it is not for one test alone
+    register(BrightnessTask)  # by a decorator, where it is not for one test alone
     yield
     TASKS.pop("brightness")
 
@@ -134,7 +134,7 @@ def test_one_file_is_all_that_a_task_needs(pictures, tmp_path):
     base = find_recipe("scenes-kinds")
     recipe: Recipe = dataclasses.replace(
         base,
-        stage=BrightnessStage(),
+        task=BrightnessTask(),
         model=model_config(VLMoConfig.tiny(num_fusion_layers=0, initializer_range=0.2, layer_scale_init=None)),
         data=DataConfig(source=str(pictures)),
         loader=dataclasses.replace(base.loader, global_batch_size=8),
@@ -144,10 +144,10 @@ def test_one_file_is_all_that_a_task_needs(pictures, tmp_path):
         evaluate_on=str(pictures),
         evaluate_split="train",
     )
-    assert '"stage_name": "BrightnessStage"' in recipe.to_json()
+    assert '"task_name": "BrightnessTask"' in recipe.to_json()
     needs = estimate(recipe)
     with FlopCounterMode(display=False) as counter:
-        model = BrightnessStage().build_model(asdict(recipe.model)).train()
+        model = BrightnessTask().build_model(asdict(recipe.model)).train()
         model.set_attn_implementation("eager")
         model(torch.zeros(8, 3, 64, 64)).logits.sum().backward()
     assert needs.flops_per_step == pytest.approx(counter.get_total_flops(), rel=0.01)
@@ -156,7 +156,7 @@ def test_one_file_is_all_that_a_task_needs(pictures, tmp_path):
     losses = [line["loss"] for line in read_metrics(tmp_path) if "loss" in line]
     assert sum(losses[-3:]) < sum(losses[:3])
     folder = result.model_dir
-    assert task_of(folder) is BrightnessStage
+    assert task_of(folder) is BrightnessTask
     assert "fine-tuning on brightness" in (folder / "README.md").read_text()
     card = huggingface_hub.ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "image-feature-extraction"

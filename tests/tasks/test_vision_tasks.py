@@ -19,7 +19,7 @@ from vlmo.model import (
 )
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.segmentation import eval_pixel_values
-from vlmo.tasks import ClassificationStage, Inputs, SegmentationStage
+from vlmo.tasks import ClassificationTask, Inputs, SegmentationTask
 from vlmo.tasks.classification import evaluate_linear_probe, evaluate_zero_shot
 
 
@@ -68,7 +68,7 @@ def picture(tmp_path) -> Path:
 
 
 def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
-    result = ClassificationStage.evaluate(classifier, source=class_set, split="test", batch_size=3)
+    result = ClassificationTask.evaluate(classifier, source=class_set, split="test", batch_size=3)
     assert result.examples == dict.fromkeys(result.metrics, len(result.predictions))
     assert list(result.metrics) == ["top1"]  # five of three classes would always be right
     assert result.chance == {"top1": 1 / 3}
@@ -77,11 +77,11 @@ def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
     assert [row["label"] for row in rows] == [NAMES[number % 3] for number in range(8)]
     assert result.metrics["top1"] == np.mean([row["prediction"] == row["label"] for row in rows])
     assert all(sorted(row["guesses"]) == sorted(NAMES) and row["guesses"][0] == row["prediction"] for row in rows)
-    assert ClassificationStage.evaluate(classifier, source=class_set, split="test", limit=2).predictions == rows[:2]
+    assert ClassificationTask.evaluate(classifier, source=class_set, split="test", limit=2).predictions == rows[:2]
 
 
 def test_scored_result_is_written_whole(classifier, class_set, tmp_path) -> None:
-    result = ClassificationStage.evaluate(classifier, source=class_set, split="test")
+    result = ClassificationTask.evaluate(classifier, source=class_set, split="test")
     content = json.loads(result.write_json(tmp_path / "figures.json", folder=classifier).read_text())
     assert content["task"] == "classification"
     assert len(content["predictions"]) == 8
@@ -121,7 +121,7 @@ def test_zero_shot_compares_with_sentences(retrieval, class_set) -> None:
 
 
 def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
-    result = SegmentationStage.evaluate(segmenter, source=segment_set, split="test")
+    result = SegmentationTask.evaluate(segmenter, source=segment_set, split="test")
     assert not result.examples  # pixels of an image are no independent examples
     assert list(result.metrics)[:3] == ["miou", "aacc", "macc"]
     assert {name for name in result.metrics if "[" in name} <= {f"iou[{name}]" for name in PIXELS}
@@ -140,22 +140,22 @@ def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
 def test_segmentation_at_another_size_counts_the_same_pixels(segment_set, tmp_path) -> None:
     half = toy(VLMoForSemanticSegmentation, image_size=32, segmentation_channels=8, **labels(PIXELS))
     half.save_pretrained(tmp_path)
-    small = SegmentationStage.evaluate(tmp_path, source=segment_set, split="test", limit=3)
+    small = SegmentationTask.evaluate(tmp_path, source=segment_set, split="test", limit=3)
     totals = [sum(cell[2] for cell in row["pixels"]) for row in small.predictions]
     assert set(totals) == {63 * 80}  # counted at the mask's size, whatever the model saw
 
 
 def test_classes_of_a_picture(classifier, picture) -> None:
-    rows = ClassificationStage.predict(classifier, Inputs((picture,)))
+    rows = ClassificationTask.predict(classifier, Inputs((picture,)))
     assert sorted(row["class"] for row in rows) == sorted(NAMES)
     assert sum(row["confidence"] for row in rows) == pytest.approx(1, abs=1e-3)
     assert [row["confidence"] for row in rows] == sorted((row["confidence"] for row in rows), reverse=True)
-    assert len(ClassificationStage.predict(classifier, Inputs((picture,)), top=1)) == 1
+    assert len(ClassificationTask.predict(classifier, Inputs((picture,)), top=1)) == 1
 
 
 def test_pixels_of_a_picture(segmenter, picture, tmp_path) -> None:
     drawn = tmp_path / "new" / "drawn.png"
-    rows = SegmentationStage.predict(segmenter, Inputs((picture,)), save=drawn)
+    rows = SegmentationTask.predict(segmenter, Inputs((picture,)), save=drawn)
     with Image.open(picture) as opened:
         pixels = eval_pixel_values(opened, short_side=64)
     classes = segment(VLMoForSemanticSegmentation.from_pretrained(segmenter), pixels).argmax(dim=0)
@@ -173,9 +173,9 @@ def test_folders_of_another_task_are_refused(
     classifier, segmenter, retrieval, class_set, segment_set, tmp_path
 ) -> None:
     with pytest.raises(ValueError, match=r"expected VLMoForImageClassification\. The task classification"):
-        ClassificationStage.evaluate(segmenter, source=class_set, split="test")
+        ClassificationTask.evaluate(segmenter, source=class_set, split="test")
     with pytest.raises(ValueError, match=r"expected VLMoForSemanticSegmentation\. The task segmentation"):
-        SegmentationStage.evaluate(classifier, source=segment_set, split="test")
+        SegmentationTask.evaluate(classifier, source=segment_set, split="test")
     with pytest.raises(ValueError, match="VLMoForImageClassification; expected VLMoForImageTextRetrieval"):
         evaluate_zero_shot(classifier, source=class_set, split="test")
     with pytest.raises(ValueError, match=r"no config\.json"):
@@ -187,23 +187,23 @@ def test_folders_of_another_task_are_refused(
 
 def test_data_of_another_task_is_refused(classifier, segmenter, retrieval, class_set, segment_set) -> None:
     with pytest.raises(ValueError, match="these rows have no classes"):
-        ClassificationStage.evaluate(classifier, source=segment_set, split="test")
+        ClassificationTask.evaluate(classifier, source=segment_set, split="test")
     with pytest.raises(ValueError, match="these rows have no masks"):
-        SegmentationStage.evaluate(segmenter, source=class_set, split="test")
+        SegmentationTask.evaluate(segmenter, source=class_set, split="test")
 
 
 def test_other_classes_are_refused(classifier, segmenter, class_set) -> None:
     with pytest.raises(ValueError, match=r"the model has 3 classes \(red, .*\), scenes-kinds has 15 \(animal, "):
-        ClassificationStage.evaluate(classifier, source="scenes-kinds", split="test", limit=2)
+        ClassificationTask.evaluate(classifier, source="scenes-kinds", split="test", limit=2)
 
 
 def test_limit_of_zero_is_refused(classifier, class_set) -> None:
     with pytest.raises(ValueError, match="limit is 0"):
-        ClassificationStage.evaluate(classifier, source=class_set, split="test", limit=0)
+        ClassificationTask.evaluate(classifier, source=class_set, split="test", limit=0)
 
 
 def test_damaged_pictures_are_named(classifier, tmp_path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png: not an image"):
-        ClassificationStage.predict(classifier, Inputs((broken,)))
+        ClassificationTask.predict(classifier, Inputs((broken,)))

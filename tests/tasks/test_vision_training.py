@@ -23,7 +23,7 @@ from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import DataConfig, Recipe, model_config
 from vlmo.run import build
 from vlmo.run.build import model_settings
-from vlmo.tasks import ClassificationStage, SegmentationStage
+from vlmo.tasks import ClassificationTask, SegmentationTask
 from vlmo.tasks.segmentation import with_shared_statistics
 from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
 
@@ -49,10 +49,10 @@ def start(tmp_path_factory) -> Path:
     return folder
 
 
-def recipe(stage, *, source: Path, **changes) -> Recipe:
+def recipe(task, *, source: Path, **changes) -> Recipe:
     base = find_recipe("scenes-kinds")
     plain = {
-        "stage": stage,
+        "task": task,
         "model": model_config(VLMoConfig.tiny(num_fusion_layers=0)),
         "data": DataConfig(source=str(source)),
         "loader": dataclasses.replace(base.loader, global_batch_size=8),
@@ -66,7 +66,7 @@ def recipe(stage, *, source: Path, **changes) -> Recipe:
 
 
 def test_classifier_is_trained_and_measured(class_set, start, tmp_path) -> None:
-    result = build(recipe(ClassificationStage(), source=class_set, init=str(start)), run_dir=tmp_path).fit()
+    result = build(recipe(ClassificationTask(), source=class_set, init=str(start)), run_dir=tmp_path).fit()
     assert result.status == "finished"
     model = VLMoForImageClassification.from_pretrained(result.model_dir)
     assert [model.config.id2label[number] for number in range(3)] == NAMES
@@ -84,8 +84,8 @@ def test_classifier_is_trained_and_measured(class_set, start, tmp_path) -> None:
 
 
 def test_segmenter_is_trained_and_measured(segment_set, start, tmp_path) -> None:
-    stage = SegmentationStage(channels=8)
-    result = build(recipe(stage, source=segment_set, init=str(start)), run_dir=tmp_path).fit()
+    task = SegmentationTask(channels=8)
+    result = build(recipe(task, source=segment_set, init=str(start)), run_dir=tmp_path).fit()
     model = VLMoForSemanticSegmentation.from_pretrained(result.model_dir)
     assert [model.config.id2label[number] for number in range(4)] == PIXELS
     assert model.config.segmentation_channels == 8
@@ -96,8 +96,8 @@ def test_segmenter_is_trained_and_measured(segment_set, start, tmp_path) -> None
 
 def test_text_side_follows_the_start_folder(class_set, start, tmp_path) -> None:
     """Nothing here reads words, so the recipe's sizes of the text side do not matter."""
-    other = dataclasses.replace(recipe(ClassificationStage(), source=class_set).model, vocab_size=50)
-    trainer = build(recipe(ClassificationStage(), source=class_set, init=str(start), model=other), run_dir=tmp_path)
+    other = dataclasses.replace(recipe(ClassificationTask(), source=class_set).model, vocab_size=50)
+    trainer = build(recipe(ClassificationTask(), source=class_set, init=str(start), model=other), run_dir=tmp_path)
     model = trainer.objective.model
     assert model.config.vocab_size == 90
     stage1 = dataclasses.replace(find_recipe("small-stage1"), init=str(start))
@@ -108,7 +108,7 @@ def test_text_side_follows_the_start_folder(class_set, start, tmp_path) -> None:
 
 
 def test_learning_rates_fall_with_the_depth(class_set, tmp_path) -> None:
-    trainer = build(recipe(ClassificationStage(layer_decay=0.5), source=class_set), run_dir=tmp_path)
+    trainer = build(recipe(ClassificationTask(layer_decay=0.5), source=class_set), run_dir=tmp_path)
     names = {id(parameter): name for name, parameter in trainer.objective.named_parameters()}
     scales = {
         names[id(parameter)]: group["lr_scale"]
@@ -121,9 +121,9 @@ def test_learning_rates_fall_with_the_depth(class_set, tmp_path) -> None:
 
 
 def test_pictures_of_another_size_resize_the_tables(class_set, start, tmp_path) -> None:
-    bigger = dataclasses.replace(recipe(ClassificationStage(), source=class_set).model, image_size=96)
-    stage = ClassificationStage(losses=ClassificationConfig(mix_probability=0.0))
-    trainer = build(recipe(stage, source=class_set, init=str(start), model=bigger), run_dir=tmp_path)
+    bigger = dataclasses.replace(recipe(ClassificationTask(), source=class_set).model, image_size=96)
+    task = ClassificationTask(losses=ClassificationConfig(mix_probability=0.0))
+    trainer = build(recipe(task, source=class_set, init=str(start), model=bigger), run_dir=tmp_path)
     assert "resized: vlmo.position_bias.table" in (tmp_path / "start.txt").read_text()
     batch = next(iter(trainer.loader(0)))[0]
     assert batch["pixel_values"].shape[-2:] == (96, 96)
@@ -131,33 +131,33 @@ def test_pictures_of_another_size_resize_the_tables(class_set, start, tmp_path) 
 
 
 def test_crops_are_of_the_models_size(segment_set, tmp_path) -> None:
-    stage = SegmentationStage(channels=8, augmentation=SegmentTransformConfig(scale=(1.0, 1.0)))
-    small = dataclasses.replace(recipe(stage, source=segment_set).model, image_size=32)
-    trainer = build(recipe(stage, source=segment_set, model=small), run_dir=tmp_path)
+    task = SegmentationTask(channels=8, augmentation=SegmentTransformConfig(scale=(1.0, 1.0)))
+    small = dataclasses.replace(recipe(task, source=segment_set).model, image_size=32)
+    trainer = build(recipe(task, source=segment_set, model=small), run_dir=tmp_path)
     batch = next(iter(trainer.loader(0)))[0]
     assert batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:] == (32, 32)
 
 
 def test_feature_levels_can_be_chosen(segment_set, tmp_path) -> None:
-    stage = SegmentationStage(channels=8, layers=(1, 2, 3, 4))
+    task = SegmentationTask(channels=8, layers=(1, 2, 3, 4))
     deep = model_config(VLMoConfig.tiny(num_fusion_layers=0, num_hidden_layers=5))
-    trainer = build(recipe(stage, source=segment_set, model=deep), run_dir=tmp_path)
+    trainer = build(recipe(task, source=segment_set, model=deep), run_dir=tmp_path)
     assert trainer.objective.model.config.feature_layers == (1, 2, 3, 4)
 
 
 def test_segmentation_does_not_pass_over_settings_in_silence(segment_set, tmp_path) -> None:
     data = DataConfig(source=str(segment_set), transform=TransformConfig(horizontal_flip=0.0))
-    with pytest.raises(ValueError, match=r"set stage\.augmentation"):
-        build(recipe(SegmentationStage(channels=8), source=segment_set, data=data), run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"set task\.augmentation"):
+        build(recipe(SegmentationTask(channels=8), source=segment_set, data=data), run_dir=tmp_path)
 
 
 @pytest.mark.parametrize("task", ["classes", "pixels"])
 def test_data_of_another_task_is_refused(task, class_set, segment_set, tmp_path) -> None:
     if task == "classes":
-        wrong = recipe(ClassificationStage(), source=segment_set)
+        wrong = recipe(ClassificationTask(), source=segment_set)
         message = "these rows have no classes"
     else:
-        wrong = recipe(SegmentationStage(channels=8), source=class_set)
+        wrong = recipe(SegmentationTask(channels=8), source=class_set)
         message = "these rows have no masks"
     with pytest.raises(ValueError, match=message):
         build(wrong, run_dir=tmp_path)
@@ -165,11 +165,11 @@ def test_data_of_another_task_is_refused(task, class_set, segment_set, tmp_path)
 
 def test_other_classes_for_the_evaluation_are_refused(class_set, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"evaluate_on scenes-kinds has 15 classes \(animal, .* 3 \(red"):
-        build(recipe(ClassificationStage(), source=class_set, evaluate_on="scenes-kinds"), run_dir=tmp_path)
+        build(recipe(ClassificationTask(), source=class_set, evaluate_on="scenes-kinds"), run_dir=tmp_path)
 
 
 def test_classes_that_a_model_only_numbers_are_compared_by_their_number(class_set, tmp_path) -> None:
-    rows = ClassificationStage.read(str(class_set), split="train", processor=None, quarantine=tmp_path / "q.jsonl")
+    rows = ClassificationTask.read(str(class_set), split="train", processor=None, quarantine=tmp_path / "q.jsonl")
     rows.check(toy(VLMoForImageClassification, num_labels=3))
     with pytest.raises(ValueError, match="LABEL_3"):
         rows.check(toy(VLMoForImageClassification, num_labels=4))
@@ -177,7 +177,7 @@ def test_classes_that_a_model_only_numbers_are_compared_by_their_number(class_se
 
 def test_decay_out_of_range_is_refused(class_set, tmp_path) -> None:
     with pytest.raises(ValueError, match="layer decay is 0"):
-        build(recipe(ClassificationStage(layer_decay=0.0), source=class_set), run_dir=tmp_path)
+        build(recipe(ClassificationTask(layer_decay=0.0), source=class_set), run_dir=tmp_path)
 
 
 def test_shared_statistics_keep_every_name(monkeypatch) -> None:
@@ -195,5 +195,5 @@ def test_shared_statistics_keep_every_name(monkeypatch) -> None:
 
 def test_recipe_tells_its_settings() -> None:
     settings = json.loads(find_recipe("scenes-masks").to_json())
-    assert settings["stage_name"] == "SegmentationStage"
-    assert settings["stage"]["augmentation"]["scale"] == [0.75, 1.5]
+    assert settings["task_name"] == "SegmentationTask"
+    assert settings["task"]["augmentation"]["scale"] == [0.75, 1.5]

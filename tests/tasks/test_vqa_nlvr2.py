@@ -28,7 +28,7 @@ from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
 from vlmo.run.build import build
-from vlmo.tasks import Inputs, QuestionStage, ReasoningStage, write_submission
+from vlmo.tasks import Inputs, NLVR2Task, VQATask, write_submission
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 
 HERE = {"device": "cpu"}
@@ -38,7 +38,7 @@ PERCENT = 0.005  # the card has two decimals
 
 def recipe(stage, source, **changes) -> Recipe:
     settings = Recipe(
-        stage=stage,
+        task=stage,
         model=model_config(VLMoConfig.tiny(initializer_range=0.2, layer_scale_init=None)),
         data=DataConfig(source=str(source), cache_images=True),
         loader=LoaderConfig(global_batch_size=16, num_workers=0),
@@ -74,7 +74,7 @@ def sources(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(start, sources, tmp_path_factory):
     """A finished run of each task."""
-    stages = {"vqa": QuestionStage(head_lr_scale=2), "nlvr2": ReasoningStage()}
+    stages = {"vqa": VQATask(head_lr_scale=2), "nlvr2": NLVR2Task()}
     done = {}
     for task, stage in stages.items():
         folder = tmp_path_factory.mktemp(task)
@@ -108,7 +108,7 @@ def test_training_learns_and_measures(task, figure, runs):
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
 def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sources):
-    evaluate = {"vqa": QuestionStage, "nlvr2": ReasoningStage}[task].evaluate
+    evaluate = {"vqa": VQATask, "nlvr2": NLVR2Task}[task].evaluate
     result = evaluate(runs[task] / "model", source=str(sources[task]), split="test", batch_size=5, **HERE)
     line = next(line for line in read_metrics(runs[task]) if "test/accuracy" in line)
     assert result.metrics["accuracy"] == line["test/accuracy"]
@@ -123,13 +123,13 @@ def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sources):
 
 def test_head_has_a_learning_rate_of_its_own(start, sources, tmp_path):
     for task, stage, head in (
-        ("vqa", QuestionStage(), "answer_head"),
-        ("nlvr2", ReasoningStage(head_lr_scale=5), "reasoning_head"),
+        ("vqa", VQATask(), "answer_head"),
+        ("nlvr2", NLVR2Task(head_lr_scale=5), "reasoning_head"),
     ):
         trainer = build(recipe(stage, sources[task], init=str(start)), run_dir=tmp_path / task, **HERE)
         scales = {id(p): group["lr_scale"] for group in trainer.optimizer.param_groups for p in group["params"]}
         for name, parameter in trainer.objective.model.named_parameters():
-            expected = stage.head_lr_scale if name.startswith(f"{head}.") else 1
+            expected = task.head_lr_scale if name.startswith(f"{head}.") else 1
             assert scales[id(parameter)] == expected, name
 
 
@@ -140,7 +140,7 @@ def test_answers_are_those_of_the_set(runs):
 
 
 def test_second_picture_starts_with_the_type_of_the_first(start, sources, tmp_path):
-    trainer = build(recipe(ReasoningStage(), sources["nlvr2"], init=str(start)), run_dir=tmp_path, **HERE)
+    trainer = build(recipe(NLVR2Task(), sources["nlvr2"], init=str(start)), run_dir=tmp_path, **HERE)
     types = trainer.objective.model.state_dict()["vlmo.modality_types.weight"]
     old = load_file(start / "model.safetensors")["vlmo.modality_types.weight"]
     assert torch.equal(types, torch.stack([old[0], old[1], old[1]]))
@@ -148,23 +148,23 @@ def test_second_picture_starts_with_the_type_of_the_first(start, sources, tmp_pa
 
 
 def test_scores_can_be_told_from_the_predictions(runs, sources):
-    result = QuestionStage.evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test", **HERE)
+    result = VQATask.evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test", **HERE)
     scores = [row["score"] for row in result.predictions]
     assert sum(scores) / len(scores) == pytest.approx(result.metrics["accuracy"], abs=1e-4)  # rows are rounded
     first = result.predictions[0]
     assert (first["question_id"], first["question"]) == ("100", "what color is it?")
     assert first["annotators"] == ["red"] * 8 + ["no"] * 2
-    result = ReasoningStage.evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
+    result = NLVR2Task.evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
     right = [row["prediction"] == row["label"] for row in result.predictions]
     assert sum(right) / len(right) == result.metrics["accuracy"]
 
 
 def test_limit_reads_the_first_rows(runs, sources):
     task = {"source": str(sources["vqa"]), "split": "test", **HERE}
-    result = QuestionStage.evaluate(runs["vqa"] / "model", limit=3, **task)
+    result = VQATask.evaluate(runs["vqa"] / "model", limit=3, **task)
     assert [row["question_id"] for row in result.predictions] == ["100", "101", "102"]
     with pytest.raises(ValueError, match="limit is 0"):
-        QuestionStage.evaluate(runs["vqa"] / "model", limit=0, **task)
+        VQATask.evaluate(runs["vqa"] / "model", limit=0, **task)
 
 
 def test_submissions_need_no_answers(runs, sources, tmp_path):
@@ -181,61 +181,61 @@ def test_submissions_need_no_answers(runs, sources, tmp_path):
 
 
 def test_identifiers_that_are_no_numbers_are_submitted_as_they_are():
-    assert json.loads(QuestionStage.submission([{"question_id": "a-1", "answer": "yes"}])) == [
+    assert json.loads(VQATask.submission([{"question_id": "a-1", "answer": "yes"}])) == [
         {"question_id": "a-1", "answer": "yes"}
     ]
 
 
 def test_a_split_without_answers_cannot_be_measured(runs, sources):
     with pytest.raises(ValueError, match="none of 4 questions has a known answer"):
-        QuestionStage.evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test_dev", **HERE)
+        VQATask.evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test_dev", **HERE)
     with pytest.raises(ValueError, match="the label of none of 4 sentences"):
-        ReasoningStage.evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test_dev", **HERE)
+        NLVR2Task.evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test_dev", **HERE)
 
 
 def test_other_models_and_other_rows_are_refused(runs, sources, start):
     with pytest.raises(ValueError, match=r"expected VLMoForVisualQuestionAnswering\. The task vqa needs it"):
-        QuestionStage.evaluate(start, source=str(sources["vqa"]), split="test", **HERE)
+        VQATask.evaluate(start, source=str(sources["vqa"]), split="test", **HERE)
     with pytest.raises(ValueError, match="no questions about images"):
-        QuestionStage.evaluate(runs["vqa"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
+        VQATask.evaluate(runs["vqa"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
     with pytest.raises(ValueError, match="no sentences about two images"):
-        ReasoningStage.evaluate(runs["nlvr2"] / "model", source=str(sources["vqa"]), split="test", **HERE)
+        NLVR2Task.evaluate(runs["nlvr2"] / "model", source=str(sources["vqa"]), split="test", **HERE)
 
 
 def test_questions_are_answered_and_what_was_looked_at_is_drawn(runs, picture, tmp_path):
     model, drawn = runs["vqa"] / "model", tmp_path / "new" / "attention.png"
-    answers = QuestionStage.predict(model, asked(picture, "what color is it?"), top=3, save=drawn, **HERE)
+    answers = VQATask.predict(model, asked(picture, "what color is it?"), top=3, save=drawn, **HERE)
     assert len({row["answer"] for row in answers}) == 3
     assert answers[0]["confidence"] >= answers[1]["confidence"] >= answers[2]["confidence"]
     with Image.open(drawn) as image:
         assert image.size == (384, 256)
-    assert len(QuestionStage.predict(model, asked(picture, "is it red?"), top=99, **HERE)) == len(ANSWERS)
+    assert len(VQATask.predict(model, asked(picture, "is it red?"), top=99, **HERE)) == len(ANSWERS)
     with pytest.raises(ValueError, match="texts that are not empty"):
-        QuestionStage.predict(model, asked(picture, " "), **HERE)
+        VQATask.predict(model, asked(picture, " "), **HERE)
     with pytest.raises(ValueError, match=r"nowhere\.png"):
-        QuestionStage.predict(model, asked(tmp_path / "nowhere.png", "is it red?"), **HERE)
+        VQATask.predict(model, asked(tmp_path / "nowhere.png", "is it red?"), **HERE)
 
 
 def test_sentences_about_two_pictures_are_judged(runs, picture, tmp_path):
     model = runs["nlvr2"] / "model"
     pair = (picture, picture)
     asked_of_two = Inputs(pair, texts=("both pictures are red",))
-    (judged,) = ReasoningStage.predict(model, asked_of_two, **HERE)
+    (judged,) = NLVR2Task.predict(model, asked_of_two, **HERE)
     assert judged["confidence"] >= 0.5
     images, processor = [Image.open(file) for file in pair], VLMoProcessor.from_pretrained(model)
     judge = Mock(device="cpu")
     for logits, prediction in (([1.0, 0.0], False), ([0.0, 1.0], True)):
         judge.return_value.logits = torch.tensor([logits])
-        (judged,) = ReasoningStage.answer(judge, processor, images, asked_of_two, top=1, save=None)
+        (judged,) = NLVR2Task.answer(judge, processor, images, asked_of_two, top=1, save=None)
         assert judged == {"prediction": prediction, "confidence": 0.7311}  # of the answer: e / (1 + e)
     with pytest.raises(ValueError, match="texts that are not empty"):
-        ReasoningStage.predict(model, Inputs(pair, texts=("",)), **HERE)
+        NLVR2Task.predict(model, Inputs(pair, texts=("",)), **HERE)
 
 
 def test_training_needs_labels(start, sources, tmp_path):
     for task, stage, message in (
-        ("vqa", QuestionStage(), "no row has an answer"),
-        ("nlvr2", ReasoningStage(), "is not known"),
+        ("vqa", VQATask(), "no row has an answer"),
+        ("nlvr2", NLVR2Task(), "is not known"),
     ):
         settings = recipe(stage, sources[task], init=str(start))
         data = dataclasses.replace(settings.data, split="test_dev")
@@ -256,7 +256,7 @@ def test_sets_without_the_annotators_words_are_scored_by_their_labels(runs, tmp_
     rows = [question_row(number, answers=[]) for number in range(12)]
     rows.append(question_row(12, known=False))
     source = changed(tmp_path / "soft", rows, kind="vqa", features=QUESTION_FEATURES)
-    result = QuestionStage.evaluate(runs["vqa"] / "model", source=source, split="test", **HERE)
+    result = VQATask.evaluate(runs["vqa"] / "model", source=source, split="test", **HERE)
     scores = [row["soft_scores"].get(row["answer"], 0.0) for row in result.predictions[:12]]
     assert [row["score"] for row in result.predictions[:12]] == scores
     assert result.metrics["accuracy"] == pytest.approx(sum(scores) / 12)
@@ -281,7 +281,7 @@ def test_labels_outside_the_range_are_named_before_any_work(task, change, words,
     }[task]
     source = changed(tmp_path / "odd", [make(0), make(1, **change)], kind=task, features=features)
     monkeypatch.setattr(validation, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
-    evaluate = {"vqa": QuestionStage, "nlvr2": ReasoningStage}[task].evaluate
+    evaluate = {"vqa": VQATask, "nlvr2": NLVR2Task}[task].evaluate
     with pytest.raises(ValueError, match=words):
         evaluate(runs[task] / "model", source=source, split="test", **HERE)
 
@@ -290,6 +290,6 @@ def test_second_pictures_that_cannot_be_read_are_quarantined(runs, tmp_path):
     rows = [reasoning_row(number) for number in range(120)]
     rows[5]["second_image"] = {"bytes": b"no picture", "path": "right.png"}
     source = changed(tmp_path / "broken", rows, kind="nlvr2", features=REASONING_FEATURES)
-    result = ReasoningStage.evaluate(runs["nlvr2"] / "model", source=source, split="test", **HERE)
+    result = NLVR2Task.evaluate(runs["nlvr2"] / "model", source=source, split="test", **HERE)
     assert len(result.predictions) == 119
     assert "right.png" in (runs["nlvr2"] / "model" / "test.quarantine.jsonl").read_text()

@@ -235,7 +235,7 @@ def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     if "init" in starts:
         there = replace(there, init=None)
     if "teacher" in starts:
-        there = replace(there, stage=replace(there.stage, teacher=None))
+        there = replace(there, task=replace(there.task, teacher=None))
     check_start(there)
     processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
     needs = estimate(recipe, processes=processes)
@@ -255,10 +255,10 @@ def _missing_starts(recipe: Any, original: Any) -> dict[str, str]:
     missing = {}
     if _is_to_come(recipe.init, original.init):
         missing["init"] = f"It starts from {recipe.init}, which is not there yet: train that first, or give --init."
-        teacher, own = (getattr(each.stage, "teacher", None) for each in (recipe, original))
+        teacher, own = (getattr(each.task, "teacher", None) for each in (recipe, original))
         if _is_to_come(teacher, own):
             missing["teacher"] = (
-                f"Its teacher is {teacher}, not there either: train that first, or give --stage.teacher."
+                f"Its teacher is {teacher}, not there either: train that first, or give --task.teacher."
             )
     return missing
 

@@ -144,7 +144,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
 
 def _choose(options: EvaluateOptions, *, folder: Path, task: str | None, source: str | None, **where: Any) -> None:
     from vlmo.distributed import is_main
-    from vlmo.tasks import RetrievalStage, find_task, task_of
+    from vlmo.tasks import RetrievalTask, find_task, task_of
     from vlmo.tasks.match_cutoff import choose_cutoff
     from vlmo.tasks.registry import source_of
     from vlmo.tasks.rerank_weight import choose_rerank_weight
@@ -152,7 +152,7 @@ def _choose(options: EvaluateOptions, *, folder: Path, task: str | None, source:
     name = "choose_cutoff" if options.choose_cutoff else "choose_rerank_weight"
     _check_read(options, {*_CHOOSING, name}, because=f"--{_flag(name)} chooses a setting and measures nothing else")
     found = task_of(folder) if task is None else find_task(task)
-    if found is not RetrievalStage:
+    if found is not RetrievalTask:
         raise ValueError(f"--{_flag(name)} belongs to the task retrieval; this is {found.name}")
     sizes = {"rerank": options.rerank, "batch_size": options.batch_size}
     given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}

@@ -29,7 +29,7 @@ from vlmo.recipes.expected import DUAL, FUSION, over_seeds
 from vlmo.recipes.schema import Recipe, scaled
 from vlmo.retrieval import Encoder
 from vlmo.run.build import build
-from vlmo.tasks import TaskResult, VisionStage, evaluate
+from vlmo.tasks import TaskResult, VisionTask, evaluate
 from vlmo.training import read_metrics
 from vlmo.training.engine import choose_precision
 
@@ -72,8 +72,8 @@ def quickstart_recipes(run: Path, *, scale: float = 1.0, seed: int = 0) -> dict[
     for name in STEPS:
         # All is measured once, at the end.
         recipe = dataclasses.replace(find_recipe(name), seed=seed, evaluate_on=None)
-        if isinstance(recipe.stage, VisionStage):
-            recipe = dataclasses.replace(recipe, stage=VisionStage(str(run / TOKENIZER / "model")))
+        if isinstance(recipe.task, VisionTask):
+            recipe = dataclasses.replace(recipe, task=VisionTask(str(run / TOKENIZER / "model")))
         if recipe.init is not None:
             recipe = dataclasses.replace(recipe, init=str(run / Path(recipe.init).parent.name / "model"))
         recipes[name] = scaled(recipe, scale=scale)

@@ -19,12 +19,12 @@ from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
 from vlmo.released import model_path
 from vlmo.tasks import (
-    ClassificationStage,
-    QuestionStage,
-    ReasoningStage,
-    RetrievalStage,
-    SegmentationStage,
+    ClassificationTask,
+    NLVR2Task,
+    RetrievalTask,
+    SegmentationTask,
     Task,
+    VQATask,
     find_task,
 )
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _TASK_OF_COLUMN: dict[str, type[Task]] = {
-    "question": QuestionStage,
-    "second_image": ReasoningStage,
-    "mask": SegmentationStage,
-    "label": ClassificationStage,
+    "question": VQATask,
+    "second_image": NLVR2Task,
+    "mask": SegmentationTask,
+    "label": ClassificationTask,
 }
 _WIDE = 384
 """Width from which on models are fine-tuned at the paper's rates; those of vlmo-small's recipes below."""
@@ -74,31 +74,31 @@ def finetune_recipe(
     if task is not None:
         found = find_task(task)
     else:  # streams have images with captions
-        found = RetrievalStage if rows is None else _task_of(rows, str(source))
+        found = RetrievalTask if rows is None else _task_of(rows, str(source))
     if found.reads_text and not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one")
     wide, batch, epochs = config.hidden_size >= _WIDE, 64, 20
     # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recoloured.
     transform = TransformConfig(image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0)
     lr, settings = (3e-5, {}) if wide else (1e-3, {})
-    stage: Task
-    if found is RetrievalStage:
+    trained: Task
+    if found is RetrievalTask:
         losses = (
             VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3)
             if config.use_match_head
-            else RetrievalStage().losses
+            else RetrievalTask().losses
         )
-        stage, batch, lr = RetrievalStage(losses=losses), 64 if wide else 128, 3e-5 if wide else 3e-4
-    elif found is QuestionStage:
-        stage = QuestionStage(head_lr_scale=20.0 if wide else 1.0)
-    elif found is ReasoningStage:
-        stage = ReasoningStage()
-    elif found is ClassificationStage:
-        stage = ClassificationStage(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8)
+        trained, batch, lr = RetrievalTask(losses=losses), 64 if wide else 128, 3e-5 if wide else 3e-4
+    elif found is VQATask:
+        trained = VQATask(head_lr_scale=20.0 if wide else 1.0)
+    elif found is NLVR2Task:
+        trained = NLVR2Task()
+    elif found is ClassificationTask:
+        trained = ClassificationTask(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8)
         transform, settings = TransformConfig(image_size=config.image_size), {"num_fusion_layers": 0}
         lr = 5e-4 if wide else 1e-3
-    elif found is SegmentationStage:
-        stage, batch = SegmentationStage(channels=512 if wide else 64), 16
+    elif found is SegmentationTask:
+        trained, batch = SegmentationTask(channels=512 if wide else 64), 16
         transform, settings = TransformConfig(), {"num_fusion_layers": 0}
     else:
         raise ValueError(f"the task {found.name} is not fine-tuned this way; vlmo recipes lists recipes for it")
@@ -108,7 +108,7 @@ def finetune_recipe(
         steps = min(max(epochs * len(rows) // batch, _FEWEST_STEPS), _MOST_STEPS)
     split = None if source is None else _measured_split(source)
     recipe = Recipe(
-        stage=stage,
+        task=trained,
         model=replace(model_config(config), **settings),
         text=_text_of(folder, vocab_size=config.vocab_size),
         data=DataConfig(source=source or "", transform=transform, streams=StreamConfig(patterns=tuple(streams))),
@@ -122,7 +122,7 @@ def finetune_recipe(
     )
     measured = "no rows to measure on" if split is None else f"measured on its split {split}"
     data = f"streams of {', '.join(streams)}" if rows is None else f"{len(rows):,} rows of {source}"
-    return Chosen(recipe, f"{stage.title} from {model} on {data}, {measured}.")
+    return Chosen(recipe, f"{trained.title} from {model} on {data}, {measured}.")
 
 
 def _task_of(rows: Dataset, source: str) -> type[Task]:
@@ -130,7 +130,7 @@ def _task_of(rows: Dataset, source: str) -> type[Task]:
         if name in rows.column_names:
             return task
     if any(column(rows, "captions")):
-        return RetrievalStage
+        return RetrievalTask
     raise ValueError(
         f"{source} has images alone and tells no task; add captions, questions, labels or masks (docs/data.md, "
         '"Your own data")'

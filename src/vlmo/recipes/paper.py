@@ -16,14 +16,14 @@ from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
 from vlmo.released.published import MODELS
 from vlmo.tasks import (
-    ClassificationStage,
-    LanguageStage,
-    QuestionStage,
-    ReasoningStage,
-    RetrievalStage,
-    SegmentationStage,
-    VisionLanguageStage,
-    VisionStage,
+    ClassificationTask,
+    LanguageTask,
+    NLVR2Task,
+    RetrievalTask,
+    SegmentationTask,
+    VisionLanguageTask,
+    VisionTask,
+    VQATask,
 )
 from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -44,7 +44,7 @@ _STAGE3 = "after fine-tuning COCO TR@1 {} / IR@1 {}, Flickr30K {} / {}, VQA test
 
 
 @dataclass(frozen=True)
-class Task:
+class PaperTask:
     """Settings of a task that its sizes share.
 
     Attributes:
@@ -57,7 +57,7 @@ class Task:
 
     about: str
     data: str
-    stage: Any
+    task: Any
     source: str
     batch: int
     length: tuple[int, int]
@@ -81,7 +81,7 @@ class Row(NamedTuple):
         drop_path: Rate of drop path in the last block.
         start: Task whose model of the same size it starts from, or a published model's name.
         reported: Numbers of the paper, after "the paper reports".
-        stage: Settings of the task's stage that this size changes.
+        settings: Settings of the task that this size changes.
         length: Steps and warm-up steps, if they are not the task's.
         nodes: Machines of eight GPUs in the command.
         variant: Suffix of the name, and what is different, for the description.
@@ -93,7 +93,7 @@ class Row(NamedTuple):
     drop_path: float
     start: str | None
     reported: str = "no number for this size"
-    stage: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     length: tuple[int, int] | None = None
     nodes: int = 1
     variant: tuple[str, str] = ("", "")
@@ -103,12 +103,12 @@ def _epochs(epochs: int, warmup: int, *, examples: int, batch: int) -> tuple[int
     return epochs * examples // batch, warmup * examples // batch
 
 
-TASKS = {
-    "stage1": Task(
+PAPER_TASKS = {
+    "stage1": PaperTask(
         "stage 1: masked image modelling with BEiT's settings",
         "ImageNet-22K as a folder of images, {source}; DALL-E's tokenizer (FlavaImageCodebook) in visual-tokenizer; "
         "BERT's vocabulary in bert-base-uncased.",
-        stage=VisionStage(visual_tokenizer="visual-tokenizer"),
+        task=VisionTask(visual_tokenizer="visual-tokenizer"),
         source="data/imagenet22k",
         batch=2048,
         length=(150 * _IMAGENET_22K // 2048, 10_000),
@@ -119,30 +119,30 @@ TASKS = {
         min_lr=1e-5,
         clip_norm=3.0,
     ),
-    "stage2": Task(
+    "stage2": PaperTask(
         "stage 2: masked language modelling; attention and vision experts stay as stage 1 left them",
         "Wikipedia and BookCorpus, one sentence or document a line, {source}; BERT's vocabulary in bert-base-uncased.",
-        stage=LanguageStage(),
+        task=LanguageTask(),
         source="data/text",
         batch=1024,
         length=(200_000, 2500),
         fusion=False,
         text=replace(_BERT, max_length=192),
     ),
-    "stage3": Task(
+    "stage3": PaperTask(
         "stage 3: contrast, masked language modelling and matching on pairs",
         "COCO, Visual Genome, SBU and Conceptual Captions, {source}, each by `vlmo data prepare` (docs/data.md).",
-        stage=VisionLanguageStage(),
+        task=VisionLanguageTask(),
         source="data/coco+data/visual_genome+data/sbu+data/conceptual_captions",
         unit="pair",
         batch=1024,
         length=(200_000, 2500),
         transform=_PAIRS,
     ),
-    "vqa": Task(
+    "vqa": PaperTask(
         "on VQAv2: 3,129 answers, ten epochs at 480 pixels",
         "`vlmo data prepare vqav2 --root DIR --out {source}`.",
-        stage=QuestionStage(head_lr_scale=20.0),
+        task=VQATask(head_lr_scale=20.0),
         source="data/vqav2",
         px=480,
         batch=128,
@@ -151,10 +151,10 @@ TASKS = {
         every=(2000, 5000),
         evaluate="validation",
     ),
-    "nlvr2": Task(
+    "nlvr2": PaperTask(
         "on NLVR2: sentences about two images, ten epochs at 384 pixels",
         "`vlmo data prepare nlvr2 --root DIR --out {source}`.",
-        stage=ReasoningStage(),
+        task=NLVR2Task(),
         source="data/nlvr2",
         px=384,
         batch=128,
@@ -163,11 +163,11 @@ TASKS = {
         every=(1000, 1000),
         evaluate="validation",
     ),
-    "coco-retrieval": Task(
+    "coco-retrieval": PaperTask(
         "on COCO (Karpathy's split): the dual encoder, by contrast over 3,072 pairs at 384 pixels; "
-        "--stage.losses.itm-weight 1 also trains the fusion encoder, for vlmo evaluate --rerank",
+        "--task.losses.itm-weight 1 also trains the fusion encoder, for vlmo evaluate --rerank",
         "`vlmo data prepare coco --root DIR --out {source}`.",
-        stage=RetrievalStage(),
+        task=RetrievalTask(),
         source="data/coco",
         unit="pair",
         px=384,
@@ -177,11 +177,11 @@ TASKS = {
         every=(500, 500),
         evaluate="validation",
     ),
-    "imagenet": Task(
+    "imagenet": PaperTask(
         "on ImageNet-1K at 224 pixels: the image encoder, with BEiT's rates for a start that saw labels, such as stage "
         "3 after SIZE-stage2-labels or BEiT after ImageNet-22K: a small learning rate, nothing mixed, no weight decay",
         "`vlmo data prepare imagenet --root DIR --out {source}`.",
-        stage=ClassificationStage(losses=ClassificationConfig(mixup=0.0, cutmix=0.0)),
+        task=ClassificationTask(losses=ClassificationConfig(mixup=0.0, cutmix=0.0)),
         source="data/imagenet",
         batch=512,
         length=_epochs(30, 5, examples=_IMAGENET_1K, batch=512),
@@ -196,10 +196,10 @@ TASKS = {
         every=(2500, 12_500),
         evaluate="validation",
     ),
-    "ade20k": Task(
+    "ade20k": PaperTask(
         "on ADE20K: the image encoder with UPerNet, 160,000 steps of 16 crops of 512 pixels",
         "`vlmo data prepare ade20k --root DIR --out {source}`.",
-        stage=SegmentationStage(),
+        task=SegmentationTask(),
         source="data/ade20k",
         px=512,
         batch=16,
@@ -211,21 +211,21 @@ TASKS = {
         evaluate="validation",
     ),
 }
-TASKS["flickr30k-retrieval"] = replace(
-    TASKS["coco-retrieval"],
+PAPER_TASKS["flickr30k-retrieval"] = replace(
+    PAPER_TASKS["coco-retrieval"],
     about="on Flickr30K (Karpathy's split): as on COCO, with half as many steps",
     data="`vlmo data prepare flickr30k --root DIR --out {source}`.",
     source="data/flickr30k",
     length=(1500, 150),
 )
-TASKS["imagenet-384"] = replace(
-    TASKS["imagenet"], about="on ImageNet-1K once more, at 384 pixels, with the same settings", px=384
+PAPER_TASKS["imagenet-384"] = replace(
+    PAPER_TASKS["imagenet"], about="on ImageNet-1K once more, at 384 pixels, with the same settings", px=384
 )
-TASKS["imagenet-self-supervised"] = replace(
-    TASKS["imagenet"],
+PAPER_TASKS["imagenet-self-supervised"] = replace(
+    PAPER_TASKS["imagenet"],
     about="on ImageNet-1K at 224 pixels: the image encoder, with BEiT's rates for a start that saw no labels, with "
     "mixup and cutmix",
-    stage=ClassificationStage(),
+    task=ClassificationTask(),
     batch=1024,
     length=_epochs(100, 20, examples=_IMAGENET_1K, batch=1024),
     optimizer=_BEIT,
@@ -264,31 +264,31 @@ TABLE = [
     Row("flickr30k-retrieval", "base-plus", 3e-5, 0.2, "stage3", "TR@1 93.2, IR@1 81.8", nodes=8),
     Row("flickr30k-retrieval", "large", 2e-5, 0.2, "coco-retrieval", "TR@1 95.3, IR@1 84.5", nodes=16),
     Row("imagenet", "base", 2e-5, 0.1, "stage3", _CITED.format("top-1 85.5", 85.2), {"layer_decay": 0.85}),
-    Row("imagenet", "base-plus", 2e-5, 0.1, "stage3", stage={"layer_decay": 0.9}),
+    Row("imagenet", "base-plus", 2e-5, 0.1, "stage3", settings={"layer_decay": 0.9}),
     Row("imagenet", "large", 2e-5, 0.4, "stage3", _BEITS.format("Large: 87.4", "with"), {"layer_decay": 0.9}),
     Row("imagenet-384", "base", 2e-5, 0.1, "imagenet", _BEITS.format("Base: 86.8", "with"), {"layer_decay": 0.85}),
-    Row("imagenet-384", "base-plus", 2e-5, 0.1, "imagenet", stage={"layer_decay": 0.9}),
+    Row("imagenet-384", "base-plus", 2e-5, 0.1, "imagenet", settings={"layer_decay": 0.9}),
     Row("imagenet-384", "large", 2e-5, 0.4, "imagenet", _BEITS.format("Large: 88.4", "with"), {"layer_decay": 0.9}),
     Row("imagenet-self-supervised", "base", 4e-3, 0.1, "stage1", _BEITS.format("Base: 83.7", "without"),
         {"layer_decay": 0.65}),
-    Row("imagenet-self-supervised", "base-plus", 4e-3, 0.1, "stage1", stage={"layer_decay": 0.75}),
+    Row("imagenet-self-supervised", "base-plus", 4e-3, 0.1, "stage1", settings={"layer_decay": 0.75}),
     Row("imagenet-self-supervised", "large", 1e-3, 0.2, "stage1", _BEITS.format("Large: 86.0", "without"),
         {"layer_decay": 0.75}, _LARGE_IMAGENET),
     Row("ade20k", "base", 3e-5, 0.1, "stage3", _CITED.format("mIoU 53.4", 52.8), {"layer_decay": 0.9, "channels": 768}),
-    Row("ade20k", "base-plus", 3e-5, 0.1, "stage3", stage={"layer_decay": 0.95, "channels": 544}),
-    Row("ade20k", "base", 7e-4, 0.1, "stage1", stage={"layer_decay": 0.65, "channels": 768}, variant=_NO_LABELS),
-    Row("ade20k", "large", 2e-5, 0.2, "stage3", stage={"layer_decay": 0.95, "channels": 1024}),
+    Row("ade20k", "base-plus", 3e-5, 0.1, "stage3", settings={"layer_decay": 0.95, "channels": 544}),
+    Row("ade20k", "base", 7e-4, 0.1, "stage1", settings={"layer_decay": 0.65, "channels": 768}, variant=_NO_LABELS),
+    Row("ade20k", "large", 2e-5, 0.2, "stage3", settings={"layer_decay": 0.95, "channels": 1024}),
 ]
 # fmt: on
 
 
 def _entry(row: Row) -> Entry:
-    task, (title, config) = TASKS[row.task], _SIZES[row.size]
+    task, (title, config) = PAPER_TASKS[row.task], _SIZES[row.size]
     steps, warmup = row.length or task.length
     sizes = {"image_size": task.px, "drop_path_rate": row.drop_path} | ({} if task.fusion else {"num_fusion_layers": 0})
     transform = TransformConfig() if task.transform is None else replace(task.transform, image_size=task.px)
     recipe = Recipe(
-        stage=replace(task.stage, **row.stage),
+        task=replace(task.task, **row.settings),
         model=model_config(config(**sizes)),
         text=task.text,
         data=DataConfig(source=task.source, unit=task.unit, transform=transform),
@@ -385,7 +385,7 @@ for _name, (_label, _start, _model, _losses) in ABLATIONS.items():
         recipe=replace(
             _base.recipe,
             model=replace(_base.recipe.model, contrast_fusion_branch=False, **_model),
-            stage=VisionLanguageStage(losses=VisionLanguageConfig(**_losses)),
+            task=VisionLanguageTask(losses=VisionLanguageConfig(**_losses)),
             init=None if _start is None else f"runs/{_start}/model",
         ),
         about=f"An ablation of base-stage3 with one contrastive loss: {_label}.",

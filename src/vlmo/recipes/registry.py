@@ -28,5 +28,5 @@ def find_recipe(name: str) -> Recipe:
 def describe(name: str) -> str:
     """Return the description of the recipe called `name`: what it trains, data, start, command, numbers to expect."""
     recipe = find_recipe(name)
-    entry = _ENTRIES.get(name) or Entry(recipe, f"{recipe.stage.title}, a recipe of a module given by --import.", "-")
+    entry = _ENTRIES.get(name) or Entry(recipe, f"{recipe.task.title}, a recipe of a module given by --import.", "-")
     return entry.describe(name)

@@ -30,7 +30,7 @@ _NOT_PRE_TRAINED = (
     "segmentation_channels",
     "tie_word_embeddings",
 )
-_ON_CARD_ANYWAY = {"init", "seed", "stage.visual_tokenizer"}
+_ON_CARD_ANYWAY = {"init", "seed", "task.visual_tokenizer"}
 # Hugging Face configurations cannot be frozen, nor shown as options; a plain dataclass with their fields can.
 ModelConfig: Any = dataclasses.make_dataclass(
     "ModelConfig",
@@ -113,7 +113,7 @@ class DataConfig:
 class Recipe:
     """One run. Derive variants with `dataclasses.replace`."""
 
-    stage: Task
+    task: Task
     model: ModelConfig
     data: DataConfig
     loader: LoaderConfig
@@ -134,7 +134,7 @@ class Recipe:
 
     def to_json(self) -> str:
         """Return all settings, as in `recipe.json`."""
-        return json.dumps({"stage_name": type(self.stage).__name__} | asdict(self), indent=2)
+        return json.dumps({"task_name": type(self.task).__name__} | asdict(self), indent=2)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Entry:
     def describe(self, name: str) -> str:
         """Return the description under the recipe's name: what it trains, data, start, command, numbers."""
         recipe = self.recipe
-        targets, teacher = (getattr(recipe.stage, name, None) for name in ("visual_tokenizer", "teacher"))
+        targets, teacher = (getattr(recipe.task, name, None) for name in ("visual_tokenizer", "teacher"))
         source = recipe.data.source or recipe.data.streams.patterns[0]
         fields = {
             "Data:": self.data.format(source=source),
@@ -227,27 +227,27 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
     """
     from vlmo.training.tracking import check_report_to
 
-    stage, loader = recipe.stage, recipe.loader
+    task, loader = recipe.task, recipe.loader
     check_report_to(recipe.trainer.report_to)
     if recipe.data.streams.patterns:
         validate_lanes(recipe.data.streams, loader=loader, processes=processes)
-    losses = getattr(stage, "losses", None)
+    losses = getattr(task, "losses", None)
     if isinstance(losses, VisionLanguageConfig):
         losses.check_dims(recipe.model.projection_size or recipe.model.hidden_size)
     pieces = processes * loader.accumulation
     if isinstance(losses, VisionLanguageConfig) and not loader.global_batch_size % pieces:
         losses.check_batch(loader.global_batch_size // pieces, processes=processes)
-    if recipe.init is not None and not stage.can_start:
-        raise ValueError(f"init is given, but a {stage.title} starts from nothing; leave it out")
+    if recipe.init is not None and not task.can_start:
+        raise ValueError(f"init is given, but a {task.title} starts from nothing; leave it out")
     if recipe.lora.rank is not None:
         need_package("peft", extra="lora", user="LoRA")
-    if recipe.lora.rank is not None and (recipe.init is None or stage.evaluation is None):
+    if recipe.lora.rank is not None and (recipe.init is None or task.evaluation is None):
         raise ValueError("lora.rank is given; adapters need a model to start from (init), and fine-tuning or stage 3")
-    if recipe.evaluate_on is not None and stage.evaluation is None:
+    if recipe.evaluate_on is not None and task.evaluation is None:
         raise ValueError(
-            f"evaluate_on is given, but {stage.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
+            f"evaluate_on is given, but {task.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
         )
-    _check_data(recipe.data, stage)
+    _check_data(recipe.data, task)
     if recipe.trainer.eval_every is not None and recipe.evaluate_on is None:
         raise ValueError("trainer.eval_every is given without evaluate_on; name the data to evaluate on")
     if recipe.text.max_length > recipe.model.max_text_positions:
@@ -257,12 +257,12 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         )
 
 
-def _check_data(data: DataConfig, stage: Task) -> None:
+def _check_data(data: DataConfig, task: Task) -> None:
     if data.weights and data.streams.patterns:
         raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
     if data.weights and len(data.weights) != (sources := len(source_names(data.source))):
         raise ValueError(f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each")
-    if data.streams.patterns and not stage.can_stream:
-        raise ValueError(f"data.streams is given, but {stage.title} does not read streams; name a data.source instead")
+    if data.streams.patterns and not task.can_stream:
+        raise ValueError(f"data.streams is given, but {task.title} does not read streams; name a data.source instead")
     if data.streams.patterns and data.cache_images:
         raise ValueError("data.cache_images is set, but the images of data.streams are not kept; leave it out")

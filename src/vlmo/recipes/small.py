@@ -26,15 +26,15 @@ from vlmo.recipes.expected import (
 )
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
 from vlmo.tasks import (
-    ClassificationStage,
-    LanguageStage,
-    QuestionStage,
-    ReasoningStage,
-    RetrievalStage,
-    SegmentationStage,
-    TokenizerStage,
-    VisionLanguageStage,
-    VisionStage,
+    ClassificationTask,
+    LanguageTask,
+    NLVR2Task,
+    RetrievalTask,
+    SegmentationTask,
+    TokenizerTask,
+    VisionLanguageTask,
+    VisionTask,
+    VQATask,
 )
 from vlmo.tasks.tokenizer import VisualTokenizerConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -73,7 +73,7 @@ _SHAPES_MODEL = replace(
 _SHAPES_TEXT = TextConfig(vocab_size=300, learn_from=("shapes", "shapes-questions", "shapes-statements"), max_length=32)
 _SHAPES = DataConfig(source="shapes", transform=TransformConfig(image_size=48, rand_augment_ops=0, horizontal_flip=0.0))
 _shapes_tokenizer = Recipe(
-    stage=TokenizerStage(tokenizer=VisualTokenizerConfig(patch_size=12, num_tokens=256)),
+    task=TokenizerTask(tokenizer=VisualTokenizerConfig(patch_size=12, num_tokens=256)),
     model=_SHAPES_MODEL,
     data=_SHAPES,
     loader=_LOADER,
@@ -82,7 +82,7 @@ _shapes_tokenizer = Recipe(
     trainer=TrainerConfig(max_steps=130, clip_norm=1.0, log_every=5),
 )
 _shapes_stage1 = Recipe(
-    stage=VisionStage(visual_tokenizer=f"{QUICKSTART}/shapes-tokenizer/model"),
+    task=VisionTask(visual_tokenizer=f"{QUICKSTART}/shapes-tokenizer/model"),
     model=replace(_SHAPES_MODEL, num_fusion_layers=0),
     text=_SHAPES_TEXT,
     data=_SHAPES,
@@ -93,7 +93,7 @@ _shapes_stage1 = Recipe(
 )
 _shapes_stage2 = replace(
     _shapes_stage1,
-    stage=LanguageStage(),
+    task=LanguageTask(),
     data=replace(_SHAPES, mlm_probability=0.5),
     schedule=ScheduleConfig(warmup_steps=30),
     trainer=replace(_TRAINER, max_steps=200),
@@ -102,7 +102,7 @@ _shapes_stage2 = replace(
 _shapes_stage3 = replace(
     _shapes_stage2,
     # ITM learns little before MLM knows what stands where: a quarter of the rows keeps it going.
-    stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=4)),
+    task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=4)),
     model=_SHAPES_MODEL,
     # What stands where is learnt last, so words of places are often masked alone, beside words that are seen; and it
     # takes a high rate for most of the run (docs/log.md).
@@ -121,7 +121,7 @@ _shapes_stage3 = replace(
 _shapes_matching = replace(
     _shapes_stage3,
     # ITM learns relations after MLM has learnt them, and at a rate that is high again.
-    stage=VisionLanguageStage(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2)),
+    task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2)),
     optimizer=_ADAMW,
     schedule=ScheduleConfig(warmup_steps=20),
     trainer=replace(_TRAINER, max_steps=400, save_every=200),
@@ -129,7 +129,7 @@ _shapes_matching = replace(
 )
 _shapes_questions = replace(
     _shapes_stage3,
-    stage=QuestionStage(head_lr_scale=1.0),
+    task=VQATask(head_lr_scale=1.0),
     data=replace(_SHAPES, source="shapes-questions"),
     optimizer=_ADAMW,
     schedule=ScheduleConfig(warmup_steps=40),
@@ -140,7 +140,7 @@ _shapes_questions = replace(
 _shapes_statements = replace(
     _shapes_questions,
     # At 1e-3 the head's first gradients undo what the fusion encoder knows, and nothing is learnt (docs/log.md).
-    stage=ReasoningStage(head_lr_scale=4.0),
+    task=NLVR2Task(head_lr_scale=4.0),
     data=replace(_SHAPES, source="shapes-statements"),
     optimizer=replace(_ADAMW, lr=3e-4),
     trainer=replace(_TRAINER, max_steps=400),
@@ -159,14 +159,14 @@ _ICONS = DataConfig(
 )
 _tokenizer = replace(
     _shapes_tokenizer,
-    stage=TokenizerStage(),
+    task=TokenizerTask(),
     model=_MODEL,
     data=_ICONS,
     trainer=replace(_shapes_tokenizer.trainer, max_steps=300),
 )
 _stage1 = replace(
     _shapes_stage1,
-    stage=VisionStage(visual_tokenizer=f"{VLMO_SMALL}/tokenizer/model"),
+    task=VisionTask(visual_tokenizer=f"{VLMO_SMALL}/tokenizer/model"),
     model=_ONE_MODALITY,
     text=_TEXT,
     data=_ICONS,
@@ -175,7 +175,7 @@ _stage1 = replace(
 )
 _stage2 = replace(
     _stage1,
-    stage=LanguageStage(),
+    task=LanguageTask(),
     data=DataConfig(source="data/glosses", mlm_probability=0.2),
     schedule=ScheduleConfig(warmup_steps=30),
     trainer=replace(_TRAINER, max_steps=500),
@@ -184,7 +184,7 @@ _stage2 = replace(
 _stage3 = replace(
     _stage2,
     # The fusion encoder takes part in few rows: most of the time goes to the contrast.
-    stage=VisionLanguageStage(
+    task=VisionLanguageTask(
         losses=VisionLanguageConfig(mlm_weight=1.0, mlm_stride=4, itm_stride=16, negative_sharpness=0.3)
     ),
     model=_MODEL,
@@ -202,7 +202,7 @@ _stage3 = replace(
 )
 _retrieval = replace(
     _stage3,
-    stage=RetrievalStage(losses=VisionLanguageConfig(mlm_weight=0.0, itm_stride=16, negative_sharpness=0.3)),
+    task=RetrievalTask(losses=VisionLanguageConfig(mlm_weight=0.0, itm_stride=16, negative_sharpness=0.3)),
     model=replace(_MODEL, rerank_weight=0.2),
     optimizer=replace(_ADAMW, lr=7e-4),
     schedule=ScheduleConfig(warmup_steps=100),
@@ -231,7 +231,7 @@ _scenes = replace(
     _stage3,
     # Its teacher, the model that it starts from, holds what was learnt about icons while scenes are learnt. ITM waits
     # until MLM knows what stands where.
-    stage=VisionLanguageStage(
+    task=VisionLanguageTask(
         losses=VisionLanguageConfig(mlm_weight=1.0, itm_weight=0.0, negative_sharpness=0.3), teacher=_TEACHER
     ),
     model=_ABSOLUTE_MODEL,
@@ -251,7 +251,7 @@ _scenes = replace(
 )
 _matching = replace(
     _scenes,
-    stage=VisionLanguageStage(
+    task=VisionLanguageTask(
         losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=4, negative_sharpness=0.3), teacher=_TEACHER
     ),
     optimizer=_ADAMW,
@@ -273,7 +273,7 @@ _longer = replace(
 )
 _matching_again = replace(
     _longer,
-    stage=VisionLanguageStage(
+    task=VisionLanguageTask(
         losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2, negative_sharpness=0.3), teacher=_TEACHER
     ),
     optimizer=replace(_ADAMW, lr=7e-4),
@@ -306,7 +306,7 @@ _vlmo_small = replace(
 _SHAPE_PIXELS = 96
 _SCENES = TransformConfig(image_size=_SHAPE_PIXELS, rand_augment_ops=0, horizontal_flip=0.0)
 _questions = Recipe(
-    stage=QuestionStage(head_lr_scale=1.0),
+    task=VQATask(head_lr_scale=1.0),
     model=replace(_ABSOLUTE_MODEL, image_size=_SHAPE_PIXELS),
     text=_TEXT,
     # Colours are answers. Each image is flipped alone, so "left" and "right" among two images stay true.
@@ -330,7 +330,7 @@ _scenes_questions = replace(
 )
 _IMAGE_ENCODER = replace(_ABSOLUTE_MODEL, num_fusion_layers=0, image_size=_SHAPE_PIXELS, drop_path_rate=0.1)
 _scenes_kinds = Recipe(
-    stage=ClassificationStage(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8),
+    task=ClassificationTask(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8),
     model=_IMAGE_ENCODER,
     data=DataConfig(source="scenes-kinds", transform=replace(_IMAGES, image_size=_SHAPE_PIXELS, random_erasing=0.25)),
     loader=replace(_LOADER, global_batch_size=64),
@@ -342,7 +342,7 @@ _scenes_kinds = Recipe(
     evaluate_split="artist",
 )
 _scenes_masks = Recipe(
-    stage=SegmentationStage(layer_decay=0.9, channels=64, augmentation=SegmentTransformConfig(scale=(0.75, 1.5))),
+    task=SegmentationTask(layer_decay=0.9, channels=64, augmentation=SegmentTransformConfig(scale=(0.75, 1.5))),
     model=_IMAGE_ENCODER,
     data=DataConfig(source="scenes-masks"),
     loader=replace(_LOADER, global_batch_size=16),
@@ -550,7 +550,7 @@ SMALL = {
     "scenes-statements": Entry(
         replace(
             _scenes_questions,
-            stage=_shapes_statements.stage,
+            task=_shapes_statements.task,
             data=replace(_scenes_questions.data, source="scenes-statements"),
             optimizer=_shapes_statements.optimizer,
             trainer=replace(_questions.trainer, max_steps=4000),

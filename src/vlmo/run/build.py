@@ -66,7 +66,7 @@ def build(
     Raises:
         ValueError: Something in the recipe cannot be used; the message says what to change.
     """
-    run_dir, task = Path(run_dir), recipe.stage
+    run_dir, task = Path(run_dir), recipe.task
     check_recipe(recipe, processes=world_size())
     claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
     check_start(recipe)
@@ -158,9 +158,9 @@ def _read_rows(recipe: Recipe, *, run_dir: Path, watchdog: Watchdog | None) -> D
         open_source(recipe.data.source, split=recipe.data.split, weights=recipe.data.weights),
         quarantine=run_dir / _QUARANTINE,
         max_share=recipe.data.max_bad_share,
-        needs_image=recipe.stage.needs_image,
-        needs_caption=recipe.stage.needs_caption,
-        unique_ids=recipe.stage.unique_ids,
+        needs_image=recipe.task.needs_image,
+        needs_caption=recipe.task.needs_caption,
+        unique_ids=recipe.task.unique_ids,
         shared=True,
         progress=lambda: None if watchdog is None else watchdog.at("checking the data", timed=False),
     )
@@ -169,10 +169,10 @@ def _read_rows(recipe: Recipe, *, run_dir: Path, watchdog: Watchdog | None) -> D
 def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
     data = recipe.data
     if not data.streams.patterns:
-        return RowLoader(recipe.stage.examples(run), config=recipe.loader, seed=recipe.seed)
+        return RowLoader(recipe.task.examples(run), config=recipe.loader, seed=recipe.seed)
     return StreamLoader(
         open_sources(data.streams.patterns, weights=data.streams.weights, folder=run.folder),
-        recipe.stage.stream_examples(run),
+        recipe.task.stream_examples(run),
         config=data.streams,
         loader=recipe.loader,
         seed=recipe.seed,
@@ -260,7 +260,7 @@ def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str, ch
     Raises:
         ValueError: The card of a folder that the run starts from cannot be read.
     """
-    task, streams = recipe.stage, recipe.data.streams.patterns
+    task, streams = recipe.task, recipe.data.streams.patterns
     # The end of a pattern: the folder of the shards and their names.
     names = ["/".join(pattern.rsplit("://", maxsplit=1)[-1].split("/")[-2:]) for pattern in streams]
     data = [DataSource(name, task.title, ()) for name in names]

@@ -143,7 +143,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
         negative_traffic=round(recipe.loader.accumulation * negatives),
         flops_per_sample=round(flops),
         flops_per_step=round(flops * batch),
-        assumed_classes=recipe.stage.num_classes,
+        assumed_classes=recipe.task.num_classes,
     )
 
 
@@ -153,26 +153,26 @@ def check_start(recipe: Recipe) -> None:
     Raises:
         ValueError: It does not, as the run would say, or one is no model folder.
     """
-    if (teacher := getattr(recipe.stage, "teacher", None)) is not None:
+    if (teacher := getattr(recipe.task, "teacher", None)) is not None:
         try:
             check_model_folder(teacher, VLMoForImageTextRetrieval)
         except ValueError as error:
-            raise ValueError(f"stage.teacher: {error} Name another with --stage.teacher, or None") from None
+            raise ValueError(f"task.teacher: {error} Name another with --task.teacher, or None") from None
     if recipe.init is None:
         return
     check_recipe(recipe, processes=1)
     start = read_config(recipe.init)
     settings = asdict(recipe.model) | {name: start[name] for name in ("vocab_size", "id2label") if name in start}
-    if not recipe.stage.reads_text and "max_text_positions" in start:
+    if not recipe.task.reads_text and "max_text_positions" in start:
         settings["max_text_positions"] = start["max_text_positions"]
     with torch.device("meta"):
-        model = recipe.stage.build_model(settings)
+        model = recipe.task.build_model(settings)
     start_from(model, recipe.init)
 
 
 def _work(recipe: Recipe) -> Work:
     """Return the work of the recipe's task; call it where the meta device is the default one."""
-    task, settings = recipe.stage, asdict(recipe.model)
+    task, settings = recipe.task, asdict(recipe.model)
     if task.reads_text:
         settings["vocab_size"] = recipe.text.vocab_size
     if (classes := task.num_classes) is not None:
@@ -207,7 +207,7 @@ def _weights(recipe: Recipe, work: Work, *, processes: int, micro: int) -> _Weig
     forward = sum(each.block_runs(micro) * (1 + each.recomputed) for each in work.passes) / max(len(blocks), 1)
     of_blocks = (forward + backward) * micro_batches * in_blocks * size + backward * trained_in_blocks * FLOAT32
     of_root = (micro_batches * root + trained - trained_in_blocks) * FLOAT32
-    cached = getattr(getattr(recipe.stage, "losses", None), "cache_chunk", None) is not None
+    cached = getattr(getattr(recipe.task, "losses", None), "cache_chunk", None) is not None
     share = 1.0 if cached else _GATHERED_BLOCKS / max(len(blocks), _GATHERED_BLOCKS)
     gathered = share * in_blocks * size + root * FLOAT32
     return _Weights(processes, gathered, BFLOAT16 * root if half else 0.0, sent * (of_blocks + of_root))

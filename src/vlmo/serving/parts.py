@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.engines import EngineChoice, Precision
-from vlmo.tasks import QuestionStage, task_of
+from vlmo.tasks import VQATask, task_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Answerer:
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
         self.folder = Path(folder)
-        model, processor = QuestionStage.load(folder, device=device)
+        model, processor = VQATask.load(folder, device=device)
         self._model: Any = model
         self._processor: Any = processor
 
@@ -77,7 +77,7 @@ def load_parts(
     Raises:
         ValueError: A folder is of another kind, or model and index do not belong together.
     """
-    if task_of(folder) is QuestionStage:
+    if task_of(folder) is VQATask:
         if index is not None or vqa is not None:
             raise ValueError(
                 f"{folder} answers questions and searches nothing; give it with --vqa, after another model"

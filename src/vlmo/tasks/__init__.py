@@ -1,10 +1,10 @@
 """Tasks: each is declared once, in one file, and everything that lists tasks reads `TASKS`."""
 
 from vlmo.tasks.base import Inputs, RunContext, Task, label_settings
-from vlmo.tasks.classification import ClassificationStage
+from vlmo.tasks.classification import ClassificationTask
 from vlmo.tasks.evaluation_set import EvaluationSet, names_of_source
-from vlmo.tasks.language import LanguageStage
-from vlmo.tasks.nlvr2 import ReasoningStage
+from vlmo.tasks.language import LanguageTask
+from vlmo.tasks.nlvr2 import NLVR2Task
 from vlmo.tasks.registry import (
     TASKS,
     evaluate,
@@ -16,29 +16,29 @@ from vlmo.tasks.registry import (
     write_submission,
 )
 from vlmo.tasks.result import TaskResult
-from vlmo.tasks.retrieval import RetrievalStage
-from vlmo.tasks.segmentation import SegmentationStage
-from vlmo.tasks.tokenizer import TokenizerStage, VisualTokenizerConfig
-from vlmo.tasks.vision import VisionStage
-from vlmo.tasks.vision_language import VisionLanguageStage
-from vlmo.tasks.vqa import QuestionStage
+from vlmo.tasks.retrieval import RetrievalTask
+from vlmo.tasks.segmentation import SegmentationTask
+from vlmo.tasks.tokenizer import TokenizerTask, VisualTokenizerConfig
+from vlmo.tasks.vision import VisionTask
+from vlmo.tasks.vision_language import VisionLanguageTask
+from vlmo.tasks.vqa import VQATask
 
 __all__ = [
     "TASKS",
-    "ClassificationStage",
+    "ClassificationTask",
     "EvaluationSet",
     "Inputs",
-    "LanguageStage",
-    "QuestionStage",
-    "ReasoningStage",
-    "RetrievalStage",
+    "LanguageTask",
+    "NLVR2Task",
+    "RetrievalTask",
     "RunContext",
-    "SegmentationStage",
+    "SegmentationTask",
     "Task",
     "TaskResult",
-    "TokenizerStage",
-    "VisionLanguageStage",
-    "VisionStage",
+    "TokenizerTask",
+    "VQATask",
+    "VisionLanguageTask",
+    "VisionTask",
     "VisualTokenizerConfig",
     "evaluate",
     "find_task",

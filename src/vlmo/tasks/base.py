@@ -1,6 +1,6 @@
 """Contract of a task: how it trains, is measured, predicts and is described.
 
-A task is one class in one file. Its fields are the settings of a training run (`Recipe.stage`); its class attributes
+A task is one class in one file. Its fields are the settings of a training run (`Recipe.task`); its class attributes
 and methods say everything else that the library asks of a task. `vlmo.tasks.registry` lists the tasks.
 """
 

@@ -30,7 +30,7 @@ from vlmo.processing import TransformConfig, eval_transform
 from vlmo.tasks.base import Inputs, RunContext, Task, best_labels, label_settings, quarantine_of
 from vlmo.tasks.evaluation_set import EvaluationSet, check_names
 from vlmo.tasks.result import Prediction, TaskResult
-from vlmo.tasks.retrieval import RetrievalStage
+from vlmo.tasks.retrieval import RetrievalTask
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,7 +161,7 @@ class ClassSet(EvaluationSet):
 
 
 @dataclass(frozen=True)
-class ClassificationStage(Task):
+class ClassificationTask(Task):
     """Fine-tuning on classes of images, as BEiT on ImageNet."""
 
     name: ClassVar[str] = "classification"
@@ -286,7 +286,7 @@ def evaluate_zero_shot(
     Raises:
         ValueError: The folder holds no model that retrieves, or a prompt has no place for the name.
     """
-    model, processor = RetrievalStage.load(folder, device=device)
+    model, processor = RetrievalTask.load(folder, device=device)
     rows = ClassSet.read(source, split=split, quarantine=quarantine_of(folder, split), limit=limit)
 
     def embed_texts(texts: list[str]) -> Tensor:

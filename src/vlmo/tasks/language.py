@@ -14,7 +14,7 @@ from vlmo.tasks.costs import Pass, SampleSizes, Work, encode, masked_words
 
 
 @dataclass(frozen=True)
-class LanguageStage(Task):
+class LanguageTask(Task):
     """Stage 2, masked language modelling."""
 
     name: ClassVar[str] = "language"

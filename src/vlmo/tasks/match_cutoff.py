@@ -92,7 +92,7 @@ def choose_cutoff(
     The gallery is a random half of the images, always the same; the captions of the other half have no match there,
     unless an image of the gallery has the same caption: such texts are left out. The fusion encoder scores the `rerank`
     nearest images of each text, and the cut-off is on the largest probability among them. Arguments as for
-    `RetrievalStage.evaluate`.
+    `RetrievalTask.evaluate`.
 
     Raises:
         ValueError: The split is the one to be measured on afterwards, the model has no matching head, the data cannot

@@ -127,7 +127,7 @@ class ReasoningSet(EvaluationSet):
 
 
 @dataclass(frozen=True)
-class ReasoningStage(Task):
+class NLVR2Task(Task):
     """Fine-tuning on sentences about two images, NLVR2."""
 
     name: ClassVar[str] = "nlvr2"

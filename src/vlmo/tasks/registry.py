@@ -15,16 +15,16 @@ from vlmo.folder import architectures, read_config
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage
 from vlmo.tasks.base import Inputs, Task, quarantine_of, with_parent
-from vlmo.tasks.classification import ClassificationStage
-from vlmo.tasks.language import LanguageStage
-from vlmo.tasks.nlvr2 import ReasoningStage
+from vlmo.tasks.classification import ClassificationTask
+from vlmo.tasks.language import LanguageTask
+from vlmo.tasks.nlvr2 import NLVR2Task
 from vlmo.tasks.result import Prediction, TaskResult
-from vlmo.tasks.retrieval import RetrievalStage
-from vlmo.tasks.segmentation import SegmentationStage
-from vlmo.tasks.tokenizer import TokenizerStage
-from vlmo.tasks.vision import VisionStage
-from vlmo.tasks.vision_language import VisionLanguageStage
-from vlmo.tasks.vqa import QuestionStage
+from vlmo.tasks.retrieval import RetrievalTask
+from vlmo.tasks.segmentation import SegmentationTask
+from vlmo.tasks.tokenizer import TokenizerTask
+from vlmo.tasks.vision import VisionTask
+from vlmo.tasks.vision_language import VisionLanguageTask
+from vlmo.tasks.vqa import VQATask
 from vlmo.terminal import escaped
 
 TASKS: dict[str, type[Task]] = {}
@@ -49,15 +49,15 @@ def register(task: type[Task]) -> type[Task]:
 
 
 for _task in (
-    TokenizerStage,
-    VisionStage,
-    LanguageStage,
-    VisionLanguageStage,
-    RetrievalStage,
-    QuestionStage,
-    ReasoningStage,
-    ClassificationStage,
-    SegmentationStage,
+    TokenizerTask,
+    VisionTask,
+    LanguageTask,
+    VisionLanguageTask,
+    RetrievalTask,
+    VQATask,
+    NLVR2Task,
+    ClassificationTask,
+    SegmentationTask,
 ):
     register(_task)
 
@@ -215,7 +215,7 @@ def predict(
         ValueError: The folder is for no task, or for one that needs other inputs; an image cannot be read.
     """
     task = task_of(folder)
-    if inputs.question is not None and task is not QuestionStage:
+    if inputs.question is not None and task is not VQATask:
         raise ValueError(
             f"a question was given, but the model of {folder} is for {task.name} and has no head for answers. Give it "
             f"{task.inputs}, or fine-tune one on a table with the columns image, question and answer: "

@@ -19,7 +19,7 @@ from vlmo.folder.atomic import write_file
 from vlmo.tasks.base import quarantine_of
 from vlmo.tasks.pair_sets import CompositionSet, PairSet
 from vlmo.tasks.result import data_name
-from vlmo.tasks.retrieval import SHORTLIST, RetrievalStage
+from vlmo.tasks.retrieval import SHORTLIST, RetrievalTask
 from vlmo.terminal import escaped
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def choose_rerank_weight(
 ) -> WeightChoice:
     """Measure recall with weights from 0 to 1 on a split, and write the best ones to the folder's `config.json`.
 
-    Arguments as for `RetrievalStage.evaluate`.
+    Arguments as for `RetrievalTask.evaluate`.
 
     Raises:
         ValueError: The split is the one to be measured on afterwards, the model has no matching head, or the data
@@ -114,7 +114,7 @@ def read_to_choose(
             "settings are chosen on data that nothing is measured on afterwards; give --split with another part of "
             "the data than test"
         )
-    model, processor = RetrievalStage.load(folder, device=device)
+    model, processor = RetrievalTask.load(folder, device=device)
     if model.match_head is None:
         raise ValueError(f"{folder}: this model has no matching head, so that it scores no pairs")
     quarantine = quarantine_of(folder, split)

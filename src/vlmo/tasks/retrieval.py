@@ -40,7 +40,7 @@ RETRIEVAL_PIPELINE = "zero-shot-image-classification", '"image.png", candidate_l
 
 
 @dataclass(frozen=True)
-class PairStage(Task):
+class PairTask(Task):
     """A task that trains on pairs by contrast, and perhaps by masked words and matching."""
 
     can_stream: ClassVar[bool] = True
@@ -94,7 +94,7 @@ class PairStage(Task):
 
 
 @dataclass(frozen=True)
-class RetrievalStage(PairStage):
+class RetrievalTask(PairTask):
     """Fine-tuning for retrieval: contrast, and matching for a fusion encoder that reorders what the contrast found."""
 
     name: ClassVar[str] = "retrieval"

@@ -202,7 +202,7 @@ class SegmentSet(EvaluationSet):
 
 
 @dataclass(frozen=True)
-class SegmentationStage(Task):
+class SegmentationTask(Task):
     """Fine-tuning on classes of pixels, as BEiT on ADE20K. `data.transform` is not read: see `augmentation`."""
 
     name: ClassVar[str] = "segmentation"
@@ -241,7 +241,7 @@ class SegmentationStage(Task):
         if run.transform != TransformConfig(image_size=size):
             raise ValueError(
                 "data.transform is given, but segmentation augments image and mask together; leave it out and set "
-                "stage.augmentation"
+                "task.augmentation"
             )
         return SegmentExamples(
             run.rows,

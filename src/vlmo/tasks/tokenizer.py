@@ -43,7 +43,7 @@ VisualTokenizerConfig: Any = dataclasses.make_dataclass(
 
 
 @dataclass(frozen=True)
-class TokenizerStage(Task):
+class TokenizerTask(Task):
     """Trains the visual tokenizer whose tokens stage 1 predicts."""
 
     name: ClassVar[str] = "visual-tokenizer"

@@ -16,7 +16,7 @@ from vlmo.tasks.costs import FLOAT32, LOGIT_COPIES, Pass, SampleSizes, Work, enc
 
 
 @dataclass(frozen=True)
-class VisionStage(Task):
+class VisionTask(Task):
     """Stage 1, masked image modelling."""
 
     name: ClassVar[str] = "vision"

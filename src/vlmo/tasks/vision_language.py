@@ -10,11 +10,11 @@ from torch import nn
 from vlmo.folder.card import Usage
 from vlmo.model.config import FusionStart
 from vlmo.tasks.base import RunContext
-from vlmo.tasks.retrieval import RETRIEVAL_PIPELINE, PairStage
+from vlmo.tasks.retrieval import RETRIEVAL_PIPELINE, PairTask
 
 
 @dataclass(frozen=True)
-class VisionLanguageStage(PairStage):
+class VisionLanguageTask(PairTask):
     """Stage 3, contrast, masked language modelling and matching. Its models are measured as those for retrieval."""
 
     name: ClassVar[str] = "vision-language"

@@ -194,7 +194,7 @@ def _answered(question: Question, answer: str, confidence: float) -> Prediction:
 
 
 @dataclass(frozen=True)
-class QuestionStage(Task):
+class VQATask(Task):
     """Fine-tuning on questions, VQA."""
 
     name: ClassVar[str] = "vqa"
