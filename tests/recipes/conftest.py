@@ -36,6 +36,7 @@ def pictures(tmp_path_factory) -> Path:
 def visual_tokenizer(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("visual_tokenizer")
     config = VQVisualTokenizerConfig(patch_size=16, hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
+    torch.manual_seed(0)
     model = VQVisualTokenizer(config).train()
     model(torch.rand(16, 3, 64, 64) * 2 - 1)
     model.save_pretrained(folder)

@@ -13,7 +13,7 @@ from vlmo.recipes.schema import Recipe, TextConfig, model_config
 from vlmo.tasks import SegmentationTask, TokenizerTask, VisionTask, VisualTokenizerConfig
 from vlmo.tasks.retrieval import PairTask
 
-STEPS = 3
+STEPS = 10
 
 
 def shrunk(
@@ -54,7 +54,9 @@ def shrunk(
         text=TextConfig(vocab_size=90, learn_from=(str(source),), max_length=16),
         data=dataclasses.replace(recipe.data, source=str(data), weights=(), streams=streams),
         loader=dataclasses.replace(recipe.loader, global_batch_size=16, num_workers=0),
-        trainer=dataclasses.replace(recipe.trainer, max_steps=STEPS, log_every=1),
+        # A rate that moves the weights within these steps.
+        schedule=dataclasses.replace(recipe.schedule, warmup_steps=2),
+        trainer=dataclasses.replace(recipe.trainer, max_steps=STEPS, log_every=1, precision="float32"),
         init=None,
         evaluate_on=None if recipe.evaluate_on is None else str(data),
         evaluate_split=recipe.evaluate_split if recipe.evaluate_on is None else "train",
