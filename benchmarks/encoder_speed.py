@@ -37,7 +37,7 @@ from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
 Precision = Literal["float32", "bfloat16", "int8"]
 """Of peers; open_clip's text tower does not run in int8."""
-OURS, OURS_PLAIN, OPEN_CLIP, TRANSFORMERS = "vlmo", "vlmo, not for_inference", "open_clip", "transformers"
+OURS, OPEN_CLIP, TRANSFORMERS = "vlmo", "open_clip", "transformers"
 PEERS = (OPEN_CLIP, TRANSFORMERS)
 BARS = {"float32": 1.0, "bfloat16": 1.5}
 CONTEXT = 77
@@ -124,24 +124,11 @@ def our_model(sizes: Sizes) -> VLMoForImageTextRetrieval:
     ).eval()
 
 
-def our_encoders(sizes: Sizes, precision: Precision, *, compiled: bool) -> dict[str, Encoder]:
-    """The dual encoder for inference and the model as it is loaded."""
-    model = our_model(sizes)
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    fast = model.for_inference(dtype=dtype)
-    towers = fast.images, fast.texts
-    parameters = {
-        name: sum(each.numel() for each in [*tower.parameters(), *tower.buffers()])
-        for name, tower in zip(("image", "text"), towers, strict=True)
-    }
-    if compiled:
-        for tower in towers:
-            tower.compile()
-    encoders = {OURS: Encoder(fast.get_image_features, fast.get_text_features, None, parameters)}
-    if not compiled:
-        model.to(dtype)
-        encoders[OURS_PLAIN] = Encoder(model.get_image_features, model.get_text_features, None, parameters)
-    return encoders
+def our_encoder(sizes: Sizes, precision: Precision, *, compiled: bool) -> Encoder:
+    """The dual encoder as it is loaded; both towers share the attention."""
+    model = our_model(sizes).to(torch.float32 if precision == "float32" else torch.bfloat16)
+    encoder = Encoder(model.get_image_features, model.get_text_features, None, {"both": count(model)})
+    return compiled_if(encoder, compiled=compiled)
 
 
 def open_clip_encoder(sizes: Sizes, precision: Precision, *, compiled: bool) -> Encoder:
@@ -270,7 +257,8 @@ def measure(precision: Precision, options: Options) -> dict[str, Any]:
     """All figures at one precision."""
     sizes = SIZES[options.size]
     torch.manual_seed(0)
-    encoders = our_encoders(sizes, precision, compiled=options.compile) | {
+    encoders = {
+        OURS: our_encoder(sizes, precision, compiled=options.compile),
         OPEN_CLIP: open_clip_encoder(sizes, precision, compiled=options.compile),
         TRANSFORMERS: transformers_encoder(sizes, precision, compiled=options.compile),
     }

@@ -3,8 +3,8 @@
     python benchmarks/onnx_speed.py --folder vlmo-small --recall-on emoji-pairs --out onnx.json
     python benchmarks/onnx_speed.py --preset base --batches 1 8 --open-clip --out onnx_base.json
 
-All run the same tensors with the same number of threads, by turns. PyTorch runs the float32 model as it is loaded, in
-inference mode, and the dual encoder also as `Encoder` has it (`for_inference`). With `--open-clip`, ViT-B-16 of
+All run the same tensors with the same number of threads, by turns. PyTorch runs the float32 model in inference mode.
+With `--open-clip`, ViT-B-16 of
 open_clip embeds as many images and texts in each precision, and `ratio_to_open_clip` is the median over turns of the
 rate by that of the turn's fastest precision. int8 is calibrated: on noise for a preset. `cosine` is the smallest of
 vectors of a graph and of PyTorch, for a batch of noise. A rate is the median over turns, a ratio the median over turns
@@ -38,7 +38,7 @@ from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedMode
 from vlmo.released import find_model
 from vlmo.retrieval.engines import export_graphs
 
-TORCH, FAST = "pytorch", "pytorch for_inference"
+TORCH = "pytorch"
 GRAPHS = {
     "onnxruntime": (OnnxSession, "float32"),
     "onnxruntime_int8": (OnnxSession, "int8"),
@@ -140,9 +140,6 @@ def time_graph(
     for batch in options.batches:
         inputs = full_inputs(graph, model.config, batch=batch, length=length)
         calls: dict[str, Call] = {TORCH: lambda inputs=inputs: graph.call(model, *inputs)}
-        if isinstance(model, VLMoForImageTextRetrieval) and graph.name != FUSION_ENCODER:
-            fast = getattr(model.for_inference(), graph.method)
-            calls[FAST] = lambda fast=fast, inputs=inputs: fast(*inputs)
         for name, session in sessions.items():
             calls[name] = lambda session=session, inputs=inputs: session(*inputs)
         calls |= peer_calls(graph, peers, batch=batch, length=length)

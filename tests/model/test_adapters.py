@@ -133,16 +133,6 @@ def test_merged_adapter_is_a_plain_model(variant, tmp_path):
     check_equal(outputs(VLMoForImageTextRetrieval.from_pretrained(tmp_path)), outputs(merged))
 
 
-def test_adapters_are_merged_before_a_model_is_made_fast():
-    model, before = adapted(target_modules=["fc1"], init_lora_weights=False)
-    with pytest.raises(ValueError, match="has adapters, which would be left out"):
-        model.get_base_model().for_inference()
-    vectors = [
-        each.for_inference().get_image_features(pairs()["pixel_values"]) for each in (before, model.merge_and_unload())
-    ]
-    assert not torch.allclose(*vectors, atol=1e-3)
-
-
 def test_lora_with_a_head_trained_in_full(tmp_path):
     """The answer head is new for each set of answers: `modules_to_save` trains and saves all of it."""
     model = toy(VLMoForVisualQuestionAnswering, num_labels=7)

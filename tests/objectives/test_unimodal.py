@@ -91,12 +91,12 @@ def class_logits(pixels: Tensor) -> Tensor:
     return toy(VLMoForImageClassification, num_labels=5)(pixels).logits
 
 
-def vectors_for_inference(pixels: Tensor) -> Tensor:
-    return toy(VLMoForImageTextRetrieval).for_inference().get_image_features(pixels)
+def vectors(pixels: Tensor) -> Tensor:
+    return toy(VLMoForImageTextRetrieval).get_image_features(pixels)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("run", [stage_1_loss, class_logits, vectors_for_inference])
+@pytest.mark.parametrize("run", [stage_1_loss, class_logits, vectors])
 def test_images_may_be_8_bit(run):
     shape = make_batch()["pixel_values"].shape
     levels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,6 @@ from transformers.utils import ModelOutput, can_return_tuple
 from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead
-from vlmo.model.inference import DualEncoderForInference
 from vlmo.model.sequence import VISION, masked_positions
 
 
@@ -80,10 +79,6 @@ class _DualEncoder(VLMoPreTrainedModel):
         if self.match_head is None or pooled is None:
             raise ValueError("This model has no matching head (use_match_head is False): it judges no pairs.")
         return self.match_head(pooled)
-
-    def for_inference(self, *, dtype: torch.dtype | None = None) -> DualEncoderForInference:
-        """Return the dual encoder alone, made fast; see there for arguments and errors. This model stays as it is."""
-        return DualEncoderForInference(self.vlmo, self.contrast_head, dtype=dtype)
 
     def clamp_logit_scale_(self) -> None:
         """Clamp every temperature to 1/100 or above; called after each update."""

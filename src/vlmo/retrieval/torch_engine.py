@@ -33,12 +33,11 @@ class TorchEngine:
     def __init__(self, folder: Path, *, device: str | None = None) -> None:
         chosen = choose_device(device)
         model, self._processor = load_retrieval_model(folder)
-        self._dual = model.for_inference().to(chosen)
         module: nn.Module = model
         module.to(chosen).requires_grad_(requires_grad=False)
         self._model = model
         self._transform = eval_transform(TransformConfig(image_size=self._processor.image_size))
-        self.device = str(self._dual.device)
+        self.device = str(model.device)
         self.dim: int = model.contrast_head.image_projection.out_features
         self.can_match = model.match_head is not None
         self.inverse_temperature = float(model.contrast_head.logit_scale.exp())
@@ -54,32 +53,31 @@ class TorchEngine:
     @torch.inference_mode()
     def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """Return L2-normalised vectors."""
-        return _array(self._dual.get_image_features(self._pixel_values(pixels, dtype=self._dual.dtype)))
+        return _array(self._model.get_image_features(self._pixel_values(pixels)))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """Return L2-normalised vectors."""
-        return _array(self._dual.get_text_features(**self._tokens(texts)))
+        return _array(self._model.get_text_features(**self._tokens(texts)))
 
     @torch.inference_mode()
     def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Return log-odds that each text belongs to its image."""
-        values = self._pixel_values(pixels, dtype=self._model.dtype)
-        logits = self._model.match(values, **self._tokens(texts)).float()
+        logits = self._model.match(self._pixel_values(pixels), **self._tokens(texts)).float()
         return _array(logits[:, 1] - logits[:, 0])
 
     @torch.inference_mode()
     def attention(self, pixels: Pixels, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
         """Return the words of a text, and the attention of each to each patch; ValueError if no word is left."""
         tokens = self._tokens([text])
-        values = self._pixel_values([pixels], dtype=self._model.dtype)
+        values = self._pixel_values([pixels])
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         maps = attention_maps(self._model, pixel_values=values, input_ids=ids, attention_mask=mask)[0].cpu()
         words, weights = maps_by_word(maps, tokens=self._processor.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
         return words, weights.numpy()
 
-    def _pixel_values(self, pixels: Sequence[Pixels], *, dtype: torch.dtype) -> Float[Tensor, "batch 3 height width"]:
-        return normalize_pixels(torch.from_numpy(np.stack(pixels)).to(self.device)).to(dtype)
+    def _pixel_values(self, pixels: Sequence[Pixels]) -> Float[Tensor, "batch 3 height width"]:
+        return normalize_pixels(torch.from_numpy(np.stack(pixels)).to(self.device)).to(self._model.dtype)
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Tokenize; one thread at a time, as the tokenizer changes while it is used."""
