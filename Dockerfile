@@ -11,7 +11,7 @@ FROM python:3.12-slim AS build
 WORKDIR /source
 ARG PIP_EXTRA_INDEX_URL=
 RUN python -m venv /venv
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY src src
 RUN /venv/bin/pip install --no-cache-dir '.[quickstart]'
 

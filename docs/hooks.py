@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import posixpath
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ REFERENCE = {
 }
 """Packages with a page in the reference, and its title."""
 _FIGURE = re.compile(r"^<!-- figure: (?P<name>\S+) -->$", flags=re.MULTILINE)
+_BADGES = re.compile(r"<!-- badges -->.*?<!-- /badges -->\n", flags=re.DOTALL)
 _LINK = re.compile(r"(?P<words>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)")
 
 
@@ -60,6 +62,13 @@ _COMMANDS: list[str] = []
 def on_startup(*, command: str, dirty: bool) -> None:
     """Remember the command of mkdocs."""
     _COMMANDS.append(command)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Take the addresses of the site and of the repository from pyproject.toml."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    config.site_url, config.repo_url = f"{urls['Documentation']}/", urls["Repository"]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -98,7 +107,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         relative = posixpath.relpath(there, posixpath.dirname(here) or ".")
         return f"{words}({relative}{'#' + anchor if anchor else ''})"
 
-    return _FIGURE.sub(lambda line: html(line["name"]), _LINK.sub(moved, markdown))
+    return _FIGURE.sub(lambda line: html(line["name"]), _LINK.sub(moved, _BADGES.sub("", markdown)))
 
 
 def page_of(path: str) -> tuple[str, str] | None:

@@ -3,7 +3,7 @@
     python experiments/quickstart_seeds.py --seeds 0 1 2 3 4
 
 Each seed has a folder of its own below --run-dir; the same command continues after an interruption. The result holds
-the tables of all seeds, with the median and the range of each cell: recipes and README tell these.
+the tables of all seeds, with the median and the range of each cell: recipes and README's chart show these.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class Options:
     scale: float = 1.0
     """Share of the steps of each stage."""
     out: Path = Path("src/vlmo/recipes") / expected.FILE
-    """JSON file for the result, written after each seed; `python -m tests.recipes.test_expected` then writes README's
-    rows."""
+    """JSON file for the result, written after each seed; `python docs/figures/images.py` then draws README's chart."""
 
 
 def summary(tables: Sequence[Metrics]) -> dict[str, dict[str, dict[str, float]]]:
