@@ -148,8 +148,8 @@ MUTATIONS = (
     Mutation(
         "recipes leave the temperature unbounded",
         "run/build.py",
-        "after_step=model.clamp_logit_scale_",
-        "after_step=None",
+        "lambda *_: model.clamp_logit_scale_()",
+        "lambda *_: None",
         ("recipes/test_recipes.py",),
     ),
     Mutation(

@@ -124,10 +124,10 @@ def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen
     return rows[torch.argsort(order)]
 
 
-def borrow(
+def fetch_rows(
     tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen"]
 ) -> tuple[Shaped[Tensor, "rows *shape"], Int[Tensor, "chosen"]]:
-    """Return `rows` and `places` such that `rows[places]` are what `exchange` fetches; one process copies nothing."""
+    """Return `rows` and indices in them of what `exchange` fetches; one process copies nothing."""
     if world_size() == 1:
         return tensor, wanted
     return exchange(tensor, wanted), torch.arange(len(wanted), device=wanted.device)

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -96,7 +96,21 @@ def one_update(
     }
 
 
-def make_run(run_dir: Path, *, engine: EngineConfig, after_step: Callable[[], None] | None = None) -> Trainer:
+SCHEDULE = ScheduleConfig(warmup_steps=2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    trainer: TrainerConfig
+    optimizer: OptimizerConfig = OPTIMIZER
+    schedule: ScheduleConfig = SCHEDULE
+    seed: int = 0
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self.trainer))
+
+
+def make_run(run_dir: Path, *, engine: EngineConfig, after_step: Callable[[], None] = lambda: None) -> Trainer:
     objective = make_objective()
     config = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, clip_norm=1.0, engine=engine)
 
@@ -105,25 +119,18 @@ def make_run(run_dir: Path, *, engine: EngineConfig, after_step: Callable[[], No
             yield micro_batches(start_step)
             start_step += 1
 
-    def clamp() -> None:
-        objective.model.clamp_logit_scale_()
-        if after_step is not None:
-            after_step()
-
-    return Trainer(
+    trainer = Trainer(
         objective,
         loader,
         run_dir=run_dir,
-        recipe_json=json.dumps(asdict(config)),
+        recipe=Recipe(config),
         save_model=lambda folder, weights: objective.model.save_pretrained(folder, state_dict=weights),
-        config=config,
-        optimizer=OPTIMIZER,
-        schedule=ScheduleConfig(warmup_steps=2),
-        no_weight_decay={f"model.{name}" for name in objective.model.no_weight_decay()},
         evaluators=[lambda model: {"picture": mean_state(model)}],
-        after_step=clamp,
         device="cpu",
     )
+    trainer.optimizer.register_step_post_hook(lambda *_: objective.model.clamp_logit_scale_())
+    trainer.optimizer.register_step_post_hook(lambda *_: after_step())
+    return trainer
 
 
 def mean_state(model: nn.Module) -> float:

@@ -17,7 +17,7 @@ from tests.training.toy_run import make_trainer
 from torch import nn
 
 from vlmo.recipes import find_recipe
-from vlmo.training import TrainingError, Watchdog, checkpoint
+from vlmo.training import TrainingError, checkpoint
 from vlmo.training.checkpoint import (
     MAY_DIFFER,
     SavedState,
@@ -340,13 +340,12 @@ def test_names_of_settings_that_may_change_are_those_of_recipes() -> None:
             part = part[key]
 
 
-def test_states_wait_as_long_as_the_watchdog_allows(tmp_path, monkeypatch) -> None:
+def test_states_wait_longer_than_a_hang_takes_to_be_noticed(tmp_path, monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(checkpoint, "world_size", lambda: 2)
     monkeypatch.setattr(checkpoint.dist, "new_group", lambda **settings: asked.append(settings))
-    trainer = make_trainer(tmp_path / "run", watchdog=Watchdog(100.0))
-    assert asked == [{"backend": "gloo", "timeout": timedelta(seconds=800)}]
-    assert trainer.state_dir == tmp_path / "run" / "state"
+    StateStore(tmp_path, keep=1, in_background=False)
+    assert asked == [{"backend": "gloo", "timeout": timedelta(hours=4)}]
 
 
 def test_run_folder_of_another_recipe_is_refused_by_the_names_of_what_differs(tmp_path) -> None:

@@ -27,8 +27,16 @@ from tests.training.toy_run import Settings, make_trainer
 
 from vlmo import cli
 from vlmo.cli.runs import TrainOptions
-from vlmo.training import TrainerConfig, TrainingError, explained_start, lock_run, read_metrics
-from vlmo.training.watchdog import HANG_SECONDS, Report, Sighting, Watchdog, find_hung
+from vlmo.training import (
+    TrainerConfig,
+    TrainingError,
+    explained_faults,
+    launch,
+    lock_run,
+    read_metrics,
+    report_progress,
+)
+from vlmo.training.parallel import HANG_SECONDS, longest_wait
 from vlmo.types import Batch
 
 STEPS = 10
@@ -67,7 +75,7 @@ def model(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "run" / "model" / "model.safetensors")
 
 
-def told(text: str) -> list[str]:
+def reported(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("vlmo: ")]
 
 
@@ -87,8 +95,8 @@ def test_either_process_killed_in_a_step_or_a_save_leaves_a_run_that_ends_with_t
         codes = group.codes(within_s=SOON_S)
         assert codes[victim] == -signal.SIGKILL
         assert codes[1 - victim] == 1, group.output(1 - victim)
-        (line,) = told(group.output(1 - victim))
-        assert f"process {1 - victim} has lost process {victim}," in line
+        (line,) = reported(group.output(1 - victim))
+        assert f"process {1 - victim} has lost another, which has ended, was killed" in line
         assert "the same command goes on" in line
         assert "Traceback" not in group.output(1 - victim)
         assert not (folder / "run" / "model").exists()
@@ -109,7 +117,7 @@ def test_survivor_of_a_kill_under_torchrun_says_whom_it_has_lost(tmp_path) -> No
     wait_until(lambda: any(states.glob("step_*")), within_s=PATIENCE_S, meanwhile=process.is_alive)
     os.kill(int((tmp_path / "rank1.pid").read_text()), signal.SIGKILL)
     assert process.wait(SOON_S) == 1
-    assert "process 0 has lost process 1, which has ended or was killed" in process.stderr
+    assert "process 0 has lost another, which has ended, was killed or hangs" in process.stderr
 
 
 @pytest.mark.slow
@@ -127,11 +135,9 @@ def test_signal_to_the_launcher_lets_a_long_step_end_in_a_save(tmp_path) -> None
 # Pauses of groups that hang at the same time, each of which needs seconds to be noticed and no processor.
 HANGS = {
     "stopped": Pause(rank=1, moment="forward", step=3),
-    "keeper stopped": Pause(rank=0, moment="forward", step=3),
-    "stopped at the start": Pause(rank=1, moment="start"),
+    "stopped at the start": Pause(rank=0, moment="start"),
     "no batch": Pause(rank=1, moment="batch", step=3),
     "evaluation": Pause(rank=0, moment="evaluation", step=5),
-    "save": Pause(rank=0, moment="save", step=4),
     "long evaluation": Pause(rank=0, moment="evaluation", step=5),
     "long save": Pause(rank=None, moment="save", step=4),
 }
@@ -139,11 +145,10 @@ HANGS = {
 
 @pytest.fixture(scope="module")
 def hangs(start, tmp_path_factory) -> dict[str, Group]:
-    """Groups that pause, after the time that a hang takes to be noticed; two of them have gone on."""
+    """Groups that pause, after the time that a hang in a step takes to be noticed; two of them have gone on."""
     groups = {}
     for name, pause in HANGS.items():
-        folder = tmp_path_factory.mktemp("hangs")
-        group = start(folder, pause=pause, hang_seconds=HANG_S, keeps_store=name == "keeper stopped")
+        group = start(tmp_path_factory.mktemp("hangs"), pause=pause, hang_seconds=HANG_S)
         groups[name] = group
         group.wait_for_pause()
         if "stopped" in name:
@@ -155,97 +160,42 @@ def hangs(start, tmp_path_factory) -> dict[str, Group]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["stopped", "keeper stopped", "stopped at the start"])
-def test_stopped_process_is_named_and_the_other_ends(hangs, name) -> None:
-    group, stopped = hangs[name], HANGS[name].rank
-    survivor = group.processes[1 - stopped]
-    survivor.join(SOON_S)
-    assert survivor.exitcode == 1, group.output(1 - stopped)
-    (line,) = told(group.output(1 - stopped))
-    assert f"process {stopped} hangs (" in line
-    assert f"process {1 - stopped} hangs" not in line
-    if name == "stopped at the start":
-        assert "no sign of life for" in line
-    else:
-        assert f"Process {1 - stopped} of 2, in step 3, ends" in line
-        assert "backward" in group.output(1 - stopped), "the survivor's own stack"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["no batch", "evaluation", "save"])
-def test_process_that_lives_but_makes_no_progress_is_named_by_both(hangs, name) -> None:
+@pytest.mark.parametrize(
+    ("name", "code", "stack"),
+    [
+        ("stopped", None, "in backward"),  # of the process that waits for the one that is stopped
+        ("stopped at the start", None, "in gather_objects"),
+        ("no batch", 1, "in _stop_here"),
+        ("evaluation", 1, "in _stop_here"),
+    ],
+)
+def test_hung_process_and_those_that_wait_for_it_end_with_their_stacks(hangs, name, code, stack) -> None:
     group, rank = hangs[name], HANGS[name].rank
-    assert group.codes(within_s=SOON_S) == [1, 1]
-    for number in range(2):
-        (line,) = told(group.output(number))
-        assert f"process {rank} hangs (no progress for" in line
-        if name == "no batch":
-            assert f"process {1 - rank} hangs" not in line
-            assert "reading the batch of step 3" in line
-    if name == "no batch":
-        assert "stop_here" in group.output(1), "its stack shows where it hangs"
+    seen = rank if code else 1 - rank
+    group.processes[seen].join(SOON_S)
+    group.processes[1 - rank].join(SOON_S)
+    assert (group.processes[rank].exitcode, group.processes[1 - rank].exitcode) == (code, 1), group.output(seen)
+    assert "Timeout (0:00:" in group.output(seen)
+    assert stack in group.output(seen)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["long evaluation", "long save"])
-def test_what_takes_longer_than_a_step_may_is_no_hang_while_the_process_lives(hangs, name) -> None:
+def test_evaluation_and_save_may_take_longer_than_a_step(hangs, name) -> None:
     group = hangs[name]
     assert group.codes(within_s=SOON_S) == [0, 0], group.output(0) + group.output(1)
-    assert "hangs" not in group.output(0) + group.output(1)
+    assert "Timeout" not in group.output(0) + group.output(1)
 
 
-def sightings(*reports: Report, beat_at: float = 100.0, progress_at: float = 0.0) -> dict[int, Sighting]:
-    return {n: Sighting(report, beat_at=beat_at, progress_at=progress_at) for n, report in enumerate(reports)}
-
-
-def test_only_those_that_the_others_wait_for_hang() -> None:
-    ahead, behind = (Report(progress=n, place=f"in step {n}", timed=True) for n in (7, 6))
-    hung = find_hung(sightings(ahead, behind, ahead), now=100.0, hang_seconds=50.0)
-    assert hung == {1: "hangs (no progress for 100 s, in step 6)"}
-    assert find_hung(sightings(ahead, behind, progress_at=60.0), now=100.0, hang_seconds=50.0) == {}
-
-
-def test_evaluation_and_save_may_take_four_times_as_long_while_the_process_lives() -> None:
-    waiting, saving = Report(progress=7, place="in step 7", timed=True), Report(progress=6, place="saving step 6")
-    assert find_hung(sightings(saving, waiting), now=100.0, hang_seconds=25.0) == {}
-    hung = find_hung(sightings(saving, waiting), now=100.0, hang_seconds=24.0)
-    assert hung == {0: "hangs (no progress for 100 s, saving step 6)"}
-    hung = find_hung(sightings(saving, beat_at=0.0) | {1: sightings(waiting)[0]}, now=100.0, hang_seconds=50.0)
-    assert hung == {0: "hangs (no sign of life for 100 s, last seen saving step 6)"}
-
-
-def test_process_that_has_ended_does_not_hang() -> None:
-    assert find_hung(sightings(Report(ended=True), beat_at=0.0), now=100.0, hang_seconds=50.0) == {}
-
-
-def test_process_that_has_ended_is_named_when_those_that_wait_for_it_get_no_further() -> None:
-    gone, waiting = Report(progress=9, ended=True), Report(progress=7, place="in step 7", timed=True)
-    found = sightings(waiting, gone, waiting)
-    assert find_hung(found, now=100.0, hang_seconds=50.0) == {1: "has ended, and the others wait for it"}
-    assert find_hung(found, now=40.0, hang_seconds=50.0) == {}  # the others are ending, too
-
-
-def test_ages_count_from_the_moment_that_a_word_changes() -> None:
-    first = Sighting(Report(beat=1, progress=1), beat_at=0.0, progress_at=0.0)
-    assert first.then(Report(beat=2, progress=1), now=5.0) == Sighting(Report(2, 1), beat_at=5.0, progress_at=0.0)
-    assert first.then(Report(beat=2, progress=2), now=5.0).progress_at == 5.0
-    assert first.then(Report(beat=1, progress=1), now=5.0).beat_at == 0.0
-
-
-def test_one_process_is_not_watched() -> None:
-    with Watchdog(0.01) as watchdog:
-        watchdog.at("in step 1")
+def test_one_process_has_no_timer() -> None:
+    with launch("cpu", hang_seconds=0.01):
+        report_progress()
         time.sleep(0.05)
-        assert watchdog.missing() == []
-    with pytest.raises(ValueError, match="hang_seconds is 0; give a number of seconds above 0"):
-        Watchdog(0)
-    assert Watchdog(60.0).longest_wait == timedelta(minutes=8)
-    assert Watchdog(1e300).longest_wait == timedelta(days=30)
-    with pytest.raises(ValueError, match="hang_seconds is inf"):
-        Watchdog(float("inf"))
-
-
-def test_command_waits_as_long_as_the_watchdog_by_itself() -> None:
+    for seconds in (0, float("inf")):
+        with pytest.raises(ValueError, match=f"hang_seconds is {seconds}; give"), launch("cpu", hang_seconds=seconds):
+            pass
+    assert longest_wait(60.0) == timedelta(minutes=8)
+    assert longest_wait(1e300) == timedelta(days=30)
     assert TrainOptions(recipe=None, run_dir=Path()).hang_seconds == HANG_SECONDS
 
 
@@ -264,10 +214,10 @@ def close_folder(group: Group) -> None:
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
-        (fill_disk, r"step_00000004 could not be written by process 0 \(File too large\); .*If the disk is full, free"),
+        (fill_disk, r"step_00000004 could not be written by process 0 \(File too large\); .*free space there"),
         (
             close_folder,
-            r"step_00000004 could not be written by process 0 \(Permission denied\).*Give this user the right",
+            r"step_00000004 could not be written by process 0 \(Permission denied\).*give this user the right",
         ),
     ],
     ids=["full disk", "read-only folder"],
@@ -282,9 +232,9 @@ def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
     fault(group)
     group.go_on()
     assert group.codes(within_s=SOON_S) == [1], group.output(0)
-    (said,) = told(group.output(0))
+    (said,) = reported(group.output(0))
     assert re.search(line, said), said
-    assert f"the newest one is {folder / 'run' / 'state' / 'step_00000002'}. " in said
+    assert f"the newest one is {folder / 'run' / 'state' / 'step_00000002'}; " in said
     assert said.endswith("and the same command goes on")
     (folder / "run" / "state").chmod(0o755)
     assert [path.name for path in (folder / "run" / "state").iterdir()] == ["step_00000002"], "no leftovers"
@@ -320,19 +270,15 @@ def test_data_that_end_a_run_cost_no_state_that_is_being_written(tmp_path) -> No
     assert make_trainer(tmp_path / "run", settings=settings).fit().status == "finished"
 
 
-class Missing(Watchdog):
-    """Has lost process 0."""
+def test_process_that_loses_another_before_the_first_step_says_so(tmp_path) -> None:
+    def start(words: str) -> None:
+        with explained_faults(lambda: "base-stage3", run_dir=tmp_path, last_saved=lambda **_: "start again"):
+            raise RuntimeError(words)
 
-    def missing(self) -> list[int]:
-        return [0]
-
-
-def test_process_that_loses_another_before_the_first_step_says_so() -> None:
-    words = "base-stage3: process 0 has lost process 0, .* before the first step; the same command starts again"
-    with pytest.raises(TrainingError, match=words), explained_start("base-stage3", watchdog=Missing()):
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer")
-    with pytest.raises(RuntimeError, match="shapes"), explained_start("base-stage3", watchdog=Missing()):
-        raise RuntimeError("shapes do not fit")
+    with pytest.raises(TrainingError, match=r"base-stage3: process 0 has lost another, .*554.*; start again"):
+        start("[gloo/transport/tcp/pair.cc:554] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="shapes"):
+        start("shapes do not fit")
 
 
 @pytest.mark.slow
@@ -340,7 +286,7 @@ def test_killed_worker_ends_the_run_with_a_line_and_the_run_goes_on_later(start,
     folder = tmp_path / "killed"
     group = start(folder, world_size=1, kills_worker_in_step=5, num_workers=1)
     assert group.codes(within_s=SOON_S) == [1], group.output(0)
-    (line,) = told(group.output(0))
+    (line,) = reported(group.output(0))
     seen = "killed by signal: Killed|exited unexpectedly"
     assert re.search(rf"a worker that prepares batches is gone \(({seen})\), most often because memory", line), line
     assert "step_00000002" in line or "step_00000004" in line

@@ -14,7 +14,7 @@ from tests.training.saved_tensors import saved_tensors
 from tests.training.toy_run import Objective, Settings, make_loader, make_trainer
 from torch import nn
 
-from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
+from vlmo.training import ScheduleConfig, TrainerConfig, read_metrics
 from vlmo.training.errors import TrainingError
 from vlmo.training.optimizer import lr_at
 from vlmo.training.trainer import forward_seed
@@ -115,7 +115,7 @@ def test_frozen_parameters_do_not_move_by_one_bit(tmp_path) -> None:
 
 
 def test_rates_follow_the_schedule_and_the_scales(tmp_path) -> None:
-    trainer = make_trainer(tmp_path, lr_scale={"bonus": 10.0}, no_weight_decay={"bonus"})
+    trainer = make_trainer(tmp_path, lr_scale={"bonus": 10.0, "model.last.bias": 10.0})
     trainer.fit()
     schedule = ScheduleConfig(warmup_steps=2)
     expected = [lr_at(step, base_lr=0.05, max_steps=6, config=schedule) for step in range(6)]
@@ -123,14 +123,6 @@ def test_rates_follow_the_schedule_and_the_scales(tmp_path) -> None:
     rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
     assert rates == {name: expected[-1] * (10 if "x10" in name else 1) for name in rates}
     assert "no_decay_x10" in rates
-
-
-def test_after_step_follows_every_update(tmp_path) -> None:
-    calls = []
-    settings = Settings(bad_from=2, bad_to=4)
-    trainer = make_trainer(tmp_path, settings=settings, after_step=lambda: calls.append(trainer.optimizer))
-    trainer.fit()
-    assert len(calls) == 4
 
 
 def test_half_precision_keeps_weights_and_losses_in_float32(tmp_path) -> None:
@@ -309,7 +301,7 @@ def test_progress_is_shown_on_the_console_it_is_given(tmp_path, capfd) -> None:
 
 def test_name_that_no_parameter_has_is_refused_before_anything_is_written(tmp_path) -> None:
     with pytest.raises(ValueError, match="no parameter is called nothing"):
-        make_trainer(tmp_path / "run", no_weight_decay={"nothing"}, optimizer=OptimizerConfig())
+        make_trainer(tmp_path / "run", lr_scale={"nothing": 2.0})
     assert not (tmp_path / "run").exists()
 
 

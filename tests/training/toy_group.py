@@ -23,7 +23,7 @@ from tests.training.toy_run import Settings, make_trainer
 
 from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.sampler import global_batch
-from vlmo.training import TrainerConfig, TrainingError, Watchdog, launch
+from vlmo.training import TrainerConfig, TrainingError, launch
 from vlmo.types import Batch
 
 
@@ -129,10 +129,10 @@ def _train(
 
     load = None if num_workers is None else _loader(num_workers=num_workers, kills_in_step=kills_worker_in_step)
     rights = ordinary_rights() if ordinary else contextlib.nullcontext()
-    with rights, launch("cpu"), Watchdog(hang_seconds) as watchdog:
+    with rights, launch("cpu", hang_seconds=hang_seconds):
         if pause is not None and pause.moment == "start" and pause.rank == rank:
             _stop_here(folder)
-        trainer = make_trainer(folder / "run", load=load, config=config, watchdog=watchdog, evaluators=[evaluate])
+        trainer = make_trainer(folder / "run", load=load, config=config, evaluators=[evaluate])
         trainer.fit()
 
 

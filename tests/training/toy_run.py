@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmo.distributed import rank, world_size
-from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, TrainingError, Watchdog, launch
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, TrainingError, launch
 from vlmo.types import Batch
 
 
@@ -34,6 +34,24 @@ class Settings:
     bonus_in_first_micro_batch: bool = False  # `bonus` counts there instead of in every other step
     freezes_first: bool = False  # the first layer is not trained
     lr: float = 0.05
+
+
+SCHEDULE = ScheduleConfig(warmup_steps=2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    trainer: TrainerConfig
+    settings: Settings
+    schedule: ScheduleConfig = SCHEDULE
+    seed: int = 0
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        return OptimizerConfig(lr=self.settings.lr)
+
+    def to_json(self) -> str:
+        return json.dumps({"trainer": asdict(self.trainer), "settings": asdict(self.settings)})
 
 
 class Model(nn.Module):
@@ -96,26 +114,22 @@ def make_trainer(
     settings: Settings | None = None,
     config: TrainerConfig | None = None,
     load: Callable[[int], Iterator[list[Batch]]] | None = None,
+    after_step: Callable[[], None] = lambda: None,
+    schedule: ScheduleConfig = SCHEDULE,
+    seed: int = 0,
     **others: Any,
 ) -> Trainer:
-    settings = settings or Settings()
-    config = config or TrainerConfig(max_steps=6, log_every=1, save_every=2)
-    objective = Objective(settings)
-
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
         (folder / "config.json").write_text("{}")
         save_file(weights, folder / "model.safetensors")
 
-    arguments: dict[str, Any] = {
-        "run_dir": run_dir,
-        "recipe_json": json.dumps({"trainer": asdict(config), "settings": asdict(settings)}),
-        "save_model": save_model,
-        "config": config,
-        "optimizer": OptimizerConfig(lr=settings.lr),
-        "schedule": ScheduleConfig(warmup_steps=2),
-        "device": "cpu",
-    }
-    return Trainer(objective, load or make_loader(settings), **(arguments | others))
+    settings = settings or Settings()
+    config = config or TrainerConfig(max_steps=6, log_every=1, save_every=2)
+    arguments = {"save_model": save_model, "device": "cpu"} | others
+    recipe = Recipe(config, settings, schedule, seed)
+    trainer = Trainer(Objective(settings), load or make_loader(settings), run_dir=run_dir, recipe=recipe, **arguments)
+    trainer.optimizer.register_step_post_hook(lambda *_: after_step())
+    return trainer
 
 
 def main(run_dir: Path, **changes: Any) -> None:
@@ -123,10 +137,10 @@ def main(run_dir: Path, **changes: Any) -> None:
     names = {field.name for field in fields(Settings)}
     settings = replace(Settings(), **{name: value for name, value in changes.items() if name in names})
     config = TrainerConfig(**{name: value for name, value in changes.items() if name not in names})
-    with launch("cpu"), Watchdog() as watchdog:
+    with launch("cpu"):
         run_dir.with_name(f"rank{rank()}.pid").write_text(str(os.getpid()))
         evaluators = [lambda _: {"toy/one": 1.0}]
-        result = make_trainer(run_dir, settings=settings, config=config, watchdog=watchdog, evaluators=evaluators).fit()
+        result = make_trainer(run_dir, settings=settings, config=config, evaluators=evaluators).fit()
     os.write(1, f"{result.status} {result.steps}\n".encode())
 
 

@@ -64,9 +64,9 @@ class TrainOptions:
     """With dry_run: number of processes; by default those that torchrun has started."""
     json: Path | None = None
     """With dry_run: file for the figures."""
-    hang_seconds: float = 1800.0  # vlmo.training.watchdog.HANG_SECONDS, which lives beside torch
-    """With several processes: after how long without a sign of life, or in a step without progress, one is reported and
-    the others end. Reading the data, an evaluation and a save may take four times as long."""
+    hang_seconds: float = 1800.0  # vlmo.training.parallel.HANG_SECONDS, which lives beside torch
+    """With several processes: after how long without progress in a step a process prints its stacks and ends. Reading
+    the data, an evaluation and a save may take four times as long."""
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,11 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
         raise ValueError(" ".join(missing.values()))
     from vlmo.distributed import is_main
     from vlmo.run import build
-    from vlmo.training import Watchdog, explained_start, launch
+    from vlmo.training import explained_faults, launch
 
-    watchdog = Watchdog(options.hang_seconds)
-    with launch(options.device, timeout=watchdog.longest_wait), watchdog:
-        with explained_start(name, watchdog=watchdog):
+    saved = lambda **_: "nothing was saved yet; the same command goes on"  # noqa: E731
+    with launch(options.device, hang_seconds=options.hang_seconds):
+        with explained_faults(lambda: f"{name}: before the first step", run_dir=options.run_dir, last_saved=saved):
             trainer = build(
                 options.recipe,
                 run_dir=options.run_dir,
@@ -212,7 +212,6 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
                 about=about,
                 original=original,
                 device=options.device,
-                watchdog=watchdog,
             )
         result = trainer.fit()
         writes = is_main()

@@ -359,7 +359,7 @@ class VisionLanguageObjective(nn.Module):
             other_ids, other_mask = distributed.exchange(sent, negatives.text).unbind(1)
             again = matched.repeat_interleave(self.config.negatives)
             pairs.append(Pairs(texts[matched], mask[matched], images, matched))
-            pairs.append(Pairs(texts[again], mask[again], *distributed.borrow(images, negatives.image)))
+            pairs.append(Pairs(texts[again], mask[again], *distributed.fetch_rows(images, negatives.image)))
             pairs.append(Pairs(other_ids, other_mask, images, again))
             if "false_input_ids" in batch:
                 false = batch["false_input_ids"][matched], batch["false_attention_mask"][matched]

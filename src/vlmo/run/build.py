@@ -37,7 +37,7 @@ from vlmo.run.estimate import check_start
 from vlmo.tasks.base import EvaluationSet, RunContext
 from vlmo.tasks.registry import usage_of
 from vlmo.tasks.result import data_name
-from vlmo.training import Trainer, Watchdog, claim_run_folder, lock_run, read_metrics
+from vlmo.training import Trainer, claim_run_folder, lock_run, read_metrics, report_progress
 from vlmo.training.lora import add_adapters, save_adapter
 
 _QUARANTINE = "quarantine.jsonl"
@@ -53,7 +53,6 @@ def build(
     about: str = "",
     original: Recipe | None = None,
     device: str | None = None,
-    watchdog: Watchdog | None = None,
 ) -> Trainer:
     """Return the trainer of a recipe, ready to `fit`; a run that exists in `run_dir` is resumed.
 
@@ -61,7 +60,6 @@ def build(
         title: Name of the recipe, before the progress bar and on the card of the model.
         about: First line of the recipe's description.
         original: The recipe of that name, if `recipe` may differ from it; the model's card then says so.
-        watchdog: With several processes: entered by the caller, so that this function is watched too.
 
     Raises:
         ValueError: Something in the recipe cannot be used; the message says what to change.
@@ -78,7 +76,7 @@ def build(
     processor = build_processor(recipe) if task.reads_text else None
     run = RunContext(
         folder=run_dir,
-        rows=_read_rows(recipe, run_dir=run_dir, watchdog=watchdog),
+        rows=_read_rows(recipe, run_dir=run_dir),
         source=recipe.data.source,
         processor=processor,
         model=model_settings(recipe, processor),
@@ -124,33 +122,25 @@ def build(
             experts: Any = getattr(task, "fusion_experts_from", "language")
             save_adapter(folder, model, weights, start=start, fusion_experts_from=experts)
 
-    return Trainer(
+    trainer = Trainer(
         objective,
         loader,
         run_dir=run_dir,
+        recipe=recipe,
         save_model=save_model,
-        config=recipe.trainer,
-        optimizer=recipe.optimizer,
-        schedule=recipe.schedule,
-        seed=recipe.seed,
-        no_weight_decay={f"model.{name}" for name in model.no_weight_decay()}
-        if isinstance(model, VLMoPreTrainedModel)
-        else (),
         lr_scale={f"model.{name}": scale for name, scale in task.lr_scale(model).items()},
         evaluators=evaluators,
         measured_on=" and ".join(data_name(each.source) for each in evaluators),
-        after_step=model.clamp_logit_scale_
-        if isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval)
-        else None,
-        recipe_json=recipe.to_json(),
         device=device,
         console=console,
         title=title or "training",
-        watchdog=watchdog,
     )
+    if isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval):
+        trainer.optimizer.register_step_post_hook(lambda *_: model.clamp_logit_scale_())
+    return trainer
 
 
-def _read_rows(recipe: Recipe, *, run_dir: Path, watchdog: Watchdog | None) -> Dataset:
+def _read_rows(recipe: Recipe, *, run_dir: Path) -> Dataset:
     """Return the valid rows; invalid ones are listed in the run folder's quarantine.jsonl. Streams have no rows yet."""
     if recipe.data.streams.patterns:
         return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
@@ -162,7 +152,7 @@ def _read_rows(recipe: Recipe, *, run_dir: Path, watchdog: Watchdog | None) -> D
         needs_caption=recipe.task.needs_caption,
         unique_ids=recipe.task.unique_ids,
         shared=True,
-        progress=lambda: None if watchdog is None else watchdog.at("checking the data", timed=False),
+        progress=lambda: report_progress(slow=True),
     )
 
 

@@ -7,12 +7,11 @@ from vlmo.lazy import lazy_names
 if TYPE_CHECKING:
     from vlmo.training.checkpoint import claim_run_folder, lock_run
     from vlmo.training.config import EngineConfig, LoraConfig, TrainerConfig
-    from vlmo.training.errors import TrainingError, explained_start
+    from vlmo.training.errors import TrainingError, explained_faults
     from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig
-    from vlmo.training.parallel import launch
+    from vlmo.training.parallel import launch, report_progress
     from vlmo.training.tracking import read_metrics
     from vlmo.training.trainer import Trainer, TrainingResult
-    from vlmo.training.watchdog import Watchdog
 
 __all__ = [
     "EngineConfig",
@@ -23,12 +22,12 @@ __all__ = [
     "TrainerConfig",
     "TrainingError",
     "TrainingResult",
-    "Watchdog",
     "claim_run_folder",
-    "explained_start",
+    "explained_faults",
     "launch",
     "lock_run",
     "read_metrics",
+    "report_progress",
 ]
 
 __getattr__ = lazy_names(
@@ -36,11 +35,10 @@ __getattr__ = lazy_names(
     {
         ".checkpoint": "claim_run_folder lock_run",
         ".config": "EngineConfig LoraConfig TrainerConfig",
-        ".errors": "TrainingError explained_start",
+        ".errors": "TrainingError explained_faults",
         ".optimizer": "OptimizerConfig ScheduleConfig",
-        ".parallel": "launch",
+        ".parallel": "launch report_progress",
         ".tracking": "read_metrics",
         ".trainer": "Trainer TrainingResult",
-        ".watchdog": "Watchdog",
     },
 )

@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +60,7 @@ from vlmo.folder.atomic import (
 )
 from vlmo.folder.pickles import check_pickles
 from vlmo.training.errors import TrainingError, advise_on_saving
+from vlmo.training.parallel import longest_wait
 
 logger = logging.getLogger(__name__)
 
@@ -104,15 +104,14 @@ class StateStore:
         folder: Shared by all processes.
         keep: Number of newest states that are kept.
         in_background: `save` returns as soon as the tensors are copied to the memory of the CPU.
-        longest_wait: Time for the slowest process to write its share; None: PyTorch's half an hour.
     """
 
-    def __init__(self, folder: Path, *, keep: int, in_background: bool, longest_wait: timedelta | None = None) -> None:
+    def __init__(self, folder: Path, *, keep: int, in_background: bool) -> None:
         self.folder, self.keep, self.in_background = folder, keep, in_background
         # A group of its own: what a background thread sends must not mix with what the training sends.
         self._group = None
         if world_size() > 1:
-            self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait))
+            self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait()))
             keep_until_exit(self._group)
         self._writing: tuple[_StateWriter, Future[Any]] | None = None
 
@@ -338,7 +337,7 @@ class _StateWriter(dcp.FileSystemWriter):
             newest = max(_states(self.target.parent), default=None)
             raise TrainingError(
                 f"training state {self.target} could not be written by process {place}{told}; the newest one is "
-                f"{newest}. {advise_on_saving(refused or cause)}, and the same command goes on"
+                f"{newest}; {advise_on_saving(refused or cause)}, and the same command goes on"
             ) from cause
 
 

@@ -9,12 +9,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vlmo.distributed import rank
-from vlmo.training.parallel import undisturbed
-from vlmo.training.watchdog import Watchdog, is_lost_contact
+import torch.distributed as dist
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_PERMISSION = {errno.EROFS, errno.EACCES, errno.EPERM}
+from vlmo.distributed import rank
+from vlmo.training.parallel import uninterrupted
+
+_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space there") | dict.fromkeys(
+    (errno.EROFS, errno.EACCES, errno.EPERM), "give this user the right to write there"
+)
+_WORKER = re.compile(r"DataLoader worker \(pid.*\) (?:is )?(killed by signal: \w+|exited unexpectedly)")
 
 
 class TrainingError(RuntimeError):
@@ -23,66 +26,51 @@ class TrainingError(RuntimeError):
 
 def advise_on_saving(error: Exception) -> str:
     """Return what to do about a training state that could not be written."""
-    number = getattr(error, "errno", None)
-    if number in _NO_SPACE or isinstance(error, RuntimeError):  # PyTorch hides the system's reason
-        return "If the disk is full, free space there"
-    if number in _NO_PERMISSION:
-        return "Give this user the right to write there"
-    return "Remove what hinders it"
+    if isinstance(error, RuntimeError):  # PyTorch hides the system's reason
+        return "if the disk is full, free space there"
+    return _ADVICE.get(getattr(error, "errno", None) or 0, "remove what hinders it")
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Return True if an error means that another process could not be reached."""
+    words = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
+    named = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, dist.DistError) or named
 
 
 def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path) -> str | None:
     """Return what the machine did to a run and what to do about it, in one phrase; None for errors of another kind."""
-    pattern = r"DataLoader worker \(pid.*\) (?:is )?(killed by signal: \w+|exited unexpectedly)"
-    if worker := re.search(pattern, str(error)):
+    if is_lost_contact(error):
+        reason = " ".join(str(error).split())[:200]
+        return f"process {rank()} has lost another, which has ended, was killed or hangs; see its output ({reason})"
+    if worker := _WORKER.search(str(error)):
         return (
             f"a worker that prepares batches is gone ({worker[1]}), most often because memory ran out: give the machine"
             " more, or lower loader.num_workers"
         )
     if not isinstance(error, OSError):
         return None
-    if error.errno in _NO_SPACE:
-        return f"no room to write in {run_dir} ({error}); free space there"
-    if error.errno in _NO_PERMISSION:
-        return f"{error.filename or run_dir} may not be written or read ({error}); give this user the right to"
-    return f"the system reports: {error}"
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{error.filename or run_dir}: {error}" + (f"; {advice}" if advice else "")
 
 
 @contextlib.contextmanager
-def explained_faults(
-    place: Callable[[], str], *, run_dir: Path, watchdog: Watchdog, last_saved: Callable[..., str]
-) -> Iterator[None]:
-    """Turn faults of the machine into TrainingError, which says at which `place` the run stands; other errors pass."""
+def explained_faults(where: Callable[[], str], *, run_dir: Path, last_saved: Callable[..., str]) -> Iterator[None]:
+    """Turn faults of the machine into TrainingError; other errors pass.
+
+    Args:
+        where: Names the run and its step.
+        last_saved: Says what the same command goes on from; `finish` waits for a state that is being written.
+    """
     try:
         yield
     except (TrainingError, BrokenPipeError):
         raise
     except (OSError, EOFError, RuntimeError) as error:
-        with undisturbed():
-            lost = is_lost_contact(error)
-            fault = _lost_contact(watchdog) if lost else describe_fault(error, run_dir=run_dir)
-            saved = last_saved(finish=not lost)
+        with uninterrupted():
+            fault, saved = describe_fault(error, run_dir=run_dir), last_saved(finish=not is_lost_contact(error))
             if fault is None:
                 raise
             # What the stopped frames hold is dropped: a loader left alive raises again at the end of each worker.
             traceback.clear_frames(error.__traceback__)
-        raise TrainingError(f"{place()}: {fault}; {saved}") from error
-
-
-@contextlib.contextmanager
-def explained_start(title: str, *, watchdog: Watchdog) -> Iterator[None]:
-    """Turn the loss of another process, before the first step, into TrainingError."""
-    try:
-        yield
-    except RuntimeError as error:
-        with undisturbed():
-            fault = _lost_contact(watchdog) if is_lost_contact(error) else None
-        if fault is None:
-            raise
-        raise TrainingError(f"{title}: {fault} before the first step; the same command starts again") from error
-
-
-def _lost_contact(watchdog: Watchdog) -> str | None:
-    gone = ", ".join(map(str, watchdog.missing()))
-    said = f"process {rank()} has lost process {gone}, which has ended or was killed (its own output may say why)"
-    return said if gone else None
+        raise TrainingError(f"{where()}: {fault}; {saved}") from error

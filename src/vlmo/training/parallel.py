@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import math
 import os
 import signal
 import threading
@@ -15,8 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlmo.distributed import choose_device, gather_objects, keep_until_exit, rank
+from vlmo.distributed import choose_device, gather_objects, keep_until_exit, rank, world_size
 from vlmo.types import Batch
+
+HANG_SECONDS = 1800.0
+"""Long enough for a first step that compiles and for slow storage; a hang of this length wastes little of days."""
+_SLOW_FACTOR = 4
+_MAX_WAIT_S = 30 * 86_400.0  # the most that process groups are asked to wait
+_hang_seconds: float | None = None  # of the timer of this process; None: it has none
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -26,29 +34,54 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 @contextlib.contextmanager
-def launch(device: str | None = None, *, timeout: timedelta = timedelta(hours=4)) -> Iterator[torch.device]:
+def launch(device: str | None = None, *, hang_seconds: float = HANG_SECONDS) -> Iterator[torch.device]:
     """Yield this process's device, inside a process group if torchrun started several processes.
 
-    Without a launcher there is no group, and nothing to set up. A group that is already there is used and left open.
+    Without a launcher there is no group, and nothing to set up. A group that is already there is used and left open. A
+    process of a group that does not call `report_progress` in time writes the stacks of its threads to stderr and exits
+    with 1, and so do those that wait for it.
 
     Args:
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-        timeout: Longest wait for another process; the main process evaluates and writes while the others wait. Where a
-            `Watchdog` is to say who hangs, its `longest_wait`.
+        hang_seconds: Longest time without progress in a step.
+
+    Raises:
+        ValueError: There is no such device, or `hang_seconds` is no number above 0.
     """
-    place = choose_device(device)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    global _hang_seconds  # noqa: PLW0603 (the timer is the process's own, too)
+    if not 0 < hang_seconds < math.inf:
+        raise ValueError(f"hang_seconds is {hang_seconds}; give a number of seconds above 0")
+    found = choose_device(device)
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
     starts_group = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if starts_group:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timeout)
+        backend = "nccl" if found.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=longest_wait(hang_seconds))
     try:
-        yield place
+        if world_size() > 1:
+            _hang_seconds = hang_seconds
+            report_progress(slow=True)
+        yield found
     finally:
+        _hang_seconds = None
+        faulthandler.cancel_dump_traceback_later()
         if starts_group:
-            if place.type != "cuda":
+            if found.type != "cuda":
                 keep_until_exit(dist.group.WORLD)
             dist.destroy_process_group()
+
+
+def report_progress(*, slow: bool = False) -> None:
+    """Start the timer of `launch` anew; `slow` for what may take four times as long as a step, such as a save."""
+    if _hang_seconds is not None:
+        seconds = min(_hang_seconds * (_SLOW_FACTOR if slow else 1), _MAX_WAIT_S)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+
+def longest_wait(hang_seconds: float | None = None) -> timedelta:
+    """Return the timeout of collectives: long enough that the timer of a process that hangs ends it first."""
+    return timedelta(seconds=min(2 * _SLOW_FACTOR * (hang_seconds or _hang_seconds or HANG_SECONDS), _MAX_WAIT_S))
 
 
 def from_main(value: Any) -> Any:
@@ -83,7 +116,7 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Context for last messages: it ends even if a launcher asks for an end, or a loader's worker ends meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield

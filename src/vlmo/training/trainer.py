@@ -19,7 +19,7 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -38,12 +38,39 @@ from vlmo.training.config import Precision, TrainerConfig
 from vlmo.training.engine import Engine, choose_precision, gradient_norm
 from vlmo.training.errors import TrainingError, explained_faults
 from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer, lr_at
-from vlmo.training.parallel import StopSignal, from_main, to_device, undisturbed
+from vlmo.training.parallel import StopSignal, from_main, report_progress, to_device, uninterrupted
 from vlmo.training.tracking import Tracker, read_metrics
-from vlmo.training.watchdog import Watchdog
 from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
+
+
+class RunSettings(Protocol):
+    """Settings of a run, such as a recipe."""
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        """Length, numerics, and how often to log, save and evaluate."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """Settings of AdamW."""
+        ...
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """Course of the learning rate."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of dropout and all other randomness in the objective."""
+        ...
+
+    def to_json(self) -> str:
+        """Return all settings as a JSON object; a run folder holds runs of one recipe only."""
+        ...
 
 
 class BatchLoader(Protocol):
@@ -103,20 +130,16 @@ class Trainer:
     folder, which they must share.
 
     Args:
-        objective: `objective(batch)` returns named scalars, of which "loss" is minimised; it holds a module `model`.
-        recipe_json: All settings of the run, as a JSON object; a run folder holds runs of one recipe only.
+        objective: `objective(batch)` returns named scalars, of which "loss" is minimised; it holds a module `model`,
+            whose `no_weight_decay()`, if it has one, names parameters of two or more dimensions that are not decayed.
         save_model: Writes the files of the model folder into the empty folder it is given, with the weights it is
             given (a state dictionary of `model`).
-        seed: Of dropout and all other randomness in the objective.
-        no_weight_decay: Parameters of two or more dimensions that are not decayed, by their names in the objective.
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
         evaluators: Called on every process with `model` in evaluation mode, without gradients; they return metrics,
             fractions by "SPLIT/METRIC".
         measured_on: Names of their data.
-        after_step: Called after each update; for what keeps parameters in their range.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         title: Name of the run in progress and messages.
-        watchdog: Is told where the run stands, and knows which processes are gone; entered by the caller.
     """
 
     def __init__(
@@ -125,46 +148,37 @@ class Trainer:
         loader: BatchLoader,
         *,
         run_dir: str | Path,
-        recipe_json: str,
+        recipe: RunSettings,
         save_model: Callable[[Path, dict[str, Tensor]], None],
-        config: TrainerConfig,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        seed: int = 0,
-        no_weight_decay: Collection[str] = (),
         lr_scale: Mapping[str, float] | None = None,
         evaluators: Sequence[Callable[[nn.Module], Mapping[str, float]]] = (),
         measured_on: str = "its own data",
-        after_step: Callable[[], None] | None = None,
         device: str | None = None,
         console: Console | None = None,
         title: str = "training",
-        watchdog: Watchdog | None = None,
     ) -> None:
         self.device = choose_device(device)
         self.objective = objective.to(self.device).train()
+        self.recipe, self.config = recipe, recipe.trainer
         # One process chooses, and warns.
-        chosen = choose_precision(config.precision, device=self.device) if is_main() else None
+        chosen = choose_precision(self.config.precision, device=self.device) if is_main() else None
         self.precision: Precision = from_main(chosen)
-        self._engine = Engine(self.objective, config=config.engine, precision=self.precision)
+        self._engine = Engine(self.objective, config=self.config.engine, precision=self.precision)
         self.loader, self.run_dir, self.save_model = loader, Path(run_dir), save_model
-        self.config, self.schedule, self.seed, self.base_lr = config, schedule, seed, optimizer.lr
+        model: Any = objective.get_submodule("model")
+        exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
         self.optimizer = build_optimizer(
-            self.objective, config=optimizer, no_weight_decay=no_weight_decay, lr_scale=lr_scale
+            self.objective,
+            config=recipe.optimizer,
+            no_weight_decay={f"model.{name}" for name in exempt},
+            lr_scale=lr_scale,
         )
-        self.evaluators, self.after_step, self.recipe_json = evaluators, after_step, recipe_json
-        self.measured_on = measured_on
+        self.evaluators, self.measured_on = evaluators, measured_on
         self.console, self.title = console, title
         self.note: Callable[[int], str] | None = None
         """Returns a text for the progress line, from the number of finished steps."""
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
-        self._watchdog = watchdog or Watchdog()
-        self._states = StateStore(
-            self.state_dir,
-            keep=config.keep_states,
-            in_background=config.async_save,
-            longest_wait=self._watchdog.longest_wait,
-        )
+        self._states = StateStore(self.state_dir, keep=self.config.keep_states, in_background=self.config.async_save)
         self._counters, self._began, self._lr = _Counters(), 0.0, 0.0
         self._good_state: Path | None = None
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
@@ -179,9 +193,9 @@ class Trainer:
             TrainingError: `max_bad_steps` updates in a row were skipped, every saved state is damaged, nothing can be
                 written, data or their workers are gone, or another process is.
         """
-        place = lambda: f"{self.title}: step {self._counters.step}"  # noqa: E731
+        where = lambda: f"{self.title}: step {self._counters.step}"  # noqa: E731
         with (
-            explained_faults(place, run_dir=self.run_dir, watchdog=self._watchdog, last_saved=self._states.last_saved),
+            explained_faults(where, run_dir=self.run_dir, last_saved=self._states.last_saved),
             lock_run(self.run_dir),
         ):
             if self._restore():
@@ -191,21 +205,20 @@ class Trainer:
                 logger.info("%s: computing in %s", self.title, self.precision)
             tracking = contextlib.nullcontext()
             if is_main():
-                step, max_steps = self._counters.step, self.config.max_steps
                 tracking = Tracker(
                     self.run_dir,
-                    step=step,
-                    max_steps=max_steps,
+                    step=self._counters.step,
+                    max_steps=self.config.max_steps,
                     title=self.title,
                     console=self.console,
                     report_to=self.config.report_to,
-                    settings=json.loads(self.recipe_json),
+                    settings=json.loads(self.recipe.to_json()),
                     note=self.note,
                 )
             with StopSignal() as stop, tracking as tracker:
                 finished = self._train(tracker, stop)
                 if finished:
-                    self._watchdog.at("writing the model folder", timed=False)
+                    report_progress(slow=True)
                     weights = self._engine.weights()
                     if is_main():
                         with write_folder(self.model_dir) as aside:
@@ -233,11 +246,11 @@ class Trainer:
     def _train_step(self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal) -> bool:
         """Train one step; return True if any process was asked to stop."""
         counters, config, began = self._counters, self.config, time.monotonic()
-        self._watchdog.at(f"reading the batch of step {counters.step + 1}")
+        report_progress()
         try:
             micro_batches = next(batches)
         except ValueError as error:
-            with undisturbed():
+            with uninterrupted():
                 raise ValueError(f"{str(error).rstrip('.')}; {self._states.last_saved(finish=True)}") from error
 
         losses = self._accumulate_gradients(micro_batches)
@@ -256,12 +269,11 @@ class Trainer:
             counters.bad_in_row = 0
             if config.clip_norm is not None:
                 clip_grads_with_norm_(parameters, config.clip_norm, grad_norm)
-            self._lr = lr_at(counters.step, base_lr=self.base_lr, max_steps=config.max_steps, config=self.schedule)
+            rates = self.recipe.optimizer.lr, self.recipe.schedule
+            self._lr = lr_at(counters.step, base_lr=rates[0], max_steps=config.max_steps, config=rates[1])
             for group in self.optimizer.param_groups:
                 group["lr"] = self._lr * group["lr_scale"]
             self.optimizer.step()
-            if self.after_step is not None:
-                self.after_step()
         self.optimizer.zero_grad(set_to_none=True)
 
         counters.step += 1
@@ -274,12 +286,12 @@ class Trainer:
         """Add up gradients of the mean loss over micro-batches and processes; return this process's mean losses."""
         values = defaultdict(list)
         for micro, batch in enumerate(micro_batches):
-            seed = forward_seed(self.seed, step=self._counters.step, micro=micro, rank=rank())
+            seed = forward_seed(self.recipe.seed, step=self._counters.step, micro=micro, rank=rank())
             torch.manual_seed(seed)  # its GPU generators too
             np.random.seed(seed % 2**32)
             random.seed(seed)
             batch = to_device(batch, self.device)
-            self._watchdog.at(f"in step {self._counters.step + 1}")
+            report_progress()
             with self._engine.synchronized(last=micro == len(micro_batches) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     losses = self._engine(batch)
@@ -332,18 +344,19 @@ class Trainer:
             return
 
         metrics: dict[str, float] = {}
-        self._watchdog.at(f"in the evaluation after step {step}", timed=False)
+        report_progress(slow=True)
         with self._engine.evaluation() as model:
-            for evaluate in self.evaluators:  # each is progress
-                self._watchdog.at(f"in the evaluation after step {step}", timed=False)
+            for evaluate in self.evaluators:
+                report_progress(slow=True)
                 metrics |= evaluate(model)
+        barrier()  # before the step, which may take less time than the slowest process still needs here
         if tracker is not None:
             tracker.log_evaluation(step, metrics, data=self.measured_on)
 
     def _save(self, tracker: Tracker | None) -> None:
         counters = self._counters
         counters.seconds = self._seconds()
-        self._watchdog.at(f"saving step {counters.step}", timed=False)
+        report_progress(slow=True)
         if isinstance(self.loader, CursorLoader):
             parts = gather_objects(self.loader.cursor(counters.step))
             counters.cursor = {name: value for part in parts for name, value in part.items()}
@@ -353,12 +366,13 @@ class Trainer:
         self._states.save(self._engine.training_state(self.optimizer), progress=asdict(counters))
 
     def _finish_saving(self) -> None:
-        self._watchdog.at("finishing the last save", timed=False)
+        report_progress(slow=True)
         self._states.wait()
 
     def _restore(self) -> bool:
         """Go to the newest state, if there is one; return True if the run has finished."""
-        claim_run_folder(self.run_dir, recipe_json=self.recipe_json, write=False)
+        recipe = self.recipe.to_json()
+        claim_run_folder(self.run_dir, recipe_json=recipe, write=False)
         # One process chooses, so that all go on from the same state.
         saved = from_main(newest_state(self.state_dir) if is_main() else None)
         if saved is not None:
@@ -370,7 +384,7 @@ class Trainer:
         self._began = time.monotonic() - self._counters.seconds
         finished = self._counters.step >= self.config.max_steps and from_main(self.model_dir.exists())
         if not finished:  # else its settings stay those that it was trained with
-            claim_run_folder(self.run_dir, recipe_json=self.recipe_json, write=is_main())
+            claim_run_folder(self.run_dir, recipe_json=recipe, write=is_main())
         return finished
 
     def _seconds(self) -> float:
