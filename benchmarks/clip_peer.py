@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vlmo.data.loader import RowLoader
+from vlmo.losses.itc import caption_keys, itc_loss, same_pairs
 from vlmo.model import VLMoForImageTextRetrieval
-from vlmo.objectives.itc import caption_keys, itc_loss, same_pairs
 from vlmo.processing import VLMoProcessor
 from vlmo.progress import Progress
 from vlmo.training import OptimizerConfig

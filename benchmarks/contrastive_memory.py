@@ -28,9 +28,9 @@ from torch import Tensor
 
 from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
-from vlmo.objectives.vision_language import VisionLanguageObjective
 from vlmo.recipes import find_recipe
 from vlmo.tasks import RetrievalTask
+from vlmo.tasks.vision_language import VisionLanguageObjective
 from vlmo.training.optimizer import build_optimizer
 from vlmo.types import Batch
 

@@ -39,8 +39,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from surroundings import surroundings, write_result
 from timing import matmul_flops
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
-from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
-from vlmo.objectives.vision_language import VisionLanguageObjective
+from vlmo.tasks.language import LanguageObjective
+from vlmo.tasks.vision import VisionObjective
+from vlmo.tasks.vision_language import VisionLanguageObjective
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 from vlmo.types import Batch
 

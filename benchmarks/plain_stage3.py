@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlmo.losses.itm import sample_hard_negatives, sample_uniform
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.model.multiway import LANGUAGE, SHARED, VISION, VISION_LANGUAGE, Expert, MultiwayBlock
 from vlmo.model.position import relative_position_index
-from vlmo.objectives.itm import sample_hard_negatives, sample_uniform
 from vlmo.types import Batch
 
 MLM_WEIGHT = 0.25

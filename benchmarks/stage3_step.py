@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plain_stage3 import check_plain, plain_step
 from surroundings import surroundings, write_result
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.objectives.vision_language import VisionLanguageObjective
+from vlmo.tasks.vision_language import VisionLanguageObjective
 from vlmo.types import Batch
 
 OURS, PLAIN = "ours", "plain"

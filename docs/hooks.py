@@ -33,7 +33,7 @@ OUTSIDE = {
 """Pages of the site and the files that they are."""
 REFERENCE = {
     "model": "The Multiway Transformer and its heads",
-    "objectives": "Losses, and the modules that hold a model and name its losses",
+    "losses": "Losses, hard negatives and the gradient cache",
     "data": "Rows, sampling, masks and batches",
     "training": "The loop",
     "evaluation": "Metrics and reports",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import shape_world
-from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes import Recipe, find_recipe
 from vlmo.recipes.schema import TextConfig
 from vlmo.tasks import LanguageTask, TokenizerTask, VisionLanguageTask, VisionTask
+from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import ScheduleConfig
 
 STEPS, BRIEF_STEPS = 600, 300

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from figures.svg import Canvas
-from vlmo.objectives.itc import caption_keys, contrast_logits, same_pairs
-from vlmo.objectives.itm import sample_hard_negatives, sample_uniform
+from vlmo.losses.itc import caption_keys, contrast_logits, same_pairs
+from vlmo.losses.itm import sample_hard_negatives, sample_uniform
 
 COLOURS, SHAPES = ("red", "blue", "green"), ("square", "circle", "bar")
 SEED, TEMPERATURE = 1, 0.2

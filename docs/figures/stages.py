@@ -12,8 +12,9 @@ from vlmo.data.masking import IGNORED
 from vlmo.model import VLMoConfig, VLMoForMaskedImageModeling, VLMoForMaskedLM, VLMoForPreTraining
 from vlmo.model.multiway import LANGUAGE, VISION, VISION_LANGUAGE
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
-from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
-from vlmo.objectives.vision_language import VisionLanguageObjective
+from vlmo.tasks.language import LanguageObjective
+from vlmo.tasks.vision import VisionObjective
+from vlmo.tasks.vision_language import VisionLanguageObjective
 from vlmo.types import Batch
 
 TRAINED, FROZEN, IDLE = "trained", "frozen", "idle"

@@ -16,7 +16,7 @@ from rich.console import Console
 import clip_peer
 import quality_vs_clip
 from vlmo.data.sources import open_source
-from vlmo.objectives.itc import itc_loss
+from vlmo.losses.itc import itc_loss
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from tests.distributed.gloo import run_processes
 from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch, own_share, with_false_texts
 from vlmo import distributed
+from vlmo.losses import itm
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageTextRetrieval,
@@ -14,9 +15,9 @@ from vlmo.model import (
     VLMoForMaskedLM,
     VLMoForPreTraining,
 )
-from vlmo.objectives import itm
-from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.tasks.language import LanguageObjective
+from vlmo.tasks.vision import VisionObjective
+from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training.engine import Engine
 
 ATOL = 1e-5  # float32 sums in another order

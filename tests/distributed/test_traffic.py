@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.distributed.gloo import WatchedCollectives, run_processes
 from vlmo import distributed
+from vlmo.losses import itm
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.objectives import itm
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.tasks.costs import Pairs, Traffic
+from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 
 BATCH, TEXT = 4, 8  # pairs of each process, tokens of a text
 CONFIG = VLMoConfig.tiny()

@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from tests.toy_batch import GLOBAL_BATCH, make_batch
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, TrainingResult
 from vlmo.training.engine import Engine, gradient_norm
 from vlmo.training.optimizer import build_optimizer

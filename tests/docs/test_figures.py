@@ -15,6 +15,7 @@ from tests.toy_model import BEIT3, pictures, texts, toy
 import figures
 from figures import attention, negatives, routing, stages
 from vlmo.data.sources import open_source
+from vlmo.losses import itm
 from vlmo.model import (
     VLMoConfig,
     VLMoForMaskedImageModeling,
@@ -23,10 +24,10 @@ from vlmo.model import (
     VLMoModel,
     language_stage_parameters,
 )
-from vlmo.objectives import itm
-from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
-from vlmo.objectives.vision_language import VisionLanguageObjective
 from vlmo.retrieval.encoder import Encoder
+from vlmo.tasks.language import LanguageObjective
+from vlmo.tasks.vision import VisionObjective
+from vlmo.tasks.vision_language import VisionLanguageObjective
 
 DOCS = Path(__file__).parents[2] / "docs"
 STYLES = (DOCS / "stylesheets" / "figures.css").read_text()

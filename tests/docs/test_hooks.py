@@ -28,9 +28,9 @@ def hooks():
         ("README.md", ("index.md", "")),
         ("docs/data.md", ("data.md", "")),
         ("benchmarks/results/parity.json", ("results/parity.json", "")),
-        ("src/vlmo/objectives/itc.py", ("reference/objectives.md", "vlmo.objectives.itc")),
+        ("src/vlmo/losses/itc.py", ("reference/losses.md", "vlmo.losses.itc")),
         ("examples/train_vqa.py", ("scripts.md", "train_vqa")),
-        ("tests/objectives/test_itc.py", None),
+        ("tests/losses/test_itc.py", None),
         ("LICENSE", None),
     ],
 )
@@ -44,7 +44,7 @@ def test_page_of_a_file(hooks, path, page):
         ("index.md", "see [the log](docs/log.md#now)", "see [the log](log.md#now)"),
         ("index.md", "![queries](docs/images/a.png)", "![queries](images/a.png)"),
         ("log.md", "[result](../benchmarks/results/a.json)", "[result](results/a.json)"),
-        ("log.md", "[ITC](../src/vlmo/objectives/itc.py)", "[ITC](reference/objectives.md#vlmo.objectives.itc)"),
+        ("log.md", "[ITC](../src/vlmo/losses/itc.py)", "[ITC](reference/losses.md#vlmo.losses.itc)"),
         ("log.md", "a [test](../tests/test_cli.py) and [`code`](../tests/x.py)", "a test and `code`"),
         (
             "log.md",

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from vlmo import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoProcessor
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.integrations.open_clip import ClipModel, load_open_clip, register
-from vlmo.objectives.itc import itc_loss
+from vlmo.losses.itc import itc_loss
 from vlmo.processing import TransformConfig, eval_transform
 
 # Batches of other sizes and padding; sums come in another order. Measured: 1e-7 on vectors of length one.

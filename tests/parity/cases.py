@@ -15,6 +15,9 @@ from tests.parity.plain_vlmo import PlainVLMo, Sizes, random_checkpoint, write_v
 from torch import Tensor
 
 from vlmo.checkpoints.importing import import_checkpoint
+from vlmo.losses.itc import itc_loss
+from vlmo.losses.itm import itm_loss
+from vlmo.losses.masked import masked_loss
 from vlmo.model import (
     VLMoForImageTextRetrieval,
     VLMoForPreTraining,
@@ -22,9 +25,6 @@ from vlmo.model import (
     VLMoForVisualReasoning,
 )
 from vlmo.model.backbone import VLMoPreTrainedModel
-from vlmo.objectives.itc import itc_loss
-from vlmo.objectives.itm import itm_loss
-from vlmo.objectives.unimodal import masked_loss
 
 REFERENCE = Path(__file__).parent / "reference"
 ABSOLUTE = Sizes()

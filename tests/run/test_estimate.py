@@ -19,15 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmo import cli, model_path
 from vlmo.data.loader import LoaderConfig
-from vlmo.model import VLMoConfig
-from vlmo.objectives.downstream import (
+from vlmo.losses.downstream import (
     ClassificationObjective,
     QuestionObjective,
     ReasoningObjective,
     SegmentationObjective,
 )
-from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.model import VLMoConfig
 from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.schema import model_config
 from vlmo.run.estimate import estimate
@@ -40,6 +38,9 @@ from vlmo.tasks import (
     VisionTask,
     VQATask,
 )
+from vlmo.tasks.language import LanguageObjective
+from vlmo.tasks.vision import VisionObjective
+from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training.config import EngineConfig
 from vlmo.training.engine import Engine
 from vlmo.types import Batch

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from tests.recipes.toy_recipes import shrunk
 
 from vlmo.checkpoints.loading import load_retrieval_model
-from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.recipes import find_recipe
 from vlmo.run import build
 from vlmo.tasks import RetrievalTask, evaluate
+from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import read_metrics
 
 WITH_MATCHING = VisionLanguageConfig(mlm_weight=0.0, itm_weight=1.0)

@@ -10,13 +10,13 @@ from tests.tasks.toy_vision import NAMES, PIXELS, write_class_set, write_segment
 from tests.toy_model import toy
 from torch import nn
 
+from vlmo.losses.downstream import ClassificationConfig
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageClassification,
     VLMoForPreTraining,
     VLMoForSemanticSegmentation,
 )
-from vlmo.objectives.downstream import ClassificationConfig
 from vlmo.processing import TransformConfig, VLMoProcessor
 from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes import find_recipe

@@ -159,7 +159,7 @@ class VLMoForPreTraining(_DualEncoder):
     ) -> VLMoContrastOutput:
         """Run the dual encoder and, with as many images as texts, matching and masked-language logits of each pair.
 
-        `vlmo.objectives` computes the same losses over all processes, with fewer passes.
+        `vlmo.losses` computes the same losses over all processes, with fewer passes.
 
         Args:
             return_loss: Return the `loss` of a batch where each image has the text of its number: ITC of all branches,

@@ -9,9 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig
+from vlmo.losses.downstream import ClassificationConfig
 from vlmo.model import VLMoConfig
-from vlmo.objectives.downstream import ClassificationConfig
-from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
 from vlmo.released.published import MODELS
@@ -25,6 +24,7 @@ from vlmo.tasks import (
     VisionTask,
     VQATask,
 )
+from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _IMAGENET_22K = 14_197_122  # images, as its site states

@@ -13,10 +13,10 @@ from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig, validate_lanes
 from vlmo.lazy import need_package
 from vlmo.model import VLMoConfig
-from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.tasks import Task
 from vlmo.tasks.tokenizer import plain_fields
+from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import LoraConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 
 logger = logging.getLogger(__name__)

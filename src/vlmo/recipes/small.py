@@ -8,9 +8,8 @@ icons`, test; one of them is `lucide-icons`).
 from dataclasses import replace
 
 from vlmo.data.loader import LoaderConfig
+from vlmo.losses.downstream import ClassificationConfig
 from vlmo.model import VLMoConfig
-from vlmo.objectives.downstream import ClassificationConfig
-from vlmo.objectives.vision_language import VisionLanguageConfig
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes.expected import (
@@ -37,6 +36,7 @@ from vlmo.tasks import (
     VQATask,
 )
 from vlmo.tasks.tokenizer import VisualTokenizerConfig
+from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 QUICKSTART, VLMO_SMALL = "runs/quickstart", "runs/vlmo-small"

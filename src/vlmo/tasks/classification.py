@@ -25,7 +25,7 @@ from vlmo.evaluation.classification import (
     zero_shot_classifier,
 )
 from vlmo.folder.card import Usage
-from vlmo.objectives.downstream import ClassificationConfig, ClassificationObjective
+from vlmo.losses.downstream import ClassificationConfig, ClassificationObjective
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.tasks.base import Inputs, RunContext, Task, best_labels, label_settings, quarantine_of
 from vlmo.tasks.evaluation_set import EvaluationSet, check_names

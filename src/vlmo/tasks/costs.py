@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmo import model as models
+from vlmo.losses.gradient_cache import row_blocks
 from vlmo.model.config import VLMoConfig
-from vlmo.objectives.gradient_cache import row_blocks
-from vlmo.objectives.vision_language import VisionLanguageConfig
 
 FLOAT32, BFLOAT16 = 4, 2
 LOGIT_COPIES = 3
@@ -166,7 +165,7 @@ def masked_words(config: VLMoConfig, masked: float) -> tuple[float, float]:
     ), LOGIT_COPIES * FLOAT32 * masked * vocabulary
 
 
-def pair_work(model: Any, sample: SampleSizes, *, losses: VisionLanguageConfig) -> Work:
+def pair_work(model: Any, sample: SampleSizes, *, losses: Any) -> Work:
     """Return the work of stage 3 or of retrieval, without `false_captions`: of them the settings do not tell."""
     config: VLMoConfig = model.config
     depth, dim, pixels = config.num_hidden_layers, config.hidden_size, image_values(config)

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from vlmo import model as models
 from vlmo.folder.card import Usage
-from vlmo.objectives.unimodal import LanguageObjective
+from vlmo.losses.masked import accuracy, masked_loss
+from vlmo.model.sequence import LANGUAGE, masked_positions
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import Pass, SampleSizes, Work, encode, masked_words
+from vlmo.types import Batch
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForMaskedLM
+
+
+class LanguageObjective(nn.Module):
+    """Stage 2: masked language modelling with attention and vision experts frozen (VLMo, "Stagewise Pre-Training")."""
+
+    def __init__(self, model: VLMoForMaskedLM, *, freeze: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        if freeze:
+            model.requires_grad_(requires_grad=False)
+            for parameter in [*models.language_stage_parameters(model), *model.mlm_head.parameters()]:
+                parameter.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` (= `mlm`) and `mlm_accuracy`; reads `mlm_input_ids`, `attention_mask` and `mlm_labels`."""
+        backbone, masked = self.model.vlmo, batch["mlm_labels"] != -100
+        sequence = backbone.embed(input_ids=batch["mlm_input_ids"], attention_mask=batch["attention_mask"])
+        positions, filled = masked_positions(masked)
+        states = backbone.run(sequence, fusion=False, queries=sequence.queries(words=positions))[:, 1:][filled]
+        labels = batch["mlm_labels"][masked]
+        logits = self.model.mlm_head(backbone.finish(states, modality=LANGUAGE))
+        loss = masked_loss(logits, labels)
+        return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": accuracy(logits, labels)}
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column, select_rows
 from vlmo.evaluation import nlvr2
 from vlmo.folder.card import Usage
+from vlmo.losses.downstream import ReasoningObjective
 from vlmo.model.config import FusionStart
-from vlmo.objectives.downstream import ReasoningObjective
 from vlmo.tasks.base import Inputs, RunContext, Task, head_lr_scale, label_settings
 from vlmo.tasks.costs import SampleSizes, Work, encoder_work
 from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, pair_logits

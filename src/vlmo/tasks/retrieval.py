@@ -12,19 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlmo.checkpoints.loading import load_processor, load_retrieval_model
-from vlmo.data.examples import RowExamples
-from vlmo.data.rows import false_captions
 from vlmo.evaluation import Weights
 from vlmo.export.runtime import OnnxRetrievalModel
 from vlmo.folder.card import Usage
 from vlmo.model import VLMoConfig
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.retrieval.encoder import Encoder
-from vlmo.tasks.base import Inputs, RunContext, Task
-from vlmo.tasks.costs import SampleSizes, Work, pair_work
-from vlmo.tasks.evaluation_set import EvaluationSet
-from vlmo.tasks.pair_sets import PairSet
+from vlmo.tasks.base import Inputs, RunContext
 from vlmo.tasks.result import Prediction
+from vlmo.tasks.vision_language import RETRIEVAL_PIPELINE, PairTask, VisionLanguageConfig
 
 if TYPE_CHECKING:
     from vlmo.model import VLMoForImageTextRetrieval
@@ -36,61 +31,6 @@ SHORTLIST = 16
 """Candidates of each query that an evaluation reranks by default."""
 PUBLISHED_SHORTLIST = 32
 """The same in the published code."""
-RETRIEVAL_PIPELINE = "zero-shot-image-classification", '"image.png", candidate_labels=["a red heart", "a sailing boat"]'
-
-
-@dataclass(frozen=True)
-class PairTask(Task):
-    """A task that trains on pairs by contrast, and perhaps by masked words and matching."""
-
-    can_stream: ClassVar[bool] = True
-    needs_caption: ClassVar[bool] = True
-    evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
-    losses: VisionLanguageConfig = VisionLanguageConfig()
-    """Weights and switches."""
-    teacher: str | None = None
-    """Folder or name of a model whose dual encoder is learnt too: distillation, see `losses.teacher-weight`."""
-
-    @property
-    def targets(self) -> str | None:
-        """The teacher."""
-        return self.teacher
-
-    def pair_objective(self, run: RunContext, model: Any) -> VisionLanguageObjective:
-        """Return the losses of a started model, with the teacher's if there is one.
-
-        Raises:
-            ValueError: The teacher has another vocabulary, or vectors of another size.
-        """
-        teacher = None
-        if self.teacher is not None:
-            teacher, processor = load_retrieval_model(self.teacher)
-            teacher.requires_grad_(requires_grad=False)
-            if processor.tokenizer.get_vocab() != run.text_processor.tokenizer.get_vocab():
-                raise ValueError(
-                    f"the teacher {self.teacher} has another vocabulary; start from a folder that has the teacher's."
-                )
-            if (size := teacher.config.projection_size) != model.config.projection_size:
-                raise ValueError(
-                    f"the teacher {self.teacher} has vectors of {size} dimensions, the model of "
-                    f"{model.config.projection_size}; set model.projection-size to {size}."
-                )
-        return VisionLanguageObjective(model, config=self.losses, teacher=teacher)
-
-    def examples(self, run: RunContext) -> RowExamples:
-        """Return pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
-        false = false_captions(run.rows) if self.losses.itm_weight else []
-        return RowExamples(
-            run.rows,
-            unit=run.unit,
-            cache_images=run.cache_images,
-            false_texts=false if any(map(any, false)) else None,
-            **self.contents(run),
-        )
-
-    def work(self, model: Any, sample: SampleSizes) -> Work:
-        """Return the work of all losses that have a weight."""
-        return pair_work(model, sample, losses=self.losses)
 
 
 @dataclass(frozen=True)

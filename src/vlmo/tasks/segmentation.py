@@ -22,7 +22,7 @@ from vlmo.evaluation.masks import overlay
 from vlmo.evaluation.segmentation import count_pixels, segment, segmentation_metrics
 from vlmo.folder.atomic import atomic_file
 from vlmo.folder.card import Usage
-from vlmo.objectives.downstream import SegmentationObjective
+from vlmo.losses.downstream import SegmentationObjective
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import (
     IGNORED_CLASS,

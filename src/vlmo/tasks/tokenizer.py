@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from vlmo.folder.card import Usage
 from vlmo.model.config import VQVisualTokenizerConfig
-from vlmo.objectives.unimodal import VisualTokenizerObjective
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import FLOAT32, SampleSizes, Work
+from vlmo.types import Batch
+
+if TYPE_CHECKING:
+    from vlmo.model import VQVisualTokenizer
 
 _SNIPPET = """\
 from PIL import Image
@@ -40,6 +43,24 @@ def plain_fields(config_class: type, *, leave_out: tuple[str, ...] = ()) -> list
 VisualTokenizerConfig: Any = dataclasses.make_dataclass(
     "VisualTokenizerConfig", plain_fields(VQVisualTokenizerConfig), frozen=True, namespace={"__module__": __name__}
 )
+
+
+class VisualTokenizerObjective(nn.Module):
+    """Reconstruction of images from their visual tokens (VQ-VAE, "Learning")."""
+
+    def __init__(self, model: VQVisualTokenizer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` and its parts `reconstruction` and `commitment`, and `perplexity`; reads `pixel_values`."""
+        output = self.model(batch["pixel_values"])
+        return {
+            "loss": output.reconstruction_loss + output.commitment_loss,
+            "reconstruction": output.reconstruction_loss.detach(),
+            "commitment": output.commitment_loss.detach(),
+            "perplexity": output.perplexity,
+        }
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.folder.card import Usage
-from vlmo.objectives.unimodal import VisionObjective
+from vlmo.losses.masked import accuracy, masked_loss
 from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import FLOAT32, LOGIT_COPIES, Pass, SampleSizes, Work, encode, image_tokens, image_values
+from vlmo.types import Batch, normalize_pixels
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForMaskedImageModeling
+    from vlmo.model.visual_tokenizer import VisualTokenizer
+
+
+class VisionObjective(nn.Module):
+    """Stage 1: masked image modelling (VLMo, "Stagewise Pre-Training"); ValueError for more tokens than it predicts."""
+
+    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer) -> None:
+        super().__init__()
+        if tokenizer.num_tokens > model.config.num_visual_tokens:
+            found, expected = tokenizer.num_tokens, model.config.num_visual_tokens
+            raise ValueError(f"The tokenizer has {found} tokens, the model's head {expected} (num_visual_tokens).")
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` (= `mim`) and `mim_accuracy`; reads `pixel_values` and `bool_masked_pos`."""
+        pixels, masked = normalize_pixels(batch["pixel_values"]), batch["bool_masked_pos"]
+        grid = self.model.vlmo.image_embeddings.grid_of(pixels)
+        with torch.no_grad():
+            tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
+        logits = self.model.mim_head(self.model.encode(pixels, bool_masked_pos=masked, only_masked=True))
+        loss = masked_loss(logits, tokens)
+        return {"loss": loss, "mim": loss.detach(), "mim_accuracy": accuracy(logits, tokens)}
 
 
 @dataclass(frozen=True)

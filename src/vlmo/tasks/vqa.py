@@ -20,8 +20,8 @@ from vlmo.distributed import is_main
 from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
 from vlmo.folder.atomic import atomic_file
 from vlmo.folder.card import Usage
+from vlmo.losses.downstream import QuestionObjective
 from vlmo.model.config import FusionStart
-from vlmo.objectives.downstream import QuestionObjective
 from vlmo.processing.answers import MIN_ANNOTATORS
 from vlmo.tasks.base import Inputs, RunContext, Task, best_labels, head_lr_scale, label_settings, with_parent
 from vlmo.tasks.evaluation_set import (

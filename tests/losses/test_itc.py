@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlmo.objectives.itc import caption_keys, contrast_logits, itc_loss, same_pairs
+from vlmo.losses.itc import caption_keys, contrast_logits, itc_loss, same_pairs
 
 ATOL = 1e-6  # float32 sums in another order
 

@@ -1,15 +1,15 @@
 """Learning a teacher's vectors: the loss by hand, and what it does to a model."""
 
 import torch
-from tests.objectives.test_vision_language import close, train
+from tests.losses.test_vision_language import close, train
 from tests.toy_batch import make_batch
 from tests.toy_model import toy
 from torch.nn import functional as F
 
+from vlmo.losses.distillation import distillation_loss
+from vlmo.losses.itc import caption_keys, own_pairs, same_pairs
 from vlmo.model import VLMoForImageTextRetrieval
-from vlmo.objectives.distillation import distillation_loss
-from vlmo.objectives.itc import caption_keys, own_pairs, same_pairs
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 
 
 def test_the_loss_is_the_squared_distance_weighted_by_what_the_teacher_knows():

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
+from vlmo.losses.gradient_cache import recomputed, row_blocks
 from vlmo.model.heads import contrast_logits
-from vlmo.objectives.gradient_cache import recomputed, row_blocks
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import VLMoProcessor
+from vlmo.losses import itm
+from vlmo.losses.itc import itc_loss
+from vlmo.losses.itm import itm_loss, sample_hard_negatives, sample_uniform
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageTextRetrieval,
     VLMoForPreTraining,
 )
-from vlmo.objectives import itm, vision_language
-from vlmo.objectives.itc import itc_loss
-from vlmo.objectives.itm import itm_loss, sample_hard_negatives, sample_uniform
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.tasks import vision_language
+from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 
 ATOL = 1e-5  # float32 sums in another order

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlmo import distributed
-from vlmo.objectives.itm import itm_loss, sample_hard_negatives, sample_uniform
+from vlmo.losses.itm import itm_loss, sample_hard_negatives, sample_uniform
 
 BELOW_ONE = 1 - 2**-24  # the largest number that torch.rand gives
 EXTREMES = (1e4, -1e4, 0.0, 1e-30, -88.0, 3e38, -3e38)

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vlmo.losses import gradient_cache, itm
+from vlmo.losses.gradient_cache import recomputed, row_blocks, row_slices
+from vlmo.losses.itc import itc_loss, same_pairs
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
-from vlmo.objectives import gradient_cache, itm
-from vlmo.objectives.gradient_cache import recomputed, row_blocks, row_slices
-from vlmo.objectives.itc import itc_loss, same_pairs
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 
 ATOL = 1e-5  # float32 sums in another order
 

@@ -9,6 +9,7 @@ from tests.toy_model import toy
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlmo.losses.masked import masked_loss
 from vlmo.model import (
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
@@ -16,12 +17,9 @@ from vlmo.model import (
     VLMoForMaskedLM,
 )
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
-from vlmo.objectives.unimodal import (
-    LanguageObjective,
-    VisionObjective,
-    VisualTokenizerObjective,
-    masked_loss,
-)
+from vlmo.tasks.language import LanguageObjective
+from vlmo.tasks.tokenizer import VisualTokenizerObjective
+from vlmo.tasks.vision import VisionObjective
 from vlmo.training.optimizer import OptimizerConfig, build_optimizer
 
 ATOL = 1e-5  # float32 sums in another order

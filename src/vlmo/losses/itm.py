@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
+from vlmo.losses.gradient_cache import row_blocks
+from vlmo.losses.itc import SamePairs
 from vlmo.model.heads import contrast_logits
-from vlmo.objectives.gradient_cache import row_blocks
-from vlmo.objectives.itc import SamePairs
 
 
 def itm_loss(

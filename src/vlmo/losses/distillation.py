@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlmo import distributed
-from vlmo.objectives.itc import SamePairs, contrast_losses
+from vlmo.losses.itc import SamePairs, contrast_losses
 
 
 def distillation_loss(

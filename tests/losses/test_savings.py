@@ -18,8 +18,9 @@ from vlmo.model import (
     VLMoModel,
 )
 from vlmo.model.multiway import MultiwayBlock
-from vlmo.objectives.unimodal import LanguageObjective, VisionObjective
-from vlmo.objectives.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.tasks.language import LanguageObjective
+from vlmo.tasks.vision import VisionObjective
+from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 
 VARIANTS = {
     "base": {},

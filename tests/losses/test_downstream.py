@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
-from vlmo.model import (
-    VLMoForImageClassification,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-)
-from vlmo.objectives.downstream import (
+from vlmo.losses.downstream import (
     ClassificationConfig,
     ClassificationObjective,
     QuestionObjective,
     ReasoningObjective,
     SegmentationObjective,
+)
+from vlmo.model import (
+    VLMoForImageClassification,
+    VLMoForSemanticSegmentation,
+    VLMoForVisualQuestionAnswering,
+    VLMoForVisualReasoning,
 )
 
 ATOL = 1e-5  # float32 sums in another order

@@ -1,0 +1,1 @@
+"""Losses, sampling of hard negatives and the gradient cache, as pure functions."""
